@@ -1,0 +1,23 @@
+"""Shared by all tests: two threads, no network, and where real videos for development may lie."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["WANDB_MODE"] = "offline"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real videos beside the checkout; tests that need it skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs real videos in {SHARED_DATA.name}/ beside the checkout")
+    return SHARED_DATA

@@ -1,0 +1,343 @@
+import csv
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from vidtrain.data import decoding
+from vidtrain.data.conversion import ViewConverter
+from vidtrain.data.decoding import DecodeError, VideoInfo, decode_views, probe
+from vidtrain.data.geometry import Crop
+
+TICKS = Fraction(1, 1000)
+
+
+def write_video(
+    path: Path,
+    frames: Sequence[av.VideoFrame],
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    b_frames: int | None = None,
+    rotation: int = 0,
+    color: tuple[int, int] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> str:
+    """Writes `frames`, shown at `times` in milliseconds (by default 40 apart); `color` is (matrix, range)."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height = frames[0].width, frames[0].height
+        stream.pix_fmt = frames[0].format.name
+        context = stream.codec_context
+        context.thread_count, context.gop_size = 1, 12
+        # only where the codec takes any time base: MPEG-4 and the like want that of the frame rate
+        context.time_base = TICKS if times is not None else Fraction(1, 25)
+        if b_frames is not None:
+            context.max_b_frames = b_frames
+        if color is not None:
+            context.colorspace, context.color_range = color
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i, frame in enumerate(frames):
+            frame.pts, frame.time_base = (i, Fraction(1, 25)) if times is None else (int(times[i]), TICKS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def patches(
+    count: int, width: int = 96, height: int = 64, pixel_format: str = "yuv420p"
+) -> list[av.VideoFrame]:
+    """A picture of colored patches under a moving window, so that no two frames are alike."""
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    windows = [picture[2 * i % 200 :, 3 * i % 300 :][:height, :width] for i in range(count)]
+    return [
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(window), format="rgb24").reformat(format=pixel_format)
+        for window in windows
+    ]
+
+
+def flat(rgb: np.ndarray, pixel_format: str = "yuv444p") -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=pixel_format)
+
+
+def full_frame(video: VideoInfo) -> tuple[Crop, tuple[int, int]]:
+    return Crop(0, 0, video.width, video.height), (video.height, video.width)
+
+
+def sequential(video: VideoInfo, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
+    """The `wanted` frames as decoding the whole file in order gives them, and how many there are in all."""
+    crop, size = full_frame(video)
+    convert = ViewConverter(crop, size, video.rotation)
+    pixels, count = {}, 0
+    with av.open(video.path, metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        stream.codec_context.thread_count = 1
+        for count, frame in enumerate(container.decode(stream), start=1):
+            if count - 1 in wanted:
+                pixels[count - 1] = convert(frame)
+    return pixels, count
+
+
+def compare_at_random(video: VideoInfo, requests: int) -> tuple[int, int]:
+    """Frames compared and frames that differ, over `requests` of one to six random indices in any order."""
+    rng = np.random.default_rng(0)
+    clips = [rng.integers(0, video.num_frames, rng.integers(1, 7)) for _ in range(requests)]
+    expected, count = sequential(video, {int(index) for clip in clips for index in clip})
+    assert video.num_frames == count, video.path
+    crop, size = full_frame(video)
+    differing = 0
+    for clip in clips:
+        found = decode_views(video, [(clip, crop)], size)[0].numpy()
+        differing += sum(not np.array_equal(found[:, t], expected[int(i)]) for t, i in enumerate(clip))
+    return sum(map(len, clips)), differing
+
+
+X264 = {
+    "gop12": "keyint=12:bframes=3:scenecut=0",
+    "gop250": "keyint=250:bframes=3:scenecut=0",
+    "no_b_frames": "keyint=12:bframes=0",
+    "open_gop": "keyint=12:bframes=3:open-gop=1:scenecut=0",
+    "intra_refresh": "keyint=12:bframes=0:intra-refresh=1",
+}
+STARTS = {"gop12": 6, "gop250": 1, "open_gop": 6, "intra_refresh": 1}
+
+
+class TestExactness:
+    """A frame read at random is, byte for byte, the one that reading in order gives."""
+
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+    @pytest.mark.parametrize("kind", X264)
+    def test_h264(self, tmp_path, kind, suffix):
+        path = write_video(tmp_path / f"video.{suffix}", patches(72), options={"x264-params": X264[kind]})
+        video = probe(path)
+        if kind in STARTS:  # keyframes that only begin a recovery do not count
+            assert len(video.starts) == STARTS[kind]
+        assert compare_at_random(video, 25)[1] == 0
+
+    @pytest.mark.parametrize(
+        ("name", "codec", "pixel_format", "b_frames"),
+        [
+            ("video.avi", "mpeg4", "yuv420p", 0),
+            ("b_frames.avi", "mpeg4", "yuv420p", 2),
+            ("h264.avi", "libx264", "yuv420p", 2),
+            ("stream.ts", "libx264", "yuv420p", 2),
+            ("program.mpg", "mpeg2video", "yuv420p", 2),
+            ("video.webm", "libvpx-vp9", "yuv420p", None),
+            ("hevc.mp4", "libx265", "yuv420p", None),
+            ("odd.mp4", "libx264", "yuv444p", 2),
+        ],
+    )
+    def test_other_codecs_and_containers(self, tmp_path, name, codec, pixel_format, b_frames):
+        width, height = (97, 63) if name == "odd.mp4" else (96, 64)
+        options = {"x265-params": "log-level=none:keyint=12:open-gop=1"} if codec == "libx265" else None
+        frames = patches(40, width, height, pixel_format)
+        path = write_video(tmp_path / name, frames, codec, options, b_frames=b_frames)
+        video = probe(path)
+        assert (video.num_frames, video.width, video.height) == (40, width, height)
+        assert compare_at_random(video, 15)[1] == 0
+
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+    def test_variable_frame_rate(self, tmp_path, suffix):
+        times = 500 + np.cumsum(np.random.default_rng(0).integers(5, 90, 50))
+        video = probe(write_video(tmp_path / f"video.{suffix}", patches(50), times=times))
+        assert np.allclose(video.timestamps, times / 1000, atol=1e-9)
+        assert compare_at_random(video, 20)[1] == 0
+
+    def test_edit_list(self, tmp_path):
+        """The first ten frames lie before the start of the edit: decoded, never shown."""
+        path = write_video(
+            tmp_path / "video.mp4",
+            patches(40),
+            times=40 * (np.arange(40) - 10),
+            container_options={"avoid_negative_ts": "disabled"},
+        )
+        video = probe(path)
+        assert video.num_frames == 30
+        assert compare_at_random(video, 10)[1] == 0
+
+    def test_seek_that_lands_late(self, tmp_path, monkeypatch):
+        video = probe(write_video(tmp_path / "video.mp4", patches(40)))
+        crop, size = full_frame(video)
+        wanted = [(np.array([30, 3, 17]), crop)]
+        expected = decode_views(video, wanted, size)
+
+        def no_clean_start(*_):
+            raise decoding._LateSeek
+
+        monkeypatch.setattr(decoding, "_packets_from", no_clean_start)
+        assert decode_views(video, wanted, size).equal(expected)
+
+    @pytest.mark.slow
+    def test_real_files(self, shared_data):
+        index = list(csv.DictReader((shared_data / "clips" / "INDEX.csv").open()))
+        sound = [shared_data / "clips" / row["path"] for row in index if row["status"] == "ok"]
+        compared = differing = 0
+        wrong = []
+        for path in sound:
+            some, bad = compare_at_random(probe(str(path)), 2)
+            compared, differing = compared + some, differing + bad
+            wrong += [path.name] * bool(bad)
+        outcome = f"{len(sound)} files, {compared} frames compared, {differing} differ: {wrong}"
+        assert len(sound) > 50 and differing == 0, outcome
+
+    def test_broken_files_are_named(self, shared_data):
+        index = csv.DictReader((shared_data / "clips" / "INDEX.csv").open())
+        paths = [str(shared_data / "clips" / row["path"]) for row in index if row["status"] != "ok"]
+        read = []
+        for path in paths:
+            try:
+                video = probe(path)
+                crop, size = full_frame(video)
+                decode_views(video, [(np.arange(video.num_frames), crop)], size)
+                read.append(path)
+            except DecodeError as error:
+                assert error.path == path and path in str(error) and error.cause
+        assert len(paths) > 30 and not read
+
+
+class TestPixels:
+    # pure red by the matrix and range that the file states: (matrix, range), its code in Y, Cb, Cr
+    @pytest.mark.parametrize(
+        ("color", "code"),
+        [
+            ((1, 1), (63, 102, 240)),  # BT.709, limited
+            ((5, 1), (81, 90, 240)),  # BT.601, limited
+            ((2, 0), (81, 90, 240)),  # not stated: as BT.601, limited
+            ((1, 2), (54, 99, 255)),  # BT.709, full
+        ],
+    )
+    def test_color(self, tmp_path, color, code):
+        planes = np.tile(np.array(code, np.uint8)[:, None, None], (1, 64, 64))
+        frames = [av.VideoFrame.from_ndarray(planes, format="yuv444p") for _ in range(3)]
+        path = write_video(tmp_path / "red.mp4", frames, options={"crf": "1"}, color=color)
+        for size in ((64, 64), (24, 40)):
+            pixels = (
+                decode_views(probe(path), [(np.array([1]), Crop(0, 0, 64, 64))], size).numpy().astype(int)
+            )
+            assert pixels.shape == (1, 3, 1, *size)
+            assert (abs(pixels - np.array([255, 0, 0]).reshape(1, 3, 1, 1, 1)) <= 3).all(), pixels[
+                0, :, 0, 0, 0
+            ]
+
+    def test_crop_scale_and_flip(self, tmp_path):
+        picture = np.zeros((64, 96, 3), np.uint8)
+        picture[:, :32, 0] = picture[:, 32:64, 1] = picture[:32, 64:, 2] = 255  # red, green, blue over black
+        path = write_video(tmp_path / "video.mp4", [flat(picture)] * 3, options={"crf": "1"})
+        video = probe(path)
+        views = [
+            (np.array([0, 2]), Crop(0, 0, 32, 64)),
+            (np.array([0, 2]), Crop(32, 32, 64, 32)),
+            (np.array([0, 2]), Crop(32, 32, 64, 32, flip=True)),
+        ]
+        pixels = decode_views(video, views, (16, 16)).numpy()
+        assert pixels.shape == (3, 3, 2, 16, 16)
+        corners = pixels[:, :, 1][:, :, [2, 2], [2, 13]].astype(int)  # view, color, left and right
+        red, green, black = (255, 0, 0), (0, 255, 0), (0, 0, 0)
+        expected = np.array([[red, red], [green, black], [black, green]]).transpose(0, 2, 1)
+        assert abs(corners - expected).max() <= 3
+        assert np.array_equal(pixels[2], pixels[1][..., ::-1])
+
+    def test_close_to_a_plain_conversion(self, tmp_path):
+        """Against PyAV's own, at full size; its one-step RGB is some 40 dB from exact, biased by 2."""
+        smooth = [frame.reformat(width=192, height=128) for frame in patches(12, 24, 16, "rgb24")]
+        frames = [frame.reformat(format="yuv420p") for frame in smooth]
+        video = probe(write_video(tmp_path / "video.mp4", frames))
+        crop, size = full_frame(video)
+        found = decode_views(video, [(np.arange(12), crop)], size)[0].numpy().transpose(1, 2, 3, 0)
+        with av.open(video.path) as container:
+            plain = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        error = found.astype(float) - plain
+        assert 10 * np.log10(255**2 / (error**2).mean()) > 36
+        assert abs(error.mean()) < 2.5
+
+    @pytest.mark.parametrize(
+        ("rotation", "corner"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (-90, (0, 1)), (270, (0, 1))]
+    )
+    def test_rotation(self, tmp_path, rotation, corner):
+        """A red top left corner turns counterclockwise: to bottom left, bottom right, top right."""
+        picture = np.zeros((64, 96, 3), np.uint8)
+        picture[:32, :48, 0] = 255
+        path = write_video(tmp_path / "video.mp4", [flat(picture, "yuv420p")] * 3, rotation=rotation)
+        video = probe(path)
+        assert video.rotation == rotation % 360
+        assert (video.width, video.height) == ((64, 96) if rotation in (90, -90, 270) else (96, 64))
+        crop, _ = full_frame(video)
+        red = decode_views(video, [(np.array([1]), crop)], (8, 8))[0, 0, 0].numpy()
+        bright = {(y, x) for y in (0, 1) for x in (0, 1) if red[1 + 5 * y, 1 + 5 * x] > 200}
+        assert bright == {corner}
+
+    def test_one_pass_serves_repeated_frames_and_boxes(self, tmp_path):
+        video = probe(write_video(tmp_path / "video.mp4", patches(40)))
+        crop, size = full_frame(video)
+        part = Crop(10, 6, 48, 40)
+        clips = [np.array([5, 5, 30]), np.array([30, 0, 5])]
+        together = decode_views(video, [(clip, box) for clip in clips for box in (crop, part)], size)
+        alone = [decode_views(video, [(clip, box)], size)[0] for clip in clips for box in (crop, part)]
+        assert all(a.equal(b) for a, b in zip(together, alone, strict=True))
+        assert together[0, :, 0].equal(together[0, :, 1])
+
+
+class TestFaults:
+    def test_what_is_no_video(self, tmp_path):
+        (tmp_path / "empty.mp4").touch()
+        (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+        with av.open(str(tmp_path / "sound.wav"), "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=8000)
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+            sound.sample_rate = 8000
+            container.mux(stream.encode(sound))
+        whole = Path(write_video(tmp_path / "whole.mp4", patches(20)))
+        (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:2000])
+        for name, cause in {
+            "absent.mp4": "No such file",
+            "": "not a file",
+            "empty.mp4": "the file is empty",
+            "text.mp4": "Invalid data",
+            "cut.mp4": "Invalid data",
+            "sound.wav": "no video stream",
+        }.items():
+            path = str(tmp_path / name)
+            with pytest.raises(DecodeError, match=cause) as caught:
+                probe(path)
+            assert caught.value.path == path
+            assert str(caught.value).startswith(f"cannot read video {path}: ")
+
+    def test_frames_that_are_not_there(self, tmp_path):
+        video = probe(write_video(tmp_path / "video.mp4", patches(20)))
+        lying = replace(
+            video,
+            num_frames=22,
+            pts=np.append(video.pts, video.pts[-1] + [512, 1024]),
+            timestamps=np.append(video.timestamps, [0.8, 0.84]),
+        )
+        crop, size = full_frame(video)
+        for starts in (video.starts, video.starts[:0]):
+            with pytest.raises(DecodeError, match="2 of 4 wanted frames do not decode, the first is 20"):
+                decode_views(replace(lying, starts=starts), [(np.array([3, 19, 20, 21]), crop)], size)
+
+    def test_callers_mistakes_are_not_the_files(self, tmp_path):
+        video = probe(write_video(tmp_path / "video.mp4", patches(20)))
+        crop, size = full_frame(video)
+        with pytest.raises(ValueError, match="frames 0..20 of the 20"):
+            decode_views(video, [(np.array([0, 20]), crop)], size)
+        with pytest.raises(ValueError, match="in the 96x64 frame"):
+            decode_views(video, [(np.array([0]), Crop(1, 0, 96, 64))], size)
+
+    def test_error_survives_a_process_border(self):
+        error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "broken")))
+        assert (error.path, error.cause, str(error)) == ("a.mp4", "broken", "cannot read video a.mp4: broken")
+
+
+def test_probe_remembers_until_the_file_changes(tmp_path):
+    path = write_video(tmp_path / "video.mp4", patches(20))
+    first = probe(path)
+    assert probe(path) is first
+    write_video(tmp_path / "video.mp4", patches(24))
+    assert probe(path).num_frames == 24

@@ -1,0 +1,100 @@
+"""Clips to logits: shapes, what each fusion sees, and the shipped sizes."""
+
+from functools import partial
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from torch import nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.attentive import AttentiveClassifier, MeanPoolClassifier
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.vit3d import ViT3D
+
+CONF = Path(__file__).parents[2] / "conf"
+CLASSES = 7
+HEADS = {
+    "attentive": partial(AttentiveClassifier, num_heads=4, depth=2),
+    "mean": MeanPoolClassifier,
+}
+
+
+def classifier(fusion: str, head: str = "attentive") -> VideoClassifier:
+    torch.manual_seed(0)
+    encoder = ViT3D(image_size=32, num_frames=4, embed_dim=48, depth=1, num_heads=4)
+    return VideoClassifier(encoder, HEADS[head], num_classes=CLASSES, fusion=fusion)
+
+
+def clips(videos=2, views=3) -> torch.Tensor:
+    return torch.randn(videos, views, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("fusion", "rows"), [("mean_logits", 3), ("mean_probs", 3), ("joint", 1)])
+@torch.no_grad()
+def test_shapes(head, fusion, rows):
+    model = classifier(fusion, head)
+    assert model(clips()).shape == (2, rows, CLASSES)
+    assert model(clips(videos=0)).shape == (0, rows, CLASSES)
+    assert (model.fusion, model.num_classes) == (fusion, CLASSES)
+
+
+@torch.no_grad()
+def test_clips_are_judged_alone_unless_joint():
+    model = classifier("mean_logits")
+    logits = model(clips())
+    for view in range(3):
+        alone = model(clips()[:, view : view + 1])
+        torch.testing.assert_close(logits[:, view : view + 1], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_joint_attends_to_the_tokens_of_all_clips():
+    model = classifier("joint")
+    tokens = torch.cat([model.encoder(clips()[:, view]) for view in range(3)], dim=1)
+    torch.testing.assert_close(model(clips())[:, 0], model.head(tokens), atol=1e-5, rtol=0)
+    one_clip = clips()[:, :1]
+    torch.testing.assert_close(model(one_clip), classifier("mean_logits")(one_clip), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_videos_do_not_mix():
+    model, changed = classifier("joint"), clips()
+    changed[1] += 1
+    torch.testing.assert_close(model(changed)[0], model(clips())[0], atol=1e-5, rtol=0)
+    assert not torch.allclose(model(changed)[1], model(clips())[1], atol=1e-3)
+
+
+def test_unknown_fusion():
+    with pytest.raises(UserError, match=r"model\.fusion='max' .*mean_logits, mean_probs, joint\."):
+        classifier("max")
+
+
+def build(name: str) -> nn.Module:
+    """conf/model/<name>.yaml, as the training app builds it, but without memory for its weights."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.device("meta"):
+        config = hydra.compose(f"model/{name}", overrides=["+clip.size=64", "+clip.frames=16"])
+        return hydra.utils.instantiate(config.model)(num_classes=174)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "depth", "heads", "mlp_hidden", "millions"),
+    [
+        ("vit3d_micro", 96, 3, 4, 384, 0.4),
+        ("vit3d_tiny", 192, 12, 3, 768, 5.6),
+        ("vit3d_small", 384, 12, 6, 1536, 21.9),
+        ("vit3d_base", 768, 12, 12, 3072, 86.2),
+        ("vit3d_large", 1024, 24, 16, 4096, 303.9),
+        ("vit3d_huge", 1280, 32, 16, 5120, 631.6),
+        ("vit3d_giant", 1408, 40, 22, 6144, 1012.2),
+    ],
+)
+def test_shipped_sizes(name, dim, depth, heads, mlp_hidden, millions):
+    encoder = build(name).encoder
+    block = encoder.blocks[0]
+    sizes = (encoder.embed_dim, len(encoder.blocks), encoder.num_heads, block.mlp.fc1.out_features)
+    assert sizes == (dim, depth, heads, mlp_hidden)
+    assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 1) == millions
+    assert f"{millions} M" in (CONF / "model" / f"{name}.yaml").read_text().splitlines()[0]

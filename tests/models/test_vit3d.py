@@ -1,0 +1,234 @@
+"""The encoder: an independent block, sizes of every kind, gradients, precision, compilation, bad input."""
+
+import math
+import shutil
+from functools import partial
+
+import pytest
+import timm.models.vision_transformer
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.positions import ROTARY, TABLES
+from vidtrain.models.vit3d import Block, SwiGLU, ViT3D, mlp_width
+
+
+def small(image_size=32, num_frames=4, embed_dim=48, depth=2, num_heads=4, **options) -> ViT3D:
+    torch.manual_seed(0)
+    return ViT3D(image_size, num_frames, embed_dim, depth, num_heads, **options)
+
+
+def clip(frames=4, height=32, width=32, batch=2) -> torch.Tensor:
+    return torch.randn(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_block_equals_timm():
+    theirs = timm.models.vision_transformer.Block(
+        48, num_heads=4, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6)
+    )
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    ours = Block(48, 4, 192, "gelu", qkv_bias=True, drop_path=0.0, norm_eps=1e-6)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 30, 48)
+    assert float((ours(x, None) - theirs(x)).abs().max()) <= 1e-5  # measured: 0
+
+
+def test_tokens_run_over_time_then_height_then_width():
+    encoder = small(num_frames=4, image_size=(32, 48))
+    video = torch.zeros(1, 3, 4, 32, 48)
+    video[0, :, 2:4, 16:32, 32:48] = 1  # t=1, h=1, w=2 of (2, 2, 3)
+    tokens = encoder.patch_embed(video)[0]
+    changed = (tokens - encoder.patch_embed(torch.zeros_like(video))[0]).abs().amax(dim=-1)
+    assert changed.nonzero().flatten().tolist() == [1 * 6 + 1 * 3 + 2]
+
+
+@pytest.mark.parametrize("positions", [*TABLES, *ROTARY])
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "tokens"),
+    [(4, 32, 32, 8), (2, 32, 32, 4), (8, 32, 32, 16), (4, 48, 32, 12), (6, 16, 64, 12), (2, 16, 16, 1)],
+)
+@torch.no_grad()
+def test_other_lengths_and_sizes(positions, frames, height, width, tokens):
+    out = small(positions=positions)(clip(frames, height, width))
+    assert out.shape == (2, tokens, 48)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("positions", [*TABLES, *ROTARY])
+@torch.no_grad()
+def test_order_of_frames_matters(positions):
+    encoder, video = small(positions=positions), clip(frames=4)
+    tubelets_swapped = video[:, :, [2, 3, 0, 1]]
+    assert not torch.allclose(encoder(video).mean(1), encoder(tubelets_swapped).mean(1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_non_square_construction():
+    encoder = small(image_size=(32, 48))
+    assert encoder.pos_embed.shape == (2, 2, 3, 48)
+    assert encoder(clip(height=32, width=48)).shape == (2, 12, 48)
+
+
+def test_position_table_is_not_in_the_state_dict():
+    assert "pos_embed" not in small().state_dict()
+    small(image_size=64, num_frames=8).load_state_dict(small().state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"positions": "rope"}, {"final_norm": False}, {"activation": "swiglu"}]
+)
+def test_layers_hold_every_parameter_once_and_in_order(options):
+    encoder = small(depth=3, **options)
+    assert encoder.layers == [encoder.patch_embed, *encoder.blocks, encoder.norm]
+    in_layers = [id(p) for layer in encoder.layers for p in layer.parameters()]
+    assert sorted(in_layers) == sorted(id(p) for p in encoder.parameters())
+
+
+def test_names_are_the_original_ones():
+    names = {
+        name.replace("blocks.1.", "blocks.N.") for name in small().state_dict() if "blocks.0." not in name
+    }
+    block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    modules = ("patch_embed.proj", "norm", *(f"blocks.N.{module}" for module in block))
+    assert names == {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    ("dim", "ratio", "activation", "expected"),
+    [
+        (1024, 4.0, "gelu", 4096),
+        (1408, 48 / 11, "gelu", 6144),
+        (1024, 4.0, "swiglu", 2736),
+        (1408, 48 / 11, "swiglu", 4096),
+    ],
+)
+def test_mlp_width(dim, ratio, activation, expected):
+    assert mlp_width(dim, ratio, activation) == expected
+
+
+def test_mlp_hidden_is_taken_as_it_is():
+    assert small(mlp_hidden=100).blocks[0].mlp.fc1.out_features == 100
+    assert small(mlp_hidden=100, activation="swiglu").blocks[0].mlp.fc1.out_features == 100
+
+
+@torch.no_grad()
+def test_swiglu_formula():
+    mlp, x = SwiGLU(8, 16), torch.randn(3, 8)
+    gate = x @ mlp.fc1.weight.T + mlp.fc1.bias
+    hidden = gate / (1 + torch.exp(-gate)) * (x @ mlp.fc2.weight.T + mlp.fc2.bias)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc3.weight.T + mlp.fc3.bias)
+
+
+def test_drop_path_grows_over_depth():
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in small(depth=5, drop_path=0.2).blocks]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert not any(isinstance(module, DropPath) for module in small(depth=5).modules())
+
+
+@pytest.mark.parametrize(("activation", "output"), [("gelu", "fc2"), ("swiglu", "fc3")])
+@torch.no_grad()
+def test_initialization(activation, output):
+    encoder = small(embed_dim=192, depth=4, activation=activation)
+    assert float(encoder.patch_embed.proj.weight.std()) == pytest.approx(0.02, rel=0.05)
+    for level, block in enumerate(encoder.blocks, start=1):
+        assert float(block.attn.qkv.weight.std()) == pytest.approx(0.02, rel=0.05)
+        assert float(block.mlp.fc1.weight.std()) == pytest.approx(0.02, rel=0.05)
+        rescaled = 0.02 / math.sqrt(2 * level)
+        assert float(block.attn.proj.weight.std()) == pytest.approx(rescaled, rel=0.05)
+        assert float(block.mlp.get_submodule(output).weight.std()) == pytest.approx(rescaled, rel=0.05)
+    assert all(not p.any() for name, p in encoder.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_gradient_reaches_every_parameter(activation, positions):
+    encoder = small(activation=activation, positions=positions)
+    encoder(clip()).square().mean(dim=1)[:, :24].sum().backward()
+    without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_activation_checkpointing_gives_equal_gradients(positions):
+    plain = small(positions=positions, drop_path=0.3, depth=3)
+    saving = small(positions=positions, drop_path=0.3, depth=3, activation_checkpointing=True)
+    for encoder in (plain, saving):
+        torch.manual_seed(2)  # the same branches are dropped, also in the recomputation
+        encoder(clip(batch=4))[..., :24].sum().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positions", ["sincos", "rope", "rope_interleaved"])
+def test_autocast(positions, dtype):
+    encoder, video = small(positions=positions), clip()
+    with torch.autocast("cpu", dtype):
+        tokens = encoder(video)
+    assert tokens.isfinite().all()
+    torch.testing.assert_close(tokens.float(), encoder(video), atol=0.05, rtol=0)
+    tokens.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+@torch.no_grad()
+def test_traced_as_one_graph(positions):
+    encoder = small(positions=positions, depth=1).eval()
+    traced = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(traced(clip()), encoder(clip()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on this machine")
+@torch.no_grad()
+def test_compiled_equals_eager():
+    encoder = small(positions="rope", depth=1).eval()
+    compiled = torch.compile(encoder, fullgraph=True)
+    torch.testing.assert_close(compiled(clip()), encoder(clip()), atol=1e-5, rtol=0)  # measured: 4e-7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 5}, r"clip\.frames=5 .*model\.encoder\.tubelet_size=2; nearest that fit: 4, 6\."),
+        ({"num_frames": 1}, r"clip\.frames=1 .*nearest that fit: 2\."),
+        ({"image_size": 60}, r"clip\.size=60 .*model\.encoder\.patch_size=16; nearest that fit: 48, 64\."),
+        ({"image_size": (32, 40)}, r"clip\.size=40 .*nearest that fit: 32, 48\."),
+        ({"num_heads": 5}, r"model\.encoder\.num_heads=5 .*embed_dim=48; nearest that fit: 4, 6\."),
+        ({"num_heads": 0}, r"model\.encoder\.num_heads=0 .*nearest that fit: 1\."),
+        (
+            {"num_heads": 12, "positions": "rope"},
+            r"num_heads=12 leaves 4 channels.*model\.encoder\.num_heads=8\.",
+        ),
+        (
+            {"embed_dim": 4, "num_heads": 1, "positions": "rope"},
+            r"leaves 4 .*that fits: model\.encoder\.embed_dim=6\.",
+        ),
+        (
+            {"embed_dim": 36},
+            r"model\.encoder\.embed_dim=36 .*positions=sincos needs; nearest that fit: 32, 40\.",
+        ),
+        (
+            {"positions": "learned"},
+            r"model\.encoder\.positions='learned' .*sincos, .*rope, rope_interleaved\.",
+        ),
+        ({"rope_base_grid": 16}, r"model\.encoder\.rope_base_grid=16 has no effect with positions=sincos"),
+        ({"activation": "relu"}, r"model\.encoder\.activation='relu' .*gelu, swiglu\."),
+        ({"depth": 0}, r"model\.encoder\.depth=0 .*the smallest that fits is 1\."),
+    ],
+)
+def test_sizes_that_do_not_fit(options, message):
+    with pytest.raises(UserError, match=message):
+        small(**options)
+
+
+def test_clips_that_do_not_fit():
+    with pytest.raises(UserError, match=r"clip\.frames=3 .*nearest that fit: 2, 4"):
+        small()(clip(frames=3))
+    with pytest.raises(UserError, match=r"clip\.size=40 .*nearest that fit: 32, 48"):
+        small()(clip(height=40))

@@ -1,0 +1,164 @@
+import io
+import time
+
+import pytest
+import rich.console
+
+from vidtrain.tracking.console import (
+    Console,
+    NullConsole,
+    Phase,
+    format_seconds,
+    format_value,
+    make_console,
+)
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def plain(clock: Clock | None = None, width: int = 80) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(rich.console.Console(file=text, width=width), clock or Clock()), text
+
+
+def terminal(clock: Clock | None = None) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    out = rich.console.Console(file=text, width=120, force_terminal=True, color_system=None, _environ={})
+    return Console(out, clock or Clock()), text
+
+
+def test_plain_lines_every_ten_seconds_and_at_the_end():
+    clock = Clock()
+    console, text = plain(clock)
+    with console.phase("full", total_steps=30):
+        for step in range(1, 31):
+            clock.now += 1.0
+            console.advance(step, {"epoch": step // 10, "loss": 1 / step, "lr": 3e-5})
+    assert text.getvalue() == (
+        "full 10/30  epoch 1  loss 0.1  lr 3e-05  00:20 left\n"
+        "full 20/30  epoch 2  loss 0.05  lr 3e-05  00:10 left\n"
+        "full 30/30  epoch 3  loss 0.03333  lr 3e-05\n"
+    )
+
+
+def test_a_validation_within_training():
+    clock = Clock()
+    console, text = plain(clock)
+    with console.phase("full", total_steps=4, start_step=2):
+        clock.now += 11
+        console.advance(3, {})
+        with console.phase("validation", total_steps=2):
+            console.advance(1, {"videos": 7})  # too soon for a line
+            clock.now += 11
+            console.advance(2, {"videos": 14})
+        console.advance(4, {"loss": float("nan")})
+    assert text.getvalue() == "full 3/4  --:-- left\nvalidation 2/2  videos 14\nfull 4/4  loss nan\n"
+
+
+def test_brackets_are_text_and_long_lines_stay_whole():
+    console, text = plain(width=40)
+    console.info("clips [b n c t h w] " + "x" * 60)
+    console.warn("[red]no markup")
+    assert text.getvalue() == "clips [b n c t h w] " + "x" * 60 + "\nwarning: [red]no markup\n"
+
+
+def test_table():
+    console, text = plain()
+    console.table("Test split", ["metric", "[value]"], [["top1", 0.98765], ["videos", 12], ["top5", None]])
+    assert text.getvalue() == (
+        "Test split          \n"
+        "┏━━━━━━━━┳━━━━━━━━━┓\n"
+        "┃ metric ┃ [value] ┃\n"
+        "┡━━━━━━━━╇━━━━━━━━━┩\n"
+        "│ top1   │  0.9877 │\n"
+        "│ videos │      12 │\n"
+        "│ top5   │       - │\n"
+        "└────────┴─────────┘\n"
+    )
+
+
+def test_bar_shows_the_last_state_and_gives_the_terminal_back():
+    clock = Clock()
+    console, text = terminal(clock)
+    with pytest.raises(KeyboardInterrupt), console.phase("head", total_steps=10):
+        clock.now += 1
+        console.advance(1, {"loss": 0.5})
+        clock.now += 2
+        console.advance(2, {"loss": 0.25})
+        with console.phase("validation", total_steps=3):
+            console.advance(3, {"videos": 9})
+        console.info("saved")
+        raise KeyboardInterrupt
+    shown = text.getvalue()
+    last = shown[shown.rindex("head") :]
+    assert "2/10 loss 0.25 00:16 left" in last
+    assert "validation" in shown and "validation" not in last
+    assert "saved\n" in shown
+    assert shown.index("\x1b[?25l") < shown.index("\x1b[?25h")  # cursor hidden, then shown
+
+
+def test_time_left_is_counted_from_the_first_step_of_this_process():
+    phase = Phase("full", total_steps=100, step=40)
+    assert phase.seconds_left(0.0) is None
+    phase.move(41, {}, now=60.0)
+    assert phase.seconds_left(60.0) is None
+    phase.move(51, {}, now=80.0)
+    assert phase.seconds_left(80.0) == 98.0
+
+
+@pytest.mark.parametrize("make", [plain, terminal])
+def test_advance_costs_less_than_100_microseconds(make):
+    console, _ = make(time.monotonic)
+    fields = {"epoch": 1, "loss": 0.5, "lr": 1e-3, "clips/s": 33.3}
+    with console.phase("full", total_steps=10_000_000):
+        start = time.perf_counter()
+        for step in range(1, 20_001):
+            console.advance(step, fields)
+        each = (time.perf_counter() - start) / 20_000
+    assert each < 100e-6
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]):
+    console = make_console(is_main=False)
+    assert isinstance(console, NullConsole)
+    console.info("a")
+    console.warn("b")
+    console.table("c", ["d"], [[1]])
+    with console.phase("full", 2):
+        console.advance(2, {})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_main_rank_prints_to_standard_output(capsys: pytest.CaptureFixture[str]):
+    make_console(is_main=True).info("hello")
+    assert capsys.readouterr() == ("hello\n", "")
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0.123456, "0.1235"), (3e-5, "3e-05"), (12, "12"), ("full", "full"), (None, "-")]
+)
+def test_format_value(value, text: str):
+    assert format_value(value) == text
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.4, "00:00"),
+        (59.6, "01:00"),
+        (3599, "59:59"),
+        (3661, "1:01:01"),
+        (None, "--:--"),
+        (float("inf"), "--:--"),
+    ],
+)
+def test_format_seconds(seconds: float | None, text: str):
+    assert format_seconds(seconds) == text

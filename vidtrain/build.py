@@ -1,0 +1,337 @@
+"""From configuration to parts: the one place where names become objects. Used by every program."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+from torch.utils.data import DataLoader
+
+from vidtrain.config import check_targets, reason, suggest
+from vidtrain.data.dataset import Batch, VideoDataset
+from vidtrain.data.device import DeviceTransform
+from vidtrain.data.geometry import CenterCrops
+from vidtrain.data.loaders import eval_loader, train_loader
+from vidtrain.data.manifest import Manifest
+from vidtrain.data.samplers import EvalShard, TrainStream
+from vidtrain.data.sampling import ClipProtocol
+from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.training.distributed import Ranks
+from vidtrain.training.loop import PRECISIONS
+from vidtrain.training.schedules import steps
+from vidtrain.training.stages import apply_phase
+
+MOST_WORKERS = 8
+TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger")
+GROUPS = (
+    "name",
+    "clip",
+    "dataset",
+    "augmentation",
+    "model",
+    "optimizer",
+    "schedule",
+    "stage",
+    "trainer",
+    "logger",
+)
+
+
+def part(node: DictConfig | None, **late: Any) -> Any:
+    """What a component node describes; `late` are the values that only a run knows, given to a partial.
+
+    Raises `UserError` with what the constructor said, without Hydra's frame around it.
+    """
+    try:
+        built = instantiate(node, _convert_="all")  # parts take plain lists and dicts
+        return built(**late) if late else built
+    except (InstantiationException, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(reason(error)) from error
+
+
+# --- checks that need no data -----------------------------------------------------------------------------
+
+
+def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
+    """Every fault of a configuration that shows without data, as (key, what is wrong); for evaluation, only of
+    what evaluating uses.
+
+    What the signatures allow is built for trial, the model without memory, so that the rules live in the
+    constructors alone.
+    """
+    missing = [
+        group
+        for group in GROUPS
+        if group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None
+    ]
+    if missing:
+        return [(group, f"must be chosen: {group}=OPTION") for group in missing]
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        return [(error.full_key or "", str(error).splitlines()[0])]
+    used = cfg if training else OmegaConf.masked_copy(cfg, [key for key in cfg if key not in TRAINING_ONLY])
+    faults = check_targets(used) + _check_settings(cfg)
+    broken = {key.split(".")[0] for key, _ in faults}
+    trials: dict[str, Callable[[], object]] = {
+        "clip": lambda: (
+            clip_size(cfg),
+            clip_protocol(cfg, training=True),
+            clip_protocol(cfg, training=False),
+        ),
+        "augmentation": lambda: part(cfg.augmentation),
+        "model": lambda: _model_without_memory(cfg),
+        "stage": lambda: _phases_of(cfg),
+        "optimizer": lambda: part(cfg.optimizer, params=[{"params": [nn.Parameter(torch.zeros(1))]}]),
+        "schedule": lambda: [each.in_steps(1000, 100) for each in part(cfg.schedule).values()],
+        "trainer": lambda: _stream(cfg, 1, _ranks_to_come(), 0, 1),
+        "logger": lambda: part(cfg.logger),
+    }
+    for key, trial in trials.items():
+        if not training and key in (*TRAINING_ONLY, "trainer"):
+            continue
+        if broken & {key, *RESTS_ON[key]}:
+            continue
+        try:
+            trial()
+        except (UserError, OmegaConfBaseException) as error:
+            faults.append((key, str(error)))
+            broken.add(key)
+    return faults
+
+
+# A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
+RESTS_ON = defaultdict(tuple, model=("clip",), stage=("clip", "model"))
+
+# Settings with a least value; null is allowed where the schema allows it
+LEAST = {
+    "seed": 0,
+    "clip.train_clips": 1,
+    "clip.eval_clips": 1,
+    "trainer.epochs": 1,
+    "trainer.batch_size": 1,
+    "trainer.accumulation": 1,
+    "trainer.steps_per_epoch": 1,
+    "trainer.eval_batch_size": 1,
+    "trainer.max_eval_videos": 1,
+    "trainer.num_workers": 0,
+    "trainer.cpu_threads": 1,
+    "trainer.patience": 1,
+    "trainer.log_every": 1,
+}
+
+
+def _check_settings(cfg: DictConfig) -> list[tuple[str, str]]:
+    faults = []
+    for key, known in (("monitor", DIRECTIONS), ("precision", PRECISIONS)):
+        if cfg.trainer[key] not in known:
+            faults.append(
+                (f"trainer.{key}", f"{cfg.trainer[key]} is unknown{suggest(cfg.trainer[key], list(known))}")
+            )
+    for key, least in LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < least:
+            faults.append((key, f"{value} must be {least} or more"))
+    if cfg.trainer.clip_grad is not None and cfg.trainer.clip_grad <= 0:
+        faults.append(("trainer.clip_grad", f"{cfg.trainer.clip_grad} must be above 0; null does not clip"))
+    for key in ("trainer.label_smoothing", "trainer.max_fault_share"):
+        if not 0 <= OmegaConf.select(cfg, key) <= 1:
+            faults.append((key, f"{OmegaConf.select(cfg, key)} must lie between 0 and 1"))
+    for key in ("mean", "std"):
+        values = list(cfg.clip[key])
+        if len(values) != 3 or (key == "std" and min(values) <= 0):
+            faults.append((f"clip.{key}", f"{values} must be three numbers, one a channel (std above 0)"))
+    if not cfg.stage:
+        faults.append(("stage", "holds no phase; choose stage=full"))
+    durations = {f"trainer.{key}": cfg.trainer[key] for key in ("eval_every", "save_every", "keep_every")}
+    durations |= {f"stage.{name}.duration": phase.duration for name, phase in cfg.stage.items()}
+    for key, duration in durations.items():
+        try:
+            if duration is not None:
+                steps(duration, 1000, 100)
+        except UserError as error:
+            faults.append((key, str(error)))
+    return faults
+
+
+def _phases_of(cfg: DictConfig) -> None:
+    model = _model_without_memory(cfg)
+    for name, phase in cfg.stage.items():
+        try:
+            apply_phase(model, phase)
+        except UserError as error:
+            raise UserError(f"stage.{name}.{error}") from error
+
+
+def _model_without_memory(cfg: DictConfig) -> nn.Module:
+    with torch.device("meta"):
+        return part(cfg.model, num_classes=2)
+
+
+def _ranks_to_come() -> Ranks:
+    """As many ranks as torchrun says there will be."""
+    return Ranks(torch.device("cpu"), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def clip_size(cfg: DictConfig) -> tuple[int, int]:
+    """`clip.size` as (height, width)."""
+    size = cfg.clip.size
+    both = [size, size] if isinstance(size, int) else list(size) if isinstance(size, ListConfig) else size
+    if not isinstance(both, list) or len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise UserError(f"clip.size={size} must be one number of pixels, or [height, width]")
+    return both[0], both[1]
+
+
+def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
+    clip = cfg.clip
+    return ClipProtocol(
+        frames=clip.frames,
+        frame_step=clip.frame_step,
+        fps=clip.fps,
+        duration=clip.duration,
+        num_clips=clip.train_clips if training else clip.eval_clips,
+        short=clip.short,
+        frame_order=clip.frame_order,
+    )
+
+
+def protocol_text(cfg: DictConfig, fusion: str) -> str:
+    """What a number was measured with, such as `16x4 frames at 224x224, 3 clips x 1 crop, mean_logits`."""
+    clip, (height, width) = cfg.clip, clip_size(cfg)
+    stride = f"{clip.frames}x{clip.frame_step}"
+    if clip.fps is not None:
+        stride = f"{clip.frames} at {clip.fps:g} fps"
+    if clip.duration is not None:
+        stride = f"{clip.frames} over {clip.duration:g} s"
+    order = "" if clip.frame_order == "forward" else f" {clip.frame_order}"
+    crops = cfg.augmentation.eval.crops
+    views = f"{_count(clip.eval_clips, 'clip')} x {_count(crops, 'crop')}"
+    return f"{stride} frames{order} at {height}x{width}, {views}, {fusion}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """A split to evaluate: its manifest, this rank's batches and how many crops a clip gives."""
+
+    split: str
+    manifest: Manifest
+    loader: DataLoader
+    crops: int
+
+    def batches(self, console: Any) -> Iterator[Batch]:
+        """This rank's batches, with their progress shown."""
+        with console.phase(self.split, len(self.loader)):
+            for number, batch in enumerate(self.loader, start=1):
+                yield batch
+                console.advance(number, {})
+
+
+def manifests(cfg: DictConfig, ranks: Ranks) -> dict[str, Manifest]:
+    """The splits of the configured dataset; rank 0 is first, for it may have to make the files."""
+    source, mine = part(cfg.dataset.source), []
+    ranks.on_main(lambda: mine.append(source.manifests()))
+    found = mine[0] if mine else source.manifests()
+    if len(found["train"].classes) < 2:
+        raise UserError(
+            f"dataset {cfg.dataset.name} has one class, {found['train'].classes[0]}: nothing to tell apart"
+        )
+    return found
+
+
+def one_batch(found: dict[str, Manifest], size: int, seed: int) -> dict[str, Manifest]:
+    """A dataset that is the first training batch and nothing else, to train and to validate on."""
+    train = found["train"]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    few = Manifest([train[index] for index in order], train.classes)
+    return {"train": few, "val": few}
+
+
+def train_batches(
+    cfg: DictConfig, manifest: Manifest, ranks: Ranks
+) -> tuple[Callable[[int, int], Iterable], int]:
+    """How to get the micro-batches of the steps from, up to; and how many steps make an epoch."""
+    dataset = VideoDataset(
+        manifest,
+        clip_protocol(cfg, training=True),
+        part(cfg.augmentation.train),
+        clip_size(cfg),
+        cfg.seed,
+        training=True,
+    )
+    workers = num_workers(cfg.trainer.num_workers, ranks)
+    pin = ranks.device.type == "cuda"
+
+    def batches(start: int, stop: int) -> DataLoader:
+        return train_loader(dataset, _stream(cfg, len(manifest), ranks, start, stop), workers, pin)
+
+    per_pass = _stream(cfg, len(manifest), ranks, 0, 0).steps_per_pass
+    return batches, cfg.trainer.steps_per_epoch or per_pass
+
+
+def _stream(cfg: DictConfig, num_samples: int, ranks: Ranks, start: int, stop: int) -> TrainStream:
+    return TrainStream(
+        num_samples=num_samples,
+        batch_size=cfg.trainer.batch_size,
+        seed=cfg.seed,
+        start_step=start,
+        stop_step=stop,
+        accumulation=cfg.trainer.accumulation,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def eval_data(cfg: DictConfig, split: str, manifest: Manifest, ranks: Ranks) -> EvalData:
+    geometry: CenterCrops = part(cfg.augmentation.eval)
+    dataset = VideoDataset(
+        manifest, clip_protocol(cfg, training=False), geometry, clip_size(cfg), cfg.seed, training=False
+    )
+    every = math.ceil(len(manifest) / (cfg.trainer.max_eval_videos or len(manifest)))
+    shard = EvalShard(len(manifest), cfg.trainer.eval_batch_size, ranks.rank, ranks.world_size, every)
+    workers = num_workers(cfg.trainer.num_workers, ranks)
+    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda")
+    return EvalData(split, manifest, loader, geometry.crops)
+
+
+def share_of_cores(ranks: Ranks) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // ranks.local_world_size)
+
+
+def num_workers(asked: int | None, ranks: Ranks) -> int:
+    """Decoding processes for this rank: as asked, or its share of the cores, of which computing takes half."""
+    share = share_of_cores(ranks) if ranks.device.type == "cuda" else share_of_cores(ranks) // 2
+    return max(1, min(MOST_WORKERS, share)) if asked is None else asked
+
+
+def set_cpu_threads(asked: int | None, ranks: Ranks) -> None:
+    """How many threads compute on a CPU. It must not follow the number of workers, which may change when a
+    run is resumed: sums over another number of threads differ in the last bit."""
+    if ranks.device.type == "cpu":
+        torch.set_num_threads(asked or max(1, share_of_cores(ranks) // 2))
+
+
+def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:
+    return DeviceTransform(list(cfg.clip.mean), list(cfg.clip.std), part(cfg.augmentation.color)).to(device)
+
+
+def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> nn.Module:
+    """The configured model on its device, initialized from the seed alone."""
+    torch.manual_seed(cfg.seed)
+    return part(cfg.model, num_classes=num_classes).to(ranks.device)

@@ -1,0 +1,45 @@
+"""From the clips of a video to logits; the same in training and in evaluation."""
+
+from collections.abc import Callable
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidtrain.models.checks import check_choice
+
+FUSIONS = ("mean_logits", "mean_probs", "joint")
+
+
+class VideoClassifier(nn.Module):
+    """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
+
+    `encoder` maps [B c t h w] to tokens [B N d] and has `embed_dim`; `head(embed_dim=..., num_classes=...)`
+    builds the module that maps tokens to logits [B k].
+
+    `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each
+    clip is judged alone, and whoever evaluates takes the mean. For joint the head attends to the tokens of
+    all clips together, so there is one row of logits: [b 1 k].
+
+    Raises UserError for an unknown fusion.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: Callable[..., nn.Module],
+        num_classes: int,
+        fusion: str = "mean_logits",
+    ):
+        super().__init__()
+        check_choice("model.fusion", fusion, FUSIONS)
+        self.encoder = encoder
+        self.head = head(embed_dim=encoder.embed_dim, num_classes=num_classes)
+        self.fusion = fusion
+        self.num_classes = num_classes
+
+    def forward(self, clips: Tensor) -> Tensor:
+        n = clips.shape[1]
+        tokens = self.encoder(rearrange(clips, "b n c t h w -> (b n) c t h w"))
+        if self.fusion == "joint":
+            return rearrange(self.head(rearrange(tokens, "(b n) m d -> b (n m) d", n=n)), "b k -> b 1 k")
+        return rearrange(self.head(tokens), "(b n) k -> b n k", n=n)

@@ -1,0 +1,154 @@
+"""Where a token lies in time, height and width: fixed tables added to tokens, or rotations of q and k.
+
+A grid is (t, h, w) in tokens; flat tokens run over t, then h, then w (w fastest). Names and numbers are
+those of the published models, so that their weights give equal outputs:
+
+- sincos            V-JEPA: half of the channels for t, a quarter each for h and w
+- sincos_uniform    V-JEPA with `uniform_power`: a third of the channels for each axis
+- sincos_1d         VideoMAE: one axis over the flat token index
+- rope              V-JEPA 2, with the quirk its weights were trained with (see `_tile`)
+- rope_interleaved  V-JEPA 2.1: the rotation as it is meant
+
+`TABLES` are added once, before the first block; `ROTARY` turns queries and keys in every block.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vidtrain.models.checks import check_multiple
+
+Grid = tuple[int, int, int]
+
+
+def _angles(positions: Tensor, dim: int) -> Tensor:
+    """Positions [n] -> angles [n dim/2]: position * 10000^(-i / (dim/2)), in the dtype of positions.
+
+    Source: "Attention Is All You Need", section 3.5. A product and no matmul or einsum: those would be
+    cast to half precision under autocast, which moves angles by up to 0.09 below position 32.
+    """
+    index = torch.arange(dim // 2, dtype=positions.dtype, device=positions.device)
+    return positions[:, None] * (1.0 / 10000 ** (index / (dim / 2)))
+
+
+def _join_axes(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """Values of each axis, [t a], [h b] and [w c], at every token of the grid: [t h w a+b+c]."""
+    grid = (len(t), len(h), len(w))
+    t = t[:, None, None].expand(*grid, -1)
+    h = h[None, :, None].expand(*grid, -1)
+    w = w[None, None, :].expand(*grid, -1)
+    return torch.cat((t, h, w), dim=-1)
+
+
+# --- tables: computed in float64, given as float32 [t h w dim] ---
+
+
+def sincos(grid: Grid, dim: int) -> Tensor:
+    """dim/2 channels for t, dim/4 for h, dim/4 for w, each cut into [sin | cos].
+
+    Raises UserError when dim cannot be cut so.
+    """
+    check_multiple("model.encoder.embed_dim", dim, 8, "8, which model.encoder.positions=sincos needs")
+    return _sincos_3d(grid, (dim // 2, dim // 4, dim // 4))
+
+
+def sincos_uniform(grid: Grid, dim: int) -> Tensor:
+    """dim/3 channels for each axis, rounded up to even, each cut into [sin | cos]; then cut to dim."""
+    return _sincos_3d(grid, (2 * math.ceil(dim / 6),) * 3)[..., :dim].contiguous()
+
+
+def sincos_1d(grid: Grid, dim: int) -> Tensor:
+    """One axis over the flat token index; sin in even channels, cos in odd ones.
+
+    Raises UserError when dim is odd.
+    """
+    check_multiple("model.encoder.embed_dim", dim, 2, "2, which model.encoder.positions=sincos_1d needs")
+    angles = _angles(torch.arange(math.prod(grid), dtype=torch.float64), dim)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).unflatten(0, grid).float()
+
+
+def _sincos_3d(grid: Grid, axis_dims: tuple[int, int, int]) -> Tensor:
+    axes = []
+    for length, axis_dim in zip(grid, axis_dims, strict=True):
+        angles = _angles(torch.arange(length, dtype=torch.float64), axis_dim)
+        axes.append(torch.cat((angles.sin(), angles.cos()), dim=-1))
+    return _join_axes(*axes).float()
+
+
+def fit_table(table: Tensor, grid: Grid) -> Tensor:
+    """Table [T H W d] for another grid: [t*h*w d].
+
+    A clip that is only shorter takes the first t steps; anything else is interpolated trilinearly.
+    """
+    t, h, w = grid
+    if table.shape[1:3] == (h, w) and t <= len(table):
+        return table[:t].flatten(0, 2)
+    # By size and not by scale_factor: the coordinates are the same, but 7 * (5 / 7) would round down to 4.
+    volume = rearrange(table, "t h w d -> 1 d t h w")
+    resized = F.interpolate(volume, size=grid, mode="trilinear", align_corners=False)
+    return rearrange(resized, "1 d t h w -> (t h w) d")
+
+
+# --- rotary positions ---
+
+
+def rotary_dim(head_dim: int) -> int:
+    """Channels of a head that each axis rotates: a third, rounded down to even. The rest stay as they are."""
+    return head_dim // 3 // 2 * 2
+
+
+def rotary_table(
+    grid: Grid, head_dim: int, kind: str, base_grid: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin), float32 [t*h*w 3*rotary_dim], for `rotate`. `kind` is a key of `ROTARY`.
+
+    Positions are token indices. With `base_grid` those of h and w are stretched to [0, base_grid - 1], so
+    that images of any size span the range met in pretraining.
+    """
+    positions = [torch.arange(length, dtype=torch.float32, device=device) for length in grid]
+    if base_grid is not None:
+        positions[1:] = [x * (base_grid - 1) / max(len(x) - 1, 1) for x in positions[1:]]
+    angles = [_angles(x, rotary_dim(head_dim)) for x in positions]
+    per_channel = ROTARY[kind]
+    cos = _join_axes(*(per_channel(x.cos()) for x in angles))
+    sin = _join_axes(*(per_channel(x.sin()) for x in angles))
+    return cos.flatten(0, 2), sin.flatten(0, 2)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns adjacent channel pairs of x [... n head_dim] by the angles of `rotary_table`."""
+    cos, sin = rotary
+    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
+    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    quarter_turn = torch.stack((-odd, even), dim=-1).flatten(-2)
+    return torch.cat(((turned * cos + quarter_turn * sin).to(x.dtype), rest), dim=-1)
+
+
+def _tile(x: Tensor) -> Tensor:
+    """[n k] -> [n 2k]: a0 .. ak a0 .. ak.
+
+    Not what `rotate` pairs (the two channels of a pair get different angles), but the released V-JEPA 2
+    weights were trained so; the right layout gives wrong outputs with them.
+    """
+    return torch.cat((x, x), dim=-1)
+
+
+def _interleave(x: Tensor) -> Tensor:
+    """[n k] -> [n 2k]: a0 a0 a1 a1 .. ak ak, one angle for each pair of channels."""
+    return x.repeat_interleave(2, dim=-1)
+
+
+TABLES: dict[str, Callable[[Grid, int], Tensor]] = {
+    "sincos": sincos,
+    "sincos_uniform": sincos_uniform,
+    "sincos_1d": sincos_1d,
+}
+# How the values of k angles are laid out over the 2k channels of an axis.
+ROTARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "rope": _tile,
+    "rope_interleaved": _interleave,
+}

@@ -1,0 +1,243 @@
+"""ViT-3D: a video cut into tubelets, and a plain pre-norm transformer over all of them.
+
+Parameter names and initialization are those of V-JEPA and VideoMAE, so published weights can be loaded.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vidtrain.errors import UserError
+from vidtrain.models.checks import check_choice, check_heads, check_multiple, check_positive
+from vidtrain.models.positions import ROTARY, TABLES, Grid, fit_table, rotary_dim, rotary_table, rotate
+
+Rotary = tuple[Tensor, Tensor]  # (cos, sin) of positions.rotary_table
+ACTIVATIONS = ("gelu", "swiglu")
+
+
+class PatchEmbed3D(nn.Module):
+    """[b c t h w] -> [b n d], one token for each tubelet of tubelet_size x patch_size x patch_size pixels."""
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int, tubelet_size: int):
+        super().__init__()
+        tubelet = (tubelet_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(in_channels, embed_dim, kernel_size=tubelet, stride=tubelet)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.proj(x), "b d t h w -> b (t h w) d")
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class SwiGLU(nn.Module):
+    """fc3(silu(fc1(x)) * fc2(x)). Not timm's SwiGLU: the names here are those of published weights."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(dim, hidden)
+        self.fc3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_hidden: int,
+        activation: str,
+        qkv_bias: bool,
+        drop_path: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = SwiGLU(dim, mlp_hidden) if activation == "swiglu" else Mlp(dim, mlp_hidden)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), rotary))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT3D(nn.Module):
+    """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/tubelet)(h/patch)(w/patch).
+
+    `image_size` (side, or height and width) and `num_frames` are the size the fixed position table is made
+    for; other sizes and lengths that patch and tubelet divide work too, the table is then fitted to them.
+
+    `mlp_hidden` is the width of the MLP as it is; when None it follows from `mlp_ratio` (see `mlp_width`).
+    `drop_path` grows linearly over depth from 0 to the value given. `positions` is a key of positions.TABLES
+    or positions.ROTARY; `rope_base_grid` stretches rotary positions (see positions.rotary_table).
+    `final_norm=False` is VideoMAE's fine-tuned encoder, whose only last norm is the head's.
+
+    Raises UserError for sizes that do not fit together, at construction and for a clip that does not fit.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        num_frames: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int = 16,
+        tubelet_size: int = 2,
+        in_channels: int = 3,
+        mlp_hidden: int | None = None,
+        mlp_ratio: float = 4.0,
+        positions: str = "sincos",
+        rope_base_grid: int | None = None,
+        activation: str = "gelu",
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+        final_norm: bool = True,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_choice("model.encoder.positions", positions, (*TABLES, *ROTARY))
+        check_choice("model.encoder.activation", activation, ACTIVATIONS)
+        check_heads("model.encoder.num_heads", num_heads, embed_dim)
+        check_rotary(positions, embed_dim, num_heads, rope_base_grid)
+        check_positive("model.encoder.depth", depth)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.patch_size = patch_size
+        self.tubelet_size = tubelet_size
+        self.positions = positions
+        self.rope_base_grid = rope_base_grid
+        self.activation_checkpointing = activation_checkpointing
+
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        grid = self.grid(num_frames, height, width)
+        # Not persistent: it follows from the config, so a checkpoint loads at any clip size.
+        table = TABLES[positions](grid, embed_dim) if positions in TABLES else None
+        self.register_buffer("pos_embed", table, persistent=False)
+
+        if mlp_hidden is None:
+            mlp_hidden = mlp_width(embed_dim, mlp_ratio, activation)
+        self.patch_embed = PatchEmbed3D(in_channels, embed_dim, patch_size, tubelet_size)
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_hidden,
+                activation,
+                qkv_bias=qkv_bias,
+                drop_path=drop_path * index / max(depth - 1, 1),
+                norm_eps=norm_eps,
+            )
+            for index in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
+
+        self.apply(init_weights)
+        rescale_residual_branches(self.blocks)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules in order of depth (patch embedding, blocks, norm); together they hold every parameter."""
+        return [self.patch_embed, *self.blocks, self.norm]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip. Raises UserError when patches or tubelets do not fill it."""
+        check_multiple(
+            "clip.frames", frames, self.tubelet_size, f"model.encoder.tubelet_size={self.tubelet_size}"
+        )
+        for side in (height, width):
+            check_multiple("clip.size", side, self.patch_size, f"model.encoder.patch_size={self.patch_size}")
+        return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.grid(*x.shape[2:])
+        x = self.patch_embed(x)
+        rotary = None
+        if self.pos_embed is not None:
+            x = x + fit_table(self.pos_embed, grid)
+        else:
+            head_dim = self.embed_dim // self.num_heads
+            rotary = rotary_table(grid, head_dim, self.positions, self.rope_base_grid, x.device)
+        return self.norm(run_blocks(self.blocks, x, rotary, self.activation_checkpointing))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, rotary: Rotary | None, checkpointing: bool) -> Tensor:
+    """Tokens [b n d] through all blocks; checkpointing keeps only their inputs and recomputes the rest."""
+    for block in blocks:
+        if checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block, x, rotary, use_reentrant=False)
+        else:
+            x = block(x, rotary)
+    return x
+
+
+def mlp_width(dim: int, ratio: float, activation: str) -> int:
+    """Hidden width of an MLP: dim * ratio, of which SwiGLU takes 2/3, rounded up to a multiple of 8.
+
+    With its third matrix SwiGLU then has about as many parameters as the plain MLP.
+    """
+    hidden = int(dim * ratio)
+    return math.ceil(int(2 * hidden / 3) / 8) * 8 if activation == "swiglu" else hidden
+
+
+def check_rotary(positions: str, embed_dim: int, num_heads: int, base_grid: int | None) -> None:
+    """Raises UserError for heads too narrow to rotate three axes, and for a base grid without effect."""
+    if positions not in ROTARY and base_grid is not None:
+        raise UserError(
+            f"model.encoder.rope_base_grid={base_grid} has no effect with positions={positions}; "
+            f"set it to null or choose one of {', '.join(ROTARY)}."
+        )
+    if positions in ROTARY and rotary_dim(embed_dim // num_heads) == 0:
+        widest = [heads for heads in range(1, embed_dim // 6 + 1) if embed_dim % heads == 0][-1:]
+        remedy = f"model.encoder.num_heads={widest[0]}" if widest else "model.encoder.embed_dim=6"
+        raise UserError(
+            f"model.encoder.positions={positions} rotates two channels of every head for each of t, h and w, "
+            f"but model.encoder.embed_dim={embed_dim} over model.encoder.num_heads={num_heads} leaves "
+            f"{embed_dim // num_heads} channels, fewer than 6; nearest that fits: {remedy}."
+        )
+
+
+def init_weights(module: nn.Module) -> None:
+    """Weights from a normal of std 0.02, biases zero. Norms already start at one and zero."""
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def rescale_residual_branches(blocks: nn.ModuleList) -> None:
+    """Divides what block l (from 1) adds to the residual stream by sqrt(2 l), so its variance grows slowly.
+
+    The reference scales `mlp.fc2` for SwiGLU too, which is not the output there; here it is the output.
+    """
+    for level, block in enumerate(blocks, start=1):
+        mlp_output = block.mlp.fc3 if isinstance(block.mlp, SwiGLU) else block.mlp.fc2
+        for linear in (block.attn.proj, mlp_output):
+            linear.weight.div_(math.sqrt(2 * level))

@@ -1,0 +1,50 @@
+"""Files that are either the old one or the new one, at any instant, and strict JSON to put in them."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace `path` by a file that holds `text`, durably: a crash leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    """Write `value` as indented strict JSON, see `strict_json`."""
+    write_text_atomic(path, strict_json(value, indent=2) + "\n")
+
+
+def strict_json(value: object, indent: int | None = None) -> str:
+    """JSON that every reader accepts: NaN and the infinities, which JSON lacks, become null."""
+    return json.dumps(_without_non_finite(value), indent=indent, allow_nan=False)
+
+
+def _without_non_finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_non_finite(item) for item in value]
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is durable only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,219 @@
+"""What a person sees of a run: a bar on a terminal, plain lines in a log file, nothing on other ranks."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+Shown = float | int | str | None
+
+PLAIN_WIDTH = 120
+
+
+@dataclass
+class Phase:
+    """A stretch of steps under way, such as a stage of training or one validation."""
+
+    name: str
+    total_steps: int
+    step: int
+    fields: Mapping[str, Shown] = field(default_factory=dict)
+    _clock_from: tuple[float, int] | None = None
+
+    def move(self, step: int, fields: Mapping[str, Shown], now: float) -> None:
+        self.step = step
+        self.fields = fields
+        if self._clock_from is None:
+            self._clock_from = now, step  # not the beginning: the first step waits for workers and compilers
+
+    def seconds_left(self, now: float) -> float | None:
+        """At the mean pace so far; None while there is none."""
+        if self._clock_from is None or self.step == self._clock_from[1]:
+            return None
+        since, first = self._clock_from
+        return (now - since) / (self.step - first) * (self.total_steps - self.step)
+
+    def values(self, gap: str) -> str:
+        return gap.join(f"{key} {format_value(value)}" for key, value in self.fields.items())
+
+
+class View(Protocol):
+    """One way to show the phases under way, outermost first; the last one moves. `now` is in seconds."""
+
+    interval: float
+    """Seconds between two drawings."""
+
+    def open(self, phases: Sequence[Phase], now: float) -> None:
+        """The last phase has just begun."""
+
+    def draw(self, phases: Sequence[Phase], now: float) -> None: ...
+
+    def close(self, phases: Sequence[Phase], now: float) -> None:
+        """The last phase is about to end."""
+
+
+class BarView:
+    """A live bar for each phase. That of the outermost phase stays on the screen when it ends."""
+
+    interval = 0.5
+
+    def __init__(self, out: rich.console.Console):
+        self._out = out
+        self._tasks: list[TaskID] = []
+
+    def open(self, phases: Sequence[Phase], now: float) -> None:
+        if not self._tasks:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave free
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}"),
+                TextColumn("{task.fields[left]}", style="cyan"),
+                console=self._out,
+                expand=True,
+                auto_refresh=False,  # its thread would compete with training; `draw` refreshes instead
+            )
+            self._progress.start()
+        phase = phases[-1]
+        self._tasks.append(self._progress.add_task(phase.name, total=phase.total_steps, values="", left=""))
+        self.draw(phases, now)
+
+    def draw(self, phases: Sequence[Phase], now: float) -> None:
+        for task, phase in zip(self._tasks, phases, strict=True):
+            left = f"{format_seconds(phase.seconds_left(now))} left"
+            self._progress.update(task, completed=phase.step, values=phase.values(" "), left=left)
+        self._progress.refresh()
+
+    def close(self, phases: Sequence[Phase], now: float) -> None:
+        self.draw(phases, now)
+        task = self._tasks.pop()
+        if self._tasks:
+            self._progress.remove_task(task)
+            self._progress.refresh()
+        else:
+            self._progress.stop()
+
+
+class LineView:
+    """One line now and then, so that the log of a cluster job stays readable."""
+
+    interval = 10.0
+
+    def __init__(self, out: rich.console.Console):
+        self._out = out
+
+    def open(self, phases: Sequence[Phase], now: float) -> None:
+        pass
+
+    def draw(self, phases: Sequence[Phase], now: float) -> None:
+        phase = phases[-1]
+        parts = [f"{phase.name} {phase.step}/{phase.total_steps}"]
+        if phase.fields:
+            parts.append(phase.values("  "))
+        if phase.step < phase.total_steps:
+            parts.append(f"{format_seconds(phase.seconds_left(now))} left")
+        self._out.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
+
+    def close(self, phases: Sequence[Phase], now: float) -> None:
+        pass
+
+
+class Console:
+    """Messages, tables and progress on `out`. `clock` gives seconds."""
+
+    def __init__(self, out: rich.console.Console, clock: Callable[[], float] = time.monotonic):
+        self._out = out
+        self._clock = clock
+        self._view: View = BarView(out) if out.is_terminal and not out.is_dumb_terminal else LineView(out)
+        self._phases: list[Phase] = []
+        self._draw_at = 0.0
+
+    def info(self, text: str) -> None:
+        self._out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self._out.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None:
+        """A table; columns that hold only numbers are aligned to the right."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
+            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(format_value(cell)) for cell in row))
+        self._out.print(table)
+
+    @contextmanager
+    def phase(self, name: str, total_steps: int, start_step: int = 0) -> Iterator[None]:
+        """While inside, `advance` moves this phase. Phases nest: a validation within training."""
+        self._phases.append(Phase(name, total_steps, step=start_step))
+        now = self._clock()
+        self._view.open(self._phases, now)
+        self._draw_at = now + self._view.interval
+        try:
+            yield
+        finally:
+            self._view.close(self._phases, self._clock())
+            self._phases.pop()
+
+    def advance(self, step: int, fields: Mapping[str, Shown]) -> None:
+        """The innermost phase has done `step` steps of its total. Cheap: most calls draw nothing."""
+        now = self._clock()
+        phase = self._phases[-1]
+        phase.move(step, fields, now)
+        outermost = len(self._phases) == 1
+        if now >= self._draw_at or (outermost and step == phase.total_steps):
+            self._view.draw(self._phases, now)
+            self._draw_at = now + self._view.interval
+
+
+class NullConsole:
+    """Shows nothing: the console of every rank but the main one."""
+
+    def info(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None:
+        pass
+
+    @contextmanager
+    def phase(self, name: str, total_steps: int, start_step: int = 0) -> Iterator[None]:
+        yield
+
+    def advance(self, step: int, fields: Mapping[str, Shown]) -> None:
+        pass
+
+
+def make_console(is_main: bool) -> Console | NullConsole:
+    """The console of this rank, on standard output."""
+    if not is_main:
+        return NullConsole()
+    out = rich.console.Console()
+    return Console(out if out.is_terminal else rich.console.Console(width=PLAIN_WIDTH))
+
+
+def format_value(value: Shown) -> str:
+    """Four significant digits for what is not whole; "-" for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """[h:]mm:ss, or --:-- where it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "--:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute:02d}:{second:02d}"

@@ -1,0 +1,223 @@
+"""The training app: compose, check, build, fit, evaluate, and return the metric that it selected on.
+
+python -m vidtrain.train dataset=motion model=vit3d_micro optimizer.lr=3e-4
+"""
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from vidtrain.app import fail, launch
+from vidtrain.errors import UserError
+from vidtrain.run_folder import with_stored_overrides
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+    from pathlib import Path
+
+    from vidtrain.training.distributed import Ranks
+
+OVERFIT_LOSS = 0.05  # what one batch must come below in debug=overfit
+
+
+def check(cfg: DictConfig) -> list[tuple[str, str]]:
+    from vidtrain.build import check_run
+
+    return check_run(cfg)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """One run, from the composed configuration to its best value of `trainer.monitor` on val."""
+    from vidtrain import run_folder
+    from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.lock import RunLock
+    from vidtrain.training.distributed import join_ranks
+
+    with join_ranks(cfg.trainer.device) as ranks:
+        console = make_console(ranks.is_main)
+        folder = run_folder.choose(cfg, ranks)
+        with ExitStack() as held:
+            ranks.on_main(lambda: held.enter_context(RunLock(folder)) and None)
+            done = ranks.on_main(lambda: run_folder.finished(folder))
+            if done:
+                console.info(
+                    f"the run in {folder} is finished: best val {done['monitor']} {done['best']:.4f}"
+                )
+                return done["best"]
+            return _train(cfg, ranks, console, folder)
+
+
+def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
+    import torch
+
+    from vidtrain import __version__, build, run_folder
+    from vidtrain.evaluate import evaluate_split, results_table
+    from vidtrain.evaluation.report import Report, report
+    from vidtrain.evaluation.views import view_table
+    from vidtrain.tracking import plots
+    from vidtrain.tracking.mirror import NullMirror
+    from vidtrain.tracking.provenance import write_provenance
+    from vidtrain.tracking.run_log import RunLog, read_metrics
+    from vidtrain.training import checkpoint
+    from vidtrain.training.loop import Run, autocast, fit
+
+    settings = OmegaConf.to_object(cfg.trainer)
+    build.set_cpu_threads(settings.cpu_threads, ranks)
+    if settings.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
+        torch.use_deterministic_algorithms(True)
+    run_id = ranks.on_main(lambda: run_folder.record(folder, cfg))
+    if ranks.is_main:
+        write_provenance(folder)
+    console.info(f"run folder {folder}")
+
+    # Data
+    splits = build.manifests(cfg, ranks)
+    if settings.one_batch:
+        splits = build.one_batch(splits, settings.batch_size, cfg.seed)
+    classes = splits["train"].classes
+    batches, steps_per_epoch = build.train_batches(cfg, splits["train"], ranks)
+    val = build.eval_data(cfg, "val", splits["val"], ranks)
+    counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    console.info(f"dataset {cfg.dataset.name}: {len(classes)} classes; videos: {counts}")
+
+    # Model, and where it starts: own last checkpoint, else init_from, else scratch
+    model = build.model(cfg, len(classes), ranks)
+    protocol = build.protocol_text(cfg, model.fusion)
+    last = folder / "checkpoints" / "last.pt"
+    resume = checkpoint.load(last) if last.is_file() else None
+    if resume:
+        checkpoint.restore(model, resume["model"], str(last))
+        start = f"resumed from {last} at step {resume['state']['total_step']}"
+    elif cfg.init_from:
+        weights = checkpoint.load(cfg.init_from)["model"]
+        found = checkpoint.load_weights(model, weights, cfg.init_from, cfg.init_match)
+        start = f"weights of {cfg.init_from}: " + "; ".join(found.lines())
+    else:
+        start = "from scratch"
+    count = sum(parameter.numel() for parameter in model.parameters())
+    encoder, head = type(model.encoder).__name__, type(model.head).__name__
+    console.info(f"model {encoder} + {head}, {count / 1e6:.2f} M parameters; {start}")
+    console.info(
+        f"training on {ranks.device.type} x {ranks.world_size} in {settings.precision}: batches of "
+        f"{settings.batch_size}, {steps_per_epoch} steps an epoch; evaluated with {protocol}"
+    )
+
+    # The record of the run; the mirror repeats it elsewhere
+    mirror = build.part(cfg.logger) if ranks.is_main else NullMirror()
+    config = OmegaConf.to_container(cfg, resolve=True)
+    log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
+    log.rewind(resume["state"]["total_step"] if resume else 0)
+    transform = build.device_transform(cfg, ranks.device)
+    context = autocast(ranks, settings.precision)
+
+    def evaluate(step: int) -> Report:
+        batches = val.batches(console)
+        table = view_table(model, batches, transform, len(val.manifest), ranks.device, context, val.crops)
+        for path, cause in table.missing if ranks.is_main else ():
+            log.fault(path, cause, step=step, split="val")
+        return report(table, model.fusion, protocol)
+
+    status = "failed"
+    try:
+        ranks.on_main(lambda: mirror.start(folder, run_id, config, f"{cfg.name}/{folder.name}"))
+        state = fit(
+            Run(
+                model=model,
+                transform=transform,
+                train_batches=batches,
+                train_paths=[record.path for record in splits["train"].records],
+                steps_per_epoch=steps_per_epoch,
+                evaluate=evaluate,
+                optimizer=build.part(cfg.optimizer),
+                lr=build.part(cfg.schedule.lr),
+                weight_decay=build.part(cfg.schedule.weight_decay),
+                phases=OmegaConf.to_object(cfg.stage),
+                settings=settings,
+                ranks=ranks,
+                seed=cfg.seed,
+                log=log,
+                console=console,
+                checkpoints=folder / "checkpoints",
+                card={
+                    "classes": list(classes),
+                    "config": OmegaConf.to_container(
+                        cfg
+                    ),  # with its references, so that one value can be changed
+                    "protocol": protocol,
+                    "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
+                },
+            ),
+            resume,
+        )
+
+        if settings.one_batch and not state.loss < OVERFIT_LOSS:
+            raise UserError(
+                f"one batch was not learned: loss {state.loss:.4f} after {state.total_step} steps is above "
+                f"{OVERFIT_LOSS}; the model, the rate or the labels are at fault, or it needs more steps"
+            )
+
+        if state.best is None:
+            raise UserError(
+                f"no evaluation gave a finite {settings.monitor}: there is no best checkpoint to report"
+            )
+
+        # The number to report: the best checkpoint, on the split that selected nothing
+        best_file = folder / "checkpoints" / "best.pt"
+        ranks.barrier()
+        checkpoint.restore(model, checkpoint.load(best_file)["model"], str(best_file))
+        split = "test" if "test" in splits else "val"
+        selected = "" if split == "test" else ", which also selected it: no test split to report on"
+        data = build.eval_data(cfg, split, splits[split], ranks)
+        found = evaluate_split(cfg, model, data, transform, ranks, console, folder / "eval" / split)
+        if ranks.is_main:
+            curves = folder / "plots" / "curves.png"
+            confusion = folder / "plots" / f"confusion_{split}.png"
+            curves.parent.mkdir(exist_ok=True)
+            plots.plot_curves(read_metrics(folder), curves)
+            plots.plot_confusion(found.confusion, classes, confusion)
+            log.image("curves", curves)
+            log.image(f"confusion_{split}", confusion)
+        # one step on, so that a run killed before its summary does not keep these rows twice
+        prefix = "test" if split == "test" else "final"
+        log.log({f"{prefix}/{name}": value for name, value in found.metrics.items()}, state.total_step + 1)
+        log.summary(
+            {
+                "status": "finished",
+                "monitor": settings.monitor,
+                "best": state.best,
+                "best_step": state.best_step,
+                "steps": state.total_step,
+                "minutes": round(state.seconds / 60, 2),
+                "split": split,
+                "split_also_selected": split == "val",
+                "coverage": found.coverage,
+                "protocol": protocol,
+                **found.metrics,
+            }
+        )
+        status = "finished"
+    finally:
+        log.close(status)
+
+    results_table(
+        console, f"best checkpoint (val {settings.monitor} {state.best:.4f}) on {split}{selected}", found
+    )
+    console.info(
+        f"trained {state.total_step} steps in {state.seconds / 60:.1f} minutes; everything lies in {folder}"
+    )
+    return state.best
+
+
+def main() -> None:
+    try:
+        sys.argv[1:] = with_stored_overrides(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    launch("train", train, check)
+
+
+if __name__ == "__main__":
+    main()

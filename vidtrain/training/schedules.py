@@ -1,0 +1,132 @@
+"""Schedules: frozen functions of the step. A resumed run needs only the step.
+
+A schedule answers with a factor for the optimizer's learning rate or weight decay. Steps count from 1, as
+in V-JEPA's reference: the factor of step s is in force when the s-th optimizer step is made.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, Self
+
+from vidtrain.errors import UserError
+
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ep|it|%)")
+
+
+def steps(duration: str, total_steps: int, steps_per_epoch: int) -> int:
+    """A duration in optimizer steps: `3ep` epochs, `500it` steps, `10%` of `total_steps`."""
+    match = _DURATION.fullmatch(str(duration).strip())
+    if not match:
+        raise UserError(f"{duration!r} is not a duration: write 3ep (epochs), 500it (steps) or 10% (a share)")
+    size = {"ep": steps_per_epoch, "it": 1, "%": total_steps / 100}[match["unit"]]
+    return round(float(match["number"]) * size)
+
+
+def _duration(default: str | Sequence[str]):
+    return field(default=default, metadata={"duration": True})
+
+
+class Schedule(Protocol):
+    """What the loop asks of a schedule."""
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """The factor in force when step `step` of 1..`total_steps` is made."""
+
+    def in_steps(self, total_steps: int, steps_per_epoch: int) -> Self:
+        """The same schedule with every duration converted to steps."""
+
+
+class _InSteps:
+    def in_steps(self, total_steps: int, steps_per_epoch: int) -> Self:
+        def convert(value: str | Sequence[str]) -> int | list[int]:
+            if isinstance(value, str):
+                return steps(value, total_steps, steps_per_epoch)
+            return [steps(each, total_steps, steps_per_epoch) for each in value]
+
+        durations = [each.name for each in fields(self) if each.metadata]
+        return replace(self, **{name: convert(getattr(self, name)) for name in durations})
+
+
+def _warmup(step: int, warmup: int, start: float) -> float | None:
+    """The linear way from `start` to 1, or None once it is over."""
+    return start + step / warmup * (1 - start) if step < warmup else None
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay(_InSteps):
+    """Linear warmup from `start` to 1, constant, then `anneal` steps down to `final`.
+
+    The linear anneal is V-JEPA's formula; `shape: cosine` takes half a cosine instead.
+    """
+
+    warmup: str = _duration("10%")
+    anneal: str = _duration("20%")
+    start: float = 0.0
+    final: float = 0.0
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("linear", "cosine"):
+            raise UserError(f"schedule shape {self.shape!r} is unknown: choose linear or cosine")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        rising = _warmup(step, self.warmup, self.start)
+        if rising is not None:
+            return rising
+        into_anneal = step - (total_steps - self.anneal)
+        if into_anneal < 0:
+            return 1.0
+        progress = into_anneal / max(1, self.anneal)
+        if self.shape == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1 + progress * (self.final - 1)
+
+
+@dataclass(frozen=True)
+class Cosine(_InSteps):
+    """Linear warmup from `start` to 1, then half a cosine to `final` at the last step (SGDR, arXiv:1608.03983).
+
+    Without warmup and with `final` above 1 it is the rising weight decay of V-JEPA and DINO.
+    """
+
+    warmup: str = _duration("10%")
+    start: float = 0.0
+    final: float = 0.0
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        rising = _warmup(step, self.warmup, self.start)
+        if rising is not None:
+            return rising
+        progress = (step - self.warmup) / max(1, total_steps - self.warmup)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class MultiStep(_InSteps):
+    """Linear warmup, then times `gamma` at each of `milestones`."""
+
+    milestones: Sequence[str] = _duration(("50%", "75%"))
+    gamma: float = 0.1
+    warmup: str = _duration("0it")
+    start: float = 0.0
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        rising = _warmup(step, self.warmup, self.start)
+        if rising is not None:
+            return rising
+        # step counts from 1: a milestone of m has m steps before it
+        return self.gamma ** sum(step > milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Constant(_InSteps):
+    """Linear warmup from `start`, then 1."""
+
+    warmup: str = _duration("0it")
+    start: float = 0.0
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        rising = _warmup(step, self.warmup, self.start)
+        return 1.0 if rising is None else rising

@@ -1,0 +1,73 @@
+"""Where a run stands: with the weights and the optimizer, all that a resumed run needs."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vidtrain.evaluation.metrics import from_confusion
+
+
+@dataclass
+class TrainState:
+    """Counters and the best so far. `step` counts the optimizer steps made in this phase."""
+
+    phase: int = 0
+    step: int = 0
+    total_step: int = 0  # over all phases
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0  # evaluations since the best
+    loss: float | None = None  # of the last step, on this rank
+    seconds: float = 0.0  # of training, over all attempts
+
+    def improves(self, value: float, direction: str) -> bool:
+        """Whether `value` is better than the best so far; one that is not finite never is."""
+        if not math.isfinite(value):
+            return False
+        if self.best is None:
+            return True
+        return value < self.best if direction == "min" else value > self.best
+
+
+@dataclass
+class EpochSums:
+    """Sums over the samples of the epoch so far, on the device; reduced over ranks once, divided once."""
+
+    loss: Tensor  # float64, summed over samples
+    samples: Tensor  # int64
+    confusion: Tensor  # int64 [k k], rows are labels
+    faults: Tensor  # int64, videos that could not be read and were replaced
+
+    @classmethod
+    def zeros(cls, num_classes: int, device: torch.device) -> "EpochSums":
+        return cls(
+            loss=torch.zeros((), dtype=torch.float64, device=device),
+            samples=torch.zeros((), dtype=torch.int64, device=device),
+            confusion=torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device),
+            faults=torch.zeros((), dtype=torch.int64),  # counted where the loader is
+        )
+
+    def add(self, loss: Tensor, predictions: Tensor, labels: Tensor) -> None:
+        """One micro-batch: its mean `loss`, and `predictions` and `labels` [b]."""
+        self.loss += loss * len(labels)
+        self.samples += len(labels)
+        ones = torch.ones_like(labels)
+        self.confusion.index_put_((labels, predictions), ones, accumulate=True)
+
+    def metrics(self) -> dict[str, float]:
+        """What the sums (already reduced over ranks) come to."""
+        loss = (self.loss / self.samples).item()
+        return {"loss": loss, **from_confusion(self.confusion), "faults": int(self.faults)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def restore(self, shares: list[dict[str, Tensor]], rank: int, world_size: int) -> None:
+        """Takes up the sums that `shares` hold by rank; with another number of ranks, rank 0 takes them all."""
+        mine = shares[rank : rank + 1] if len(shares) == world_size else shares if rank == 0 else []
+        for share in mine:
+            for name, tensor in share.items():
+                own = getattr(self, name)
+                own += tensor.to(own.device)
