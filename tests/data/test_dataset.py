@@ -1,6 +1,7 @@
 """What a sample is: a function of (seed, epoch, index), or a fault with a name."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from vidtrain.data.dataset import Batch, Fault, VideoDataset, collate, draw
-from vidtrain.data.geometry import CenterCrops, RandomResizedCrop, ShortSideCrop
+from vidtrain.data.geometry import CenterCrops, RandomResizedCrop, ShortSideCrop, WholeFrame
 from vidtrain.data.loaders import eval_loader, train_loader
-from vidtrain.data.manifest import Manifest, Record
+from vidtrain.data.manifest import Manifest, Record, SourceInfo
 from vidtrain.data.samplers import EvalShard, SampleKey, TrainStream
 from vidtrain.data.sampling import ClipProtocol
+from vidtrain.data.temporal import TemporalJitter
 
 SIZE = (24, 32)
 PROTOCOL = ClipProtocol(frames=2, frame_step=2)
@@ -90,9 +92,9 @@ class TestTraining:
         sample = training(folder, *SOUND, protocol=ClipProtocol(4, frame_step=2, num_clips=3))[
             SampleKey(0, 3)
         ]
-        assert (sample.clips.shape, sample.clips.dtype) == ((3, 3, 4, 24, 32), torch.uint8)
-        assert (sample.seeds.shape, sample.seeds.dtype) == ((3,), torch.int64)
-        assert (sample.label, sample.index, sample.faults, sample.refusal) == (1, 3, [], None)
+        assert (sample.clips.shape, sample.clips.dtype) == ((1, 3, 3, 4, 24, 32), torch.uint8)
+        assert (sample.seeds.shape, sample.seeds.dtype) == ((1, 3), torch.int64)
+        assert (int(sample.target), sample.index, sample.faults, sample.refusal) == (1, 3, [], None)
 
     @pytest.mark.parametrize("geometry", [CROPS, ShortSideCrop((1.0, 1.5))])
     def test_only_the_key_matters(self, folder, geometry):
@@ -125,10 +127,10 @@ class TestTraining:
             training(folder, "0", protocol=ClipProtocol(6, frame_step=4, num_clips=n))[SampleKey(5, 0)]
             for n in (1, 3)
         )
-        assert torch.equal(one.clips[0], three.clips[0])
-        assert one.seeds[0] == three.seeds[0]
-        assert len({clip.numpy().tobytes() for clip in three.clips}) == 3
-        assert len(set(three.seeds.tolist())) == 3
+        assert torch.equal(one.clips[0, 0], three.clips[0, 0])
+        assert one.seeds[0, 0] == three.seeds[0, 0]
+        assert len({clip.numpy().tobytes() for clip in three.clips[0]}) == 3
+        assert len(set(three.seeds[0].tolist())) == 3
 
     def test_frames_follow_the_draw_in_time(self, folder):
         """The gray of a frame tells which one it is; 12 frames leave room for starts 0..9."""
@@ -136,7 +138,7 @@ class TestTraining:
         dataset = VideoDataset(manifest(folder, "halves"), PROTOCOL, whole, (32, 64), 0, True)
         starts = set()
         for epoch in range(30):
-            gray = dataset[SampleKey(epoch, 0)].clips[0, :, :, :, :28].float().mean(dim=(0, 2, 3))
+            gray = dataset[SampleKey(epoch, 0)].clips[0, 0, :, :, :, :28].float().mean(dim=(0, 2, 3))
             first, second = (gray / 10).round().tolist()
             assert second == first + 2
             starts.add(int(first))
@@ -166,6 +168,65 @@ class TestTraining:
         assert torch.equal(whole[0].clips, torch.cat([batch.clips for batch in parts]))
 
 
+    def test_copies_are_augmented_differently_and_the_first_is_what_one_would_be(self, folder):
+        protocol = ClipProtocol(2, frame_step=2, num_clips=2)
+        dataset = training(folder, *SOUND, protocol=protocol)
+        one, three = (replace(dataset, copies=copies)[SampleKey(1, 2)] for copies in (1, 3))
+        assert (three.clips.shape, three.seeds.shape) == ((3, 2, 3, 2, 24, 32), (3, 2))
+        assert torch.equal(three.clips[:1], one.clips) and torch.equal(three.seeds[:1], one.seeds)
+        assert len({clip.numpy().tobytes() for clip in three.clips.flatten(0, 1)}) == 6
+        batch = collate([three, replace(dataset, copies=3)[SampleKey(1, 3)]])
+        assert batch.clips.shape[:2] == (6, 2) and batch.seeds.shape == (6, 2)
+        assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1] and batch.indices.tolist() == [2, 2, 2, 3, 3, 3]
+
+    def test_a_cut_shows_its_part_only(self, folder):
+        """Frames 5, 6 and 7 of the halves, at 0.2, 0.24 and 0.28 s."""
+        path = str(folder / "halves.mp4")
+        whole = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+        cut = Manifest([Record(path, 0, "a", start=0.2, end=0.3)], ["a"])
+        dataset = VideoDataset(cut, ClipProtocol(1, frame_step=1), whole, (32, 64), 0, True)
+        seen = set()
+        for epoch in range(20):
+            gray = dataset[SampleKey(epoch, 0)].clips[0, 0, :, :, :, :28].float().mean()
+            seen.add(int((gray / 10).round()))
+        assert seen == {5, 6, 7}
+
+    def test_each_source_has_its_frames_and_its_own_replacements(self, folder):
+        records = [
+            Record(str(folder / f"{name}.mp4"), 0, name, source=source)
+            for name, source in (("0", 0), ("1", 1), ("empty", 1), ("2", 0), ("3", 0))
+        ]
+        sources = [SourceInfo("short", 1.0, None), SourceInfo("long", 3.0, 6)]
+        mixed = Manifest(records, ["a"], sources=sources)
+        dataset = VideoDataset(mixed, PROTOCOL, CROPS, SIZE, 0, True)
+        assert [dataset[SampleKey(0, i)].clips.shape[3] for i in (0, 1, 3)] == [2, 6, 2]
+        for epoch in range(6):  # only 1 is of the same source and sound
+            sample = dataset[SampleKey(epoch, 2)]
+            assert sample.refusal or (sample.index == 1 and sample.clips.shape[3] == 6)
+
+    def test_many_labels(self, folder):
+        records = [
+            Record(str(folder / "0.mp4"), 2, "0", labels=(2, 0)),
+            Record(str(folder / "1.mp4"), 1, "1"),
+        ]
+        dataset = VideoDataset(Manifest(records, ["a", "b", "c"]), PROTOCOL, CROPS, SIZE, 0, True)
+        batch = collate([dataset[SampleKey(0, index)] for index in (0, 1)])
+        assert batch.labels.tolist() == [[1, 0, 1], [0, 1, 0]] and batch.labels.dtype == torch.float32
+
+    def test_motion_shift_and_jitter(self, folder):
+        """A box for every frame, and frames further apart or backwards."""
+        shift = RandomResizedCrop(scale=(0.3, 0.5), motion_shift=True)
+        dataset = training(folder, *SOUND, protocol=ClipProtocol(6, frame_step=1), geometry=shift)
+        still = replace(dataset, geometry=replace(shift, motion_shift=False))
+        assert not torch.equal(dataset[SampleKey(0, 0)].clips, still[SampleKey(0, 0)].clips)
+        whole = RandomResizedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+        halves = VideoDataset(manifest(folder, "halves"), PROTOCOL, whole, (32, 64), 0, True)
+        backwards = replace(halves, jitter=TemporalJitter(reverse=1.0))
+        for epoch in range(3):
+            forward, reversed_ = (each[SampleKey(epoch, 0)].clips for each in (halves, backwards))
+            assert torch.equal(forward.flip(3), reversed_)
+
+
 class TestUnreadableInTraining:
     @pytest.mark.parametrize("broken", ["empty", "garbage", "absent"])
     def test_replaced_by_a_sound_one_and_named(self, folder, broken):
@@ -177,7 +238,7 @@ class TestUnreadableInTraining:
         # the replacement is what this epoch reads at that index, label and all
         expected = dataset[SampleKey(0, sample.index)]
         assert torch.equal(sample.clips, expected.clips) and torch.equal(sample.seeds, expected.seeds)
-        assert sample.label == [0, 1, 0, 1, 0][sample.index]
+        assert int(sample.target) == [0, 1, 0, 1, 0][sample.index]
         again = dataset[SampleKey(0, 2)]
         assert (again.index, again.faults) == (sample.index, sample.faults)
 
@@ -227,20 +288,27 @@ class TestEvaluation:
         """Clips start at the frames 0 and 9; of each, the left crop comes before the right one."""
         protocol = ClipProtocol(frames=2, frame_step=2, num_clips=2)
         sample = evaluation(folder, "halves", protocol=protocol, crops=2)[SampleKey(0, 0)]
-        assert sample.clips.shape == (4, 3, 2, 32, 32)
-        middles = sample.clips[..., 4:-4].float()
+        assert sample.clips.shape == (1, 4, 3, 2, 32, 32)
+        middles = sample.clips[0, ..., 4:-4].float()
         grays = middles.mean(dim=(1, 3, 4))
         expected = torch.tensor([[0.0, 20], [120, 140], [90, 110], [210, 230]])
         assert (grays - expected).abs().max() < 3
         assert middles.std(dim=(1, 3, 4)).max() < 2
-        assert sample.seeds.tolist() == [0, 0, 0, 0]
+        assert sample.seeds.tolist() == [[0, 0, 0, 0]]
 
     def test_one_clip_is_centered(self, folder):
         """12 frames, a clip of 3: it starts at frame 4 and shows half of each half."""
         sample = evaluation(folder, "halves")[SampleKey(0, 0)]
         expected = torch.tensor([[40.0, 60], [160, 180]])
-        for side, gray in zip((sample.clips[0, ..., :12], sample.clips[0, ..., -12:]), expected, strict=True):
+        clip = sample.clips[0, 0]
+        for side, gray in zip((clip[..., :12], clip[..., -12:]), expected, strict=True):
             assert (side.float().mean(dim=(0, 2, 3)) - gray).abs().max() < 3
+
+    def test_a_whole_frame_keeps_its_shape(self, folder):
+        records = manifest(folder, "0", "halves")  # 64x48 and 64x32
+        dataset = VideoDataset(records, PROTOCOL, WholeFrame(short_side=24), (20, 20), 0, False)
+        shapes = [tuple(dataset[SampleKey(0, i)].clips.shape) for i in (0, 1)]
+        assert shapes == [(1, 1, 3, 2, 24, 32), (1, 1, 3, 2, 24, 48)]
 
     def test_neither_epoch_nor_index_nor_seed_matters(self, folder):
         records = manifest(folder, "3", "4", "3")

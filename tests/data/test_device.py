@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from vidtrain.data.device import ColorJitter, DeviceTransform
+from vidtrain.data.color import ColorJitter
+from vidtrain.data.device import DeviceTransform
+from vidtrain.data.erasing import RandomErasing
+from vidtrain.data.rand_augment import RandAugment
 
 SEEDS = torch.tensor([[0, 7], [2**63 - 2, 41]])
 
@@ -47,6 +50,52 @@ class TestNormalization:
 
     def test_nothing_of_it_is_saved(self):
         assert DeviceTransform([0.5] * 3, [0.5] * 3, ColorJitter(0.4)).state_dict() == {}
+
+
+class TestAllTogether:
+    MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.2, 0.3]
+
+    def strong(self, dtype: torch.dtype = torch.float32) -> DeviceTransform:
+        stages = ColorJitter(0.4, 0.4, 0.4, 0.1), RandAugment(), RandomErasing(0.5)
+        return DeviceTransform(self.MEAN, self.STD, *stages, dtype)
+
+    def test_order(self):
+        """RandAugment sees uint8, color sees [0, 1], erasing what is normalized."""
+        clips, seeds = noise(), SEEDS.flatten()
+        views = RandAugment()(clips.flatten(0, 1), seeds)
+        views = ColorJitter(0.4, 0.4, 0.4, 0.1)(views.float() / 255, seeds)
+        views = (views - torch.tensor(self.MEAN).view(3, 1, 1, 1)) / torch.tensor(self.STD).view(3, 1, 1, 1)
+        expected = RandomErasing(0.5)(views, seeds).view_as(clips)
+        torch.testing.assert_close(self.strong()(clips, SEEDS), expected, atol=1e-6, rtol=0)
+
+    def test_evaluation_only_normalizes(self):
+        assert torch.equal(self.strong()(noise()), DeviceTransform(self.MEAN, self.STD)(noise()))
+
+    def test_batch_does_not_matter(self):
+        clips, seeds = noise(8), torch.arange(16).view(8, 2)
+        whole = self.strong()(clips, seeds)
+        found = self.strong()(clips.flip(0)[:3], seeds.flip(0)[:3]).flip(0)
+        torch.testing.assert_close(found, whole[-3:], atol=1e-6, rtol=0)
+
+    def test_leaves_no_gradient_and_nothing_to_save(self):
+        transform = self.strong()
+        assert transform.state_dict() == {} and list(transform.parameters()) == []
+        assert not transform(noise(), SEEDS).requires_grad
+
+    def test_half_precision(self):
+        """Erasing draws other noise in half precision, so it is left out."""
+        stages = ColorJitter(0.4, 0.4, 0.4, 0.1), RandAugment()
+        half, single = (
+            DeviceTransform(self.MEAN, self.STD, *stages, dtype=dtype)(noise(), SEEDS)
+            for dtype in (torch.float16, torch.float32)
+        )
+        assert half.dtype == torch.float16
+        assert (half.float() - single).abs().max() < 0.02  # a color is 1 / 255 / 0.2 = 0.02
+        assert self.strong(torch.float16)(noise(), SEEDS).dtype == torch.float16
+
+    def test_bfloat16_is_too_coarse(self):
+        with pytest.raises(ValueError, match="float32"):
+            DeviceTransform(self.MEAN, self.STD, dtype=torch.bfloat16)
 
 
 class TestColorJitter:

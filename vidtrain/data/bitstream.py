@@ -1,4 +1,7 @@
-"""Where decoding may start: a container's keyframe flag also marks pictures that only begin a recovery."""
+"""What the bits of a packet tell before it is decoded: where decoding may start, and what nothing refers to.
+
+A container's keyframe flag is not enough: it also marks pictures that only begin a recovery.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,28 +11,73 @@ H264_PICTURES = range(1, 6)
 SEI_RECOVERY_POINT = 6
 HEVC_PICTURES = range(0, 32)
 HEVC_RANDOM_ACCESS = range(16, 22)  # BLA, IDR and CRA
-
-# A codec is here where a packet of MP4 or Matroska is one shown frame and its clean starts can be told.
-SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1")
-
+HEVC_NON_REFERENCE = range(0, 16, 2)  # sub-layer non-reference pictures
+MPEG4_B_PICTURE = 2
 
 X264_BUILD = re.compile(rb"x264 - core (\d+)")
+START_CODE = re.compile(rb"\x00\x00\x01")
+MPEG4_PICTURE = re.compile(rb"\x00\x00\x01\xb6(.)", re.DOTALL)
+
+# A codec is here where a packet of MP4 or Matroska is one shown frame and its clean starts can be told.
+TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
 
 
 def is_clean_start(codec: str, packet: bytes, extradata: bytes) -> bool:
     """Whether the keyframe in `packet` and all frames shown after it decode exactly without what came before.
 
-    `codec` is one of `SEEKABLE_CODECS`; `extradata` is the stream's configuration record.
+    `codec` is one of `TELLING_CODECS`; `extradata` is the stream's configuration record.
     """
     if codec == "h264":
         return _h264_clean(packet, extradata)
     if codec == "hevc":
-        return _hevc_clean(packet, extradata)
+        kinds = [kind for kind, _, _ in _hevc_pictures(packet, extradata)]
+        return bool(kinds) and kinds[0] in HEVC_RANDOM_ACCESS
     return True  # keyframes of VP9 and AV1 reset every reference
 
 
+def temporal_layer(codec: str, packet: bytes, extradata: bytes) -> int:
+    """The layer of a picture of HEVC, where a layer may refer to lower ones; 0 for other codecs."""
+    if codec != "hevc":
+        return 0
+    return max((layer for _, layer, _ in _hevc_pictures(packet, extradata)), default=0)
+
+
+def is_disposable(codec: str, packet: bytes, extradata: bytes, top_layer: int) -> bool:
+    """Whether no other picture refers to the one in `packet`; False where that cannot be told.
+
+    `top_layer` is the highest temporal layer of the stream.
+    """
+    if codec == "h264":
+        pictures = [
+            unit for unit in _units(packet, _length_size(codec, extradata)) if unit[0] & 31 in H264_PICTURES
+        ]
+        return bool(pictures) and all((unit[0] >> 5) & 3 == 0 for unit in pictures)  # nal_ref_idc
+    if codec == "hevc":
+        pictures = _hevc_pictures(packet, extradata)
+        return bool(pictures) and all(
+            kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer, _ in pictures
+        )
+    if codec == "mpeg4":
+        kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
+        return kinds == [MPEG4_B_PICTURE]
+    return False
+
+
+def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:
+    """Where the pictures of a packet lie in it, as (offset, size).
+
+    Only MPEG-4 in AVI packs several: a reference picture with the B picture that is shown before it, so that
+    each packet shows one frame. Apart, the B picture can be passed over.
+    """
+    if codec != "mpeg4":
+        return [(0, len(packet))]
+    places = [match.start() for match in MPEG4_PICTURE.finditer(packet)]
+    cuts = [0, *places[1:], len(packet)]  # what precedes the first picture, headers, belongs to it
+    return [(first, end - first) for first, end in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
 def needs_first_packet(codec: str, first_packet: bytes, pixel_format: str) -> bool:
-    """Whether frames decode right only after the file's first packet, so that there is no seeking.
+    """Whether frames decode right only after the file's first packet, so that there is no other start.
 
     FFmpeg makes up for two errors of old x264 encoders, in direct prediction before build 34 and in 4:4:4
     before build 151. It knows them by a note that is in the first packet alone.
@@ -40,9 +88,7 @@ def needs_first_packet(codec: str, first_packet: bytes, pixel_format: str) -> bo
 
 def _h264_clean(packet: bytes, extradata: bytes) -> bool:
     """An IDR picture, or an open group's first picture, whose recovery is complete at once."""
-    if len(extradata) < 7 or extradata[0] != 1:
-        return False
-    for unit in _units(packet, length_size=(extradata[4] & 3) + 1):
+    for unit in _units(packet, _length_size("h264", extradata)):
         kind = unit[0] & 31
         if kind == H264_SEI and _recovers_at_once(unit):
             return True
@@ -51,15 +97,26 @@ def _h264_clean(packet: bytes, extradata: bytes) -> bool:
     return False
 
 
-def _hevc_clean(packet: bytes, extradata: bytes) -> bool:
-    if len(extradata) < 23 or extradata[0] != 1:
-        return False
-    kinds = ((unit[0] >> 1) & 63 for unit in _units(packet, length_size=(extradata[21] & 3) + 1))
-    return next((kind for kind in kinds if kind in HEVC_PICTURES), -1) in HEVC_RANDOM_ACCESS
+def _hevc_pictures(packet: bytes, extradata: bytes) -> list[tuple[int, int, bytes]]:
+    """The picture units of a packet as (type, temporal layer, unit) (ITU-T H.265, 7.3.1.2)."""
+    units = _units(packet, _length_size("hevc", extradata))
+    found = [((unit[0] >> 1) & 63, (unit[1] & 7) - 1, unit) for unit in units if len(unit) > 1]
+    return [each for each in found if each[0] in HEVC_PICTURES]
 
 
-def _units(packet: bytes, length_size: int) -> Iterator[bytes]:
-    """The NAL units of a packet, each behind its length as in MP4 and Matroska."""
+def _length_size(codec: str, extradata: bytes) -> int | None:
+    """How many bytes tell a unit's length, as in MP4 and Matroska; None where start codes stand between units."""
+    at, least = (4, 7) if codec == "h264" else (21, 23)
+    return (extradata[at] & 3) + 1 if len(extradata) >= least and extradata[0] == 1 else None
+
+
+def _units(packet: bytes, length_size: int | None) -> Iterator[bytes]:
+    """The NAL units of a packet."""
+    if length_size is None:
+        starts = [match.end() for match in START_CODE.finditer(packet)]
+        ends = [start - 3 for start in starts[1:]] + [len(packet)]
+        yield from (packet[start:end] for start, end in zip(starts, ends, strict=True) if end > start)
+        return
     at = 0
     while at + length_size < len(packet):
         length = int.from_bytes(packet[at : at + length_size], "big")

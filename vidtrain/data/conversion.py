@@ -43,15 +43,17 @@ class ViewConverter:
         self._layout: tuple = ()
         self._graph: Graph
 
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 [3 h w] of `frame`, in memory of its own."""
+    def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
+        """Writes the view of `frame` into `out`, uint8 [3 h w]."""
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame), layout
         self._graph.push(frame)
         view = self._graph.pull()
-        green, blue, red = (_plane(plane, view.width) for plane in view.planes)  # the order of gbrp
-        return np.stack([red, green, blue])
+        for channel, plane in zip((1, 2, 0), view.planes, strict=True):  # green, blue, red: the order of gbrp
+            out[channel] = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[
+                :, : view.width
+            ]
 
     def _build(self, frame: av.VideoFrame) -> Graph:
         height, width = self.size
@@ -88,7 +90,3 @@ class ViewConverter:
         crop = self.crop
         left, top = crop.left - crop.left % across, crop.top - crop.top % down
         return f"w={crop.width}:h={crop.height}:x={left}:y={top}:exact=1"
-
-
-def _plane(plane: av.video.plane.VideoPlane, width: int) -> np.ndarray:
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :width]

@@ -1,22 +1,26 @@
 """From a sample's key to its uint8 clips: sample, decode, and say what could not be read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidtrain.data.decoding import DecodeError, decode_views, probe
-from vidtrain.data.geometry import CenterCrops, Crop, RandomResizedCrop, ShortSideCrop
-from vidtrain.data.manifest import Manifest
+from vidtrain.data.decoding import View, decode_views
+from vidtrain.data.geometry import EvalGeometry, TrainGeometry
+from vidtrain.data.index import VideoIndex
+from vidtrain.data.manifest import Manifest, Record
+from vidtrain.data.quarantine import Quarantine
 from vidtrain.data.samplers import SampleKey
 from vidtrain.data.sampling import ClipProtocol, clip_indices
+from vidtrain.data.temporal import TemporalJitter
+from vidtrain.data.video import DecodeError, VideoInfo
 from vidtrain.errors import UserError
-
-TrainGeometry = RandomResizedCrop | ShortSideCrop
 
 
 class Fault(NamedTuple):
@@ -27,14 +31,15 @@ class Fault(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One video: `clips` uint8 [n c t h w] and one device `seeds` entry [n] per view; None where unreadable.
+    """One video in m differently augmented copies: `clips` uint8 [m n c t h w] and the views' device `seeds`
+    [m n]; None where unreadable. `target` is its label, int64 [], or those of many, float32 [k] of 0 and 1.
 
     `refusal` is what must end the run. It travels as data, since an exception raised in a worker process
     arrives as a traceback.
     """
 
     clips: Tensor | None
-    label: int
+    target: Tensor
     index: int
     seeds: Tensor
     faults: list[Fault]
@@ -42,10 +47,10 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples side by side; `indices` are the manifest records actually read."""
+    """Samples side by side, the copies of one video together; `indices` are the manifest records actually read."""
 
     clips: Tensor  # uint8 [b n c t h w]
-    labels: Tensor  # int64 [b]
+    labels: Tensor  # int64 [b], or float32 [b k] where a video may have many
     indices: Tensor  # int64 [b]
     seeds: Tensor  # int64 [b n], the randomness that is spent on the device
     faults: list[Fault]
@@ -61,24 +66,37 @@ def draw(*key: int) -> np.random.Generator:
 class VideoDataset(Dataset):
     """Reads the clips of a manifest's records.
 
-    In training each of `protocol.num_clips` clips is cut at random, once per `SampleKey`; in evaluation
-    (`training=False`) clips x crops are deterministic views, clip-major. `size` is (height, width).
+    In training each of `protocol.num_clips` clips is cut at random, once per `SampleKey`, in `copies` differently
+    augmented copies that one pass over the file serves; `jitter` varies speed and direction. A source of the
+    manifest may have its own number of frames. In evaluation (`training=False`) clips x crops are deterministic
+    views, clip-major, and all have the protocol's frames. `size` is (height, width); an evaluation geometry may
+    make it another for each video.
 
-    An unreadable video in training is replaced by a draw keyed by (seed, epoch, index, attempt), at most
-    `max_retries` times, then the sample carries a refusal; in evaluation nothing replaces it: its sample
-    carries no clips.
+    A file that cannot be read is tried once more. An unreadable video in training is then replaced by a draw
+    keyed by (seed, epoch, index, attempt), at most `max_retries` times, then the sample carries a refusal; in
+    evaluation nothing replaces it: its sample carries no clips.
     """
 
     manifest: Manifest
     protocol: ClipProtocol
-    geometry: TrainGeometry | CenterCrops
+    geometry: TrainGeometry | EvalGeometry
     size: tuple[int, int]
     seed: int
     training: bool
     max_retries: int = 3
+    copies: int = 1
+    jitter: TemporalJitter | None = None
+    index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
+    quarantine: Quarantine = field(default_factory=Quarantine)
 
     def __len__(self) -> int:
         return len(self.manifest)
+
+    @cached_property
+    def _protocols(self) -> tuple[ClipProtocol, ...]:
+        """The protocol of each source."""
+        frames = [source.frames or self.protocol.frames for source in self.manifest.sources]
+        return tuple(replace(self.protocol, frames=each) for each in frames) if self.training else ()
 
     def __getitem__(self, key: SampleKey) -> Sample:
         epoch, index = key
@@ -86,49 +104,101 @@ class VideoDataset(Dataset):
         nothing = torch.empty(0, dtype=torch.int64)
         while True:
             record = self.manifest[index]
+            target = self._target(record)
             try:
-                clips, seeds = self._read(record.path, epoch, index)
-                return Sample(clips, record.label, index, seeds, faults)
+                clips, seeds = self.quarantine.attempt(record.path, lambda: self._read(record, epoch, index))  # noqa: B023
+                return Sample(clips, target, index, seeds, faults)
             except DecodeError as error:
                 faults.append(Fault(error.path, error.cause))
             except UserError as error:  # the protocol does not allow this video
-                return Sample(None, record.label, index, nothing, faults, f"{record.path}: {error}")
+                return Sample(None, target, index, nothing, faults, f"{record.path}: {error}")
             if not self.training:
-                return Sample(None, record.label, index, nothing, faults)
+                return Sample(None, target, index, nothing, faults)
             if len(faults) > self.max_retries:
                 files = "\n  ".join(f"{fault.path}: {fault.cause}" for fault in faults)
                 refusal = f"{len(faults)} videos in a row could not be read:\n  {files}"
-                return Sample(None, record.label, index, nothing, faults, refusal)
-            index = int(draw(self.seed, epoch, key.index, len(faults), 1).integers(len(self.manifest)))
+                return Sample(None, target, index, nothing, faults, refusal)
+            rng = draw(self.seed, epoch, key.index, len(faults), 1)
+            sources = self.manifest.columns.sources
+            # one of the same source, whose clips have as many frames
+            index = int(
+                rng.integers(len(self.manifest))
+                if sources is None
+                else rng.choice(np.flatnonzero(sources == record.source))
+            )
 
-    def _read(self, path: str, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        video = probe(path)
+    def _target(self, record: Record) -> Tensor:
+        if not self.manifest.multi_label:
+            return torch.tensor(record.label)
+        target = torch.zeros(len(self.manifest.classes))
+        target[list(record.labels)] = 1
+        return target
+
+    def _read(self, record: Record, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        video = self.index.info(record.path, self.manifest.frame_rate)
         if self.training:
-            # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
-            when = draw(self.seed, epoch, index, 0)
-            clips = clip_indices(video.num_frames, video.timestamps, self.protocol, when)
-            where = [draw(self.seed, epoch, index, view + 1) for view in range(len(clips))]
-            views = [
-                (frames, self.geometry(video.width, video.height, self.size, rng))
-                for frames, rng in zip(clips, where, strict=True)
-            ]
-            seeds = [int(rng.integers(2**63 - 1)) for rng in where]
+            views, seeds = [], []
+            for copy in range(self.copies):
+                more, more_seeds = self._train_views(video, record, (self.seed, epoch, index), copy)
+                views, seeds = views + more, seeds + more_seeds
+            size = self.size
         else:
-            clips = clip_indices(video.num_frames, video.timestamps, self.protocol, None)
-            crops: list[Crop] = self.geometry(video.width, video.height, self.size)
+            clips = self._clip_indices(video, record, self.protocol, None, None)
+            crops = self.geometry(video.width, video.height, self.size)
             views = [(frames, crop) for frames in clips for crop in crops]
             seeds = [0] * len(views)
-        return decode_views(video, views, self.size), torch.tensor(seeds, dtype=torch.int64)
+            size = self.geometry.output_size(video.width, video.height, self.size)
+        pixels = decode_views(video, views, size)
+        copies = self.copies if self.training else 1
+        return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=copies), torch.tensor(seeds).view(
+            copies, -1
+        )
+
+    def _train_views(
+        self, video: VideoInfo, record: Record, key: tuple[int, int, int], copy: int
+    ) -> tuple[list[View], list[int]]:
+        # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
+        more = (copy, 2) if copy else ()
+        protocol = self._protocols[record.source]
+        clips = self._clip_indices(video, record, protocol, draw(*key, 0, *more), self.jitter)
+        where = [draw(*key, view + 1, *more) for view in range(len(clips))]
+        views = [
+            (frames, self.geometry(video.width, video.height, self.size, len(frames), rng))
+            for frames, rng in zip(clips, where, strict=True)
+        ]
+        return views, [int(rng.integers(2**63 - 1)) for rng in where]
+
+    def _clip_indices(
+        self,
+        video: VideoInfo,
+        record: Record,
+        protocol: ClipProtocol,
+        rng: np.random.Generator | None,
+        jitter: TemporalJitter | None,
+    ) -> np.ndarray:
+        return clip_indices(
+            video.num_frames,
+            video.timestamps,
+            protocol,
+            rng,
+            start=record.start,
+            end=record.end,
+            jitter=jitter,
+        )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks what could be read (perhaps nothing) and gathers every fault."""
+    """Puts side by side what could be read (perhaps nothing) and gathers every fault."""
     read = [sample for sample in samples if sample.clips is not None]
+    counts = torch.tensor([len(sample.clips) for sample in read], dtype=torch.int64)
+    nothing = torch.empty(0, dtype=torch.int64)
     return Batch(
-        clips=torch.stack([sample.clips for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
-        labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
-        indices=torch.tensor([sample.index for sample in read], dtype=torch.int64),
-        seeds=torch.stack([sample.seeds for sample in read]) if read else torch.empty(0, dtype=torch.int64),
+        clips=torch.cat([sample.clips for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
+        labels=torch.stack([sample.target for sample in read]).repeat_interleave(counts, 0)
+        if read
+        else nothing,
+        indices=torch.tensor([sample.index for sample in read], dtype=torch.int64).repeat_interleave(counts),
+        seeds=torch.cat([sample.seeds for sample in read]) if read else nothing,
         faults=[fault for sample in samples for fault in sample.faults],
         refusal=next((sample.refusal for sample in samples if sample.refusal), None),
     )

@@ -1,57 +1,56 @@
-"""What happens to a batch of uint8 clips on the device: color, scale and normalization."""
+"""What happens to a batch of uint8 clips on the device: RandAugment, scale, color, normalization, erasing."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-# ITU-R BT.601 luma, rounded as in torchvision's grayscale
-LUMA = (0.2989, 0.587, 0.114)
+from vidtrain.data.color import ColorJitter
+from vidtrain.data.erasing import RandomErasing
+from vidtrain.data.rand_augment import RandAugment
 
-
-class ColorJitter(nn.Module):
-    """Brightness, contrast and saturation, each scaled by a factor uniform in [1 - x, 1 + x].
-
-    One draw serves all frames of a clip, and clips are independent. The draw is made from the view's own
-    seed, so it depends on neither the batch it came in nor the global generator.
-    """
-
-    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0):
-        super().__init__()
-        self.strengths = (brightness, contrast, saturation)
-
-    def forward(self, clips: Tensor, seeds: Tensor) -> Tensor:
-        """`clips` float [v c t h w] in [0, 1] and `seeds` int64 [v] -> the same shape, clamped to [0, 1]."""
-        draws = np.stack([np.random.default_rng(int(seed)).uniform(-1, 1, 3) for seed in seeds.tolist()])
-        factors = torch.from_numpy(1 + draws * np.array(self.strengths)).to(clips)
-        brightness, contrast, saturation = rearrange(factors, "v f -> f v 1 1 1 1")
-        clips = (clips * brightness).clamp_(0, 1)
-        gray = torch.tensordot(clips, clips.new_tensor(LUMA), dims=([1], [0])).unsqueeze(1)  # [v 1 t h w]
-        mean = gray.mean(dim=(2, 3, 4), keepdim=True)
-        clips = torch.lerp(mean, clips, contrast).clamp_(0, 1)
-        gray = torch.tensordot(clips, clips.new_tensor(LUMA), dims=([1], [0])).unsqueeze(1)
-        return torch.lerp(gray, clips, saturation).clamp_(0, 1)
+DTYPES = (torch.float32, torch.float16)
 
 
 class DeviceTransform(nn.Module):
-    """uint8 clips [b n c t h w] to normalized float32 of the same shape, batched, on their own device.
+    """uint8 clips [b n c t h w] to normalized floats of the same shape, batched, on their own device.
 
-    `mean` and `std` are per channel for values in [0, 1]. `color` acts only when seeds are given, that is
-    in training.
+    In this order: `rand_augment` on uint8, values in [0, 1], `color`, `mean` and `std` (per channel, for values
+    in [0, 1]), `erasing`. The three that augment act only when seeds are given, that is in training; each view's
+    draws depend on its seed alone.
+
+    `dtype` is that of the output and of the work from [0, 1] on: float32, or float16 for half the memory.
+    bfloat16 is refused, for its 8 bits do not hold 256 colors once they are shifted and scaled.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], color: ColorJitter | None = None):
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        color: ColorJitter | None = None,
+        rand_augment: RandAugment | None = None,
+        erasing: RandomErasing | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__()
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype}: must be one of {DTYPES}")
         self.color = color
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
+        self.rand_augment = rand_augment
+        self.erasing = erasing
+        self.register_buffer("mean", torch.tensor(mean, dtype=dtype).view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=dtype).view(-1, 1, 1, 1), persistent=False)
 
     @torch.no_grad()
     def forward(self, clips: Tensor, seeds: Tensor | None = None) -> Tensor:
-        views = rearrange(clips, "b n c t h w -> (b n) c t h w").float().div_(255)
+        views = rearrange(clips, "b n c t h w -> (b n) c t h w")
+        if self.rand_augment is not None and seeds is not None:
+            views = self.rand_augment(views, seeds.flatten())
+        views = views.to(self.mean.dtype).div_(255)
         if self.color is not None and seeds is not None:
             views = self.color(views, seeds.flatten())
         views = views.sub_(self.mean).div_(self.std)
+        if self.erasing is not None and seeds is not None:
+            views = self.erasing(views, seeds.flatten())
         return rearrange(views, "(b n) c t h w -> b n c t h w", b=clips.shape[0])

@@ -3,6 +3,11 @@
 Every box has whole pixels. Its sides are rounded to the nearest pixel, so the aspect ratio of a box is off
 from the exact one by half a pixel a side at most; its place is then chosen among the whole-pixel places where
 the rounded box lies inside the frame.
+
+A geometry for training is called as `geometry(width, height, size, frames, rng)` and gives one `Crop` for the
+clip, or a tuple of one per frame. A geometry for evaluation is called as `geometry(width, height, size)` and gives
+a list of `crops` views; `output_size(width, height, size)` is their (height, width). `width` and `height` are those
+of the displayed frame, `size` is the wanted (height, width). Nothing is ever padded.
 """
 
 import math
@@ -56,17 +61,52 @@ def _short_side_box(width: int, height: int, size: tuple[int, int], ratio: float
     )
 
 
+def _ratio_in_pixels(short_side: int, size: tuple[int, int]) -> float:
+    """A short side in pixels as a multiple of the output's."""
+    if short_side < min(size):
+        raise UserError(
+            f"short_side={short_side}: must be at least the short side of the output, {min(size)} pixels"
+        )
+    return short_side / min(size)
+
+
+def _between(start: int, end: int, step: int, steps: int) -> int:
+    """The place after `step` of `steps` equal steps from `start` to `end`, halves rounded up, in exact integers."""
+    return (2 * (start * (steps - step) + end * step) + steps) // (2 * steps)
+
+
+def _shifted(first: Crop, last: Crop, frames: int) -> tuple[Crop, ...]:
+    """One box per frame: each edge moves linearly from `first` to `last`; the clip is mirrored as `first` is.
+
+    Edges are rounded, not sides: so every box lies inside the frame and has at least one pixel.
+    """
+
+    def box(step: int) -> Crop:
+        steps = max(1, frames - 1)
+        left = _between(first.left, last.left, step, steps)
+        top = _between(first.top, last.top, step, steps)
+        right = _between(first.left + first.width, last.left + last.width, step, steps)
+        bottom = _between(first.top + first.height, last.top + last.height, step, steps)
+        return Crop(left, top, right - left, bottom - top, first.flip)
+
+    return tuple(box(step) for step in range(frames))
+
+
 @dataclass(frozen=True)
 class RandomResizedCrop:
     """A box of random area and shape, the crop of Inception training (Szegedy et al. 2015).
 
     `scale` bounds the box's share of the frame's area. `ratio` bounds its width / height relative to that of
     the output, so (1, 1) never distorts; `flip` is the probability of mirroring.
+
+    With `motion_shift` two boxes are drawn, and the crop moves linearly from one to the other over the clip's
+    frames, like a camera that pans and zooms.
     """
 
     scale: Sequence[float] = (0.08, 1.0)
     ratio: Sequence[float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    motion_shift: bool = False
 
     def __post_init__(self) -> None:
         _check_range("scale", self.scale, 0)
@@ -77,7 +117,13 @@ class RandomResizedCrop:
                 f"scale={list(self.scale)}, ratio={list(self.ratio)}: must be above 0, scale at most 1"
             )
 
-    def __call__(self, width: int, height: int, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+    def __call__(
+        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
+    ) -> Crop | tuple[Crop, ...]:
+        first = self._draw(width, height, size, rng)
+        return _shifted(first, self._draw(width, height, size, rng), frames) if self.motion_shift else first
+
+    def _draw(self, width: int, height: int, size: tuple[int, int], rng: np.random.Generator) -> Crop:
         shape = size[1] / size[0]
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
@@ -94,41 +140,81 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShortSideCrop:
-    """Scale jitter: the short side becomes a random multiple of the output's, then the output is cut.
+    """Scale jitter: the short side becomes a random length, then a box of the output's size is cut.
 
-    `short_side_ratio` bounds that multiple, for instance (256 / 224, 320 / 224). The aspect ratio is kept
-    and the place is random.
+    The length is bounded by exactly one of `short_side_ratio`, a multiple of the output's short side, for instance
+    (256 / 224, 320 / 224), and `short_side`, in whole pixels, both ends included, for instance (128, 160) for an
+    output of 112. The aspect ratio is kept and the place is random.
     """
 
-    short_side_ratio: Sequence[float] = (1.0, 1.25)
+    short_side_ratio: Sequence[float] | None = None
     flip: float = 0.5
+    short_side: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        _check_range("short_side_ratio", self.short_side_ratio, 1)
+        if (self.short_side_ratio is None) == (self.short_side is None):
+            raise UserError(
+                f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}: "
+                "one must be given, and the other null"
+            )
+        if self.short_side is not None:
+            _check_range("short_side", self.short_side, 1)
+        else:
+            _check_range("short_side_ratio", self.short_side_ratio, 1)
         _check_flip(self.flip)
 
-    def __call__(self, width: int, height: int, size: tuple[int, int], rng: np.random.Generator) -> Crop:
-        box = _short_side_box(width, height, size, rng.uniform(*self.short_side_ratio))
+    def __call__(
+        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
+    ) -> Crop:
+        box = _short_side_box(width, height, size, self._ratio(size, rng))
         return _place(width, height, box, self.flip, rng)
+
+    def _ratio(self, size: tuple[int, int], rng: np.random.Generator) -> float:
+        if self.short_side is None:
+            return rng.uniform(*self.short_side_ratio)
+        shortest, longest = self.short_side
+        _ratio_in_pixels(shortest, size)  # refused whatever is drawn
+        return _ratio_in_pixels(int(rng.integers(shortest, longest + 1)), size)
+
+
+@dataclass(frozen=True)
+class FixedCrop:
+    """Training without augmentation: the box of the output's shape in the middle, as large as the frame allows."""
+
+    def __call__(
+        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
+    ) -> Crop:
+        return CenterCrops()(width, height, size)[0]
 
 
 @dataclass(frozen=True)
 class CenterCrops:
     """Evaluation: `crops` boxes spread evenly along the side with room, both ends included; 1 is the center.
 
-    The short side becomes `short_side_ratio` times the output's; the aspect ratio is kept.
+    The short side becomes `short_side_ratio` times the output's, or `short_side` pixels; with neither it becomes
+    the output's. The aspect ratio is kept. V-JEPA 2 takes short side 292 for one crop of 256 and 438 for 384, and
+    the output's for three.
     """
 
-    short_side_ratio: float = 1.0
+    short_side_ratio: float | None = None
     crops: int = 1
+    short_side: int | None = None
 
     def __post_init__(self) -> None:
-        _check_range("short_side_ratio", (self.short_side_ratio, self.short_side_ratio), 1)
+        if self.short_side_ratio is not None and self.short_side is not None:
+            raise UserError(
+                f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}: one of them must be null"
+            )
+        if self.short_side_ratio is not None:
+            _check_range("short_side_ratio", (self.short_side_ratio, self.short_side_ratio), 1)
         if self.crops < 1:
             raise UserError(f"crops={self.crops}: must be 1 or more")
 
+    def output_size(self, width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
     def __call__(self, width: int, height: int, size: tuple[int, int]) -> list[Crop]:
-        box = _short_side_box(width, height, size, self.short_side_ratio)
+        box = _short_side_box(width, height, size, self._ratio(size))
         room = width - box[0], height - box[1]
         left, top = room[0] // 2, room[1] // 2
         if self.crops == 1:
@@ -137,3 +223,49 @@ class CenterCrops:
         if room[0] >= room[1]:
             return [Crop(room[0] * i // (self.crops - 1), top, *box) for i in steps]
         return [Crop(left, room[1] * i // (self.crops - 1), *box) for i in steps]
+
+    def _ratio(self, size: tuple[int, int]) -> float:
+        if self.short_side is not None:
+            return _ratio_in_pixels(self.short_side, size)
+        return 1.0 if self.short_side_ratio is None else self.short_side_ratio
+
+
+@dataclass(frozen=True)
+class WholeFrame:
+    """Evaluation on all there is to see: the frame uncut, its aspect ratio kept, so its size depends on the video.
+
+    The short side becomes `short_side` pixels (null: the short side of `size`). The long one follows, rounded to
+    the nearest multiple of `multiple_of` (halves up), so that patches fit. There is one such view: `crops` is 1.
+    """
+
+    short_side: int | None = None
+    multiple_of: int = 1
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        if self.multiple_of < 1:
+            raise UserError(f"multiple_of={self.multiple_of}: must be 1 or more")
+        if self.crops != 1:
+            raise UserError(f"crops={self.crops}: a whole frame is one view; must be 1")
+        if self.short_side is not None:
+            self._check(self.short_side)
+
+    def _check(self, short_side: int) -> None:
+        if short_side < 1 or short_side % self.multiple_of:
+            raise UserError(
+                f"short_side={short_side}: must be a multiple of multiple_of={self.multiple_of}, above 0"
+            )
+
+    def output_size(self, width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+        short_side = min(size) if self.short_side is None else self.short_side
+        self._check(short_side)
+        unit = min(width, height) * self.multiple_of
+        long_side = (2 * max(width, height) * short_side + unit) // (2 * unit) * self.multiple_of
+        return (short_side, long_side) if width >= height else (long_side, short_side)
+
+    def __call__(self, width: int, height: int, size: tuple[int, int]) -> list[Crop]:
+        return [Crop(0, 0, width, height)]
+
+
+TrainGeometry = RandomResizedCrop | ShortSideCrop | FixedCrop
+EvalGeometry = CenterCrops | WholeFrame

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.errors import UserError
@@ -40,6 +40,7 @@ class Run:
 
     model: nn.Module  # a VideoClassifier, on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
+    mix: Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]  # of a batch, by a key; labels -> targets
     train_batches: Callable[[int, int], Iterable]  # micro-batches of the steps from, up to (over all phases)
     train_paths: Sequence[str]  # by index, to name the files of a bad batch
     steps_per_epoch: int
@@ -148,12 +149,13 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     sums.faults += len(batch.faults)
                     clips = run.transform(batch.clips.to(device, non_blocking=True), batch.seeds)
                     labels = batch.labels.to(device, non_blocking=True)
+                    clips, targets = run.mix(clips, labels, (run.seed, state.total_step, micro, ranks.rank))
                     # gradients cross ranks once a step, with the last micro-batch
                     sync = ranks.world_size == 1 or micro == settings.accumulation - 1
                     with nullcontext() if sync else wrapped.no_sync():
                         with context:
                             logits = fuse(wrapped(clips), model.fusion)
-                            loss = criterion(logits, labels)
+                            loss = criterion(logits, targets)
                         scaler.scale(loss / settings.accumulation).backward()
                     loss_value = loss.item()
                     if not np.isfinite(loss_value):

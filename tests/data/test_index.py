@@ -1,0 +1,131 @@
+import os
+import pickle
+import sqlite3
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+
+from vidtrain.data import index as index_module
+from vidtrain.data.decoding import decode_views
+from vidtrain.data.geometry import Crop
+from vidtrain.data.index import VideoIndex, pack, unpack
+from vidtrain.data.probing import probe
+from vidtrain.data.video import DecodeError, VideoInfo
+from vidtrain.errors import UserError
+
+
+@pytest.fixture
+def clip(tmp_path, write_video, patches) -> str:
+    return write_video(tmp_path / "video.mp4", patches(40), options={"x264-params": "keyint=12"})
+
+
+@pytest.fixture
+def probed(monkeypatch) -> list[str]:
+    """Paths of the files that are probed."""
+    paths = []
+
+    def counted(path: str) -> VideoInfo:
+        paths.append(path)
+        return probe(path)
+
+    monkeypatch.setattr(index_module, "probe", counted)
+    return paths
+
+
+def same(a: VideoInfo, b: VideoInfo) -> bool:
+    arrays = ("positions", "sizes", "order", "starts", "disposable")
+    one, other = a.packets, b.packets
+    return (
+        all(
+            getattr(a, name) == getattr(b, name)
+            for name in ("path", "tick", "width", "height", "rotation", "digest")
+        )
+        and all(getattr(one, name) == getattr(other, name) for name in ("codec", "tag", "extradata", "color"))
+        and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
+        and all(getattr(one, name).dtype == getattr(other, name).dtype for name in arrays)
+        and np.array_equal(a.ticks, b.ticks)
+    )
+
+
+def test_an_entry_gives_back_what_was_probed(clip):
+    video = probe(clip)
+    entry = pack(video)
+    assert same(unpack(clip, entry), video)
+    assert len(entry) < 1200  # 40 frames: about 900 bytes of extradata and digest, 4 a frame
+
+
+def test_a_file_is_probed_once_for_all_processes_and_again_when_it_changes(
+    tmp_path, clip, probed, write_video, patches
+):
+    path = tmp_path / "index" / "videos.db"
+    first = VideoIndex(path)
+    video = first.info(clip)
+    assert first.info(clip) is video
+    assert same(VideoIndex(path).info(clip), video)
+    assert probed == [clip]
+    write_video(tmp_path / "video.mp4", patches(24))
+    assert VideoIndex(path).info(clip).num_frames == 24
+    assert probed == [clip, clip]
+
+
+def test_what_comes_from_disk_decodes_the_same(tmp_path, clip):
+    path = tmp_path / "videos.db"
+    views = [(np.array([3, 30, 17]), Crop(0, 0, 96, 64))]
+    expected = decode_views(VideoIndex(path).info(clip), views, (64, 96))
+    assert decode_views(VideoIndex(path).info(clip), views, (64, 96)).equal(expected)
+
+
+def _info(index: VideoIndex, path: str) -> int:
+    return index.info(path).num_frames
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_share_one_file(tmp_path, write_video, patches, method):
+    paths = [write_video(tmp_path / f"{i}.mp4", patches(5 + i)) for i in range(12)]
+    index = VideoIndex(tmp_path / "videos.db")
+    index.info(paths[0])  # an open connection must not be used by the forked
+    with ProcessPoolExecutor(3, mp_context=get_context(method)) as pool:
+        jobs = [pool.submit(_info, index, path) for path in paths * 2]
+        assert [job.result() for job in jobs] == [5 + i for i in range(12)] * 2
+    with sqlite3.connect(tmp_path / "videos.db") as database:
+        assert database.execute("SELECT count(*) FROM videos").fetchone() == (12,)
+
+
+def test_memory_is_bounded(tmp_path, write_video, patches, monkeypatch, probed):
+    monkeypatch.setattr(index_module, "REMEMBERED_BYTES", 3000)
+    paths = [write_video(tmp_path / f"{i}.mp4", patches(5)) for i in range(4)]
+    index = VideoIndex(None)
+    for path in paths:
+        index.info(path)
+    assert [os.path.basename(key[0]) for key in index._remembered] == ["2.mp4", "3.mp4"]
+    index.info(paths[0])
+    assert probed == [*paths, paths[0]]
+
+
+def test_nothing_of_it_is_pickled_but_its_path(tmp_path, clip):
+    index = VideoIndex(tmp_path / "videos.db")
+    index.info(clip)
+    assert len(pickle.dumps(index)) < 400
+    assert pickle.loads(pickle.dumps(index)).info(clip).num_frames == 40
+
+
+def test_what_cannot_be_an_index_is_named(tmp_path):
+    (tmp_path / "text.db").write_text("not a database\n" * 100)
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "text.db", tmp_path / "file" / "videos.db"):
+        with pytest.raises(UserError, match=rf"the video index {path} cannot be used .*data.index_root"):
+            VideoIndex(path)
+
+
+def test_a_file_that_cannot_be_read_is_not_remembered(tmp_path, write_video, patches):
+    index = VideoIndex(tmp_path / "videos.db")
+    path = tmp_path / "video.mp4"
+    with pytest.raises(DecodeError, match="No such file"):
+        index.info(str(path))
+    path.touch()
+    with pytest.raises(DecodeError, match="the file is empty"):
+        index.info(str(path))
+    write_video(path, patches(5))
+    assert index.info(str(path)).num_frames == 5

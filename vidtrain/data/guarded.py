@@ -1,0 +1,176 @@
+"""Calling a function on many files where any of them may crash the process or never come back.
+
+Worker processes live long, as starting one costs more than reading most files, and each has one file at a time.
+One that dies or exceeds the time limit is replaced, and that is the result of its file alone.
+
+Workers are forked from a fork server: a process that has only imported what they need. Forking the caller itself
+would copy its threads' locks and hand every worker the pipes of the others, so that none could see the caller die;
+starting afresh (spawn) would import everything anew for every replacement.
+"""
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+START_SECONDS = 120.0  # for the imports of the first worker, from a slow disk
+JOIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one item: the function's `value`, or in `failure` the words for why there is none."""
+
+    item: Any
+    value: Any
+    failure: str
+    seconds: float
+
+
+def guarded(
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    num_workers: int,
+    time_limit: float,
+    preload: Sequence[str] = (),
+) -> Iterator[Outcome]:
+    """The outcome of `function` for every item, in the order in which they end.
+
+    A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, for what the
+    function raised, `failed: ValueError: ...`. `time_limit` is in seconds of wall time an item. `function` and
+    items are pickled, so the function is one that can be imported; `preload` names modules that it needs, which
+    are then imported once. Workers end with the iterator, and do not outlive a caller that is killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    waiting = iter(items)
+    workers: list[_Worker] = []
+    try:
+        for _, item in zip(range(num_workers), waiting, strict=False):
+            workers.append(_Worker(context, function, time_limit, item))
+        while workers:
+            wait([worker.connection for worker in workers], min(worker.seconds_left for worker in workers))
+            for worker in list(workers):
+                outcome = worker.poll()
+                if outcome is None:
+                    continue
+                try:
+                    item = next(waiting)
+                except StopIteration:
+                    worker.end()
+                    workers.remove(worker)
+                else:
+                    if worker.alive:
+                        worker.give(item)
+                    else:
+                        workers[workers.index(worker)] = _Worker(context, function, time_limit, item)
+                yield outcome
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """One worker process and the item that it has, which is sent as soon as the process is up."""
+
+    def __init__(
+        self,
+        context: multiprocessing.context.ForkServerContext,
+        function: Callable[[Any], Any],
+        time_limit: float,
+        item: Any,
+    ):
+        self.connection, theirs = context.Pipe()
+        self.alive = True
+        self._process = context.Process(target=_serve, args=(theirs, function, time_limit), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._time_limit = time_limit
+        self._item = item
+        self._up = False
+        self._since = time.monotonic()
+
+    @property
+    def seconds_left(self) -> float:
+        # its imports are not the item's time
+        limit = self._time_limit if self._up else START_SECONDS
+        return max(0.0, self._since + limit - time.monotonic())
+
+    def give(self, item: Any) -> None:
+        self._item, self._since = item, time.monotonic()
+        with suppress(BrokenPipeError):  # it died while idle; polling finds out how
+            self.connection.send(item)
+
+    def poll(self) -> Outcome | None:
+        """What became of the item, if anything has."""
+        if self.connection.poll():
+            try:
+                message = self.connection.recv()
+            except (EOFError, OSError):
+                return self._died()
+            if not self._up:
+                self._up = True
+                self.give(self._item)
+                return None
+            return Outcome(self._item, *message, self._seconds)
+        if self.seconds_left > 0:
+            return None
+        seconds = self._seconds
+        self.end()
+        if not self._up:
+            raise RuntimeError(f"a worker process was not up within {START_SECONDS:g} s")
+        return Outcome(self._item, None, f"hung: over {self._time_limit:g} s", seconds)
+
+    def _died(self) -> Outcome:
+        seconds = self._seconds
+        self._process.join(JOIN_SECONDS)
+        status = self._process.exitcode
+        self.end()
+        if not self._up:
+            raise RuntimeError(f"a worker process did not come up: {_spell(status)}; its words are above")
+        return Outcome(self._item, None, f"crashed: {_spell(status)}", seconds)
+
+    def end(self) -> None:
+        if self.alive:
+            self.alive = False
+            self._process.kill()
+            self._process.join(JOIN_SECONDS)
+            self.connection.close()
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._since
+
+
+def _spell(status: int | None) -> str:
+    """How a process ended; multiprocessing gives a signal as a negative status."""
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    names = {each.value: each.name for each in signal.Signals}
+    return f"signal {-status} ({names[-status]})" if -status in names else f"signal {-status}"
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any], time_limit: float) -> None:
+    """A worker's life: until the caller closes the pipe, or is gone."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the caller ends its workers
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    connection.send(None)
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        # Should the caller be killed while this hangs in a decoder, only the kernel can still end it
+        signal.setitimer(signal.ITIMER_REAL, 2 * time_limit + JOIN_SECONDS)
+        try:
+            message = (function(item), "")
+        except Exception as error:  # whatever a file provokes is that file's result
+            message = (None, f"failed: {type(error).__name__}: {error}")
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send(message)

@@ -1,0 +1,39 @@
+"""A video that is a folder of images, one a frame."""
+
+import os
+import re
+from fractions import Fraction
+
+import numpy as np
+
+from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+NUMBER = re.compile(r"(\d+)")
+
+
+def probe_images(folder: str, frame_rate: float) -> VideoInfo:
+    """The images of `folder` as a video of `frame_rate` frames a second, in the order of the numbers in their names.
+
+    Raises `DecodeError` where there is none, or the first one does not decode.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    except OSError as error:
+        raise DecodeError(folder, error.strerror) from error
+    if not names:
+        raise DecodeError(folder, f"no images in it; looked for {' '.join(SUFFIXES)}")
+    images = tuple(os.path.join(folder, name) for name in sorted(names, key=_natural))
+    with opened(images[0]) as (container, stream):
+        first = next(container.decode(stream), None)
+    if first is None:
+        raise DecodeError(images[0], "no frame of it decodes")
+    rotation = round(first.rotation / 90) * 90 % 360
+    width, height = displayed_size(first.width, first.height, rotation)
+    tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
+    return VideoInfo(folder, np.arange(len(images)), tick, width, height, rotation, images=images)
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """So that img_2 comes before img_10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in NUMBER.split(name)]

@@ -1,0 +1,188 @@
+"""The per-file index: what probing found, made once and kept on disk for all workers and runs."""
+
+import json
+import os
+import sqlite3
+import zlib
+from collections import OrderedDict
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from vidtrain.data.image_folders import probe_images
+from vidtrain.data.probing import probe
+from vidtrain.data.video import DecodeError, PacketTable, VideoInfo
+from vidtrain.errors import UserError
+
+FORMAT = 1  # of the entries; those of another format are made anew
+REMEMBERED_BYTES = 64 << 20  # per process
+WAIT_SECONDS = 60.0  # for another process that is writing
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS videos (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, format INTEGER,"
+    " entry BLOB) WITHOUT ROWID"
+)
+
+
+class VideoIndex:
+    """What is known of video files, by path, size and time of modification.
+
+    `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
+    index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
+    file cannot be made, or is something else.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._database: tuple[int, sqlite3.Connection] | None = None
+        self._remembered: OrderedDict[tuple[str, int, int], VideoInfo] = OrderedDict()
+        self._remembered_bytes = 0
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._connect().execute(SCHEMA)
+                self._connect().commit()
+            except (OSError, sqlite3.Error) as error:
+                raise UserError(
+                    f"the video index {path} cannot be used ({error}); choose a folder that you may write to with "
+                    "data.index_root, or delete the file if it is damaged"
+                ) from error
+
+    def info(self, video: str, frame_rate: float | None = None) -> VideoInfo:
+        """What the file `video` holds, probed if it is new or has changed. Raises `DecodeError`.
+
+        With a `frame_rate` it is a folder of images, which is listed anew in each process.
+        """
+        try:
+            status = os.stat(video)
+        except OSError as error:
+            raise DecodeError(video, error.strerror) from error
+        key = (video, status.st_size, status.st_mtime_ns)
+        if key in self._remembered:
+            self._remembered.move_to_end(key)
+            return self._remembered[key]
+        found = probe_images(video, frame_rate) if frame_rate else self._read(key)
+        if found is None:
+            found = probe(video)
+            self._write(key, found)
+        self._remember(key, found)
+        return found
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database[1].close()
+            self._database = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self._path}
+
+    def __setstate__(self, state: dict[str, Path | None]) -> None:
+        self.__init__(state["path"])
+
+    def _connect(self) -> sqlite3.Connection:
+        # a connection must not cross a fork, so it belongs to the process that opened it
+        if self._database is None or self._database[0] != os.getpid():
+            connection = sqlite3.connect(self._path, timeout=WAIT_SECONDS, check_same_thread=False)
+            # nothing in it that cannot be made again, so no write waits for the disk
+            connection.execute("PRAGMA synchronous=OFF")
+            self._database = os.getpid(), connection
+        return self._database[1]
+
+    def _read(self, key: tuple[str, int, int]) -> VideoInfo | None:
+        if self._path is None:
+            return None
+        row = (
+            self._connect()
+            .execute(
+                "SELECT entry FROM videos WHERE path = ? AND size = ? AND modified = ? AND format = ?",
+                (*key, FORMAT),
+            )
+            .fetchone()
+        )
+        return None if row is None else unpack(key[0], row[0])
+
+    def _write(self, key: tuple[str, int, int], found: VideoInfo) -> None:
+        if self._path is None:
+            return
+        with self._connect() as transaction:
+            transaction.execute(
+                "INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", (*key, FORMAT, pack(found))
+            )
+
+    def _remember(self, key: tuple[str, int, int], found: VideoInfo) -> None:
+        self._remembered[key] = found
+        self._remembered_bytes += _weight(found)
+        while self._remembered_bytes > REMEMBERED_BYTES and len(self._remembered) > 1:
+            _, forgotten = self._remembered.popitem(last=False)
+            self._remembered_bytes -= _weight(forgotten)
+
+
+def _weight(video: VideoInfo) -> int:
+    """About how many bytes it takes in memory: its arrays of 8, 8, 8, 4, 4, 4 and 1 bytes a frame."""
+    return 1000 + 40 * video.num_frames
+
+
+# Arrays are kept as differences, which are small and alike, and so compress to a byte or two a frame.
+ARRAYS = ("positions", "sizes", "order", "starts", "disposable")
+
+
+def pack(video: VideoInfo) -> bytes:
+    """A `VideoInfo`, all but its path, as bytes."""
+    table = video.packets
+    head = {
+        "tick": [video.tick.numerator, video.tick.denominator],
+        "shape": [video.width, video.height, video.rotation],
+        "digest": video.digest.hex(),
+        "arrays": {"ticks": len(video.ticks)},
+    }
+    parts = [_differences(video.ticks)]
+    if table is not None:
+        head["decoder"] = {
+            "codec": table.codec,
+            "tag": table.tag,
+            "extradata": table.extradata.hex(),
+            "width": table.width,
+            "height": table.height,
+            "color": list(table.color),
+        }
+        for name in ARRAYS:
+            head["arrays"][name] = len(getattr(table, name))
+            parts.append(_differences(getattr(table, name)))
+    text = json.dumps(head).encode()
+    return zlib.compress(len(text).to_bytes(4, "little") + text + b"".join(parts), 1)
+
+
+def unpack(path: str, entry: bytes) -> VideoInfo:
+    """The inverse of `pack`."""
+    data = zlib.decompress(entry)
+    length = int.from_bytes(data[:4], "little")
+    head = json.loads(data[4 : 4 + length])
+    at, arrays = 4 + length, {}
+    for name, count in head["arrays"].items():
+        arrays[name] = np.frombuffer(data, np.int64, count, at).cumsum()
+        at += 8 * count
+    table = None
+    if "decoder" in head:
+        decoder = head["decoder"]
+        table = PacketTable(
+            codec=decoder["codec"],
+            tag=decoder["tag"],
+            extradata=bytes.fromhex(decoder["extradata"]),
+            width=decoder["width"],
+            height=decoder["height"],
+            color=tuple(decoder["color"]),
+            positions=arrays["positions"],
+            sizes=arrays["sizes"].astype(np.int32),
+            order=arrays["order"].astype(np.int32),
+            starts=arrays["starts"].astype(np.int32),
+            disposable=arrays["disposable"].astype(bool),
+        )
+    width, height, rotation = head["shape"]
+    digest = bytes.fromhex(head["digest"])
+    return VideoInfo(
+        path, arrays["ticks"], Fraction(*head["tick"]), width, height, rotation, table, digest=digest
+    )
+
+
+def _differences(values: np.ndarray) -> bytes:
+    return np.diff(values.astype(np.int64), prepend=np.int64(0)).tobytes()

@@ -1,0 +1,110 @@
+"""What is known of a video before its frames are chosen, and where its packets lie in the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from vidtrain.errors import UserError
+
+
+class DecodeError(UserError):
+    """A video that cannot be read: `path` names the file, `cause` says why, in words."""
+
+    def __init__(self, path: str, cause: str):
+        super().__init__(path, cause)
+        self.path = path
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"cannot read video {self.path}: {self.cause}"
+
+
+@dataclass(frozen=True, eq=False)
+class PacketTable:
+    """The coded pictures of a file in decoding order, so that any can be read without opening its container.
+
+    `positions` int64 and `sizes` int32 [m] are byte ranges. `order` int32 [num_frames] gives for every shown
+    frame the number of the packet that it comes from. Decoding can begin at the packets `starts` int32, in
+    order, and is exact for frames that are shown no earlier than such a packet's own. No other picture refers to
+    those of `disposable` bool [m]. `codec`, `tag`, `extradata`, `width`, `height` and `color` (matrix, range)
+    set up the decoder.
+    """
+
+    codec: str
+    tag: str
+    extradata: bytes
+    width: int
+    height: int
+    color: tuple[int, int]
+    positions: np.ndarray
+    sizes: np.ndarray
+    order: np.ndarray
+    starts: np.ndarray
+    disposable: np.ndarray
+
+    @cached_property
+    def first_shown(self) -> np.ndarray:
+        """The frame that each of `starts` shows, sorted as they are."""
+        shown = np.full(len(self.positions), -1, dtype=np.int64)
+        shown[self.order] = np.arange(len(self.order))
+        return shown[self.starts]
+
+
+@dataclass(frozen=True, eq=False)
+class VideoInfo:
+    """What must be known of a video before its frames are chosen.
+
+    `ticks` int64 [num_frames] are the times at which its frames appear, increasing, in units of `tick` seconds.
+    `width` and `height` are of the displayed frame, after `rotation` (degrees counterclockwise: 0, 90, 180 or
+    270); pixels are taken as square. A file without `packets` can only be read from its beginning. `images` are
+    the files of a video that is a folder of images. `digest` is the BLAKE2b hash of the file (16 bytes).
+    """
+
+    path: str
+    ticks: np.ndarray
+    tick: Fraction
+    width: int
+    height: int
+    rotation: int
+    packets: PacketTable | None = None
+    images: tuple[str, ...] = ()
+    digest: bytes = b""
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.ticks)
+
+    @cached_property
+    def timestamps(self) -> np.ndarray:
+        """Seconds, float64 [num_frames]."""
+        return self.ticks * self.tick.numerator / self.tick.denominator
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`."""
+    try:
+        with av.open(path, metadata_errors="ignore") as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise DecodeError(path, "there is no video stream in it")
+            if stream.codec_context is None:
+                raise DecodeError(path, "there is no decoder for its video")
+            # workers are processes already, and more threads would change nothing but the contention
+            stream.codec_context.thread_type = "NONE"
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.FFmpegError as error:
+        raise DecodeError(path, error.strerror) from error
+
+
+def displayed_size(width: int, height: int, rotation: int) -> tuple[int, int]:
+    """Width and height after a rotation by a multiple of 90 degrees."""
+    return (height, width) if rotation in (90, 270) else (width, height)
