@@ -1,5 +1,6 @@
 """The command line: what it asks for by name, and what it says to a mistake."""
 
+import re
 import subprocess
 import sys
 
@@ -106,7 +107,7 @@ def test_help_says_what_can_be_chosen_without_importing_torch(name):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
     assert f"python -m vidtrain.{name}" in found.stdout
-    assert "dataset: class_folders, motion" in found.stdout
+    assert re.search(r"dataset: class_folders, .*motion", found.stdout)
 
 
 def test_cfg_job_resolves():

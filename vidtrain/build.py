@@ -5,24 +5,30 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from vidtrain.config import check_targets, reason, suggest
 from vidtrain.data.dataset import Batch, VideoDataset
 from vidtrain.data.device import DeviceTransform
-from vidtrain.data.geometry import CenterCrops
-from vidtrain.data.loaders import eval_loader, train_loader
+from vidtrain.data.filters import VideoFilter
+from vidtrain.data.geometry import EvalGeometry, WholeFrame
+from vidtrain.data.index import VideoIndex
+from vidtrain.data.loaders import Loader, eval_loader, train_loader
 from vidtrain.data.manifest import Manifest
-from vidtrain.data.samplers import EvalShard, TrainStream
-from vidtrain.data.sampling import ClipProtocol
+from vidtrain.data.manifest_files import open_manifests
+from vidtrain.data.prepared import PreparedCopy
+from vidtrain.data.quarantine import Quarantine
+from vidtrain.data.samplers import EvalShard, MixtureSource, MixtureStream, TrainStream, records_by_source
+from vidtrain.data.sampling import ClipProtocol, check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.training.distributed import Ranks
@@ -30,6 +36,7 @@ from vidtrain.training.loop import PRECISIONS
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase
 
+Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger")
 GROUPS = (
@@ -88,12 +95,13 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
             clip_protocol(cfg, training=True),
             clip_protocol(cfg, training=False),
         ),
-        "augmentation": lambda: part(cfg.augmentation),
+        "data": lambda: video_filter(cfg),
+        "augmentation": lambda: _try_augmentation(cfg),
         "model": lambda: _model_without_memory(cfg),
         "stage": lambda: _phases_of(cfg),
         "optimizer": lambda: part(cfg.optimizer, params=[{"params": [nn.Parameter(torch.zeros(1))]}]),
         "schedule": lambda: [each.in_steps(1000, 100) for each in part(cfg.schedule).values()],
-        "trainer": lambda: _stream(cfg, 1, _ranks_to_come(), 0, 1),
+        "trainer": lambda: _stream(cfg, None, _ranks_to_come(), 0, 1),
         "logger": lambda: part(cfg.logger),
     }
     for key, trial in trials.items():
@@ -110,12 +118,13 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
 
 
 # A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
-RESTS_ON = defaultdict(tuple, model=("clip",), stage=("clip", "model"))
+RESTS_ON = defaultdict(tuple, model=("clip",), augmentation=("clip",), stage=("clip", "model"))
 
 # Settings with a least value; null is allowed where the schema allows it
 LEAST = {
     "seed": 0,
     "clip.train_clips": 1,
+    "clip.train_copies": 1,
     "clip.eval_clips": 1,
     "trainer.epochs": 1,
     "trainer.batch_size": 1,
@@ -172,6 +181,24 @@ def _phases_of(cfg: DictConfig) -> None:
             raise UserError(f"stage.{name}.{error}") from error
 
 
+def _try_augmentation(cfg: DictConfig) -> None:
+    """On a frame of 320x240, which shows what sizes do not go together."""
+    parts = part(cfg.augmentation)
+    size = clip_size(cfg)
+    parts["train"](320, 240, size, cfg.clip.frames, np.random.default_rng(0))
+    parts["eval"](320, 240, size)
+    if parts["temporal"] is not None:
+        check_jitter(clip_protocol(cfg, training=True), parts["temporal"])
+    if parts["mixing"] is not None:
+        ranks = _ranks_to_come().world_size
+        samples = cfg.trainer.batch_size // (ranks * cfg.trainer.accumulation) * cfg.clip.train_copies
+        if samples < 2:
+            raise UserError(
+                f"mixing needs two samples or more in a batch of a rank, and trainer.batch_size="
+                f"{cfg.trainer.batch_size} leaves {samples}; raise it, or set augmentation.mixing=null"
+            )
+
+
 def _model_without_memory(cfg: DictConfig) -> nn.Module:
     with torch.device("meta"):
         return part(cfg.model, num_classes=2)
@@ -204,6 +231,8 @@ def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
         num_clips=clip.train_clips if training else clip.eval_clips,
         short=clip.short,
         frame_order=clip.frame_order,
+        sampling=clip.sampling,
+        overlap=clip.overlap,
     )
 
 
@@ -216,9 +245,15 @@ def protocol_text(cfg: DictConfig, fusion: str) -> str:
     if clip.duration is not None:
         stride = f"{clip.frames} over {clip.duration:g} s"
     order = "" if clip.frame_order == "forward" else f" {clip.frame_order}"
-    crops = cfg.augmentation.eval.crops
-    views = f"{_count(clip.eval_clips, 'clip')} x {_count(crops, 'crop')}"
-    return f"{stride} frames{order} at {height}x{width}, {views}, {fusion}"
+    if clip.sampling == "uniform":
+        stride = f"{clip.frames} uniform"
+    reference = " as in V-JEPA 2" if clip.sampling == "reference" else ""
+    geometry: EvalGeometry = part(cfg.augmentation.eval)
+    crops, size = _count(geometry.crops, "crop"), f"{height}x{width}"
+    if isinstance(geometry, WholeFrame):
+        crops, size = "whole frame", f"short side {geometry.short_side or min(height, width)}"
+    views = f"{_count(clip.eval_clips, 'clip')} x {crops}"
+    return f"{stride} frames{order}{reference} at {size}, {views}, {fusion}"
 
 
 def _count(number: int, thing: str) -> str:
@@ -231,7 +266,7 @@ class EvalData:
 
     split: str
     manifest: Manifest
-    loader: DataLoader
+    loader: Loader
     crops: int
 
     def batches(self, console: Any) -> Iterator[Batch]:
@@ -242,28 +277,71 @@ class EvalData:
                 console.advance(number, {})
 
 
-def manifests(cfg: DictConfig, ranks: Ranks) -> dict[str, Manifest]:
-    """The splits of the configured dataset; rank 0 is first, for it may have to make the files."""
-    source, mine = part(cfg.dataset.source), []
-    ranks.on_main(lambda: mine.append(source.manifests()))
-    found = mine[0] if mine else source.manifests()
+@dataclass(frozen=True)
+class Reading:
+    """What all readers of a run's videos share: what is known of the files, and which failed."""
+
+    index: VideoIndex
+    quarantine: Quarantine
+
+
+def reading(cfg: DictConfig, ranks: Ranks, quarantine: Path | None) -> Reading:
+    """The dataset's index, shared by all ranks and runs, and the run's quarantine; rank 0 makes the former first."""
+    path = index_folder(cfg) / "videos.sqlite"
+    ranks.on_main(lambda: VideoIndex(path).close())
+    return Reading(VideoIndex(path), Quarantine(quarantine))
+
+
+def index_folder(cfg: DictConfig) -> Path:
+    return Path(cfg.data.index_root) / cfg.dataset.name
+
+
+def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest]:
+    """The splits of the configured dataset, as they are to be read; rank 0 is first, for it may have to make them."""
+    source, folder = part(cfg.dataset.source), index_folder(cfg)
+    ranks.on_main(lambda: open_manifests(source, folder) and None)
+    found = open_manifests(source, folder)
     if len(found["train"].classes) < 2:
         raise UserError(
             f"dataset {cfg.dataset.name} has one class, {found['train'].classes[0]}: nothing to tell apart"
         )
+    if cfg.data.prepared is not None:
+        copy = PreparedCopy.open(Path(cfg.data_root) / "prepared" / cfg.dataset.name / cfg.data.prepared)
+        found = {split: copy.redirect(manifest) for split, manifest in found.items()}
+        console.info(f"reading the prepared copy {copy.folder}")
     return found
+
+
+def video_filter(cfg: DictConfig) -> VideoFilter:
+    return VideoFilter(cfg.data.min_frames, cfg.data.min_seconds, cfg.data.max_seconds, cfg.data.max_bytes)
+
+
+def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, console: Any) -> Manifest:
+    """The training videos within the bounds of `data`; all of them where there are none."""
+    bounds = video_filter(cfg)
+    if bounds.keeps_all:
+        return train
+
+    def look() -> tuple[np.ndarray, dict[str, int]]:
+        with console.phase("looking at lengths", len(train)):
+            return bounds.kept(train, index, share_of_cores(ranks), lambda done: console.advance(done, {}))
+
+    kept, dropped = ranks.on_main(look)
+    counts = ", ".join(f"{count} by data.{name}" for name, count in sorted(dropped.items()))
+    console.info(f"training videos left out: {counts or 'none'}")
+    return train.subset(kept)
 
 
 def one_batch(found: dict[str, Manifest], size: int, seed: int) -> dict[str, Manifest]:
     """A dataset that is the first training batch and nothing else, to train and to validate on."""
     train = found["train"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    few = Manifest([train[index] for index in order], train.classes)
+    few = train.subset(order)
     return {"train": few, "val": few}
 
 
 def train_batches(
-    cfg: DictConfig, manifest: Manifest, ranks: Ranks
+    cfg: DictConfig, manifest: Manifest, reading: Reading, ranks: Ranks
 ) -> tuple[Callable[[int, int], Iterable], int]:
     """How to get the micro-batches of the steps from, up to; and how many steps make an epoch."""
     dataset = VideoDataset(
@@ -273,39 +351,63 @@ def train_batches(
         clip_size(cfg),
         cfg.seed,
         training=True,
+        copies=cfg.clip.train_copies,
+        jitter=part(cfg.augmentation.temporal),
+        index=reading.index,
+        quarantine=reading.quarantine,
     )
     workers = num_workers(cfg.trainer.num_workers, ranks)
     pin = ranks.device.type == "cuda"
 
-    def batches(start: int, stop: int) -> DataLoader:
-        return train_loader(dataset, _stream(cfg, len(manifest), ranks, start, stop), workers, pin)
+    def batches(start: int, stop: int) -> Iterable[Batch]:
+        stream = _stream(cfg, manifest, ranks, start, stop)
+        return train_loader(dataset, stream, workers, pin, cfg.data.time_limit)
 
-    per_pass = _stream(cfg, len(manifest), ranks, 0, 0).steps_per_pass
+    per_pass = _stream(cfg, manifest, ranks, 0, 0).steps_per_pass
     return batches, cfg.trainer.steps_per_epoch or per_pass
 
 
-def _stream(cfg: DictConfig, num_samples: int, ranks: Ranks, start: int, stop: int) -> TrainStream:
-    return TrainStream(
-        num_samples=num_samples,
-        batch_size=cfg.trainer.batch_size,
-        seed=cfg.seed,
-        start_step=start,
-        stop_step=stop,
-        accumulation=cfg.trainer.accumulation,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
+def _stream(
+    cfg: DictConfig, manifest: Manifest | None, ranks: Ranks, start: int, stop: int
+) -> TrainStream | MixtureStream:
+    """The samples of the steps from, up to; a manifest of None stands for any."""
+    where = {
+        "batch_size": cfg.trainer.batch_size,
+        "seed": cfg.seed,
+        "start_step": start,
+        "stop_step": stop,
+        "accumulation": cfg.trainer.accumulation,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    if manifest is None or manifest.columns.sources is None:
+        return TrainStream(1 if manifest is None else len(manifest), **where)
+    records = records_by_source(manifest.columns.sources, len(manifest.sources))
+    sources = [
+        MixtureSource(source.name, mine, source.weight, source.frames or cfg.clip.frames)
+        for source, mine in zip(manifest.sources, records, strict=True)
+    ]
+    return MixtureStream(sources, **where)
 
 
-def eval_data(cfg: DictConfig, split: str, manifest: Manifest, ranks: Ranks) -> EvalData:
-    geometry: CenterCrops = part(cfg.augmentation.eval)
+def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading, ranks: Ranks) -> EvalData:
+    geometry: EvalGeometry = part(cfg.augmentation.eval)
     dataset = VideoDataset(
-        manifest, clip_protocol(cfg, training=False), geometry, clip_size(cfg), cfg.seed, training=False
+        manifest,
+        clip_protocol(cfg, training=False),
+        geometry,
+        clip_size(cfg),
+        cfg.seed,
+        training=False,
+        index=reading.index,
+        quarantine=reading.quarantine,
     )
     every = math.ceil(len(manifest) / (cfg.trainer.max_eval_videos or len(manifest)))
-    shard = EvalShard(len(manifest), cfg.trainer.eval_batch_size, ranks.rank, ranks.world_size, every)
+    # frames of any shape do not stack
+    batch_size = 1 if isinstance(geometry, WholeFrame) else cfg.trainer.eval_batch_size
+    shard = EvalShard(len(manifest), batch_size, ranks.rank, ranks.world_size, every)
     workers = num_workers(cfg.trainer.num_workers, ranks)
-    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda")
+    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.time_limit)
     return EvalData(split, manifest, loader, geometry.crops)
 
 
@@ -328,7 +430,18 @@ def set_cpu_threads(asked: int | None, ranks: Ranks) -> None:
 
 
 def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:
-    return DeviceTransform(list(cfg.clip.mean), list(cfg.clip.std), part(cfg.augmentation.color)).to(device)
+    stages = {name: part(cfg.augmentation[name]) for name in ("color", "rand_augment", "erasing")}
+    return DeviceTransform(list(cfg.clip.mean), list(cfg.clip.std), **stages).to(device)
+
+
+def mixing(cfg: DictConfig, num_classes: int) -> Mix:
+    """How the samples of a batch are mixed, by a key: clips and labels to clips and targets."""
+    mix = part(cfg.augmentation.mixing)
+    if mix is None:
+        return lambda clips, labels, key: (clips, labels)
+    return lambda clips, labels, key: mix(
+        clips, labels, num_classes, key
+    )  # the loss does the label smoothing
 
 
 def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> nn.Module:

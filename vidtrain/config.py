@@ -30,11 +30,28 @@ class ClipSettings:
     duration: float | None = None  # seconds that the clip covers
     size: Any = 224  # pixels: one number, or [height, width]
     train_clips: int = 1
+    train_copies: int = 1  # differently augmented copies of each training video, from one decoding of it
     eval_clips: int = 1
+    sampling: str = "dense"  # dense; uniform: over the whole video, without a stride; reference: V-JEPA 2's
+    overlap: bool = True  # whether clips of one video may share frames
     short: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
     frame_order: str = "forward"  # probes of what time is worth: reversed, shuffled, single_frame
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+
+@dataclass
+class DataSettings:
+    """How a dataset is read, whatever it is."""
+
+    index_root: str = "${data_root}/index"  # what is known of the files, kept for all runs; nothing else lies there
+    prepared: str | None = None  # read the copy that vidtrain.prepare made under this name
+    # training videos to leave out: null keeps them
+    min_frames: int | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    max_bytes: int | None = None
+    time_limit: float = 60.0  # seconds that reading one video may take in a worker
 
 
 @dataclass
@@ -48,6 +65,7 @@ class RunConfig:
     init_from: str | None = None
     init_match: float = 0.9  # the least share of the encoder that init_from must fit
     clip: ClipSettings = field(default_factory=ClipSettings)
+    data: DataSettings = field(default_factory=DataSettings)
     dataset: Any = MISSING
     augmentation: Any = MISSING
     model: Any = MISSING
@@ -78,11 +96,91 @@ class EvaluateConfig:
     trust_targets: bool = False  # build parts of other packages that the checkpoint names
 
 
+@dataclass
+class AuditDataSettings:
+    index_root: str = "${data_root}/index"  # as in training: what is found of the files is kept there for it
+
+
+@dataclass
+class AuditConfig:
+    """The audit program's configuration. For a bound, null means that there is none."""
+
+    dataset: Any = None
+    data_root: str = "data"
+    out: str | None = None  # folder for the page and the ledger; null: outputs/audit/NAME
+    num_workers: int | None = None  # processes that read; null: one a core
+    time_limit: float = 60.0  # seconds that reading one file may take
+    retry: bool = False  # read again what could not be read before
+    group_pattern: str | None = None  # regular expression that finds a video's group in its path
+    max_distance: float = 6.5  # bits of 64 by which frames of near duplicates may differ: vidtrain.data.duplicates
+    max_unreadable_share: float | None = 0.0  # of the files
+    max_damaged_share: float | None = None  # truncated or damaged, of the files
+    max_absent_classes: int | None = None  # classes without a readable video in some split
+    max_duplicates_across_splits: int | None = 0  # sets of alike files
+    max_groups_across_splits: int | None = 0
+    max_shortcut_gain: float | None = None  # accuracy that an attribute of the files gives above chance
+    data: AuditDataSettings = field(default_factory=AuditDataSettings)
+
+
+@dataclass
+class PrepareConfig:
+    """The preparing program's configuration."""
+
+    dataset: Any = None
+    data_root: str = "data"  # the copy lies in data_root/prepared/DATASET/NAME
+    name: str | None = None  # of the copy; null: made from the settings, such as short256_gop12
+    short_side: int = 256  # pixels; smaller videos keep their size
+    gop: int = 12  # frames from one clean start to the next
+    b_frames: int = 3  # pictures in a row that nothing refers to, so that they can be passed over
+    crf: int = 20  # x264's constant quality: 0 is the best, 51 the worst
+    preset: str = "medium"  # x264's effort, from ultrafast to placebo
+    num_workers: int | None = None  # processes that encode, one thread each; null: one a core
+    time_limit: float = 3600.0  # seconds that one file may take
+    max_unreadable_share: float | None = 0.02  # as training takes by default; null: any
+
+
+@dataclass
+class SplitListingSettings:
+    """How to read a listing; what is null is recognized (vidtrain.data.listings.ListingFormat)."""
+
+    root: str | None = None  # what paths are relative to; null: the listing's folder
+    delimiter: str | None = None
+    header: bool | None = None
+    path_column: int | str | None = None
+    label_column: int | str | None = None
+    start_column: int | str | None = None
+    end_column: int | str | None = None
+    label_separator: str | None = None
+    label_kind: str | None = None  # names, integers
+    frame_rate: float | None = None  # paths are folders of images, that many a second
+
+
+@dataclass
+class SplitConfig:
+    """The splitting program's configuration."""
+
+    source: str = "class_folders"  # class_folders, listing, frame_folders
+    path: str | None = None  # the folder of the class folders or frame folders, or the listing
+    ground_truth: str | None = None  # for frame folders: CSV of youtube_id, folder_name, label
+    out: str | None = None  # folder for train.csv, val.csv, test.csv and annotations.json
+    shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # of train, val and test
+    seed: int = 0
+    group_column: int | str | None = None  # of the listing; null: the column named group, if there is one
+    group_pattern: str | None = None  # regular expression that finds a video's group in its path
+    classes: Any = None  # a list, or a file of class names in order; null: those of the videos, sorted
+    listing: SplitListingSettings = field(default_factory=SplitListingSettings)
+    paths: str = "absolute"  # in the CSV files; relative: to out
+    overwrite: bool = False  # what another split left in out
+
+
 def register_schemas() -> None:
     """Makes the schemas known to Hydra, by the names that conf/*.yaml put first in their defaults."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="audit_schema", node=AuditConfig)
+    store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(name="split_schema", node=SplitConfig)
 
 
 # --- what fits what ---------------------------------------------------------------------------------------

@@ -56,8 +56,7 @@ def evaluate_split(
     for path, cause in table.missing:
         console.warn(f"missing from {data.split}: {path} ({cause})")
     if ranks.is_main:
-        paths = [record.path for record in data.manifest.records]
-        write_report(found, out, paths, data.manifest.classes)
+        write_report(found, out, data.manifest.paths, data.manifest.classes)
     return found
 
 
@@ -130,7 +129,8 @@ def evaluate(cfg: DictConfig) -> float:
         out = Path(cfg.out or Path(cfg.checkpoint).resolve().parents[1] / "eval" / f"{cfg.split}_again")
         ranks.on_main(lambda: writable(out))
         build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
-        splits = build.manifests(trained, ranks)
+        reading = build.reading(trained, ranks, None)
+        splits = build.manifests(trained, ranks, console)
         if cfg.split not in splits:
             raise UserError(f"split={cfg.split} is not in the dataset; it has {', '.join(splits)}")
         manifest = splits[cfg.split]
@@ -143,7 +143,7 @@ def evaluate(cfg: DictConfig) -> float:
         model = build.model(trained, len(manifest.classes), ranks)
         checkpoint.restore(model, payload["model"], cfg.checkpoint)
         transform = build.device_transform(trained, ranks.device)
-        data = build.eval_data(trained, cfg.split, manifest, ranks)
+        data = build.eval_data(trained, cfg.split, manifest, reading, ranks)
         found = evaluate_split(trained, model, data, transform, ranks, console, out)
         results_table(console, f"{cfg.checkpoint} on {cfg.split}", found)
         console.info(f"tables in {out}")

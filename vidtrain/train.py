@@ -74,12 +74,14 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     console.info(f"run folder {folder}")
 
     # Data
-    splits = build.manifests(cfg, ranks)
+    reading = build.reading(cfg, ranks, folder / "quarantine.jsonl")
+    splits = build.manifests(cfg, ranks, console)
+    splits["train"] = build.filtered(cfg, splits["train"], reading.index, ranks, console)
     if settings.one_batch:
         splits = build.one_batch(splits, settings.batch_size, cfg.seed)
     classes = splits["train"].classes
-    batches, steps_per_epoch = build.train_batches(cfg, splits["train"], ranks)
-    val = build.eval_data(cfg, "val", splits["val"], ranks)
+    batches, steps_per_epoch = build.train_batches(cfg, splits["train"], reading, ranks)
+    val = build.eval_data(cfg, "val", splits["val"], reading, ranks)
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     console.info(f"dataset {cfg.dataset.name}: {len(classes)} classes; videos: {counts}")
 
@@ -127,8 +129,9 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
             Run(
                 model=model,
                 transform=transform,
+                mix=build.mixing(cfg, len(classes)),
                 train_batches=batches,
-                train_paths=[record.path for record in splits["train"].records],
+                train_paths=splits["train"].paths,
                 steps_per_epoch=steps_per_epoch,
                 evaluate=evaluate,
                 optimizer=build.part(cfg.optimizer),
@@ -170,7 +173,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
         checkpoint.restore(model, checkpoint.load(best_file)["model"], str(best_file))
         split = "test" if "test" in splits else "val"
         selected = "" if split == "test" else ", which also selected it: no test split to report on"
-        data = build.eval_data(cfg, split, splits[split], ranks)
+        data = build.eval_data(cfg, split, splits[split], reading, ranks)
         found = evaluate_split(cfg, model, data, transform, ranks, console, folder / "eval" / split)
         if ranks.is_main:
             curves = folder / "plots" / "curves.png"

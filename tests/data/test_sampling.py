@@ -102,6 +102,19 @@ def test_timestamps_in_whole_milliseconds():
     assert indices(rounded, frames=5, fps=7.5) == [[141, 145, 149, 153, 157]]
 
 
+@pytest.mark.parametrize("stride", [{"frame_step": 4}, {"fps": 7.5}], ids=str)
+def test_views_of_a_kinetics_video(stride):
+    """Ten seconds at 30 fps as 16x4: the last start is 299 - 60, and the views lie evenly up to it."""
+    video = np.arange(300) / 30
+    five = indices(video, frames=16, num_clips=5, **stride)
+    assert [clip[0] for clip in five] == [0, 59, 119, 179, 239]
+    assert five[1] == [59, 63, 67, 71, 75, 79, 83, 87, 91, 95, 99, 103, 107, 111, 115, 119]
+    assert five[4][-1] == 299
+    ten = indices(video, frames=16, num_clips=10, **stride)
+    assert [clip[0] for clip in ten] == [0, 26, 53, 79, 106, 132, 159, 185, 212, 239]
+    assert all(np.diff(clip).tolist() == [4] * 15 for clip in ten)
+
+
 def test_probes_of_frame_order():
     def clip(order: str) -> list[int]:
         return indices(HUNDRED, frames=8, frame_step=4, frame_order=order)[0]
@@ -127,6 +140,16 @@ def test_probes_of_frame_order():
         (
             {"frames": 8, "frame_step": 2, "short": "loop"},
             "short=loop: choose one of repeat_last, wrap, error",
+        ),
+        (
+            {"frames": 8, "frame_step": 2, "sampling": "sparse"},
+            "sampling=sparse: choose one of dense, uniform, reference",
+        ),
+        ({"frames": 8, "frame_step": 2, "sampling": "uniform"}, "takes no stride; set frame_step=2 to null"),
+        ({"frames": 8, "sampling": "reference"}, "not by none of them"),
+        (
+            {"frames": 8, "fps": 2.0, "sampling": "reference", "short": "wrap"},
+            "choose short=repeat_last or short=error",
         ),
         ({"frames": 8, "frame_step": 2, "frame_order": "back"}, "choose one of forward, reversed, shuffled"),
         ({"frames": 1, "frame_step": 2, "frame_order": "shuffled"}, "2 frames or more"),

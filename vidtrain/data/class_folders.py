@@ -5,7 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.manifest import Manifest, Record, check_same_classes
+from vidtrain.data.columns import ColumnsBuilder
+from vidtrain.data.manifest import Manifest
+from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.errors import UserError
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
@@ -13,11 +16,14 @@ SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """Videos in class folders: `root/split/class/**/*.suffix`.
+    """Videos in class folders: `root/split/class/**/*.suffix`, or, with `split`, `root/class/**/*.suffix`.
 
     The sorted folder names of a split are its classes, and every split must have the same ones. Only
     "test" may be absent. Suffixes are matched in any letter case; hidden files and folders are passed over.
-    Nothing is known of how videos belong together, so each is a group of its own.
+
+    `split` holds the shares of train, val and test that are dealt out, stratified, drawn from `seed`. Each
+    video is a group of its own, or, with `group_pattern`, belongs with those of the same group (`GroupPattern`, on
+    the path below `root`); groups stay whole.
 
     `manifests` raises `UserError` where the layout is not as stated.
     """
@@ -25,48 +31,74 @@ class ClassFolders:
     root: str
     splits: Sequence[str] = ("train", "val", "test")
     suffixes: Sequence[str] = SUFFIXES
+    split: Sequence[float] | None = None
+    group_pattern: str | None = None
+    seed: int = 0
 
     def manifests(self) -> dict[str, Manifest]:
-        root = Path(self.root)
-        if not root.is_dir():
-            raise UserError(f"no dataset folder {root}; {self._layout()}")
-        found = [split for split in self.splits if split != "test" or (root / split).is_dir()]
-        videos = {split: self._videos(root / split) for split in found}
-        # before the manifests, whose own complaint could not name the folder
-        manifests = {}
-        for split, by_class in videos.items():
-            empty = [name for name, paths in by_class.items() if not paths]
-            if len(empty) == len(by_class) or (split == "train" and empty):
-                raise UserError(
-                    f"no videos in {root / split} for {', '.join(empty)}; "
-                    f"looked for {' '.join(self.suffixes)}; {self._layout()}"
-                )
-            manifests[split] = Manifest(
-                [
-                    Record(path, label, group=os.path.relpath(path, root))
-                    for label, paths in enumerate(by_class.values())
-                    for path in paths
-                ],
-                tuple(by_class),
-            )
-        check_same_classes(manifests)
+        if self.split is not None:
+            manifests = split_manifest(self.pool(), shares_of(self.split), self.seed)
+        else:
+            root = self._existing_root()
+            found = [split for split in self.splits if split != "test" or (root / split).is_dir()]
+            manifests = {split: self._read(root / split, split) for split in found}
+        check_splits(manifests)
         return manifests
 
-    def _videos(self, folder: Path) -> dict[str, list[str]]:
+    def pool(self) -> Manifest:
+        """All videos of `root/class/**/*.suffix`, not split."""
+        root = self._existing_root()
+        named_like_splits = [name for name in self.splits if (root / name).is_dir()]
+        if named_like_splits:
+            raise UserError(
+                f"{root} holds the folders {', '.join(named_like_splits)}, so it seems to be split already; "
+                "take split back to read it so, or say with splits=[] that these are classes"
+            )
+        return self._read(root, None)
+
+    def _existing_root(self) -> Path:
+        if not Path(self.root).is_dir():
+            raise UserError(f"no dataset folder {self.root}; {self._layout()}")
+        return Path(self.root)
+
+    def _read(self, folder: Path, split: str | None) -> Manifest:
+        by_class = self._videos(folder, split)
+        # before the manifest, whose own complaint could not name the folder
+        empty = [name for name, paths in by_class.items() if not paths]
+        if len(empty) == len(by_class) or (split in ("train", None) and empty):
+            raise UserError(
+                f"no videos in {folder} for {', '.join(empty)}; "
+                f"looked for {' '.join(self.suffixes)}; {self._layout()}"
+            )
+        pattern = None if self.group_pattern is None else GroupPattern(self.group_pattern)
+        builder = ColumnsBuilder()
+        for label, paths in enumerate(by_class.values()):
+            names = [os.path.relpath(path, self.root) for path in paths] if pattern else []
+            builder.extend(paths, [label] * len(paths), pattern.groups(names) if pattern else None)
+        return Manifest.from_columns(builder.build(), tuple(by_class))
+
+    def _videos(self, folder: Path, split: str | None) -> dict[str, list[str]]:
         if not folder.is_dir():
-            raise UserError(f"no folder {folder} for split {folder.name!r}; {self._layout()}")
+            raise UserError(f"no folder {folder} for split {split!r}; {self._layout()}")
         classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not classes:
             raise UserError(f"no class folders in {folder}; {self._layout()}")
-        return {path.name: sorted(self._walk(path)) for path in classes}
-
-    def _walk(self, folder: Path) -> Iterator[str]:
-        suffixes = tuple(suffix.lower() for suffix in self.suffixes)
-        for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                if name.lower().endswith(suffixes) and not name.startswith("."):
-                    yield os.path.join(parent, name)
+        return {path.name: sorted(walk(path, self.suffixes)) for path in classes}
 
     def _layout(self) -> str:
-        return f"expected {self.root}/{{{','.join(self.splits)}}}/<class>/<video>"
+        if self.split is not None:
+            return f"expected {self.root}/<class>/<video>, as split is given"
+        return (
+            f"expected {self.root}/{{{','.join(self.splits)}}}/<class>/<video>; "
+            "where classes are not split yet, say so with split=[0.8,0.1,0.1]"
+        )
+
+
+def walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
+    """The videos below `folder`; hidden files and folders are passed over."""
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(endings) and not name.startswith("."):
+                yield os.path.join(parent, name)

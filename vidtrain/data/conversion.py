@@ -23,9 +23,10 @@ MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt
 UNLABELED = "bt601"
 FULL_RANGE = 2
 
-# One pass from source to scaled planar RGB. Without accurate_rnd swscale is off by one here and there,
-# differently on different processors.
-SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int"
+# One pass from source to scaled planar RGB, as nothing else is both fast and unbiased: by way of packed RGB, or of
+# scaled YUV, swscale takes shortcuts that darken by a level. Bilinear widens with the scale, so that it does not alias
+# when shrinking. Without accurate_rnd swscale is off by one here and there, differently on different processors.
+SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int"
 
 
 class ViewConverter:

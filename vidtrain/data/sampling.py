@@ -1,75 +1,40 @@
 """Which frames make a clip: a pure function of frame count, timestamps, protocol and generator."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
+from vidtrain.data.reference_sampling import reference_clips, reference_step
+from vidtrain.data.temporal import ROUNDING, Stretch, TemporalJitter, cut
 from vidtrain.errors import UserError
-
-# Containers round timestamps, Matroska to whole milliseconds: two frames may be one too far apart.
-ROUNDING = 1.1e-3
-
-
-def _repeat_last(positions: np.ndarray, last: float, length: float) -> np.ndarray:
-    return np.minimum(positions, last)
-
-
-def _wrap(positions: np.ndarray, last: float, length: float) -> np.ndarray:
-    return positions % length
-
-
-def _error(positions: np.ndarray, last: float, length: float) -> np.ndarray:
-    raise UserError(
-        f"the video is too short for a clip: it lasts {length:g}, "
-        f"the clip's last frame is at {positions.max():g} (frames for frame_step, else seconds); "
-        "choose a smaller stride, or short=repeat_last or short=wrap"
-    )
-
-
-# What to do with positions behind the end of a video that is shorter than a clip.
-SHORT_POLICIES = {"repeat_last": _repeat_last, "wrap": _wrap, "error": _error}
-
-
-def _forward(positions: np.ndarray) -> np.ndarray:
-    return positions
-
-
-def _reversed(positions: np.ndarray) -> np.ndarray:
-    return positions[:, ::-1]
-
-
-def _shuffled(positions: np.ndarray) -> np.ndarray:
-    """One fixed permutation per clip length, never the identity."""
-    rng = np.random.default_rng(0)
-    frames = positions.shape[1]
-    order = rng.permutation(frames)
-    while np.array_equal(order, np.arange(frames)):
-        order = rng.permutation(frames)
-    return positions[:, order]
-
-
-def _single_frame(positions: np.ndarray) -> np.ndarray:
-    """The middle in time, not the middle one of the clip's frames: of an even number that is the later half's,
-    which would tell a growing thing from a shrinking one."""
-    return np.broadcast_to(positions.mean(axis=1, keepdims=True), positions.shape)
-
-
-# In which order a clip shows its positions [n t]. All but "forward" probe what a model takes from time.
-FRAME_ORDERS = {
-    "forward": _forward,
-    "reversed": _reversed,
-    "shuffled": _shuffled,
-    "single_frame": _single_frame,
-}
 
 
 @dataclass(frozen=True)
 class ClipProtocol:
     """How clips are cut from a video: `num_clips` clips of `frames` frames each.
 
+    `sampling` says where a clip's frames lie:
+
+    - "dense": a stride apart. In training a clip starts anywhere; in evaluation one clip is centered, and several
+      start evenly spaced from the first possible start to the last.
+    - "uniform": over the whole video, one in each of `frames` equal segments (TSN, Wang et al. 2016). Of N frames,
+      frame j lies at floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
+      for one clip, and i / num_clips for clip i of several, as VideoMAE tests on Something-Something.
+    - "reference": V-JEPA 2's indices (see `reference_sampling`), made for training and evaluation alike.
+
     The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
-    `duration` (seconds that the clip covers, so `duration / frames` between frames). `short` names what
-    happens to videos shorter than a clip, `frame_order` the order in which frames are shown.
+    `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
+
+    With `overlap` every clip may lie anywhere. Without, the video is cut into `num_clips` equal parts, and each is
+    sampled as a video of its own with one clip, so that no two clips share a frame; only a part in which no frame
+    appears shows the one before it. In "reference" it is that code's switch of the same meaning.
+
+    `short` names what happens where a video (or its part) is shorter than a clip: it is shown from its beginning,
+    and then its last frame is held ("repeat_last"), it begins anew ("wrap"), or it is refused ("error"). For
+    "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "reference" holds the last
+    frame in its own way. `frame_order` is the order in which frames are shown.
 
     Raises `UserError` for values that make no clip.
     """
@@ -81,80 +46,205 @@ class ClipProtocol:
     num_clips: int = 1
     short: str = "repeat_last"
     frame_order: str = "forward"
+    sampling: str = "dense"
+    overlap: bool = True
 
     def __post_init__(self) -> None:
+        for name, known in (
+            ("sampling", SAMPLINGS),
+            ("short", SHORT_POLICIES),
+            ("frame_order", FRAME_ORDERS),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)}: choose one of {', '.join(known)}")
         strides = {"frame_step": self.frame_step, "fps": self.fps, "duration": self.duration}
         given = {name: value for name, value in strides.items() if value is not None}
-        if len(given) != 1:
+        spelled = " and ".join(f"{name}={value}" for name, value in given.items())
+        if self.sampling == "uniform" and given:
+            raise UserError(
+                f"sampling=uniform spans the whole video and takes no stride; set {spelled} to null"
+            )
+        if self.sampling != "uniform" and len(given) != 1:
             raise UserError(
                 "a clip's stride is given by exactly one of frame_step, fps and duration, "
-                f"not by {' and '.join(f'{name}={value}' for name, value in given.items()) or 'none of them'}"
+                f"not by {spelled or 'none of them'}"
             )
         for name, value in {"frames": self.frames, "num_clips": self.num_clips, **given}.items():
             if value <= 0:
                 raise UserError(f"{name}={value}: must be above 0")
-        for name, value, known in (
-            ("short", self.short, SHORT_POLICIES),
-            ("frame_order", self.frame_order, FRAME_ORDERS),
-        ):
-            if value not in known:
-                raise UserError(f"{name}={value}: choose one of {', '.join(known)}")
+        if self.sampling == "reference" and self.short == "wrap":
+            raise UserError("sampling=reference cannot wrap: choose short=repeat_last or short=error")
         if self.frame_order == "shuffled" and self.frames < 2:
             raise UserError("frame_order=shuffled needs clips of 2 frames or more")
 
     @property
-    def stride(self) -> float:
-        """Distance between frames of a clip: in frames where `frame_step` is given, else in seconds."""
+    def stride(self) -> float | None:
+        """Distance between frames of a clip: in frames where `frame_step` is given, else in seconds; None for
+        "uniform", which has none."""
         if self.frame_step is not None:
             return self.frame_step
-        return 1 / self.fps if self.fps is not None else self.duration / self.frames
+        if self.duration is not None:
+            return self.duration / self.frames
+        return None if self.fps is None else 1 / self.fps
 
 
 def clip_indices(
-    num_frames: int, timestamps: np.ndarray, protocol: ClipProtocol, rng: np.random.Generator | None
+    num_frames: int,
+    timestamps: np.ndarray,
+    protocol: ClipProtocol,
+    rng: np.random.Generator | None,
+    start: float | None = None,
+    end: float | None = None,
+    jitter: TemporalJitter | None = None,
 ) -> np.ndarray:
     """Frame indices int64 [n t] of the clips of one video.
 
     `timestamps` are the times in seconds at which its frames appear, float64 [num_frames], increasing. The
-    frame at time t is the last one with a timestamp <= t, so variable frame rates come out right.
+    frame at time t is the last one with a timestamp <= t, so variable frame rates come out right for `fps` and
+    `duration`; `frame_step` and "uniform" count frames.
 
     With `rng` (training), the range of possible starts is cut into `num_clips` equal slices and one start is
-    drawn uniformly in each. Without, one clip is centered, and several start evenly spaced over the range,
-    both ends included. Raises `UserError` for a short video where the policy is "error".
+    drawn uniformly in each. Without, the clips are the same every time: see `ClipProtocol.sampling`.
+
+    Only frames that appear at `start` <= t < `end`, in seconds after the first frame, take part.
+
+    `jitter` draws speed and direction of every training clip, after the starts, which it leaves where they are: a
+    clip that would now run over the end starts so much earlier, and no rate stretches a clip over more than the video.
+
+    Raises `UserError` where the policy for short videos is "error" and this is one, where nothing appears between
+    `start` and `end`, and where `jitter` does not go with the protocol.
     """
     if num_frames < 1 or timestamps.shape != (num_frames,):
         raise ValueError(f"{num_frames} frames with timestamps of shape {timestamps.shape}")
-    # Both kinds of stride are one computation: counted in frames, frame i appears at i.
-    clock = np.arange(num_frames) if protocol.frame_step is not None else timestamps - timestamps[0]
-    last_shown = float(np.median(np.diff(clock))) if num_frames > 1 else protocol.stride
-    last, length = float(clock[-1]), float(clock[-1]) + last_shown
-    offsets = np.arange(protocol.frames) * protocol.stride
-    span = offsets[-1]
-
-    if length - span > ROUNDING:
-        latest, room = max(last - span, 0.0), length - span
-        positions = clock[_first_frames(clock, latest, room, protocol.num_clips, rng), None] + offsets
-    else:
-        every_clip = np.tile(offsets, (protocol.num_clips, 1))
-        positions = SHORT_POLICIES[protocol.short](every_clip, last, length)
+    if jitter is not None:
+        check_jitter(protocol, jitter)
+        if rng is None:
+            raise ValueError("temporal jitter is for training, which has a generator")
+    video = cut(timestamps, start, end, alone=protocol.stride or 1.0)
+    places, positions = SAMPLINGS[protocol.sampling](video, protocol, rng, jitter)
     in_order = FRAME_ORDERS[protocol.frame_order](positions)
-    return _shown(clock, in_order + ROUNDING).astype(np.int64)
+    clips = [
+        place.stretch.first + place.stretch.shown(clip + ROUNDING)
+        for place, clip in zip(places, in_order, strict=True)
+    ]
+    return np.stack(clips).astype(np.int64)
 
 
-def _first_frames(
-    clock: np.ndarray, latest: float, room: float, num_clips: int, rng: np.random.Generator | None
-) -> np.ndarray:
-    """The frames [num_clips] at which clips start, the latest at `latest`.
+def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:
+    """Raises `UserError` where the way of sampling has nothing to vary, or must not be varied."""
+    if protocol.sampling == "reference" and not jitter.is_idle:
+        raise UserError("sampling=reference gives fixed indices: take away the temporal augmentation")
+    if protocol.sampling == "uniform" and tuple(jitter.rate) != (1, 1):
+        raise UserError(
+            f"sampling=uniform has no stride that rate={list(jitter.rate)} could change; set rate=[1, 1]"
+        )
 
-    `room` also counts for how long that one is shown: with it, each is drawn as often as it is shown long.
-    """
-    slices = np.arange(num_clips)
+
+class Place(NamedTuple):
+    """Where a clip lies: it is clip `number` of the `count` that share a stretch of the video."""
+
+    stretch: Stretch
+    number: int
+    count: int
+
+
+def _places(video: Stretch, protocol: ClipProtocol) -> list[Place]:
+    if protocol.overlap:
+        return [Place(video, number, protocol.num_clips) for number in range(protocol.num_clips)]
+    return [Place(part, 0, 1) for part in video.parts(protocol.num_clips)]
+
+
+def _dense(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    # Both kinds of stride are one computation: counted in frames, frame i appears at i.
+    places = _places(video.in_frames() if protocol.frame_step is not None else video, protocol)
+    offsets = np.arange(protocol.frames) * protocol.stride
+    starts = [_start(place, offsets[-1], rng) for place in places]
+    if jitter is None:
+        clips = [
+            start + offsets if start is not None else _short(place.stretch, offsets, protocol.short)
+            for place, start in zip(places, starts, strict=True)
+        ]
+        return places, np.stack(clips)
+    rates, backwards = jitter.draw(len(places), rng)
+    clips = [
+        _at_rate(place.stretch, start, offsets, rate, protocol.short)
+        for place, start, rate in zip(places, starts, rates, strict=True)
+    ]
+    return places, _turned(np.stack(clips), backwards)
+
+
+def _start(place: Place, span: float, rng: np.random.Generator | None) -> float | None:
+    """The time at which a frame appears that a clip can start with; None in a stretch that is too short for it."""
+    stretch, number, count = place
+    if not stretch.holds(span):
+        return None
     if rng is not None:
-        return _shown(clock, (slices + rng.random(num_clips)) * room / num_clips)
-    starts = np.array([latest / 2]) if num_clips == 1 else slices * latest / (num_clips - 1)
-    return _shown(clock, starts + ROUNDING)
+        # the last start also counts for how long it is shown: so each is drawn as often as it is shown long
+        return stretch.clock[stretch.shown((number + rng.random()) * (stretch.length - span) / count)]
+    latest = max(stretch.last - span, 0.0)
+    start = latest / 2 if count == 1 else number * latest / (count - 1)
+    return stretch.clock[stretch.shown(start + ROUNDING)]
 
 
-def _shown(clock: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The index of the frame that is shown at each time: the last to appear by then."""
-    return np.searchsorted(clock, times, side="right") - 1
+def _short(stretch: Stretch, positions: np.ndarray, policy: str) -> np.ndarray:
+    return SHORT_POLICIES[policy](positions, stretch.last, stretch.length)
+
+
+def _at_rate(
+    stretch: Stretch, start: float | None, offsets: np.ndarray, rate: float, short: str
+) -> np.ndarray:
+    """The positions [t] of a clip whose stride is multiplied by `rate`."""
+    span = offsets[-1]
+    if span > 0:
+        rate = min(rate, max(1.0, stretch.last / span))
+    if start is None:
+        return _short(stretch, offsets * rate, short)
+    if rate > 1:
+        latest = stretch.last - span * rate
+        start = stretch.clock[stretch.shown(min(start, latest) + ROUNDING)]
+    return start + offsets * rate
+
+
+def _uniform(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    places = _places(video.in_frames(), protocol)
+    positions = np.stack([_over_all(place, protocol, rng) for place in places])
+    if jitter is None:
+        return places, positions
+    return places, _turned(positions, jitter.draw(len(places), rng)[1])
+
+
+def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | None) -> np.ndarray:
+    """One frame [t] of each of t equal segments."""
+    stretch, number, count = place
+    frames, segments = len(stretch.clock), np.arange(protocol.frames)
+    if frames < protocol.frames:
+        return _short(stretch, segments, protocol.short)
+    if rng is not None:
+        drawn = np.floor((segments + rng.random(protocol.frames)) * frames / protocol.frames)
+        return drawn.clip(max=frames - 1)  # a product just below a whole number may round to it
+    # in whole numbers, so that nothing rounds
+    above, below = (1, 2) if count == 1 else (number, count)
+    return (segments * below + above) * frames // (protocol.frames * below)
+
+
+def _reference(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    step = reference_step(protocol.frames, protocol.frame_step, protocol.fps, protocol.duration, video)
+    counted = video.in_frames()
+    num_frames, num_clips = len(counted.clock), protocol.num_clips
+    if protocol.short == "error" and num_frames < protocol.frames * step:
+        _short(counted, np.arange(protocol.frames) * step, "error")
+    positions = reference_clips(num_frames, protocol.frames, step, num_clips, protocol.overlap, rng)
+    return [Place(counted, number, num_clips) for number in range(num_clips)], positions
+
+
+def _turned(positions: np.ndarray, backwards: np.ndarray) -> np.ndarray:
+    return np.where(backwards[:, None], positions[:, ::-1], positions)
+
+
+SAMPLINGS = {"dense": _dense, "uniform": _uniform, "reference": _reference}

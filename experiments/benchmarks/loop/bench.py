@@ -74,6 +74,7 @@ def main(overrides: list[str]) -> None:
             Run(
                 model=model,
                 transform=transform,
+                mix=lambda clips, labels, key: (clips, labels),
                 train_batches=batches,
                 train_paths=[""] * size[0],
                 steps_per_epoch=STEPS,

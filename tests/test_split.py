@@ -1,0 +1,209 @@
+"""The splitting program: what it writes, what the listing source makes of that, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from vidtrain.app import find_faults
+from vidtrain.config import CONF, register_schemas
+from vidtrain.data.frame_folders import FrameFolders
+from vidtrain.data.listings import Listing
+from vidtrain.errors import UserError
+from vidtrain.split import check, split
+
+register_schemas()
+
+
+def run(*overrides: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        split(compose("split", list(overrides)))
+
+
+def read(out: Path, **settings):
+    names = {
+        name: str(out / f"{name}.csv") for name in ("train", "val", "test") if (out / f"{name}.csv").exists()
+    }
+    return Listing(**names, **settings).manifests()
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """20 groups of two videos in each of two classes."""
+    for name in ("run", "long jump"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        for i in range(40):
+            (tmp_path / "videos" / name / f"v_g{i // 2:02d}_c{i % 2}, take.mp4").touch()
+    return tmp_path / "videos"
+
+
+def test_class_folders(videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(f"path={videos}", f"out={out}", r'group_pattern="^([^/]+)/v_g(\d+)_"', "shares=[0.7,0.2,0.1]")
+    found = read(out)
+    assert {name: len(each) for name, each in found.items()} == {"train": 56, "val": 16, "test": 8}
+    assert found["val"].classes == ("long jump", "run")
+    assert found["train"][0].path == f"{videos}/long jump/v_g00_c0, take.mp4"
+    assert found["train"][0].group == "long jump/00"
+    written = json.loads((out / "annotations.json").read_text())
+    assert written["categories"] == {"long jump": 0, "run": 1}
+    assert {name: len(written[name]) for name in ("train", "val", "test")} == {
+        "train": 56,
+        "val": 16,
+        "test": 8,
+    }
+    assert written["train"][0] == {
+        "video": "long jump/v_g00_c0, take.mp4", "target": 0, "group": "long jump/00",
+    }  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "80 videos of 2 classes" in shown and "70.0%" in shown and "8 to 8" in shown
+    assert sorted(path.name for path in out.iterdir()) == [
+        "annotations.json",
+        "test.csv",
+        "train.csv",
+        "val.csv",
+    ]
+
+
+def test_it_moves_no_file_and_repeats_itself(videos, tmp_path):
+    before = sorted(videos.rglob("*"))
+    for out in ("one", "two"):
+        run(f"path={videos}", f"out={tmp_path / out}", "seed=3")
+    run(f"path={videos}", f"out={tmp_path / 'one'}", "seed=3")  # the same again overwrites nothing
+    texts = [[path.read_text() for path in sorted((tmp_path / out).iterdir())] for out in ("one", "two")]
+    assert texts[0] == texts[1]
+    assert sorted(videos.rglob("*")) == before
+
+
+def test_overwriting_must_be_asked_for(videos, tmp_path):
+    out = tmp_path / "out"
+    run(f"path={videos}", f"out={out}")
+    with pytest.raises(UserError, match="out holds another split .train.csv, .*or overwrite=true"):
+        run(f"path={videos}", f"out={out}", "seed=1")
+    with pytest.raises(UserError, match="test.csv"):
+        run(f"path={videos}", f"out={out}", "shares=[0.9,0.1,0]")
+    run(f"path={videos}", f"out={out}", "shares=[0.9,0.1,0]", "overwrite=true")
+    assert not (out / "test.csv").exists()
+    assert [len(each) for each in read(out).values()] == [72, 8]
+
+
+def test_relative_paths(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("path=videos", "out=lists/mine", "paths=relative")
+    assert (
+        (tmp_path / "lists/mine/train.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith('"../../videos/long jump/v_g')
+    )
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "lists").rename(moved / "lists")
+    (tmp_path / "videos").rename(moved / "videos")
+    found = read(moved / "lists/mine")["train"]
+    assert all(Path(path).is_file() for path in found.paths)
+    assert found.columns.groups is None
+
+
+def test_a_listing_by_column(tmp_path):
+    lines = [f"{i}.mp4;x,{i % 3}|{(i + 1) % 3},p{i // 10},{i / 2},{i / 2 + 1}" for i in range(100)]
+    (tmp_path / "all.csv").write_text("clip,tags,person,from,to\n" + "\n".join(lines))
+    run(
+        "source=listing", f"path={tmp_path / 'all.csv'}", f"out={tmp_path / 'out'}", "group_column=person",
+        "listing.path_column=clip", "listing.label_column=tags", "listing.label_separator='|'",
+        "listing.start_column=from", "listing.end_column=to",
+    )  # fmt: skip
+    found = read(tmp_path / "out", label_separator="|")
+    assert [len(each) for each in found.values()] == [80, 10, 10]
+    assert len(set(found["val"].columns.group_names)) == 1
+    first = found["train"][0]
+    assert (first.path, first.labels, first.start) == (f"{tmp_path}/0.mp4;x", (0, 1), 0.0)
+
+
+def test_gestures_by_person(shared_data, tmp_path):
+    path = shared_data / "gestures" / "groups.csv"
+    run("source=listing", f"path={path}", f"out={tmp_path}", "shares=[0.34,0.33,0.33]")
+    assert [set(each.columns.group_names) for each in read(tmp_path).values()] == [
+        {"person3"},
+        {"person1"},
+        {"person2"},
+    ]
+
+
+def test_frame_folders_that_are_too_few(shared_data, tmp_path, capsys):
+    images, truth = (
+        shared_data / "k400_tiny" / name for name in ("k400tiny_images", "k400tiny_groundtruth.csv")
+    )
+    run("source=frame_folders", f"path={images}", f"ground_truth={truth}", f"out={tmp_path}")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning: train lacks 2 of 6 classes, which have too few groups: " in shown
+    assert "warning: val lacks 5 of 6 classes" in shown
+    source = FrameFolders(root=str(images), frame_rate=8.0, annotations=str(tmp_path / "annotations.json"))
+    by_json = source.manifests()
+    by_csv = read(tmp_path, frame_rate=8.0, classes=str(tmp_path / "annotations.json"))
+    for name, count in (("train", 4), ("val", 1), ("test", 1)):
+        assert list(by_json[name].paths) == list(by_csv[name].paths) and len(by_csv[name]) == count
+        assert by_json[name].labels.tolist() == by_csv[name].labels.tolist()
+    assert by_json["val"][0].end == 39.5 / 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["shares=[0.8,0.3,0.1]"],
+            "shares: the shares [0.8, 0.3, 0.1] of train, val, test must be 0 or more and sum",
+        ),
+        (["source=listings"], "source: listings is unknown; did you mean listing?"),
+        (["paths=short"], "paths: short is unknown; known: absolute, relative"),
+        (["group_column=who"], "group_column: goes with source=listing; class_folders has no columns"),
+        (["ground_truth=x.csv"], "ground_truth: goes with source=frame_folders, and only with it"),
+        (["source=frame_folders"], "ground_truth: goes with source=frame_folders"),
+        (["classes=[a,b]"], "classes: class_folders are the classes; take it back"),
+        (["out=null"], "out: must be given: out=..."),
+    ],
+)
+def test_faults_are_named(overrides, message):
+    found = find_faults("split", ["path=x", "out=y", *overrides], check)
+    assert [message in ": ".join(fault[1:]) for fault in found] == [True]
+
+
+def test_names_that_cannot_be_listed(tmp_path):
+    for name in ("a", "b", "c\nd"):
+        (tmp_path / "videos/run").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos/run" / f"{name}.mp4").touch()
+    with pytest.raises(UserError, match="cannot be listed: its name has a line break"):
+        run(f"path={tmp_path / 'videos'}", f"out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_spaces_at_the_ends_of_names_survive(tmp_path):
+    names = ("a ", "b ", "c ")
+    for name in names:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.jpg").touch()
+    truth = tmp_path / "truth.csv"
+    truth.write_text("youtube_id,folder_name,label\n" + "".join(f'{name},"{name}",run\n' for name in names))
+    run(
+        "source=frame_folders",
+        f"path={tmp_path / 'images'}",
+        f"ground_truth={truth}",
+        f"out={tmp_path / 'out'}",
+    )
+    found = read(tmp_path / "out", frame_rate=5.0)
+    assert sorted(Path(each[0].path).name for each in found.values()) == list(names)
+
+
+def test_the_program(videos, tmp_path):
+    command = [sys.executable, "-m", "vidtrain.split"]
+    help_ = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=100)
+    assert "python -m vidtrain.split path=/data/mine out=/data/mine_split" in help_.stdout
+    done = subprocess.run(
+        [*command, f"path={videos}", f"out={tmp_path / 'out'}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "80 videos of 2 classes" in done.stdout
+    refused = subprocess.run([*command, f"path={videos}x", "out=y"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: no dataset folder")

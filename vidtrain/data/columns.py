@@ -1,0 +1,261 @@
+"""The columns of a manifest: millions of records without an object for each."""
+
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise, repeat
+
+import numpy as np
+
+CHUNK = 1 << 16  # strings turned at a time
+LARGEST_SMALL = 2**32 - 1
+OWN_PATH = -1  # the group code of a record that is a group of its own
+
+
+class Strings(Sequence[str]):
+    """Many strings in one run of bytes.
+
+    String i is `prefix` and the bytes [offsets[i], offsets[i + 1]) of `blob`, in UTF-8. Bytes that are none, which
+    file names may hold, come out as the file system functions of Python give and take them.
+    """
+
+    def __init__(self, blob: np.ndarray, offsets: np.ndarray, prefix: str = ""):
+        self.blob = blob
+        self.offsets = offsets
+        self.prefix = prefix
+        self._bytes = memoryview(blob)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # negative ones count from the end
+        text = self._bytes[int(self.offsets[place]) : int(self.offsets[place + 1])]
+        return self.prefix + str(text, "utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), CHUNK):
+            for start, end in pairwise(self.offsets[first : first + CHUNK + 1].tolist()):
+                yield self.prefix + str(self._bytes[start:end], "utf-8", "surrogateescape")
+
+    def __reduce__(self):
+        return Strings, (self.blob, self.offsets, self.prefix)
+
+    def take(self, indices: np.ndarray) -> "Strings":
+        starts, ends = self.offsets[indices], self.offsets[indices + 1]
+        offsets = running_sum(ends - starts)
+        blob = np.empty(int(offsets[-1]), dtype=np.uint8)
+        for first in range(0, len(indices), CHUNK):
+            part = slice(first, first + CHUNK)
+            texts = [
+                self._bytes[start:end]
+                for start, end in zip(starts[part].tolist(), ends[part].tolist(), strict=True)
+            ]
+            data = np.frombuffer(b"".join(texts), dtype=np.uint8)
+            blob[int(offsets[first]) : int(offsets[first]) + len(data)] = data
+        return Strings(blob, offsets, self.prefix)
+
+
+def running_sum(lengths: np.ndarray) -> np.ndarray:
+    """Offsets [n + 1] of things that are `lengths` [n] long: uint32 where they fit, else int64."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:], dtype=np.int64)
+    return offsets.astype(np.uint32) if offsets[-1] <= LARGEST_SMALL else offsets
+
+
+class StringsBuilder:
+    """Gathers `Strings`, many at a time."""
+
+    def __init__(self) -> None:
+        self._blob = bytearray()
+        self._lengths = array("I")
+        self._least: str | None = None
+        self._greatest = ""
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def extend(self, texts: Sequence[str]) -> None:
+        if not texts:
+            return
+        least = min(texts)
+        self._least = least if self._least is None else min(self._least, least)
+        self._greatest = max(self._greatest, max(texts))
+        together = "".join(texts)
+        if together.isascii():
+            self._blob += together.encode()
+            self._lengths.extend(map(len, texts))
+        else:
+            encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+            self._blob += b"".join(encoded)
+            self._lengths.extend(map(len, encoded))
+
+    def build(self) -> Strings:
+        """What was gathered, with the folder that all have in common, if any, as the prefix."""
+        offsets = running_sum(np.frombuffer(self._lengths, dtype=np.uint32))
+        if not len(self):
+            return Strings(np.zeros(0, dtype=np.uint8), offsets)
+        # what the first and the last in order have in common, all have
+        common = os.path.commonprefix([self._least, self._greatest])
+        prefix = common[: common.rfind("/") + 1]
+        strings = Strings(np.frombuffer(self._blob, dtype=np.uint8), offsets)
+        return _without_prefix(strings, prefix) if prefix else strings
+
+
+def _without_prefix(strings: Strings, prefix: str) -> Strings:
+    length = len(prefix.encode("utf-8", "surrogateescape"))
+    shorter = bytearray()
+    data = memoryview(strings.blob)
+    for first in range(0, len(strings), CHUNK):
+        bounds = strings.offsets[first : first + CHUNK + 1].tolist()
+        shorter += b"".join([data[start + length : end] for start, end in pairwise(bounds)])
+    offsets = running_sum(np.diff(strings.offsets) - strings.offsets.dtype.type(length))
+    return Strings(np.frombuffer(shorter, dtype=np.uint8), offsets, prefix)
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What is known of n records. A column that no record needs is None.
+
+    `labels` int32 [n] are the first labels; where records may have several, those of record i are `all_labels`
+    int32 at [label_offsets[i], label_offsets[i + 1]). `groups` int32 [n] index `group_names`; `OWN_PATH` there, or
+    no such column, means that the path is the group. `starts` and `ends` float64 [n] are seconds, NaN where the file is
+    not cut. `sources` uint16 [n].
+    """
+
+    paths: Strings
+    labels: np.ndarray
+    label_offsets: np.ndarray | None = None
+    all_labels: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    group_names: Strings | None = None
+    starts: np.ndarray | None = None
+    ends: np.ndarray | None = None
+    sources: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Columns":
+        """The records at `indices` int64 [m], in that order."""
+        label_offsets = all_labels = groups = names = None
+        if self.label_offsets is not None:
+            starts, ends = self.label_offsets[indices], self.label_offsets[indices + 1]
+            pieces = [
+                self.all_labels[first:last]
+                for first, last in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            label_offsets = running_sum(ends - starts)
+            all_labels = np.concatenate(pieces) if pieces else self.all_labels[:0]
+        if self.groups is not None:
+            used, codes = np.unique(self.groups[indices], return_inverse=True)
+            own = int(np.count_nonzero(used == OWN_PATH))  # 0 or 1; it sorts first
+            groups, names = (codes - own).astype(np.int32), self.group_names.take(used[own:])
+        return Columns(
+            self.paths.take(indices),
+            self.labels[indices],
+            label_offsets,
+            all_labels,
+            groups,
+            names,
+            *(None if each is None else each[indices] for each in (self.starts, self.ends, self.sources)),
+        )
+
+    def relabeled(self, new: np.ndarray) -> "Columns":
+        """The same records with label `new[l]` for label l."""
+        changed = {"labels": new[self.labels].astype(np.int32)}
+        if self.all_labels is not None:
+            changed["all_labels"] = new[self.all_labels].astype(np.int32)
+        return Columns(**{**self.__dict__, **changed})
+
+
+class _Optional:
+    """A column that takes no memory until a record has a value in it."""
+
+    def __init__(self, code: str, fill: float):
+        self._code, self._fill = code, fill
+        self._values: array | None = None
+
+    def extend(self, values: Sequence[float] | None, before: int, count: int) -> None:
+        if values is None and self._values is None:
+            return
+        if self._values is None:
+            self._values = array(self._code, [self._fill]) * before
+        self._values.extend(values if values is not None else repeat(self._fill, count))
+
+    def build(self, dtype: type) -> np.ndarray | None:
+        return None if self._values is None else np.frombuffer(self._values, dtype=dtype)
+
+
+class ColumnsBuilder:
+    """Gathers records, many at a time, in the memory that they take in the end."""
+
+    def __init__(self, multi_label: bool = False):
+        self._paths = StringsBuilder()
+        self._labels = array("i")
+        self._label_counts = array("I") if multi_label else None
+        self._groups = _Optional("i", OWN_PATH)
+        self._group_codes: dict[str, int] = {}
+        self._starts = _Optional("d", np.nan)
+        self._ends = _Optional("d", np.nan)
+        self._sources = _Optional("H", 0)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def extend(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int] | Sequence[Sequence[int]],
+        groups: Sequence[str] | None = None,
+        starts: Sequence[float] | None = None,
+        ends: Sequence[float] | None = None,
+        source: int = 0,
+    ) -> None:
+        """Adds records. `labels` are sequences where the builder is one for several labels a record.
+
+        Without `groups`, each record is a group of its own. NaN in `starts` or `ends` means not cut there.
+        """
+        before, count = len(self), len(paths)
+        codes = None
+        if groups is not None:
+            known = self._group_codes
+            codes = [
+                OWN_PATH if group == path else known.setdefault(group, len(known))
+                for group, path in zip(groups, paths, strict=True)
+            ]
+        self._paths.extend(paths)
+        if self._label_counts is None:
+            self._labels.extend(labels)
+        else:
+            self._labels.extend(chain.from_iterable(labels))
+            self._label_counts.extend(map(len, labels))
+        self._groups.extend(codes, before, count)
+        self._starts.extend(starts, before, count)
+        self._ends.extend(ends, before, count)
+        self._sources.extend([source] * count if source else None, before, count)
+
+    def build(self) -> Columns:
+        labels = np.frombuffer(self._labels, dtype=np.int32)
+        label_offsets = all_labels = names = None
+        if self._label_counts is not None:
+            label_offsets = running_sum(np.frombuffer(self._label_counts, dtype=np.uint32))
+            all_labels, labels = labels, labels[label_offsets[:-1]]
+        if self._group_codes:
+            named = StringsBuilder()
+            named.extend(list(self._group_codes))
+            names = named.build()
+        return Columns(
+            paths=self._paths.build(),
+            labels=labels,
+            label_offsets=label_offsets,
+            all_labels=all_labels,
+            groups=self._groups.build(np.int32) if names is not None else None,
+            group_names=names,
+            starts=self._starts.build(np.float64),
+            ends=self._ends.build(np.float64),
+            sources=self._sources.build(np.uint16),
+        )

@@ -1,0 +1,311 @@
+"""One video to one prepared file: smaller, quick to read at random, with the same frames at the same times.
+
+What makes it quick: a clean start every few frames, and B pictures that no other picture refers to, so that those
+that nobody asked for are not decoded.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.frame import PictureType
+
+from vidtrain.data.conversion import FULL_RANGE, MATRICES, ROTATIONS, SCALE_FLAGS, UNLABELED
+from vidtrain.data.image_folders import probe_images
+from vidtrain.data.probing import probe
+from vidtrain.data.video import DecodeError, VideoInfo, opened
+from vidtrain.errors import UserError
+
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+)  # fmt: skip
+BT601, LIMITED_RANGE = 6, 1
+TEMPORARY = ".tmp"  # how the names of unfinished files end
+# Units of time per second where those of the source are too fine for MP4
+COARSER_SCALES = (1_000_000, 90_000, 1_000)
+LARGEST = 2**31 - 1  # MP4 keeps the distance of two frames, and the units a second, in 32 bits
+UNTIMED_RATE = 25  # for how long a single frame is shown
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How prepared files are encoded. Raises `UserError` where x264 would not take it.
+
+    `short_side` is in pixels, `gop` the frames from one clean start to the next, `b_frames` the B pictures in a
+    row, `crf` x264's constant quality (0 best, 51 worst), `preset` its effort.
+    """
+
+    short_side: int
+    gop: int
+    b_frames: int
+    crf: int
+    preset: str
+
+    def __post_init__(self) -> None:
+        if self.short_side < 2 or self.short_side % 2:
+            raise UserError(f"short_side={self.short_side}: must be an even number of pixels, 2 or more")
+        for name, least, most in (("gop", 1, 250), ("b_frames", 0, 16), ("crf", 0, 51)):
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)}: must lie between {least} and {most}")
+        if self.preset not in PRESETS:
+            raise UserError(f"preset={self.preset}: must be one of {', '.join(PRESETS)}")
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the copy: the short side is `short_side`, or as it is where that is less; both even.
+
+        A side is rounded to the nearest even number, down where nothing is shrunk.
+        """
+        short = min(width, height)
+        if short <= self.short_side:
+            return max(2, width // 2 * 2), max(2, height // 2 * 2)
+        return tuple((side * self.short_side + short) // (2 * short) * 2 for side in (width, height))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`."""
+
+    source: str
+    target: Path
+    settings: EncodeSettings
+    frame_rate: float | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a job. `cause` says why the source cannot be read; then there is no copy.
+
+    `bytes` is the copy's size. Times of the copy are those of the source plus `shift` seconds, 0 unless the
+    source begins before time 0. `refusal` is what must end the program.
+    """
+
+    bytes: int = 0
+    shift: float = 0.0
+    cause: str = ""
+    refusal: str = ""
+
+
+def prepare_file(job: Job) -> Made:
+    """Makes `job.target`, whole or not at all. What goes wrong is in the result, which crosses processes."""
+    # by process, so that two that work on one file do no harm
+    temporary = job.target.with_name(f".{job.target.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        video = probe_images(job.source, job.frame_rate) if job.frame_rate else probe(job.source)
+        timing = Timing.of(video)
+        size = job.settings.size(video.width, video.height)
+        encode(video, temporary, timing, size, job.settings)
+        verify(video, temporary, timing, size)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        made = Made(os.path.getsize(temporary), timing.shift)
+        temporary.replace(job.target)
+        return made
+    except DecodeError as error:
+        return Made(cause=error.cause if error.path == job.source else str(error))
+    except OSError as error:  # of the copy's side: what reading raises is a DecodeError
+        return Made(refusal=f"cannot write {job.target}: {error.strerror or error}")
+    except av.FFmpegError as error:
+        return Made(cause=f"it cannot be encoded: {error.strerror}")
+    finally:
+        with suppress(OSError):  # mostly, that it is not there
+            temporary.unlink()
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """Frame times as MP4 keeps them: `units` int64 [num_frames], from 0 or later, `scale` of them a second."""
+
+    units: np.ndarray
+    scale: int
+    shift: float
+
+    @classmethod
+    def of(cls, video: VideoInfo) -> "Timing":
+        """The times of `video` as they are where MP4 can hold them, else rounded to a microsecond or more."""
+        shift = max(0, -int(video.ticks[0]))
+        for scale in (video.tick.denominator, *COARSER_SCALES):
+            per_tick = video.tick * scale
+            units = np.array(
+                [round(tick * per_tick) for tick in (video.ticks + shift).tolist()], dtype=np.int64
+            )
+            gaps = np.diff(units)
+            if scale <= LARGEST and (gaps > 0).all() and gaps.max(initial=0) * 32 <= LARGEST:
+                return cls(units, scale, float(shift * video.tick))
+        raise DecodeError(video.path, "its frame times are too far apart for an MP4 file")
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Units that each frame is shown, int64 [num_frames]; the last as long as the one before."""
+        gaps = np.diff(self.units)
+        last = gaps[-1] if len(gaps) else max(1, self.scale // UNTIMED_RATE)
+        return np.append(gaps, last)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second on average, within what encoders take."""
+        mean = Fraction(len(self.units) * self.scale, int(self.durations.sum()))
+        return min(max(mean.limit_denominator(100_000), Fraction(1, 1000)), Fraction(1000))
+
+
+def encode(
+    video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int], settings: EncodeSettings
+) -> None:
+    """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
+
+    Colors keep the matrix and the range that the reader takes the source to have, and are labeled with them.
+    Raises `DecodeError` where not every frame that the source was found to hold decodes, at its time.
+    """
+    converter: Converter | None = None
+    durations = timing.durations
+    with av.open(str(target), "w", format="mp4", options=_container_options(timing.scale)) as container:
+        stream = container.add_stream("libx264", rate=timing.rate, options=_codec_options(settings))
+        encoder = stream.codec_context
+        for index, frame in enumerate(_frames(video)):
+            if converter is None:
+                converter = Converter(frame, video, size)
+                stream.width, stream.height = size
+                stream.pix_fmt = "yuv420p"
+                encoder.time_base = Fraction(1, timing.scale)
+                encoder.gop_size, encoder.max_b_frames = settings.gop, settings.b_frames
+                encoder.thread_type, encoder.thread_count = "NONE", 1
+                encoder.colorspace, encoder.color_range = converter.matrix, converter.range
+                encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
+            picture = converter(frame)
+            picture.pts, picture.duration = int(timing.units[index]), int(durations[index])
+            picture.time_base = Fraction(1, timing.scale)
+            picture.pict_type = PictureType.NONE  # else the encoder repeats the source's choice
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _container_options(scale: int) -> dict[str, str]:
+    # both time scales: the beginning of the first frame is kept in that of the movie
+    return {"movflags": "+faststart", "video_track_timescale": str(scale), "movie_timescale": str(scale)}
+
+
+def _codec_options(settings: EncodeSettings) -> dict[str, str]:
+    starts = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
+    # as many B pictures as allowed: left the choice, x264 makes none where there is much motion, and every picture
+    # must then be decoded
+    skippable = f"b-pyramid=none:b-adapt=0:bframes={settings.b_frames}"
+    return {"preset": settings.preset, "crf": str(settings.crf), "x264-params": f"{starts}:{skippable}"}
+
+
+def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    """All frames in order, as many as `video` says and at its times; raises `DecodeError` where they are not."""
+    times: list[int | None] = []
+    for frame in _images(video) if video.images else _in_order(video):
+        if len(times) == video.num_frames:
+            raise DecodeError(video.path, f"it holds more than the {video.num_frames} frames found at first")
+        times.append(None if video.images else frame.pts)
+        time_base = frame.time_base
+        yield frame
+    if len(times) < video.num_frames:
+        raise DecodeError(
+            video.path, f"{video.num_frames - len(times)} of {video.num_frames} frames do not decode"
+        )
+    timed = None not in times and (np.diff(times) > 0).all()
+    if timed and not _same_times(np.array(times), time_base, video.ticks, video.tick):
+        raise DecodeError(video.path, "its frames do not come at the times that its packets say")
+
+
+def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    for path in video.images:
+        with opened(path) as (container, stream):
+            frame = next(container.decode(stream), None)
+            if frame is None:
+                raise DecodeError(path, "no frame of it decodes")
+            yield frame
+
+
+def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    with opened(video.path) as (container, stream):
+        yield from container.decode(stream)
+
+
+def _same_times(ticks: np.ndarray, tick: Fraction, others: np.ndarray, other: Fraction) -> bool:
+    ratio = tick / other
+    return bool((ticks * ratio.numerator == others * ratio.denominator).all())
+
+
+class Converter:
+    """Turns upright, scales and reduces frames to 8 bit 4:2:0, in the matrix and range of the `first` frame."""
+
+    def __init__(self, first: av.VideoFrame, video: VideoInfo, size: tuple[int, int]):
+        self.matrix = first.colorspace if first.colorspace in MATRICES else BT601
+        self.range = FULL_RANGE if _is_full(first) else LIMITED_RANGE
+        self._path, self._rotation, self._size = video.path, video.rotation, size
+        self._shape = first.width, first.height
+        self._layout: tuple = ()
+        self._graph: Graph
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if (frame.width, frame.height) != self._shape:
+            raise DecodeError(self._path, f"the picture changes its size to {frame.width}x{frame.height}")
+        layout = (frame.format.name, frame.colorspace, frame.color_range)
+        if layout != self._layout:
+            self._graph, self._layout = self._build(frame), layout
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _build(self, frame: av.VideoFrame) -> Graph:
+        width, height = self._size
+        source = MATRICES[frame.colorspace] if frame.colorspace in MATRICES else UNLABELED
+        graph = Graph()
+        graph.threads = 1
+        last = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
+        )
+        for name, options in [
+            *ROTATIONS[self._rotation],  # before scaling, as the reader does
+            (
+                "scale",
+                f"w={width}:h={height}:flags={SCALE_FLAGS}"
+                f":in_color_matrix={source}:out_color_matrix={MATRICES[self.matrix]}"
+                f":in_range={_spell_range(_is_full(frame))}:out_range={_spell_range(self.range == FULL_RANGE)}"
+                ":out_chroma_loc=left",  # what H.264 means where it says nothing
+            ),
+            ("format", "yuv420p"),
+            ("buffersink", ""),
+        ]:
+            following = graph.add(name, options)
+            last.link_to(following)
+            last = following
+        graph.configure()
+        return graph
+
+
+def _is_full(frame: av.VideoFrame) -> bool:
+    return frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+
+
+def _spell_range(full: bool) -> str:
+    return "full" if full else "limited"
+
+
+def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
+    """Reads the file `copy` back; raises `DecodeError` of `video` unless it holds the same frames at the same times."""
+    try:
+        found = probe(str(copy))
+        with opened(str(copy)) as (container, stream):
+            decoded = sum(1 for _ in container.decode(stream))
+    except DecodeError as error:
+        raise DecodeError(video.path, f"its copy cannot be read: {error.cause}") from error
+    problems = []
+    if not decoded == found.num_frames == video.num_frames:
+        problems.append(f"{decoded} frames of {video.num_frames}")
+    elif not _same_times(found.ticks, found.tick, timing.units, Fraction(1, timing.scale)):
+        problems.append("other frame times")
+    if (found.width, found.height) != size or found.rotation:
+        problems.append(
+            f"{found.width}x{found.height} turned by {found.rotation} for {size[0]}x{size[1]} upright"
+        )
+    if problems:
+        raise DecodeError(video.path, f"its copy came out wrong: {', '.join(problems)}")

@@ -1,0 +1,119 @@
+"""Time in a video: runs of its frames, the parts that they are cut into, and random speed and direction."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidtrain.errors import UserError
+
+# Containers round timestamps, Matroska to whole milliseconds: two frames may be one too far apart.
+ROUNDING = 1.1e-3
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A run of a video's frames, taken as a video of its own.
+
+    Frame `first + i` of the video appears at `clock[i]`, increasing from 0, and the last one is shown until `length`;
+    most are shown for as long as `usual`. The clock counts seconds or frames.
+    """
+
+    first: int
+    clock: np.ndarray
+    length: float
+    usual: float
+
+    @property
+    def last(self) -> float:
+        return float(self.clock[-1])
+
+    def shown(self, times: np.ndarray | float) -> np.ndarray:
+        """Which of its frames, from 0 on, is shown at each time: the last to appear by then."""
+        return np.searchsorted(self.clock, times, side="right") - 1
+
+    def holds(self, span: float) -> bool:
+        """Whether something is still shown `span` after its beginning."""
+        return self.length - span > ROUNDING
+
+    def part(self, start: float, end: float) -> "Stretch":
+        """The frames that appear from `start` up to, not including, `end`; where none does, the one then shown.
+
+        The last is shown until the next one appears or the part ends, and at least as long as most.
+        """
+        first, stop = _between(self.clock, start, end)
+        if stop <= first:
+            first = int(self.shown(start + ROUNDING))
+            stop = first + 1
+        follows = self.clock[stop] if stop < len(self.clock) else self.length
+        over = min(follows, max(end, self.clock[stop - 1] + self.usual))
+        begin = self.clock[first]
+        return Stretch(self.first + first, self.clock[first:stop] - begin, float(over - begin), self.usual)
+
+    def parts(self, number: int) -> "list[Stretch]":
+        """Equal parts, which share no frame but that shown through a part in which none appears."""
+        edges = [self.length * i / number for i in range(number)] + [math.inf]
+        return [self.part(edges[i], edges[i + 1]) for i in range(number)]
+
+    def in_frames(self) -> "Stretch":
+        """The same frames, by a clock that counts them."""
+        count = len(self.clock)
+        return Stretch(self.first, np.arange(count), float(count), 1.0)
+
+
+def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: float) -> Stretch:
+    """The frames of a video that appear at start <= t < end, in seconds after its first; None leaves that side open.
+
+    The video's last frame is shown as long as the median one, and an only one for `alone` seconds. Raises
+    `UserError` where no frame appears in that time.
+    """
+    times = timestamps - timestamps[0]
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else alone
+    video = Stretch(0, times, float(times[-1]) + usual, usual)
+    begin, over = 0.0 if start is None else start, math.inf if end is None else end
+    first, stop = _between(times, begin, over)
+    if stop <= first:
+        until = "its end" if end is None else f"{end:g} s"
+        raise UserError(
+            f"no frame appears from {begin:g} s to {until} of a video that lasts {video.length:g} s; "
+            "correct the start and end times of this record"
+        )
+    return video.part(begin, over)
+
+
+def _between(clock: np.ndarray, start: float, end: float) -> tuple[int, int]:
+    """First frame and stop of those at start <= t < end; a time rounded below either counts as reaching it."""
+    first, stop = np.searchsorted(clock, [start - ROUNDING, end - ROUNDING])
+    return int(first), int(stop)
+
+
+@dataclass(frozen=True)
+class TemporalJitter:
+    """Random speed and direction of training clips.
+
+    `rate` is the range of the factor on a clip's stride: 2 plays twice as fast. One is drawn for each clip, uniformly
+    on a logarithmic scale, so that half and double are equally likely. `reverse` is the probability that a clip plays
+    backwards, which turns "opening" into "closing": leave it at 0 where direction tells classes apart.
+
+    Raises `UserError` for values out of range.
+    """
+
+    rate: Sequence[float] = (1.0, 1.0)
+    reverse: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.rate) != 2 or not 0 < self.rate[0] <= self.rate[1] < math.inf:
+            raise UserError(f"rate={list(self.rate)}: give the lowest and the highest factor, both above 0")
+        if not 0 <= self.reverse <= 1:
+            raise UserError(f"reverse={self.reverse}: must be a probability, from 0 to 1")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every clip plays as it would without."""
+        return tuple(self.rate) == (1, 1) and self.reverse == 0
+
+    def draw(self, num_clips: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The rate of each clip, float64 [num_clips], and whether it plays backwards, bool [num_clips]."""
+        low, high = self.rate
+        return low * (high / low) ** rng.random(num_clips), rng.random(num_clips) < self.reverse

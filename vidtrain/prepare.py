@@ -1,0 +1,143 @@
+"""Re-encodes a dataset once: small, with clean starts close together, and the same frames at the same times.
+
+python -m vidtrain.prepare dataset=class_folders dataset.source.root=/data/mine short_side=256 gop=12
+
+Training reads the copy with data.prepared=short256_gop12. A run that was stopped goes on when started again.
+"""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vidtrain.app import fail, launch
+from vidtrain.config import PrepareConfig, check_targets
+from vidtrain.errors import UserError
+
+if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
+    from vidtrain.data.prepared import PreparedCopy
+    from vidtrain.data.reencode import EncodeSettings
+
+EXIT_TOO_MANY_UNREADABLE = 3
+# Imported once by the process that workers are forked from; the first is what this program itself imports
+PRELOAD = ("vidtrain.app", "vidtrain.data.reencode")
+SHOWN = 10
+MB = 1_000_000
+
+
+def settings_of(cfg: PrepareConfig) -> "EncodeSettings":
+    from vidtrain.data.reencode import EncodeSettings
+
+    return EncodeSettings(cfg.short_side, cfg.gop, cfg.b_frames, cfg.crf, cfg.preset)
+
+
+def name_of(cfg: PrepareConfig) -> str:
+    return cfg.name or f"short{cfg.short_side}_gop{cfg.gop}"
+
+
+def check(cfg: PrepareConfig) -> list[tuple[str, str]]:
+    faults = check_targets(cfg)
+    if cfg.dataset is None:
+        faults.append(("dataset", "must be chosen: dataset=OPTION"))
+    try:
+        settings_of(cfg)
+    except UserError as error:
+        key, _, why = str(error).partition("=")
+        faults.append((key, why))
+    if cfg.name is not None and (Path(cfg.name).name != cfg.name or cfg.name == ".."):
+        faults.append(("name", f"{cfg.name!r} must be the name of a folder, not a path"))
+    if cfg.num_workers is not None and cfg.num_workers < 1:
+        faults.append(("num_workers", f"{cfg.num_workers} must be 1 or more, or null for one a core"))
+    if cfg.time_limit <= 0:
+        faults.append(("time_limit", f"{cfg.time_limit} must be above 0 seconds"))
+    if cfg.max_unreadable_share is not None and not 0 <= cfg.max_unreadable_share <= 1:
+        faults.append(
+            ("max_unreadable_share", f"{cfg.max_unreadable_share} must lie between 0 and 1, or be null")
+        )
+    return faults
+
+
+def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: PrepareConfig, console) -> None:
+    """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images."""
+    from vidtrain.data.guarded import guarded
+    from vidtrain.data.prepared import signature
+    from vidtrain.data.reencode import Job, Made, prepare_file
+
+    waiting = list(copy.pending(files))
+    done = len(files) - len(waiting)
+    if done:
+        console.info(f"{done} of {len(files)} files are there already")
+    # taken before they are read: one that changes meanwhile is made anew the next time
+    before = {source: signature(source) or (0, 0) for source in waiting}
+    jobs = [Job(source, copy.target(source), copy.settings, files[source]) for source in waiting]
+    workers = min(cfg.num_workers or _cores(), len(jobs) or 1)
+    read = written = unreadable = 0
+    with console.phase("preparing", len(files), start_step=done):
+        for outcome in guarded(prepare_file, jobs, workers, cfg.time_limit, PRELOAD):
+            source = outcome.item.source
+            made = Made(cause=outcome.failure) if outcome.failure else outcome.value
+            if made.refusal:
+                raise UserError(f"{made.refusal}; mend that, and the same command goes on from there")
+            copy.record(source, before[source], made)
+            done += 1
+            unreadable += bool(made.cause)
+            read, written = read + before[source][0] * (not made.cause), written + made.bytes
+            console.advance(done, {"MB": f"{read / MB:.1f} -> {written / MB:.1f}", "unreadable": unreadable})
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(cfg: PrepareConfig) -> None:
+    from vidtrain.build import part
+    from vidtrain.data.prepared import PreparedCopy
+    from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.lock import RunLock
+
+    console, started, name = make_console(True), time.monotonic(), name_of(cfg)
+    files = {}
+    for manifest in part(cfg.dataset.source).manifests().values():
+        files |= dict.fromkeys(manifest.paths, manifest.frame_rate)
+    folder = Path(cfg.data_root) / "prepared" / cfg.dataset.name / name
+    command = shlex.join(["python", "-m", "vidtrain.prepare", *sys.argv[1:]])
+    with RunLock(folder):
+        copy = PreparedCopy.begin(folder, list(files), settings_of(cfg), command)
+        console.info(f"dataset {cfg.dataset.name}: {len(files)} files, prepared in {folder}")
+        copy.clean()
+        try:
+            encode_all(copy, files, cfg, console)
+        except KeyboardInterrupt:
+            console.info("stopped; the same command goes on from there")
+            raise
+        finally:
+            copy.clean()
+        counts, unreadable = copy.finish(list(files))
+    if unreadable:
+        more = f"; the first {SHOWN}" if len(unreadable) > SHOWN else ""
+        rows = [(path.encode(errors="replace").decode(), cause) for path, cause in unreadable[:SHOWN]]
+        console.table(f"unreadable: {len(unreadable)}{more}", ("file", "cause"), rows)
+        console.info(f"all of them: {folder / 'unreadable.csv'}; training is given the originals")
+    prepared, before, after = len(files) - len(unreadable), counts["source_bytes"], counts["bytes"]
+    console.info(
+        f"{prepared} of {len(files)} files prepared, {before / MB:.1f} -> {after / MB:.1f} MB, "
+        f"after {time.monotonic() - started:.0f} s"
+    )
+    console.info(f"train with: data.prepared={name}")
+    share = len(unreadable) / len(files)
+    if cfg.max_unreadable_share is not None and share > cfg.max_unreadable_share:
+        fail(
+            f"{share:.1%} of the files cannot be read, more than max_unreadable_share={cfg.max_unreadable_share}",
+            EXIT_TOO_MANY_UNREADABLE,
+        )
+
+
+def main() -> None:
+    launch("prepare", prepare, check)
+
+
+if __name__ == "__main__":
+    main()
