@@ -24,7 +24,7 @@ register_schemas()
 # A reader for what no file can be made to do on every machine; workers import it by name
 READER = """
 import os, time
-from vidtrain.data.inspection import Inspection
+from vidtrain.data.audit.inspection import Inspection
 
 def inspect_job(job, index, thumbnails):
     path = os.path.basename(job[0])
@@ -189,7 +189,7 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import reader_for_tests
 
-    monkeypatch.setattr("vidtrain.data.inspection.inspect_job", reader_for_tests.inspect_job)
+    monkeypatch.setattr("vidtrain.data.audit.inspection.inspect_job", reader_for_tests.inspect_job)
 
 
 class Quiet:
@@ -225,8 +225,8 @@ def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):
 
 
 def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
+    from vidtrain.data.audit.inspection import Inspection
     from vidtrain.data.guarded import Outcome
-    from vidtrain.data.inspection import Inspection
 
     def interrupted(function, items, *rest):
         yield Outcome(items[0], Inspection(1, digest="d"), "", 0.1)

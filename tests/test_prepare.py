@@ -14,9 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from vidtrain.config import CONF, register_schemas
-from vidtrain.data.class_folders import ClassFolders
-from vidtrain.data.decoding import probe
 from vidtrain.data.prepared import PreparedCopy
+from vidtrain.data.probing import probe
+from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.prepare import check, prepare
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from vidtrain.app import find_faults
 from vidtrain.config import CONF, register_schemas
-from vidtrain.data.frame_folders import FrameFolders
-from vidtrain.data.listings import Listing
+from vidtrain.data.sources.frame_folders import FrameFolders
+from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError
 from vidtrain.split import check, split
 

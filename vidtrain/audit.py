@@ -20,12 +20,12 @@ from vidtrain.app import fail, launch
 from vidtrain.config import AuditConfig, check_targets
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
-    from vidtrain.data.findings import Entry
-    from vidtrain.data.inspection import Inspection
+    from vidtrain.data.audit.findings import Entry
+    from vidtrain.data.audit.inspection import Inspection
 
 EXIT_BOUND_EXCEEDED = 3
 # Imported once by the process that workers are forked from; the first is what this program itself imports
-PRELOAD = ("vidtrain.app", "vidtrain.data.inspection")
+PRELOAD = ("vidtrain.app", "vidtrain.data.audit.inspection")
 LEAST = {"num_workers": 1, "max_distance": 0}
 COLUMNS = ("split", "class", "group", "path", "start", "end", "cause", "issues", "copies")
 MEASURED = (
@@ -49,7 +49,7 @@ class Ledger:
         """What is known of the file as it is now. One that hung is read again under a longer limit, and with `retry`
         every one that could not be read.
         """
-        from vidtrain.data.inspection import FORMAT, Inspection
+        from vidtrain.data.audit.inspection import FORMAT, Inspection
 
         row = self._rows[path] if path in self._rows else None
         if row is None or (row["stamp"], row["format"]) != (_stamp(path), FORMAT):
@@ -60,7 +60,7 @@ class Ledger:
         return Inspection(**{**found, "issues": tuple(map(tuple, found["issues"]))})
 
     def add(self, path: str, found: "Inspection", time_limit: float, hung: bool) -> None:
-        from vidtrain.data.inspection import FORMAT
+        from vidtrain.data.audit.inspection import FORMAT
 
         stamp = {
             "path": path,
@@ -90,8 +90,8 @@ def read_all(
     console,
 ) -> "dict[str, Inspection]":
     """What is found of every file. `files` gives the frame rate of those that are folders of images."""
+    from vidtrain.data.audit.inspection import Inspection, inspect_job
     from vidtrain.data.guarded import guarded
-    from vidtrain.data.inspection import Inspection, inspect_job
 
     found = {path: known for path in files if (known := ledger.find(path, cfg.time_limit, cfg.retry))}
     waiting = [(path, rate) for path, rate in files.items() if path not in found]
@@ -128,7 +128,7 @@ def table(
     root: str,
 ) -> str:
     """A row for every record as CSV; `copies` numbers the set of alike files that it is in."""
-    from vidtrain.data.summary import short
+    from vidtrain.data.audit.summary import short
 
     sets = {file["path"]: number for number, each in enumerate(copies, start=1) for file in each["files"]}
     out = io.StringIO(newline="")
@@ -183,9 +183,9 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
 
 def audit(cfg: AuditConfig) -> None:
     from vidtrain.build import index_folder, part
-    from vidtrain.data.findings import entries
+    from vidtrain.data.audit.findings import entries
+    from vidtrain.data.audit.summary import Bounds, summarize
     from vidtrain.data.index import VideoIndex
-    from vidtrain.data.summary import Bounds, summarize
     from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
     from vidtrain.tracking.audit_page import render
     from vidtrain.tracking.console import make_console

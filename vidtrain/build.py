@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from vidtrain.config import check_targets, reason, suggest
+from vidtrain.data.augment.device import DeviceTransform
+from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.dataset import Batch, VideoDataset
-from vidtrain.data.device import DeviceTransform
 from vidtrain.data.filters import VideoFilter
-from vidtrain.data.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.loaders import Loader, eval_loader, train_loader
 from vidtrain.data.manifest import Manifest
@@ -279,17 +279,20 @@ class EvalData:
 
 @dataclass(frozen=True)
 class Reading:
-    """What all readers of a run's videos share: what is known of the files, and which failed."""
+    """What all readers of a run's videos share: what is known of the files, and where it is kept which ended
+    workers."""
 
     index: VideoIndex
-    quarantine: Quarantine
+    quarantine: Path | None
 
 
-def reading(cfg: DictConfig, ranks: Ranks, quarantine: Path | None) -> Reading:
-    """The dataset's index, shared by all ranks and runs, and the run's quarantine; rank 0 makes the former first."""
+def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
+    """The dataset's index, shared by all ranks and runs, and this rank's quarantine file in the run folder; rank 0
+    makes the former first."""
     path = index_folder(cfg) / "videos.sqlite"
     ranks.on_main(lambda: VideoIndex(path).close())
-    return Reading(VideoIndex(path), Quarantine(quarantine))
+    quarantine = folder / f"quarantine_rank{ranks.rank}.jsonl" if folder else None
+    return Reading(VideoIndex(path), quarantine)
 
 
 def index_folder(cfg: DictConfig) -> Path:
@@ -354,7 +357,7 @@ def train_batches(
         copies=cfg.clip.train_copies,
         jitter=part(cfg.augmentation.temporal),
         index=reading.index,
-        quarantine=reading.quarantine,
+        quarantine=Quarantine(reading.quarantine, "train"),
     )
     workers = num_workers(cfg.trainer.num_workers, ranks)
     pin = ranks.device.type == "cuda"
@@ -400,7 +403,7 @@ def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading,
         cfg.seed,
         training=False,
         index=reading.index,
-        quarantine=reading.quarantine,
+        quarantine=Quarantine(reading.quarantine, split),
     )
     every = math.ceil(len(manifest) / (cfg.trainer.max_eval_videos or len(manifest)))
     # frames of any shape do not stack

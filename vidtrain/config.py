@@ -44,7 +44,7 @@ class ClipSettings:
 class DataSettings:
     """How a dataset is read, whatever it is."""
 
-    index_root: str = "${data_root}/index"  # what is known of the files, kept for all runs; nothing else lies there
+    index_root: str = "${data_root}/index"  # what is known of the files and listings, kept for all runs
     prepared: str | None = None  # read the copy that vidtrain.prepare made under this name
     # training videos to leave out: null keeps them
     min_frames: int | None = None
@@ -84,6 +84,7 @@ class EvaluateConfig:
     split: str = "test"
     out: str | None = None  # folder for the tables; null: beside the checkpoint's folder
     data_root: str | None = None
+    prepared: str | None = None  # the name of a prepared copy to read
     eval_clips: int | None = None
     crops: int | None = None
     fusion: str | None = None
@@ -112,7 +113,9 @@ class AuditConfig:
     time_limit: float = 60.0  # seconds that reading one file may take
     retry: bool = False  # read again what could not be read before
     group_pattern: str | None = None  # regular expression that finds a video's group in its path
-    max_distance: float = 6.5  # bits of 64 by which frames of near duplicates may differ: vidtrain.data.duplicates
+    max_distance: float = (
+        6.5  # bits of 64 by which frames of near duplicates may differ: vidtrain.data.audit.duplicates
+    )
     max_unreadable_share: float | None = 0.0  # of the files
     max_damaged_share: float | None = None  # truncated or damaged, of the files
     max_absent_classes: int | None = None  # classes without a readable video in some split
@@ -141,7 +144,7 @@ class PrepareConfig:
 
 @dataclass
 class SplitListingSettings:
-    """How to read a listing; what is null is recognized (vidtrain.data.listings.ListingFormat)."""
+    """How to read a listing; what is null is recognized (vidtrain.data.sources.listings.ListingFormat)."""
 
     root: str | None = None  # what paths are relative to; null: the listing's folder
     delimiter: str | None = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 CHANGES = {
     "data_root": "data_root",
     "dataset": "dataset",
+    "prepared": "data.prepared",
     "eval_clips": "clip.eval_clips",
     "frame_order": "clip.frame_order",
     "crops": "augmentation.eval.crops",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
 
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
-FREE = ("run_dir", "data_root", "dataset.source.root", "logger", "trainer.device", "trainer.num_workers",
+FREE = ("run_dir", "data_root", "data.index_root", "data.time_limit", "dataset.source.root", "dataset.folder",
+        "dataset.source.annotations", "logger", "trainer.device", "trainer.num_workers",
         "trainer.save_every", "trainer.keep_every", "trainer.profile")  # fmt: skip
 
 

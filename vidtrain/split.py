@@ -53,14 +53,14 @@ def check(cfg: Any) -> list[tuple[str, str]]:
 
 
 def _class_folders(cfg: Any) -> "Manifest":
-    from vidtrain.data.class_folders import ClassFolders
+    from vidtrain.data.sources.class_folders import ClassFolders
 
     return ClassFolders(cfg.path, group_pattern=cfg.group_pattern, split=list(cfg.shares)).pool()
 
 
 def _listing(cfg: Any) -> "Manifest":
-    from vidtrain.data.listings import ListingFormat, read_listing
     from vidtrain.data.manifest import Manifest
+    from vidtrain.data.sources.listings import ListingFormat, read_listing
 
     layout = ListingFormat(
         **cfg.listing,
@@ -76,7 +76,7 @@ def _listing(cfg: Any) -> "Manifest":
 
 
 def _frame_folders(cfg: Any) -> "Manifest":
-    from vidtrain.data.frame_folders import FrameFolders
+    from vidtrain.data.sources.frame_folders import FrameFolders
 
     # the rate is the reader's matter: none is written
     source = FrameFolders(

@@ -74,7 +74,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     console.info(f"run folder {folder}")
 
     # Data
-    reading = build.reading(cfg, ranks, folder / "quarantine.jsonl")
+    reading = build.reading(cfg, ranks, folder)
     splits = build.manifests(cfg, ranks, console)
     splits["train"] = build.filtered(cfg, splits["train"], reading.index, ranks, console)
     if settings.one_batch:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from vidtrain.data.augment.geometry import CenterCrops, RandomResizedCrop, ShortSideCrop, WholeFrame
 from vidtrain.data.dataset import Batch, Fault, VideoDataset, collate, draw
-from vidtrain.data.geometry import CenterCrops, RandomResizedCrop, ShortSideCrop, WholeFrame
 from vidtrain.data.loaders import eval_loader, train_loader
 from vidtrain.data.manifest import Manifest, Record, SourceInfo
 from vidtrain.data.samplers import EvalShard, SampleKey, TrainStream
@@ -166,7 +166,6 @@ class TestTraining:
         )
         assert [len(batch.labels) for batch in parts] == [2, 2]
         assert torch.equal(whole[0].clips, torch.cat([batch.clips for batch in parts]))
-
 
     def test_copies_are_augmented_differently_and_the_first_is_what_one_would_be(self, folder):
         protocol = ClipProtocol(2, frame_step=2, num_clips=2)

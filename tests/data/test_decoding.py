@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
 from vidtrain.data.decoding import decode_views
-from vidtrain.data.geometry import Crop
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, VideoInfo
 
@@ -97,7 +97,9 @@ class TestExactness:
     ):
         width, height = (97, 63) if name == "odd.mp4" else (96, 64)
         layers = ":temporal-layers=3:b-adapt=0" if name.startswith("temporal") else ""
-        options = {"x265-params": f"log-level=none:keyint=12:open-gop=1{layers}"} if codec == "libx265" else None
+        options = (
+            {"x265-params": f"log-level=none:keyint=12:open-gop=1{layers}"} if codec == "libx265" else None
+        )
         container = {"movflags": "frag_keyframe+empty_moov"} if name.startswith("fragmented") else None
         frames = patches(40, width, height, pixel_format)
         path = write_video(

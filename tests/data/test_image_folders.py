@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding import decode_views
-from vidtrain.data.geometry import Crop
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.video import DecodeError

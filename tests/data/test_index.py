@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vidtrain.data import index as index_module
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding import decode_views
-from vidtrain.data.geometry import Crop
 from vidtrain.data.index import VideoIndex, pack, unpack
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, VideoInfo

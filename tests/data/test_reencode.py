@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.bitstream import is_disposable
-from vidtrain.data.decoding import decode_views, probe
-from vidtrain.data.geometry import Crop
+from vidtrain.data.decoding import decode_views
+from vidtrain.data.probing import probe
 from vidtrain.data.reencode import EncodeSettings, Job, Timing, prepare_file
 from vidtrain.data.video import DecodeError, VideoInfo
 from vidtrain.errors import UserError

@@ -3,8 +3,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from vidtrain.data.class_folders import ClassFolders
 from vidtrain.data.manifest import Manifest, Record
+from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.data.splitting import GroupPattern, hold_out, shares_of, split_indices, split_manifest
 from vidtrain.errors import UserError
 

@@ -7,7 +7,7 @@ import numpy as np
 from av.filter import Graph
 from av.filter.context import FilterContext
 
-from vidtrain.data.geometry import Crop
+from vidtrain.data.augment.geometry import Crop
 
 # Rotation of the display matrix, in degrees counterclockwise, to the filters that carry it out.
 ROTATIONS = {

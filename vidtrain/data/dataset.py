@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +11,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vidtrain.data.augment.geometry import EvalGeometry, TrainGeometry
 from vidtrain.data.decoding import View, decode_views
-from vidtrain.data.geometry import EvalGeometry, TrainGeometry
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.quarantine import Quarantine
@@ -106,7 +106,8 @@ class VideoDataset(Dataset):
             record = self.manifest[index]
             target = self._target(record)
             try:
-                clips, seeds = self.quarantine.attempt(record.path, lambda: self._read(record, epoch, index))  # noqa: B023
+                read = partial(self._read, record, epoch, index)
+                clips, seeds = self.quarantine.attempt(record.path, read)
                 return Sample(clips, target, index, seeds, faults)
             except DecodeError as error:
                 faults.append(Fault(error.path, error.cause))
@@ -135,7 +136,8 @@ class VideoDataset(Dataset):
         return target
 
     def _read(self, record: Record, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        video = self.index.info(record.path, self.manifest.frame_rate)
+        info = partial(self.index.info, record.path, self.manifest.frame_rate)
+        video = self.quarantine.opened(record.path, info)
         if self.training:
             views, seeds = [], []
             for copy in range(self.copies):

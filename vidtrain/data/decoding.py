@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
-from vidtrain.data.geometry import Crop
 from vidtrain.data.packets import decode_frames
-from vidtrain.data.probing import probe as probe
 from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]

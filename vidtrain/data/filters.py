@@ -34,7 +34,9 @@ class VideoFilter:
             if value is not None and value <= 0:
                 raise UserError(f"data.{name}={value} must be above 0; null is no bound")
         if self.min_seconds and self.max_seconds and self.min_seconds > self.max_seconds:
-            raise UserError(f"data.min_seconds={self.min_seconds} is above data.max_seconds={self.max_seconds}")
+            raise UserError(
+                f"data.min_seconds={self.min_seconds} is above data.max_seconds={self.max_seconds}"
+            )
 
     @property
     def keeps_all(self) -> bool:

@@ -17,7 +17,7 @@ from vidtrain.errors import UserError
 
 FORMAT = 1  # of the entries; those of another format are made anew
 REMEMBERED_BYTES = 64 << 20  # per process
-WAIT_SECONDS = 60.0  # for another process that is writing
+WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS videos (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, format INTEGER,"
     " entry BLOB) WITHOUT ROWID"

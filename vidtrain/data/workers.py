@@ -159,7 +159,12 @@ class _Worker:
         parent = os.getpid() if context.get_start_method() != "forkserver" else None
         arguments = (theirs, dataset, self.note, time_limit, parent)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        # They stay blocked in the worker until it ignores them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def give(self, number: int, keys: list[SampleKey]) -> None:
@@ -194,6 +199,7 @@ def _serve(
     """A worker's life: until its owner ends it, or is gone."""
     for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
     watchdog.begin(note, time_limit)
     torch.set_num_threads(1)
     watchdog.rest()

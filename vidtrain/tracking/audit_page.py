@@ -25,7 +25,7 @@ Plain = Mapping[str, Any]
 
 
 def render(summary: Plain, title: str, thumbnails: Path) -> str:
-    """The page. `summary` is that of vidtrain.data.summary; pictures are read from the folder `thumbnails`."""
+    """The page. `summary` is that of vidtrain.data.audit.summary; pictures are read from the folder `thumbnails`."""
     pictures = _Pictures(thumbnails)
     sections = [
         ("summary", "Summary", _bounds(summary)),

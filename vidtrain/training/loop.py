@@ -40,7 +40,7 @@ class Run:
 
     model: nn.Module  # a VideoClassifier, on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
-    mix: Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]  # of a batch, by a key; labels -> targets
+    mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
     train_batches: Callable[[int, int], Iterable]  # micro-batches of the steps from, up to (over all phases)
     train_paths: Sequence[str]  # by index, to name the files of a bad batch
     steps_per_epoch: int

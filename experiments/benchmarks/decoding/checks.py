@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from works import SIZE, Job, Shape, center
 
-from vidtrain.data.geometry import Crop
+from vidtrain.data.augment.geometry import Crop
 
 GRID = 32
 # A frame counts as another one only where that one is nearer by more than this, in levels of 255 and as a share of

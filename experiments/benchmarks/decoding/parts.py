@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from works import Job, Shape, center, draw
 
-from vidtrain.data.geometry import Crop
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.index import VideoIndex
 
 

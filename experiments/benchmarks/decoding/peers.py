@@ -22,8 +22,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from works import SIZE, Job
 
+from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding import decode_views
-from vidtrain.data.geometry import Crop
 from vidtrain.data.index import VideoIndex
 
 OURS, FLOOR = "vidtrain", "floor"

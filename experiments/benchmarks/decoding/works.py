@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.data.geometry import Crop
+from vidtrain.data.augment.geometry import Crop
 
 SIZE = (224, 224)
 SCALE, RATIO = (0.3, 1.0), (3 / 4, 4 / 3)

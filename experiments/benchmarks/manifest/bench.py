@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.listings import Listing
 from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.manifest_files import open_manifests
 from vidtrain.data.samplers import TrainStream
+from vidtrain.data.sources.listings import Listing
 
 CLASSES, VAL_RECORDS, BATCH = 400, 1000, 256
 TOUCHED = 100_000  # records a worker

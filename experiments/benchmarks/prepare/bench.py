@@ -18,8 +18,9 @@ import av
 import numpy as np
 import torch
 
-from vidtrain.data.decoding import decode_views, probe
-from vidtrain.data.geometry import Crop, RandomResizedCrop
+from vidtrain.data.augment.geometry import Crop, RandomResizedCrop
+from vidtrain.data.decoding import decode_views
+from vidtrain.data.probing import probe
 from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
 
 SETTINGS = EncodeSettings(

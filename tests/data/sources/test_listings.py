@@ -1,0 +1,219 @@
+import csv
+
+import pytest
+
+from vidtrain.data.manifest import Record
+from vidtrain.data.sources.listings import Listing
+from vidtrain.errors import UserError
+
+
+@pytest.fixture
+def listing(tmp_path):
+    """Writes train.csv and val.csv and gives the source that reads them."""
+
+    def write(train: str, val: str | None = "other.mp4,run\n", **settings) -> Listing:
+        for name, text in (("train", train), ("val", val)):
+            if text is not None:
+                data = text.encode() if isinstance(text, str) else text
+                (tmp_path / f"{name}.csv").write_bytes(data)
+        files = {"train": str(tmp_path / "train.csv"), "val": val and str(tmp_path / "val.csv")}
+        return Listing(**{**files, "root": "/v", **settings})
+
+    return write
+
+
+def train(source):
+    return list(source.manifests()["train"])
+
+
+TWO = [Record("/v/a.mp4", 0, "/v/a.mp4"), Record("/v/b.mp4", 1, "/v/b.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("text", "val"),
+    [
+        ("a.mp4,jump\nb.mp4,run\n", "o.mp4,run"),
+        ("a.mp4, jump \r\n\r\nb.mp4,\trun\r\n", "o.mp4,run"),
+        ("\ufeffpath,label\na.mp4,jump\nb.mp4,run", "path,label\no.mp4,run"),
+        ("label,extra,path\njump,1,a.mp4\nrun,2,b.mp4\n", "label,extra,path\njump,,o.mp4"),
+        ("a.mp4\tjump\nb.mp4\trun\n", "o.mp4\tjump\n"),
+        ("a.mp4 jump\nb.mp4   run \n", "o.mp4 jump\n"),
+        ("a.mp4::jump\nb.mp4::run\n", '"o.mp4"::"jump"\n'),
+        ('"a.mp4","jump"\nb.mp4,"run"\n', "o.mp4,run\n"),
+        ("/v/a.mp4,jump\n./x/../b.mp4,run\n", "o.mp4,run\n"),
+        ("x/..//a.mp4,jump\n/v//b.mp4,run\n", "o.mp4,run\n"),
+        ("a.mp4 0\nb.mp4 1\n", "o.mp4 1\n"),
+    ],
+)
+def test_forms_of_one_listing(listing, text, val):
+    source = listing(text, val)
+    assert train(source) == TWO
+    assert source.manifests()["val"].classes == (("0", "1") if "0\n" in text else ("jump", "run"))
+
+
+def test_paths_are_relative_to_the_file(listing, tmp_path):
+    assert train(listing("a.mp4,run\n", root=None))[0].path == f"{tmp_path}/a.mp4"
+
+
+def test_quoted_delimiters_and_quotes(listing):
+    text = '"my videos/a, b.mp4" "long jump"\n"say ""hi"".mp4" run\n'
+    found = listing(text, "o.mp4 run\n").manifests()["train"]
+    assert list(found.paths) == ["/v/my videos/a, b.mp4", '/v/say "hi".mp4']
+    assert found.classes == ("long jump", "run")
+    found = listing('"a::b.mp4"::run\nc.mp4::run\n', "o::run").manifests()["train"]
+    assert list(found.paths) == ["/v/a::b.mp4", "/v/c.mp4"]
+
+
+def test_names_that_are_no_utf8_pass_through(listing):
+    found = listing(b"caf\xe9.mp4,run\n", "o.mp4,run").manifests()["train"]
+    assert found[0].path == "/v/caf\udce9.mp4"
+
+
+def test_columns_by_name_and_number(listing):
+    text = "id;x,what,clip,who\n1,run,a.mp4,anna\n2,jump,b.mp4,bert\n"
+    val = "id;x,what,clip,who\n1,run,o.mp4,cleo\n"
+    by_name = listing(text, val, path_column="clip", label_column="what", group_column="who")
+    by_number = listing(text, val, header=True, path_column=2, label_column=1, group_column=3)
+    expected = [Record("/v/a.mp4", 1, "anna"), Record("/v/b.mp4", 0, "bert")]
+    assert train(by_name) == train(by_number) == expected
+    bare = listing("1,run,a.mp4\n2,jump,b.mp4\n", "1,run,o.mp4\n", path_column=2, label_column=1)
+    assert train(bare)[0] == Record("/v/a.mp4", 1, "/v/a.mp4")
+
+
+def test_usual_columns_are_found(listing):
+    text = "path,label,group,start,end\na.mp4,run,g1,1.5,4\na.mp4,run,g1,4,\nb.mp4,run,g2,,2\n"
+    assert train(listing(text, "o.mp4,run")) == [
+        Record("/v/a.mp4", 0, "g1", start=1.5, end=4.0),
+        Record("/v/a.mp4", 0, "g1", start=4.0),
+        Record("/v/b.mp4", 0, "g2", end=2.0),
+    ]
+
+
+def test_several_labels(listing):
+    found = listing("a.mp4,run|jump\nb.mp4,jump\n", "o.mp4,run|jump\n", label_separator="|").manifests()
+    assert found["train"].classes == ("jump", "run") and found["val"].multi_label
+    assert [record.labels for record in found["train"]] == [(1, 0), (0,)]
+    found = listing("a.mp4 2;0\nb.mp4 1\n", "o.mp4 0\n", label_separator=";").manifests()["train"]
+    assert [record.labels for record in found] == [(2, 0), (1,)]
+
+
+def test_classes_may_be_given(listing, tmp_path):
+    (tmp_path / "classes.txt").write_text("walk\nrun\njump\n")
+    (tmp_path / "classes.json").write_text('{"run": 1, "walk": 0, "jump": "2"}')
+    (tmp_path / "annotations.json").write_text(
+        '{"categories": {"run": 1, "walk": 0, "jump": 2}, "train": []}'
+    )
+    given = [["walk", "run", "jump"], *(str(tmp_path / name) for name in ("classes.txt", "classes.json"))]
+    for classes in (*given, str(tmp_path / "annotations.json")):
+        found = listing("a.mp4,jump\nb.mp4,run\n", classes=classes).manifests()["train"]
+        assert found.classes == ("walk", "run", "jump")
+        assert found.labels.tolist() == [2, 1]
+    numbered = listing("a.mp4,2\nb.mp4,0\n", "o.mp4,1\n", classes=["walk", "run", "jump"])
+    assert numbered.manifests()["train"].labels.tolist() == [2, 0]
+    names = listing("a.mp4,2\nb.mp4,10\n", "o.mp4,2\n", classes=["10", "2"])
+    assert names.manifests()["train"].labels.tolist() == [1, 0]
+
+
+def test_integers_as_names(listing):
+    found = listing("a.mp4,20\nb.mp4,5\n", "o.mp4,5\n", label_kind="names").manifests()["train"]
+    assert found.classes == ("20", "5")
+
+
+def test_group_pattern(listing):
+    found = train(listing("x/v_g01_c1.mp4,run\nx/v_g02_c1.mp4,run\n", "g03_,run\n", group_pattern=r"g(\d+)_"))
+    assert [record.group for record in found] == ["01", "02"]
+
+
+def test_folders_of_images(listing):
+    assert listing("a,run\nb,jump\n", "c,run\n", frame_rate=12.5).manifests()["val"].frame_rate == 12.5
+
+
+def test_val_can_be_held_out(listing):
+    text = "path,label,group\n" + "".join(f"{i}.mp4,{'ab'[i % 2]},g{i // 4}\n" for i in range(80))
+    found = listing(text, None, val_share=0.2).manifests()
+    assert [len(each) for each in found.values()] == [64, 16]
+    assert not set(found["train"].columns.group_names) & set(found["val"].columns.group_names)
+    assert list(listing(text, None, val_share=0).manifests()) == ["train"]
+    with pytest.raises(UserError, match="there is no val split .* val_share=0.1"):
+        listing(text, None).manifests()
+    with pytest.raises(UserError, match="val_share=0.2, but val is given"):
+        listing(text, "path,label,group\no,a,x\n", val_share=0.2).manifests()
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("a.mp4 1\nmy b.mp4 1\nc.mp4 0\n", {}, r'train.csv:2: 3 fields, not 2: .my b.mp4 1.; a space inside a field'),
+        ("my a.mp4 1\nb.mp4 1\nc.mp4 0\n", {}, "train.csv:1: 3 fields, not 2"),
+        ("a,1.mp4,run\nb.mp4,run\nc.mp4,run\n", {}, "train.csv:1: 3 fields, not 2: .* a comma inside a field"),
+        ("a.mp4,run\nb.mp4\nc.mp4,run\n", {}, "train.csv:2: 1 fields, not 2: 'b.mp4'$"),
+        ("a.mp4,run\n,run\n", {}, "train.csv:2: no path"),
+        ("a.mp4,run\nb.mp4,\n", {}, "train.csv:2: no label"),
+        ("a.mp4,0\nb.mp4,x\nc.mp4,1\nd.mp4,-1\n", {}, r"2 lines.*\n.*:2: label 'x' is no integer.*\n.*:4: label '-1'"),
+        ("a.mp4,0\nb.mp4,run\n", {"label_kind": "integers"}, "train.csv:2: label 'run' is no integer"),
+        ('a.mp4,run\n"b.mp4,run\nc.mp4,run\n', {}, "train.csv:2: unexpected end of data"),
+        ('a.mp4,run\n"b".mp4,run\n', {}, "train.csv:2: .*expected after"),
+        ("a.mp4,run\nb\0.mp4,run\n", {}, "train.csv:2: a path with a zero byte"),
+        ("a.mp4,run\nb.mp4,jog;run\n", {"classes": ["run"]}, "train.csv:2: label 'jog;run' is not among the classes"),
+        ("a.mp4,2\n", {"classes": ["run"]}, r"train.csv:1: label 2 is outside 0\.\.0"),
+        ("a.mp4,1;1\n", {"label_separator": ";"}, "train.csv:1: a label twice"),
+        ("a.mp4,1;\nb.mp4,0\n", {"label_separator": ";"}, "train.csv:1: no label"),
+        ("a.mp4,3\nb.mp4,0\n", {}, "labels up to 3, but none of 2 below it, such as 1, 2: name all classes"),
+        ("path,label,start\na.mp4,run,x\nb.mp4,run,-1\n", {}, "train.csv:2: 'x' is no time.*\n.*:3: a video must"),
+        ("path,label,start,end\na.mp4,run,3,3\n", {}, "train.csv:2: a video must .* end later"),
+        ("path,label,group\na.mp4,run,\n", {}, "train.csv:2: no group"),
+        ("x,what\na.mp4,run\n", {}, "line 1 .*may name the columns or a video: say header=true or header=false"),
+        ("a b,run c\n", {}, "its delimiter may be comma or space; say which with delimiter"),
+        ("a.mp4\nb.mp4\n", {}, "none of comma, tab, space, :: cuts its lines"),
+        ("a.mp4 x run\nb.mp4 y run\n", {}, "3 fields and no header: say which ones are the path and the label"),
+        ("a.mp4,run\n", {"delimiter": "\t"}, "its lines have 1 fields; 2 are needed"),
+        ("a.mp4,run\n", {"label_column": "what"}, "label_column=what: .*has the columns a.mp4, run"),
+        ("a.mp4,run\n", {"label_column": 2}, "label_column=2: .* has 2 columns, numbered from 0"),
+        ("path,label,class\na,b,c\n", {}, "has the columns label and class: say which one with label_column"),
+        ("a.mp4,run\n", {"group_column": 0, "group_pattern": "a"}, "group_column and group_pattern are both given"),
+        ("a.mp4,run\n", {"label_kind": "words"}, "label_kind=words: choose one of names, integers"),
+        ("path,label\n", {}, "train.csv lists no videos"),
+        ("\n \n", {}, "train.csv holds no lines"),
+        ("a.mp4,run\na.mp4,jump\n", {}, "train lists videos more than once, with different labels"),
+        ("other.mp4,run\n", {}, "1 videos are in both train and val: /v/other.mp4"),
+    ],
+)  # fmt: skip
+def test_names_the_line_at_fault(listing, text, settings, message):
+    with pytest.raises(UserError, match=message):
+        listing(text, **settings).manifests()
+
+
+def test_names_some_lines_and_counts_all(listing):
+    text = "a.mp4,run\n" * 300 + "b.mp4,run,x\n" * 25
+    with pytest.raises(UserError, match="(?s)25 lines cannot be read:.*:301: .*:310: .*\n  and 15 more$"):
+        listing(text).manifests()
+
+
+def test_val_must_have_labels_of_train(listing):
+    with pytest.raises(UserError, match="val.csv:2: label 'swim' is not among the labels of train"):
+        listing("a.mp4,run\n", "o.mp4,run\np.mp4,swim\n").manifests()
+    with pytest.raises(UserError, match=r"val.csv:1: label 2 is outside 0\.\.1"):
+        listing("a.mp4,0\nb.mp4,1\n", "o.mp4,2\n").manifests()
+
+
+def test_absent_file(tmp_path):
+    source = Listing(train=str(tmp_path / "none.csv"), val_share=0.1)
+    with pytest.raises(UserError, match="none.csv cannot be read: No such file"):
+        source.manifests()
+
+
+def test_inputs_are_the_files(listing, tmp_path):
+    source = listing("a.mp4,run", classes=str(tmp_path / "classes.txt"))
+    assert [path.name for path in source.inputs()] == ["train.csv", "val.csv", "classes.txt"]
+
+
+def test_quoting_agrees_with_the_csv_module(listing, tmp_path):
+    """What the standard writer quotes is what the reader takes."""
+    names = ["plain.mp4", "a,b.mp4", 'a"b.mp4', "a b.mp4", "a::b.mp4", "a\tb.mp4", "ü.mp4"]
+    for delimiter in (",", "\t", " "):
+        with open(tmp_path / "written", "w", newline="") as file:
+            csv.writer(file, delimiter=delimiter).writerows([name, "run"] for name in names)
+        found = listing(
+            (tmp_path / "written").read_text(), f"o.mp4{delimiter}run", delimiter=delimiter
+        ).manifests()
+        assert list(found["train"].paths) == [f"/v/{name}" for name in names]

@@ -1,0 +1,177 @@
+"""Decoding a file from end to end, past every error, to see what is wrong with it and what it looks like."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import av
+import av.logging
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from vidtrain.data.audit.duplicates import FRAMES, PICTURE
+from vidtrain.data.video import DecodeError, VideoInfo, opened
+
+THUMBNAIL = 160  # pixels of the longer side
+
+
+@dataclass
+class Seen:
+    """What was seen of a file.
+
+    `stated_frames` and `stated_duration` (seconds) are the header's, 0 where it says nothing. `corrupt` frames are
+    partly made up by the decoder, `untimed` ones have no time, `late` ones one that is not above that of the frame
+    before. `pictures` are uint8 [32 32 3], evenly spread over the video; `thumbnail` is the middle frame, uint8
+    [h w 3], or the first one where the video ends before its middle.
+    """
+
+    stated_frames: int
+    stated_duration: float
+    stated_rate: float
+    container: str
+    codec: str
+    audio: bool
+    pixel_format: str = ""
+    num_frames: int = 0
+    corrupt: int = 0
+    untimed: int = 0
+    late: int = 0
+    errors: list[str] = field(default_factory=list)
+    pictures: list[np.ndarray] = field(default_factory=list)
+    thumbnail: np.ndarray | None = None
+
+
+@contextmanager
+def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg logs as an error meanwhile, as (level, who, words)."""
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # else what one file repeats would come up in the next one's log
+    try:
+        with av.logging.Capture(local=True) as log:
+            yield log
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip)
+
+
+def decode_all(info: VideoInfo) -> Seen:
+    """Raises `DecodeError` where the file cannot even be opened.
+
+    The decoder conceals most damage, and says so only in its log, which therefore counts as errors.
+    """
+    pictures = Pictures(info.num_frames, info.rotation)
+    return _decode_images(info, pictures) if info.images else decode_file(info.path, pictures)
+
+
+def decode_file(path: str, pictures: "Pictures") -> Seen:
+    """As `decode_all`, of a video file of which nothing is known."""
+    with ffmpeg_errors() as log, opened(path) as (container, stream):
+        seen = _stated(container, stream)
+        # what the decoders of the sound say is not our business
+        heard = (stream.codec_context.name, container.format.name)
+        _look(_frames(container, stream, seen), pictures, seen)
+    seen.errors += [words.strip() for _, who, words in log if who in heard]
+    return seen
+
+
+def _decode_images(info: VideoInfo, pictures: "Pictures") -> Seen:
+    with opened(info.images[0]) as (container, stream):
+        seen = _stated(container, stream)
+    seen.stated_frames, seen.stated_duration, seen.container = len(info.images), 0.0, "images"
+    seen.stated_rate = float(1 / info.tick)
+    _look(_images(info, seen), pictures, seen)
+    return seen
+
+
+def _images(info: VideoInfo, seen: Seen) -> Iterator[av.VideoFrame]:
+    for index, path in enumerate(info.images):
+        try:
+            with opened(path) as (container, stream):
+                for frame in container.decode(stream):
+                    frame.pts = index
+                    yield frame
+        except DecodeError as error:
+            seen.errors.append(f"{os.path.basename(path)}: {error.cause}")
+
+
+def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", seen: Seen) -> None:
+    last = None
+    for frame in frames:
+        pictures.look(frame, seen.num_frames)
+        seen.pixel_format = seen.pixel_format or frame.format.name
+        seen.corrupt += frame.is_corrupt
+        seen.untimed += frame.pts is None
+        seen.late += frame.pts is not None and last is not None and frame.pts <= last
+        last = frame.pts
+        seen.num_frames += 1
+    seen.pictures, seen.thumbnail = pictures.spread, pictures.thumbnail
+
+
+def _stated(container: InputContainer, stream: VideoStream) -> Seen:
+    audio = len(container.streams.audio) > 0
+    duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if not duration and not audio and container.duration:  # which may be that of longer sound
+        duration = container.duration / av.time_base
+    return Seen(
+        stated_frames=stream.frames,
+        stated_duration=duration,
+        stated_rate=float(stream.average_rate or 0),
+        container=container.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        audio=audio,
+    )
+
+
+def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Iterator[av.VideoFrame]:
+    """Every frame that can be had, as the decoder gives them out; errors are noted and passed over."""
+    decoder, packets = stream.codec_context, container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            seen.errors.append(error.strerror)
+            packet = None  # what the decoder still holds is asked for
+        if packet is not None and packet.is_discard:
+            seen.stated_frames -= min(1, seen.stated_frames)  # counted by the header, but not to be shown
+        try:
+            yield from decoder.decode(packet)
+        except EOFError:  # demuxing has already asked it for what it held
+            return
+        except av.FFmpegError as error:
+            seen.errors.append(error.strerror)
+        if packet is None:
+            return
+
+
+class Pictures:
+    """Small pictures of frames, upright: of those evenly spread over `num_frames`, and of the middle one."""
+
+    def __init__(self, num_frames: int, rotation: int):
+        places = (np.arange(FRAMES) + 0.5) / FRAMES * num_frames
+        self._wanted = set(places.astype(int).tolist())
+        self._middle = num_frames // 2
+        self._turns = rotation // 90  # counterclockwise, as np.rot90 takes them
+        self.spread: list[np.ndarray] = []
+        self.thumbnail: np.ndarray | None = None
+
+    def look(self, frame: av.VideoFrame, index: int) -> None:
+        """Frames come in order; it is decided by `index` what is kept of them."""
+        if index in self._wanted:
+            self.spread.append(self._small(frame, PICTURE, PICTURE))
+        if index in (0, self._middle):
+            scale = THUMBNAIL / max(frame.width, frame.height)
+            width, height = (max(2, math.ceil(side * scale / 2) * 2) for side in (frame.width, frame.height))
+            self.thumbnail = self._small(frame, width, height)
+
+    def _small(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+        small = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1)
+        return np.ascontiguousarray(np.rot90(small.to_ndarray(), self._turns))
+
+
+def save_jpeg(picture: np.ndarray, path: str) -> None:
+    """Writes `picture` uint8 [h w 3] to a file whose name ends in .jpg."""
+    av.VideoFrame.from_ndarray(picture, format="rgb24").save(path, qscale=4)

@@ -1,0 +1,219 @@
+"""What there is to know of one video file: whether and how far it can be read, its shape, and what it looks like."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from vidtrain.data.audit.duplicates import sign
+from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, ffmpeg_errors, save_jpeg
+from vidtrain.data.image_folders import probe_images
+from vidtrain.data.index import VideoIndex
+from vidtrain.data.video import DecodeError, VideoInfo
+
+FORMAT = 1  # of what is found; a file inspected under another is inspected anew
+HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
+# A rate is called variable where more than this share of its intervals is off by more than this part of the median
+VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
+LONGEST_INTERVAL = 1.0  # seconds without a new frame
+# A file is called truncated where more frames are missing at its end than these
+SLACK_FRAMES, SLACK_SHARE = 2, 0.01
+SLACK_SECONDS, SLACK_DURATION = 0.5, 0.05
+
+ISSUES = {
+    "truncated": "fewer frames than the file says it has",
+    "damaged": "decoding meets errors: frames are missing or partly made up",
+    "frame count": "the header states another number of frames than there are",
+    "rate": "no frame rate, or one that no camera takes",
+    "variable rate": "frames are not evenly spaced in time",
+    "times": "frames without a time, or not in the order of time",
+    "no contrast": "uniform pictures, such as black: near duplicates of it cannot be found",
+}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found of a file. `cause` says why it cannot be read; then only `size` and `digest` are known.
+
+    `issues` are (kind of `ISSUES`, words). `size` is in bytes, `duration` in seconds, `rate` in frames per second
+    over the whole video. `width` and `height` are as displayed. `stated_frames` is the header's count, 0 where it
+    has none. `digest` is the BLAKE2b hash of the bytes in hexadecimal, `signature` what the frames look like
+    (`duplicates.Signature.to_text`); `thumbnail` names a JPEG file, or is empty.
+    """
+
+    size: int
+    cause: str = ""
+    issues: tuple[tuple[str, str], ...] = ()
+    num_frames: int = 0
+    stated_frames: int = 0
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    duration: float = 0.0
+    rate: float = 0.0
+    container: str = ""
+    codec: str = ""
+    pixel_format: str = ""
+    audio: bool = False
+    digest: str = ""
+    signature: str = ""
+    thumbnail: str = ""
+
+
+def inspect_video(
+    path: str, frame_rate: float | None, index: Path | None, thumbnails: Path | None
+) -> Inspection:
+    """Reads the whole file at `path` and decodes all of it; whatever is wrong with it is in the result.
+
+    What is needed to read it again soon goes into the video index at `index`, a picture of it into the folder
+    `thumbnails`. Where there is a `frame_rate`, the video is a folder of images.
+    """
+    with ffmpeg_errors() as log:
+        try:
+            info = _index(index).info(path) if frame_rate is None else probe_images(path, frame_rate)
+        except DecodeError as error:
+            cause = _joined(error.cause, log[0][2].strip(" .\n") if log else "")
+            return _unreadable(path, cause, thumbnails)
+    try:
+        seen = decode_all(info)
+    except DecodeError as error:  # which it was not a moment ago
+        return _unreadable(path, error.cause, None)
+    if not seen.num_frames:
+        return _unreadable(path, _joined("no frame of it decodes", _first(seen.errors)), None)
+    signature = sign(np.stack(seen.pictures))
+    rate, duration = _rate_and_duration(info, seen)
+    issues = [*_missing_frames(info, seen, duration), *_odd_times(info, seen, rate)]
+    if not len(signature):
+        issues.append(("no contrast", "uniform pictures throughout"))
+    return Inspection(
+        size=_size(info),
+        issues=tuple(issues),
+        num_frames=seen.num_frames,
+        stated_frames=seen.stated_frames,
+        width=info.width,
+        height=info.height,
+        rotation=info.rotation,
+        duration=duration,
+        rate=rate,
+        container=seen.container,
+        codec=seen.codec,
+        pixel_format=seen.pixel_format,
+        audio=seen.audio,
+        digest=info.digest.hex() or _digest(info.images),
+        signature=signature.to_text(),
+        thumbnail=_thumbnail(path, seen, thumbnails),
+    )
+
+
+def inspect_job(job: tuple[str, float | None], index: Path | None, thumbnails: Path | None) -> Inspection:
+    """`inspect_video` of (path, frame rate), for worker processes."""
+    return inspect_video(*job, index, thumbnails)
+
+
+@lru_cache(maxsize=1)
+def _index(path: Path | None) -> VideoIndex:
+    return VideoIndex(path)  # its connection is kept for the next file
+
+
+def _unreadable(path: str, cause: str, thumbnails: Path | None) -> Inspection:
+    """With how far it can be decoded by who passes over every error, and its first frame, where there is one."""
+    if not os.path.isfile(path):
+        return Inspection(size=0, cause=cause)
+    try:
+        seen = decode_file(path, Pictures(num_frames=0, rotation=0))
+    except DecodeError:
+        seen = None
+    if seen is not None and seen.num_frames:
+        stated = f" of {seen.stated_frames}" if seen.stated_frames else ""
+        cause = f"{cause}; {seen.num_frames}{stated} frames can be decoded"
+    return Inspection(
+        size=os.path.getsize(path),
+        cause=cause,
+        digest=_digest([path]),
+        thumbnail=_thumbnail(path, seen, thumbnails) if seen is not None else "",
+    )
+
+
+def _digest(paths: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _size(info: VideoInfo) -> int:
+    return sum(os.path.getsize(path) for path in info.images or (info.path,))
+
+
+def _thumbnail(path: str, seen: Seen, folder: Path | None) -> str:
+    if folder is None or seen.thumbnail is None:
+        return ""
+    name = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest() + ".jpg"
+    save_jpeg(seen.thumbnail, str(folder / name))
+    return name
+
+
+def _rate_and_duration(info: VideoInfo, seen: Seen) -> tuple[float, float]:
+    """The last frame is taken to stay as long as frames do on average."""
+    times = info.timestamps
+    if len(times) < 2 or times[-1] <= times[0]:
+        rate = seen.stated_rate
+    else:
+        rate = float((len(times) - 1) / (times[-1] - times[0]))
+    return round(rate, 3), round(len(times) / rate, 3) if rate else 0.0
+
+
+def _missing_frames(info: VideoInfo, seen: Seen, duration: float) -> list[tuple[str, str]]:
+    stated = max(seen.stated_frames, info.num_frames)
+    missing = stated - seen.num_frames
+    cut_short = any("prematurely" in error for error in seen.errors)  # Matroska's word for it
+    late_end = seen.stated_duration - duration
+    first = _first(seen.errors)
+    if missing > max(SLACK_FRAMES, SLACK_SHARE * stated) or (missing > 0 and info.num_frames < stated):
+        return [("truncated", _joined(f"{seen.num_frames} of {stated} frames", first))]
+    if late_end > max(SLACK_SECONDS, SLACK_DURATION * duration):
+        return [("truncated", _joined(f"{duration:.1f} of {seen.stated_duration:.1f} s", first))]
+    if cut_short and not seen.stated_duration:
+        return [("truncated", first)]
+    if seen.errors or seen.corrupt or seen.num_frames < info.num_frames:
+        lost = max(0, info.num_frames - seen.num_frames)
+        return [("damaged", _joined(f"frames lost: {lost}, partly made up: {seen.corrupt}", first))]
+    if seen.stated_frames not in (0, seen.num_frames):
+        return [("frame count", f"the header says {seen.stated_frames}, there are {seen.num_frames}")]
+    return []
+
+
+def _odd_times(info: VideoInfo, seen: Seen, rate: float) -> list[tuple[str, str]]:
+    issues = []
+    if not 0 < rate <= HIGHEST_RATE:
+        issues.append(("rate", f"{rate:g} frames/s"))
+    intervals = np.diff(info.timestamps)
+    if len(intervals):
+        usual = float(np.median(intervals))
+        off = np.abs(intervals - usual) > VARIABLE_PART * usual
+        longest = float(intervals.max())
+        if off.mean() > VARIABLE_SHARE or longest > max(LONGEST_INTERVAL, 2 * usual):
+            spread = f"{1000 * intervals.min():.0f} to {1000 * longest:.0f} ms"
+            issues.append(("variable rate", f"{spread} from frame to frame, mostly {1000 * usual:.0f}"))
+    if (seen.untimed or seen.late) and seen.container != "avi":  # which has no times of presentation
+        issues.append(
+            ("times", f"{seen.untimed} frames without a time, {seen.late} not after the one before")
+        )
+    return issues
+
+
+def _first(errors: list[str]) -> str:
+    """The first error, which later ones mostly follow from, and how many there are."""
+    if len(errors) < 2:
+        return "".join(errors)
+    return f"{errors[0]} (and {len(errors) - 1} more errors)"
+
+
+def _joined(words: str, reason: str) -> str:
+    return f"{words}; {reason}" if reason else words

@@ -1,0 +1,187 @@
+"""RandAugment for clips (Cubuk et al. 2019), as video fine-tuning uses it: a few random operations for each clip.
+
+The policy is the one that timm writes `rand-m7-n4-mstd0.5-inc1`: 15 operations whose severity grows with the
+magnitude. It differs from the usual video pipelines in one thing: it acts on what the crop has left, since no
+full-size frame is ever made, and not on the whole frame before the crop. So the filled borders of a turned or moved
+picture are always in view, and translations are shares of the crop's sides.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
+
+from vidtrain.data.augment.streams import stream
+from vidtrain.errors import UserError
+
+MOST = 10  # the magnitude at which every range ends
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+# From the magnitude, in [0, 10], and a sign, -1 or 1, to what an operation is done with.
+Level = Callable[[float, int], float]
+
+
+def _none(magnitude: float, sign: int) -> float:
+    return 0.0
+
+
+def _factor(magnitude: float, sign: int) -> float:
+    """1 leaves the picture as it is."""
+    return max(0.1, 1 + sign * magnitude / MOST * 0.9)
+
+
+def _signed(most: float) -> Level:
+    return lambda magnitude, sign: sign * magnitude / MOST * most
+
+
+def _bits(magnitude: float, sign: int) -> float:
+    return 4 - int(magnitude / MOST * 4)
+
+
+def _threshold(magnitude: float, sign: int) -> float:
+    return 256 - min(256, int(magnitude / MOST * 256))
+
+
+def _addend(magnitude: float, sign: int) -> float:
+    return min(128, int(magnitude / MOST * 110))
+
+
+LEVELS: dict[str, Level] = {
+    "auto_contrast": _none,
+    "equalize": _none,
+    "invert": _none,
+    "rotate": _signed(30),  # degrees counterclockwise
+    "posterize": _bits,  # bits that are kept
+    "solarize": _threshold,  # from this value up, colors are inverted
+    "solarize_add": _addend,  # added to values below 128
+    "color": _factor,
+    "contrast": _factor,
+    "brightness": _factor,
+    "sharpness": _factor,
+    "shear_x": _signed(0.3),  # pixels per pixel
+    "shear_y": _signed(0.3),
+    "translate_x": _signed(0.45),  # share of the side
+    "translate_y": _signed(0.45),
+}
+NAMES = tuple(LEVELS)
+
+# The operations on colors: uint8 frames [t c h w] and what `LEVELS` gives -> frames. Statistics (the range of
+# auto_contrast, the histogram of equalize, the mean of contrast) are each frame's own, as in the usual pipelines.
+COLOR_OPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "auto_contrast": lambda frames, _: tv.autocontrast(frames),
+    "equalize": lambda frames, _: tv.equalize(frames),
+    "invert": lambda frames, _: tv.invert(frames),
+    "posterize": lambda frames, bits: tv.posterize(frames, int(bits)),
+    "solarize": lambda frames, threshold: torch.where(frames.short() >= threshold, ~frames, frames),
+    "solarize_add": lambda frames, addend: torch.where(frames < 128, frames + int(addend), frames),
+    "color": tv.adjust_saturation,
+    "contrast": tv.adjust_contrast,
+    "brightness": tv.adjust_brightness,
+    "sharpness": tv.adjust_sharpness,
+}
+
+
+def _affine_matrix(name: str, amount: float, height: int, width: int) -> tuple[float, ...]:
+    """(a, b, c, d, e, f): the pixel whose center is at (x, y) shows what was at (ax + by + c, dx + ey + f)."""
+    if name == "rotate":
+        cosine, sine = math.cos(math.radians(amount)), -math.sin(math.radians(amount))
+        x, y = width / 2, height / 2
+        return cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y
+    matrices = {
+        "shear_x": (1, amount, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, amount, 1, 0),
+        "translate_x": (1, 0, amount * width, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, amount * height),
+    }
+    return matrices[name]
+
+
+def _affine(frames: Tensor, matrix: tuple[float, ...], fill: int, interpolation: str) -> Tensor:
+    """uint8 frames [t c h w] seen through `matrix`; `fill` where that looks outside the picture."""
+    height, width = frames.shape[-2:]
+    a, b, c, d, e, f = matrix
+    x = torch.arange(width, device=frames.device) + 0.5
+    y = torch.arange(height, device=frames.device).unsqueeze(1) + 0.5
+    from_x, from_y = a * x + b * y + c, d * x + e * y + f
+    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+    grid = torch.stack([2 / width * from_x - 1, 2 / height * from_y - 1], dim=-1)
+    # all frames as the channels of one picture, for they share the grid
+    picture = rearrange(frames.float(), "t c h w -> 1 (t c) h w")
+    seen = F.grid_sample(picture, grid[None], interpolation, padding_mode="border", align_corners=False)
+    seen = seen.round_().clamp_(0, 255).masked_fill_(~inside, fill)
+    return seen.to(torch.uint8).view_as(frames)
+
+
+class RandAugment(nn.Module):
+    """`num_ops` operations per clip, drawn with replacement, each done with `probability`.
+
+    The magnitude of each is drawn from a normal distribution around `magnitude` with deviation `magnitude_std`,
+    and clipped to [0, 10]; directions are random. All frames of a clip get the same operations with the same
+    parameters, and clips are independent. `interpolation` (bicubic or bilinear) serves rotation, shear and
+    translation; `fill` is the gray value of what comes into the picture from outside.
+    """
+
+    def __init__(
+        self,
+        num_ops: int = 4,
+        magnitude: float = 7.0,
+        magnitude_std: float = 0.5,
+        probability: float = 0.5,
+        interpolation: str = "bicubic",
+        fill: int = 128,
+    ):
+        super().__init__()
+        if num_ops < 1:
+            raise UserError(f"num_ops={num_ops}: must be 1 or more; null in its place does no RandAugment")
+        if not 0 <= magnitude <= MOST or magnitude_std < 0:
+            raise UserError(
+                f"magnitude={magnitude}, magnitude_std={magnitude_std}: must lie between 0 and {MOST}, and from 0 up"
+            )
+        if not 0 <= probability <= 1:
+            raise UserError(f"probability={probability}: must lie between 0 and 1")
+        if interpolation not in INTERPOLATIONS:
+            raise UserError(f"interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
+        if not 0 <= fill <= 255:
+            raise UserError(f"fill={fill}: must lie between 0 and 255")
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self.magnitude_std = magnitude_std
+        self.probability = probability
+        self.interpolation = interpolation
+        self.fill = fill
+
+    def plan(self, seed: int) -> list[tuple[str, float]]:
+        """What is done to the view with this seed: operations, in order, each with what it is done with."""
+        rng = stream(seed, "rand_augment")
+        chosen = rng.integers(len(NAMES), size=self.num_ops).tolist()
+        done = rng.random(self.num_ops) < self.probability
+        magnitudes = rng.normal(self.magnitude, self.magnitude_std, self.num_ops).clip(0, MOST).tolist()
+        signs = rng.choice((-1, 1), self.num_ops).tolist()
+        return [
+            (NAMES[chosen[i]], LEVELS[NAMES[chosen[i]]](magnitudes[i], signs[i]))
+            for i in range(self.num_ops)
+            if done[i]
+        ]
+
+    def apply(self, frames: Tensor, name: str, amount: float) -> Tensor:
+        """One operation on uint8 frames [t c h w], to all of them alike."""
+        if name in COLOR_OPS:
+            return COLOR_OPS[name](frames, amount)
+        matrix = _affine_matrix(name, amount, *frames.shape[-2:])
+        return _affine(frames, matrix, self.fill, self.interpolation)
+
+    def forward(self, clips: Tensor, seeds: Tensor) -> Tensor:
+        """`clips` uint8 [v c t h w] and `seeds` int64 [v] -> new uint8 clips of the same shape."""
+        augmented = clips.clone()
+        for view, seed in zip(augmented, seeds.tolist(), strict=True):
+            frames = rearrange(view, "c t h w -> t c h w").contiguous()
+            plan = self.plan(seed)
+            for name, amount in plan:
+                frames = self.apply(frames, name, amount)
+            if plan:
+                view.copy_(rearrange(frames, "t c h w -> c t h w"))
+        return augmented

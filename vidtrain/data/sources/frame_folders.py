@@ -1,0 +1,140 @@
+"""Source: videos as folders of images, with annotations.json or a CSV of ground truth."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidtrain.data.columns import ColumnsBuilder
+from vidtrain.data.manifest import Manifest
+from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.sources.labels import LabelReader, class_list, in_order
+from vidtrain.data.sources.tables import Faults, open_text, read_table
+from vidtrain.data.sources.video_files import check_missing
+from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
+from vidtrain.errors import UserError
+
+COLUMNS = ("youtube_id", "folder_name", "label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameFolders:
+    """Videos that are folders of images below `root`, `frame_rate` images a second.
+
+    They are named by one of two files. `annotations` is a JSON file as `python -m vidtrain.split` writes it:
+    {"categories": {name: number}, "train": [{"video": folder, "target": number, "segment": [first, last]}], "val":
+    ..., "test": ...}; a segment counts images from 0, both ends included; without one, all are taken.
+    `ground_truth` is a CSV file with the columns youtube_id, folder_name and label, whose videos are split here:
+    `split` are the shares of train, val and test, dealt out stratified, drawn from `seed`. Folders of one youtube_id
+    stay together, or, with `group_pattern`, those of one group (`GroupPattern`, on the folder's name).
+
+    Raises `UserError` for files that do not hold this, and for folders that are not on disk, unless `allow_missing`.
+    """
+
+    root: str
+    frame_rate: float
+    annotations: str | None = None
+    ground_truth: str | None = None
+    split: Sequence[float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+    classes: str | Sequence[str] | None = None
+    group_pattern: str | None = None
+    allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.frame_rate > 0:
+            raise UserError(f"frame_rate={self.frame_rate}: must be above 0")
+        if (self.annotations is None) == (self.ground_truth is None):
+            raise UserError("frame folders need one of annotations and ground_truth, not both")
+        if self.annotations is not None and self.classes is not None:
+            raise UserError("annotations name the classes; take classes back")
+        if self.annotations is not None and self.group_pattern is not None:
+            raise UserError("annotations are split already, so group_pattern groups nothing; take it back")
+
+    def manifests(self) -> dict[str, Manifest]:
+        if self.annotations is None:
+            manifests = split_manifest(self.pool(), shares_of(self.split), self.seed)
+        else:
+            manifests = self._annotated(Path(self.annotations))
+        check_splits(manifests)
+        return manifests
+
+    def pool(self) -> Manifest:
+        """All videos of the ground truth, not split."""
+        path = Path(self.ground_truth)
+        rows = list(read_table(path, ",", COLUMNS))
+        kept, missing = [], []
+        for line, fields in rows:
+            if self._is_folder(fields["folder_name"]):
+                kept.append((line, fields))
+            else:
+                missing.append(fields["folder_name"])
+        self._check_missing(missing, len(rows))
+        if not kept:
+            raise UserError(f"{path} lists no videos that there are in {self.root}")
+        names = [fields["folder_name"] for _, fields in kept]
+        texts = [fields["label"] for _, fields in kept]
+        known = None if self.classes is None else class_list(self.classes)
+        labels, faults = LabelReader("names", known, None), Faults(path)
+        numbers = labels.read(texts, lambda place, why: faults.add(kept[place][0], why))
+        faults.raise_if_any()
+        groups = [fields["youtube_id"] for _, fields in kept]
+        if self.group_pattern is not None:
+            groups = GroupPattern(self.group_pattern).groups(names)
+        builder = ColumnsBuilder()
+        builder.extend([os.path.join(self.root, name) for name in names], numbers, groups)
+        classes, order = labels.settle()
+        columns = builder.build()
+        columns = columns if order is None else columns.relabeled(order)
+        return Manifest.from_columns(columns, classes, self.frame_rate)
+
+    def _annotated(self, path: Path) -> dict[str, Manifest]:
+        with open_text(path) as file:
+            try:
+                found = json.load(file)
+                classes = in_order(found["categories"], path)
+                splits = {split: found[split] for split in ("train", "val", "test") if split in found}
+                entries = {split: [self._entry(each) for each in listed] for split, listed in splits.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path} is no annotations file: {error!r}") from error
+        absent = [split for split in ("train", "val") if split not in entries or not entries[split]]
+        if absent:
+            raise UserError(f"{path} lists no videos for {' and '.join(absent)}")
+        total = sum(map(len, entries.values()))
+        missing = [each[0] for listed in entries.values() for each in listed if not self._is_folder(each[0])]
+        self._check_missing(missing, total)
+        gone = set(missing)
+        multi_label = any(len(each[1]) > 1 for listed in entries.values() for each in listed)
+        manifests = {}
+        for split, listed in entries.items():
+            builder = ColumnsBuilder(multi_label)
+            for video, labels, group, start, end in listed:
+                if video not in gone:
+                    folder = os.path.join(self.root, video)
+                    label = labels if multi_label else labels[0]
+                    builder.extend([folder], [label], [group or folder], [start], [end])
+            if listed:
+                manifests[split] = Manifest.from_columns(builder.build(), classes, self.frame_rate)
+        return manifests
+
+    def _entry(self, entry: dict[str, Any]) -> tuple[str, list[int], str | None, float, float]:
+        """Folder, labels, group, and the part of it in seconds, NaN for open ends."""
+        labels = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
+        start = end = float("nan")
+        if "segment" in entry:
+            first, last = entry["segment"]
+            if not 0 <= first <= last:
+                raise ValueError(f"segment {entry['segment']} of {entry['video']}")
+            # half-way between two images, so that rounding decides nothing
+            start = (first - 0.5) / self.frame_rate if first else start
+            end = (last + 0.5) / self.frame_rate
+        group = entry["group"] if "group" in entry else None
+        return str(entry["video"]), [int(label) for label in labels], group, start, end
+
+    def _is_folder(self, name: str) -> bool:
+        return bool(name) and os.path.isdir(os.path.join(self.root, name))
+
+    def _check_missing(self, missing: Sequence[str], total: int) -> None:
+        check_missing(missing, total, self.root, 1.0 if self.allow_missing else 0.0, "allow_missing=true")

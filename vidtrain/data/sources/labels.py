@@ -1,0 +1,176 @@
+"""From what a listing calls a class to its number."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vidtrain.data.sources.tables import open_text
+from vidtrain.errors import UserError
+
+KINDS = ("names", "integers")
+NAMED = 8
+Complain = Callable[[int, str], None]  # (which of the texts, what is wrong with it)
+
+
+def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Class names in order: as given, or from a file that `classes` names.
+
+    A .json file holds a list of names, or numbers by name, perhaps as the "categories" of annotations; any other
+    one name a line.
+    """
+    if not isinstance(classes, str):
+        return tuple(str(name) for name in classes)
+    path = Path(classes)
+    with open_text(path) as file:
+        text = file.read()
+    if path.suffix != ".json":
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if isinstance(found, dict):
+        nested = "categories" in found and isinstance(found["categories"], dict)
+        return in_order(found["categories"] if nested else found, path)
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path} must hold a list of class names, or an object of numbers by name")
+    return tuple(found)
+
+
+def in_order(numbers: dict[str, object], path: Path) -> tuple[str, ...]:
+    """The names that `path` numbers, sorted by number. Raises `UserError` unless those are 0, 1, 2 ..."""
+    try:
+        by_number = {int(number): name for name, number in numbers.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: the numbers of classes must be integers: {error}") from error
+    if sorted(by_number) != list(range(len(numbers))):
+        raise UserError(
+            f"{path}: its {len(numbers)} classes must be numbered 0 to {len(numbers) - 1}, each once"
+        )
+    return tuple(by_number[number] for number in range(len(numbers)))
+
+
+class LabelReader:
+    """Turns the label texts of a dataset's listings into numbers.
+
+    `kind` says what labels are: "names", or "integers" that are the class numbers themselves; None takes what the
+    first label is, unless that is in `classes`, and holds all others to it. The classes are `classes`, in that order;
+    else the names that train has, sorted, or the integers from 0 to the largest one of train. `separator` stands
+    between several labels of a record.
+
+    Train is read first, then `settle` is called, then the other splits are read; their labels must be known.
+    """
+
+    def __init__(self, kind: str | None, classes: Sequence[str] | None, separator: str | None):
+        if kind is not None and kind not in KINDS:
+            raise UserError(f"label_kind={kind}: choose one of {', '.join(KINDS)}, or null")
+        if separator == "":
+            raise UserError("label_separator must hold a character, or be null")
+        self._kind = kind
+        self._classes = None if classes is None else tuple(classes)
+        self._separator = separator
+        self._settled = self._given = classes is not None
+        self._codes = {name: code for code, name in enumerate(classes or ())}
+        self._seen: set[int] = set()
+
+    @property
+    def multi_label(self) -> bool:
+        return self._separator is not None
+
+    def read(self, texts: Sequence[str], complain: Complain) -> list[int] | list[list[int]]:
+        """Numbers of as many labels; those of texts that are complained about mean nothing."""
+        texts = [text.strip() for text in texts]
+        if self._separator is None:
+            return self._read_single(texts, complain)
+        parts = [[part.strip() for part in text.split(self._separator)] for text in texts]
+        flat = [part for each in parts for part in each]
+        owners = [place for place, each in enumerate(parts) for _ in each]
+        numbers = iter(self._read_single(flat, lambda place, why: complain(owners[place], why)))
+        found = [[next(numbers) for _ in each] for each in parts]
+        for place, each in enumerate(found):
+            if len(set(each)) < len(each):
+                complain(place, f"a label twice: {texts[place]!r}")
+        return found
+
+    def _read_single(self, texts: list[str], complain: Complain) -> list[int]:
+        if not texts:
+            return []
+        if self._kind is None:
+            first = texts[0]
+            self._kind = "integers" if _is_integer(first) and first not in self._codes else "names"
+        return (self._integers if self._kind == "integers" else self._names)(texts, complain)
+
+    def _integers(self, texts: list[str], complain: Complain) -> list[int]:
+        together = "".join(texts)
+        if not (together.isascii() and together.isdecimal() and all(texts)):
+            for place, text in enumerate(texts):
+                if not _is_integer(text):
+                    complain(
+                        place, _empty_or(text, f"label {text!r} is no integer, as others are (label_kind)")
+                    )
+            texts = [text if _is_integer(text) else "0" for text in texts]
+        numbers = list(map(int, texts))
+        self._seen.update(numbers)
+        largest = len(self._classes) - 1 if self._settled else np.iinfo(np.int32).max
+        if max(numbers) > largest:
+            for place, number in enumerate(numbers):
+                if number > largest:
+                    complain(place, f"label {number} is outside 0..{largest}")
+            numbers = [min(number, largest) for number in numbers]
+        return numbers
+
+    def _names(self, texts: list[str], complain: Complain) -> list[int]:
+        codes = self._codes
+        if not self._settled:
+            numbers = [codes.setdefault(text, len(codes)) for text in texts]
+            bad = {text for text in codes if not text or not _is_text(text)}
+        else:
+            bad = {text for text in set(texts) if text not in codes}
+            numbers = [codes[text] if text in codes else 0 for text in texts]
+        if bad:
+            known = "the classes given" if self._given else "the labels of train"
+            for place, text in enumerate(texts):
+                if text in bad:
+                    complain(place, _empty_or(text, f"label {text!r} is not among {known}, or no text"))
+        return numbers
+
+    def settle(self) -> tuple[tuple[str, ...], np.ndarray | None]:
+        """The classes, now that train is read; and the final number of each number given out, if they change.
+
+        Raises `UserError` where train lacks one of the integers up to its largest and no classes are given.
+        """
+        if self._settled:
+            return self._classes, None
+        self._settled = True
+        if self._kind == "names":
+            found, self._classes = list(self._codes), tuple(sorted(self._codes))
+            self._codes = {name: code for code, name in enumerate(self._classes)}
+            return self._classes, np.array([self._codes[name] for name in found], dtype=np.int32)
+        largest = max(self._seen, default=-1)
+        if len(self._seen) <= largest:
+            absent = (number for number in range(largest) if number not in self._seen)
+            named = ", ".join(str(number) for number, _ in zip(absent, range(NAMED), strict=False))
+            raise UserError(
+                f"train has labels up to {largest}, but none of {largest + 1 - len(self._seen)} below it, such as "
+                f"{named}: name all classes with classes, or say label_kind=names if the integers are but names"
+            )
+        self._classes = tuple(str(number) for number in range(largest + 1))
+        return self._classes, None
+
+
+def _is_integer(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _empty_or(text: str, why: str) -> str:
+    return why if text else "no label"
