@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vidtrain import build
+from vidtrain import check
 from vidtrain.app import find_faults
 from vidtrain.config import register_schemas
 from vidtrain.run_folder import with_stored_overrides
@@ -15,7 +15,7 @@ register_schemas()
 
 
 def faults(*overrides):
-    return [": ".join(fault) for fault in find_faults("train", overrides, build.check_run)]
+    return [": ".join(fault) for fault in find_faults("train", overrides, check.check_run)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 # library -> who may import it: wings, or modules on top (the programs and what they share)
 MAY_USE = {
     "hydra": {"app", "build", "config", "run_folder"},
-    "omegaconf": {"app", "build", "config", "run_folder", "train", "evaluate"},
+    "omegaconf": {"app", "build", "check", "config", "run_folder", "train", "evaluate"},
     "wandb": {"tracking"},
     "av": {"data"},
 }

@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vidtrain import build
+from vidtrain import build, check
 from vidtrain.config import CONF, check_targets, register_schemas
 from vidtrain.evaluate import as_trained
 
@@ -37,7 +37,7 @@ def override(group: str, option: str) -> list[str]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda part: part.replace("/", "."))
 def test_every_option_composes_and_has_no_fault(group, option):
     cfg = compose("train", override(group, option))
-    assert build.check_run(cfg) == []
+    assert check.check_run(cfg) == []
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -51,12 +51,12 @@ def test_every_option_composes_and_has_no_fault(group, option):
 )
 def test_groups_go_together(optimizer, schedule, stage):
     cfg = compose("train", [f"optimizer={optimizer}", f"schedule={schedule}", f"stage={stage}"])
-    assert build.check_run(cfg) == []
+    assert check.check_run(cfg) == []
 
 
 def test_the_default_model_is_built_from_the_seed_alone():
     cfg = compose("train", ["model=vit3d_micro"])
-    ranks = build._ranks_to_come()
+    ranks = check.ranks_to_come()
     first = build.model(cfg, 10, ranks).state_dict()
     torch.manual_seed(99)
     again = build.model(cfg, 10, ranks).state_dict()
@@ -85,7 +85,7 @@ def test_the_evaluation_program_composes_and_changes_what_it_is_asked_to():
         3,
         "mean_probs",
     )
-    assert build.check_run(changed) == []
+    assert check.check_run(changed) == []
     assert build.protocol_text(changed, "mean_probs") == "8x3 frames at 32x32, 4 clips x 3 crops, mean_probs"
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import vidtrain.models
-from vidtrain import build
+from vidtrain import build, check
 from vidtrain.config import CONF, register_schemas
 from vidtrain.training.optim import parameter_groups
 from vidtrain.training.settings import PhaseSettings
@@ -32,8 +32,8 @@ def test_the_example_model_trains(monkeypatch):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train")
     cfg.model = OmegaConf.create(block("yaml"))
-    assert build.check_run(cfg, training=False) == []
-    model = build.model(cfg, 10, build._ranks_to_come())
+    assert check.check_run(cfg, training=False) == []
+    model = build.model(cfg, 10, check.ranks_to_come())
     apply_phase(model, PhaseSettings(encoder_blocks=1))
     groups = parameter_groups(model, PhaseSettings(layer_decay=0.5))
     assert {group["name"] for group in groups} >= {"head", "encoder.layer01"}

@@ -115,6 +115,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 def evaluate(cfg: DictConfig) -> float:
     from vidtrain import build
     from vidtrain.app import report as report_faults
+    from vidtrain.check import check_run
     from vidtrain.tracking.console import make_console
     from vidtrain.training import checkpoint
     from vidtrain.training.distributed import join_ranks
@@ -125,7 +126,7 @@ def evaluate(cfg: DictConfig) -> float:
         if not cfg.trust_targets:
             check_trust(OmegaConf.create(payload["config"]), cfg.checkpoint)
         trained = as_trained(payload["config"], cfg)
-        found = build.check_run(trained, training=False)
+        found = check_run(trained, training=False)
         report_faults([("the checkpoint's configuration, as changed", key, why) for key, why in found])
         out = Path(cfg.out or Path(cfg.checkpoint).resolve().parents[1] / "eval" / f"{cfg.split}_again")
         ranks.on_main(lambda: writable(out))

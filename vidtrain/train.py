@@ -23,7 +23,7 @@ OVERFIT_LOSS = 0.05  # what one batch must come below in debug=overfit
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    from vidtrain.build import check_run
+    from vidtrain.check import check_run
 
     return check_run(cfg)
 
