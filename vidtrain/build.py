@@ -146,6 +146,11 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest
         raise UserError(
             f"dataset {cfg.dataset.name} has one class, {found['train'].classes[0]}: nothing to tell apart"
         )
+    if any(manifest.multi_label for manifest in found.values()):
+        raise UserError(
+            f"videos of dataset {cfg.dataset.name} have several labels, and losses and metrics here take one; "
+            "give each video one label"
+        )
     if cfg.data.prepared is not None:
         copy = PreparedCopy.open(Path(cfg.data_root) / "prepared" / cfg.dataset.name / cfg.data.prepared)
         found = {split: copy.redirect(manifest) for split, manifest in found.items()}
