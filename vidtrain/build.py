@@ -168,9 +168,12 @@ def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, 
     if bounds.keeps_all:
         return train
 
+    def show(done: int) -> None:
+        console.advance(done, {})
+
     def look() -> tuple[np.ndarray, dict[str, int]]:
         with console.phase("looking at lengths", len(train)):
-            return bounds.kept(train, index, share_of_cores(ranks), lambda done: console.advance(done, {}))
+            return bounds.kept(train, index, share_of_cores(ranks), cfg.data.time_limit, show)
 
     kept, dropped = ranks.on_main(look)
     counts = ", ".join(f"{count} by data.{name}" for name, count in sorted(dropped.items()))

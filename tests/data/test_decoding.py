@@ -1,6 +1,11 @@
 import csv
+import errno
+import os
 import pickle
+import struct
+from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -59,6 +64,57 @@ X264 = {
     "intra_refresh": "keyint=12:bframes=0:intra-refresh=1",
 }
 STARTS = {"gop12": 6, "gop250": 1, "open_gop": 6, "intra_refresh": 1}
+
+
+def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The boxes of an MP4, as (kind, content)."""
+    at = 0
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        yield kind, data[at + 8 : at + size]
+        at += size
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content) + 8, kind) + content
+
+
+def joined(one: str, other: str) -> bytes:
+    """An MP4 of the pictures of two files without B pictures, each with a sample description of its own."""
+    files = [Path(path).read_bytes() for path in (one, other)]
+    descriptions, samples = [], []
+    for path, data in zip((one, other), files, strict=True):
+        node = data
+        for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+            node = dict(boxes(node))[kind]
+        descriptions.append(node[8:])
+        with av.open(path) as container:
+            samples.append([(bytes(p), p.is_keyframe) for p in container.demux(video=0) if p.size])
+    every = samples[0] + samples[1]
+    head = box(b"ftyp", b"isom\0\0\2\0isomiso2avc1mp41")
+    begin = len(head) + 8
+    keys = [number for number, (_, is_key) in enumerate(every, start=1) if is_key]
+
+    def table(kind: bytes, *numbers: int, more: bytes = b"") -> bytes:
+        return box(kind, bytes(4) + struct.pack(f">{len(numbers)}I", *numbers) + more)
+
+    tables = box(
+        b"stbl",
+        table(b"stsd", 2, more=b"".join(descriptions))
+        + table(b"stts", 1, len(every), 512)
+        + table(b"stss", len(keys), *keys)
+        + table(b"stsc", 2, 1, len(samples[0]), 1, 2, len(samples[1]), 2)
+        + table(b"stsz", 0, len(every), *(len(sample) for sample, _ in every))
+        + table(b"stco", 2, begin, begin + sum(len(sample) for sample, _ in samples[0])),
+    )
+
+    def rebuilt(kind: bytes, content: bytes) -> bytes:
+        if kind in (b"moov", b"trak", b"mdia", b"minf"):
+            return box(kind, b"".join(rebuilt(*each) for each in boxes(content)))
+        return {b"stbl": tables, b"edts": b""}[kind] if kind in (b"stbl", b"edts") else box(kind, content)
+
+    moov = rebuilt(b"moov", dict(boxes(files[0]))[b"moov"])
+    return head + box(b"mdat", b"".join(sample for sample, _ in every)) + moov
 
 
 class TestExactness:
@@ -128,6 +184,38 @@ class TestExactness:
         )
         video = probe(path)
         assert video.num_frames == 30
+        assert compare_at_random(video, 10)[1] == 0
+
+    def test_pictures_far_apart_between_much_sound(self, tmp_path, patches):
+        """So that a clip's packets are read one by one, not with all that lies between them."""
+        path = tmp_path / "video.mov"
+        with av.open(str(path), "w") as container:
+            video = container.add_stream("libx264", rate=25, options={"x264-params": "keyint=250:scenecut=0"})
+            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+            audio = container.add_stream("pcm_s16le", rate=48000, layout="stereo")
+            for i, frame in enumerate(patches(250)):
+                frame.pts, frame.time_base = i, Fraction(1, 25)
+                container.mux(video.encode(frame))
+                sound = av.AudioFrame.from_ndarray(
+                    np.zeros((1, 3840), np.int16), format="s16", layout="stereo"
+                )
+                sound.sample_rate, sound.pts = 48000, 1920 * i
+                container.mux(audio.encode(sound))
+            container.mux(video.encode(None))
+        assert path.stat().st_size > 1_900_000
+        assert compare_at_random(probe(str(path)), 20)[1] == 0
+
+    def test_headers_that_change_within_a_file(self, tmp_path, write_video, patches):
+        """An MP4 with two sample descriptions, as joined files have: only its container tells them apart."""
+        parts = [
+            write_video(tmp_path / f"{i}.mp4", patches(20), options={"x264-params": x264, "profile": profile})
+            for i, (x264, profile) in enumerate(
+                [("bframes=0:cabac=1:8x8dct=1", "high"), ("bframes=0:cabac=0:ref=3", "baseline")]
+            )
+        ]
+        (tmp_path / "joined.mp4").write_bytes(joined(*parts))
+        video = probe(str(tmp_path / "joined.mp4"))
+        assert video.num_frames == 40 and video.packets is None
         assert compare_at_random(video, 10)[1] == 0
 
     @pytest.mark.slow
@@ -264,6 +352,38 @@ class TestFaults:
                 probe(path)
             assert caught.value.path == path
             assert str(caught.value).startswith(f"cannot read video {path}: ")
+
+    def test_a_cover_and_a_text_are_no_videos(self, tmp_path):
+        song, text = tmp_path / "song.mp3", tmp_path / "notes.txt"
+        with av.open(str(song), "w") as container:
+            audio = container.add_stream("libmp3lame", rate=44100)
+            cover = container.add_stream("mjpeg")
+            cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+            cover.disposition = av.stream.Disposition.attached_pic
+            for i in range(20):
+                sound = av.AudioFrame.from_ndarray(
+                    np.zeros((2, 1152), np.int32), format="s32p", layout="stereo"
+                )
+                sound.sample_rate, sound.pts = 44100, 1152 * i
+                container.mux(audio.encode(sound))
+            picture = av.VideoFrame.from_ndarray(np.zeros((72, 64), np.uint8), format="yuvj420p")
+            picture.pts = 0
+            for stream, frame in ((cover, picture), (cover, None), (audio, None)):
+                container.mux(stream.encode(frame))
+        text.write_text("path,label\n" * 50)
+        for path, cause in ((song, "there is no video stream in it"), (text, "it is a text file")):
+            with pytest.raises(DecodeError, match=cause):
+                probe(str(path))
+
+    def test_storage_that_fails_is_named(self, tmp_path, write_video, patches, monkeypatch):
+        path = write_video(tmp_path / "video.mp4", patches(5))
+
+        def fail(*_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(DecodeError, match="Input/output error"):
+            probe(path)
 
     def test_frames_that_are_not_there(self, tmp_path, write_video, patches):
         video = probe(write_video(tmp_path / "video.mp4", patches(20)))

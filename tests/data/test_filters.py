@@ -32,14 +32,14 @@ def manifest(tmp_path, write_video, patches) -> Manifest:
 def test_bounds(manifest, bounds, kept, dropped):
     """A file that cannot be read stays, for training to report."""
     seen = []
-    found = VideoFilter(**bounds).kept(manifest, VideoIndex(None), 2, seen.append)
+    found = VideoFilter(**bounds).kept(manifest, VideoIndex(None), 2, 60.0, seen.append)
     assert (found[0].tolist(), found[1]) == (kept, dropped)
     assert seen == [1, 2, 3, 4, 5]
 
 
 def test_nothing_left(manifest):
     with pytest.raises(UserError, match="no training video is left of 4: data.min_frames drops 4"):
-        VideoFilter(min_frames=1000).kept(manifest.subset([0, 1, 2, 3]), VideoIndex(None), 1)
+        VideoFilter(min_frames=1000).kept(manifest.subset([0, 1, 2, 3]), VideoIndex(None), 1, 60.0)
 
 
 def test_bounds_that_nothing_meets():

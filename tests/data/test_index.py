@@ -2,8 +2,10 @@ import os
 import pickle
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
 from multiprocessing import get_context
 
+import av
 import numpy as np
 import pytest
 
@@ -99,7 +101,7 @@ def test_memory_is_bounded(tmp_path, write_video, patches, monkeypatch, probed):
     index = VideoIndex(None)
     for path in paths:
         index.info(path)
-    assert [os.path.basename(key[0]) for key in index._remembered] == ["2.mp4", "3.mp4"]
+    assert [os.path.basename(key[0][0]) for key in index._remembered] == ["2.mp4", "3.mp4"]
     index.info(paths[0])
     assert probed == [*paths, paths[0]]
 
@@ -129,3 +131,40 @@ def test_a_file_that_cannot_be_read_is_not_remembered(tmp_path, write_video, pat
         index.info(str(path))
     write_video(path, patches(5))
     assert index.info(str(path)).num_frames == 5
+
+
+def test_an_index_that_fails_later_costs_time_only(
+    tmp_path, write_video, patches, monkeypatch, caplog, probed
+):
+    """Locked for too long, then with a damaged entry."""
+    monkeypatch.setattr(index_module, "WAIT_SECONDS", 0.05)
+    path, clip = tmp_path / "videos.db", write_video(tmp_path / "video.mp4", patches(5))
+    index = VideoIndex(path)
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert index.info(clip).num_frames == 5
+        other.execute("COMMIT")
+    assert [record.message for record in caplog.records] == [
+        f"the video index {path} fails (database is locked): files are probed without it"
+    ]
+    VideoIndex(path).info(clip)
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE videos SET entry = x'00'")
+    assert VideoIndex(path).info(clip).num_frames == 5
+    assert len(caplog.records) == 2 and "fails" in caplog.records[1].message
+
+
+def test_names_that_are_not_text(tmp_path, write_video, patches):
+    plain = write_video(tmp_path / "video.mp4", patches(5))
+    strange = os.path.join(os.fsencode(tmp_path), b"caf\xe9.mp4")
+    os.rename(plain, strange)
+    for _ in range(2):
+        assert VideoIndex(tmp_path / "videos.db").info(os.fsdecode(strange)).num_frames == 5
+    with pytest.raises(DecodeError, match="null byte"):
+        VideoIndex(None).info("a\0.mp4")
+
+
+def test_folders_of_images_at_two_rates(tmp_path):
+    av.VideoFrame(16, 16, "rgb24").save(str(tmp_path / "1.png"))
+    index = VideoIndex(None)
+    assert [index.info(str(tmp_path), rate).tick for rate in (10, 25)] == [Fraction(1, 10), Fraction(1, 25)]

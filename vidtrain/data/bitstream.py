@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 H264_IDR, H264_SEI = 5, 6
 H264_PICTURES = range(1, 6)
+H264_PARAMETERS = (7, 8)
 SEI_RECOVERY_POINT = 6
 HEVC_PICTURES = range(0, 32)
+HEVC_PARAMETERS = (32, 33, 34)
 HEVC_RANDOM_ACCESS = range(16, 22)  # BLA, IDR and CRA
 HEVC_NON_REFERENCE = range(0, 16, 2)  # sub-layer non-reference pictures
 MPEG4_B_PICTURE = 2
@@ -48,11 +50,15 @@ def is_disposable(codec: str, packet: bytes, extradata: bytes, top_layer: int) -
     `top_layer` is the highest temporal layer of the stream.
     """
     if codec == "h264":
-        pictures = [
-            unit for unit in _units(packet, _length_size(codec, extradata)) if unit[0] & 31 in H264_PICTURES
-        ]
+        units = list(_units(packet, _length_size(codec, extradata)))
+        if any(unit[0] & 31 in H264_PARAMETERS for unit in units):
+            return False
+        pictures = [unit for unit in units if unit[0] & 31 in H264_PICTURES]
         return bool(pictures) and all((unit[0] >> 5) & 3 == 0 for unit in pictures)  # nal_ref_idc
     if codec == "hevc":
+        units = _units(packet, _length_size(codec, extradata))
+        if any((unit[0] >> 1) & 63 in HEVC_PARAMETERS for unit in units):
+            return False
         pictures = _hevc_pictures(packet, extradata)
         return bool(pictures) and all(
             kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer, _ in pictures

@@ -3,6 +3,7 @@
 Exact means: a frame read at random is, byte for byte, the one that reading the whole file in order gives.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtrain.data import watchdog
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
 from vidtrain.data.packets import decode_frames
@@ -85,6 +87,7 @@ def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.Vid
     remaining = set(wanted)
     with opened(video.path) as (container, stream):
         for index, frame in enumerate(container.decode(stream)):
+            watchdog.progress()
             if index in remaining:
                 remaining.remove(index)
                 yield index, frame
@@ -95,4 +98,4 @@ def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.Vid
 def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     for index in wanted:
         with opened(video.images[index]) as (container, stream):
-            yield index, next(container.decode(stream))
+            yield from ((index, frame) for frame in itertools.islice(container.decode(stream), 1))

@@ -1,20 +1,18 @@
 """Leaving out training videos that are too short, too long or too large, before anything is drawn from them."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 
 import numpy as np
 
+from vidtrain.data.guarded import guarded
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.video import DecodeError
 from vidtrain.errors import UserError
-
-CHUNK = 16  # files a process takes at once
 
 
 @dataclass(frozen=True)
@@ -73,26 +71,37 @@ class VideoFilter:
         manifest: Manifest,
         index: VideoIndex,
         num_workers: int,
+        time_limit: float,
         progress: Callable[[int], None] = lambda done: None,
     ) -> tuple[np.ndarray, dict[str, int]]:
         """Which records to keep, int64 [k], and how many others by the bound that they do not meet.
 
-        Files that the index does not know are probed by `num_workers` processes. Raises `UserError` where nothing
-        is left.
+        Files are looked at by `num_workers` processes, for `time_limit` seconds each at most. Raises `UserError`
+        where nothing is left.
         """
-        cuts = ((record.path, record.start, record.end) for record in manifest)
-        ask = partial(self.why_not, index, manifest.frame_rate)
-        kept, dropped = [], {}
-        with ProcessPoolExecutor(max(1, num_workers), mp_context=get_context("fork")) as pool:
-            for place, why in enumerate(pool.map(ask, cuts, chunksize=CHUNK)):
-                if why is None:
-                    kept.append(place)
-                else:
-                    dropped[why] = (dropped[why] if why in dropped else 0) + 1
-                progress(place + 1)
+        cuts = ((place, (record.path, record.start, record.end)) for place, record in enumerate(manifest))
+        look = partial(_look, self, index, manifest.frame_rate)
+        kept, dropped = [], Counter()
+        # each file in its own guarded process: one that crashes or hangs is left for training to report
+        outcomes = guarded(look, cuts, max(1, num_workers), time_limit, preload=("vidtrain.data.filters",))
+        for done, outcome in enumerate(outcomes, start=1):
+            if outcome.value is None:
+                kept.append(outcome.item[0])
+            else:
+                dropped[outcome.value] += 1
+            progress(done)
         if not kept:
             raise UserError(
                 f"no training video is left of {len(manifest)}: "
                 + ", ".join(f"data.{name} drops {count}" for name, count in sorted(dropped.items()))
             )
-        return np.array(kept, dtype=np.int64), dropped
+        return np.sort(np.array(kept, dtype=np.int64)), dict(dropped)
+
+
+def _look(
+    bounds: VideoFilter,
+    index: VideoIndex,
+    frame_rate: float | None,
+    item: tuple[int, tuple[str, float | None, float | None]],
+) -> str | None:
+    return bounds.why_not(index, frame_rate, item[1])

@@ -1,6 +1,7 @@
 """The per-file index: what probing found, made once and kept on disk for all workers and runs."""
 
 import json
+import logging
 import os
 import sqlite3
 import zlib
@@ -8,6 +9,7 @@ from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 from vidtrain.data.image_folders import probe_images
@@ -15,11 +17,14 @@ from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, PacketTable, VideoInfo
 from vidtrain.errors import UserError
 
-FORMAT = 1  # of the entries; those of another format are made anew
+log = logging.getLogger(__name__)
+
+# Of the entries, which also rest on the decoder that probed; those of another format are made anew
+FORMAT = "2 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 REMEMBERED_BYTES = 64 << 20  # per process
 WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS videos (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, format INTEGER,"
+    "CREATE TABLE IF NOT EXISTS videos (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, format TEXT,"
     " entry BLOB) WITHOUT ROWID"
 )
 
@@ -29,13 +34,16 @@ class VideoIndex:
 
     `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
     index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
-    file cannot be made, or is something else.
+    file cannot be made, or is something else. It only saves time: where it fails later, a warning says so, and files
+    are probed again.
     """
 
     def __init__(self, path: Path | None):
         self._path = path
         self._database: tuple[int, sqlite3.Connection] | None = None
-        self._remembered: OrderedDict[tuple[str, int, int], VideoInfo] = OrderedDict()
+        self._inherited: list[object] = []
+        self._warned = False
+        self._remembered: OrderedDict[tuple, VideoInfo] = OrderedDict()
         self._remembered_bytes = 0
         if path is not None:
             try:
@@ -57,15 +65,17 @@ class VideoIndex:
             status = os.stat(video)
         except OSError as error:
             raise DecodeError(video, error.strerror) from error
+        except ValueError as error:  # a zero byte, which no path has
+            raise DecodeError(video, str(error)) from error
         key = (video, status.st_size, status.st_mtime_ns)
-        if key in self._remembered:
-            self._remembered.move_to_end(key)
-            return self._remembered[key]
+        if (key, frame_rate) in self._remembered:
+            self._remembered.move_to_end((key, frame_rate))
+            return self._remembered[key, frame_rate]
         found = probe_images(video, frame_rate) if frame_rate else self._read(key)
         if found is None:
             found = probe(video)
             self._write(key, found)
-        self._remember(key, found)
+        self._remember((key, frame_rate), found)
         return found
 
     def close(self) -> None:
@@ -82,6 +92,7 @@ class VideoIndex:
     def _connect(self) -> sqlite3.Connection:
         # a connection must not cross a fork, so it belongs to the process that opened it
         if self._database is None or self._database[0] != os.getpid():
+            self._inherited.append(self._database)  # closing it here would touch the locks of its owner
             connection = sqlite3.connect(self._path, timeout=WAIT_SECONDS, check_same_thread=False)
             # nothing in it that cannot be made again, so no write waits for the disk
             connection.execute("PRAGMA synchronous=OFF")
@@ -91,25 +102,32 @@ class VideoIndex:
     def _read(self, key: tuple[str, int, int]) -> VideoInfo | None:
         if self._path is None:
             return None
-        row = (
-            self._connect()
-            .execute(
-                "SELECT entry FROM videos WHERE path = ? AND size = ? AND modified = ? AND format = ?",
-                (*key, FORMAT),
-            )
-            .fetchone()
-        )
-        return None if row is None else unpack(key[0], row[0])
+        path, size, modified = key
+        query = "SELECT entry FROM videos WHERE path = ? AND size = ? AND modified = ? AND format = ?"
+        try:
+            row = self._connect().execute(query, (os.fsencode(path), size, modified, FORMAT)).fetchone()
+            return None if row is None else unpack(path, row[0])
+        except (sqlite3.Error, zlib.error, ValueError, KeyError) as error:  # locked for long, or damaged
+            self._warn(error)
+            return None
 
     def _write(self, key: tuple[str, int, int], found: VideoInfo) -> None:
         if self._path is None:
             return
-        with self._connect() as transaction:
-            transaction.execute(
-                "INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", (*key, FORMAT, pack(found))
-            )
+        path, size, modified = key
+        row = (os.fsencode(path), size, modified, FORMAT, pack(found))
+        try:
+            with self._connect() as transaction:
+                transaction.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:  # locked for long, damaged, or no room
+            self._warn(error)
 
-    def _remember(self, key: tuple[str, int, int], found: VideoInfo) -> None:
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            log.warning("the video index %s fails (%s): files are probed without it", self._path, error)
+        self._warned = True
+
+    def _remember(self, key: tuple, found: VideoInfo) -> None:
         self._remembered[key] = found
         self._remembered_bytes += _weight(found)
         while self._remembered_bytes > REMEMBERED_BYTES and len(self._remembered) > 1:
@@ -119,7 +137,7 @@ class VideoIndex:
 
 def _weight(video: VideoInfo) -> int:
     """About how many bytes it takes in memory: its arrays of 8, 8, 8, 4, 4, 4 and 1 bytes a frame."""
-    return 1000 + 40 * video.num_frames
+    return 1000 + 40 * video.num_frames + sum(50 + len(image) for image in video.images)
 
 
 # Arrays are kept as differences, which are small and alike, and so compress to a byte or two a frame.

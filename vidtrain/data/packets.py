@@ -14,6 +14,7 @@ from vidtrain.data.video import DecodeError, PacketTable
 
 # Ranges are read in one go, unless what lies between them is longer than they are and this many bytes.
 WASTE = 1 << 20
+MOST_AT_ONCE = 64 << 20
 
 
 def new_decoder(table: PacketTable) -> av.CodecContext:
@@ -55,8 +56,8 @@ def decode_frames(
     Raises `DecodeError` where the file has become another one or does not decode.
     """
     index_of = {int(table.order[index]): index for index in wanted}
-    decoder = new_decoder(table)
     try:
+        decoder = new_decoder(table)
         file = os.open(path, os.O_RDONLY)
         try:
             for numbers in _runs(table, wanted):
@@ -65,9 +66,7 @@ def decode_frames(
                         yield index_of[number], frame
         finally:
             os.close(file)
-    except av.FFmpegError as error:
-        raise DecodeError(path, error.strerror) from error
-    except OSError as error:
+    except (av.FFmpegError, OSError) as error:
         raise DecodeError(path, error.strerror) from error
 
 
@@ -92,16 +91,13 @@ def _runs(table: PacketTable, wanted: Sequence[int]) -> list[list[int]]:
 def _reader(path: str, file: int, table: PacketTable, numbers: Sequence[int]) -> Callable[[int], memoryview]:
     positions, sizes = table.positions[numbers], table.sizes[numbers]
     begin, end = int(positions.min()), int((positions + sizes).max())
-    together = end - begin <= 2 * int(sizes.sum()) + WASTE
-    block = memoryview(os.pread(file, end - begin, begin)) if together else memoryview(b"")
+    block = None
+    if end - begin <= min(2 * int(sizes.sum()) + WASTE, MOST_AT_ONCE):
+        block = memoryview(os.pread(file, end - begin, begin))
 
     def read(number: int) -> memoryview:
         at, size = int(table.positions[number]), int(table.sizes[number])
-        data = (
-            block[at - begin : at - begin + size]
-            if block is not None
-            else memoryview(os.pread(file, size, at))
-        )
+        data = memoryview(os.pread(file, size, at)) if block is None else block[at - begin :][:size]
         if len(data) < size:
             raise DecodeError(path, "the file is shorter than it was when it was indexed")
         return data

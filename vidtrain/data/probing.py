@@ -11,12 +11,14 @@ import stat
 import zlib
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from vidtrain.data import watchdog
 from vidtrain.data.bitstream import (
     TELLING_CODECS,
     is_clean_start,
@@ -32,6 +34,8 @@ from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, displayed_s
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Matroska counts a packet's position from its block's header, whose length varies.
 HEADER = 64
+# Frames up to which a file is decoded again, to be read from byte ranges later.
+MOST_VERIFIED = 100_000
 NONE = np.array([], dtype=np.int32)
 
 
@@ -59,13 +63,24 @@ def probe(path: str) -> VideoInfo:
         raise DecodeError(path, "not a file")
     if status.st_size == 0:
         raise DecodeError(path, "the file is empty")
-    with opened(path) as (container, stream), open(path, "rb") as file:
-        scan = _Scan(container, stream, file.fileno())
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-        video = scan.believed(path)
-    if video is None:
-        video = _decoded(path, scan)
+    try:
+        with opened(path) as (container, stream), open(path, "rb") as file:
+            scan = _Scan(container, stream, file.fileno())
+            digest = _digest(file)
+            video = scan.believed(path)
+        if video is None:
+            video = _decoded(path, scan)
+    except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
+        raise DecodeError(path, error.strerror or str(error)) from error
     return replace(video, digest=digest)
+
+
+def _digest(file: BinaryIO) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    while block := file.read(1 << 20):
+        digest.update(block)
+        watchdog.progress()
+    return digest.digest()
 
 
 class _Scan:
@@ -89,7 +104,9 @@ class _Scan:
                 continue
             data = bytes(packet)
             self.opening = self.opening or data
-            self.sound = self.sound and not packet.is_corrupt
+            # a second set of headers in mid-file would be lost between byte ranges
+            self.sound = self.sound and not packet.is_corrupt and not packet.has_sidedata("new_extradata")
+            watchdog.progress()
             place = _place(packet, data, file)
             for offset, size in pictures_apart(self.codec, data):
                 self.pictures.append(
@@ -177,10 +194,12 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
         for frame in container.decode(stream):
             first = first or frame
             times.append(frame.pts)
+            watchdog.progress()
             shown.append(_fingerprint(frame))
     if first is None:
         raise DecodeError(path, "no frame of it decodes")
-    table = _verified(path, scan, shown) if scan.in_place and None not in shown else None
+    verifiable = scan.in_place and None not in shown and len(shown) <= MOST_VERIFIED
+    table = _verified(path, scan, shown) if verifiable else None
     if None not in times and (np.diff(times) > 0).all():
         return scan.video(path, first, np.array(times, dtype=np.int64), scan.time_base, table)
     if not scan.rate:
@@ -203,7 +222,11 @@ def _verified(path: str, scan: _Scan, shown: list[int]) -> PacketTable | None:
         def decode(numbers: range) -> list[tuple[int, int | None]]:
             decoder = new_decoder(scan.setup)
             frames = decode_numbers(decoder, numbers, lambda number: _bytes(file.fileno(), scan, number))
-            return [(number, _fingerprint(frame)) for number, frame in frames]
+            marks = []
+            for number, frame in frames:
+                marks.append((number, _fingerprint(frame)))
+                watchdog.progress()
+            return marks
 
         try:
             every = [each for each in decode(range(len(scan.pictures))) if not scan.pictures[each[0]].hidden]

@@ -1,5 +1,6 @@
 """What is known of a video before its frames are chosen, and where its packets lie in the file."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vidtrain.errors import UserError
@@ -91,10 +93,13 @@ class VideoInfo:
 def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`."""
     try:
-        with av.open(path, metadata_errors="ignore") as container:
+        # an absolute path, as a colon in a relative one would stand behind a protocol
+        with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
                 raise DecodeError(path, "there is no video stream in it")
+            if container.format.name == "tty":
+                raise DecodeError(path, "it is a text file")
             if stream.codec_context is None:
                 raise DecodeError(path, "there is no decoder for its video")
             # workers are processes already, and more threads would change nothing but the contention

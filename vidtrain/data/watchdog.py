@@ -49,6 +49,12 @@ def resume() -> None:
     signal.setitimer(signal.ITIMER_REAL, _watch.time_limit)
 
 
+def progress() -> None:
+    """Starts the clock anew where a long file is being worked through: a hang is no progress, not much work."""
+    if _watch is not None:
+        resume()
+
+
 def rest() -> None:
     """Stops the clock: nothing to do."""
     signal.setitimer(signal.ITIMER_REAL, 0)
