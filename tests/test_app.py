@@ -34,6 +34,7 @@ def faults(*overrides):
         ("optimizer.lr=fast", "optimizer.lr: 'fast' is not"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("optimizer.betas=[0.9]", "optimizer.betas: [0.9] is not"),
+        ("clip.interpolation=bicubik", "clip.interpolation: bicubik is unknown; did you mean bicubic?"),
         ("trainer.batch_size=15", None),
         (
             "trainer.accumulation=3",

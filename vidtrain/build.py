@@ -202,6 +202,7 @@ def train_batches(
         training=True,
         copies=cfg.clip.train_copies,
         jitter=part(cfg.augmentation.temporal),
+        interpolation=cfg.clip.interpolation,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, "train"),
     )
@@ -248,6 +249,7 @@ def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading,
         clip_size(cfg),
         cfg.seed,
         training=False,
+        interpolation=cfg.clip.interpolation,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, split),
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from vidtrain import build
 from vidtrain.config import check_targets, suggest
+from vidtrain.data.conversion import INTERPOLATIONS
 from vidtrain.data.sampling import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
@@ -113,6 +114,9 @@ def _check_settings(cfg: DictConfig) -> list[tuple[str, str]]:
             faults.append(
                 (f"trainer.{key}", f"{cfg.trainer[key]} is unknown{suggest(cfg.trainer[key], list(known))}")
             )
+    if cfg.clip.interpolation not in INTERPOLATIONS:
+        chosen = cfg.clip.interpolation
+        faults.append(("clip.interpolation", f"{chosen} is unknown{suggest(chosen, INTERPOLATIONS)}"))
     for key, least in LEAST.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:

@@ -270,6 +270,16 @@ class TestPixels:
                 0, :, 0, 0, 0
             ]
 
+    def test_bicubic_is_sharper_than_bilinear(self, tmp_path, write_video, patches):
+        video = probe(write_video(tmp_path / "video.mp4", patches(3)))
+        crop, size = full_frame(video)
+        view = [(np.array([1]), crop)]
+        bicubic, again, bilinear = (
+            decode_views(video, view, (32, 48), *given).float() for given in ((), ("bicubic",), ("bilinear",))
+        )
+        assert bicubic.equal(again)
+        assert bicubic.std() > 1.01 * bilinear.std() and abs(bicubic.mean() - bilinear.mean()) < 0.5
+
     def test_crop_scale_and_flip(self, tmp_path, write_video):
         picture = np.zeros((64, 96, 3), np.uint8)
         picture[:, :32, 0] = picture[:, 32:64, 1] = picture[:32, 64:, 2] = 255  # red, green, blue over black

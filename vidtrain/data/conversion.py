@@ -23,24 +23,28 @@ MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt
 UNLABELED = "bt601"
 FULL_RANGE = 2
 
+# Both widen with the scale, so that they do not alias when shrinking; bicubic is sharper, bilinear faster.
+INTERPOLATIONS = ("bicubic", "bilinear")
 # One pass from source to scaled planar RGB, as nothing else is both fast and unbiased: by way of packed RGB, or of
-# scaled YUV, swscale takes shortcuts that darken by a level. Bilinear widens with the scale, so that it does not alias
-# when shrinking. Without accurate_rnd swscale is off by one here and there, differently on different processors.
-SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int"
+# scaled YUV, swscale takes shortcuts that darken by a level. Without accurate_rnd swscale is off by one here and there,
+# differently on different processors.
+SCALE_FLAGS = "accurate_rnd+full_chroma_int"
 
 
 class ViewConverter:
     """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
 
-    `rotation` is the display rotation of the video in degrees counterclockwise, one of 0, 90, 180, 270. The
+    `rotation` is the display rotation of the video in degrees counterclockwise, one of 0, 90, 180, 270, and
+    `interpolation` one of `INTERPOLATIONS`. The
     crop's corner moves left and up to the next pixel that has a color sample of its own: by one pixel at most
     in 4:2:0 video.
     """
 
-    def __init__(self, crop: Crop, size: tuple[int, int], rotation: int):
+    def __init__(self, crop: Crop, size: tuple[int, int], rotation: int, interpolation: str = "bicubic"):
         self.crop = crop
         self.size = size
         self.rotation = rotation
+        self.interpolation = interpolation
         self._layout: tuple = ()
         self._graph: Graph
 
@@ -65,7 +69,7 @@ class ViewConverter:
             ("crop", self._crop_options(frame)),
             (
                 "scale",
-                f"w={width}:h={height}:flags={SCALE_FLAGS}"
+                f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
                 f":in_color_matrix={matrix}:in_range={'full' if full else 'limited'}:out_range=full",
             ),
             ("format", "gbrp"),

@@ -86,6 +86,7 @@ class VideoDataset(Dataset):
     max_retries: int = 3
     copies: int = 1
     jitter: TemporalJitter | None = None
+    interpolation: str = "bicubic"
     index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
     quarantine: Quarantine = field(default_factory=Quarantine)
 
@@ -150,7 +151,7 @@ class VideoDataset(Dataset):
             views = [(frames, crop) for frames in clips for crop in crops]
             seeds = [0] * len(views)
             size = self.geometry.output_size(video.width, video.height, self.size)
-        pixels = decode_views(video, views, size)
+        pixels = decode_views(video, views, size, self.interpolation)
         copies = self.copies if self.training else 1
         return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=copies), torch.tensor(seeds).view(
             copies, -1

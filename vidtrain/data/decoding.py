@@ -21,8 +21,10 @@ from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
 
 
-def decode_views(video: VideoInfo, views: Sequence[View], size: tuple[int, int]) -> Tensor:
-    """The pixels of `views`, scaled to `size` (h, w).
+def decode_views(
+    video: VideoInfo, views: Sequence[View], size: tuple[int, int], interpolation: str = "bicubic"
+) -> Tensor:
+    """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`.
 
     A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each.
     One pass over the file, on one thread, serves all views; a frame is converted once per box that wants it.
@@ -45,7 +47,7 @@ def decode_views(video: VideoInfo, views: Sequence[View], size: tuple[int, int])
         found.add(index)
         for crop, wanted in places[index].items():
             if crop not in converters:
-                converters[crop] = ViewConverter(crop, size, video.rotation)
+                converters[crop] = ViewConverter(crop, size, video.rotation, interpolation)
             (view, place), *others = wanted
             converters[crop](frame, pixels[view, :, place])
             for other_view, other_place in others:

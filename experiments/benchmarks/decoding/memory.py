@@ -50,7 +50,7 @@ def _read(small: list[str], every: list[str], count: int, index_path: Path) -> N
         video = (VideoIndex(None) if number % 100 == 1 else index).info(path)
         shape = Shape(video.num_frames, video.width, video.height)
         job = draw("train", path, shape, rng)
-        decode_views(video, [(clip, job.crop) for clip in job.clips], SIZE)
+        decode_views(video, [(clip, job.crop) for clip in job.clips], SIZE, "bilinear")
         if number in (1, 100) or number % 1000 == 0:
             resident[number] = _resident()
             print(f"| {number} | {resident[number]:.1f} | {time.monotonic() - started:.0f} |", flush=True)

@@ -52,7 +52,8 @@ class Ours:
     def read(self, job: Job) -> Tensor:
         index = self.index if self.kind == "kept" else VideoIndex(self.file)
         video = index.info(job.path)
-        return decode_views(video, [(clip, job.crop) for clip in job.clips], SIZE).transpose(1, 2)
+        views = [(clip, job.crop) for clip in job.clips]
+        return decode_views(video, views, SIZE, "bilinear").transpose(1, 2)  # as the peers resize
 
 
 class TorchCodec:
