@@ -210,6 +210,9 @@ def _place(
     found = [name for name in named if name.lower() in words]
     if len(found) > 1:
         raise UserError(f"{path} has the columns {' and '.join(found)}: say which one with {key}")
+    if not found and names is not None and otherwise is not None:
+        # a guess by position could take a path for a label
+        raise UserError(f"{path} has the columns {', '.join(named)}: say which one it is with {key}")
     return named.index(found[0]) if found else otherwise
 
 
