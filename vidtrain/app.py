@@ -56,6 +56,11 @@ def launch(config_name: str, task: Callable[[DictConfig], float | None], check: 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fail(message: str, status: int = EXIT_USER_ERROR) -> None:
     """Ends the program: SystemExit is the one exception that Hydra lets through with its status."""
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app import fail, launch
+from vidtrain.app import cores, fail, launch
 from vidtrain.config import AuditConfig, check_targets
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
@@ -99,7 +99,7 @@ def read_all(
     if found:
         console.info(f"{len(found)} of {len(files)} files are known from {ledger.path}")
     read = partial(inspect_job, index=index, thumbnails=thumbnails)
-    workers = min(cfg.num_workers or _cores(), len(waiting) or 1)
+    workers = min(cfg.num_workers or cores(), len(waiting) or 1)
     try:
         with console.phase("reading", len(files), start_step=len(found)):
             for outcome in guarded(read, waiting, workers, cfg.time_limit, PRELOAD):
@@ -115,10 +115,6 @@ def read_all(
         )
         raise
     return {path: found[path] for path in files}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def table(

@@ -1,7 +1,6 @@
 """From configuration to parts: the one place where names become objects. Used by every program."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from vidtrain.app import cores
 from vidtrain.config import reason
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
@@ -24,7 +24,7 @@ from vidtrain.data.index import VideoIndex
 from vidtrain.data.loaders import Loader, eval_loader, train_loader
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_files import open_manifests
-from vidtrain.data.prepared import PreparedCopy
+from vidtrain.data.prepared import PreparedCopy, prepared_folder
 from vidtrain.data.quarantine import Quarantine
 from vidtrain.data.samplers import EvalShard, MixtureSource, MixtureStream, TrainStream, records_by_source
 from vidtrain.data.sampling import ClipProtocol
@@ -140,8 +140,9 @@ def index_folder(cfg: DictConfig) -> Path:
 def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest]:
     """The splits of the configured dataset, as they are to be read; rank 0 is first, for it may have to make them."""
     source, folder = part(cfg.dataset.source), index_folder(cfg)
-    ranks.on_main(lambda: open_manifests(source, folder) and None)
-    found = open_manifests(source, folder)
+    mine: list[dict[str, Manifest]] = []
+    ranks.on_main(lambda: mine.append(open_manifests(source, folder)))
+    found = mine[0] if mine else open_manifests(source, folder)
     if len(found["train"].classes) < 2:
         raise UserError(
             f"dataset {cfg.dataset.name} has one class, {found['train'].classes[0]}: nothing to tell apart"
@@ -152,7 +153,7 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest
             "give each video one label"
         )
     if cfg.data.prepared is not None:
-        copy = PreparedCopy.open(Path(cfg.data_root) / "prepared" / cfg.dataset.name / cfg.data.prepared)
+        copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
         found = {split: copy.redirect(manifest) for split, manifest in found.items()}
         console.info(f"reading the prepared copy {copy.folder}")
     return found
@@ -263,8 +264,7 @@ def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading,
 
 
 def share_of_cores(ranks: Ranks) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // ranks.local_world_size)
+    return max(1, cores() // ranks.local_world_size)
 
 
 def num_workers(asked: int | None, ranks: Ranks) -> int:
@@ -290,9 +290,8 @@ def mixing(cfg: DictConfig, num_classes: int) -> Mix:
     mix = part(cfg.augmentation.mixing)
     if mix is None:
         return lambda clips, labels, key: (clips, labels)
-    return lambda clips, labels, key: mix(
-        clips, labels, num_classes, key
-    )  # the loss does the label smoothing
+    # without label smoothing, which the loss does
+    return lambda clips, labels, key: mix(clips, labels, num_classes, key)
 
 
 def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> nn.Module:

@@ -88,6 +88,12 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
 # A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
 RESTS_ON = defaultdict(tuple, model=("clip",), augmentation=("clip",), stage=("clip", "model"))
 
+CHOICES = {
+    "trainer.monitor": DIRECTIONS,
+    "trainer.precision": PRECISIONS,
+    "clip.interpolation": INTERPOLATIONS,
+}
+
 # Settings with a least value; null is allowed where the schema allows it
 LEAST = {
     "seed": 0,
@@ -109,14 +115,10 @@ LEAST = {
 
 def _check_settings(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = []
-    for key, known in (("monitor", DIRECTIONS), ("precision", PRECISIONS)):
-        if cfg.trainer[key] not in known:
-            faults.append(
-                (f"trainer.{key}", f"{cfg.trainer[key]} is unknown{suggest(cfg.trainer[key], list(known))}")
-            )
-    if cfg.clip.interpolation not in INTERPOLATIONS:
-        chosen = cfg.clip.interpolation
-        faults.append(("clip.interpolation", f"{chosen} is unknown{suggest(chosen, INTERPOLATIONS)}"))
+    for key, known in CHOICES.items():
+        chosen = OmegaConf.select(cfg, key)
+        if chosen not in known:
+            faults.append((key, f"{chosen} is unknown{suggest(chosen, list(known))}"))
     for key, least in LEAST.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:

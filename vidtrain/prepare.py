@@ -5,7 +5,6 @@ python -m vidtrain.prepare dataset=class_folders dataset.source.root=/data/mine 
 Training reads the copy with data.prepared=short256_gop12. A run that was stopped goes on when started again.
 """
 
-import os
 import shlex
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtrain.app import fail, launch
+from vidtrain.app import cores, fail, launch
 from vidtrain.config import PrepareConfig, check_targets
 from vidtrain.errors import UserError
 
@@ -73,7 +72,7 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
     # taken before they are read: one that changes meanwhile is made anew the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
     jobs = [Job(source, copy.target(source), copy.settings, files[source]) for source in waiting]
-    workers = min(cfg.num_workers or _cores(), len(jobs) or 1)
+    workers = min(cfg.num_workers or cores(), len(jobs) or 1)
     read = written = unreadable = 0
     with console.phase("preparing", len(files), start_step=done):
         for outcome in guarded(prepare_file, jobs, workers, cfg.time_limit, PRELOAD):
@@ -88,13 +87,9 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
             console.advance(done, {"MB": f"{read / MB:.1f} -> {written / MB:.1f}", "unreadable": unreadable})
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def prepare(cfg: PrepareConfig) -> None:
     from vidtrain.build import part
-    from vidtrain.data.prepared import PreparedCopy
+    from vidtrain.data.prepared import PreparedCopy, prepared_folder
     from vidtrain.tracking.console import make_console
     from vidtrain.tracking.lock import RunLock
 
@@ -102,7 +97,7 @@ def prepare(cfg: PrepareConfig) -> None:
     files = {}
     for manifest in part(cfg.dataset.source).manifests().values():
         files |= dict.fromkeys(manifest.paths, manifest.frame_rate)
-    folder = Path(cfg.data_root) / "prepared" / cfg.dataset.name / name
+    folder = prepared_folder(cfg.data_root, cfg.dataset.name, name)
     command = shlex.join(["python", "-m", "vidtrain.prepare", *sys.argv[1:]])
     with RunLock(folder):
         copy = PreparedCopy.begin(folder, list(files), settings_of(cfg), command)

@@ -197,9 +197,9 @@ def _annotation(record: "Record", root: str, folder: bool) -> dict[str, Any]:
 
 
 def _count_images(folder: str) -> int:
-    from vidtrain.data.image_folders import SUFFIXES
+    from vidtrain.data.image_folders import SUFFIXES, image_names
 
-    count = sum(name.lower().endswith(SUFFIXES) and name[0] != "." for name in os.listdir(folder))
+    count = len(image_names(folder))
     if not count:
         raise UserError(f"no images in {folder}; looked for {' '.join(SUFFIXES)}")
     return count

@@ -1,5 +1,6 @@
 """From a decoded frame to the pixels of a view: rotate, crop, scale and mirror before there is any RGB."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -31,13 +32,33 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 SCALE_FLAGS = "accurate_rnd+full_chroma_int"
 
 
+def color_of(frame: av.VideoFrame) -> tuple[str, str]:
+    """The matrix and the range that a frame is read with, as the scale filter calls them."""
+    full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+    return MATRICES.get(frame.colorspace, UNLABELED), "full" if full else "limited"
+
+
+def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
+    """A chain of `filters` (name, options) for frames like `frame`, on one thread."""
+    graph = Graph()  # no filter in it looks at times, so any time base will do
+    graph.threads = 1
+    last: FilterContext = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
+    )
+    for name, options in [*filters, ("buffersink", "")]:
+        following = graph.add(name, options)
+        last.link_to(following)
+        last = following
+    graph.configure()
+    return graph
+
+
 class ViewConverter:
     """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
 
     `rotation` is the display rotation of the video in degrees counterclockwise, one of 0, 90, 180, 270, and
-    `interpolation` one of `INTERPOLATIONS`. The
-    crop's corner moves left and up to the next pixel that has a color sample of its own: by one pixel at most
-    in 4:2:0 video.
+    `interpolation` one of `INTERPOLATIONS`. The crop's corner moves left and up to the next pixel that has a color
+    sample of its own: by one pixel at most in 4:2:0 video.
     """
 
     def __init__(self, crop: Crop, size: tuple[int, int], rotation: int, interpolation: str = "bicubic"):
@@ -62,31 +83,19 @@ class ViewConverter:
 
     def _build(self, frame: av.VideoFrame) -> Graph:
         height, width = self.size
-        matrix = MATRICES.get(frame.colorspace, UNLABELED)
-        full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+        matrix, source_range = color_of(frame)
         filters = [
             *ROTATIONS[self.rotation],
             ("crop", self._crop_options(frame)),
             (
                 "scale",
                 f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
-                f":in_color_matrix={matrix}:in_range={'full' if full else 'limited'}:out_range=full",
+                f":in_color_matrix={matrix}:in_range={source_range}:out_range=full",
             ),
             ("format", "gbrp"),
             *([("hflip", "")] if self.crop.flip else []),
-            ("buffersink", ""),
         ]
-        graph = Graph()  # no filter in it looks at times, so any time base will do
-        graph.threads = 1
-        last: FilterContext = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
-        )
-        for name, options in filters:
-            following = graph.add(name, options)
-            last.link_to(following)
-            last = following
-        graph.configure()
-        return graph
+        return filter_graph(frame, filters)
 
     def _crop_options(self, frame: av.VideoFrame) -> str:
         # how many luma samples share a color sample; the same on both sides of a quarter turn but for 4:2:2,

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from vidtrain.data.watchdog import exit_words
+
 START_SECONDS = 120.0  # for the imports of the first worker, from a slow disk
 JOIN_SECONDS = 10.0
 
@@ -131,8 +133,8 @@ class _Worker:
         status = self._process.exitcode
         self.end()
         if not self._up:
-            raise RuntimeError(f"a worker process did not come up: {_spell(status)}; its words are above")
-        return Outcome(self._item, None, f"crashed: {_spell(status)}", seconds)
+            raise RuntimeError(f"a worker process did not come up: {exit_words(status)}; its words are above")
+        return Outcome(self._item, None, f"crashed: {exit_words(status)}", seconds)
 
     def end(self) -> None:
         if self.alive:
@@ -144,14 +146,6 @@ class _Worker:
     @property
     def _seconds(self) -> float:
         return time.monotonic() - self._since
-
-
-def _spell(status: int | None) -> str:
-    """How a process ended; multiprocessing gives a signal as a negative status."""
-    if status is None or status >= 0:
-        return f"exit status {status}"
-    names = {each.value: each.name for each in signal.Signals}
-    return f"signal {-status} ({names[-status]})" if -status in names else f"signal {-status}"
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], time_limit: float) -> None:

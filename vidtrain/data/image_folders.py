@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened
+from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened, rotation_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = re.compile(r"(\d+)")
@@ -18,7 +18,7 @@ def probe_images(folder: str, frame_rate: float) -> VideoInfo:
     Raises `DecodeError` where there is none, or the first one does not decode.
     """
     try:
-        names = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != "."]
+        names = image_names(folder)
     except OSError as error:
         raise DecodeError(folder, error.strerror) from error
     if not names:
@@ -28,10 +28,15 @@ def probe_images(folder: str, frame_rate: float) -> VideoInfo:
         first = next(container.decode(stream), None)
     if first is None:
         raise DecodeError(images[0], "no frame of it decodes")
-    rotation = round(first.rotation / 90) * 90 % 360
+    rotation = rotation_of(first)
     width, height = displayed_size(first.width, first.height, rotation)
     tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
     return VideoInfo(folder, np.arange(len(images)), tick, width, height, rotation, images=images)
+
+
+def image_names(folder: str) -> list[str]:
+    """The names of the images in `folder`, hidden files left out, in no certain order."""
+    return [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name[0] != "."]
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

@@ -212,6 +212,11 @@ class PreparedCopy:
         temporary.replace(self.folder / "prepared.json")
 
 
+def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
+    """Where the copy of a dataset lies that is called `name`."""
+    return Path(data_root) / "prepared" / dataset / name
+
+
 def signature(source: str) -> tuple[int, int] | None:
     """Bytes and time of modification (ns) of a file; of a folder of images their sum and the latest. None: gone."""
     try:

@@ -9,9 +9,9 @@ import hashlib
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import BinaryIO
 
 import av
 import numpy as np
@@ -28,7 +28,7 @@ from vidtrain.data.bitstream import (
     temporal_layer,
 )
 from vidtrain.data.packets import decode_numbers, new_decoder
-from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, displayed_size, opened
+from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, displayed_size, opened, rotation_of
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -66,8 +66,8 @@ def probe(path: str) -> VideoInfo:
     try:
         with opened(path) as (container, stream), open(path, "rb") as file:
             scan = _Scan(container, stream, file.fileno())
-            digest = _digest(file)
             video = scan.believed(path)
+        digest = file_digest([path])
         if video is None:
             video = _decoded(path, scan)
     except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
@@ -75,11 +75,14 @@ def probe(path: str) -> VideoInfo:
     return replace(video, digest=digest)
 
 
-def _digest(file: BinaryIO) -> bytes:
+def file_digest(paths: Sequence[str]) -> bytes:
+    """The BLAKE2b hash of what the files hold, one after the other (16 bytes)."""
     digest = hashlib.blake2b(digest_size=16)
-    while block := file.read(1 << 20):
-        digest.update(block)
-        watchdog.progress()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                watchdog.progress()
     return digest.digest()
 
 
@@ -174,7 +177,7 @@ class _Scan:
     def video(
         self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
     ) -> VideoInfo:
-        rotation = round(first.rotation / 90) * 90 % 360
+        rotation = rotation_of(first)
         width, height = displayed_size(first.width, first.height, rotation)
         return VideoInfo(path, ticks, tick, width, height, rotation, table)
 

@@ -16,7 +16,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import PictureType
 
-from vidtrain.data.conversion import FULL_RANGE, MATRICES, ROTATIONS, SCALE_FLAGS, UNLABELED
+from vidtrain.data.conversion import FULL_RANGE, MATRICES, ROTATIONS, SCALE_FLAGS, color_of, filter_graph
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, VideoInfo, opened
@@ -240,7 +240,8 @@ class Converter:
 
     def __init__(self, first: av.VideoFrame, video: VideoInfo, size: tuple[int, int]):
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT601
-        self.range = FULL_RANGE if _is_full(first) else LIMITED_RANGE
+        self._range_name = color_of(first)[1]
+        self.range = FULL_RANGE if self._range_name == "full" else LIMITED_RANGE
         self._path, self._rotation, self._size = video.path, video.rotation, size
         self._shape = first.width, first.height
         self._layout: tuple = ()
@@ -257,37 +258,21 @@ class Converter:
 
     def _build(self, frame: av.VideoFrame) -> Graph:
         width, height = self._size
-        source = MATRICES[frame.colorspace] if frame.colorspace in MATRICES else UNLABELED
-        graph = Graph()
-        graph.threads = 1
-        last = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
+        matrix, source_range = color_of(frame)
+        return filter_graph(
+            frame,
+            [
+                *ROTATIONS[self._rotation],  # before scaling, as the reader does
+                (
+                    "scale",
+                    f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}"
+                    f":in_color_matrix={matrix}:out_color_matrix={MATRICES[self.matrix]}"
+                    f":in_range={source_range}:out_range={self._range_name}"
+                    ":out_chroma_loc=left",  # what H.264 means where it says nothing
+                ),
+                ("format", "yuv420p"),
+            ],
         )
-        for name, options in [
-            *ROTATIONS[self._rotation],  # before scaling, as the reader does
-            (
-                "scale",
-                f"w={width}:h={height}:flags={SCALE_FLAGS}"
-                f":in_color_matrix={source}:out_color_matrix={MATRICES[self.matrix]}"
-                f":in_range={_spell_range(_is_full(frame))}:out_range={_spell_range(self.range == FULL_RANGE)}"
-                ":out_chroma_loc=left",  # what H.264 means where it says nothing
-            ),
-            ("format", "yuv420p"),
-            ("buffersink", ""),
-        ]:
-            following = graph.add(name, options)
-            last.link_to(following)
-            last = following
-        graph.configure()
-        return graph
-
-
-def _is_full(frame: av.VideoFrame) -> bool:
-    return frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
-
-
-def _spell_range(full: bool) -> str:
-    return "full" if full else "limited"
 
 
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:

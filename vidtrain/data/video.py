@@ -110,6 +110,11 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise DecodeError(path, error.strerror) from error
 
 
+def rotation_of(frame: av.VideoFrame) -> int:
+    """The display rotation of a frame's file, in degrees counterclockwise: 0, 90, 180 or 270."""
+    return round(frame.rotation / 90) * 90 % 360
+
+
 def displayed_size(width: int, height: int, rotation: int) -> tuple[int, int]:
     """Width and height after a rotation by a multiple of 90 degrees."""
     return (height, width) if rotation in (90, 270) else (width, height)

@@ -75,14 +75,18 @@ def reading(video: str) -> Iterator[None]:
         resume()
 
 
+def exit_words(status: int | None) -> str:
+    """How a process ended; multiprocessing gives a signal as a negative status."""
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    names = {each.value: each.name for each in signal.Signals}
+    return f"signal {-status} ({names[-status]})" if -status in names else f"signal {-status}"
+
+
 def spell(status: int | None, time_limit: float) -> str:
-    """How a worker ended, in words; multiprocessing gives a signal as a negative status."""
+    """What a worker's end says of the file that it had in hand."""
     if status == -signal.SIGALRM:
         return f"hung: over {time_limit:g} s"
-    if status is None or status >= 0:
-        return f"crashed: exit status {status}"
-    names = {each.value: each.name for each in signal.Signals}
-    name = f" ({names[-status]})" if -status in names else ""
     if status == -signal.SIGKILL:
-        return f"killed: signal {-status}{name}, perhaps for want of memory"
-    return f"crashed: signal {-status}{name}"
+        return f"killed: {exit_words(status)}, perhaps for want of memory"
+    return f"crashed: {exit_words(status)}"

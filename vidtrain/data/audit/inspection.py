@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from vidtrain.data.audit.duplicates import sign
 from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, ffmpeg_errors, save_jpeg
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.index import VideoIndex
+from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
 FORMAT = 1  # of what is found; a file inspected under another is inspected anew
@@ -103,7 +103,7 @@ def inspect_video(
         codec=seen.codec,
         pixel_format=seen.pixel_format,
         audio=seen.audio,
-        digest=info.digest.hex() or _digest(info.images),
+        digest=(info.digest or file_digest(info.images)).hex(),
         signature=signature.to_text(),
         thumbnail=_thumbnail(path, seen, thumbnails),
     )
@@ -133,18 +133,9 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None) -> Inspection:
     return Inspection(
         size=os.path.getsize(path),
         cause=cause,
-        digest=_digest([path]),
+        digest=file_digest([path]).hex(),
         thumbnail=_thumbnail(path, seen, thumbnails) if seen is not None else "",
     )
-
-
-def _digest(paths: Sequence[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _size(info: VideoInfo) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,7 +33,7 @@ class Listed(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfficialSplits:
+class OfficialSplits(ABC):
     """What the two datasets share.
 
     Videos lie at `root/<class>/<video>` or `root/<video>`, with any suffix; `annotations` is the folder of the split
@@ -98,12 +99,13 @@ class OfficialSplits:
         pool = ClassFolders(self.root, split=NEW_SPLIT, group_pattern=self._group_pattern(), seed=self.seed)
         return pool.manifests()
 
+    @abstractmethod
     def _group_pattern(self) -> str:
-        raise NotImplementedError
+        """A regular expression that finds a video's group in its path."""
 
+    @abstractmethod
     def _read_lists(self) -> tuple[Sequence[str], dict[str, list[Listed]]]:
         """The class names, and the videos of "train" and "test"."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
