@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier, AttentivePooler, MeanPoolClassifier
+from vidtrain.models.attentive import AttentiveClassifier, AttentivePooler
+from vidtrain.models.linear_heads import MeanPoolClassifier
 
 
 def tokens(batch=2, count=10, dim=48) -> torch.Tensor:

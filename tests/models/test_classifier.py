@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier, MeanPoolClassifier
+from vidtrain.models.attentive import AttentiveClassifier
+from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.vit3d import ViT3D
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
 
-from vidtrain.models.attentive import AttentiveClassifier, MeanPoolClassifier
+from vidtrain.models.attentive import AttentiveClassifier
+from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.positions import sincos_1d
 from vidtrain.models.vit3d import ViT3D
 

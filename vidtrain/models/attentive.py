@@ -13,7 +13,9 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from vidtrain.models.checks import check_heads, check_positive
-from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residual_branches, run_blocks
+from vidtrain.models.positions import Grid
+from vidtrain.models.recompute import recompute_activations
+from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residual_branches
 
 
 class CrossAttention(nn.Module):
@@ -68,7 +70,7 @@ class AttentivePooler(nn.Module):
         super().__init__()
         check_heads("model.head.num_heads", num_heads, embed_dim)
         check_positive("model.head.depth", depth)
-        self.activation_checkpointing = activation_checkpointing
+        self.num_heads, self.norm_eps = num_heads, norm_eps
         mlp_hidden = mlp_width(embed_dim, mlp_ratio, "gelu")
 
         self.query_tokens = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -88,9 +90,12 @@ class AttentivePooler(nn.Module):
         if complete_block:
             with torch.no_grad():
                 self.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, depth - 1)))
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = run_blocks(self.blocks, tokens, None, self.activation_checkpointing)
+        for block in self.blocks:
+            tokens = block(tokens, None)
         queries = repeat(self.query_tokens, "1 m d -> b m d", b=len(tokens))
         return rearrange(self.cross_attention_block(queries, tokens), "b 1 d -> b d")
 
@@ -115,19 +120,6 @@ class AttentiveClassifier(nn.Module):
         )
         self.linear = nn.Linear(embed_dim, num_classes)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         return self.linear(self.pooler(tokens))
 
-
-class MeanPoolClassifier(nn.Module):
-    """VideoMAE's head: mean of the tokens, norm, dropout, one linear layer; [b n d] -> logits [b k]."""
-
-    def __init__(self, embed_dim: int, num_classes: int, norm_eps: float = 1e-6, dropout: float = 0.0):
-        super().__init__()
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(embed_dim, num_classes)
-        self.apply(init_weights)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.fc_norm(tokens.mean(dim=1))))

@@ -13,8 +13,10 @@ FUSIONS = ("mean_logits", "mean_probs", "joint")
 class VideoClassifier(nn.Module):
     """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
 
-    `encoder` maps [B c t h w] to tokens [B N d] and has `embed_dim`; `head(embed_dim=..., num_classes=...)`
-    builds the module that maps tokens to logits [B k].
+    `encoder` maps [B c t h w] to tokens [B N d]. It has `embed_dim`; `grid(frames, height, width)`, how many of
+    its tokens lie along t, h and w; `layers`, its modules in order of depth, which together hold every
+    parameter; and `blocks`, those of them that unfreezing counts. `head(embed_dim=..., num_classes=...)` builds
+    the module that maps tokens [B N d] and their grid to logits [B k].
 
     `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each
     clip is judged alone, and whoever evaluates takes the mean. For joint the head attends to the tokens of
@@ -40,6 +42,8 @@ class VideoClassifier(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         n = clips.shape[1]
         tokens = self.encoder(rearrange(clips, "b n c t h w -> (b n) c t h w"))
-        if self.fusion == "joint":
-            return rearrange(self.head(rearrange(tokens, "(b n) m d -> b (n m) d", n=n)), "b k -> b 1 k")
-        return rearrange(self.head(tokens), "(b n) k -> b n k", n=n)
+        t, h, w = self.encoder.grid(*clips.shape[3:])
+        if self.fusion == "joint":  # clips follow each other in time
+            tokens = rearrange(tokens, "(b n) m d -> b (n m) d", n=n)
+            return rearrange(self.head(tokens, (n * t, h, w)), "b k -> b 1 k")
+        return rearrange(self.head(tokens, (t, h, w)), "(b n) k -> b n k", n=n)

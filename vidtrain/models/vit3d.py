@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vidtrain.errors import UserError
 from vidtrain.models.checks import check_choice, check_heads, check_multiple, check_positive
 from vidtrain.models.positions import ROTARY, TABLES, Grid, fit_table, rotary_dim, rotary_table, rotate
+from vidtrain.models.recompute import recompute_activations
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin) of positions.rotary_table
 ACTIVATIONS = ("gelu", "swiglu")
@@ -34,9 +34,12 @@ class PatchEmbed3D(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool):
+    """Tokens [b n d] -> [b n d]; `dropout` is of the attention weights."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, dropout: float = 0.0):
         super().__init__()
         self.num_heads = num_heads
+        self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -44,7 +47,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -62,7 +65,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out.
+
+    `dropout` is of what attention and MLP add, `drop_path` leaves out either for a whole sample.
+    """
 
     def __init__(
         self,
@@ -73,17 +79,20 @@ class Block(nn.Module):
         qkv_bias: bool,
         drop_path: float,
         norm_eps: float,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = SelfAttention(dim, num_heads, qkv_bias)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias, attention_dropout)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = SwiGLU(dim, mlp_hidden) if activation == "swiglu" else Mlp(dim, mlp_hidden)
+        self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), rotary))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.dropout(self.attn(self.norm1(x), rotary)))
+        return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
 
 class ViT3D(nn.Module):
@@ -93,8 +102,9 @@ class ViT3D(nn.Module):
     for; other sizes and lengths that patch and tubelet divide work too, the table is then fitted to them.
 
     `mlp_hidden` is the width of the MLP as it is; when None it follows from `mlp_ratio` (see `mlp_width`).
-    `drop_path` grows linearly over depth from 0 to the value given. `positions` is a key of positions.TABLES
-    or positions.ROTARY; `rope_base_grid` stretches rotary positions (see positions.rotary_table).
+    `drop_path` grows linearly over depth from 0 to the value given; `dropout` and `attention_dropout` are those
+    of every block. `positions` is a key of positions.TABLES or positions.ROTARY, or `learned`: a table that
+    trains; `rope_base_grid` stretches rotary positions (see positions.rotary_table).
     `final_norm=False` is VideoMAE's fine-tuned encoder, whose only last norm is the head's.
 
     Raises UserError for sizes that do not fit together, at construction and for a clip that does not fit.
@@ -117,12 +127,14 @@ class ViT3D(nn.Module):
         activation: str = "gelu",
         qkv_bias: bool = True,
         drop_path: float = 0.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         norm_eps: float = 1e-6,
         final_norm: bool = True,
         activation_checkpointing: bool = False,
     ):
         super().__init__()
-        check_choice("model.encoder.positions", positions, (*TABLES, *ROTARY))
+        check_choice("model.encoder.positions", positions, (*TABLES, *ROTARY, "learned"))
         check_choice("model.encoder.activation", activation, ACTIVATIONS)
         check_heads("model.encoder.num_heads", num_heads, embed_dim)
         check_rotary(positions, embed_dim, num_heads, rope_base_grid)
@@ -133,17 +145,22 @@ class ViT3D(nn.Module):
         self.tubelet_size = tubelet_size
         self.positions = positions
         self.rope_base_grid = rope_base_grid
-        self.activation_checkpointing = activation_checkpointing
+        self.activation = activation
+        self.norm_eps = norm_eps
+        self.final_norm = final_norm
 
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         grid = self.grid(num_frames, height, width)
+        self.patch_embed = PatchEmbed3D(in_channels, embed_dim, patch_size, tubelet_size)
+        if positions == "learned":
+            self.patch_embed.pos_embed = nn.Parameter(torch.empty(*grid, embed_dim))
+            nn.init.trunc_normal_(self.patch_embed.pos_embed, std=0.02)
         # Not persistent: it follows from the config, so a checkpoint loads at any clip size.
         table = TABLES[positions](grid, embed_dim) if positions in TABLES else None
         self.register_buffer("pos_embed", table, persistent=False)
 
         if mlp_hidden is None:
             mlp_hidden = mlp_width(embed_dim, mlp_ratio, activation)
-        self.patch_embed = PatchEmbed3D(in_channels, embed_dim, patch_size, tubelet_size)
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -153,6 +170,8 @@ class ViT3D(nn.Module):
                 qkv_bias=qkv_bias,
                 drop_path=drop_path * index / max(depth - 1, 1),
                 norm_eps=norm_eps,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
             )
             for index in range(depth)
         )
@@ -160,6 +179,8 @@ class ViT3D(nn.Module):
 
         self.apply(init_weights)
         rescale_residual_branches(self.blocks)
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -179,22 +200,15 @@ class ViT3D(nn.Module):
         grid = self.grid(*x.shape[2:])
         x = self.patch_embed(x)
         rotary = None
-        if self.pos_embed is not None:
-            x = x + fit_table(self.pos_embed, grid)
-        else:
+        if self.positions in ROTARY:
             head_dim = self.embed_dim // self.num_heads
             rotary = rotary_table(grid, head_dim, self.positions, self.rope_base_grid, x.device)
-        return self.norm(run_blocks(self.blocks, x, rotary, self.activation_checkpointing))
-
-
-def run_blocks(blocks: nn.ModuleList, x: Tensor, rotary: Rotary | None, checkpointing: bool) -> Tensor:
-    """Tokens [b n d] through all blocks; checkpointing keeps only their inputs and recomputes the rest."""
-    for block in blocks:
-        if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, rotary, use_reentrant=False)
         else:
+            learned = self.positions == "learned"
+            x = x + fit_table(self.patch_embed.pos_embed if learned else self.pos_embed, grid)
+        for block in self.blocks:
             x = block(x, rotary)
-    return x
+        return self.norm(x)
 
 
 def mlp_width(dim: int, ratio: float, activation: str) -> int:
