@@ -214,7 +214,7 @@ def test_compiled_equals_eager():
             r"model\.encoder\.embed_dim=36 .*positions=sincos needs; nearest that fit: 32, 40\.",
         ),
         (
-            {"positions": "learned"},
+            {"positions": "none"},
             r"model\.encoder\.positions=.none. .*sincos, .*rope, rope_interleaved\.",
         ),
         ({"rope_base_grid": 16}, r"model\.encoder\.rope_base_grid=16 has no effect with positions=sincos"),
