@@ -16,12 +16,13 @@ from vidtrain.data.conversion import INTERPOLATIONS
 from vidtrain.data.sampling import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.starting_point import check_starting_point
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.loop import PRECISIONS
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase
 
-TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger")
+TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "pretrained")
 GROUPS = (
     "name",
     "clip",
@@ -71,6 +72,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         "schedule": lambda: [each.in_steps(1000, 100) for each in build.part(cfg.schedule).values()],
         "trainer": lambda: build.stream(cfg, None, ranks_to_come(), 0, 1),
         "logger": lambda: build.part(cfg.logger),
+        "pretrained": lambda: check_starting_point(cfg),
     }
     for key, trial in trials.items():
         if not training and key in (*TRAINING_ONLY, "trainer"):

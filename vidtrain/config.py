@@ -64,7 +64,11 @@ class RunConfig:
     run_dir: str | None = None
     data_root: str = "data"
     init_from: str | None = None
-    init_match: float = 0.9  # the least share of the encoder that init_from must fit
+    pretrained: Any = (
+        None  # published weights: file, folder, hub name, timm:NAME, torchvision's name; or several
+    )
+    pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
+    init_match: float = 0.9  # the least share of the encoder's tensors that must match
     clip: ClipSettings = field(default_factory=ClipSettings)
     data: DataSettings = field(default_factory=DataSettings)
     dataset: Any = MISSING

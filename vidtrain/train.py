@@ -56,6 +56,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     from vidtrain.evaluate import evaluate_split, results_table
     from vidtrain.evaluation.report import Report, report
     from vidtrain.evaluation.views import view_table
+    from vidtrain.starting_point import load_starting_point
     from vidtrain.tracking import plots
     from vidtrain.tracking.mirror import NullMirror
     from vidtrain.tracking.provenance import write_provenance
@@ -85,7 +86,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     console.info(f"dataset {cfg.dataset.name}: {len(classes)} classes; videos: {counts}")
 
-    # Model, and where it starts: own last checkpoint, else init_from, else scratch
+    # Model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch
     model = build.model(cfg, len(classes), ranks)
     protocol = build.protocol_text(cfg, model.fusion)
     last = folder / "checkpoints" / "last.pt"
@@ -93,12 +94,8 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     if resume:
         checkpoint.restore(model, resume["model"], str(last))
         start = f"resumed from {last} at step {resume['state']['total_step']}"
-    elif cfg.init_from:
-        weights = checkpoint.load(cfg.init_from)["model"]
-        found = checkpoint.load_weights(model, weights, cfg.init_from, cfg.init_match)
-        start = f"weights of {cfg.init_from}: " + "; ".join(found.lines())
     else:
-        start = "from scratch"
+        start = load_starting_point(cfg, model, ranks, console, folder)
     count = sum(parameter.numel() for parameter in model.parameters())
     encoder, head = type(model.encoder).__name__, type(model.head).__name__
     console.info(f"model {encoder} + {head}, {count / 1e6:.2f} M parameters; {start}")

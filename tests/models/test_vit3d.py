@@ -215,7 +215,7 @@ def test_compiled_equals_eager():
         ),
         (
             {"positions": "none"},
-            r"model\.encoder\.positions=.none. .*sincos, .*rope, rope_interleaved\.",
+            r"model\.encoder\.positions=.none. .*sincos, .*rope, rope_interleaved, learned\.",
         ),
         ({"rope_base_grid": 16}, r"model\.encoder\.rope_base_grid=16 has no effect with positions=sincos"),
         ({"activation": "relu"}, r"model\.encoder\.activation='relu' .*gelu, swiglu\."),

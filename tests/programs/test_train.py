@@ -196,7 +196,7 @@ def test_init_from_takes_the_encoder_and_says_so(finished, config, tmp_path, cap
     source = folder / "checkpoints/best.pt"
     train(config(f"init_from={source}", f"run_dir={tmp_path}", "stage=head_only", "trainer.epochs=1"))
     said = capsys.readouterr().out
-    assert f"weights of {source}: loaded" in said
+    assert f"weights of {source}: vidtrain checkpoint; 100.0% of the tensors match" in said
     mine = checkpoint.load(tmp_path / "checkpoints/last.pt")["model"]
     theirs = checkpoint.load(source)["model"]
     frozen = [name for name in theirs if name.startswith("encoder.")]
@@ -206,7 +206,7 @@ def test_init_from_takes_the_encoder_and_says_so(finished, config, tmp_path, cap
 
 def test_init_from_another_architecture_is_refused(finished, config, tmp_path):
     _, folder, _ = finished
-    with pytest.raises(UserError, match="fits .* of the encoder's tensors, below init_match=90%"):
+    with pytest.raises(UserError, match="fits the model's encoder by .* only, below init_match=90%"):
         train(config(f"init_from={folder}/checkpoints/best.pt", f"run_dir={tmp_path}", "model.encoder.embed_dim=32",
                      "model.encoder.num_heads=2"))  # fmt: skip
 

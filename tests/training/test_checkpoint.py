@@ -43,7 +43,7 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="bomb.pt is refused: .* can run code"):
         checkpoint.load("bomb.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="plain.pt is truncated or not a checkpoint"):
+    with pytest.raises(UserError, match="plain.pt is truncated or not a PyTorch file"):
         checkpoint.load("plain.pt")
     assert not (tmp_path / "exploded").exists()
 
@@ -53,7 +53,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
     with pytest.raises(UserError, match=r"last\.pt is not a file"):
         checkpoint.load(path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt is truncated or not a checkpoint"):
+    with pytest.raises(UserError, match=r"last\.pt is truncated or not a PyTorch file"):
         checkpoint.load(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UserError, match=r"last\.pt was not written by vidtrain"):
@@ -62,7 +62,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
     whole = path.read_bytes()
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"last\.pt is truncated or not a checkpoint"):
+        with pytest.raises(UserError, match=r"last\.pt is truncated or not a PyTorch file"):
             checkpoint.load(path)
 
 
@@ -106,25 +106,9 @@ def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
         assert (found["model"]["w"] == found["state"]["step"]).all()
 
 
-def test_a_head_for_other_classes_is_left_out(tmp_path):
-    trained, fresh = Model(classes=5), Model(classes=3)
-    before = fresh.head.weight.clone()
-    found = checkpoint.load_weights(fresh, trained.state_dict(), "k400.pt", min_match=0.9)
-    assert torch.equal(fresh.encoder.weight, trained.encoder.weight)
-    assert torch.equal(fresh.head.weight, before)
-    assert found.lines() == [
-        "loaded 2",
-        "skipped 2: head.weight [5, 4] for [3, 4], head.bias [5] for [3]",
-    ]
-
-
 def test_another_architecture_is_refused_before_anything_is_copied():
     wide, fresh = Model(width=8), Model(width=4)
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(
-        UserError, match=r"wide.pt fits 0% of the encoder's tensors(.|\n)*mismatched 2: encoder"
-    ):
-        checkpoint.load_weights(fresh, wide.state_dict(), "wide.pt", min_match=0.5)
     with pytest.raises(UserError, match=r"wide.pt is a checkpoint of another architecture .*encoder.bias"):
         checkpoint.restore(fresh, wide.state_dict(), "wide.pt")
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())

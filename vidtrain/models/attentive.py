@@ -122,4 +122,3 @@ class AttentiveClassifier(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         return self.linear(self.pooler(tokens))
-

@@ -63,7 +63,9 @@ class FullyConvolutionalClassifier(nn.Module):
         super().__init__()
         self.pool_size = None if pool_size is None else tuple(pool_size)
         if self.pool_size is not None and (len(self.pool_size) != 3 or min(self.pool_size) < 1):
-            raise UserError(f"model.head.pool_size={list(self.pool_size)} must be three numbers above 0: t, h, w")
+            raise UserError(
+                f"model.head.pool_size={list(self.pool_size)} must be three numbers above 0: t, h, w"
+            )
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(embed_dim, num_classes)
         self.apply(init_weights)

@@ -19,7 +19,9 @@ def recompute_activations(blocks: Iterable[nn.Module]) -> None:
     Names and numbers stay: batch norms keep statistics of the first pass alone.
     """
     for block in blocks:
-        block.forward = partial(_recomputed, block)  # a partial, which copies with the block; a closure would not
+        block.forward = partial(
+            _recomputed, block
+        )  # a partial, which copies with the block; a closure would not
 
 
 def _recomputed(block: nn.Module, *inputs):

@@ -1,17 +1,14 @@
 """Checkpoints: never half-written, never run as code, never loaded without saying what fitted."""
 
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
+from vidtrain.torch_files import read_torch_file
 
 FORMAT = "vidtrain/1"
 
@@ -52,81 +49,10 @@ def load(path: Path | str) -> dict:
 
     Raises `UserError` naming the file when it is absent, truncated, malicious or of another program.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} is not a file")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"checkpoint {path} is truncated or not a checkpoint (no complete PyTorch archive)")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {culprit[1]}" if culprit else str(error).splitlines()[0]
-        raise UserError(
-            f"checkpoint {path} is refused: it holds objects other than tensors and plain data, and "
-            f"unpickling those can run code ({reason})"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"checkpoint {path} is damaged: {error}") from error
+    payload = read_torch_file(Path(path))
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} was not written by vidtrain (its format is not {FORMAT!r})")
     return payload
-
-
-@dataclass
-class LoadReport:
-    """What of a state dict found its place, by parameter name."""
-
-    loaded: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # a head for other classes: left as initialized
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """One line per kind that is not empty: how many, and the first names."""
-        rows = []
-        for kind in ("loaded", "skipped", "missing", "unexpected", "mismatched"):
-            names = getattr(self, kind)
-            if names:
-                shown = (
-                    "" if kind == "loaded" else ": " + ", ".join(names[:6]) + (", ..." if names[6:] else "")
-                )
-                rows.append(f"{kind} {len(names)}{shown}")
-        return rows
-
-
-def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, min_match: float
-) -> LoadReport:
-    """Copies `weights` into `model` by name and shape, leaving out a head that was for other classes.
-
-    Raises `UserError` with the report, before anything is copied, when less than `min_match` of the
-    encoder's tensors find their place.
-    """
-    found = LoadReport()
-    own = model.state_dict()
-    fitting = {}
-    for name, tensor in weights.items():
-        if name not in own:
-            found.unexpected.append(name)
-        elif own[name].shape == tensor.shape:
-            found.loaded.append(name)
-            fitting[name] = tensor
-        elif name.startswith("head."):
-            found.skipped.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
-        else:
-            found.mismatched.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
-    found.missing = [name for name in own if name not in weights]
-    encoder = [name for name in own if name.startswith("encoder.")]
-    match = sum(name in fitting for name in encoder) / max(1, len(encoder))
-    if match < min_match:
-        raise UserError(
-            f"{source} fits {match:.0%} of the encoder's tensors, below init_match={min_match:.0%}: is it a "
-            "checkpoint of another architecture?\n  " + "\n  ".join(found.lines())
-        )
-    model.load_state_dict(fitting, strict=False)
-    return found
 
 
 def restore(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -14,7 +14,8 @@ class Weights:
 
     source: str  # what the user named: a file, a folder, a hub name ...
     tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any] | None = None  # config.json of a transformers folder
+    config: Mapping[str, Any] | None = None  # config.json of a folder of transformers or timm
+    written_by: str | None = None  # what the file says of its own format, such as vidtrain/1
 
 
 @dataclass

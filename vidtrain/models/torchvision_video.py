@@ -1,0 +1,261 @@
+"""torchvision's video models as encoders: their own modules, without the head, in the order of depth.
+
+The modules and their names are torchvision's, so its published weights fit and give its numbers. Which of them a
+name means is the constructor's `name`, a key of the table beside each class.
+"""
+
+import math
+from collections.abc import Sequence
+
+from einops import rearrange
+from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.models.video import MViT
+from torchvision.models.video.mvit import MSBlockConfig
+
+from vidtrain.errors import UserError
+from vidtrain.models.checks import check_choice
+from vidtrain.models.positions import Grid
+from vidtrain.models.recompute import recompute_activations
+
+RESNETS = {"r3d_18": 8, "r2plus1d_18": 8, "mc3_18": 1}  # frames to one token
+SWINS = ("swin3d_t", "swin3d_s", "swin3d_b")
+TOKENS = ("class", "patches")
+
+
+class TorchvisionResNet(nn.Module):
+    """Encoder: a ResNet-18 of videos, [b 3 t h w] -> tokens [b n 512], one for every 16x16 pixels.
+
+    `name` is r3d_18 (3D convolutions), r2plus1d_18 (each apart in space and time) or mc3_18 (3D in the first stage
+    and 2D after it, which keeps a token for every frame; the others join 8 frames). Any size of clip fits; the
+    last window of a side or of the frames may reach over the edge.
+    Source: Tran et al. 2018, arXiv:1711.11248.
+
+    Raises UserError for an unknown name.
+    """
+
+    def __init__(self, name: str, activation_checkpointing: bool = False):
+        super().__init__()
+        check_choice("model.encoder.name", name, RESNETS)
+        network = get_model(name, weights=None)
+        self.name = name
+        self.embed_dim = network.fc.in_features
+        self.stem = network.stem
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules in order of depth; together they hold every parameter."""
+        return [self.stem, *self.blocks]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip."""
+        return _windows((frames, height, width), (RESNETS[self.name], 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return rearrange(x, "b d t h w -> b (t h w) d")
+
+
+class TorchvisionS3D(nn.Module):
+    """Encoder: separable inception, [b 3 t h w] -> tokens [b n 1024], one for 8 frames of 32x32 pixels.
+
+    Its last pooling takes whole windows only, so what they leave over at an edge has no token.
+    Source: Xie et al. 2018 (S3D without gating), arXiv:1712.04851.
+    """
+
+    def __init__(self, activation_checkpointing: bool = False):
+        super().__init__()
+        self.embed_dim = 1024
+        self.features = get_model("s3d", weights=None).features
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The inception blocks: what follows the three convolutions of the stem."""
+        return self.layers[3:]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules in order of depth; together they hold every parameter. Poolings hold none."""
+        return [each for each in self.features if not isinstance(each, nn.MaxPool3d)]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip. Raises UserError for one that is too small to have any."""
+        for key, size, least in (("clip.frames", frames, 5), ("clip.size", min(height, width), 17)):
+            if size < least:
+                raise UserError(f"{key}={size} is too small for s3d; the smallest that fits is {least}.")
+        t, h, w = _windows((frames, height, width), (4, 16, 16))
+        return t // 2, h // 2, w // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.grid(*x.shape[2:])
+        return rearrange(self.features(x), "b d t h w -> b (t h w) d")
+
+
+class TorchvisionMViT(nn.Module):
+    """Encoder: MViTv2-S, [b 3 t h w] -> tokens [b n 768], one for 2 frames of 32x32 pixels.
+
+    With `tokens="class"` there is the class token alone, from which the published weights answer, and the grid
+    is 1x1x1; with `tokens="patches"` there are the others, without it.
+
+    `num_frames` and `image_size` (side, or height and width) set the lengths of the tables of relative
+    positions; a clip of another size is given interpolated ones, so any size fits. `drop_path` grows linearly
+    over depth from 0 to the value given; `dropout` is of what attention and MLP add.
+    Source: Li et al. 2022, arXiv:2112.01526, table 1.
+
+    Raises UserError for an unknown `tokens`.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        num_frames: int,
+        tokens: str = "class",
+        drop_path: float = 0.2,
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_choice("model.encoder.tokens", tokens, TOKENS)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        network = MViT(
+            # whole windows of the stem, and enough of them that the last stage has one left
+            spatial_size=tuple(max(32, 4 * length) for length in _windows((height, width), (4, 4))),
+            temporal_size=2 * math.ceil(num_frames / 2),
+            block_setting=mvit_v2_s_blocks(),
+            residual_pool=True,
+            residual_with_cls_embed=False,
+            rel_pos_embed=True,
+            proj_after_attn=True,
+            attention_dropout=dropout,
+            stochastic_depth_prob=drop_path,
+        )
+        self.tokens = tokens
+        self.embed_dim = network.norm.normalized_shape[0]
+        self.stem = MViTStem(network.conv_proj, network.pos_encoding)
+        self.blocks = network.blocks
+        self.norm = network.norm
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules in order of depth; together they hold every parameter."""
+        return [self.stem, *self.blocks, self.norm]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip; the class token is a grid by itself."""
+        return (1, 1, 1) if self.tokens == "class" else _windows((frames, height, width), (2, 32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, grid = self.stem(x)
+        for block in self.blocks:
+            x, grid = block(x, grid)
+        x = self.norm(x)
+        return x[:, :1] if self.tokens == "class" else x[:, 1:]
+
+
+class MViTStem(nn.Module):
+    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches."""
+
+    def __init__(self, conv_proj: nn.Module, pos_encoding: nn.Module):
+        super().__init__()
+        self.conv_proj = conv_proj
+        self.pos_encoding = pos_encoding  # the class token alone: MViTv2's positions lie in its attention
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
+        x = self.conv_proj(x)
+        t, h, w = x.shape[2:]
+        return self.pos_encoding(rearrange(x, "b d t h w -> b (t h w) d")), (t, h, w)
+
+
+def mvit_v2_s_blocks() -> list[MSBlockConfig]:
+    """Stages of 1, 2, 11 and 2 blocks; each next has twice the width and heads, and tokens of twice the side.
+
+    Keys and values are pooled so that they always lie 8 tokens of the first stage apart.
+    """
+    blocks = []
+    for stage, depth in enumerate((1, 2, 11, 2)):
+        for index in range(depth):
+            first = stage > 0 and index == 0
+            blocks.append(
+                MSBlockConfig(
+                    num_heads=2**stage,
+                    input_channels=96 * 2**stage // (2 if first else 1),
+                    output_channels=96 * 2**stage,
+                    kernel_q=[3, 3, 3],
+                    kernel_kv=[3, 3, 3],
+                    stride_q=[1, 2, 2] if first else [1, 1, 1],
+                    stride_kv=[1, 8 >> stage, 8 >> stage],
+                )
+            )
+    return blocks
+
+
+class TorchvisionSwin(nn.Module):
+    """Encoder: Video Swin, [b 3 t h w] -> tokens [b n d], one for 2 frames of 32x32 pixels.
+
+    `name` is swin3d_t, swin3d_s (d = 768) or swin3d_b (d = 1024). Any size of clip fits: what a last patch or
+    window lacks is filled with zeros. `drop_path` grows linearly over depth from 0 to the value given;
+    `dropout` is of the patches and of what attention and MLP add, `attention_dropout` of the attention weights.
+    Source: Liu et al. 2022, arXiv:2106.13230.
+
+    Raises UserError for an unknown name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        drop_path: float = 0.1,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_choice("model.encoder.name", name, SWINS)
+        network = get_model(name, weights=None, dropout=dropout, attention_dropout=attention_dropout)
+        self.name = name
+        self.embed_dim = network.num_features
+        self.patch_embed = network.patch_embed
+        self.pos_drop = network.pos_drop
+        self.features = network.features
+        self.norm = network.norm
+        for index, block in enumerate(self.blocks):  # the builder's own rule, which it takes no rate for
+            block.stochastic_depth.p = drop_path * index / (len(self.blocks) - 1)
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The attention blocks; patch mergings lie between them."""
+        return [block for stage in self.features[::2] for block in stage]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules in order of depth; together they hold every parameter."""
+        parts = [list(part) if isinstance(part, nn.Sequential) else [part] for part in self.features]
+        return [self.patch_embed, *(layer for part in parts for layer in part), self.norm]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip."""
+        return _windows((frames, height, width), (2, 32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(self.pos_drop(self.patch_embed(x)))
+        return rearrange(self.norm(x), "b t h w d -> b (t h w) d")
+
+
+def _windows(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Windows that cover each size: every layer of these networks that has a stride pads at the edge."""
+    return tuple(math.ceil(size / stride) for size, stride in zip(sizes, strides, strict=True))

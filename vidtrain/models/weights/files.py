@@ -1,0 +1,207 @@
+"""Finding published weights by the name that a user gives, and reading them whatever their container is."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from vidtrain.errors import UserError
+from vidtrain.models.weights.format import Weights
+from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
+from vidtrain.torch_files import read_torch_file
+
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# What training keeps beside the weights; never a part of a model
+TRAINING_STATE = {
+    "opt",
+    "optimizer",
+    "optimizer_state",
+    "scaler",
+    "scaler_state",
+    "scheduler",
+    "lr_scheduler",
+    "sums",
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_source(source: str) -> None:
+    """Raises `UserError` for a name that nothing can be found under, without going to the network."""
+    if source.startswith("timm:"):
+        timm_hub_name(source)
+    elif is_enum_name(source):
+        enum_weights(source)
+    elif not Path(source).exists() and (not HUB_NAME.fullmatch(source) or _is_file_name(source)):
+        raise UserError(_absent(source))
+
+
+def locate(source: str, revision: str | None = None) -> Path:
+    """The file or folder on this machine that holds the weights named `source`, downloaded if need be.
+
+    `source` is a file, a folder (config.json beside model.safetensors, as transformers saves), a hub name such as
+    `facebook/vjepa2-vitl-fpc64-256` (with its `revision`: a branch, tag or commit), `timm:NAME`, or a name such
+    as `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's.
+
+    Raises `UserError` for what cannot be found, or not be reached.
+    """
+    check_source(source)
+    if source.startswith("timm:"):
+        return _from_hub(timm_hub_name(source), revision)
+    if is_enum_name(source):
+        return _from_torchvision(source)
+    return Path(source) if Path(source).exists() else _from_hub(source, revision)
+
+
+def read(path: Path, source: str) -> Weights:
+    """The tensors of a file or folder, by dotted names: nested dictionaries and lists are flattened.
+
+    Raises `UserError` naming the file when it is truncated, damaged, holds no tensors or could run code.
+    """
+    if path.is_dir():
+        return _read_folder(path, source)
+    config = _read_json(path.with_name("config.json")) if path.with_name("config.json").is_file() else None
+    return _weights(path, source, config)
+
+
+def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weights:
+    if path.suffix == ".safetensors":
+        return Weights(source, _read_safetensors(path), config)
+    payload = read_torch_file(path, lazy=True)
+    if not isinstance(payload, dict):
+        raise UserError(f"checkpoint {path} holds a {type(payload).__name__} and not a dictionary of tensors")
+    kept = {key: value for key, value in payload.items() if key not in TRAINING_STATE}
+    tensors = dict(_flat(kept))
+    if not tensors:
+        raise UserError(f"checkpoint {path} holds no tensors; its keys are {', '.join(map(str, payload))}")
+    written_by = payload["format"] if "format" in payload and isinstance(payload["format"], str) else None
+    return Weights(source, tensors, config, written_by)
+
+
+def _read_folder(folder: Path, source: str) -> Weights:
+    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    for name in SINGLE:
+        if (folder / name).is_file():
+            return _weights(folder / name, source, config)
+    for name in SHARDED:
+        if (folder / name).is_file():
+            tensors: dict[str, Tensor] = {}
+            for shard in sorted(set(_read_json(folder / name)["weight_map"].values())):
+                tensors |= _weights(folder / shard, source, config).tensors
+            return Weights(source, tensors, config)
+    found = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
+    raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {found}")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is not a file")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path} is truncated or not a safetensors file: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield prefix, node
+    elif isinstance(node, Mapping | list | tuple):
+        named = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in named:
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+# --- other places than this machine ---------------------------------------------------------------------
+
+
+def timm_hub_name(source: str) -> str:
+    """Where timm keeps the weights of `timm:NAME`. Raises `UserError` with near names for one it does not know."""
+    import timm
+
+    name = source.removeprefix("timm:")
+    known = timm.list_pretrained()
+    if name not in known:
+        of_architecture = [each for each in known if each.partition(".")[0] == name]
+        near = of_architecture or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near[:5])}?" if near else ""
+        raise UserError(f"pretrained={source}: timm has no weights of that name{hint}")
+    cfg = timm.get_pretrained_cfg(name)
+    if not cfg.hf_hub_id:
+        raise UserError(
+            f"pretrained={source}: timm has these weights at {cfg.url} only; download and name the file"
+        )
+    return f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    elsewhere = (
+        f"download it where there is a network, and say pretrained=FOLDER (revision: {revision or 'main'})"
+    )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:
+        raise UserError(f"pretrained={name} is neither a file here nor a public name on the hub") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"pretrained={name}: the hub cannot be reached and nothing is cached; {elsewhere}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"pretrained={name} cannot be had from the hub ({cause}); {elsewhere}") from error
+
+
+def _from_torchvision(name: str) -> Path:
+    from torch.hub import download_url_to_file, get_dir
+
+    url = enum_weights(name).url
+    target = Path(get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url_to_file(url, str(target), progress=False)
+        except OSError as error:
+            raise UserError(
+                f"pretrained={name}: {url} cannot be reached ({error}); download it where there is a network, and "
+                f"put it at {target} or say pretrained=FILE"
+            ) from error
+    return target
+
+
+def _is_file_name(source: str) -> bool:
+    return source.startswith(("/", ".", "~")) or source.endswith(
+        (".pt", ".pth", ".pyth", ".bin", ".safetensors")
+    )
+
+
+def _absent(source: str) -> str:
+    path = Path(source)
+    if not path.parent.is_dir():
+        return f"pretrained={source} is not there: there is no folder {path.parent}"
+    near = difflib.get_close_matches(
+        path.name, [each.name for each in path.parent.iterdir()], n=3, cutoff=0.5
+    )
+    hint = f"; did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
+    forms = "a file, a folder, a hub name OWNER/NAME, timm:NAME or a torchvision name such as R3D_18_Weights.DEFAULT"
+    return f"pretrained={source} is not there{hint}; write {forms}"
+
+
+def as_sources(pretrained: str | Sequence[str] | None) -> list[str]:
+    """The setting `pretrained` as a list: none, one, or several that are loaded in turn."""
+    return [] if pretrained is None else [pretrained] if isinstance(pretrained, str) else list(pretrained)

@@ -1,0 +1,139 @@
+"""From a file of weights to a model: which format it is, whether the model is of its kind, and what fitted."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.weights.files import read
+from vidtrain.models.weights.format import Converted, Format, Weights
+from vidtrain.models.weights.formats import FORMATS
+from vidtrain.models.weights.report import LoadReport
+
+
+def load_pretrained(model: nn.Module, source: str, path: Path, min_match: float) -> LoadReport:
+    """Loads the published weights at `path`, which the user named `source`, into a VideoClassifier.
+
+    Raises `UserError`, before anything is changed, when the file cannot be read, is of no known format or of
+    another family than the model, when a setting of the model contradicts the weights, or when less than
+    `min_match` of the tensors find their place.
+    """
+    weights = read(path, source)
+    format = recognize(weights, model)
+    converted = format.convert(weights, model)
+    check_settings(model, converted.requires, f"{source} ({format.name})")
+    return place(model, converted, source, format.name, min_match)
+
+
+def recognize(weights: Weights, model: nn.Module) -> Format:
+    """The format of `weights`. Raises `UserError` when it is unknown, or made for another kind of encoder."""
+    found = [format for format in FORMATS if format.recognizes(weights)]
+    if not found:
+        names = ", ".join(list(weights.tensors)[:6])
+        known = "\n  ".join(sorted(format.name for format in FORMATS))
+        raise UserError(
+            f"{weights.source} is in no format that is known here; its first tensors are {names}. Known are:\n  {known}"
+        )
+    for format in found:
+        if isinstance(model.encoder, format.encoder):
+            return format
+    kind = type(model.encoder).__name__
+    raise UserError(
+        f"{weights.source} is {found[0].name}, which does not fit {kind}; choose {found[0].models}"
+    )
+
+
+def check_settings(model: nn.Module, requires: Mapping[str, Any], source: str) -> None:
+    """Raises `UserError` naming every setting of the model with which the weights would compute something else."""
+    wrong = []
+    for key, wanted in requires.items():
+        value = _setting(model, key)
+        if not _equal(value, wanted):
+            wrong.append(f"{_override(key, wanted)} (it is {_spell(value)})")
+    if wrong:
+        raise UserError(
+            f"{source} would load and then compute something else, because the model is set up otherwise; write\n  "
+            + "\n  ".join(wrong)
+        )
+
+
+def place(
+    model: nn.Module, converted: Converted, source: str, format_name: str, min_match: float
+) -> LoadReport:
+    """Copies the converted tensors into `model` by name and shape; a head for other classes stays as it is.
+
+    Of a file that holds an encoder, the encoder must fit; of one that holds a head only, the head.
+    """
+    own = model.state_dict()
+    found = LoadReport(source, format_name, left_out=converted.left_out)
+    fitting: dict[str, Tensor] = {}
+    held = [f"{part}." for part in ("encoder", "head") if any(map(_of(f"{part}."), converted.tensors))]
+    judged = held[0] if held else "encoder."
+    for name, tensor in converted.tensors.items():
+        if name not in own:
+            found.unexpected.append(name)
+        elif own[name].shape == tensor.shape:
+            found.loaded.append(name)
+            fitting[name] = tensor
+        elif name.startswith("head.linear.") and judged == "encoder.":
+            found.skipped.append(f"{name} {_for(tensor, own[name])}")
+        else:
+            found.mismatched.append(f"{name} {_for(tensor, own[name])}")
+    found.missing = [name for name in own if name not in converted.tensors and name.startswith(tuple(held))]
+    found.changed = {name: how for name, how in converted.changed.items() if name in fitting}
+    found.resized = {name: how for name, how in converted.resized.items() if name in fitting}
+
+    loaded = sum(map(_of(judged), found.loaded))
+    lost = sum(map(_of(judged), [*found.missing, *found.mismatched, *found.unexpected]))
+    found.match = loaded / max(1, loaded + lost + len(converted.unexpected))
+    found.unexpected += converted.unexpected
+    if found.match < min_match:
+        raise UserError(
+            f"{source} fits the model's {judged[:-1]} by {found.match:.1%} only, below init_match={min_match:.0%}: is "
+            "it of another architecture, size or number of classes?\n  " + "\n  ".join(found.lines())
+        )
+    model.load_state_dict(fitting, strict=False)
+    return found
+
+
+def _of(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
+
+
+def _for(tensor: Tensor, own: Tensor) -> str:
+    return f"{list(tensor.shape)} for {list(own.shape)}"
+
+
+def _setting(model: nn.Module, key: str) -> Any:
+    """The value at a dotted path of attributes; "not there" where the model has no such part."""
+    node = model
+    for name in key.split("."):
+        if not hasattr(node, name):
+            return "not there"
+        node = getattr(node, name)
+    return node
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float) and isinstance(value, int | float):
+        return math.isclose(value, wanted)
+    if isinstance(wanted, Sequence) and not isinstance(wanted, str) and isinstance(value, Sequence):
+        return list(value) == list(wanted)
+    return value == wanted
+
+
+def _override(key: str, value: Any) -> str:
+    """The setting as a user writes it: parts of parts, such as a head's pooler, take theirs from the head."""
+    part, _, name = key.partition(".")
+    return (
+        f"model.{part}.{name.rpartition('.')[2]}={_spell(value)}" if name else f"model.{key}={_spell(value)}"
+    )
+
+
+def _spell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,49 @@
+"""Where a model's weights start: init_from, else pretrained, else from scratch."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from vidtrain.models.weights.files import as_sources, check_source, locate
+from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.tracking.atomic import write_json_atomic
+from vidtrain.training.distributed import Ranks
+
+
+def check_starting_point(cfg: DictConfig) -> None:
+    """Raises `UserError` for a name of weights that nothing can be found under; goes to no network."""
+    for source in as_sources(cfg.pretrained):
+        check_source(source)
+
+
+def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console: Any, folder: Path) -> str:
+    """Loads the weights that the configuration names; says in the log and in starting_point.json what fitted.
+
+    Several sources, such as an encoder and a probe, are loaded in turn. Returns a word for the log.
+    """
+    if cfg.init_from is not None:
+        sources, paths = [cfg.init_from], [Path(cfg.init_from)]
+    else:
+        sources = as_sources(cfg.pretrained)
+        # downloaded once; the others find it where rank 0 put it
+        paths = ranks.on_main(lambda: [locate(each, cfg.pretrained_revision) for each in sources])
+    if not sources:
+        return "from scratch"
+    reports = [
+        load_pretrained(model, source, path, cfg.init_match)
+        for source, path in zip(sources, paths, strict=True)
+    ]
+    for found in reports:
+        first, *rest = found.lines()
+        console.info("weights of " + "\n  ".join([first, *rest]))
+    loaded = {name for found in reports for name in found.loaded}
+    fresh = [name for name in model.state_dict() if name not in loaded]
+    if fresh:
+        shown = ", ".join(fresh[:6]) + (", ..." if fresh[6:] else "")
+        console.info(f"initialized at random: {len(fresh)} tensors: {shown}")
+    if ranks.is_main:
+        record = {"sources": [found.as_dict() for found in reports], "initialized": fresh}
+        write_json_atomic(folder / "starting_point.json", record)
+    return "starts from " + " and ".join(sources)
