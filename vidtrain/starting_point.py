@@ -7,15 +7,32 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vidtrain.models.weights.files import as_sources, check_source, locate
-from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.models.weights.loading import check_pretrained, load_pretrained
 from vidtrain.tracking.atomic import write_json_atomic
 from vidtrain.training.distributed import Ranks
 
 
-def check_starting_point(cfg: DictConfig) -> None:
-    """Raises `UserError` for a name of weights that nothing can be found under; goes to no network."""
-    for source in as_sources(cfg.pretrained):
-        check_source(source)
+def check_starting_point(cfg: DictConfig, model: nn.Module | None) -> None:
+    """Raises `UserError` for a name of weights that nothing can be found under, and for a file on this machine that
+    does not fit `model`, which may lie on the meta device, or be None where there is none to hold it against.
+
+    Goes to no network: what is yet to be downloaded is held against the model when it is loaded. A run that is
+    resumed needs no starting point.
+    """
+    if cfg.run_dir is not None and (Path(cfg.run_dir) / "checkpoints" / "last.pt").is_file():
+        return
+    sources = _sources(cfg)
+    if cfg.init_from is None:
+        for source in sources:
+            check_source(source)
+        sources = [source for source in sources if Path(source).exists()]
+    for source in sources if model is not None else []:
+        check_pretrained(model, source, Path(source), cfg.init_match)
+
+
+def _sources(cfg: DictConfig) -> list[str]:
+    """A checkpoint of ours comes before published weights."""
+    return [cfg.init_from] if cfg.init_from is not None else as_sources(cfg.pretrained)
 
 
 def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console: Any, folder: Path) -> str:
@@ -23,11 +40,12 @@ def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console
 
     Several sources, such as an encoder and a probe, are loaded in turn. Returns a word for the log.
     """
+    sources = _sources(cfg)
     if cfg.init_from is not None:
-        sources, paths = [cfg.init_from], [Path(cfg.init_from)]
-    else:
-        sources = as_sources(cfg.pretrained)
-        # downloaded once; the others find it where rank 0 put it
+        paths = [Path(cfg.init_from)]
+        if cfg.pretrained is not None:
+            console.info("init_from comes before pretrained, which is not used")
+    else:  # downloaded once; the others find it where rank 0 put it
         paths = ranks.on_main(lambda: [locate(each, cfg.pretrained_revision) for each in sources])
     if not sources:
         return "from scratch"

@@ -80,6 +80,7 @@ def build(name: str) -> nn.Module:
         return hydra.utils.instantiate(config.model)(num_classes=174)
 
 
+# Published: 86.2 M for ViT-B, 303.9 M for ViT-L, 631.6 M for ViT-H and 1012.2 M for V-JEPA 2's ViT-g
 @pytest.mark.parametrize(
     ("name", "dim", "depth", "heads", "mlp_hidden", "millions"),
     [
@@ -90,6 +91,17 @@ def build(name: str) -> nn.Module:
         ("vit3d_large", 1024, 24, 16, 4096, 303.9),
         ("vit3d_huge", 1280, 32, 16, 5120, 631.6),
         ("vit3d_giant", 1408, 40, 22, 6144, 1012.2),
+        ("vjepa1_vitl", 1024, 24, 16, 4096, 303.9),
+        ("vjepa1_vith", 1280, 32, 16, 5120, 631.6),
+        ("vjepa2_vitl", 1024, 24, 16, 4096, 303.9),
+        ("vjepa2_vith", 1280, 32, 16, 5120, 631.6),
+        ("vjepa2_vitg", 1408, 40, 22, 6144, 1012.2),
+        ("vjepa2_1_vitb", 768, 12, 12, 3072, 86.2),
+        ("vjepa2_1_vitl", 1024, 24, 16, 4096, 303.9),
+        ("videomae_small", 384, 12, 6, 1536, 21.9),
+        ("videomae_base", 768, 12, 12, 3072, 86.2),
+        ("videomae_large", 1024, 24, 16, 4096, 303.9),
+        ("videomae_huge", 1280, 32, 16, 5120, 631.6),
     ],
 )
 def test_shipped_sizes(name, dim, depth, heads, mlp_hidden, millions):
@@ -99,3 +111,33 @@ def test_shipped_sizes(name, dim, depth, heads, mlp_hidden, millions):
     assert sizes == (dim, depth, heads, mlp_hidden)
     assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 1) == millions
     assert f"{millions} M" in (CONF / "model" / f"{name}.yaml").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "positions", "encoder_eps", "heads", "layers", "head_eps", "millions"),
+    [
+        ("vjepa1_vitl", "sincos_uniform", 1e-6, 16, 1, 1e-5, 11.7),
+        ("vjepa1_vith", "sincos_uniform", 1e-6, 16, 1, 1e-5, 18.3),
+        ("vjepa2_vitl", "rope", 1e-6, 16, 4, 1e-5, 49.5),
+        ("vjepa2_vith", "rope", 1e-6, 16, 4, 1e-5, 77.3),
+        ("vjepa2_vitg", "rope", 1e-6, 16, 4, 1e-5, 93.5),
+        ("vjepa2_1_vitb", "rope_interleaved", 1e-6, 16, 4, 1e-5, 27.9),
+        ("vjepa2_1_vitl", "rope_interleaved", 1e-6, 16, 4, 1e-5, 49.5),
+    ],
+)
+def test_probes_of_vjepa(name, positions, encoder_eps, heads, layers, head_eps, millions):
+    """Heads and epsilons of each family, which no shape shows; 49.5 M and 93.5 M are the published sizes."""
+    model = build(name)
+    pooler = model.head.pooler
+    assert (model.encoder.positions, model.encoder.norm_eps) == (positions, encoder_eps)
+    assert (pooler.num_heads, len(pooler.blocks) + 1, pooler.norm_eps) == (heads, layers, head_eps)
+    assert round(sum(p.numel() for p in model.head.parameters()) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
+def test_heads_of_videomae(size):
+    model = build(f"videomae_{size}")
+    encoder, head = model.encoder, model.head
+    assert (encoder.positions, encoder.norm_eps, encoder.final_norm) == ("sincos_1d", 1e-6, False)
+    assert (encoder.image_size, encoder.num_frames) == (224, 16)
+    assert (head.pool, head.fc_norm.eps, head.linear.out_features) == ("mean", 1e-6, 174)

@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 import timm.models.vision_transformer
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.positions import ROTARY, TABLES
+from vidtrain.models.positions import ROTARY, TABLES, fit_table
 from vidtrain.models.vit3d import Block, SwiGLU, ViT3D, mlp_width
 
 
@@ -79,7 +80,15 @@ def test_position_table_is_not_in_the_state_dict():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"positions": "rope"}, {"final_norm": False}, {"activation": "swiglu"}]
+    "options",
+    [
+        {},
+        {"positions": "rope"},
+        {"positions": "learned"},
+        {"final_norm": False},
+        {"activation": "swiglu"},
+        {"out_layers": [0, 2], "norm_per_layer": True, "modality_embed": True},
+    ],
 )
 def test_layers_hold_every_parameter_once_and_in_order(options):
     encoder = small(depth=3, **options)
@@ -143,13 +152,98 @@ def test_initialization(activation, output):
     assert all(not p.any() for name, p in encoder.named_parameters() if name.endswith("bias"))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-@pytest.mark.parametrize("positions", ["sincos", "rope"])
-def test_gradient_reaches_every_parameter(activation, positions):
-    encoder = small(activation=activation, positions=positions)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"positions": "rope", "activation": "swiglu"},
+        {"positions": "learned"},
+        {"out_layers": [0, 1], "norm_per_layer": True, "modality_embed": True},
+    ],
+)
+def test_gradient_reaches_every_parameter(options):
+    encoder = small(**options)
     encoder(clip()).square().mean(dim=1)[:, :24].sum().backward()
     without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+@torch.no_grad()
+def test_tokens_of_several_layers_follow_each_other():
+    """The reference's: each through the final norm, in the order of the blocks."""
+    encoder, video = small(depth=3, out_layers=[0, 2]), clip()
+    assert encoder.grid(4, 32, 32) == (4, 2, 2)  # t counts the layers
+    tables = encoder.pos_embed.flatten(0, 2)
+    first = encoder.blocks[0](encoder.patch_embed(video) + tables, None)
+    last = encoder.blocks[2](encoder.blocks[1](first, None), None)
+    assert torch.equal(encoder(video), torch.cat((encoder.norm(first), encoder.norm(last)), dim=1))
+
+
+@torch.no_grad()
+def test_a_norm_for_each_layer():
+    shared, own = small(depth=3, out_layers=[0, 2]), small(depth=3, out_layers=[0, 2], norm_per_layer=True)
+    state = shared.state_dict()
+    weight, bias = state.pop("norm.weight"), state.pop("norm.bias")
+    norms = {
+        f"norm.{layer}.{kind}": each
+        for layer in (0, 2)
+        for kind, each in (("weight", weight), ("bias", bias))
+    }
+    own.load_state_dict(state | norms, strict=True)
+    assert torch.equal(own(clip()), shared(clip()))
+    own.norm["2"].bias.add_(1)
+    changed = (own(clip()) - shared(clip())).abs().amax(dim=(0, 2))
+    assert changed[:8].max() == 0 and changed[8:].min() > 0.9
+
+
+@torch.no_grad()
+def test_the_vector_that_marks_video_is_a_second_bias():
+    plain, marked = small(), small(modality_embed=True)
+    assert marked.patch_embed.video_mod_embed.shape == (48,)
+    assert 0 < marked.patch_embed.video_mod_embed.std() < 1e-5
+    marked.load_state_dict(plain.state_dict() | {"patch_embed.video_mod_embed": torch.arange(48.0)})
+    plain.patch_embed.proj.bias.add_(torch.arange(48.0))
+    torch.testing.assert_close(marked(clip()), plain(clip()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+def test_dropout_is_of_training_alone(kind):
+    plain, dropping, video = small(), small(**{kind: 0.5}), clip()
+    dropping.load_state_dict(plain.state_dict())
+    assert not torch.allclose(dropping(video), dropping(video), atol=1e-3)
+    assert torch.equal(dropping.eval()(video), plain.eval()(video))
+
+
+@torch.no_grad()
+def test_a_table_made_for_pretraining_is_interpolated_for_another_size():
+    """VideoMAE's table runs over the flat index, so one made for 160 pixels would not mean the same places."""
+    encoder = small(image_size=224, num_frames=16, positions="sincos_1d").eval()
+    video = clip(frames=8, height=160, width=160, batch=1)
+    table = encoder.pos_embed.permute(3, 0, 1, 2)[None]
+    fitted = F.interpolate(table, size=(4, 10, 10), mode="trilinear")[0].permute(1, 2, 3, 0).flatten(0, 2)
+    x = encoder.patch_embed(video) + fitted
+    for block in encoder.blocks:
+        x = block(x, None)
+    tokens = encoder(video)
+    assert tokens.shape == (1, 400, 48) and tokens.isfinite().all()
+    torch.testing.assert_close(tokens, encoder.norm(x), atol=1e-6, rtol=0)
+    recomputed = small(image_size=160, num_frames=8, positions="sincos_1d").eval()
+    recomputed.load_state_dict(encoder.state_dict())
+    assert float((recomputed(video) - tokens).abs().max()) > 0.1
+
+
+@torch.no_grad()
+def test_fewer_frames_take_the_first_steps_of_the_table_or_all_of_it_as_the_original_does():
+    cut, stretched = small(num_frames=8), small(num_frames=8, positions="sincos_uniform")
+    for encoder, expected in (
+        (cut, cut.pos_embed[:2].flatten(0, 2)),
+        (stretched, fit_table(stretched.pos_embed, (2, 2, 2), cut=False)),
+    ):
+        x = encoder.patch_embed(clip()) + expected
+        for block in encoder.blocks:
+            x = block(x, None)
+        assert torch.equal(encoder(clip()), encoder.norm(x))
+    assert not torch.allclose(fit_table(stretched.pos_embed, (2, 2, 2)), expected, atol=0.1)
 
 
 @pytest.mark.parametrize("positions", ["sincos", "rope"])
@@ -220,6 +314,16 @@ def test_compiled_equals_eager():
         ({"rope_base_grid": 16}, r"model\.encoder\.rope_base_grid=16 has no effect with positions=sincos"),
         ({"activation": "relu"}, r"model\.encoder\.activation='relu' .*gelu, swiglu\."),
         ({"depth": 0}, r"model\.encoder\.depth=0 .*the smallest that fits is 1\."),
+        ({"out_layers": [1, 0]}, r"model\.encoder\.out_layers=\[1, 0\] must be .* in rising order\."),
+        ({"out_layers": []}, r"model\.encoder\.out_layers=\[\] must be block numbers from 0"),
+        (
+            {"out_layers": [0]},
+            r"out_layers=\[0\] must end with the last block, 1; .*model\.encoder\.depth=1\.",
+        ),
+        (
+            {"norm_per_layer": True, "final_norm": False},
+            r"norm_per_layer=true needs model\.encoder\.final_norm",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit(options, message):

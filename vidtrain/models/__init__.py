@@ -1,0 +1,22 @@
+"""From a batch to clip logits.
+
+vit3d.py                 the ViT-3D encoder
+positions.py             sin-cos tables and rotary positions
+attentive.py             attentive pooler and classifier
+classifier.py            encoder + head + clip fusion
+many_heads.py            many heads on one encoder
+checks.py                errors that name the key and the nearest value that fits
+timm_frames.py           any image model of timm, frame by frame
+timm_layers.py           its parts in the order of depth
+temporal_transformer.py  head: a small transformer along time
+resnet3d_parts.py        stem, bottleneck and shortcut of residual networks over video
+slowfast.py              SlowFast, and its slow pathway alone
+resnext3d.py             ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
+torchvision_video.py     torchvision's video models
+recompute.py             activation checkpointing, for every encoder
+linear_heads.py          heads of one linear layer: over the mean of the tokens, or at every place
+exporting.py             from a classifier to a graph, held against PyTorch
+export_formats.py        the files that graphs are written into
+onnx_classifier.py       an exported graph as a model
+weights/                 published weights: found, recognized, held against the model, placed
+"""

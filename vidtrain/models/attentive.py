@@ -96,7 +96,9 @@ class AttentivePooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
             tokens = block(tokens, None)
-        queries = repeat(self.query_tokens, "1 m d -> b m d", b=len(tokens))
+        queries = repeat(
+            self.query_tokens, "1 m d -> b m d", b=tokens.shape[0]
+        )  # not len(), which an exported graph takes for a constant
         return rearrange(self.cross_attention_block(queries, tokens), "b 1 d -> b d")
 
 

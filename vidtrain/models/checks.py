@@ -1,6 +1,6 @@
 """Checks that name the config key at fault and the nearest value that fits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vidtrain.errors import UserError
 
@@ -38,3 +38,16 @@ def check_heads(key: str, num_heads: int, embed_dim: int) -> None:
         f"{key}={num_heads} does not divide the embedding dimension model.encoder.embed_dim={embed_dim}; "
         f"nearest that fit: {', '.join(map(str, below + above))}."
     )
+
+
+def check_out_layers(layers: Sequence[int] | None, depth: int) -> None:
+    """Raises UserError for blocks that are not there, or out of order, or that leave the last ones without use."""
+    if layers is not None and (sorted(set(layers)) != list(layers) or not layers or layers[0] < 0):
+        raise UserError(
+            f"model.encoder.out_layers={list(layers)} must be block numbers from 0, in rising order."
+        )
+    if layers is not None and layers[-1] != depth - 1:
+        raise UserError(
+            f"model.encoder.out_layers={list(layers)} must end with the last block, {depth - 1}; to leave out what "
+            f"follows block {layers[-1]}, say model.encoder.depth={layers[-1] + 1}."
+        )

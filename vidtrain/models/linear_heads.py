@@ -32,7 +32,7 @@ class MeanPoolClassifier(nn.Module):
     ):
         super().__init__()
         check_choice("model.head.pool", pool, POOLS)
-        self.pool = pool
+        self.pool, self.norm, self.norm_eps = pool, norm, norm_eps
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(embed_dim, num_classes)

@@ -4,7 +4,7 @@ A grid is (t, h, w) in tokens; flat tokens run over t, then h, then w (w fastest
 those of the published models, so that their weights give equal outputs:
 
 - sincos            V-JEPA: half of the channels for t, a quarter each for h and w
-- sincos_uniform    V-JEPA with `uniform_power`: a third of the channels for each axis
+- sincos_uniform    V-JEPA 1 (`uniform_power`): a third of the channels for each axis
 - sincos_1d         VideoMAE: one axis over the flat token index
 - rope              V-JEPA 2, with the quirk its weights were trained with (see `_tile`)
 - rope_interleaved  V-JEPA 2.1: the rotation as it is meant
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from vidtrain.errors import UserError
 from vidtrain.models.checks import check_multiple
 
 Grid = tuple[int, int, int]
@@ -79,13 +80,13 @@ def _sincos_3d(grid: Grid, axis_dims: tuple[int, int, int]) -> Tensor:
     return _join_axes(*axes).float()
 
 
-def fit_table(table: Tensor, grid: Grid) -> Tensor:
+def fit_table(table: Tensor, grid: Grid, cut: bool = True) -> Tensor:
     """Table [T H W d] for another grid: [t*h*w d].
 
-    A clip that is only shorter takes the first t steps; anything else is interpolated trilinearly.
+    With `cut` a clip that is only shorter takes the first t steps; anything else is interpolated trilinearly.
     """
     t, h, w = grid
-    if table.shape[1:3] == (h, w) and t <= len(table):
+    if table.shape[1:3] == (h, w) and (t == len(table) or (cut and t < len(table))):
         return table[:t].flatten(0, 2)
     # By size and not by scale_factor: the coordinates are the same, but 7 * (5 / 7) would round down to 4.
     volume = rearrange(table, "t h w d -> 1 d t h w")
@@ -99,6 +100,23 @@ def fit_table(table: Tensor, grid: Grid) -> Tensor:
 def rotary_dim(head_dim: int) -> int:
     """Channels of a head that each axis rotates: a third, rounded down to even. The rest stay as they are."""
     return head_dim // 3 // 2 * 2
+
+
+def check_rotary(positions: str, embed_dim: int, num_heads: int, base_grid: int | None) -> None:
+    """Raises UserError for heads too narrow to rotate three axes, and for a base grid without effect."""
+    if positions not in ROTARY and base_grid is not None:
+        raise UserError(
+            f"model.encoder.rope_base_grid={base_grid} has no effect with positions={positions}; "
+            f"set it to null or choose one of {', '.join(ROTARY)}."
+        )
+    if positions in ROTARY and rotary_dim(embed_dim // num_heads) == 0:
+        widest = [heads for heads in range(1, embed_dim // 6 + 1) if embed_dim % heads == 0][-1:]
+        remedy = f"model.encoder.num_heads={widest[0]}" if widest else "model.encoder.embed_dim=6"
+        raise UserError(
+            f"model.encoder.positions={positions} rotates two channels of every head for each of t, h and w, "
+            f"but model.encoder.embed_dim={embed_dim} over model.encoder.num_heads={num_heads} leaves "
+            f"{embed_dim // num_heads} channels, fewer than 6; nearest that fits: {remedy}."
+        )
 
 
 def rotary_table(
@@ -147,6 +165,8 @@ TABLES: dict[str, Callable[[Grid, int], Tensor]] = {
     "sincos_uniform": sincos_uniform,
     "sincos_1d": sincos_1d,
 }
+# Tables that are interpolated for a shorter clip too, as V-JEPA 1 does; others are cut
+STRETCHED = ("sincos_uniform",)
 # How the values of k angles are laid out over the 2k channels of an axis.
 ROTARY: dict[str, Callable[[Tensor], Tensor]] = {
     "rope": _tile,

@@ -19,16 +19,19 @@ def recompute_activations(blocks: Iterable[nn.Module]) -> None:
     Names and numbers stay: batch norms keep statistics of the first pass alone.
     """
     for block in blocks:
-        block.forward = partial(
-            _recomputed, block
-        )  # a partial, which copies with the block; a closure would not
+        # a partial, which copies and pickles with the block; a closure would not
+        block.forward = partial(_recomputed, block)
 
 
-def _recomputed(block: nn.Module, *inputs):
+def _recomputed(block: nn.Module, *inputs, **named):
     forward = type(block).forward
     if not torch.is_grad_enabled():
-        return forward(block, *inputs)
-    return checkpoint(forward, block, *inputs, use_reentrant=False, context_fn=partial(_contexts, block))
+        return forward(block, *inputs, **named)
+    if torch.compiler.is_compiling():  # takes no contexts, and writes statistics once by itself
+        return checkpoint(forward, block, *inputs, use_reentrant=False, **named)
+    return checkpoint(
+        forward, block, *inputs, use_reentrant=False, context_fn=partial(_contexts, block), **named
+    )
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -38,12 +41,16 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContext
 
 @contextmanager
 def _statistics_held(block: nn.Module) -> Iterator[None]:
-    """Batch norms still normalize by the batch, but their running statistics do not move a second time."""
-    norms = [each for each in block.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Batch norms run as before, but what they move are copies of their statistics, which are then dropped.
+
+    Without any statistics they would save fewer tensors than in the first pass, which checkpointing refuses.
+    """
+    norms = [each for each in block.modules() if isinstance(each, _BatchNorm) and each.training]
+    held = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in held:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in held:
+            setattr(norm, name, buffer)

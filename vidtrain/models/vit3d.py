@@ -13,8 +13,23 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice, check_heads, check_multiple, check_positive
-from vidtrain.models.positions import ROTARY, TABLES, Grid, fit_table, rotary_dim, rotary_table, rotate
+from vidtrain.models.checks import (
+    check_choice,
+    check_heads,
+    check_multiple,
+    check_out_layers,
+    check_positive,
+)
+from vidtrain.models.positions import (
+    ROTARY,
+    STRETCHED,
+    TABLES,
+    Grid,
+    check_rotary,
+    fit_table,
+    rotary_table,
+    rotate,
+)
 from vidtrain.models.recompute import recompute_activations
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin) of positions.rotary_table
@@ -22,15 +37,28 @@ ACTIVATIONS = ("gelu", "swiglu")
 
 
 class PatchEmbed3D(nn.Module):
-    """[b c t h w] -> [b n d], one token for each tubelet of tubelet_size x patch_size x patch_size pixels."""
+    """[b c t h w] -> [b n d], one token for each tubelet of tubelet_size x patch_size x patch_size pixels.
 
-    def __init__(self, in_channels: int, embed_dim: int, patch_size: int, tubelet_size: int):
+    With `modality_embed` a learned vector that says "video" is added to every token, as in V-JEPA 2.1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dim: int,
+        patch_size: int,
+        tubelet_size: int,
+        modality_embed: bool = False,
+    ):
         super().__init__()
         tubelet = (tubelet_size, patch_size, patch_size)
         self.proj = nn.Conv3d(in_channels, embed_dim, kernel_size=tubelet, stride=tubelet)
+        # of one dimension, so that it is not decayed: it acts as a second bias
+        self.video_mod_embed = nn.Parameter(1e-6 * torch.randn(embed_dim)) if modality_embed else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.proj(x), "b d t h w -> b (t h w) d")
+        tokens = rearrange(self.proj(x), "b d t h w -> b (t h w) d")
+        return tokens if self.video_mod_embed is None else tokens + self.video_mod_embed
 
 
 class SelfAttention(nn.Module):
@@ -98,6 +126,10 @@ class Block(nn.Module):
 class ViT3D(nn.Module):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/tubelet)(h/patch)(w/patch).
 
+    `out_layers` are the blocks (from 0, the last one among them) whose tokens are given, each through the final
+    norm, those of one block after those of another; without it, those of the last block. `norm_per_layer` gives
+    each of them a norm of its own, as in V-JEPA 2.1; `modality_embed`: see PatchEmbed3D.
+
     `image_size` (side, or height and width) and `num_frames` are the size the fixed position table is made
     for; other sizes and lengths that patch and tubelet divide work too, the table is then fitted to them.
 
@@ -131,6 +163,9 @@ class ViT3D(nn.Module):
         attention_dropout: float = 0.0,
         norm_eps: float = 1e-6,
         final_norm: bool = True,
+        out_layers: Sequence[int] | None = None,
+        norm_per_layer: bool = False,
+        modality_embed: bool = False,
         activation_checkpointing: bool = False,
     ):
         super().__init__()
@@ -139,6 +174,9 @@ class ViT3D(nn.Module):
         check_heads("model.encoder.num_heads", num_heads, embed_dim)
         check_rotary(positions, embed_dim, num_heads, rope_base_grid)
         check_positive("model.encoder.depth", depth)
+        check_out_layers(out_layers, depth)
+        if norm_per_layer and not final_norm:
+            raise UserError("model.encoder.norm_per_layer=true needs model.encoder.final_norm=true")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.patch_size = patch_size
@@ -148,10 +186,15 @@ class ViT3D(nn.Module):
         self.activation = activation
         self.norm_eps = norm_eps
         self.final_norm = final_norm
+        self.out_layers = (depth - 1,) if out_layers is None else tuple(out_layers)
+        self.norm_per_layer = norm_per_layer
+        self.modality_embed = modality_embed
 
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        grid = self.grid(num_frames, height, width)
-        self.patch_embed = PatchEmbed3D(in_channels, embed_dim, patch_size, tubelet_size)
+        self.image_size = height if height == width else (height, width)
+        self.num_frames = num_frames
+        grid = self.tubelets(num_frames, height, width)
+        self.patch_embed = PatchEmbed3D(in_channels, embed_dim, patch_size, tubelet_size, modality_embed)
         if positions == "learned":
             self.patch_embed.pos_embed = nn.Parameter(torch.empty(*grid, embed_dim))
             nn.init.trunc_normal_(self.patch_embed.pos_embed, std=0.02)
@@ -175,7 +218,12 @@ class ViT3D(nn.Module):
             )
             for index in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
+        if norm_per_layer:
+            self.norm = nn.ModuleDict(
+                {str(i): nn.LayerNorm(embed_dim, eps=norm_eps) for i in self.out_layers}
+            )
+        else:
+            self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
 
         self.apply(init_weights)
         rescale_residual_branches(self.blocks)
@@ -188,7 +236,15 @@ class ViT3D(nn.Module):
         return [self.patch_embed, *self.blocks, self.norm]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip. Raises UserError when patches or tubelets do not fill it."""
+        """Tokens along t, h and w of a clip; those of several `out_layers` count as following each other in t.
+
+        Raises UserError when patches or tubelets do not fill the clip.
+        """
+        t, h, w = self.tubelets(frames, height, width)
+        return t * len(self.out_layers), h, w
+
+    def tubelets(self, frames: int, height: int, width: int) -> Grid:
+        """The grid inside of the encoder, which positions are of. Raises as `grid` does."""
         check_multiple(
             "clip.frames", frames, self.tubelet_size, f"model.encoder.tubelet_size={self.tubelet_size}"
         )
@@ -197,18 +253,21 @@ class ViT3D(nn.Module):
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = self.grid(*x.shape[2:])
+        grid = self.tubelets(*x.shape[2:])
         x = self.patch_embed(x)
         rotary = None
         if self.positions in ROTARY:
             head_dim = self.embed_dim // self.num_heads
             rotary = rotary_table(grid, head_dim, self.positions, self.rope_base_grid, x.device)
         else:
-            learned = self.positions == "learned"
-            x = x + fit_table(self.patch_embed.pos_embed if learned else self.pos_embed, grid)
-        for block in self.blocks:
+            table = self.patch_embed.pos_embed if self.positions == "learned" else self.pos_embed
+            x = x + fit_table(table, grid, cut=self.positions not in STRETCHED)
+        given = []
+        for index, block in enumerate(self.blocks):
             x = block(x, rotary)
-        return self.norm(x)
+            if index in self.out_layers:
+                given.append(self.norm[str(index)](x) if self.norm_per_layer else self.norm(x))
+        return given[0] if len(given) == 1 else torch.cat(given, dim=1)
 
 
 def mlp_width(dim: int, ratio: float, activation: str) -> int:
@@ -218,23 +277,6 @@ def mlp_width(dim: int, ratio: float, activation: str) -> int:
     """
     hidden = int(dim * ratio)
     return math.ceil(int(2 * hidden / 3) / 8) * 8 if activation == "swiglu" else hidden
-
-
-def check_rotary(positions: str, embed_dim: int, num_heads: int, base_grid: int | None) -> None:
-    """Raises UserError for heads too narrow to rotate three axes, and for a base grid without effect."""
-    if positions not in ROTARY and base_grid is not None:
-        raise UserError(
-            f"model.encoder.rope_base_grid={base_grid} has no effect with positions={positions}; "
-            f"set it to null or choose one of {', '.join(ROTARY)}."
-        )
-    if positions in ROTARY and rotary_dim(embed_dim // num_heads) == 0:
-        widest = [heads for heads in range(1, embed_dim // 6 + 1) if embed_dim % heads == 0][-1:]
-        remedy = f"model.encoder.num_heads={widest[0]}" if widest else "model.encoder.embed_dim=6"
-        raise UserError(
-            f"model.encoder.positions={positions} rotates two channels of every head for each of t, h and w, "
-            f"but model.encoder.embed_dim={embed_dim} over model.encoder.num_heads={num_heads} leaves "
-            f"{embed_dim // num_heads} channels, fewer than 6; nearest that fits: {remedy}."
-        )
 
 
 def init_weights(module: nn.Module) -> None:

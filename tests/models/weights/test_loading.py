@@ -84,7 +84,10 @@ def test_a_head_for_other_classes_is_skipped_on_purpose(tmp_path):
     assert found.match == 1.0
     assert found.skipped == ["head.linear.weight [3, 24] for [5, 24]", "head.linear.bias [3] for [5]"]
     assert torch.equal(mine.head.linear.weight, before)
-    assert "skipped 2: head.linear.weight [3, 24] for [5, 24], head.linear.bias [3] for [5]" in found.lines()
+    assert (
+        "skipped 2 of a head for other classes: head.linear.weight [3, 24] for [5, 24], head.linear.bias [3] for [5]"
+        in found.lines()
+    )
 
 
 @pytest.mark.parametrize("theirs", [{"depth": 4}, {"depth": 1}, {"dim": 48}], ids=str)
@@ -99,11 +102,14 @@ def test_another_size_is_refused_before_anything_is_copied(tmp_path, theirs):
 def test_a_file_of_a_head_alone_must_fit_the_head(tmp_path):
     head = {name: tensor for name, tensor in published().items() if name.startswith("fc")}
     converted = NAMES.convert(head)
-    assert place(model(), converted, "probe.pt", "probe", 0.9).match == 1.0
+    assert place(model(), converted, "probe.pt", FOREIGN, 0.9).match == 1.0
     with pytest.raises(
-        UserError, match=r"probe.pt fits the model's head by 50.0% only(.|\n)*\[3, 24\] for \[5, 24\]"
+        UserError, match="probe.pt is a head for 3 classes, and the model's has 5: leave it out"
     ):
-        place(model(classes=5), converted, "probe.pt", "probe", 0.9)
+        place(model(classes=5), converted, "probe.pt", FOREIGN, 0.9)
+    del converted.tensors["head.fc_norm.bias"], converted.tensors["head.linear.bias"]
+    with pytest.raises(UserError, match=r"probe.pt fits the model's head by 50.0% only(.|\n)*missing 2"):
+        place(model(), converted, "probe.pt", FOREIGN, 0.9)
 
 
 def test_settings_that_would_compute_something_else_are_named_together():
@@ -259,7 +265,7 @@ def test_a_torchvision_server_that_cannot_be_reached_is_a_clear_error(monkeypatc
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"r3d_18-\w+\.pth cannot be reached \(no network\); download it"):
+    with pytest.raises(UserError, match=r"r3d_18-\w+\.pth cannot be had \(no network\); download it"):
         locate("R3D_18_Weights.KINETICS400_V1")
     kept = tmp_path / "checkpoints"
     file = kept / "r3d_18-b3b3357e.pth"
@@ -277,8 +283,8 @@ def test_changes_are_counted_by_reason():
     converted = Converted(tensors, changed={"encoder.norm.weight": "joined", "encoder.norm.bias": "joined"})
     converted.left_out = {"decoder.a": "no decoder here", "decoder.b": "no decoder here"}
     converted.resized = {"encoder.patch_embed.proj.weight": "from 16x16"}
-    assert place(model(), converted, "x", "ViT", 0.9).lines()[1:] == [
-        f"loaded {len(tensors)}: of them 2 joined",
-        "resized 1: encoder.patch_embed.proj.weight from 16x16",
-        "left out 2: 2 no decoder here",
+    assert place(model(), converted, "x", FOREIGN, 0.9).lines()[1:] == [
+        f"loaded {len(tensors)}, among them joined (2)",
+        "resized 1: encoder.patch_embed.proj.weight (from 16x16)",
+        "left out 2: no decoder here (2)",
     ]

@@ -29,6 +29,7 @@ TRAINING_STATE = {
     "lr_scheduler",
     "sums",
 }
+CARD_KEY = "vidtrain_card"  # of an exported file's metadata: JSON that says what the model is
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -72,7 +73,8 @@ def read(path: Path, source: str) -> Weights:
 
 def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weights:
     if path.suffix == ".safetensors":
-        return Weights(source, _read_safetensors(path), config)
+        tensors, card = _read_safetensors(path)
+        return Weights(source, tensors, card["config"] if card else config, card["format"] if card else None)
     payload = read_torch_file(path, lazy=True)
     if not isinstance(payload, dict):
         raise UserError(f"checkpoint {path} holds a {type(payload).__name__} and not a dictionary of tensors")
@@ -81,7 +83,8 @@ def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weigh
     if not tensors:
         raise UserError(f"checkpoint {path} holds no tensors; its keys are {', '.join(map(str, payload))}")
     written_by = payload["format"] if "format" in payload and isinstance(payload["format"], str) else None
-    return Weights(source, tensors, config, written_by)
+    ours = written_by is not None and "config" in payload and isinstance(payload["config"], Mapping)
+    return Weights(source, tensors, payload["config"] if ours else config, written_by)
 
 
 def _read_folder(folder: Path, source: str) -> Weights:
@@ -99,11 +102,15 @@ def _read_folder(folder: Path, source: str) -> Weights:
     raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {found}")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors, and the card of a model that vidtrain.export wrote; None for a file of others."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file")
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+        card = json.loads(said[CARD_KEY]) if CARD_KEY in said else None
+        return safetensors.torch.load_file(path), card
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path} is truncated or not a safetensors file: {error}") from error
 
@@ -175,10 +182,11 @@ def _from_torchvision(name: str) -> Path:
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(url, str(target), progress=False)
-        except OSError as error:
+            # the name ends with the first digits of the file's hash
+            download_url_to_file(url, str(target), target.stem.rpartition("-")[2], progress=False)
+        except (OSError, RuntimeError) as error:  # no network, or another file than was published
             raise UserError(
-                f"pretrained={name}: {url} cannot be reached ({error}); download it where there is a network, and "
+                f"pretrained={name}: {url} cannot be had ({error}); download it where there is a network, and "
                 f"put it at {target} or say pretrained=FILE"
             ) from error
     return target

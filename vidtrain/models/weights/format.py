@@ -14,7 +14,8 @@ class Weights:
 
     source: str  # what the user named: a file, a folder, a hub name ...
     tensors: Mapping[str, Tensor]
-    config: Mapping[str, Any] | None = None  # config.json of a folder of transformers or timm
+    # config.json of a folder of transformers or timm; the configuration that a checkpoint of ours carries
+    config: Mapping[str, Any] | None = None
     written_by: str | None = None  # what the file says of its own format, such as vidtrain/1
 
 

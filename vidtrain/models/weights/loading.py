@@ -13,6 +13,8 @@ from vidtrain.models.weights.format import Converted, Format, Weights
 from vidtrain.models.weights.formats import FORMATS
 from vidtrain.models.weights.report import LoadReport
 
+LOGITS = "head.linear.weight"
+
 
 def load_pretrained(model: nn.Module, source: str, path: Path, min_match: float) -> LoadReport:
     """Loads the published weights at `path`, which the user named `source`, into a VideoClassifier.
@@ -21,11 +23,27 @@ def load_pretrained(model: nn.Module, source: str, path: Path, min_match: float)
     another family than the model, when a setting of the model contradicts the weights, or when less than
     `min_match` of the tensors find their place.
     """
+    format, converted = _read_for(model, source, path)
+    return place(model, converted, source, format, min_match)
+
+
+def check_pretrained(model: nn.Module, source: str, path: Path, min_match: float) -> None:
+    """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing.
+
+    `model` may lie on the meta device, so a file can be held against a configuration before any data is seen.
+    """
+    format, converted = _read_for(model, source, path)
+    own = model.state_dict()
+    for name, tensor in converted.tensors.items():
+        if name.startswith("head.linear.") and name in own and own[name].shape[1:] == tensor.shape[1:]:
+            converted.tensors[name] = own[name]
+    match(model, converted, source, format, min_match)
+
+
+def _read_for(model: nn.Module, source: str, path: Path) -> tuple[Format, Converted]:
     weights = read(path, source)
     format = recognize(weights, model)
-    converted = format.convert(weights, model)
-    check_settings(model, converted.requires, f"{source} ({format.name})")
-    return place(model, converted, source, format.name, min_match)
+    return format, format.convert(weights, model)
 
 
 def recognize(weights: Weights, model: nn.Module) -> Format:
@@ -48,11 +66,7 @@ def recognize(weights: Weights, model: nn.Module) -> Format:
 
 def check_settings(model: nn.Module, requires: Mapping[str, Any], source: str) -> None:
     """Raises `UserError` naming every setting of the model with which the weights would compute something else."""
-    wrong = []
-    for key, wanted in requires.items():
-        value = _setting(model, key)
-        if not _equal(value, wanted):
-            wrong.append(f"{_override(key, wanted)} (it is {_spell(value)})")
+    wrong = _contradictions(model, requires)
     if wrong:
         raise UserError(
             f"{source} would load and then compute something else, because the model is set up otherwise; write\n  "
@@ -60,15 +74,38 @@ def check_settings(model: nn.Module, requires: Mapping[str, Any], source: str) -
         )
 
 
+def _contradictions(model: nn.Module, requires: Mapping[str, Any]) -> list[str]:
+    values = {key: _setting(model, key) for key in requires}
+    return [
+        f"{_override(key, wanted)} (it is {_spell(values[key])})"
+        for key, wanted in requires.items()
+        if not _equal(values[key], wanted)
+    ]
+
+
 def place(
-    model: nn.Module, converted: Converted, source: str, format_name: str, min_match: float
+    model: nn.Module, converted: Converted, source: str, format: Format, min_match: float
 ) -> LoadReport:
     """Copies the converted tensors into `model` by name and shape; a head for other classes stays as it is.
 
-    Of a file that holds an encoder, the encoder must fit; of one that holds a head only, the head.
+    Raises `UserError` as `match` does.
+    """
+    found, fitting = match(model, converted, source, format, min_match)
+    model.load_state_dict(fitting, strict=False)
+    return found
+
+
+def match(
+    model: nn.Module, converted: Converted, source: str, format: Format, min_match: float
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """What fits into `model` by name and shape, and the report of it; nothing is changed.
+
+    Of a file that holds an encoder, the encoder must fit; of one that holds a head only, the head. Raises `UserError`
+    when less than `min_match` of it fits, when a setting of the model contradicts the weights, and for a head alone
+    that is for another number of classes.
     """
     own = model.state_dict()
-    found = LoadReport(source, format_name, left_out=converted.left_out)
+    found = LoadReport(source, format.name, left_out=converted.left_out)
     fitting: dict[str, Tensor] = {}
     held = [f"{part}." for part in ("encoder", "head") if any(map(_of(f"{part}."), converted.tensors))]
     judged = held[0] if held else "encoder."
@@ -90,13 +127,22 @@ def place(
     lost = sum(map(_of(judged), [*found.missing, *found.mismatched, *found.unexpected]))
     found.match = loaded / max(1, loaded + lost + len(converted.unexpected))
     found.unexpected += converted.unexpected
+    theirs, ours = (len(each[LOGITS]) if LOGITS in each else None for each in (converted.tensors, own))
+    if judged == "head." and theirs != ours and None not in (theirs, ours):
+        raise UserError(
+            f"{source} is a head for {theirs} classes, and the model's has {ours}: leave it out of pretrained, or "
+            "train on the classes that it is for"
+        )
     if found.match < min_match:
+        wrong = _contradictions(model, converted.requires)
+        asked = [f"it asks for {', '.join(wrong)}"] if wrong else []
         raise UserError(
             f"{source} fits the model's {judged[:-1]} by {found.match:.1%} only, below init_match={min_match:.0%}: is "
-            "it of another architecture, size or number of classes?\n  " + "\n  ".join(found.lines())
+            f"it of another architecture or size? Its format is for {format.models}\n  "
+            + "\n  ".join([*asked, *found.lines()])
         )
-    model.load_state_dict(fitting, strict=False)
-    return found
+    check_settings(model, converted.requires, f"{source} ({format.name}, for {format.models})")
+    return found, fitting
 
 
 def _of(prefix: str) -> Callable[[str], bool]:

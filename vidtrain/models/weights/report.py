@@ -5,6 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# What becomes of tensors that are not loaded, in words
+KINDS = {
+    "skipped": " of a head for other classes",
+    "missing": " that the model has and the file has not",
+    "unexpected": " that the file has and the model has not",
+    "mismatched": " of another shape",
+}
+
 
 @dataclass
 class LoadReport:
@@ -30,31 +38,29 @@ class LoadReport:
     def lines(self) -> list[str]:
         """A line for the source, then one for each kind that is not empty: how many, why, and the first names."""
         rows = [f"{self.source}: {self.format}; {self.match:.1%} of the tensors match"]
-        rows.append(f"loaded {len(self.loaded)}{_reasons(self.changed, 'of them ')}")
+        rows.append(f"loaded {len(self.loaded)}{_reasons(self.changed, ', among them ')}")
         if self.resized:
-            rows.append(
-                f"resized {len(self.resized)}: " + "; ".join(f"{k} {v}" for k, v in self.resized.items())
-            )
-        for kind in ("skipped", "missing", "unexpected", "mismatched"):
+            how = [f"{name} ({why})" for name, why in self.resized.items()]
+            rows.append(f"resized {len(how)}: {_some(how, 3)}")
+        for kind, why in KINDS.items():
             names = getattr(self, kind)
             if names:
-                rows.append(f"{kind} {len(names)}: {_some(names)}")
+                rows.append(f"{kind} {len(names)}{why}: {_some(names, 4)}")
         if self.left_out:
-            rows.append(f"left out {len(self.left_out)}{_reasons(self.left_out, '')}")
+            rows.append(f"left out {len(self.left_out)}{_reasons(self.left_out, ': ')}")
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """For pretrained.json: every name of every kind, and the counts."""
+        """For starting_point.json: every name of every kind, and the counts."""
         kinds = asdict(self)
         counts = {kind: len(names) for kind, names in kinds.items() if isinstance(names, list | dict)}
         return {"source": self.source, "format": self.format, "match": self.match, "counts": counts} | kinds
 
 
-def _reasons(why: Mapping[str, str], prefix: str) -> str:
-    counted = Counter(why.values())
-    said = "; ".join(f"{prefix}{count} {reason}" for reason, count in counted.most_common())
-    return f": {said}" if said else ""
+def _reasons(why: Mapping[str, str], before: str) -> str:
+    said = "; ".join(f"{reason} ({count})" for reason, count in Counter(why.values()).most_common())
+    return before + said if said else ""
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (", ..." if names[6:] else "")
+def _some(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", ..." if names[most:] else "")

@@ -1,19 +1,73 @@
-"""Checkpoints that this project wrote."""
+"""Checkpoints that this project wrote, and models that it exported to safetensors.
+
+They carry the configuration of their model, so what shows in no tensor, such as the number of heads, is held against
+the model that takes them.
+"""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+from vidtrain.errors import UserError
 from vidtrain.models.weights.format import Converted, Format, Weights
 
 PREFIX = "model."
+# What a run may set otherwise than the one that it starts from: sizes of clips, regularization, memory
+FREE = {"image_size", "num_frames", "pool_size", "drop_path", "dropout", "attention_dropout"}
+FREE |= {"activation_checkpointing", "zero_init_residual", "zero_init_residual_transform"}
+# What depends on the head that follows: another head may take other tokens
+OF_HEAD = {"out_layers", "final_norm", "features", "tokens"}
 
 
 def _convert(weights: Weights, model: nn.Module) -> Converted:
-    named = {
-        name.removeprefix(PREFIX): each for name, each in weights.tensors.items() if name.startswith(PREFIX)
+    """Raises UserError for another class of encoder; a head of another class is left out."""
+    names = weights.tensors
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
+    found = Converted(
+        tensors={name.removeprefix(prefix): each for name, each in names.items() if name.startswith(prefix)}
+    )
+    if weights.config is None or "model" not in weights.config:
+        return found
+    kinds = {
+        part: str(weights.config["model"][part]["_target_"]).rpartition(".")[2]
+        for part in ("encoder", "head")
     }
-    return Converted(tensors=named)
+    if kinds["encoder"] != type(model.encoder).__name__:
+        raise UserError(
+            f"{weights.source} was trained with {kinds['encoder']}, and the model is {type(model.encoder).__name__}; "
+            "choose the model that it was trained with"
+        )
+    same_head = kinds["head"] == type(model.head).__name__
+    if not same_head:
+        for name in [name for name in found.tensors if name.startswith("head.")]:
+            del found.tensors[name]
+            found.left_out[name] = f"of {kinds['head']}, and the model's head is {type(model.head).__name__}"
+    free = FREE if same_head else FREE | OF_HEAD
+    for part in ("encoder", "head") if same_head else ("encoder",):
+        found.requires |= _settings(weights.config["model"][part], part, getattr(model, part), free)
+    return found
+
+
+def _settings(node: Mapping[str, Any], part: str, module: nn.Module, free: set[str]) -> dict[str, Any]:
+    """The settings of an encoder or a head that the model's own has as an attribute, by where it has them."""
+    holders = {part: module}
+    if hasattr(module, "pooler"):
+        holders[f"{part}.pooler"] = module.pooler
+    return {
+        f"{holder}.{key}": value
+        for key, value in node.items()
+        for holder, each in holders.items()
+        if key not in free and not _refers(value) and hasattr(each, key)
+        # a module keeps its settings to itself; None for a list stands for what follows from other settings
+        if not isinstance(getattr(each, key), nn.Module)
+        and not (value is None and isinstance(getattr(each, key), tuple))
+    }
+
+
+def _refers(value: Any) -> bool:
+    """Whether a setting is another one's, such as ${clip.size}."""
+    return isinstance(value, str) and value.startswith("${")
 
 
 def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -24,7 +78,7 @@ OWN = Format(
     name="vidtrain checkpoint",
     encoder=nn.Module,
     models="the model that it was trained with",
-    recognizes=lambda weights: weights.written_by is not None and weights.written_by.startswith("vidtrain/"),
+    recognizes=lambda weights: weights.written_by is not None and weights.written_by.startswith("vidtrain"),
     convert=_convert,
     revert=_revert,
 )

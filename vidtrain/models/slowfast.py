@@ -1,0 +1,242 @@
+"""SlowFast: a wide pathway that sees few frames and a narrow one that sees all; and the slow one alone.
+
+Source: Feichtenhofer et al. 2019, "SlowFast Networks for Video Recognition" (arXiv:1812.03982), table 1.
+Initialization and numbers are those of PyTorchVideo, so that its published weights fit.
+"""
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.checks import check_multiple, check_positive
+from vidtrain.models.positions import Grid
+from vidtrain.models.recompute import recompute_activations
+from vidtrain.models.resnet3d_parts import (
+    Bottleneck,
+    ResidualBlock,
+    Shortcut,
+    Stem,
+    check_odd,
+    init_residual_network,
+)
+
+NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # per stage, by depth of the ResNet
+# First convolutions of the blocks, by stage: the slow pathway looks along time only where features are abstract
+SLOW_KERNELS, FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
+SLOW_STEM_KERNEL, FAST_STEM_KERNEL = 1, 5
+STRIDE = 32  # pixels of a feature's side: stem, pool and the last three stages halve
+
+
+class TwoPathStem(nn.Module):
+    """Stems of both pathways."""
+
+    def __init__(self, slow: Stem, fast: Stem):
+        super().__init__()
+        self.slow = slow
+        self.fast = fast
+
+    def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
+        return self.slow(slow), self.fast(fast)
+
+
+class FastToSlow(nn.Module):
+    """Lateral connection: fast features [b c t h w] -> [b c*ratio t/alpha h w], by a convolution along time."""
+
+    def __init__(self, channels: int, alpha: int, ratio: int, kernel: int):
+        super().__init__()
+        self.conv = nn.Conv3d(
+            channels, channels * ratio, (kernel, 1, 1), (alpha, 1, 1), (kernel // 2, 0, 0), bias=False
+        )
+        self.norm = nn.BatchNorm3d(channels * ratio)
+
+    def forward(self, fast: Tensor) -> Tensor:
+        return self.norm(self.conv(fast)).relu_()
+
+
+class TwoPathBlock(nn.Module):
+    """A residual block of either pathway; before it, at the beginning of a stage, the lateral connection."""
+
+    def __init__(self, slow: ResidualBlock, fast: ResidualBlock, fusion: FastToSlow | None):
+        super().__init__()
+        self.slow = slow
+        self.fast = fast
+        self.fusion = fusion
+
+    def forward(self, slow: Tensor, fast: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fusion is not None:
+            slow = torch.cat([slow, self.fusion(fast)], dim=1)
+        return self.slow(slow), self.fast(fast)
+
+
+class SlowFast(nn.Module):
+    """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/alpha)(h/32)(w/32).
+
+    The fast pathway sees all frames with 1/`beta_inv` of the channels, the slow one every `alpha`-th of them.
+    `width` is the number of channels of the slow stem, `depth` that of the ResNet (50, 101 or 152). A lateral
+    connection has `fusion_ratio` times the fast channels and looks at `fusion_kernel` frames. d is
+    32 * width * (1 + 1/beta_inv). h and w may be of any size; their tokens are rounded up.
+
+    Raises UserError for settings that do not fit together and for a clip that `alpha` does not divide.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        alpha: int = 4,
+        beta_inv: int = 8,
+        width: int = 64,
+        in_channels: int = 3,
+        fusion_ratio: int = 2,
+        fusion_kernel: int = 7,
+        zero_init_residual: bool = True,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_depth(depth)
+        check_positive("model.encoder.alpha", alpha)
+        check_positive("model.encoder.beta_inv", beta_inv)
+        check_positive("model.encoder.fusion_ratio", fusion_ratio)
+        check_odd("model.encoder.fusion_kernel", fusion_kernel)
+        check_multiple("model.encoder.width", width, beta_inv, f"model.encoder.beta_inv={beta_inv}")
+        self.depth = depth
+        self.alpha = alpha
+        self.beta_inv = beta_inv
+        self.width = width
+        self.fusion_ratio = fusion_ratio
+        self.fusion_kernel = fusion_kernel
+
+        narrow = width // beta_inv
+        self.embed_dim = 32 * width + 32 * narrow
+        self.stem = TwoPathStem(
+            Stem(in_channels, width, SLOW_STEM_KERNEL, 7, max_pool=True),
+            Stem(in_channels, narrow, FAST_STEM_KERNEL, 7, max_pool=True),
+        )
+        self.stages = nn.ModuleList()
+        for stage, count in enumerate(NUM_BLOCKS[depth]):
+            fast_in = channels_into(stage, narrow)
+            slow = residual_stage(
+                stage, count, channels_into(stage, width) + fast_in * fusion_ratio, width, SLOW_KERNELS[stage]
+            )
+            fast = residual_stage(stage, count, fast_in, narrow, FAST_KERNELS[stage])
+            fusions = [FastToSlow(fast_in, alpha, fusion_ratio, fusion_kernel), *[None] * (count - 1)]
+            self.stages.append(nn.ModuleList(map(TwoPathBlock, slow, fast, fusions)))
+
+        both = [path for block in self.blocks for path in (block.slow, block.fast)]
+        init_residual_network(self, both, zero_init_residual)
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks in order of depth, each with both pathways and the lateral connection before it."""
+        return [block for stage in self.stages for block in stage]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Stems and blocks in order of depth; together they hold every parameter."""
+        return [self.stem, *self.blocks]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip. Raises UserError when `alpha` does not divide its frames."""
+        check_multiple("clip.frames", frames, self.alpha, f"model.encoder.alpha={self.alpha}")
+        return frames // self.alpha, -(-height // STRIDE), -(-width // STRIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.shape[2]
+        self.grid(*x.shape[2:])
+        # Counted on the CPU, for every device to choose the same: a whole number may come out just below itself
+        chosen = torch.linspace(0, frames - 1, frames // self.alpha, dtype=torch.float32, device="cpu").long()
+        slow, fast = self.stem(x.index_select(2, chosen.to(x.device)), x)
+        for block in self.blocks:
+            slow, fast = block(slow, fast)
+        # The published head averages each pathway over all its frames and joins the channels. Groups of alpha
+        # frames are of one size, so the mean over the means of the groups is that same average.
+        fast = reduce(fast, "b c (t alpha) h w -> b c t h w", "mean", alpha=self.alpha)
+        return rearrange(torch.cat([slow, fast], dim=1), "b d t h w -> b (t h w) d")
+
+
+class SlowOnly(nn.Module):
+    """Encoder: the slow pathway alone; [b c t h w] of normalized floats -> [b n d], n = t (h/32)(w/32).
+
+    `width` is the number of channels of the stem and d is 32 * width, `depth` that of the ResNet (50, 101 or
+    152). h and w may be of any size; their tokens are rounded up.
+
+    Raises UserError for an unknown depth.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        width: int = 64,
+        in_channels: int = 3,
+        zero_init_residual: bool = True,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_depth(depth)
+        check_positive("model.encoder.width", width)
+        self.depth = depth
+        self.width = width
+        self.embed_dim = 32 * width
+        self.stem = Stem(in_channels, width, SLOW_STEM_KERNEL, 7, max_pool=True)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                residual_stage(stage, count, channels_into(stage, width), width, SLOW_KERNELS[stage])
+            )
+            for stage, count in enumerate(NUM_BLOCKS[depth])
+        )
+        init_residual_network(self, self.blocks, zero_init_residual)
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks in order of depth."""
+        return [block for stage in self.stages for block in stage]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Stem and blocks in order of depth; together they hold every parameter."""
+        return [self.stem, *self.blocks]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip."""
+        return frames, -(-height // STRIDE), -(-width // STRIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return rearrange(x, "b d t h w -> b (t h w) d")
+
+
+def channels_into(stage: int, width: int) -> int:
+    """Channels of a pathway before a stage (from 0) of a ResNet whose stem has `width`."""
+    return width if stage == 0 else 2 * width * 2**stage
+
+
+def residual_stage(
+    stage: int, count: int, dim_in: int, width: int, temporal_kernel: int
+) -> list[ResidualBlock]:
+    """The blocks of one stage; the first has its shortcut and, from the second stage on, halves h and w."""
+    inner = width * 2**stage
+    dim_out = 4 * inner
+    stride = 1 if stage == 0 else 2
+    kernels = (temporal_kernel, 1)
+    first = ResidualBlock(
+        Bottleneck(dim_in, inner, dim_out, kernels, 1, stride, groups=1), Shortcut(dim_in, dim_out, 1, stride)
+    )
+    others = [
+        ResidualBlock(Bottleneck(dim_out, inner, dim_out, kernels, 1, 1, groups=1), None)
+        for _ in range(count - 1)
+    ]
+    return [first, *others]
+
+
+def check_depth(depth: int) -> None:
+    if depth not in NUM_BLOCKS:
+        known = ", ".join(map(str, NUM_BLOCKS))
+        raise UserError(
+            f"model.encoder.depth={depth} is not the depth of a known ResNet; choose one of {known}."
+        )

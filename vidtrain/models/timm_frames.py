@@ -1,0 +1,186 @@
+"""Any image model of timm, frame by frame: what it sees of each frame becomes the tokens of the video."""
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import timm
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.checks import check_choice
+from vidtrain.models.positions import Grid
+from vidtrain.models.recompute import recompute_activations
+from vidtrain.models.timm_layers import layers_and_blocks, members
+
+FEATURES = ("pooled", "spatial")
+
+
+class TimmFrames(nn.Module):
+    """Encoder: video [b 3 t h w] of normalized floats -> tokens [b n d], frame after frame.
+
+    `backbone` is a name of `timm.list_models()`. With `features="pooled"` a frame is one token, what the image
+    model gives its classifier; with "spatial" one for every place of its last features, without class tokens.
+
+    `image_size` (side, or height and width) is for models that must be built for one, such as Swin; of those,
+    only the ones that timm can use at any size take clips of another. `drop_path` grows over depth up to the value
+    given.
+
+    Raises UserError for a name that timm does not know, and for a clip that the model cannot take.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        image_size: int | Sequence[int],
+        features: str = "pooled",
+        drop_path: float = 0.0,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_choice("model.encoder.features", features, FEATURES)
+        check_name(backbone)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        options = backbone_options(backbone, (height, width), drop_path)
+        self.backbone = backbone
+        self.features = features
+        self._build = partial(build_backbone, backbone, features, options)
+        self._places: dict[tuple[int, int], tuple[int, int]] = {}
+        self.grid(1, height, width)
+
+        self.network = self._build()
+        self.embed_dim = self.network.head_hidden_size
+        self.prefix_tokens = prefix_tokens(self.network)
+        # Lists, which register nothing: every module here lies in the network already
+        self._layers, self._blocks = layers_and_blocks(self.network)
+        if activation_checkpointing:
+            recompute_activations(part for block in self._blocks for part in members(block))
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules in order of depth; together they hold every parameter."""
+        return self._layers
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What unfreezing counts: residual or attention blocks, as timm counts them for the model."""
+        return self._blocks
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip. Raises UserError for frames that the image model cannot take."""
+        if (height, width) not in self._places:
+            self._places[height, width] = self._look(height, width)
+        return frames, *self._places[height, width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, h, w = self.grid(*x.shape[2:])
+        features = self.network(rearrange(x, "b c t h w -> (b t) c h w"))
+        if self.features == "pooled":
+            return rearrange(features, "(b t) d -> b t d", t=t)
+        if features.ndim == 3:
+            places = features[:, self.prefix_tokens :]
+        elif channels_first(features, self.embed_dim):
+            places = rearrange(features, "n d h w -> n (h w) d")
+        else:
+            places = rearrange(features, "n h w d -> n (h w) d")
+        return rearrange(places, "(b t) n d -> b (t n) d", t=t)
+
+    @torch.compiler.disable
+    def _look(self, height: int, width: int) -> tuple[int, int]:
+        """How many tokens of a frame lie along h and w: the model is run without memory or numbers."""
+        try:
+            with torch.device("meta"):
+                network = self._build().eval()
+                features = network(torch.empty(1, 3, height, width))
+        except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"clip.size={height}x{width}: {self.backbone} does not take such frames ({str(error).strip()}); "
+                "set clip.size to one that it takes"
+            ) from error
+        if self.features == "pooled":
+            return 1, 1
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise UserError(_no_places(self.backbone, f"but {shape}"))
+        if features.ndim == 4:
+            first = channels_first(features, network.head_hidden_size)
+            return tuple(features.shape[2:] if first else features.shape[1:3])
+        places = features.shape[1] - prefix_tokens(network)
+        rows = max(1, round((places * height / width) ** 0.5))  # of patches that are square
+        if rows * (places // rows) != places:
+            raise UserError(_no_places(self.backbone, f"but {places} tokens, which are no grid"))
+        return rows, places // rows
+
+
+def prefix_tokens(network: nn.Module) -> int:
+    """How many tokens of no place, such as a class token, come before the others; not every timm model says it."""
+    return network.num_prefix_tokens if hasattr(network, "num_prefix_tokens") else 0
+
+
+def channels_first(features: Tensor, dim: int) -> bool:
+    """Whether features of four dimensions are [n d h w], and not [n h w d] as Swin's are."""
+    return features.shape[1] == dim
+
+
+def build_backbone(name: str, features: str, options: dict[str, Any]) -> nn.Module:
+    """timm's model without its classifier, and for spatial features without its pooling; not pretrained.
+
+    Raises UserError where it cannot do without its pooling.
+    """
+    network = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    if features == "spatial":
+        try:
+            network.reset_classifier(0, "")
+        except (
+            AssertionError,
+            ValueError,
+        ) as error:  # what timm's models say where pooling cannot be left out
+            raise UserError(_no_places(name, str(error))) from error
+    return network
+
+
+def _no_places(name: str, reason: str) -> str:
+    return (
+        f"model.encoder.backbone={name} gives no features for every place of a frame ({reason}); "
+        "set model.encoder.features=pooled"
+    )
+
+
+def backbone_options(name: str, image_size: tuple[int, int], drop_path: float) -> dict[str, Any]:
+    """Of the options that some image models have and others lack, those that this one has.
+
+    Raises UserError for a `drop_path` in a model without.
+    """
+    known = constructor_options(name)
+    if drop_path > 0 and "drop_path_rate" not in known:
+        raise UserError(f"model.encoder.drop_path={drop_path}: {name} has no drop path; set it to 0")
+    options = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": drop_path}
+    return {key: value for key, value in options.items() if key in known}
+
+
+@cache
+def constructor_options(name: str) -> frozenset[str]:
+    """Names of what the class of a timm model can be told."""
+    with torch.device("meta"):
+        kinds = type(timm.create_model(name, pretrained=False)).__mro__
+    return frozenset(each for kind in kinds for each in inspect.signature(kind.__init__).parameters)
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a model that timm does not know, with near names."""
+    known = timm.list_models()
+    if name in known:
+        return
+    architecture, _, tag = name.partition(".")
+    if architecture in known:
+        raise UserError(
+            f"model.encoder.backbone={name}: {tag} names weights; write model.encoder.backbone={architecture} "
+            f"pretrained=timm:{name}"
+        )
+    near = difflib.get_close_matches(architecture, known, n=4, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists those it knows."
+    raise UserError(f"model.encoder.backbone={name}: timm {timm.__version__} has no such image model; {hint}")

@@ -1,0 +1,145 @@
+"""PyTorchVideo's SlowFast and Slow, such as SLOWFAST_8x8_R50.pyth and SLOW_8x8_R50.pyth of its model zoo.
+
+They are files {"model_state": ...}; a plain state dict, or that of a module that wraps the network, is read too.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from vidtrain.models.slowfast import NUM_BLOCKS, SlowFast, SlowOnly
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+
+WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*(blocks\.\d+\..+)")
+STAGES = range(1, 5)  # theirs; block 0 is the stem, the last one the head
+PATHS = {"slow": 0, "fast": 1}
+# How far apart the slow pathway's frames are is in no tensor; this is what was published, by depth and fusion kernel
+PUBLISHED_ALPHA = {(50, 7): 4, (50, 5): 8, (101, 5): 4}
+
+
+def _residual(theirs: str, ours: str) -> list[tuple[str, str]]:
+    return [
+        (f"{theirs}.branch1_conv", f"{ours}.shortcut.conv"),
+        (f"{theirs}.branch1_norm", f"{ours}.shortcut.norm"),
+        (f"{theirs}.branch2", f"{ours}.branch"),
+    ]
+
+
+def _slowfast_names() -> Renaming:
+    pairs = [("blocks.6.proj", "head.linear")]
+    for path, index in PATHS.items():
+        pairs.append((f"blocks.0.multipathway_blocks.{index}", f"encoder.stem.{path}"))
+        for stage in STAGES:
+            theirs = f"blocks.{stage}.multipathway_blocks.{index}.res_blocks.{{n}}"
+            pairs += _residual(theirs, f"encoder.stages.{stage - 1}.{{n}}.{path}")
+    for stage in STAGES:  # theirs ends a stage with what ours begins the next one with
+        theirs, ours = f"blocks.{stage - 1}.multipathway_fusion", f"encoder.stages.{stage - 1}.0.fusion"
+        pairs += [(f"{theirs}.conv_fast_to_slow", f"{ours}.conv"), (f"{theirs}.norm", f"{ours}.norm")]
+    return Renaming(pairs)
+
+
+def _slow_names() -> Renaming:
+    pairs = [("blocks.0", "encoder.stem"), ("blocks.5.proj", "head.linear")]
+    for stage in STAGES:
+        pairs += _residual(f"blocks.{stage}.res_blocks.{{n}}", f"encoder.stages.{stage - 1}.{{n}}")
+    return Renaming(pairs)
+
+
+SLOWFAST_NAMES = _slowfast_names()
+SLOW_NAMES = _slow_names()
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The network's tensors by their names in it, and why each of the others is left out."""
+    found, left_out = {}, {}
+    for name, tensor in tensors.items():
+        match = WRAPPED.fullmatch(name)
+        if match:
+            found[match[1]] = tensor
+        else:
+            left_out[name] = "no part of the network"
+    return found, left_out
+
+
+def _depth(tensors: Mapping[str, Tensor], block: str) -> int | None:
+    """The depth of the ResNet that has these stages; `block` is a block's name with {stage} and {index}."""
+    name = block + ".branch2.conv_a.weight"
+    for depth, counts in NUM_BLOCKS.items():
+        within = all(
+            name.format(stage=s, index=n - 1) in tensors for s, n in zip(STAGES, counts, strict=True)
+        )
+        beyond = any(name.format(stage=s, index=n) in tensors for s, n in zip(STAGES, counts, strict=True))
+        if within and not beyond:
+            return depth
+    return None
+
+
+def _is_slowfast(weights: Weights) -> bool:
+    tensors, _ = _unwrapped(weights.tensors)
+    stems = {f"blocks.0.multipathway_blocks.{index}.conv.weight" for index in PATHS.values()}
+    return stems | {"blocks.0.multipathway_fusion.conv_fast_to_slow.weight"} <= tensors.keys()
+
+
+def _is_slow(weights: Weights) -> bool:
+    """Other ResNets of PyTorchVideo differ: I3D in the stem, C2D in its blocks' numbers, CSN in its 3 x 3 x 3."""
+    tensors, _ = _unwrapped(weights.tensors)
+    stem, middle = "blocks.0.conv.weight", "blocks.4.res_blocks.0.branch2.conv_b.weight"
+    if not {stem, middle} <= tensors.keys() or any(
+        name.startswith("blocks.5.res_blocks.") for name in tensors
+    ):
+        return False
+    return tensors[stem].shape[2] == 1 and tensors[middle].shape[2] == 1
+
+
+def _convert_slowfast(weights: Weights, model: nn.Module) -> Converted:
+    tensors, left_out = _unwrapped(weights.tensors)
+    found = SLOWFAST_NAMES.convert(tensors)
+    found.left_out = left_out
+    slow, fast = (
+        tensors[f"blocks.0.multipathway_blocks.{index}.conv.weight"].shape[0] for index in PATHS.values()
+    )
+    fusion = tensors["blocks.0.multipathway_fusion.conv_fast_to_slow.weight"]
+    requires: dict[str, Any] = {
+        "encoder.width": slow,
+        "encoder.beta_inv": slow // fast,
+        "encoder.fusion_ratio": fusion.shape[0] // fusion.shape[1],
+        "encoder.fusion_kernel": fusion.shape[2],
+    }
+    depth = _depth(tensors, "blocks.{stage}.multipathway_blocks.0.res_blocks.{index}")
+    if depth is not None:
+        requires["encoder.depth"] = depth
+    if (depth, fusion.shape[2]) in PUBLISHED_ALPHA:
+        requires["encoder.alpha"] = PUBLISHED_ALPHA[depth, fusion.shape[2]]
+    found.requires = requires
+    return found
+
+
+def _convert_slow(weights: Weights, model: nn.Module) -> Converted:
+    tensors, left_out = _unwrapped(weights.tensors)
+    found = SLOW_NAMES.convert(tensors)
+    found.left_out = left_out
+    found.requires = {"encoder.width": tensors["blocks.0.conv.weight"].shape[0]}
+    depth = _depth(tensors, "blocks.{stage}.res_blocks.{index}")
+    if depth is not None:
+        found.requires["encoder.depth"] = depth
+    return found
+
+
+PYTORCHVIDEO_SLOWFAST = Format(
+    name="PyTorchVideo, SlowFast",
+    encoder=SlowFast,
+    models="model=slowfast_r50",
+    recognizes=_is_slowfast,
+    convert=_convert_slowfast,
+    revert=SLOWFAST_NAMES.revert,
+)
+PYTORCHVIDEO_SLOW = Format(
+    name="PyTorchVideo, Slow",
+    encoder=SlowOnly,
+    models="model=slow_r50",
+    recognizes=_is_slow,
+    convert=_convert_slow,
+    revert=SLOW_NAMES.revert,
+)

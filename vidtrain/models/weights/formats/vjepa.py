@@ -1,0 +1,277 @@
+"""V-JEPA 1, 2 and 2.1 as facebookresearch publishes them: pretraining files, bare encoders, probes.
+
+A pretraining file holds an encoder under `encoder`, its moving average under `target_encoder` (`ema_encoder` where a
+model was distilled), and a predictor. Like the published evaluations, we take the average. Read from
+facebookresearch/jepa and facebookresearch/vjepa2: src/models, src/hub/backbones.py and app/vjepa_2_1/models.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.attentive import AttentiveClassifier
+from vidtrain.models.positions import TABLES
+from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+from vidtrain.models.weights.formats.vit3d import (
+    activation_of,
+    explain_rest,
+    first_prefix,
+    fit_patches,
+    heads_of,
+    leave_out,
+    under,
+)
+
+ROOTS = ("ema_encoder.", "target_encoder.", "encoder.", "")
+WRAPPERS = ("module.backbone.", "module.", "backbone.", "")
+PREFIXES = tuple(root + wrapper for root in ROOTS for wrapper in WRAPPERS)
+PROBE_ROOTS = ("classifiers.0.", "classifier.", "")
+PROBE_PREFIXES = tuple(root + wrapper for root in PROBE_ROOTS for wrapper in ("module.", ""))
+UNUSED = "head.pooler.cross_attention_block.xattn.proj."
+PROBE_HEADS = {1024: 16, 1280: 16, 1408: 16}  # by width; 16 even on ViT-g, whose encoder has 22
+
+NAMES = Renaming(
+    [
+        ("patch_embed", "encoder.patch_embed"),
+        ("blocks.{n}", "encoder.blocks.{n}"),
+        ("norm", "encoder.norm"),
+        ("pooler", "head.pooler"),
+        ("linear", "head.linear"),
+    ]
+)
+PREDICTOR = "the predictor, which only pretraining needs"
+PRETRAINING = {
+    "predictor.": PREDICTOR,
+    "encoder.": "the encoder as trained; its moving average is taken",
+    "target_encoder.": "the teacher of a distilled model",
+}
+TABLE = {"pos_embed": "the position table follows from the configuration"}
+NO_TABLE = {"pos_embed": "a table that rotary positions do not use"}
+IMAGES = {
+    "patch_embed_img.": "cuts single images, which are not taken here",
+    "img_mod_embed": "marks single images, which are not taken here",
+}
+# V-JEPA 2.1: the blocks whose outputs have a norm, by depth
+NORMED_BLOCKS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)}
+TABLE_FRAMES = 16  # of V-JEPA 1
+TABLE_TOKENS = (8 * 14 * 14, 8 * 24 * 24)  # of its published models: 16 frames at 224 and at 384
+
+
+# --- which is which ---
+
+
+def _generation(weights: Weights) -> str | None:
+    """1, 2 or 2.1; None for what is no V-JEPA encoder.
+
+    Names and shapes of 1 and 2 are equal, and 2 still carries a position table that it does not use. What tells
+    them apart is the predictor (a mask token for each of two masks in 1, ten in 2), or else the table's size.
+    """
+    tensors = weights.tensors
+    prefix = _prefix(tensors)
+    if prefix is None:
+        return None
+    own = under(tensors, prefix)
+    if "norms_block.0.weight" in own:
+        return "2.1"
+    if "norm.weight" not in own:
+        return None
+    masks = sum(".mask_tokens." in name for name in tensors if name.startswith("predictor."))
+    if "pos_embed" in own and (
+        1 <= masks <= 2 or (masks == 0 and own["pos_embed"].shape[-2] in TABLE_TOKENS)
+    ):
+        return "1"
+    return "2"
+
+
+def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
+    """Where the encoder lies in the file; None where there is none of V-JEPA."""
+    prefix = first_prefix(tensors, PREFIXES, "patch_embed.proj.weight")
+    if prefix is None or tensors[f"{prefix}patch_embed.proj.weight"].ndim != 5:
+        return None
+    known = f"{prefix}blocks.0.attn.qkv.bias" in tensors and f"{prefix}cls_token" not in tensors
+    return prefix if known else None
+
+
+# --- encoders ---
+
+
+def _convert(weights: Weights, model: nn.Module) -> tuple[Converted, dict[str, Tensor]]:
+    """What all generations have in common; and the encoder's tensors by their published names."""
+    prefix = _prefix(weights.tensors)
+    own = under(weights.tensors, prefix)
+    found = NAMES.convert(own)
+    explain_rest(found, weights.tensors, prefix, PRETRAINING)
+    fit_patches(found, model.encoder)
+    found.requires = heads_of(found) | {
+        "encoder.norm_eps": 1e-6,
+        "encoder.final_norm": True,
+        "encoder.activation": activation_of(found),
+    }
+    return found, own
+
+
+def _convert_1(weights: Weights, model: nn.Module) -> Converted:
+    found, own = _convert(weights, model)
+    table = own["pos_embed"].squeeze(0)
+    side = math.isqrt(len(table) // 8)
+    patch = own["patch_embed.proj.weight"].shape[-1]
+    found.requires |= {
+        "encoder.positions": _kind_of(table, (8, side, side), weights.source),
+        "encoder.norm_per_layer": False,
+        "encoder.num_frames": TABLE_FRAMES,
+        "encoder.image_size": side * patch,
+    }
+    leave_out(found, TABLE)
+    return found
+
+
+def _kind_of(table: Tensor, grid: tuple[int, int, int], source: str) -> str:
+    """Which of our tables the published one is. Raises UserError where it is none."""
+    for kind in ("sincos_uniform", "sincos"):
+        ours = TABLES[kind](grid, table.shape[-1]).flatten(0, 2)
+        if ours.shape == table.shape and torch.allclose(ours, table.float(), atol=1e-2):
+            return kind
+    raise UserError(
+        f"{source}: its pos_embed {list(table.shape)} is not the sin-cos table of V-JEPA 1 for {TABLE_FRAMES} frames "
+        "in tubelets of 2, so its positions are not known here"
+    )
+
+
+def _convert_2(weights: Weights, model: nn.Module) -> Converted:
+    found, _ = _convert(weights, model)
+    found.requires |= {
+        "encoder.positions": "rope",
+        "encoder.rope_base_grid": None,
+        "encoder.norm_per_layer": False,
+    }
+    leave_out(found, NO_TABLE)
+    return found
+
+
+def _convert_2_1(weights: Weights, model: nn.Module) -> Converted:
+    found, own = _convert(weights, model)
+    marked = "video_mod_embed" in own
+    found.requires |= {
+        "encoder.positions": "rope_interleaved",
+        "encoder.rope_base_grid": 256 // own["patch_embed.proj.weight"].shape[-1],
+        "encoder.norm_per_layer": True,
+        "encoder.modality_embed": marked,
+    }
+    if marked:
+        found.unexpected.remove("video_mod_embed")
+        vector = "encoder.patch_embed.video_mod_embed"
+        found.tensors[vector] = own["video_mod_embed"].flatten()
+        found.changed[vector] = "without its dimensions of one"
+    for index, block in enumerate(_normed_blocks(found.tensors, weights.source)):
+        for kind in ("weight", "bias"):
+            theirs = f"norms_block.{index}.{kind}"
+            found.unexpected.remove(theirs)
+            if block in model.encoder.out_layers:
+                found.tensors[f"encoder.norm.{block}.{kind}"] = own[theirs]
+            else:
+                found.left_out[theirs] = (
+                    f"the norm of block {block}, which is not in model.encoder.out_layers"
+                )
+    leave_out(found, NO_TABLE | IMAGES)
+    return found
+
+
+def _normed_blocks(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
+    """By the depth of the encoder. Raises UserError for a depth that V-JEPA 2.1 does not have."""
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")})
+    if depth not in NORMED_BLOCKS:
+        raise UserError(f"{source} has {depth} blocks; V-JEPA 2.1 has {', '.join(map(str, NORMED_BLOCKS))}")
+    return NORMED_BLOCKS[depth]
+
+
+def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A bare encoder; a head is published in a file of its own."""
+    return NAMES.revert({name: each for name, each in tensors.items() if name.startswith("encoder.")})
+
+
+def _revert_2_1(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = {name: each for name, each in tensors.items() if not name.startswith("encoder.norm.")}
+    marked = "encoder.patch_embed.video_mod_embed"
+    found = _revert({name: each for name, each in plain.items() if name != marked})
+    if marked in plain:
+        found["video_mod_embed"] = plain[marked].reshape(1, 1, -1)
+    normed = _normed_blocks(tensors, "the model")
+    for name in tensors.keys() - plain.keys():
+        block, kind = name.split(".")[2:]
+        found[f"norms_block.{normed.index(int(block))}.{kind}"] = tensors[name]
+    return found
+
+
+# --- probes ---
+
+
+def _probe_prefix(tensors: Mapping[str, Tensor]) -> str | None:
+    return first_prefix(tensors, PROBE_PREFIXES, "pooler.cross_attention_block.xattn.kv.weight")
+
+
+def _convert_probe(weights: Weights, model: nn.Module) -> Converted:
+    if not isinstance(model.head, AttentiveClassifier):
+        raise UserError(
+            f"{weights.source} is an attentive probe, and the model's head is {type(model.head).__name__}; "
+            "choose model=vjepa2_vitl, or another with an attentive probe"
+        )
+    prefix = _probe_prefix(weights.tensors)
+    own = under(weights.tensors, prefix)
+    found = NAMES.convert(own)
+    explain_rest(found, weights.tensors, prefix, {"classifiers.": "another probe; the first is taken"})
+    unused = {name for name in found.tensors if name.startswith(UNUSED)}
+    if unused and any(name.startswith("head.pooler.blocks.") for name in found.tensors):
+        raise UserError(
+            f"{weights.source} is a V-JEPA 1 probe of several layers, whose blocks follow the cross-attention; only "
+            "those of one layer fit"
+        )
+    for name in unused:
+        del found.tensors[name]
+        found.left_out[f"{prefix}{NAMES.to_theirs(name)}"] = "a projection that V-JEPA 1 has and does not use"
+    width = len(found.tensors["head.pooler.cross_attention_block.xattn.q.weight"])
+    found.requires = {"head.pooler.norm_eps": 1e-5}
+    if width in PROBE_HEADS:
+        found.requires["head.pooler.num_heads"] = PROBE_HEADS[width]
+    return found
+
+
+def _revert_probe(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return NAMES.revert({name: each for name, each in tensors.items() if name.startswith("head.")})
+
+
+VJEPA_1 = Format(
+    name="V-JEPA 1, original",
+    encoder=ViT3D,
+    models="model=vjepa1_vitl or vjepa1_vith",
+    recognizes=lambda weights: _generation(weights) == "1",
+    convert=_convert_1,
+    revert=_revert,
+)
+VJEPA_2 = Format(
+    name="V-JEPA 2, original",
+    encoder=ViT3D,
+    models="model=vjepa2_vitl, vjepa2_vith or vjepa2_vitg",
+    recognizes=lambda weights: _generation(weights) == "2",
+    convert=_convert_2,
+    revert=_revert,
+)
+VJEPA_2_1 = Format(
+    name="V-JEPA 2.1, original",
+    encoder=ViT3D,
+    models="model=vjepa2_1_vitb or vjepa2_1_vitl",
+    recognizes=lambda weights: _generation(weights) == "2.1",
+    convert=_convert_2_1,
+    revert=_revert_2_1,
+)
+VJEPA_PROBE = Format(
+    name="V-JEPA attentive probe, original",
+    encoder=ViT3D,
+    models="model=vjepa2_vitl, or another vjepa*",
+    recognizes=lambda weights: _probe_prefix(weights.tensors) is not None,
+    convert=_convert_probe,
+    revert=_revert_probe,
+)
