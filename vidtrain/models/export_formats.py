@@ -1,0 +1,165 @@
+"""The files that an exported model is written into: an ONNX graph, a torch.export program, safetensors."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from vidtrain.errors import UserError
+from vidtrain.models.exporting import PRECISIONS, first_line
+from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES
+
+LEAST_OPSET = 18  # the operators that PyTorch's exporter writes are those of this version and later
+TOO_BIG_FOR_ONE_FILE = 1 << 30  # bytes of weights; an ONNX file ends at 2 GiB
+
+
+def save_program(program: ExportedProgram, path: Path, card: str) -> None:
+    """Writes the program, with `card` (JSON) inside as the extra file card.json."""
+    with _written_whole(path) as temporary:
+        torch.export.save(program, temporary, extra_files={"card.json": card})
+
+
+def program_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """What a file of `save_program` computes, read back from the disk."""
+    module = torch.export.load(path).module()
+
+    @torch.no_grad()
+    def run(clips: Tensor) -> tuple[Tensor, Tensor]:
+        return module(clips)
+
+    return run
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------
+
+
+def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mapping[str, str]) -> None:
+    """Writes a program as an ONNX graph of operator set `opset`, with `metadata` inside it; weights that are too large
+    for one file lie beside it, in a file of the same name and .data at its end.
+
+    Raises UserError where the operator set, or ONNX itself, cannot express the program.
+    """
+    check_onnx(opset)
+    with _quiet():
+        try:
+            found = torch.onnx.export(
+                program,
+                (),
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                dynamic_shapes=({0: "videos", 1: "views"},),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # its own errors are of many kinds, and private
+            raise UserError(f"ONNX {_why(error)}; formats=[torch_export] may do") from error
+    written = found.model.opset_imports[""]
+    if written != opset:
+        raise UserError(
+            f"opset={opset} cannot express all layers of this model: what it can be written in is opset {written}; say "
+            f"opset={written}"
+        )
+    found.model.metadata_props.update(metadata)
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
+    if size > TOO_BIG_FOR_ONE_FILE:
+        found.save(path, external_data=True)
+    else:
+        with _written_whole(path) as temporary:
+            found.save(temporary, external_data=False)
+
+
+def check_onnx(opset: int) -> None:
+    """Raises UserError where the packages for ONNX, or the operator set in them, are absent."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"exporting to ONNX needs {error.name}: install vidtrain[export] (uv sync --extra export), or leave onnx "
+            "out of formats"
+        ) from error
+    newest = onnx.defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= newest:
+        raise UserError(
+            f"opset={opset} cannot be written: the layers are expressed in operators of opset {LEAST_OPSET} or later, "
+            f"and the installed onnx knows those up to {newest}"
+        )
+
+
+def _why(error: BaseException) -> str:
+    """The innermost cause of the exporter's error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"cannot express this model: {first_line(error)}"
+
+
+# --- safetensors ------------------------------------------------------------------------------------------
+
+
+def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
+    """Writes the model's state dict, in which floats are of the given precision, and reads it back to compare.
+
+    Raises UserError for a file that does not hold what was written.
+    """
+    dtype = PRECISIONS[precision]
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with _written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(metadata))
+        temporary.chmod(0o644)  # save_file lets nobody else read it
+    found = load_file(path)
+    if found.keys() != tensors.keys() or not all(torch.equal(found[name], tensors[name]) for name in tensors):
+        raise UserError(f"{path} does not hold what was written into it: is the disk sound?")
+
+
+def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file. Raises UserError for one that is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` once it is whole. Raises UserError where it cannot be written."""
+    temporary = path.with_name(f".writing.{path.name}")  # torch wants the ending that it knows
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own insides; what matters of them becomes an error here."""
+    logger = logging.getLogger("torch.onnx")
+    scripts = logging.getLogger("onnxscript")
+    levels = logger.level, scripts.level
+    logger.setLevel(logging.ERROR)
+    scripts.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(levels[0])
+        scripts.setLevel(levels[1])

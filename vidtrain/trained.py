@@ -1,0 +1,157 @@
+"""Opening what was trained, by a run's folder, a checkpoint or an exported file, with all that is needed to use it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vidtrain.config import components
+from vidtrain.errors import UserError
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+    import torch
+    from torch import Tensor, nn
+
+    from vidtrain.training.distributed import Ranks
+
+TRUSTED = ("vidtrain.", "torch.nn.", "torch.optim.", "torchvision.models.", "timm.")
+CARD_FORMAT = "vidtrain-export/1"
+CARD_KEY = "vidtrain_card"  # where the card stands in the metadata of an exported file
+NEEDED = ("model", "classes", "config")
+EXPORTED = (".onnx", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model as it was left.
+
+    `config` is the configuration that it was trained with, with its references. `weights` are its state dict, or None
+    where `source` is a graph, which holds them itself. `card` is what an exported file says of itself.
+    """
+
+    source: Path
+    config: Mapping[str, Any]
+    classes: tuple[str, ...]
+    weights: "Mapping[str, Tensor] | None"
+    card: Mapping[str, Any] | None = None
+
+    def model(self, cfg: DictConfig, ranks: "Ranks") -> "nn.Module":
+        """The model with its weights on the ranks' device; `cfg` is `config`, as the caller changed it.
+
+        Raises `UserError` for weights that do not fit `cfg`, and for a graph that holds another kind of fusion.
+        """
+        from vidtrain import build
+        from vidtrain.training import checkpoint
+
+        if self.weights is None:
+            from vidtrain.models.onnx_classifier import OnnxClassifier
+
+            check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)
+            return OnnxClassifier(self.source, cfg.model.fusion)
+        model = build.model(cfg, len(self.classes), ranks)
+        checkpoint.restore(model, self.weights, str(self.source))
+        return model
+
+    def transform(self, cfg: DictConfig, model: "nn.Module", device: "torch.device") -> "nn.Module":
+        """From uint8 clips to what `model` takes: normalized floats, or what they are for a graph that normalizes."""
+        from torch import nn
+
+        from vidtrain import build
+
+        if self.weights is None and model.takes_uint8:
+            return nn.Identity()
+        return build.device_transform(cfg, device)
+
+
+def locate(named: str) -> Path:
+    """The file that a user means: of a run's folder, its best checkpoint.
+
+    Raises `UserError` for what is absent, or a folder that is no run's.
+    """
+    path = Path(named)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"checkpoint={named}: there is no such file or folder")
+    best = path / "checkpoints" / "best.pt"
+    if best.is_file():
+        return best
+    if (path / "run.json").is_file():
+        raise UserError(
+            f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it"
+        )
+    raise UserError(f"checkpoint={named} is a folder and no run's; name a run's folder, or a file")
+
+
+def open_trained(path: Path, trust_targets: bool) -> Trained:
+    """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
+
+    Raises `UserError` naming the file when it is absent, damaged or of another program, when it lacks what is needed to
+    use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package.
+    """
+    from vidtrain.training import checkpoint
+
+    if path.suffix in EXPORTED:
+        trained = _open_exported(path)
+    else:
+        payload = checkpoint.load(path)
+        absent = [key for key in NEEDED if key not in payload]
+        if absent:
+            raise UserError(
+                f"checkpoint {path} lacks {', '.join(absent)}, and cannot be used without: it was cut down; take one "
+                "that training wrote"
+            )
+        trained = Trained(path, payload["config"], tuple(payload["classes"]), payload["model"])
+    if not trust_targets:
+        check_trust(OmegaConf.create(dict(trained.config)), str(path))
+    return trained
+
+
+def _open_exported(path: Path) -> Trained:
+    if path.suffix == ".onnx":
+        from vidtrain.models.onnx_classifier import OnnxClassifier
+
+        metadata, weights = OnnxClassifier(path, fusion="").metadata, None
+    else:
+        from vidtrain.models.export_formats import read_weights
+
+        metadata, weights = read_weights(path)
+    if CARD_KEY not in metadata:
+        raise UserError(
+            f"{path} does not say how it is to be used: it lacks the card that python -m vidtrain.export writes into it"
+        )
+    card = json.loads(metadata[CARD_KEY])
+    if card["format"] != CARD_FORMAT:
+        raise UserError(
+            f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
+        )
+    return Trained(path, card["config"], tuple(card["classes"]), weights, card)
+
+
+def check_fusion(exported: str, wanted: str, source: Path) -> None:
+    """Raises `UserError` for another fusion than a graph can serve: whether clips are seen jointly is part of it."""
+    if exported != wanted and "joint" in (exported, wanted):
+        raise UserError(
+            f"{source} was exported with model.fusion={exported}, which cannot become {wanted} any more"
+        )
+
+
+def check_trust(config: DictConfig, source: str) -> None:
+    """Raises `UserError` if a checkpoint's configuration would build anything but models, data and layers.
+
+    A name is enough to call any function of any package, so a checkpoint from elsewhere could run code.
+    """
+    strange = [
+        f"{path}: {node['_target_']}"
+        for path, node in components(config)
+        if not str(node["_target_"]).startswith(TRUSTED)
+    ]
+    if strange:
+        raise UserError(
+            f"the checkpoint {source} asks to build parts from outside of this package:\n  "
+            + "\n  ".join(strange)
+            + "\nIf you trust it and have them installed, say trust_targets=true"
+        )
