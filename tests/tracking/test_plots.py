@@ -23,13 +23,13 @@ def png_size(path: Path) -> tuple[int, int]:
 def drawn(monkeypatch: pytest.MonkeyPatch):
     """The figures that were saved."""
     figures = []
-    save = plots._save
+    save = plots.save_png
 
     def remember(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", remember)
+    monkeypatch.setattr(plots, "save_png", remember)
     return figures
 
 

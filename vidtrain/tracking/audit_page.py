@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from vidtrain.tracking.audit_charts import chart
-from vidtrain.tracking.audit_markup import Markup, badge, code, more, paragraph, table
+from vidtrain.tracking.markup import Markup, badge, code, more, paragraph, table
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 # How much of each is shown; all of it is in summary.json and files.csv

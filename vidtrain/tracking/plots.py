@@ -36,12 +36,13 @@ class Panel:
 
 
 PANELS = (
-    Panel("Loss", ("train/loss", "val/loss")),
+    Panel("Loss", ("train/loss", "val/loss", "val_ema/loss")),
     Panel(
         "Accuracy",
-        ("train/top1", "val/top1", "val/clip_top1", "val/top5", "val/f1_macro"),
+        ("train/top1", "val/top1", "val_ema/top1", "val/clip_top1", "val/top5", "val/f1_macro"),
         whole_range=(-0.02, 1.02),
     ),
+    Panel("Average precision", ("val/map", "val_ema/map", "val/map_micro"), whole_range=(-0.02, 1.02)),
     Panel("Gradient norm", ("train/grad_norm",), log_scale=True),
     Panel("Learning rate", prefix="lr/"),
     Panel("Weight decay", ("weight_decay",)),
@@ -65,7 +66,7 @@ def plot_curves(metrics_rows: Rows, path: Path) -> None:
         _mark_phases(axes, borders, named=number <= columns)
     if not charts:
         figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
@@ -100,7 +101,7 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> No
             )
     bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.3 / (cell * k), 0.25, 0.15 / (cell * k), 0.5)))
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -206,7 +207,7 @@ def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> Non
             )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     """Written beside and renamed, as a reader may look at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,13 +1,17 @@
-"""Building blocks of the audit page. What comes from outside is escaped; only what is written here is `Markup`."""
+"""Building blocks of the HTML pages. What comes from outside is escaped; only what is written here is `Markup`."""
 
 from collections.abc import Sequence
 from html import escape
 
-MOST_ROWS = 200  # of a table; all of them are in summary.json and files.csv
+MOST_ROWS = 200  # of a table; all of them are in summary.json
 
 
 class Markup(str):
     """Text that is HTML already."""
+
+
+class Number(Markup):
+    """A number in the form that it is to be shown in."""
 
 
 def text(value: object) -> str:
@@ -21,7 +25,9 @@ def text(value: object) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], most: int = MOST_ROWS) -> Markup:
     """A table; columns that hold only numbers are aligned to the right. Rows beyond `most` are counted."""
-    numeric = [all(isinstance(row[n], int | float | None) for row in rows) for n in range(len(columns))]
+    numeric = [
+        all(isinstance(row[n], int | float | Number | None) for row in rows) for n in range(len(columns))
+    ]
     kinds = [' class="number"' if each else "" for each in numeric]
 
     def line(tag: str, cells: Sequence[object]) -> str:

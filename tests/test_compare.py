@@ -1,0 +1,336 @@
+"""The comparing program, on run folders as training leaves them."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from vidtrain.app import find_faults
+from vidtrain.compare import check, compare, with_runs
+from vidtrain.config import CONF, register_schemas
+from vidtrain.errors import UserError
+from vidtrain.run_reading import find_runs, read_run
+
+register_schemas()
+
+CLASSES = ("jump", "run", "sit")
+PROTOCOL = "8x3 frames at 32x32, 1 clip x 1 crop, mean_logits"
+
+
+def write_run(
+    folder: Path,
+    right: list[int],
+    seed: int = 0,
+    overrides: tuple[str, ...] = (),
+    protocol: str = PROTOCOL,
+    root: str = "/data/test",
+    split: str = "test",
+    commit: str = "a" * 40,
+    **settings,
+) -> Path:
+    """A finished run that got the videos numbered in `right` right, of 30 in three classes."""
+    (folder / "eval" / split).mkdir(parents=True)
+    config = {"name": "mine", "seed": seed, "optimizer": {"lr": 0.1}, **settings}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    said = [f"seed={seed}", *overrides]
+    (folder / "run.json").write_text(json.dumps({"id": "x", "started": "now", "overrides": said}))
+    top1 = len(right) / 30
+    summary = {
+        "status": "finished", "monitor": "top1", "best": 0.5, "best_step": 20, "steps": 40, "minutes": 1.5,
+        "split": split, "protocol": protocol, "coverage": "30/30", "top1": top1,
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    report = {
+        "metrics": {"top1": top1, "loss": 2 - top1},
+        "coverage": "30/30",
+        "protocol": protocol,
+        "missing": [],
+    }
+    (folder / "eval" / split / "metrics.json").write_text(json.dumps(report))
+    with open(folder / "eval" / split / "predictions.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "prediction", "correct", "top1", "p1", "top2", "p2"])
+        for video in range(30):
+            label, other = CLASSES[video % 3], CLASSES[(video + 1) % 3]
+            first, second = (label, other) if video in right else (other, label)
+            rows.writerow(
+                [f"{root}/{label}/{video}.mp4", label, first, int(first == label), first, 0.7, second, 0.2]
+            )
+    lines = [{"step": 20, "val/top1": 0.5, "val/loss": 1.0}, {"step": 40, "val/top1": 0.4, "val/loss": 1.2}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "git.json").write_text(json.dumps({"commit": commit, "dirty": False}))
+    return folder
+
+
+def run(*places: Path, out: Path, **options) -> dict:
+    overrides = [f"runs=[{','.join(map(str, places))}]", f"out={out}", "bootstrap=2000"]
+    overrides += [f"{key}={value}" for key, value in options.items()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compare(compose("compare", overrides))
+    return json.loads((out / "summary.json").read_text())
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def two(tmp_path):
+    """lr 0.1 gets 12, 13 and 14 of 30 videos right over three seeds, lr 0.2 gets 24, 25 and 26."""
+    for seed in range(3):
+        write_run(tmp_path / f"a{seed}", list(range(12 + seed)), seed, ("optimizer.lr=0.1",))
+        write_run(
+            tmp_path / f"b{seed}", list(range(24 + seed)), seed, ("optimizer.lr=0.2",), optimizer={"lr": 0.2}
+        )
+    return tmp_path
+
+
+def test_two_recipes_over_three_seeds(two, capsys):
+    out = two / "out"
+    found = run(*(two / f"{name}{seed}" for name in "ab" for seed in range(3)), out=out)
+    assert [(each["label"], each["n"]) for each in found["recipes"]] == [("lr=0.1", 3), ("lr=0.2", 3)]
+    assert found["recipes"][0]["mean"] == pytest.approx(13 / 30)
+    assert found["recipes"][0]["deviation"] == pytest.approx(1 / 30)
+    (pair,) = found["comparisons"]
+    assert pair["difference"] == pytest.approx(0.4)
+    assert pair["interval"] == pytest.approx([0.233, 0.578], abs=0.02)
+    assert pair["interval_with_seeds"][0] < pair["interval"][0] < 0.4 < pair["interval"][1]
+    assert (pair["verdict"], pair["gained"], pair["lost"], pair["shared"]) == ("better", 12, 0, 30)
+    # 12 videos that only one got right: 2 / 2^12
+    assert [(each["only_baseline"], each["only_other"]) for each in pair["pairs"]] == [(0, 12)] * 3
+    assert pair["pairs"][0]["p"] == pytest.approx(0.00048828125)
+    assert [each["recall_difference"] for each in pair["classes"]] == pytest.approx([0.4, 0.4, 0.4])
+    assert found["settings"] == {"optimizer.lr": [0.1, 0.2]}
+    assert found["notes"] == []
+
+    assert sorted(path.name for path in out.glob("*.*")) == sorted(
+        [".lock", "classes.png", "comparison.png", "curves.png", "flips.csv", "per_class.csv", "recipes.csv",
+         "report.html", "runs.csv", "settings.csv", "summary.json"]
+    )  # fmt: skip
+    runs = table(out / "runs.csv")
+    assert [(row["run"], row["recipe"], row["optimizer.lr"], row["seed"]) for row in runs[2:4]] == [
+        ("a2", "1", "0.1", "2"),
+        ("b0", "2", "0.2", "0"),
+    ]
+    assert (runs[0]["best"], runs[0]["final"], runs[0]["best_step"]) == ("0.5", "0.4", "20")
+    flips = table(out / "flips.csv")
+    assert len(flips) == 14 and sum(int(row["flipped"]) for row in flips) == 12
+    assert (flips[0]["path"], flips[0]["prediction_baseline"], flips[0]["prediction_recipe"]) == (
+        "/data/test/sit/14.mp4", "jump", "sit",
+    )  # fmt: skip
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2: lr=0.2 │ 3 │ 0.8333 │ 0.0333 │ +0.4000" in shown and "better" in shown
+
+    page = (out / "report.html").read_text()
+    assert "6 runs of 2 recipes" in page and "lr=0.2" in page and "/data/test/sit/14.mp4" in page
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page) and "<script" not in page
+
+
+def test_the_same_call_gives_the_same_numbers(two):
+    first, again, other = (
+        run(two / "a0", two / "b0", out=two / name, seed=seed)["comparisons"]
+        for name, seed in (("1", 0), ("2", 0), ("3", 1))
+    )
+    assert first == again
+    assert first[0]["interval"] != other[0]["interval"] and first[0]["difference"] == other[0]["difference"]
+
+
+def test_runs_of_one_seed_say_so(two):
+    found = run(two / "a0", two / "b0", out=two / "out")
+    assert found["comparisons"][0]["interval_with_seeds"] is None
+    assert found["notes"][0].startswith("Run just once: recipes 1, 2.")
+
+
+def test_another_protocol_is_listed_and_not_compared(two):
+    other = write_run(
+        two / "c", list(range(20)), protocol=PROTOCOL.replace("1 clip", "4 clips"), clip={"eval_clips": 4}
+    )
+    found = run(two / "a0", two / "b0", other, out=two / "out")
+    assert [each["compared"] for each in found["recipes"]] == [True, True, False]
+    assert [pair["other"] for pair in found["comparisons"]] == [2]
+    assert (
+        "4 clips x 1 crop, mean_logits on test (1 run). Only what was evaluated as the baseline"
+        in found["notes"][0]
+    )
+    assert "not compared" in (two / "out" / "report.html").read_text()
+    asked = run(two / "a0", two / "b0", other, out=two / "out", across_protocols=True)
+    assert [pair["other"] for pair in asked["comparisons"]] == [2, 3]
+    assert "across_protocols=true asks" in asked["notes"][0]
+    alone = run(two / "a0", other, out=two / "alone")
+    assert alone["comparisons"] == [] and "so there is no comparison" in alone["notes"][1]
+    assert not (two / "alone" / "classes.png").exists()
+
+
+def test_a_sweep(two):
+    sweep = two / "multirun" / "now"
+    rng = np.random.default_rng(0)
+    number = 0
+    for lr in (0.001, 0.01, 0.1):
+        for augmentation in ("none", "crop"):
+            for seed in range(2):
+                amount = {0.001: 10, 0.01: 25, 0.1: 15}[lr] + int(rng.integers(0, 3))
+                write_run(
+                    sweep / str(number), list(range(amount)), seed,
+                    (f"optimizer.lr={lr}", f"augmentation={augmentation}"), optimizer={"lr": lr},
+                    augmentation={"train": {"_target_": augmentation}, "eval": {"side": ord(augmentation[0])}},
+                )  # fmt: skip
+                number += 1
+    (sweep / "12" / "checkpoints").mkdir(parents=True)
+    (sweep / "12" / "run.json").write_text('{"id": "x", "overrides": []}')
+    found = run(sweep, out=two / "out", baseline=sweep / "11")
+    assert found["baseline"] == 6
+    assert [each["label"] for each in found["recipes"]][:2] == [
+        "augmentation=none, lr=0.001",
+        "augmentation=crop, lr=0.001",
+    ]
+    assert found["runs"][-1]["name"] == "11"  # by number, not 0, 1, 10, 11, 2
+    assert [each["key"] for each in found["importance"]][0] == "optimizer.lr"
+    assert found["importance"][0]["adjusted"] > 0.9
+    assert found["left_out"] == [{"folder": str(sweep / "12"), "why": "the run logged nothing yet"}]
+    assert (two / "out" / "parallel_coordinates.png").exists() and (two / "out" / "importance.png").exists()
+    assert "Left out: " in (two / "out" / "report.html").read_text()
+    run(two / "a0", two / "b0", out=two / "out")  # takes away the pictures that do not belong to it
+    assert not (two / "out" / "importance.png").exists()
+
+
+def test_a_metric_without_intervals(two):
+    found = run(two / "a0", two / "b0", out=two / "out", metric="loss")
+    assert (found["metric"], found["tested"], found["higher_is_better"]) == ("loss", "top1", False)
+    assert "Intervals are of top1" in found["notes"][0]
+    assert found["comparisons"][0]["verdict"] == "better"
+
+
+def test_moved_videos_are_found_by_their_place_in_the_folder(two):
+    moved = write_run(two / "c", list(range(20)), root="/elsewhere/motion", optimizer={"lr": 0.3})
+    found = run(two / "a0", moved, out=two / "out")
+    assert found["comparisons"][0]["shared"] == 30
+    assert any(note.startswith("Videos were matched by their paths below") for note in found["notes"])
+
+
+def test_one_recipe(two):
+    found = run(two / "a0", two / "a1", two / "a2", out=two / "out")
+    assert found["recipes"][0]["label"] == "all runs" and found["comparisons"] == []
+    assert "To hold its runs against each other, say repeats=[]." in found["notes"][0]
+    apart = run(two / "a0", two / "a1", out=two / "out", repeats="[]")
+    assert [each["label"] for each in apart["recipes"]] == ["seed=0", "seed=1"]
+
+
+def test_equal_settings_are_told_apart_by_their_code(two):
+    other = write_run(two / "c", list(range(20)), commit="b" * 40)
+    found = run(two / "a0", other, out=two / "out")
+    assert [each["label"] for each in found["recipes"]] == ["commit=" + "a" * 12, "commit=" + "b" * 12]
+    assert any("different code" in note for note in found["notes"])
+
+
+# --- what it refuses --------------------------------------------------------------------------------------
+
+
+def test_what_is_no_finished_run_is_named_all_at_once(two):
+    (two / "b0" / "summary.json").unlink()
+    (two / "b1" / "summary.json").unlink()
+    failed = json.loads((two / "b1" / "run.json").read_text()) | {"failed": "no videos in /data\nmore"}
+    (two / "b1" / "run.json").write_text(json.dumps(failed))
+    (two / "empty").mkdir()
+    with pytest.raises(UserError) as refused:
+        find_runs([str(two / name) for name in ("a0", "b0", "b1", "empty", "absent")])
+    assert str(refused.value).splitlines() == [
+        "these runs cannot be compared:",
+        f"  {two}/b0: the run is not finished, its last logged step is 40; finish it with python -m vidtrain.train "
+        f"run_dir={two}/b0, or leave it out",
+        f"  {two}/b1: the run failed: no videos in /data; finish it with python -m vidtrain.train run_dir={two}/b1, "
+        "or leave it out",
+        f"  {two}/empty: it is not the folder of a run, and no run lies below it (none has a run.json)",
+        f"  {two}/absent: there is no such folder",
+    ]
+
+
+def test_patterns_and_folders(two):
+    found = find_runs([f"{two}/b*", f"{two}/b0", str(two)])
+    assert [path.name for path in found.runs] == ["b0", "b1", "b2", "a0", "a1", "a2"]
+
+
+def test_one_run_is_no_comparison(two):
+    with pytest.raises(UserError, match="takes two finished runs or more; in runs=.* there is .*/a0"):
+        run(two / "a0", out=two / "out")
+    assert not (two / "out").exists()
+
+
+def test_damage_is_named(two):
+    path = two / "a0" / "eval" / "test" / "predictions.csv"
+    text = path.read_text()
+    path.write_text(text + "cut,sho")
+    with pytest.raises(UserError, match=r"predictions.csv, row 32 has 2 fields and not 8: it is damaged"):
+        read_run(two / "a0", None)
+    path.write_text("")
+    with pytest.raises(UserError, match="predictions.csv has no column path, label, prediction"):
+        read_run(two / "a0", None)
+    path.unlink()
+    with pytest.raises(UserError, match="predictions.csv cannot be read"):
+        read_run(two / "a0", None)
+    (two / "a1" / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="config.yaml cannot be read"):
+        read_run(two / "a1", None)
+    (two / "a2" / "summary.json").write_text('{"status": "finished"}')
+    with pytest.raises(UserError, match="summary.json has no split"):
+        read_run(two / "a2", None)
+
+
+def test_an_absent_split_is_named_with_those_there_are(two):
+    with pytest.raises(UserError, match="has no evaluation val; it has test. Choose one with split="):
+        run(two / "a0", two / "b0", out=two / "out", split="val")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "top5"}, "metric=top5: .*/a0 does not report it"),
+        ({"baseline": "a9"}, "baseline=a9 is none of the runs"),
+    ],
+)
+def test_refusals_of_options(two, options, message):
+    with pytest.raises(UserError, match=message):
+        run(two / "a0", two / "b0", out=two / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("runs=null", "runs: must be given: python -m vidtrain.compare RUN RUN"),
+        ("runs=[1,2]", "runs: [1, 2] must be a folder, or a list of folders"),
+        ("metric=top2", "metric: top2 is unknown; did you mean top"),
+        ("bootstrap=10", "bootstrap: 10 must be 100 draws or more"),
+        ("confidence=95", "confidence: 95.0 must be between 0 and 1"),
+    ],
+)
+def test_faults_are_named(override, message):
+    found = find_faults("compare", ["runs=x", override], check)
+    assert [message in ": ".join(fault[1:]) for fault in found] == [True]
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def test_bare_folders_become_an_override(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    assert with_runs(["out=x", "a b", "lr=0.1", "it's"]) == ["out=x", r"runs=['a b','lr=0.1','it\'s']"]
+    assert with_runs(["runs=a", "metric=loss", "--help"]) == ["runs=a", "metric=loss", "--help"]
+    with pytest.raises(UserError, match="runs are given twice, by runs= and by b; give all in one way"):
+        with_runs(["runs=a", "b"])
+
+
+def test_the_program(two):
+    command = [sys.executable, "-m", "vidtrain.compare"]
+    done = subprocess.run(
+        [*command, two / "a0", two / "b0", f"out={two}/out", "bootstrap=500"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 runs of 2 recipes" in done.stdout and f"{two}/out/report.html" in done.stdout

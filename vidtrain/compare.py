@@ -1,0 +1,153 @@
+"""Holds runs against each other: settings, metrics, classes and videos, with intervals; reads only their folders.
+
+python -m vidtrain.compare outputs/motion/A outputs/motion/B
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidtrain.app import fail, launch, overrides_in
+from vidtrain.config import suggest
+from vidtrain.errors import UserError
+from vidtrain.schemas import CompareConfig
+
+if TYPE_CHECKING:  # --help should not wait for numpy
+    from vidtrain.tracking.console import Console
+
+FEWEST_DRAWS = 100
+MOST_SHOWN = 30  # recipes in the console's table
+
+
+def with_runs(arguments: Sequence[str]) -> list[str]:
+    """The command line with its bare folders gathered into `runs=[...]`, as Hydra takes only overrides.
+
+    Raises `UserError` where runs are given in both ways.
+    """
+    given = overrides_in(arguments)
+    bare = [each for each in given if Path(each).exists() or ("=" not in each and each[:1] not in "~+")]
+    if not bare:
+        return list(arguments)
+    if any(each.startswith("runs=") for each in given):
+        raise UserError(f"runs are given twice, by runs= and by {' '.join(bare)}; give all in one way")
+    rest = [each for each in arguments if each not in bare]
+    return [*rest, f"runs=[{','.join(map(_in_quotes, bare))}]"]
+
+
+def _in_quotes(text: str) -> str:
+    """As an element of a list in Hydra's grammar, whatever characters it has."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def check(cfg: CompareConfig) -> list[tuple[str, str]]:
+    from vidtrain.evaluation.metrics import DIRECTIONS
+
+    faults = []
+    if cfg.runs is None:
+        faults.append(("runs", "must be given: python -m vidtrain.compare RUN RUN, or the folder of a sweep"))
+    elif not all(isinstance(each, str) for each in _places(cfg)):
+        faults.append(("runs", f"{cfg.runs} must be a folder, or a list of folders"))
+    if cfg.metric is not None and cfg.metric not in DIRECTIONS:
+        faults.append(("metric", f"{cfg.metric} is unknown{suggest(cfg.metric, list(DIRECTIONS))}"))
+    if cfg.bootstrap < FEWEST_DRAWS:
+        faults.append(("bootstrap", f"{cfg.bootstrap} must be {FEWEST_DRAWS} draws or more"))
+    if not 0 < cfg.confidence < 1:
+        faults.append(("confidence", f"{cfg.confidence} must be between 0 and 1, such as 0.95"))
+    if cfg.seed < 0:
+        faults.append(("seed", f"{cfg.seed} must be 0 or more"))
+    return faults
+
+
+def _places(cfg: CompareConfig) -> list[Any]:
+    return [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
+
+
+def show(summary: Mapping[str, Any], console: "Console") -> None:
+    """The recipes as a table, the best first, and what a reader must know."""
+    from vidtrain.tracking.compare_charts import ranked
+
+    pairs = {pair["other"]: pair for pair in summary["comparisons"]}
+    rows = []
+    for recipe in ranked(summary)[:MOST_SHOWN]:
+        number = recipe["number"]
+        difference, interval, verdict = "", "", "baseline" if number == summary["baseline"] else ""
+        if number in pairs:
+            low, high = pairs[number]["widest"]
+            difference, verdict = f"{pairs[number]['difference']:+.4f}", pairs[number]["verdict"]
+            interval = f"{low:+.4f} to {high:+.4f}"
+        mean, deviation = (
+            None if each is None else f"{each:.4f}" for each in (recipe["mean"], recipe["deviation"])
+        )
+        rows.append(
+            (f"{number}: {recipe['label']}", recipe["n"], mean, deviation, difference, interval, verdict)
+        )
+    metric, share = summary["metric"], f"{summary['confidence']:.0%} interval"
+    columns = ("recipe", "runs", metric, "deviation", f"{summary['tested']} difference", share, "")
+    console.table(f"{len(summary['runs'])} runs of {len(summary['recipes'])} recipes", columns, rows)
+    if len(ranked(summary)) > MOST_SHOWN:
+        console.info(f"{len(ranked(summary)) - MOST_SHOWN} more recipes are in recipes.csv")
+    for note in summary["notes"]:
+        console.info(f"note: {note}")
+
+
+def compare(cfg: CompareConfig) -> None:
+    from vidtrain.run_comparison import Options, compare_runs
+    from vidtrain.run_reading import find_runs, read_all
+    from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
+    from vidtrain.tracking.compare_charts import draw
+    from vidtrain.tracking.compare_page import render
+    from vidtrain.tracking.compare_tables import write_tables
+    from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.lock import RunLock
+
+    console, started = make_console(is_main=True), time.monotonic()
+    found = find_runs(_places(cfg))
+    for folder, why in found.left_out:
+        console.warn(f"left out: {folder}: {why}")
+    if len(found.runs) < 2:
+        named = ", ".join(map(str, found.runs)) or "none"
+        raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {named}")
+    with console.phase("reading", len(found.runs)):
+        runs = read_all(found.runs, cfg.split, lambda done: console.advance(done, {}))
+    options = Options(
+        metric=cfg.metric,
+        baseline=cfg.baseline,
+        repeats=list(cfg.repeats),
+        across_protocols=cfg.across_protocols,
+        bootstrap=cfg.bootstrap,
+        confidence=cfg.confidence,
+        seed=cfg.seed,
+    )
+    compared = compare_runs(runs, options, console)
+    left_out = [{"folder": str(folder), "why": why} for folder, why in found.left_out]
+    summary = {**compared.summary, "left_out": left_out}
+    changed = [
+        (*numbers, {**asdict(video), "flipped": int(video.flipped)})
+        for numbers, pair in compared.comparisons.items()
+        for video in pair.videos
+        if video.baseline != video.other
+    ]
+    out = Path(cfg.out or f"outputs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    with RunLock(out):
+        write_tables(summary, changed, out)
+        write_json_atomic(out / "summary.json", summary)
+        write_text_atomic(out / "report.html", render(summary, draw(summary, out), out))
+    show(summary, console)
+    console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")
+
+
+def main() -> None:
+    try:
+        sys.argv[1:] = with_runs(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    launch("compare", compare, check)
+
+
+if __name__ == "__main__":
+    main()

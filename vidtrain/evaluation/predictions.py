@@ -1,0 +1,189 @@
+"""What runs took each video for, read from predictions.csv, and the same videos of several runs side by side."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from vidtrain.errors import UserError
+
+NEEDED = ("path", "label", "prediction")
+SEPARATOR = ";"  # between several labels of a video
+TOP5 = ("top1", "top2", "top3", "top4", "top5")
+
+Key = tuple[str, int]  # a path, and which of its rows this is: clips of one file share its path
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One evaluation: a row per video that was read, in the order of the manifest.
+
+    With `several` labels a video, those of one stand in one text, as the file holds them. `top5` is [v], whether the
+    label is among the five likeliest classes. `groups` is None where none are recorded.
+    """
+
+    paths: list[str]
+    labels: list[str]
+    predictions: list[str]
+    top5: np.ndarray
+    groups: list[str] | None
+    several: bool
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The v videos that r runs share.
+
+    `labels` and the `predictions` of each run are marks: sorted numbers video * k + class, one for every label of a
+    video, of k `classes`. `correct` and `top5` are [r v]; with several labels, correct are those that are all alike.
+    `texts` are labels and `answers` predictions as they were written. Groups are numbered from 0.
+
+    `relabeled` counts shared videos that were left out, as the runs label them differently, and `unshared` for each
+    run the videos that another one lacks. `below_folders` is True where only the paths below each run's folder of
+    videos agree, as they do after a move.
+    """
+
+    paths: list[str]
+    classes: list[str]
+    texts: list[str]
+    answers: list[list[str]]
+    labels: np.ndarray
+    predictions: list[np.ndarray]
+    correct: np.ndarray
+    top5: np.ndarray
+    groups: np.ndarray | None
+    relabeled: int
+    unshared: list[int]
+    below_folders: bool
+
+
+def read_predictions(path: Path, several: bool = False) -> Predictions:
+    """Reads the predictions.csv of `vidtrain.evaluation.report`, of videos with `several` labels or with one.
+
+    Raises `UserError` naming the file and the row.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); evaluate the run's checkpoint again") from error
+    header = rows[0] if rows else []
+    lacking = [name for name in NEEDED if name not in header]
+    if lacking:
+        raise UserError(f"{path} has no column {', '.join(lacking)}: it is not what an evaluation writes")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, row {number} has {len(row)} fields and not {len(header)}: it is damaged"
+            )
+    columns = dict(zip(header, map(list, zip(*rows[1:], strict=True)), strict=False))
+    if not columns:
+        raise UserError(f"{path} names no video")
+    likeliest = [columns[name] for name in TOP5 if name in columns]
+    return Predictions(
+        paths=columns["path"],
+        labels=columns["label"],
+        predictions=columns["prediction"],
+        top5=np.array(
+            [any(each[row] == label for each in likeliest) for row, label in enumerate(columns["label"])]
+        ),
+        groups=columns["group"] if "group" in columns else None,
+        several=several,
+    )
+
+
+def align(runs: Sequence[Predictions]) -> Aligned:
+    """The videos that all `runs` read, in the order of the first one. They are known by their path.
+
+    Where no path is shared at all, the paths below the folder that holds all videos of a run are tried, and taken if
+    then the labels agree. A path that comes another number of times in another run is not shared.
+    """
+    found = _share([_keys(run.paths) for run in runs], runs)
+    below_folders = False
+    if not found.rows[0] and not found.relabeled:
+        moved = _share([_keys(_below_folder(run.paths)) for run in runs], runs)
+        if moved.rows[0] and not moved.relabeled:
+            found, below_folders = moved, True
+    rows = found.rows
+    texts = [runs[0].labels[row] for row in rows[0]]
+    answers = [[run.predictions[row] for row in each] for run, each in zip(runs, rows, strict=True)]
+    several = runs[0].several
+    classes = sorted({name for text in (*texts, *chain(*answers)) for name in _names(text, several)})
+    number = {name: code for code, name in enumerate(classes)}
+
+    def marks(column: Sequence[str]) -> np.ndarray:
+        codes = [
+            video * len(classes) + number[name]
+            for video, text in enumerate(column)
+            for name in _names(text, several)
+        ]
+        return np.array(sorted(codes), dtype=np.int64)
+
+    groups = None
+    if all(run.groups is not None for run in runs):
+        groups = np.unique([runs[0].groups[row] for row in rows[0]], return_inverse=True)[1]
+    return Aligned(
+        paths=[runs[0].paths[row] for row in rows[0]],
+        classes=classes,
+        texts=texts,
+        answers=answers,
+        labels=marks(texts),
+        predictions=[marks(each) for each in answers],
+        correct=np.array(
+            [[a == b for a, b in zip(each, texts, strict=True)] for each in answers], dtype=bool
+        ),
+        top5=np.array([run.top5[each] for run, each in zip(runs, rows, strict=True)], dtype=bool),
+        groups=groups,
+        relabeled=found.relabeled,
+        unshared=[len(run.paths) - len(rows[0]) - found.relabeled for run in runs],
+        below_folders=below_folders,
+    )
+
+
+def _names(text: str, several: bool) -> list[str]:
+    return [name for name in text.split(SEPARATOR) if name] if several else [text]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    rows: list[list[int]]  # for each run, its rows of the shared videos
+    relabeled: int
+
+
+def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> _Shared:
+    times = [Counter(path for path, _ in each) for each in keys]
+    places = [{key: row for row, key in enumerate(each)} for each in keys]
+    rows: list[list[int]] = [[] for _ in runs]
+    relabeled = 0
+    for key in keys[0]:
+        path = key[0]
+        if any(path not in count or count[path] != times[0][path] for count in times[1:]):
+            continue
+        found = [place[key] for place in places]
+        if len({run.labels[row] for run, row in zip(runs, found, strict=True)}) > 1:
+            relabeled += 1
+            continue
+        for each, row in zip(rows, found, strict=True):
+            each.append(row)
+    return _Shared(rows, relabeled)
+
+
+def _keys(paths: Sequence[str]) -> list[Key]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for path in map(os.path.normpath, paths):
+        keys.append((path, seen[path]))
+        seen[path] += 1
+    return keys
+
+
+def _below_folder(paths: Sequence[str]) -> list[str]:
+    folders = {os.path.dirname(os.path.normpath(path)) for path in paths}
+    if len({os.path.isabs(folder) for folder in folders}) > 1 or "" in folders:
+        return list(paths)  # some are absolute and some are not, or there is no folder
+    return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
