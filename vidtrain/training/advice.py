@@ -1,0 +1,260 @@
+"""What bounds a run, and which setting to change: pure functions of measured rates.
+
+All rates are clips per second of all ranks. Alone, the loader delivers and the model takes so many; together they make
+fewer where one waits for the other, or where both want the same cores. The expected rates rest on this model of it:
+with workers, the lesser of both, and on a CPU no more than the cores allow for the work of both; without, one after the
+other. What the run reaches less than that now, it is expected to miss again.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vidtrain.errors import UserError
+
+WAITS = 0.10  # share of a step spent waiting for data, from which on the model is held up
+NEAR = 0.10  # rates that differ by less are level
+CROWDED = 0.80  # of what the slower of both does alone: below it they are in each other's way
+WORTH = 1.05  # times as fast, from which on a change is advised
+COPIES = 0.40  # share of a step's work that copying to the device takes when it is what bounds
+LARGE_OPTIMIZER = 0.25  # share of a step's work from which on larger batches are named for it
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a run. Threads, workers and cores are those of one rank.
+
+    `loaders` and `computes` hold the rates of the loader alone, by number of workers, and of the model alone, by the
+    settings that were tried ("" for those of the run; `trainer.cpu_threads` by their number in `threaded`).
+    `served` is how many cores' work as many busy processes get done here, None for all.
+    `prepared` is how many times as fast a prepared copy is read, `prepared_name` its name, and `prepared_exists`
+    whether there is one.
+    """
+
+    device: str  # cpu, cuda
+    cores: int
+    workers: int
+    threads: int  # that compute on a CPU
+    parts: Mapping[str, float]  # mean seconds of each part of a step
+    run: float
+    compute: float
+    loaders: Mapping[int, float]
+    served: float | None = None
+    threaded: Mapping[int, float] = field(default_factory=dict)
+    computes: Mapping[str, float] = field(default_factory=dict)
+    prepared: float | None = None
+    prepared_name: str | None = None
+    prepared_exists: bool = False
+    checkpointing: bool = False
+    free_memory: float | None = None  # share of the GPU's that is free at the peak
+
+    def __post_init__(self) -> None:
+        if self.workers not in self.loaders:
+            raise UserError(f"the loader was not measured with its {self.workers} workers")
+
+    @property
+    def capacity(self) -> float:
+        return self.cores if self.served is None else self.served
+
+    @property
+    def loader(self) -> float:
+        return self.loaders[self.workers]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`bound` is decoding, cores, transfer, compute or balanced; `text` says what it rests on."""
+
+    bound: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change of settings and the rate expected of it. `first` is a command that must be run before.
+
+    `changes` says what of training itself another value changes; `resting` on what the expectation rests.
+    """
+
+    settings: Mapping[str, int | float | str | bool]
+    clips_per_s: float
+    gain: float
+    resting: str
+    first: str | None = None
+    changes: str | None = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(f"{key}={str(value).lower() if value is True or value is False else value}"
+                        for key, value in self.settings.items())  # fmt: skip
+
+
+# --- what bounds it ---------------------------------------------------------------------------------------
+
+
+def verdict(m: Measured) -> Verdict:
+    """What bounds the run, by how long it waits for data, and by what loader and model do alone."""
+    total = sum(m.parts.values())
+    work = total - m.parts["load"]
+    waits = m.parts["load"] / total
+    alone = f"alone the loader delivers {m.loader:.4g} clips/s and the model takes {m.compute:.4g}"
+    if m.workers == 0 and waits >= WAITS:
+        return Verdict(
+            "decoding",
+            f"decoding bounds: without workers a step spends {waits:.0%} of its time reading; {alone}, together "
+            f"{m.run:.4g}",
+        )
+    if waits >= WAITS:
+        if m.loader <= (1 - NEAR) * m.compute:
+            text = f"decoding bounds: a step waits {waits:.0%} of its time for data; {alone}"
+            return Verdict("decoding", text)
+        if m.run < CROWDED * min(m.loader, m.compute):
+            return Verdict("cores", _crowded(m, alone, waits))
+        return Verdict(
+            "balanced", f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}"
+        )
+    if m.device == "cpu" and m.workers > 0 and m.run < CROWDED * m.compute:
+        return Verdict("cores", _crowded(m, alone, waits))
+    where = ", ".join(
+        f"{part} {seconds / work:.0%}" for part, seconds in m.parts.items() if part != "load" and seconds
+    )
+    if m.parts["transfer"] >= COPIES * work:
+        return Verdict("transfer", f"copying to the device bounds: of a step's work {where}; {alone}")
+    if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
+        text = f"the model bounds, and the loader just keeps up: {alone}; of a step's work {where}"
+        return Verdict("balanced", text)
+    return Verdict("compute", f"the model bounds: {alone}; of a step's work {where}")
+
+
+def _crowded(m: Measured, alone: str, waits: float) -> str:
+    return (
+        f"the cores bound: {alone}, together they make {m.run:.4g}; workers ({m.workers}) and computing threads "
+        f"({m.threads}) share the cores ({m.cores}), and a step waits {waits:.0%} of its time for data"
+    )
+
+
+# --- what to change ---------------------------------------------------------------------------------------
+
+
+def expected(
+    m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float = 1.0
+) -> float:
+    """Clips per second of a run with so many workers and threads, whose loader and model do so much alone; `decoding`
+    is what a clip costs to decode, as a share of what it costs now."""
+    reached = min(1.0, m.run / _together(m, m.workers, m.loader, m.compute, m.threads, 1.0))
+    return reached * _together(m, workers, loader, compute, threads, decoding)
+
+
+def _together(
+    m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float
+) -> float:
+    if workers == 0:
+        return 1 / (1 / loader + 1 / compute)
+    slower = min(loader, compute)
+    if m.device != "cpu":
+        return slower
+    # seconds of a core that a clip costs: of decoding by the fewest workers measured, which crowd each other least
+    fewest = min(m.loaders)
+    core_seconds = min(max(1, fewest), m.capacity) / m.loaders[fewest] * decoding
+    return min(slower, m.capacity / (core_seconds + min(threads, m.capacity) / compute))
+
+
+def advise(m: Measured) -> list[Advice]:
+    """Changes that are expected to make the run at least `WORTH` times as fast, the best first; those that change
+    what is trained come after those that do not. All rest on what was measured; what was not is not advised."""
+    bound = verdict(m).bound
+    found = [*_processes(m), *_prepared(m), *_variants(m)]
+    if m.checkpointing and m.free_memory is not None and m.free_memory > 0.5:
+        # the backward pass makes the forward pass once more
+        work = sum(m.parts.values()) - m.parts["load"]
+        faster = m.compute * work / (work - m.parts["forward"])
+        rate = expected(m, m.workers, m.loader, faster, m.threads)
+        key = {"model.encoder.activation_checkpointing": False}
+        resting = f"{m.free_memory:.0%} of the GPU's memory is free; forward passes would not run twice"
+        found.append(Advice(key, rate, rate / m.run, resting))
+    worth = [each for each in found if each.gain >= WORTH]
+    if bound == "transfer":
+        worth = [each for each in worth if "trainer.num_workers" not in each.settings]
+    return sorted(worth, key=lambda each: (each.changes is not None, -each.clips_per_s))
+
+
+def _processes(m: Measured) -> list[Advice]:
+    """Another number of workers or of computing threads, or both, as far as they were measured; the fewest changes
+    and workers of those that are about as good as the best."""
+    rates = dict(m.threaded) | {m.threads: m.compute}
+    tried = []
+    for (workers, loader), (threads, compute) in itertools.product(m.loaders.items(), rates.items()):
+        settings = {}
+        if workers != m.workers:
+            settings["trainer.num_workers"] = workers
+        if threads != m.threads:
+            settings["trainer.cpu_threads"] = threads
+        if settings:
+            rate = expected(m, workers, loader, compute, threads)
+            tried.append((rate, len(settings), workers, threads, settings))
+    if not tried:
+        return []
+    best = max(rate for rate, *_ in tried)
+    rate, _, workers, threads, settings = min(
+        (each for each in tried if each[0] >= 0.97 * best), key=lambda each: each[1:4]
+    )
+    resting = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
+    if threads != m.threads:
+        resting += f", computing threads ({threads}) take {rates[threads]:.4g}"
+    if m.device == "cpu":
+        resting += f"; {m.cores} cores do the work of {m.capacity:.2g}"
+    return [Advice(settings, rate, rate / m.run, resting)]
+
+
+def _prepared(m: Measured) -> list[Advice]:
+    if m.prepared is None:
+        return []
+    rate = expected(m, m.workers, m.loader * m.prepared, m.compute, m.threads, 1 / m.prepared)
+    first = None if m.prepared_exists else "vidtrain.prepare"
+    resting = f"measured on a few videos: the copy is read {m.prepared:.2g} times as fast"
+    return [Advice({"data.prepared": m.prepared_name}, rate, rate / m.run, resting, first)]
+
+
+CHANGES = {
+    "trainer.precision": "forward passes compute in bfloat16",
+    "trainer.batch_size": "a larger batch may need another learning rate",
+}
+
+
+def _variants(m: Measured) -> list[Advice]:
+    """Settings of the model alone that were tried."""
+    found = []
+    for setting, compute in m.computes.items():
+        key, _, value = setting.partition("=")
+        rate = expected(m, m.workers, m.loader, compute, m.threads)
+        resting = f"measured alone: the model takes {compute:.4g} clips/s"
+        typed = {"true": True, "false": False}[value] if value in ("true", "false") else value
+        typed = int(value) if value.isdigit() else typed
+        found.append(
+            Advice(
+                {key: typed}, rate, rate / m.run, resting, changes=CHANGES[key] if key in CHANGES else None
+            )
+        )
+    return found
+
+
+def nothing_to_change(m: Measured, bound: str) -> str:
+    """What is left where no setting that was tried makes the run faster."""
+    if bound == "decoding":
+        return (
+            "no setting tried would be faster. What would: fewer frames to decode (clip.frame_step, clip.frames), "
+            "clip.train_copies=2, which trains on each decoded clip twice, smaller sources, or more cores"
+        )
+    if bound == "cores":
+        return "no setting tried would be faster: the cores are used up. What would: more cores, or a smaller run"
+    if bound == "transfer":
+        return "what is copied is uint8 from page-locked memory already; fewer or smaller frames (clip) would be less"
+    if bound == "balanced":
+        return "loader and model keep pace: a faster run needs both a faster loader and a faster model"
+    work = sum(m.parts.values()) - m.parts["load"]
+    if m.parts["optimizer"] > LARGE_OPTIMIZER * work:
+        return (
+            f"the optimizer takes {m.parts['optimizer'] / work:.0%} of a step's work, which a larger "
+            "trainer.batch_size would spread over more clips"
+        )
+    return "no setting tried would be faster: a smaller model or smaller clips, or another device"
