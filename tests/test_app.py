@@ -1,15 +1,19 @@
 """The command line: what it asks for by name, and what it says to a mistake."""
 
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vidtrain import check
-from vidtrain.app import find_faults
+from vidtrain.app import find_faults, quoted
 from vidtrain.config import register_schemas
+from vidtrain.errors import UserError
 from vidtrain.run_folder import with_stored_overrides
+from vidtrain.trained import locate
 
 register_schemas()
 
@@ -33,7 +37,7 @@ def faults(*overrides):
         ("+optimizer.wieght_decay=0.1", "torch.optim.AdamW has no such argument"),
         ("optimizer.lr=fast", "optimizer.lr: 'fast' is not"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
-        ("optimizer.betas=[0.9]", "optimizer.betas: [0.9] is not"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: [0.9] is not a list of 2: a number, a number"),
         ("clip.interpolation=bicubik", "clip.interpolation: bicubik is unknown; did you mean bicubic?"),
         ("trainer.batch_size=15", None),
         (
@@ -42,9 +46,18 @@ def faults(*overrides):
         ),
         ("clip.frames=7", "clip.frames"),
         ("clip.size=30", "clip.size"),
-        ("clip.size=big", "clip: clip.size=big must be one number of pixels, or [height, width]"),
+        ("clip.size=big", "clip.size: big must be one number of pixels, or [height, width]"),
         ("clip.fps=12", "clip: a clip's stride is given by exactly one of frame_step, fps and duration"),
-        ("clip.short=pad", "clip: short=pad: choose one of repeat_last, wrap, error"),
+        ("clip.fps=12", "to keep fps=12, add clip.frame_step=null"),
+        ("clip.duration=2", "to keep duration=2, add clip.frame_step=null"),
+        ("clip.frame_step=null", "none is given; add clip.frame_step=4, say"),
+        (
+            "clip.sampling=uniform",
+            "uniform spans the whole video and takes no stride: add clip.frame_step=null",
+        ),
+        ("clip.short=pad", "clip.short: pad: choose one of repeat_last, wrap, error"),
+        ("data.time_limit=0", "data.time_limit: 0.0 must be above 0 seconds"),
+        ("data.max_bytes=-1", "data.max_bytes: -1 must be above 0; null is no bound"),
         ("trainer.precision=fp8", "trainer.precision: fp8 is unknown; known: fp32, bf16, fp16"),
         ("trainer.monitor=top2", "trainer.monitor: top2 is unknown; did you mean top"),
         ("trainer.save_every=1", "trainer.save_every: '1' is not a duration: write 3ep"),
@@ -76,6 +89,106 @@ def test_all_faults_come_at_once():
     assert "clip.frames" in found[3]
 
 
+def test_clip_and_data_tell_all_their_faults():
+    clip = ["clip.short=pad", "clip.size=big", "clip.frames=-8", "clip.fps=-1", "clip.eval_clips=0"]
+    found = faults(*clip, "data.min_frames=0", "data.max_seconds=-2")
+    keys = [line.split("': ")[1].split(":")[0] for line in found if line.startswith("override")]
+    assert sorted(keys) == ["clip", "clip.eval_clips", "clip.fps", "clip.frames", "clip.short", "clip.size",
+                            "data.max_seconds", "data.min_frames"]  # fmt: skip
+
+
+def test_settings_of_a_source_are_tried_before_anything_is_read():
+    found = faults("dataset=hmdb51", "dataset.source.fold=7", "optimizer.lr=-1")
+    assert found[0] == (
+        "override 'dataset.source.fold=7': dataset.source.fold: 7: choose 1, 2 or 3, or null to split anew"
+    )
+    assert "optimizer: Invalid learning rate" in found[1]
+    assert (
+        "parts: Cannot merge DictConfig with ListConfig"
+        in faults("dataset=mixture", "dataset.source.parts=[]")[0]
+    )
+    assert faults("dataset=mixture", "dataset.source.parts.second.frames=8") == []
+    assert "weight=0: must be above 0" in faults("dataset=mixture", "dataset.source.parts.first.weight=0")[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (r"init_from=_g(\d+)_", r"""( and ) means something else to it; .* write 'init_from="_g(\d+)_"'"""),
+        ("init_from=lr=3/best.pt", """= means something else to it; .* write 'init_from="lr=3/best.pt"'"""),
+        ("init_from=caf\xe9.pt", "\xe9 means something else to it"),
+        ("dataset.flip=;", "; means something else to it"),
+        ("optimizer.betas=[0.9", "is a bracket or a quote not closed?"),
+        ("init_from='a", "is a bracket or a quote not closed?"),
+        ("seed", "seed: is no override: write key=value or group=option"),
+        ("=3", "=3: is no override"),
+        ("dataset/x=3", "this program takes no group dataset/x; did you mean dataset?"),
+        ("hydra/launcher=slrum", "hydra/launcher: In 'hydra/config': Could not find 'hydra/launcher/slrum'"),
+    ],
+)  # fmt: skip
+def test_what_hydra_cannot_read_is_said_with_the_way_to_write_it(override, expected):
+    (found,) = faults(override)
+    assert found.startswith(f"override '{override}': ")
+    place = -1
+    for part in expected.split(".*"):  # what is said, in this order
+        place = found.index(part, place + 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"_g(\d+)_",
+        "a b",
+        "a'b",
+        'a"b',
+        "a\\",
+        'a\\"b',
+        "x=1",
+        "1",
+        "null",
+        "caf\xe9",
+        "a,b",
+        " ",
+        ";",
+        "[x",
+        "true",
+    ],
+)
+def test_quoted_text_comes_back_through_shell_and_hydra(text):
+    (override,) = shlex.split(quoted("key", text))
+    assert OverridesParser.create().parse_override(override).value() == text
+
+
+def test_several_values_need_a_sweep():
+    found = find_faults("train", ["seed=1,2"], check.check_run, sweeps=False)
+    assert found == [("override 'seed=1,2'", "seed", "several values, 1,2: for a run of each add -m, for a list write "
+                      "'seed=[1,2]', for one text write 'seed=\"1,2\"'")]  # fmt: skip
+
+
+def test_a_program_names_no_group_that_it_does_not_take():
+    from vidtrain import split
+
+    found = find_faults("split", ["path=x", "out=y", "dataset=motion", "modle=x"], split.check)
+    assert [fault[1:] for fault in found] == [
+        ("dataset", "this program takes no group dataset"),
+        ("modle", "there is no key modle; known: classes, frame_rate, ground_truth, group_column, group_pattern, "
+         "listing, out, overwrite, path, paths, seed, shares, source"),
+    ]  # fmt: skip
+
+
+def test_prepare_and_audit_keep_their_index_where_training_does():
+    from vidtrain import audit, prepare
+
+    for name, program in (("prepare", prepare), ("audit", audit)):
+        assert find_faults(name, ["dataset=motion", "data.index_root=/fast/index"], program.check) == []
+
+
+def test_a_stored_override_is_named_with_its_file():
+    stored = {"optimizer.gone=3": "RUN/run.json", "clip.fps=5": "RUN/run.json"}
+    found = find_faults("train", list(stored), check.check_run, stored)
+    assert [fault[0] for fault in found] == [f"override '{each}', stored in RUN/run.json" for each in stored]
+
+
 def test_an_override_may_depend_on_a_later_choice():
     assert faults("optimizer.momentum=0.8", "optimizer=sgd") == []
 
@@ -88,9 +201,17 @@ def test_a_sweeps_first_values_are_checked():
 def test_resuming_takes_the_stored_overrides_first(tmp_path):
     (tmp_path / "run.json").write_text('{"overrides": ["optimizer.lr=0.1", "seed=3", "model=vit3d_tiny"]}')
     said = [f"run_dir={tmp_path}", "seed=4"]
-    assert with_stored_overrides(said) == ["optimizer.lr=0.1", "model=vit3d_tiny", *said]
-    assert with_stored_overrides(["seed=4"]) == ["seed=4"]
-    assert with_stored_overrides(["run_dir=/none"]) == ["run_dir=/none"]
+    taken = dict.fromkeys(["optimizer.lr=0.1", "model=vit3d_tiny"], f"{tmp_path}/run.json")
+    assert with_stored_overrides(said) == ([*taken, *said], taken)
+    assert with_stored_overrides(["seed=4"]) == (["seed=4"], {})
+    (tmp_path / "run.json").write_text('{"overrides": ["+a.b=1", "c=1"]}')
+    assert with_stored_overrides([f"run_dir={tmp_path}", "a.b=2", "+c=2"])[0] == [
+        "+a.b=1",
+        f"run_dir={tmp_path}",
+        "a.b=2",
+        "+c=2",
+    ]
+    assert with_stored_overrides(["run_dir=/none"]) == (["run_dir=/none"], {})
 
 
 def program(*arguments, name="train"):
@@ -99,7 +220,7 @@ def program(*arguments, name="train"):
     )
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "audit", "prepare", "split"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "export", "audit", "prepare", "split", "compare"])
 def test_help_says_what_can_be_chosen_without_importing_torch(name):
     code = (
         f"import sys; sys.argv[1:] = ['--help']; import vidtrain.{name} as program; program.main()\n"
@@ -108,8 +229,13 @@ def test_help_says_what_can_be_chosen_without_importing_torch(name):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
     assert f"python -m vidtrain.{name}" in found.stdout
-    if name != "split":
-        assert re.search(r"dataset: class_folders, .*motion", found.stdout)
+    groups = re.findall(r"^ *([a-z]+): [a-z0-9_]+, ", found.stdout, re.MULTILINE)
+    if name == "train":
+        assert {"dataset", "model", "optimizer", "stage", "logger"} <= set(groups)
+    else:
+        others = {"split": [], "compare": [], "export": ["model"]}
+        assert groups == (others[name] if name in others else ["dataset"])
+        assert name in others or re.search(r"dataset: class_folders, .*motion", found.stdout)
 
 
 def test_cfg_job_resolves():
@@ -128,5 +254,16 @@ def test_a_users_mistake_ends_with_status_2_and_no_traceback():
 def test_evaluate_says_that_it_needs_a_checkpoint():
     found = program(name="evaluate")
     assert found.returncode == 2
-    assert "checkpoint: must be given: checkpoint=RUN/checkpoints/best.pt" in found.stderr
+    assert "checkpoint: must be given: a run's folder, a checkpoint, or an exported file" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    best = tmp_path / "run/checkpoints/best.pt"
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        locate(str(best))
+    with pytest.raises(UserError, match="is a folder and no run's; name a run's folder, or a file"):
+        locate(str(tmp_path / "run"))
+    best.touch()
+    assert locate(str(tmp_path / "run")) == best

@@ -1,6 +1,7 @@
 """The splitting program: what it writes, what the listing source makes of that, and what it refuses."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from vidtrain import build
 from vidtrain.app import find_faults
+from vidtrain.check import check_run
 from vidtrain.config import CONF, register_schemas
 from vidtrain.data.sources.frame_folders import FrameFolders
 from vidtrain.data.sources.listings import Listing
@@ -66,6 +69,82 @@ def test_class_folders(videos, tmp_path, capsys):
         "train.csv",
         "val.csv",
     ]
+
+
+def read_as_told(overrides: list[str]):
+    """The splits that the training app reads when it is told what split prints."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides)
+    assert check_run(cfg) == []
+    return build.part(cfg.dataset.source).manifests()
+
+
+def printed(capsys) -> list[str]:
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train with: ")]
+    command = shlex.split(line.removeprefix("train with: "))
+    assert command[:3] == ["python", "-m", "vidtrain.train"]
+    return command[3:]
+
+
+def contents(splits):
+    """What a split holds, by the class names, whatever their order."""
+    return {
+        name: sorted((each.path, sorted(part.classes[k] for k in each.labels)) for each in part)
+        for name, part in splits.items()
+    }
+
+
+@pytest.mark.parametrize("names", [("run", "long jump"), ("0", "2"), ("a;b", "c|d")])
+@pytest.mark.parametrize("shares", ["[0.8,0.1,0.1]", "[0.8,0.2,0]"])
+def test_the_printed_command_reads_class_folders_back(tmp_path, capsys, names, shares):
+    for name in names:
+        (tmp_path / "my videos" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "my videos" / name / f"{i}.mp4").touch()
+    run(f"path={tmp_path}/my videos", f"out={tmp_path}/my split", f"shares={shares}")
+    found = read_as_told(printed(capsys))
+    assert found["train"].classes == tuple(sorted(names))
+    listed = read(tmp_path / "my split", classes=str(tmp_path / "my split/annotations.json"))
+    assert contents(found) == contents(listed) and sum(map(len, found.values())) == 20
+    assert all(Path(path).parent.name in names for part in found.values() for path in part.paths)
+
+
+def test_the_printed_command_reads_listings_back(tmp_path, capsys):
+    lines = [f"{i}.mp4,{i % 3};{(i + 1) % 3}" for i in range(40)]
+    (tmp_path / "all.csv").write_text("\n".join(lines))
+    run(
+        "source=listing",
+        f"path={tmp_path / 'all.csv'}",
+        f"out={tmp_path / 'out'}",
+        "listing.label_separator=';'",
+    )
+    overrides = printed(capsys)
+    assert {"loss=bce", "trainer.monitor=map", 'dataset.source.label_separator=";"'} <= set(overrides)
+    found = read_as_told(overrides)
+    assert sum(map(len, found.values())) == 40 and all(part.multi_label for part in found.values())
+    first = next(each for part in found.values() for each in part if each.path == f"{tmp_path}/5.mp4")
+    assert first.labels == (2, 0)
+
+    images = [f"clip{i} {'ab'[i % 2]}" for i in range(20)]
+    (tmp_path / "images.txt").write_text("\n".join(images))
+    run(
+        "source=listing",
+        f"path={tmp_path / 'images.txt'}",
+        f"out={tmp_path / 'images'}",
+        "listing.frame_rate=12.5",
+    )
+    assert read_as_told(printed(capsys))["train"].frame_rate == 12.5
+
+
+def test_the_printed_command_reads_frame_folders_back(shared_data, tmp_path, capsys):
+    images, truth = (
+        shared_data / "k400_tiny" / name for name in ("k400tiny_images", "k400tiny_groundtruth.csv")
+    )
+    run("source=frame_folders", f"path={images}", f"ground_truth={truth}", f"out={tmp_path}", "frame_rate=10")
+    found = read_as_told(printed(capsys))
+    assert {name: len(part) for name, part in found.items()} == {"train": 4, "val": 1, "test": 1}
+    assert len(found["train"].classes) == 6 and found["val"].frame_rate == 10.0
+    assert found["val"][0].end == 39.5 / 10
 
 
 def test_it_moves_no_file_and_repeats_itself(videos, tmp_path):
@@ -164,11 +243,25 @@ def test_frame_folders_that_are_too_few(shared_data, tmp_path, capsys):
         (["source=frame_folders"], "ground_truth: goes with source=frame_folders"),
         (["classes=[a,b]"], "classes: class_folders are the classes; take it back"),
         (["out=null"], "out: must be given: out=..."),
+        (["frame_rate=0"], "frame_rate: 0.0 must be above 0 images a second"),
     ],
 )
 def test_faults_are_named(overrides, message):
     found = find_faults("split", ["path=x", "out=y", *overrides], check)
     assert [message in ": ".join(fault[1:]) for fault in found] == [True]
+
+
+def test_faults_of_the_source_name_the_settings_of_this_program(videos, tmp_path):
+    (tmp_path / "all.csv").write_text("a b,c d\n")
+    with pytest.raises(UserError, match="say listing.delimiter=comma or listing.delimiter=space"):
+        run("source=listing", f"path={tmp_path / 'all.csv'}", "out=x")
+    with pytest.raises(UserError, match="^group_pattern='x' is not found in 40 of 40 names"):
+        run(f"path={videos}", "out=x", "group_pattern=x")
+    (videos / "train").mkdir()
+    with pytest.raises(
+        UserError, match="holds the folders train, .* dataset=class_folders dataset.source.root=/"
+    ):
+        run(f"path={videos}", "out=x")
 
 
 def test_names_that_cannot_be_listed(tmp_path):

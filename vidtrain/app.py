@@ -2,8 +2,11 @@
 
 import logging
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -14,23 +17,31 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.config import CONF, register_schemas, suggest, where
+from vidtrain.config import CONF, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
+Stored = Mapping[str, str]  # override -> the file that it is from, of those that were not given now
+NONE_STORED: Stored = MappingProxyType({})
 EXIT_USER_ERROR = 2
 # What composing raises for a user's mistake; ValueError is Hydra's word for a group that is set to null
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 
 
-def launch(config_name: str, task: Callable[[DictConfig], float | None], check: Check) -> None:
+def launch(
+    config_name: str,
+    task: Callable[[DictConfig], float | None],
+    check: Check,
+    stored: Stored = NONE_STORED,
+) -> None:
     """Runs `task` on the configuration that the command line composes, through Hydra.
 
     Overrides that do not compose and the faults that `check` finds are printed together, before anything is
-    started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback.
+    started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` says
+    which overrides are not of this command line.
     """
     register_schemas()
     arguments = get_args_parser().parse_args()
@@ -38,7 +49,9 @@ def launch(config_name: str, task: Callable[[DictConfig], float | None], check: 
     own_folder = arguments.config_dir or arguments.config_path  # of the user: only Hydra knows how to read it
     if not only_asks and not own_folder:
         check_or_none = (lambda cfg: []) if arguments.cfg else check
-        report(find_faults(arguments.config_name or config_name, arguments.overrides, check_or_none))
+        several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
+        name = arguments.config_name or config_name
+        report(find_faults(name, arguments.overrides, check_or_none, stored, sweeps=several))
 
     def job(cfg: DictConfig) -> float | None:
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
@@ -46,7 +59,7 @@ def launch(config_name: str, task: Callable[[DictConfig], float | None], check: 
         context = HydraConfig.get()
         overrides, choices = context.overrides.task, context.runtime.choices
         try:
-            report([(where(key, overrides, choices), key, why) for key, why in check(cfg)])
+            report([(where(key, overrides, choices, stored), key, why) for key, why in check(cfg)])
             return task(cfg)
         except UserError as error:
             fail(str(error))
@@ -54,6 +67,11 @@ def launch(config_name: str, task: Callable[[DictConfig], float | None], check: 
             fail("interrupted", status=130)
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+
+
+def overrides_in(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line that are neither flags nor what belongs to one."""
+    return get_args_parser().parse_args(list(arguments)).overrides
 
 
 def cores() -> int:
@@ -77,8 +95,17 @@ def report(faults: Sequence[tuple[str, str, str]]) -> None:
         fail(f"{count} in the configuration; nothing was started\n  " + "\n  ".join(lines))
 
 
-def find_faults(config_name: str, overrides: Sequence[str], check: Check) -> list[tuple[str, str, str]]:
-    """Faults (where, key, what) of overrides that do not compose, then of the rest composed without them."""
+def find_faults(
+    config_name: str,
+    overrides: Sequence[str],
+    check: Check,
+    stored: Stored = NONE_STORED,
+    sweeps: bool = True,
+) -> list[tuple[str, str, str]]:
+    """Faults (where, key, what) of overrides that do not compose, then of the rest composed without them.
+
+    `sweeps` says whether overrides may hold several values, for a run of each.
+    """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         refused = []
         try:
@@ -88,8 +115,14 @@ def find_faults(config_name: str, overrides: Sequence[str], check: Check) -> lis
             cfg, kept, refused = _compose_what_can_be(config_name, overrides)
         choices = cfg.hydra.runtime.choices
         mine = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-        faults = [(f"override {each!r}", *_explain(each, mine, error)) for each, error in refused]
-        return faults + [(where(key, kept, choices), key, why) for key, why in check(mine)]
+        faults = [
+            (f"override {label(each, stored)}", *_explain(each, mine, choices, error))
+            for each, error in refused
+        ]
+        if not sweeps:
+            several = [each for each in overrides if _is_sweep(each)]
+            faults += [(f"override {label(each, stored)}", *_explain_sweep(each)) for each in several]
+        return faults + [(where(key, kept, choices, stored), key, why) for key, why in check(mine)]
 
 
 def _first_of_sweep(override: str) -> str:
@@ -99,11 +132,10 @@ def _first_of_sweep(override: str) -> str:
         return override
     if parsed.is_interval_sweep():
         return f"{parsed.get_key_element()}={parsed.value().start}"
-    names = sorted(
-        path.stem for path in (CONF / parsed.key_or_group).glob("*.yaml")
-    )  # what a glob chooses from
     values = (
-        parsed.value().filter(names) if isinstance(parsed.value(), Glob) else parsed.sweep_string_iterator()
+        parsed.value().filter(options(parsed.key_or_group))
+        if isinstance(parsed.value(), Glob)
+        else parsed.sweep_string_iterator()
     )
     return f"{parsed.get_key_element()}={next(iter(values))}"
 
@@ -131,22 +163,101 @@ def _compose_what_can_be(
         waiting = [override for override, _ in refused]
 
 
-def _explain(override: str, cfg: DictConfig, error: Exception) -> tuple[str, str]:
+def _explain(override: str, cfg: DictConfig, choices: Mapping[str, str], error: Exception) -> tuple[str, str]:
     """What is wrong with a refused override, as (key, why), with a suggestion where a name is near."""
-    key, _, value = override.lstrip("+~").partition("=")
+    key, equals, value = override.lstrip("+~").partition("=")
+    if not key or not (equals or override.startswith("~")):
+        return override, f"is no override: write key=value or group=option{suggest(override, list(cfg))}"
+    if not _parses(override):
+        return key, _explain_grammar(key, value)
     folder = CONF / key.replace("@", "/").split("/")[0]
     if folder.is_dir() and "." not in key:
-        options = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
-        return key, f"group {key} has no option {value}{suggest(value, options)}"
+        group = key.split("@")[0]
+        if group not in choices and not override.startswith("+"):
+            return key, f"this program takes no group {group}{suggest(group, _groups(choices))}"
+        if group.startswith("hydra/"):
+            return key, _cause(error)
+        if not (CONF / group).is_dir():
+            return key, f"there is no group {group}"
+        if (CONF / group / f"{value}.yaml").is_file():  # it is there, and what it asks for is at fault
+            return key, _cause(error)
+        return key, f"group {group} has no option {value}{suggest(value, options(group))}"
     node = cfg
     parts = key.split(".")
     for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig):
+            return key, _cause(error)
         if not isinstance(node, DictConfig) or part not in node:
             known = [str(each) for each in node] if isinstance(node, DictConfig) else []
             if depth == 0:
-                known += [path.name for path in CONF.iterdir() if path.is_dir()]
+                known += _groups(choices)
             inside = f"{'.'.join(parts[:depth])} has" if depth else "there is"
             return key, f"{inside} no key {part}{suggest(part, sorted(set(known)))}"
         node = node._get_node(part)
-    cause = error.__cause__ or error  # OmegaConf's own words, from inside Hydra's
-    return key, str(cause).splitlines()[0]
+    return key, _cause(error)
+
+
+def _groups(choices: Mapping[str, str]) -> list[str]:
+    """The groups that a program takes, without Hydra's own."""
+    return [group for group in choices if not group.startswith("hydra/")]
+
+
+def _cause(error: Exception) -> str:
+    """OmegaConf's own words, from inside Hydra's."""
+    return str(error.__cause__ or error).splitlines()[0]
+
+
+# --- the grammar of overrides -----------------------------------------------------------------------------
+
+
+def quoted(key: str, value: object) -> str:
+    """`key=value` as it is written in a shell, in quotes where Hydra or the shell would else take it for more."""
+    text = "null" if value is None else str(value)
+    override = f"{key}={text}"
+    if isinstance(value, str) and not (_parses(override) and _value(override) == value):
+        # Hydra takes a backslash for itself only before a quote or the end
+        text = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', r"\""), text)
+        override = f'{key}="{text}"'
+    return shlex.quote(override)
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _value(override: str) -> object:
+    return OverridesParser.create().parse_override(override).value()
+
+
+def _is_sweep(override: str) -> bool:
+    return _parses(override) and OverridesParser.create().parse_override(override).is_sweep_override()
+
+
+def _explain_sweep(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, (
+        f"several values, {value}: for a run of each add -m, for a list write {shlex.quote(f'{key}=[{value}]')}, "
+        f"for one text write {quoted(key, value)}"
+    )
+
+
+def _explain_grammar(key: str, value: str) -> str:
+    """Which characters of a value Hydra takes for its grammar, and how to write it so that it does not."""
+    if not value or not _parses(f"{key}=1"):
+        return f"{key!r} is no name of a key, nor of a group"
+    strange = [each for each in dict.fromkeys(value) if not _stands_for_itself(each)]
+    named = " and ".join(strange) or value[0]
+    unclosed = " is a bracket or a quote not closed?" if value[0] in "[{\"'" else ""
+    return (
+        f"Hydra cannot read '{value}':{unclosed} {named} means something else to it; to say just that text, write "
+        f"{quoted(key, value)}"
+    )
+
+
+def _stands_for_itself(character: str) -> bool:
+    override = f"key=a{character}a"
+    return _parses(override) and _value(override) == f"a{character}a"

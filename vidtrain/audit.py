@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.app import cores, fail, launch
-from vidtrain.config import AuditConfig, check_targets
+from vidtrain.config import check_targets
+from vidtrain.schemas import AuditConfig
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
     from vidtrain.data.audit.findings import Entry
@@ -178,7 +179,7 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
 
 
 def audit(cfg: AuditConfig) -> None:
-    from vidtrain.build import index_folder, part
+    from vidtrain.build import index_file, part
     from vidtrain.data.audit.findings import entries
     from vidtrain.data.audit.summary import Bounds, summarize
     from vidtrain.data.index import VideoIndex
@@ -189,7 +190,7 @@ def audit(cfg: AuditConfig) -> None:
 
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name
     out = Path(cfg.out or f"outputs/audit/{name}")
-    thumbnails, index = out / "thumbnails", index_folder(cfg) / "videos.sqlite"  # where training looks
+    thumbnails, index = out / "thumbnails", index_file(cfg)  # where training looks
     manifests = part(cfg.dataset.source).manifests()
     records = entries(manifests, cfg.group_pattern)
     files = {entry.path: manifests[entry.split].frame_rate for entry in records}

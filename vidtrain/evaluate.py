@@ -1,16 +1,19 @@
 """Evaluates a checkpoint without training: the same transforms and protocol that it was validated with.
 
-python -m vidtrain.evaluate checkpoint=outputs/motion/NAME/checkpoints/best.pt
+python -m vidtrain.evaluate checkpoint=outputs/motion/NAME
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.app import launch
-from vidtrain.config import check_targets, components
+from vidtrain.config import check_targets
 from vidtrain.errors import UserError
+from vidtrain.stored_config import up_to_date
+from vidtrain.trained import locate, open_trained
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
@@ -32,7 +35,8 @@ CHANGES = {
     "num_workers": "trainer.num_workers",
     "precision": "trainer.precision",
 }
-TRUSTED = ("vidtrain.", "torch.nn.", "torch.optim.", "torchvision.models.", "timm.")
+SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
+         "recall_macro", "loss")  # fmt: skip
 
 
 def evaluate_split(
@@ -45,15 +49,15 @@ def evaluate_split(
     out: Path,
 ) -> "Report":
     """Evaluates a split by all ranks and writes its tables into `out`; every rank returns the report."""
-    from vidtrain.build import protocol_text
+    from vidtrain.build import part, protocol_text
     from vidtrain.evaluation.report import report, write_report
     from vidtrain.evaluation.views import view_table
-    from vidtrain.training.loop import autocast
+    from vidtrain.training.precision import autocast
 
     context = autocast(ranks, cfg.trainer.precision)
     batches = data.batches(console)
     table = view_table(model, batches, transform, len(data.manifest), ranks.device, context, data.crops)
-    found = report(table, model.fusion, protocol_text(cfg, model.fusion))
+    found = report(table, model.fusion, protocol_text(cfg, model.fusion), part(cfg.loss).independent)
     for path, cause in table.missing:
         console.warn(f"missing from {data.split}: {path} ({cause})")
     if ranks.is_main:
@@ -64,7 +68,7 @@ def evaluate_split(
 def results_table(console, title: str, found: "Report") -> None:
     """The closing table: one column for single clips, one for videos."""
     rows = []
-    for name in ("top1", "top5", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "loss"):
+    for name in SHOWN:
         if name in found.metrics:
             clip = found.metrics[f"clip_{name}"] if f"clip_{name}" in found.metrics else None
             rows.append(
@@ -87,28 +91,15 @@ def writable(out: Path) -> None:
         ) from error
 
 
-def check_trust(config: DictConfig, source: str) -> None:
-    """Raises `UserError` if a checkpoint's configuration would build anything but models, data and layers.
-
-    A name is enough to call any function of any package, so a checkpoint from elsewhere could run code.
-    """
-    strange = [
-        f"{path}: {node['_target_']}"
-        for path, node in components(config)
-        if not str(node["_target_"]).startswith(TRUSTED)
-    ]
-    if strange:
-        raise UserError(
-            f"the checkpoint {source} asks to build parts from outside of this package:\n  "
-            + "\n  ".join(strange)
-            + "\nIf you trust it and have them installed, say trust_targets=true"
-        )
-
-
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg)
     if OmegaConf.is_missing(cfg, "checkpoint"):
-        faults.append(("checkpoint", "must be given: checkpoint=RUN/checkpoints/best.pt"))
+        faults.append(("checkpoint", "must be given: a run's folder, a checkpoint, or an exported file"))
+        return faults
+    try:
+        locate(cfg.checkpoint)
+    except UserError as error:
+        faults.append(("checkpoint", str(error).removeprefix("checkpoint=")))
     return faults
 
 
@@ -117,18 +108,16 @@ def evaluate(cfg: DictConfig) -> float:
     from vidtrain.app import report as report_faults
     from vidtrain.check import check_run
     from vidtrain.tracking.console import make_console
-    from vidtrain.training import checkpoint
     from vidtrain.training.distributed import join_ranks
 
     with join_ranks(cfg.device) as ranks:
         console = make_console(ranks.is_main)
-        payload = checkpoint.load(cfg.checkpoint)
-        if not cfg.trust_targets:
-            check_trust(OmegaConf.create(payload["config"]), cfg.checkpoint)
-        trained = as_trained(payload["config"], cfg)
+        path = locate(cfg.checkpoint)
+        opened = open_trained(path, cfg.trust_targets)
+        trained = as_trained(opened.config, cfg)
         found = check_run(trained, training=False)
         report_faults([("the checkpoint's configuration, as changed", key, why) for key, why in found])
-        out = Path(cfg.out or Path(cfg.checkpoint).resolve().parents[1] / "eval" / f"{cfg.split}_again")
+        out = Path(cfg.out or path.resolve().parents[1] / "eval" / f"{cfg.split}_again")
         ranks.on_main(lambda: writable(out))
         build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
         reading = build.reading(trained, ranks, None)
@@ -136,25 +125,24 @@ def evaluate(cfg: DictConfig) -> float:
         if cfg.split not in splits:
             raise UserError(f"split={cfg.split} is not in the dataset; it has {', '.join(splits)}")
         manifest = splits[cfg.split]
-        if list(manifest.classes) != payload["classes"]:
-            differing = sorted(set(manifest.classes) ^ set(payload["classes"])) or ["only their order"]
+        if tuple(manifest.classes) != opened.classes:
+            differing = sorted(set(manifest.classes) ^ set(opened.classes)) or ["only their order"]
             raise UserError(
-                f"the checkpoint {cfg.checkpoint} tells other classes apart than the dataset has: "
-                f"{len(payload['classes'])} and {len(manifest.classes)}; differing: {', '.join(differing[:8])}"
+                f"the checkpoint {path} tells other classes apart than the dataset has: "
+                f"{len(opened.classes)} and {len(manifest.classes)}; differing: {', '.join(differing[:8])}"
             )
-        model = build.model(trained, len(manifest.classes), ranks)
-        checkpoint.restore(model, payload["model"], cfg.checkpoint)
-        transform = build.device_transform(trained, ranks.device)
+        model = opened.model(trained, ranks)
+        transform = opened.transform(trained, model, ranks.device)
         data = build.eval_data(trained, cfg.split, manifest, reading, ranks)
         found = evaluate_split(trained, model, data, transform, ranks, console, out)
-        results_table(console, f"{cfg.checkpoint} on {cfg.split}", found)
+        results_table(console, f"{path} on {cfg.split}", found)
         console.info(f"tables in {out}")
-        return found.metrics["top1"]
+        return found.metrics["map" if manifest.multi_label else "top1"]
 
 
-def as_trained(config: dict[str, Any], cfg: DictConfig) -> DictConfig:
+def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
     """The configuration that a checkpoint carries, with what the command line changes of it."""
-    trained = OmegaConf.create(config)
+    trained = up_to_date(config, f"the checkpoint {cfg.checkpoint}")
     for option, place in CHANGES.items():
         if cfg[option] is not None:
             OmegaConf.update(trained, place, cfg[option], merge=False)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidtrain.app import cores, fail, launch
-from vidtrain.config import PrepareConfig, check_targets
+from vidtrain.config import check_targets
 from vidtrain.errors import UserError
+from vidtrain.schemas import PrepareConfig
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
     from vidtrain.data.prepared import PreparedCopy
@@ -88,14 +89,18 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
 
 
 def prepare(cfg: PrepareConfig) -> None:
-    from vidtrain.build import part
+    from vidtrain.build import index_folder, missing_hint, part
+    from vidtrain.data.manifest_checks import check_present
+    from vidtrain.data.manifest_files import open_manifests
     from vidtrain.data.prepared import PreparedCopy, prepared_folder
     from vidtrain.tracking.console import make_console
     from vidtrain.tracking.lock import RunLock
 
     console, started, name = make_console(True), time.monotonic(), name_of(cfg)
     files = {}
-    for manifest in part(cfg.dataset.source).manifests().values():
+    manifests = open_manifests(part(cfg.dataset.source), index_folder(cfg))
+    check_present(manifests, missing_hint(cfg), console.warn)
+    for manifest in manifests.values():
         files |= dict.fromkeys(manifest.paths, manifest.frame_rate)
     folder = prepared_folder(cfg.data_root, cfg.dataset.name, name)
     command = shlex.join(["python", "-m", "vidtrain.prepare", *sys.argv[1:]])

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,31 +12,70 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # what OmegaConf reads with
 
 from vidtrain.errors import UserError
+from vidtrain.stored_config import defaults_of, up_to_date
 from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
 
+ABSENT = "absent"
+FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
-FREE = ("run_dir", "data_root", "data.index_root", "data.time_limit", "dataset.source.root", "dataset.folder",
-        "dataset.source.annotations", "logger", "trainer.device", "trainer.num_workers",
+FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "dataset.source.root",
+        "dataset.folder", "dataset.source.annotations", "export", "logger", "trainer.device", "trainer.num_workers",
         "trainer.save_every", "trainer.keep_every", "trainer.profile")  # fmt: skip
 
 
-def with_stored_overrides(arguments: Sequence[str]) -> list[str]:
-    """The command line with the overrides that an existing `run_dir=` was started with put before it.
+def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The command line with the overrides that an existing `run_dir=` was started with put before it; and of those,
+    the file that they are from.
 
-    So naming the folder is enough to resume; what the command line says again counts.
+    So naming the folder is enough to resume; what the command line says again counts. Of a first attempt that failed
+    nothing is taken: it is to be started again, with all of its settings.
     """
     named = [each.partition("=")[2] for each in arguments if each.startswith("run_dir=")]
     record = Path(named[-1]) / "run.json" if named else None
     if record is None or not record.is_file():
-        return list(arguments)
-    said = {each.partition("=")[0] for each in arguments}
-    stored = _read_json(record)["overrides"]
-    return [each for each in stored if each.partition("=")[0] not in said] + list(arguments)
+        return list(arguments), {}
+    found = _read_json(record)
+    if "overrides" not in found:
+        raise UserError(f"{record} was not written by vidtrain: name another run_dir")
+    if FAILED in found:
+        if all(each.startswith(("run_dir=", "-")) for each in arguments):
+            again = shlex.join(["python", "-m", "vidtrain.train", *found["overrides"]])
+            raise UserError(
+                f"the run in {record.parent} failed before it saved anything, so there is nothing to resume:\n  "
+                f"{found[FAILED]}\nStart it again with its settings, mended: {again}"
+            )
+        return list(arguments), {}
+    taken = [each for each in found["overrides"] if not any(_replaces(said, each) for said in arguments)]
+    return taken + list(arguments), dict.fromkeys(taken, str(record))
+
+
+def _replaces(said: str, stored: str) -> bool:
+    """Whether what is said now stands in place of what is stored."""
+    keys = [each.lstrip("+~").partition("=")[0] for each in (said, stored)]
+    # a key that is only there because it was added can be set, but not without adding it
+    return keys[0] == keys[1] and (said.startswith("+") or not stored.startswith("+"))
+
+
+@contextmanager
+def attempt(path: Path) -> Iterator[None]:
+    """Within it, a `UserError` that ends a run before its first checkpoint is noted in the folder's run.json, and what
+    stood there before is put back, so that the next attempt is not bound by the settings of this one."""
+    record = path / "run.json"
+    before = _read_json(record) if record.is_file() else None
+    try:
+        yield
+    except UserError as error:
+        if record.is_file() and not (path / "checkpoints" / "last.pt").is_file():
+            failed = before is None or FAILED in before
+            write_json_atomic(record, {**_read_json(record), FAILED: str(error)} if failed else before)
+        raise
 
 
 def choose(cfg: DictConfig, ranks: "Ranks") -> Path:
@@ -82,20 +123,45 @@ def record(path: Path, cfg: DictConfig) -> str:
         write_text_atomic(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_json_atomic(path / "run.json", {"id": run_id, "started": started, "overrides": overrides})
         return run_id
-    before = flat(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
-    now = flat(OmegaConf.to_container(cfg, resolve=True))
-    changed = [
-        f"{key}: {before[key] if key in before else 'absent'} -> {now[key] if key in now else 'absent'}"
-        for key in sorted(before.keys() | now.keys())
-        if (key not in before or key not in now or before[key] != now[key]) and not key.startswith(FREE)
-    ]
+    check_unchanged(path, cfg, "was started with other settings, and resuming cannot change them")
+    return _read_json(path / "run.json")["id"]
+
+
+def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
+    """Raises `UserError` naming the settings in which `cfg` differs from those of the run in a folder, but for those
+    that change nothing that is computed; `what` says why that matters."""
+    earlier = _stored(path)
+    before, now = (flat(OmegaConf.to_container(each, resolve=True)) for each in (earlier, cfg))
+    # an argument that one of them leaves out is the same where the other says its default
+    taken = [defaults_of(each) | settings for each, settings in ((earlier, before), (cfg, now))]
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = (settings[key] if key in settings else ABSENT for settings in taken)
+        if old != new and not key.startswith(FREE):
+            changed.append(f"{key}: {old} -> {new}")
     if changed:
         raise UserError(
-            f"the run in {path} was started with other settings, and resuming cannot change them:\n  "
+            f"the run in {path} {what}:\n  "
             + "\n  ".join(changed)
             + "\nTake these back, or start a new run (with init_from, to go on from these weights)"
         )
-    return _read_json(path / "run.json")["id"]
+
+
+def stored_settings(path: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, by dotted key, with what the schema has gained since at its default.
+
+    Raises `UserError` where they cannot be read, or are from another version that knew other settings.
+    """
+    return flat(OmegaConf.to_container(_stored(path), resolve=True))
+
+
+def _stored(path: Path) -> DictConfig:
+    stored = path / "config.yaml"
+    try:
+        return up_to_date(OmegaConf.to_container(OmegaConf.load(stored)), str(stored))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"{stored} cannot be read ({cause}): the folder of a run holds it") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

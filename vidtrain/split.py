@@ -3,24 +3,23 @@
 python -m vidtrain.split path=/data/mine out=/data/mine_split
 """
 
-import csv
-import io
-import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app import launch
+from vidtrain.app import launch, quoted
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
 
 if TYPE_CHECKING:  # --help should not wait for numpy
-    from vidtrain.data.manifest import Manifest, Record
+    from vidtrain.data.manifest import Manifest
     from vidtrain.tracking.console import Console
 
 SEPARATOR = "|"  # between the labels of a record, where the listing names none
 ANNOTATIONS = "annotations.json"
+SPLITS = ("train", "val", "test")
 PATHS = ("absolute", "relative")
 NAMED = 10
 
@@ -42,6 +41,8 @@ def check(cfg: Any) -> list[tuple[str, str]]:
         faults.append(("group_column", f"goes with source=listing; {cfg.source} has no columns"))
     if cfg.classes is not None and cfg.source == "class_folders":
         faults.append(("classes", "class_folders are the classes; take it back"))
+    if not cfg.frame_rate > 0:
+        faults.append(("frame_rate", f"{cfg.frame_rate} must be above 0 images a second"))
     try:
         shares_of(list(cfg.shares))
     except UserError as error:
@@ -55,7 +56,8 @@ def check(cfg: Any) -> list[tuple[str, str]]:
 def _class_folders(cfg: Any) -> "Manifest":
     from vidtrain.data.sources.class_folders import ClassFolders
 
-    return ClassFolders(cfg.path, group_pattern=cfg.group_pattern, split=list(cfg.shares)).pool()
+    source = ClassFolders(cfg.path, group_pattern=cfg.group_pattern, split=list(cfg.shares))
+    return source.pool()
 
 
 def _listing(cfg: Any) -> "Manifest":
@@ -78,10 +80,9 @@ def _listing(cfg: Any) -> "Manifest":
 def _frame_folders(cfg: Any) -> "Manifest":
     from vidtrain.data.sources.frame_folders import FrameFolders
 
-    # the rate is the reader's matter: none is written
     source = FrameFolders(
         root=cfg.path,
-        frame_rate=1.0,
+        frame_rate=cfg.frame_rate,
         ground_truth=cfg.ground_truth,
         classes=_classes(cfg),
         group_pattern=cfg.group_pattern,
@@ -100,23 +101,55 @@ READERS: dict[str, Callable[[Any], "Manifest"]] = {
 }
 
 
+TOP = (
+    "group_column",
+    "group_pattern",
+    "classes",
+    "ground_truth",
+    "frame_rate",
+)  # settings that are not of listing
+RENAMED = {"root": "path", "split": "shares"}
+
+
+def read_pool(cfg: Any) -> "Manifest":
+    """All videos of the configured source; faults name this program's settings."""
+    named_like_splits = [name for name in SPLITS if os.path.isdir(os.path.join(cfg.path, name))]
+    if cfg.source == "class_folders" and named_like_splits:
+        raise UserError(
+            f"{cfg.path} holds the folders {', '.join(named_like_splits)}, so it seems to be split already; train with "
+            f"dataset=class_folders {quoted('dataset.source.root', cfg.path)}"
+        )
+    try:
+        return READERS[cfg.source](cfg)
+    except UserError as error:
+
+        def own(found: re.Match) -> str:
+            name = found[1]
+            if cfg.source == "listing":
+                return name if name in TOP and name != "frame_rate" else f"listing.{name}"
+            return RENAMED[name] if name in RENAMED else name
+
+        raise UserError(re.sub(r"\+?dataset\.source\.(\w+)", own, str(error))) from error
+
+
 # --- the program ------------------------------------------------------------------------------------------
 
 
 def split(cfg: Any) -> None:
     from vidtrain.data.manifest_checks import check_splits
     from vidtrain.data.splitting import shares_of, split_manifest
+    from vidtrain.split_files import annotations_text, csv_text
     from vidtrain.tracking.atomic import write_text_atomic
     from vidtrain.tracking.console import make_console
 
     console, out = make_console(is_main=True), Path(cfg.out)
-    pool = READERS[cfg.source](cfg)
+    pool = read_pool(cfg)
     check_splits({"all": pool})
     found = split_manifest(pool, shares_of(list(cfg.shares)), cfg.seed)
-    separator = (cfg.listing.label_separator or SEPARATOR) if pool.multi_label else ""
+    separator = _separator(cfg) if pool.multi_label else ""
     folder = None if cfg.paths == "absolute" else out
-    texts = {f"{name}.csv": _csv_text(part, separator, folder) for name, part in found.items()}
-    texts[ANNOTATIONS] = _annotations_text(found, _root(cfg), cfg.source == "frame_folders")
+    texts = {f"{name}.csv": csv_text(part, separator, folder) for name, part in found.items()}
+    texts[ANNOTATIONS] = annotations_text(found, _root(cfg), cfg.source == "frame_folders")
     _refuse_to_overwrite(out, texts, cfg.overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,6 +159,35 @@ def split(cfg: Any) -> None:
         raise UserError(f"cannot write into out={out}: {error.strerror}; choose another folder") from error
     _report(console, pool, found)
     console.info(f"wrote {', '.join(texts)} into {out}")
+    console.info(
+        f"train with: python -m vidtrain.train {' '.join(training_overrides(cfg, pool, list(found)))}"
+    )
+
+
+def training_overrides(cfg: Any, pool: "Manifest", splits: Sequence[str]) -> list[str]:
+    """What the training app must be told to read what was written, as it is written in a shell."""
+    out = os.path.abspath(cfg.out)
+    settings: dict[str, Any] = {"dataset": "listing", "dataset.name": os.path.basename(out)}
+    if cfg.source == "frame_folders":
+        settings["dataset"] = "frame_folders"
+        settings["dataset.source.root"] = os.path.abspath(cfg.path)
+        settings["dataset.source.annotations"] = os.path.join(out, ANNOTATIONS)
+    else:
+        settings["dataset.folder"] = out
+        # a class may be absent from train, and others be named by numbers
+        settings["dataset.source.classes"] = os.path.join(out, ANNOTATIONS)
+        if "test" not in splits:
+            settings["dataset.source.test"] = None
+    if pool.frame_rate is not None:
+        settings["dataset.source.frame_rate"] = pool.frame_rate
+    if pool.multi_label:
+        settings["dataset.source.label_separator"] = _separator(cfg)
+        settings |= {"loss": "bce", "trainer.monitor": "map"}
+    return [quoted(key, value) for key, value in settings.items()]
+
+
+def _separator(cfg: Any) -> str:
+    return cfg.listing.label_separator or SEPARATOR
 
 
 def _root(cfg: Any) -> str:
@@ -133,76 +195,6 @@ def _root(cfg: Any) -> str:
     if cfg.source != "listing":
         return cfg.path
     return os.path.dirname(cfg.path) if cfg.listing.root is None else cfg.listing.root
-
-
-def _csv_text(manifest: "Manifest", separator: str, folder: Path | None) -> str:
-    cut = manifest.columns.starts is not None or manifest.columns.ends is not None
-    rows = [("path", "label", "group", *(("start", "end") if cut else ()))]
-    for record in manifest:
-        path = os.path.abspath(record.path)
-        path = os.path.relpath(path, folder) if folder else path
-        label = separator.join(manifest.classes[each] for each in record.labels)
-        times = ["" if time is None else repr(time) for time in (record.start, record.end)]
-        rows.append(
-            (path, label, path if record.group == record.path else record.group, *(times if cut else ()))
-        )
-    for row in rows:
-        _check_text(row)
-    # spaces around a field would not count without quotes
-    bare = all(field == field.strip() for row in rows for field in row)
-    text = io.StringIO()
-    quoting = csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
-    return text.getvalue()
-
-
-def _check_text(row: tuple[str, ...]) -> None:
-    whole = "".join(row)
-    if "\n" in whole or "\r" in whole or not _is_utf8(whole):
-        raise UserError(f"{row[0]!r} cannot be listed: its name has a line break or is not UTF-8; rename it")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _annotations_text(found: Mapping[str, "Manifest"], root: str, folders: bool) -> str:
-    classes = next(iter(found.values())).classes
-    parts = [f'"categories": {json.dumps({name: number for number, name in enumerate(classes)})}']
-    for name, manifest in found.items():
-        entries = (json.dumps(_annotation(record, root, folders)) for record in manifest)
-        parts.append(
-            f'"{name}": [\n' + ",\n".join(entries) + "\n]"
-        )  # an entry a line, to be read and compared
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _annotation(record: "Record", root: str, folder: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "video": os.path.relpath(record.path, root or "."),
-        "target": record.label if len(record.labels) == 1 else list(record.labels),
-    }
-    if folder:
-        entry["segment"] = [0, _count_images(record.path) - 1]
-    if record.group != record.path:
-        entry["group"] = record.group
-    for name, time in (("start", record.start), ("end", record.end)):
-        if time is not None:
-            entry[name] = time
-    return entry
-
-
-def _count_images(folder: str) -> int:
-    from vidtrain.data.image_folders import SUFFIXES, image_names
-
-    count = len(image_names(folder))
-    if not count:
-        raise UserError(f"no images in {folder}; looked for {' '.join(SUFFIXES)}")
-    return count
 
 
 def _refuse_to_overwrite(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from vidtrain.data.manifest import Manifest, Record, SourceInfo
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest_checks import check_present, check_splits
 from vidtrain.errors import UserError
 
 
@@ -59,3 +59,24 @@ def test_parts_and_parts_of_mixtures_may_repeat(caplog):
     both = manifest(video("1"), video("1", source=1), sources=[SourceInfo("x"), SourceInfo("y")])
     check_splits({"train": both})
     assert not caplog.records
+
+
+def test_files_that_are_missing_are_noticed_by_a_few(tmp_path):
+    there, gone = tmp_path / "there.mp4", tmp_path / "gone.mp4"
+    there.touch()
+
+    def listed(*counts):
+        paths = [str(path) for path, count in zip((there, gone), counts, strict=True) for _ in range(count)]
+        return Manifest([Record(path, 0, path) for path in paths], ["a", "b"])
+
+    warned = []
+    check_present({"train": listed(1000, 0), "val": listed(1, 0)}, "hint", warned.append)
+    assert warned == []
+    check_present({"train": listed(900, 100)}, "hint", warned.append)
+    assert warned == [f"2 of 20 train videos that were looked for are missing, such as {gone}"]
+    with pytest.raises(UserError) as error:
+        check_present({"train": listed(0, 5), "val": listed(2, 1)}, "is the root right?", warned.append)
+    assert str(error.value) == (
+        f"5 of 5 train videos that were looked for are missing, such as {gone}; "
+        f"1 of 3 val videos that were looked for are missing, such as {gone}: is the root right?"
+    )

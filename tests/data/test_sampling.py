@@ -131,8 +131,8 @@ def test_probes_of_frame_order():
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        ({"frames": 8}, "exactly one of frame_step, fps and duration, not by none of them"),
-        ({"frames": 8, "frame_step": 2, "fps": 5.0}, "not by frame_step=2 and fps=5.0"),
+        ({"frames": 8}, "exactly one of frame_step, fps and duration: none is given; add clip.frame_step=4"),
+        ({"frames": 8, "frame_step": 2, "fps": 5.0}, "to keep fps=5, add clip.frame_step=null"),
         ({"frames": 0, "frame_step": 2}, "frames=0: must be above 0"),
         ({"frames": 8, "frame_step": 0}, "frame_step=0"),
         ({"frames": 8, "fps": -1.0}, "fps=-1.0"),
@@ -145,11 +145,11 @@ def test_probes_of_frame_order():
             {"frames": 8, "frame_step": 2, "sampling": "sparse"},
             "sampling=sparse: choose one of dense, uniform, reference",
         ),
-        ({"frames": 8, "frame_step": 2, "sampling": "uniform"}, "takes no stride; set frame_step=2 to null"),
-        ({"frames": 8, "sampling": "reference"}, "not by none of them"),
+        ({"frames": 8, "frame_step": 2, "sampling": "uniform"}, "takes no stride: add clip.frame_step=null"),
+        ({"frames": 8, "sampling": "reference"}, "none is given; add clip.frame_step=4"),
         (
             {"frames": 8, "fps": 2.0, "sampling": "reference", "short": "wrap"},
-            "choose short=repeat_last or short=error",
+            "choose clip.short=repeat_last or clip.short=error",
         ),
         ({"frames": 8, "frame_step": 2, "frame_order": "back"}, "choose one of forward, reversed, shuffled"),
         ({"frames": 1, "frame_step": 2, "frame_order": "shuffled"}, "2 frames or more"),
@@ -158,3 +158,15 @@ def test_probes_of_frame_order():
 def test_refuses_what_makes_no_clip(protocol, message):
     with pytest.raises(UserError, match=message):
         ClipProtocol(**protocol)
+
+
+def test_tells_all_that_is_wrong_at_once():
+    with pytest.raises(UserError) as error:
+        ClipProtocol(frames=0, frame_step=2, duration=1.0, short="loop", frame_order="back", num_clips=0)
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
+        "short=loop",
+        "frame_order=back",
+        "a clip's stride is given by exactly one of frame_step, fps and duration",
+        "frames=0",
+        "num_clips=0",
+    ]

@@ -1,0 +1,37 @@
+"""From a file on disk to a uint8 batch.
+
+manifest.py            records and class names
+columns.py             how millions of them lie in memory
+manifest_format.py     the file of a manifest, mapped into memory
+manifest_files.py      what a source found, kept for all runs
+manifest_checks.py     what no dataset may be
+splitting.py           train, val and test; groups kept whole
+filters.py             training videos that are too short, too long, too large
+sampling.py            which frames make a clip (pure functions)
+reference_sampling.py  V-JEPA 2's way to choose them
+temporal.py            cuts by time; random speed and direction
+clip_policies.py       short videos; frames in another order
+video.py               what is known of a video
+probing.py             finding it out, once per file
+index.py               keeping it, for all workers and runs
+bitstream.py           where in a file decoding can start, and what can be left out
+packets.py             decoding from byte ranges, without a container
+decoding.py            frame-exact pixels of the views that are wanted
+conversion.py          crop, scale, rotate and convert a frame in one pass
+image_folders.py       a folder of images read as a video
+dataset.py             from a sample's key to uint8 clips; batches
+samplers.py            which samples a step reads
+loaders.py             batches, read ahead
+workers.py             processes that may crash, hang or be killed
+transfer.py            tensors from one process to another
+watchdog.py            the time limit of a file
+quarantine.py          files that are not tried again
+guarded.py             any function on many files, each guarded
+digests.py             what the files of a split hold, as one hash
+reencode.py            one video to one prepared file
+prepared.py            a prepared copy of a dataset
+balance.py             how often each class is drawn
+audit/                 what is wrong with a dataset
+augment/               geometry while decoding; the rest batched on the device
+sources/               what gives manifests: one file a source
+"""

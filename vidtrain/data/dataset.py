@@ -105,7 +105,7 @@ class VideoDataset(Dataset):
         nothing = torch.empty(0, dtype=torch.int64)
         while True:
             record = self.manifest[index]
-            target = self._target(record)
+            target = self.target(record)
             try:
                 read = partial(self._read, record, epoch, index)
                 clips, seeds = self.quarantine.attempt(record.path, read)
@@ -129,7 +129,8 @@ class VideoDataset(Dataset):
                 else rng.choice(np.flatnonzero(sources == record.source))
             )
 
-    def _target(self, record: Record) -> Tensor:
+    def target(self, record: Record) -> Tensor:
+        """What a record is labeled with: its class, int64 [], or float32 [k] of 0 and 1."""
         if not self.manifest.multi_label:
             return torch.tensor(record.label)
         target = torch.zeros(len(self.manifest.classes))

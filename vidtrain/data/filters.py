@@ -19,7 +19,7 @@ from vidtrain.errors import UserError
 class VideoFilter:
     """Bounds on videos, both ends allowed; None is no bound. Lengths are those of a record's cut of its file.
 
-    Raises `UserError` for bounds that nothing can meet.
+    Raises `UserError` for bounds that nothing can meet, with a line for each.
     """
 
     min_frames: int | None = None
@@ -28,13 +28,15 @@ class VideoFilter:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value <= 0:
-                raise UserError(f"data.{name}={value} must be above 0; null is no bound")
+        faults = [
+            f"data.{name}={value} must be above 0; null is no bound"
+            for name, value in vars(self).items()
+            if value is not None and value <= 0
+        ]
         if self.min_seconds and self.max_seconds and self.min_seconds > self.max_seconds:
-            raise UserError(
-                f"data.min_seconds={self.min_seconds} is above data.max_seconds={self.max_seconds}"
-            )
+            faults.append(f"data.min_seconds={self.min_seconds} is above data.max_seconds={self.max_seconds}")
+        if faults:
+            raise UserError("\n".join(faults))
 
     @property
     def keeps_all(self) -> bool:

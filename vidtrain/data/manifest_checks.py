@@ -1,8 +1,9 @@
 """What no dataset may be: the same video on both sides of a split, or twice with different labels."""
 
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from vidtrain.data.manifest import Manifest, Record, check_same_classes
 from vidtrain.errors import UserError
 
+SAMPLED = 20  # files of a split that are looked for before anything starts
 NAMED = 8  # how many of the faulty a message names
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,25 @@ def check_splits(manifests: Mapping[str, Manifest]) -> None:
     for first, second in combinations(manifests, 2):
         _check_shared(first, second, manifests, hashes)
         _warn_of_shared_groups(first, second, manifests)
+
+
+def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[str], None]) -> None:
+    """Looks for a few files of every split, spread over it: where most are missing, something is wrong with all.
+
+    Raises `UserError` with the count, a path and `hint` where more than half of a split's are missing; warns of fewer.
+    """
+    said = []
+    for split, manifest in manifests.items():
+        count = min(len(manifest), SAMPLED)
+        tried = [manifest.paths[number * len(manifest) // count] for number in range(count)]
+        missing = [path for path in tried if not os.path.exists(path)]
+        if missing:
+            words = f"{len(missing)} of {count} {split} videos that were looked for are missing"
+            said.append((2 * len(missing) > count, f"{words}, such as {missing[0]}"))
+    if any(most for most, _ in said):
+        raise UserError("; ".join(words for _, words in said) + f": {hint}")
+    for _, words in said:
+        warn(words)
 
 
 def path_hashes(manifest: Manifest) -> np.ndarray:
@@ -63,7 +84,7 @@ def _check_repeated(split: str, manifest: Manifest, hashes: np.ndarray) -> None:
     if contradictory:
         raise UserError(
             f"{split} lists videos more than once, with different labels: {_some(contradictory)}; "
-            "keep one, or give several labels in one field (label_separator)"
+            "keep one, or give several labels in one field (dataset.source.label_separator)"
         )
     if twice:
         logger.warning("%s lists %d videos more than once, such as %s", split, len(set(twice)), twice[0])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vidtrain.data.balance import ClassBalance
 from vidtrain.errors import UserError
 
 
@@ -14,7 +15,8 @@ class SampleKey(NamedTuple):
     """What a sampler yields: which time this is that records are read, and the record's index in the manifest.
 
     Two keys differ wherever their samples should be augmented differently. The epoch of a `TrainStream` is its pass
-    over the data; that of a `MixtureStream` is the place in the stream, as a record may come twice in a step.
+    over the data; with a balance, and of a `MixtureStream`, it is the place in the stream, as a record may come again
+    in the same pass or step.
     """
 
     epoch: int
@@ -55,6 +57,8 @@ class TrainStream:
     dropped, and resuming is naming another `start_step`. `batch_size` counts the samples of one optimizer
     step over all ranks: the set of samples of a step depends on neither `world_size` nor `accumulation`.
 
+    With a `balance` a pass is what that draws instead: as many samples, of some records several and of others none.
+
     Iterating yields, for every step, `accumulation` lists of `SampleKey`. It holds one permutation.
     """
 
@@ -66,6 +70,7 @@ class TrainStream:
     accumulation: int = 1
     rank: int = 0
     world_size: int = 1
+    balance: ClassBalance | None = None
 
     def __post_init__(self) -> None:
         _check_shares(self.batch_size, self.accumulation, self.world_size)
@@ -83,12 +88,18 @@ class TrainStream:
         for step in range(self.start_step, self.stop_step):
             for micro_batch in mine:
                 keys = []
-                for place in micro_batch:
-                    epoch, position = divmod(step * self.batch_size + place, self.num_samples)
+                for sample in micro_batch:
+                    place = step * self.batch_size + sample
+                    epoch, position = divmod(place, self.num_samples)
                     if epoch != current:
-                        current, order = epoch, _order(self.num_samples, self.seed, epoch)
-                    keys.append(SampleKey(epoch, int(order[position])))
+                        current, order = epoch, self._pass(epoch)
+                    keys.append(SampleKey(place if self.balance else epoch, int(order[position])))
                 yield keys
+
+    def _pass(self, epoch: int) -> np.ndarray:
+        if self.balance is None:
+            return _order(self.num_samples, self.seed, epoch)
+        return self.balance.order(self.seed, epoch)
 
 
 class MixtureSource(NamedTuple):

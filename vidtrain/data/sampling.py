@@ -1,5 +1,6 @@
 """Which frames make a clip: a pure function of frame count, timestamps, protocol and generator."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class ClipProtocol:
     "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "reference" holds the last
     frame in its own way. `frame_order` is the order in which frames are shown.
 
-    Raises `UserError` for values that make no clip.
+    Raises `UserError` for values that make no clip, with a line for each.
     """
 
     frames: int
@@ -50,32 +51,35 @@ class ClipProtocol:
     overlap: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("sampling", SAMPLINGS),
-            ("short", SHORT_POLICIES),
-            ("frame_order", FRAME_ORDERS),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name}={getattr(self, name)}: choose one of {', '.join(known)}")
+        faults = [
+            f"{name}={value}: choose one of {', '.join(known)}"
+            for name, value, known in (
+                ("sampling", self.sampling, SAMPLINGS),
+                ("short", self.short, SHORT_POLICIES),
+                ("frame_order", self.frame_order, FRAME_ORDERS),
+            )
+            if value not in known
+        ]
         strides = {"frame_step": self.frame_step, "fps": self.fps, "duration": self.duration}
         given = {name: value for name, value in strides.items() if value is not None}
-        spelled = " and ".join(f"{name}={value}" for name, value in given.items())
         if self.sampling == "uniform" and given:
-            raise UserError(
-                f"sampling=uniform spans the whole video and takes no stride; set {spelled} to null"
-            )
-        if self.sampling != "uniform" and len(given) != 1:
-            raise UserError(
-                "a clip's stride is given by exactly one of frame_step, fps and duration, "
-                f"not by {spelled or 'none of them'}"
-            )
+            faults.append(f"sampling=uniform spans the whole video and takes no stride: add {_null(given)}")
+        if self.sampling in SAMPLINGS and self.sampling != "uniform" and len(given) != 1:
+            keep = [
+                f"to keep {name}={value:g}, add {_null(other for other in given if other != name)}"
+                for name, value in given.items()
+            ]
+            way = "; ".join(keep) or "none is given; add clip.frame_step=4, say"
+            faults.append(f"a clip's stride is given by exactly one of frame_step, fps and duration: {way}")
         for name, value in {"frames": self.frames, "num_clips": self.num_clips, **given}.items():
             if value <= 0:
-                raise UserError(f"{name}={value}: must be above 0")
+                faults.append(f"{name}={value}: must be above 0")
         if self.sampling == "reference" and self.short == "wrap":
-            raise UserError("sampling=reference cannot wrap: choose short=repeat_last or short=error")
-        if self.frame_order == "shuffled" and self.frames < 2:
-            raise UserError("frame_order=shuffled needs clips of 2 frames or more")
+            faults.append("sampling=reference cannot wrap: choose clip.short=repeat_last or clip.short=error")
+        if self.frame_order == "shuffled" and self.frames == 1:
+            faults.append("frame_order=shuffled needs clips of 2 frames or more")
+        if faults:
+            raise UserError("\n".join(faults))
 
     @property
     def stride(self) -> float | None:
@@ -138,6 +142,10 @@ def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:
         raise UserError(
             f"sampling=uniform has no stride that rate={list(jitter.rate)} could change; set rate=[1, 1]"
         )
+
+
+def _null(names: Iterable[str]) -> str:
+    return " and ".join(f"clip.{name}=null" for name in names)
 
 
 class Place(NamedTuple):

@@ -40,7 +40,7 @@ def split_manifest(manifest: Manifest, shares: Mapping[str, float], seed: int) -
 def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[str, Manifest]:
     """`manifests` with a val split that is held out from train, groups kept whole."""
     if not 0 < share < 1:
-        raise UserError(f"val_share={share}: must lie between 0 and 1")
+        raise UserError(f"dataset.source.val_share={share}: must lie between 0 and 1")
     parts = split_manifest(manifests["train"], {"train": 1 - share, "val": share}, seed)
     return {**parts, **{split: each for split, each in manifests.items() if split not in parts}}
 
@@ -51,12 +51,15 @@ def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int)
     Raises `UserError` where there is none or both.
     """
     if val_share is not None and "val" in manifests:
-        raise UserError(f"val_share={val_share}, but val is given; take one of them back")
+        raise UserError(
+            f"dataset.source.val_share={val_share}, but dataset.source.val is given; take one of them back (=null)"
+        )
     if "val" in manifests or val_share == 0:
         return manifests
     if val_share is None:
         raise UserError(
-            "there is no val split to select on: give one, or hold out a share of train's groups with val_share=0.1"
+            "there is no val split to select on: give one, or hold out a share of train's groups with "
+            "dataset.source.val_share=0.1"
         )
     return hold_out(manifests, val_share, seed)
 
@@ -181,7 +184,9 @@ class GroupPattern:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise UserError(f"group_pattern={self.pattern!r} is no regular expression: {error}") from error
+            raise UserError(
+                f"dataset.source.group_pattern={self.pattern!r} is no regular expression: {error}"
+            ) from error
 
     def groups(self, names: Sequence[str]) -> list[str]:
         """Raises `UserError` naming those that it is not found in: they would be split from their group."""
@@ -189,7 +194,7 @@ class GroupPattern:
         missed = [name for name, match in zip(names, found, strict=True) if match is None]
         if missed:
             raise UserError(
-                f"group_pattern={self.pattern!r} is not found in {len(missed)} of {len(names)} names, "
+                f"dataset.source.group_pattern={self.pattern!r} is not found in {len(missed)} of {len(names)} names, "
                 f"such as {', '.join(missed[:NAMED])}"
             )
         return ["/".join(match.groups("")) or match[0] for match in found]

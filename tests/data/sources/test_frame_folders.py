@@ -76,11 +76,11 @@ def test_missing_folders(folders, caplog):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "need one of annotations and ground_truth"),
-        ({"annotations": ANNOTATIONS, "truth": "x"}, "need one of annotations and ground_truth"),
+        ({}, "need one of dataset.source.annotations and"),
+        ({"annotations": ANNOTATIONS, "truth": "x"}, "need one of dataset.source.annotations and"),
         ({"annotations": ANNOTATIONS, "frame_rate": 0}, "frame_rate=0: must be above 0"),
-        ({"annotations": ANNOTATIONS, "classes": ["a"]}, "annotations name the classes; take classes back"),
-        ({"annotations": ANNOTATIONS, "group_pattern": "a"}, "group_pattern groups nothing; take it back"),
+        ({"annotations": ANNOTATIONS, "classes": ["a"]}, "names the classes; take dataset.source.classes back"),
+        ({"annotations": ANNOTATIONS, "group_pattern": "a"}, "group_pattern groups nothing there"),
         ({"annotations": "{"}, "annotations.json is no annotations file"),
         ({"annotations": {"train": []}}, "is no annotations file: KeyError.'categories'"),
         ({"annotations": {**ANNOTATIONS, "val": []}}, "lists no videos for val"),

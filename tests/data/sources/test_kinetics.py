@@ -61,7 +61,7 @@ def test_folders(kinetics, tmp_path, folder):
 def test_missing_ones_are_counted_and_bounded(kinetics, tmp_path, caplog):
     (tmp_path / "videos/ccccccccccc.webm").unlink()
     with pytest.raises(
-        UserError, match="1 of 4 annotated videos are not in .*: ccccccccccc; .* max_missing_share"
+        UserError, match="1 of 4 annotated videos are not in .*: ccccccccccc; .*max_missing_share"
     ):
         kinetics().manifests()
     with pytest.raises(UserError, match="1 of 4 annotated"):

@@ -134,9 +134,9 @@ def test_val_can_be_held_out(listing):
     assert [len(each) for each in found.values()] == [64, 16]
     assert not set(found["train"].columns.group_names) & set(found["val"].columns.group_names)
     assert list(listing(text, None, val_share=0).manifests()) == ["train"]
-    with pytest.raises(UserError, match="there is no val split .* val_share=0.1"):
+    with pytest.raises(UserError, match="there is no val split .*val_share=0.1"):
         listing(text, None).manifests()
-    with pytest.raises(UserError, match="val_share=0.2, but val is given"):
+    with pytest.raises(UserError, match="val_share=0.2, but dataset.source.val is given"):
         listing(text, "path,label,group\no,a,x\n", val_share=0.2).manifests()
 
 
@@ -154,7 +154,7 @@ def test_val_can_be_held_out(listing):
         ('a.mp4,run\n"b.mp4,run\nc.mp4,run\n', {}, "train.csv:2: unexpected end of data"),
         ('a.mp4,run\n"b".mp4,run\n', {}, "train.csv:2: .*expected after"),
         ("a.mp4,run\nb\0.mp4,run\n", {}, "train.csv:2: a path with a zero byte"),
-        ("a.mp4,run\nb.mp4,jog;run\n", {"classes": ["run"]}, "train.csv:2: label 'jog;run' is not among the classes"),
+        ("a.mp4,run\nb.mp4,jog;run\n", {"classes": ["run"]}, "'jog;run' is not among the classes given: say"),
         ("a.mp4,2\n", {"classes": ["run"]}, r"train.csv:1: label 2 is outside 0\.\.0"),
         ("a.mp4,1;1\n", {"label_separator": ";"}, "train.csv:1: a label twice"),
         ("a.mp4,1;\nb.mp4,0\n", {"label_separator": ";"}, "train.csv:1: no label"),
@@ -162,16 +162,20 @@ def test_val_can_be_held_out(listing):
         ("path,label,start\na.mp4,run,x\nb.mp4,run,-1\n", {}, "train.csv:2: 'x' is no time.*\n.*:3: a video must"),
         ("path,label,start,end\na.mp4,run,3,3\n", {}, "train.csv:2: a video must .* end later"),
         ("path,label,group\na.mp4,run,\n", {}, "train.csv:2: no group"),
-        ("x,what\na.mp4,run\n", {}, "line 1 .*may name the columns or a video: say header=true or header=false"),
-        ("a b,run c\n", {}, "its delimiter may be comma or space; say which with delimiter"),
-        ("a.mp4\nb.mp4\n", {}, "none of comma, tab, space, :: cuts its lines"),
-        ("a.mp4 x run\nb.mp4 y run\n", {}, "3 fields and no header: say which ones are the path and the label"),
-        ("a.mp4,run\n", {"delimiter": "\t"}, "its lines have 1 fields; 2 are needed"),
+        ("x,what\na.mp4,run\n", {}, "line 1 may be a header .names of columns. or a video: say .*header=true"),
+        ("a b,run c\n", {}, "may be comma or space; say dataset.source.delimiter=comma or"),
+        ("a.mp4\nb.mp4\n", {}, "none of comma, tab, space, semicolon, :: cuts its lines"),
+        ("a.mp4 x run\nb.mp4 y run\n", {}, "3 fields and does not name them: say which ones are the path"),
+        ("a.mp4,run\n", {"delimiter": "tab"}, "dataset.source.delimiter=tab its lines have one field"),
+        ("a b.mp4;1\nb c.mp4;0\n", {}, "may be space or semicolon; say dataset.source.delimiter=space"),
+        ("a.mp4,1;2\nb.mp4,0\n", {}, "label '1;2' looks like several: say .*label_separator=.;.., or, if it"),
+        ("a.mp4,0\nb.mp4,1|2\n", {}, r"train.csv:2: label '1\|2' looks like several: say .*label_separator=.\|."),
+        ('a.mp4,"1,2"\nb.mp4,x\n', {}, "train.csv:1: label '1,2' looks like several: say .*label_separator=.,."),
         ("a.mp4,run\n", {"path_column": 0, "label_column": "what"}, "label_column=what: .*has the columns a.mp4, run"),
-        ("id,path,foo\n1,a.mp4,run\n", {"header": True}, "id, path, foo: say which one it is with label_column"),
+        ("id,path,foo\n1,a.mp4,run\n", {"header": True}, "foo, none .* called label or labels: .*label_column="),
         ("a.mp4,run\n", {"label_column": 2}, "label_column=2: .* has 2 columns, numbered from 0"),
-        ("path,label,class\na,b,c\n", {}, "has the columns label and class: say which one with label_column"),
-        ("a.mp4,run\n", {"group_column": 0, "group_pattern": "a"}, "group_column and group_pattern are both given"),
+        ("path,label,class\na,b,c\n", {}, "has the columns label and class: say which one with .*label_column=label"),
+        ("a.mp4,run\n", {"group_column": 0, "group_pattern": "a"}, "group_column and .*group_pattern are both given"),
         ("a.mp4,run\n", {"label_kind": "words"}, "label_kind=words: choose one of names, integers"),
         ("path,label\n", {}, "train.csv lists no videos"),
         ("\n \n", {}, "train.csv holds no lines"),
@@ -182,6 +186,49 @@ def test_val_can_be_held_out(listing):
 def test_names_the_line_at_fault(listing, text, settings, message):
     with pytest.raises(UserError, match=message):
         listing(text, **settings).manifests()
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "between"),
+    [("comma", ","), (",", ","), ("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), ("space", " "), (" ", " "), ("::", "::"),
+     ("semicolon", ";"), (";", ";")],
+)  # fmt: skip
+def test_a_delimiter_is_named_or_given(listing, delimiter, between):
+    source = listing(f"a.mp4{between}jump\nb.mp4{between}run\n", f"o.mp4{between}run\n", delimiter=delimiter)
+    assert train(source) == TWO
+
+
+def test_a_semicolon_is_taken_where_nothing_else_fits(listing):
+    assert train(listing("path;label\na.mp4;jump\nb.mp4;run\n", "o.mp4;run\n")) == TWO
+    several = listing("a.mp4 0;1\nb.mp4 1;0\n", "o.mp4 0;1\n", label_separator=";")
+    assert [record.labels for record in train(several)] == [(0, 1), (1, 0)]
+    with pytest.raises(
+        UserError, match="train.csv:3: 1 fields, not 2"
+    ):  # of commas, and no path is 'a.mp4,0'
+        listing("a.mp4,0;1\nb.mp4,0;1\nc.mp4;0\n", "o.mp4,0\n", label_separator="|").manifests()
+
+
+def test_classes_may_hold_what_else_separates_labels(listing):
+    found = listing("a.mp4,rock|roll\nb.mp4,tea\n", "o.mp4,tea\n", classes=["tea", "rock|roll"]).manifests()
+    assert found["train"].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frame_rate": -1.0}, "dataset.source.frame_rate=-1.0: must be above 0"),
+        (
+            {"delimiter": "pipe"},
+            "dataset.source.delimiter='pipe': choose one of comma, tab, space, semicolon, ::",
+        ),
+        ({"delimiter": ""}, "dataset.source.delimiter='': choose one of comma"),
+        ({"label_separator": ""}, "label_separator must hold a character"),
+        ({"group_pattern": "("}, "is no regular expression"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(settings, message):
+    with pytest.raises(UserError, match=message):
+        Listing(train="none.csv", **settings)
 
 
 def test_names_some_lines_and_counts_all(listing):
@@ -198,9 +245,14 @@ def test_val_must_have_labels_of_train(listing):
 
 
 def test_absent_file(tmp_path):
-    source = Listing(train=str(tmp_path / "none.csv"), val_share=0.1)
-    with pytest.raises(UserError, match="none.csv cannot be read: No such file"):
-        source.manifests()
+    none = str(tmp_path / "none.csv")
+    with pytest.raises(UserError, match=r"^dataset.source.train=.*/none.csv: there is no such file$"):
+        Listing(train=none, val_share=0.1).manifests()
+    (tmp_path / "train.csv").write_text("a.mp4,run\n")
+    with pytest.raises(
+        UserError, match="without one, say dataset.source.val=null dataset.source.val_share=0.1"
+    ):
+        Listing(train=str(tmp_path / "train.csv"), val=none).inputs()
 
 
 def test_inputs_are_the_files(listing, tmp_path):

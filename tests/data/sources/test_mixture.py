@@ -24,7 +24,7 @@ def listing(tmp_path):
 def test_parts_keep_their_records_and_say_where_they_are_from(listing):
     one = listing("one", "path,label,group\na.mp4,run,x\n", "b.mp4,run\n", classes=["jump", "run"])
     two = listing("two", "a.mp4,jump\nc.mp4,run\n", val_share=0, classes=["jump", "run"])
-    source = Mixture([Part("one", one, weight=0.25, frames=16), Part("two", two, weight=0.75)])
+    source = Mixture({"one": Part(one, weight=0.25, frames=16), "out": None, "two": Part(two, weight=0.75)})
     found = source.manifests()
     assert list(found["train"]) == [
         Record("/one/a.mp4", 1, "x"),
@@ -41,7 +41,7 @@ def test_cuts_and_labels_survive(listing):
     text = "path,label,start,end\na.mp4,run|jump,1,2\n"
     one = listing("one", text, "b.mp4,run", label_separator="|")
     two = listing("two", "c.mp4,run|jump\n", val_share=0, label_separator="|")
-    found = Mixture([Part("one", one), Part("two", two)]).manifests()["train"]
+    found = Mixture({"one": Part(one), "two": Part(two)}).manifests()["train"]
     assert [(record.labels, record.start, record.end) for record in found] == [
         ((1, 0), 1.0, 2.0),
         ((1, 0), None, None),
@@ -49,34 +49,38 @@ def test_cuts_and_labels_survive(listing):
 
 
 def test_a_part_that_walks_has_no_inputs(listing, tmp_path):
-    one = Part("one", listing("one", "a.mp4,run", "b.mp4,run"))
-    assert Mixture([one, Part("two", ClassFolders(str(tmp_path)))]).inputs() is None
+    one = Part(listing("one", "a.mp4,run", "b.mp4,run"))
+    assert Mixture({"one": one, "two": Part(ClassFolders(str(tmp_path)))}).inputs() is None
 
 
 def test_parts_must_fit(listing):
-    one = Part("one", listing("one", "a.mp4,run\n", "b.mp4,run\n"))
+    one = Part(listing("one", "a.mp4,run\n", "b.mp4,run\n"))
     with pytest.raises(
         UserError, match="the classes of two .1. and one .1. differ: jump, run; give both the same list"
     ):
-        Mixture([one, Part("two", listing("two", "a.mp4,jump\n", val_share=0))]).manifests()
+        Mixture({"one": one, "two": Part(listing("two", "a.mp4,jump\n", val_share=0))}).manifests()
     with pytest.raises(UserError, match="two and one cannot be mixed: one holds folders of images"):
-        Mixture([one, Part("two", listing("two", "a,run\n", val_share=0, frame_rate=5.0))]).manifests()
-    with pytest.raises(UserError, match="each with a name of its own, not one, one"):
-        Mixture([one, one]).manifests()
+        Mixture({"one": one, "two": Part(listing("two", "a,run\n", val_share=0, frame_rate=5.0))}).manifests()
+    with pytest.raises(UserError, match="dataset.source.parts holds no part"):
+        Mixture({"one": None})
+    with pytest.raises(
+        UserError, match="part two of the mixture: .*dataset.source.parts.two.source.delimiter=comma or"
+    ):
+        Mixture({"one": one, "two": Part(listing("two", "a b,run c\n", val_share=0))}).manifests()
     with pytest.raises(UserError, match="no part of the mixture has a val split"):
-        Mixture([Part("two", listing("two", "a.mp4,run\n", val_share=0))]).manifests()
+        Mixture({"two": Part(listing("two", "a.mp4,run\n", val_share=0))}).manifests()
     with pytest.raises(UserError, match="1 videos are in both train and val: /v/b.mp4"):
         two = listing("two", "/v/b.mp4,run\n", val_share=0)
-        Mixture([Part("one", listing("one", "a.mp4,run\n", "/v/b.mp4,run\n")), Part("two", two)]).manifests()
+        Mixture({"one": Part(listing("one", "a.mp4,run\n", "/v/b.mp4,run\n")), "two": Part(two)}).manifests()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": 0.0}, "weight=0.0 of x: must be above 0"),
-        ({"frames": 0}, "frames=0 of x: must be 1 or more"),
+        ({"weight": 0.0}, "weight=0.0: must be above 0; to leave a part out, set it to null"),
+        ({"frames": 0}, "frames=0: must be 1 or more"),
     ],
 )
 def test_weights_and_frames_must_mean_something(settings, message):
     with pytest.raises(UserError, match=message):
-        Part("x", None, **settings)
+        Part(None, **settings)

@@ -50,7 +50,9 @@ def test_val_may_be_test_if_said(ucf, caplog):
     found = UCF101(**ucf, val="test").manifests()
     assert list(found["val"].paths) == list(found["test"].paths) and len(found["train"]) == 32
     assert "val is the test split" in caplog.text
-    with pytest.raises(UserError, match="val=none: choose train, to hold out val_share of it, or test"):
+    with pytest.raises(
+        UserError, match="val=none: choose train, to hold out dataset.source.val_share of it, or test"
+    ):
         UCF101(**ucf, val="none")
 
 

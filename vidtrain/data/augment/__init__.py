@@ -1,0 +1,10 @@
+"""Geometry while decoding; the rest batched on the device.
+
+geometry.py      where a view is cut from the frame (pure functions)
+device.py        color, normalization and erasing, batched on the device
+color.py         color jitter
+rand_augment.py  RandAugment for clips
+erasing.py       random erasing
+mixing.py        MixUp and CutMix
+streams.py       random numbers that belong to a view
+"""

@@ -179,12 +179,18 @@ class ShortSideCrop:
 
 @dataclass(frozen=True)
 class FixedCrop:
-    """Training without augmentation: the box of the output's shape in the middle, as large as the frame allows."""
+    """Training without augmentation: the center crop of evaluation (see CenterCrops for the arguments)."""
+
+    short_side_ratio: float | None = None
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        CenterCrops(self.short_side_ratio, 1, self.short_side)  # which knows what may not be
 
     def __call__(
         self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
     ) -> Crop:
-        return CenterCrops()(width, height, size)[0]
+        return CenterCrops(self.short_side_ratio, 1, self.short_side)(width, height, size)[0]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class ClassFolders:
     video is a group of its own, or, with `group_pattern`, belongs with those of the same group (`GroupPattern`, on
     the path below `root`); groups stay whole.
 
-    `manifests` raises `UserError` where the layout is not as stated.
+    Raises `UserError` for shares and patterns that are none, and `manifests` where the layout is not as stated.
     """
 
     root: str
@@ -34,6 +34,12 @@ class ClassFolders:
     split: Sequence[float] | None = None
     group_pattern: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split is not None:
+            shares_of(self.split)
+        if self.group_pattern is not None:
+            GroupPattern(self.group_pattern)
 
     def manifests(self) -> dict[str, Manifest]:
         if self.split is not None:
@@ -52,7 +58,7 @@ class ClassFolders:
         if named_like_splits:
             raise UserError(
                 f"{root} holds the folders {', '.join(named_like_splits)}, so it seems to be split already; "
-                "take split back to read it so, or say with splits=[] that these are classes"
+                "take dataset.source.split back, or, where these are classes, say +dataset.source.splits=[]"
             )
         return self._read(root, None)
 
@@ -87,10 +93,10 @@ class ClassFolders:
 
     def _layout(self) -> str:
         if self.split is not None:
-            return f"expected {self.root}/<class>/<video>, as split is given"
+            return f"expected {self.root}/<class>/<video>, to be split"
         return (
             f"expected {self.root}/{{{','.join(self.splits)}}}/<class>/<video>; "
-            "where classes are not split yet, say so with split=[0.8,0.1,0.1]"
+            "where classes are not split yet, say dataset.source.split=[0.8,0.1,0.1]"
         )
 
 

@@ -45,13 +45,22 @@ class FrameFolders:
 
     def __post_init__(self) -> None:
         if not self.frame_rate > 0:
-            raise UserError(f"frame_rate={self.frame_rate}: must be above 0")
+            raise UserError(f"dataset.source.frame_rate={self.frame_rate}: must be above 0")
         if (self.annotations is None) == (self.ground_truth is None):
-            raise UserError("frame folders need one of annotations and ground_truth, not both")
+            raise UserError(
+                "frame folders need one of dataset.source.annotations and dataset.source.ground_truth, and null for "
+                "the other"
+            )
         if self.annotations is not None and self.classes is not None:
-            raise UserError("annotations name the classes; take classes back")
+            raise UserError("dataset.source.annotations names the classes; take dataset.source.classes back")
         if self.annotations is not None and self.group_pattern is not None:
-            raise UserError("annotations are split already, so group_pattern groups nothing; take it back")
+            raise UserError(
+                "dataset.source.annotations are split already, and dataset.source.group_pattern groups nothing there; "
+                "take it back"
+            )
+        shares_of(self.split)
+        if self.group_pattern is not None:
+            GroupPattern(self.group_pattern)
 
     def manifests(self) -> dict[str, Manifest]:
         if self.annotations is None:
@@ -137,4 +146,6 @@ class FrameFolders:
         return bool(name) and os.path.isdir(os.path.join(self.root, name))
 
     def _check_missing(self, missing: Sequence[str], total: int) -> None:
-        check_missing(missing, total, self.root, 1.0 if self.allow_missing else 0.0, "allow_missing=true")
+        check_missing(
+            missing, total, self.root, 1.0 if self.allow_missing else 0.0, "dataset.source.allow_missing=true"
+        )

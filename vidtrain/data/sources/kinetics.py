@@ -41,7 +41,9 @@ class Kinetics:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_missing_share <= 1:
-            raise UserError(f"max_missing_share={self.max_missing_share}: must lie between 0 and 1")
+            raise UserError(
+                f"dataset.source.max_missing_share={self.max_missing_share}: must lie between 0 and 1"
+            )
 
     def manifests(self) -> dict[str, Manifest]:
         rows = [
@@ -69,7 +71,11 @@ class Kinetics:
         for each in faults.values():
             each.raise_if_any()
         check_missing(
-            missing, len(rows), self.root, self.max_missing_share, "max_missing_share=0.1, or as it is"
+            missing,
+            len(rows),
+            self.root,
+            self.max_missing_share,
+            "dataset.source.max_missing_share=0.1, or as it is",
         )
         found = {
             split: Manifest.from_columns(builders[split].build(), classes)

@@ -10,6 +10,7 @@ from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
 
 KINDS = ("names", "integers")
+SEPARATORS = (";", "|", ",", " ")  # what may stand between labels
 NAMED = 8
 Complain = Callable[[int, str], None]  # (which of the texts, what is wrong with it)
 
@@ -58,19 +59,27 @@ class LabelReader:
     `kind` says what labels are: "names", or "integers" that are the class numbers themselves; None takes what the
     first label is, unless that is in `classes`, and holds all others to it. The classes are `classes`, in that order;
     else the names that train has, sorted, or the integers from 0 to the largest one of train. `separator` stands
-    between several labels of a record.
+    between several labels of a record; `splits` says whether the source takes one. Without it, a label that looks like
+    several, such as "1;2", is a fault: it would become a class of its own.
 
     Train is read first, then `settle` is called, then the other splits are read; their labels must be known.
     """
 
-    def __init__(self, kind: str | None, classes: Sequence[str] | None, separator: str | None):
+    def __init__(
+        self,
+        kind: str | None,
+        classes: Sequence[str] | None,
+        separator: str | None,
+        splits: bool = False,
+    ):
         if kind is not None and kind not in KINDS:
-            raise UserError(f"label_kind={kind}: choose one of {', '.join(KINDS)}, or null")
+            raise UserError(f"dataset.source.label_kind={kind}: choose one of {', '.join(KINDS)}, or null")
         if separator == "":
-            raise UserError("label_separator must hold a character, or be null")
+            raise UserError("dataset.source.label_separator must hold a character, or be null")
         self._kind = kind
         self._classes = None if classes is None else tuple(classes)
         self._separator = separator
+        self._splits = splits
         self._settled = self._given = classes is not None
         self._codes = {name: code for code, name in enumerate(classes or ())}
         self._seen: set[int] = set()
@@ -107,9 +116,8 @@ class LabelReader:
         if not (together.isascii() and together.isdecimal() and all(texts)):
             for place, text in enumerate(texts):
                 if not _is_integer(text):
-                    complain(
-                        place, _empty_or(text, f"label {text!r} is no integer, as others are (label_kind)")
-                    )
+                    why = f"label {text!r} is no integer, as others are (dataset.source.label_kind)"
+                    complain(place, _empty_or(text, self._several(text) or why))
             texts = [text if _is_integer(text) else "0" for text in texts]
         numbers = list(map(int, texts))
         self._seen.update(numbers)
@@ -125,7 +133,7 @@ class LabelReader:
         codes = self._codes
         if not self._settled:
             numbers = [codes.setdefault(text, len(codes)) for text in texts]
-            bad = {text for text in codes if not text or not _is_text(text)}
+            bad = {text for text in codes if not text or not _is_text(text) or self._several(text)}
         else:
             bad = {text for text in set(texts) if text not in codes}
             numbers = [codes[text] if text in codes else 0 for text in texts]
@@ -133,8 +141,21 @@ class LabelReader:
             known = "the classes given" if self._given else "the labels of train"
             for place, text in enumerate(texts):
                 if text in bad:
-                    complain(place, _empty_or(text, f"label {text!r} is not among {known}, or no text"))
+                    why = f"label {text!r} is not among {known}, or no text"
+                    complain(place, _empty_or(text, self._several(text) or why))
         return numbers
+
+    def _several(self, text: str) -> str:
+        """What is wrong with a label that looks like several, which would else become a class of its own."""
+        separator = None if self._separator is not None else _separator_in(text)
+        if separator is None:
+            return ""
+        if not self._splits:
+            way = "this source takes one label a video, and dataset=listing several"
+        else:
+            way = f"say 'dataset.source.label_separator=\"{separator}\"'"  # in both quotes, as a shell needs
+        given = "is not among the classes given" if self._given else "looks like several"
+        return f"label {text!r} {given}: {way}, or, if it is one name, list it in dataset.source.classes"
 
     def settle(self) -> tuple[tuple[str, ...], np.ndarray | None]:
         """The classes, now that train is read; and the final number of each number given out, if they change.
@@ -154,7 +175,8 @@ class LabelReader:
             named = ", ".join(str(number) for number, _ in zip(absent, range(NAMED), strict=False))
             raise UserError(
                 f"train has labels up to {largest}, but none of {largest + 1 - len(self._seen)} below it, such as "
-                f"{named}: name all classes with classes, or say label_kind=names if the integers are but names"
+                f"{named}: name all classes with dataset.source.classes, or say dataset.source.label_kind=names if the "
+                "integers are but names"
             )
         self._classes = tuple(str(number) for number in range(largest + 1))
         return self._classes, None
@@ -162,6 +184,16 @@ class LabelReader:
 
 def _is_integer(text: str) -> bool:
     return text.isascii() and text.isdecimal()
+
+
+def _separator_in(text: str) -> str | None:
+    """What seems to stand between several labels."""
+    for separator in SEPARATORS:
+        parts = [part.strip() for part in text.split(separator)]
+        # commas and spaces are common in names, but not between numbers
+        if len(parts) > 1 and all(parts) and (separator in (";", "|") or all(map(_is_integer, parts))):
+            return separator
+    return None
 
 
 def _is_text(text: str) -> bool:

@@ -11,7 +11,18 @@ from vidtrain.data.columns import Columns, ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
 from vidtrain.data.sources.labels import LabelReader, class_list
-from vidtrain.data.sources.tables import Faults, Rows, first_rows, read_rows, recognize_delimiter, usual_width
+from vidtrain.data.sources.tables import (
+    DELIMITERS,
+    Faults,
+    Rows,
+    first_rows,
+    listed_file,
+    named_delimiter,
+    open_text,
+    read_rows,
+    recognize_delimiter,
+    usual_width,
+)
 from vidtrain.data.splitting import GroupPattern, complete
 from vidtrain.errors import UserError
 
@@ -23,10 +34,10 @@ LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id",
 class ListingFormat:
     """How the lines of a listing are to be read. What is null is recognized, and held against every line.
 
-    `delimiter` is a comma, tab, space or "::"; fields that hold it must be quoted. `header` says whether line 1
-    names the columns. Columns are given by name or by number, from 0. Null means the column with a usual name (path,
-    label, group, start, end) where there is a header; without one, the first for paths, the second for
-    labels and none for the others. Paths are relative to `root`, else to the listing's folder.
+    `delimiter` is comma, tab, space, semicolon or "::", or the character itself; fields that hold it must be quoted.
+    `header` says whether line 1 names the columns. Columns are given by name or by number, from 0. Null means the
+    column with a usual name (path, label, group, start, end) where there is a header; without one, the first for paths,
+    the second for labels and none for the others. Paths are relative to `root`, else to the listing's folder.
 
     Labels are read as `LabelReader` says. Groups come from a column or from `group_pattern` (`GroupPattern`, on the
     path as listed); without, each video is one. `start` and `end` are seconds, empty where a video is not cut. With
@@ -47,9 +58,24 @@ class ListingFormat:
     group_pattern: str | None = None
     frame_rate: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.delimiter is not None:
+            named_delimiter(self.delimiter)
+        if self.frame_rate is not None and not self.frame_rate > 0:
+            raise UserError(
+                f"dataset.source.frame_rate={self.frame_rate}: must be above 0 images a second; null for video files"
+            )
+        if self.group_column is not None and self.group_pattern is not None:
+            raise UserError(
+                "dataset.source.group_column and dataset.source.group_pattern are both given; take one of them back"
+            )
+        if self.group_pattern is not None:
+            GroupPattern(self.group_pattern)
+        LabelReader(self.label_kind, None, self.label_separator)  # refuses what is no kind or separator
+
     def label_reader(self) -> LabelReader:
         known = None if self.classes is None else class_list(self.classes)
-        return LabelReader(self.label_kind, known, self.label_separator)
+        return LabelReader(self.label_kind, known, self.label_separator, splits=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +111,7 @@ class Listing(ListingFormat):
 
     def _files(self) -> dict[str, Path]:
         named = {"train": self.train, "val": self.val, "test": self.test}
-        return {split: Path(path) for split, path in named.items() if path is not None}
+        return {split: listed_file(split, path) for split, path in named.items() if path is not None}
 
 
 def read_listing(path: Path, layout: ListingFormat, labels: LabelReader) -> Columns:
@@ -130,11 +156,15 @@ class _Table:
 
 def _recognize(path: Path, layout: ListingFormat) -> _Table:
     if layout.delimiter is None:
-        delimiter, width = recognize_delimiter(path)
+        delimiter, width = recognize_delimiter(path, layout.label_separator)
     else:
-        delimiter, width = layout.delimiter, usual_width(path, layout.delimiter)
+        delimiter = named_delimiter(layout.delimiter)
+        width = usual_width(path, delimiter)
     if width < 2:
-        raise UserError(f"{path}: with delimiter={delimiter!r} its lines have {width} fields; 2 are needed")
+        raise UserError(
+            f"{path}: with dataset.source.delimiter={DELIMITERS[delimiter]} its lines have one field, and two are "
+            f"needed, a path and a label. Line 1 is {_first_line(path)!r}"
+        )
     rows = first_rows(path, delimiter, 2)
     asked = (
         layout.path_column,
@@ -152,11 +182,11 @@ def _recognize(path: Path, layout: ListingFormat) -> _Table:
     names = rows[0] if header else None
     if names is None and width > 2 and None in asked[:2]:
         raise UserError(
-            f"{path}: line 1 has {width} fields and no header: say which ones are the path and the label "
-            f"with path_column and label_column, or quote fields that hold the delimiter. It is {rows[0]}"
+            f"{path}: line 1 has {width} fields and does not name them: say which ones are the path and the label, by "
+            "number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
+            "dataset.source.header=true; or quote fields that hold the delimiter. "
+            f"Line 1 is {_first_line(path)!r}"
         )
-    if layout.group_column is not None and layout.group_pattern is not None:
-        raise UserError("group_column and group_pattern are both given; take one of them back")
 
     def place(key: str, words: Sequence[str], otherwise: int | None) -> int | None:
         return _place(path, key, getattr(layout, key), names, words, otherwise, width)
@@ -184,7 +214,9 @@ def _names_columns(path: Path, rows: Sequence[Sequence[str]], layout: ListingFor
         odd_path = not os.path.splitext(first)[1] and bool(os.path.splitext(second)[1])
         if odd_path or (next_label.isdecimal() and not label[:1].isdecimal()):
             raise UserError(
-                f"{path}: line 1 {list(rows[0])} may name the columns or a video: say header=true or header=false"
+                f"{path}: line 1 may be a header (names of columns) or a video: say dataset.source.header=true, and "
+                "which column holds what with dataset.source.path_column and dataset.source.label_column, or "
+                f"dataset.source.header=false. Line 1 is {_first_line(path)!r}"
             )
     return False
 
@@ -200,20 +232,32 @@ def _place(
 ) -> int | None:
     if isinstance(asked, int):
         if not 0 <= asked < width:
-            raise UserError(f"{key}={asked}: {path} has {width} columns, numbered from 0")
+            raise UserError(f"dataset.source.{key}={asked}: {path} has {width} columns, numbered from 0")
         return asked
     named = [] if names is None else [name.strip() for name in names]
     if asked is not None:
         if named.count(asked) != 1:
-            raise UserError(f"{key}={asked}: {path} has the columns {', '.join(named) or 'without names'}")
+            has = ", ".join(named) or "without names"
+            raise UserError(f"dataset.source.{key}={asked}: {path} has the columns {has}")
         return named.index(asked)
     found = [name for name in named if name.lower() in words]
     if len(found) > 1:
-        raise UserError(f"{path} has the columns {' and '.join(found)}: say which one with {key}")
+        raise UserError(
+            f"{path} has the columns {' and '.join(found)}: say which one with dataset.source.{key}={found[0]}"
+        )
     if not found and names is not None and otherwise is not None:
         # a guess by position could take a path for a label
-        raise UserError(f"{path} has the columns {', '.join(named)}: say which one it is with {key}")
+        raise UserError(
+            f"{path}: line 1 is a header with the columns {', '.join(named)}, none of which is called "
+            f"{' or '.join(words[:2])}: say which one it is with dataset.source.{key}=NAME. If line 1 is a video, "
+            "say dataset.source.header=false"
+        )
     return named.index(found[0]) if found else otherwise
+
+
+def _first_line(path: Path) -> str:
+    with open_text(path) as file:
+        return next((line.rstrip() for line in file if line.strip()), "")
 
 
 def _complain(faults: Faults, rows: Rows) -> Callable[[int, str], None]:

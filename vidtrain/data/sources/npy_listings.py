@@ -11,6 +11,7 @@ from vidtrain.data.columns import CHUNK, Columns, ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
 from vidtrain.data.sources.labels import LabelReader, class_list
+from vidtrain.data.sources.tables import listed_file
 from vidtrain.data.splitting import GroupPattern, complete
 from vidtrain.errors import UserError
 
@@ -63,9 +64,11 @@ class NpyListing:
         }
         for split, (paths, numbers) in named.items():
             if paths is None and numbers is not None:
-                raise UserError(f"{split}_labels={numbers} is given, but not {split}, the paths")
+                raise UserError(
+                    f"dataset.source.{split}_labels={numbers} is given, but not dataset.source.{split}, the paths"
+                )
         return {
-            split: (Path(paths), None if numbers is None else Path(numbers))
+            split: (listed_file(split, paths), None if numbers is None else Path(numbers))
             for split, (paths, numbers) in named.items()
             if paths is not None
         }

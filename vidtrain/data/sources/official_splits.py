@@ -57,17 +57,20 @@ class OfficialSplits(ABC):
 
     def __post_init__(self) -> None:
         if self.fold not in (None, 1, 2, 3):
-            raise UserError(f"fold={self.fold}: choose 1, 2 or 3, or null to split anew")
+            raise UserError(f"dataset.source.fold={self.fold}: choose 1, 2 or 3, or null to split anew")
         if self.val not in ("train", "test"):
             raise UserError(
-                f"val={self.val}: choose train, to hold out val_share of it, or test, to select on test"
+                f"dataset.source.val={self.val}: choose train, to hold out dataset.source.val_share of it, or test, to "
+                "select on test"
             )
 
     def manifests(self) -> dict[str, Manifest]:
         if self.fold is None:
             return self._split_anew()
         if not Path(self.annotations).is_dir():
-            raise UserError(f"no folder {self.annotations} of split files; name it with annotations")
+            raise UserError(
+                f"no folder {self.annotations} of split files; name it with dataset.source.annotations="
+            )
         classes, listed = self._read_lists()
         files, missing, total = VideoFiles(self.root), [], 0
         found = {}
@@ -83,7 +86,7 @@ class OfficialSplits(ABC):
                     builder.extend([path], [video.label], [video.group])
             found[split] = builder
         allowed = 1.0 if self.allow_missing else 0.0
-        check_missing(missing, total, self.root, allowed, "allow_missing=true")
+        check_missing(missing, total, self.root, allowed, "dataset.source.allow_missing=true")
         return self._with_val(
             {split: Manifest.from_columns(builder.build(), classes) for split, builder in found.items()}
         )
@@ -169,7 +172,9 @@ class HMDB51(OfficialSplits):
         ending = f"_test_split{self.fold}.txt"
         paths = sorted(Path(self.annotations).glob(f"*{ending}"))
         if not paths:
-            raise UserError(f"no files *{ending} in {self.annotations}; name their folder with annotations")
+            raise UserError(
+                f"no files *{ending} in {self.annotations}; name their folder with dataset.source.annotations="
+            )
         classes = [path.name.removesuffix(ending) for path in paths]
         found: dict[str, list[Listed]] = {"train": [], "test": []}
         for label, path in enumerate(paths):

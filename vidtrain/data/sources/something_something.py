@@ -36,7 +36,8 @@ class SomethingSomething:
     def __post_init__(self) -> None:
         if self.test is not None and self.test_answers is None:
             raise UserError(
-                f"test={self.test} has no labels: give test_answers (lines of id;label), or test=null"
+                f"dataset.source.test={self.test} has no labels: give dataset.source.test_answers (lines of "
+                "id;label), or dataset.source.test=null"
             )
 
     def manifests(self) -> dict[str, Manifest]:
@@ -67,7 +68,13 @@ class SomethingSomething:
             builder.extend(paths, labels)
             found[split] = builder
         total = sum(map(len, listed.values()))
-        check_missing(missing, total, self.root, self.max_missing_share, "max_missing_share=0.1, or as it is")
+        check_missing(
+            missing,
+            total,
+            self.root,
+            self.max_missing_share,
+            "dataset.source.max_missing_share=0.1, or as it is",
+        )
         manifests = {split: Manifest.from_columns(each.build(), classes) for split, each in found.items()}
         check_splits(manifests)
         return manifests

@@ -1,4 +1,4 @@
-"""Text files of one record a line: comma, tab, space or `::` between fields, quoted as in CSV."""
+"""Text files of one record a line: comma, tab, space, semicolon or `::` between fields, quoted as in CSV."""
 
 import csv
 from collections import Counter
@@ -10,7 +10,13 @@ from typing import TextIO
 
 from vidtrain.errors import UserError
 
-DELIMITERS = {",": "comma", "\t": "tab", " ": "space", "::": "::"}
+DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
+# A semicolon often stands between the labels of one field, so it is taken only where none of these fits
+FIRST_TRIED = (",", "\t", "::")
+WITHOUT = {
+    "val": "dataset.source.val=null dataset.source.val_share=0.1",
+    "test": "dataset.source.test=null",
+}
 UNIT = "\x1f"  # stands for a delimiter of two characters, which the csv module does not take
 SAMPLE = 200  # lines that are looked at to recognize the delimiter
 ROWS = 1 << 16  # read at a time
@@ -45,6 +51,14 @@ class Rows:
     fields: list[list[str]]
 
 
+def listed_file(split: str, name: str) -> Path:
+    """The file that the setting of a split names. Raises `UserError` where there is none, and says what to do."""
+    if not Path(name).exists():
+        without = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
+        raise UserError(f"dataset.source.{split}={name}: there is no such file{without}")
+    return Path(name)
+
+
 def open_text(path: Path) -> TextIO:
     """Bytes that are no UTF-8 pass through, since file names may hold them."""
     try:
@@ -71,34 +85,50 @@ def split_line(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
 
 
-def recognize_delimiter(path: Path) -> tuple[str, int]:
+def named_delimiter(text: str) -> str:
+    """The delimiter that `text` names (comma, tab, space, semicolon) or is. Raises `UserError` for another one."""
+    by_name = {name: delimiter for delimiter, name in DELIMITERS.items()} | {"\\t": "\t"}
+    if text in by_name:
+        return by_name[text]
+    if text in DELIMITERS:
+        return text
+    raise UserError(f"dataset.source.delimiter={text!r}: choose one of {', '.join(DELIMITERS.values())}")
+
+
+def recognize_delimiter(path: Path, label_separator: str | None = None) -> tuple[str, int]:
     """The delimiter that cuts the file's first lines into the same number of fields, and that number.
 
-    A few lines that do not fit are left for reading to complain about. Raises `UserError` where none fits, or several.
+    It is not `label_separator`. A few lines that do not fit are left for reading to complain about. Raises `UserError`
+    where none fits, or several.
     """
     with open_text(path) as file:
         sample = list(islice((line for line in file if line.strip()), SAMPLE))
     if not sample:
         raise UserError(f"{path} holds no lines")
     likely, certain = {}, {}
-    for delimiter in DELIMITERS:
+    for delimiter in (each for each in DELIMITERS if each != label_separator):
         widths = Counter(width for width in (_width(line, delimiter) for line in sample) if width > 1)
         for width, lines in widths.most_common(1):
             if 2 * lines >= len(sample):
                 likely[delimiter] = width
             if lines == len(sample):
                 certain[delimiter] = width
+    if any(delimiter in likely for delimiter in FIRST_TRIED):
+        likely.pop(";", None)
+        certain.pop(";", None)
     fitting = certain or likely
     if len(fitting) == 1:
         return next(iter(fitting.items()))
     if not fitting:
         raise UserError(
-            f"{path}: none of {', '.join(DELIMITERS.values())} cuts its lines into fields, as many in each; "
-            f"quote fields that hold the delimiter. Line 1 is {sample[0].rstrip()!r}"
+            f"{path} must hold two or more fields a line, such as a path and a label, and none of "
+            f"{', '.join(DELIMITERS.values())} cuts its lines into fields, as many in each. Quote fields that hold "
+            f"the delimiter. Line 1 is {sample[0].rstrip()!r}"
         )
-    names = " or ".join(DELIMITERS[delimiter] for delimiter in fitting)
+    names = [DELIMITERS[delimiter] for delimiter in fitting]
+    say = " or ".join(f"dataset.source.delimiter={name}" for name in names)
     raise UserError(
-        f"{path}: its delimiter may be {names}; say which with delimiter. Line 1 is {sample[0].rstrip()!r}"
+        f"{path}: its delimiter may be {' or '.join(names)}; say {say}. Line 1 is {sample[0].rstrip()!r}"
     )
 
 

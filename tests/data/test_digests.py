@@ -1,0 +1,28 @@
+"""One hash for what the files of a split hold."""
+
+import shutil
+
+from vidtrain.data.digests import manifest_digest
+from vidtrain.data.index import VideoIndex
+from vidtrain.data.manifest import Manifest, Record
+from vidtrain.data.sources.motion import Motion
+
+
+def digest(records):
+    return manifest_digest(Manifest(records, ["a", "b"]), VideoIndex(None), 1, 60.0)
+
+
+def test_it_depends_on_contents_cuts_and_order_alone(tmp_path):
+    train = Motion(tmp_path / "motion", 1, 1, 1, frames=8, size=16).manifests()["train"]
+    one, two, three = train.paths[:3]
+    found = digest([Record(one, 0, "g"), Record(two, 1, "g")])
+    assert len(found) == 32
+    moved = str(tmp_path / "moved.mp4")
+    shutil.copy(two, moved)
+    assert digest([Record(one, 1, "h"), Record(moved, 0, "h")]) == found
+    assert digest([Record(two, 0, "g"), Record(one, 1, "g")]) != found
+    assert digest([Record(one, 0, "g"), Record(two, 1, "g", start=0.1)]) != found
+    shutil.copy(three, moved)
+    assert digest([Record(one, 0, "g"), Record(moved, 1, "g")]) != found
+    absent = digest([Record(one, 0, "g"), Record(str(tmp_path / "absent.mp4"), 1, "g")])
+    assert absent not in (found, digest([Record(one, 0, "g")]))

@@ -1,0 +1,91 @@
+"""What a run's folder remembers of a failed attempt, and what it lets a resumed run change."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from vidtrain.errors import UserError
+from vidtrain.run_folder import attempt, check_unchanged, with_stored_overrides
+
+
+def write(folder, **record):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"id": "x", **record}))
+
+
+def fail_in(folder, message, overrides):
+    with pytest.raises(UserError, match=message), attempt(folder):
+        write(folder, overrides=overrides)
+        raise UserError(message)
+
+
+def test_a_first_attempt_that_failed_binds_nothing(tmp_path):
+    named = f"run_dir={tmp_path}"
+    fail_in(tmp_path, "no.pt is not a file", [named, "init_from=no.pt", "dataset.name=a b"])
+    assert with_stored_overrides([named, "seed=1"]) == ([named, "seed=1"], {})
+    with pytest.raises(UserError) as error:
+        with_stored_overrides([named])  # and must not silently become the default run
+    assert str(error.value).startswith(f"the run in {tmp_path} failed before it saved anything")
+    assert "no.pt is not a file" in str(error.value)
+    assert str(error.value).endswith(
+        f"python -m vidtrain.train run_dir={tmp_path} init_from=no.pt 'dataset.name=a b'"
+    )
+    fail_in(tmp_path, "again", [named, "seed=2"])
+    assert json.loads((tmp_path / "run.json").read_text())["failed"] == "again"
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_by_name(tmp_path):
+    named = f"run_dir={tmp_path}"
+    with pytest.raises(KeyboardInterrupt), attempt(tmp_path):
+        write(tmp_path, overrides=["seed=3"])
+        raise KeyboardInterrupt
+    assert with_stored_overrides([named])[0] == ["seed=3", named]
+    fail_in(tmp_path, "a bad idea", ["seed=3", "init_from=no.pt"])  # which does not outlive itself
+    assert with_stored_overrides([named])[0] == ["seed=3", named]
+
+
+def test_a_run_with_a_checkpoint_keeps_its_record(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.pt").touch()
+    fail_in(tmp_path, "the disk is full", ["seed=3"])
+    assert with_stored_overrides([f"run_dir={tmp_path}"])[0] == ["seed=3", f"run_dir={tmp_path}"]
+
+
+def test_a_record_of_something_else_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"steps": 1}')
+    with pytest.raises(UserError, match="run.json was not written by vidtrain: name another run_dir"):
+        with_stored_overrides([f"run_dir={tmp_path}"])
+
+
+def config(**changes):
+    nodes = {
+        "name": "x",
+        "dataset": {"name": "x", "source": {"root": "/a"}},
+        "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1.0},
+        "stage": {"full": {"duration": "100%"}},
+        **changes,
+    }
+    for group in ("augmentation", "model", "schedule", "logger"):
+        nodes[group] = {}
+    return OmegaConf.create(nodes)
+
+
+def test_an_older_folder_differs_only_in_what_it_says(tmp_path):
+    from vidtrain.stored_config import up_to_date
+
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config()))
+    now = up_to_date(OmegaConf.to_container(config()), "now")
+    check_unchanged(tmp_path, now, "differs")  # though it lacks most keys of the schema
+    now.optimizer.betas = [0.9, 0.999]  # which the constructor takes without being told
+    now.dataset.source.root = "/b"
+    check_unchanged(tmp_path, now, "differs")
+    now.optimizer.betas = [0.9, 0.99]
+    now.clip.short = "wrap"
+    with pytest.raises(UserError) as error:
+        check_unchanged(tmp_path, now, "is finished, with other settings")
+    assert str(error.value).splitlines()[:3] == [
+        f"the run in {tmp_path} is finished, with other settings:",
+        "  clip.short: repeat_last -> wrap",
+        "  optimizer.betas: [0.9, 0.999] -> [0.9, 0.99]",
+    ]
