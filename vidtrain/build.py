@@ -18,11 +18,13 @@ from vidtrain.app import cores
 from vidtrain.config import reason
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
+from vidtrain.data.balance import class_balance
 from vidtrain.data.dataset import Batch, VideoDataset
 from vidtrain.data.filters import VideoFilter
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.loaders import Loader, eval_loader, train_loader
 from vidtrain.data.manifest import Manifest
+from vidtrain.data.manifest_checks import check_present
 from vidtrain.data.manifest_files import open_manifests
 from vidtrain.data.prepared import PreparedCopy, prepared_folder
 from vidtrain.data.quarantine import Quarantine
@@ -30,6 +32,7 @@ from vidtrain.data.samplers import EvalShard, MixtureSource, MixtureStream, Trai
 from vidtrain.data.sampling import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.training.distributed import Ranks
+from vidtrain.training.validation import check_dataset
 
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
@@ -77,21 +80,21 @@ def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
 def protocol_text(cfg: DictConfig, fusion: str) -> str:
     """What a number was measured with, such as `16x4 frames at 224x224, 3 clips x 1 crop, mean_logits`."""
     clip, (height, width) = cfg.clip, clip_size(cfg)
-    stride = f"{clip.frames}x{clip.frame_step}"
+    shown = f"{clip.frames}x{clip.frame_step} frames"
     if clip.fps is not None:
-        stride = f"{clip.frames} at {clip.fps:g} fps"
+        shown = f"{clip.frames} frames at {clip.fps:g} fps"
     if clip.duration is not None:
-        stride = f"{clip.frames} over {clip.duration:g} s"
+        shown = f"{clip.frames} frames over {clip.duration:g} s"
     order = "" if clip.frame_order == "forward" else f" {clip.frame_order}"
     if clip.sampling == "uniform":
-        stride = f"{clip.frames} uniform"
+        shown = f"{clip.frames} uniform frames"
     reference = " as in V-JEPA 2" if clip.sampling == "reference" else ""
     geometry: EvalGeometry = part(cfg.augmentation.eval)
     crops, size = _count(geometry.crops, "crop"), f"{height}x{width}"
     if isinstance(geometry, WholeFrame):
         crops, size = "whole frame", f"short side {geometry.short_side or min(height, width)}"
     views = f"{_count(clip.eval_clips, 'clip')} x {crops}"
-    return f"{stride} frames{order}{reference} at {size}, {views}, {fusion}"
+    return f"{shown}{order}{reference} at {size}, {views}, {fusion}"
 
 
 def _count(number: int, thing: str) -> str:
@@ -127,14 +130,19 @@ class Reading:
 def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
     """The dataset's index, shared by all ranks and runs, and this rank's quarantine file in the run folder; rank 0
     makes the former first."""
-    path = index_folder(cfg) / "videos.sqlite"
+    path = index_file(cfg)
     ranks.on_main(lambda: VideoIndex(path).close())
     quarantine = folder / f"quarantine_rank{ranks.rank}.jsonl" if folder else None
     return Reading(VideoIndex(path), quarantine)
 
 
 def index_folder(cfg: DictConfig) -> Path:
+    """Where what is known of a dataset is kept: of its videos in `index_file`, of its listings in manifests/."""
     return Path(cfg.data.index_root) / cfg.dataset.name
+
+
+def index_file(cfg: DictConfig) -> Path:
+    return index_folder(cfg) / "videos.sqlite"
 
 
 def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest]:
@@ -143,20 +151,24 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest
     mine: list[dict[str, Manifest]] = []
     ranks.on_main(lambda: mine.append(open_manifests(source, folder)))
     found = mine[0] if mine else open_manifests(source, folder)
-    if len(found["train"].classes) < 2:
-        raise UserError(
-            f"dataset {cfg.dataset.name} has one class, {found['train'].classes[0]}: nothing to tell apart"
-        )
-    if any(manifest.multi_label for manifest in found.values()):
-        raise UserError(
-            f"videos of dataset {cfg.dataset.name} have several labels, and losses and metrics here take one; "
-            "give each video one label"
-        )
+    several = {split: manifest.multi_label for split, manifest in found.items()}
+    check_dataset(cfg.dataset.name, found["train"].classes, several, part(cfg.loss).independent)
     if cfg.data.prepared is not None:
         copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
         found = {split: copy.redirect(manifest) for split, manifest in found.items()}
         console.info(f"reading the prepared copy {copy.folder}")
+    ranks.on_main(lambda: check_present(found, missing_hint(cfg), console.warn))
     return found
+
+
+def missing_hint(cfg: DictConfig) -> str:
+    """Where to look first when the files of a dataset are missing."""
+    source = cfg.dataset.source
+    if "root" in source and source.root is not None:
+        return f"is dataset.source.root={source.root} right?"
+    if "root" in source:
+        return "paths are relative to the folder of the file that lists them, or to dataset.source.root: give that"
+    return f"are the paths below dataset.source, and data_root={cfg.data_root}, right?"
 
 
 def video_filter(cfg: DictConfig) -> VideoFilter:
@@ -194,7 +206,20 @@ def train_batches(
     cfg: DictConfig, manifest: Manifest, reading: Reading, ranks: Ranks
 ) -> tuple[Callable[[int, int], Iterable], int]:
     """How to get the micro-batches of the steps from, up to; and how many steps make an epoch."""
-    dataset = VideoDataset(
+    dataset = train_dataset(cfg, manifest, reading)
+    workers = num_workers(cfg.trainer.num_workers, ranks)
+    pin = ranks.device.type == "cuda"
+
+    def batches(start: int, stop: int) -> Iterable[Batch]:
+        mine = stream(cfg, manifest, ranks, start, stop)
+        return train_loader(dataset, mine, workers, pin, cfg.data.time_limit)
+
+    per_pass = stream(cfg, manifest, ranks, 0, 0).steps_per_pass
+    return batches, cfg.trainer.steps_per_epoch or per_pass
+
+
+def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> VideoDataset:
+    return VideoDataset(
         manifest,
         clip_protocol(cfg, training=True),
         part(cfg.augmentation.train),
@@ -207,15 +232,6 @@ def train_batches(
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, "train"),
     )
-    workers = num_workers(cfg.trainer.num_workers, ranks)
-    pin = ranks.device.type == "cuda"
-
-    def batches(start: int, stop: int) -> Iterable[Batch]:
-        mine = stream(cfg, manifest, ranks, start, stop)
-        return train_loader(dataset, mine, workers, pin, cfg.data.time_limit)
-
-    per_pass = stream(cfg, manifest, ranks, 0, 0).steps_per_pass
-    return batches, cfg.trainer.steps_per_epoch or per_pass
 
 
 def stream(
@@ -231,8 +247,11 @@ def stream(
         "rank": ranks.rank,
         "world_size": ranks.world_size,
     }
-    if manifest is None or manifest.columns.sources is None:
-        return TrainStream(1 if manifest is None else len(manifest), **where)
+    if manifest is None:
+        return TrainStream(1, **where)
+    balance = class_balance(manifest, cfg.data.balance)
+    if manifest.columns.sources is None:
+        return TrainStream(len(manifest), balance=balance, **where)
     records = records_by_source(manifest.columns.sources, len(manifest.sources))
     sources = [
         MixtureSource(source.name, mine, source.weight, source.frames or cfg.clip.frames)
@@ -242,11 +261,18 @@ def stream(
 
 
 def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading, ranks: Ranks) -> EvalData:
-    geometry: EvalGeometry = part(cfg.augmentation.eval)
-    dataset = VideoDataset(
+    dataset = eval_dataset(cfg, split, manifest, reading)
+    shard = eval_shard(cfg, dataset, ranks)
+    workers = num_workers(cfg.trainer.num_workers, ranks)
+    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.time_limit)
+    return EvalData(split, manifest, loader, dataset.geometry.crops)
+
+
+def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading) -> VideoDataset:
+    return VideoDataset(
         manifest,
         clip_protocol(cfg, training=False),
-        geometry,
+        part(cfg.augmentation.eval),
         clip_size(cfg),
         cfg.seed,
         training=False,
@@ -254,13 +280,13 @@ def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, split),
     )
-    every = math.ceil(len(manifest) / (cfg.trainer.max_eval_videos or len(manifest)))
+
+
+def eval_shard(cfg: DictConfig, dataset: VideoDataset, ranks: Ranks) -> EvalShard:
+    every = math.ceil(len(dataset) / (cfg.trainer.max_eval_videos or len(dataset)))
     # frames of any shape do not stack
-    batch_size = 1 if isinstance(geometry, WholeFrame) else cfg.trainer.eval_batch_size
-    shard = EvalShard(len(manifest), batch_size, ranks.rank, ranks.world_size, every)
-    workers = num_workers(cfg.trainer.num_workers, ranks)
-    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.time_limit)
-    return EvalData(split, manifest, loader, geometry.crops)
+    batch_size = 1 if isinstance(dataset.geometry, WholeFrame) else cfg.trainer.eval_batch_size
+    return EvalShard(len(dataset), batch_size, ranks.rank, ranks.world_size, every)
 
 
 def share_of_cores(ranks: Ranks) -> int:

@@ -1,6 +1,7 @@
 """Everything that can be wrong with a configuration before any data is seen, found at once."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -12,23 +13,30 @@ from torch import nn
 
 from vidtrain import build
 from vidtrain.config import check_targets, suggest
+from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.conversion import INTERPOLATIONS
 from vidtrain.data.sampling import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.export_model import check_geometry
+from vidtrain.export_model import check_settings as check_export
 from vidtrain.starting_point import check_starting_point
+from vidtrain.training.batch_norm import BATCH_NORMS
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.loop import PRECISIONS
+from vidtrain.training.optim import CLIP_GRAD_BY
+from vidtrain.training.precision import PRECISIONS
 from vidtrain.training.schedules import steps
-from vidtrain.training.stages import apply_phase
+from vidtrain.training.stages import apply_phase, check_together
+from vidtrain.training.validation import VALIDATED, selecting_weights
 
-TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "pretrained")
+TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")
 GROUPS = (
     "name",
     "clip",
     "dataset",
     "augmentation",
     "model",
+    "loss",
     "optimizer",
     "schedule",
     "stage",
@@ -47,7 +55,8 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
     missing = [
         group
         for group in GROUPS
-        if group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None
+        if (training or group not in TRAINING_ONLY)
+        and (group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None)
     ]
     if missing:
         return [(group, f"must be chosen: {group}=OPTION") for group in missing]
@@ -56,43 +65,66 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
     except OmegaConfBaseException as error:
         return [(error.full_key or "", str(error).splitlines()[0])]
     used = cfg if training else OmegaConf.masked_copy(cfg, [key for key in cfg if key not in TRAINING_ONLY])
-    faults = check_targets(used) + _check_settings(cfg)
+    faults = check_targets(used) + _check_settings(cfg, training)
     broken = {key.split(".")[0] for key, _ in faults}
     trials: dict[str, Callable[[], object]] = {
-        "clip": lambda: (
-            build.clip_size(cfg),
-            build.clip_protocol(cfg, training=True),
-            build.clip_protocol(cfg, training=False),
-        ),
+        "clip": lambda: try_clip(cfg),
         "data": lambda: build.video_filter(cfg),
+        "dataset": lambda: build.part(cfg.dataset.source),
         "augmentation": lambda: _try_augmentation(cfg),
-        "model": lambda: _model_without_memory(cfg),
+        "model": lambda: _try_model(cfg),
         "stage": lambda: _phases_of(cfg),
+        "loss": lambda: build.part(cfg.loss),
         "optimizer": lambda: build.part(cfg.optimizer, params=[{"params": [nn.Parameter(torch.zeros(1))]}]),
         "schedule": lambda: [each.in_steps(1000, 100) for each in build.part(cfg.schedule).values()],
-        "trainer": lambda: build.stream(cfg, None, ranks_to_come(), 0, 1),
+        "trainer": lambda: (
+            build.stream(cfg, None, ranks_to_come(), 0, 1),
+            selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),
+        ),
         "logger": lambda: build.part(cfg.logger),
-        "pretrained": lambda: check_starting_point(cfg),
+        "pretrained" if cfg.init_from is None else "init_from": lambda: check_starting_point(
+            cfg, None if broken & {"clip", "model"} else _model_without_memory(cfg)
+        ),
+        "export": lambda: check_geometry(cfg, OmegaConf.to_object(cfg.export)),
     }
+    if training:
+        found = check_export(OmegaConf.to_object(cfg.export))
+        faults += [(f"export.{key}", why) for key, why in found]
+        broken |= {"export"} if found else set()
     for key, trial in trials.items():
         if not training and key in (*TRAINING_ONLY, "trainer"):
             continue
-        if broken & {key, *RESTS_ON[key]}:
+        if key not in TYPED and broken & {key, *RESTS_ON[key]}:
             continue
         try:
             trial()
         except (UserError, OmegaConfBaseException) as error:
-            faults.append((key, str(error)))
+            faults += _lines(cfg, key, error) if key in LINE_BY_LINE else [(key, str(error))]
             broken.add(key)
     return faults
 
 
 # A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
-RESTS_ON = defaultdict(tuple, model=("clip",), augmentation=("clip",), stage=("clip", "model"))
+RESTS_ON = defaultdict(
+    tuple,
+    model=("clip",),
+    augmentation=("clip",),
+    stage=("clip", "model", "augmentation"),
+    export=("augmentation",),
+)
+
+TYPED = (
+    "clip",
+    "data",
+)  # plain values, typed by the schema: they can be tried whatever else is wrong with them
+LINE_BY_LINE = (*TYPED, "dataset")  # each line of what these say is a fault of its own
 
 CHOICES = {
     "trainer.monitor": DIRECTIONS,
+    "trainer.monitor_weights": VALIDATED,
     "trainer.precision": PRECISIONS,
+    "trainer.clip_grad_by": CLIP_GRAD_BY,
+    "trainer.batch_norm": BATCH_NORMS,
     "clip.interpolation": INTERPOLATIONS,
 }
 
@@ -115,29 +147,38 @@ LEAST = {
 }
 
 
-def _check_settings(cfg: DictConfig) -> list[tuple[str, str]]:
+def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
     faults = []
     for key, known in CHOICES.items():
         chosen = OmegaConf.select(cfg, key)
-        if chosen not in known:
+        if chosen is not None and chosen not in known:  # null, or a checkpoint from before there was the key
             faults.append((key, f"{chosen} is unknown{suggest(chosen, list(known))}"))
     for key, least in LEAST.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             faults.append((key, f"{value} must be {least} or more"))
+    if not cfg.data.time_limit > 0:
+        faults.append(("data.time_limit", f"{cfg.data.time_limit} must be above 0 seconds"))
     if cfg.trainer.clip_grad is not None and cfg.trainer.clip_grad <= 0:
         faults.append(("trainer.clip_grad", f"{cfg.trainer.clip_grad} must be above 0; null does not clip"))
-    for key in ("trainer.label_smoothing", "trainer.max_fault_share"):
-        if not 0 <= OmegaConf.select(cfg, key) <= 1:
-            faults.append((key, f"{OmegaConf.select(cfg, key)} must lie between 0 and 1"))
+    ema = OmegaConf.select(cfg, "trainer.ema")
+    if ema is not None and not 0 < ema < 1:
+        faults.append(
+            ("trainer.ema", f"{ema} must lie between 0 and 1, such as 0.999; null keeps no average")
+        )
+    for key in ("data.balance", "trainer.max_fault_share"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not 0 <= value <= 1:
+            faults.append((key, f"{value} must lie between 0 and 1"))
     for key in ("mean", "std"):
         values = list(cfg.clip[key])
         if len(values) != 3 or (key == "std" and min(values) <= 0):
             faults.append((f"clip.{key}", f"{values} must be three numbers, one a channel (std above 0)"))
-    if not cfg.stage:
+    phases = cfg.stage if training else {}
+    if training and not phases:
         faults.append(("stage", "holds no phase; choose stage=full"))
     durations = {f"trainer.{key}": cfg.trainer[key] for key in ("eval_every", "save_every", "keep_every")}
-    durations |= {f"stage.{name}.duration": phase.duration for name, phase in cfg.stage.items()}
+    durations |= {f"stage.{name}.duration": phase.duration for name, phase in phases.items()}
     for key, duration in durations.items():
         try:
             if duration is not None:
@@ -147,13 +188,54 @@ def _check_settings(cfg: DictConfig) -> list[tuple[str, str]]:
     return faults
 
 
+def _lines(cfg: DictConfig, key: str, error: Exception) -> list[tuple[str, str]]:
+    """The faults of a message, a line each; of one that begins with `name=value`, that setting is the key."""
+    faults = []
+    for line in str(error).splitlines():
+        found = re.match(r"([a-z_.]+)=(.+)", line.removeprefix(f"{key}."))
+        known = found is not None and OmegaConf.select(cfg, f"{key}.{found[1]}", default=None) is not None
+        faults.append((f"{key}.{found[1]}", found[2]) if known else (key, line))
+    return faults
+
+
+def try_clip(cfg: DictConfig) -> None:
+    """Raises `UserError` with a line for each fault of the clips."""
+    said = []
+    for trial in (
+        lambda: build.clip_size(cfg),
+        lambda: build.clip_protocol(cfg, training=True),
+        lambda: build.clip_protocol(cfg, training=False),
+    ):
+        try:
+            trial()
+        except UserError as error:
+            said += str(error).splitlines()
+    # the number of clips has two names here, and LEAST tells which one is wrong
+    said = [line for line in dict.fromkeys(said) if not line.startswith("num_clips=")]
+    if said:
+        raise UserError("\n".join(said))
+
+
 def _phases_of(cfg: DictConfig) -> None:
     model = _model_without_memory(cfg)
-    for name, phase in cfg.stage.items():
+    for name, phase in OmegaConf.to_object(cfg.stage).items():
         try:
             apply_phase(model, phase)
+            check_together(phase, OmegaConf.to_object(cfg.trainer))
+            if phase.cache_features:
+                _check_cache(cfg)
         except UserError as error:
             raise UserError(f"stage.{name}.{error}") from error
+
+
+def _check_cache(cfg: DictConfig) -> None:
+    if cfg.augmentation.mixing is not None:
+        raise UserError(
+            "cache_features keeps the tokens of single videos, and augmentation.mixing mixes clips before they are "
+            "encoded; set augmentation.mixing=null"
+        )
+    if isinstance(build.part(cfg.augmentation.eval), WholeFrame):
+        raise UserError("cache_features needs clips of one shape, which whole frames are not; choose crops")
 
 
 def _try_augmentation(cfg: DictConfig) -> None:
@@ -172,6 +254,11 @@ def _try_augmentation(cfg: DictConfig) -> None:
                 f"mixing needs two samples or more in a batch of a rank, and trainer.batch_size="
                 f"{cfg.trainer.batch_size} leaves {samples}; raise it, or set augmentation.mixing=null"
             )
+
+
+def _try_model(cfg: DictConfig) -> None:
+    """Whether its encoder takes the clips, too."""
+    _model_without_memory(cfg).encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
 
 
 def _model_without_memory(cfg: DictConfig) -> nn.Module:

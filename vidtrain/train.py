@@ -5,6 +5,7 @@ python -m vidtrain.train dataset=motion model=vit3d_micro optimizer.lr=3e-4
 
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,14 @@ def train(cfg: DictConfig) -> float | None:
             ranks.on_main(lambda: held.enter_context(RunLock(folder)) and None)
             done = ranks.on_main(lambda: run_folder.finished(folder))
             if done:
+                other = "is finished, and was started with other settings"
+                ranks.on_main(lambda: run_folder.check_unchanged(folder, cfg, other))
                 console.info(
                     f"the run in {folder} is finished: best val {done['monitor']} {done['best']:.4f}"
                 )
                 return done["best"]
+            if ranks.is_main:
+                held.enter_context(run_folder.attempt(folder))
             return _train(cfg, ranks, console, folder)
 
 
@@ -53,16 +58,27 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     import torch
 
     from vidtrain import __version__, build, run_folder
+    from vidtrain.data.balance import class_shares, describe_shares
     from vidtrain.evaluate import evaluate_split, results_table
+    from vidtrain.evaluation.metrics import DIRECTIONS
     from vidtrain.evaluation.report import Report, report
-    from vidtrain.evaluation.views import view_table
+    from vidtrain.evaluation.views import split_heads, view_table
+    from vidtrain.export_model import export_run
+    from vidtrain.frozen import CachedHeads, many_heads, show_head_table, write_head_table
     from vidtrain.starting_point import load_starting_point
     from vidtrain.tracking import plots
+    from vidtrain.tracking.atomic import write_json_atomic
     from vidtrain.tracking.mirror import NullMirror
     from vidtrain.tracking.provenance import write_provenance
     from vidtrain.tracking.run_log import RunLog, read_metrics
     from vidtrain.training import checkpoint
-    from vidtrain.training.loop import Run, autocast, fit
+    from vidtrain.training.head_table import head_table
+    from vidtrain.training.learning import Learning
+    from vidtrain.training.loop import Run, fit
+    from vidtrain.training.losses import describe_loss
+    from vidtrain.training.precision import autocast
+    from vidtrain.training.settings import PhaseSettings
+    from vidtrain.training.validation import VALIDATED, check_monitor
 
     settings = OmegaConf.to_object(cfg.trainer)
     build.set_cpu_threads(settings.cpu_threads, ranks)
@@ -85,6 +101,15 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     val = build.eval_data(cfg, "val", splits["val"], reading, ranks)
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     console.info(f"dataset {cfg.dataset.name}: {len(classes)} classes; videos: {counts}")
+    if ranks.is_main:
+        videos = {name: len(split) for name, split in splits.items()}
+        write_json_atomic(folder / "dataset.json", {"classes": list(classes), "videos": videos})
+    multi_label = splits["train"].multi_label
+    check_monitor(settings.monitor, len(classes), multi_label)
+    shares = class_shares(splits["train"], cfg.data.balance)
+    loss = build.part(cfg.loss)
+    class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
+    console.info(f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.balance)}")
 
     # Model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch
     model = build.model(cfg, len(classes), ranks)
@@ -109,15 +134,26 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     config = OmegaConf.to_container(cfg, resolve=True)
     log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
     log.rewind(resume["state"]["total_step"] if resume else 0)
+    phases = OmegaConf.to_object(cfg.stage)
     transform = build.device_transform(cfg, ranks.device)
     context = autocast(ranks, settings.precision)
 
-    def evaluate(step: int) -> Report:
-        batches = val.batches(console)
-        table = view_table(model, batches, transform, len(val.manifest), ranks.device, context, val.crops)
-        for path, cause in table.missing if ranks.is_main else ():
-            log.fault(path, cause, step=step, split="val")
-        return report(table, model.fusion, protocol)
+    mix = build.mixing(cfg, len(classes))
+
+    def judge(learner: torch.nn.Module, seen: Iterable, transform: torch.nn.Module) -> list[Report]:
+        table = view_table(learner, seen, transform, len(val.manifest), ranks.device, context, val.crops)
+        tables = split_heads(table, len(classes))
+        return [report(each, model.fusion, protocol, loss.independent) for each in tables]
+
+    def evaluate(learner: torch.nn.Module) -> list[Report]:
+        return judge(learner, val.batches(console), transform)
+
+    cached = CachedHeads(cfg, config, splits, reading, ranks, console, transform, context, judge)
+
+    def frozen(phase: PhaseSettings) -> Learning:
+        if phase.cache_features:
+            return cached(model, phase)
+        return many_heads(model, phase, transform, mix, batches, evaluate)
 
     status = "failed"
     try:
@@ -126,15 +162,18 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
             Run(
                 model=model,
                 transform=transform,
-                mix=build.mixing(cfg, len(classes)),
+                mix=mix,
                 train_batches=batches,
                 train_paths=splits["train"].paths,
                 steps_per_epoch=steps_per_epoch,
-                evaluate=evaluate,
+                evaluate=lambda: evaluate(model)[0],
+                loss=loss,
+                class_weights=class_weights,
+                multi_label=multi_label,
                 optimizer=build.part(cfg.optimizer),
                 lr=build.part(cfg.schedule.lr),
                 weight_decay=build.part(cfg.schedule.weight_decay),
-                phases=OmegaConf.to_object(cfg.stage),
+                phases=phases,
                 settings=settings,
                 ranks=ranks,
                 seed=cfg.seed,
@@ -149,6 +188,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
                     "protocol": protocol,
                     "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
                 },
+                frozen=frozen,
             ),
             resume,
         )
@@ -167,19 +207,29 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
         # The number to report: the best checkpoint, on the split that selected nothing
         best_file = folder / "checkpoints" / "best.pt"
         ranks.barrier()
-        checkpoint.restore(model, checkpoint.load(best_file)["model"], str(best_file))
+        best = checkpoint.load(best_file)
+        best_weights = (
+            best["weights"] if "weights" in best else "raw"
+        )  # of before there was an average of them
+        checkpoint.restore(model, best["model"], str(best_file))
         split = "test" if "test" in splits else "val"
         selected = "" if split == "test" else ", which also selected it: no test split to report on"
         data = build.eval_data(cfg, split, splits[split], reading, ranks)
         found = evaluate_split(cfg, model, data, transform, ranks, console, folder / "eval" / split)
+        heads = []
         if ranks.is_main:
+            direction = DIRECTIONS[settings.monitor]
+            heads = head_table(read_metrics(folder), phases, settings.monitor, direction)
+            if heads:
+                write_head_table(heads, folder / "heads.csv")
             curves = folder / "plots" / "curves.png"
-            confusion = folder / "plots" / f"confusion_{split}.png"
             curves.parent.mkdir(exist_ok=True)
             plots.plot_curves(read_metrics(folder), curves)
-            plots.plot_confusion(found.confusion, classes, confusion)
             log.image("curves", curves)
-            log.image(f"confusion_{split}", confusion)
+            if found.confusion is not None:
+                confusion = folder / "plots" / f"confusion_{split}.png"
+                plots.plot_confusion(found.confusion, classes, confusion)
+                log.image(f"confusion_{split}", confusion)
         # one step on, so that a run killed before its summary does not keep these rows twice
         prefix = "test" if split == "test" else "final"
         log.log({f"{prefix}/{name}": value for name, value in found.metrics.items()}, state.total_step + 1)
@@ -189,6 +239,8 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
                 "monitor": settings.monitor,
                 "best": state.best,
                 "best_step": state.best_step,
+                "best_weights": best_weights,  # raw, or ema: their average
+                **({"best_head": best["head"]} if heads else {}),
                 "steps": state.total_step,
                 "minutes": round(state.seconds / 60, 2),
                 "split": split,
@@ -202,9 +254,15 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     finally:
         log.close(status)
 
+    if heads:
+        show_head_table(console, heads, settings.monitor)
     results_table(
-        console, f"best checkpoint (val {settings.monitor} {state.best:.4f}) on {split}{selected}", found
+        console,
+        f"best checkpoint ({VALIDATED[best_weights]} {settings.monitor} {state.best:.4f}) on {split}{selected}",
+        found,
     )
+    if cfg.export.formats or cfg.export.card:
+        ranks.on_main(lambda: export_run(cfg, model, classes, folder, console))
     console.info(
         f"trained {state.total_step} steps in {state.seconds / 60:.1f} minutes; everything lies in {folder}"
     )
@@ -213,10 +271,10 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
 
 def main() -> None:
     try:
-        sys.argv[1:] = with_stored_overrides(sys.argv[1:])
+        sys.argv[1:], stored = with_stored_overrides(sys.argv[1:])
     except UserError as error:
         fail(str(error))
-    launch("train", train, check)
+    launch("train", train, check, stored)
 
 
 if __name__ == "__main__":

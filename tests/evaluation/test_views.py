@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidtrain.data.dataset import Batch, Fault, collate
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.views import ViewTable, view_table
 
@@ -193,8 +193,11 @@ class TestReport:
 
     def test_every_metric_has_a_direction(self):
         """Top-5 needs more than five classes; the order of names is free."""
-        table = ViewTable(torch.arange(4), torch.arange(4), torch.randn(4, 2, 6), [], 4)
-        assert set(report(table, "mean_logits", "").metrics) == set(DIRECTIONS)
+        for classes in (5, 6):
+            table = ViewTable(torch.arange(4), torch.arange(4), torch.randn(4, 2, classes), [], 4)
+            assert set(report(table, "mean_logits", "").metrics) == set(metric_names(classes, False))
+        several = ViewTable(torch.arange(4), torch.eye(4), torch.randn(4, 2, 4), [], 4)
+        assert set(report(several, "mean_logits", "", True).metrics) == set(metric_names(4, True))
 
 
 class TestFiles:

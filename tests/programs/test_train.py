@@ -145,6 +145,53 @@ def test_a_finished_run_says_so_and_returns_its_result(finished, capsys):
     assert "is finished: best val top1" in said and "epoch" not in said, before
 
 
+def test_a_finished_run_is_no_answer_to_other_settings(finished, config):
+    cfg, folder, best = finished
+    other = cfg.copy()
+    other.optimizer.lr = 0.5
+    with pytest.raises(
+        UserError, match=r"is finished, and was started with other settings:\n  optimizer.lr: 0.003 -> 0.5"
+    ):
+        train(other)
+    other.optimizer.lr, other.trainer.num_workers = (
+        cfg.optimizer.lr,
+        1,
+    )  # which changes nothing that is computed
+    assert train(other) == best
+
+
+def test_a_checkpoint_from_before_a_key_was_added_is_evaluated_alike(finished, config, tmp_path):
+    _, folder, _ = finished
+    payload = checkpoint.load(folder / "checkpoints/best.pt")
+    del (
+        payload["config"]["clip"]["short"],
+        payload["config"]["data"],
+        payload["config"]["trainer"]["patience"],
+    )
+    checkpoint.save(payload, tmp_path / "run/checkpoints/old.pt")
+    old = f"checkpoint={tmp_path}/run/checkpoints/old.pt"
+    evaluate(config(old, f"out={tmp_path}/again", program="evaluate", base=["num_workers=0"]))
+    stored = json.loads((folder / "eval/test/metrics.json").read_text())
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == stored
+    payload["config"]["clip"]["stretch"] = 2
+    checkpoint.save(payload, tmp_path / "run/checkpoints/old.pt")
+    with pytest.raises(UserError, match="old.pt is from another version of vidtrain: .* clip.stretch"):
+        evaluate(config(old, f"out={tmp_path}/again", program="evaluate", base=["num_workers=0"]))
+
+
+def test_a_wrong_root_is_noticed_before_training(config, tmp_path):
+    lines = [f"{number}.mp4,{number % 2}" for number in range(40)]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    (tmp_path / "val.csv").write_text("val.mp4,1\n")
+    cfg = config("dataset=listing", f"dataset.folder={tmp_path}", "dataset.source.root=/nowhere",
+                 "dataset.source.test=null", f"run_dir={tmp_path}/run", "logger=none", base=[])  # fmt: skip
+    with pytest.raises(
+        UserError, match="20 of 20 train videos .*, such as /nowhere/0.mp4; 1 of 1 val .*root=/nowhere right"
+    ):
+        train(cfg)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
 def test_evaluate_repeats_the_stored_numbers(finished, config, tmp_path):
     _, folder, _ = finished
     best = f"checkpoint={folder}/checkpoints/best.pt"

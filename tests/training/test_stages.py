@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
+from vidtrain.evaluation.fusion import fuse
 from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.vit3d import ViT3D
@@ -147,11 +148,15 @@ def preflight(model):
     from contextlib import nullcontext
 
     clips, labels = torch.randn(2, 2, 3, 4, 16, 16), torch.tensor([0, 2])
-    return check_gradients(model, clips, labels, model.fusion, nullcontext())
+
+    def loss_of(clip_logits, targets):
+        return nn.functional.cross_entropy(fuse(clip_logits, model.fusion), targets)
+
+    return check_gradients(model, clips, labels, loss_of, nullcontext())
 
 
 def test_preflight_leaves_no_trace(model):
-    model.head = nn.Sequential(model.head, nn.BatchNorm1d(3))
+    model.head.linear = nn.Sequential(model.head.linear, nn.BatchNorm1d(3))
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert preflight(model) > 0

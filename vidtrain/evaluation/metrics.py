@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Which way is better: what `trainer.monitor` may name
-DIRECTIONS = {
+# Which way is better: what `trainer.monitor` may name, where a video has one label
+ONE_LABEL = {
     "loss": "min",
     "top1": "max",
     "top5": "max",
@@ -23,6 +23,31 @@ DIRECTIONS = {
     "clip_top1": "max",
     "clip_top5": "max",
 }
+# and where it may have several
+SEVERAL_LABELS = {
+    "loss": "min",
+    "map": "max",
+    "map_micro": "max",
+    "exact_match": "max",
+    "precision_macro": "max",
+    "precision_micro": "max",
+    "recall_macro": "max",
+    "recall_micro": "max",
+    "f1_macro": "max",
+    "f1_micro": "max",
+    "clip_loss": "min",
+    "clip_map": "max",
+    "clip_map_micro": "max",
+}
+DIRECTIONS = ONE_LABEL | SEVERAL_LABELS
+
+
+def metric_names(num_classes: int, multi_label: bool) -> tuple[str, ...]:
+    """The metrics of a dataset with so many classes."""
+    if multi_label:
+        return tuple(SEVERAL_LABELS)
+    # with five classes or fewer, top-5 is always right and says nothing
+    return tuple(name for name in ONE_LABEL if num_classes > 5 or not name.endswith("top5"))
 
 
 def from_predictions(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
@@ -54,12 +79,20 @@ def ranking(logits: Tensor) -> Tensor:
     return logits.sort(dim=-1, descending=True, stable=True).indices
 
 
-def from_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Loss (natural logarithm, no smoothing), top-1 and, above five classes, top-5; `logits` are [v k]."""
-    metrics = {"loss": F.cross_entropy(logits.double(), labels).item()}
+def from_logits(logits: Tensor, labels: Tensor, independent: bool = False) -> dict[str, float]:
+    """Loss, top-1 and, above five classes, top-5; `logits` are [v k].
+
+    The loss is in natural logarithms, without smoothing or weights of classes, so that runs which train on other
+    losses compare: cross-entropy, or the mean binary cross-entropy over classes where each is judged independently.
+    """
+    if independent:
+        answers = F.one_hot(labels, logits.shape[1]).double()
+        metrics = {"loss": F.binary_cross_entropy_with_logits(logits.double(), answers).item()}
+    else:
+        metrics = {"loss": F.cross_entropy(logits.double(), labels).item()}
     hits = ranking(logits) == labels[:, None]
     for k in (1, 5):
-        if k < logits.shape[1]:  # with five classes or fewer, top-5 is always right and says nothing
+        if k < logits.shape[1]:
             metrics[f"top{k}"] = hits[:, :k].any(dim=1).double().mean().item()
     return metrics
 

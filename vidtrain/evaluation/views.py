@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -55,7 +55,7 @@ def view_table(
             continue
         clips = transform(batch.clips.to(device, non_blocking=True))
         if model.fusion == "joint":
-            clips = rearrange(clips, "b (n v) c t h w -> (b v) n c t h w", v=crops)
+            clips = rearrange(clips, "b (n v) ... -> (b v) n ...", v=crops)
         with autocast:
             views = model(clips)
         views = rearrange(views, "(b v) n k -> b (n v) k", b=len(batch.labels))
@@ -63,6 +63,11 @@ def view_table(
         labels.append(batch.labels)
         logits.append(views.float().cpu())
     return _gather((indices, labels, logits, missing), total, model.num_classes)
+
+
+def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
+    """A table for each head of a model that gives the logits [v n (h k)] of several side by side."""
+    return [replace(table, logits=logits) for logits in table.logits.split(num_classes, dim=-1)]
 
 
 def _gather(mine: tuple[list, list, list, list], total: int, num_classes: int) -> ViewTable:

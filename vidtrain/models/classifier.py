@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.models.checks import check_choice
+from vidtrain.models.positions import Grid
 
 FUSIONS = ("mean_logits", "mean_probs", "joint")
 
@@ -40,10 +41,21 @@ class VideoClassifier(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, clips: Tensor) -> Tensor:
-        n = clips.shape[1]
-        tokens = self.encoder(rearrange(clips, "b n c t h w -> (b n) c t h w"))
-        t, h, w = self.encoder.grid(*clips.shape[3:])
-        if self.fusion == "joint":  # clips follow each other in time
-            tokens = rearrange(tokens, "(b n) m d -> b (n m) d", n=n)
-            return rearrange(self.head(tokens, (n * t, h, w)), "b k -> b 1 k")
-        return rearrange(self.head(tokens, (t, h, w)), "(b n) k -> b n k", n=n)
+        return classify(
+            self.head, encode(self.encoder, clips), self.encoder.grid(*clips.shape[3:]), self.fusion
+        )
+
+
+def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
+    """Clips [b n c t h w] -> tokens [b n m d], each clip by itself."""
+    tokens = encoder(rearrange(clips, "b n c t h w -> (b n) c t h w"))
+    return rearrange(tokens, "(b n) m d -> b n m d", n=clips.shape[1])
+
+
+def classify(head: nn.Module, tokens: Tensor, grid: Grid, fusion: str) -> Tensor:
+    """Tokens [b n m d] of clips whose tokens lie on `grid` -> clip logits [b n k]; [b 1 k] where fusion is joint."""
+    n, (t, h, w) = tokens.shape[1], grid
+    if fusion == "joint":  # clips follow each other in time
+        tokens = rearrange(tokens, "b n m d -> b (n m) d")
+        return rearrange(head(tokens, (n * t, h, w)), "b k -> b 1 k")
+    return rearrange(head(rearrange(tokens, "b n m d -> (b n) m d"), grid), "(b n) k -> b n k", n=n)

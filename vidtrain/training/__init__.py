@@ -1,0 +1,31 @@
+"""The loop, stages, schedules, checkpoints, ranks.
+
+loop.py            the loop
+settings.py        what the loop owns, typed
+stages.py          what a phase trains
+optim.py           parameter groups
+schedules.py       functions of the step
+state.py           where a run stands
+checkpoint.py      atomic saving, safe loading, load reports
+distributed.py     ranks and their few collectives
+preflight.py       does every trainable parameter get a gradient?
+profiling.py       the profiler of debug=profile
+losses.py          cross-entropy, binary cross-entropy, focal; weights of classes
+ema.py             an average of the weights
+batch_norm.py      what batch norms do in fine-tuning
+precision.py       in which numbers forward passes run
+refusals.py        why a run ends before its time
+timm_optimizer.py  timm's optimizers by name
+validation.py      the weights and their average, on val
+advice.py          what bounds a run, and what to change
+benchmarking.py    the parts of a step, timed
+flops.py           parameters and FLOPs
+memory.py          memory at its peak
+run.py             what the loop works with
+learning.py        what a phase trains and reads; many heads at once
+head_table.py      the heads of a grid, the best first
+token_store.py     tokens on disk, whole or pending
+clock.py           parts of a step, on a CPU or a GPU
+estimate.py        what a whole run would take
+cores.py           how many cores there are to have now
+"""

@@ -63,6 +63,12 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """Gives every rank rank 0's buffers, such as the running statistics of batch norms, which differ by rank."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

@@ -6,62 +6,56 @@ depends on (seed, step) alone, so a run that was killed and resumed ends with th
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.evaluation.report import Report
 from vidtrain.training import checkpoint
+from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.optim import OptimizerFactory, parameter_groups, set_rates, trainable
+from vidtrain.training.ema import WeightAverage
+from vidtrain.training.learning import (
+    best_head,
+    finite_mean,
+    grid_line,
+    groups_of,
+    head_names,
+    head_value,
+    load_updates,
+    make_updates,
+    packed,
+    peak_lr,
+    select_head,
+    set_all_rates,
+)
+from vidtrain.training.optim import clip_gradients
+from vidtrain.training.precision import autocast
 from vidtrain.training.preflight import check_gradients
 from vidtrain.training.profiling import step_profiler
-from vidtrain.training.schedules import Schedule, steps
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
+from vidtrain.training.refusals import check_faults, check_phases, refuse_loss
+from vidtrain.training.run import Run
+from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
 from vidtrain.training.state import EpochSums, TrainState
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the loop works with, assembled by the app; every part knows nothing of the app."""
-
-    model: nn.Module  # a VideoClassifier, on its device
-    transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
-    mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
-    train_batches: Callable[[int, int], Iterable]  # micro-batches of the steps from, up to (over all phases)
-    train_paths: Sequence[str]  # by index, to name the files of a bad batch
-    steps_per_epoch: int
-    evaluate: Callable[[int], Report]  # the val split after so many steps, by all ranks
-    optimizer: OptimizerFactory
-    lr: Schedule
-    weight_decay: Schedule
-    phases: Mapping[str, PhaseSettings]
-    settings: TrainerSettings
-    ranks: Ranks
-    seed: int
-    log: Any  # a RunLog
-    console: Any  # a Console
-    checkpoints: Path  # the folder of last.pt and best.pt
-    card: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
-
-
-def autocast(ranks: Ranks, precision: str) -> torch.autocast:
-    """The context in which forward passes run; bf16 means bfloat16."""
-    dtype = PRECISIONS[precision]
-    return torch.autocast(ranks.device.type, dtype, enabled=dtype != torch.float32)
+from vidtrain.training.validation import (
+    VALIDATED,
+    selecting_weights,
+    settings_lines,
+    training_line,
+    validate,
+    validation_lines,
+    validation_row,
+)
 
 
 def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
@@ -70,17 +64,31 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
     Raises `UserError` when the loss stops being finite, when too many videos cannot be read, or when the
     configuration cannot train what it asks to.
     """
-    settings, model, ranks, log, console = run.settings, run.model, run.ranks, run.log, run.console
+    settings, ranks, log, console = run.settings, run.ranks, run.log, run.console
     device, per_epoch = ranks.device, run.steps_per_epoch
     direction = DIRECTIONS[settings.monitor]
     context = autocast(ranks, settings.precision)
-    criterion = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-    num_classes = model.num_classes
+    model = prepare_batch_norm(run.model, settings.batch_norm, ranks)
+    new_sums = partial(EpochSums.zeros, model.num_classes, run.multi_label, device)
+
+    def judge(clip_logits: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        # the fused logits and the loss of each head; of a phase without a grid, there is one
+        every = clip_logits.split(model.num_classes, dim=-1)
+        logits = [fuse(each, model.fusion, run.loss.independent) for each in every]
+        return [(each, run.loss(each, targets, run.class_weights)) for each in logits]
+
+    def total_loss(clip_logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([loss for _, loss in judge(clip_logits, targets)]).mean()
 
     state = TrainState(**resume["state"]) if resume else TrainState()
+    average = None if settings.ema is None else WeightAverage(model, settings.ema, settings.ema_warmup)
+    if resume and average is not None:
+        average.load(resume["ema"])
     phases = list(run.phases.items())
     attempt_started = time.perf_counter() - state.seconds
-    _check_phases(run, per_epoch)
+    check_phases(model, run.phases, settings.epochs, per_epoch)
+    for line in settings_lines(model, settings):
+        console.info(line)
 
     while state.phase < len(phases):
         # What this phase trains. Everything that holds parameters is made anew: fresh optimizer state, and
@@ -88,42 +96,45 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
         name, phase = phases[state.phase]
         total = steps(phase.duration, settings.epochs * per_epoch, per_epoch)
         apply_phase(model, phase)
-        groups = parameter_groups(model, phase)
-        optimizer = run.optimizer(groups)
-        scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        freeze_batch_norm(model, settings.batch_norm)
+        learning, heads = run.learning(model, phase), head_names(phase.heads)
+        learner = learning.learner
+        selecting = selecting_weights(settings.monitor_weights, settings.ema)
+        updates = make_updates(run.optimizer, learner, phase, device.type, settings.precision)
         lr = run.lr.in_steps(total, per_epoch)
         weight_decay = run.weight_decay.in_steps(total, per_epoch)
-        sums = EpochSums.zeros(num_classes, device)
+        sums = new_sums()
         if resume and resume["optimizer"] is not None:
-            optimizer.load_state_dict(resume["optimizer"])
-            scaler.load_state_dict(resume["scaler"])
+            load_updates(updates, resume["optimizer"], resume["scaler"])
+            if phase.heads is not None:
+                learner.head.load_state_dict(resume["heads"])
             sums.restore(resume["sums"], ranks.rank, ranks.world_size)
         resume = None
-        parameters = trainable(model)
-        wrapped = model
+        wrapped = learner
         if ranks.world_size > 1:
-            wrapped = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+            wrapped = DistributedDataParallel(learner, [device.index] if device.type == "cuda" else None)
         if settings.compile:
             wrapped = torch.compile(wrapped)
 
         # Preflight on the first batch, which the first step then trains on
-        batches = iter(run.train_batches(state.total_step, state.total_step + total - state.step))
+        batches = iter(learning.train_batches(state.total_step, state.total_step + total - state.step))
         first = next(batches)
         if first.refusal:
             for path, cause in first.faults:
                 log.fault(path, cause, step=state.total_step + 1, split="train")
             raise UserError(first.refusal)
         batches = itertools.chain([first], batches)
-        set_train_mode(model)
-        _seed_step(run.seed, state.total_step, ranks)
-        clips = run.transform(first.clips.to(device), first.seeds)
-        preflight_loss = check_gradients(model, clips, first.labels.to(device), model.fusion, context)
+        set_train_mode(learner, settings.batch_norm)
+        seed_step(run.seed, state.total_step, ranks)
+        clips = learning.transform(first.clips.to(device), first.seeds)
+        preflight_loss = check_gradients(learner, clips, first.labels.to(device), total_loss, context)
         title = f"phase {name} ({state.phase + 1} of {len(phases)}): {total} steps"
         columns = ("part", "parameters", "trained", "peak lr")
-        console.table(title, columns, parameter_table(model, groups, optimizer.defaults["lr"]))
-        console.info(
-            f"preflight passed: loss {preflight_loss:.3f}, a finite gradient in {len(parameters)} tensors"
-        )
+        console.table(title, columns, parameter_table(learner, groups_of(updates), peak_lr(updates)))
+        if phase.heads is not None:
+            console.info(grid_line(learner, heads))
+        count = sum(len(each.parameters) for each in updates)
+        console.info(f"preflight passed: loss {preflight_loss:.3f}, a finite gradient in {count} tensors")
 
         evaluate_due = _every(settings.eval_every, total, per_epoch)
         save_due = _every(settings.save_every, total, per_epoch)
@@ -135,8 +146,8 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
             while not ended:
                 step_started = time.perf_counter()
                 # Dropout and drop-path are drawn from the step's own seed: no generator state to keep
-                _seed_step(run.seed, state.total_step, ranks)
-                rates = set_rates(optimizer, lr, weight_decay, state.step + 1, total)
+                seed_step(run.seed, state.total_step, ranks)
+                rates = set_all_rates(updates, lr, weight_decay, state.step + 1, total)
                 loss_sum, clips_seen, data_seconds = 0.0, 0, 0.0
                 for micro in range(settings.accumulation):
                     waiting = time.perf_counter()
@@ -147,29 +158,43 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     if batch.refusal:
                         raise UserError(batch.refusal)
                     sums.faults += len(batch.faults)
-                    clips = run.transform(batch.clips.to(device, non_blocking=True), batch.seeds)
+                    clips = learning.transform(batch.clips.to(device, non_blocking=True), batch.seeds)
                     labels = batch.labels.to(device, non_blocking=True)
-                    clips, targets = run.mix(clips, labels, (run.seed, state.total_step, micro, ranks.rank))
+                    clips, targets = learning.mix(
+                        clips, labels, (run.seed, state.total_step, micro, ranks.rank)
+                    )
                     # gradients cross ranks once a step, with the last micro-batch
                     sync = ranks.world_size == 1 or micro == settings.accumulation - 1
                     with nullcontext() if sync else wrapped.no_sync():
                         with context:
-                            logits = fuse(wrapped(clips), model.fusion)
-                            loss = criterion(logits, targets)
-                        scaler.scale(loss / settings.accumulation).backward()
-                    loss_value = loss.item()
+                            judged = judge(wrapped(clips), targets)
+                        scaled = [
+                            each.scaler.scale(loss / settings.accumulation)
+                            for each, (_, loss) in zip(updates, judged, strict=True)
+                        ]
+                        sum(scaled).backward()  # no head's gradient depends on another head's loss
+                    losses = torch.stack([loss.detach() for _, loss in judged]).tolist()
+                    loss_value = finite_mean(losses)
                     if not np.isfinite(loss_value):
-                        _refuse_loss(loss_value, state.total_step + 1, batch.indices.tolist(), run)
-                    sums.add(loss.detach(), logits.detach().argmax(-1), labels)
+                        files = [run.train_paths[index] for index in batch.indices.tolist()]
+                        refuse_loss(loss_value, state.total_step + 1, files, run.checkpoints)
+                    for (logits, loss), value in zip(judged, losses, strict=True):
+                        if np.isfinite(value):
+                            sums.add(loss.detach(), logits.detach(), labels)
                     loss_sum += loss_value
                     clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
-                scaler.unscale_(optimizer)
-                grad_norm = nn.utils.clip_grad_norm_(parameters, settings.clip_grad or float("inf")).item()
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                norms = []
+                for parameters, optimizer, scaler in updates:
+                    scaler.unscale_(optimizer)
+                    norms.append(clip_gradients(parameters, settings.clip_grad, settings.clip_grad_by))
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                grad_norm = finite_mean(torch.stack(norms).tolist())
                 state.step += 1
                 state.total_step += 1
+                if average is not None:
+                    average.update(state.total_step)
                 state.loss = loss_sum / settings.accumulation
                 profiler.step()
 
@@ -182,14 +207,14 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     "train/clips_per_s": clips_seen * ranks.world_size / seconds,
                     "train/data_share": data_seconds / seconds,
                 }
-                lr_now = max(group["lr"] for group in optimizer.param_groups)
+                lr_now = max(group["lr"] for group in groups_of(updates))
                 row = {"step": state.total_step, "epoch": epoch, "phase": name, "seconds": seconds, **now}
                 log.step({**row, "lr": lr_now, "weight_decay": rates["weight_decay"]})
                 shown = {"loss": state.loss, "lr": lr_now, "clips/s": now["train/clips_per_s"]}
                 console.advance(state.step, {"epoch": round(epoch, 1), **shown})
                 if state.total_step % settings.log_every == 0:
                     log.log({"epoch": epoch, "phase": name, **now, **rates}, state.total_step)
-                _check_faults(sums, settings, per_epoch, ranks)
+                check_faults(sums, settings, per_epoch, ranks.rank, ranks.world_size)
 
                 if state.step % per_epoch == 0 or state.step == total:
                     reduced = EpochSums(**{key: ranks.sum(value) for key, value in sums.tensors().items()})
@@ -200,25 +225,36 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     trained = reduced.metrics()
                     row = {f"train/{key}": value for key, value in trained.items()}
                     log.log({"epoch": epoch, "phase": name, **row, **times}, state.total_step)
-                    console.info(
-                        f"epoch {epoch:.4g}: train loss {trained['loss']:.4f}, top1 {trained['top1']:.4f}"
-                    )
-                    sums = EpochSums.zeros(num_classes, device)
+                    console.info(training_line(epoch, trained))
+                    sums = new_sums()
                     epoch_started = time.perf_counter()
 
                 if evaluate_due(state.step) or state.step == total:
-                    found = run.evaluate(state.total_step)
-                    set_train_mode(model)
-                    value = found.metrics[settings.monitor]
+                    found = validate(learner, learning.evaluate, heads, average, ranks)
+                    set_train_mode(learner, settings.batch_norm)
+                    for path, cause in found[heads[0]].table.missing if ranks.is_main else ():
+                        log.fault(path, cause, step=state.total_step, split="val")
+                    if phase.heads is not None:
+                        selecting = best_head(found, settings.monitor, direction)
+                        select_head(model, learner, heads, selecting)
+                    value = head_value(found[selecting], settings.monitor)
                     improved = state.improves(value, direction)
                     state.stale = 0 if improved else state.stale + 1
                     if improved:
                         state.best, state.best_step = value, state.total_step
-                    row = {f"val/{key}": value for key, value in found.metrics.items()}
-                    log.log({"epoch": epoch, "phase": name, **row}, state.total_step)
-                    console.info(_validation_line(epoch, found, settings.monitor, improved))
+                    log.log(
+                        {"epoch": epoch, "phase": name, **validation_row(found, selecting)}, state.total_step
+                    )
+                    for line in validation_lines(epoch, found, settings.monitor, selecting, improved):
+                        console.info(line)
                     if improved and ranks.is_main:
-                        best = {"model": model.state_dict(), "state": asdict(state), "metrics": found.metrics}
+                        best = {
+                            "model": average.tensors if selecting == "ema" else model.state_dict(),
+                            "weights": selecting if selecting in VALIDATED else "raw",
+                            "head": None if phase.heads is None else selecting,
+                            "state": asdict(state),
+                            "metrics": found[selecting].metrics,
+                        }
                         checkpoint.save({**run.card, **best}, run.checkpoints / "best.pt")
 
                 # A phase ends with its last step, or early when validation has stopped improving
@@ -235,21 +271,22 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     log.flush()  # a resumed run never writes the rows up to here again
                     payload = {
                         "model": model.state_dict(),
-                        "optimizer": None if ended else optimizer.state_dict(),
-                        "scaler": scaler.state_dict(),
+                        "weights": "raw",
+                        "ema": None if average is None else average.tensors,
+                        "heads": None if phase.heads is None else learner.head.state_dict(),
+                        "optimizer": None if ended else packed(each.optimizer for each in updates),
+                        "scaler": packed(each.scaler for each in updates),
                         "sums": ranks.gather({key: value.cpu() for key, value in sums.tensors().items()}),
                         "state": asdict(state),
                     }
                     if ranks.is_main:
-                        checkpoint.save({**run.card, **payload}, run.checkpoints / "last.pt")
-                        if keep:
-                            checkpoint.save(
-                                {**run.card, **payload}, run.checkpoints / f"step_{state.total_step:07d}.pt"
-                            )
+                        names = ["last.pt", *([f"step_{state.total_step:07d}.pt"] if keep else [])]
+                        for file in names:
+                            checkpoint.save({**run.card, **payload}, run.checkpoints / file)
     return state
 
 
-def _seed_step(seed: int, step: int, ranks: Ranks) -> None:
+def seed_step(seed: int, step: int, ranks: Ranks) -> None:
     """Seeds what a step draws from: the CPU's generator and this rank's device's, no others (that takes longer)."""
     number = int(np.random.SeedSequence([seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(number)
@@ -261,39 +298,3 @@ def _every(duration: str, total: int, per_epoch: int) -> Callable[[int], bool]:
     """Whether a step of the phase is one of every `duration`; at least a step apart."""
     stride = max(1, steps(duration, total, per_epoch))
     return lambda step: step % stride == 0
-
-
-def _refuse_loss(loss: float, step: int, indices: list[int], run: Run) -> None:
-    files = "\n  ".join(run.train_paths[index] for index in indices)
-    raise UserError(
-        f"the loss is {loss} at step {step}, on these files:\n  {files}\n"
-        "Lower optimizer.lr, lengthen the warmup or use trainer.precision=fp32. Nothing after this step's "
-        f"beginning was saved in {run.checkpoints}"
-    )
-
-
-def _check_phases(run: Run, per_epoch: int) -> None:
-    """Every phase before the first one starts: a fault of the last would cost the training of the others."""
-    for name, phase in run.phases.items():
-        if steps(phase.duration, run.settings.epochs * per_epoch, per_epoch) < 1:
-            raise UserError(f"stage.{name}.duration={phase.duration} comes to no step; lengthen it")
-        apply_phase(run.model, phase)
-        parameter_groups(run.model, phase)
-
-
-def _check_faults(sums: EpochSums, settings: TrainerSettings, per_epoch: int, ranks: Ranks) -> None:
-    """Ends the run as soon as this epoch's share of unreadable videos is sure to pass the bound."""
-    videos = per_epoch * settings.batch_size // ranks.world_size
-    if sums.faults > settings.max_fault_share * videos:
-        raise UserError(
-            f"{int(sums.faults)} of this epoch's {videos} videos could not be read, more than "
-            f"trainer.max_fault_share={settings.max_fault_share:.0%}; faults_rank{ranks.rank}.jsonl in the run "
-            "folder names them"
-        )
-
-
-def _validation_line(epoch: float, found: Report, monitor: str, improved: bool) -> str:
-    shown = dict.fromkeys(("loss", "top1", "clip_top1", "f1_macro", monitor))
-    values = ", ".join(f"{key} {found.metrics[key]:.4f}" for key in shown if key in found.metrics)
-    best = f" (best {monitor})" if improved else ""
-    return f"epoch {epoch:.4g}: val {values}, coverage {found.coverage}{best}"

@@ -1,5 +1,6 @@
 """Parameter groups: they carry scales, the schedules carry the rest."""
 
+import re
 from collections.abc import Callable, Iterable
 
 import torch
@@ -9,12 +10,19 @@ from vidtrain.errors import UserError
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.settings import PhaseSettings
 
-OptimizerFactory = Callable[[list[dict]], torch.optim.Optimizer]
+Part = tuple[str, float, Iterable[tuple[str, nn.Parameter]]]  # name, lr scale, named parameters
+CLIP_GRAD_BY = ("norm", "value")
+# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them
+NOT_DECAYED = re.compile(
+    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?)$"
+)
+OptimizerFactory = Callable[..., torch.optim.Optimizer]  # of groups; lr and weight_decay may be given anew
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms (one dimension) or position embeddings."""
-    return parameter.ndim > 1 and not name.endswith("bias") and "pos_embed" not in name
+    """Whether weight decay applies: not to biases, norms (one dimension), positions, absolute or relative, or class and
+    register tokens, as in ViT, Swin and MViT; to the query of an attentive pooler, as in V-JEPA."""
+    return parameter.ndim > 1 and not name.endswith("bias") and NOT_DECAYED.search(name) is None
 
 
 def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
@@ -24,7 +32,7 @@ def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
     With `layer_decay` d, the layer that lies k layers below the head trains at d^k (the head at d^0), as in
     BEiT (arXiv:2106.08254).
     """
-    parts = [("head", 1.0, model.head.named_parameters())]
+    parts: list[Part] = [("head", 1.0, model.head.named_parameters())]
     depth = len(model.encoder.layers)
     names = {parameter: name for name, parameter in model.encoder.named_parameters()}
     for index, layer in enumerate(model.encoder.layers):
@@ -32,6 +40,19 @@ def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
         part = "encoder" if phase.layer_decay == 1 else f"encoder.layer{index:02d}"
         parts.append((part, scale, [(names[parameter], parameter) for parameter in layer.parameters()]))
 
+    groups = group_parts(parts, phase.lr_scale)
+    held = {parameter for group in groups for parameter in group["params"]}
+    forgotten = [name for name, each in model.named_parameters() if each.requires_grad and each not in held]
+    if forgotten:
+        raise UserError(
+            f"parameters that train but lie in neither encoder.layers nor the head: {', '.join(forgotten[:8])}; "
+            "let the encoder's `layers` hold them"
+        )
+    return groups
+
+
+def group_parts(parts: Iterable[Part], lr_scale: float) -> list[dict]:
+    """The trainable parameters of `parts` in groups as `parameter_groups` gives them."""
     groups: dict[str, dict] = {}
     for part, scale, named in parts:
         for name, parameter in named:
@@ -39,15 +60,8 @@ def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
                 continue
             decay = decays(name, parameter)
             key = part if decay else f"{part}.no_decay"
-            group = {"name": key, "params": [], "lr_scale": phase.lr_scale * scale, "wd_scale": float(decay)}
+            group = {"name": key, "params": [], "lr_scale": lr_scale * scale, "wd_scale": float(decay)}
             groups.setdefault(key, group)["params"].append(parameter)
-    held = {parameter for group in groups.values() for parameter in group["params"]}
-    forgotten = [name for name, each in model.named_parameters() if each.requires_grad and each not in held]
-    if forgotten:
-        raise UserError(
-            f"parameters that train but lie in neither encoder.layers nor the head: {', '.join(forgotten[:8])}; "
-            "let the encoder's `layers` hold them"
-        )
     return list(groups.values())
 
 
@@ -66,6 +80,20 @@ def set_rates(
         group["weight_decay"] = weight_decay_now * group["wd_scale"]
     rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups if group["wd_scale"]}
     return rates | {"weight_decay": weight_decay_now}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], bound: float | None, by: str) -> torch.Tensor:
+    """Clips gradients in place; returns their norm from before, on their device.
+
+    `by` norm scales all to a norm of `bound` at most; by value cuts each component to [-`bound`, `bound`]. Without a
+    bound they are measured only.
+    """
+    if by == "norm":
+        return nn.utils.clip_grad_norm_(parameters, bound or float("inf"))
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if bound:
+        nn.utils.clip_grad_value_(parameters, bound)
+    return norm
 
 
 def trainable(model: nn.Module) -> Iterable[nn.Parameter]:

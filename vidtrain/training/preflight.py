@@ -1,26 +1,31 @@
 """Before the first step: does every trainable parameter receive a finite gradient?"""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.fusion import fuse
 
 
 def check_gradients(
-    model: nn.Module, clips: Tensor, labels: Tensor, fusion: str, autocast: AbstractContextManager
+    model: nn.Module,
+    clips: Tensor,
+    labels: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    autocast: AbstractContextManager,
 ) -> float:
     """One forward and backward of `clips` float [b n c t h w]; returns the loss and leaves no trace.
+
+    `loss_of` maps what the model gives, clip logits [b n k], and labels to the loss.
 
     Raises `UserError` naming the parameters whose gradient is absent or not finite, and where logits and
     labels do not fit together.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch statistics move
     with autocast:
-        loss = F.cross_entropy(fuse(model(clips), fusion), labels)
+        loss = loss_of(model(clips), labels)
     loss.backward()
     silent, broken = [], []
     for name, parameter in model.named_parameters():

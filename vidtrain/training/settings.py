@@ -1,6 +1,6 @@
 """What the loop owns, typed. Plain dataclasses: usable in a notebook, checked by Hydra on the command line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -24,10 +24,14 @@ class TrainerSettings:
         None  # computing threads per rank without a GPU; null: half of its share of the cores
     )
 
-    clip_grad: float | None = 1.0  # largest gradient norm; null: measured, not clipped
-    label_smoothing: float = 0.0
+    clip_grad: float | None = 1.0  # largest gradient norm, or component; null: measured, not clipped
+    clip_grad_by: str = "norm"  # norm, value
+    batch_norm: str = "train"  # train, sync (over ranks), frozen_statistics, frozen (with scale and shift)
+    ema: float | None = None  # decay of an average of the weights, such as 0.9999; null: none is kept
+    ema_warmup: bool = True  # a smaller decay at first: (1 + step) / (10 + step)
 
-    monitor: str = "top1"  # what makes a checkpoint the best, on val
+    monitor: str = "top1"  # what makes a checkpoint the best, on val: map where videos have several labels
+    monitor_weights: str | None = None  # whose, and what best.pt holds: raw, ema; null: ema where it is kept
     patience: int | None = None  # evaluations without a new best of the run that end a phase; null: never
     eval_every: str = "1ep"
     save_every: str = "1ep"  # how often last.pt is written
@@ -42,6 +46,14 @@ class TrainerSettings:
 
 
 @dataclass
+class HeadGridSettings:
+    """Heads that train side by side on one frozen encoder: one for each pair of a rate and a weight decay."""
+
+    lr: list[float] = field(default_factory=list)  # peak learning rates, in place of optimizer.lr
+    weight_decay: list[float] = field(default_factory=list)  # in place of optimizer.weight_decay
+
+
+@dataclass
 class PhaseSettings:
     """One phase of a stage: how long, what is trained, and how fast."""
 
@@ -50,3 +62,9 @@ class PhaseSettings:
     lr_scale: float = 1.0  # times optimizer.lr
     encoder_lr_scale: float = 1.0  # times that, for the encoder
     layer_decay: float = 1.0  # times that, per layer away from the head
+    # for a frozen encoder alone, encoder_blocks: 0
+    heads: HeadGridSettings | None = None  # many heads at once, of which val selects one
+    cache_features: bool = False  # compute the encoder's tokens once, keep them on disk, and train on those
+    cache_views: int = (
+        4  # differently augmented views of each video that are kept; epochs take turns with them
+    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.evaluation.metrics import from_confusion
+from vidtrain.evaluation.multi_label import count_labels, from_label_counts
 
 
 @dataclass
@@ -37,29 +38,36 @@ class EpochSums:
 
     loss: Tensor  # float64, summed over samples
     samples: Tensor  # int64
-    confusion: Tensor  # int64 [k k], rows are labels
+    confusion: (
+        Tensor  # int64 [k k], rows are labels; of videos with several labels [k 2 2], see `count_labels`
+    )
     faults: Tensor  # int64, videos that could not be read and were replaced
 
     @classmethod
-    def zeros(cls, num_classes: int, device: torch.device) -> "EpochSums":
+    def zeros(cls, num_classes: int, multi_label: bool, device: torch.device) -> "EpochSums":
+        shape = (num_classes, 2, 2) if multi_label else (num_classes, num_classes)
         return cls(
             loss=torch.zeros((), dtype=torch.float64, device=device),
             samples=torch.zeros((), dtype=torch.int64, device=device),
-            confusion=torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device),
+            confusion=torch.zeros(shape, dtype=torch.int64, device=device),
             faults=torch.zeros((), dtype=torch.int64),  # counted where the loader is
         )
 
-    def add(self, loss: Tensor, predictions: Tensor, labels: Tensor) -> None:
-        """One micro-batch: its mean `loss`, and `predictions` and `labels` [b]."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """One micro-batch: its mean `loss`, its fused `logits` [b k], and its `labels` [b] or [b k]."""
         self.loss += loss * len(labels)
         self.samples += len(labels)
-        ones = torch.ones_like(labels)
-        self.confusion.index_put_((labels, predictions), ones, accumulate=True)
+        if labels.ndim == 2:
+            self.confusion += count_labels(logits, labels)
+        else:
+            ones = torch.ones_like(labels)
+            self.confusion.index_put_((labels, logits.argmax(-1)), ones, accumulate=True)
 
     def metrics(self) -> dict[str, float]:
         """What the sums (already reduced over ranks) come to."""
         loss = (self.loss / self.samples).item()
-        return {"loss": loss, **from_confusion(self.confusion), "faults": int(self.faults)}
+        found = (from_label_counts if self.confusion.ndim == 3 else from_confusion)(self.confusion)
+        return {"loss": loss, **found, "faults": int(self.faults)}
 
     def tensors(self) -> dict[str, Tensor]:
         return {each.name: getattr(self, each.name) for each in fields(self)}

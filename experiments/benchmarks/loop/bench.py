@@ -62,7 +62,7 @@ def main(overrides: list[str]) -> None:
             bare.append(time.perf_counter() - started)
             yield batch
 
-    def evaluate(step: int):
+    def evaluate():
         none = torch.zeros(1, dtype=torch.int64)
         return report(ViewTable(none, none, torch.zeros(1, 1, CLASSES), [], 1), model.fusion, "")
 
@@ -79,6 +79,9 @@ def main(overrides: list[str]) -> None:
                 train_paths=[""] * size[0],
                 steps_per_epoch=STEPS,
                 evaluate=evaluate,
+                loss=build.part(cfg.loss),
+                class_weights=None,
+                multi_label=False,
                 optimizer=build.part(cfg.optimizer),
                 lr=build.part(cfg.schedule.lr),
                 weight_decay=build.part(cfg.schedule.weight_decay),

@@ -1,0 +1,126 @@
+"""Validation: of the weights as they are, and of their average where one is kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import metric_names
+from vidtrain.evaluation.report import Report
+from vidtrain.training.batch_norm import BATCH_NORMS, batch_norms
+from vidtrain.training.distributed import Ranks
+from vidtrain.training.ema import WeightAverage
+from vidtrain.training.settings import TrainerSettings
+
+# Which weights -> under which name their metrics are logged
+VALIDATED = {"raw": "val", "ema": "val_ema"}
+HEADS = "val_heads"  # and those of each head of a grid, by its name
+
+
+def selecting_weights(asked: str | None, ema: float | None) -> str:
+    """Whose metrics select the best checkpoint, which holds them: `trainer.monitor_weights`, or what null means.
+
+    Raises `UserError` for an average that is not kept.
+    """
+    if asked == "ema" and ema is None:
+        raise UserError(
+            "trainer.monitor_weights=ema, and no average is kept: set trainer.ema, such as 0.999, or choose raw"
+        )
+    return asked or ("raw" if ema is None else "ema")
+
+
+def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool], independent: bool) -> None:
+    """Raises `UserError` for a dataset that the loss cannot train on: of one class, or where videos may have several
+    labels (`several`, by split) in some splits only, or with a loss that takes one."""
+    if len(classes) < 2:
+        raise UserError(f"dataset {name} has one class, {classes[0]}: nothing to tell apart")
+    if any(several.values()) and not independent:
+        raise UserError(
+            f"videos of dataset {name} may have several labels, which the loss must judge independently: choose "
+            "loss=bce (or focal), with trainer.monitor=map"
+        )
+    if any(several.values()) and not all(several.values()):
+        splits = ", ".join(split for split, each in several.items() if each)
+        raise UserError(
+            f"videos of dataset {name} may have several labels in {splits} only; all splits must agree"
+        )
+
+
+def check_monitor(monitor: str, num_classes: int, multi_label: bool) -> None:
+    """Raises `UserError` where a dataset has no such metric."""
+    known = metric_names(num_classes, multi_label)
+    if monitor not in known:
+        kind = "of several labels a video" if multi_label else f"with {num_classes} classes"
+        raise UserError(
+            f"trainer.monitor={monitor} is no metric of a dataset {kind}; choose one of {', '.join(known)}"
+        )
+
+
+def settings_lines(model: nn.Module, settings: TrainerSettings) -> list[str]:
+    """What the log says of settings that one could forget are there."""
+    lines = []
+    norms = len(batch_norms(model))
+    if norms or settings.batch_norm != "train":
+        what = BATCH_NORMS[settings.batch_norm]
+        lines.append(f"trainer.batch_norm={settings.batch_norm}: the model's {norms} batch norms {what}")
+    if settings.ema is not None:
+        selecting = selecting_weights(settings.monitor_weights, settings.ema)
+        warmup = " after a warmup" if settings.ema_warmup else ""
+        lines.append(
+            f"weights are averaged with decay {settings.ema:g}{warmup}, and validated beside the raw ones; "
+            f"{settings.monitor} of the {selecting} weights selects best.pt, which holds them"
+        )
+    return lines
+
+
+def validate(
+    learner: nn.Module,
+    evaluate: Callable[[], list[Report]],
+    names: Sequence[str],
+    average: WeightAverage | None,
+    ranks: Ranks,
+) -> dict[str, Report]:
+    """What `evaluate` finds, by all ranks alike: with the weights as they are ("raw", or of each head by its name), and
+    with their average ("ema")."""
+    ranks.share_buffers(learner)
+    found = dict(zip(names, evaluate(), strict=True))
+    if average is not None:
+        with average.in_place():
+            ranks.share_buffers(learner)
+            [found["ema"]] = evaluate()
+    return found
+
+
+def validation_row(found: Mapping[str, Report], selecting: str) -> dict[str, float]:
+    """All metrics by the names they are logged under; of a grid of heads those of every head, and of the selected one
+    as those of the run."""
+    row = (
+        {}
+        if selecting in VALIDATED
+        else {f"val/{key}": value for key, value in found[selecting].metrics.items()}
+    )
+    for weights, report in found.items():
+        prefix = VALIDATED[weights] if weights in VALIDATED else f"{HEADS}/{weights}"
+        row |= {f"{prefix}/{key}": value for key, value in report.metrics.items()}
+    return row
+
+
+def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
+    shown = ["loss", "top1" if "top1" in metrics else "f1_micro"]
+    return f"epoch {epoch:.4g}: train " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown)
+
+
+def validation_lines(
+    epoch: float, found: Mapping[str, Report], monitor: str, selecting: str, improved: bool
+) -> list[str]:
+    """A line for each of the weights, of a grid for the best head; `selecting` names those that `monitor` is read
+    from."""
+    lines = []
+    several = selecting not in VALIDATED
+    for weights, report in {selecting: found[selecting]}.items() if several else found.items():
+        shown = dict.fromkeys(("loss", "top1", "clip_top1", "map", "f1_micro", "f1_macro", monitor))
+        values = ", ".join(f"{key} {report.metrics[key]:.4f}" for key in shown if key in report.metrics)
+        best = f" (best {monitor})" if improved and weights == selecting else ""
+        name = f"val, {weights} of {len(found)} heads:" if several else VALIDATED[weights]
+        lines.append(f"epoch {epoch:.4g}: {name} {values}, coverage {report.coverage}{best}")
+    return lines
