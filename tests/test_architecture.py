@@ -18,8 +18,26 @@ MAY_IMPORT = {
 }
 # library -> who may import it: wings, or modules on top (the programs and what they share)
 MAY_USE = {
-    "hydra": {"app", "build", "config", "run_folder"},
-    "omegaconf": {"app", "build", "check", "config", "run_folder", "starting_point", "train", "evaluate"},
+    "hydra": {"app", "build", "config", "run_folder", "schemas", "stored_config"},
+    "omegaconf": {
+        "annotations",
+        "app",
+        "benchmark",
+        "benchmark_variants",
+        "build",
+        "check",
+        "config",
+        "export",
+        "export_model",
+        "run_benchmark",
+        "run_folder",
+        "schemas",
+        "starting_point",
+        "stored_config",
+        "train",
+        "trained",
+        "evaluate",
+    },
     "wandb": {"tracking"},
     "av": {"data"},
 }

@@ -1,10 +1,12 @@
 """The README's own promises: its example model runs, and its tree names every file."""
 
+import ast
 import re
 import sys
 import types
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -42,19 +44,41 @@ def test_the_example_model_trains(monkeypatch):
     logits.sum().backward()
 
 
-def test_the_tree_names_every_file():
-    package = Path(__file__).resolve().parents[1] / "vidtrain"
-    for path in package.rglob("*.py"):
-        if path.name != "__init__.py":
-            assert re.search(rf"^ +{path.name} ", README, re.MULTILINE), (
-                f"{path.name} is not in the README's tree"
-            )
+PACKAGE = Path(__file__).resolve().parents[1] / "vidtrain"
+
+
+@pytest.mark.parametrize("init", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_every_folder_says_what_its_files_are(init):
+    says = ast.get_docstring(ast.parse(init.read_text()))
+    named = set(re.findall(r"^(\w+\.py) +\S", says, re.MULTILINE))
+    assert named == {path.name for path in init.parent.glob("*.py")} - {"__init__.py"}
+    for folder in init.parent.iterdir():
+        if (folder / "__init__.py").is_file():
+            assert f"{folder.name}/" in says
+
+
+def test_the_tree_names_every_program():
+    for path in CONF.glob("[!_]*.yaml"):
+        assert re.search(rf"^ +{path.stem}.py ", README, re.MULTILINE), (
+            f"{path.stem}.py is not in the README's tree"
+        )
+
+
+def test_the_table_names_every_model():
+    section = README[README.index("### Models and published weights") :]
+    rows = re.findall(r"^\| ([\w{}, ]+) \|", section, re.MULTILINE)
+    named = set()
+    for name in re.findall(r"\w+(?:\{[^}]*\})?", " ".join(rows)):
+        stem, _, endings = name.partition("{")
+        named |= {stem + ending.strip(" }") for ending in endings.split(",")}
+    assert {path.stem for path in (CONF / "model").glob("*.yaml")} <= named
 
 
 def test_the_table_names_every_option():
     for group in (
         "dataset",
         "augmentation",
+        "loss",
         "optimizer",
         "schedule",
         "stage",
