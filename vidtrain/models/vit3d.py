@@ -74,7 +74,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
+            # v is copied: a view of qkv would keep all three in memory for the backward pass
+            q, k, v = rotate(q, rotary), rotate(k, rotary), v.contiguous()
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))
 

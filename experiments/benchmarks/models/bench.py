@@ -9,6 +9,7 @@ each contender and work.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -108,7 +109,9 @@ def _times(
 def _measured(options: argparse.Namespace, family: str, name: str, work: str) -> str:
     plain = [f"--{key}={getattr(options, key)}" for key in ("size", "frames", "image", "batch", "threads")]
     command = [sys.executable, __file__, *plain, "--memory-of", family, name, work]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # memory that is freed goes back at once, so that what is resident is what is used
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return f"{json.loads(done.stdout.splitlines()[-1]):.0f}"
 
 
