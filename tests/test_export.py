@@ -19,10 +19,11 @@ from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import check, export
+from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.formats.torchvision import enum_weights
 from vidtrain.models.weights.published import published_classes, published_clips
 from vidtrain.train import train
-from vidtrain.trained import CARD_KEY, open_trained
+from vidtrain.trained import open_trained
 from vidtrain.training import checkpoint
 
 register_schemas()

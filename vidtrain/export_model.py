@@ -18,10 +18,10 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import probabilities
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
+from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
 from vidtrain.schemas import ExportSettings
 from vidtrain.tracking.atomic import strict_json, write_json_atomic
 from vidtrain.tracking.model_card import write_model_card
-from vidtrain.trained import CARD_FORMAT, CARD_KEY
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
 GRAPHS = ("onnx", "torch_export")

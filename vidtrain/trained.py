@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.config import components
 from vidtrain.errors import UserError
+from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     import torch
@@ -18,8 +19,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
 
 TRUSTED = ("vidtrain.", "torch.nn.", "torch.optim.", "torchvision.models.", "timm.")
-CARD_FORMAT = "vidtrain-export/1"
-CARD_KEY = "vidtrain_card"  # where the card stands in the metadata of an exported file
 NEEDED = ("model", "classes", "config")
 EXPORTED = (".onnx", ".safetensors")
 
@@ -116,9 +115,9 @@ def _open_exported(path: Path) -> Trained:
 
         metadata, weights = OnnxClassifier(path, fusion="").metadata, None
     else:
-        from vidtrain.models.export_formats import read_weights
+        from vidtrain.models.weights.files import read_safetensors
 
-        metadata, weights = read_weights(path)
+        metadata, weights = read_safetensors(path)
     if CARD_KEY not in metadata:
         raise UserError(
             f"{path} does not say how it is to be used: it lacks the card that python -m vidtrain.export writes into it"

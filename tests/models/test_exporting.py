@@ -14,7 +14,6 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import (
     check_onnx,
     program_runner,
-    read_weights,
     save_onnx,
     save_program,
     save_weights,
@@ -33,6 +32,7 @@ from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolC
 from vidtrain.models.onnx_classifier import OnnxClassifier, onnx_runner
 from vidtrain.models.resnext3d import ResNeXt3D
 from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights.files import read_safetensors
 
 CLIP = (4, 16, 16)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -260,15 +260,15 @@ def test_outputs_that_are_no_logits_of_the_clips_are_refused(given):
 def test_weights_are_written_with_what_is_said_of_them(tmp_path):
     model = classifier(cnn(), mean_pool)
     save_weights(model, tmp_path / "model.safetensors", "fp32", {"card": "{}"})
-    metadata, tensors = read_weights(tmp_path / "model.safetensors")
+    metadata, tensors = read_safetensors(tmp_path / "model.safetensors")
     assert metadata == {"card": "{}"}
     assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
     assert tensors.keys() == model.state_dict().keys()
     save_weights(model, tmp_path / "half.safetensors", "bf16", {})
-    _, half = read_weights(tmp_path / "half.safetensors")
+    _, half = read_safetensors(tmp_path / "half.safetensors")
     assert half["head.linear.weight"].dtype == torch.bfloat16
     counters = [tensor.dtype for name, tensor in half.items() if name.endswith("num_batches_tracked")]
     assert counters and set(counters) == {torch.int64}
     (tmp_path / "half.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="half.safetensors is truncated or not a safetensors file"):
-        read_weights(tmp_path / "half.safetensors")
+        read_safetensors(tmp_path / "half.safetensors")

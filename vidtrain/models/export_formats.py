@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -121,15 +120,6 @@ def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping
     found = load_file(path)
     if found.keys() != tensors.keys() or not all(torch.equal(found[name], tensors[name]) for name in tensors):
         raise UserError(f"{path} does not hold what was written into it: is the disk sound?")
-
-
-def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors of a safetensors file. Raises UserError for one that is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 # --- files ------------------------------------------------------------------------------------------------

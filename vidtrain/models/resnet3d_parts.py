@@ -81,6 +81,23 @@ class ResidualBlock(nn.Module):
         return (self.shortcut(x) + self.branch(x)).relu_()
 
 
+class StagedEncoder(nn.Module):
+    """An encoder that has a `stem`, and `stages` of residual blocks."""
+
+    stem: nn.Module
+    stages: nn.ModuleList
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks in order of depth."""
+        return [block for stage in self.stages for block in stage]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Stem and blocks in order of depth; together they hold every parameter."""
+        return [self.stem, *self.blocks]
+
+
 def convolution(
     dim_in: int,
     dim_out: int,

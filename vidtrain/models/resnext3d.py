@@ -19,6 +19,7 @@ from vidtrain.models.resnet3d_parts import (
     Bottleneck,
     ResidualBlock,
     Shortcut,
+    StagedEncoder,
     Stem,
     check_odd,
     convolution,
@@ -102,7 +103,7 @@ class PreactivatedShortcut(nn.Module):
         return self.conv(x if self.norm is None else self.norm(x).relu_())
 
 
-class ResNeXt3D(nn.Module):
+class ResNeXt3D(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], the places of the last stage.
 
     The stem halves h and w, with `stem_maxpool` twice. Stage s (from 0) has `num_blocks[s]` blocks of
@@ -194,14 +195,9 @@ class ResNeXt3D(nn.Module):
             recompute_activations(self.blocks)
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """Residual blocks in order of depth."""
-        return [block for stage in self.stages for block in stage]
-
-    @property
     def layers(self) -> list[nn.Module]:
         """Stem, blocks and last norm in order of depth; together they hold every parameter."""
-        return [self.stem, *self.blocks, self.norm]
+        return [*super().layers, self.norm]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip."""

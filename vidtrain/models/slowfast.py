@@ -16,6 +16,7 @@ from vidtrain.models.resnet3d_parts import (
     Bottleneck,
     ResidualBlock,
     Shortcut,
+    StagedEncoder,
     Stem,
     check_odd,
     init_residual_network,
@@ -69,7 +70,7 @@ class TwoPathBlock(nn.Module):
         return self.slow(slow), self.fast(fast)
 
 
-class SlowFast(nn.Module):
+class SlowFast(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/alpha)(h/32)(w/32).
 
     The fast pathway sees all frames with 1/`beta_inv` of the channels, the slow one every `alpha`-th of them.
@@ -127,16 +128,6 @@ class SlowFast(nn.Module):
         if activation_checkpointing:
             recompute_activations(self.blocks)
 
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """Residual blocks in order of depth, each with both pathways and the lateral connection before it."""
-        return [block for stage in self.stages for block in stage]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """Stems and blocks in order of depth; together they hold every parameter."""
-        return [self.stem, *self.blocks]
-
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip. Raises UserError when `alpha` does not divide its frames."""
         check_multiple("clip.frames", frames, self.alpha, f"model.encoder.alpha={self.alpha}")
@@ -156,7 +147,7 @@ class SlowFast(nn.Module):
         return rearrange(torch.cat([slow, fast], dim=1), "b d t h w -> b (t h w) d")
 
 
-class SlowOnly(nn.Module):
+class SlowOnly(StagedEncoder):
     """Encoder: the slow pathway alone; [b c t h w] of normalized floats -> [b n d], n = t (h/32)(w/32).
 
     `width` is the number of channels of the stem and d is 32 * width, `depth` that of the ResNet (50, 101 or
@@ -189,16 +180,6 @@ class SlowOnly(nn.Module):
         init_residual_network(self, self.blocks, zero_init_residual)
         if activation_checkpointing:
             recompute_activations(self.blocks)
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """Residual blocks in order of depth."""
-        return [block for stage in self.stages for block in stage]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """Stem and blocks in order of depth; together they hold every parameter."""
-        return [self.stem, *self.blocks]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip."""

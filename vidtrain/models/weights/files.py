@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
+from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 from vidtrain.torch_files import read_torch_file
@@ -29,7 +29,6 @@ TRAINING_STATE = {
     "lr_scheduler",
     "sums",
 }
-CARD_KEY = "vidtrain_card"  # of an exported file's metadata: JSON that says what the model is
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -73,7 +72,8 @@ def read(path: Path, source: str) -> Weights:
 
 def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weights:
     if path.suffix == ".safetensors":
-        tensors, card = _read_safetensors(path)
+        metadata, tensors = read_safetensors(path)
+        card = json.loads(metadata[CARD_KEY]) if CARD_KEY in metadata else None  # of a model that we exported
         return Weights(source, tensors, card["config"] if card else config, card["format"] if card else None)
     payload = read_torch_file(path, lazy=True)
     if not isinstance(payload, dict):
@@ -102,15 +102,13 @@ def _read_folder(folder: Path, source: str) -> Weights:
     raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {found}")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The tensors, and the card of a model that vidtrain.export wrote; None for a file of others."""
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a file. Raises `UserError` for one that is absent or damaged."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-        card = json.loads(said[CARD_KEY]) if CARD_KEY in said else None
-        return safetensors.torch.load_file(path), card
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"checkpoint {path} is truncated or not a safetensors file: {error}") from error
 
