@@ -6,6 +6,7 @@ manifest_format.py     the file of a manifest, mapped into memory
 manifest_files.py      what a source found, kept for all runs
 manifest_checks.py     what no dataset may be
 splitting.py           train, val and test; groups kept whole
+short_videos.py        those that a protocol cannot be used on
 filters.py             training videos that are too short, too long, too large
 sampling.py            which frames make a clip (pure functions)
 reference_sampling.py  V-JEPA 2's way to choose them
@@ -15,6 +16,7 @@ video.py               what is known of a video
 probing.py             finding it out, once per file
 index.py               keeping it, for all workers and runs
 bitstream.py           where in a file decoding can start, and what can be left out
+av1.py                 the same of AV1's packets
 packets.py             decoding from byte ranges, without a container
 decoding.py            frame-exact pixels of the views that are wanted
 conversion.py          crop, scale, rotate and convert a frame in one pass

@@ -6,6 +6,8 @@ A container's keyframe flag is not enough: it also marks pictures that only begi
 import re
 from collections.abc import Iterator
 
+from vidtrain.data import av1
+
 H264_IDR, H264_SEI = 5, 6
 H264_PICTURES = range(1, 6)
 H264_PARAMETERS = (7, 8)
@@ -66,6 +68,8 @@ def is_disposable(codec: str, packet: bytes, extradata: bytes, top_layer: int) -
     if codec == "mpeg4":
         kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
         return kinds == [MPEG4_B_PICTURE]
+    if codec == "av1":
+        return av1.leaves_nothing(packet, extradata)
     return False
 
 
