@@ -1,6 +1,7 @@
-"""Evaluates a checkpoint without training: the same transforms and protocol that it was validated with.
+"""Evaluates a checkpoint without training: the same transforms and protocol that it was validated with, or others.
 
-python -m vidtrain.evaluate checkpoint=outputs/motion/NAME
+python -m vidtrain.evaluate checkpoint=outputs/motion/NAME eval_clips=4 crops=3 probes=[shuffled,reversed,single_frame]
+python -m vidtrain.evaluate from_table=outputs/motion/NAME/eval/test_4x3 fusion=vote
 """
 
 from collections.abc import Mapping
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.app import launch
-from vidtrain.config import check_targets
+from vidtrain.config import check_targets, suggest
+from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
 from vidtrain.errors import UserError
+from vidtrain.schemas import EvaluateConfig
 from vidtrain.stored_config import up_to_date
-from vidtrain.trained import locate, open_trained
+from vidtrain.trained import check_fusion, locate, open_trained
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
 
-    from vidtrain.build import EvalData
+    from vidtrain.build_data import EvalData
     from vidtrain.evaluation.report import Report
     from vidtrain.training.distributed import Ranks
 
@@ -29,14 +32,32 @@ CHANGES = {
     "prepared": "data.prepared",
     "eval_clips": "clip.eval_clips",
     "frame_order": "clip.frame_order",
+    "short": "clip.short",
     "crops": "augmentation.eval.crops",
     "fusion": "model.fusion",
     "batch_size": "trainer.eval_batch_size",
     "num_workers": "trainer.num_workers",
+    "cpu_threads": "trainer.cpu_threads",
     "precision": "trainer.precision",
 }
-SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
-         "recall_macro", "loss")  # fmt: skip
+# What a table is read with; all else is decided when it is made
+OF_TABLES = (
+    "from_table",
+    "out",
+    "eval_clips",
+    "crops",
+    "fusion",
+    "frame_order",
+    "num_workers",
+    "cpu_threads",
+    "device",
+)
+CHOICES = {
+    "weights": ("raw", "ema"),
+    "frame_order": FRAME_ORDERS,
+    "short": SHORT_POLICIES,
+    "fusion": ("mean_logits", "mean_probs", "joint", "vote"),
+}
 
 
 def evaluate_split(
@@ -48,7 +69,10 @@ def evaluate_split(
     console,
     out: Path,
 ) -> "Report":
-    """Evaluates a split by all ranks and writes its tables into `out`; every rank returns the report."""
+    """Evaluates a split by all ranks and writes its tables into `out`; every rank returns the report.
+
+    The closing evaluation of a training run: it keeps no views, which `evaluate` does.
+    """
     from vidtrain.build import part, protocol_text
     from vidtrain.evaluation.report import report, write_report
     from vidtrain.evaluation.views import view_table
@@ -63,19 +87,6 @@ def evaluate_split(
     if ranks.is_main:
         write_report(found, out, data.manifest.paths, data.manifest.classes)
     return found
-
-
-def results_table(console, title: str, found: "Report") -> None:
-    """The closing table: one column for single clips, one for videos."""
-    rows = []
-    for name in SHOWN:
-        if name in found.metrics:
-            clip = found.metrics[f"clip_{name}"] if f"clip_{name}" in found.metrics else None
-            rows.append(
-                (name, *("" if value is None else f"{value:.4f}" for value in (clip, found.metrics[name])))
-            )
-    rows += [("coverage", "", found.coverage), ("protocol", "", found.protocol)]
-    console.table(title, ("", "clip", "video"), rows)
 
 
 def writable(out: Path) -> None:
@@ -93,9 +104,34 @@ def writable(out: Path) -> None:
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg)
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        faults.append(("checkpoint", "must be given: a run's folder, a checkpoint, or an exported file"))
+    for key, known in CHOICES.items():
+        if cfg[key] is not None and cfg[key] not in known:
+            faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], list(known))}"))
+    for number, order in enumerate(cfg.probes):
+        if order not in FRAME_ORDERS:
+            faults.append(("probes", f"{order} is unknown{suggest(order, list(FRAME_ORDERS))}"))
+        elif order in cfg.probes[:number]:
+            faults.append(("probes", f"{order} stands there twice"))
+    for key, least in {
+        "eval_clips": 1,
+        "crops": 1,
+        "batch_size": 1,
+        "num_workers": 0,
+        "cpu_threads": 1,
+    }.items():
+        if cfg[key] is not None and cfg[key] < least:
+            faults.append((key, f"{cfg[key]} must be {least} or more"))
+    if cfg.from_table is not None:
+        defaults = OmegaConf.structured(EvaluateConfig)
+        faults += [
+            (key, "cannot be changed in a table that is made (from_table); leave it out")
+            for key in defaults
+            if key not in OF_TABLES and cfg[key] != defaults[key]
+        ]
         return faults
+    if cfg.checkpoint is None:
+        what = "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
+        return [*faults, ("checkpoint", f"must be given: {what}")]
     try:
         locate(cfg.checkpoint)
     except UserError as error:
@@ -104,24 +140,34 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 
 def evaluate(cfg: DictConfig) -> float:
-    from vidtrain import build
+    """The metric that the asked protocol gives: top-1, or mean average precision where videos have several labels."""
+    if cfg.from_table is not None:
+        return _from_table(cfg)
+    from contextlib import ExitStack
+
+    from vidtrain import build, build_data
     from vidtrain.app import report as report_faults
     from vidtrain.check import check_run
+    from vidtrain.evaluate_report import publish
+    from vidtrain.evaluate_views import Pass, fill
+    from vidtrain.evaluation import view_store
     from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.lock import RunLock
     from vidtrain.training.distributed import join_ranks
 
-    with join_ranks(cfg.device) as ranks:
+    with join_ranks(cfg.device) as ranks, ExitStack() as held:
         console = make_console(ranks.is_main)
         path = locate(cfg.checkpoint)
-        opened = open_trained(path, cfg.trust_targets)
+        opened = open_trained(path, cfg.trust_targets, cfg.weights)
         trained = as_trained(opened.config, cfg)
         found = check_run(trained, training=False)
         report_faults([("the checkpoint's configuration, as changed", key, why) for key, why in found])
-        out = Path(cfg.out or path.resolve().parents[1] / "eval" / f"{cfg.split}_again")
+        if opened.weights is None:
+            check_fusion(opened.config["model"]["fusion"], trained.model.fusion, path)
+        out = Path(cfg.out or path.resolve().parents[1] / "eval" / _name(cfg, trained, path))
         ranks.on_main(lambda: writable(out))
-        build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
-        reading = build.reading(trained, ranks, None)
-        splits = build.manifests(trained, ranks, console)
+        reading = build_data.reading(trained, ranks, None)
+        splits = build_data.manifests(trained, ranks, console)
         if cfg.split not in splits:
             raise UserError(f"split={cfg.split} is not in the dataset; it has {', '.join(splits)}")
         manifest = splits[cfg.split]
@@ -131,21 +177,81 @@ def evaluate(cfg: DictConfig) -> float:
                 f"the checkpoint {path} tells other classes apart than the dataset has: "
                 f"{len(opened.classes)} and {len(manifest.classes)}; differing: {', '.join(differing[:8])}"
             )
-        model = opened.model(trained, ranks)
-        transform = opened.transform(trained, model, ranks.device)
-        data = build.eval_data(trained, cfg.split, manifest, reading, ranks)
-        found = evaluate_split(trained, model, data, transform, ranks, console, out)
-        results_table(console, f"{path} on {cfg.split}", found)
-        console.info(f"tables in {out}")
-        return found.metrics["map" if manifest.multi_label else "top1"]
+        if cfg.fusion == "vote" and manifest.multi_label:
+            raise UserError("fusion=vote is for one label a video; choose one of mean_logits, mean_probs")
+        orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.probes)))
+        settings = OmegaConf.to_container(trained, resolve=True)
+        work = Pass(trained, settings, path, cfg.weights, cfg.split, manifest, reading, orders)
+        folder = out / view_store.FOLDER
+        ranks.on_main(lambda: held.enter_context(RunLock(folder)) and None)
+        build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
+        build.set_cpu_threads(ranks.on_main(lambda: _begin(work, folder, cfg, ranks)), ranks)
+
+        def make_model() -> tuple["nn.Module", "nn.Module"]:
+            model = opened.model(trained, ranks)
+            return model, opened.transform(trained, model, ranks.device)
+
+        views = fill(work, folder, make_model, ranks, console)
+        fusion = cfg.fusion or trained.model.fusion
+
+        def close() -> float:
+            report = publish(views, out, f"{path} on {cfg.split}", console, fusion, orders[0])
+            console.info(f"tables in {out}, the logits of every view in {folder}")
+            return report.metrics["map" if manifest.multi_label else "top1"]
+
+        return ranks.on_main(close)
+
+
+def _begin(work: Any, folder: Path, cfg: DictConfig, ranks: "Ranks") -> int:
+    import torch
+
+    from vidtrain.evaluation import view_store
+
+    identity, asked = work.identity(ranks.device), work.cfg.trainer.cpu_threads
+    return view_store.begin(folder, identity, asked, torch.get_num_threads(), cfg.overwrite)
+
+
+def _from_table(cfg: DictConfig) -> float:
+    """Another protocol of a table that is there: no video and no model is opened."""
+    from vidtrain.evaluate_report import publish
+    from vidtrain.evaluation import view_store
+    from vidtrain.tracking.console import make_console
+
+    console = make_console(is_main=True)
+    views = view_store.open_views(Path(cfg.from_table))
+    out = Path(cfg.out) if cfg.out else views.folder.parent
+    writable(out)
+    about = views.about
+    fusion, order = cfg.fusion or about["fusion"], cfg.frame_order or about["orders"][0]
+    title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
+    found = publish(views, out, title, console, fusion, order, cfg.eval_clips, cfg.crops)
+    console.info(f"tables in {out}")
+    return found.metrics["map" if views.labels.ndim == 2 else "top1"]
+
+
+def _name(cfg: DictConfig, trained: DictConfig, path: Path) -> str:
+    """A folder's name for the views that are asked for, so that those of several evaluations lie side by side."""
+    from vidtrain.build import part
+
+    views = f"{trained.clip.eval_clips}x{part(trained.augmentation.eval).crops}"
+    order = "" if trained.clip.frame_order == "forward" else trained.clip.frame_order
+    joint = "joint" if trained.model.fusion == "joint" else ""
+    checkpoint = "" if path.stem == "best" else path.stem
+    parts = (cfg.split, views, joint, order, checkpoint, cfg.weights or "")
+    return "_".join(part for part in parts if part)
 
 
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
-    """The configuration that a checkpoint carries, with what the command line changes of it."""
+    """The configuration that a checkpoint carries, with what the command line changes of it.
+
+    A vote is none of the model's fusions: it takes clips that are judged one by one.
+    """
     trained = up_to_date(config, f"the checkpoint {cfg.checkpoint}")
     for option, place in CHANGES.items():
-        if cfg[option] is not None:
+        if cfg[option] is not None and not (option == "fusion" and cfg[option] == "vote"):
             OmegaConf.update(trained, place, cfg[option], merge=False)
+    if cfg.fusion == "vote" and trained.model.fusion == "joint":
+        trained.model.fusion = "mean_logits"
     return trained
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from vidtrain.data.samplers import (
     EvalShard,
+    EvalUnits,
     MixtureSource,
     MixtureStream,
     TrainStream,
@@ -219,6 +220,25 @@ class TestMixture:
     def test_a_batch_that_cannot_be_shared_names_one_that_can(self):
         with pytest.raises(UserError, match="trainer.batch_size=10 .* multiple of 4, such as 8"):
             mixture(batch_size=10, world_size=2, accumulation=2)
+
+
+class TestEvalUnits:
+    def units(self, **changes):
+        found = EvalUnits(**{"num_samples": 7, "batch_size": 2} | changes)
+        return dict(zip(found.mine, ([key.index for key in keys] for keys in found), strict=True))
+
+    def test_they_are_cut_from_the_whole_split(self):
+        assert self.units() == {0: [0, 1], 1: [2, 3], 2: [4, 5], 3: [6]}
+        assert self.units(every=3) == {0: [0, 3], 1: [6]}
+        assert EvalUnits(7, 2).total == len(EvalUnits(7, 2)) == 4
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+    @pytest.mark.parametrize("done", [frozenset(), frozenset({0, 2})])
+    def test_what_is_not_done_is_dealt_to_the_ranks_and_stays_as_it_is(self, world_size, done):
+        shares = [self.units(rank=rank, world_size=world_size, done=done) for rank in range(world_size)]
+        assert sum(map(len, shares)) == 4 - len(done)
+        together = {unit: keys for share in shares for unit, keys in share.items()}
+        assert together == {unit: keys for unit, keys in self.units().items() if unit not in done}
 
 
 def test_records_by_source():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vidtrain.evaluation.fusion import FUSIONS, fuse, mean_logits, mean_probs
+from vidtrain.evaluation.fusion import FUSIONS, fuse, fusions_of, mean_logits, mean_probs
 from vidtrain.models import classifier
 
 # one video of two clips, whose probabilities are (3/4, 1/4) and (1/2, 1/2)
@@ -65,3 +65,49 @@ def test_half_precision_is_fused_in_float32():
 
 def test_names_are_those_of_the_models():
     assert set(FUSIONS) == set(classifier.FUSIONS)
+
+
+class TestVote:
+    def shares(self, probabilities, independent=False):
+        found = fuse(torch.tensor(probabilities).log(), "vote", independent)
+        return found.sigmoid() if independent else found.softmax(-1)
+
+    def test_the_mean_probability_counts_as_one_more_vote(self):
+        """Two of three views say the second class: (1 + 0.4) / 4, (2 + 0.4) / 4 and (0 + 0.2) / 4."""
+        clips = [[[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.2, 0.5, 0.3]]]
+        torch.testing.assert_close(
+            self.shares(clips), torch.tensor([[0.35, 0.6, 0.05]], dtype=torch.float64), atol=1e-6, rtol=0
+        )
+
+    def test_the_majority_wins_whatever_the_probabilities(self):
+        """Mean probabilities and mean logits both say the first class."""
+        clips = [[[0.98, 0.01, 0.01], [0.35, 0.4, 0.25], [0.35, 0.4, 0.25]]]
+        assert self.shares(clips).argmax().item() == 1
+        for fusion in ("mean_probs", "mean_logits"):
+            assert fuse(torch.tensor(clips).log(), fusion).argmax().item() == 0
+
+    def test_of_as_many_votes_the_higher_mean_probability_wins(self):
+        clips = [[[0.5, 0.3, 0.2], [0.05, 0.9, 0.05]], [[0.9, 0.05, 0.05], [0.3, 0.5, 0.2]]]
+        assert self.shares(clips).argmax(-1).tolist() == [1, 0]
+
+    def test_of_equals_in_all_the_first_class_wins(self):
+        clips = torch.tensor([[[2.0, 2.0, 0.0], [0.0, 2.0, 2.0], [2.0, 0.0, 2.0]], [[1.0, 1.0, 1.0]] * 3])
+        ranked = fuse(clips, "vote").sort(dim=-1, descending=True, stable=True).indices
+        assert ranked[:, 0].tolist() == [0, 0]
+
+    def test_certain_views_have_finite_logits(self):
+        certain = torch.tensor([[[500.0, -500.0], [900.0, -900.0]]])
+        for independent in (False, True):
+            assert fuse(certain, "vote", independent).isfinite().all()
+
+    def test_where_classes_are_judged_independently(self):
+        """Sigmoids 0.75 and 0.5, then 0.5 and 0.5: the first class has both votes."""
+        clips = torch.tensor([[[math.log(3.0), 0.0], [0.0, 0.0]]])
+        expected = torch.tensor([[(2 + 0.625) / 3, 0.5 / 3]], dtype=torch.float64)
+        torch.testing.assert_close(fuse(clips, "vote", independent=True).sigmoid(), expected)
+
+
+def test_which_fusions_a_table_allows():
+    assert fusions_of(joint=True, multi_label=False) == ("joint",)
+    assert fusions_of(joint=False, multi_label=True) == ("mean_logits", "mean_probs")
+    assert fusions_of(joint=False, multi_label=False) == ("mean_logits", "mean_probs", "vote")

@@ -55,3 +55,15 @@ FRAME_ORDERS = {
     "shuffled": _shuffled,
     "single_frame": _single_frame,
 }
+
+
+def with_middle(positions: np.ndarray) -> np.ndarray:
+    """Positions [n t] in order, and after them the one that "single_frame" repeats: [n t+1]."""
+    return np.concatenate([positions, _single_frame(positions)[:, :1]], axis=1)
+
+
+def frame_picks(order: str, frames: int) -> np.ndarray:
+    """Which of the frames of a clip that `with_middle` gave are shown in this order: int64 [frames]."""
+    if order == "single_frame":
+        return np.full(frames, frames, dtype=np.int64)
+    return np.ascontiguousarray(FRAME_ORDERS[order](np.arange(frames)[None])[0])

@@ -232,3 +232,43 @@ class EvalShard:
 
     def _mine(self) -> range:
         return range(self.rank * self.every, self.num_samples, self.world_size * self.every)
+
+
+@dataclass(frozen=True)
+class EvalUnits:
+    """An evaluation in units of work that are the same whatever the ranks: unit u holds the samples
+    [u * batch_size, (u + 1) * batch_size) of the split, or of each `every`-th of it, and is one batch.
+
+    In the last bit, logits depend on how many videos a batch holds. Here that follows from the split alone, so that
+    any number of ranks computes the same. Those units that are not `done` are dealt to the ranks in turn.
+
+    Iterating yields the keys of each unit in `mine`, in order.
+    """
+
+    num_samples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    every: int = 1
+    done: frozenset[int] = frozenset()
+
+    @property
+    def total(self) -> int:
+        return -(-len(self._samples) // self.batch_size)
+
+    @cached_property
+    def mine(self) -> list[int]:
+        left = [unit for unit in range(self.total) if unit not in self.done]
+        return left[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for unit in self.mine:
+            first = unit * self.batch_size
+            yield [SampleKey(0, index) for index in self._samples[first : first + self.batch_size]]
+
+    @property
+    def _samples(self) -> range:
+        return range(0, self.num_samples, self.every)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
+from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES, with_middle
 from vidtrain.data.reference_sampling import reference_clips, reference_step
 from vidtrain.data.temporal import ROUNDING, Stretch, TemporalJitter, cut
 from vidtrain.errors import UserError
@@ -35,7 +35,8 @@ class ClipProtocol:
     `short` names what happens where a video (or its part) is shorter than a clip: it is shown from its beginning,
     and then its last frame is held ("repeat_last"), it begins anew ("wrap"), or it is refused ("error"). For
     "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "reference" holds the last
-    frame in its own way. `frame_order` is the order in which frames are shown.
+    frame in its own way. `frame_order` is the order in which frames are shown. With `middle` a clip has one frame
+    more, at its end: the one that "single_frame" repeats, so that one reading serves all orders.
 
     Raises `UserError` for values that make no clip, with a line for each.
     """
@@ -49,6 +50,7 @@ class ClipProtocol:
     frame_order: str = "forward"
     sampling: str = "dense"
     overlap: bool = True
+    middle: bool = False
 
     def __post_init__(self) -> None:
         faults = [
@@ -127,6 +129,8 @@ def clip_indices(
     video = cut(timestamps, start, end, alone=protocol.stride or 1.0)
     places, positions = SAMPLINGS[protocol.sampling](video, protocol, rng, jitter)
     in_order = FRAME_ORDERS[protocol.frame_order](positions)
+    if protocol.middle:
+        in_order = with_middle(in_order)
     clips = [
         place.stretch.first + place.stretch.shown(clip + ROUNDING)
         for place, clip in zip(places, in_order, strict=True)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,12 +73,14 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
     )
 
 
-def write_report(found: Report, folder: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
+def write_report(
+    found: Report, folder: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
+) -> None:
     """Writes metrics.json, predictions.csv, per_class.csv and, where videos have one label, confusion.csv into
     `folder`.
 
-    `paths` are those of the whole manifest; predictions.csv has a row per video that was read. Several labels of one
-    stand in one field, with ";" between them.
+    `paths` are those of the whole manifest, or by its index those of the videos read; predictions.csv has a row
+    per video that was read. Several labels of one stand in one field, with ";" between them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = {
@@ -105,7 +107,9 @@ def write_report(found: Report, folder: Path, paths: Sequence[str], classes: Seq
         rows.writerows({"class": name} | each for name, each in zip(classes, by_class, strict=True))
 
 
-def _write_predictions(found: Report, path: Path, paths: Sequence[str], classes: Sequence[str]) -> None:
+def _write_predictions(
+    found: Report, path: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
+) -> None:
     top = found.ranked[:, :5]
     chances = found.probabilities.gather(1, top)
     if found.confusion is None:

@@ -1,8 +1,9 @@
 """The view table: the logits of every view of every video, each exactly once at any world size."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,57 @@ class ViewTable:
         return f"{len(self.indices)}/{self.total}"
 
 
+@dataclass(frozen=True)
+class BatchViews:
+    """One batch, judged: `logits` float32 [b o n s k] of b videos shown in o orders, in n clips x s crops, on the CPU.
+
+    Where the model attends over all clips jointly, n is 1. `missing` names the (path, cause) of the unreadable.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    logits: Tensor
+    missing: list[tuple[str, str]]
+
+
 @torch.no_grad()
+def batch_views(
+    model: nn.Module,
+    batch: Any,
+    transform: nn.Module,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    crops: int,
+    orders: Sequence[Tensor | None] = (None,),
+) -> BatchViews:
+    """Runs `model`, in eval mode, over the clips [b (n crops) c t h w] of a batch, once for each of `orders`.
+
+    An order says which frames of the decoded ones a clip shows, int64 [t]; None shows them as they are. A model that
+    attends over all clips jointly does so for each of the `crops` spatial views apart. Raises `UserError` for a batch
+    that carries a refusal.
+    """
+    if batch.refusal:
+        raise UserError(batch.refusal)
+    missing = [tuple(fault) for fault in batch.faults]
+    if not len(batch.labels):
+        nothing = torch.empty(0, len(orders), 1, 1, model.num_classes)
+        return BatchViews(batch.indices, batch.labels, nothing, missing)
+    decoded = transform(batch.clips.to(device, non_blocking=True))
+    shown = []
+    for picks in orders:
+        clips = decoded if picks is None else decoded.index_select(3, picks.to(device))
+        if model.fusion == "joint":
+            clips = rearrange(clips, "b (n s) ... -> (b s) n ...", s=crops)
+        with autocast:
+            views = model(clips)
+        if model.fusion == "joint":
+            views = rearrange(views, "(b s) n k -> b n s k", s=crops)
+        else:
+            views = rearrange(views, "b (n s) k -> b n s k", s=crops)
+        shown.append(views.float().cpu())
+    return BatchViews(batch.indices, batch.labels, torch.stack(shown, dim=1), missing)
+
+
 def view_table(
     model: nn.Module,
     batches: Iterable,
@@ -48,20 +99,12 @@ def view_table(
     model.eval()
     indices, labels, logits, missing = [], [], [], []
     for batch in batches:
-        if batch.refusal:
-            raise UserError(batch.refusal)
-        missing += [tuple(fault) for fault in batch.faults]
-        if not len(batch.labels):
-            continue
-        clips = transform(batch.clips.to(device, non_blocking=True))
-        if model.fusion == "joint":
-            clips = rearrange(clips, "b (n v) ... -> (b v) n ...", v=crops)
-        with autocast:
-            views = model(clips)
-        views = rearrange(views, "(b v) n k -> b (n v) k", b=len(batch.labels))
-        indices.append(batch.indices)
-        labels.append(batch.labels)
-        logits.append(views.float().cpu())
+        found = batch_views(model, batch, transform, device, autocast, crops)
+        missing += found.missing
+        if len(found.labels):
+            indices.append(found.indices)
+            labels.append(found.labels)
+            logits.append(rearrange(found.logits, "b 1 n s k -> b (n s) k"))
     return _gather((indices, labels, logits, missing), total, model.num_classes)
 
 

@@ -1,0 +1,281 @@
+"""From one view table to every protocol that it holds: fewer clips, one crop, each fusion, other orders of frames.
+
+Which of the n clips stand for c of them is `clip_choice`. Where that says `same`, their frames are those that
+evaluating with c clips would read, and so is every number; else they come as near as the table allows.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vidtrain.errors import UserError
+from vidtrain.evaluation.fusion import fuse
+from vidtrain.evaluation.metrics import from_logits, ranking
+from vidtrain.evaluation.multi_label import from_label_logits
+from vidtrain.evaluation.view_store import StoredViews
+from vidtrain.evaluation.views import ViewTable
+
+MOST_SUBSETS = 20  # of so many clips that a curve's point is the mean over
+RULE = {
+    "dense": "c of n clips: clip round(i (n - 1) / (c - 1)) for i = 0 ... c - 1, halves up; for one clip n // 2",
+    "parts": "c of n clips: clip floor((2 i + 1) n / (2 c)) for i = 0 ... c - 1, the nearest by their middles",
+    "uniform": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1; for one clip n // 2",
+    "reference": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Clips or crops by their numbers from 0; `same` where evaluating with as many would take the same views."""
+
+    numbers: tuple[int, ...]
+    same: bool
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to evaluate from the table, and what it gives: `metrics` of videos, and as `clip_...` of single views.
+
+    `num_clips` is how many clips each video shows; where they are attended jointly, they are one of the table's.
+    """
+
+    order: str
+    num_clips: int
+    clips: Choice
+    crops: Choice
+    fusion: str
+    metrics: dict[str, float]
+
+    @property
+    def same(self) -> bool:
+        return self.clips.same and self.crops.same
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_clips}x{len(self.crops.numbers)}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metric of videos with `clips` of the clips, over `subsets` choices of them."""
+
+    clips: int
+    crops: int
+    subsets: int
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A protocol with its frames in some order, and how it compares with the first one's: what the metric changes by,
+    and the share of videos whose first class stays the same."""
+
+    protocol: Protocol
+    change: float
+    same_class: float
+
+
+def rule_of(sampling: str, overlap: bool) -> str:
+    return RULE["parts" if sampling != "reference" and not overlap else sampling]
+
+
+def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
+    """Which c of n clips stand for an evaluation with c clips, and whether they are the same ones.
+
+    Dense clips start evenly from the first possible start to the last, and one alone is centered: the same where
+    those starts are among the table's. Uniform clips shift by shares of a segment, and one alone by half of one. Clips
+    of parts without overlap, and V-JEPA 2's, depend on the number of parts: never the same.
+    """
+    if c == n:
+        return Choice(tuple(range(n)), True)
+    if sampling != "reference" and not overlap:
+        return Choice(tuple((2 * i + 1) * n // (2 * c) for i in range(c)), False)
+    if sampling == "reference":
+        return Choice(tuple(i * n // c for i in range(c)), False)
+    if c == 1:
+        return Choice((n // 2,), n % 2 == (1 if sampling == "dense" else 0))
+    if sampling == "uniform":
+        return Choice(tuple(i * n // c for i in range(c)), n % c == 0)
+    places = tuple((2 * i * (n - 1) + c - 1) // (2 * (c - 1)) for i in range(c))
+    return Choice(places, (n - 1) % (c - 1) == 0)
+
+
+def crop_choice(s: int, wanted: int) -> Choice:
+    """The crops of a table with s: all, or the center, which an even number does not have. Both are the same ones."""
+    if wanted == s:
+        return Choice(tuple(range(s)), True)
+    if wanted == 1 and s % 2:
+        return Choice((s // 2,), True)
+    held = "1 or " if s % 2 else ""
+    why = "" if s % 2 else ": of an even number none is the center"
+    raise UserError(f"crops={wanted} is not in the table, which holds {held}{s}{why}")
+
+
+def choose(views: StoredViews, clips: int, crops: int) -> tuple[Choice, Choice]:
+    """The clips and the crops of a protocol in the table. Raises `UserError` for one that it does not hold."""
+    about = views.about
+    held = about["num_clips"]
+    if about["joint"] and clips != held:
+        raise UserError(
+            f"eval_clips={clips}: the model attends over the tokens of all {held} clips jointly, so its views cannot "
+            "be taken apart; evaluate the checkpoint with as many clips"
+        )
+    if not 1 <= clips <= held:
+        raise UserError(f"eval_clips={clips} is not in the table, which holds 1 to {held}")
+    taken = (
+        Choice((0,), True)
+        if about["joint"]
+        else clip_choice(about["sampling"], about["overlap"], held, clips)
+    )
+    return taken, crop_choice(len(about["crops"]), crops)
+
+
+def crop_counts(views: StoredViews) -> list[int]:
+    s = len(views.about["crops"])
+    return [1, s] if s > 1 and s % 2 else [s]
+
+
+def all_protocols(views: StoredViews, fusions: Sequence[str]) -> list[Protocol]:
+    """Every order, number of crops, number of clips and fusion."""
+    held = views.about["num_clips"]
+    counts = [held] if views.about["joint"] else range(1, held + 1)
+    found = []
+    for order in views.about["orders"]:
+        for crops in crop_counts(views):
+            for clips in counts:
+                found += measured(views, order, *choose(views, clips, crops), fusions)
+    return found
+
+
+def measured(
+    views: StoredViews, order: str, clips: Choice, crops: Choice, fusions: Sequence[str]
+) -> list[Protocol]:
+    """The metrics of some views under each fusion."""
+    table = views.table(order, clips.numbers, crops.numbers)
+    independent = views.about["independent"]
+    labels = table.labels.repeat_interleave(table.logits.shape[1], dim=0)
+    by_view = {
+        f"clip_{key}": value
+        for key, value in _metrics(table.logits.flatten(0, 1), labels, independent).items()
+    }
+    return [
+        Protocol(
+            order,
+            views.about["num_clips"] if views.about["joint"] else len(clips.numbers),
+            clips,
+            crops,
+            fusion,
+            _metrics(fuse(table.logits, fusion, independent), table.labels, independent) | by_view,
+        )
+        for fusion in fusions
+    ]
+
+
+def headline(multi_label: bool) -> str:
+    """The metric that tables and charts show."""
+    return "map" if multi_label else "top1"
+
+
+def curve(views: StoredViews, fusion: str) -> list[Point]:
+    """The metric against the number of clips, for each number of crops, in the table's first order.
+
+    Every point is the mean over subsets of so many clips: all of them, or where there are more, `MOST_SUBSETS` drawn
+    with a fixed seed. Empty for views that cannot be taken apart.
+    """
+    about = views.about
+    if about["joint"]:
+        return []
+    independent, name = about["independent"], headline(views.labels.ndim == 2)
+    points = []
+    for crops in crop_counts(views):
+        whole = views.table(
+            about["orders"][0], range(about["num_clips"]), crop_choice(len(about["crops"]), crops).numbers
+        )
+        logits = whole.logits.unflatten(1, (about["num_clips"], crops))
+        for count in range(1, about["num_clips"] + 1):
+            values = [
+                _metrics(
+                    fuse(logits[:, list(subset)].flatten(1, 2), fusion, independent),
+                    whole.labels,
+                    independent,
+                )[name]
+                for subset in subsets(about["num_clips"], count)
+            ]
+            points.append(Point(count, crops, len(values), float(np.mean(values)), min(values), max(values)))
+    return points
+
+
+def subsets(n: int, c: int) -> list[tuple[int, ...]]:
+    """Different choices of c of n: all, or `MOST_SUBSETS` drawn with a fixed seed."""
+    if math.comb(n, c) <= MOST_SUBSETS:
+        return list(itertools.combinations(range(n), c))
+    rng = np.random.default_rng([n, c])
+    found: set[tuple[int, ...]] = set()
+    while len(found) < MOST_SUBSETS:
+        found.add(tuple(sorted(rng.choice(n, c, replace=False).tolist())))
+    return sorted(found)
+
+
+def probes(views: StoredViews, clips: Choice, crops: Choice, fusion: str) -> list[Probe]:
+    """The same protocol in every order of frames, the first order first."""
+    independent, name = views.about["independent"], headline(views.labels.ndim == 2)
+    found: list[Probe] = []
+    first: Tensor | None = None
+    for order in views.about["orders"]:
+        [protocol] = measured(views, order, clips, crops, [fusion])
+        classes = first_classes(views.table(order, clips.numbers, crops.numbers), fusion, independent)
+        first = classes if first is None else first
+        base = found[0].protocol.metrics[name] if found else protocol.metrics[name]
+        same = (classes == first).double().mean().item()
+        found.append(Probe(protocol, protocol.metrics[name] - base, same))
+    return found
+
+
+def first_classes(table: ViewTable, fusion: str, independent: bool) -> Tensor:
+    """The first class [v] of each video."""
+    return ranking(fuse(table.logits, fusion, independent))[:, 0]
+
+
+def _metrics(logits: Tensor, labels: Tensor, independent: bool) -> dict[str, float]:
+    if labels.ndim == 2:
+        return from_label_logits(logits, labels)
+    return from_logits(logits, labels, independent)
+
+
+def as_row(protocol: Protocol) -> dict[str, Any]:
+    """A protocol as plain values."""
+    return {
+        "order": protocol.order,
+        "clips": protocol.num_clips,
+        "crops": len(protocol.crops.numbers),
+        "fusion": protocol.fusion,
+        "table_clips": [number + 1 for number in protocol.clips.numbers],
+        "table_crops": [number + 1 for number in protocol.crops.numbers],
+        "same_as_afresh": protocol.same,
+        **protocol.metrics,
+    }
+
+
+def notes(about: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the protocols, in words."""
+    if about["joint"]:
+        return [
+            f"The model attends over the tokens of all {about['num_clips']} clips jointly: its views cannot be taken "
+            "apart by clips. The table has one row per crop, and only crops and the order of frames vary."
+        ]
+    return [
+        rule_of(about["sampling"], about["overlap"]) + " (clips counted from 0).",
+        "same_as_afresh: whether evaluating with so many clips would read the same frames; where it is false they are "
+        "only near, and an evaluation of its own may differ.",
+        "vote: each view votes for its first class; of classes with as many votes, that with the higher mean "
+        "probability wins. Its loss and top-5 count the mean probability as one more vote.",
+        f"views_curve: each point is the mean over choices of so many clips, all or {MOST_SUBSETS} drawn with a fixed "
+        "seed; protocols takes the one choice above.",
+    ]

@@ -1,0 +1,260 @@
+"""The view table as a folder of plain files: complete or being made, and never of two evaluations.
+
+    views.json   what the axes are, names of orders, clips, crops and classes, coverage, missing videos, identity
+    logits.npy   float32 [videos, orders, clips, crops, classes]
+    labels.npy   class numbers int64 [videos], or float32 [videos, classes] of 0 and 1
+    frames.npy   int32 [videos, clips, frames]: the frame indices that each clip shows, in forward order
+    videos.csv   a row per video: its index in the split, path, label, first and last frame of each clip
+
+`identity.json` says what the table is made of, from the beginning on. While it is made, every rank appends units of
+work to a file below units/; at the end they are put together in the order of the split and removed.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtrain.errors import UserError
+from vidtrain.evaluation.view_shards import Place, find_units, sync_folder
+from vidtrain.evaluation.views import ViewTable
+
+FORMAT = "vidtrain-views/1"
+FOLDER = "views"
+IDENTITY, VIEWS, UNITS = "identity.json", "views.json", "units"
+LOGITS, LABELS, FRAMES, VIDEOS = "logits.npy", "labels.npy", "frames.npy", "videos.csv"
+MOST_SHOWN = 8  # differences that are listed
+AXES = {
+    LOGITS: ["video", "order", "clip", "crop", "class"],
+    FRAMES: ["video", "clip", "frame"],
+}
+READ_WITH = (
+    "np.load('logits.npy', mmap_mode='r')[i, j] are the logits [clips, crops, classes] of row i of videos.csv, shown "
+    "in order j of orders"
+)
+
+
+@dataclass(frozen=True)
+class StoredViews:
+    """A complete table. `about` is views.json; `logits` [v o n s k] stay in the file until they are used."""
+
+    folder: Path
+    about: Mapping[str, Any]
+    logits: np.ndarray
+    labels: Tensor
+    indices: Tensor
+    paths: Mapping[int, str]  # by index
+
+    @property
+    def missing(self) -> list[tuple[str, str]]:
+        return [(each["path"], each["cause"]) for each in self.about["missing"]]
+
+    def table(self, order: str, clips: Sequence[int], crops: Sequence[int]) -> ViewTable:
+        """The views of the given clips and crops, by their numbers from 0."""
+        views = np.array(self.logits[:, self.about["orders"].index(order)])[:, list(clips)][:, :, list(crops)]
+        return ViewTable(
+            self.indices,
+            self.labels,
+            torch.from_numpy(views).flatten(1, 2),
+            self.missing,
+            self.about["total"],
+        )
+
+
+def begin(folder: Path, identity: Mapping[str, Any], asked: int | None, usual: int, overwrite: bool) -> int:
+    """Makes `folder` the home of a table, or finds it again; returns how many threads are to compute it.
+
+    Those are as `asked`, else as the table was begun with, else `usual`: with another number sums differ in the last
+    bit. Raises `UserError` naming what differs where the folder holds another table, unless `overwrite`.
+    """
+    path = folder / IDENTITY
+    if overwrite:
+        _clear(folder)
+    if path.is_file():
+        stored = _read_json(path)
+        before, now = dict(stored["identity"]), json.loads(json.dumps(identity))
+        if asked is not None:
+            before, now = before | {"cpu_threads": stored["cpu_threads"]}, now | {"cpu_threads": asked}
+        changed = [
+            f"{key}: {_short(before, key)} -> {_short(now, key)}"
+            for key in sorted(before.keys() | now.keys())
+            if key not in before or key not in now or before[key] != now[key]
+        ]
+        if changed:
+            more = [f"and {len(changed) - MOST_SHOWN} more"] if len(changed) > MOST_SHOWN else []
+            raise UserError(
+                f"{folder} holds the views of another evaluation, and no table is made of two:\n  "
+                + "\n  ".join(changed[:MOST_SHOWN] + more)
+                + "\nGive this one another folder with out=, or replace that one with overwrite=true"
+            )
+        return stored["cpu_threads"]
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = {"format": FORMAT, "identity": dict(identity), "cpu_threads": asked or usual}
+    write_durably(path, lambda file: file.write(_json(begun)))
+    return begun["cpu_threads"]
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / VIEWS).is_file()
+
+
+def units_done(folder: Path) -> dict[int, Place]:
+    return find_units(folder / UNITS)
+
+
+def merge(
+    folder: Path,
+    about: Mapping[str, Any],
+    paths: Sequence[str],
+    names: Callable[[np.ndarray], str],
+    logits_shape: tuple[int, int, int, int],
+) -> None:
+    """Puts the units together, in the order of the split, and views.json last: from then on the table is complete.
+
+    `logits_shape` is [orders, clips, crops, classes]; `names` spells a label. The files are the same, byte for byte,
+    whoever made the units.
+    """
+    places = units_done(folder)
+    missing, videos, frames_shape, labels_shape, labels_type = [], 0, (0, 0), (), np.dtype(np.int64)
+    for place in places.values():
+        unit = place.read()
+        missing += unit.missing
+        if len(unit.indices):
+            videos += len(unit.indices)
+            frames_shape, labels_shape, labels_type = (
+                unit.frames.shape[1:],
+                unit.labels.shape[1:],
+                unit.labels.dtype,
+            )
+    arrays = {
+        LOGITS: (np.dtype(np.float32), logits_shape),
+        FRAMES: (np.dtype(np.int32), frames_shape),
+        LABELS: (labels_type, labels_shape),
+    }
+    open_arrays = {
+        name: np.lib.format.open_memmap(_making(folder / name), "w+", dtype, (videos, *shape))
+        if videos
+        else np.zeros((0, *shape), dtype)
+        for name, (dtype, shape) in arrays.items()
+    }
+    first = 0
+    with open(_making(folder / VIDEOS), "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        spans = [f"clip{clip + 1}_{end}" for clip in range(frames_shape[0]) for end in ("first", "last")]
+        rows.writerow(["index", "path", "label", *spans])
+        for place in places.values():
+            unit = place.read()
+            last = first + len(unit.indices)
+            for name, values in ((LOGITS, unit.logits), (FRAMES, unit.frames), (LABELS, unit.labels)):
+                if last > first:
+                    open_arrays[name][first:last] = values
+            for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
+                ends = [int(each) for clip in frames for each in (clip.min(), clip.max())]
+                rows.writerow([index, paths[index], names(label), *ends])
+            first = last
+    for name, array in open_arrays.items():
+        if isinstance(array, np.memmap):
+            array.flush()
+        else:
+            with open(_making(folder / name), "wb") as file:
+                np.save(file, array)
+    for name in (*arrays, VIDEOS):
+        with open(_making(folder / name), "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(_making(folder / name), folder / name)
+    whole = {
+        "format": FORMAT,
+        "videos": videos,
+        "coverage": f"{videos}/{about['total']}",
+        **about,
+        "missing": [{"path": path, "cause": cause} for path, cause in missing],
+        "axes": AXES,
+        "how_to_read": READ_WITH,
+        "identity": _read_json(folder / IDENTITY)["identity"],
+    }
+    write_durably(folder / VIEWS, lambda file: file.write(_json(whole)))
+
+
+def clean(folder: Path) -> None:
+    """Removes the units of a table that is complete."""
+    shutil.rmtree(folder / UNITS, ignore_errors=True)
+
+
+def open_views(named: Path) -> StoredViews:
+    """The complete table in a folder, or in the folder views/ in it.
+
+    Raises `UserError` for a folder without one, for one that is not complete yet, and for damaged files.
+    """
+    folder = named if (named / IDENTITY).is_file() else named / FOLDER
+    if not (folder / IDENTITY).is_file():
+        raise UserError(
+            f"{named} holds no view table; vidtrain.evaluate makes one in its out folder, below {FOLDER}/"
+        )
+    if not is_complete(folder):
+        raise UserError(
+            f"the view table in {folder} is not complete: give the command that began it again, and it goes on"
+        )
+    about = _read_json(folder / VIEWS)
+    if about["format"] != FORMAT:
+        raise UserError(
+            f"{folder} is of format {about['format']}, and this version of vidtrain reads {FORMAT}"
+        )
+    try:
+        logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None)
+        labels = torch.from_numpy(np.load(folder / LABELS))
+        with open(folder / VIDEOS, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the view table in {folder} is damaged: {error}; make it again with overwrite=true"
+        ) from error
+    if not len(logits) == len(labels) == len(rows) == about["videos"]:
+        raise UserError(f"the files in {folder} are not of one table; make it again with overwrite=true")
+    paths = {int(row["index"]): row["path"] for row in rows}
+    return StoredViews(folder, about, logits, labels, torch.tensor(list(paths), dtype=torch.int64), paths)
+
+
+def write_durably(path: Path, write: Callable[[Any], object]) -> None:
+    """Replaces a text file: a crash leaves the old one or the new one."""
+    with open(_making(path), "w", encoding="utf-8") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(_making(path), path)
+    sync_folder(path.parent)
+
+
+def _making(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _clear(folder: Path) -> None:
+    for name in (VIEWS, IDENTITY, LOGITS, LABELS, FRAMES, VIDEOS):
+        (folder / name).unlink(missing_ok=True)
+    clean(folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; make the table again with overwrite=true"
+        ) from error
+
+
+def _short(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else "absent"
+    return text if len(text) <= 60 else f"{text[:57]}..."
