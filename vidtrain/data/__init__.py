@@ -34,6 +34,9 @@ reencode.py            one video to one prepared file
 prepared.py            a prepared copy of a dataset
 balance.py             how often each class is drawn
 audit/                 what is wrong with a dataset
+video_paths.py         which videos are meant by files, folders, patterns and listings
+windows.py             videos of any length, whole or in windows
+video_writer.py        all frames of a video, and writing a new one
 augment/               geometry while decoding; the rest batched on the device
 sources/               what gives manifests: one file a source
 """

@@ -41,7 +41,7 @@ def decode_views(
     converters: dict[Crop, ViewConverter] = {}
 
     found = set()
-    for index, frame in _frames(video, sorted(places)):
+    for index, frame in read_frames(video, sorted(places)):
         if displayed_size(frame.width, frame.height, video.rotation) != (video.width, video.height):
             raise DecodeError(video.path, f"the picture changes its size at frame {index}")
         found.add(index)
@@ -74,7 +74,7 @@ def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
                 raise ValueError(f"{crop} in the {video.width}x{video.height} frame of {video.path}")
 
 
-def _frames(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def read_frames(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with indices `wanted` (sorted), in any order, some perhaps twice; only what is there."""
     if video.images:
         yield from _images(video, wanted)

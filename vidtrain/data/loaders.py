@@ -3,20 +3,20 @@
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from vidtrain.data.dataset import Batch, VideoDataset, collate
-from vidtrain.data.samplers import EvalShard, MixtureStream, TrainStream
+from vidtrain.data.samplers import EvalShard, EvalUnits, MixtureStream, SampleKey, TrainStream
 from vidtrain.data.watchdog import TIME_LIMIT
-from vidtrain.data.workers import WorkerPool
+from vidtrain.data.workers import Readable, WorkerPool
 
 PINNED_AHEAD = 2  # batches
 START_METHOD = "fork"  # shares the manifest's memory and takes milliseconds
 
-Sampler = TrainStream | MixtureStream | EvalShard
+Sampler = TrainStream | MixtureStream | EvalShard | EvalUnits | Sequence[list[SampleKey]]
 
 
 class Loader:
@@ -31,7 +31,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: VideoDataset,
+        dataset: Readable,
         sampler: Sampler,
         num_workers: int,
         pin_memory: bool,
@@ -93,8 +93,8 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: VideoDataset,
-    shard: EvalShard,
+    dataset: Readable,
+    shard: EvalShard | EvalUnits | Sequence[list[SampleKey]],
     num_workers: int,
     pin_memory: bool,
     time_limit: float = TIME_LIMIT,

@@ -1,0 +1,163 @@
+"""What predict leaves: results as a table, JSON or CSV, and the numbers of every video in a folder of its name."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidtrain.run_prediction import Failure, Prediction
+from vidtrain.segments import Segment
+from vidtrain.tracking.atomic import strict_json, write_text_atomic
+
+MOST_SHOWN = 200  # rows of the table on a terminal
+
+
+@dataclass
+class Results:
+    """The results so far, as rows.
+
+    `about` says what gave them. A row is a video with its `topk` classes, the most probable first; or, in windows, a
+    stretch of one class.
+    """
+
+    about: dict[str, Any]
+    classes: Sequence[str]
+    topk: int
+    windows: bool
+    videos: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, found: Prediction, segments: Sequence[Segment]) -> None:
+        if not self.windows:
+            self.videos.append({"path": found.path, "top": self.top(found.chances[0])})
+            return
+        named = [
+            {"start_s": round(each.start, 3), "end_s": round(each.end, 3), "class": self.classes[each.class_index],
+             "probability": round(each.probability, 6)} for each in segments
+        ]  # fmt: skip
+        video = {"path": found.path, "seconds": round(found.seconds, 3), "windows": len(found.starts)}
+        self.videos.append(video | {"segments": named})
+
+    def top(self, chances: np.ndarray) -> list[dict[str, Any]]:
+        """The most probable classes of chances [k]; of equal ones the first."""
+        best = np.argsort(-chances, kind="stable")[: self.topk]
+        return [{"class": self.classes[k], "probability": round(float(chances[k]), 6)} for k in best.tolist()]
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Columns and rows; numbers as they are."""
+        if self.windows:
+            columns = ("path", "start_s", "end_s", "class", "probability")
+            return columns, [
+                (video["path"], *each.values()) for video in self.videos for each in video["segments"]
+            ]
+        count = min(self.topk, len(self.classes))
+        columns = ("path", *(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p")))
+        return columns, [
+            (video["path"], *(value for each in video["top"] for value in each.values()))
+            for video in self.videos
+        ]
+
+    def as_csv(self) -> str:
+        columns, rows = self.table()
+        return csv_text(columns, rows)
+
+    def as_json(self, failures: Sequence[Failure]) -> str:
+        whole = {**self.about, "videos": self.videos, "failures": [each._asdict() for each in failures]}
+        return strict_json(whole, indent=2) + "\n"
+
+
+def show(results: Results, console: Any) -> None:
+    """The results as a table on a terminal, with paths below the folder that they have in common."""
+    paths = [video["path"] for video in results.videos]
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
+    rows: list[tuple[str, ...]] = []
+    for video in results.videos:
+        name = os.path.relpath(video["path"], common)
+        if results.windows:
+            rows += [
+                (
+                    name,
+                    f"{each['start_s']:.1f}",
+                    f"{each['end_s']:.1f}",
+                    each["class"],
+                    f"{each['probability']:.1%}",
+                )
+                for each in video["segments"]
+            ]
+        else:
+            rows.append((name, *(f"{each['class']} {each['probability']:.1%}" for each in video["top"])))
+    ranks = tuple(str(rank + 1) for rank in range(min(results.topk, len(results.classes))))
+    columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *ranks)
+    console.table(f"{results.about['protocol']}\n{common}", columns, rows[:MOST_SHOWN])
+    if len(rows) > MOST_SHOWN:
+        console.info(f"and {len(rows) - MOST_SHOWN} more rows; format=csv or out=FOLDER gives them all")
+
+
+def write_results(results: Results, failures: Sequence[Failure], out: Path) -> None:
+    """Writes all results into the folder `out`, or one format into the file `out`."""
+    if out.suffix == ".json":
+        write_text_atomic(out, results.as_json(failures))
+    elif out.suffix == ".csv":
+        write_text_atomic(out, results.as_csv())
+    else:
+        write_text_atomic(out / "predictions.csv", results.as_csv())
+        write_text_atomic(out / "predictions.json", results.as_json(failures))
+        if failures:
+            write_text_atomic(out / "failures.csv", csv_text(Failure._fields, failures))
+
+
+def write_logits(found: Prediction, classes: Sequence[str], folder: Path) -> None:
+    """logits.npz: clip_logits [w v k], logits [w k], starts and ends [w] in seconds, classes [k]; w is 1, and the times
+    are those of nothing, where the video was judged as a whole."""
+    np.savez(
+        folder / "logits.npz",
+        clip_logits=found.clip_logits,
+        logits=found.logits,
+        starts=found.starts,
+        ends=found.ends,
+        classes=np.array(classes),
+    )
+
+
+def write_timeline(found: Prediction, results: Results, segments: Sequence[Segment], folder: Path) -> None:
+    """timeline.csv, a row a window with its most probable classes, and segments.csv."""
+    count = min(results.topk, len(results.classes))
+    header = ("start_s", "end_s", *(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p")))
+    rows = []
+    for start, end, chances in zip(found.starts, found.ends, found.chances, strict=True):
+        unread = np.isnan(chances).any()
+        cells = [""] * (2 * count) if unread else [v for each in results.top(chances) for v in each.values()]
+        rows.append((f"{start:.3f}", f"{end:.3f}", *cells))
+    write_text_atomic(folder / "timeline.csv", csv_text(header, rows))
+    columns = ("start_s", "end_s", "class", "probability")
+    named = [
+        (f"{each.start:.3f}", f"{each.end:.3f}", results.classes[each.class_index], f"{each.probability:.6f}")
+        for each in segments
+    ]
+    write_text_atomic(folder / "segments.csv", csv_text(columns, named))
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
+    """A folder below `out` for each video: its place below the folder that all have in common, without its suffix
+    unless two would share one."""
+    absolute = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    places = [os.path.relpath(path, common) for path in absolute]
+    short = [os.path.splitext(place)[0] for place in places]
+    twice = {place for place in short if short.count(place) > 1} if len(set(short)) < len(short) else set()
+    return {
+        path: out / (place if bare in twice else bare)
+        for path, place, bare in zip(paths, places, short, strict=True)
+    }
