@@ -1,7 +1,9 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,7 +83,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch):
     assert found["torch_threads"] == torch.get_num_threads()
     assert found["variables"]["SLURM_JOB_ID"] == "42"
     assert found["cpus"] == os.cpu_count()
-    assert "pytest" in found["command"]
+    assert found["command"] == shlex.join(sys.orig_argv)
     assert "secret" not in json.dumps(found)
 
 

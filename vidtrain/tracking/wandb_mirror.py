@@ -1,24 +1,27 @@
-"""W&B as a mirror: it never asks, never hangs, and after its start never raises into training."""
+"""W&B as a mirror: it never asks, and what it does is bounded by the process it runs in."""
 
+import json
 import logging
 import netrc
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.mirror import Metric
+from vidtrain.tracking.mirror import Metric, MirroredRun
 
 if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT_S = 15.0
 FINISH_TIMEOUT_S = 120.0
+OFFLINE_CLOSE_S = 30.0
+LEAST_FREE = 256 << 10  # bytes on the disk: W&B itself drops rows without a word when it is full
 HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
 
 
@@ -26,8 +29,10 @@ class WandbMirror:
     """Mirrors a run to W&B: at once (`mode="online"`), or into files for `wandb sync` (`mode="offline"`).
 
     Everything lies in run_dir/wandb. Online without a key is a UserError at the start; online without a
-    network becomes offline there. After that, any failure switches the mirror off with one warning.
+    network becomes offline there. `artifacts="best"` uploads the best checkpoint.
     """
+
+    label = "W&B"
 
     def __init__(
         self,
@@ -38,9 +43,11 @@ class WandbMirror:
         job_type: str | None = None,
         tags: Sequence[str] = (),
         notes: str | None = None,
+        artifacts: Literal["best"] | None = None,
     ):
         if mode not in ("offline", "online"):
-            raise UserError(f'logger.mode is "{mode}": it must be "offline" or "online".')
+            raise UserError(f'logger.wandb.mode is "{mode}": it must be "offline" or "online".')
+        check_artifacts("wandb", artifacts)
         self.project = project
         self.mode = mode
         self.entity = entity
@@ -48,42 +55,66 @@ class WandbMirror:
         self.job_type = job_type
         self.tags = list(tags)
         self.notes = notes
-        self._run: wandb.Run | None = None
+        self.artifacts = artifacts
+        self.waits_for_start = mode == "online"  # there may be no key
+        self.init_seconds = 15.0  # for the server to answer
+        self.start_seconds = 60.0
+        self.close_seconds = FINISH_TIMEOUT_S if mode == "online" else OFFLINE_CLOSE_S
 
-    def start(self, run_dir: Path, run_id: str, config: dict[str, Any], name: str) -> None:
-        """Begin the W&B run `run_id`, or go on with it. Raises UserError where online has no usable key."""
-        run_dir.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
-        run = self._online(run_dir, run_id, config, name) if self.mode == "online" else None
-        try:
-            self._run = run or self._init("offline", run_dir, run_id, config, name)
-        except Exception as error:  # whatever fails in a mirror, the run folder holds the truth
-            self._switch_off(error)
+    def start(self, run: MirroredRun) -> None:
+        """Begin the W&B run, or go on with it. Raises UserError where online has no usable key."""
+        self._folder = run.folder / "wandb"
+        self._folder.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
+        os.environ["WANDB_DATA_DIR"] = str(self._folder)  # where artifacts wait for `wandb sync`
+        self._steps = read_steps(self._folder, run.step)
+        self._online = self.mode == "online"
+        begun = self._begin_online(run) if self._online else None
+        self._online = begun is not None
+        self._run = begun or self._init("offline", run)
         # A resumed run logs steps that W&B has seen already, and its own counter would drop them.
-        self._attempt(lambda run: run.define_metric("*", step_metric="step"))
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        known = {key: value for key, value in metrics.items() if value is not None}
-        self._attempt(lambda run: run.log({**known, "step": step}))
+        if shutil.disk_usage(self._folder).free < LEAST_FREE:
+            raise OSError(f"no space left for {self._folder}")
+        # rows that a resumed run logs again are there already
+        new = {
+            key: value
+            for key, value in metrics.items()
+            if value is not None and (key not in self._steps or self._steps[key] < step)
+        }
+        self._steps |= dict.fromkeys(new, step)
+        if new:
+            self._run.log({**new, "step": step})
 
-    def image(self, name: str, path: Path) -> None:
+    def image(self, name: str, path: Path, step: int) -> None:
         import wandb
 
-        self._attempt(lambda run: run.log({name: wandb.Image(str(path))}))
+        self._run.log({name: wandb.Image(str(path)), "step": step})
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        import wandb
+
+        if self.artifacts == name:
+            artifact = wandb.Artifact(f"{name}-{self._run.id}", type="model")
+            artifact.add_file(str(path))
+            self._run.log_artifact(artifact)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        self._attempt(lambda run: run.summary.update(dict(values)))
+        self._run.summary.update(dict(values))
 
-    def close(self, status: str) -> None:
-        self._attempt(lambda run: run.finish(exit_code=0 if status == "finished" else 1))
-        self._run = None
+    def close(self, status: str) -> str | None:
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+        (self._folder / STEPS).write_text(json.dumps(self._steps))
+        return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
 
-    def _online(self, run_dir: Path, run_id: str, config: dict[str, Any], name: str) -> "wandb.Run | None":
+    def _begin_online(self, run: MirroredRun) -> "wandb.Run | None":
         """The run on the server, or None where that cannot be had now."""
         import wandb
 
         require_key()
         try:
-            return self._init("online", run_dir, run_id, config, name)
+            return self._init("online", run)
         except wandb.errors.AuthenticationError as error:
             raise UserError(f"W&B refused the key ({one_line(error)}): {HOW_TO_LOG_IN}") from error
         except Exception as error:  # no network, no such project, a server in trouble
@@ -91,42 +122,48 @@ class WandbMirror:
             end_service()  # it holds the run id
             return None
 
-    def _init(self, mode: str, run_dir: Path, run_id: str, config: dict[str, Any], name: str) -> "wandb.Run":
+    def _init(self, mode: str, run: MirroredRun) -> "wandb.Run":
         import wandb  # takes seconds, and only runs that mirror need it
 
         return wandb.init(
             mode=mode,
             project=self.project,
             entity=self.entity,
-            group=self.group,
+            group=self.group or run.group,
             job_type=self.job_type,
             tags=self.tags,
             notes=self.notes,
-            name=name,
-            id=run_id,
+            name=run.name,
+            id=run.id,
             resume="allow",
-            config=config,
-            dir=run_dir,
+            config=dict(run.settings),
+            dir=run.folder,
             settings=wandb.Settings(
                 console="off",
                 silent=True,
-                init_timeout=INIT_TIMEOUT_S,
+                init_timeout=self.init_seconds,
                 finish_timeout=FINISH_TIMEOUT_S,
+                disable_git=True,  # git.json of the run folder has it; here it would be of this process
+                x_stats_pid=os.getppid(),  # the training process is the one to watch
             ),
         )
 
-    def _attempt(self, action: Callable[["wandb.Run"], object]) -> None:
-        if self._run is None:
-            return
-        try:
-            action(self._run)
-        except Exception as error:  # whatever fails in a mirror, the run folder holds the truth
-            self._switch_off(error)
 
-    def _switch_off(self, error: Exception) -> None:
-        self._run = None
-        log.warning("W&B is switched off for this run: %s: %s", type(error).__name__, one_line(error))
-        end_service()
+STEPS = "mirrored_steps.json"  # the last step of each metric that an ended mirror had
+
+
+def read_steps(folder: Path, start: int) -> dict[str, int]:
+    """The last step of each metric that an earlier attempt mirrored, of a run that goes on from step `start`; empty
+    for a new run, and where the attempt's mirror was killed, too: it may have lost rows, and they come again."""
+    path = folder / STEPS
+    found = json.loads(path.read_text()) if start and path.is_file() else {}
+    path.unlink(missing_ok=True)  # until this attempt's mirror has ended
+    return found
+
+
+def check_artifacts(logger: str, artifacts: str | None) -> None:
+    if artifacts not in (None, "best"):
+        raise UserError(f'logger.{logger}.artifacts is "{artifacts}": it must be best, or null for none.')
 
 
 def require_key() -> None:
@@ -141,10 +178,7 @@ def require_key() -> None:
 
 
 def end_service() -> None:
-    """Let go of W&B's service process, so that the next run starts a new one.
-
-    A dead one would fail that run too, and print a traceback when this process ends.
-    """
+    """Let go of W&B's service process, so that the next run starts a new one."""
     import wandb
 
     with suppress(Exception):  # it is given up for a failure that has been reported
