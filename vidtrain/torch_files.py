@@ -1,12 +1,18 @@
-"""Reading PyTorch's files without running code that they may hold."""
+"""PyTorch files: written with a checksum of every byte, read without running code that they may hold.
+
+The checksum (BLAKE2b, 256 bits) is the comment of the zip archive that `torch.save` writes, so it cannot be parted from
+the file, and every other reader of such files reads it as before. `unzip -z FILE` shows it.
+"""
 
 import argparse
+import hashlib
 import pathlib
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +32,90 @@ PLAIN = [
     *((_ARRAY, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
 ]
 
+CHECKSUM = "checksum"  # in the payload: that the file must end with one
+MARK = b"vidtrain blake2b "
+DIGEST_BYTES = 64  # as text; it covers everything before it
+END_BYTES = (
+    22  # the record that ends an archive without a comment; its last two bytes are the comment's length
+)
+CHUNK = 1 << 20
+
+
+def write_torch_file(payload: Mapping[str, Any], file: BinaryIO) -> None:
+    """`torch.save` with a checksum at the end. Raises OSError where the file cannot be written."""
+    sealed = _Sealed(file)
+    try:
+        torch.save({**payload, CHECKSUM: "blake2b"}, sealed)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # PyTorch's writer ends with an error of its own
+            raise error.__context__ from error
+        raise
+    sealed.finish()
+
+
+class _Sealed:
+    """A file that adds up what is written to it, and keeps the archive's last record back until it is complete."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._sum = hashlib.blake2b(digest_size=DIGEST_BYTES // 2)
+        self._end = b""
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data)
+        if len(view) < END_BYTES:
+            view = memoryview(self._end + bytes(view))
+        else:
+            self._put(self._end)
+        self._end = bytes(view[-END_BYTES:])
+        self._put(view[:-END_BYTES])
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        length = len(MARK) + DIGEST_BYTES
+        self._put(self._end[:-2] + length.to_bytes(2, "little") + MARK)
+        self._file.write(self._sum.hexdigest().encode())
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._sum.update(data)
+        self._file.write(data)
+
+
+def verify(path: Path) -> bool:
+    """Whether the file's checksum is right; False where it has none, as files of others and of before.
+
+    Raises `UserError` naming the file when it cannot be read, or is not what was written.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _verify(file, path)
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+
+
+def _verify(file: BinaryIO, path: Path) -> bool:
+    left = file.seek(0, 2) - DIGEST_BYTES
+    file.seek(max(0, left - len(MARK)))
+    end = file.read()
+    if left < len(MARK) or not end.startswith(MARK):
+        return False
+    found = hashlib.blake2b(digest_size=DIGEST_BYTES // 2)
+    file.seek(0)
+    while left:
+        chunk = file.read(min(CHUNK, left))
+        if not chunk:
+            raise UserError(f"checkpoint {path} was cut while it was read")
+        found.update(chunk)
+        left -= len(chunk)
+    if found.hexdigest().encode() != end[len(MARK) :]:
+        raise UserError(
+            f"checkpoint {path} is damaged: its content is not what its checksum says; copy it again"
+        )
+    return True
+
 
 def read_torch_file(path: Path, lazy: bool = False) -> Any:
     """What `torch.save` wrote, on the CPU; if `lazy`, tensors stay in the file until they are used.
@@ -35,14 +125,30 @@ def read_torch_file(path: Path, lazy: bool = False) -> Any:
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file")
-    archive = zipfile.is_zipfile(path)
-    with open(path, "rb") as file:
-        pickled = file.read(1) == b"\x80"  # as files were before archives
+    try:
+        with open(path, "rb") as file:
+            verified = _verify(file, path)
+            payload = _load(file, path, lazy)  # of what was verified, whatever takes its name meanwhile
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    if not verified and isinstance(payload, dict) and CHECKSUM in payload:
+        raise UserError(
+            f"checkpoint {path} is truncated or damaged: the checksum at its end is gone; copy it again"
+        )
+    return payload
+
+
+def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
+    file.seek(0)
+    pickled = file.read(1) == b"\x80"  # as files were before archives
+    archive = zipfile.is_zipfile(file)
     if not archive and not pickled:
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file")
+    file.seek(0)
+    mapped = lazy and archive
     try:
         with torch.serialization.safe_globals(PLAIN):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and archive)
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         if culprit is None and not archive:

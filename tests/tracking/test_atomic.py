@@ -1,8 +1,10 @@
 import math
+import resource
 from pathlib import Path
 
 import pytest
 
+from vidtrain.errors import UserError
 from vidtrain.tracking.atomic import strict_json, write_json_atomic, write_text_atomic
 
 
@@ -19,6 +21,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     write_text_atomic(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_text_atomic(path, "a" * 100_000 + "\ud800")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "summary.json"
+    write_text_atomic(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # what it is like on a full disk
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot write .*summary\.json \(File too large\): free some space"
+        ):
+            write_text_atomic(path, "new" * 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 

@@ -62,7 +62,7 @@ def summary(text: str = "a", others: int = 1, **changes) -> dict:
         "runs": [run(1, text=text), *(run(n, 0.5 + n / 50, text) for n in numbers)],
         "settings": {"optimizer.lr": [0.1, *(n / 10 for n in numbers)]},
         "comparisons": [comparison(n, text) for n in numbers],
-        "importance": [], "is_sweep": False, "notes": [f"note {text}"],
+        "importance": [], "is_sweep": False, "chosen": None, "notes": [f"note {text}"],
         "left_out": [{"folder": text, "why": "not finished"}], **changes,
     }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_what_comes_from_outside_is_text_only(tmp_path):
 def test_the_page_says_what_was_found(tmp_path):
     text = " ".join(Reader(page(sweep(), tmp_path)).text.split())
     for words in (
-        "4 runs of 4 recipes", "0.5500best top1: recipe 1", "3better", "note a", "Left out: a: not finished",
+        "4 runs of 4 recipes", "0.5500best top1 on test: recipe 1", "3better", "note a", "Left out: a: not finished",
         "9 in 3 groups", "-0.1000 to +0.3000", "2 gained and 1 lost, of 9 videos.", "4 bins", "60.0%", "70.0%",
     ):  # fmt: skip
         assert words in text, words

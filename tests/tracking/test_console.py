@@ -1,4 +1,7 @@
 import io
+import subprocess
+import sys
+import tempfile
 import time
 
 import pytest
@@ -162,3 +165,25 @@ def test_format_value(value, text: str):
 )
 def test_format_seconds(seconds: float | None, text: str):
     assert format_seconds(seconds) == text
+
+
+def test_a_run_goes_on_when_its_output_is_a_file_on_a_full_disk():
+    code = """
+import resource
+from vidtrain.tracking.console import make_console
+console = make_console(True)
+console.info("before")
+resource.setrlimit(resource.RLIMIT_FSIZE, (7, resource.RLIM_INFINITY))
+console.info("while")
+with console.phase("full", 2):
+    console.advance(2, {})
+console.table("title", ["a"], [[1]])
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+console.info("after")
+"""
+    with tempfile.TemporaryFile("w+") as said:
+        found = subprocess.run([sys.executable, "-c", code], stdout=said, stderr=subprocess.PIPE, text=True)
+        assert (found.returncode, found.stderr) == (0, "")
+        said.seek(0)
+        lines = said.read().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after"

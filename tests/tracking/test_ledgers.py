@@ -1,4 +1,5 @@
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -50,37 +51,102 @@ def test_odd_file_names_come_back(tmp_path: Path):
     assert read_json_lines(tmp_path / "m.jsonl") == [row]
 
 
-class FullDisk:
-    """Takes the first `room` bytes, then fails as a file on a full disk does."""
+@pytest.fixture
+def room():
+    """Limits the size of files: `room(bytes)` is what a full disk is like, `room(None)` frees it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
 
-    def write(self, data: bytes) -> int:
-        if self.room == 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = min(len(data), self.room)
-        self.room -= written
-        return written
+    yield limit
+    limit(None)
 
-    def close(self) -> None:
-        pass
+
+def test_a_full_disk_is_reported_once_by_name(tmp_path: Path, room):
+    table = StepTable(tmp_path / "steps.csv", flush_every=2)
+    table.append({"step": 1})
+    room(5)  # the header's own size
+    with pytest.raises(
+        UserError, match=r"cannot write .*steps\.csv \(File too large\), 2 rows: free some space"
+    ):
+        table.append({"step": 2})
+    table.close()
+    assert (tmp_path / "steps.csv").read_text() == "step\n"
 
 
 @pytest.mark.parametrize(
-    "room, message",
+    "size, kept, trouble",
     [
-        (0, r"cannot write .*steps\.csv \(No space left on device\): free some space"),
-        (3, r"cannot write all of a row to .*steps\.csv: free some space"),
+        (12, 1, "File too large"),
+        (15, 1, "there is no room for all of a row"),  # of the second row, three bytes
+        (30, 2, "there is no room for all of a row"),
+        (0, 0, "File too large"),
     ],
 )
-def test_full_disk_is_reported_once_by_name(tmp_path: Path, room: int, message: str):
-    table = StepTable(tmp_path / "steps.csv", flush_every=2)
+def test_rows_wait_for_room_and_no_half_of_one_stays(
+    tmp_path: Path, room, size: int, kept: int, trouble: str
+):
+    path = tmp_path / "m.jsonl"
+    lines = JsonLines(path, most_held=10)
+    room(size)
+    for step in (1, 2, 3):
+        lines.append({"step": step})  # twelve bytes
+    lines.flush()
+    assert lines.trouble == trouble
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)[:kept])
+    room(None)
+    lines.append({"step": 4})
+    assert lines.trouble is None
+    lines.close()
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3, 4]
+
+
+def test_only_so_many_rows_wait(tmp_path: Path, room):
+    lines = JsonLines(tmp_path / "m.jsonl", most_held=2)
+    room(0)
+    lines.append({"step": 1})
+    lines.append({"step": 2})
+    with pytest.raises(
+        UserError, match=r"cannot write .*m\.jsonl \(File too large\), 3 rows: free some space"
+    ):
+        lines.append({"step": 3})
+
+
+def test_rows_that_still_wait_at_the_end_are_not_lost_silently(tmp_path: Path, room):
+    table = StepTable(tmp_path / "steps.csv", most_held=10)
+    room(0)
     table.append({"step": 1})
-    table._end._file = FullDisk(room)
-    with pytest.raises(UserError, match=message):
-        table.append({"step": 2})
+    with pytest.raises(UserError, match=r"cannot write .*steps\.csv \(File too large\): 2 rows are lost"):
+        table.close()
+    room(None)
     table.close()
+    assert (tmp_path / "steps.csv").read_text() == ""
+
+
+def test_a_table_waits_with_its_header(tmp_path: Path, room):
+    table = StepTable(tmp_path / "steps.csv", flush_every=1, most_held=10)
+    room(2)
+    table.append({"step": 1, "loss": 0.5})
+    assert (tmp_path / "steps.csv").read_text() == "" and table.trouble is not None
+    room(None)
+    table.flush()
+    assert (tmp_path / "steps.csv").read_text() == "step,loss\n1,0.5\n" and table.trouble is None
+
+
+def test_a_disk_that_is_found_full_when_it_is_flushed(tmp_path: Path, monkeypatch):
+    lines = JsonLines(tmp_path / "m.jsonl", most_held=2)
+    lines.append({"step": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vidtrain.tracking.ledgers.os.fsync", full)
+        lines.flush()
+    assert lines.trouble == "Disk quota exceeded"
+    lines.flush()
+    assert lines.trouble is None
 
 
 def test_step_table_puts_step_first_and_writes_in_batches(tmp_path: Path):

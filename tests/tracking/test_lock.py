@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.lock import RunLock
+from vidtrain.tracking.lock import RunLock, holder, is_held
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -110,3 +110,15 @@ def test_folder_that_cannot_be_made_or_written_is_named(tmp_path: Path):
     (tmp_path / "run" / ".lock").mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot write into the run folder .*run \(Is a directory\)"):
         RunLock(tmp_path / "run")
+
+
+def test_others_can_see_whether_it_is_held(tmp_path):
+    folder = tmp_path / "run"
+    assert not is_held(folder)
+    with RunLock(folder):
+        assert is_held(folder)
+        assert holder(folder).startswith(f"process {os.getpid()} on ")
+        assert is_held(folder)  # looking has not taken it away
+    assert not is_held(folder)
+    with RunLock(folder):
+        pass

@@ -1,4 +1,5 @@
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -23,8 +24,11 @@ class RecordingMirror(NullMirror):
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         self.calls.append(("log", dict(metrics), step))
 
-    def image(self, name: str, path: Path) -> None:
-        self.calls.append(("image", name, path))
+    def image(self, name: str, path: Path, step: int) -> None:
+        self.calls.append(("image", name, path, step))
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        self.calls.append(("checkpoint", name, path))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self.calls.append(("summary", dict(values)))
@@ -55,7 +59,8 @@ def test_main_rank_writes_and_mirrors(tmp_path: Path):
     log.log({"train/loss": 0.5, "phase": "full", "val/top5": None}, step=3)
     log.step({"step": 3, "loss": 0.5})
     log.fault("a.mp4", "no frames", step=3, split="train")
-    log.image("curves", tmp_path / "curves.png")
+    log.image("curves", tmp_path / "curves.png", 3)
+    log.checkpoint("best", tmp_path / "best.pt")
     log.summary({"test/top1": 0.75, "worst": float("inf")})
     log.close("finished")
     assert contents(tmp_path) == {
@@ -66,7 +71,8 @@ def test_main_rank_writes_and_mirrors(tmp_path: Path):
     }
     assert mirror.calls == [
         ("log", {"train/loss": 0.5, "phase": "full", "val/top5": None}, 3),
-        ("image", "curves", tmp_path / "curves.png"),
+        ("image", "curves", tmp_path / "curves.png", 3),
+        ("checkpoint", "best", tmp_path / "best.pt"),
         ("summary", {"test/top1": 0.75, "worst": float("inf")}),
         ("close", "finished"),
     ]
@@ -80,7 +86,7 @@ def test_other_ranks_write_only_their_own_files(tmp_path: Path):
     log.step({"step": 1})
     log.fault("a.mp4", "no frames", step=1, split="train")
     log.summary({"a": 1})
-    log.image("curves", tmp_path / "curves.png")
+    log.image("curves", tmp_path / "curves.png", 3)
     log.rewind(1)
     log.close("finished")
     assert list(contents(tmp_path)) == ["faults_rank2.jsonl", "steps_rank2.csv"]
@@ -155,6 +161,48 @@ def test_each_unreadable_video_is_shown_once_and_only_the_first_twenty(tmp_path:
     ledger = tmp_path / "faults_rank0.jsonl"
     assert console.warnings[20:] == [f"further unreadable videos are named only in {ledger}"]
     assert len(ledger.read_text().splitlines()) == 60
+
+
+def test_a_full_disk_is_said_once_and_rows_are_written_when_there_is_room(tmp_path: Path):
+    console = RecordingConsole()
+    log = RunLog(tmp_path, NullMirror(), console, is_main=True, rank=0)
+    log.log({"loss": 0.5}, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))  # what it is like on a full disk
+    try:
+        for step in (2, 3):
+            log.log({"loss": 0.5}, step)
+        assert log.flush() == f"{tmp_path}/metrics.jsonl: File too large"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert console.warnings == [
+        f"cannot write {tmp_path}/metrics.jsonl (File too large): its rows wait in memory, and the run goes on; "
+        "free some space"
+    ]
+    assert log.flush() is None
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    log.close("finished")
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_rows_lost_at_the_end_are_an_error_or_a_warning(tmp_path: Path, status: str):
+    console, mirror = RecordingConsole(), RecordingMirror()
+    log = RunLog(tmp_path, mirror, console, is_main=True, rank=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    lost = f"cannot write {tmp_path}/metrics.jsonl (File too large): 1 rows are lost; free some space."
+    try:
+        log.log({"loss": 0.5}, 1)
+        if status == "finished":
+            with pytest.raises(UserError) as error:
+                log.close(status)
+            assert str(error.value) == lost
+        else:
+            log.close(status)
+            assert console.warnings[1:] == [lost]  # what ended the run is the error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert mirror.calls[-1] == ("close", "failed")
 
 
 def test_reading_metrics_of_a_new_or_absent_run(tmp_path: Path):

@@ -1,17 +1,23 @@
 """Checkpoints: whole or absent, refused where they could run code, and loaded with a report."""
 
+import hashlib
+import io
+import itertools
 import os
 import pickle
+import random
 import resource
-import subprocess
-import sys
+import signal
 import time
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from vidtrain.errors import UserError
+from vidtrain.torch_files import DIGEST_BYTES, MARK, read_torch_file, verify
 from vidtrain.training import checkpoint
 
 
@@ -60,10 +66,97 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
         checkpoint.load(path)
     checkpoint.save({"model": {"w": torch.zeros(10_000)}}, path)
     whole = path.read_bytes()
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1000):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"last\.pt is truncated or not a PyTorch file"):
             checkpoint.load(path)
+
+
+def flipped(whole: bytes, bit: int) -> bytes:
+    data = bytearray(whole)
+    data[bit // 8] ^= 1 << bit % 8
+    return bytes(data)
+
+
+@pytest.fixture
+def whole(tmp_path) -> bytes:
+    """A checkpoint's bytes."""
+    path = tmp_path / "whole.pt"
+    payload = {
+        "model": {"w": torch.randn(2000), "b": torch.zeros(3)},
+        "state": {"step": 7},
+        "classes": ["a", "b"],
+    }
+    checkpoint.save(payload, path)
+    return path.read_bytes()
+
+
+def test_every_flipped_bit_is_noticed(tmp_path, whole):
+    """Anywhere, and every single one of the archive's last record, of the checksum and of its mark."""
+    path, bits = tmp_path / "last.pt", 8 * len(whole)
+    random.seed(0)
+    places = [*random.sample(range(bits), 300), *range(bits - 8 * (22 + len(MARK) + DIGEST_BYTES), bits)]
+    assert len(places) == 300 + 8 * 103
+    for bit in places:
+        path.write_bytes(flipped(whole, bit))
+        with pytest.raises(UserError, match=r"last\.pt is (truncated or )?(damaged|not a PyTorch file)"):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.load(path)["state"] == {"step": 7}
+
+
+def test_every_cut_and_every_addition_is_noticed(tmp_path, whole):
+    path = tmp_path / "last.pt"
+    random.seed(0)
+    for size in [*random.sample(range(len(whole)), 100), *range(len(whole) - 120, len(whole))]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"last\.pt is truncated or "):
+            checkpoint.load(path)
+    for more in (b"\0", b"\0" * 4096, whole):
+        path.write_bytes(whole + more)
+        with pytest.raises(UserError, match=r"last\.pt is (truncated or )?damaged"):
+            checkpoint.load(path)
+
+
+def test_the_checksum_is_blake2b_in_the_comment_of_an_ordinary_archive(tmp_path, whole):
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        assert archive.testzip() is None
+        mark, method, digest = archive.comment.decode().split()
+    assert (mark, method) == ("vidtrain", "blake2b")
+    assert digest == hashlib.blake2b(whole[:-64], digest_size=32).hexdigest()
+    for mapped in (False, True):  # which every other program reads
+        assert torch.load(tmp_path / "whole.pt", weights_only=True, mmap=mapped)["classes"] == ["a", "b"]
+    assert verify(tmp_path / "whole.pt")
+
+
+def test_one_of_before_checksums_is_accepted_and_named(tmp_path, caplog):
+    path = tmp_path / "old.pt"
+    torch.save({"format": checkpoint.FORMAT, "state": {"step": 7}}, path)
+    with caplog.at_level("INFO"):
+        assert checkpoint.load(path)["state"] == {"step": 7}
+    assert caplog.messages == [f"checkpoint {path} is of before checksums: damage to it cannot be ruled out"]
+    assert not verify(path)
+
+
+def test_damage_is_noticed_where_tensors_stay_in_the_file(tmp_path, whole):
+    path = tmp_path / "last.pt"
+    path.write_bytes(flipped(whole, 8 * len(whole) // 2))
+    with pytest.raises(UserError, match=r"last\.pt is damaged: its content is not what its checksum says"):
+        read_torch_file(path, lazy=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(
+        checkpoint.NotSaved, match=r"could not write the checkpoint .*last\.pt \(File exists\)"
+    ):
+        checkpoint.save({}, tmp_path / "checkpoints/last.pt")
+
+
+def test_a_fault_that_is_not_of_the_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(AttributeError, match="local object"):
+        checkpoint.save({"model": lambda: None}, tmp_path / "last.pt")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
@@ -72,7 +165,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # what writing to a full disk is like
     try:
-        with pytest.raises(UserError, match=r"could not write the checkpoint .*last\.pt"):
+        why = r"could not write the checkpoint .*last\.pt \(File too large\); the previous one is intact"
+        with pytest.raises(checkpoint.NotSaved, match=why):
             checkpoint.save({"model": {"w": torch.zeros(1_000_000)}}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -80,30 +174,34 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
-SAVER = """
-import sys, torch
-from vidtrain.training import checkpoint
-from pathlib import Path
-for step in range(1, 10_000):
-    checkpoint.save({"model": {"w": torch.full((200_000,), float(step))}, "state": {"step": step}}, Path(sys.argv[1]))
-    print(step, flush=True)
-"""
-
-
 def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
-    for round_, delay in enumerate((0.002, 0.006)):
-        path = tmp_path / f"{round_}.pt"
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(3):
-            written = int(process.stdout.readline())
-        time.sleep(delay)
-        process.kill()
-        process.wait()
+    """At twenty random times, in a process that does nothing but save."""
+    random.seed(0)
+    path = tmp_path / "last.pt"
+
+    def save(step):
+        weights = torch.from_numpy(np.full(200_000, step))  # not by torch, whose threads a fork lacks
+        checkpoint.save({"model": {"w": weights}, "state": {"step": step}}, path)
+
+    started, before = time.perf_counter(), 0
+    save(before)
+    one = time.perf_counter() - started
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                for step in itertools.count(before + 1):
+                    save(step)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0, 3) * one)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
         found = checkpoint.load(path)
-        assert found["state"]["step"] >= written
+        assert found["state"]["step"] >= before
         assert (found["model"]["w"] == found["state"]["step"]).all()
+        before = found["state"]["step"]
+    assert before > 0
 
 
 def test_another_architecture_is_refused_before_anything_is_copied():

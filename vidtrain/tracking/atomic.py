@@ -1,14 +1,22 @@
 """Files that are either the old one or the new one, at any instant, and strict JSON to put in them."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vidtrain.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
+
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by a file that holds `text`, durably: a crash leaves the old file or the new one."""
+    """Replace `path` by a file that holds `text`, durably: a crash leaves the old file or the new one.
+
+    Raises `UserError` where the disk is full; whatever stood at `path` stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -16,9 +24,13 @@ def write_text_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(f"cannot write {path} ({error.strerror}): free some space.") from error
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def write_json_atomic(path: Path, value: object) -> None:

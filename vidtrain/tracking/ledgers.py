@@ -3,6 +3,8 @@
 Both survive a kill at any instant. What it can leave is a torn last line, and rows of steps that the
 resumed run will take again. The first is dropped when the file is next opened or read, the second by `keep`
 and `rewind`.
+
+On a full disk rows may wait in memory, whole and in order, until there is room again: `most_held` says how many.
 """
 
 import csv
@@ -18,15 +20,22 @@ from vidtrain.tracking.atomic import strict_json, write_text_atomic
 
 
 class JsonLines:
-    """One strict JSON object per line, in the kernel's hands as soon as `append` returns."""
+    """One strict JSON object per line, in the kernel's hands as soon as `append` returns, or else `trouble` says why
+    not. More than `most_held` rows do not wait: then `append` raises UserError."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, most_held: int = 0):
         self.path = path
+        self.most_held = most_held
         self._end: FileEnd | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why rows wait in memory; None where none do."""
+        return None if self._end is None else self._end.trouble
 
     def append(self, row: Mapping[str, Any]) -> None:
         if self._end is None:
-            self._end = FileEnd(self.path)
+            self._end = FileEnd(self.path, self.most_held)
         self._end.write(strict_json(row) + "\n")
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -37,14 +46,15 @@ class JsonLines:
             write_text_atomic(self.path, "".join(strict_json(row) + "\n" for row in rows))
 
     def flush(self) -> None:
-        """Make every row so far survive even a power cut."""
+        """Make every row so far survive even a power cut, or say in `trouble` why not."""
         if self._end is not None:
             self._end.sync()
 
     def close(self) -> None:
+        """Raises UserError where rows still wait in memory: they are lost."""
         if self._end is not None:
-            self._end.close()
-            self._end = None
+            end, self._end = self._end, None
+            end.close()
 
 
 class StepTable:
@@ -53,12 +63,18 @@ class StepTable:
     Rows are buffered, as there is one for every step: `flush_every` of them are handed over at once.
     """
 
-    def __init__(self, path: Path, flush_every: int = 50):
+    def __init__(self, path: Path, flush_every: int = 50, most_held: int = 0):
         self.path = path
         self.flush_every = flush_every
+        self.most_held = most_held
         self._columns: list[str] = []
         self._pending: list[list[Any]] = []
         self._end: FileEnd | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why rows wait in memory for a disk; None where none do."""
+        return None if self._end is None else self._end.trouble
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. Raises ValueError where its keys are not those of the first row, or lack "step"."""
@@ -79,23 +95,26 @@ class StepTable:
             write_text_atomic(self.path, _as_csv(header + [row for row in steps if int(row[0]) <= step]))
 
     def flush(self) -> None:
-        """Make every row so far survive even a power cut."""
+        """Make every row so far survive even a power cut, or say in `trouble` why not."""
         if self._end is not None:
             self._write_pending()
             self._end.sync()
 
     def close(self) -> None:
+        """Raises UserError where rows still wait in memory: they are lost."""
         if self._end is not None:
             self._write_pending()
-            self._end.close()
-            self._end = None
+            end, self._end = self._end, None
+            end.close()
 
     def _open(self, first_row: Mapping[str, Any]) -> None:
         if "step" not in first_row:
             raise ValueError(f'a row of {self.path.name} needs a "step", got {list(first_row)}')
         columns = ["step", *(key for key in first_row if key != "step")]
-        self._end = FileEnd(self.path)
-        present = next(csv.reader(io.StringIO(whole_lines(self.path), newline="")), None)
+        self._end = FileEnd(self.path, self.most_held)
+        present = None
+        if self.path.exists():
+            present = next(csv.reader(io.StringIO(whole_lines(self.path), newline="")), None)
         if present is None:
             self._end.write(_as_csv([columns]))
         elif present != columns:
@@ -114,29 +133,65 @@ class StepTable:
 class FileEnd:
     """The end of a file, where whole lines are added. Opening it drops what a killed run left half-written.
 
-    Unbuffered: what `write` was given is in the kernel's hands, or UserError says that the disk is full.
+    Unbuffered: what `write` was given is in the kernel's hands. Where it cannot be, `trouble` says why, and up to
+    `most_held` lines wait in memory, to be written before the next; beyond that, UserError. No half of a line stays in
+    the file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, most_held: int = 0):
         if path.exists():
             os.truncate(path, len(whole_lines(path).encode()))
+        self.trouble: str | None = None
         self._path = path
-        self._file = path.open("ab", buffering=0)
+        self._most_held = most_held
+        self._held = b""
+        self._file: io.FileIO | None = None  # opened with the first line, for which there may be no room
 
     def write(self, text: str) -> None:
-        data = text.encode()
+        self._held += text.encode()
+        self._drain()
+        held = self._held.count(b"\n")
+        if held > self._most_held:
+            self._held = b""  # reported once
+            raise UserError(f"cannot write {self._path} ({self.trouble}), {held} rows: free some space.")
+
+    def _drain(self) -> None:
+        if not self._held:
+            return
         try:
-            written = self._file.write(data)
+            if self._file is None:
+                self._file = io.FileIO(self._path, "a")
+            written = self._file.write(self._held)
+            if written < len(self._held):  # room for a part
+                whole = self._held.rfind(b"\n", 0, written) + 1
+                self._file.truncate(os.fstat(self._file.fileno()).st_size - (written - whole))
+                self._held = self._held[whole:]
+                self.trouble = "there is no room for all of a row"
+                return
         except OSError as error:
-            raise UserError(f"cannot write {self._path} ({error.strerror}): free some space.") from error
-        if written != len(data):
-            raise UserError(f"cannot write all of a row to {self._path}: free some space.")
+            self.trouble = error.strerror
+            return
+        self._held, self.trouble = b"", None
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        self._drain()
+        if self._file is not None and not self._held:
+            try:
+                os.fsync(self._file.fileno())
+                self.trouble = None
+            except OSError as error:  # some file systems look for room only now
+                self.trouble = error.strerror
 
     def close(self) -> None:
-        self._file.close()
+        """Raises UserError where lines still wait: they are lost."""
+        self._drain()
+        if self._file is not None:
+            self._file.close()
+        if self._held:
+            held, self._held = self._held.count(b"\n"), b""
+            raise UserError(
+                f"cannot write {self._path} ({self.trouble}): {held} rows are lost; free some space."
+            )
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

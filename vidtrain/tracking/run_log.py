@@ -17,10 +17,14 @@ from vidtrain.tracking.ledgers import JsonLines, StepTable, read_json_lines
 from vidtrain.tracking.mirror import Metric, Mirror
 
 FAULTS_SHOWN = 20
+MOST_HELD = 100_000  # rows of a file that wait in memory for a full disk; some ten megabytes
 
 
 class RunLog:
-    """The writer of one rank. `mirror` has been started by the program, on the main rank only."""
+    """The writer of one rank. `mirror` has been started by the program, on the main rank only.
+
+    A full disk does not end the run: rows wait in memory, `MOST_HELD` of each file, and are written when there is room.
+    """
 
     def __init__(
         self, run_dir: Path, mirror: Mirror, console: Console | NullConsole, is_main: bool, rank: int
@@ -30,24 +34,29 @@ class RunLog:
         self.mirror = mirror
         self.console = console
         self.is_main = is_main
-        self._metrics = JsonLines(run_dir / "metrics.jsonl")
-        self._steps = StepTable(run_dir / f"steps_rank{rank}.csv")
-        self._faults = JsonLines(run_dir / f"faults_rank{rank}.jsonl")
+        self._metrics = JsonLines(run_dir / "metrics.jsonl", MOST_HELD)
+        self._steps = StepTable(run_dir / f"steps_rank{rank}.csv", most_held=MOST_HELD)
+        self._faults = JsonLines(run_dir / f"faults_rank{rank}.jsonl", MOST_HELD)
+        self._ledgers = (self._metrics, self._steps, self._faults)
+        self._troubled: set[Path] = set()
         self._faulty: set[str] = set()
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Record numbers known after optimizer step `step`. Non-finite ones are written as null."""
         if self.is_main:
             self._metrics.append({"step": step, **metrics})
+            self._watch(self._metrics)
             self.mirror.log(metrics, step)
 
     def step(self, row: Mapping[str, Metric]) -> None:
         """Record one optimizer step of this rank; the row has a "step" and always the same keys."""
         self._steps.append(row)
+        self._watch(self._steps)
 
     def fault(self, path: str, cause: str, step: int, split: str) -> None:
         """Record a video that could not be read. Each is shown once, and only the first few."""
         self._faults.append({"step": step, "split": split, "path": path, "cause": cause})
+        self._watch(self._faults)
         if path in self._faulty:
             return
         self._faulty.add(path)
@@ -56,10 +65,15 @@ class RunLog:
         if len(self._faulty) == FAULTS_SHOWN:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
 
-    def image(self, name: str, path: Path) -> None:
-        """Show a picture of the run folder in the mirror."""
+    def image(self, name: str, path: Path, step: int) -> None:
+        """Show a picture of the run folder in the mirror, as of step `step`."""
         if self.is_main:
-            self.mirror.image(name, path)
+            self.mirror.image(name, path, step)
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        """Offer a checkpoint to the mirror, which keeps those that it was asked to."""
+        if self.is_main:
+            self.mirror.checkpoint(name, path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the closing numbers, in place of any earlier ones."""
@@ -77,17 +91,44 @@ class RunLog:
         self._steps.rewind(step)
         self._faults.keep(lambda row: row["step"] <= step)
 
-    def flush(self) -> None:
-        """Put every row on the disk. Needed before a checkpoint: rows up to it are not written again."""
-        for ledger in (self._metrics, self._steps, self._faults):
+    def flush(self) -> str | None:
+        """Put every row on the disk; says why that failed, or None. Needed before a checkpoint: rows up to it are not
+        written again."""
+        for ledger in self._ledgers:
             ledger.flush()
+            self._watch(ledger)
+        troubles = [f"{each.path}: {each.trouble}" for each in self._ledgers if each.trouble is not None]
+        return "; ".join(troubles) if troubles else None
 
     def close(self, status: str) -> None:
-        """End the record; `status` as in `Mirror.close`. What is logged later opens the files again."""
-        for ledger in (self._metrics, self._steps, self._faults):
-            ledger.close()
+        """End the record; `status` as in `Mirror.close`. What is logged later opens the files again.
+
+        Rows that a full disk did not take are lost: UserError, or a warning where the run has failed anyway.
+        """
+        lost = []
+        for ledger in self._ledgers:
+            try:
+                ledger.close()
+            except UserError as error:
+                lost.append(str(error))
         if self.is_main:
-            self.mirror.close(status)
+            self.mirror.close("failed" if lost else status)
+        if lost and status == "finished":
+            raise UserError("\n".join(lost))
+        for each in lost:
+            self.console.warn(each)
+
+    def _watch(self, ledger: JsonLines | StepTable) -> None:
+        """Say once that rows wait, and once that they are written."""
+        if ledger.trouble is not None and ledger.path not in self._troubled:
+            self._troubled.add(ledger.path)
+            self.console.warn(
+                f"cannot write {ledger.path} ({ledger.trouble}): its rows wait in memory, and the run goes on; free "
+                "some space"
+            )
+        elif ledger.trouble is None and ledger.path in self._troubled:
+            self._troubled.discard(ledger.path)
+            self.console.info(f"{ledger.path} is written again, with every row that waited")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,57 +1,60 @@
 """Checkpoints: never half-written, never run as code, never loaded without saying what fitted."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.torch_files import read_torch_file
+from vidtrain.torch_files import CHECKSUM, read_torch_file, write_torch_file
+from vidtrain.training.checkpoint_files import put_in_place
 
 FORMAT = "vidtrain/1"
 
+log = logging.getLogger(__name__)
 
-def save(payload: Mapping, path: Path) -> None:
-    """Writes `payload` so that a crash at any instant leaves the old file or the new one, whole.
 
-    Raises `UserError` naming the file when it cannot be written (a full disk, say); the old one stays.
+class NotSaved(UserError):
+    """A checkpoint that could not be written; those of before are as they were."""
+
+
+def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
+    """Writes `payload` and its checksum so that a crash at any instant leaves the old file or the new one, whole.
+
+    What stood at `path` becomes `previous`, if one is named. Raises `NotSaved` naming the file when it cannot be
+    written (a full disk, say); the old ones stay.
     """
-    payload = {"format": FORMAT, **payload}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"could not write the checkpoint {path}: {error}; the previous one is intact"
+        try:
+            with open(temporary, "wb") as file:
+                write_torch_file({"format": FORMAT, **payload}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            put_in_place(temporary, path, previous)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        cause = error.strerror or error
+        raise NotSaved(
+            f"could not write the checkpoint {path} ({cause}); the previous one is intact"
         ) from error
 
 
-def _flush_folder(folder: Path) -> None:
-    """A rename lives in the folder: it survives a power cut only once the folder is flushed."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def load(path: Path | str) -> dict:
-    """Reads a checkpoint of ours onto the CPU, without running any code that it may hold.
+    """Reads a checkpoint of ours onto the CPU, without running any code that it may hold, and verifies its checksum.
 
-    Raises `UserError` naming the file when it is absent, truncated, malicious or of another program.
+    One without a checksum, of an earlier version, is accepted and named in the log. Raises `UserError` naming the file
+    when it is absent, truncated, damaged, malicious or of another program.
     """
     payload = read_torch_file(Path(path))
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} was not written by vidtrain (its format is not {FORMAT!r})")
+    if CHECKSUM not in payload:
+        log.info("checkpoint %s is of before checksums: damage to it cannot be ruled out", path)
     return payload
 
 

@@ -1,0 +1,33 @@
+"""One nursery and one undisturbed run for all faults."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for fault_injection, which experiments/reliability uses, too
+
+from fault_injection import TINY, nursery
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory):
+    """Starts runs: `faults(folder, *overrides)` gives a Child."""
+    folder = tmp_path_factory.mktemp("nursery")
+    with nursery(folder) as opened:
+
+        def start(run, *overrides, **more):
+            return opened.start(run, f"data_root={folder}/data", *TINY, *overrides, **more)
+
+        start.data_root = folder / "data"
+        start.nursery = opened
+        yield start
+
+
+@pytest.fixture(scope="session")
+def alone(faults, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "alone"
+    child = faults(run)
+    assert child.wait() == 0, child.said
+    return run
