@@ -1,5 +1,6 @@
 """A run of the loop without Hydra, files or videos: colored clips that a small convolutional model tells apart."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from vidtrain.tracking.mirror import NullMirror
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
+from vidtrain.training.halting import Halt, Stopped
 from vidtrain.training.learning import Learning
 from vidtrain.training.loop import Run, fit
 from vidtrain.training.losses import CrossEntropy, Loss
@@ -27,6 +29,7 @@ from vidtrain.training.schedules import Constant
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
 CPU = torch.device("cpu")
+ALONE = Ranks(CPU)
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
@@ -70,7 +73,10 @@ def run_loop(tmp_path):
 
     `stop_after` steps it is interrupted; a second call with the same `name` resumes from last.pt.
     """
+    return small_loop(tmp_path, ALONE)
 
+
+def small_loop(tmp_path: Path, ranks: Ranks):
     def run(
         name: str = "run",
         stop_after: int | None = None,
@@ -78,10 +84,13 @@ def run_loop(tmp_path):
         loss: Loss | None = None,
         multi_label: bool = False,
         optimizer=SGD,
+        halt: Halt | None = None,
+        on_evaluation: Callable[[], None] = lambda: None,
         **settings,
     ) -> SimpleNamespace:
         torch.manual_seed(0)
         model = VideoClassifier(SmallConv(), MeanPoolClassifier, num_classes=3)
+        halt = halt or Halt()
         settings = TrainerSettings(
             **{"epochs": 3, "batch_size": 6, "log_every": 1, "save_every": "2it"} | settings
         )
@@ -96,11 +105,14 @@ def run_loop(tmp_path):
             for step in range(start, stop):
                 if stop_after is not None and step >= stop_after:
                     raise KeyboardInterrupt
-                yield a_batch(torch.Generator().manual_seed(step), settings.batch_size, multi_label)
+                generator = torch.Generator().manual_seed(1000 * ranks.rank + step)
+                yield a_batch(generator, settings.batch_size, multi_label)
 
         def evaluate(learner: nn.Module) -> list[Report]:
             learner.eval()
             batch = a_batch(torch.Generator().manual_seed(99), 12, multi_label)
+            on_evaluation()
+            halt.stop_if(ranks.any(halt.asked))
             with torch.no_grad():
                 logits = learner(ToFloat()(batch.clips))
             table = ViewTable(batch.indices, batch.labels, logits, [], 12)
@@ -112,7 +124,7 @@ def run_loop(tmp_path):
         def frozen(phase: PhaseSettings) -> Learning:
             return many_heads(model, phase, ToFloat(), mix, batches, evaluate)
 
-        log = RunLog(folder, NullMirror(), NullConsole(), is_main=True, rank=0)
+        log = RunLog(folder, NullMirror(), NullConsole(), ranks.is_main, ranks.rank)
         log.rewind(resume["state"]["total_step"] if resume else 0)
         console = Lines()
         weights = loss.weights(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
@@ -134,17 +146,18 @@ def run_loop(tmp_path):
                     weight_decay=Constant(),
                     phases=phases or {"full": PhaseSettings()},
                     settings=settings,
-                    ranks=Ranks(CPU),
+                    ranks=ranks,
                     seed=0,
                     log=log,
                     console=console,
                     checkpoints=folder / "checkpoints",
                     card={},
                     frozen=frozen,
+                    halt=halt,
                 ),
                 resume,
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             return None
         finally:
             log.close("finished")

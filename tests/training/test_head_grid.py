@@ -92,7 +92,7 @@ def test_resumed_it_is_the_same_bits(run_loop, stop_after):
     assert untimed[0] == untimed[1]
 
 
-TIMED = ("train/clips_per_s", "train/data_share")
+TIMED = ("train/clips_per_s", "train/data_share", "memory/process_gb", "memory/workers_gb")
 
 
 def test_a_head_that_diverges_ends_no_other_and_is_never_selected(run_loop):

@@ -1,14 +1,21 @@
-"""One process or many: what torchrun says, and the few collectives that the loop needs."""
+"""One process or many: what torchrun or SLURM says, and the few collectives that the loop needs."""
 
-import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from vidtrain.errors import UserError
+from vidtrain.training.halting import Stopped, leave_at_exit
+from vidtrain.training.rendezvous import Place, find_place, meeting_point
+from vidtrain.training.vigil import LINGER_SECONDS, Vigil, status_of
+
+RANK_TIMEOUT = 60.0
+START_SECONDS = 600.0  # in which all ranks must have come to the meeting point
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    vigil: Vigil | None = None  # of several ranks
 
     @property
     def is_main(self) -> bool:
@@ -63,6 +71,14 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank, on every rank. It takes no GPU, so that none waits for its queue."""
+        if self.world_size == 1:
+            return mine
+        flag = torch.tensor(int(mine), dtype=torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
     def share_buffers(self, model: torch.nn.Module) -> None:
         """Gives every rank rank 0's buffers, such as the running statistics of batch norms, which differ by rank."""
         if self.world_size > 1:
@@ -75,31 +91,54 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
-    """Joins the process group that torchrun describes in the environment, if it does, and leaves it after.
+def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Ranks]:
+    """Joins the process group that torchrun or SLURM describes in the environment, if one does, and leaves it after.
 
-    `device` is auto, cpu, cuda or a torch device. NCCL serves CUDA tensors and gloo the rest.
+    `device` is auto, cpu, cuda or a torch device. NCCL serves CUDA tensors and gloo the rest. A rank without a sign of
+    life for `rank_timeout` seconds ends all of them. After an exception the group is left as it is: leaving it could
+    wait for a rank that has gone, and the process is about to end.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    place = _device(device, local_rank)
-    if world_size == 1:
+    here = find_place()
+    place = _device(device, here)
+    if here.world_size == 1:
         yield Ranks(place)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    address, port = meeting_point()
+    start = timedelta(seconds=START_SECONDS)
+
+    def connect() -> dist.Store:
+        return dist.TCPStore(address, port, is_master=False, timeout=start)
+
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    if here.launcher == "torchrun":
+        dist.init_process_group(backend)
+    else:
+        store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
+    vigil = Vigil(connect, here.rank, here.world_size, rank_timeout)
     try:
         yield Ranks(
             device=place,
-            rank=dist.get_rank(),
-            world_size=world_size,
-            local_rank=local_rank,
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            rank=here.rank,
+            world_size=here.world_size,
+            local_rank=here.local_rank,
+            local_world_size=here.local_world_size,
+            vigil=vigil,
         )
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        verdict = vigil.verdict_on(error, status_of(error))
+        leave_at_exit(verdict.status, LINGER_SECONDS)
+        if verdict.rank == here.rank or isinstance(error, SystemExit | Stopped):
+            raise  # the first to fail says of what, and those that were stopped all know
+        print(f"error: rank {here.rank} ends, as {verdict.words}", file=sys.stderr, flush=True)
+        sys.exit(verdict.status)
+    dist.barrier()
+    vigil.close()
+    dist.barrier()  # the store goes with rank 0
+    dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def _device(name: str, here: Place) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -109,10 +148,13 @@ def _device(name: str, local_rank: int) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"trainer.device={name}, but torch sees no CUDA device; choose auto or cpu")
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        # SLURM may show each task no GPU but its own (--gpus-per-task)
+        own = here.launcher == "slurm" and torch.cuda.device_count() == 1
+        number = 0 if own else here.local_rank
+        device = torch.device("cuda", number if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             raise UserError(
-                f"trainer.device={name} on local rank {local_rank} asks for GPU {device.index}, but this machine "
+                f"trainer.device={name} on local rank {here.local_rank} asks for GPU {device.index}, but this machine "
                 f"has {torch.cuda.device_count()}; start fewer processes or name another device"
             )
         torch.cuda.set_device(device)

@@ -1,0 +1,301 @@
+"""Runs and sweeps on a real SLURM, of fake nodes on this machine, and what can happen to them there."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidtrain.training import checkpoint
+
+sys.path.append(str(Path(__file__).parent))
+from cluster import cluster, missing, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+SBATCH = ROOT / "experiments" / "slurm" / "train.sbatch"
+MODULE = "vidtrain.train"
+PATIENCE = 300  # seconds for what takes a few on a machine with nothing else to do
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+SMALL = [
+    "+dataset.source.train_per_class=3",
+    "+dataset.source.val_per_class=1",
+    "+dataset.source.test_per_class=1",
+    "+dataset.source.frames=24",
+    "+dataset.source.size=32",
+    "augmentation=standard",
+    "model.encoder.embed_dim=24",
+    "model.encoder.depth=2",
+    "model.encoder.drop_path=0.2",
+    "clip.size=16",
+    "logger=none",
+    "trainer.epochs=100",  # of 5 steps
+    "trainer.batch_size=6",
+    "trainer.num_workers=1",
+    "trainer.cpu_threads=1",
+    "trainer.log_every=1",
+    "trainer.eval_every=20ep",
+    "trainer.save_every=2ep",
+    "trainer.rank_timeout=15",
+]
+# What the clock and the machine decide
+TIMED = (
+    "seconds", "minutes", "train/clips_per_s", "train/data_share", "time/epoch_s", "time/total_s",
+    "memory/process_gb", "memory/workers_gb",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Three nodes, and a folder where jobs start."""
+    root = tmp_path_factory.mktemp("slurm")
+    with cluster(3) as made:
+        made.env |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "SLURM_OVERLAP": "1"}
+        made.work = root
+        (root / "experiments").symlink_to(ROOT / "experiments")
+        yield made
+
+
+def submit(slurm, folder, *overrides, options=()):
+    """A run of two processes on two nodes; the job's id."""
+    output = slurm.work / f"{folder}.out"
+    arguments = [f"run_dir={folder}", f"data_root={slurm.work}", *SMALL, *overrides]
+    return slurm.run(
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        f"--output={output}",
+        *options,
+        str(SBATCH),
+        *arguments,
+        cwd=slurm.work,
+    ).strip()
+
+
+def output_of(slurm, folder):
+    path = slurm.work / f"{folder}.out"
+    return path.read_text() if path.exists() else ""
+
+
+def ended(slurm, job, seconds=PATIENCE):
+    """What is known of a job when it has ended."""
+    done = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    wait_for(lambda: slurm.job(job)["JobState"] in done, f"job {job} to end", seconds, every=0.5)
+    return slurm.job(job)
+
+
+def attempts(slurm, folder):
+    path = slurm.work / folder / "attempts.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def reach(slurm, job, folder, attempt):
+    """Waits until the attempt of that number (from 1) has taken some steps, and saved; requeued jobs are let start at
+    once."""
+
+    def there():
+        if slurm.job(job)["JobState"] == "PENDING" and slurm.restarts(job):
+            slurm.release(job)
+        started = [row for row in attempts(slurm, folder) if row["event"] == "started"]
+        metrics = slurm.work / folder / "metrics.jsonl"
+        steps = re.findall(r'"step": ?(\d+)', metrics.read_text()) if metrics.exists() else []
+        return len(started) >= attempt and steps and int(steps[-1]) >= started[-1]["step"] + 15
+
+    try:
+        wait_for(there, f"steps of attempt {attempt}", PATIENCE, every=0.3)
+    except TimeoutError as error:
+        error.add_note(output_of(slurm, folder)[-5000:])
+        raise
+
+
+def record_of(folder):
+    """What a run leaves, without what the clock decides."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for rank in (0, 1):
+        with open(folder / f"steps_rank{rank}.csv", newline="") as file:
+            rows += list(csv.DictReader(file))
+    rows.append(json.loads((folder / "summary.json").read_text()))
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm):
+    job = submit(slurm, "undisturbed")
+    found = ended(slurm, job)
+    assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), output_of(slurm, "undisturbed")
+    return slurm.work / "undisturbed"
+
+
+def test_a_run_of_two_nodes_meets_without_torchrun(slurm, undisturbed):
+    assert "training on cpu x 2" in output_of(slurm, "undisturbed")
+    assert [row["event"] for row in attempts(slurm, "undisturbed")] == ["started", "finished"]
+    assert "verdict finished, job RUNNING, restarts 0 of 100" in output_of(slurm, "undisturbed")
+
+
+def requeue(slurm, job):
+    slurm.run("scontrol", "requeue", job)
+
+
+def preempt(slurm, job):
+    """A job of a partition that goes first takes all nodes."""
+    other = slurm.run(
+        "sbatch", "--parsable", "-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
+    )
+    ended(slurm, other.strip())
+
+
+def run_out_of_time(slurm, job):
+    """The time limit of the job is brought near: it has asked to be told two minutes ahead."""
+    hours, minutes, _ = slurm.job(job)["RunTime"].split(":")
+    slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={60 * int(hours) + int(minutes) + 2}")
+    before = slurm.restarts(job)
+    wait_for(lambda: slurm.restarts(job) > before, "the job to be requeued", PATIENCE)
+    slurm.run("scontrol", "update", f"jobid={job}", "timelimit=60")
+
+
+def kill_a_rank(slurm, job):
+    os.kill(slurm.tasks(job, MODULE)[1], signal.SIGKILL)
+
+
+def freeze_a_rank(slurm, job):
+    os.kill(slurm.tasks(job, MODULE)[1], signal.SIGSTOP)
+
+
+def cut_the_power(slurm, job, which):
+    """Of the first node, where the batch script is, or of the other one."""
+    node = f"n{re.search(r'n.([0-9])-([0-9])', slurm.job(job)['NodeList'])[which]}"
+    slurm.node_kill(node)
+    before = slurm.restarts(job)
+    wait_for(lambda: slurm.restarts(job) > before, "the job to be requeued", PATIENCE)
+    slurm.node_start(node)
+
+
+def cut_the_first_node(slurm, job):
+    cut_the_power(slurm, job, 1)
+
+
+def cut_the_other_node(slurm, job):
+    cut_the_power(slurm, job, 2)
+
+
+# The first takes up to half a minute, in which the run goes on
+EVENTS = (
+    run_out_of_time,
+    requeue,
+    preempt,
+    kill_a_rank,
+    freeze_a_rank,
+    cut_the_first_node,
+    cut_the_other_node,
+)
+
+
+def test_a_run_that_everything_happens_to_ends_with_the_same_bits(slurm, undisturbed):
+    """One job, disturbed again and again in the middle of its steps, against one that was left alone."""
+    job = submit(slurm, "disturbed", options=["--time=60"])
+    ids = set()
+    for number, event in enumerate(EVENTS, start=1):
+        reach(slurm, job, "disturbed", number)
+        ids.add(json.loads((slurm.work / "disturbed/run.json").read_text())["id"])
+        before = slurm.restarts(job)
+        event(slurm, job)
+        wait_for(
+            lambda before=before: slurm.restarts(job) > before, f"a requeue after {event.__name__}", PATIENCE
+        )
+    found = ended(slurm, job)
+
+    assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), output_of(slurm, "disturbed")
+    assert int(found["Restarts"]) >= len(
+        EVENTS
+    )  # a node that has come back may end a job's next attempt, too
+    assert len(ids) == 1  # the same run in W&B
+    folder = slurm.work / "disturbed"
+    for name in ("last.pt", "best.pt"):
+        one, other = (checkpoint.load(each / "checkpoints" / name) for each in (undisturbed, folder))
+        assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+        assert {**one["state"], "seconds": 0} == {**other["state"], "seconds": 0}
+    assert record_of(undisturbed) == record_of(folder)
+    rows = attempts(slurm, "disturbed")
+    assert sum(row["event"] == "started" for row in rows) >= len(EVENTS) + 1
+    stops = [row["signal"] for row in rows if row["event"] == "stopped"]
+    assert stops[:3] == ["SIGUSR1", "SIGTERM", "SIGTERM"]
+    assert rows[-1]["event"] == "finished"
+
+
+DEFECT = """
+import os
+import torch
+
+class Broken(torch.optim.SGD):
+    def step(self):
+        super().step()
+        if os.environ["SLURM_PROCID"] == "1":
+            raise ZeroDivisionError("a defect")
+"""
+
+
+def test_a_defect_is_tried_twice_and_seen_by_slurm(slurm, undisturbed):
+    (slurm.work / "broken.py").write_text(DEFECT)
+    slurm.env["PYTHONPATH"] = f"{ROOT}:{slurm.work}"
+    job = submit(slurm, "defect", "optimizer=sgd", "optimizer._target_=broken.Broken")
+    wait_for(lambda: slurm.restarts(job) == 1, "the second try", PATIENCE)
+    slurm.release(job)
+    found = ended(slurm, job)
+    said = output_of(slurm, "defect")
+    assert (found["JobState"], found["Restarts"]) == ("FAILED", "1"), said
+    assert found["ExitCode"] in ("1:0", "143:0")
+    assert said.count("ZeroDivisionError: a defect\n") >= 2
+    failed = [row for row in attempts(slurm, "defect") if row["event"] == "failed"]
+    assert [(row["rank"], row["cause"], row["again"]) for row in failed] == [
+        (1, "ZeroDivisionError: a defect", True),
+        (1, "ZeroDivisionError: a defect", False),
+    ]
+
+
+def test_a_sweep_goes_on_past_a_failing_trial(slurm, undisturbed):
+    """A job for each run; that of the failing one has failed in SLURM's eyes, too."""
+    command = [
+        sys.executable, "-m", MODULE, "-m", "hydra/launcher=slurm", "hydra.sweep.dir=sweep",
+        f"data_root={slurm.work}", *SMALL, "trainer.epochs=2", "trainer.eval_every=1ep",
+        "optimizer.lr=1e-3,1e30", "trainer.clip_grad=null",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=2 * PATIENCE
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "1 finished" in said and "1 diverged" in said
+    assert json.loads((slurm.work / "sweep/0/summary.json").read_text())["status"] == "finished"
+    assert json.loads((slurm.work / "sweep/1/outcome.json").read_text())["status"] == "diverged"
+    states = {}
+    for number in (0, 1):
+        (folder,) = (slurm.work / "sweep/.submitit" / str(number)).glob("[0-9]*/")
+        job = ended(slurm, folder.name)
+        states[number] = (job["JobState"], job["ExitCode"])
+    assert states == {0: ("COMPLETED", "0:0"), 1: ("FAILED", "2:0")}
+
+
+def test_two_jobs_cannot_write_one_folder_and_a_cancelled_one_stays_cancelled(slurm, undisturbed):
+    job = submit(slurm, "cancelled", "trainer.epochs=4000")
+    reach(slurm, job, "cancelled", 1)
+    refused = subprocess.run(
+        ["srun", "-n1", "-N1", sys.executable, "-m", MODULE, "run_dir=cancelled"],
+        env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert refused.returncode == 2 and "the run folder cancelled is in use by process" in refused.stderr
+    slurm.run("scancel", job)
+    found = ended(slurm, job)
+    wait_for(lambda: not slurm.tasks(job, MODULE), "its processes to end")
+    assert (found["JobState"], slurm.job(job)["JobState"]) == ("CANCELLED", "CANCELLED")
+    assert attempts(slurm, "cancelled")[-1]["event"] == "stopped"  # and it can be resumed by hand
