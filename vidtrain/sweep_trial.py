@@ -1,0 +1,54 @@
+"""What a run does as a trial of a sweep: it is judged on val alone, and may be ended early."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidtrain.errors import Pruned, UserError
+from vidtrain.sweep_record import read_trial
+from vidtrain.tracking.run_log import read_metrics
+
+if TYPE_CHECKING:
+    from vidtrain.data.manifest import Manifest
+    from vidtrain.training.distributed import Ranks
+
+
+def check_objective(folder: Path, splits: Mapping[str, "Manifest"]) -> None:
+    """Raises `UserError` for a trial whose val shares videos with test: the sweep would choose by what it reports."""
+    if read_trial(folder) is None or "test" not in splits:
+        return
+    shared = set(splits["val"].paths) & set(splits["test"].paths)
+    if shared:
+        raise UserError(
+            f"val and test share {len(shared)} videos, such as {min(shared)}: a sweep chooses by val, and what it "
+            "chose would then be reported on the same videos. Hold val out of train, such as with "
+            "dataset.source.val=train or dataset.source.val_share=0.1"
+        )
+
+
+def on_validation(folder: Path, ranks: "Ranks", console: Any) -> Callable[[float], None]:
+    """What the loop calls with every validated objective: raises `Pruned`, on every rank, where the study of the sweep
+    says that the trial is not worth going on with. For a run that is no such trial it does nothing.
+
+    A study holds a trial against others at the same number of validations, so that is what is reported as its step.
+    To be called when the run's metrics.jsonl has been rewound to where the run starts from.
+    """
+    trial = ranks.on_main(lambda: read_trial(folder))
+    if trial is None or trial["pruning"] is None:
+        return lambda value: None
+    pruning: list[Any] = []
+
+    def begin() -> None:
+        from vidtrain.sweep_study import Pruning
+
+        done = sum(any(key.startswith("val") for key in row) for row in read_metrics(folder))
+        pruning.append(Pruning(trial["number"], trial["pruning"], done, console))
+
+    ranks.on_main(begin)
+
+    def ask(value: float) -> None:
+        cause = ranks.on_main(lambda: pruning[0](value))
+        if cause is not None:
+            raise Pruned(cause)
+
+    return ask
