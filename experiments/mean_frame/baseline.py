@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from vidtrain import build
+from vidtrain import build_data
 from vidtrain.app import report
 from vidtrain.check import check_run
 from vidtrain.config import CONF, register_schemas
@@ -38,12 +38,12 @@ def main(overrides: list[str]) -> None:
     report([("the configuration", key, why) for key, why in check_run(cfg, training=False)])
     with join_ranks("cpu") as ranks:
         console = make_console(True)
-        reading = build.reading(cfg, ranks, None)
-        splits = build.manifests(cfg, ranks, console)
+        reading = build_data.reading(cfg, ranks, None)
+        splits = build_data.manifests(cfg, ranks, console)
         names = "train", "test" if "test" in splits else "val"
         frames, labels = zip(
             *(
-                _mean_frames(build.eval_data(cfg, name, splits[name], reading, ranks), console)
+                _mean_frames(build_data.eval_data(cfg, name, splits[name], reading, ranks), console)
                 for name in names
             ),
             strict=True,
@@ -61,7 +61,7 @@ def main(overrides: list[str]) -> None:
     print(f"chance {1 / classes:.3f}, the most frequent class {most:.3f}")
 
 
-def _mean_frames(data: build.EvalData, console) -> tuple[Tensor, Tensor]:
+def _mean_frames(data: build_data.EvalData, console) -> tuple[Tensor, Tensor]:
     """Mean frames [v 3*side*side] in [0, 1], and labels [v]."""
     frames, labels = [], []
     for batch in data.batches(console):

@@ -76,6 +76,30 @@ def test_pooling_ignores_the_order_of_tokens():
 
 
 @torch.no_grad()
+def test_dropout_lies_between_pooler_and_layer():
+    """Half of the pooled channels are left out and the rest doubled, in training alone; no parameter is named anew."""
+    torch.manual_seed(0)
+    head = AttentiveClassifier(48, 48, num_heads=4, dropout=0.5)
+    assert head.state_dict().keys() == AttentiveClassifier(48, 48, num_heads=4).state_dict().keys()
+    head.linear.weight.data = torch.eye(48)
+    head.linear.bias.data.zero_()
+    pooled = head.pooler(tokens())
+    kept = head(tokens()) != 0
+    assert 30 < kept.sum() < 66  # of 96
+    assert not torch.equal(head(tokens()) != 0, kept)  # drawn anew
+    torch.manual_seed(1)
+    found = head(tokens())
+    torch.testing.assert_close(found, torch.where(found != 0, 2 * pooled, 0.0))
+    torch.testing.assert_close(head.eval()(tokens()), pooled)
+
+
+@torch.no_grad()
+def test_no_dropout_unless_asked():
+    head = AttentiveClassifier(48, 7, num_heads=4)
+    assert torch.equal(head(tokens()), head(tokens()))  # in training, too
+
+
+@torch.no_grad()
 def test_mean_pool_formula():
     head = MeanPoolClassifier(48, 7, norm_eps=1e-6, dropout=0.5).eval()
     mean = tokens().mean(dim=1)

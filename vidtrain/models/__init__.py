@@ -17,6 +17,7 @@ recompute.py             activation checkpointing, for every encoder
 linear_heads.py          heads of one linear layer: over the mean of the tokens, or at every place
 exporting.py             from a classifier to a graph, held against PyTorch
 export_formats.py        the files that graphs are written into
+heat_maps.py             where in a clip an answer comes from: attention, Grad-CAM
 onnx_classifier.py       an exported graph as a model
 weights/                 published weights: found, recognized, held against the model, placed
 """

@@ -103,7 +103,7 @@ class AttentivePooler(nn.Module):
 
 
 class AttentiveClassifier(nn.Module):
-    """Attentive pooler (see there for the arguments), then one linear layer: [b n d] -> logits [b k]."""
+    """Attentive pooler (see there for the arguments), dropout, one linear layer: [b n d] -> logits [b k]."""
 
     def __init__(
         self,
@@ -115,12 +115,14 @@ class AttentiveClassifier(nn.Module):
         complete_block: bool = True,
         norm_eps: float = 1e-5,
         activation_checkpointing: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.pooler = AttentivePooler(
             embed_dim, num_heads, depth, mlp_ratio, complete_block, norm_eps, activation_checkpointing
         )
+        self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(embed_dim, num_classes)
 
     def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        return self.linear(self.pooler(tokens))
+        return self.linear(self.dropout(self.pooler(tokens)))

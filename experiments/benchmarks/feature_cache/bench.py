@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.training import checkpoint
@@ -73,35 +73,53 @@ def measure_speed(out: Path, rounds: int) -> None:
     print(f"filling the cache took {filling - reading:.1f} s, once; it holds {size / 1e6:.1f} MB")
 
 
-def measure_accuracy(out: Path, seeds: int, epochs: int) -> None:
-    """Heads on the frozen encoder of a short run, trained with and without a cache of four views."""
-    data = [f"data_root={out}/accuracy_data", f"trainer.epochs={epochs}"]
-    short = "+dataset.source.train_per_class=40"
-    folder, _ = train(out, "encoder", *data, short, "stage=full", "seed=100")
+def measure_accuracy(out: Path, seeds: int, epochs: int, views: int, encoder_epochs: int) -> None:
+    """New heads on the frozen encoder of a whole run, trained with and without a cache of so many views."""
+    data = [f"data_root={out}/accuracy_data"]
+    folder, _ = train(out, "encoder", *data, "stage=full", f"trainer.epochs={encoder_epochs}", "seed=100")
+    print(f"the encoder's own run: test top-1 {top1(folder):.3f}", flush=True)
     # without the head, which is to be learned anew
     payload = checkpoint.load(folder / "checkpoints/best.pt")
     encoder = {name: tensor for name, tensor in payload["model"].items() if name.startswith("encoder.")}
     checkpoint.save({**payload, "model": encoder}, out / "encoder.pt")
-    fresh = [short, f"init_from={out}/encoder.pt"]
+    fresh = [f"init_from={out}/encoder.pt", f"trainer.epochs={epochs}"]
     found: dict[str, list[float]] = {"re-encoding": [], "cached": []}
     for seed in range(seeds):
-        for name, more in (("re-encoding", []), ("cached", cached(out, "accuracy", 4))):
-            folder, _ = train(out, f"{name}{seed}", *data, *fresh, f"seed={seed}", *more)
-            found[name].append(json.loads((folder / "summary.json").read_text())["top1"])
+        for name, more in (("re-encoding", []), ("cached", cached(out, "accuracy", views))):
+            kind = f"{name}_{views}_views" if more else name
+            folder, _ = train(out, f"{kind}_{epochs}_epochs_{seed}", *data, *fresh, f"seed={seed}", *more)
+            found[name].append(top1(folder))
+            print(f"seed {seed}, {name}: test top-1 {found[name][-1]:.3f}", flush=True)
     for name, values in found.items():
-        shown = ", ".join(f"{value:.3f}" for value in values)
-        print(f"{name}: test top-1 {sum(values) / len(values):.3f} (seeds: {shown})")
+        print(f"{name}: test top-1 {mean(values):.4f}, standard deviation over seeds {deviation(values):.4f}")
+    gains = [kept - plain for plain, kept in zip(*found.values(), strict=True)]
+    error = deviation(gains) / len(gains) ** 0.5
+    print(f"cached minus re-encoding, by seed: {mean(gains):+.4f}, standard error {error:.4f}")
+
+
+def top1(folder: Path) -> float:
+    return json.loads((folder / "summary.json").read_text())["top1"]
+
+
+def deviation(values: list[float]) -> float:
+    """Over seeds; not a number for one of them."""
+    return stdev(values) if len(values) > 1 else float("nan")
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--out", type=Path, default=Path("outputs/feature_cache_bench"))
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--epochs", type=int, default=6)
+    arguments.add_argument("--seeds", type=int, default=5)
+    # more epochs than views: with as many, both train on the same samples
+    arguments.add_argument("--epochs", type=int, default=8, help="of every head")
+    arguments.add_argument("--views", type=int, default=4, help="of each video, in the cache")
+    arguments.add_argument(
+        "--encoder-epochs", type=int, default=28, help="of the run whose encoder they share"
+    )
     arguments.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=["speed", "accuracy"])
     given = arguments.parse_args()
     if "speed" in given.parts:
         measure_speed(given.out, given.rounds)
     if "accuracy" in given.parts:
-        measure_accuracy(given.out, given.seeds, given.epochs)
+        measure_accuracy(given.out, given.seeds, given.epochs, given.views, given.encoder_epochs)

@@ -25,6 +25,7 @@ WORKS = ("forward", "forward+backward")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", choices=FAMILIES, nargs="+", default=FAMILIES, help="(all)")
     parser.add_argument("--size", choices=WIDTHS, default="base", help="of the ViT (base)")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--image", type=int, default=224, help="pixels (224)")
@@ -44,7 +45,7 @@ def main() -> None:
         "| family | work | vidtrain, s | transformers, s | ratio (quartiles) | peak MiB | theirs | difference |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for family in FAMILIES:
+    for family in options.family:
         pair = contenders(family, options.size, options.frames, options.image)
         clip = torch.randn(batch, generator=torch.Generator().manual_seed(0))
         difference = _difference(pair, clip)
