@@ -1,8 +1,9 @@
-"""Shared by all tests: two threads, no network, and where real videos for development may lie."""
+"""Shared by all tests: one thread, no network, and where real videos for development may lie."""
 
+import logging
 import os
 
-os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -21,3 +22,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs real videos in {SHARED_DATA.name}/ beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def quiet_again():
+    """Programs that a test runs set up logging to the output of that test, which is closed when it ends."""
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
+    logging.getLogger("vidtrain").setLevel(logging.NOTSET)

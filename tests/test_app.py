@@ -30,6 +30,10 @@ def faults(*overrides):
         ("optimizer=adamv", "optimizer: group optimizer has no option adamv; did you mean adam"),
         ("model=vit3d_tini", "model: group model has no option vit3d_tini; did you mean vit3d_tiny?"),
         (
+            "logger=[wandb,tensorbord]",
+            "logger: group logger has no option tensorbord; did you mean tensorboard?",
+        ),
+        (
             "trainer.epochs=many",
             "trainer.epochs: Value 'many' of type 'str' could not be converted to Integer",
         ),

@@ -86,6 +86,7 @@ def test_the_table_names_every_option():
         "logger",
         "experiment",
         "debug",
+        "hydra/launcher",
     ):
         row = re.search(rf"^\| {group} \| (.*) \|$", README, re.MULTILINE)[1]
         for path in (CONF / group).glob("*.yaml"):

@@ -87,3 +87,11 @@ def test_defaults_are_those_of_the_constructors():
     found = defaults_of(config)
     assert found["optimizer.betas"] == [0.9, 0.999] and "optimizer.lr" not in found
     assert not any(key.startswith("gone") for key in found)
+
+
+def test_a_logger_override_from_before_there_could_be_several_is_read():
+    from vidtrain.stored_config import current
+
+    assert current("logger.project=mine") == "logger.wandb.project=mine"
+    assert current("logger.wandb.project=mine") == "logger.wandb.project=mine"
+    assert current("logger=wandb") == "logger=wandb"

@@ -4,7 +4,9 @@ Programs, each with a main():
 
 train.py               the training app: compose, check, build, fit, evaluate
 evaluate.py            evaluates a checkpoint without training
+predict.py             says what is in videos, and where it looked
 compare.py             holds runs against each other, offline, from their folders
+sweep.py               shows where the trials of a sweep stand, and runs what is missing
 export.py              writes a trained model as ONNX, torch.export or safetensors, with a card
 benchmark.py           measures where the time of a run goes, and says what to change
 split.py               makes train, val and test listings
@@ -15,22 +17,46 @@ What they rest on:
 
 app.py                 compose, report faults, end with a clear word
 schemas.py             typed configuration of every program
+schemas_data.py        the same of audit, prepare and split
 config.py              check_targets holds components against their signatures
 annotations.py         what a constructor's annotations allow of plain values
 check.py               all faults of a configuration that show without data, found at once
 build.py               from configuration to parts
+build_data.py          from configuration to manifests and batches
 starting_point.py      the weights that a run starts from
 trained.py             opening what was trained: a run, a checkpoint, an exported file
 run_folder.py          choosing, recording and resuming a run's folder
 frozen.py              many heads, or heads on cached features: what a frozen encoder allows
 feature_cache.py       tokens of a frozen encoder, computed once and kept
 stored_config.py       configurations of earlier versions, brought up to date
+evaluate_views.py      the pass that fills a view table, by all ranks and across kills
+evaluate_report.py     from the table to what a user reads
+attempts.py            the record of a run's attempts, and whether a scheduler is to try again
+launcher_plugin.py     our launchers as Hydra's
+launching.py           hydra/launcher=slurm and local, through submitit
+outcome.py             how an attempt at a run ended, where that was not its end
+sweep_plugin.py        our sweepers as Hydra's
+sweep_base.py          a sweep that goes on past failing trials and can be started again
+sweep_grid.py          hydra/sweeper=grid: every combination
+sweep_optuna.py        hydra/sweeper=optuna: a search
+sweep_study.py         the Optuna study behind it; ending trials early
+sweep_overrides.py     overrides that hold several values
+sweep_record.py        sweep.json and trial.json: what a sweep is made of
+sweep_status.py        where its trials stand
+sweep_trial.py         what a run does as a trial
 run_reading.py         what finished runs left in their folders
 run_comparison.py      from runs to one summary of how they compare
 comparison_notes.py    what a reader must know before believing it
+run_pictures.py        the pictures that close a run
 export_model.py        what export does, for the end of training too
 run_benchmark.py       what benchmark does
 benchmark_variants.py  the same with other settings, so that advice is measured
+prediction_setup.py    what predict makes of a checkpoint
+run_prediction.py      what predict does: reads, judges, gives an answer for each video
+prediction_outputs.py  what is made of every answer as it comes
+prediction_files.py    ... in numbers
+prediction_pictures.py ... and in pictures
+segments.py            from the probabilities of windows to what happens when
 split_files.py         the files that split writes
 torch_files.py         PyTorch files, read without running code
 errors.py              UserError, the fault that a user can mend

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -20,13 +21,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vidtrain.attempts import verdict
 from vidtrain.config import CONF, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
+from vidtrain.launcher_plugin import sweep_faults, use_own_launchers
+from vidtrain.sweep_plugin import is_trial, use_own_sweepers
+from vidtrain.tracking.atomic import FULL
+from vidtrain.training.rendezvous import find_place
 
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
 Stored = Mapping[str, str]  # override -> the file that it is from, of those that were not given now
 NONE_STORED: Stored = MappingProxyType({})
 EXIT_USER_ERROR = 2
+FIRST_RANK_S = 5.0  # by how much the first rank may be later than the others to find faults
 # What composing raises for a user's mistake; ValueError is Hydra's word for a group that is set to null
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -44,6 +51,8 @@ def launch(
     which overrides are not of this command line.
     """
     register_schemas()
+    use_own_sweepers()
+    use_own_launchers()
     arguments = get_args_parser().parse_args()
     only_asks = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
     own_folder = arguments.config_dir or arguments.config_path  # of the user: only Hydra knows how to read it
@@ -51,7 +60,8 @@ def launch(
         check_or_none = (lambda cfg: []) if arguments.cfg else check
         several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
         name = arguments.config_name or config_name
-        report(find_faults(name, arguments.overrides, check_or_none, stored, sweeps=several))
+        refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
+        report(refused + find_faults(name, arguments.overrides, check_or_none, stored, sweeps=several))
 
     def job(cfg: DictConfig) -> float | None:
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
@@ -59,10 +69,20 @@ def launch(
         context = HydraConfig.get()
         overrides, choices = context.overrides.task, context.runtime.choices
         try:
-            report([(where(key, overrides, choices, stored), key, why) for key, why in check(cfg)])
-            return task(cfg)
+            with verdict():
+                faults = [(where(key, overrides, choices, stored), key, why) for key, why in check(cfg)]
+                if faults and is_trial(context):
+                    raise UserError("\n".join(fault_lines(faults)))
+                report(faults)
+                return task(cfg)
         except UserError as error:
+            if is_trial(context):
+                raise  # the sweeper records it, and goes on with the others
             fail(str(error))
+        except OSError as error:
+            if error.errno not in FULL or is_trial(context):
+                raise
+            fail(f"cannot write {error.filename} ({error.strerror}): free some space, and start it again")
         except KeyboardInterrupt:
             fail("interrupted", status=130)
 
@@ -87,12 +107,21 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> None:
 
 def report(faults: Sequence[tuple[str, str, str]]) -> None:
     """Prints faults as (where, key, what is wrong) and ends the program, if there are any."""
-    if faults and "RANK" in os.environ and os.environ["RANK"] != "0":
-        sys.exit(EXIT_USER_ERROR)  # every rank finds the same ones, and the first prints them
+    if faults and find_place().rank:  # every rank finds the same ones, and the first prints them
+        time.sleep(FIRST_RANK_S)  # whoever started the ranks ends all when one has ended: not before it has
+        sys.exit(EXIT_USER_ERROR)
     if faults:
-        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-        lines = [f"{place}: {key}: {why}" for place, key, why in faults]
-        fail(f"{count} in the configuration; nothing was started\n  " + "\n  ".join(lines))
+        fail(describe(faults))
+
+
+def describe(faults: Sequence[tuple[str, str, str]]) -> str:
+    """Faults as (where, key, what is wrong) in words."""
+    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return f"{count} in the configuration; nothing was started\n  " + "\n  ".join(fault_lines(faults))
+
+
+def fault_lines(faults: Sequence[tuple[str, str, str]]) -> list[str]:
+    return [f"{place}: {key}: {why}" for place, key, why in faults]
 
 
 def find_faults(
@@ -179,9 +208,11 @@ def _explain(override: str, cfg: DictConfig, choices: Mapping[str, str], error: 
             return key, _cause(error)
         if not (CONF / group).is_dir():
             return key, f"there is no group {group}"
-        if (CONF / group / f"{value}.yaml").is_file():  # it is there, and what it asks for is at fault
+        chosen = [each.strip() for each in value.strip("[]").split(",")]  # one, or a list of several
+        unknown = [each for each in chosen if not (CONF / group / f"{each}.yaml").is_file()]
+        if not unknown:  # they are there, and what they ask for is at fault
             return key, _cause(error)
-        return key, f"group {group} has no option {value}{suggest(value, options(group))}"
+        return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group))}"
     node = cfg
     parts = key.split(".")
     for depth, part in enumerate(parts):

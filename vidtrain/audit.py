@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidtrain.app import cores, fail, launch
 from vidtrain.config import check_targets
-from vidtrain.schemas import AuditConfig
+from vidtrain.schemas_data import AuditConfig
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
     from vidtrain.data.audit.findings import Entry
@@ -179,7 +179,8 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
 
 
 def audit(cfg: AuditConfig) -> None:
-    from vidtrain.build import index_file, part
+    from vidtrain.build import part
+    from vidtrain.build_data import index_file
     from vidtrain.data.audit.findings import entries
     from vidtrain.data.audit.summary import Bounds, summarize
     from vidtrain.data.index import VideoIndex

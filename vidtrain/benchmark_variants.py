@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain import build
+from vidtrain import build, build_data
 from vidtrain.data.columns import StringsBuilder
 from vidtrain.data.dataset import Batch
 from vidtrain.data.index import VideoIndex
@@ -24,7 +24,7 @@ from vidtrain.data.prepared import PreparedCopy, prepared_folder
 from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
 from vidtrain.errors import UserError
 from vidtrain.run_benchmark import KEEPS_UP, Meter, changed, open_data, plural
-from vidtrain.schemas import PrepareConfig
+from vidtrain.schemas_data import PrepareConfig
 from vidtrain.training.advice import Advice, Measured, verdict
 from vidtrain.training.benchmarking import PhaseSteps
 from vidtrain.training.cores import cores_served
@@ -231,11 +231,11 @@ def _with_paths(manifest: Manifest, paths: Iterable[str]) -> Manifest:
 def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) -> float:
     """How many times as fast the clips of `copies` are read, by medians of readings in turn."""
     alone = {"trainer.num_workers": 0, "trainer.batch_size": len(sources), "trainer.accumulation": 1}
-    reading = build.Reading(VideoIndex(None), None)
+    reading = build_data.Reading(VideoIndex(None), None)
     here = Ranks(torch.device("cpu"))
     streams = []
     for manifest in (sources, copies):
-        make, _ = build.train_batches(changed(cfg, alone), manifest, reading, here)
+        make, _ = build_data.train_batches(changed(cfg, alone), manifest, reading, here)
         streams.append(iter(make(0, READINGS + 1)))
     seconds = ([], [])
     with console.phase("reading them", READINGS):

@@ -1,6 +1,5 @@
 """Everything that can be wrong with a configuration before any data is seen, found at once."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from vidtrain import build
+from vidtrain import build, build_data
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.conversion import INTERPOLATIONS
@@ -25,6 +24,7 @@ from vidtrain.training.batch_norm import BATCH_NORMS
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.optim import CLIP_GRAD_BY
 from vidtrain.training.precision import PRECISIONS
+from vidtrain.training.rendezvous import find_place
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase, check_together
 from vidtrain.training.validation import VALIDATED, selecting_weights
@@ -69,7 +69,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
     broken = {key.split(".")[0] for key, _ in faults}
     trials: dict[str, Callable[[], object]] = {
         "clip": lambda: try_clip(cfg),
-        "data": lambda: build.video_filter(cfg),
+        "data": lambda: build_data.video_filter(cfg),
         "dataset": lambda: build.part(cfg.dataset.source),
         "augmentation": lambda: _try_augmentation(cfg),
         "model": lambda: _try_model(cfg),
@@ -78,7 +78,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         "optimizer": lambda: build.part(cfg.optimizer, params=[{"params": [nn.Parameter(torch.zeros(1))]}]),
         "schedule": lambda: [each.in_steps(1000, 100) for each in build.part(cfg.schedule).values()],
         "trainer": lambda: (
-            build.stream(cfg, None, ranks_to_come(), 0, 1),
+            build_data.stream(cfg, None, ranks_to_come(), 0, 1),
             selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),
         ),
         "logger": lambda: build.part(cfg.logger),
@@ -157,6 +157,9 @@ def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             faults.append((key, f"{value} must be {least} or more"))
+    rank_timeout = OmegaConf.select(cfg, "trainer.rank_timeout")
+    if rank_timeout is not None and not rank_timeout >= 5:
+        faults.append(("trainer.rank_timeout", f"{rank_timeout} must be 5 seconds or more"))
     if not cfg.data.time_limit > 0:
         faults.append(("data.time_limit", f"{cfg.data.time_limit} must be above 0 seconds"))
     if cfg.trainer.clip_grad is not None and cfg.trainer.clip_grad <= 0:
@@ -267,5 +270,5 @@ def _model_without_memory(cfg: DictConfig) -> nn.Module:
 
 
 def ranks_to_come() -> Ranks:
-    """As many ranks as torchrun says there will be."""
-    return Ranks(torch.device("cpu"), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    """As many ranks as torchrun or SLURM says there will be."""
+    return Ranks(torch.device("cpu"), world_size=find_place().world_size)

@@ -69,7 +69,7 @@ def _places(cfg: CompareConfig) -> list[Any]:
 
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """The recipes as a table, the best first, and what a reader must know."""
-    from vidtrain.tracking.compare_charts import ranked
+    from vidtrain.tracking.compare_charts import chosen_words, ranked
 
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
     rows = []
@@ -91,6 +91,8 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     console.table(f"{len(summary['runs'])} runs of {len(summary['recipes'])} recipes", columns, rows)
     if len(ranked(summary)) > MOST_SHOWN:
         console.info(f"{len(ranked(summary)) - MOST_SHOWN} more recipes are in recipes.csv")
+    if summary["chosen"]:
+        console.info(chosen_words(summary))
     for note in summary["notes"]:
         console.info(f"note: {note}")
 
@@ -122,6 +124,7 @@ def compare(cfg: CompareConfig) -> None:
         bootstrap=cfg.bootstrap,
         confidence=cfg.confidence,
         seed=cfg.seed,
+        sweep=bool(found.sweeps),
     )
     compared = compare_runs(runs, options, console)
     left_out = [{"folder": str(folder), "why": why} for folder, why in found.left_out]

@@ -15,15 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from vidtrain.annotations import fits, hints_of, spell
 from vidtrain.errors import UserError
 from vidtrain.schemas import (
-    AuditConfig,
     BenchmarkConfig,
     CompareConfig,
     EvaluateConfig,
     ExportConfig,
-    PrepareConfig,
+    PredictConfig,
     RunConfig,
-    SplitConfig,
+    SweepConfig,
 )
+from vidtrain.schemas_data import AuditConfig, PrepareConfig, SplitConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -39,9 +39,11 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="audit_schema", node=AuditConfig)
+    store.store(name="predict_schema", node=PredictConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="split_schema", node=SplitConfig)
     store.store(name="compare_schema", node=CompareConfig)
+    store.store(name="sweep_schema", node=SweepConfig)
 
 
 # --- what fits what ---------------------------------------------------------------------------------------

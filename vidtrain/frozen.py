@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vidtrain import build
+from vidtrain import build, build_data
 from vidtrain.data.dataset import VideoDataset
 from vidtrain.data.digests import manifest_digest
 from vidtrain.data.manifest import Manifest
@@ -66,7 +66,7 @@ class CachedHeads:
     cfg: Any
     config: Mapping[str, Any]
     splits: Mapping[str, Manifest]
-    reading: build.Reading
+    reading: build_data.Reading
     ranks: Ranks
     console: Any
     transform: nn.Module
@@ -76,11 +76,12 @@ class CachedHeads:
     def __call__(self, model: nn.Module, phase: PhaseSettings) -> Learning:
         """Encodes what is not cached yet. Raises `UserError` for clips of different shapes and as `open_split` does."""
         cfg, ranks, splits = self.cfg, self.ranks, self.splits
-        train = build.train_dataset(cfg, splits["train"], self.reading)
-        val = build.eval_dataset(cfg, "val", splits["val"], self.reading)
+        train = build_data.train_dataset(cfg, splits["train"], self.reading)
+        val = build_data.eval_dataset(cfg, "val", splits["val"], self.reading)
         if any(source.frames not in (None, cfg.clip.frames) for source in splits["train"].sources):
             raise UserError(
-                "cache_features needs clips of one shape, and a listing of the mixture has its own frames"
+                "cache_features needs clips of one shape, and a listing of the mixture has its own frames: set its "
+                "dataset.source.parts.NAME.frames=null"
             )
         grid = same_grid(train, val, model.encoder)
         weights = weights_digest(model.encoder, self.config["model"]["encoder"])
@@ -89,10 +90,10 @@ class CachedHeads:
         learner = ManyHeads(model, heads_of(model, phase), grid)
 
         def train_batches(start: int, stop: int) -> Iterable:
-            return cached_train.batches(build.stream(cfg, splits["train"], ranks, start, stop))
+            return cached_train.batches(build_data.stream(cfg, splits["train"], ranks, start, stop))
 
         def evaluate() -> list[Report]:
-            return self.judge(learner, cached_val.batches(build.eval_shard(cfg, val, ranks)), AsFloat())
+            return self.judge(learner, cached_val.batches(build_data.eval_shard(cfg, val, ranks)), AsFloat())
 
         return Learning(
             learner, AsFloat(), lambda clips, labels, key: (clips, labels), train_batches, evaluate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vidtrain.app import cores, fail, launch
 from vidtrain.config import check_targets
 from vidtrain.errors import UserError
-from vidtrain.schemas import PrepareConfig
+from vidtrain.schemas_data import PrepareConfig
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
     from vidtrain.data.prepared import PreparedCopy
@@ -89,7 +89,8 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
 
 
 def prepare(cfg: PrepareConfig) -> None:
-    from vidtrain.build import index_folder, missing_hint, part
+    from vidtrain.build import part
+    from vidtrain.build_data import index_folder, missing_hint
     from vidtrain.data.manifest_checks import check_present
     from vidtrain.data.manifest_files import open_manifests
     from vidtrain.data.prepared import PreparedCopy, prepared_folder

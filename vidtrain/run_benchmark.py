@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain import build
+from vidtrain import build, build_data
 from vidtrain.data.balance import class_shares
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.workers import PREFETCH
@@ -48,14 +48,14 @@ def plural(count: int, thing: str) -> str:
 class Data:
     """What is read, and how; the same for all variants of a run."""
 
-    reading: build.Reading
+    reading: build_data.Reading
     splits: dict[str, Manifest]
 
 
 def open_data(cfg: DictConfig, ranks: Ranks, console: Any) -> Data:
-    reading = build.reading(cfg, ranks, None)
-    splits = build.manifests(cfg, ranks, console)
-    splits["train"] = build.filtered(cfg, splits["train"], reading.index, ranks, console)
+    reading = build_data.reading(cfg, ranks, None)
+    splits = build_data.manifests(cfg, ranks, console)
+    splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
     return Data(reading, splits)
 
 
@@ -76,7 +76,7 @@ def open_phase(cfg: DictConfig, data: Data, ranks: Ranks, console: Any) -> Phase
     settings: TrainerSettings = OmegaConf.to_object(cfg.trainer)
     build.set_cpu_threads(settings.cpu_threads, ranks)
     train = data.splits["train"]
-    batches, steps_per_epoch = build.train_batches(cfg, train, data.reading, ranks)
+    batches, steps_per_epoch = build_data.train_batches(cfg, train, data.reading, ranks)
     loss = build.part(cfg.loss)
     shares = class_shares(train, cfg.data.balance)
     model = build.model(cfg, len(train.classes), ranks)
@@ -129,7 +129,7 @@ class Meter:
     def batches(self, workers: int) -> Iterator[Iterator]:
         """Micro-batches of training, read by so many workers, which end with the context."""
         cfg = changed(self.cfg, {"trainer.num_workers": workers})
-        make, _ = build.train_batches(cfg, self.data.splits["train"], self.data.reading, self.ranks)
+        make, _ = build_data.train_batches(cfg, self.data.splits["train"], self.data.reading, self.ranks)
         batches = iter(make(0, ENDLESS))
         try:
             yield batches
@@ -195,7 +195,7 @@ class Meter:
     def evaluation(self, phase: PhaseSteps) -> float:
         """Videos of the val split per second, of all ranks, workers' start included."""
         cfg, ranks = self.cfg, self.ranks
-        val = build.eval_data(cfg, "val", self.data.splits["val"], self.data.reading, ranks)
+        val = build_data.eval_data(cfg, "val", self.data.splits["val"], self.data.reading, ranks)
         most, seen = 4 * max(1, self.workers), 0
 
         def some() -> Iterator:

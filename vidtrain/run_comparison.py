@@ -35,6 +35,7 @@ class Options:
     bootstrap: int
     confidence: float
     seed: int
+    sweep: bool = False  # whether the runs are the trials of one
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def compare_runs(runs: Sequence[Run], options: Options, console) -> Compared:
         [_value(runs[run], metric) for run in known],
         {key: row for key, row in {**swept, **repeated}.items() if len(set(map(str, row))) > 1},
     )
+    is_sweep = len(compared) >= (2 if options.sweep else FEWEST_TRIALS)
+    chosen = _chosen(runs, [each for each in found if each.number in compared]) if is_sweep else None
     names, told = _names(runs), labels(found, compared)
     settings = differing([runs[each.runs[0]].settings for each in found], ignored)
     summary: Plain = {
@@ -115,8 +118,9 @@ def compare_runs(runs: Sequence[Run], options: Options, console) -> Compared:
         ],
         "settings": settings,
         "comparisons": [_comparison(pair, numbers) for numbers, pair in comparisons.items()],
-        "importance": [asdict(each) for each in credit] if len(compared) >= FEWEST_TRIALS else [],
-        "is_sweep": len(compared) >= FEWEST_TRIALS and bool(keys) and len(known) > 1,
+        "importance": [asdict(each) for each in credit] if is_sweep else [],
+        "is_sweep": is_sweep and bool(keys) and len(known) > 1,
+        "chosen": chosen,
         "notes": notes(
             Situation(runs, found, asked, alike, disjoint, comparisons, metric, tested),
             options.repeats,
@@ -190,6 +194,18 @@ def _same_seeds(runs: Sequence[Run], baseline: Recipe, other: Recipe, repeats: S
 
 def _value(run: Run, metric: str) -> float | None:
     return run.metrics[metric]
+
+
+def _chosen(runs: Sequence[Run], compared: Sequence[Recipe]) -> Plain | None:
+    """The recipe that is the best on val in the mean of its runs, which is how one chooses; None where runs were not
+    selected by the same metric."""
+    monitors = {runs[run].monitor for each in compared for run in each.runs}
+    if len(monitors) != 1:
+        return None
+    (monitor,) = monitors
+    means = {each.number: spread([runs[run].best for run in each.runs])[0] for each in compared}
+    number = (max if DIRECTIONS[monitor] == "max" else min)(means, key=lambda each: means[each])
+    return {"recipe": number, "monitor": monitor, "mean": means[number]}
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

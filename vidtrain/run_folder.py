@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,18 +18,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # what OmegaConf reads with
 
 from vidtrain.errors import UserError
-from vidtrain.stored_config import defaults_of, up_to_date
+from vidtrain.outcome import clear_outcome, record_outcome
+from vidtrain.stored_config import current, defaults_of, up_to_date
 from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
+from vidtrain.tracking.lock import RunLock
+from vidtrain.tracking.mirror import MirroredRun
+from vidtrain.training.checkpoint_files import resumable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
 
 ABSENT = "absent"
+LOCK_SECONDS = 180.0
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
 FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "dataset.source.root",
         "dataset.folder", "dataset.source.annotations", "export", "logger", "trainer.device", "trainer.num_workers",
-        "trainer.save_every", "trainer.keep_every", "trainer.profile")  # fmt: skip
+        "trainer.save_every", "trainer.keep_every", "trainer.profile", "trainer.rank_timeout")  # fmt: skip
 
 
 def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -46,13 +53,14 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
         raise UserError(f"{record} was not written by vidtrain: name another run_dir")
     if FAILED in found:
         if all(each.startswith(("run_dir=", "-")) for each in arguments):
-            again = shlex.join(["python", "-m", "vidtrain.train", *found["overrides"]])
+            again = shlex.join(["python", "-m", "vidtrain.train", *map(current, found["overrides"])])
             raise UserError(
                 f"the run in {record.parent} failed before it saved anything, so there is nothing to resume:\n  "
                 f"{found[FAILED]}\nStart it again with its settings, mended: {again}"
             )
         return list(arguments), {}
-    taken = [each for each in found["overrides"] if not any(_replaces(said, each) for said in arguments)]
+    stored = [current(each) for each in found["overrides"]]
+    taken = [each for each in stored if not any(_replaces(said, each) for said in arguments)]
     return taken + list(arguments), dict.fromkeys(taken, str(record))
 
 
@@ -65,26 +73,60 @@ def _replaces(said: str, stored: str) -> bool:
 
 @contextmanager
 def attempt(path: Path) -> Iterator[None]:
-    """Within it, a `UserError` that ends a run before its first checkpoint is noted in the folder's run.json, and what
-    stood there before is put back, so that the next attempt is not bound by the settings of this one."""
+    """Within it, what ends a run too early is noted in outcome.json.
+
+    A `UserError` that ends it before its first checkpoint is noted in the folder's run.json too, and what stood there
+    before is put back, so that the next attempt is not bound by the settings of this one.
+    """
     record = path / "run.json"
     before = _read_json(record) if record.is_file() else None
+    clear_outcome(path)
     try:
         yield
-    except UserError as error:
-        if record.is_file() and not (path / "checkpoints" / "last.pt").is_file():
+    except Exception as error:
+        record_outcome(path, error)
+        saved = bool(resumable(path / "checkpoints"))
+        if isinstance(error, UserError) and record.is_file() and not saved:
             failed = before is None or FAILED in before
             write_json_atomic(record, {**_read_json(record), FAILED: str(error)} if failed else before)
         raise
 
 
 def choose(cfg: DictConfig, ranks: "Ranks") -> Path:
-    """The run folder: as configured, else Hydra's of a sweep, else a new one named by the time."""
+    """The run folder: as configured, else Hydra's of a sweep, else that of a SLURM job, else a new one named by the
+    time."""
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Path(HydraConfig.get().runtime.output_dir)
+    job = _job_name(os.environ)
+    if job is not None:
+        return Path("outputs") / cfg.name / job
     return ranks.on_main(lambda: _new(Path("outputs") / cfg.name))
+
+
+def _job_name(environ: Mapping[str, str]) -> str | None:
+    """What a batch job's run folder is called, which is the same when the job is requeued; None outside of one.
+
+    Steps of a job are runs of their own.
+    """
+    if "ENVIRONMENT" not in environ or environ["ENVIRONMENT"] != "BATCH" or "SLURM_JOB_ID" not in environ:
+        return None
+    step = f".{environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in environ else ""
+    return f"slurm-{environ['SLURM_JOB_ID']}{step}"
+
+
+def held(path: Path) -> RunLock:
+    """The lock of a run folder. After a requeue it may take a while until a node that went down lets go of it."""
+    requeued = "SLURM_RESTART_COUNT" in os.environ and os.environ["SLURM_RESTART_COUNT"] != "0"
+    deadline = time.monotonic() + (LOCK_SECONDS if requeued else 0.0)
+    while True:
+        try:
+            return RunLock(path)
+        except UserError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _new(parent: Path) -> Path:
@@ -116,15 +158,30 @@ def record(path: Path, cfg: DictConfig) -> str:
     Returns the run's id. A run that has saved nothing yet is begun anew. Raises `UserError` naming the settings
     that differ from those the run was started with, unless they change nothing that is computed.
     """
-    if not (path / "run.json").is_file() or not (path / "checkpoints" / "last.pt").is_file():
+    if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
         overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         run_id = hashlib.sha256(f"{path.resolve()} {started}".encode()).hexdigest()[:12]
+        if (
+            path / "run.json"
+        ).is_file():  # stopped before it saved anything: the trackers go on with the same run
+            earlier = _read_json(path / "run.json")
+            if "overrides" in earlier and earlier["overrides"] == overrides and FAILED not in earlier:
+                run_id, started = earlier["id"], earlier["started"]
         write_text_atomic(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_json_atomic(path / "run.json", {"id": run_id, "started": started, "overrides": overrides})
         return run_id
     check_unchanged(path, cfg, "was started with other settings, and resuming cannot change them")
     return _read_json(path / "run.json")["id"]
+
+
+def mirrored(path: Path, run_id: str, cfg: DictConfig, step: int) -> MirroredRun:
+    """What trackers are told of the run in a folder, which starts from `step`. Trials of a sweep are a group."""
+    sweep = path.resolve().parent
+    several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    group = f"{cfg.name}/{sweep.name}" if several or (sweep / "sweep.json").is_file() else cfg.name
+    settings = flat(OmegaConf.to_container(cfg, resolve=True))
+    return MirroredRun(path, run_id, f"{cfg.name}/{path.name}", group, settings, step)
 
 
 def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:

@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import UserError
+from vidtrain.outcome import DIVERGED, OUT_OF_MEMORY, PRUNED, read_outcome
+from vidtrain.outcome import FAILED as FAULTY
 from vidtrain.run_folder import FAILED, finished, stored_settings
+from vidtrain.sweep_record import SWEEP, TRIAL, SweepRecord
+from vidtrain.sweep_status import shortened
 from vidtrain.tracking.run_log import read_metrics
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.evaluation.predictions import Predictions
 
 MOST_FAULTS = 8  # that are listed
+ENDED_AS = {
+    FAULTY: "failed",
+    DIVERGED: "diverged",
+    OUT_OF_MEMORY: "ran out of memory",
+    PRUNED: "was ended by its sweep",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Found:
 
     runs: list[Path]
     left_out: list[tuple[Path, str]]
+    sweeps: list[Path]
 
 
 def find_runs(places: Sequence[str]) -> Found:
@@ -63,12 +74,13 @@ def find_runs(places: Sequence[str]) -> Found:
     """
     runs: dict[Path, Path] = {}  # by what a link leads to
     left_out: dict[Path, str] = {}
+    sweeps: list[Path] = []
     faults = []
     for place in places:
         matches = [place] if Path(place).exists() else sorted(glob.glob(place, recursive=True))
         if not matches:
             faults.append(f"{place}: there is no such folder")
-        folders = [folder for match in matches for folder in _runs_below(Path(match))]
+        folders = [folder for match in matches for folder in _runs_below(Path(match), sweeps)]
         if matches and not folders:
             faults.append(
                 f"{place}: it is not the folder of a run, and no run lies below it (none has a run.json)"
@@ -86,17 +98,21 @@ def find_runs(places: Sequence[str]) -> Found:
                 left_out[folder] = _progress(folder)
     if faults:
         raise UserError("these runs cannot be compared:\n  " + "\n  ".join(faults))
-    return Found(list(runs.values()), list(left_out.items()))
+    return Found(list(runs.values()), list(left_out.items()), sweeps)
 
 
-def _runs_below(folder: Path) -> list[Path]:
-    """Run folders, those of a sweep in the order of its numbers; a run folder holds no others."""
-    if (folder / "run.json").is_file():
+def _runs_below(folder: Path, sweeps: list[Path]) -> list[Path]:
+    """Run folders; of a sweep, which is added to `sweeps`, all trials in order, those included that did not begin. A
+    run folder holds no others."""
+    if (folder / SWEEP).is_file():
+        sweeps.append(folder)
+        return [folder / each.folder for each in SweepRecord.read(folder).trials]
+    if (folder / "run.json").is_file() or (folder / TRIAL).is_file():
         return [folder]
     if not folder.is_dir():
         return []
     inside = sorted((each for each in folder.iterdir() if each.is_dir()), key=_by_number)
-    return [run for each in inside for run in _runs_below(each)]
+    return [run for each in inside for run in _runs_below(each, sweeps)]
 
 
 def _by_number(folder: Path) -> tuple[bool, int, str]:
@@ -105,6 +121,11 @@ def _by_number(folder: Path) -> tuple[bool, int, str]:
 
 
 def _progress(folder: Path) -> str:
+    ended = read_outcome(folder)
+    if ended is not None:
+        return f"the run {ENDED_AS[ended['status']]}: {shortened(' '.join(ended['cause'].split()))}"
+    if not (folder / "run.json").is_file():
+        return "the run has not begun"
     record = read_json(folder / "run.json")
     if FAILED in record:
         return f"the run failed: {record[FAILED].splitlines()[0]}"

@@ -1,4 +1,7 @@
-"""The typed configuration of every program. Untyped nodes are components, checked by vidtrain.config.check_targets."""
+"""The typed configuration of the programs; those for datasets are in schemas_data.py.
+
+Untyped nodes are components, checked by vidtrain.config.check_targets.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,20 +106,64 @@ class BenchmarkConfig(RunConfig):
 class EvaluateConfig:
     """The evaluation program's configuration; null means as the checkpoint was trained."""
 
-    checkpoint: str = MISSING
+    checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported file
+    from_table: str | None = None  # or the folder of an earlier evaluation: no video and no model is opened
+    weights: str | None = None  # raw, ema (their average), of a checkpoint that holds both: last.pt
     split: str = "test"
-    out: str | None = None  # folder for the tables; null: beside the checkpoint's folder
+    out: str | None = None  # folder for the tables; null: eval/SPLIT_CLIPSxCROPS in the run's
+    overwrite: bool = False  # the view table of another evaluation that out holds
     data_root: str | None = None
     prepared: str | None = None  # the name of a prepared copy to read
     eval_clips: int | None = None
     crops: int | None = None
-    fusion: str | None = None
-    frame_order: str | None = None
+    fusion: str | None = None  # mean_logits, mean_probs, joint, vote
+    frame_order: str | None = None  # forward, reversed, shuffled, single_frame
+    probes: list[str] = field(default_factory=list)  # other orders of frames, judged in the same pass
+    short: str | None = None  # videos shorter than a clip: repeat_last, wrap, error
     batch_size: int | None = None
     num_workers: int | None = None
+    cpu_threads: int | None = None
     precision: str | None = None
     device: str = "auto"
     dataset: Any = None
+    trust_targets: bool = False  # build parts of other packages that the checkpoint names
+
+
+@dataclass
+class WindowSettings:
+    """Windows that slide along a video."""
+
+    stride: float | None = None  # seconds from one window to the next; null: videos are judged as a whole
+    length: float | None = None  # seconds; null: what the clips of a window span
+    smooth: int = 1  # windows whose probabilities are averaged before they are labeled, an odd number
+    threshold: float | None = None  # the least probability of an answer; null: 0, and 0.5 of several labels
+
+
+@dataclass
+class PredictConfig:
+    """The predicting program's configuration; null means as the checkpoint was trained."""
+
+    checkpoint: str = MISSING  # a run's folder, a checkpoint, or an exported file
+    videos: Any = None  # files, folders, patterns or listings: one, or a list
+    frame_rate: float | None = None  # videos are folders of images, that many a second
+    format: str = "table"  # of the results on standard output: table, json, csv
+    topk: int = 5
+    out: str | None = (
+        None  # folder, or .csv or .json file; null: outputs/predict/TIME where a folder is needed
+    )
+    logits: bool = False  # write logits.npz, of every view and of the video
+    windows: WindowSettings = field(default_factory=WindowSettings)
+    render: bool = False  # a labeled video and a sheet of what the model saw, with where it looked
+    heat: str = "auto"  # where it looked: attention (of an attentive pooler), grad_cam, none; auto: the first there is
+    heat_class: str | None = None  # the class that grad_cam is of; null: the most probable one
+    eval_clips: int | None = None  # with windows, null is 1
+    crops: int | None = None
+    fusion: str | None = None
+    batch_size: int | None = None  # videos, or windows
+    num_workers: int | None = None  # processes that decode; null: as many as there are cores for
+    time_limit: float | None = None  # seconds that reading one video may take
+    precision: str | None = None
+    device: str = "auto"
     trust_targets: bool = False  # build parts of other packages that the checkpoint names
 
 
@@ -154,89 +201,6 @@ class ExportConfig(ExportSettings):
 
 
 @dataclass
-class IndexSettings:
-    index_root: str = (
-        "${data_root}/index"  # as in training: what is found of files and listings is kept there
-    )
-
-
-@dataclass
-class AuditConfig:
-    """The audit program's configuration. For a bound, null means that there is none."""
-
-    dataset: Any = None
-    data_root: str = "data"
-    out: str | None = None  # folder for the page and the ledger; null: outputs/audit/NAME
-    num_workers: int | None = None  # processes that read; null: one a core
-    time_limit: float = 60.0  # seconds that reading one file may take
-    retry: bool = False  # read again what could not be read before
-    group_pattern: str | None = None  # regular expression that finds a video's group in its path
-    max_distance: float = (
-        6.5  # bits of 64 by which frames of near duplicates may differ: vidtrain.data.audit.duplicates
-    )
-    max_unreadable_share: float | None = 0.0  # of the files
-    max_damaged_share: float | None = None  # truncated or damaged, of the files
-    max_absent_classes: int | None = None  # classes without a readable video in some split
-    max_duplicates_across_splits: int | None = 0  # sets of alike files
-    max_groups_across_splits: int | None = 0
-    max_shortcut_gain: float | None = None  # accuracy that an attribute of the files gives above chance
-    data: IndexSettings = field(default_factory=IndexSettings)
-
-
-@dataclass
-class PrepareConfig:
-    """The preparing program's configuration."""
-
-    dataset: Any = None
-    data_root: str = "data"  # the copy lies in data_root/prepared/DATASET/NAME
-    name: str | None = None  # of the copy; null: made from the settings, such as short256_gop12
-    short_side: int = 256  # pixels; smaller videos keep their size
-    gop: int = 12  # frames from one clean start to the next
-    b_frames: int = 3  # pictures in a row that nothing refers to, so that they can be passed over
-    crf: int = 20  # x264's constant quality: 0 is the best, 51 the worst
-    preset: str = "medium"  # x264's effort, from ultrafast to placebo
-    num_workers: int | None = None  # processes that encode, one thread each; null: one a core
-    time_limit: float = 3600.0  # seconds that one file may take
-    max_unreadable_share: float | None = 0.02  # as training takes by default; null: any
-    data: IndexSettings = field(default_factory=IndexSettings)
-
-
-@dataclass
-class SplitListingSettings:
-    """How to read a listing; what is null is recognized (vidtrain.data.sources.listings.ListingFormat)."""
-
-    root: str | None = None  # what paths are relative to; null: the listing's folder
-    delimiter: str | None = None  # comma, tab, space, semicolon or "::"
-    header: bool | None = None  # whether line 1 names the columns
-    path_column: int | str | None = None
-    label_column: int | str | None = None
-    start_column: int | str | None = None
-    end_column: int | str | None = None
-    label_separator: str | None = None
-    label_kind: str | None = None  # names, integers
-    frame_rate: float | None = None  # paths are folders of images, that many a second
-
-
-@dataclass
-class SplitConfig:
-    """The splitting program's configuration."""
-
-    source: str = "class_folders"  # class_folders, listing, frame_folders
-    path: str | None = None  # the folder of the class folders or frame folders, or the listing
-    ground_truth: str | None = None  # for frame folders: CSV of youtube_id, folder_name, label
-    frame_rate: float = 25.0  # of frame folders: images a second, for the command to train with
-    out: str | None = None  # folder for train.csv, val.csv, test.csv and annotations.json
-    shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # of train, val and test
-    seed: int = 0
-    group_column: int | str | None = None  # of the listing; null: the column named group, if there is one
-    group_pattern: str | None = None  # regular expression that finds a video's group in its path
-    classes: Any = None  # a list, or a file of class names in order; null: those of the videos, sorted
-    listing: SplitListingSettings = field(default_factory=SplitListingSettings)
-    paths: str = "absolute"  # in the CSV files; relative: to out
-    overwrite: bool = False  # what another split left in out
-
-
-@dataclass
 class CompareConfig:
     """The comparing program's configuration."""
 
@@ -250,3 +214,14 @@ class CompareConfig:
     confidence: float = 0.95  # of the intervals
     seed: int = 0  # of the draws
     out: str | None = None  # folder for the page, tables and pictures; null: outputs/compare/TIME
+
+
+@dataclass
+class SweepConfig:
+    """The configuration of the program that looks at sweeps."""
+
+    action: str | None = None  # status or resume; may be written without action=
+    folder: str | None = None  # of the sweep; may be written without folder=
+    watch: bool = False  # draw the table again and again on a terminal, until all trials have ended
+    interval: float = 2.0  # seconds between two drawings
+    retry: bool = False  # resume: run those again that failed, diverged or ran out of memory

@@ -9,6 +9,7 @@ from torch import nn
 from vidtrain.models.weights.files import as_sources, check_source, locate
 from vidtrain.models.weights.loading import check_pretrained, load_pretrained
 from vidtrain.tracking.atomic import write_json_atomic
+from vidtrain.training.checkpoint_files import resumable
 from vidtrain.training.distributed import Ranks
 
 
@@ -19,7 +20,7 @@ def check_starting_point(cfg: DictConfig, model: nn.Module | None) -> None:
     Goes to no network: what is yet to be downloaded is held against the model when it is loaded. A run that is
     resumed needs no starting point.
     """
-    if cfg.run_dir is not None and (Path(cfg.run_dir) / "checkpoints" / "last.pt").is_file():
+    if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):
         return
     sources = _sources(cfg)
     if cfg.init_from is None:

@@ -1,6 +1,7 @@
 """Configurations that checkpoints and run folders carry, perhaps from before the schema had all of its keys."""
 
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -43,6 +44,12 @@ def up_to_date(stored: Mapping[str, Any], source: str) -> DictConfig:
         raise UserError(
             f"{source} is from another version of vidtrain: {error.full_key}: {cause}; use the version that wrote it"
         ) from error
+
+
+def current(override: str) -> str:
+    """A stored override as it is written now; of before there could be several loggers, its key was logger.KEY."""
+    found = re.match(r"(\+*)logger\.(mode|project|entity|group|job_type|tags|notes)=", override)
+    return override.replace("logger.", "logger.wandb.", 1) if found else override
 
 
 def defaults_of(config: DictConfig) -> dict[str, Any]:

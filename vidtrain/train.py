@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from vidtrain import attempts
 from vidtrain.app import fail, launch
-from vidtrain.errors import UserError
+from vidtrain.errors import DivergedError, Pruned, UserError
 from vidtrain.run_folder import with_stored_overrides
+from vidtrain.training.halting import Halt, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from pathlib import Path
@@ -31,44 +33,59 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 def train(cfg: DictConfig) -> float | None:
     """One run, from the composed configuration to its best value of `trainer.monitor` on val."""
+    with Halt() as halt:  # before torch is imported, so that a signal finds us listening
+        try:
+            return _attempt(cfg, halt)
+        except Stopped as stop:  # before there was a folder to note it in
+            sys.exit(stop.status)
+
+
+def _attempt(cfg: DictConfig, halt: Halt) -> float | None:
     from vidtrain import run_folder
     from vidtrain.tracking.console import make_console
-    from vidtrain.tracking.lock import RunLock
     from vidtrain.training.distributed import join_ranks
 
-    with join_ranks(cfg.trainer.device) as ranks:
+    with join_ranks(cfg.trainer.device, cfg.trainer.rank_timeout) as ranks:
         console = make_console(ranks.is_main)
         folder = run_folder.choose(cfg, ranks)
-        with ExitStack() as held:
-            ranks.on_main(lambda: held.enter_context(RunLock(folder)) and None)
-            done = ranks.on_main(lambda: run_folder.finished(folder))
-            if done:
-                other = "is finished, and was started with other settings"
-                ranks.on_main(lambda: run_folder.check_unchanged(folder, cfg, other))
-                console.info(
-                    f"the run in {folder} is finished: best val {done['monitor']} {done['best']:.4f}"
-                )
-                return done["best"]
-            if ranks.is_main:
-                held.enter_context(run_folder.attempt(folder))
-            return _train(cfg, ranks, console, folder)
+        try:
+            with ExitStack() as held:
+                ranks.on_main(lambda: held.enter_context(run_folder.held(folder)) and None)
+                done = ranks.on_main(lambda: run_folder.finished(folder))
+                if done:
+                    other = "is finished, and was started with other settings"
+                    ranks.on_main(lambda: run_folder.check_unchanged(folder, cfg, other))
+                    console.info(
+                        f"the run in {folder} is finished: best val {done['monitor']} {done['best']:.4f}"
+                    )
+                    return done["best"]
+                if ranks.is_main:
+                    held.enter_context(run_folder.attempt(folder))
+                attempt = held.enter_context(attempts.attempt(folder, ranks, halt))
+                return _train(cfg, ranks, console, folder, halt, attempt)
+        except Pruned as ended:  # no fault, but there is no value to return
+            console.info(str(ended))
+            return None
 
 
-def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
+def _train(
+    cfg: DictConfig, ranks: "Ranks", console, folder: "Path", halt: Halt, attempt: attempts.Attempt
+) -> float:
     import torch
 
-    from vidtrain import __version__, build, run_folder
+    from vidtrain import __version__, build, build_data, run_folder, run_pictures, sweep_trial
     from vidtrain.data.balance import class_shares, describe_shares
-    from vidtrain.evaluate import evaluate_split, results_table
+    from vidtrain.evaluate import evaluate_split
+    from vidtrain.evaluate_report import results_table
     from vidtrain.evaluation.metrics import DIRECTIONS
     from vidtrain.evaluation.report import Report, report
     from vidtrain.evaluation.views import split_heads, view_table
     from vidtrain.export_model import export_run
     from vidtrain.frozen import CachedHeads, many_heads, show_head_table, write_head_table
     from vidtrain.starting_point import load_starting_point
-    from vidtrain.tracking import plots
     from vidtrain.tracking.atomic import write_json_atomic
     from vidtrain.tracking.mirror import NullMirror
+    from vidtrain.tracking.mirrors import Mirrors
     from vidtrain.tracking.provenance import write_provenance
     from vidtrain.tracking.run_log import RunLog, read_metrics
     from vidtrain.training import checkpoint
@@ -77,6 +94,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     from vidtrain.training.loop import Run, fit
     from vidtrain.training.losses import describe_loss
     from vidtrain.training.precision import autocast
+    from vidtrain.training.resuming import find_resume, load_best
     from vidtrain.training.settings import PhaseSettings
     from vidtrain.training.validation import VALIDATED, check_monitor
 
@@ -91,14 +109,15 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     console.info(f"run folder {folder}")
 
     # Data
-    reading = build.reading(cfg, ranks, folder)
-    splits = build.manifests(cfg, ranks, console)
-    splits["train"] = build.filtered(cfg, splits["train"], reading.index, ranks, console)
+    reading = build_data.reading(cfg, ranks, folder)
+    splits = build_data.manifests(cfg, ranks, console)
+    sweep_trial.check_objective(folder, splits)
+    splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
     if settings.one_batch:
-        splits = build.one_batch(splits, settings.batch_size, cfg.seed)
+        splits = build_data.one_batch(splits, settings.batch_size, cfg.seed)
     classes = splits["train"].classes
-    batches, steps_per_epoch = build.train_batches(cfg, splits["train"], reading, ranks)
-    val = build.eval_data(cfg, "val", splits["val"], reading, ranks)
+    batches, steps_per_epoch = build_data.train_batches(cfg, splits["train"], reading, ranks)
+    val = build_data.eval_data(cfg, "val", splits["val"], reading, ranks)
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     console.info(f"dataset {cfg.dataset.name}: {len(classes)} classes; videos: {counts}")
     if ranks.is_main:
@@ -114,13 +133,15 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     # Model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch
     model = build.model(cfg, len(classes), ranks)
     protocol = build.protocol_text(cfg, model.fusion)
-    last = folder / "checkpoints" / "last.pt"
-    resume = checkpoint.load(last) if last.is_file() else None
-    if resume:
-        checkpoint.restore(model, resume["model"], str(last))
-        start = f"resumed from {last} at step {resume['state']['total_step']}"
+    found, resume = find_resume(folder / "checkpoints", ranks, console), None
+    if found is not None:
+        newest, resume = found
+        checkpoint.restore(model, resume["model"], str(newest))
+        start = f"resumed from {newest} at step {resume['state']['total_step']}"
     else:
         start = load_starting_point(cfg, model, ranks, console, folder)
+    first = resume["state"]["total_step"] if resume else 0
+    attempt.begin(first)
     count = sum(parameter.numel() for parameter in model.parameters())
     encoder, head = type(model.encoder).__name__, type(model.head).__name__
     console.info(f"model {encoder} + {head}, {count / 1e6:.2f} M parameters; {start}")
@@ -130,10 +151,10 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     )
 
     # The record of the run; the mirror repeats it elsewhere
-    mirror = build.part(cfg.logger) if ranks.is_main else NullMirror()
+    mirror = Mirrors(build.part(cfg.logger)) if ranks.is_main else NullMirror()
     config = OmegaConf.to_container(cfg, resolve=True)
     log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
-    log.rewind(resume["state"]["total_step"] if resume else 0)
+    log.rewind(first)
     phases = OmegaConf.to_object(cfg.stage)
     transform = build.device_transform(cfg, ranks.device)
     context = autocast(ranks, settings.precision)
@@ -141,7 +162,9 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
     mix = build.mixing(cfg, len(classes))
 
     def judge(learner: torch.nn.Module, seen: Iterable, transform: torch.nn.Module) -> list[Report]:
+        seen = halt.until_asked(seen)
         table = view_table(learner, seen, transform, len(val.manifest), ranks.device, context, val.crops)
+        halt.stop_if(ranks.any(halt.asked))  # the table may not be whole
         tables = split_heads(table, len(classes))
         return [report(each, model.fusion, protocol, loss.independent) for each in tables]
 
@@ -157,7 +180,7 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
 
     status = "failed"
     try:
-        ranks.on_main(lambda: mirror.start(folder, run_id, config, f"{cfg.name}/{folder.name}"))
+        ranks.on_main(lambda: mirror.start(run_folder.mirrored(folder, run_id, cfg, first)))
         state = fit(
             Run(
                 model=model,
@@ -189,6 +212,8 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
                     "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
                 },
                 frozen=frozen,
+                halt=halt,
+                on_validation=sweep_trial.on_validation(folder, ranks, console),
             ),
             resume,
         )
@@ -200,21 +225,20 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
             )
 
         if state.best is None:
-            raise UserError(
-                f"no evaluation gave a finite {settings.monitor}: there is no best checkpoint to report"
+            raise DivergedError(
+                f"no evaluation gave a finite {settings.monitor}: no best checkpoint to report"
             )
 
         # The number to report: the best checkpoint, on the split that selected nothing
         best_file = folder / "checkpoints" / "best.pt"
         ranks.barrier()
-        best = checkpoint.load(best_file)
-        best_weights = (
-            best["weights"] if "weights" in best else "raw"
-        )  # of before there was an average of them
+        best = load_best(best_file, state)
+        # those of before there was an average of them do not say
+        best_weights = best["weights"] if "weights" in best else "raw"
         checkpoint.restore(model, best["model"], str(best_file))
         split = "test" if "test" in splits else "val"
-        selected = "" if split == "test" else ", which also selected it: no test split to report on"
-        data = build.eval_data(cfg, split, splits[split], reading, ranks)
+        selected = "" if split == "test" else ", which also selected it: there is no test split"
+        data = build_data.eval_data(cfg, split, splits[split], reading, ranks)
         found = evaluate_split(cfg, model, data, transform, ranks, console, folder / "eval" / split)
         heads = []
         if ranks.is_main:
@@ -222,14 +246,8 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
             heads = head_table(read_metrics(folder), phases, settings.monitor, direction)
             if heads:
                 write_head_table(heads, folder / "heads.csv")
-            curves = folder / "plots" / "curves.png"
-            curves.parent.mkdir(exist_ok=True)
-            plots.plot_curves(read_metrics(folder), curves)
-            log.image("curves", curves)
-            if found.confusion is not None:
-                confusion = folder / "plots" / f"confusion_{split}.png"
-                plots.plot_confusion(found.confusion, classes, confusion)
-                log.image(f"confusion_{split}", confusion)
+            run_pictures.draw(cfg, log, found, split, splits[split], reading, state.total_step)
+            log.checkpoint("best", best_file)
         # one step on, so that a run killed before its summary does not keep these rows twice
         prefix = "test" if split == "test" else "final"
         log.log({f"{prefix}/{name}": value for name, value in found.metrics.items()}, state.total_step + 1)
@@ -251,6 +269,9 @@ def _train(cfg: DictConfig, ranks: "Ranks", console, folder: "Path") -> float:
             }
         )
         status = "finished"
+    except Pruned:
+        status = "pruned"
+        raise
     finally:
         log.close(status)
 

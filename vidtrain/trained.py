@@ -85,8 +85,10 @@ def locate(named: str) -> Path:
     raise UserError(f"checkpoint={named} is a folder and no run's; name a run's folder, or a file")
 
 
-def open_trained(path: Path, trust_targets: bool) -> Trained:
+def open_trained(path: Path, trust_targets: bool, weights: str | None = None) -> Trained:
     """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
+
+    `weights` are "raw" or "ema", their average, of a checkpoint that may hold both; None takes those that it is for.
 
     Raises `UserError` naming the file when it is absent, damaged or of another program, when it lacks what is needed to
     use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package.
@@ -94,6 +96,10 @@ def open_trained(path: Path, trust_targets: bool) -> Trained:
     from vidtrain.training import checkpoint
 
     if path.suffix in EXPORTED:
+        if weights is not None:
+            raise UserError(
+                f"weights={weights}: the exported file {path} holds one set of weights; leave it out"
+            )
         trained = _open_exported(path)
     else:
         payload = checkpoint.load(path)
@@ -103,10 +109,34 @@ def open_trained(path: Path, trust_targets: bool) -> Trained:
                 f"checkpoint {path} lacks {', '.join(absent)}, and cannot be used without: it was cut down; take one "
                 "that training wrote"
             )
-        trained = Trained(path, payload["config"], tuple(payload["classes"]), payload["model"])
+        trained = Trained(
+            path, payload["config"], tuple(payload["classes"]), _weights(payload, weights, path)
+        )
     if not trust_targets:
         check_trust(OmegaConf.create(dict(trained.config)), str(path))
     return trained
+
+
+def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Mapping[str, Tensor]":
+    """Of a checkpoint the raw weights or their average; None is what "model" holds: of best.pt those that validation
+    selected, of last.pt the raw ones."""
+    held = payload["weights"] if "weights" in payload else "raw"  # checkpoints of before there was an average
+    if wanted in (None, held):
+        return payload["model"]
+    if wanted == "ema" and "ema" in payload and payload["ema"] is not None:
+        return payload["ema"]
+    names = {"raw": "the raw weights", "ema": "an average of the weights (ema)"}
+    both = path.with_name("last.pt")
+    hint = (
+        f"; see whether the run's last checkpoint does: checkpoint={both}"
+        if both != path and both.is_file()
+        else "; training keeps an average with trainer.ema, such as 0.999"
+        if wanted == "ema"
+        else ""
+    )
+    raise UserError(
+        f"weights={wanted}: checkpoint {path} does not hold {names[wanted]}, only {names[held]}{hint}"
+    )
 
 
 def _open_exported(path: Path) -> Trained:

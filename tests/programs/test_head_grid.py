@@ -37,7 +37,15 @@ SMALL = [
     "trainer.monitor=loss",
 ]
 NAMES = ["lr0.03_wd0.01", "lr0.03_wd0.4", "lr0.001_wd0.01", "lr0.001_wd0.4"]
-TIMED = ("train/clips_per_s", "train/data_share", "time/epoch_s", "time/total_s", "train/step_loss")
+TIMED = (
+    "train/clips_per_s",
+    "train/data_share",
+    "time/epoch_s",
+    "time/total_s",
+    "memory/process_gb",
+    "memory/workers_gb",
+    "train/step_loss",
+)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from vidtrain import build, check
+from vidtrain import build, build_data, check
 from vidtrain.config import CONF, register_schemas
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
@@ -50,7 +50,14 @@ SEVERAL = [
     "clip.train_clips=2",
     "clip.eval_clips=2",
 ]
-TIMED = ("train/clips_per_s", "train/data_share", "time/epoch_s", "time/total_s")
+TIMED = (
+    "train/clips_per_s",
+    "train/data_share",
+    "time/epoch_s",
+    "time/total_s",
+    "memory/process_gb",
+    "memory/workers_gb",
+)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +214,7 @@ def test_balanced_draws_reach_the_stream(config, data):
     """Three classes in turn have 3, 2 and 1 videos; drawn evenly all have the same share."""
     cfg = config("uneven", "data.balance=1")
     manifest = build.part(cfg.dataset.source).manifests()["train"]
-    stream = build.stream(cfg, manifest, check.ranks_to_come(), 0, 50)
+    stream = build_data.stream(cfg, manifest, check.ranks_to_come(), 0, 50)
     labels = [manifest[key.index].label for batch in stream for key in batch]
     counts = torch.bincount(torch.tensor(labels))
     assert len(set(manifest.labels.tolist())) == 10 and (counts.max() - counts.min()) <= 2

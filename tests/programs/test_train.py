@@ -283,7 +283,7 @@ def test_early_stopping_ends_a_phase(config, tmp_path, capsys):
 def test_steps_per_epoch_may_differ_from_the_loaders_length(config, tmp_path):
     train(config(f"run_dir={tmp_path}", "trainer.steps_per_epoch=3", "trainer.keep_every=1ep"))
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["best.pt", "last.pt", "step_0000003.pt", "step_0000006.pt"]
+    assert kept == ["best.pt", "last.pt", "previous.pt", "step_0000003.pt", "step_0000006.pt"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -51,6 +51,22 @@ def ranked(summary: Plain) -> list[Plain]:
     return sorted(compared, key=lambda each: (each["mean"] is None, sign * (each["mean"] or 0.0)))
 
 
+def chosen_words(summary: Plain) -> str:
+    """Which recipe val chooses, and what that comes to on the split that is reported."""
+    chosen = summary["chosen"]
+    recipe = next(each for each in summary["recipes"] if each["number"] == chosen["recipe"])
+    words = (
+        f"chosen on val, by the mean of {chosen['monitor']}, {chosen['mean']:.4f}: recipe {recipe['number']}, "
+        f"{recipe['label']}"
+    )
+    if recipe["mean"] is None or recipe["split"].startswith("val"):
+        return words
+    return (
+        f"{words}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report that one: the best of "
+        f"many on {recipe['split']} is too good"
+    )
+
+
 def name_of(recipe: Plain, length: int = NAME_LENGTH) -> str:
     """`3: lr=0.001, augmentation=none`"""
     name = f"{recipe['number']}: {recipe['label']}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vidtrain.tracking.compare_charts import ranked
+from vidtrain.tracking.compare_charts import chosen_words, ranked
 from vidtrain.tracking.compare_markup import four, interval, plus, setting, verdict, wide
 from vidtrain.tracking.compare_pairs import classes, differences, videos
 from vidtrain.tracking.markup import Number, code, paragraph, table
@@ -67,8 +67,18 @@ def _image(path: Path, name: str) -> str:
 def _figures(summary: Plain) -> str:
     order = ranked(summary)
     figures = []
+    chosen = summary["chosen"]
+    if chosen:
+        figures.append(
+            (f"{chosen['mean']:.4f}", f"best {chosen['monitor']} on val: recipe {chosen['recipe']}")
+        )
     if order and order[0]["mean"] is not None:
-        figures.append((f"{order[0]['mean']:.4f}", f"best {summary['metric']}: recipe {order[0]['number']}"))
+        figures.append(
+            (
+                f"{order[0]['mean']:.4f}",
+                f"best {summary['metric']} on {order[0]['split']}: recipe {order[0]['number']}",
+            )
+        )
     baseline = next(each for each in summary["recipes"] if each["number"] == summary["baseline"])
     if baseline["mean"] is not None:
         figures.append((f"{baseline['mean']:.4f}", f"baseline: recipe {baseline['number']}"))
@@ -82,10 +92,14 @@ def _figures(summary: Plain) -> str:
 
 
 def _notes(summary: Plain) -> str:
-    notes = [*summary["notes"]]
+    notes = [*([_sentence(chosen_words(summary))] if summary["chosen"] else []), *summary["notes"]]
     notes += [f"Left out: {each['folder']}: {each['why']}" for each in summary["left_out"]]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'<div class="notes"><ul>{items}</ul></div>' if items else ""
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _recipes(summary: Plain, images: Mapping[str, str]) -> str:

@@ -1,16 +1,19 @@
 """What a person sees of a run: a bar on a terminal, plain lines in a log file, nothing on other ranks."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
+
+from vidtrain.tracking.atomic import FULL
 
 Shown = float | int | str | None
 
@@ -142,14 +145,8 @@ class Console:
         self._out.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None:
-        """A table; columns that hold only numbers are aligned to the right."""
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for index, column in enumerate(columns):
-            numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(format_value(cell)) for cell in row))
-        self._out.print(table)
+        """See `make_table`."""
+        self._out.print(make_table(title, columns, rows))
 
     @contextmanager
     def phase(self, name: str, total_steps: int, start_step: int = 0) -> Iterator[None]:
@@ -175,6 +172,17 @@ class Console:
             self._draw_at = now + self._view.interval
 
 
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> Table:
+    """A table; columns that hold only numbers are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(format_value(cell)) for cell in row))
+    return table
+
+
 class NullConsole:
     """Shows nothing: the console of every rank but the main one."""
 
@@ -195,12 +203,42 @@ class NullConsole:
         pass
 
 
-def make_console(is_main: bool) -> Console | NullConsole:
-    """The console of this rank, on standard output."""
+class PatientStream:
+    """`sys.stdout` or `sys.stderr`, which may be a file on a full disk: a run goes on without the words that it does
+    not take. What it records lies in its folder."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def write(self, text: str) -> int:
+        try:
+            return getattr(sys, self._name).write(text)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            getattr(sys, self._name).flush()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(sys, self._name), name)
+
+
+def make_console(is_main: bool, stderr: bool = False) -> Console | NullConsole:
+    """The console of this rank, on standard output, or beside it where that is for results."""
     if not is_main:
         return NullConsole()
-    out = rich.console.Console()
-    return Console(out if out.is_terminal else rich.console.Console(width=PLAIN_WIDTH))
+    out = rich.console.Console(stderr=stderr)
+    if out.is_terminal:
+        return Console(out)
+    return Console(
+        rich.console.Console(file=PatientStream("stderr" if stderr else "stdout"), width=PLAIN_WIDTH)
+    )
 
 
 def format_value(value: Shown) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,7 @@ from typing import Self
 from vidtrain.errors import UserError
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.05  # longer than `is_held` takes a lock for
 
 
 class RunLock:
@@ -55,7 +57,11 @@ class RunLock:
 
     def _acquire(self, descriptor: int) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps by someone who only looks
+                time.sleep(LOOK_SECONDS)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"the run folder {self._path.parent} is in use by {_holder(self._path)}: "
@@ -87,3 +93,29 @@ def _holder(path: Path) -> str:
     except ValueError:
         return "another process, which has only just started"
     return f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a process holds `run_dir`, on any machine that the file system's locks reach."""
+    try:
+        descriptor = os.open(run_dir / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(
+            descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # the kernel offers no way to ask without taking it
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def holder(run_dir: Path) -> str:
+    """The process that holds `run_dir`, or held it last, in words."""
+    return _holder(run_dir / ".lock")

@@ -6,8 +6,15 @@ stages.py          what a phase trains
 optim.py           parameter groups
 schedules.py       functions of the step
 state.py           where a run stands
-checkpoint.py      atomic saving, safe loading, load reports
+checkpoint.py      atomic saving, safe loading
+checkpoint_files.py  which there are, and how a new one takes its place
+saving.py          the run's checkpoints, while the disk may be full
+resuming.py        which checkpoint a run goes on from, and which weights it reports
 distributed.py     ranks and their few collectives
+rendezvous.py      where they meet: what torchrun or SLURM says
+vigil.py           ranks that watch over each other, and end together
+halting.py         signals that ask a run to stop
+seeding.py         what a step draws from
 preflight.py       does every trainable parameter get a gradient?
 profiling.py       the profiler of debug=profile
 losses.py          cross-entropy, binary cross-entropy, focal; weights of classes

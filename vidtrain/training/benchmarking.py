@@ -21,12 +21,12 @@ from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
 from vidtrain.training.clock import PARTS, StepClock
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.learning import make_updates, set_all_rates
-from vidtrain.training.loop import seed_step
 from vidtrain.training.optim import clip_gradients
 from vidtrain.training.precision import autocast
 from vidtrain.training.refusals import check_phases
 from vidtrain.training.run import Run
 from vidtrain.training.schedules import steps
+from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import apply_phase, set_train_mode
 from vidtrain.training.state import EpochSums
 

@@ -6,7 +6,7 @@ depends on (seed, step) alone, so a run that was killed and resumed ends with th
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -20,9 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.training import checkpoint
 from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
-from vidtrain.training.distributed import Ranks
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.learning import (
     best_head,
@@ -38,13 +36,16 @@ from vidtrain.training.learning import (
     select_head,
     set_all_rates,
 )
+from vidtrain.training.memory import epoch_costs
 from vidtrain.training.optim import clip_gradients
 from vidtrain.training.precision import autocast
 from vidtrain.training.preflight import check_gradients
 from vidtrain.training.profiling import step_profiler
 from vidtrain.training.refusals import check_faults, check_phases, refuse_loss
 from vidtrain.training.run import Run
-from vidtrain.training.schedules import steps
+from vidtrain.training.saving import Saver
+from vidtrain.training.schedules import every, steps
+from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
 from vidtrain.training.state import EpochSums, TrainState
 from vidtrain.training.validation import (
@@ -85,6 +86,7 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
     if resume and average is not None:
         average.load(resume["ema"])
     phases = list(run.phases.items())
+    saver = Saver(run.checkpoints, run.card, ranks, log, console)
     attempt_started = time.perf_counter() - state.seconds
     check_phases(model, run.phases, settings.epochs, per_epoch)
     for line in settings_lines(model, settings):
@@ -118,120 +120,127 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
 
         # Preflight on the first batch, which the first step then trains on
         batches = iter(learning.train_batches(state.total_step, state.total_step + total - state.step))
-        first = next(batches)
-        if first.refusal:
-            for path, cause in first.faults:
-                log.fault(path, cause, step=state.total_step + 1, split="train")
-            raise UserError(first.refusal)
-        batches = itertools.chain([first], batches)
-        set_train_mode(learner, settings.batch_norm)
-        seed_step(run.seed, state.total_step, ranks)
-        clips = learning.transform(first.clips.to(device), first.seeds)
-        preflight_loss = check_gradients(learner, clips, first.labels.to(device), total_loss, context)
+        first = next(batches, None)  # none is left of a phase that a signal ended in its last evaluation
         title = f"phase {name} ({state.phase + 1} of {len(phases)}): {total} steps"
         columns = ("part", "parameters", "trained", "peak lr")
         console.table(title, columns, parameter_table(learner, groups_of(updates), peak_lr(updates)))
         if phase.heads is not None:
             console.info(grid_line(learner, heads))
-        count = sum(len(each.parameters) for each in updates)
-        console.info(f"preflight passed: loss {preflight_loss:.3f}, a finite gradient in {count} tensors")
+        if first is not None:
+            if first.refusal:
+                for path, cause in first.faults:
+                    log.fault(path, cause, step=state.total_step + 1, split="train")
+                raise UserError(first.refusal)
+            batches = itertools.chain([first], batches)
+            set_train_mode(learner, settings.batch_norm)
+            seed_step(run.seed, state.total_step, ranks)
+            clips = learning.transform(first.clips.to(device), first.seeds)
+            preflight_loss = check_gradients(learner, clips, first.labels.to(device), total_loss, context)
+            count = sum(len(each.parameters) for each in updates)
+            console.info(f"preflight passed: loss {preflight_loss:.3f}, a finite gradient in {count} tensors")
 
-        evaluate_due = _every(settings.eval_every, total, per_epoch)
-        save_due = _every(settings.save_every, total, per_epoch)
-        keep_due = _every(settings.keep_every, total, per_epoch) if settings.keep_every else lambda _: False
+        evaluate_due = every(settings.eval_every, total, per_epoch)
+        save_due = every(settings.save_every, total, per_epoch)
+        keep_due = every(settings.keep_every, total, per_epoch) if settings.keep_every else lambda _: False
         epoch_started = time.perf_counter()
         ended = False
         profiler = step_profiler(run.checkpoints.parent / "profile", settings.profile and ranks.is_main)
-        with console.phase(name, total, state.step), profiler:
+        with run.halt.deferred(), console.phase(name, total, state.step), profiler:
             while not ended:
-                step_started = time.perf_counter()
-                # Dropout and drop-path are drawn from the step's own seed: no generator state to keep
-                seed_step(run.seed, state.total_step, ranks)
-                rates = set_all_rates(updates, lr, weight_decay, state.step + 1, total)
-                loss_sum, clips_seen, data_seconds = 0.0, 0, 0.0
-                for micro in range(settings.accumulation):
-                    waiting = time.perf_counter()
-                    batch = next(batches)
-                    data_seconds += time.perf_counter() - waiting
-                    for path, cause in batch.faults:
-                        log.fault(path, cause, step=state.total_step + 1, split="train")
-                    if batch.refusal:
-                        raise UserError(batch.refusal)
-                    sums.faults += len(batch.faults)
-                    clips = learning.transform(batch.clips.to(device, non_blocking=True), batch.seeds)
-                    labels = batch.labels.to(device, non_blocking=True)
-                    clips, targets = learning.mix(
-                        clips, labels, (run.seed, state.total_step, micro, ranks.rank)
-                    )
-                    # gradients cross ranks once a step, with the last micro-batch
-                    sync = ranks.world_size == 1 or micro == settings.accumulation - 1
-                    with nullcontext() if sync else wrapped.no_sync():
-                        with context:
-                            judged = judge(wrapped(clips), targets)
-                        scaled = [
-                            each.scaler.scale(loss / settings.accumulation)
-                            for each, (_, loss) in zip(updates, judged, strict=True)
-                        ]
-                        sum(scaled).backward()  # no head's gradient depends on another head's loss
-                    losses = torch.stack([loss.detach() for _, loss in judged]).tolist()
-                    loss_value = finite_mean(losses)
-                    if not np.isfinite(loss_value):
-                        files = [run.train_paths[index] for index in batch.indices.tolist()]
-                        refuse_loss(loss_value, state.total_step + 1, files, run.checkpoints)
-                    for (logits, loss), value in zip(judged, losses, strict=True):
-                        if np.isfinite(value):
-                            sums.add(loss.detach(), logits.detach(), labels)
-                    loss_sum += loss_value
-                    clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
-                norms = []
-                for parameters, optimizer, scaler in updates:
-                    scaler.unscale_(optimizer)
-                    norms.append(clip_gradients(parameters, settings.clip_grad, settings.clip_grad_by))
-                    scaler.step(optimizer)
-                    scaler.update()
-                    optimizer.zero_grad(set_to_none=True)
-                grad_norm = finite_mean(torch.stack(norms).tolist())
-                state.step += 1
-                state.total_step += 1
-                if average is not None:
-                    average.update(state.total_step)
-                state.loss = loss_sum / settings.accumulation
-                profiler.step()
+                if not state.due:  # else a signal ended the run in the evaluation of this step
+                    step_started = time.perf_counter()
+                    # Dropout and drop-path are drawn from the step's own seed: no generator state to keep
+                    seed_step(run.seed, state.total_step, ranks)
+                    rates = set_all_rates(updates, lr, weight_decay, state.step + 1, total)
+                    loss_sum, clips_seen, data_seconds = 0.0, 0, 0.0
+                    for micro in range(settings.accumulation):
+                        waiting = time.perf_counter()
+                        batch = next(batches)
+                        data_seconds += time.perf_counter() - waiting
+                        for path, cause in batch.faults:
+                            log.fault(path, cause, step=state.total_step + 1, split="train")
+                        if batch.refusal:
+                            raise UserError(batch.refusal)
+                        sums.faults += len(batch.faults)
+                        clips = learning.transform(batch.clips.to(device, non_blocking=True), batch.seeds)
+                        labels = batch.labels.to(device, non_blocking=True)
+                        clips, targets = learning.mix(
+                            clips, labels, (run.seed, state.total_step, micro, ranks.rank)
+                        )
+                        # gradients cross ranks once a step, with the last micro-batch
+                        sync = ranks.world_size == 1 or micro == settings.accumulation - 1
+                        with nullcontext() if sync else wrapped.no_sync():
+                            with context:
+                                judged = judge(wrapped(clips), targets)
+                            scaled = [
+                                each.scaler.scale(loss / settings.accumulation)
+                                for each, (_, loss) in zip(updates, judged, strict=True)
+                            ]
+                            sum(scaled).backward()  # no head's gradient depends on another head's loss
+                        losses = torch.stack([loss.detach() for _, loss in judged]).tolist()
+                        loss_value = finite_mean(losses)
+                        if not np.isfinite(loss_value):
+                            files = [run.train_paths[index] for index in batch.indices.tolist()]
+                            refuse_loss(loss_value, state.total_step + 1, files, run.checkpoints)
+                        for (logits, loss), value in zip(judged, losses, strict=True):
+                            if np.isfinite(value):
+                                sums.add(loss.detach(), logits.detach(), labels)
+                        loss_sum += loss_value
+                        clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
+                    norms = []
+                    for parameters, optimizer, scaler in updates:
+                        scaler.unscale_(optimizer)
+                        norms.append(clip_gradients(parameters, settings.clip_grad, settings.clip_grad_by))
+                        scaler.step(optimizer)
+                        scaler.update()
+                        optimizer.zero_grad(set_to_none=True)
+                    grad_norm = finite_mean(torch.stack(norms).tolist())
+                    state.step += 1
+                    state.total_step += 1
+                    if average is not None:
+                        average.update(state.total_step)
+                    state.loss = loss_sum / settings.accumulation
+                    profiler.step()
 
-                seconds = time.perf_counter() - step_started
-                state.seconds = time.perf_counter() - attempt_started
-                epoch = state.total_step / per_epoch
-                now = {
-                    "train/step_loss": state.loss,
-                    "train/grad_norm": grad_norm,
-                    "train/clips_per_s": clips_seen * ranks.world_size / seconds,
-                    "train/data_share": data_seconds / seconds,
-                }
-                lr_now = max(group["lr"] for group in groups_of(updates))
-                row = {"step": state.total_step, "epoch": epoch, "phase": name, "seconds": seconds, **now}
-                log.step({**row, "lr": lr_now, "weight_decay": rates["weight_decay"]})
-                shown = {"loss": state.loss, "lr": lr_now, "clips/s": now["train/clips_per_s"]}
-                console.advance(state.step, {"epoch": round(epoch, 1), **shown})
-                if state.total_step % settings.log_every == 0:
-                    log.log({"epoch": epoch, "phase": name, **now, **rates}, state.total_step)
-                check_faults(sums, settings, per_epoch, ranks.rank, ranks.world_size)
-
-                if state.step % per_epoch == 0 or state.step == total:
-                    reduced = EpochSums(**{key: ranks.sum(value) for key, value in sums.tensors().items()})
-                    times = {
-                        "time/epoch_s": time.perf_counter() - epoch_started,
-                        "time/total_s": state.seconds,
+                    seconds = time.perf_counter() - step_started
+                    state.seconds = time.perf_counter() - attempt_started
+                    epoch = state.total_step / per_epoch
+                    now = {
+                        "train/step_loss": state.loss,
+                        "train/grad_norm": grad_norm,
+                        "train/clips_per_s": clips_seen * ranks.world_size / seconds,
+                        "train/data_share": data_seconds / seconds,
                     }
-                    trained = reduced.metrics()
-                    row = {f"train/{key}": value for key, value in trained.items()}
-                    log.log({"epoch": epoch, "phase": name, **row, **times}, state.total_step)
-                    console.info(training_line(epoch, trained))
-                    sums = new_sums()
-                    epoch_started = time.perf_counter()
+                    lr_now = max(group["lr"] for group in groups_of(updates))
+                    row = {"step": state.total_step, "epoch": epoch, "phase": name, "seconds": seconds, **now}
+                    log.step({**row, "lr": lr_now, "weight_decay": rates["weight_decay"]})
+                    shown = {"loss": state.loss, "lr": lr_now, "clips/s": now["train/clips_per_s"]}
+                    console.advance(state.step, {"epoch": round(epoch, 1), **shown})
+                    if state.total_step % settings.log_every == 0:
+                        log.log({"epoch": epoch, "phase": name, **now, **rates}, state.total_step)
+                    check_faults(sums, settings, per_epoch, ranks.rank, ranks.world_size)
 
-                if evaluate_due(state.step) or state.step == total:
+                    if state.step % per_epoch == 0 or state.step == total:
+                        reduced = EpochSums(
+                            **{key: ranks.sum(value) for key, value in sums.tensors().items()}
+                        )
+                        costs = epoch_costs(time.perf_counter() - epoch_started, state.seconds, device)
+                        trained = reduced.metrics()
+                        row = {f"train/{key}": value for key, value in trained.items()}
+                        log.log({"epoch": epoch, "phase": name, **row, **costs}, state.total_step)
+                        console.info(training_line(epoch, trained))
+                        sums = new_sums()
+                        epoch_started = time.perf_counter()
+                    state.due = evaluate_due(state.step) or state.step == total
+
+                # A signal to any rank stops all of them here, at the same step, or within the evaluation
+                stopping, found, epoch = ranks.any(run.halt.asked), None, state.total_step / per_epoch
+                if state.due and not stopping:
                     found = validate(learner, learning.evaluate, heads, average, ranks)
                     set_train_mode(learner, settings.batch_norm)
+                    stopping = found is None
+                if found is not None:
+                    state.due = False
                     for path, cause in found[heads[0]].table.missing if ranks.is_main else ():
                         log.fault(path, cause, step=state.total_step, split="val")
                     if phase.heads is not None:
@@ -247,7 +256,7 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     )
                     for line in validation_lines(epoch, found, settings.monitor, selecting, improved):
                         console.info(line)
-                    if improved and ranks.is_main:
+                    if improved:
                         best = {
                             "model": average.tensors if selecting == "ema" else model.state_dict(),
                             "weights": selecting if selecting in VALIDATED else "raw",
@@ -255,20 +264,21 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                             "state": asdict(state),
                             "metrics": found[selecting].metrics,
                         }
-                        checkpoint.save({**run.card, **best}, run.checkpoints / "best.pt")
+                        saver.best(best)
+                    run.on_validation(value)
 
                 # A phase ends with its last step, or early when validation has stopped improving
-                stopped = settings.patience is not None and state.stale >= settings.patience
-                ended = stopped or state.step == total
+                stale = settings.patience is not None and state.stale >= settings.patience
+                ended = (stale or state.step == total) and not state.due
                 keep, save = keep_due(state.step), save_due(state.step)
                 if ended:
-                    if stopped:
+                    if stale:
                         console.info(
                             f"phase {name} ends early: no better {settings.monitor} in {state.stale} evaluations"
                         )
                     state.phase, state.step, state.stale = state.phase + 1, 0, 0
-                if save or keep or ended:
-                    log.flush()  # a resumed run never writes the rows up to here again
+                if save or keep or ended or stopping:
+                    unwritten = ranks.gather(log.flush())  # a resumed run never writes these rows again
                     payload = {
                         "model": model.state_dict(),
                         "weights": "raw",
@@ -279,22 +289,9 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                         "sums": ranks.gather({key: value.cpu() for key, value in sums.tensors().items()}),
                         "state": asdict(state),
                     }
-                    if ranks.is_main:
-                        names = ["last.pt", *([f"step_{state.total_step:07d}.pt"] if keep else [])]
-                        for file in names:
-                            checkpoint.save({**run.card, **payload}, run.checkpoints / file)
+                    saved = saver.save(payload, unwritten, keep, must=state.phase == len(phases))
+                if stopping:
+                    word = "" if saved else "not "
+                    console.info(f"a signal ends the run at step {state.total_step}, which is {word}saved")
+                    run.halt.stop_if(True)
     return state
-
-
-def seed_step(seed: int, step: int, ranks: Ranks) -> None:
-    """Seeds what a step draws from: the CPU's generator and this rank's device's, no others (that takes longer)."""
-    number = int(np.random.SeedSequence([seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1)
-    torch.default_generator.manual_seed(number)
-    if ranks.device.type == "cuda":
-        torch.cuda.manual_seed(number)
-
-
-def _every(duration: str, total: int, per_epoch: int) -> Callable[[int], bool]:
-    """Whether a step of the phase is one of every `duration`; at least a step apart."""
-    stride = max(1, steps(duration, total, per_epoch))
-    return lambda step: step % stride == 0

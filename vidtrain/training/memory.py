@@ -32,6 +32,14 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
     return {**gpu, "process": process, "workers": _peak_of_workers()}
 
 
+def epoch_costs(epoch_seconds: float, total_seconds: float, device: torch.device) -> dict[str, float]:
+    """What the log says an epoch has cost: seconds, and GB of memory at the peak so far (see `peak_memory`)."""
+    peak = peak_memory(device)
+    named = {"process": "process", "workers": "workers", "gpu_allocated": "gpu"}
+    memory = {f"memory/{name}_gb": peak[key] / 1e9 for key, name in named.items() if peak[key] is not None}
+    return {"time/epoch_s": epoch_seconds, "time/total_s": total_seconds, **memory}
+
+
 def _peak_of_workers() -> int | None:
     if not Path("/proc/self/status").is_file():
         return None

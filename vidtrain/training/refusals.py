@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vidtrain.errors import UserError
+from vidtrain.errors import DivergedError, UserError
 from vidtrain.training.optim import parameter_groups
 from vidtrain.training.schedules import steps
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
@@ -23,9 +23,9 @@ def check_phases(model: nn.Module, phases: Mapping[str, PhaseSettings], epochs: 
 
 
 def refuse_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
-    """Raises `UserError` for a loss that is not finite, on a micro-batch of these `files`."""
+    """Raises `DivergedError` for a loss that is not finite, on a micro-batch of these `files`."""
     named = "\n  ".join(files)
-    raise UserError(
+    raise DivergedError(
         f"the loss is {loss} at step {step}, on these files:\n  {named}\n"
         "Lower optimizer.lr, lengthen the warmup or use trainer.precision=fp32. Nothing after this step's "
         f"beginning was saved in {checkpoints}"

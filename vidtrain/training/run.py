@@ -1,7 +1,7 @@
 """What the loop works with, assembled by the app."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vidtrain.evaluation.report import Report
 from vidtrain.training.distributed import Ranks
+from vidtrain.training.halting import Halt
 from vidtrain.training.learning import Learning
 from vidtrain.training.losses import Loss
 from vidtrain.training.optim import OptimizerFactory
@@ -39,9 +40,14 @@ class Run:
     seed: int
     log: Any  # a RunLog
     console: Any  # a Console
-    checkpoints: Path  # the folder of last.pt and best.pt
+    checkpoints: Path  # the folder of last.pt, previous.pt and best.pt
     card: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
     frozen: Callable[[PhaseSettings], Learning] | None = None  # many heads, cached features
+    # what else is told of every validated `trainer.monitor`; it may raise Pruned, on all ranks
+    on_validation: Callable[[float], None] = lambda value: None
+    halt: Halt = field(
+        default_factory=Halt
+    )  # the signals that stop the run; one that nobody entered hears none
 
     def learning(self, model: nn.Module, phase: PhaseSettings) -> Learning:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""

@@ -6,7 +6,7 @@ in V-JEPA's reference: the factor of step s is in force when the s-th optimizer 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, Self
 
@@ -22,6 +22,12 @@ def steps(duration: str, total_steps: int, steps_per_epoch: int) -> int:
         raise UserError(f"{duration!r} is not a duration: write 3ep (epochs), 500it (steps) or 10% (a share)")
     size = {"ep": steps_per_epoch, "it": 1, "%": total_steps / 100}[match["unit"]]
     return round(float(match["number"]) * size)
+
+
+def every(duration: str, total_steps: int, steps_per_epoch: int) -> Callable[[int], bool]:
+    """Whether a step of the phase is one of every `duration`; at least a step apart."""
+    stride = max(1, steps(duration, total_steps, steps_per_epoch))
+    return lambda step: step % stride == 0
 
 
 def _duration(default: str | Sequence[str]):

@@ -34,7 +34,7 @@ class TrainerSettings:
     monitor_weights: str | None = None  # whose, and what best.pt holds: raw, ema; null: ema where it is kept
     patience: int | None = None  # evaluations without a new best of the run that end a phase; null: never
     eval_every: str = "1ep"
-    save_every: str = "1ep"  # how often last.pt is written
+    save_every: str = "1ep"  # how often last.pt is written; the one before stays as previous.pt
     keep_every: str | None = None  # how often a checkpoint is kept for good
     log_every: int = 10  # steps between rows of metrics.jsonl
 
@@ -42,6 +42,7 @@ class TrainerSettings:
     max_fault_share: float = 0.02  # share of unreadable training videos that ends the run
     one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
     profile: bool = False  # write a torch profiler trace of a few steps (debug=profile)
+    rank_timeout: float = 60.0  # seconds without a sign of life of a rank that end the others
     deterministic: bool = False  # only deterministic CUDA kernels, where resuming must give the same bits
 
 

@@ -20,6 +20,7 @@ class TrainState:
     best: float | None = None
     best_step: int | None = None
     stale: int = 0  # evaluations since the best
+    due: bool = False  # whether the evaluation of this step is still to come, as a signal cut it short
     loss: float | None = None  # of the last step, on this rank
     seconds: float = 0.0  # of training, over all attempts
 

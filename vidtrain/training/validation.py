@@ -10,6 +10,7 @@ from vidtrain.evaluation.report import Report
 from vidtrain.training.batch_norm import BATCH_NORMS, batch_norms
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.ema import WeightAverage
+from vidtrain.training.halting import Stopped
 from vidtrain.training.settings import TrainerSettings
 
 # Which weights -> under which name their metrics are logged
@@ -79,15 +80,19 @@ def validate(
     names: Sequence[str],
     average: WeightAverage | None,
     ranks: Ranks,
-) -> dict[str, Report]:
+) -> dict[str, Report] | None:
     """What `evaluate` finds, by all ranks alike: with the weights as they are ("raw", or of each head by its name), and
-    with their average ("ema")."""
+    with their average ("ema"). None where a signal cut it short, of which `evaluate` raises `Stopped` on all ranks.
+    """
     ranks.share_buffers(learner)
-    found = dict(zip(names, evaluate(), strict=True))
-    if average is not None:
-        with average.in_place():
-            ranks.share_buffers(learner)
-            [found["ema"]] = evaluate()
+    try:
+        found = dict(zip(names, evaluate(), strict=True))
+        if average is not None:
+            with average.in_place():
+                ranks.share_buffers(learner)
+                [found["ema"]] = evaluate()
+    except Stopped:
+        return None
     return found
 
 
