@@ -16,6 +16,7 @@ audit.py               reads every file and reports what is wrong
 What they rest on:
 
 app.py                 compose, report faults, end with a clear word
+bare_words.py          paths on a command line, as the overrides that Hydra takes
 schemas.py             typed configuration of every program
 schemas_data.py        the same of audit, prepare and split
 config.py              check_targets holds components against their signatures

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app import fail, launch, overrides_in
+from vidtrain.app import fail, launch
+from vidtrain.bare_words import gathered
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
 from vidtrain.schemas import CompareConfig
@@ -28,20 +29,7 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
 
     Raises `UserError` where runs are given in both ways.
     """
-    given = overrides_in(arguments)
-    bare = [each for each in given if Path(each).exists() or ("=" not in each and each[:1] not in "~+")]
-    if not bare:
-        return list(arguments)
-    if any(each.startswith("runs=") for each in given):
-        raise UserError(f"runs are given twice, by runs= and by {' '.join(bare)}; give all in one way")
-    rest = [each for each in arguments if each not in bare]
-    return [*rest, f"runs=[{','.join(map(_in_quotes, bare))}]"]
-
-
-def _in_quotes(text: str) -> str:
-    """As an element of a list in Hydra's grammar, whatever characters it has."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return gathered(arguments, "runs")
 
 
 def check(cfg: CompareConfig) -> list[tuple[str, str]]:

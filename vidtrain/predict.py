@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vidtrain.app import fail, launch, overrides_in
+from vidtrain.app import fail, launch
+from vidtrain.bare_words import gathered
 from vidtrain.config import check_targets, suggest
 from vidtrain.errors import UserError
 from vidtrain.trained import locate, open_trained
@@ -36,14 +37,7 @@ def with_videos(arguments: Sequence[str]) -> list[str]:
 
     Raises `UserError` where videos are given in both ways.
     """
-    given = overrides_in(arguments)
-    bare = [each for each in given if os.path.exists(each) or ("=" not in each and each[:1] not in "~+")]
-    if not bare:
-        return list(arguments)
-    if any(each.startswith("videos=") for each in given):
-        raise UserError(f"videos are given twice, by videos= and by {' '.join(bare)}; give all in one way")
-    quoted = ["'" + each.replace("\\", "\\\\").replace("'", "\\'") + "'" for each in bare]
-    return [*(each for each in arguments if each not in bare), f"videos=[{','.join(quoted)}]"]
+    return gathered(arguments, "videos")
 
 
 # --- what is wrong, as far as the command line tells ------------------------------------------------------

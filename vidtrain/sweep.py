@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtrain.app import fail, launch, overrides_in
+from vidtrain.app import fail, launch
+from vidtrain.bare_words import bare_words, in_quotes
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
 from vidtrain.schemas import SweepConfig
@@ -29,18 +30,11 @@ def with_words(arguments: Sequence[str]) -> list[str]:
 
     Raises `UserError` for more words than those two.
     """
-    given = overrides_in(arguments)
-    bare = [each for each in given if Path(each).exists() or ("=" not in each and each[:1] not in "~+")]
+    bare, rest = bare_words(arguments)
     if len(bare) > 2:
         raise UserError(f"{shlex.join(bare)}: one of {' or '.join(ACTIONS)}, and the folder of one sweep")
-    rest = [each for each in arguments if each not in bare]
     words = dict(zip(("action", "folder"), bare, strict=False))
-    return [*rest, *(f"{key}={_in_quotes(value)}" for key, value in words.items())]
-
-
-def _in_quotes(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return [*rest, *(f"{key}={in_quotes(value)}" for key, value in words.items())]
 
 
 def check(cfg: SweepConfig) -> list[tuple[str, str]]:
@@ -138,7 +132,7 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
         # another launcher has other settings
         and not ("hydra/launcher" in keys and each.lstrip("+~").startswith("hydra.launcher."))
     ]
-    return ["-m", *stored, *now, f"hydra.sweep.dir={_in_quotes(str(folder))}"]
+    return ["-m", *stored, *now, f"hydra.sweep.dir={in_quotes(str(folder))}"]
 
 
 def _bare(text: str) -> str:

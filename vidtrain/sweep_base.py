@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
@@ -149,13 +150,13 @@ class TrialSweeper(Sweeper):
             + "\nIts trials would not be comparable: take these back, or choose another hydra.sweep.dir"
         )
 
+    @abstractmethod
     def check_said(self, first: DictConfig) -> None:
         """Raises `UserError` for what cannot be swept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_missing(self) -> None:
         """Runs what is missing."""
-        raise NotImplementedError
 
     # --- trials ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from hydra.core.override_parser.types import Override
 
+from vidtrain.bare_words import in_quotes
+
 
 def values(override: Override) -> list[str]:
     key = override.get_key_element()
@@ -24,5 +26,4 @@ def first_value(override: Override) -> str:
 
 def quoted(key: str, value: str) -> str:
     """`key='value'`, whatever characters it has."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={in_quotes(value)}"
