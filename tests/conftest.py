@@ -24,6 +24,11 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With -n, the one file that takes minutes of waiting comes first, so that the others run beside it."""
+    items.sort(key=lambda item: "slurm" not in item.keywords)
+
+
 @pytest.fixture(autouse=True)
 def quiet_again():
     """Programs that a test runs set up logging to the output of that test, which is closed when it ends."""

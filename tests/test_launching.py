@@ -6,6 +6,7 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from submitit.core import core
 
 from vidtrain import launcher_plugin, launching
 from vidtrain.app import find_faults
@@ -81,10 +82,50 @@ def test_the_queue_tells_of_jobs_and_of_those_that_have_left_it():
     queue = Queue(delay_s=1)
     for job in ("12", "13", "14_0", "14_1"):
         queue.register_job(job)
+    assert queue._make_command() is not None
     found = queue.read_info("12|RUNNING|n1\n14_0|PENDING|\n14_[1-3]|PENDING|\n99|RUNNING|n2\n")
     assert {job: state["State"] for job, state in found.items()} == {
         "12": "RUNNING", "13": "COMPLETED", "14_0": "PENDING", "14_1": "PENDING",
     }  # fmt: skip
+
+
+def test_a_job_submitted_while_the_queue_is_read_has_not_ended(monkeypatch):
+    """Trials wait in threads: one reads the queue, and another submits its job meanwhile."""
+    queue = Queue(delay_s=1)
+    queue.register_job("12")
+
+    def squeue(command, shell):
+        assert command[0] == "squeue" and not shell
+        queue.register_job("13")
+        return b"12|RUNNING|n1\n"
+
+    monkeypatch.setattr(core.subprocess, "check_output", squeue)
+    assert not queue.is_done("12", mode="force")
+    assert not queue.is_done("13", mode="cache")
+    monkeypatch.setattr(core.subprocess, "check_output", lambda *_, **__: b"12|RUNNING|n1\n")
+    queue.update()
+    assert queue.is_done("13", mode="cache")
+
+
+@pytest.mark.parametrize(
+    ("state", "done"),
+    [
+        ("RUNNING", False),
+        ("COMPLETING", False),
+        ("PREEMPTED", False),  # and may be requeued
+        ("NODE_FAIL", False),
+        ("REQUEUED", False),
+        ("COMPLETED", True),
+        ("FAILED", True),
+        ("CANCELLED", True),
+        ("TIMEOUT", True),  # which is never requeued
+    ],
+)
+def test_which_states_are_the_end_of_a_job(state, done, monkeypatch):
+    queue = Queue(delay_s=1)
+    queue.register_job("12")
+    monkeypatch.setattr(core.subprocess, "check_output", lambda *_, **__: f"12|{state}|".encode())
+    assert queue.is_done("12", mode="force") == done
 
 
 ENDING = """

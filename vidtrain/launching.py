@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -21,6 +22,7 @@ from vidtrain.training.halting import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_e
 REQUEUE = Path(__file__).resolve().parents[1] / "experiments" / "slurm" / "requeue.sh"
 LOOK_SECONDS = 30  # between looks at the queue, once it has been watched for a while
 ENDED = "COMPLETED"
+FINAL = {ENDED, "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}
 
 
 class _VisibleFailures:
@@ -86,17 +88,31 @@ class LocalLauncher(_VisibleFailures, submitit_launcher.LocalLauncher):
 
 class Queue(SlurmInfoWatcher):
     """How submitit learns how its jobs do: of squeue, where it would ask sacct, which not every cluster has, and where
-    it would wait for ever for a job that was cancelled. A job that has left the queue has ended."""
+    it would wait for ever for a job that was cancelled. A job that has left the queue has ended; one that lost its node
+    or was preempted may go on, and has not. Each trial of a sweep waits in a thread of its own, and all ask here."""
 
     _one: "Queue | None" = None
+
+    def __init__(self, delay_s: int):
+        super().__init__(delay_s)
+        self._looking = RLock()
+        self._asked: frozenset[str] = frozenset()
 
     @classmethod
     def instance(cls) -> "Queue":
         cls._one = cls._one or cls(delay_s=LOOK_SECONDS)
         return cls._one
 
+    def update_if_long_enough(self, mode: str) -> None:
+        with self._looking:  # one look serves all that waited for it
+            super().update_if_long_enough(mode)
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        return self.get_state(job_id, mode=mode).upper() in FINAL
+
     def _make_command(self) -> list[str] | None:
-        if not self._registered - self._finished:
+        self._asked = frozenset(self._registered.copy() - self._finished)
+        if not self._asked:
             return None
         return ["squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%N"]
 
@@ -104,4 +120,5 @@ class Queue(SlurmInfoWatcher):
         text = string if isinstance(string, str) else string.decode()
         found = super().read_info("JobID|State|NodeList\n" + text)
         gone = {"State": ENDED, "NodeList": ""}
-        return {each: found[each] if each in found else gone for each in self._registered}
+        # of those alone that were there to be asked for: another may have been submitted since squeue looked
+        return {each: found[each] if each in found else gone for each in self._asked}

@@ -263,7 +263,7 @@ class TrialSweeper(Sweeper):
         except (
             Exception
         ) as error:  # submitit raises for a job that was cancelled, killed, or ended without a result
-            return error
+            return None if self._outlived(trial) else error  # it may be wrong: the job may have been requeued
         return returned._return_value if returned.status == JobStatus.FAILED else None
 
     def _settled(self, trial: Trial, error: Exception | None) -> TrialState:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,15 +42,33 @@ SMALL = [
     "model.encoder.drop_path=0.2",
     "clip.size=16",
     "logger=none",
-    "trainer.epochs=160",  # of 5 steps
+    "optimizer._target_=throttled.Throttled",
+    "trainer.epochs=60",  # of 5 steps
     "trainer.batch_size=6",
     "trainer.num_workers=1",
     "trainer.cpu_threads=1",
     "trainer.log_every=1",
-    "trainer.eval_every=40ep",
+    "trainer.eval_every=20ep",
     "trainer.save_every=2ep",
     "trainer.rank_timeout=15",
 ]
+# Few steps outlast what is done to a run
+THROTTLED = """
+import os
+import time
+from pathlib import Path
+
+import torch
+
+class Throttled(torch.optim.AdamW):
+    def step(self, closure=None):
+        pace = Path(os.environ["PACE"])
+        try:
+            time.sleep(float(pace.read_text()))
+        except FileNotFoundError:
+            pass
+        return super().step(closure)
+"""
 # What the clock and the machine decide
 TIMED = (
     "seconds", "minutes", "train/clips_per_s", "train/data_share", "time/epoch_s", "time/total_s",
@@ -56,13 +76,31 @@ TIMED = (
 )  # fmt: skip
 
 
+@contextmanager
+def slow_steps(slurm, seconds):
+    """Within it, each step of every run takes so much longer."""
+    pace = slurm.work / "pace"
+    write_pace(slurm, seconds)
+    try:
+        yield
+    finally:
+        pace.unlink()
+
+
+def write_pace(slurm, seconds):
+    (slurm.work / "pace.new").write_text(str(seconds))
+    (slurm.work / "pace.new").rename(slurm.work / "pace")  # no reader finds it empty
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """Three nodes, and a folder where jobs start."""
     root = tmp_path_factory.mktemp("slurm")
     with cluster(3) as made:
-        made.env |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "SLURM_OVERLAP": "1"}
+        made.env |= {"PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}:{root}", "SLURM_OVERLAP": "1"}
+        made.env |= {"PACE": str(root / "pace")}
         made.work = root
+        (root / "throttled.py").write_text(THROTTLED)
         (root / "experiments").symlink_to(ROOT / "experiments")
         yield made
 
@@ -110,7 +148,9 @@ def reach(slurm, job, folder, attempt):
         started = [row for row in attempts(slurm, folder) if row["event"] == "started"]
         metrics = slurm.work / folder / "metrics.jsonl"
         steps = re.findall(r'"step": ?(\d+)', metrics.read_text()) if metrics.exists() else []
-        return len(started) >= attempt and steps and int(steps[-1]) >= started[-1]["step"] + 15
+        return (
+            len(started) >= attempt and steps and int(steps[-1]) >= started[-1]["step"] + 12
+        )  # two epochs are saved
 
     try:
         wait_for(there, f"steps of attempt {attempt}", PATIENCE, every=0.3)
@@ -157,10 +197,13 @@ def preempt(slurm, job):
 
 def run_out_of_time(slurm, job):
     """The time limit of the job is brought near: it has asked to be told two minutes ahead."""
-    hours, minutes, _ = slurm.job(job)["RunTime"].split(":")
-    slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={60 * int(hours) + int(minutes) + 2}")
+    hours, minutes, seconds = (int(each) for each in slurm.job(job)["RunTime"].split(":"))
+    elapsed = 60 * hours + minutes + seconds / 60
     before = slurm.restarts(job)
+    write_pace(slurm, 1)  # SLURM looks at time limits every 30 seconds
+    slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={math.ceil(elapsed + 0.75)}")
     wait_for(lambda: slurm.restarts(job) > before, "the job to be requeued", PATIENCE)
+    write_pace(slurm, PACE)
     slurm.run("scontrol", "update", f"jobid={job}", "timelimit=60")
 
 
@@ -189,9 +232,11 @@ def cut_the_other_node(slurm, job):
     cut_the_power(slurm, job, 2)
 
 
+PACE = 0.2  # seconds
 EVENTS = (
     requeue,
     preempt,
+    run_out_of_time,
     kill_a_rank,
     freeze_a_rank,
     cut_the_first_node,
@@ -201,16 +246,17 @@ EVENTS = (
 
 def test_a_run_that_everything_happens_to_ends_with_the_same_bits(slurm, undisturbed):
     """One job, disturbed again and again in the middle of its steps, against one that was left alone."""
-    job = submit(slurm, "disturbed", options=["--time=60"])
     ids = set()
-    for number, event in enumerate(EVENTS, start=1):
-        reach(slurm, job, "disturbed", number)
-        ids.add(json.loads((slurm.work / "disturbed/run.json").read_text())["id"])
-        before = slurm.restarts(job)
-        event(slurm, job)
-        wait_for(
-            lambda before=before: slurm.restarts(job) > before, f"a requeue after {event.__name__}", PATIENCE
-        )
+    with slow_steps(slurm, PACE):
+        job = submit(slurm, "disturbed", options=["--time=60"])
+        for number, event in enumerate(EVENTS, start=1):
+            reach(slurm, job, "disturbed", number)
+            ids.add(json.loads((slurm.work / "disturbed/run.json").read_text())["id"])
+            before = slurm.restarts(job)
+            event(slurm, job)
+            what = f"a requeue after {event.__name__}"
+            wait_for(lambda before=before: slurm.restarts(job) > before, what, PATIENCE)
+    slurm.release(job)
     found = ended(slurm, job)
 
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), output_of(slurm, "disturbed")
@@ -227,7 +273,7 @@ def test_a_run_that_everything_happens_to_ends_with_the_same_bits(slurm, undistu
     rows = attempts(slurm, "disturbed")
     assert sum(row["event"] == "started" for row in rows) >= len(EVENTS) + 1
     stops = [row["signal"] for row in rows if row["event"] == "stopped"]
-    assert stops[:2] == ["SIGTERM", "SIGTERM"]
+    assert stops[:3] == ["SIGTERM", "SIGTERM", "SIGUSR1"]
     assert rows[-1]["event"] == "finished"
 
 
@@ -245,7 +291,6 @@ class Broken(torch.optim.SGD):
 
 def test_a_defect_is_tried_twice_and_seen_by_slurm(slurm, undisturbed):
     (slurm.work / "broken.py").write_text(DEFECT)
-    slurm.env["PYTHONPATH"] = f"{ROOT}:{slurm.work}"
     job = submit(slurm, "defect", "optimizer=sgd", "optimizer._target_=broken.Broken")
     wait_for(lambda: slurm.restarts(job) == 1, "the second try", PATIENCE)
     slurm.release(job)
@@ -261,46 +306,75 @@ def test_a_defect_is_tried_twice_and_seen_by_slurm(slurm, undisturbed):
     ]
 
 
-def test_a_sweep_goes_on_past_a_failing_trial(slurm, undisturbed):
-    """A job for each run; that of the failing one has failed in SLURM's eyes, too."""
+def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(slurm):
+    """Four trials, two at a time, a job for each; two diverge. No trial is run twice, and none is forgotten."""
+    folder = slurm.work / "sweep"
     command = [
-        sys.executable, "-m", MODULE, "-m", "hydra/launcher=slurm", "hydra.sweep.dir=sweep",
-        f"data_root={slurm.work}", *SMALL, "trainer.epochs=2", "trainer.eval_every=1ep",
-        "optimizer.lr=1e-3,1e30", "trainer.clip_grad=null",
+        sys.executable, "-m", MODULE, "-m", "hydra/launcher=slurm", "hydra.launcher.array_parallelism=2",
+        "hydra.sweep.dir=sweep", f"data_root={slurm.work}", *SMALL, "trainer.epochs=20", "trainer.eval_every=10ep",
+        "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.clip_grad=null",
     ]  # fmt: skip
+    with slow_steps(slurm, PACE), open(slurm.work / "launcher.out", "wb") as out:
+        launcher = subprocess.Popen(command, env=slurm.env, cwd=slurm.work, stdout=out, stderr=out)
+        jobs = [
+            wait_for(lambda at=at: job_of(folder, at), f"the job of trial {at}", PATIENCE) for at in (0, 1)
+        ]
+        for at, job in enumerate(jobs):
+            reach(slurm, job, f"sweep/{at}", 1)
+        launcher.kill()
+        launcher.wait()
+        preempt(slurm, jobs[0])
+        for at, job in enumerate(jobs):
+            wait_for(lambda job=job: slurm.restarts(job) == 1, f"a requeue of trial {at}", PATIENCE)
+            slurm.release(job)
+    resume = [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep"]
     done = subprocess.run(
-        command, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=2 * PATIENCE
+        resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE
     )
     said = done.stdout + done.stderr
     assert done.returncode == 1, said
-    assert "1 finished" in said and "1 diverged" in said
-    assert json.loads((slurm.work / "sweep/0/summary.json").read_text())["status"] == "finished"
-    assert json.loads((slurm.work / "sweep/1/outcome.json").read_text())["status"] == "diverged"
+    assert "2 finished, 2 diverged" in said, said
+    assert json.loads((folder / "2/outcome.json").read_text())["status"] == "diverged"
+    for at in (0, 1):
+        summary = json.loads((folder / str(at) / "summary.json").read_text())
+        assert (summary["status"], summary["steps"]) == ("finished", 100)
+        events = [(row["event"], row["job"]) for row in attempts(slurm, f"sweep/{at}") if "job" in row]
+        assert events == [("started", jobs[at]), ("started", jobs[at])]  # the same job, not another
+        assert [row["event"] for row in attempts(slurm, f"sweep/{at}")][1::2] == ["stopped", "finished"]
     states = {}
-    for number in (0, 1):
-        (folder,) = (slurm.work / "sweep/.submitit" / str(number)).glob("[0-9]*/")
-        job = ended(slurm, folder.name)
-        states[number] = (job["JobState"], job["ExitCode"])
-    assert states == {0: ("COMPLETED", "0:0"), 1: ("FAILED", "2:0")}
+    for at in range(4):
+        found = ended(slurm, job_of(folder, at))
+        states[at] = (found["JobState"], found["ExitCode"], found["Restarts"])
+    well, badly = ("COMPLETED", "0:0", "1"), ("FAILED", "2:0", "0")
+    assert states == {0: well, 1: well, 2: badly, 3: badly}
+
+    again = subprocess.run(
+        resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert "4 trials, 0 to run" in again.stdout, again.stdout + again.stderr
+    for at in range(4):
+        assert job_of(folder, at)  # still the only one
 
 
-def test_out_of_time_refused_and_cancelled(slurm, undisturbed):
-    """A job that would take hours is told of its time limit, goes on after it, holds its folder, and is cancelled."""
-    job = submit(slurm, "cancelled", "trainer.epochs=4000")
-    reach(slurm, job, "cancelled", 1)
-    run_out_of_time(slurm, job)
-    reach(slurm, job, "cancelled", 2)
-    first, stopped, second = attempts(slurm, "cancelled")
-    assert [row["event"] for row in (first, stopped, second)] == ["started", "stopped", "started"]
-    assert (stopped["signal"], second["restart"]) == ("SIGUSR1", 1)
-    assert second["step"] >= 15  # where the signal found it
-    refused = subprocess.run(
-        ["srun", "-n1", "-N1", sys.executable, "-m", MODULE, "run_dir=cancelled"],
-        env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
-    assert refused.returncode == 2 and "the run folder cancelled is in use by process" in refused.stderr
-    slurm.run("scancel", job)
-    found = ended(slurm, job)
+def job_of(sweep, trial):
+    """The id of the one job that was submitted for a trial, or None."""
+    found = list((sweep / ".submitit" / str(trial)).glob("[0-9]*/"))
+    assert len(found) <= 1
+    return found[0].name if found else None
+
+
+def test_one_run_for_a_folder_and_cancelling_it(slurm, undisturbed):
+    """A job that would take long holds its folder, and is cancelled for good."""
+    with slow_steps(slurm, PACE):
+        job = submit(slurm, "cancelled", "trainer.epochs=4000")
+        reach(slurm, job, "cancelled", 1)
+        refused = subprocess.run(
+            ["srun", "-n1", "-N1", sys.executable, "-m", MODULE, "run_dir=cancelled"],
+            env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        assert refused.returncode == 2 and "the run folder cancelled is in use by process" in refused.stderr
+        slurm.run("scancel", job)
+        found = ended(slurm, job)
     wait_for(lambda: not slurm.tasks(job, MODULE), "its processes to end")
     assert (found["JobState"], slurm.job(job)["JobState"]) == ("CANCELLED", "CANCELLED")
     assert attempts(slurm, "cancelled")[-1]["event"] == "stopped"  # and it can be resumed by hand

@@ -110,9 +110,12 @@ def main() -> None:
         folder, rank, since = running.pop(pid)
         took = time.monotonic() - since
         (folder / f"status_{rank}").write_text(f"{os.waitstatus_to_exitcode(status)} {took}")
+    for pid in frozen:  # woken when the other rank has ended, it sees that it is alone
+        os.kill(pid, signal.SIGCONT)
     for pid in frozen:
-        os.kill(pid, signal.SIGKILL)
-        os.wait()
+        folder, rank, _ = running.pop(pid)
+        _, status = os.waitpid(pid, 0)
+        (folder / f"status_{rank}").write_text(f"{os.waitstatus_to_exitcode(status)} 0")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Vigil:
         self._verdict: Verdict | None = None
         self._heard = threading.Event()  # an answer of the store
         self._lost_store: str | None = None
+        self._given_up = False  # by the others, while this process was suspended
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True)
@@ -139,6 +140,7 @@ class Vigil:
         while not self._closed.wait(BEAT_SECONDS):
             now = time.monotonic()
             # a process that was suspended must not take the others for dead when it goes on
+            self._given_up |= now - before > self.patience
             passed, before = min(now - before, 2 * BEAT_SECONDS), now
             for each, beat in self._beats.items():
                 self._silent[each] = self._silent[each] + passed if seen.get(each) == beat else 0.0
@@ -161,10 +163,10 @@ class Vigil:
             self.lose(lost[0], silence, tell=lost[0] != 0)
 
     def lose(self, rank: int, cause: str, tell: bool = True) -> Verdict:
-        """Claims the loss of another rank; it is recorded by this one. Without `tell` the store is not asked, which may
-        never answer."""
+        """Claims the loss of another rank; it is recorded by this one, unless that rank had given this one up before.
+        Without `tell` the store is not asked, which may never answer."""
         verdict = self.claim(cause, self.lost_status(), rank, tell)
-        if verdict.rank == rank and verdict.cause == cause:
+        if verdict.rank == rank and verdict.cause == cause and not self._given_up:
             self.on_lost(verdict)
         return verdict
 
