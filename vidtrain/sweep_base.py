@@ -245,12 +245,10 @@ class TrialSweeper(Sweeper):
         with open_dict(config):
             config.hydra.overrides.hydra.extend(pinned)
             config.hydra.sweep.dir, config.hydra.sweep.subdir = str(self.folder), trial.folder
-            if (
-                "submitit_folder" in config.hydra.launcher
-            ):  # the names in it are the numbers of the trial's jobs
-                config.hydra.launcher.submitit_folder = str(
-                    self.folder / ".submitit" / str(trial.number) / "%j"
-                )
+            own = config.hydra.launcher
+            if "submitit_folder" in own:  # the names in it are the numbers of the trial's jobs
+                own.submitit_folder = str(self.folder / ".submitit" / str(trial.number) / "%j")
+                own.name = f"{own.name}-{trial.number}"
         if self._at_a_time() is None:
             values = trial.values()
             swept = " ".join(f"{key}={values[key]}" for key in self.record.keys if key in values)

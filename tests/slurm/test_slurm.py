@@ -344,6 +344,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
     states = {}
     for at in range(4):
         found = ended(slurm, job_of(folder, at))
+        assert found["JobName"] == f"motion-{at}"
         states[at] = (found["JobState"], found["ExitCode"], found["Restarts"])
     well, badly = ("COMPLETED", "0:0", "1"), ("FAILED", "2:0", "0")
     assert states == {0: well, 1: well, 2: badly, 3: badly}

@@ -100,6 +100,21 @@ def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, caplog, monke
     assert warning.endswith(TRUTH)
 
 
+@pytest.mark.parametrize("size", ["64k", "2m"])  # too small to make a store, or to log all
+def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small, size):
+    mount_small(tmp_path / "store", size)
+    mirror = MlflowMirror(f"sqlite:///{tmp_path}/store/mlflow.db")
+    mirror.close_seconds = 300.0
+    mirrors = Mirrors({"mlflow": mirror})
+    mirrors.start(MirroredRun(tmp_path / "run", "abc", "motion/1", "motion", {}))
+    for step in range(200):
+        mirrors.log({f"value/{number}": step / 7 + number for number in range(100)}, step)
+    mirrors.close("finished")
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MLflow is switched off for this run: ")
+    assert "full" in warning and warning.endswith(TRUTH)
+
+
 def test_without_its_packages_it_names_the_extra(monkeypatch):
     monkeypatch.setattr(
         mirror_module.importlib.util, "find_spec", lambda name: None if name != "mlflow" else name
