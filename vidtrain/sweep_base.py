@@ -38,7 +38,6 @@ from vidtrain.sweep_status import (
     RUNNING,
     TrialState,
     slurm_jobs,
-    states_of,
     table_of,
     trial_state,
 )
@@ -277,7 +276,8 @@ class TrialSweeper(Sweeper):
 
     def _close(self) -> bool:
         """The closing table; whether a trial failed."""
-        states = states_of(self.folder, self.record)
+        # not asking SLURM: the last job may still be leaving
+        states = [trial_state(self.folder, each, self.record.objective) for each in self.record.trials]
         title, columns, rows, below = table_of(self.folder, self.record, states)
         self.console.info("")
         self.console.table(title, columns, rows)
