@@ -1,4 +1,4 @@
-"""experiments/slurm/requeue.sh: which ends of a job's srun put it back into the queue, by a scontrol that only notes."""
+"""experiments/slurm/requeue.sh: which ends of a job put it back into the queue, with a scontrol that only notes."""
 
 import subprocess
 from pathlib import Path

@@ -14,6 +14,7 @@ import numpy as np
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import BatchViews
+from vidtrain.flushing import flush_folder
 
 MARK = b"VIEWS\0\0\1"
 HEADER = struct.Struct("<8sqqI")  # mark, unit, bytes that follow, their CRC-32
@@ -54,7 +55,7 @@ class ShardWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = open(path, "ab")  # noqa: SIM115
-            sync_folder(path.parent)
+            flush_folder(path.parent)
         except OSError as error:
             raise UserError(
                 f"cannot write {path}: {error.strerror}; choose another folder with out="
@@ -111,12 +112,3 @@ def _units_in(path: Path) -> Iterator[tuple[int, Place]]:
             if len(data) < size or zlib.crc32(data) != checksum:
                 return
             yield unit, Place(path, start, size)
-
-
-def sync_folder(folder: Path) -> None:
-    """A new name in a folder is durable only once the folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.view_shards import Place, find_units, sync_folder
+from vidtrain.evaluation.view_shards import Place, find_units
 from vidtrain.evaluation.views import ViewTable
+from vidtrain.flushing import flush_folder
 
 FORMAT = "vidtrain-views/1"
 FOLDER = "views"
@@ -229,7 +230,7 @@ def write_durably(path: Path, write: Callable[[Any], object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(_making(path), path)
-    sync_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def _making(path: Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vidtrain.errors import UserError
+from vidtrain.flushing import flush_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
 
@@ -24,7 +25,7 @@ def write_text_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -51,12 +52,3 @@ def _without_non_finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_without_non_finite(item) for item in value]
     return value
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is durable only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from vidtrain.flushing import flush_folder
+
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 DAMAGED = "damaged_"  # before the name of one that was passed over
 
@@ -57,12 +59,3 @@ def remove_strays(folder: Path) -> None:
     """Deletes what a process left that was killed while it saved. Only for who holds the run's folder."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """A rename lives in the folder: it survives a power cut only once the folder is flushed."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
