@@ -1,6 +1,7 @@
 """A sweep of real runs, one of which diverges: stopped in the middle, gone on with, and compared."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -110,3 +111,24 @@ def test_a_comparison_leaves_out_what_failed_and_says_why(ended, tmp_path, monke
 def test_a_run_that_failed_cannot_be_compared_by_name(ended):
     with pytest.raises(UserError, match="2: the run diverged: the loss is nan"):
         find_runs([str(ended / "0"), str(ended / "2")])
+
+
+@pytest.mark.slow
+def test_each_trial_as_a_job_of_two_processes_on_this_machine(tmp_path):
+    """hydra/launcher=local, which shares nothing with a launcher in this process but the folder of the sweep."""
+    pytest.importorskip("submitit")
+    command = [
+        sys.executable, "-m", "vidtrain.train", "-m", "hydra/launcher=local", "hydra.launcher.tasks_per_node=2",
+        *SMALL, "trainer.epochs=1", f"data_root={tmp_path}", "optimizer.lr=1e-3,1e30", "trainer.clip_grad=null",
+        "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "trial 0: finished, best val top1" in done.stdout
+    assert "trial 1: diverged: the loss is nan" in done.stdout
+    (started, _) = (
+        json.loads(line) for line in (tmp_path / "sweep/0/attempts.jsonl").read_text().splitlines()
+    )
+    assert (started["event"], started["ranks"]) == ("started", 2)
+    output = "".join(path.read_text() for path in (tmp_path / "sweep/.submitit/1").rglob("*_0_log.err"))
+    assert "error: the loss is nan" in output  # the job tells its own log, too

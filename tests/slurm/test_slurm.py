@@ -200,10 +200,9 @@ def run_out_of_time(slurm, job):
     hours, minutes, seconds = (int(each) for each in slurm.job(job)["RunTime"].split(":"))
     elapsed = 60 * hours + minutes + seconds / 60
     before = slurm.restarts(job)
-    write_pace(slurm, 1)  # SLURM looks at time limits every 30 seconds
     slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={math.ceil(elapsed + 0.75)}")
+    # SLURM looks at time limits every 30 seconds
     wait_for(lambda: slurm.restarts(job) > before, "the job to be requeued", PATIENCE)
-    write_pace(slurm, PACE)
     slurm.run("scontrol", "update", f"jobid={job}", "timelimit=60")
 
 
@@ -232,7 +231,7 @@ def cut_the_other_node(slurm, job):
     cut_the_power(slurm, job, 2)
 
 
-PACE = 0.2  # seconds
+PACE, CRAWL = 0.1, 1.0  # seconds: on the way to an event, and during it
 EVENTS = (
     requeue,
     preempt,
@@ -253,9 +252,11 @@ def test_a_run_that_everything_happens_to_ends_with_the_same_bits(slurm, undistu
             reach(slurm, job, "disturbed", number)
             ids.add(json.loads((slurm.work / "disturbed/run.json").read_text())["id"])
             before = slurm.restarts(job)
+            write_pace(slurm, CRAWL)
             event(slurm, job)
             what = f"a requeue after {event.__name__}"
             wait_for(lambda before=before: slurm.restarts(job) > before, what, PATIENCE)
+            write_pace(slurm, PACE)
     slurm.release(job)
     found = ended(slurm, job)
 
@@ -311,7 +312,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
     folder = slurm.work / "sweep"
     command = [
         sys.executable, "-m", MODULE, "-m", "hydra/launcher=slurm", "hydra.launcher.array_parallelism=2",
-        "hydra.sweep.dir=sweep", f"data_root={slurm.work}", *SMALL, "trainer.epochs=20", "trainer.eval_every=10ep",
+        "hydra.sweep.dir=sweep", f"data_root={slurm.work}", *SMALL,
         "optimizer.lr=1e-3,1e30", "seed=0,1", "trainer.clip_grad=null",
     ]  # fmt: skip
     with slow_steps(slurm, PACE), open(slurm.work / "launcher.out", "wb") as out:
@@ -321,6 +322,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
         ]
         for at, job in enumerate(jobs):
             reach(slurm, job, f"sweep/{at}", 1)
+            write_pace(slurm, CRAWL)
         launcher.kill()
         launcher.wait()
         preempt(slurm, jobs[0])
@@ -337,7 +339,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
     assert json.loads((folder / "2/outcome.json").read_text())["status"] == "diverged"
     for at in (0, 1):
         summary = json.loads((folder / str(at) / "summary.json").read_text())
-        assert (summary["status"], summary["steps"]) == ("finished", 100)
+        assert (summary["status"], summary["steps"]) == ("finished", 300)
         events = [(row["event"], row["job"]) for row in attempts(slurm, f"sweep/{at}") if "job" in row]
         assert events == [("started", jobs[at]), ("started", jobs[at])]  # the same job, not another
         assert [row["event"] for row in attempts(slurm, f"sweep/{at}")][1::2] == ["stopped", "finished"]

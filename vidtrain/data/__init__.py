@@ -26,6 +26,7 @@ samplers.py            which samples a step reads
 loaders.py             batches, read ahead
 workers.py             processes that may crash, hang or be killed
 transfer.py            tensors from one process to another
+allocation.py          memory that a worker frees stays with it
 watchdog.py            the time limit of a file
 quarantine.py          files that are not tried again
 guarded.py             any function on many files, each guarded

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from vidtrain.data import transfer, watchdog
+from vidtrain.data.allocation import keep_freed_memory
 from vidtrain.data.dataset import Batch, Sample, collate
 from vidtrain.data.quarantine import Losses, Quarantine
 from vidtrain.data.samplers import SampleKey
@@ -201,6 +202,7 @@ def _serve(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
     watchdog.begin(note, time_limit)
+    keep_freed_memory()
     torch.set_num_threads(1)
     watchdog.rest()
     parent = os.getppid() if parent is None else parent

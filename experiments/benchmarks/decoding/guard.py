@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from vidtrain.data.allocation import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Halt:
@@ -57,4 +59,5 @@ def run(
 
 
 def _child(connection: Connection, function: Callable[..., None], arguments: tuple) -> None:
+    keep_freed_memory()  # as a worker does; whoever reads gains by it
     function(Pipe(connection), *arguments)

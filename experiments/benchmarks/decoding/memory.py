@@ -17,6 +17,7 @@ from bench import CLIPS
 from videos import videos
 from works import SIZE, Shape, draw
 
+from vidtrain.data.allocation import keep_freed_memory
 from vidtrain.data.decoding import decode_views
 from vidtrain.data.index import VideoIndex
 
@@ -37,6 +38,7 @@ def main() -> None:
 
 
 def _read(small: list[str], every: list[str], count: int, index_path: Path) -> None:
+    keep_freed_memory()  # as a worker does
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     index = VideoIndex(index_path)
