@@ -254,11 +254,11 @@ def main() -> None:
     if options.quick and options.only == [""]:
         options.only = QUICK
     bench = Bench(options)
+    path = options.results or options.videos / "results.json"
     for part in options.parts:
         getattr(bench, part)()
-    bench.results["load average"]["end"] = os.getloadavg()
-    path = options.results or options.videos / "results.json"
-    path.write_text(json.dumps(bench.results))
+        bench.results["load average"]["end"] = os.getloadavg()
+        path.write_text(json.dumps(bench.results))  # a part takes long, and the next may be stopped
     show(bench.results, options.works)
     note(f"all figures are in {path}")
 
