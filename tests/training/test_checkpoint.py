@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
 
 
 def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
-    """At twenty random times, in a process that does nothing but save."""
+    """At twenty random times or more, in a process that does nothing but save."""
     random.seed(0)
     path = tmp_path / "last.pt"
 
@@ -186,7 +186,9 @@ def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
     started, before = time.perf_counter(), 0
     save(before)
     one = time.perf_counter() - started
-    for _ in range(20):
+    kills = 0
+    while kills < 20 or before == 0:  # on a busy machine a save may take longer than the first did
+        assert kills < 100
         child = os.fork()
         if child == 0:
             try:
@@ -194,14 +196,14 @@ def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
                     save(step)
             finally:
                 os._exit(1)
-        time.sleep(random.uniform(0, 3) * one)
+        time.sleep(random.uniform(0, 3 + kills) * one)
+        kills += 1
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         found = checkpoint.load(path)
         assert found["state"]["step"] >= before
         assert (found["model"]["w"] == found["state"]["step"]).all()
         before = found["state"]["step"]
-    assert before > 0
 
 
 def test_another_architecture_is_refused_before_anything_is_copied():
