@@ -60,14 +60,14 @@ def status(cfg: SweepConfig) -> None:
     from rich.live import Live
 
     from vidtrain.sweep_record import SweepRecord
-    from vidtrain.sweep_status import ENDED, states_of, table_of
+    from vidtrain.sweep_status import ENDED, slurm_jobs, states_of, table_of
     from vidtrain.tracking.console import make_console
 
     folder = Path(cfg.folder).absolute()
 
     def look() -> tuple[bool, tuple]:
         record = SweepRecord.read(folder)
-        states = states_of(folder, record)
+        states = states_of(folder, record, slurm_jobs(folder))
         over = len(states) >= record.planned and all(each.state in ENDED for each in states)
         return over, table_of(folder, record, states)
 

@@ -38,6 +38,7 @@ from vidtrain.sweep_status import (
     RUNNING,
     TrialState,
     slurm_jobs,
+    states_of,
     table_of,
     trial_state,
 )
@@ -277,7 +278,7 @@ class TrialSweeper(Sweeper):
     def _close(self) -> bool:
         """The closing table; whether a trial failed."""
         # not asking SLURM: the last job may still be leaving
-        states = [trial_state(self.folder, each, self.record.objective) for each in self.record.trials]
+        states = states_of(self.folder, self.record)
         title, columns, rows, below = table_of(self.folder, self.record, states)
         self.console.info("")
         self.console.table(title, columns, rows)

@@ -132,8 +132,8 @@ def slurm_jobs(sweep: Path) -> dict[str, str] | None:
 # --- all of them --------------------------------------------------------------------------------------------
 
 
-def states_of(folder: Path, record: SweepRecord) -> list[TrialState]:
-    jobs = slurm_jobs(folder)
+def states_of(folder: Path, record: SweepRecord, jobs: dict[str, str] | None = None) -> list[TrialState]:
+    """Of every trial. `jobs` is what `slurm_jobs` found, and may be left out where no trial waits in SLURM."""
     return [trial_state(folder, trial, record.objective, jobs) for trial in record.trials]
 
 
