@@ -22,6 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/reliability runs without pytest
+from clock import TIMED
+
 # Two phases of two epochs, 12 steps in all; saved after every other one, so in the middle of an epoch, too
 TINY = (
     "+dataset.source.train_per_class=2",
@@ -46,17 +49,6 @@ TINY = (
     "trainer.cpu_threads=1",
     "trainer.log_every=1",
     "trainer.device=cpu",
-)
-# What the clock decides
-TIMED = (
-    "seconds",
-    "train/clips_per_s",
-    "train/data_share",
-    "time/epoch_s",
-    "time/total_s",
-    "memory/process_gb",
-    "memory/workers_gb",
-    "minutes",
 )
 PATIENCE = 300.0  # seconds until something that should happen is taken not to
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from clock import TIMED
 from hydra import compose, initialize_config_dir
 
 from vidtrain import check, feature_cache
@@ -34,14 +35,6 @@ SMALL = [
     "trainer.log_every=1",
 ]
 CACHED = ["stage.head_only.cache_features=true", "stage.head_only.cache_views=2"]
-TIMED = (
-    "train/clips_per_s",
-    "train/data_share",
-    "time/epoch_s",
-    "time/total_s",
-    "memory/process_gb",
-    "memory/workers_gb",
-)
 
 
 @pytest.fixture(scope="module")

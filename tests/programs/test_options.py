@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from clock import TIMED
 from hydra import compose, initialize_config_dir
 
 from vidtrain import build, build_data, check
@@ -50,14 +51,6 @@ SEVERAL = [
     "clip.train_clips=2",
     "clip.eval_clips=2",
 ]
-TIMED = (
-    "train/clips_per_s",
-    "train/data_share",
-    "time/epoch_s",
-    "time/total_s",
-    "memory/process_gb",
-    "memory/workers_gb",
-)
 
 
 @pytest.fixture(scope="module")

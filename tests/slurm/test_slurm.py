@@ -17,6 +17,7 @@ import torch
 from vidtrain.training import checkpoint
 
 sys.path.append(str(Path(__file__).parent))
+from clock import TIMED
 from cluster import cluster, missing, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,11 +70,6 @@ class Throttled(torch.optim.AdamW):
             pass
         return super().step(closure)
 """
-# What the clock and the machine decide
-TIMED = (
-    "seconds", "minutes", "train/clips_per_s", "train/data_share", "time/epoch_s", "time/total_s",
-    "memory/process_gb", "memory/workers_gb",
-)  # fmt: skip
 
 
 @contextmanager

@@ -8,19 +8,10 @@ import threading
 
 import pytest
 import torch
+from clock import TIMED
 
 from vidtrain.training import checkpoint
 from vidtrain.training.halting import EXIT_STOPPED, Halt, Stopped
-
-TIMED = (
-    "seconds",
-    "train/clips_per_s",
-    "train/data_share",
-    "time/epoch_s",
-    "time/total_s",
-    "memory/process_gb",
-    "memory/workers_gb",
-)
 
 
 def send(number=signal.SIGTERM):
