@@ -108,9 +108,11 @@ class Attempt:
         status = 2 if is_users else self.status_after(signature)
         if vigil is not None:
             found = vigil.verdict_on(error, status)
-            if found.rank != self._ranks.rank:
+            if not vigil.speaks(error, found):
                 print(f"error: rank {self._ranks.rank} ends, as {found.words}", file=sys.stderr, flush=True)
                 sys.exit(found.status)
+            if found.rank != self._ranks.rank:
+                return
             if not self._ranks.is_main:
                 record_outcome(self._folder, error)
             if not is_users:

@@ -122,7 +122,7 @@ def test_each_trial_as_a_job_of_two_processes_on_this_machine(tmp_path):
         *SMALL, "trainer.epochs=1", f"data_root={tmp_path}", "optimizer.lr=1e-3,1e30", "trainer.clip_grad=null",
         "hydra.sweep.dir=sweep",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "trial 0: finished, best val top1" in done.stdout
     assert "trial 1: diverged: the loss is nan" in done.stdout

@@ -18,7 +18,7 @@ import conftest
 
 from vidtrain.attempts import attempt
 from vidtrain.errors import UserError
-from vidtrain.training.distributed import join_ranks
+from vidtrain.training.distributed import Ranks, join_ranks
 from vidtrain.training.halting import Halt
 
 TRAINED = ("whole", "step", "evaluation")
@@ -26,17 +26,23 @@ PATIENCE = 6.0  # seconds without a sign of life
 LONG = 120  # seconds after which a rank ends by itself, and the test fails
 
 
-def meet(scenario: str, rank: int, step: int) -> None:
+def refuse() -> None:
+    raise UserError("mend this setting\nand that one")
+
+
+def meet(scenario: str, ranks: Ranks, step: int) -> None:
     """What happens to a rank before a step."""
     if step != 20:
         return
     what, _, which = scenario.rpartition("_")
-    if rank != int(which):
+    if scenario == "refuse_main":
+        ranks.on_main(refuse)
+    if which not in ("all", str(ranks.rank)):
         return
     if what == "raise":
         raise ValueError("a defect in step 20")
     if what == "refuse":
-        raise UserError("mend this setting")
+        refuse()
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "freeze":
@@ -53,7 +59,7 @@ def steps(folder: Path, scenario: str) -> None:
         deadline = time.monotonic() + LONG
         with halt.deferred():
             for step in range(1 << 30):
-                meet(scenario, ranks.rank, step)
+                meet(scenario, ranks, step)
                 stopping = ranks.any(halt.asked)
                 if stopping:
                     (folder / f"stopped_at_{ranks.rank}").write_text(str(step))

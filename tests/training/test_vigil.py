@@ -19,6 +19,8 @@ SCENARIOS = (
     "raise_0",
     "raise_1",
     "refuse_1",
+    "refuse_all",
+    "refuse_main",
     "memory_1",
     "kill_0",
     "kill_1",
@@ -94,8 +96,23 @@ def test_an_exception_on_one_rank_ends_both_and_its_trace_is_shown_once(ended, r
 def test_a_mistake_of_the_user_found_on_one_rank_ends_both_with_status_2(ended):
     found = Found(ended / "refuse_1")
     assert found.statuses == {0: 2, 1: 2}
-    assert "rank 0 ends, as rank 1 on" in found.said[0] and "UserError: mend this setting" in found.said[0]
+    assert "rank 0 ends, as rank 1 on" in found.said[0] and "failed: mend this setting" in found.said[0]
     assert (found.rows[-1]["event"], found.rows[-1]["traceback"]) == ("failed", None)
+
+
+def test_a_mistake_found_on_all_ranks_is_told_whole_by_the_first(ended):
+    found = Found(ended / "refuse_all")
+    assert found.statuses == {0: 2, 1: 2}
+    assert "UserError: mend this setting" in found.said[0] and "and that one\n" in found.said[0]
+    assert [row["event"] for row in found.rows] == ["started", "failed"]  # once
+
+
+def test_what_the_first_rank_refuses_is_said_to_be_its(ended):
+    found = Found(ended / "refuse_main")
+    assert found.statuses == {0: 2, 1: 2}
+    assert "UserError: mend this setting" in found.said[0] and "and that one\n" in found.said[0]
+    assert "rank 1 ends, as rank 0 on" in found.said[1] and "failed: mend this setting\n" in found.said[1]
+    assert [(row["event"], row.get("rank")) for row in found.rows] == [("started", None), ("failed", 0)]
 
 
 def test_running_out_of_memory_on_one_rank_ends_both(ended):

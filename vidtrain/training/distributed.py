@@ -12,7 +12,7 @@ import torch.distributed as dist
 from vidtrain.errors import UserError
 from vidtrain.training.halting import Stopped, leave_at_exit
 from vidtrain.training.rendezvous import Place, find_place, meeting_point
-from vidtrain.training.vigil import LINGER_SECONDS, Vigil, status_of
+from vidtrain.training.vigil import LINGER_SECONDS, RefusedByMain, Vigil, status_of
 
 RANK_TIMEOUT = 60.0
 START_SECONDS = 600.0  # in which all ranks must have come to the meeting point
@@ -44,15 +44,17 @@ class Ranks:
     def on_main(self, make: Callable[[], object]) -> object:
         """What `make()` gives on rank 0, on every rank; a `UserError` there is raised on every rank, so that none
         waits for one that has gone."""
-        value, refusal = None, None
+        value, refused = None, None
         if self.is_main:
             try:
                 value = make()
             except UserError as error:
-                refusal = str(error)
-        value, refusal = self.agree((value, refusal))
+                refused = error
+        value, refusal = self.agree((value, refused and str(refused)))
+        if refused is not None:
+            raise refused
         if refusal is not None:
-            raise UserError(refusal)
+            raise RefusedByMain(refusal)
         return value
 
     def gather(self, value: object) -> list:
@@ -128,8 +130,8 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
     except BaseException as error:
         verdict = vigil.verdict_on(error, status_of(error))
         leave_at_exit(verdict.status, LINGER_SECONDS)
-        if verdict.rank == here.rank or isinstance(error, SystemExit | Stopped):
-            raise  # the first to fail says of what, and those that were stopped all know
+        if isinstance(error, SystemExit | Stopped) or vigil.speaks(error, verdict):
+            raise  # those that were stopped all know
         print(f"error: rank {here.rank} ends, as {verdict.words}", file=sys.stderr, flush=True)
         sys.exit(verdict.status)
     dist.barrier()

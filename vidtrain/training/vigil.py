@@ -42,6 +42,10 @@ class Verdict:
         return f"rank {self.rank} on {self.host} {self.cause}"
 
 
+class RefusedByMain(UserError):
+    """What rank 0 refuses, on the other ranks."""
+
+
 class Vigil:
     """The watch of one rank, in threads of its own until `close`.
 
@@ -103,7 +107,13 @@ class Vigil:
             if self._verdict is None and missing:
                 return self.lose(missing[0], f"is gone: {_first_line(error)}")
         stopped = isinstance(error, SystemExit | Stopped) and status in (EXIT_STOPPED, EXIT_INTERRUPTED)
-        return self.claim("was stopped" if stopped else f"failed: {_first_line(error)}", status)
+        whose = 0 if isinstance(error, RefusedByMain) else self.rank
+        return self.claim("was stopped" if stopped else f"failed: {_first_line(error)}", status, whose)
+
+    def speaks(self, error: BaseException, verdict: Verdict) -> bool:
+        """Whether this rank is one to tell of its `error`, and not of the `verdict` alone: the first of all to fail is,
+        and rank 0 of a mistake of the user's that several ranks have found."""
+        return verdict.rank == self.rank or (self.rank == 0 and isinstance(error, UserError))
 
     def close(self) -> None:
         """Ends the watch. All ranks must have come here before the store may go."""
@@ -196,8 +206,8 @@ def _of_peers(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
 
 
 def _read(text: bytes) -> Verdict:
