@@ -12,14 +12,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
 
 from vidtrain import audit
-from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.tracking.ledgers import read_json_lines
-
-register_schemas()
 
 # A reader for what no file can be made to do on every machine; workers import it by name
 READER = """
@@ -37,8 +34,7 @@ def inspect_job(job, index, thumbnails):
 
 
 def configured(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("audit", list(overrides))
+    return config_of("audit", *overrides)
 
 
 def write(path: Path, seed: int, rate: int = 25, size: str = "64x48") -> Path:

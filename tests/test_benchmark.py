@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import OmegaConf
+from small_run import small
 
 from vidtrain.app import find_faults
 from vidtrain.benchmark import benchmark, check
 from vidtrain.benchmark_variants import follow
 from vidtrain.check import ranks_to_come
-from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.run_benchmark import Meter, open_data
 from vidtrain.schemas import BenchmarkConfig, RunConfig
@@ -22,24 +22,14 @@ from vidtrain.training.advice import Advice
 from vidtrain.training.clock import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=2",
-    "clip.size=16",
+SMALL = small(
     "trainer.epochs=6",
     "trainer.batch_size=4",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
     "steps=4",
     "warmup=1",
     "rounds=1",
-]
+    depth=2,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,8 +46,7 @@ def data_root(tmp_path_factory):
 
 
 def composed(data_root, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("benchmark", [*SMALL, f"data_root={data_root}", *overrides])
+    return config_of("benchmark", *SMALL, f"data_root={data_root}", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +59,22 @@ def measured(data_root, tmp_path_factory):
 
 
 def test_it_composes_what_the_training_app_composes():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for more in ([], ["experiment=motion_single_frame", "debug=smoke", "stage=progressive"]):
-            run, ours = (OmegaConf.to_container(compose(name, more)) for name in ("train", "benchmark"))
-            own = {
-                key
-                for key in BenchmarkConfig.__dataclass_fields__
-                if key not in RunConfig.__dataclass_fields__
-            }
-            assert own == {
-                "steps",
-                "warmup",
-                "phase",
-                "compile_trial",
-                "peak_tflops",
-                "prove",
-                "rounds",
-                "out",
-            }
-            assert {key: value for key, value in ours.items() if key not in own} == run
+    for more in ([], ["experiment=motion_single_frame", "debug=smoke", "stage=progressive"]):
+        run, ours = (OmegaConf.to_container(config_of(name, *more)) for name in ("train", "benchmark"))
+        own = {
+            key for key in BenchmarkConfig.__dataclass_fields__ if key not in RunConfig.__dataclass_fields__
+        }
+        assert own == {
+            "steps",
+            "warmup",
+            "phase",
+            "compile_trial",
+            "peak_tflops",
+            "prove",
+            "rounds",
+            "out",
+        }
+        assert {key: value for key, value in ours.items() if key not in own} == run
 
 
 def test_the_json_holds_what_was_measured(measured):

@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from composing import config_of
 
 from vidtrain.app import find_faults
 from vidtrain.compare import check, compare, with_runs
-from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.run_reading import find_runs, read_run
-
-register_schemas()
 
 CLASSES = ("jump", "run", "sit")
 PROTOCOL = "8x3 frames at 32x32, 1 clip x 1 crop, mean_logits"
@@ -72,8 +69,7 @@ def write_run(
 def run(*places: Path, out: Path, **options) -> dict:
     overrides = [f"runs=[{','.join(map(str, places))}]", f"out={out}", "bootstrap=2000"]
     overrides += [f"{key}={value}" for key, value in options.items()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        compare(compose("compare", overrides))
+    compare(config_of("compare", *overrides))
     return json.loads((out / "summary.json").read_text())
 
 

@@ -6,16 +6,17 @@ import shutil
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_run import small
 from torchvision.models import get_model
 
 from vidtrain import export as program
 from vidtrain.app import find_faults
 from vidtrain.check import check_run
-from vidtrain.config import CONF, register_schemas
+from vidtrain.config import CONF
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import check, export
@@ -26,28 +27,14 @@ from vidtrain.train import train
 from vidtrain.trained import open_trained
 from vidtrain.training import checkpoint
 
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=2",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=1",
-    "clip.size=16",
+SMALL = small(
     "clip.eval_clips=2",
     "logger=none",
     "trainer.epochs=1",
     "trainer.batch_size=4",
-    "trainer.num_workers=0",
     "trainer.cpu_threads=2",
-]
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
+    test=2,
+)
 
 
 def faults(*overrides):
@@ -59,7 +46,7 @@ def run(tmp_path_factory):
     """A finished run that exported its best checkpoint at its end."""
     folder, data = tmp_path_factory.mktemp("runs") / "small", tmp_path_factory.mktemp("data")
     exporting = ["export.formats=[onnx,safetensors]", "export.card=true"]
-    train(composed("train", *SMALL, *exporting, f"data_root={data}", f"run_dir={folder}"))
+    train(config_of("train", *SMALL, *exporting, f"data_root={data}", f"run_dir={folder}"))
     return folder
 
 
@@ -114,7 +101,7 @@ def test_exported_files_give_the_answers_of_the_checkpoint_on_the_test_split(run
         alone.parent.mkdir(exist_ok=True)
         shutil.copyfile(run / name, alone)
         out = tmp_path / alone.name / "eval"
-        top1 = evaluate(composed("evaluate", f"checkpoint={alone}", f"out={out}", "num_workers=0"))
+        top1 = evaluate(config_of("evaluate", f"checkpoint={alone}", f"out={out}", "num_workers=0"))
         found[alone.suffix] = top1, predictions(out)
     assert found[".safetensors"] == found[".pt"]
     assert found[".onnx"][0] == found[".pt"][0]
@@ -127,14 +114,14 @@ def test_exported_files_give_the_answers_of_the_checkpoint_on_the_test_split(run
 
 def test_another_fusion_is_the_callers_unless_clips_are_seen_jointly(run, tmp_path):
     graph = f"checkpoint={run}/export/model.onnx"
-    evaluate(composed("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=mean_probs"))
+    evaluate(config_of("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=mean_probs"))
     assert "mean_probs" in json.loads((tmp_path / "metrics.json").read_text())["protocol"]
     with pytest.raises(UserError, match="exported with model.fusion=mean_logits, which cannot become joint"):
-        evaluate(composed("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=joint"))
+        evaluate(config_of("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=joint"))
 
 
 def test_the_program_exports_a_runs_best_checkpoint_and_makes_its_card(run, tmp_path):
-    export(composed("export", f"checkpoint={run}", "formats=[torch_export]", f"out={tmp_path}"))
+    export(config_of("export", f"checkpoint={run}", "formats=[torch_export]", f"out={tmp_path}"))
     assert {path.name for path in tmp_path.iterdir()} == {
         "model.pt2", "card.json", "MODEL_CARD.md", "curves.png", "confusion_test.png"
     }  # fmt: skip
@@ -149,7 +136,7 @@ def test_the_program_exports_a_runs_best_checkpoint_and_makes_its_card(run, tmp_
 def test_metrics_are_stated_of_the_checkpoint_that_they_were_measured_of(run, tmp_path):
     last = f"checkpoint={run}/checkpoints/last.pt"
     export(
-        composed("export", last, "formats=[safetensors]", f"out={tmp_path}", "card=false", "precision=fp16")
+        config_of("export", last, "formats=[safetensors]", f"out={tmp_path}", "card=false", "precision=fp16")
     )
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["metrics"] is None
@@ -171,7 +158,7 @@ def test_published_weights_are_exported_with_the_clips_and_classes_of_their_name
     torch.save(theirs.state_dict(), file)
     chosen = ["model=mc3_18", f"pretrained={name}", "formats=[safetensors]", f"out={tmp_path}"]
     assert faults(*chosen) == []
-    export(composed("export", *chosen))
+    export(config_of("export", *chosen))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["classes"][:2] == ["abseiling", "air drumming"] and len(card["classes"]) == 400
     assert card["protocol"] == "16 frames at 15 fps at 112x112, 1 clip x 1 crop, mean_logits"
@@ -215,21 +202,21 @@ TINY = ["model=vit3d_micro", "model.encoder.embed_dim=24", "model.encoder.depth=
 def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_path, capsys):
     own = [*TINY, f"pretrained={run}/checkpoints/best.pt", "formats=[safetensors]", f"out={tmp_path}"]
     with pytest.raises(UserError, match="give clip.frames, clip.size, clip.mean, clip.std and a stride"):
-        export(composed("export", *own))
+        export(config_of("export", *own))
     with pytest.raises(UserError, match="does not name its 10 classes; give classes=FILE"):
-        export(composed("export", *own, *CLIPS))
+        export(config_of("export", *own, *CLIPS))
     with pytest.raises(UserError, match="classes: 2 names for the 10 classes"):
-        export(composed("export", *own, *CLIPS, "classes=[a,b]"))
+        export(config_of("export", *own, *CLIPS, "classes=[a,b]"))
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"class {number}" for number in range(10)) + "\n")
-    export(composed("export", *own, *CLIPS, f"classes={names}"))
+    export(config_of("export", *own, *CLIPS, f"classes={names}"))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["classes"][9] == "class 9"
     assert card["protocol"] == "8x3 frames at 16x16, 1 clip x 1 crop, mean_logits"
     assert card["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     # there was no training, so evaluating asks for what evaluating needs, and for that alone
     with pytest.raises(SystemExit):
-        evaluate(composed("evaluate", f"checkpoint={tmp_path}/model.safetensors"))
+        evaluate(config_of("evaluate", f"checkpoint={tmp_path}/model.safetensors"))
     assert capsys.readouterr().err.splitlines()[1:] == [
         "  the checkpoint's configuration, as changed: dataset: must be chosen: dataset=OPTION"
     ]
@@ -237,7 +224,7 @@ def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_pat
         data = ["dataset=motion", f"data_root={tmp_path}", "dataset.source.root=${data_root}/motion"]
         small = [each for each in SMALL if each.startswith("+dataset")]
         evaluate(
-            composed("evaluate", f"checkpoint={tmp_path}/model.safetensors", *data, *small, "num_workers=0")
+            config_of("evaluate", f"checkpoint={tmp_path}/model.safetensors", *data, *small, "num_workers=0")
         )
 
 
@@ -246,7 +233,7 @@ def test_weights_without_a_head_answer_nothing(run, tmp_path):
     payload["model"] = {name: each for name, each in payload["model"].items() if name.startswith("encoder.")}
     checkpoint.save(payload, tmp_path / "encoder.pt")
     with pytest.raises(UserError, match="hold an encoder and no classifier .*train one first"):
-        export(composed("export", *TINY, *CLIPS, f"pretrained={tmp_path}/encoder.pt", f"out={tmp_path}"))
+        export(config_of("export", *TINY, *CLIPS, f"pretrained={tmp_path}/encoder.pt", f"out={tmp_path}"))
 
 
 # --- faults -----------------------------------------------------------------------------------------------
@@ -278,18 +265,17 @@ def test_mistakes_are_found_before_anything_is_read(overrides, expected, run):
 
 
 def test_a_training_run_refuses_what_it_could_not_export_before_it_starts(monkeypatch):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        found = check_run(compose("train", ["export.formats=[onnx]", "export.opset=9"]))
-        assert [key for key, _ in found] == ["export.opset"]
-        found = check_run(compose("train", ["export.formats=[onnx]", "augmentation=whole_frame"]))
-        assert [key for key, _ in found] == ["export"] and "formats=[safetensors]" in found[0][1]
-        assert check_run(compose("train", ["export.formats=[safetensors]", "augmentation=whole_frame"])) == []
+    found = check_run(config_of("train", "export.formats=[onnx]", "export.opset=9"))
+    assert [key for key, _ in found] == ["export.opset"]
+    found = check_run(config_of("train", "export.formats=[onnx]", "augmentation=whole_frame"))
+    assert [key for key, _ in found] == ["export"] and "formats=[safetensors]" in found[0][1]
+    assert check_run(config_of("train", "export.formats=[safetensors]", "augmentation=whole_frame")) == []
 
 
 def test_a_graph_that_differs_too_much_fails_and_is_not_left(run, tmp_path):
     strict = [f"checkpoint={run}", "formats=[onnx]", "card=false", "max_difference=1e-12", f"out={tmp_path}"]
     with pytest.raises(UserError, match="differs from PyTorch by .*max_difference=1e-12"):
-        export(composed("export", *strict))
+        export(config_of("export", *strict))
     assert not list(tmp_path.iterdir())
 
 
@@ -298,25 +284,25 @@ def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):
     del payload["classes"], payload["config"]
     checkpoint.save(payload, tmp_path / "bare.pt")
     with pytest.raises(UserError, match="bare.pt lacks classes, config, and cannot be used without"):
-        export(composed("export", f"checkpoint={tmp_path}/bare.pt"))
+        export(config_of("export", f"checkpoint={tmp_path}/bare.pt"))
     save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
     with pytest.raises(UserError, match="bare.safetensors does not say how it is to be used"):
-        evaluate(composed("evaluate", f"checkpoint={tmp_path}/bare.safetensors"))
+        evaluate(config_of("evaluate", f"checkpoint={tmp_path}/bare.safetensors"))
     with safe_open(run / "export/model.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()[CARD_KEY])
     save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors",
               {CARD_KEY: json.dumps(card | {"format": "vidtrain-export/9"})})  # fmt: skip
     with pytest.raises(UserError, match="is of format vidtrain-export/9"):
-        evaluate(composed("evaluate", f"checkpoint={tmp_path}/later.safetensors"))
+        evaluate(config_of("evaluate", f"checkpoint={tmp_path}/later.safetensors"))
     card["config"]["dataset"]["source"] = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
     save_file({"a": torch.zeros(1)}, tmp_path / "evil.safetensors", {CARD_KEY: json.dumps(card)})
     with pytest.raises(UserError, match=r"dataset.source: os.mkdir(.|\n)*trust_targets=true"):
-        evaluate(composed("evaluate", f"checkpoint={tmp_path}/evil.safetensors"))
+        evaluate(config_of("evaluate", f"checkpoint={tmp_path}/evil.safetensors"))
 
 
 def test_what_was_exported_is_not_exported_again(run):
     with pytest.raises(UserError, match="is exported already; name the run or the checkpoint"):
-        export(composed("export", f"checkpoint={run}/export/model.onnx"))
+        export(config_of("export", f"checkpoint={run}/export/model.onnx"))
 
 
 def test_a_model_card_needs_a_finished_run(run, tmp_path):
@@ -325,14 +311,14 @@ def test_a_model_card_needs_a_finished_run(run, tmp_path):
         UserError, match="a model card is made of a finished run, and .*alone.pt lies in none"
     ):
         export(
-            composed(
+            config_of(
                 "export", f"checkpoint={tmp_path}/alone.pt", "formats=null", "card=true", f"out={tmp_path}"
             )
         )
 
 
 def test_settings_of_the_program_are_those_of_a_run(run):
-    cfg = composed("export", f"checkpoint={run}", "formats=[onnx]", "opset=20", "card=true")
+    cfg = config_of("export", f"checkpoint={run}", "formats=[onnx]", "opset=20", "card=true")
     settings = program.settings_of(cfg)
     assert (settings.formats, settings.opset, settings.card) == (["onnx"], 20, True)
-    assert OmegaConf.to_object(composed("train").export).formats is None
+    assert OmegaConf.to_object(config_of("train").export).formats is None

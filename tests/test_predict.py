@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from PIL import Image
+from small_run import small
 
 from vidtrain import build, build_data
 from vidtrain.app import find_faults
-from vidtrain.config import CONF, register_schemas
 from vidtrain.data.probing import probe
 from vidtrain.errors import UserError
 from vidtrain.predict import check, predict, with_videos
@@ -26,30 +26,16 @@ from vidtrain.trained import open_trained
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
 
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=2",
-    "+dataset.source.frames=32",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=1",
-    "clip.size=16",
+SMALL = small(
     "clip.eval_clips=2",
     "logger=none",
     "trainer.epochs=1",
     "trainer.batch_size=4",
     "trainer.eval_batch_size=6",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
     "export.formats=[onnx]",
-]
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
+    test=2,
+    frames=32,
+)
 
 
 def faults(*overrides):
@@ -64,7 +50,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("runs") / "small"
-    train(composed("train", *SMALL, f"data_root={data}", f"run_dir={folder}"))
+    train(config_of("train", *SMALL, f"data_root={data}", f"run_dir={folder}"))
     return folder
 
 
@@ -84,7 +70,7 @@ def listing(test_split, tmp_path_factory):
 
 def predicted(*overrides):
     """Runs the program in this process, with workers only where they are asked for."""
-    predict(composed("predict", "num_workers=0", *overrides))
+    predict(config_of("predict", "num_workers=0", *overrides))
 
 
 def rows_of(path):
@@ -439,7 +425,7 @@ def test_files_may_stand_bare_on_the_command_line(tmp_path):
     given = ["checkpoint=run", str(file), "folder/*.mp4", "topk=3"]
     *rest, videos = with_videos(given)
     assert rest == ["checkpoint=run", "topk=3"]
-    assert list(composed("predict", *rest, videos).videos) == [str(file), "folder/*.mp4"]
+    assert list(config_of("predict", *rest, videos).videos) == [str(file), "folder/*.mp4"]
     assert with_videos(["checkpoint=run", "videos=a.mp4"]) == ["checkpoint=run", "videos=a.mp4"]
     with pytest.raises(UserError, match="given twice, by videos= and by b.mp4"):
         with_videos(["videos=a.mp4", "b.mp4"])

@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
 
-from vidtrain.config import CONF, register_schemas
+from vidtrain.config import register_schemas
 from vidtrain.data.prepared import PreparedCopy
 from vidtrain.data.probing import probe
 from vidtrain.data.sources.class_folders import ClassFolders
@@ -65,8 +65,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
     assert all(probe(str(path)).num_frames in (10, 11) for path in done)
 
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("prepare", overrides(tmp_path, "max_unreadable_share=0.05"))
+    cfg = config_of("prepare", *overrides(tmp_path, "max_unreadable_share=0.05"))
     with pytest.raises(SystemExit) as status:
         prepare(cfg)
     words, error = capsys.readouterr()
@@ -109,9 +108,8 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
 )
 def test_a_mistake_is_named(override, key):
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert check(compose("prepare", ["dataset=class_folders"])) == []
-        assert [key for key, _ in check(compose("prepare"))] == ["dataset"]
-        override = f"+{override}" if "wrong" in override else override
-        ((found, _),) = check(compose("prepare", ["dataset=class_folders", override]))
+    assert check(config_of("prepare", "dataset=class_folders")) == []
+    assert [key for key, _ in check(config_of("prepare"))] == ["dataset"]
+    override = f"+{override}" if "wrong" in override else override
+    ((found, _),) = check(config_of("prepare", "dataset=class_folders", override))
     assert found == key

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import OmegaConf
 
 import vidtrain.models
@@ -31,8 +31,7 @@ def test_the_example_model_trains(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(vidtrain.models, "conv_frames", module, raising=False)
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train")
+    cfg = config_of("train")
     cfg.model = OmegaConf.create(block("yaml"))
     assert check.check_run(cfg, training=False) == []
     model = build.model(cfg, 10, check.ranks_to_come())

@@ -7,23 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
 
 from vidtrain import build
 from vidtrain.app import find_faults
 from vidtrain.check import check_run
-from vidtrain.config import CONF, register_schemas
 from vidtrain.data.sources.frame_folders import FrameFolders
 from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError
 from vidtrain.split import check, split
 
-register_schemas()
-
 
 def run(*overrides: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        split(compose("split", list(overrides)))
+    split(config_of("split", *overrides))
 
 
 def read(out: Path, **settings):
@@ -73,8 +69,7 @@ def test_class_folders(videos, tmp_path, capsys):
 
 def read_as_told(overrides: list[str]):
     """The splits that the training app reads when it is told what split prints."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides)
+    cfg = config_of("train", *overrides)
     assert check_run(cfg) == []
     return build.part(cfg.dataset.source).manifests()
 

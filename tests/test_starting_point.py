@@ -6,20 +6,18 @@ import re
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain import build
 from vidtrain.app import find_faults
 from vidtrain.check import check_run
-from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.models.weights.formats.vjepa import VJEPA_2, VJEPA_PROBE
 from vidtrain.starting_point import load_starting_point
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
 
-register_schemas()
 SMALL = [
     "model=vjepa2_vitl",
     "model.encoder.embed_dim=24",
@@ -45,8 +43,7 @@ class Bomb:
 
 
 def config(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*SMALL, *overrides])
+    return config_of("train", *SMALL, *overrides)
 
 
 def faults(*overrides: str) -> list[tuple[str, str]]:

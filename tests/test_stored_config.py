@@ -3,21 +3,17 @@
 import copy
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import OmegaConf
 
-from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.evaluate import as_trained
 from vidtrain.stored_config import defaults_of, up_to_date
 
-register_schemas()
-
 
 @pytest.fixture(scope="module")
 def composed():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train"), compose("evaluate", ["checkpoint=best.pt", "eval_clips=3"])
+    return config_of("train"), config_of("evaluate", "checkpoint=best.pt", "eval_clips=3")
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ prediction_files.py    ... in numbers
 prediction_pictures.py ... and in pictures
 segments.py            from the probabilities of windows to what happens when
 split_files.py         the files that split writes
-flushing.py            making names in a folder durable
+flushing.py            text files that are whole, and names that last, after a crash
 torch_files.py         PyTorch files, read without running code
 errors.py              UserError, the fault that a user can mend
 

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ from vidtrain.training import checkpoint
 from vidtrain.training.checkpoint_files import resumable
 
 SAME = "the same bits in the end"
+NOT_MOUNTED = "not tried: mounting is not allowed"
 SMALL = 50_000  # bytes: more than any log of these runs, less than any checkpoint
 
 
@@ -95,16 +97,28 @@ def killed_inside_saving(bench: Bench) -> str:
     return f"DAMAGED: {damaged}" if damaged else bench.finished(run)
 
 
-def disk_full_for_a_while(bench: Bench) -> str:
+@contextmanager
+def filled_up(bench: Bench, first: int, last: int) -> Iterator[tuple[Path, Child] | None]:
+    """A run on a small disk that is filled once it has come to a step from `first` to `last`; None where no disk can be
+    mounted."""
     with small_disk(bench.folder / "disk") as mounted:
         if not mounted:
-            return "not tried: mounting is not allowed"
-        run, disk = bench.folder / "disk" / "run", bench.folder / "disk"
+            yield None
+            return
+        run = bench.folder / "disk" / "run"
         child = bench.start(run)
-        child.until(reached(run, bench.random.randint(2, 6)))
-        fill(disk)
+        child.until(reached(run, bench.random.randint(first, last)))
+        fill(run.parent)
+        yield run, child
+
+
+def disk_full_for_a_while(bench: Bench) -> str:
+    with filled_up(bench, 2, 6) as made:
+        if made is None:
+            return NOT_MOUNTED
+        run, child = made
         warned = child.until(lambda: "tries again with the next checkpoint" in child.words)
-        (disk / "ballast").unlink()
+        (run.parent / "ballast").unlink()
         status = child.wait()
         if status != 0:
             return f"ended with status {status}; resumed: {bench.finished(run)}"
@@ -114,21 +128,15 @@ def disk_full_for_a_while(bench: Bench) -> str:
 
 
 def disk_that_stays_full(bench: Bench) -> str:
-    with small_disk(bench.folder / "disk") as mounted:
-        if not mounted:
-            return "not tried: mounting is not allowed"
-        run, disk = bench.folder / "disk" / "run", bench.folder / "disk"
-        child = bench.start(run)
-        child.until(reached(run, bench.random.randint(3, 9)))
-        fill(disk)
+    with filled_up(bench, 3, 9) as made:
+        if made is None:
+            return NOT_MOUNTED
+        run, child = made
         status = child.wait()
         whole = all(_verifies(path) for path in resumable(run / "checkpoints"))
-        said = (
-            "status 2 and a word"
-            if status == 2 and "could not be saved" in child.words
-            else f"status {status}"
-        )
-        (disk / "ballast").unlink()
+        warned = status == 2 and "could not be saved" in child.words
+        said = "status 2 and a word" if warned else f"status {status}"
+        (run.parent / "ballast").unlink()
         return f"{said}; checkpoints {'whole' if whole else 'DAMAGED'}; {bench.finished(run)}"
 
 

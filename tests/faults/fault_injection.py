@@ -24,19 +24,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/reliability runs without pytest
 from clock import TIMED
+from small_run import small
 
 # Two phases of two epochs, 12 steps in all; saved after every other one, so in the middle of an epoch, too
-TINY = (
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=16",
-    "+dataset.source.size=32",
+TINY = small(
     "augmentation=standard",  # random crops and color jitter
     "clip.frames=4",
-    "clip.size=16",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=2",
     "model.encoder.drop_path=0.2",
     "stage=head_then_last",
     "logger=none",
@@ -45,10 +38,10 @@ TINY = (
     "trainer.accumulation=2",
     "trainer.save_every=2it",
     "trainer.keep_every=4it",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
     "trainer.log_every=1",
     "trainer.device=cpu",
+    frames=16,
+    depth=2,
 )
 PATIENCE = 300.0  # seconds until something that should happen is taken not to
 

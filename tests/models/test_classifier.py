@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from composing import config_of
 from torch import nn
 
 from vidtrain.errors import UserError
@@ -75,8 +76,8 @@ def test_unknown_fusion():
 
 def build(name: str) -> nn.Module:
     """conf/model/<name>.yaml, as the training app builds it, but without memory for its weights."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.device("meta"):
-        config = hydra.compose(f"model/{name}", overrides=["+clip.size=64", "+clip.frames=16"])
+    with torch.device("meta"):
+        config = config_of(f"model/{name}", "+clip.size=64", "+clip.frames=16")
         return hydra.utils.instantiate(config.model)(num_classes=174)
 
 

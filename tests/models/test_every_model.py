@@ -6,11 +6,11 @@ from functools import cache
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from torch import nn
 
 from vidtrain import build
-from vidtrain.config import CONF, options, register_schemas
+from vidtrain.config import options, register_schemas
 from vidtrain.training.optim import decays, parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase
@@ -92,8 +92,7 @@ STEADY = ("drop_path", "dropout", "attention_dropout")
 
 def built(name: str, overrides: tuple[str, ...], classes: int) -> nn.Module:
     register_schemas()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"model={name}", *overrides])
+    cfg = config_of("train", f"model={name}", *overrides)
     for part in (cfg.model.encoder, cfg.model.head):
         for key in STEADY:
             if key in part:

@@ -3,18 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from torch import nn
 
 from vidtrain import build
-from vidtrain.config import CONF, register_schemas
 from vidtrain.models.attentive import AttentiveClassifier, AttentivePooler
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heat_maps import attention_map, grad_cam, kinds_of, pooler_attention, tokens_and_logits
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
-
-register_schemas()
 
 
 def vit(head, fusion="mean_logits", **settings):
@@ -119,8 +116,7 @@ def test_grad_cam_is_grad_cam_where_all_places_are_alike(name):
     if name == "vit":
         model, clips = vit(mean_pool), torch.randn(1, 2, 3, 4, 16, 16)
     else:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", ["model=r3d_18"])
+        cfg = config_of("train", "model=r3d_18")
         model, clips = build.part(cfg.model, num_classes=5).eval(), torch.randn(1, 2, 3, 8, 48, 32)
         with torch.no_grad():
             model.head.linear.weight.normal_()
@@ -170,8 +166,7 @@ def test_models_say_what_can_be_drawn_of_them(name):
         overrides.append("model.head.pool_size=null")
     if name == "timm_frames_attentive":
         overrides.append("model.head.num_heads=8")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides)
+    cfg = config_of("train", *overrides)
     with torch.device("cpu" if name in DRAWN else "meta"):
         model = build.part(cfg.model, num_classes=3).eval()
     assert kinds_of(model, 16, 64, 64) == KINDS[name]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from classy_vision.heads import build_head
 from classy_vision.models import build_model
+from composing import config_of
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
@@ -250,8 +251,8 @@ def test_initialization_is_by_fan_out():
 
 
 def build(name: str, num_classes: int) -> nn.Module:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.device("meta"):
-        config = hydra.compose(f"model/{name}")
+    with torch.device("meta"):
+        config = config_of(f"model/{name}")
         return hydra.utils.instantiate(config.model, _convert_="all")(num_classes=num_classes)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from composing import config_of
 from pytorchvideo.models.resnet import create_resnet
 from pytorchvideo.models.slowfast import create_slowfast
 from torch import Tensor, nn
@@ -278,8 +279,8 @@ def test_branches_start_at_zero_unless_asked(name):
 
 
 def build(name: str) -> nn.Module:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.device("meta"):
-        config = hydra.compose(f"model/{name}")
+    with torch.device("meta"):
+        config = config_of(f"model/{name}")
         return hydra.utils.instantiate(config.model)(num_classes=400)
 
 

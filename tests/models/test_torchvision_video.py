@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from composing import config_of
 from einops import rearrange
 from torch import nn
 from torchvision.models import get_model, get_model_weights
@@ -250,8 +251,8 @@ def header(name: str) -> str:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_shipped_files_build_what_they_say(name):
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), torch.device("meta"):
-        config = hydra.compose(f"model/{name}", overrides=["+clip.size=224", "+clip.frames=16"])
+    with torch.device("meta"):
+        config = config_of(f"model/{name}", "+clip.size=224", "+clip.frames=16")
         model = hydra.utils.instantiate(config.model)(num_classes=400)
         reference = get_model(name, weights=None)
     total = sum(parameter.numel() for parameter in model.parameters())

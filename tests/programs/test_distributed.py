@@ -7,27 +7,20 @@ import sys
 
 import pytest
 import torch
+from small_run import small
 
 from vidtrain.training import checkpoint
 
-OVERRIDES = [
-    "+dataset.source.train_per_class=3",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=2",
-    "clip.size=16",
+OVERRIDES = small(
     "clip.eval_clips=2",
     "stage=progressive",
     "optimizer=sgd",  # AdamW divides by small gradients, which makes much of the last bit
     "logger=none",
     "trainer.epochs=3",
     "trainer.batch_size=8",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
-]
+    train=3,
+    depth=2,
+)
 
 
 def run(processes, *arguments):

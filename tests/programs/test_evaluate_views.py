@@ -11,58 +11,45 @@ import time
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import OmegaConf
+from small_run import small
 
 from vidtrain import build
-from vidtrain.config import CONF, register_schemas
+from vidtrain.config import CONF
 from vidtrain.data import dataset as dataset_module
 from vidtrain.errors import UserError
 from vidtrain.evaluate import check, evaluate
 from vidtrain.evaluation.view_store import UNITS, open_views, units_done
 from vidtrain.train import train
 
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=2",
-    "+dataset.source.frames=40",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=1",
-    "clip.size=16",
+SMALL = small(
     "logger=none",
     "optimizer.lr=0.01",
     "trainer.epochs=4",
     "trainer.batch_size=10",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
     "trainer.ema=0.5",
     "trainer.monitor_weights=raw",
-]
+    test=2,
+    frames=40,
+)
 VIEWS = ["eval_clips=3", "crops=3", "probes=[shuffled,reversed,single_frame]", "batch_size=3"]
 FINAL = ("views.json", "logits.npy", "labels.npy", "frames.npy", "videos.csv")
-
-
-def composed(program, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(program, list(overrides))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A run, and its table with 3 clips x 3 crops in all four orders, in `root/table`."""
     root = tmp_path_factory.mktemp("views")
-    train(composed("train", *SMALL, f"run_dir={root}/run", f"data_root={root}/data"))
-    evaluate(composed("evaluate", f"checkpoint={root}/run", *VIEWS, f"out={root}/table"))
+    train(config_of("train", *SMALL, f"run_dir={root}/run", f"data_root={root}/data"))
+    evaluate(config_of("evaluate", f"checkpoint={root}/run", *VIEWS, f"out={root}/table"))
     return root
 
 
 @pytest.fixture
 def run(root):
     def call(*overrides):
-        cfg = composed("evaluate", f"checkpoint={root}/run", *overrides)
+        cfg = config_of("evaluate", f"checkpoint={root}/run", *overrides)
         assert check(cfg) == []
         return evaluate(cfg)
 
@@ -119,7 +106,7 @@ def test_a_probe_is_what_evaluating_in_that_order_gives(root, run, tmp_path, ord
 
 def test_a_protocol_of_the_table_is_what_evaluating_with_it_gives(root, run, tmp_path, closed, monkeypatch):
     """Two clips, one crop: the first and the last start, the middle crop."""
-    from_table = composed(
+    from_table = config_of(
         "evaluate",
         f"from_table={root}/table",
         "eval_clips=2",
@@ -154,7 +141,7 @@ def test_the_same_command_again_reads_the_table(root, run, closed, capsys):
 
 def test_one_clip_of_an_even_number_is_said_to_be_part_of_them(run, tmp_path):
     run("eval_clips=2", f"out={tmp_path}")
-    evaluate(composed("evaluate", f"from_table={tmp_path}", "eval_clips=1"))
+    evaluate(config_of("evaluate", f"from_table={tmp_path}", "eval_clips=1"))
     assert metrics(tmp_path)["protocol"] == "8x3 frames at 16x16, 1 of 2 clips x 1 crop, mean_logits"
 
 
@@ -168,7 +155,7 @@ def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):
     )
     with pytest.raises(UserError, match="checkpoint: "):
         evaluate(
-            composed("evaluate", f"checkpoint={root}/run/checkpoints/last.pt", *VIEWS, f"out={tmp_path}/out")
+            config_of("evaluate", f"checkpoint={root}/run/checkpoints/last.pt", *VIEWS, f"out={tmp_path}/out")
         )
     run(*other, "overwrite=true")
     assert open_views(tmp_path / "out").logits.shape == (20, 2, 2, 1, 10)
@@ -178,10 +165,10 @@ def test_folders_have_the_name_of_what_they_hold(root, run):
     run("eval_clips=2", "fusion=vote")
     run("weights=raw", "split=val", "frame_order=reversed")
     last = f"checkpoint={root}/run/checkpoints/last.pt"
-    evaluate(composed("evaluate", last, "weights=ema"))
+    evaluate(config_of("evaluate", last, "weights=ema"))
     names = {path.name for path in (root / "run/eval").iterdir()}
     assert names == {"test", "test_2x1", "val_1x1_reversed_raw", "test_1x1_last_ema"}
-    evaluate(composed("evaluate", last))
+    evaluate(config_of("evaluate", last))
     raw, ema = (np.load(root / f"run/eval/test_1x1_last{each}/views/logits.npy") for each in ("", "_ema"))
     assert not np.array_equal(raw, ema)
 
@@ -207,11 +194,11 @@ def test_where_the_model_attends_over_all_clips(run, tmp_path, capsys):
         ("fusion=vote", "no single clips to fuse"),
     ):
         with pytest.raises(UserError, match=why):
-            evaluate(composed("evaluate", f"from_table={tmp_path}", asked))
+            evaluate(config_of("evaluate", f"from_table={tmp_path}", asked))
 
 
 def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, tmp_path, closed):
-    cfg = composed("evaluate", f"checkpoint={root}/run", "short=error", f"out={tmp_path}")
+    cfg = config_of("evaluate", f"checkpoint={root}/run", "short=error", f"out={tmp_path}")
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
         # clips of 8 x 8 frames, of videos that have 40
@@ -241,7 +228,7 @@ def test_missing_videos_are_named_in_the_table(root, tmp_path):
     lost = tmp_path / "data/motion/test/grow/grow_001.mp4"
     lost.write_bytes(b"not a video")
     evaluate(
-        composed("evaluate", f"checkpoint={root}/run", f"data_root={tmp_path}/data", f"out={tmp_path}/out")
+        config_of("evaluate", f"checkpoint={root}/run", f"data_root={tmp_path}/data", f"out={tmp_path}/out")
     )
     views = open_views(tmp_path / "out")
     assert [path for path, _ in views.missing] == [str(lost)]
@@ -262,7 +249,7 @@ def test_missing_videos_are_named_in_the_table(root, tmp_path):
     ],
 )
 def test_faults_show_at_once(overrides, key, why):
-    cfg = composed("evaluate", *(each.replace("CONF", str(CONF / "evaluate.yaml")) for each in overrides))
+    cfg = config_of("evaluate", *(each.replace("CONF", str(CONF / "evaluate.yaml")) for each in overrides))
     found = check(OmegaConf.masked_copy(cfg, list(cfg)))  # as the command line hands it over
     assert any(where == key and why in said for where, said in found), found
 

@@ -8,10 +8,9 @@ import sys
 import pytest
 import torch
 from clock import TIMED
-from hydra import compose, initialize_config_dir
+from composing import config_of
 
 from vidtrain import check, feature_cache
-from vidtrain.config import CONF, register_schemas
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
 from vidtrain.tracking.run_log import read_metrics
@@ -19,7 +18,6 @@ from vidtrain.train import train
 from vidtrain.training import checkpoint
 from vidtrain.training.token_store import TokenStore
 
-register_schemas()
 SMALL = [
     "dataset=listing",
     "model.encoder.embed_dim=24",
@@ -61,8 +59,7 @@ def options(data, features, *overrides):
 @pytest.fixture
 def config(data, tmp_path):
     def composed(*overrides):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", options(data, tmp_path / "features", *overrides))
+        return config_of("train", *options(data, tmp_path / "features", *overrides))
 
     return composed
 

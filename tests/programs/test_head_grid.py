@@ -8,43 +8,33 @@ import sys
 import pytest
 import torch
 from clock import TIMED
-from hydra import compose, initialize_config_dir
+from composing import config_of
+from small_run import small
 
 from vidtrain import check
-from vidtrain.config import CONF, register_schemas
 from vidtrain.evaluate import evaluate
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=3",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=2",
-    "clip.size=16",
+SMALL = small(
     "logger=none",
     "stage=head_grid",
     "stage.head_grid.heads.lr=[3e-2,1e-3]",
     "stage.head_grid.heads.weight_decay=[0.01,0.4]",
     "trainer.epochs=2",
     "trainer.batch_size=8",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
     "trainer.monitor=loss",
-]
+    train=3,
+    depth=2,
+)
 NAMES = ["lr0.03_wd0.01", "lr0.03_wd0.4", "lr0.001_wd0.01", "lr0.001_wd0.4"]
 
 
 @pytest.fixture
 def config(tmp_path):
     def composed(*overrides, program="train", base=SMALL):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(program, [*base, f"data_root={tmp_path}", *overrides])
+        return config_of(program, *base, f"data_root={tmp_path}", *overrides)
 
     return composed
 

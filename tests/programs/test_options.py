@@ -8,10 +8,9 @@ import sys
 import pytest
 import torch
 from clock import TIMED
-from hydra import compose, initialize_config_dir
+from composing import config_of
 
 from vidtrain import build, build_data, check
-from vidtrain.config import CONF, register_schemas
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
@@ -19,7 +18,6 @@ from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
 from vidtrain.training import checkpoint, loop
 
-register_schemas()
 SMALL = [
     "dataset=listing",
     "model.encoder.embed_dim=24",
@@ -77,8 +75,7 @@ def data(tmp_path_factory):
 def config(data):
     def composed(name, *overrides, program="train", base=SMALL):
         dataset = [f"dataset.folder={data}/{name}"] if program == "train" else []
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(program, [*base, f"data_root={data}", *dataset, *overrides])
+        return config_of(program, *base, f"data_root={data}", *dataset, *overrides)
 
     return composed
 

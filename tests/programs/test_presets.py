@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from PIL import Image
 
-from vidtrain.config import CONF, register_schemas
 from vidtrain.data.image_folders import image_names
 from vidtrain.data.sources.motion import Motion
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 
-register_schemas()
 TINY = [
     "logger=none",
     "pretrained=null",
@@ -116,8 +114,7 @@ def run(data, tmp_path):
             f"run_dir={tmp_path / folder}",
             *overrides,
         ]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            train(compose("train", changes))
+        train(config_of("train", *changes))
         return tmp_path / folder
 
     return finished

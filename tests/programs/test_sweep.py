@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from small_run import small
 
 from vidtrain import compare, sweep, sweep_trial, train
 from vidtrain.errors import UserError
@@ -12,22 +13,12 @@ from vidtrain.outcome import read_outcome
 from vidtrain.run_folder import finished
 from vidtrain.run_reading import find_runs
 
-SMALL = [
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=1",
-    "clip.size=16",
+SMALL = small(
     "logger=none",
     "trainer.epochs=2",
     "trainer.batch_size=10",
     "trainer.save_every=1ep",
-    "trainer.num_workers=0",
-    "trainer.cpu_threads=1",
-]
+)
 
 
 def run(program, monkeypatch, *arguments) -> int | None:

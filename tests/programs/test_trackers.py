@@ -7,31 +7,22 @@ import signal
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import config_of
+from small_run import small
 
 from vidtrain.check import check_run
-from vidtrain.config import CONF, register_schemas
 from vidtrain.tracking.mirror_process import descendants
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.train import train
 
 pytest.importorskip("tensorboard")
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=1",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=1",
-    "clip.size=16",
+SMALL = small(
     "trainer.epochs=2",
     "trainer.batch_size=5",
     "trainer.num_workers=1",
-    "trainer.cpu_threads=1",
     "trainer.log_every=1",
-]
+    train=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +31,7 @@ def data_root(tmp_path_factory):
 
 
 def composed(data_root: Path, *overrides: str):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*SMALL, f"data_root={data_root}", *overrides])
+    return config_of("train", *SMALL, f"data_root={data_root}", *overrides)
 
 
 def services(name: bytes) -> list[int]:

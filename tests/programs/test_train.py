@@ -5,34 +5,25 @@ import json
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import config_of
 from omegaconf import OmegaConf
+from small_run import small
 
 from vidtrain import build
-from vidtrain.config import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 
-register_schemas()
-SMALL = [
-    "+dataset.source.train_per_class=2",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=2",
-    "clip.size=16",
+SMALL = small(
     "logger=none",
     "trainer.epochs=2",
     "trainer.batch_size=4",
-    "trainer.num_workers=0",
     "trainer.cpu_threads=2",
     "trainer.log_every=1",
-]
+    depth=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +36,7 @@ def config(data_root):
     """Composes a small run's configuration from further overrides."""
 
     def composed(*overrides, program="train", base=SMALL):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(program, [*base, f"data_root={data_root}", *overrides])
+        return config_of(program, *base, f"data_root={data_root}", *overrides)
 
     return composed
 
@@ -55,15 +45,14 @@ def config(data_root):
 def finished(tmp_path_factory, data_root):
     """One finished run in three phases, with the folder it left."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = [
-            *SMALL,
-            f"data_root={data_root}",
-            f"run_dir={folder}",
-            "stage=progressive",
-            "trainer.epochs=4",
-        ]
-        cfg = compose("train", overrides)
+    overrides = [
+        *SMALL,
+        f"data_root={data_root}",
+        f"run_dir={folder}",
+        "stage=progressive",
+        "trainer.epochs=4",
+    ]
+    cfg = config_of("train", *overrides)
     return cfg, folder, train(cfg)
 
 
@@ -343,10 +332,7 @@ def test_a_checkpoint_cannot_name_code_to_run(finished, config, tmp_path):
 def test_evaluate_finds_the_data_elsewhere(finished, config, tmp_path):
     _, folder, _ = finished
     best = f"checkpoint={folder}/checkpoints/best.pt"
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(
-            "evaluate", [best, f"data_root={tmp_path}/moved", f"out={tmp_path}/out", "num_workers=0"]
-        )
+    cfg = config_of("evaluate", best, f"data_root={tmp_path}/moved", f"out={tmp_path}/out", "num_workers=0")
     evaluate(cfg)  # motion makes its files where they are looked for
     assert (tmp_path / "moved/motion/test").is_dir()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import small
 
 from vidtrain.training import checkpoint
 
@@ -31,28 +32,21 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
-SMALL = [
-    "+dataset.source.train_per_class=3",
-    "+dataset.source.val_per_class=1",
-    "+dataset.source.test_per_class=1",
-    "+dataset.source.frames=24",
-    "+dataset.source.size=32",
+SMALL = small(
     "augmentation=standard",
-    "model.encoder.embed_dim=24",
-    "model.encoder.depth=2",
     "model.encoder.drop_path=0.2",
-    "clip.size=16",
     "logger=none",
     "optimizer._target_=throttled.Throttled",
     "trainer.epochs=60",  # of 5 steps
     "trainer.batch_size=6",
     "trainer.num_workers=1",
-    "trainer.cpu_threads=1",
     "trainer.log_every=1",
     "trainer.eval_every=20ep",
     "trainer.save_every=2ep",
     "trainer.rank_timeout=15",
-]
+    train=3,
+    depth=2,
+)
 # Few steps outlast what is done to a run
 THROTTLED = """
 import os

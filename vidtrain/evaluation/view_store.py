@@ -26,7 +26,7 @@ from torch import Tensor
 from vidtrain.errors import UserError
 from vidtrain.evaluation.view_shards import Place, find_units
 from vidtrain.evaluation.views import ViewTable
-from vidtrain.flushing import flush_folder
+from vidtrain.flushing import replacing
 
 FORMAT = "vidtrain-views/1"
 FOLDER = "views"
@@ -99,7 +99,7 @@ def begin(folder: Path, identity: Mapping[str, Any], asked: int | None, usual: i
         return stored["cpu_threads"]
     folder.mkdir(parents=True, exist_ok=True)
     begun = {"format": FORMAT, "identity": dict(identity), "cpu_threads": asked or usual}
-    write_durably(path, lambda file: file.write(_json(begun)))
+    _write_json(path, begun)
     return begun["cpu_threads"]
 
 
@@ -181,12 +181,14 @@ def merge(
         "how_to_read": READ_WITH,
         "identity": _read_json(folder / IDENTITY)["identity"],
     }
-    write_durably(folder / VIEWS, lambda file: file.write(_json(whole)))
+    _write_json(folder / VIEWS, whole)
 
 
 def clean(folder: Path) -> None:
-    """Removes the units of a table that is complete."""
+    """Removes the units of a table that is complete, and what a killed process had not finished writing."""
     shutil.rmtree(folder / UNITS, ignore_errors=True)
+    for stray in folder.glob(".*.tmp"):
+        stray.unlink(missing_ok=True)
 
 
 def open_views(named: Path) -> StoredViews:
@@ -223,22 +225,13 @@ def open_views(named: Path) -> StoredViews:
     return StoredViews(folder, about, logits, labels, torch.tensor(list(paths), dtype=torch.int64), paths)
 
 
-def write_durably(path: Path, write: Callable[[Any], object]) -> None:
-    """Replaces a text file: a crash leaves the old one or the new one."""
-    with open(_making(path), "w", encoding="utf-8") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(_making(path), path)
-    flush_folder(path.parent)
+def _write_json(path: Path, value: object) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _making(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _clear(folder: Path) -> None:

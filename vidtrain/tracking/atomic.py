@@ -3,12 +3,11 @@
 import errno
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from vidtrain.errors import UserError
-from vidtrain.flushing import flush_folder
+from vidtrain.flushing import replacing
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
 
@@ -18,20 +17,13 @@ def write_text_atomic(path: Path, text: str) -> None:
 
     Raises `UserError` where the disk is full; whatever stood at `path` stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(path) as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        flush_folder(path.parent)
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise UserError(f"cannot write {path} ({error.strerror}): free some space.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json_atomic(path: Path, value: object) -> None:

@@ -16,20 +16,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from vidtrain import build
 from vidtrain.config import CONF, register_schemas
-from vidtrain.data.dataset import Batch
-from vidtrain.evaluation.report import report
-from vidtrain.evaluation.views import ViewTable
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.mirror import NullMirror
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.loop import Run, fit
+from vidtrain.training.loop import fit
 
-STEPS, WARMUP, CLASSES = 80, 20, 10
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from one_batch import CLASSES, batch_of, run_of
+
+STEPS, WARMUP = 80, 20
 
 
 def main(overrides: list[str]) -> None:
@@ -37,68 +36,34 @@ def main(overrides: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         changes = ["trainer.epochs=1", f"trainer.steps_per_epoch={STEPS}", "logger=none", *overrides]
         cfg = compose("train", changes)
-    settings = OmegaConf.to_object(cfg.trainer)
     ranks = Ranks(torch.device("cpu"))
-    build.set_cpu_threads(settings.cpu_threads, ranks)
-    model = build.model(cfg, CLASSES, ranks)
+    build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
+    model, batch = build.model(cfg, CLASSES, ranks), batch_of(cfg)
     twin = copy.deepcopy(model)
     twin_optimizer = build.part(cfg.optimizer)(list(twin.parameters()))
-    transform = build.device_transform(cfg, ranks.device)
-
-    size = (settings.batch_size, cfg.clip.train_clips, 3, cfg.clip.frames, *build.clip_size(cfg))
-    generator = torch.Generator().manual_seed(0)
-    clips = torch.randint(256, size, dtype=torch.uint8, generator=generator)
-    labels = torch.randint(CLASSES, size[:1], generator=generator)
-    batch = Batch(clips, labels, torch.arange(size[0]), torch.zeros(size[:2], dtype=torch.int64), [])
-    inputs = transform(clips)
+    inputs = build.device_transform(cfg, ranks.device)(batch.clips)
     bare: list[float] = []
 
     def batches(start: int, stop: int):
         for _ in range(start, stop):
             started = time.perf_counter()
-            F.cross_entropy(twin(inputs).mean(dim=1), labels).backward()
+            F.cross_entropy(twin(inputs).mean(dim=1), batch.labels).backward()
             twin_optimizer.step()
             twin_optimizer.zero_grad(set_to_none=True)
             bare.append(time.perf_counter() - started)
             yield batch
 
-    def evaluate():
-        none = torch.zeros(1, dtype=torch.int64)
-        return report(ViewTable(none, none, torch.zeros(1, 1, CLASSES), [], 1), model.fusion, "")
-
     with tempfile.TemporaryDirectory() as folder:
         log = RunLog(Path(folder), NullMirror(), NullConsole(), is_main=True, rank=0)
         rows = []
         log.step = rows.append
-        fit(
-            Run(
-                model=model,
-                transform=transform,
-                mix=lambda clips, labels, key: (clips, labels),
-                train_batches=batches,
-                train_paths=[""] * size[0],
-                steps_per_epoch=STEPS,
-                evaluate=evaluate,
-                loss=build.part(cfg.loss),
-                class_weights=None,
-                multi_label=False,
-                optimizer=build.part(cfg.optimizer),
-                lr=build.part(cfg.schedule.lr),
-                weight_decay=build.part(cfg.schedule.weight_decay),
-                phases=OmegaConf.to_object(cfg.stage),
-                settings=settings,
-                ranks=ranks,
-                seed=0,
-                log=log,
-                console=NullConsole(),
-                checkpoints=Path(folder) / "checkpoints",
-                card={},
-            )
-        )
+        fit(run_of(cfg, model, ranks, log, Path(folder), batches, STEPS))
     loop = [row["seconds"] * (1 - row["train/data_share"]) for row in rows]
     pairs = list(zip(loop, bare, strict=True))[WARMUP:]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, batch {list(size)}, {torch.get_num_threads()} thread(s)")
+    print(
+        f"{parameters / 1e6:.2f} M parameters, batch {list(inputs.shape)}, {torch.get_num_threads()} thread(s)"
+    )
     print(f"loop {statistics.median(each for each, _ in pairs) * 1e3:.2f} ms a step")
     print(f"bare {statistics.median(each for _, each in pairs) * 1e3:.2f} ms a step")
     ratios = sorted(one / other for one, other in pairs)

@@ -15,22 +15,22 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vidtrain import build
 from vidtrain.config import CONF, register_schemas
-from vidtrain.data.dataset import Batch
-from vidtrain.evaluation.report import report
-from vidtrain.evaluation.views import ViewTable
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.mirror import MirroredRun
 from vidtrain.tracking.mirrors import Mirrors
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.loop import Run, fit
+from vidtrain.training.loop import fit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from one_batch import CLASSES, batch_of, run_of
 
 LOGGERS = ("none", "wandb_offline", "tensorboard", "mlflow", "[wandb_offline,tensorboard,mlflow]")
-ROUNDS, STEPS, WARMUP, CLASSES = 3, 60, 10, 10
+ROUNDS, STEPS, WARMUP = 3, 60, 10
 
 
 class Timed(Mirrors):
@@ -55,50 +55,16 @@ def composed(overrides: list[str], logger: str) -> DictConfig:
 def measure(cfg: DictConfig, folder: Path) -> tuple[float, float, float]:
     """Milliseconds: the median step, and what of it the tracker's calls take on average, by the clock and of the
     processor."""
-    settings = OmegaConf.to_object(cfg.trainer)
     ranks = Ranks(torch.device("cpu"))
-    build.set_cpu_threads(settings.cpu_threads, ranks)
-    model = build.model(cfg, CLASSES, ranks)
-    size = (settings.batch_size, cfg.clip.train_clips, 3, cfg.clip.frames, *build.clip_size(cfg))
-    clips = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(size[0]) % CLASSES
-    batch = Batch(clips, labels, torch.arange(size[0]), torch.zeros(size[:2], dtype=torch.int64), [])
-
-    def evaluate():
-        none = torch.zeros(1, dtype=torch.int64)
-        return report(ViewTable(none, none, torch.zeros(1, 1, CLASSES), [], 1), model.fusion, "")
-
+    build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
+    model, batch = build.model(cfg, CLASSES, ranks), batch_of(cfg)
     mirror = Timed(build.part(cfg.logger))
     log = RunLog(folder, mirror, NullConsole(), is_main=True, rank=0)
     at: list[float] = []
     log.step = lambda row: at.append(time.perf_counter())
     mirror.start(MirroredRun(folder, folder.name, folder.name, "bench", {"seed": 0}))
     time.sleep(8 if cfg.logger else 0)  # trackers start beside the training, which is not what is measured
-    fit(
-        Run(
-            model=model,
-            transform=build.device_transform(cfg, ranks.device),
-            mix=lambda clips, labels, key: (clips, labels),
-            train_batches=lambda start, stop: (batch for _ in range(start, stop)),
-            train_paths=[""] * size[0],
-            steps_per_epoch=STEPS,
-            evaluate=evaluate,
-            loss=build.part(cfg.loss),
-            class_weights=None,
-            multi_label=False,
-            optimizer=build.part(cfg.optimizer),
-            lr=build.part(cfg.schedule.lr),
-            weight_decay=build.part(cfg.schedule.weight_decay),
-            phases=OmegaConf.to_object(cfg.stage),
-            settings=settings,
-            ranks=ranks,
-            seed=0,
-            log=log,
-            console=NullConsole(),
-            checkpoints=folder / "checkpoints",
-            card={},
-        )
-    )
+    fit(run_of(cfg, model, ranks, log, folder, lambda start, stop: [batch] * (stop - start), STEPS))
     log.close("finished")
     steps = [after - before for before, after in zip(at, at[1:], strict=False)][WARMUP:]
     return statistics.median(steps) * 1e3, mirror.seconds / STEPS * 1e3, mirror.cpu_seconds / STEPS * 1e3

@@ -5,9 +5,9 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from composing import config_of
 from omegaconf import OmegaConf
 
-from vidtrain.config import register_schemas
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats import (
     FORMATS,
@@ -23,7 +23,6 @@ from vidtrain.models.weights.formats import (
 )
 from vidtrain.models.weights.loading import recognize
 
-register_schemas()
 CONF = Path(__file__).parents[3] / "conf"
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 2}
 MODELS = {
@@ -53,8 +52,7 @@ BESIDES = {
 
 
 def build(name: str, encoder: dict, head: dict) -> torch.nn.Module:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        node = hydra.compose("train", [f"model={name}", "clip.size=64", "clip.frames=16"])
+    node = config_of("train", f"model={name}", "clip.size=64", "clip.frames=16")
     OmegaConf.set_struct(node, False)
     node.model.encoder.update(encoder)
     node.model.head.update(head)
