@@ -9,12 +9,29 @@
 export SLURM_KILL_BAD_EXIT=1 # a rank that fails ends its step
 : "${VIDTRAIN_MAX_RESTARTS:=100}"
 : "${VIDTRAIN_STATE:=$SLURM_SUBMIT_DIR/outputs/.slurm}"
+: "${VIDTRAIN_PATIENCE:=10}" # seconds from one try to reach the controller to the next
 mkdir -p "$VIDTRAIN_STATE"
 export VIDTRAIN_VERDICT="$VIDTRAIN_STATE/$SLURM_JOB_ID.verdict"
 rm -f "$VIDTRAIN_VERDICT"
 
+# A controller that has just lost a node can be late to answer: what asks it is tried a few times. The state of a job
+# says whether there is anything left to do, as a request that seems to have failed may have been heard.
 vidtrain_job_state() {
-    scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*' | cut -d= -f2
+    local state
+    for _ in 1 2 3 4 5 6; do
+        state=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*' | cut -d= -f2) || true
+        [ -n "$state" ] && break
+        sleep "$VIDTRAIN_PATIENCE"
+    done
+    echo "${state:-UNKNOWN}"
+}
+
+vidtrain_requeue() {
+    for _ in 1 2 3 4 5 6; do
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # in which SLURM ends this script
+        sleep "$VIDTRAIN_PATIENCE"
+        [ "$(vidtrain_job_state)" = RUNNING ] || return
+    done
 }
 
 vidtrain_exit() {
@@ -25,7 +42,7 @@ vidtrain_exit() {
     echo "vidtrain: status $status, verdict $verdict, job $state, restarts $restarts of $VIDTRAIN_MAX_RESTARTS" >&2
     if [ "$verdict" = none ] && [ "$state" = RUNNING ] && [ "$restarts" -lt "$VIDTRAIN_MAX_RESTARTS" ] &&
         { [ "$status" -eq 0 ] || [ "$status" -eq 75 ] || [ "$status" -gt 128 ]; }; then
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # in which SLURM ends this script
+        vidtrain_requeue
     fi
     # srun can call a step a success that was cut short
     [ "$status" -eq 0 ] && [ "$verdict" = none ] && status=1
