@@ -1,5 +1,7 @@
 """What ranks say to each other, by two processes."""
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -29,3 +31,44 @@ def test_every_rank_gets_the_first_ones_buffers(tmp_path):
         [sys.executable, *torchrun, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=300
     )
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+JOIN = """
+from vidtrain.training.distributed import join_ranks
+
+with join_ranks("cpu"):
+    pass
+"""
+STEP = {  # of the first of two tasks on a node
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("named", "status", "words"),
+    [
+        (False, 75, "a requeued job takes another port"),
+        (True, 1, "where the ranks are to meet: set MASTER_PORT"),
+    ],
+)
+def test_a_port_that_is_taken(named, status, words):
+    port = 12000 + 1234 * 131 % 20000
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MASTER_"))}
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("0.0.0.0", port))
+        taken.listen()
+        more = {**STEP, "MASTER_PORT": str(port)} if named else STEP
+        found = subprocess.run(
+            [sys.executable, "-c", JOIN], env={**environ, **more}, capture_output=True, text=True, timeout=300
+        )
+    assert found.returncode == status, found.stderr
+    assert f"another program listens at 127.0.0.1:{port}" in found.stderr and words in found.stderr

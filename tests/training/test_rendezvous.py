@@ -98,10 +98,32 @@ def test_one_node_needs_no_name_and_what_is_set_counts(scontrol):
     assert scontrol == []
 
 
-def test_without_scontrol_it_says_what_to_set(monkeypatch):
-    def run(*_, **__):
-        raise subprocess.CalledProcessError(1, "scontrol")
+@pytest.mark.parametrize(
+    ("error", "times"),
+    [(subprocess.CalledProcessError(1, "scontrol"), 6), (FileNotFoundError("scontrol"), 1)],
+)
+def test_without_scontrol_it_says_what_to_set(monkeypatch, error, times):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        raise error
 
     monkeypatch.setattr(rendezvous.subprocess, "run", run)
+    monkeypatch.setattr(rendezvous, "SCONTROL_PAUSE", 0.0)
     with pytest.raises(UserError, match="set MASTER_ADDR to the address of the first node"):
         meeting_point(STEP)
+    assert len(asked) == times
+
+
+def test_a_controller_that_is_late_to_answer_is_asked_again(scontrol, monkeypatch):
+    answer, late = rendezvous.subprocess.run, iter([subprocess.TimeoutExpired("scontrol", 30)] * 2)
+
+    def run(command, **more):
+        if error := next(late, None):
+            raise error
+        return answer(command, **more)
+
+    monkeypatch.setattr(rendezvous.subprocess, "run", run)
+    monkeypatch.setattr(rendezvous, "SCONTROL_PAUSE", 0.0)
+    assert meeting_point(STEP)[0] == "10.0.0.7"

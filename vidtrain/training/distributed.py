@@ -1,16 +1,18 @@
 """One process or many: what torchrun or SLURM says, and the few collectives that the loop needs."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from vidtrain.errors import UserError
-from vidtrain.training.halting import Stopped, leave_at_exit
+from vidtrain.training.halting import EXIT_STOPPED, Stopped, leave_at_exit
 from vidtrain.training.rendezvous import Place, find_place, meeting_point
 from vidtrain.training.vigil import LINGER_SECONDS, RefusedByMain, Vigil, status_of
 
@@ -112,11 +114,14 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
         return dist.TCPStore(address, port, is_master=False, timeout=start)
 
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    if here.launcher == "torchrun":
-        dist.init_process_group(backend)
-    else:
-        store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
-        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
+    try:
+        if here.launcher == "torchrun":
+            dist.init_process_group(backend)
+        else:
+            store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
+            dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
+    except dist.DistNetworkError as error:
+        _did_not_meet(here, f"{address}:{port}", error)
     vigil = Vigil(connect, here.rank, here.world_size, rank_timeout)
     try:
         yield Ranks(
@@ -138,6 +143,24 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
     vigil.close()
     dist.barrier()  # the store goes with rank 0
     dist.destroy_process_group()
+
+
+def _did_not_meet(here: Place, where: str, error: dist.DistNetworkError) -> NoReturn:
+    cause = str(error).splitlines()[0]
+    if "EADDRINUSE" not in cause:
+        raise UserError(
+            f"rank {here.rank} did not meet the others at {where}, where rank 0 listens ({cause}): is every rank "
+            "started, and may their nodes reach each other there? MASTER_ADDR and MASTER_PORT set another place"
+        ) from error
+    if here.launcher == "slurm" and "MASTER_PORT" not in os.environ:
+        # it follows from how often the job was requeued
+        print(
+            f"error: another program listens at {where}: a requeued job takes another port", file=sys.stderr
+        )
+        sys.exit(EXIT_STOPPED)
+    raise UserError(
+        f"another program listens at {where}, where the ranks are to meet: set MASTER_PORT"
+    ) from error
 
 
 def _device(name: str, here: Place) -> torch.device:

@@ -6,6 +6,7 @@ Needs no torch, so that a program can ask before it imports it.
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from vidtrain.errors import UserError
 
 # Ports below those that Linux hands out by itself (32768 and up)
 FIRST_PORT, PORTS = 12000, 20000
-SCONTROL_SECONDS = 30.0
+SCONTROL_SECONDS, SCONTROL_TRIES, SCONTROL_PAUSE = 30.0, 6, 10.0
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,21 @@ def meeting_point(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
 
 
 def _scontrol(*what: str) -> str:
+    """What scontrol shows. A controller that has just lost a node can be late to answer: it is asked a few times."""
     command = ["scontrol", "--oneliner", "show", *what]
-    try:
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=SCONTROL_SECONDS
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"where the ranks meet is not known, as `{' '.join(command)}` failed ({error}): set MASTER_ADDR to the "
-            "address of the first node"
-        ) from error
+    for tries_left in reversed(range(SCONTROL_TRIES)):
+        try:
+            return subprocess.run(
+                command, check=True, capture_output=True, text=True, timeout=SCONTROL_SECONDS
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            if tries_left and isinstance(error, subprocess.SubprocessError):
+                time.sleep(SCONTROL_PAUSE)
+                continue
+            raise UserError(
+                f"where the ranks meet is not known, as `{' '.join(command)}` failed ({error}): set MASTER_ADDR to the "
+                "address of the first node"
+            ) from error
 
 
 def _number(environ: Mapping[str, str], name: str, absent: int) -> int:
