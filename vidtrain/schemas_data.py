@@ -54,7 +54,7 @@ class PrepareConfig:
 
 @dataclass
 class SplitListingSettings:
-    """How to read a listing; what is null is recognized (vidtrain.data.sources.listings.ListingFormat)."""
+    """How to read a listing; what is null is recognized (vidtrain.data.sources.listing_format.ListingFormat)."""
 
     root: str | None = None  # what paths are relative to; null: the listing's folder
     delimiter: str | None = None  # comma, tab, space, semicolon or "::"

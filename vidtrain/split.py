@@ -62,7 +62,8 @@ def _class_folders(cfg: Any) -> "Manifest":
 
 def _listing(cfg: Any) -> "Manifest":
     from vidtrain.data.manifest import Manifest
-    from vidtrain.data.sources.listings import ListingFormat, read_listing
+    from vidtrain.data.sources.listing_format import ListingFormat
+    from vidtrain.data.sources.listings import read_listing
 
     layout = ListingFormat(
         **cfg.listing,

@@ -102,7 +102,7 @@ def _train(
     build.set_cpu_threads(settings.cpu_threads, ranks)
     if settings.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(settings.deterministic)  # else as a trial before had it
     run_id = ranks.on_main(lambda: run_folder.record(folder, cfg))
     if ranks.is_main:
         write_provenance(folder)
@@ -158,7 +158,6 @@ def _train(
     phases = OmegaConf.to_object(cfg.stage)
     transform = build.device_transform(cfg, ranks.device)
     context = autocast(ranks, settings.precision)
-
     mix = build.mixing(cfg, len(classes))
 
     def judge(learner: torch.nn.Module, seen: Iterable, transform: torch.nn.Module) -> list[Report]:
@@ -205,9 +204,8 @@ def _train(
                 checkpoints=folder / "checkpoints",
                 card={
                     "classes": list(classes),
-                    "config": OmegaConf.to_container(
-                        cfg
-                    ),  # with its references, so that one value can be changed
+                    # with its references, so that one value can be changed
+                    "config": OmegaConf.to_container(cfg),
                     "protocol": protocol,
                     "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
                 },

@@ -272,7 +272,7 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                 ended = (stale or state.step == total) and not state.due
                 keep, save = keep_due(state.step), save_due(state.step)
                 if ended:
-                    if stale:
+                    if state.step < total:
                         console.info(
                             f"phase {name} ends early: no better {settings.monitor} in {state.stale} evaluations"
                         )

@@ -1,6 +1,7 @@
 """What gives manifests: one file a source.
 
 class_folders.py        root/split/class/video, or root/class/video
+listing_format.py       how the lines of a listing are laid out
 listings.py             CSV, TSV and other listings, one line a video
 npy_listings.py         NumPy files of paths
 mixture.py              several sources with weights and their own frames per clip
