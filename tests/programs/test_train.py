@@ -269,6 +269,12 @@ def test_early_stopping_ends_a_phase(config, tmp_path, capsys):
     assert (summary["steps"], summary["best_step"]) == (15, 5)
 
 
+def test_patience_that_runs_out_with_the_last_step_ends_nothing_early(config, tmp_path, capsys):
+    train(config(f"run_dir={tmp_path}", "optimizer.lr=0", "trainer.patience=2", "trainer.epochs=3",
+                 "trainer.monitor=loss"))  # fmt: skip
+    assert "ends early" not in capsys.readouterr().out
+
+
 def test_steps_per_epoch_may_differ_from_the_loaders_length(config, tmp_path):
     train(config(f"run_dir={tmp_path}", "trainer.steps_per_epoch=3", "trainer.keep_every=1ep"))
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from one_batch import CLASSES, batch_of, run_of
 
 LOGGERS = ("none", "wandb_offline", "tensorboard", "mlflow", "[wandb_offline,tensorboard,mlflow]")
-ROUNDS, STEPS, WARMUP = 3, 60, 10
+ROUNDS, STEPS, WARMUP = 9, 60, 10
 
 
 class Timed(Mirrors):
