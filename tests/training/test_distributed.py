@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from vidtrain.training.distributed import join_ranks
+
 SCRIPT = """
 import torch
 from torch import nn
@@ -55,7 +57,7 @@ STEP = {  # of the first of two tasks on a node
 @pytest.mark.parametrize(
     ("named", "status", "words"),
     [
-        (False, 75, "a requeued job takes another port"),
+        (False, 75, "another program listens there; the job is to be requeued"),
         (True, 1, "where the ranks are to meet: set MASTER_PORT"),
     ],
 )
@@ -71,4 +73,29 @@ def test_a_port_that_is_taken(named, status, words):
             [sys.executable, "-c", JOIN], env={**environ, **more}, capture_output=True, text=True, timeout=300
         )
     assert found.returncode == status, found.stderr
-    assert f"another program listens at 127.0.0.1:{port}" in found.stderr and words in found.stderr
+    assert f"127.0.0.1:{port}" in found.stderr and words in found.stderr
+
+
+RANK_0 = """
+import sys, time, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, is_master=True, wait_for_workers=False)
+time.sleep(3)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_lost_in_start_up_costs_a_requeue(monkeypatch, capsys):
+    """Rank 0 goes when rank 1 has found it."""
+    for key, value in {**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    port = str(12000 + 1234 * 131 % 20000)
+    rank_0 = subprocess.Popen([sys.executable, "-c", RANK_0, port], stdin=subprocess.DEVNULL)
+    try:
+        with pytest.raises(SystemExit) as ended, join_ranks("cpu"):
+            pass
+    finally:
+        rank_0.kill()
+        rank_0.wait()
+    assert ended.value.code == 75
+    assert "one of them was lost" in capsys.readouterr().err

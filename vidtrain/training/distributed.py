@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from vidtrain.errors import UserError
 from vidtrain.training.halting import EXIT_STOPPED, Stopped, leave_at_exit
 from vidtrain.training.rendezvous import Place, find_place, meeting_point
-from vidtrain.training.vigil import LINGER_SECONDS, RefusedByMain, Vigil, status_of
+from vidtrain.training.vigil import LINGER_SECONDS, RefusedByMain, Vigil, of_peers, status_of
 
 RANK_TIMEOUT = 60.0
 START_SECONDS = 600.0  # in which all ranks must have come to the meeting point
@@ -114,15 +115,18 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
         return dist.TCPStore(address, port, is_master=False, timeout=start)
 
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    began = time.monotonic()
     try:
         if here.launcher == "torchrun":
             dist.init_process_group(backend)
         else:
             store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
-    except dist.DistNetworkError as error:
-        _did_not_meet(here, f"{address}:{port}", error)
-    vigil = Vigil(connect, here.rank, here.world_size, rank_timeout)
+        vigil = Vigil(connect, here.rank, here.world_size, rank_timeout)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistNetworkError | dist.DistStoreError) and not of_peers(error):
+            raise
+        _did_not_meet(here, f"{address}:{port}", error, time.monotonic() - began)
     try:
         yield Ranks(
             device=place,
@@ -145,21 +149,24 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
     dist.destroy_process_group()
 
 
-def _did_not_meet(here: Place, where: str, error: dist.DistNetworkError) -> NoReturn:
+def _did_not_meet(here: Place, where: str, error: RuntimeError, waited: float) -> NoReturn:
+    """Ends this rank's attempt: with status 75 under SLURM, if a requeued job may fare better."""
     cause = str(error).splitlines()[0]
-    if "EADDRINUSE" not in cause:
-        raise UserError(
-            f"rank {here.rank} did not meet the others at {where}, where rank 0 listens ({cause}): is every rank "
-            "started, and may their nodes reach each other there? MASTER_ADDR and MASTER_PORT set another place"
-        ) from error
-    if here.launcher == "slurm" and "MASTER_PORT" not in os.environ:
-        # it follows from how often the job was requeued
+    taken, chosen = "EADDRINUSE" in cause, "MASTER_PORT" in os.environ
+    if here.launcher == "slurm" and not (taken and chosen) and waited < START_SECONDS / 2:
+        # the port follows from how often the job was requeued; and a rank or its node may be lost in start-up, too
+        why = "another program listens there" if taken else f"one of them was lost: {cause}"
         print(
-            f"error: another program listens at {where}: a requeued job takes another port", file=sys.stderr
+            f"error: the ranks did not meet at {where}, as {why}; the job is to be requeued", file=sys.stderr
         )
         sys.exit(EXIT_STOPPED)
+    if taken:
+        raise UserError(
+            f"another program listens at {where}, where the ranks are to meet: set MASTER_PORT"
+        ) from error
     raise UserError(
-        f"another program listens at {where}, where the ranks are to meet: set MASTER_PORT"
+        f"rank {here.rank} did not meet the others at {where}, where rank 0 listens ({cause}): is every rank started, "
+        "and may their nodes reach each other there? MASTER_ADDR and MASTER_PORT set another place"
     ) from error
 
 

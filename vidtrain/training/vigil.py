@@ -99,7 +99,7 @@ class Vigil:
 
         What a lost connection tells of is another rank's end, so that one is given time to say what it failed of.
         """
-        if self._verdict is None and _of_peers(error):
+        if self._verdict is None and of_peers(error):
             deadline = time.monotonic() + (2 if self.rank else 1) * PEER_SECONDS
             while self._verdict is None and time.monotonic() < deadline:
                 time.sleep(BEAT_SECONDS / 5)
@@ -200,7 +200,8 @@ def status_of(error: BaseException) -> int:
     return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
 
 
-def _of_peers(error: BaseException) -> bool:
+def of_peers(error: BaseException) -> bool:
+    """Whether an exception tells of a connection to another rank that was lost."""
     words = ("gloo", "closed by peer", "reset by peer", "NCCL", "TCPStore")
     return isinstance(error, dist.DistError | RuntimeError) and any(word in str(error) for word in words)
 
