@@ -210,15 +210,15 @@ class Cluster:
 
     def tasks(self, job: str, module: str) -> list[int]:
         """The processes of a job that run a Python module, in the order of their ranks."""
-        found = {}
+        found: dict[int, list[int]] = {}
         for pid in self._processes():
             with suppress(OSError):
                 words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
                 env = dict(word.partition("=")[::2] for word in words)
                 if env.get("SLURM_JOB_ID") == job and "SLURM_STEP_ID" in env and module in _command(pid):
-                    rank = int(env["SLURM_PROCID"])
-                    found[rank] = min(pid, found.get(rank, pid))  # workers are forked later
-        return [found[rank] for rank in sorted(found)]
+                    found.setdefault(int(env["SLURM_PROCID"]), []).append(pid)
+        # its workers are forked by it; numbers tell nothing, as they start anew now and then
+        return [next(pid for pid in found[rank] if _parent(pid) not in found[rank]) for rank in sorted(found)]
 
     def _start(self, name: str, *command: str) -> None:
         with open(self.root / "log" / f"{name}.out", "ab") as out:
@@ -275,3 +275,9 @@ def _command(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
     return ""
+
+
+def _parent(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
