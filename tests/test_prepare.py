@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from composing import config_of
 
-from vidtrain.config import register_schemas
 from vidtrain.data.prepared import PreparedCopy
 from vidtrain.data.probing import probe
 from vidtrain.data.sources.class_folders import ClassFolders
@@ -64,7 +63,6 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
     assert 4 <= len(done) < 9
     assert all(probe(str(path)).num_frames in (10, 11) for path in done)
 
-    register_schemas()
     cfg = config_of("prepare", *overrides(tmp_path, "max_unreadable_share=0.05"))
     with pytest.raises(SystemExit) as status:
         prepare(cfg)
@@ -107,7 +105,6 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_named(override, key):
-    register_schemas()
     assert check(config_of("prepare", "dataset=class_folders")) == []
     assert [key for key, _ in check(config_of("prepare"))] == ["dataset"]
     override = f"+{override}" if "wrong" in override else override

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import vidtrain.models
 from vidtrain import build, check
-from vidtrain.config import CONF, register_schemas
+from vidtrain.config import CONF
 from vidtrain.training.optim import parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase
@@ -30,7 +30,6 @@ def test_the_example_model_trains(monkeypatch):
     exec(block("python"), module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(vidtrain.models, "conv_frames", module, raising=False)
-    register_schemas()
     cfg = config_of("train")
     cfg.model = OmegaConf.create(block("yaml"))
     assert check.check_run(cfg, training=False) == []

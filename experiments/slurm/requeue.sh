@@ -28,7 +28,8 @@ vidtrain_job_state() {
 
 vidtrain_requeue() {
     for _ in 1 2 3 4 5 6; do
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # in which SLURM ends this script
+        # in that minute SLURM ends this script; what runs after it is the next attempt, and not to be requeued
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 && return
         sleep "$VIDTRAIN_PATIENCE"
         [ "$(vidtrain_job_state)" = RUNNING ] || return
     done

@@ -10,7 +10,7 @@ from composing import config_of
 from torch import nn
 
 from vidtrain import build
-from vidtrain.config import options, register_schemas
+from vidtrain.config import options
 from vidtrain.training.optim import decays, parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase
@@ -91,7 +91,6 @@ STEADY = ("drop_path", "dropout", "attention_dropout")
 
 
 def built(name: str, overrides: tuple[str, ...], classes: int) -> nn.Module:
-    register_schemas()
     cfg = config_of("train", f"model={name}", *overrides)
     for part in (cfg.model.encoder, cfg.model.head):
         for key in STEADY:

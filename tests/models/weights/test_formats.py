@@ -1,7 +1,5 @@
 """All formats together: each file is taken for what it is, and by one format alone."""
 
-from pathlib import Path
-
 import hydra
 import pytest
 import torch
@@ -23,7 +21,6 @@ from vidtrain.models.weights.formats import (
 )
 from vidtrain.models.weights.loading import recognize
 
-CONF = Path(__file__).parents[3] / "conf"
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 2}
 MODELS = {
     vjepa.VJEPA_1: ("vjepa1_vitl", VIT, {"num_heads": 2}),
