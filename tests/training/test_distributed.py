@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from vidtrain.training import distributed
 from vidtrain.training.distributed import join_ranks
 
 SCRIPT = """
@@ -77,25 +78,27 @@ def test_a_port_that_is_taken(named, status, words):
 
 
 RANK_0 = """
-import sys, time, torch.distributed as dist
-store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, is_master=True, wait_for_workers=False)
-time.sleep(3)
+import time, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+while not store.num_keys():  # that the other has written
+    time.sleep(0.05)
 """
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_lost_in_start_up_costs_a_requeue(monkeypatch, capsys):
     """Rank 0 goes when rank 1 has found it."""
-    for key, value in {**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.delenv("MASTER_PORT", raising=False)
-    port = str(12000 + 1234 * 131 % 20000)
-    rank_0 = subprocess.Popen([sys.executable, "-c", RANK_0, port], stdin=subprocess.DEVNULL)
-    try:
-        with pytest.raises(SystemExit) as ended, join_ranks("cpu"):
-            pass
-    finally:
-        rank_0.kill()
-        rank_0.wait()
+    monkeypatch.setattr(distributed, "START_SECONDS", 120.0)
+    with subprocess.Popen([sys.executable, "-c", RANK_0], stdout=subprocess.PIPE, text=True) as rank_0:
+        try:
+            port = rank_0.stdout.readline().strip()
+            second = {**STEP, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+            for key, value in {**second, "MASTER_PORT": port}.items():
+                monkeypatch.setenv(key, value)
+            with pytest.raises(SystemExit) as ended, join_ranks("cpu"):
+                pass
+        finally:
+            rank_0.kill()
     assert ended.value.code == 75
     assert "one of them was lost" in capsys.readouterr().err
