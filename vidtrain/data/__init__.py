@@ -20,6 +20,7 @@ av1.py                 the same of AV1's packets
 packets.py             decoding from byte ranges, without a container
 decoding.py            frame-exact pixels of the views that are wanted
 conversion.py          crop, scale, rotate and convert a frame in one pass
+gathers.py             how fast swscale shrinks on this processor
 image_folders.py       a folder of images read as a video
 dataset.py             from a sample's key to uint8 clips; batches
 samplers.py            which samples a step reads

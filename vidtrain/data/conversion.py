@@ -9,6 +9,7 @@ from av.filter import Graph
 from av.filter.context import FilterContext
 
 from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.gathers import avoid_gathers
 
 # Rotation of the display matrix, in degrees counterclockwise, to the filters that carry it out.
 ROTATIONS = {
@@ -40,6 +41,7 @@ def color_of(frame: av.VideoFrame) -> tuple[str, str]:
 
 def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
     """A chain of `filters` (name, options) for frames like `frame`, on one thread."""
+    avoid_gathers()
     graph = Graph()  # no filter in it looks at times, so any time base will do
     graph.threads = 1
     last: FilterContext = graph.add_buffer(

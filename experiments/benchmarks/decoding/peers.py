@@ -24,6 +24,7 @@ from works import SIZE, Job
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding import decode_views
+from vidtrain.data.gathers import avoid_gathers, gather
 from vidtrain.data.index import VideoIndex
 
 OURS, FLOOR = "vidtrain", "floor"
@@ -35,6 +36,20 @@ class Reader(Protocol):
     def prepare(self, path: str) -> None: ...
 
     def read(self, job: Job) -> Tensor: ...
+
+
+class Gathering:
+    """A reader, with or without gather instructions in the FFmpeg of PyAV, whose setting all of a process shares."""
+
+    def __init__(self, allowed: bool, reader: Reader):
+        self.allowed = allowed
+        self.reader = reader
+        avoid_gathers()  # so that ours does not once more, when it is to gather
+        self.prepare = reader.prepare
+
+    def read(self, job: Job) -> Tensor:
+        gather(self.allowed)
+        return self.reader.read(job)
 
 
 class Ours:
@@ -196,11 +211,14 @@ def arranged(frames: Tensor, job: Job) -> Tensor:
 def readers() -> dict[str, Reader]:
     """By name, the row order of the tables."""
     cv2.setNumThreads(1)
-    return {
+    told = {
         OURS: Ours("kept"),
         "vidtrain, index from disk": Ours("disk"),
         "vidtrain, no index": Ours("cold"),
-        FLOOR: Floor(),
+        "no gathers: torchcodec exact, transforms": TorchCodec("exact", True),
+    }
+    as_they_come = {
+        "vidtrain, gathers": Ours("kept"),
         "torchcodec exact": TorchCodec("exact", False),
         "torchcodec approximate": TorchCodec("approximate", False),
         "torchcodec mapped": TorchCodec("mapped", False),
@@ -211,4 +229,9 @@ def readers() -> dict[str, Reader]:
         "decord, scaled": Decord(True),
         "OpenCV": OpenCV(),
         "PyAV as in transformers": PlainPyAV(),
+    }
+    return {
+        FLOOR: Floor(),
+        **{name: Gathering(False, reader) for name, reader in told.items()},
+        **{name: Gathering(True, reader) for name, reader in as_they_come.items()},
     }

@@ -10,6 +10,7 @@ from av.filter import Graph
 
 KINETICS = "mmaction2/tests/data/test.mp4"
 COCKATOO = "imageio-binaries/images/cockatoo_yuv420.mp4"
+FILM = "moviepy/media/big_buck_bunny_0_30.webm"
 HD = ("mmaction2/tools/data/skeleton/S001C001P001R001A001_rgb.avi", "mmaction2/demo/demo_skeleton.mp4")
 
 
@@ -122,6 +123,16 @@ RECIPES = (
         (1280, 720),
         "libx264",
         250,
+        None,
+        {"crf": "21"},
+    ),
+    Recipe(
+        "H.264 1280x720, GOP 60, B, film",
+        "h264_720_film.mp4",
+        (FILM,),
+        (1280, 720),
+        "libx264",
+        60,
         None,
         {"crf": "21"},
     ),
