@@ -3,7 +3,7 @@
 swscale has two ways to shrink a row, which give the same bits: by AVX2's gather instructions, or by plain loads. It
 gathers, unless FFmpeg holds a processor's gathers for slow, as it does with AMD's up to Zen 3 only. They are slow on
 later ones as well, and on most of Intel's since the microcode against Gather Data Sampling; elsewhere there is little
-between the two. On Zen 5 a box of 720 x 720 took 1.2 ms with them, half of it without (experiments/benchmarks/decoding).
+between the two. On Zen 5 a box of 720 x 720 took twice as long with them (experiments/benchmarks/decoding).
 """
 
 import ctypes
