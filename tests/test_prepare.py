@@ -57,8 +57,9 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
     while not list(copies.rglob(".long.avi.mp4.*")):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.005)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)  # until none of its processes is left
+    assert list(copies.rglob(".long.avi.mp4.*"))
     done = {path: path.stat().st_mtime_ns for path in copies.rglob("[!.]*.mp4")}
     assert 4 <= len(done) < 9
     assert all(probe(str(path)).num_frames in (10, 11) for path in done)
