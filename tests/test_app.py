@@ -242,6 +242,24 @@ def test_help_says_what_can_be_chosen_without_importing_torch(name):
         assert name in others or re.search(r"dataset: class_folders, .*motion", found.stdout)
 
 
+def test_output_for_a_program_that_has_gone_ends_without_a_trace():
+    code = """
+import sys
+from vidtrain.app import launch
+def task(cfg):
+    while True:
+        print("word")
+sys.argv[1:] = ["out=nowhere"]
+launch("split", task, lambda cfg: [])
+"""
+    program = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout.readline() == "word\n"
+    program.stdout.close()
+    assert (program.wait(60), program.stderr.read()) == (141, "")
+
+
 def test_cfg_job_resolves():
     found = program("--cfg", "job", "--resolve", "optimizer=sgd")
     assert found.returncode == 0

@@ -15,11 +15,12 @@ from composing import config_of
 from PIL import Image
 from small_run import small
 
-from vidtrain import build, build_data
+from vidtrain import build, build_data, prediction_outputs
 from vidtrain.app import find_faults
 from vidtrain.data.probing import probe
 from vidtrain.errors import UserError
 from vidtrain.predict import check, predict, with_videos
+from vidtrain.prediction_outputs import Outputs
 from vidtrain.stored_config import up_to_date
 from vidtrain.train import train
 from vidtrain.trained import open_trained
@@ -210,6 +211,32 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(run, test_split, tmp_path):
     assert "error: 2 of 6 videos could not be read" in ended.stderr and "Traceback" not in ended.stderr
     assert [row["cause"] for row in rows_of(tmp_path / "out/failures.csv")][1] == "the file is empty"
     assert json.loads((tmp_path / "out/predictions.json").read_text()) == found
+
+
+def test_answers_so_far_outlive_an_end(run, listing, test_split, tmp_path, capsys, monkeypatch):
+    class Interrupted(Outputs):
+        def take(self, found):
+            if len(self.results.videos) == 2:
+                raise KeyboardInterrupt
+            super().take(found)
+
+    call = (f"checkpoint={run}", f"videos={listing}", "format=csv", f"out={tmp_path}")
+    with monkeypatch.context() as patched:
+        patched.setattr(prediction_outputs, "Outputs", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predicted(*call)
+    partial = tmp_path / "predictions.partial.csv"
+    told = capsys.readouterr()
+    assert told.out == partial.read_text()
+    assert [row["path"] for row in rows_of(partial)] == test_split[:2]
+    assert f"ended early: the answers to 2 videos are in {partial}" in told.err.replace("\n", " ")
+    (tmp_path / "failures.csv").write_text("of a call before")
+    predicted(*call)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.csv", "predictions.json"]
+    assert capsys.readouterr().out == (tmp_path / "predictions.csv").read_text()
+    predicted(*call[:-1], f"out={tmp_path / 'one.json'}")
+    assert json.loads((tmp_path / "one.json").read_text())["videos"][0]["path"] == test_split[0]
+    assert not (tmp_path / "one.partial.csv").exists()
 
 
 def test_nothing_that_can_be_read_is_a_failure_too(run, tmp_path, capsys):

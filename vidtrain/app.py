@@ -27,6 +27,7 @@ from vidtrain.errors import UserError
 from vidtrain.launcher_plugin import sweep_faults, use_own_launchers
 from vidtrain.sweep_plugin import is_trial, use_own_sweepers
 from vidtrain.tracking.atomic import FULL
+from vidtrain.tracking.streams import STATUS_UNREAD, silence, unread
 from vidtrain.training.rendezvous import find_place
 
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
@@ -79,6 +80,11 @@ def launch(
             if is_trial(context):
                 raise  # the sweeper records it, and goes on with the others
             fail(str(error))
+        except BrokenPipeError:
+            if not unread():
+                raise
+            silence(sys.stdout)
+            sys.exit(STATUS_UNREAD)
         except OSError as error:
             if error.errno not in FULL or is_trial(context):
                 raise

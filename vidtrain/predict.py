@@ -213,7 +213,7 @@ def work(
 ) -> None:
     """Predicts, writes what is asked for, and ends with status 1 if anything could not be read."""
     from vidtrain import __version__
-    from vidtrain.prediction_files import Results, folders_of, show, write_results
+    from vidtrain.prediction_files import AsTheyCome, Results, folders_of, partial_of, show, write_results
     from vidtrain.prediction_outputs import Outputs, labeling
     from vidtrain.tracking.console import make_console
 
@@ -228,16 +228,26 @@ def work(
     outputs = Outputs(
         results, reader, folders, label, cfg.logits, cfg.render, note, judge.heat == "attention"
     )
-    for found in reader.predictions(plans, judge, pictures=cfg.render) if plans else ():
-        outputs.take(found)
+    streams = cfg.format == "csv" and not sys.stdout.isatty()  # a terminal has the progress bar
+    partial = None if out is None else partial_of(out)
+    as_they_come = AsTheyCome(results, sys.stdout if streams else None, partial)
+    try:
+        for found in reader.predictions(plans, judge, pictures=cfg.render) if plans else ():
+            outputs.take(found)
+            as_they_come.give()
+    except BaseException:  # Ctrl-C too
+        if partial is not None:
+            reader.console.warn(f"ended early: the answers to {len(results.videos)} videos are in {partial}")
+        raise
     seconds = time.perf_counter() - started
     if cfg.format == "table":
         show(results, make_console(is_main=True))
-    else:
+    elif not streams:
         sys.stdout.write(results.as_json(reader.failures) if cfg.format == "json" else results.as_csv())
         sys.stdout.flush()
     if out is not None:
         write_results(results, reader.failures, out)
+    as_they_come.close()
     reader.console.info(
         f"{len(results.videos)} of {len(reader.paths)} videos in {seconds:.1f} s with {reader.workers} reading "
         f"processes; after the first batch, {reader.clock.data_share:.0%} of the time was waiting for them"

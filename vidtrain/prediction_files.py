@@ -3,16 +3,18 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from vidtrain.run_prediction import Failure, Prediction
 from vidtrain.segments import Segment
 from vidtrain.tracking.atomic import strict_json, write_text_atomic
+from vidtrain.tracking.ledgers import FileEnd
 
 MOST_SHOWN = 200  # rows of the table on a terminal
 
@@ -47,27 +49,66 @@ class Results:
         best = np.argsort(-chances, kind="stable")[: self.topk]
         return [{"class": self.classes[k], "probability": round(float(chances[k]), 6)} for k in best.tolist()]
 
-    def table(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-        """Columns and rows; numbers as they are."""
+    @property
+    def columns(self) -> tuple[str, ...]:
         if self.windows:
-            columns = ("path", "start_s", "end_s", "class", "probability")
-            return columns, [
-                (video["path"], *each.values()) for video in self.videos for each in video["segments"]
-            ]
-        count = min(self.topk, len(self.classes))
-        columns = ("path", *(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p")))
-        return columns, [
-            (video["path"], *(value for each in video["top"] for value in each.values()))
-            for video in self.videos
-        ]
+            return ("path", "start_s", "end_s", "class", "probability")
+        return ("path", *_ranked(min(self.topk, len(self.classes))))
+
+    def rows(self, video: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows of one of `videos`; numbers as they are."""
+        if self.windows:
+            return [(video["path"], *each.values()) for each in video["segments"]]
+        return [(video["path"], *(value for each in video["top"] for value in each.values()))]
 
     def as_csv(self) -> str:
-        columns, rows = self.table()
-        return csv_text(columns, rows)
+        return csv_text([self.columns, *(row for video in self.videos for row in self.rows(video))])
 
     def as_json(self, failures: Sequence[Failure]) -> str:
         whole = {**self.about, "videos": self.videos, "failures": [each._asdict() for each in failures]}
         return strict_json(whole, indent=2) + "\n"
+
+
+class AsTheyCome:
+    """Gives every answer out as CSV as soon as it is there: to `stream`, and to the file `path`, each where there is
+    one. What a kill leaves in the file are whole rows.
+
+    Raises `UserError` where a row cannot be written.
+    """
+
+    def __init__(self, results: Results, stream: TextIO | None, path: Path | None):
+        self._results, self._stream, self._path = results, stream, path
+        self._given = 0
+        if path is not None:
+            path.unlink(missing_ok=True)  # of a call that was killed
+        self._file = None if path is None else FileEnd(path)
+        self._write(csv_text([results.columns]))
+
+    def give(self) -> None:
+        """The answers that came since the last call."""
+        for video in self._results.videos[self._given :]:
+            self._write(csv_text(self._results.rows(video)))
+        self._given = len(self._results.videos)
+
+    def _write(self, text: str) -> None:
+        if self._file is not None and text:
+            self._file.write(text)
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
+
+    def close(self) -> None:
+        """The file goes, as others hold all of it."""
+        if self._file is not None:
+            self._file.close()
+            self._path.unlink()
+
+
+def partial_of(out: Path) -> Path:
+    """The file that has the answers so far, while `out` has none yet."""
+    if out.suffix in (".csv", ".json"):
+        return out.with_name(f"{out.stem}.partial.csv")
+    return out / "predictions.partial.csv"
 
 
 def show(results: Results, console: Any) -> None:
@@ -107,7 +148,9 @@ def write_results(results: Results, failures: Sequence[Failure], out: Path) -> N
         write_text_atomic(out / "predictions.csv", results.as_csv())
         write_text_atomic(out / "predictions.json", results.as_json(failures))
         if failures:
-            write_text_atomic(out / "failures.csv", csv_text(Failure._fields, failures))
+            write_text_atomic(out / "failures.csv", csv_text([Failure._fields, *failures]))
+        else:  # of an earlier call
+            (out / "failures.csv").unlink(missing_ok=True)
 
 
 def write_logits(found: Prediction, classes: Sequence[str], folder: Path) -> None:
@@ -126,26 +169,28 @@ def write_logits(found: Prediction, classes: Sequence[str], folder: Path) -> Non
 def write_timeline(found: Prediction, results: Results, segments: Sequence[Segment], folder: Path) -> None:
     """timeline.csv, a row a window with its most probable classes, and segments.csv."""
     count = min(results.topk, len(results.classes))
-    header = ("start_s", "end_s", *(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p")))
-    rows = []
+    rows = [("start_s", "end_s", *_ranked(count))]
     for start, end, chances in zip(found.starts, found.ends, found.chances, strict=True):
         unread = np.isnan(chances).any()
         cells = [""] * (2 * count) if unread else [v for each in results.top(chances) for v in each.values()]
         rows.append((f"{start:.3f}", f"{end:.3f}", *cells))
-    write_text_atomic(folder / "timeline.csv", csv_text(header, rows))
+    write_text_atomic(folder / "timeline.csv", csv_text(rows))
     columns = ("start_s", "end_s", "class", "probability")
     named = [
         (f"{each.start:.3f}", f"{each.end:.3f}", results.classes[each.class_index], f"{each.probability:.6f}")
         for each in segments
     ]
-    write_text_atomic(folder / "segments.csv", csv_text(columns, named))
+    write_text_atomic(folder / "segments.csv", csv_text([columns, *named]))
 
 
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _ranked(count: int) -> tuple[str, ...]:
+    """Columns of the most probable classes: top1, p1, top2, p2 ..."""
+    return tuple(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p"))
+
+
+def csv_text(rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -156,7 +201,7 @@ def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])
     places = [os.path.relpath(path, common) for path in absolute]
     short = [os.path.splitext(place)[0] for place in places]
-    twice = {place for place in short if short.count(place) > 1} if len(set(short)) < len(short) else set()
+    twice = {place for place, count in Counter(short).items() if count > 1}
     return {
         path: out / (place if bare in twice else bare)
         for path, place, bare in zip(paths, places, short, strict=True)

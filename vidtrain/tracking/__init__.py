@@ -3,6 +3,7 @@
 run_log.py             what a run records
 ledgers.py             files that survive a kill and can be rewound
 console.py             progress bar or plain lines
+streams.py             standard output on a full disk, or that nobody reads
 mirror.py              what a tracker must offer
 mirrors.py             several trackers at once
 mirror_process.py      a tracker in a process of its own, which can never stop, slow or hang training

@@ -1,19 +1,18 @@
 """What a person sees of a run: a bar on a terminal, plain lines in a log file, nothing on other ranks."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from vidtrain.tracking.atomic import FULL
+from vidtrain.tracking.streams import PatientStream
 
 Shown = float | int | str | None
 
@@ -203,42 +202,13 @@ class NullConsole:
         pass
 
 
-class PatientStream:
-    """`sys.stdout` or `sys.stderr`, which may be a file on a full disk: a run goes on without the words that it does
-    not take. What it records lies in its folder."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def write(self, text: str) -> int:
-        try:
-            return getattr(sys, self._name).write(text)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            getattr(sys, self._name).flush()
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(sys, self._name), name)
-
-
 def make_console(is_main: bool, stderr: bool = False) -> Console | NullConsole:
     """The console of this rank, on standard output, or beside it where that is for results."""
     if not is_main:
         return NullConsole()
-    out = rich.console.Console(stderr=stderr)
-    if out.is_terminal:
-        return Console(out)
-    return Console(
-        rich.console.Console(file=PatientStream("stderr" if stderr else "stdout"), width=PLAIN_WIDTH)
-    )
+    stream = PatientStream("stderr" if stderr else "stdout")
+    out = rich.console.Console(file=stream)
+    return Console(out if out.is_terminal else rich.console.Console(file=stream, width=PLAIN_WIDTH))
 
 
 def format_value(value: Shown) -> str:

@@ -1,0 +1,61 @@
+"""Standard output and standard error that a run outlives: on a full disk, and where nobody reads them any more."""
+
+import errno
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+from vidtrain.tracking.atomic import FULL
+
+GONE = (errno.EPIPE, errno.EIO)  # the program behind the pipe, or the terminal
+STATUS_UNREAD = 141  # what a shell shows of a program that writes to a pipe which nobody reads: 128 + SIGPIPE
+
+
+class PatientStream:
+    """`sys.stdout` or `sys.stderr`, which may be a file on a full disk, or what nobody reads any more, such as
+    `| tee log` that was ended: a run goes on without the words. What it records lies in its folder."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    @property
+    def _stream(self) -> TextIO:
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # what rich puts in its place while bars move
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._outlive(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._outlive(error)
+
+    def _outlive(self, error: OSError) -> None:
+        if error.errno in GONE:
+            silence(self._stream)
+        elif error.errno not in FULL:
+            raise error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def silence(stream: TextIO) -> None:
+    """What is written to it from now on, and what waits in it, goes nowhere: Python fails otherwise when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def unread() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as behind `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
