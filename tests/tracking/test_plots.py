@@ -59,7 +59,7 @@ def test_curves_show_what_was_logged(tmp_path: Path, drawn):
     np.testing.assert_array_equal(loss.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(loss.get_ydata(), [2.0, np.nan, 1.0])
     np.testing.assert_array_equal(validation.get_xydata(), [[2, 1.5]])
-    assert list(border.get_xdata()) == [3, 3]
+    assert list(border.get_xdata()) == [2, 2]
     assert [text.get_text() for text in panels["Loss"].get_legend().texts] == ["train loss", "val loss"]
     assert [text.get_text() for text in panels["Loss"].texts] == ["head", "full"]
     assert [text.get_text() for text in panels["Learning rate"].get_legend().texts] == ["head", "encoder"]

@@ -178,11 +178,13 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _phase_borders(rows: Rows) -> list[tuple[int, str]]:
-    """First step and name of each phase after another."""
+    """Name of each phase after another, and where it begins: at the first step logged, or at the last logged of the
+    phase before, which is its end, as phases end with an evaluation."""
     borders: list[tuple[int, str]] = []
-    for row in rows:
-        if row.get("phase") is not None and (not borders or borders[-1][1] != row["phase"]):
-            borders.append((row["step"], row["phase"]))
+    phased = [(row["step"], row["phase"]) for row in rows if row.get("phase") is not None]
+    for number, (step, phase) in enumerate(phased):
+        if not borders or borders[-1][1] != phase:
+            borders.append((phased[number - 1][0] if borders else step, phase))
     return borders
 
 
