@@ -118,7 +118,8 @@ def mixing(cfg: DictConfig, num_classes: int) -> Mix:
     if mix is None:
         return lambda clips, labels, key: (clips, labels)
     # without label smoothing, which the loss does
-    return lambda clips, labels, key: mix(clips, labels, num_classes, key)
+    copies = cfg.clip.train_copies
+    return lambda clips, labels, key: mix(clips, labels, num_classes, key, copies=copies)
 
 
 def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> nn.Module:

@@ -251,11 +251,11 @@ def _try_augmentation(cfg: DictConfig) -> None:
         check_jitter(build.clip_protocol(cfg, training=True), parts["temporal"])
     if parts["mixing"] is not None:
         ranks = ranks_to_come().world_size
-        samples = cfg.trainer.batch_size // (ranks * cfg.trainer.accumulation) * cfg.clip.train_copies
-        if samples < 2:
+        videos = cfg.trainer.batch_size // (ranks * cfg.trainer.accumulation)
+        if videos < 2:
             raise UserError(
-                f"mixing needs two samples or more in a batch of a rank, and trainer.batch_size="
-                f"{cfg.trainer.batch_size} leaves {samples}; raise it, or set augmentation.mixing=null"
+                f"mixing needs two videos or more in a batch of a rank, and trainer.batch_size="
+                f"{cfg.trainer.batch_size} leaves {videos}; raise it, or set augmentation.mixing=null"
             )
 
 

@@ -2,14 +2,16 @@
 
 import shutil
 
+from PIL import Image
+
 from vidtrain.data.digests import manifest_digest
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.sources.motion import Motion
 
 
-def digest(records):
-    return manifest_digest(Manifest(records, ["a", "b"]), VideoIndex(None), 1, 60.0)
+def digest(records, frame_rate=None):
+    return manifest_digest(Manifest(records, ["a", "b"], frame_rate), VideoIndex(None), 1, 60.0)
 
 
 def test_it_depends_on_contents_cuts_and_order_alone(tmp_path):
@@ -26,3 +28,12 @@ def test_it_depends_on_contents_cuts_and_order_alone(tmp_path):
     assert digest([Record(one, 0, "g"), Record(moved, 1, "g")]) != found
     absent = digest([Record(one, 0, "g"), Record(str(tmp_path / "absent.mp4"), 1, "g")])
     assert absent not in (found, digest([Record(one, 0, "g")]))
+
+
+def test_images_are_the_same_video_at_one_frame_rate_alone(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16)).save(folder / f"{number}.png")
+    records = [Record(str(folder), 0, "g")]
+    assert digest(records, 10.0) == digest(records, 10.0) != digest(records, 30.0)

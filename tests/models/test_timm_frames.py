@@ -12,6 +12,8 @@ from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
+from vidtrain.training.batch_norm import batch_norms, prepare_batch_norm
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.optim import parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
@@ -145,6 +147,21 @@ def test_frozen_layers_keep_their_statistics():
     assert moved and all(name.startswith("encoder.network.layer4.") for name in moved)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_synchronized_batch_norms_compute_the_same_and_freeze_too(name):
+    """timm's norms hold activations, and what lies between layers is counted among them by reference."""
+    model = VideoClassifier(encoder(name), HEAD, num_classes=3).eval()
+    expected = model(clip()[:, None])
+    model = prepare_batch_norm(model, "sync", Ranks(torch.device("cuda", 0), world_size=2))
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in batch_norms(model))
+    assert model(clip()[:, None]).equal(expected)
+    apply_phase(model, PhaseSettings(encoder_blocks=1))
+    set_train_mode(model)
+    training = {norm for norm in batch_norms(model) if norm.training}
+    assert training == {norm for norm in batch_norms(model) if norm.weight.requires_grad}
+    assert 0 < len(training) < len(batch_norms(model))
+
+
 def test_layer_decay_falls_with_the_distance_from_the_head():
     model = VideoClassifier(encoder("test_resnet"), HEAD, num_classes=3)
     groups = parameter_groups(model, PhaseSettings(layer_decay=0.5))
@@ -227,6 +244,7 @@ def test_traced_as_one_graph():
         ({"features": "tokens"}, r"model\.encoder\.features='tokens' .*pooled, spatial\."),
         ({"backbone": "inception_v3"}, r"clip\.size=32x32: inception_v3 does not take such frames"),
         ({"backbone": "vit_small_patch14_dinov2"}, r"clip\.size=32x32: .*divisible by patch size \(14\)"),
+        ({"drop_path": 1.0}, r"model\.encoder\.drop_path=1\.0 must be a share from 0 to below 1"),
         ({"backbone": "densenet121", "drop_path": 0.1}, r"drop_path=0\.1: densenet121 has no drop path"),
         (
             {"backbone": "inception_next_atto", "features": "spatial"},

@@ -312,6 +312,7 @@ def test_compiled_equals_eager():
             r"model\.encoder\.positions=.none. .*sincos, .*rope, rope_interleaved, learned\.",
         ),
         ({"rope_base_grid": 16}, r"model\.encoder\.rope_base_grid=16 has no effect with positions=sincos"),
+        ({"drop_path": -1}, r"model\.encoder\.drop_path=-1 must be a share from 0 to below 1"),
         ({"activation": "relu"}, r"model\.encoder\.activation='relu' .*gelu, swiglu\."),
         ({"depth": 0}, r"model\.encoder\.depth=0 .*the smallest that fits is 1\."),
         ({"out_layers": [1, 0]}, r"model\.encoder\.out_layers=\[1, 0\] must be .* in rising order\."),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.training.schedules import Constant, Cosine, MultiStep, WarmupStableDecay, steps
+from vidtrain.training.schedules import Constant, Cosine, MultiStep, WarmupStableDecay, steps, too_long
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,28 @@ def test_cosine_agrees_with_torch():
 def test_an_unknown_shape_is_refused():
     with pytest.raises(UserError, match="choose linear or cosine"):
         WarmupStableDecay(shape="sqrt")
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("inf"), float("nan")])
+def test_a_factor_that_is_none_is_refused(factor):
+    for kind, name in (
+        (WarmupStableDecay, "start"),
+        (Cosine, "final"),
+        (MultiStep, "gamma"),
+        (Constant, "start"),
+    ):
+        with pytest.raises(UserError, match=f"schedule {name}={factor} must be a factor of 0 or more"):
+            kind(**{name: factor})
+
+
+def test_what_does_not_fit_into_a_phase():
+    def words(schedule):
+        return too_long(schedule.in_steps(20, 10), 20)
+
+    assert words(WarmupStableDecay(warmup="50%", anneal="50%")) is None
+    assert words(WarmupStableDecay(warmup="1ep", anneal="15it")) == (
+        "warmup (10 steps) and anneal (15 steps) take longer than the phase, which has 20 steps: its peak is never "
+        "reached"
+    )
+    assert words(Cosine(warmup="5ep")).startswith("warmup (50 steps) take")
+    assert words(MultiStep(milestones=("5ep",))) is None

@@ -53,6 +53,21 @@ def test_more_blocks_than_there_are(model):
         apply_phase(model, PhaseSettings(encoder_blocks=4))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_scale": 0.0}, "lr_scale=0 must be above 0"),
+        ({"lr_scale": float("nan")}, "lr_scale=nan must be above 0"),
+        ({"encoder_lr_scale": -1.0}, "encoder_lr_scale=-1 must be above 0; encoder_blocks=0 freezes"),
+        ({"layer_decay": -0.5}, "layer_decay=-0.5 must be above 0, and 1 at most"),
+        ({"layer_decay": 1.5}, "layer_decay=1.5 must be above 0, and 1 at most"),
+    ],
+)
+def test_rates_that_are_none(model, settings, message):
+    with pytest.raises(UserError, match=message):
+        apply_phase(model, PhaseSettings(**settings))
+
+
 def step(model, optimizer):
     set_train_mode(model)
     loss = model(torch.randn(4, 1, 3, 4, 16, 16)).square().mean()

@@ -23,7 +23,7 @@ def manifest_digest(
     """BLAKE2b (32 hex digits) over the contents and cuts of all records, in order; where the files lie does not matter.
 
     Files that `index` does not know are probed by `num_workers` processes, for `time_limit` seconds each at most. A
-    folder of images goes by the names, sizes and times of its files.
+    folder of images goes by its frame rate and the names, sizes and times of its files.
     """
     found = [UNREADABLE] * len(manifest)
     look = partial(_look, index, manifest.frame_rate)
@@ -46,7 +46,7 @@ def _look(index: VideoIndex, frame_rate: float | None, item: tuple[int, str]) ->
         return UNREADABLE
     if not video.images:
         return video.digest.hex()
-    whole = hashlib.blake2b(digest_size=16)
+    whole = hashlib.blake2b(f"{frame_rate}\n".encode(), digest_size=16)
     for image in video.images:
         status = os.stat(image)
         whole.update(f"{os.path.basename(image)} {status.st_size} {status.st_mtime_ns}\n".encode())

@@ -16,6 +16,11 @@ def check_positive(key: str, value: int) -> None:
         raise UserError(f"{key}={value} is too small; the smallest that fits is 1.")
 
 
+def check_drop_path(drop_path: float, part: str = "encoder") -> None:
+    if not 0 <= drop_path < 1:
+        raise UserError(f"model.{part}.drop_path={drop_path} must be a share from 0 to below 1.")
+
+
 def check_multiple(key: str, value: int, divisor: int, reason: str) -> None:
     """`reason` says where the divisor comes from, for example "model.encoder.patch_size=16"."""
     if value > 0 and value % divisor == 0:

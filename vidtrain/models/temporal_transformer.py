@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.models.checks import check_choice, check_multiple, check_positive
+from vidtrain.models.checks import check_choice, check_drop_path, check_multiple, check_positive
 from vidtrain.models.positions import Grid, fit_table, sincos_1d
 from vidtrain.models.recompute import recompute_activations
 from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residual_branches
@@ -43,6 +43,7 @@ class TemporalTransformerClassifier(nn.Module):
         check_choice("model.head.positions", positions, POSITIONS)
         check_positive("model.head.depth", depth)
         check_positive("model.head.num_heads", num_heads)
+        check_drop_path(drop_path, "head")
         dim = embed_dim if width is None else width
         check_multiple("model.head.width", dim, num_heads, f"model.head.num_heads={num_heads}")
         self.num_heads, self.positions = num_heads, positions

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice
+from vidtrain.models.checks import check_choice, check_drop_path
 from vidtrain.models.positions import Grid
 from vidtrain.models.recompute import recompute_activations
 from vidtrain.models.timm_layers import layers_and_blocks, members
@@ -44,6 +44,7 @@ class TimmFrames(nn.Module):
         super().__init__()
         check_choice("model.encoder.features", features, FEATURES)
         check_name(backbone)
+        check_drop_path(drop_path)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         options = backbone_options(backbone, (height, width), drop_path)
         self.backbone = backbone
@@ -56,19 +57,27 @@ class TimmFrames(nn.Module):
         self.embed_dim = self.network.head_hidden_size
         self.prefix_tokens = prefix_tokens(self.network)
         # Lists, which register nothing: every module here lies in the network already
-        self._layers, self._blocks = layers_and_blocks(self.network)
+        self._modules_seen: list[nn.Module] = []
+        self._depth: tuple[list[nn.Module], list[nn.Module]] = ([], [])
         if activation_checkpointing:
-            recompute_activations(part for block in self._blocks for part in members(block))
+            recompute_activations(part for block in self.blocks for part in members(block))
 
     @property
     def layers(self) -> list[nn.Module]:
         """Modules in order of depth; together they hold every parameter."""
-        return self._layers
+        return self._in_depth()[0]
 
     @property
     def blocks(self) -> list[nn.Module]:
         """What unfreezing counts: residual or attention blocks, as timm counts them for the model."""
-        return self._blocks
+        return self._in_depth()[1]
+
+    def _in_depth(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """(layers, blocks), the same ones until modules of the network are exchanged, as batch norms are to be synced."""
+        modules = list(self.network.modules())
+        if [id(each) for each in modules] != [id(each) for each in self._modules_seen]:
+            self._modules_seen, self._depth = modules, layers_and_blocks(self.network)
+        return self._depth
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip. Raises UserError for frames that the image model cannot take."""

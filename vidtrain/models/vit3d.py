@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError
 from vidtrain.models.checks import (
     check_choice,
+    check_drop_path,
     check_heads,
     check_multiple,
     check_out_layers,
@@ -173,6 +174,7 @@ class ViT3D(nn.Module):
         check_choice("model.encoder.positions", positions, (*TABLES, *ROTARY, "learned"))
         check_choice("model.encoder.activation", activation, ACTIVATIONS)
         check_heads("model.encoder.num_heads", num_heads, embed_dim)
+        check_drop_path(drop_path)
         check_rotary(positions, embed_dim, num_heads, rope_base_grid)
         check_positive("model.encoder.depth", depth)
         check_out_layers(out_layers, depth)

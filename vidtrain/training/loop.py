@@ -44,7 +44,7 @@ from vidtrain.training.profiling import step_profiler
 from vidtrain.training.refusals import check_faults, check_phases, refuse_loss
 from vidtrain.training.run import Run
 from vidtrain.training.saving import Saver
-from vidtrain.training.schedules import every, steps
+from vidtrain.training.schedules import every, steps, too_long
 from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
 from vidtrain.training.state import EpochSums, TrainState
@@ -105,6 +105,8 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
         updates = make_updates(run.optimizer, learner, phase, device.type, settings.precision)
         lr = run.lr.in_steps(total, per_epoch)
         weight_decay = run.weight_decay.in_steps(total, per_epoch)
+        if (words := too_long(lr, total)) is not None:
+            console.warn(f"phase {name}: schedule.lr: {words}")
         sums = new_sums()
         if resume and resume["optimizer"] is not None:
             load_updates(updates, resume["optimizer"], resume["scaler"])

@@ -45,6 +45,12 @@ class Schedule(Protocol):
 
 
 class _InSteps:
+    def __post_init__(self) -> None:
+        for name in ("start", "final", "gamma"):
+            factor = getattr(self, name, 1.0)
+            if not 0 <= factor < math.inf:
+                raise UserError(f"schedule {name}={factor} must be a factor of 0 or more")
+
     def in_steps(self, total_steps: int, steps_per_epoch: int) -> Self:
         def convert(value: str | Sequence[str]) -> int | list[int]:
             if isinstance(value, str):
@@ -53,6 +59,15 @@ class _InSteps:
 
         durations = [each.name for each in fields(self) if each.metadata]
         return replace(self, **{name: convert(getattr(self, name)) for name in durations})
+
+
+def too_long(schedule: Schedule, total_steps: int) -> str | None:
+    """What does not fit into a phase of `total_steps`, in words; None where all of it does. Durations are in steps."""
+    parts = {name: getattr(schedule, name) for name in ("warmup", "anneal") if getattr(schedule, name, 0)}
+    if sum(parts.values()) <= total_steps + 1:  # shares are rounded
+        return None
+    named = " and ".join(f"{name} ({length} steps)" for name, length in parts.items())
+    return f"{named} take longer than the phase, which has {total_steps} steps: its peak is never reached"
 
 
 def _warmup(step: int, warmup: int, start: float) -> float | None:
@@ -74,6 +89,7 @@ class WarmupStableDecay(_InSteps):
     shape: str = "linear"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.shape not in ("linear", "cosine"):
             raise UserError(f"schedule shape {self.shape!r} is unknown: choose linear or cosine")
 

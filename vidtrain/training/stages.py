@@ -12,8 +12,9 @@ def apply_phase(model: nn.Module, phase: PhaseSettings) -> None:
     """Sets `requires_grad` of every parameter: the head trains, and the encoder's last blocks as asked.
 
     What follows the first trained block (a final norm) trains with it. Raises `UserError` when the encoder
-    has fewer blocks, and for what needs a frozen encoder where it trains.
+    has fewer blocks, for rates that are none, and for what needs a frozen encoder where it trains.
     """
+    check_rates(phase)
     model.head.requires_grad_(True)
     model.encoder.requires_grad_(phase.encoder_blocks is None)
     if phase.encoder_blocks is not None and phase.encoder_blocks < 0:
@@ -37,6 +38,19 @@ def apply_phase(model: nn.Module, phase: PhaseSettings) -> None:
         first = next(i for i, layer in enumerate(layers) if layer is blocks[-phase.encoder_blocks])
         for layer in layers[first:]:
             layer.requires_grad_(True)
+
+
+def check_rates(phase: PhaseSettings) -> None:
+    """Raises `UserError` for factors of the learning rate that would train uphill, or not at all."""
+    for key in ("lr_scale", "encoder_lr_scale"):
+        scale = getattr(phase, key)
+        if not 0 < scale < float("inf"):
+            instead = "; encoder_blocks=0 freezes the encoder" if key == "encoder_lr_scale" else ""
+            raise UserError(f"{key}={scale:g} must be above 0{instead}")
+    if not 0 < phase.layer_decay <= 1:
+        raise UserError(
+            f"layer_decay={phase.layer_decay:g} must be above 0, and 1 at most, which decays nothing"
+        )
 
 
 def check_frozen(key: str, phase: PhaseSettings) -> None:

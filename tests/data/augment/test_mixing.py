@@ -135,8 +135,24 @@ class TestDraw:
         assert torch.equal(found, clips) and targets.tolist() == [[0, 0, 0, 1], [0, 1, 0, 0]]
 
 
+def test_copies_of_a_video_are_not_partners():
+    clips, labels = noise(6), torch.tensor([3, 3, 1, 1, 0, 0])
+    for mixing in (Mixing(0.8, 0.0), Mixing(0.0, 1.0)):
+        mix = mixing.draw(KEY, 8, 10)
+        found, targets = mixing(clips, labels, 4, KEY, copies=2)
+        partners = [4, 5, 0, 1, 2, 3]
+        pairs = [
+            mixing(clips[[one, other]], labels[[one, other]], 4, KEY) for one, other in enumerate(partners)
+        ]
+        assert torch.equal(found, torch.stack([pair[0][0] for pair in pairs]))
+        assert torch.equal(targets, torch.stack([pair[1][0] for pair in pairs]))
+        assert targets[1, 3] == pytest.approx(mix.share) and targets[1, 0] == pytest.approx(1 - mix.share)
+
+
 def test_refuses():
-    with pytest.raises(UserError, match="two samples in a batch"):
+    with pytest.raises(UserError, match="two videos in a batch"):
+        Mixing()(noise(2), torch.tensor([0, 0]), 4, KEY, copies=2)
+    with pytest.raises(UserError, match="two videos in a batch"):
         Mixing()(noise(1), torch.tensor([0]), 4, KEY)
     with pytest.raises(UserError, match="one must be above"):
         Mixing(0.0, 0.0)

@@ -25,9 +25,9 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes every sample of a batch with the one before it (the first with the last), all in the same way.
+    """Mixes every sample of a batch with one of the video before it (the first with the last), all in the same way.
 
-    Samples come in random order, so that is a random partner, and no sample of two or more is its own. The share
+    Videos come in random order, so that is a random partner, and no sample of two videos or more is its own. The share
     is drawn from Beta(alpha, alpha), once per batch; an alpha of 0 switches its way of mixing off. Where both are
     on, CutMix is taken with `switch_probability`. A batch is mixed with `probability`.
     """
@@ -54,19 +54,22 @@ class Mixing:
         num_classes: int,
         key: int | Sequence[int],
         smoothing: float = 0.0,
+        copies: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """`clips` float [b n c t h w] and `labels` (see `soft_targets`) -> mixed clips, targets float32 [b k].
 
         `key`, such as (seed, step, rank), is all that the draw depends on. `smoothing` smooths the targets here;
-        then the loss must not do it again. Raises `UserError` for a batch of one sample.
+        then the loss must not do it again. `copies` of each video lie side by side. Raises `UserError` for a batch of
+        one video.
         """
-        if len(clips) < 2:
+        if len(clips) <= copies:
             raise UserError(
-                "mixing needs two samples in a batch, and this one has 1; "
+                "mixing needs two videos in a batch, and this one has 1; "
                 "raise trainer.batch_size, or set augmentation.mixing=null"
             )
         mix = self.draw(key, *clips.shape[-2:])
-        return mix_clips(clips, mix), mix_targets(soft_targets(labels, num_classes, smoothing), mix)
+        targets = soft_targets(labels, num_classes, smoothing)
+        return mix_clips(clips, mix, copies), mix_targets(targets, mix, copies)
 
     def draw(self, key: int | Sequence[int], height: int, width: int) -> Mix:
         """How the batch with this key is mixed; the share is that of the whole pixels that the box leaves."""
@@ -93,22 +96,23 @@ def cut_box(share: float, center: tuple[int, int], height: int, width: int) -> t
     return top, left, bottom - top, right - left
 
 
-def mix_clips(clips: Tensor, mix: Mix) -> Tensor:
-    """[b n c t h w] -> the same shape, in memory of its own unless nothing is mixed."""
+def mix_clips(clips: Tensor, mix: Mix, copies: int = 1) -> Tensor:
+    """[b n c t h w] -> the same shape, in memory of its own unless nothing is mixed. A sample's partner lies `copies`
+    before it."""
     if mix.share == 1:
         return clips
     if mix.box is None:
-        return torch.lerp(clips.roll(1, 0), clips, mix.share)
+        return torch.lerp(clips.roll(copies, 0), clips, mix.share)
     top, left, height, width = mix.box
     mixed = clips.clone()
     inside = mixed[..., top : top + height, left : left + width]
-    inside.copy_(inside.roll(1, 0))
+    inside.copy_(inside.roll(copies, 0))
     return mixed
 
 
-def mix_targets(targets: Tensor, mix: Mix) -> Tensor:
+def mix_targets(targets: Tensor, mix: Mix, copies: int = 1) -> Tensor:
     """[b k] -> [b k], mixed as the clips are."""
-    return torch.lerp(targets.roll(1, 0), targets, mix.share)
+    return torch.lerp(targets.roll(copies, 0), targets, mix.share)
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:

@@ -16,6 +16,9 @@ from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 from vidtrain.torch_files import read_torch_file
 
+FORMS = (
+    "a file, a folder, a hub name OWNER/NAME, timm:NAME or a torchvision name such as R3D_18_Weights.DEFAULT"
+)
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # What training keeps beside the weights; never a part of a model
@@ -204,10 +207,22 @@ def _absent(source: str) -> str:
         path.name, [each.name for each in path.parent.iterdir()], n=3, cutoff=0.5
     )
     hint = f"; did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
-    forms = "a file, a folder, a hub name OWNER/NAME, timm:NAME or a torchvision name such as R3D_18_Weights.DEFAULT"
-    return f"pretrained={source} is not there{hint}; write {forms}"
+    return f"pretrained={source} is not there{hint}; write {FORMS}"
 
 
 def as_sources(pretrained: str | Sequence[str] | None) -> list[str]:
-    """The setting `pretrained` as a list: none, one, or several that are loaded in turn."""
-    return [] if pretrained is None else [pretrained] if isinstance(pretrained, str) else list(pretrained)
+    """The setting `pretrained` as a list: none, one, or several that are loaded in turn.
+
+    Raises `UserError` for what is no name.
+    """
+    if pretrained is None:
+        return []
+    sources = (
+        list(pretrained)
+        if isinstance(pretrained, Sequence) and not isinstance(pretrained, str)
+        else [pretrained]
+    )
+    for source in sources:
+        if not isinstance(source, str) or not source:
+            raise UserError(f"pretrained={source!r} names no weights; write {FORMS}, or null")
+    return sources
