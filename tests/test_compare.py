@@ -60,7 +60,11 @@ def write_run(
             rows.writerow(
                 [f"{root}/{label}/{video}.mp4", label, first, int(first == label), first, 0.7, second, 0.2]
             )
-    lines = [{"step": 20, "val/top1": 0.5, "val/loss": 1.0}, {"step": 40, "val/top1": 0.4, "val/loss": 1.2}]
+    lines = [
+        {"step": 20, "phase": "full", "val/top1": 0.5, "val/loss": 1.0},
+        {"step": 40, "phase": "full", "val/top1": 0.4, "val/loss": 1.2},
+        {"step": 41, "test/top1": top1},
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "git.json").write_text(json.dumps({"commit": commit, "dirty": False}))
     return folder

@@ -290,6 +290,17 @@ def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):
         evaluate(config_of("evaluate", f"checkpoint={tmp_path}/bare.safetensors"))
     with safe_open(run / "export/model.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()[CARD_KEY])
+    for damaged in ("{", "[]", "{}"):
+        save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", {CARD_KEY: damaged})
+        with pytest.raises(
+            UserError, match=r"the card in .*damaged.safetensors is damaged \(.*export the model again"
+        ):
+            evaluate(config_of("evaluate", f"checkpoint={tmp_path}/damaged.safetensors"))
+    (tmp_path / "program.pt2").touch()
+    with pytest.raises(
+        UserError, match="program.pt2 is a torch.export program, for torch.export.load; name the .onnx"
+    ):
+        evaluate(config_of("evaluate", f"checkpoint={tmp_path}/program.pt2"))
     save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors",
               {CARD_KEY: json.dumps(card | {"format": "vidtrain-export/9"})})  # fmt: skip
     with pytest.raises(UserError, match="is of format vidtrain-export/9"):

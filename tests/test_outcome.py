@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidtrain.errors import DivergedError, Pruned, UserError
-from vidtrain.outcome import clear_outcome, outcome_of, read_outcome, record_outcome
+from vidtrain.outcome import clear_outcome, last_step, outcome_of, read_outcome, record_outcome
 
 
 def no_memory_on_cpu() -> Exception:
@@ -32,7 +32,8 @@ def test_exceptions_are_told_apart(error, status):
 
 
 def test_an_outcome_says_what_and_where(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 7}\n{"step": 6}\n')
+    rows = [{"step": 5, "phase": "full"}, {"step": 7, "phase": "full"}, {"step": 8, "test/top1": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     try:
         raise ZeroDivisionError("by none")
     except ZeroDivisionError as error:
@@ -44,6 +45,16 @@ def test_an_outcome_says_what_and_where(tmp_path):
     assert 'raise ZeroDivisionError("by none")' in found["traceback"]
     clear_outcome(tmp_path)
     assert read_outcome(tmp_path) is None
+
+
+def test_steps_count_that_no_row_of_metrics_tells_of(tmp_path):
+    assert last_step(tmp_path) is None
+    (tmp_path / "steps_rank0.csv").write_text("step,loss\n")
+    assert last_step(tmp_path) is None
+    (tmp_path / "steps_rank0.csv").write_text("step,loss\n1,0.5\n12,0.4\n13,")  # killed while writing
+    assert last_step(tmp_path) == 12
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "phase": "full"}\n')
+    assert last_step(tmp_path) == 12
 
 
 def test_a_users_mistake_needs_no_traceback(tmp_path):

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
@@ -79,8 +80,13 @@ def test_attention_is_drawn_from_the_even_share_on():
     assert found.tolist() == [[0.0, 0.0], [0.0, 1.0]]
     assert times_mean == pytest.approx(4.94 / 2)  # the 99.5th percentile lies just below the largest
     assert scaled(heat, from_even=False)[0][0, 0] == pytest.approx(1 / 4.94)
-    assert scaled(heat * 0, from_even=True) == (pytest.approx(heat * 0), 1.0)
-    assert scaled(heat * float("nan"), from_even=False)[1] == 1.0
+    assert scaled(heat * 0, from_even=True) == (pytest.approx(heat * 0), None)
+    assert scaled(heat * float("nan"), from_even=False)[1] is None
+
+
+def test_attention_that_is_almost_even_looks_even():
+    found, times_mean = scaled(np.array([[1.0, 1.0], [1.0, 1.02]]), from_even=True)
+    assert times_mean == 1.5 and found.max() == pytest.approx(0.03, abs=0.01)
 
 
 def test_each_video_has_a_folder_of_its_own(tmp_path):

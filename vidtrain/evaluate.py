@@ -219,14 +219,30 @@ def _from_table(cfg: DictConfig) -> float:
 
     console = make_console(is_main=True)
     views = view_store.open_views(Path(cfg.from_table))
-    out = Path(cfg.out) if cfg.out else views.folder.parent
-    writable(out)
     about = views.about
     fusion, order = cfg.fusion or about["fusion"], cfg.frame_order or about["orders"][0]
+    out = Path(cfg.out) if cfg.out else views.folder.parent
+    if cfg.out is None and (asked := _asked(cfg, about, fusion, order)):
+        out = out.with_name(
+            f"{out.name}_as_{asked}"
+        )  # the report that lies there is of the table's own protocol
+    writable(out)
     title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
     found = publish(views, out, title, console, fusion, order, cfg.eval_clips, cfg.crops)
     console.info(f"tables in {out}")
     return found.metrics["map" if views.labels.ndim == 2 else "top1"]
+
+
+def _asked(cfg: DictConfig, about: Mapping[str, Any], fusion: str, order: str) -> str:
+    """A name for what is asked of a table, such as 1x1_vote; empty for the protocol that it was made for."""
+    own = about["num_clips"], len(about["crops"])
+    asked = cfg.eval_clips or own[0], cfg.crops or own[1]
+    parts = [
+        "x".join(map(str, asked)) if asked != own else "",
+        fusion if fusion != about["fusion"] else "",
+        order if order != about["orders"][0] else "",
+    ]
+    return "_".join(part for part in parts if part)
 
 
 def _name(cfg: DictConfig, trained: DictConfig, path: Path) -> str:

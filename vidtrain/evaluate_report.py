@@ -73,8 +73,8 @@ def publish(
     protocols = all_protocols(views, known)
     compared = probes(views, clips, crops, fusion) if len(about["orders"]) > 1 else []
     points = curve(views, fusion)
-    write_protocols(out, about, protocols, compared, points)
     name = headline(views.labels.ndim == 2)
+    write_protocols(out, about, protocols, compared, points, fusion, name)
     results_table(console, title, found)
     several = about["num_clips"] * len(about["crops"]) > 1
     if several:

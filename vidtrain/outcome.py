@@ -13,6 +13,7 @@ from typing import Any
 
 from vidtrain.errors import DivergedError, Pruned, UserError
 from vidtrain.tracking.atomic import write_json_atomic
+from vidtrain.tracking.ledgers import whole_lines
 from vidtrain.tracking.run_log import read_metrics
 
 OUTCOME = "outcome.json"
@@ -68,10 +69,15 @@ def clear_outcome(folder: Path) -> None:
 
 
 def last_step(folder: Path) -> int | None:
-    """The last optimizer step of which metrics.jsonl tells, or None."""
-    if not (folder / "metrics.jsonl").is_file():
-        return None
-    return max((row["step"] for row in read_metrics(folder)), default=None)
+    """The last optimizer step of which the logs tell, or None."""
+    steps = []
+    if (folder / "metrics.jsonl").is_file():  # the closing row, of no phase, comes after the last step
+        steps += [row["step"] for row in read_metrics(folder) if "phase" in row]
+    table = folder / "steps_rank0.csv"
+    if table.is_file():
+        last = [row.partition(",")[0] for row in whole_lines(table).splitlines()[-1:]]
+        steps += [int(step) for step in last if step.isdigit()]  # or there is the header alone
+    return max(steps, default=None)
 
 
 def let_go(error: BaseException) -> None:

@@ -23,22 +23,23 @@ TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # the most probable of cha
 
 SHORT_SIDE = (240, 480)  # pixels, least and most, of labeled videos: captions need some room
 MOST_LINES = 5
+LEAST_RISE = 1.5
 BRIGHTEST = 99.5  # percentile of the heat that is drawn brightest: a single place would leave the rest dark
 
 
-def scaled(heat: np.ndarray, from_even: bool) -> tuple[np.ndarray, float]:
-    """Heat as 0 to 1, float32, on one scale for all of the video, and how many times the mean 1 stands for.
+def scaled(heat: np.ndarray, from_even: bool) -> tuple[np.ndarray, float | None]:
+    """Heat as 0 to 1, float32, on one scale for all of the video, and how many times the mean 1 stands for; None where
+    there is no heat at all.
 
     0 is no heat or, with `from_even`, the mean: attention is nowhere 0, and what has an even share of it is not looked
-    at in particular.
+    at in particular. Then 1 is `LEAST_RISE` times the mean or more, so that what is almost even looks even.
     """
     heat = heat.astype(np.float32)
-    if not np.isfinite(heat).any():
-        return np.zeros_like(heat), 1.0
+    if not np.isfinite(heat).any() or np.nanmax(heat) <= 0:
+        return np.zeros_like(heat), None
     mean, brightest = float(np.nanmean(heat)), float(np.nanpercentile(heat, BRIGHTEST))
     floor = mean if from_even else 0.0
-    if brightest <= floor:
-        return np.zeros_like(heat), 1.0
+    brightest = max(brightest, LEAST_RISE * mean) if from_even else brightest or float(np.nanmax(heat))
     return np.nan_to_num((heat - floor) / (brightest - floor)).clip(0, 1), brightest / mean
 
 
@@ -59,7 +60,10 @@ def draw_sheet(
     if found.heat is not None:
         heat, times_mean = scaled(found.heat[0], from_even)
         begin = "the mean" if from_even else "none"
-        note += f" Colors: from {begin} to {times_mean:.1f} times the mean."
+        colors = (
+            "there is none here" if times_mean is None else f"from {begin} to {times_mean:.1f} times the mean"
+        )
+        note += f" Colors: {colors}."
     clips = []
     for view, pixels in enumerate(rearrange(found.pixels[0].numpy(), "v c t h w -> v t h w c")):
         clip, crop = divmod(view, len(seen.crops))

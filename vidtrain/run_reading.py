@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import UserError
-from vidtrain.outcome import DIVERGED, OUT_OF_MEMORY, PRUNED, read_outcome
+from vidtrain.outcome import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
 from vidtrain.outcome import FAILED as FAULTY
 from vidtrain.run_folder import FAILED, finished, stored_settings
 from vidtrain.sweep_record import SWEEP, TRIAL, SweepRecord
@@ -129,11 +129,11 @@ def _progress(folder: Path) -> str:
     record = read_json(folder / "run.json")
     if FAILED in record:
         return f"the run failed: {record[FAILED].splitlines()[0]}"
-    steps = [row["step"] for row in read_metrics(folder)]
+    step = last_step(folder)
     return (
-        f"the run is not finished, its last logged step is {max(steps)}"
-        if steps
-        else "the run logged nothing yet"
+        "the run logged nothing yet"
+        if step is None
+        else f"the run is not finished, its last logged step is {step}"
     )
 
 

@@ -106,11 +106,13 @@ class BenchmarkConfig(RunConfig):
 class EvaluateConfig:
     """The evaluation program's configuration; null means as the checkpoint was trained."""
 
-    checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported file
+    checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     from_table: str | None = None  # or the folder of an earlier evaluation: no video and no model is opened
     weights: str | None = None  # raw, ema (their average), of a checkpoint that holds both: last.pt
     split: str = "test"
-    out: str | None = None  # folder for the tables; null: eval/SPLIT_CLIPSxCROPS in the run's
+    out: str | None = (
+        None  # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
+    )
     overwrite: bool = False  # the view table of another evaluation that out holds
     data_root: str | None = None
     prepared: str | None = None  # the name of a prepared copy to read
@@ -143,7 +145,7 @@ class WindowSettings:
 class PredictConfig:
     """The predicting program's configuration; null means as the checkpoint was trained."""
 
-    checkpoint: str = MISSING  # a run's folder, a checkpoint, or an exported file
+    checkpoint: str = MISSING  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     videos: Any = None  # files, folders, patterns or listings: one, or a list
     frame_rate: float | None = None  # videos are folders of images, that many a second
     format: str = "table"  # of the results on standard output: table, json, csv

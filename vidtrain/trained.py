@@ -101,6 +101,11 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
                 f"weights={weights}: the exported file {path} holds one set of weights; leave it out"
             )
         trained = _open_exported(path)
+    elif path.suffix == ".pt2":
+        raise UserError(
+            f"checkpoint {path} is a torch.export program, for torch.export.load; name the .onnx or .safetensors file "
+            "of the export, or the checkpoint that it was made from"
+        )
     else:
         payload = checkpoint.load(path)
         absent = [key for key in NEEDED if key not in payload]
@@ -152,12 +157,15 @@ def _open_exported(path: Path) -> Trained:
         raise UserError(
             f"{path} does not say how it is to be used: it lacks the card that python -m vidtrain.export writes into it"
         )
-    card = json.loads(metadata[CARD_KEY])
-    if card["format"] != CARD_FORMAT:
-        raise UserError(
-            f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
-        )
-    return Trained(path, card["config"], tuple(card["classes"]), weights, card)
+    try:
+        card = json.loads(metadata[CARD_KEY])
+        if card["format"] != CARD_FORMAT:
+            raise UserError(
+                f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
+            )
+        return Trained(path, card["config"], tuple(card["classes"]), weights, card)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
 
 
 def check_fusion(exported: str, wanted: str, source: Path) -> None:

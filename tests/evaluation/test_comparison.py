@@ -63,6 +63,16 @@ def test_classes():
     assert (sit.recall_difference, sit.interval) == (pytest.approx(-0.1), (-0.3, 0.0))
 
 
+def test_a_class_that_one_seed_of_several_loses_is_not_told_apart():
+    """All of its videos change alike, so other videos would tell nothing; other seeds do."""
+    whole = outcome({0, 2, 4, 6, 8, 10, 12, 14, 16, 18})
+    run, _ = held([whole] * 3, [whole, whole, outcome(set())], pairs=()).classes
+    assert run.recall_difference == pytest.approx(-1 / 3)
+    assert run.interval[0] < -0.9 and run.interval[1] > 0.2
+    alone, _ = held([whole], [outcome(set())]).classes
+    assert alone.interval == (-1.0, -1.0)
+
+
 def test_videos_that_changed_most_come_first():
     found = held(
         [outcome({0, 1}), outcome({0}), outcome({0})], [outcome({0, 3}), outcome({3}), outcome({3, 1})]

@@ -189,15 +189,20 @@ def test_several_labels():
 def test_files(views, tmp_path):
     protocols = all_protocols(views, ("mean_logits", "vote"))
     compared = probes(views, *choose(views, 3, 1), "vote")
-    write_protocols(tmp_path, views.about, protocols, compared, curve(views, "vote"))
+    write_protocols(tmp_path, views.about, protocols, compared, curve(views, "vote"), "vote", "top1")
     with open(tmp_path / "protocols.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
     assert [rows[0][key] for key in ("order", "clips", "crops", "fusion", "table_clips", "same_as_afresh")] == [
         "forward", "1", "1", "mean_logits", "2", "1",
     ]  # fmt: skip
+    with open(tmp_path / "views_curve.csv", newline="") as file:
+        point = next(csv.DictReader(file))
+    assert [point[key] for key in ("order", "fusion", "metric", "clips", "crops")] == [
+        "forward", "vote", "top1", "1", "1",
+    ]  # fmt: skip
     whole = json.loads((tmp_path / "protocols.json").read_text())
     assert len(whole["protocols"]) == 12 and len(whole["probes"]) == 2 and len(whole["views_curve"]) == 3
     assert whole["notes"][0].startswith("c of n clips: clip round(i (n - 1) / (c - 1))")
-    write_protocols(tmp_path, views.about, protocols, [], [])
+    write_protocols(tmp_path, views.about, protocols, [], [], "vote", "top1")
     assert not (tmp_path / "probes.csv").exists()  # that of another evaluation

@@ -140,9 +140,14 @@ def test_the_same_command_again_reads_the_table(root, run, closed, capsys):
 
 
 def test_one_clip_of_an_even_number_is_said_to_be_part_of_them(run, tmp_path):
-    run("eval_clips=2", f"out={tmp_path}")
-    evaluate(config_of("evaluate", f"from_table={tmp_path}", "eval_clips=1"))
-    assert metrics(tmp_path)["protocol"] == "8x3 frames at 16x16, 1 of 2 clips x 1 crop, mean_logits"
+    run("eval_clips=2", f"out={tmp_path}/test_2x1")
+    before = contents(tmp_path / "test_2x1")
+    evaluate(config_of("evaluate", f"from_table={tmp_path}/test_2x1", "eval_clips=1"))
+    assert contents(tmp_path / "test_2x1") == before  # its report stays
+    found = metrics(tmp_path / "test_2x1_as_1x1")
+    assert found["protocol"] == "8x3 frames at 16x16, 1 of 2 clips x 1 crop, mean_logits"
+    evaluate(config_of("evaluate", f"from_table={tmp_path}/test_2x1", "fusion=vote"))
+    assert metrics(tmp_path / "test_2x1_as_vote")["protocol"].endswith("2 clips x 1 crop, vote")
 
 
 def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):

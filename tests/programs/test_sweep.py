@@ -71,6 +71,7 @@ def test_what_was_half_done_goes_on_from_its_checkpoint(ended):
 def test_the_trial_that_diverged_is_recorded(ended):
     found = read_outcome(ended / "2")
     assert found["status"] == "diverged" and found["cause"].startswith("the loss is nan at step 2")
+    assert found["step"] == 1
     assert finished(ended / "0")["best"] is not None and finished(ended / "2") is None
 
 

@@ -36,7 +36,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """A class in both recipes, averaged over their runs. The interval is that of the difference in recall."""
+    """A class in both recipes, averaged over their runs.
+
+    `interval` is that of the difference in recall under other videos and, where both recipes were run several times,
+    other seeds.
+    """
 
     name: str
     support: int
@@ -174,6 +178,8 @@ def class_changes(found: Aligned, n: int, draws: int, confidence: float, rng) ->
             groups = np.unique(found.groups[mine], return_inverse=True)[1]
         change = hits[n:].mean(axis=0) - hits[:n].mean(axis=0)
         sampled = resampled_means(change[None], groups, draws, rng)[:, 0]
+        if min(n, len(hits) - n) > 1:
+            sampled = sampled + seed_noise(recall[n:], draws, rng) - seed_noise(recall[:n], draws, rng)
         changes.append(
             ClassChange(
                 name=name,

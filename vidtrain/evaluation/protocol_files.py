@@ -17,14 +17,19 @@ def write_protocols(
     protocols: Sequence[Protocol],
     found: Sequence[Probe],
     points: Sequence[Point],
+    fusion: str,
+    metric: str,
 ) -> None:
-    """Writes the files into `folder`. Clips and crops are numbered from 1; a number that was not to be had is empty in
-    CSV and null in JSON."""
+    """Writes the files into `folder`; `points` are of `metric` under `fusion`.
+
+    Clips and crops are numbered from 1; a number that was not to be had is empty in CSV and null in JSON.
+    """
     rows = [as_row(each) for each in protocols]
     probe_rows = [
         as_row(each.protocol) | {"change": each.change, "same_class": each.same_class} for each in found
     ]
-    curve_rows = [asdict(each) for each in points]
+    of = {"order": about["orders"][0], "fusion": fusion, "metric": metric}
+    curve_rows = [of | asdict(each) for each in points]
     _write_csv(folder / "protocols.csv", rows)
     _write_csv(folder / "probes.csv", probe_rows)
     _write_csv(folder / "views_curve.csv", curve_rows)

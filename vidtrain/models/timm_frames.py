@@ -73,7 +73,7 @@ class TimmFrames(nn.Module):
         return self._in_depth()[1]
 
     def _in_depth(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """(layers, blocks), the same ones until modules of the network are exchanged, as batch norms are to be synced."""
+        """(layers, blocks), the same until modules of the network are exchanged, as by synchronized batch norms."""
         modules = list(self.network.modules())
         if [id(each) for each in modules] != [id(each) for each in self._modules_seen]:
             self._modules_seen, self._depth = modules, layers_and_blocks(self.network)

@@ -21,6 +21,7 @@ MOST_RECIPES = 30
 MOST_CLASSES = 40
 MOST_COLUMNS = 8  # recipes in the picture of classes
 NAME_LENGTH = 44
+FEW = 10  # videos of a class, below which a bootstrap's interval is narrower than what is known
 BETTER, WORSE, NEITHER = COLORS[0], COLORS[1], "0.45"
 
 
@@ -201,7 +202,11 @@ def plot_classes(summary: Plain, path: Path) -> None:
     if len(kept) < len(names):
         title += f", the {len(kept)} classes of {len(names)} that change most"
     if len(pairs) == 1:
-        _class_bars(kept, changes[0], f"{title} ({summary['confidence']:.0%} over videos)", path)
+        over = "videos" if pairs[0]["interval_with_seeds"] is None else "videos and seeds"
+        title += f" ({summary['confidence']:.0%} over {over})"
+        if any(changes[0][name]["support"] < FEW for name in kept):
+            title += f"\nclasses of fewer than {FEW} videos are gray: so few tell too little"
+        _class_bars(kept, changes[0], title, path)
     else:
         recipes = {each["number"]: each for each in summary["recipes"]}
         columns = [name_of(recipes[pair["other"]], 34) for pair in pairs]
@@ -215,7 +220,8 @@ def _class_bars(names: Sequence[str], changes: Plain, title: str, path: Path) ->
     for row, name in enumerate(names):
         change = changes[name]
         low, high = change["interval"]
-        color = NEITHER if low <= 0 <= high else BETTER if change["recall_difference"] > 0 else WORSE
+        told = change["support"] >= FEW and not low <= 0 <= high
+        color = NEITHER if not told else BETTER if change["recall_difference"] > 0 else WORSE
         axes.plot([low, high], [row, row], color=color, linewidth=4, alpha=0.4, solid_capstyle="butt")
         axes.plot(change["recall_difference"], row, "o", color=color, markersize=5)
     labels = [f"{_short(name)} ({changes[name]['support']})" for name in names]

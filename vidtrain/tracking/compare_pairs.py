@@ -101,15 +101,15 @@ def classes(summary: Plain, images: Mapping[str, str]) -> str:
             for each in changes[:MOST_CLASSES]
         ]
         columns = (
-            "class", "videos", "recall, baseline", "recall", "difference", "over videos", "F1, baseline", "F1",
+            "class", "videos", "recall, baseline", "recall", "difference", "interval", "F1, baseline", "F1",
             "difference",
         )  # fmt: skip
         inner = wide(table(columns, rows)) + rest(len(changes) - MOST_CLASSES, "classes", "per_class.csv")
         parts.append(_fold(summary, pair, inner))
     parts.append(
         paragraph(
-            "Averages over runs; intervals are over the videos of the class. Of many classes some intervals miss 0 by "
-            "chance.",
+            "Averages over runs; intervals are over the videos of the class and, where both recipes were run several "
+            "times, over seeds. Those of a few videos are too narrow, and of many classes some miss 0 by chance.",
             soft=True,
         )
     )
