@@ -157,6 +157,13 @@ def test_overwriting_must_be_asked_for(videos, tmp_path):
     run(f"path={videos}", f"out={out}")
     with pytest.raises(UserError, match="out holds another split .train.csv, .*or overwrite=true"):
         run(f"path={videos}", f"out={out}", "seed=1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train.csv").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="other holds another split .train.csv"):
+        run(f"path={videos}", f"out={tmp_path / 'other'}")
+    (tmp_path / "other/test.csv").mkdir()
+    with pytest.raises(UserError, match="test.csv is a folder: choose another out="):
+        run(f"path={videos}", f"out={tmp_path / 'other'}", "overwrite=true")
     with pytest.raises(UserError, match="test.csv"):
         run(f"path={videos}", f"out={out}", "shares=[0.9,0.1,0]")
     run(f"path={videos}", f"out={out}", "shares=[0.9,0.1,0]", "overwrite=true")
@@ -295,3 +302,12 @@ def test_the_program(videos, tmp_path):
     assert done.returncode == 0 and "80 videos of 2 classes" in done.stdout
     refused = subprocess.run([*command, f"path={videos}x", "out=y"], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stderr.startswith("error: no dataset folder")
+
+
+def test_a_class_that_a_listing_cannot_name_is_refused(videos, tmp_path):
+    (videos / "run").rename(videos / " run")
+    with pytest.raises(UserError, match="the class ' run' begins or ends with a space"):
+        run(f"path={videos}", f"out={tmp_path / 'out'}")
+    assert [
+        ": ".join(fault[1:]) for fault in find_faults("split", [f"path={videos}", "out=x", "seed=-1"], check)
+    ] == ["seed: -1 must be 0 or more"]

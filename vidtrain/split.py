@@ -41,6 +41,8 @@ def check(cfg: Any) -> list[tuple[str, str]]:
         faults.append(("group_column", f"goes with source=listing; {cfg.source} has no columns"))
     if cfg.classes is not None and cfg.source == "class_folders":
         faults.append(("classes", "class_folders are the classes; take it back"))
+    if cfg.seed < 0:
+        faults.append(("seed", f"{cfg.seed} must be 0 or more"))
     if not cfg.frame_rate > 0:
         faults.append(("frame_rate", f"{cfg.frame_rate} must be above 0 images a second"))
     try:
@@ -145,6 +147,11 @@ def split(cfg: Any) -> None:
 
     console, out = make_console(is_main=True), Path(cfg.out)
     pool = read_pool(cfg)
+    spaced = [name for name in pool.classes if name != name.strip()]
+    if spaced:
+        raise UserError(
+            f"the class {spaced[0]!r} begins or ends with a space, which listings drop: rename its folder"
+        )
     check_splits({"all": pool})
     found = split_manifest(pool, shares_of(list(cfg.shares)), cfg.seed)
     separator = _separator(cfg) if pool.multi_label else ""
@@ -199,8 +206,13 @@ def _root(cfg: Any) -> str:
 
 
 def _refuse_to_overwrite(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
+    folders = [name for name in texts if (out / name).is_dir()]
+    if folders:
+        raise UserError(f"{out / folders[0]} is a folder: choose another out=")
     other = [
-        name for name, text in texts.items() if (out / name).exists() and (out / name).read_text() != text
+        name
+        for name, text in texts.items()
+        if (out / name).exists() and (out / name).read_bytes() != text.encode()
     ]
     # a split that has no test must not stand beside the test of another
     other += [name for name in ("test.csv",) if name not in texts and (out / name).exists()]

@@ -253,6 +253,19 @@ class TestUnreadableInTraining:
         dataset = training(folder, *SOUND, "empty", max_retries=9)
         assert len({dataset[SampleKey(epoch, 6)].index for epoch in range(12)}) >= 4
 
+    def test_a_cut_behind_the_end_is_a_fault_of_its_record(self, folder):
+        path = str(folder / "0.mp4")
+        records = [Record(path, 0, "a"), Record(path, 1, "a", start=500.0, end=510.0)]
+        fault = Fault(path, "no frame appears from 500 s to 510 s of a video that lasts 0.48 s; correct the start and "
+                            "end times of this record")  # fmt: skip
+        train = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CROPS, SIZE, 0, True, 9)
+        sample = train[SampleKey(0, 1)]
+        assert set(sample.faults) == {fault} and (sample.index, sample.refusal) == (0, None)
+        found = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CenterCrops(), SIZE, 0, False)[
+            SampleKey(0, 1)
+        ]
+        assert (found.clips, found.faults, found.refusal) == (None, [fault], None)
+
     @pytest.mark.parametrize("max_retries", [0, 2])
     def test_too_many_in_a_row_are_refused(self, folder, max_retries):
         dataset = training(folder, "empty", "empty", max_retries=max_retries)

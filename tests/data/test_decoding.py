@@ -140,6 +140,10 @@ class TestExactness:
             ("video.webm", "libvpx-vp9", "yuv420p", None),
             ("hevc.mp4", "libx265", "yuv420p", None),
             ("odd.mp4", "libx264", "yuv444p", 2),
+            ("odd.avi", "mpeg4", "yuv420p", 2),
+            ("odd.mpg", "mpeg2video", "yuv420p", 2),
+            ("odd.webm", "libvpx", "yuv420p", None),
+            ("odd_motion_jpeg.avi", "mjpeg", "yuvj420p", None),
             ("ten_bits.mkv", "libx264", "yuv420p10le", 2),
             ("old.webm", "libvpx", "yuv420p", None),
             ("fragmented.mp4", "libx264", "yuv420p", 2),
@@ -151,7 +155,7 @@ class TestExactness:
     def test_other_codecs_and_containers(
         self, tmp_path, name, codec, pixel_format, b_frames, write_video, patches
     ):
-        width, height = (97, 63) if name == "odd.mp4" else (96, 64)
+        width, height = (97, 63) if name.startswith("odd") else (96, 64)
         layers = ":temporal-layers=3:b-adapt=0" if name.startswith("temporal") else ""
         options = (
             {"x265-params": f"log-level=none:keyint=12:open-gop=1{layers}"} if codec == "libx265" else None

@@ -8,6 +8,7 @@ import pytest
 
 from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.manifest_files import open_manifests
+from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError
 
 READ = []
@@ -138,3 +139,13 @@ def test_says_what_cannot_be_read_or_written(listing, tmp_path):
         open_manifests(Listed("none.txt"), tmp_path)
     with pytest.raises(UserError, match="cannot be kept in .*list.txt/manifests .* data.index_root"):
         open_manifests(Listed(str(listing)), listing)
+
+
+def test_warnings_come_each_time(tmp_path, caplog):
+    for name, text in {"train": "a.mp4,run\na.mp4,run\nb.mp4,walk\n", "val": "c.mp4,run\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    source = Listing(train=str(tmp_path / "train.csv"), val=str(tmp_path / "val.csv"))
+    for _ in range(2):
+        caplog.clear()
+        open_manifests(source, tmp_path / "index")
+        assert caplog.messages == [f"train lists 1 videos more than once, such as {tmp_path}/a.mp4"]

@@ -170,3 +170,19 @@ def test_tells_all_that_is_wrong_at_once():
         "frames=0",
         "num_clips=0",
     ]
+
+
+@pytest.mark.parametrize(("ticks", "rate"), [(12288, 24), (12800, 25), (15360, 30), (15360, 60), (12288, 12)])
+def test_wrapping_starts_at_the_first_frame_again_whatever_is_rounded(ticks, rate):
+    for count in range(2, 64):
+        timestamps = np.arange(count) * (ticks // rate) / ticks
+        protocol = ClipProtocol(2 * count, fps=float(rate), short="wrap")
+        assert clip_indices(count, timestamps, protocol, None).tolist() == [[*range(count), *range(count)]]
+
+
+@pytest.mark.parametrize(
+    "stride", [{"fps": float("nan")}, {"duration": float("inf")}, {"duration": float("nan")}]
+)
+def test_a_stride_that_is_no_number_is_refused(stride):
+    with pytest.raises(UserError, match="must be above 0"):
+        ClipProtocol(4, **stride)

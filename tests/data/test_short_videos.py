@@ -15,6 +15,7 @@ def test_refused_videos(tmp_path):
         Record(path, 0, "a"),
         Record(path, 0, "a", end=0.5),
         Record(str(tmp_path / "empty.mp4"), 0, "b"),
+        Record(path, 0, "a", start=500.0),
     ]
     manifest = Manifest(records, ("a", "b"))
     protocol = ClipProtocol(8, frame_step=3, short="error")

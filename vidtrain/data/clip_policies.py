@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from vidtrain.data.temporal import ROUNDING
 from vidtrain.errors import UserError
 
 
@@ -10,7 +11,8 @@ def _repeat_last(positions: np.ndarray, last: float, length: float) -> np.ndarra
 
 
 def _wrap(positions: np.ndarray, last: float, length: float) -> np.ndarray:
-    return positions % length
+    around = positions % length
+    return np.where(length - around <= ROUNDING, 0.0, around)  # a time rounded below the end is past it
 
 
 def _error(positions: np.ndarray, last: float, length: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.quarantine import Quarantine
 from vidtrain.data.samplers import SampleKey
 from vidtrain.data.sampling import ClipProtocol, clip_indices
-from vidtrain.data.temporal import TemporalJitter
+from vidtrain.data.temporal import EmptyCut, TemporalJitter
 from vidtrain.data.video import DecodeError, VideoInfo
 from vidtrain.errors import UserError
 
@@ -112,6 +112,8 @@ class VideoDataset(Dataset):
                 return Sample(clips, target, index, seeds, faults)
             except DecodeError as error:
                 faults.append(Fault(error.path, error.cause))
+            except EmptyCut as error:
+                faults.append(Fault(record.path, str(error)))
             except UserError as error:  # the protocol does not allow this video
                 return Sample(None, target, index, nothing, faults, f"{record.path}: {error}")
             if not self.training:

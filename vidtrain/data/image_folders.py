@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened, rotation_of
+from vidtrain.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = re.compile(r"(\d+)")
@@ -32,6 +33,14 @@ def probe_images(folder: str, frame_rate: float) -> VideoInfo:
     width, height = displayed_size(first.width, first.height, rotation)
     tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
     return VideoInfo(folder, np.arange(len(images)), tick, width, height, rotation, images=images)
+
+
+def check_frame_rate(frame_rate: float) -> None:
+    """Raises `UserError` for a rate that is none."""
+    if not 1e-3 <= frame_rate <= 1e5:
+        raise UserError(
+            f"dataset.source.frame_rate={frame_rate}: must be images a second, from 0.001 to 100000"
+        )
 
 
 def image_names(folder: str) -> list[str]:

@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vidtrain.data.manifest import Manifest, Source
@@ -22,8 +23,9 @@ from vidtrain.errors import UserError
 
 # A run that lasts for weeks may still have one open, perhaps on another machine, where removing it would end that run.
 KEEP_DAYS = 30
+WARNINGS = "warnings.json"
 SECONDS_A_DAY = 86_400
-READING = 1  # to be raised when sources make other manifests of the same files
+READING = 2  # to be raised when sources make other manifests of the same files
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +44,18 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
     # before they are read: files that change meanwhile are read again next time
     state = None if inputs is None else _state_of(inputs)
     if state is not None:
-        stored = _open_stored(kept / f"{_key_of(source)}-{state}")
+        place = kept / f"{_key_of(source)}-{state}"
+        stored = _open_stored(place)
         if stored is not None:
+            for words in _warnings_of(place):
+                logger.warning("%s", words)
             return stored
-    found = source.manifests()
+    with _listening() as heard:
+        found = source.manifests()
     for _ in range(2):  # again where what lay there is damaged
         try:
             kept.mkdir(parents=True, exist_ok=True)
-            place = _store(found, kept, _key_of(source), state)
+            place = _store(found, heard.words, kept, _key_of(source), state)
             _remove_unused(kept)
         except OSError as error:
             raise UserError(
@@ -82,13 +88,46 @@ def _short_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def _store(manifests: dict[str, Manifest], kept: Path, key: str, state: str | None) -> Path:
+class _Heard(logging.Handler):
+    """Keeps what is warned of, to be said again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.words: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.words.append(record.getMessage())
+
+
+@contextmanager
+def _listening() -> Iterator[_Heard]:
+    """Hears the warnings of sources, which come through the loggers of this package."""
+    wing, heard = logging.getLogger("vidtrain.data"), _Heard()
+    wing.addHandler(heard)
+    try:
+        yield heard
+    finally:
+        wing.removeHandler(heard)
+
+
+def _warnings_of(place: Path) -> list[str]:
+    """What the source warned of when it was read. A stored manifest of before there were any has none."""
+    try:
+        return json.loads((place / WARNINGS).read_text())
+    except FileNotFoundError:
+        return []
+
+
+def _store(
+    manifests: dict[str, Manifest], warnings: Sequence[str], kept: Path, key: str, state: str | None
+) -> Path:
     """Writes all splits, or none; returns their folder."""
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=kept))
     try:
         digests = {split: each.save(unfinished / f"{split}.manifest") for split, each in manifests.items()}
         place = kept / f"{key}-{state or _short_hash(json.dumps(digests).encode())}"
         (unfinished / "splits.json").write_text(json.dumps(list(manifests)))
+        (unfinished / WARNINGS).write_text(json.dumps(list(warnings)))
         unfinished.chmod(0o755)  # made for this user alone, but others may share the cache
         try:
             unfinished.rename(place)

@@ -214,8 +214,21 @@ def _fingerprint(frame: av.VideoFrame) -> int | None:
     """A hash of the frame's pixels; None for formats that have no array form."""
     try:
         return zlib.crc32(np.ascontiguousarray(frame.to_ndarray()))
+    except AssertionError:  # PyAV makes no array of an odd size whose colors are at half of it
+        return _fingerprint_of_planes(frame)
     except (ValueError, TypeError):
         return None
+
+
+def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
+    """A hash of what the planes show, without what pads their lines."""
+    found = 0
+    for number, plane in enumerate(frame.planes):
+        parts = [part for part in frame.format.components if part.plane == number]
+        shown = min(plane.line_size, plane.width * sum(-(-part.bits // 8) for part in parts))
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        found = zlib.crc32(np.ascontiguousarray(lines[:, :shown]), found)
+    return found
 
 
 def _verified(path: str, scan: _Scan, shown: list[int]) -> PacketTable | None:

@@ -1,5 +1,6 @@
 """Which frames make a clip: a pure function of frame count, timestamps, protocol and generator."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,7 +75,7 @@ class ClipProtocol:
             way = "; ".join(keep) or "none is given; add clip.frame_step=4, say"
             faults.append(f"a clip's stride is given by exactly one of frame_step, fps and duration: {way}")
         for name, value in {"frames": self.frames, "num_clips": self.num_clips, **given}.items():
-            if value <= 0:
+            if not 0 < value < math.inf:
                 faults.append(f"{name}={value}: must be above 0")
         if self.sampling == "reference" and self.short == "wrap":
             faults.append("sampling=reference cannot wrap: choose clip.short=repeat_last or clip.short=error")

@@ -7,6 +7,7 @@ from vidtrain.data.guarded import guarded
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.sampling import ClipProtocol, clip_indices
+from vidtrain.data.temporal import EmptyCut
 from vidtrain.data.video import DecodeError
 from vidtrain.errors import UserError
 
@@ -24,7 +25,7 @@ def refused_videos(
     """The (path, why) of the records that `protocol` gives no clips of, in the order of the manifest.
 
     Files that `index` does not know are probed by `num_workers` processes, for `time_limit` seconds each at most. One
-    that cannot be read is not among them: that shows when it is read.
+    that cannot be read, or has nothing between a record's start and end, is not among them: that shows when it is read.
     """
     cuts = ((place, (record.path, record.start, record.end)) for place, record in enumerate(manifest))
     look = partial(_look, protocol, index, manifest.frame_rate)
@@ -45,7 +46,7 @@ def _look(
     try:
         video = index.info(path, frame_rate)
         clip_indices(video.num_frames, video.timestamps, protocol, None, start=start, end=end)
-    except DecodeError:
+    except (DecodeError, EmptyCut):
         return None
     except UserError as error:
         return str(error)

@@ -72,8 +72,10 @@ def split_indices(manifest: Manifest, shares: Mapping[str, float], seed: int) ->
     over the classes and the whole: the sum of (count - wanted)^2 / wanted. The first group of a class goes
     to the largest split, and no split stays empty.
 
-    Raises `UserError` where there are fewer groups than splits.
+    Raises `UserError` where there are fewer groups than splits, and for a seed below 0.
     """
+    if seed < 0:
+        raise UserError(f"seed={seed} of a split must be 0 or more")
     groups, contents = _groups_of(manifest)
     if len(contents) < len(shares):
         raise UserError(f"{len(contents)} groups of videos cannot be dealt out to {', '.join(shares)}")

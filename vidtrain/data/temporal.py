@@ -62,11 +62,15 @@ class Stretch:
         return Stretch(self.first, np.arange(count), float(count), 1.0)
 
 
+class EmptyCut(UserError):
+    """A record whose start and end lie where its video has nothing to show."""
+
+
 def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: float) -> Stretch:
     """The frames of a video that appear at start <= t < end, in seconds after its first; None leaves that side open.
 
     The video's last frame is shown as long as the median one, and an only one for `alone` seconds. Raises
-    `UserError` where no frame appears in that time.
+    `EmptyCut` where no frame appears in that time.
     """
     times = timestamps - timestamps[0]
     usual = float(np.median(np.diff(times))) if len(times) > 1 else alone
@@ -75,7 +79,7 @@ def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: f
     first, stop = _between(times, begin, over)
     if stop <= first:
         until = "its end" if end is None else f"{end:g} s"
-        raise UserError(
+        raise EmptyCut(
             f"no frame appears from {begin:g} s to {until} of a video that lasts {video.length:g} s; "
             "correct the start and end times of this record"
         )

@@ -1,11 +1,14 @@
 """Groups, balance and copies over made-up records."""
 
 import numpy as np
+import pytest
 
 from vidtrain.data.audit.duplicates import Signature
 from vidtrain.data.audit.findings import Entry, balance, copies, entries, groups_across_splits
 from vidtrain.data.audit.inspection import Inspection
+from vidtrain.data.audit.summary import Bounds, summarize
 from vidtrain.data.manifest import Manifest, Record
+from vidtrain.errors import UserError
 
 NEAR, NEARER, FAR = (  # the first two are two bits apart
     Signature(np.full(4, value, np.uint64), np.full((4, 48), 9, np.uint8)).to_text()
@@ -24,6 +27,16 @@ def test_entries_take_groups_from_the_source_or_from_the_path():
     ]
     assert [each.group for each in entries({"train": train}, r"_g\d+_")] == ["_g01_", "b"]
     assert [each.group for each in entries({"train": train})] == ["a", "b"]
+
+
+def test_a_pattern_that_finds_nothing_is_a_mistake(caplog):
+    train = Manifest([Record("/v/Dive_g01_c1.mp4", 0, "a"), Record("/v/other.mp4", 0, "b")], ("Dive",))
+    with pytest.raises(
+        UserError, match="group_pattern=_gruppe is found in 0 of 2 paths, and not in /v/Dive_g01_c1.mp4"
+    ):
+        entries({"train": train}, "_gruppe")
+    entries({"train": train}, "_g01")
+    assert "is found in 1 of 2 paths, and not in /v/other.mp4" in caplog.text
 
 
 def entry(path, split="train", name="a", group=None, start=None, end=None):
@@ -71,3 +84,14 @@ def test_copies_are_exact_near_or_listed_twice():
         ("exact", {"far", "far copy"}, {"train"}, {"a"}, 0.0),
     ]
     assert [each.across_splits for each in sets] == [True, True, False]
+
+
+def test_cuts_behind_the_end_are_issues():
+    file = Inspection(size=1, duration=4.0, rate=25.0, width=8, height=8)
+    records = [entry("1", start=1.0, end=9.0), entry("2", start=4.0), entry("2", "val", start=9.5)]
+    bounds = Bounds(None, None, None, None, None, None)
+    found = summarize(records, ["a"], {"1": file, "2": file}, 5.0, bounds)["issues"]
+    assert [(each["path"], each["kind"], each["words"]) for each in found] == [
+        ("2", "cut behind the end", "from 4 s of 4 s"),
+        ("2", "cut behind the end", "from 9.5 s of 4 s"),
+    ]

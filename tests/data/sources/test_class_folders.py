@@ -105,3 +105,21 @@ def test_shapes_by_split(shared_data):
 def test_absent_root(tmp_path):
     with pytest.raises(UserError, match="no dataset folder .*/nowhere; expected"):
         ClassFolders(str(tmp_path / "nowhere")).manifests()
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    root = plant(tmp_path / "videos", "a/1.mp4", "a/day/2.mp4", "b/1.mp4", "c/1.mp4")
+    (tmp_path / "videos/a/loop").symlink_to(".")
+    (tmp_path / "videos/a/day/up").symlink_to("../..")
+    (tmp_path / "videos/b/other").symlink_to("../a/day")  # which holds no part of b
+    pool = ClassFolders(root, split=(0.6, 0.2, 0.2)).pool()
+    names = [path.removeprefix(f"{root}/") for path in pool.paths]
+    assert names == ["a/1.mp4", "a/day/2.mp4", "b/1.mp4", "b/other/2.mp4", "c/1.mp4"]
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path, caplog):
+    root = plant(tmp_path, "train/a/1.mp4", "train/a/1.txt", "train/2.mp4", "train/a/.x", "val/a/1.mp4")
+    ClassFolders(root).manifests()
+    assert caplog.messages == [
+        f"2 files in {root}/train are not taken for videos of a class, such as {root}/train/2.mp4"
+    ]

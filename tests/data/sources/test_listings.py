@@ -216,7 +216,7 @@ def test_classes_may_hold_what_else_separates_labels(listing):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frame_rate": -1.0}, "dataset.source.frame_rate=-1.0: must be above 0"),
+        ({"frame_rate": -1.0}, "dataset.source.frame_rate=-1.0: must be images a second"),
         (
             {"delimiter": "pipe"},
             "dataset.source.delimiter='pipe': choose one of comma, tab, space, semicolon, ::",
@@ -270,3 +270,14 @@ def test_quoting_agrees_with_the_csv_module(listing, tmp_path):
             (tmp_path / "written").read_text(), f"o.mp4{delimiter}run", delimiter=delimiter
         ).manifests()
         assert list(found["train"].paths) == [f"/v/{name}" for name in names]
+
+
+@pytest.mark.parametrize("header", ["folder,label", "clip,action", "path,action"])
+def test_a_header_of_folders_is_not_taken_for_one(listing, header):
+    with pytest.raises(UserError, match="line 1 may be a header .*dataset.source.header=false"):
+        listing(f"{header}\na1,run\na2,walk\n", "a3,run\n", frame_rate=10.0).manifests()
+
+
+def test_one_path_in_two_ways_is_one_video(listing):
+    with pytest.raises(UserError, match="1 videos are in both train and val"):
+        listing("a1,run\na2,walk\n", "a1/,run\n", frame_rate=10.0).manifests()

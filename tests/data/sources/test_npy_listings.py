@@ -96,3 +96,14 @@ def test_bad_labels_and_files(save, tmp_path):
         NpyListing(train="none.npy", val_share=0).manifests()
     with pytest.raises(UserError, match="val_labels=x is given, but not dataset.source.val"):
         NpyListing(train=paths, val_labels="x").manifests()
+
+
+def test_labels_are_given_for_every_split_or_for_none(save):
+    paths, labels = save("paths", np.array(["a.mp4", "b.mp4"])), save("labels", np.array([0, 1]))
+    others = save("others", np.array(["c.mp4"]))
+    with pytest.raises(UserError, match="train has labels and val has none: give dataset.source.val_labels"):
+        NpyListing(train=paths, train_labels=labels, val=others).manifests()
+    with pytest.raises(
+        UserError, match="test has labels and train has none: give dataset.source.train_labels"
+    ):
+        NpyListing(train=paths, test=others, test_labels=labels, val_share=0.5).manifests()

@@ -1,5 +1,6 @@
 """What the records of a dataset have to do with each other: balance, groups on both sides of a split, copies."""
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,9 @@ import numpy as np
 from vidtrain.data.audit.duplicates import Signature, clusters, near_duplicates
 from vidtrain.data.audit.inspection import Inspection
 from vidtrain.data.manifest import Manifest
+from vidtrain.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,25 @@ class Entry:
 
 def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None) -> list[Entry]:
     """Every record of every split. Where `group_pattern` is found in a path, what its parentheses hold, or all of it
-    where there are none, is the group; elsewhere it is what the source says.
+    where there are none, is the group; elsewhere it is what the source says, which is warned of.
+
+    Raises `UserError` where it is found in none.
     """
     pattern = re.compile(group_pattern) if group_pattern is not None else None
-    found = []
+    found, unmatched = [], []
     for split, manifest in manifests.items():
         for record in manifest:
             match = pattern.search(record.path) if pattern else None
+            if pattern and not match:
+                unmatched.append(record.path)
             group = ("/".join(match.groups("")) or match[0]) if match else record.group
             names = tuple(manifest.classes[label] for label in record.labels)
             found.append(Entry(record.path, split, names, group, record.start, record.end))
+    if unmatched:
+        where = f"is found in {len(found) - len(unmatched)} of {len(found)} paths, and not in {unmatched[0]}"
+        if len(unmatched) == len(found):
+            raise UserError(f"group_pattern={group_pattern} {where}")
+        logger.warning("group_pattern=%s %s; there the dataset's own groups count", group_pattern, where)
     return found
 
 

@@ -89,7 +89,7 @@ def summarize(
         "issues": [
             {**shown(path), "kind": kind, "words": words}
             for path in by_path
-            for kind, words in inspections[path].issues
+            for kind, words in (*inspections[path].issues, *_empty_cuts(by_path[path], inspections[path]))
         ],
         "classes": _classes(records, counts, inspections),
         "absent_classes": absent,
@@ -100,6 +100,16 @@ def summarize(
         "groups_across_splits": crossing,
         "samples": _samples(readable, classes, shown),
     }
+
+
+def _empty_cuts(listed: Sequence[Entry], inspection: Inspection) -> list[tuple[str, str]]:
+    """Issues of records that begin behind the end of their file."""
+    if inspection.cause:
+        return []
+    starts = [
+        entry.start for entry in listed if entry.start is not None and entry.start >= inspection.duration
+    ]
+    return [("cut behind the end", f"from {start:g} s of {inspection.duration:g} s") for start in starts]
 
 
 def common_folder(paths: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ class RandomErasing(nn.Module):
             raise UserError(
                 f"area={list(area)}: must be two shares, the smaller first, above 0 and at most 1"
             )
-        if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1]:
+        if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
             raise UserError(f"aspect={list(aspect)}: must be two numbers above 0, the smaller first")
         if mode not in MODES:
             raise UserError(f"mode={mode}: must be one of {', '.join(MODES)}")

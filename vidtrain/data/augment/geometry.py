@@ -31,7 +31,7 @@ class Crop:
 
 
 def _check_range(name: str, bounds: Sequence[float], lowest: float) -> None:
-    if len(bounds) != 2 or not lowest <= bounds[0] <= bounds[1]:
+    if len(bounds) != 2 or not lowest <= bounds[0] <= bounds[1] < math.inf:
         raise UserError(f"{name}={list(bounds)}: must be two numbers, the smaller first, from {lowest:g} up")
 
 
@@ -211,6 +211,8 @@ class CenterCrops:
             raise UserError(
                 f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}: one of them must be null"
             )
+        if self.short_side is not None:
+            _check_range("short_side", (self.short_side, self.short_side), 1)
         if self.short_side_ratio is not None:
             _check_range("short_side_ratio", (self.short_side_ratio, self.short_side_ratio), 1)
         if self.crops < 1:

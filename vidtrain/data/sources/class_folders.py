@@ -1,5 +1,6 @@
 """The plainest source: root/split/class/video."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,13 @@ from vidtrain.data.manifest_checks import check_splits
 from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.errors import UserError
 
-SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (
+    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp", ".3g2", ".asf",
+    ".divx", ".dv", ".f4v", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2ts", ".m2v", ".mts", ".mxf", ".ogg",
+    ".ogv", ".rm", ".rmvb", ".vob", ".y4m",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,16 @@ class ClassFolders:
         classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not classes:
             raise UserError(f"no class folders in {folder}; {self._layout()}")
-        return {path.name: sorted(walk(path, self.suffixes)) for path in classes}
+        passed: list[str] = [str(path) for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+        found = {path.name: sorted(walk(path, self.suffixes, passed)) for path in classes}
+        if passed:
+            logger.warning(
+                "%d files in %s are not taken for videos of a class, such as %s",
+                len(passed),
+                folder,
+                min(passed),
+            )
+        return found
 
     def _layout(self) -> str:
         if self.split is not None:
@@ -100,11 +116,24 @@ class ClassFolders:
         )
 
 
-def walk(folder: Path, suffixes: Sequence[str]) -> Iterator[str]:
-    """The videos below `folder`; hidden files and folders are passed over."""
+def leads_back(path: str) -> bool:
+    """Whether a folder is a link to one that holds it: there, everything would be met again."""
+    if not os.path.islink(path):
+        return False
+    return f"{os.path.realpath(os.path.dirname(path))}/".startswith(f"{os.path.realpath(path).rstrip('/')}/")
+
+
+def walk(folder: Path, suffixes: Sequence[str], passed: list[str] | None = None) -> Iterator[str]:
+    """The videos below `folder`; hidden files and folders are passed over. Other files are added to `passed`."""
     endings = tuple(suffix.lower() for suffix in suffixes)
     for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not (name.startswith(".") or leads_back(os.path.join(parent, name)))
+        ]
         for name in files:
-            if name.lower().endswith(endings) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(endings):
                 yield os.path.join(parent, name)
+            elif passed is not None:
+                passed.append(os.path.join(parent, name))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.data.columns import ColumnsBuilder
+from vidtrain.data.image_folders import check_frame_rate
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
 from vidtrain.data.sources.labels import LabelReader, class_list, in_order
@@ -16,6 +17,7 @@ from vidtrain.data.sources.video_files import check_missing
 from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.errors import UserError
 
+MOST_CLASSES = 2**31
 COLUMNS = ("youtube_id", "folder_name", "label")
 
 
@@ -44,8 +46,7 @@ class FrameFolders:
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
-        if not self.frame_rate > 0:
-            raise UserError(f"dataset.source.frame_rate={self.frame_rate}: must be above 0")
+        check_frame_rate(self.frame_rate)
         if (self.annotations is None) == (self.ground_truth is None):
             raise UserError(
                 "frame folders need one of dataset.source.annotations and dataset.source.ground_truth, and null for "
@@ -93,7 +94,7 @@ class FrameFolders:
         if self.group_pattern is not None:
             groups = GroupPattern(self.group_pattern).groups(names)
         builder = ColumnsBuilder()
-        builder.extend([os.path.join(self.root, name) for name in names], numbers, groups)
+        builder.extend([self._folder(name) for name in names], numbers, groups)
         classes, order = labels.settle()
         columns = builder.build()
         columns = columns if order is None else columns.relabeled(order)
@@ -121,7 +122,7 @@ class FrameFolders:
             builder = ColumnsBuilder(multi_label)
             for video, labels, group, start, end in listed:
                 if video not in gone:
-                    folder = os.path.join(self.root, video)
+                    folder = self._folder(video)
                     label = labels if multi_label else labels[0]
                     builder.extend([folder], [label], [group or folder], [start], [end])
             if listed:
@@ -131,6 +132,10 @@ class FrameFolders:
     def _entry(self, entry: dict[str, Any]) -> tuple[str, list[int], str | None, float, float]:
         """Folder, labels, group, and the part of it in seconds, NaN for open ends."""
         labels = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
+        if not labels or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
+            raise ValueError(
+                f"target {entry['target']} of {entry['video']}, which must be a class's number, or several"
+            )
         start = end = float("nan")
         if "segment" in entry:
             first, last = entry["segment"]
@@ -139,11 +144,15 @@ class FrameFolders:
             # half-way between two images, so that rounding decides nothing
             start = (first - 0.5) / self.frame_rate if first else start
             end = (last + 0.5) / self.frame_rate
-        group = entry["group"] if "group" in entry else None
-        return str(entry["video"]), [int(label) for label in labels], group, start, end
+        group = str(entry["group"]) if "group" in entry else None
+        return str(entry["video"]), labels, group, start, end
+
+    def _folder(self, name: str) -> str:
+        """Written one way only: two would pass for two videos."""
+        return os.path.normpath(os.path.join(self.root, name))
 
     def _is_folder(self, name: str) -> bool:
-        return bool(name) and os.path.isdir(os.path.join(self.root, name))
+        return bool(name) and os.path.isdir(self._folder(name))
 
     def _check_missing(self, missing: Sequence[str], total: int) -> None:
         check_missing(

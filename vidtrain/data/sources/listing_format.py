@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidtrain.data.image_folders import check_frame_rate
 from vidtrain.data.sources.labels import LabelReader, class_list
 from vidtrain.data.sources.tables import (
     DELIMITERS,
@@ -18,6 +19,7 @@ from vidtrain.data.splitting import GroupPattern
 from vidtrain.errors import UserError
 
 PATH_WORDS = ("path", "video", "video_path", "file", "filename", "file_name")
+FOLDER_WORDS = ("folder", "folder_name", "clip", "clip_path", "video_name", "video_id", "name", "id")
 LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id", "category", "target")
 
 
@@ -52,10 +54,8 @@ class ListingFormat:
     def __post_init__(self) -> None:
         if self.delimiter is not None:
             named_delimiter(self.delimiter)
-        if self.frame_rate is not None and not self.frame_rate > 0:
-            raise UserError(
-                f"dataset.source.frame_rate={self.frame_rate}: must be above 0 images a second; null for video files"
-            )
+        if self.frame_rate is not None:
+            check_frame_rate(self.frame_rate)
         if self.group_column is not None and self.group_pattern is not None:
             raise UserError(
                 "dataset.source.group_column and dataset.source.group_pattern are both given; take one of them back"
@@ -142,7 +142,8 @@ def _names_columns(path: Path, rows: Sequence[Sequence[str]], layout: ListingFor
     if len(rows) > 1 and max(at) < len(rows[0]):
         (first, label), (second, next_label) = ([row[place].strip() for place in at] for row in rows)
         odd_path = not os.path.splitext(first)[1] and bool(os.path.splitext(second)[1])
-        if odd_path or (next_label.isdecimal() and not label[:1].isdecimal()):
+        named = first.lower() in (*PATH_WORDS, *FOLDER_WORDS) or label.lower() in LABEL_WORDS
+        if named or odd_path or (next_label.isdecimal() and not label[:1].isdecimal()):
             raise UserError(
                 f"{path}: line 1 may be a header (names of columns) or a video: say dataset.source.header=true, and "
                 "which column holds what with dataset.source.path_column and dataset.source.label_column, or "

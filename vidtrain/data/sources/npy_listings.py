@@ -18,7 +18,7 @@ from vidtrain.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class NpyListing:
-    """Arrays of paths (.npy), one for each split, with their labels in a second array, or all 0.
+    """Arrays of paths (.npy), one for each split, with their labels in a second array, or without any, all 0.
 
     Arrays are one-dimensional; paths are text, labels are integers or class names. Paths are relative to
     `root`, else to the array's folder. `classes` are names, or a file of them; without, they come from
@@ -66,6 +66,12 @@ class NpyListing:
             if paths is None and numbers is not None:
                 raise UserError(
                     f"dataset.source.{split}_labels={numbers} is given, but not dataset.source.{split}, the paths"
+                )
+            if paths is not None and (numbers is None) != (self.train_labels is None):
+                given, lacks = ("train", split) if numbers is None else (split, "train")
+                raise UserError(
+                    f"{given} has labels and {lacks} has none: give dataset.source.{lacks}_labels, too, or take "
+                    f"dataset.source.{given}_labels back, and all videos are of class 0"
                 )
         return {
             split: (listed_file(split, paths), None if numbers is None else Path(numbers))

@@ -1,6 +1,7 @@
 """Sources: UCF-101 and HMDB51, in the formats that their official splits come in."""
 
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -199,7 +200,7 @@ def film(stem: str, class_name: str) -> str:
 
 
 def _without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return os.path.splitext(name)[0]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
