@@ -15,3 +15,5 @@ train() {
 }
 train "run_dir=$runs/staged" "init_from=$runs/motion/checkpoints/best.pt" "$@"
 train "run_dir=$runs/staged_random" "$@"
+train "run_dir=$runs/staged_random_seed1" seed=1 "$@"
+train "run_dir=$runs/staged_random_seed2" seed=2 "$@"

@@ -16,12 +16,16 @@ train() {
         clip.size=112 optimizer.lr=5e-4 trainer.batch_size=8 trainer.precision=fp32 "$@"
 }
 train "run_dir=$runs/scratch" stage=full "$@"
+train "run_dir=$runs/scratch_seed1" stage=full seed=1 "$@"
 # cached tokens need clips of one length
 frozen=(dataset.source.parts.second.frames=null stage=head_only stage.head_only.cache_features=true
     stage.head_only.cache_views=2)
 train "run_dir=$runs/frozen" "${frozen[@]}" "$@"
 train "run_dir=$runs/frozen_seed1" "${frozen[@]}" seed=1 "$@"
+train "run_dir=$runs/frozen_seed2" "${frozen[@]}" seed=2 "$@"
 motion=outputs/videomae_staged/motion
 experiments/videomae_staged/motion.sh "$motion" "$@" # one that is finished returns at once
-train "run_dir=$runs/frozen_motion" "${frozen[@]}" "init_from=$motion/checkpoints/best.pt" \
-    model.encoder.positions=sincos_1d model.encoder.image_size=224 model.encoder.num_frames=16 "$@"
+from_motion=("init_from=$motion/checkpoints/best.pt" model.encoder.positions=sincos_1d model.encoder.image_size=224
+    model.encoder.num_frames=16)
+train "run_dir=$runs/frozen_motion" "${frozen[@]}" "${from_motion[@]}" "$@"
+train "run_dir=$runs/finetuned_motion" stage=finetune "${from_motion[@]}" "$@"
