@@ -72,6 +72,16 @@ def faults(*overrides):
         ("model.encoder.drop_path=2", "model: model.encoder.drop_path=2 must be a share"),
         ("pretrained=5", "pretrained: pretrained=5 names no weights; write a file"),
         ("pretrained=''", "pretrained: pretrained='' names no weights; write a file"),
+        ("schedule.lr=null", "schedule.lr: must be a part with a _target_; it is null"),
+        ("schedule.lr=constant", "schedule.lr: must be a part with a _target_; it is 'constant'"),
+        ("+schedule.momentum=1", "schedule.momentum: schedule has no such part; it has lr and weight_decay"),
+        ("augmentation.train=null", "augmentation.train: must be a part with a _target_; it is null"),
+        (
+            "augmentation.mixing=cutmix",
+            "augmentation.mixing: must be a part with a _target_, or null; it is 'cutmix'",
+        ),
+        ("model.encoder=null", "model.encoder: must be a part with a _target_; it is null"),
+        ("dataset.source=null", "dataset.source: must be a part with a _target_; it is null"),
         ("model.fusion=vote", "model.fusion"),
         ("model.encoder.num_heads=5", "model.encoder.num_heads"),
         ("dataset.source._target_=vidtrain.data.sources.motion.Moton", "cannot be imported"),
@@ -294,3 +304,11 @@ def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
         locate(str(tmp_path / "run"))
     best.touch()
     assert locate(str(tmp_path / "run")) == best
+
+
+def test_an_optimizer_that_schedules_cannot_steer_is_refused():
+    rest = ["~optimizer.weight_decay", "~optimizer.betas", "~optimizer.eps", "~optimizer.fused"]
+    (found,) = faults("optimizer._target_=torch.optim.Rprop", *rest)
+    assert "optimizer: Rprop has no weight_decay, which schedules set; choose another" in found
+    (found,) = faults("optimizer._target_=torch.optim.LBFGS", *rest)
+    assert "per-parameter options" in found

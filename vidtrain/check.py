@@ -65,6 +65,9 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
     except OmegaConfBaseException as error:
         return [(error.full_key or "", str(error).splitlines()[0])]
     used = cfg if training else OmegaConf.masked_copy(cfg, [key for key in cfg if key not in TRAINING_ONLY])
+    faults = _check_parts(cfg, training)
+    if faults:
+        return faults
     faults = check_targets(used) + _check_settings(cfg, training)
     broken = {key.split(".")[0] for key, _ in faults}
     trials: dict[str, Callable[[], object]] = {
@@ -75,7 +78,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         "model": lambda: _try_model(cfg),
         "stage": lambda: _phases_of(cfg),
         "loss": lambda: build.part(cfg.loss),
-        "optimizer": lambda: build.part(cfg.optimizer, params=[{"params": [nn.Parameter(torch.zeros(1))]}]),
+        "optimizer": lambda: _try_optimizer(cfg),
         "schedule": lambda: [each.in_steps(1000, 100) for each in build.part(cfg.schedule).values()],
         "trainer": lambda: (
             build_data.stream(cfg, None, ranks_to_come(), 0, 1),
@@ -118,6 +121,51 @@ TYPED = (
     "data",
 )  # plain values, typed by the schema: they can be tried whatever else is wrong with them
 LINE_BY_LINE = (*TYPED, "dataset")  # each line of what these say is a fault of its own
+
+# What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
+PARTS = {
+    "dataset": {"source": False},
+    "augmentation": {"train": False, "eval": False, "temporal": True, "color": True, "rand_augment": True,
+                     "erasing": True, "mixing": True},
+    "model": {"encoder": False, "head": False},
+    "schedule": {"lr": False, "weight_decay": False},
+}  # fmt: skip
+
+
+def _check_parts(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
+    faults = []
+    for group, parts in PARTS.items():
+        if not training and group in TRAINING_ONLY:
+            continue
+        for name, may_be_null in parts.items():
+            node = OmegaConf.select(cfg, f"{group}.{name}")
+            if (node is None and may_be_null) or (isinstance(node, DictConfig) and "_target_" in node):
+                continue
+            given = (
+                "null"
+                if node is None
+                else f"{node!r}"
+                if not isinstance(node, DictConfig)
+                else "a mapping without it"
+            )
+            null = ", or null" if may_be_null else ""
+            faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {given}"))
+    extra = [name for name in cfg.schedule if name not in PARTS["schedule"]] if training else []
+    return faults + [
+        (f"schedule.{name}", "schedule has no such part; it has lr and weight_decay") for name in extra
+    ]
+
+
+def _try_optimizer(cfg: DictConfig) -> None:
+    """On two groups, as there are for what decays and what does not."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    built = build.part(cfg.optimizer, params=groups)
+    lacks = sorted({"lr", "weight_decay"} - built.defaults.keys())
+    if lacks:
+        raise UserError(
+            f"{type(built).__name__} has no {' and no '.join(lacks)}, which schedules set; choose another"
+        )
+
 
 CHOICES = {
     "trainer.monitor": DIRECTIONS,

@@ -32,8 +32,11 @@ def check_starting_point(cfg: DictConfig, model: nn.Module | None) -> None:
 
 
 def _sources(cfg: DictConfig) -> list[str]:
-    """A checkpoint of ours comes before published weights."""
-    return [cfg.init_from] if cfg.init_from is not None else as_sources(cfg.pretrained)
+    """A checkpoint of ours, of a run's folder the best one, comes before published weights."""
+    if cfg.init_from is None:
+        return as_sources(cfg.pretrained)
+    best = Path(cfg.init_from) / "checkpoints" / "best.pt"
+    return [str(best) if best.is_file() else cfg.init_from]
 
 
 def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console: Any, folder: Path) -> str:
@@ -43,7 +46,7 @@ def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console
     """
     sources = _sources(cfg)
     if cfg.init_from is not None:
-        paths = [Path(cfg.init_from)]
+        paths = [Path(source) for source in sources]
         if cfg.pretrained is not None:
             console.info("init_from comes before pretrained, which is not used")
     else:  # downloaded once; the others find it where rank 0 put it

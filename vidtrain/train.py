@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 
     from vidtrain.training.distributed import Ranks
 
-OVERFIT_LOSS = 0.05  # what one batch must come below in debug=overfit
-
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
     from vidtrain.check import check_run
@@ -94,6 +92,7 @@ def _train(
     from vidtrain.training.loop import Run, fit
     from vidtrain.training.losses import describe_loss
     from vidtrain.training.precision import autocast
+    from vidtrain.training.refusals import check_learned
     from vidtrain.training.resuming import find_resume, load_best
     from vidtrain.training.settings import PhaseSettings
     from vidtrain.training.validation import VALIDATED, check_monitor
@@ -154,7 +153,7 @@ def _train(
     mirror = Mirrors(build.part(cfg.logger)) if ranks.is_main else NullMirror()
     config = OmegaConf.to_container(cfg, resolve=True)
     log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
-    log.rewind(first)
+    log.rewind(first, ranks.world_size)
     phases = OmegaConf.to_object(cfg.stage)
     transform = build.device_transform(cfg, ranks.device)
     context = autocast(ranks, settings.precision)
@@ -216,11 +215,8 @@ def _train(
             resume,
         )
 
-        if settings.one_batch and not state.loss < OVERFIT_LOSS:
-            raise UserError(
-                f"one batch was not learned: loss {state.loss:.4f} after {state.total_step} steps is above "
-                f"{OVERFIT_LOSS}; the model, the rate or the labels are at fault, or it needs more steps"
-            )
+        if settings.one_batch:
+            check_learned(evaluate(model)[0].metrics, loss, state.total_step)
 
         if state.best is None:
             raise DivergedError(

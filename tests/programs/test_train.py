@@ -311,6 +311,18 @@ def test_overfit_mode_reaches_near_zero_loss(config, tmp_path):
     assert rows[-1]["train/step_loss"] < 0.05
 
 
+def test_overfit_mode_asks_of_a_smoothed_loss_that_answers_are_right(config, tmp_path):
+    smoothed = ["debug=overfit", "loss.label_smoothing=0.1", "trainer.batch_size=4"]
+    train(config(*smoothed, f"run_dir={tmp_path}/run", "trainer.steps_per_epoch=60"))
+    assert json.loads((tmp_path / "run/summary.json").read_text())["top1"] == 1
+    with pytest.raises(
+        UserError, match="one batch was not learned: after 4 steps 50% of its videos are right; "
+    ):
+        train(
+            config(*smoothed, f"run_dir={tmp_path}/short", "trainer.steps_per_epoch=2", "optimizer.lr=1e-9")
+        )
+
+
 def test_overfit_mode_fails_when_it_cannot(config, tmp_path):
     with pytest.raises(UserError, match="one batch was not learned: .* above 0.05"):
         train(
@@ -372,7 +384,9 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     assert trained["train/faults"] == 1
 
     strict = config(f"run_dir={tmp_path}/strict", f"data_root={tmp_path}", "trainer.max_fault_share=0.01")
-    with pytest.raises(UserError, match=r"1 of this epoch's 20 videos could not be read.*max_fault_share=1%"):
+    with pytest.raises(
+        UserError, match=r"1 reads failed of this epoch's 20 videos, more than trainer.max_fault_share=1%"
+    ):
         train(strict)
 
 

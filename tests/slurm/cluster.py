@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ports import free_ports
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 UP_SECONDS = 30.0
@@ -113,7 +115,7 @@ class Cluster:
         key.chmod(0o600)
         (bin_folder / "sacct").write_text(SACCT)
         (bin_folder / "sacct").chmod(0o755)
-        port = _free_ports(nodes + 1)
+        port = free_ports(nodes + 1)
         words = {"host": socket.gethostname().split(".")[0], "root": root, "nodes": nodes, "port": port}
         conf = CONF.format(**words, first=port + 1, last=port + nodes)
         (root / "slurm.conf").write_text(conf)
@@ -254,17 +256,6 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0, 
             raise TimeoutError(f"waited {seconds:g} s for {what}")
         time.sleep(every)
     return answer
-
-
-def _free_ports(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    for first in range(36000 + os.getpid() % 2000, 60000, count):
-        with suppress(OSError):
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-    raise RuntimeError("no free ports")
 
 
 def _pids() -> list[int]:

@@ -87,7 +87,7 @@ def test_other_ranks_write_only_their_own_files(tmp_path: Path):
     log.fault("a.mp4", "no frames", step=1, split="train")
     log.summary({"a": 1})
     log.image("curves", tmp_path / "curves.png", 3)
-    log.rewind(1)
+    log.rewind(1, 3)
     log.close("finished")
     assert list(contents(tmp_path)) == ["faults_rank2.jsonl", "steps_rank2.csv"]
     assert mirror.calls == []
@@ -114,7 +114,7 @@ def test_rewound_and_repeated_rows_equal_those_of_an_undisturbed_run(tmp_path: P
             file.write('{"step": 1')
 
     resumed = main_log(tmp_path / "b")
-    resumed.rewind(5)
+    resumed.rewind(5, 1)
     take_steps(resumed, range(6, 11))
     resumed.close("finished")
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
@@ -125,7 +125,7 @@ def test_rewind_forgets_later_faults_of_every_split(tmp_path: Path):
     for step in (5, 6):
         for split in ("train", "val"):
             log.fault("a.mp4", "torn", step, split)
-    log.rewind(5)
+    log.rewind(5, 1)
     rows = [json.loads(line) for line in (tmp_path / "faults_rank0.jsonl").read_text().splitlines()]
     assert [(row["step"], row["split"]) for row in rows] == [(5, "train"), (5, "val")]
 
@@ -218,3 +218,16 @@ def test_importing_the_log_is_light():
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )
     assert result.stdout == "set()\n"
+
+
+def test_ranks_that_are_no_more_are_rewound_too(tmp_path: Path):
+    for rank in range(3):
+        log = RunLog(tmp_path, NullMirror(), NullConsole(), is_main=rank == 0, rank=rank)
+        for step in (1, 2, 3):
+            log.step({"step": step})
+            log.fault(f"{step}.mp4", "torn", step, "train")
+        log.close("failed")
+    main_log(tmp_path).rewind(2, 2)
+    kept = {name: (tmp_path / name).read_text().count("\n") for name in contents(tmp_path)}
+    assert [kept[f"steps_rank{rank}.csv"] for rank in range(3)] == [3, 4, 3]  # rank 1 sees to its own
+    assert [kept[f"faults_rank{rank}.jsonl"] for rank in range(3)] == [2, 3, 2]

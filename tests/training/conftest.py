@@ -125,7 +125,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
             return many_heads(model, phase, ToFloat(), mix, batches, evaluate)
 
         log = RunLog(folder, NullMirror(), NullConsole(), ranks.is_main, ranks.rank)
-        log.rewind(resume["state"]["total_step"] if resume else 0)
+        log.rewind(resume["state"]["total_step"] if resume else 0, ranks.world_size)
         console = Lines()
         weights = loss.weights(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
         try:

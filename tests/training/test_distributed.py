@@ -22,11 +22,12 @@ with join_ranks("cpu") as ranks:
     ranks.share_buffers(model)
     found = (model[0].running_mean.tolist(), model[0].num_batches_tracked.item())
     assert ranks.gather(found) == [([1.0, 1.0], 10)] * 2, found
+    assert ranks.totals(ranks.rank, 5) == [1, 10]
 """
 
 
 @pytest.mark.slow
-def test_every_rank_gets_the_first_ones_buffers(tmp_path):
+def test_every_rank_gets_the_first_ones_buffers_and_the_sums(tmp_path):
     """Batch norms count the batches of their own rank; evaluated and saved are those of rank 0."""
     (tmp_path / "script.py").write_text(SCRIPT)
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_ports
 
 from vidtrain.training import checkpoint
 
@@ -31,11 +32,9 @@ SCENARIOS = (
 
 
 def launch(root, scenarios):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in scenarios]
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    arguments = [word for pair in zip(scenarios, ports, strict=True) for word in pair]
+    arguments = [
+        str(word) for pair in enumerate(scenarios, free_ports(len(scenarios))) for word in reversed(pair)
+    ]
     env = {key: value for key, value in os.environ.items() if key != "VIDTRAIN_VERDICT"}
     command = [sys.executable, str(SCRIPT), str(root), *arguments]
     subprocess.run(command, check=True, timeout=300, env=env | {"OMP_NUM_THREADS": "1"})

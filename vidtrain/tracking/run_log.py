@@ -81,13 +81,18 @@ class RunLog:
             write_json_atomic(self.run_dir / "summary.json", values)
             self.mirror.summary(values)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, the one that a resumed run starts from.
+    def rewind(self, step: int, world_size: int) -> None:
+        """Forget what was recorded after `step`, the one that a resumed run of `world_size` ranks starts from.
 
-        Its rows then equal those of a run that was never disturbed.
+        Its rows then equal those of a run that was never disturbed. Rank 0 does so for ranks that there are no more.
         """
         if self.is_main:
             self._metrics.keep(lambda row: row["step"] <= step)
+            for table in self.run_dir.glob("steps_rank*.csv"):
+                rank = int(table.stem.removeprefix("steps_rank"))
+                if rank >= world_size:
+                    StepTable(table).rewind(step)
+                    JsonLines(self.run_dir / f"faults_rank{rank}.jsonl").keep(lambda row: row["step"] <= step)
         self._steps.rewind(step)
         self._faults.keep(lambda row: row["step"] <= step)
 

@@ -84,6 +84,14 @@ class Ranks:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
+    def totals(self, *mine: int) -> list[int]:
+        """The sums over ranks of whole numbers, on every rank. It takes no GPU either."""
+        if self.world_size == 1:
+            return list(mine)
+        numbers = torch.tensor(mine, dtype=torch.int64)
+        dist.all_reduce(numbers)
+        return numbers.tolist()
+
     def share_buffers(self, model: torch.nn.Module) -> None:
         """Gives every rank rank 0's buffers, such as the running statistics of batch norms, which differ by rank."""
         if self.world_size > 1:
@@ -177,6 +185,8 @@ def _device(name: str, here: Place) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"trainer.device={name} is not a device: choose auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"trainer.device={name} is not supported: choose auto, cpu or cuda")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"trainer.device={name}, but torch sees no CUDA device; choose auto or cpu")

@@ -50,9 +50,9 @@ from vidtrain.training.stages import apply_phase, parameter_table, set_train_mod
 from vidtrain.training.state import EpochSums, TrainState
 from vidtrain.training.validation import (
     VALIDATED,
+    report_epoch,
     selecting_weights,
     settings_lines,
-    training_line,
     validate,
     validation_lines,
     validation_row,
@@ -149,7 +149,8 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
         profiler = step_profiler(run.checkpoints.parent / "profile", settings.profile and ranks.is_main)
         with run.halt.deferred(), console.phase(name, total, state.step), profiler:
             while not ended:
-                if not state.due:  # else a signal ended the run in the evaluation of this step
+                made = not state.due  # else a signal ended the run in the evaluation of this step
+                if made:
                     step_started = time.perf_counter()
                     # Dropout and drop-path are drawn from the step's own seed: no generator state to keep
                     seed_step(run.seed, state.total_step, ranks)
@@ -220,23 +221,16 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     console.advance(state.step, {"epoch": round(epoch, 1), **shown})
                     if state.total_step % settings.log_every == 0:
                         log.log({"epoch": epoch, "phase": name, **now, **rates}, state.total_step)
-                    check_faults(sums, settings, per_epoch, ranks.rank, ranks.world_size)
-
-                    if state.step % per_epoch == 0 or state.step == total:
-                        reduced = EpochSums(
-                            **{key: ranks.sum(value) for key, value in sums.tensors().items()}
-                        )
-                        costs = epoch_costs(time.perf_counter() - epoch_started, state.seconds, device)
-                        trained = reduced.metrics()
-                        row = {f"train/{key}": value for key, value in trained.items()}
-                        log.log({"epoch": epoch, "phase": name, **row, **costs}, state.total_step)
-                        console.info(training_line(epoch, trained))
-                        sums = new_sums()
-                        epoch_started = time.perf_counter()
-                    state.due = evaluate_due(state.step) or state.step == total
-
                 # A signal to any rank stops all of them here, at the same step, or within the evaluation
-                stopping, found, epoch = ranks.any(run.halt.asked), None, state.total_step / per_epoch
+                asked, faults = ranks.totals(int(run.halt.asked), int(sums.faults))
+                check_faults(faults, settings, per_epoch)
+                stopping, found, epoch = asked > 0, None, state.total_step / per_epoch
+                about = {"epoch": epoch, "phase": name}
+                if made and (state.step % per_epoch == 0 or state.step == total):
+                    costs = epoch_costs(time.perf_counter() - epoch_started, state.seconds, device)
+                    report_epoch(sums, ranks, log, console, about, costs, state.total_step)
+                    sums, epoch_started = new_sums(), time.perf_counter()
+                state.due = state.due or evaluate_due(state.step) or state.step == total
                 if state.due and not stopping:
                     found = validate(learner, learning.evaluate, heads, average, ranks)
                     set_train_mode(learner, settings.batch_norm)
@@ -253,9 +247,7 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                     state.stale = 0 if improved else state.stale + 1
                     if improved:
                         state.best, state.best_step = value, state.total_step
-                    log.log(
-                        {"epoch": epoch, "phase": name, **validation_row(found, selecting)}, state.total_step
-                    )
+                    log.log({**about, **validation_row(found, selecting)}, state.total_step)
                     for line in validation_lines(epoch, found, settings.monitor, selecting, improved):
                         console.info(line)
                     if improved:
@@ -278,6 +270,9 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
                         console.info(
                             f"phase {name} ends early: no better {settings.monitor} in {state.stale} evaluations"
                         )
+                        if sums.samples:  # of the epoch that it ends in
+                            costs = epoch_costs(time.perf_counter() - epoch_started, state.seconds, device)
+                            report_epoch(sums, ranks, log, console, about, costs, state.total_step)
                     state.phase, state.step, state.stale = state.phase + 1, 0, 0
                 if save or keep or ended or stopping:
                     unwritten = ranks.gather(log.flush())  # a resumed run never writes these rows again

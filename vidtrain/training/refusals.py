@@ -6,11 +6,13 @@ from pathlib import Path
 from torch import nn
 
 from vidtrain.errors import DivergedError, UserError
+from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vidtrain.training.optim import parameter_groups
 from vidtrain.training.schedules import steps
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 from vidtrain.training.stages import apply_phase
-from vidtrain.training.state import EpochSums
+
+OVERFIT_LOSS = 0.05  # what the loss of one batch must come below in debug=overfit
 
 
 def check_phases(model: nn.Module, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
@@ -20,6 +22,24 @@ def check_phases(model: nn.Module, phases: Mapping[str, PhaseSettings], epochs: 
             raise UserError(f"stage.{name}.duration={phase.duration} comes to no step; lengthen it")
         apply_phase(model, phase)
         parameter_groups(model, phase)
+
+
+def check_learned(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
+    """Raises `UserError` unless the `metrics` of the one batch that `steps` steps were made on say that it is known by
+    heart: all answers are right and, where the loss asks for certainty, the loss is near zero."""
+    right = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
+    plain = isinstance(loss, CrossEntropy | BinaryCrossEntropy) and loss.label_smoothing == 0
+    found = [f"{right:.0%} of its videos are right"] if right < 1 else []
+    found += (
+        [f"its loss of {metrics['loss']:.4f} is above {OVERFIT_LOSS}"]
+        if plain and metrics["loss"] > OVERFIT_LOSS
+        else []
+    )
+    if found or not metrics["loss"] < float("inf"):
+        raise UserError(
+            f"one batch was not learned: after {steps} steps {' and '.join(found) or 'its loss is not finite'}; the "
+            "model, the rate or the labels are at fault, or it needs more steps"
+        )
 
 
 def refuse_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
@@ -32,14 +52,12 @@ def refuse_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path)
     )
 
 
-def check_faults(
-    sums: EpochSums, settings: TrainerSettings, per_epoch: int, rank: int, world_size: int
-) -> None:
-    """Ends the run as soon as this epoch's share of unreadable videos is sure to pass the bound."""
-    videos = per_epoch * settings.batch_size // world_size
-    if sums.faults > settings.max_fault_share * videos:
+def check_faults(faults: int, settings: TrainerSettings, per_epoch: int) -> None:
+    """Ends the run as soon as this epoch's share of failed reads, of which all ranks together had `faults`, is sure to
+    pass the bound."""
+    videos = per_epoch * settings.batch_size
+    if faults > settings.max_fault_share * videos:
         raise UserError(
-            f"{int(sums.faults)} of this epoch's {videos} videos could not be read, more than "
-            f"trainer.max_fault_share={settings.max_fault_share:.0%}; faults_rank{rank}.jsonl in the run "
-            "folder names them"
+            f"{faults} reads failed of this epoch's {videos} videos, more than "
+            f"trainer.max_fault_share={settings.max_fault_share:.0%}; faults_rank*.jsonl in the run folder names them"
         )

@@ -1,6 +1,7 @@
 """Validation: of the weights as they are, and of their average where one is kept."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from vidtrain.training.distributed import Ranks
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.halting import Stopped
 from vidtrain.training.settings import TrainerSettings
+from vidtrain.training.state import EpochSums
 
 # Which weights -> under which name their metrics are logged
 VALIDATED = {"raw": "val", "ema": "val_ema"}
@@ -108,6 +110,22 @@ def validation_row(found: Mapping[str, Report], selecting: str) -> dict[str, flo
         prefix = VALIDATED[weights] if weights in VALIDATED else f"{HEADS}/{weights}"
         row |= {f"{prefix}/{key}": value for key, value in report.metrics.items()}
     return row
+
+
+def report_epoch(
+    sums: EpochSums,
+    ranks: Ranks,
+    log: Any,
+    console: Any,
+    about: Mapping[str, Any],
+    costs: Mapping[str, float],
+    step: int,
+) -> None:
+    """Logs and shows what the `sums` of an epoch come to over all ranks; `about` says which, `costs` what it took."""
+    reduced = EpochSums(**{key: ranks.sum(value) for key, value in sums.tensors().items()})
+    trained = reduced.metrics()
+    log.log({**about, **{f"train/{key}": value for key, value in trained.items()}, **costs}, step)
+    console.info(training_line(about["epoch"], trained))
 
 
 def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
