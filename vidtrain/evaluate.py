@@ -223,8 +223,9 @@ def _from_table(cfg: DictConfig) -> float:
     fusion, order = cfg.fusion or about["fusion"], cfg.frame_order or about["orders"][0]
     out = Path(cfg.out) if cfg.out else views.folder.parent
     if cfg.out is None and (asked := _asked(cfg, about, fusion, order)):
-        # the report that lies there is of the table's own protocol
-        out = out.with_name(f"{out.name}_as_{asked}")
+        out = out.with_name(
+            f"{out.name}_as_{asked}"
+        )  # the report that lies there is of the table's own protocol
     writable(out)
     title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
     found = publish(views, out, title, console, fusion, order, cfg.eval_clips, cfg.crops)

@@ -234,7 +234,7 @@ def work(
     try:
         for found in reader.predictions(plans, judge, pictures=cfg.render) if plans else ():
             outputs.take(found)
-            as_they_come.give_last()
+            as_they_come.give()
     except BaseException:  # Ctrl-C too
         if partial is not None:
             reader.console.warn(f"ended early: the answers to {len(results.videos)} videos are in {partial}")

@@ -78,14 +78,17 @@ class AsTheyCome:
 
     def __init__(self, results: Results, stream: TextIO | None, path: Path | None):
         self._results, self._stream, self._path = results, stream, path
+        self._given = 0
         if path is not None:
             path.unlink(missing_ok=True)  # of a call that was killed
         self._file = None if path is None else FileEnd(path)
         self._write(csv_text([results.columns]))
 
-    def give_last(self) -> None:
-        """The answer that came last."""
-        self._write(csv_text(self._results.rows(self._results.videos[-1])))
+    def give(self) -> None:
+        """The answers that came since the last call."""
+        for video in self._results.videos[self._given :]:
+            self._write(csv_text(self._results.rows(video)))
+        self._given = len(self._results.videos)
 
     def _write(self, text: str) -> None:
         if self._file is not None and text:

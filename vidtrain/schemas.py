@@ -110,7 +110,9 @@ class EvaluateConfig:
     from_table: str | None = None  # or the folder of an earlier evaluation: no video and no model is opened
     weights: str | None = None  # raw, ema (their average), of a checkpoint that holds both: last.pt
     split: str = "test"
-    out: str | None = None  # folder for tables; null: eval/SPLIT_CLIPSxCROPS of the run, or beside from_table
+    out: str | None = (
+        None  # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
+    )
     overwrite: bool = False  # the view table of another evaluation that out holds
     data_root: str | None = None
     prepared: str | None = None  # the name of a prepared copy to read

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidtrain.data.image_folders import SUFFIXES as IMAGE_SUFFIXES
 from vidtrain.data.image_folders import image_names
-from vidtrain.data.sources.class_folders import SUFFIXES, entered, walk
+from vidtrain.data.sources.class_folders import SUFFIXES, leads_back, walk
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
 
@@ -70,7 +70,9 @@ def _below(folder: str, folders: bool, empty: bool = False) -> list[str]:
 
 def _image_folders(folder: str) -> Iterator[str]:
     for parent, below, _ in os.walk(folder, followlinks=True):
-        below[:] = entered(parent, below)
+        below[:] = [
+            name for name in below if not (name.startswith(".") or leads_back(os.path.join(parent, name)))
+        ]
         if image_names(parent):
             yield parent
 

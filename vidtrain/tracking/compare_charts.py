@@ -12,7 +12,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vidtrain.tracking.model_card import FEW
 from vidtrain.tracking.plots import COLORS, save_png
 from vidtrain.tracking.sweep_charts import plot_importance, plot_parallel_coordinates
 
@@ -22,6 +21,7 @@ MOST_RECIPES = 30
 MOST_CLASSES = 40
 MOST_COLUMNS = 8  # recipes in the picture of classes
 NAME_LENGTH = 44
+FEW = 10  # videos of a class, below which a bootstrap's interval is narrower than what is known
 BETTER, WORSE, NEITHER = COLORS[0], COLORS[1], "0.45"
 
 

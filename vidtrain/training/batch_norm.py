@@ -31,8 +31,9 @@ def prepare_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
             f"trainer.batch_norm=sync needs a GPU for each of the {ranks.world_size} ranks, and this is a "
             f"{ranks.device.type}; choose train or frozen, or start one process"
         )
-    # timm's, as PyTorch's would lose the activations that its norms hold
-    return convert_sync_batchnorm(model)
+    return convert_sync_batchnorm(
+        model
+    )  # timm's, as PyTorch's would lose the activations that its norms hold
 
 
 def freeze_batch_norm(model: nn.Module, mode: str) -> None:

@@ -78,7 +78,11 @@ class Ranks:
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank, on every rank. It takes no GPU, so that none waits for its queue."""
-        return self.totals(int(mine))[0] > 0
+        if self.world_size == 1:
+            return mine
+        flag = torch.tensor(int(mine), dtype=torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
     def totals(self, *mine: int) -> list[int]:
         """The sums over ranks of whole numbers, on every rank. It takes no GPU either."""

@@ -116,13 +116,8 @@ class ClassFolders:
         )
 
 
-def entered(parent: str, folders: Sequence[str]) -> list[str]:
-    """Of the `folders` in `parent` those to go on with: not hidden ones, and no link to a folder that holds it, where
-    everything would be met again."""
-    return [name for name in folders if not (name.startswith(".") or _leads_back(os.path.join(parent, name)))]
-
-
-def _leads_back(path: str) -> bool:
+def leads_back(path: str) -> bool:
+    """Whether a folder is a link to one that holds it: there, everything would be met again."""
     if not os.path.islink(path):
         return False
     return f"{os.path.realpath(os.path.dirname(path))}/".startswith(f"{os.path.realpath(path).rstrip('/')}/")
@@ -132,7 +127,9 @@ def walk(folder: Path, suffixes: Sequence[str], passed: list[str] | None = None)
     """The videos below `folder`; hidden files and folders are passed over. Other files are added to `passed`."""
     endings = tuple(suffix.lower() for suffix in suffixes)
     for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
-        folders[:] = entered(parent, folders)
+        folders[:] = [
+            name for name in folders if not (name.startswith(".") or leads_back(os.path.join(parent, name)))
+        ]
         for name in files:
             if name.startswith("."):
                 continue

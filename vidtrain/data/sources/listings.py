@@ -99,8 +99,9 @@ def _resolved(listed: Sequence[str], folder: str, faults: Faults, rows: Rows) ->
                 faults.add(rows.lines[place], "a path with a zero byte" if name else "no path")
     paths = [name if name.startswith("/") else folder + name for name in listed]
     # two ways to write one path would pass for two videos
+    odd = ("/.", "//")
     return [
-        os.path.normpath(path) if "/." in path or "//" in path or path.endswith("/") else path
+        os.path.normpath(path) if path.endswith("/") or any(each in path for each in odd) else path
         for path in paths
     ]
 
