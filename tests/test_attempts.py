@@ -44,6 +44,42 @@ def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
     assert (finished["event"], scheduler.read_text()) == ("finished", "finished\n")
 
 
+def test_an_attempt_says_how_far_it_came(tmp_path, scheduler):
+    def ended_at(start, *logged):
+        with Halt() as halt, attempt(tmp_path, RANKS, halt) as mine:
+            mine.begin(start)
+            for step in logged:
+                with open(tmp_path / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps({"step": step, "phase": "full", "train/loss": 1.0}) + "\n")
+        row = read_attempts(tmp_path)[-1]
+        return row["event"], row["step"], row["from"]
+
+    assert ended_at(0) == ("finished", 0, 0)  # nothing was logged
+    assert ended_at(0, 10, 20) == ("finished", 20, 0)
+    with pytest.raises(ZeroDivisionError), verdict():
+        (tmp_path / "metrics.jsonl").write_text("damaged\n")
+        mine = Attempt(tmp_path, RANKS)
+        mine.begin(7)
+        mine.note("failed", signature="x")  # whatever the logs have become
+        raise ZeroDivisionError
+    assert [read_attempts(tmp_path)[-1][key] for key in ("step", "from")] == [7, 7]
+
+
+def test_rows_of_before_there_was_from_count_as_they_did(tmp_path, scheduler):
+    def status():
+        mine = Attempt(tmp_path, RANKS)
+        mine.begin(5)
+        return mine.status_after("Fault at line 3")
+
+    row = {"event": "failed", "step": 5, "signature": "Fault at line 3"}
+    (tmp_path / "attempts.jsonl").write_text(json.dumps(row) + "\n")
+    assert status() == 1
+    (tmp_path / "attempts.jsonl").write_text(json.dumps({**row, "step": 9, "from": 5}) + "\n")
+    assert status() == 1
+    (tmp_path / "attempts.jsonl").write_text(json.dumps({**row, "step": 5, "from": 4}) + "\n")
+    assert status() == 75
+
+
 def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, capsys):
     with (
         pytest.raises(SystemExit) as ended,

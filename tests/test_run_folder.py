@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vidtrain.errors import UserError
-from vidtrain.run_folder import attempt, check_unchanged, with_stored_overrides
+from vidtrain.run_folder import attempt, check_names_a_run, check_unchanged, with_stored_overrides
 
 
 def write(folder, **record):
@@ -43,6 +43,28 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_by_name(tmp_p
     assert with_stored_overrides([named])[0] == ["seed=3", named]
     fail_in(tmp_path, "a bad idea", ["seed=3", "init_from=no.pt"])  # which does not outlive itself
     assert with_stored_overrides([named])[0] == ["seed=3", named]
+
+
+def test_a_folder_alone_must_hold_a_run(tmp_path):
+    def refusal(*arguments):
+        with pytest.raises(UserError) as error:
+            check_names_a_run(arguments)
+        return str(error.value)
+
+    assert refusal(f"run_dir={tmp_path}/gone") == (
+        f"run_dir={tmp_path}/gone names no run to resume: there is no such folder. A run that was started there was "
+        "ended before it noted its settings: start it again with all of them. For a new run with every default say "
+        f"one of them: python -m vidtrain.train dataset=motion run_dir={tmp_path}/gone"
+    )
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / ".lock").touch()  # killed as soon as it had begun
+    assert "names no run to resume: it holds no run.json" in refusal(f"run_dir='{tmp_path}/a b'")
+    write(tmp_path / "a b", overrides=["seed=3"])
+    named = f"run_dir='{tmp_path}/a b'"
+    check_names_a_run([named])
+    assert with_stored_overrides([named])[0] == ["seed=3", named]  # and the quotes are Hydra's, not the folder's
+    for arguments in (["run_dir=new", "seed=1"], ["run_dir=new", "--cfg", "job"], ["run_dir=null"], []):
+        check_names_a_run(arguments)
 
 
 def test_a_run_with_a_checkpoint_keeps_its_record(tmp_path):

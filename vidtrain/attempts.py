@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import Pruned, UserError
-from vidtrain.outcome import record_outcome
+from vidtrain.outcome import last_step, record_outcome
 from vidtrain.tracking.ledgers import JsonLines, read_json_lines
 from vidtrain.training.halting import EXIT_STOPPED, Halt, Stopped
 
@@ -75,16 +75,24 @@ class Attempt:
             self.note(STARTED, ranks=self._ranks.world_size, **_job())
 
     def note(self, event: str, **more: Any) -> None:
-        """Adds a row to attempts.jsonl."""
+        """Adds a row to attempts.jsonl. Of an attempt that ended, `step` is the last one that the logs tell of, and
+        `from` the one that it started at."""
         row = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
+        row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
         ledger = JsonLines(self._folder / ATTEMPTS)
         try:
-            ledger.append(
-                {**row, "step": self._step, "host": socket.gethostname(), "pid": os.getpid(), **more}
-            )
+            ledger.append({**row, "host": socket.gethostname(), "pid": os.getpid(), **more})
             ledger.close()
         except UserError as full:  # what is to be noted matters more than that it cannot be
             print(f"warning: {full}", file=sys.stderr, flush=True)
+
+    def _reached(self) -> int | None:
+        if self._step is None:
+            return None
+        try:
+            return max(last_step(self._folder) or 0, self._step)
+        except (OSError, UserError):  # what ended the attempt may have damaged its logs, and is noted all the same
+            return self._step
 
     def status_after(self, signature: str) -> int:
         """The exit status after a fault: 75 where a scheduler is to try again, else 1.
@@ -96,7 +104,7 @@ class Attempt:
             return 1
         same = 0
         for row in reversed([row for row in self._before if row["event"] == FAILED]):
-            if (row["signature"], row["step"]) != (signature, self._step):
+            if (row["signature"], _started_at(row)) != (signature, self._step):
                 break
             same += 1
         return 1 if same >= (MOST_SILENT if signature == LOST else 1) else EXIT_STOPPED
@@ -177,6 +185,11 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's attempts.jsonl, oldest first."""
     path = folder / ATTEMPTS
     return read_json_lines(path) if path.is_file() else []
+
+
+def _started_at(row: Mapping[str, Any]) -> int | None:
+    """The step that an attempt started at; rows of before there was `from` say it as `step`."""
+    return row["from"] if "from" in row else row["step"]
 
 
 def signature_of(error: BaseException) -> str:

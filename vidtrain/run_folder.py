@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,10 +45,10 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
     So naming the folder is enough to resume; what the command line says again counts. Of a first attempt that failed
     nothing is taken: it is to be started again, with all of its settings.
     """
-    named = [each.partition("=")[2] for each in arguments if each.startswith("run_dir=")]
-    record = Path(named[-1]) / "run.json" if named else None
-    if record is None or not record.is_file():
+    folder = _folder_in(arguments)
+    if folder is None or not (folder / "run.json").is_file():
         return list(arguments), {}
+    record = folder / "run.json"
     found = _read_json(record)
     if "overrides" not in found:
         raise UserError(f"{record} was not written by vidtrain: name another run_dir")
@@ -62,6 +63,31 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
     stored = [current(each) for each in found["overrides"]]
     taken = [each for each in stored if not any(_replaces(said, each) for said in arguments)]
     return taken + list(arguments), dict.fromkeys(taken, str(record))
+
+
+def check_names_a_run(arguments: Sequence[str]) -> None:
+    """Raises `UserError` where a command line says `run_dir=` and nothing else, as one resumes a run, and there is none:
+    it must not silently become the default run. The run that is meant may have been killed before it noted anything.
+    """
+    if not arguments or not all(each.startswith("run_dir=") for each in arguments):
+        return
+    folder = _folder_in(arguments)
+    if folder is not None and not (folder / "run.json").is_file():
+        why = "there is no such folder" if not folder.exists() else "it holds no run.json"
+        raise UserError(
+            f"{arguments[-1]} names no run to resume: {why}. A run that was started there was ended before it noted "
+            "its settings: start it again with all of them. For a new run with every default say one of them: "
+            f"python -m vidtrain.train dataset=motion {shlex.quote(arguments[-1])}"
+        )
+
+
+def _folder_in(arguments: Sequence[str]) -> Path | None:
+    """The folder that the last `run_dir=` names, without the quotes of Hydra's grammar; None where there is none."""
+    named = [each.partition("=")[2] for each in arguments if each.startswith("run_dir=")]
+    if not named or named[-1] in ("", "null"):
+        return None
+    found = re.fullmatch(r"""(['"])(.*)\1""", named[-1])
+    return Path(found[2].replace(f"\\{found[1]}", found[1]) if found else named[-1])
 
 
 def _replaces(said: str, stored: str) -> bool:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain import attempts
 from vidtrain.app import fail, launch
 from vidtrain.errors import DivergedError, Pruned, UserError
-from vidtrain.run_folder import with_stored_overrides
+from vidtrain.run_folder import check_names_a_run, with_stored_overrides
 from vidtrain.training.halting import Halt, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
@@ -286,6 +286,7 @@ def _train(
 
 def main() -> None:
     try:
+        check_names_a_run(sys.argv[1:])
         sys.argv[1:], stored = with_stored_overrides(sys.argv[1:])
     except UserError as error:
         fail(str(error))
