@@ -164,7 +164,7 @@ def test_layers_hold_every_parameter_once_and_stages_and_groups_cover_them(name)
     assert set(grouped.values()) == {1}
     assert grouped.keys() == set(model.parameters())
     scales = {group["lr_scale"] for group in groups}
-    assert scales == {0.75**k for k in range(len(layers) + 1) if k == 0 or list(layers[-k].parameters())}
+    assert scales == {0.75**k for k in range(len(blocks) + 2)}
 
 
 def test_positions_and_tokens_are_not_decayed():

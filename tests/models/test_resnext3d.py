@@ -197,7 +197,7 @@ def test_layer_decay():
     model = VideoClassifier(small(PREACTIVATED), FullyConvolutionalClassifier, CLASSES)
     groups = parameter_groups(model, PhaseSettings(layer_decay=0.5))
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    expected = [0.5 ** (9 - depth) for depth in range(9)]  # stem, 7 blocks, norm
+    expected = [0.5 ** (8 - depth) for depth in range(9)]  # stem, 7 blocks, norm
     assert [{scale[id(p)] for p in layer.parameters()} for layer in model.encoder.layers] == [
         {each} for each in expected
     ]

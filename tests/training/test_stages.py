@@ -125,12 +125,12 @@ def test_layer_decay_falls_with_the_distance_from_the_head(model):
     scales = {group["name"]: group["lr_scale"] for group in groups}
     assert {name: scale for name, scale in scales.items() if not name.endswith("no_decay")} == {
         "head": 1.0,
-        "encoder.layer00": 0.03125,  # patch embedding: 5 layers below the head
-        "encoder.layer01": 0.0625,
-        "encoder.layer02": 0.125,
-        "encoder.layer03": 0.25,
+        "encoder.layer00": 0.0625,  # patch embedding, below three blocks
+        "encoder.layer01": 0.125,
+        "encoder.layer02": 0.25,
+        "encoder.layer03": 0.5,
     }
-    assert scales["encoder.layer04.no_decay"] == 0.5  # the final norm
+    assert scales["encoder.layer04.no_decay"] == 1  # the final norm
 
 
 def test_rates_are_peak_times_scale_times_factor(model):

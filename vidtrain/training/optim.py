@@ -29,14 +29,13 @@ def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
     """The trainable parameters of `model.encoder` and `model.head`, grouped by what scales them.
 
     Each group holds `params`, a `name` such as `encoder.layer03.no_decay`, `lr_scale` and `wd_scale` (1 or 0).
-    With `layer_decay` d, the layer that lies k layers below the head trains at d^k (the head at d^0), as in
-    BEiT (arXiv:2106.08254).
+    With `layer_decay` d, a layer trains at d to its power of `layer_powers`, and the head at d^0.
     """
     parts: list[Part] = [("head", 1.0, model.head.named_parameters())]
-    depth = len(model.encoder.layers)
     names = {parameter: name for name, parameter in model.encoder.named_parameters()}
-    for index, layer in enumerate(model.encoder.layers):
-        scale = phase.encoder_lr_scale * phase.layer_decay ** (depth - index)
+    layers = list(model.encoder.layers)
+    for index, (layer, power) in enumerate(zip(layers, layer_powers(model.encoder), strict=True)):
+        scale = phase.encoder_lr_scale * phase.layer_decay**power
         part = "encoder" if phase.layer_decay == 1 else f"encoder.layer{index:02d}"
         parts.append((part, scale, [(names[parameter], parameter) for parameter in layer.parameters()]))
 
@@ -49,6 +48,22 @@ def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
             "let the encoder's `layers` hold them"
         )
     return groups
+
+
+def layer_powers(encoder: nn.Module) -> list[int]:
+    """The power of `layer_decay` at which each of `encoder.layers` trains, as in BEiT, MAE, VideoMAE and timm.
+
+    It is 1 for the last block, one more for each block before it, and one more again for the stem: what lies before
+    the first block. What lies between two blocks (a patch merging) goes with the later one, and what follows the last
+    (a final norm) with the head, at power 0.
+    """
+    blocks = set(encoder.blocks)
+    layers = list(encoder.layers)
+    powers, met = [], 0
+    for layer in reversed(layers):
+        met += layer in blocks
+        powers.append(met + (met == len(blocks) and layer not in blocks))
+    return powers[::-1]
 
 
 def group_parts(parts: Iterable[Part], lr_scale: float) -> list[dict]:

@@ -62,7 +62,9 @@ class PhaseSettings:
     encoder_blocks: int | None = None  # how many of the encoder's last blocks train; null: all of it; 0: none
     lr_scale: float = 1.0  # times optimizer.lr
     encoder_lr_scale: float = 1.0  # times that, for the encoder
-    layer_decay: float = 1.0  # times that, per layer away from the head
+    layer_decay: float = (
+        1.0  # times that, for each block from a layer to the head, and once more for the stem
+    )
     # for a frozen encoder alone, encoder_blocks: 0
     heads: HeadGridSettings | None = None  # many heads at once, of which val selects one
     cache_features: bool = False  # compute the encoder's tokens once, keep them on disk, and train on those
