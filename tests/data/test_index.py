@@ -42,7 +42,7 @@ def same(a: VideoInfo, b: VideoInfo) -> bool:
     return (
         all(
             getattr(a, name) == getattr(b, name)
-            for name in ("path", "tick", "width", "height", "rotation", "digest")
+            for name in ("path", "tick", "width", "height", "orientation", "digest")
         )
         and all(getattr(one, name) == getattr(other, name) for name in ("codec", "tag", "extradata", "color"))
         and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)

@@ -12,6 +12,7 @@ sampling.py            which frames make a clip (pure functions)
 reference_sampling.py  V-JEPA 2's way to choose them
 temporal.py            cuts by time; random speed and direction
 clip_policies.py       short videos; frames in another order
+orientation.py         how a coded picture is turned and mirrored to be shown
 video.py               what is known of a video
 probing.py             finding it out, once per file
 index.py               keeping it, for all workers and runs
@@ -19,7 +20,7 @@ bitstream.py           where in a file decoding can start, and what can be left 
 av1.py                 the same of AV1's packets
 packets.py             decoding from byte ranges, without a container
 decoding.py            frame-exact pixels of the views that are wanted
-conversion.py          crop, scale, rotate and convert a frame in one pass
+conversion.py          crop, scale, convert and turn a frame in one pass
 gathers.py             how fast swscale shrinks on this processor
 image_folders.py       a folder of images read as a video
 dataset.py             from a sample's key to uint8 clips; batches

@@ -1,4 +1,8 @@
-"""From a decoded frame to the pixels of a view: rotate, crop, scale and mirror before there is any RGB."""
+"""From a decoded frame to the pixels of a view: crop and scale as it is coded, then turn and mirror what is left.
+
+Where a filter does not take a format, libavfilter puts a conversion in front of it that knows neither the matrix nor
+the range. So nothing but what takes every format stands before the scale that is told both.
+"""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,14 +14,8 @@ from av.filter.context import FilterContext
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.gathers import avoid_gathers
-
-# Rotation of the display matrix, in degrees counterclockwise, to the filters that carry it out.
-ROTATIONS = {
-    0: [],
-    90: [("transpose", "cclock")],
-    180: [("hflip", ""), ("vflip", "")],
-    270: [("transpose", "clock")],
-}
+from vidtrain.data.orientation import Orientation, orientation_of
+from vidtrain.data.video import VideoInfo
 
 # Matrix coefficients (ITU-T H.273, table 4) to their name in the scale filter.
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
@@ -55,54 +53,95 @@ def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Gr
     return graph
 
 
+def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
+    """What comes before a crop, where that filter does not take the frame's format: packed pixels that share color
+    samples, and single bits. They become planes of the same values; there is nothing to do for all else.
+    """
+    pixels = frame.format
+    across, planes = 4 // pixels.chroma_width(4), {part.plane for part in pixels.components}
+    if pixels.is_bit_stream:
+        target = "gray"
+    elif across > 1 and len(planes) == 1:
+        bits = pixels.components[0].bits
+        target = ("yuv422p" if across == 2 else "yuv411p") + (f"{bits}le" if bits > 8 else "")
+    else:
+        return []
+    matrix, source_range = color_of(frame)
+    same = (
+        f"in_color_matrix={matrix}:out_color_matrix={matrix}:in_range={source_range}:out_range={source_range}"
+    )
+    return [("scale", f"flags={SCALE_FLAGS}:{same}"), ("format", target)]
+
+
 class ViewConverter:
     """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
 
-    `rotation` is the display rotation of the video in degrees counterclockwise, one of 0, 90, 180, 270, and
-    `interpolation` one of `INTERPOLATIONS`. The crop's corner moves left and up to the next pixel that has a color
-    sample of its own: by one pixel at most in 4:2:0 video.
+    The frames are shown as `rotation` (degrees counterclockwise, one of 0, 90, 180, 270; None: as each frame says
+    itself) and `mirrored` say (`Orientation`), and `crop` is in pixels of what is shown. `interpolation` is one of
+    `INTERPOLATIONS`. In the coded picture the crop's corner moves left and up to the next pixel that has a color sample
+    of its own: by one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same
+    pixels, turned.
     """
 
-    def __init__(self, crop: Crop, size: tuple[int, int], rotation: int, interpolation: str = "bicubic"):
+    def __init__(
+        self,
+        crop: Crop,
+        size: tuple[int, int],
+        rotation: int | None,
+        interpolation: str = "bicubic",
+        mirrored: bool = False,
+    ):
         self.crop = crop
         self.size = size
-        self.rotation = rotation
+        self.orientation = None if rotation is None else Orientation(rotation, mirrored)
         self.interpolation = interpolation
+        self._upside_down = False
         self._layout: tuple = ()
         self._graph: Graph
 
+    @classmethod
+    def of(
+        cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic"
+    ) -> "ViewConverter":
+        """For frames of `video`: a file's are all shown one way, while each image of a folder has its own."""
+        return cls(crop, size, None if video.images else video.rotation, interpolation, video.mirrored)
+
     def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Writes the view of `frame` into `out`, uint8 [3 h w]."""
-        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        way = orientation_of(frame) if self.orientation is None else self.orientation
+        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
-            self._graph, self._layout = self._build(frame), layout
+            self._graph, self._layout = self._build(frame, way), layout
         self._graph.push(frame)
         view = self._graph.pull()
+        rows = slice(None, None, -1 if self._upside_down else 1)
         for channel, plane in zip((1, 2, 0), view.planes, strict=True):  # green, blue, red: the order of gbrp
             out[channel] = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[
-                :, : view.width
+                rows, : view.width
             ]
 
-    def _build(self, frame: av.VideoFrame) -> Graph:
-        height, width = self.size
+    def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
+        height, width = self.size[::-1] if way.swaps_sides else self.size
+        turn, self._upside_down = way.filters
         matrix, source_range = color_of(frame)
         filters = [
-            *ROTATIONS[self.rotation],
-            ("crop", self._crop_options(frame)),
+            *unpacked(frame),
+            ("crop", self._crop_options(frame, way)),
             (
                 "scale",
                 f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
                 f":in_color_matrix={matrix}:in_range={source_range}:out_range=full",
             ),
             ("format", "gbrp"),
+            *turn,
             *([("hflip", "")] if self.crop.flip else []),
         ]
         return filter_graph(frame, filters)
 
-    def _crop_options(self, frame: av.VideoFrame) -> str:
-        # how many luma samples share a color sample; the same on both sides of a quarter turn but for 4:2:2,
-        # which the transpose filter turns into 4:4:4 or 4:4:0, where a coarser grid does no harm
+    def _crop_options(self, frame: av.VideoFrame, way: Orientation) -> str:
+        # how many luma samples share a color sample
         across, down = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
-        crop = self.crop
-        left, top = crop.left - crop.left % across, crop.top - crop.top % down
-        return f"w={crop.width}:h={crop.height}:x={left}:y={top}:exact=1"
+        crop = (self.crop.left, self.crop.top, self.crop.width, self.crop.height)
+        left, top, width, height = way.coded_box(crop, frame.width, frame.height)
+        left, top = left - left % across, top - top % down
+        return f"w={width}:h={height}:x={left}:y={top}:exact=1"

@@ -15,8 +15,9 @@ from torch import Tensor
 from vidtrain.data import watchdog
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
+from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.packets import decode_frames
-from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened
+from vidtrain.data.video import DecodeError, VideoInfo, opened
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
 
@@ -42,12 +43,13 @@ def decode_views(
 
     found = set()
     for index, frame in read_frames(video, sorted(places)):
-        if displayed_size(frame.width, frame.height, video.rotation) != (video.width, video.height):
+        way = orientation_of(frame) if video.images else video.orientation
+        if displayed_size(frame.width, frame.height, way) != (video.width, video.height):
             raise DecodeError(video.path, f"the picture changes its size at frame {index}")
         found.add(index)
         for crop, wanted in places[index].items():
             if crop not in converters:
-                converters[crop] = ViewConverter(crop, size, video.rotation, interpolation)
+                converters[crop] = ViewConverter.of(video, crop, size, interpolation)
             (view, place), *others = wanted
             converters[crop](frame, pixels[view, :, place])
             for other_view, other_place in others:

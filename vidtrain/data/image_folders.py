@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from vidtrain.data.video import DecodeError, VideoInfo, displayed_size, opened, rotation_of
+from vidtrain.data.orientation import displayed_size, orientation_of
+from vidtrain.data.video import DecodeError, VideoInfo, opened
 from vidtrain.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -29,10 +30,11 @@ def probe_images(folder: str, frame_rate: float) -> VideoInfo:
         first = next(container.decode(stream), None)
     if first is None:
         raise DecodeError(images[0], "no frame of it decodes")
-    rotation = rotation_of(first)
-    width, height = displayed_size(first.width, first.height, rotation)
+    way = orientation_of(first)
+    width, height = displayed_size(first.width, first.height, way)
     tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
-    return VideoInfo(folder, np.arange(len(images)), tick, width, height, rotation, images=images)
+    ticks = np.arange(len(images))
+    return VideoInfo(folder, ticks, tick, width, height, way.rotation, images=images, mirrored=way.mirrored)
 
 
 def check_frame_rate(frame_rate: float) -> None:

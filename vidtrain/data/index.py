@@ -20,7 +20,7 @@ from vidtrain.errors import UserError
 log = logging.getLogger(__name__)
 
 # Of the entries, which also rest on the decoder that probed; those of another format are made anew
-FORMAT = "2 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+FORMAT = "3 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 REMEMBERED_BYTES = 64 << 20  # per process
 WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
 SCHEMA = (
@@ -149,7 +149,7 @@ def pack(video: VideoInfo) -> bytes:
     table = video.packets
     head = {
         "tick": [video.tick.numerator, video.tick.denominator],
-        "shape": [video.width, video.height, video.rotation],
+        "shape": [video.width, video.height, video.rotation, video.mirrored],
         "digest": video.digest.hex(),
         "arrays": {"ticks": len(video.ticks)},
     }
@@ -195,10 +195,18 @@ def unpack(path: str, entry: bytes) -> VideoInfo:
             starts=arrays["starts"].astype(np.int32),
             disposable=arrays["disposable"].astype(bool),
         )
-    width, height, rotation = head["shape"]
+    width, height, rotation, mirrored = head["shape"]
     digest = bytes.fromhex(head["digest"])
     return VideoInfo(
-        path, arrays["ticks"], Fraction(*head["tick"]), width, height, rotation, table, digest=digest
+        path,
+        arrays["ticks"],
+        Fraction(*head["tick"]),
+        width,
+        height,
+        rotation,
+        table,
+        digest=digest,
+        mirrored=mirrored,
     )
 
 

@@ -27,8 +27,9 @@ from vidtrain.data.bitstream import (
     pictures_apart,
     temporal_layer,
 )
+from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.packets import decode_numbers, new_decoder
-from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, displayed_size, opened, rotation_of
+from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, opened
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -177,9 +178,9 @@ class _Scan:
     def video(
         self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
     ) -> VideoInfo:
-        rotation = rotation_of(first)
-        width, height = displayed_size(first.width, first.height, rotation)
-        return VideoInfo(path, ticks, tick, width, height, rotation, table)
+        way = orientation_of(first)
+        width, height = displayed_size(first.width, first.height, way)
+        return VideoInfo(path, ticks, tick, width, height, way.rotation, table, mirrored=way.mirrored)
 
 
 def _place(packet: av.Packet, data: bytes, file: int) -> int | None:

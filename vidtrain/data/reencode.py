@@ -16,8 +16,9 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import PictureType
 
-from vidtrain.data.conversion import FULL_RANGE, MATRICES, ROTATIONS, SCALE_FLAGS, color_of, filter_graph
+from vidtrain.data.conversion import FULL_RANGE, MATRICES, SCALE_FLAGS, color_of, filter_graph
 from vidtrain.data.image_folders import probe_images
+from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 from vidtrain.errors import UserError
@@ -242,36 +243,44 @@ class Converter:
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT601
         self._range_name = color_of(first)[1]
         self.range = FULL_RANGE if self._range_name == "full" else LIMITED_RANGE
-        self._path, self._rotation, self._size = video.path, video.rotation, size
-        self._shape = first.width, first.height
+        self._video, self._size = video, size
         self._layout: tuple = ()
         self._graph: Graph
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        if (frame.width, frame.height) != self._shape:
-            raise DecodeError(self._path, f"the picture changes its size to {frame.width}x{frame.height}")
-        layout = (frame.format.name, frame.colorspace, frame.color_range)
+        video = self._video
+        way = orientation_of(frame) if video.images else video.orientation
+        if displayed_size(frame.width, frame.height, way) != (video.width, video.height):
+            raise DecodeError(video.path, f"the picture changes its size to {frame.width}x{frame.height}")
+        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
-            self._graph, self._layout = self._build(frame), layout
+            self._graph, self._layout = self._build(frame, way), layout
         self._graph.push(frame)
         return self._graph.pull()
 
-    def _build(self, frame: av.VideoFrame) -> Graph:
-        width, height = self._size
+    def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
+        width, height = self._size[::-1] if way.swaps_sides else self._size
         matrix, source_range = color_of(frame)
+        out_matrix, out_range = MATRICES[self.matrix], self._range_name
+        scale = (
+            f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}"
+            f":in_color_matrix={matrix}:out_color_matrix={out_matrix}"
+            f":in_range={source_range}:out_range={out_range}"
+        )
+        left = ":out_chroma_loc=left"  # what H.264 means where it says nothing
+        turn, upside_down = way.filters
+        turn = [*turn, *([("vflip", "")] if upside_down else [])]
+        if not turn:
+            return filter_graph(frame, [("scale", scale + left), ("format", "yuv420p")])
+        # with as many color samples as pixels, which every filter takes; those of 4:2:0 lie between its pixels in
+        # height and not in width, which turning would exchange
+        same = (
+            f"flags=bicubic+{SCALE_FLAGS}:in_color_matrix={out_matrix}:out_color_matrix={out_matrix}"
+            f":in_range={out_range}:out_range={out_range}"
+        )
         return filter_graph(
             frame,
-            [
-                *ROTATIONS[self._rotation],  # before scaling, as the reader does
-                (
-                    "scale",
-                    f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}"
-                    f":in_color_matrix={matrix}:out_color_matrix={MATRICES[self.matrix]}"
-                    f":in_range={source_range}:out_range={self._range_name}"
-                    ":out_chroma_loc=left",  # what H.264 means where it says nothing
-                ),
-                ("format", "yuv420p"),
-            ],
+            [("scale", scale), ("format", "yuv444p"), *turn, ("scale", same + left), ("format", "yuv420p")],
         )
 
 
@@ -288,9 +297,10 @@ def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) 
         problems.append(f"{decoded} frames of {video.num_frames}")
     elif not _same_times(found.ticks, found.tick, timing.units, Fraction(1, timing.scale)):
         problems.append("other frame times")
-    if (found.width, found.height) != size or found.rotation:
+    if (found.width, found.height) != size or found.orientation != Orientation():
+        mirrored = "mirrored and " * found.mirrored
         problems.append(
-            f"{found.width}x{found.height} turned by {found.rotation} for {size[0]}x{size[1]} upright"
+            f"{found.width}x{found.height} {mirrored}turned by {found.rotation} for {size[0]}x{size[1]} upright"
         )
     if problems:
         raise DecodeError(video.path, f"its copy came out wrong: {', '.join(problems)}")

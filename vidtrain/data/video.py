@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from vidtrain.data.orientation import Orientation
 from vidtrain.errors import UserError
 
 
@@ -64,8 +65,9 @@ class VideoInfo:
     """What must be known of a video before its frames are chosen.
 
     `ticks` int64 [num_frames] are the times at which its frames appear, increasing, in units of `tick` seconds.
-    `width` and `height` are of the displayed frame, after `rotation` (degrees counterclockwise: 0, 90, 180 or
-    270); pixels are taken as square. A file without `packets` can only be read from its beginning. `images` are
+    `width` and `height` are of the displayed frame, which the coded one becomes when it is mirrored left to right,
+    if `mirrored`, and turned by `rotation` (degrees counterclockwise: 0, 90, 180 or 270); pixels are taken as square.
+    A file without `packets` can only be read from its beginning. `images` are
     the files of a video that is a folder of images. `digest` is the BLAKE2b hash of the file (16 bytes).
     """
 
@@ -78,6 +80,11 @@ class VideoInfo:
     packets: PacketTable | None = None
     images: tuple[str, ...] = ()
     digest: bytes = b""
+    mirrored: bool = False
+
+    @property
+    def orientation(self) -> Orientation:
+        return Orientation(self.rotation, self.mirrored)
 
     @property
     def num_frames(self) -> int:
@@ -108,13 +115,3 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             yield container, stream
     except av.FFmpegError as error:
         raise DecodeError(path, error.strerror) from error
-
-
-def rotation_of(frame: av.VideoFrame) -> int:
-    """The display rotation of a frame's file, in degrees counterclockwise: 0, 90, 180 or 270."""
-    return round(frame.rotation / 90) * 90 % 360
-
-
-def displayed_size(width: int, height: int, rotation: int) -> tuple[int, int]:
-    """Width and height after a rotation by a multiple of 90 degrees."""
-    return (height, width) if rotation in (90, 270) else (width, height)

@@ -23,7 +23,7 @@ def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
 
     Raises `DecodeError` where one does not decode.
     """
-    convert = ViewConverter(Crop(0, 0, video.width, video.height), size, video.rotation)
+    convert = ViewConverter.of(video, Crop(0, 0, video.width, video.height), size)
     early: dict[int, np.ndarray] = {}  # decoded before those that are shown before them
     due = 0
     for index, frame in read_frames(video, list(range(video.num_frames))):

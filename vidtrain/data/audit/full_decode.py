@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtrain.data.audit.duplicates import FRAMES, PICTURE
+from vidtrain.data.orientation import Orientation, orientation_of
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 
 THUMBNAIL = 160  # pixels of the longer side
@@ -63,7 +64,7 @@ def decode_all(info: VideoInfo) -> Seen:
 
     The decoder conceals most damage, and says so only in its log, which therefore counts as errors.
     """
-    pictures = Pictures(info.num_frames, info.rotation)
+    pictures = Pictures(info.num_frames, None if info.images else info.orientation)
     return _decode_images(info, pictures) if info.images else decode_file(info.path, pictures)
 
 
@@ -148,13 +149,14 @@ def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Itera
 
 
 class Pictures:
-    """Small pictures of frames, upright: of those evenly spread over `num_frames`, and of the middle one."""
+    """Small pictures of frames, upright: of those evenly spread over `num_frames`, and of the middle one. They are
+    turned by `orientation`; where it is None, as each frame says itself."""
 
-    def __init__(self, num_frames: int, rotation: int):
+    def __init__(self, num_frames: int, orientation: Orientation | None):
         places = (np.arange(FRAMES) + 0.5) / FRAMES * num_frames
         self._wanted = set(places.astype(int).tolist())
         self._middle = num_frames // 2
-        self._turns = rotation // 90  # counterclockwise, as np.rot90 takes them
+        self._orientation = orientation
         self.spread: list[np.ndarray] = []
         self.thumbnail: np.ndarray | None = None
 
@@ -169,7 +171,8 @@ class Pictures:
 
     def _small(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
         small = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1)
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), self._turns))
+        way = orientation_of(frame) if self._orientation is None else self._orientation
+        return np.ascontiguousarray(way.turned(small.to_ndarray()))
 
 
 def save_jpeg(picture: np.ndarray, path: str) -> None:

@@ -15,7 +15,7 @@ from vidtrain.data.index import VideoIndex
 from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
-FORMAT = 1  # of what is found; a file inspected under another is inspected anew
+FORMAT = 2  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
 # A rate is called variable where more than this share of its intervals is off by more than this part of the median
 VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
@@ -40,9 +40,10 @@ class Inspection:
     """What was found of a file. `cause` says why it cannot be read; then only `size` and `digest` are known.
 
     `issues` are (kind of `ISSUES`, words). `size` is in bytes, `duration` in seconds, `rate` in frames per second
-    over the whole video. `width` and `height` are as displayed. `stated_frames` is the header's count, 0 where it
-    has none. `digest` is the BLAKE2b hash of the bytes in hexadecimal, `signature` what the frames look like
-    (`duplicates.Signature.to_text`); `thumbnail` names a JPEG file, or is empty.
+    over the whole video. `width` and `height` are as displayed, `rotation` and `mirrored` as in `Orientation`.
+    `stated_frames` is the header's count, 0 where it has none. `digest` is the BLAKE2b hash of the bytes in
+    hexadecimal, `signature` what the frames look like (`duplicates.Signature.to_text`); `thumbnail` names a JPEG file,
+    or is empty.
     """
 
     size: int
@@ -53,6 +54,7 @@ class Inspection:
     width: int = 0
     height: int = 0
     rotation: int = 0
+    mirrored: bool = False
     duration: float = 0.0
     rate: float = 0.0
     container: str = ""
@@ -97,6 +99,7 @@ def inspect_video(
         width=info.width,
         height=info.height,
         rotation=info.rotation,
+        mirrored=info.mirrored,
         duration=duration,
         rate=rate,
         container=seen.container,
@@ -124,7 +127,7 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None) -> Inspection:
     if not os.path.isfile(path):
         return Inspection(size=0, cause=cause)
     try:
-        seen = decode_file(path, Pictures(num_frames=0, rotation=0))
+        seen = decode_file(path, Pictures(num_frames=0, orientation=None))
     except DecodeError:
         seen = None
     if seen is not None and seen.num_frames:

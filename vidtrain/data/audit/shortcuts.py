@@ -64,7 +64,7 @@ def attributes(inspections: Sequence[Inspection]) -> dict[str, list[str]]:
         "pixel format": [each.pixel_format for each in inspections],
         "container": [each.container for each in inspections],
         "audio": ["with audio" if each.audio else "no audio" for each in inspections],
-        "rotation": [f"rotated by {each.rotation}" for each in inspections],
+        "rotation": ["mirrored, " * each.mirrored + f"rotated by {each.rotation}" for each in inspections],
     }
 
 
