@@ -163,7 +163,7 @@ def describe_model(
     from vidtrain.training.precision import PRECISIONS
     from vidtrain.training.stages import apply_phase
 
-    own = list(phase.learner.parameters())
+    own = list(phase.trained.parameters())
     parameters = {
         "total": sum(each.numel() for each in own),
         "trained": sum(each.numel() for each in own if each.requires_grad),
@@ -176,8 +176,8 @@ def describe_model(
         clip = torch.empty(1, 1, 3, cfg.clip.frames, *build.clip_size(cfg))
     settings = phase.run.phases[phase_name(cfg)]
     apply_phase(model, settings)
-    learner = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
-    forward, both = count_flops(learner, clip)
+    trained = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
+    forward, both = count_flops(trained, clip)
     precision = phase.run.settings.precision
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else ""
     peak = cfg.peak_tflops * 1e12 if cfg.peak_tflops else known_peak(name, precision)

@@ -27,7 +27,7 @@ from vidtrain.feature_cache import (
 from vidtrain.models.many_heads import ManyHeads
 from vidtrain.tracking.atomic import write_text_atomic
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.learning import Learning
+from vidtrain.training.run import PhaseTask
 from vidtrain.training.settings import PhaseSettings
 
 
@@ -49,17 +49,17 @@ def many_heads(
     mix: Callable,
     train_batches: Callable,
     evaluate: Callable[[nn.Module], list[Report]],
-) -> Learning:
+) -> PhaseTask:
     """The heads of a phase on clips."""
-    learner = ManyHeads(model, heads_of(model, phase))
-    return Learning(learner, transform, mix, train_batches, lambda: evaluate(learner))
+    heads = ManyHeads(model, heads_of(model, phase))
+    return PhaseTask(heads, transform, mix, train_batches, lambda: evaluate(heads))
 
 
 @dataclass(frozen=True)
 class CachedHeads:
     """What a run gives to phases that train on cached features; calling it makes such a phase.
 
-    `config` is `cfg` in plain values, and `judge` makes reports, one a head, of what a learner gives for batches after
+    `config` is `cfg` in plain values, and `judge` makes reports, one a head, of what a model gives for batches after
     a transform.
     """
 
@@ -73,7 +73,7 @@ class CachedHeads:
     context: AbstractContextManager
     judge: Callable[[nn.Module, Iterable, nn.Module], list[Report]]
 
-    def __call__(self, model: nn.Module, phase: PhaseSettings) -> Learning:
+    def __call__(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
         """Encodes what is not cached yet. Raises `UserError` for clips of different shapes and as `open_split` does."""
         cfg, ranks, splits = self.cfg, self.ranks, self.splits
         train = build_data.train_dataset(cfg, splits["train"], self.reading)
@@ -87,16 +87,16 @@ class CachedHeads:
         weights = weights_digest(model.encoder, self.config["model"]["encoder"])
         cached_train = self._open("train", train, phase.cache_views, cfg.clip.train_clips, model, weights)
         cached_val = self._open("val", val, 1, cfg.clip.eval_clips * val.geometry.crops, model, weights)
-        learner = ManyHeads(model, heads_of(model, phase), grid)
+        heads = ManyHeads(model, heads_of(model, phase), grid)
 
         def train_batches(start: int, stop: int) -> Iterable:
             return cached_train.batches(build_data.stream(cfg, splits["train"], ranks, start, stop))
 
         def evaluate() -> list[Report]:
-            return self.judge(learner, cached_val.batches(build_data.eval_shard(cfg, val, ranks)), AsFloat())
+            return self.judge(heads, cached_val.batches(build_data.eval_shard(cfg, val, ranks)), AsFloat())
 
-        return Learning(
-            learner, AsFloat(), lambda clips, labels, key: (clips, labels), train_batches, evaluate
+        return PhaseTask(
+            heads, AsFloat(), lambda clips, labels, key: (clips, labels), train_batches, evaluate
         )
 
     def _open(

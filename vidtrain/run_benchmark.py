@@ -16,6 +16,7 @@ from vidtrain.data.manifest import Manifest
 from vidtrain.data.workers import PREFETCH
 from vidtrain.evaluation.views import view_table
 from vidtrain.frozen import many_heads
+from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.benchmarking import (
     PhaseSteps,
     Timed,
@@ -29,10 +30,9 @@ from vidtrain.training.benchmarking import (
     whole,
 )
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.learning import Learning
 from vidtrain.training.memory import peak_memory, reset_peak
 from vidtrain.training.precision import autocast
-from vidtrain.training.run import Run
+from vidtrain.training.run import PhaseTask, Run
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
 ENDLESS = 2**40  # steps: more than anybody makes
@@ -82,8 +82,8 @@ def open_phase(cfg: DictConfig, data: Data, ranks: Ranks, console: Any) -> Phase
     model = build.model(cfg, len(train.classes), ranks)
     transform, mix = build.device_transform(cfg, ranks.device), build.mixing(cfg, len(train.classes))
 
-    def frozen(phase: PhaseSettings) -> Learning:
-        return many_heads(model, phase, transform, mix, batches, lambda learner: [])
+    def frozen(phase: PhaseSettings) -> PhaseTask:
+        return many_heads(model, phase, transform, mix, batches, lambda model: [])
 
     run = Run(
         model=model,
@@ -103,7 +103,7 @@ def open_phase(cfg: DictConfig, data: Data, ranks: Ranks, console: Any) -> Phase
         settings=settings,
         ranks=ranks,
         seed=cfg.seed,
-        log=None,
+        log=NullRunLog(),
         console=console,
         checkpoints=Path(),
         card={},
@@ -211,7 +211,7 @@ class Meter:
         transform, context = build.device_transform(cfg, ranks.device), autocast(ranks, cfg.trainer.precision)
         with self._shown("validation", min(most, len(val.loader))) as advance:
             started = time.perf_counter()
-            view_table(phase.learner, some(), transform, len(val.manifest), ranks.device, context, val.crops)
+            view_table(phase.trained, some(), transform, len(val.manifest), ranks.device, context, val.crops)
             seconds = time.perf_counter() - started
         return sum(ranks.gather(seen)) / max(ranks.gather(seconds))
 
@@ -263,7 +263,7 @@ def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Any]:
             # of the cores that computing asks for, how much it got: less than all where others use the machine
             "cores_got": None if on_gpu else compute.cpu_seconds / (compute.seconds * threads),
         },
-        "faults": sum(ranks.gather(phase.faults)),
+        "faults": sum(ranks.gather(phase.failed_reads)),
         "memory": memory,
         "evaluation_videos_per_s": meter.evaluation(phase),
     }, batch

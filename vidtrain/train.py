@@ -88,12 +88,12 @@ def _train(
     from vidtrain.tracking.run_log import RunLog, read_metrics
     from vidtrain.training import checkpoint
     from vidtrain.training.head_table import head_table
-    from vidtrain.training.learning import Learning
-    from vidtrain.training.loop import Run, fit
+    from vidtrain.training.loop import fit
     from vidtrain.training.losses import describe_loss
     from vidtrain.training.precision import autocast
     from vidtrain.training.refusals import check_learned
     from vidtrain.training.resuming import find_resume, load_best
+    from vidtrain.training.run import PhaseTask, Run
     from vidtrain.training.settings import PhaseSettings
     from vidtrain.training.validation import VALIDATED, check_monitor
 
@@ -171,7 +171,7 @@ def _train(
 
     cached = CachedHeads(cfg, config, splits, reading, ranks, console, transform, context, judge)
 
-    def frozen(phase: PhaseSettings) -> Learning:
+    def frozen(phase: PhaseSettings) -> PhaseTask:
         if phase.cache_features:
             return cached(model, phase)
         return many_heads(model, phase, transform, mix, batches, evaluate)

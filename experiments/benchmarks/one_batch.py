@@ -14,7 +14,7 @@ from vidtrain.evaluation.views import ViewTable
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.distributed import Ranks
-from vidtrain.training.loop import Run
+from vidtrain.training.run import Run
 
 CLASSES = 10
 

@@ -22,9 +22,9 @@ from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.halting import Halt, Stopped
-from vidtrain.training.learning import Learning
-from vidtrain.training.loop import Run, fit
+from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy, Loss
+from vidtrain.training.run import PhaseTask, Run
 from vidtrain.training.schedules import Constant
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
@@ -105,8 +105,10 @@ def small_loop(tmp_path: Path, ranks: Ranks):
             for step in range(start, stop):
                 if stop_after is not None and step >= stop_after:
                     raise KeyboardInterrupt
-                generator = torch.Generator().manual_seed(1000 * ranks.rank + step)
-                yield a_batch(generator, settings.batch_size, multi_label)
+                for micro in range(settings.accumulation):
+                    seed = 1000 * ranks.rank + step * settings.accumulation + micro
+                    generator = torch.Generator().manual_seed(seed)
+                    yield a_batch(generator, settings.batch_size // settings.accumulation, multi_label)
 
         def evaluate(learner: nn.Module) -> list[Report]:
             learner.eval()
@@ -121,7 +123,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
         def mix(clips, labels, key):
             return clips, labels
 
-        def frozen(phase: PhaseSettings) -> Learning:
+        def frozen(phase: PhaseSettings) -> PhaseTask:
             return many_heads(model, phase, ToFloat(), mix, batches, evaluate)
 
         log = RunLog(folder, NullMirror(), NullConsole(), ranks.is_main, ranks.rank)

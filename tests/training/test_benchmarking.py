@@ -134,7 +134,7 @@ def test_its_steps_are_those_of_the_loop_to_the_last_bit(a_run, settings):
     fit(theirs)
     phase = PhaseSteps(ours, "full")
     timed = benchmarking.time_steps(phase, iter(ours.train_batches(0, STEPS)), 2, STEPS - 2, lambda _: None)
-    assert phase.total == phase.done == STEPS
+    assert phase.phase.total == phase.state.total_step == STEPS
     assert timed.clips == (STEPS - 2) * 4
     for (name, mine), other in zip(
         ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True
@@ -188,7 +188,7 @@ def test_the_model_alone_makes_the_same_batch_again(a_run):
     (batch,) = batches(4, 0, 1)
     timed = benchmarking.time_compute(phase, batch, 2, 0.0, 10, lambda _: None)
     assert timed.clips == 3 * 4  # no fewer than three steps
-    assert phase.done == 2 + 1 + 3
+    assert phase.state.total_step == 2 + 1 + 3
 
 
 def test_the_loader_alone_leaves_out_the_first_round_and_takes_whole_ones():
@@ -350,11 +350,11 @@ def test_one_process_has_the_core_it_has():
 
 def test_what_is_changed_for_a_trial_is_put_back(a_run):
     phase = PhaseSteps(a_run(), "full")
-    before = phase.context
+    before = phase.phase.autocast
     with phase.precise("bf16"):
-        assert phase.context.fast_dtype is torch.bfloat16
-    assert phase.context is before
-    plain = phase._wrapped
+        assert phase.phase.autocast.fast_dtype is torch.bfloat16
+    assert phase.phase.autocast is before
+    plain = phase.phase.forward
     with phase.compiled():
-        assert phase._wrapped is not plain
-    assert phase._wrapped is plain
+        assert phase.phase.forward is not plain
+    assert phase.phase.forward is plain

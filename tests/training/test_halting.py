@@ -129,7 +129,7 @@ def test_stopped_at_any_step_and_resumed_is_bit_identical(run_loop, tmp_path, mo
         assert run_loop("stopped", halt=halt, **SETTINGS) is None
     saved = checkpoint.load(tmp_path / "stopped/checkpoints/last.pt")["state"]
     # an evaluation that is due is left to the next attempt; in an evaluated run best.pt would be there
-    assert (saved["total_step"], saved["due"]) == (step, step in (3, 6, 9, 12))
+    assert (saved["total_step"], saved["eval_pending"]) == (step, step in (3, 6, 9, 12))
     assert_same(run_loop("stopped", **SETTINGS), whole)
 
 
@@ -140,7 +140,7 @@ def test_an_evaluation_is_left_at_once_and_done_again(run_loop, tmp_path, evalua
     with Halt() as halt:
         assert run_loop("stopped", halt=halt, on_evaluation=After(evaluation), **SETTINGS) is None
     saved = checkpoint.load(tmp_path / "stopped/checkpoints/last.pt")["state"]
-    assert (saved["total_step"], saved["due"]) == (3 * ((evaluation + 1) // 2), True)
+    assert (saved["total_step"], saved["eval_pending"]) == (3 * ((evaluation + 1) // 2), True)
     assert (saved["phase"], saved["step"]) == (0, saved["total_step"])
     assert_same(run_loop("stopped", **SETTINGS), whole)
 

@@ -8,7 +8,7 @@ from clock import TIMED
 
 from vidtrain.errors import UserError
 from vidtrain.training.head_table import head_table
-from vidtrain.training.learning import finite_mean
+from vidtrain.training.heads import finite_mean
 from vidtrain.training.losses import BinaryCrossEntropy
 from vidtrain.training.settings import HeadGridSettings, PhaseSettings, TrainerSettings
 from vidtrain.training.stages import apply_phase, check_together

@@ -55,7 +55,7 @@ def resumed(tmp_path_factory):
     launch(root, ["whole", *STOPPED])
     for each in STOPPED:
         state = checkpoint.load(root / each / "run/checkpoints/last.pt")["state"]
-        (root / each / "stopped_at").write_text(json.dumps([state["total_step"], state["due"]]))
+        (root / each / "stopped_at").write_text(json.dumps([state["total_step"], state["eval_pending"]]))
     launch(root, STOPPED)
     return root
 

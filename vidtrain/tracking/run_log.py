@@ -142,3 +142,10 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         raise UserError(f"{run_dir} is not a folder: give the folder of a run.")
     path = run_dir / "metrics.jsonl"
     return read_json_lines(path) if path.exists() else []
+
+
+class NullRunLog:
+    """For steps that are measured: what they meet is counted, and not recorded."""
+
+    def fault(self, path: str, cause: str, step: int, split: str) -> None:
+        return None

@@ -29,7 +29,10 @@ benchmarking.py    the parts of a step, timed
 flops.py           parameters and FLOPs
 memory.py          memory at its peak
 run.py             what the loop works with
-learning.py        what a phase trains and reads; many heads at once
+phases.py          what outlives a phase, and what outlives a step
+heads.py           the heads that a phase trains: one, or a grid
+objective.py       the loss of every head on a batch
+optimizers.py      the optimizers of a phase, one for each head
 head_table.py      the heads of a grid, the best first
 token_store.py     tokens on disk, whole or pending
 clock.py           parts of a step, on a CPU or a GPU

@@ -1,34 +1,30 @@
 """Where the time of training goes: the loop's own steps under a clock, the loader without them, and they without it.
 
-`PhaseSteps` makes the steps that `vidtrain.training.loop.fit` makes, of the same parts and in the same order, and so
-moves the weights by the same bits. It leaves out what a run does between steps: the log, validation, checkpoints.
+The steps are `vidtrain.training.loop.train_step` itself, without what a run does between them: the log, validation,
+checkpoints.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.fusion import fuse
-from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
+from vidtrain.training.batch_norm import prepare_batch_norm
 from vidtrain.training.clock import PARTS, StepClock
 from vidtrain.training.ema import WeightAverage
-from vidtrain.training.learning import make_updates, set_all_rates
-from vidtrain.training.optim import clip_gradients
+from vidtrain.training.loop import train_step
+from vidtrain.training.phases import Phase
 from vidtrain.training.precision import autocast
 from vidtrain.training.refusals import check_phases
 from vidtrain.training.run import Run
-from vidtrain.training.schedules import steps
-from vidtrain.training.seeding import seed_step
-from vidtrain.training.stages import apply_phase, set_train_mode
-from vidtrain.training.state import EpochSums
+from vidtrain.training.stages import set_train_mode
+from vidtrain.training.state import TrainState
 
 Advance = Callable[[int], None]
 
@@ -36,115 +32,60 @@ Advance = Callable[[int], None]
 class PhaseSteps:
     """The optimizer steps of the phase `name` of `run`, one at a time, as the loop makes them.
 
-    Of `run` the log, the evaluation and the checkpoints are not used. Raises `UserError` as the loop does for what
-    cannot be trained.
+    Of `run` the evaluation and the checkpoints are not used. Raises `UserError` as the loop does for what cannot be
+    trained.
     """
 
     def __init__(self, run: Run, name: str):
-        settings, ranks = run.settings, run.ranks
+        settings = run.settings
         check_phases(run.model, run.phases, settings.epochs, run.steps_per_epoch)
-        phase = run.phases[name]
         self.run = run
-        self.context = autocast(ranks, settings.precision)
-        self.model = prepare_batch_norm(run.model, settings.batch_norm, ranks)
-        self.done = 0
-        self.faults = 0
-        self._average = (
+        self.model = prepare_batch_norm(run.model, settings.batch_norm, run.ranks)
+        average = (
             None if settings.ema is None else WeightAverage(self.model, settings.ema, settings.ema_warmup)
         )
-        self.total = steps(phase.duration, settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
-        apply_phase(self.model, phase)
-        freeze_batch_norm(self.model, settings.batch_norm)
-        self._learning = run.learning(self.model, phase)
-        self.learner = self._learning.learner
-        self._updates = make_updates(
-            run.optimizer, self.learner, phase, ranks.device.type, settings.precision
-        )
-        self._lr = run.lr.in_steps(self.total, run.steps_per_epoch)
-        self._weight_decay = run.weight_decay.in_steps(self.total, run.steps_per_epoch)
-        self._sums = EpochSums.zeros(self.model.num_classes, run.multi_label, ranks.device)
-        self._compiled = None
-        self._wrapped = self.learner
-        if ranks.world_size > 1:
-            where = [ranks.device.index] if ranks.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(self.learner, where)
-        if settings.compile:
-            self._wrapped = torch.compile(self._wrapped)
+        self.phase = Phase.make(run, self.model, name, average)
+        self.state = TrainState()
+        self._compiled: torch.nn.Module | None = None
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """What trains: the model, or heads on its encoder."""
+        return self.phase.task.model
+
+    @property
+    def failed_reads(self) -> int:
+        return int(self.phase.sums.faults)
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
         """Within it steps run compiled."""
-        plain = self._wrapped
+        plain = self.phase.forward
         if self._compiled is None:
             self._compiled = torch.compile(plain)
-        self._wrapped = self._compiled
+        self.phase.forward = self._compiled
         try:
             yield
         finally:
-            self._wrapped = plain
+            self.phase.forward = plain
 
     @contextmanager
     def precise(self, precision: str) -> Iterator[None]:
         """Within it forward passes run in another precision."""
-        before, self.context = self.context, autocast(self.run.ranks, precision)
+        before, self.phase.autocast = self.phase.autocast, autocast(self.run.ranks, precision)
         try:
             yield
         finally:
-            self.context = before
-
-    def judge(self, clip_logits: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The fused logits and the loss of each head."""
-        run, every = self.run, clip_logits.split(self.model.num_classes, dim=-1)
-        logits = [fuse(each, self.model.fusion, run.loss.independent) for each in every]
-        return [(each, run.loss(each, targets, run.class_weights)) for each in logits]
+            self.phase.autocast = before
 
     def step(self, batches: Iterator, clock: StepClock) -> int:
         """One optimizer step on the next micro-batches; returns the clips that this rank saw."""
-        run, settings, ranks, learning = self.run, self.run.settings, self.run.ranks, self._learning
-        device, clips_seen, step = ranks.device, 0, min(self.done + 1, self.total)
-        seed_step(run.seed, self.done, ranks)
-        set_all_rates(self._updates, self._lr, self._weight_decay, step, self.total)
-        for micro in range(settings.accumulation):
-            batch = next(batches)
-            clock.mark("load")
-            if batch.refusal:
-                raise UserError(batch.refusal)
-            self.faults += len(batch.faults)
-            clips = batch.clips.to(device, non_blocking=True)
-            labels = batch.labels.to(device, non_blocking=True)
-            clock.mark("transfer")
-            clips = learning.transform(clips, batch.seeds)
-            clips, targets = learning.mix(clips, labels, (run.seed, self.done, micro, ranks.rank))
-            clock.mark("augment")
-            sync = ranks.world_size == 1 or micro == settings.accumulation - 1
-            with nullcontext() if sync else self._wrapped.no_sync():
-                with self.context:
-                    judged = self.judge(self._wrapped(clips), targets)
-                clock.mark("forward")
-                scaled = [
-                    each.scaler.scale(loss / settings.accumulation)
-                    for each, (_, loss) in zip(self._updates, judged, strict=True)
-                ]
-                sum(scaled).backward()
-            torch.stack([loss.detach() for _, loss in judged]).tolist()
-            for logits, loss in judged:
-                self._sums.add(loss.detach(), logits.detach(), labels)
-            clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
-            clock.mark("backward")
-        norms = []
-        for parameters, optimizer, scaler in self._updates:
-            scaler.unscale_(optimizer)
-            norms.append(clip_gradients(parameters, settings.clip_grad, settings.clip_grad_by))
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-        torch.stack(norms).tolist()
-        self.done += 1
-        if self._average is not None:
-            self._average.update(self.done)
-        clock.mark("optimizer")
+        self.phase.batches = batches
+        # schedules end with the phase, and a measurement may take longer: its last step is repeated
+        self.state.step = min(self.state.step, self.phase.total - 1)
+        result = train_step(self.phase, self.state, clock)
         clock.end_step()
-        return clips_seen
+        return result.clips
 
 
 @dataclass(frozen=True)
@@ -169,7 +110,7 @@ class Timed:
 def time_steps(phase: PhaseSteps, batches: Iterator, warmup: int, count: int, advance: Advance) -> Timed:
     """Makes `warmup` steps, then times `count` more; `advance` is told how many steps are made."""
     device = phase.run.ranks.device
-    set_train_mode(phase.learner, phase.run.settings.batch_norm)
+    set_train_mode(phase.trained, phase.run.settings.batch_norm)
     unused = StepClock(device)
     for number in range(warmup):
         phase.step(batches, unused)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidtrain.training.learning import head_choices, head_names
+from vidtrain.training.heads import head_choices, head_names
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.validation import HEADS
 

@@ -6,8 +6,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 
-class _NoProfiler:
-    def __enter__(self) -> "_NoProfiler":
+class NoProfiler:
+    def __enter__(self) -> "NoProfiler":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -17,14 +17,17 @@ class _NoProfiler:
         return None
 
 
-def step_profiler(folder: Path, enabled: bool) -> profile | _NoProfiler:
+StepProfiler = profile | NoProfiler
+
+
+def step_profiler(folder: Path, enabled: bool) -> StepProfiler:
     """A context whose `step()` is called once an optimizer step.
 
     Enabled, it skips two steps, warms up for one, records four, and writes trace.json (for Perfetto or
     chrome://tracing) and operators.txt (where the time went) into `folder`.
     """
     if not enabled:
-        return _NoProfiler()
+        return NoProfiler()
     folder.mkdir(parents=True, exist_ok=True)
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():

@@ -3,18 +3,44 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from vidtrain.evaluation.report import Report
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.halting import Halt
-from vidtrain.training.learning import Learning
 from vidtrain.training.losses import Loss
 from vidtrain.training.optim import OptimizerFactory
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
+
+
+class TrainBatch(Protocol):
+    """A micro-batch as the loader gives it: what `data.dataset.Batch` holds."""
+
+    clips: Tensor  # uint8 [b n c t h w]
+    labels: Tensor  # int64 [b], or float32 [b k] of 0 and 1
+    indices: Tensor  # int64 [b], of the videos in `Run.train_paths`
+    seeds: Tensor  # int64 [b n], of what is drawn on the device
+    faults: Sequence[tuple[str, str]]  # (path, cause) of the videos that could not be read and were replaced
+    refusal: str | None  # why training must end here
+
+
+@dataclass(frozen=True)
+class PhaseTask:
+    """What a phase trains and reads: the run's model on clips, or heads alone on a frozen encoder.
+
+    `model` has `encoder` and `head` (of a grid, a list of heads); without a grid they are those of the run's model. It
+    maps what `transform` and `mix` give to clip logits [b n (h k)] of h heads. `evaluate` evaluates it on the val
+    split and gives a report for each head.
+    """
+
+    model: nn.Module
+    transform: nn.Module
+    mix: Callable[..., tuple[Tensor, Tensor]]
+    train_batches: Callable[[int, int], Iterable[TrainBatch]]
+    evaluate: Callable[[], list[Report]]
 
 
 @dataclass(frozen=True)
@@ -24,7 +50,7 @@ class Run:
     model: nn.Module  # a VideoClassifier, on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
     mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
-    train_batches: Callable[[int, int], Iterable]  # micro-batches of the steps from, up to (over all phases)
+    train_batches: Callable[[int, int], Iterable[TrainBatch]]  # micro-batches of steps from, up to
     train_paths: Sequence[str]  # by index, to name the files of a bad batch
     steps_per_epoch: int
     evaluate: Callable[[], Report]  # the val split, by all ranks
@@ -42,15 +68,15 @@ class Run:
     console: Any  # a Console
     checkpoints: Path  # the folder of last.pt, previous.pt and best.pt
     card: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
-    frozen: Callable[[PhaseSettings], Learning] | None = None  # many heads, cached features
+    frozen: Callable[[PhaseSettings], PhaseTask] | None = None  # many heads, cached features
     # what else is told of every validated `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
     halt: Halt = field(
         default_factory=Halt
     )  # the signals that stop the run; one that nobody entered hears none
 
-    def learning(self, model: nn.Module, phase: PhaseSettings) -> Learning:
+    def task(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""
         if phase.heads is not None or phase.cache_features:
             return self.frozen(phase)
-        return Learning(model, self.transform, self.mix, self.train_batches, lambda: [self.evaluate()])
+        return PhaseTask(model, self.transform, self.mix, self.train_batches, lambda: [self.evaluate()])

@@ -1,13 +1,17 @@
 """Where a run stands: with the weights and the optimizer, all that a resumed run needs."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from vidtrain.evaluation.metrics import from_confusion
 from vidtrain.evaluation.multi_label import count_labels, from_label_counts
+
+RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
 
 
 @dataclass
@@ -19,10 +23,28 @@ class TrainState:
     total_step: int = 0  # over all phases
     best: float | None = None
     best_step: int | None = None
-    stale: int = 0  # evaluations since the best
-    due: bool = False  # whether the evaluation of this step is still to come, as a signal cut it short
+    evals_since_best: int = 0
+    eval_pending: bool = (
+        False  # whether the evaluation of this step is still to come, as a signal cut it short
+    )
     loss: float | None = None  # of the last step, on this rank
     seconds: float = 0.0  # of training, over all attempts
+
+    @classmethod
+    def load(cls, stored: Mapping[str, Any]) -> Self:
+        """The state that a checkpoint holds, perhaps of before two of its numbers had the names of today."""
+        return cls(**{RENAMED.get(name, name): value for name, value in stored.items()})
+
+    def next_phase(self) -> None:
+        self.phase, self.step, self.evals_since_best = self.phase + 1, 0, 0
+
+    def record(self, value: float, direction: str) -> bool:
+        """Takes in the `value` of an evaluation; whether it is the best so far."""
+        improved = self.improves(value, direction)
+        if improved:
+            self.best, self.best_step = value, self.total_step
+        self.evals_since_best = 0 if improved else self.evals_since_best + 1
+        return improved
 
     def improves(self, value: float, direction: str) -> bool:
         """Whether `value` is better than the best so far; one that is not finite never is."""
@@ -54,15 +76,19 @@ class EpochSums:
             faults=torch.zeros((), dtype=torch.int64),  # counted where the loader is
         )
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """One micro-batch: its mean `loss`, its fused `logits` [b k], and its `labels` [b] or [b k]."""
-        self.loss += loss * len(labels)
-        self.samples += len(labels)
-        if labels.ndim == 2:
-            self.confusion += count_labels(logits, labels)
-        else:
-            ones = torch.ones_like(labels)
-            self.confusion.index_put_((labels, logits.argmax(-1)), ones, accumulate=True)
+    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """One micro-batch: the mean loss of each head, `losses` [h], their fused `logits` [h b k], and the `labels` [b]
+        or [b k]. A head whose loss is not finite does not count. Nothing waits for the device."""
+        finite = losses.isfinite()
+        for loss, head_logits, counts in zip(losses.nan_to_num(0, 0, 0), logits, finite.long(), strict=True):
+            self.loss += loss * len(labels)
+            self.samples += counts * len(labels)
+            if labels.ndim == 2:
+                self.confusion += counts * count_labels(head_logits, labels)
+            else:
+                self.confusion.index_put_(
+                    (labels, head_logits.argmax(-1)), counts.expand_as(labels), accumulate=True
+                )
 
     def metrics(self) -> dict[str, float]:
         """What the sums (already reduced over ranks) come to."""

@@ -77,7 +77,7 @@ def settings_lines(model: nn.Module, settings: TrainerSettings) -> list[str]:
 
 
 def validate(
-    learner: nn.Module,
+    model: nn.Module,
     evaluate: Callable[[], list[Report]],
     names: Sequence[str],
     average: WeightAverage | None,
@@ -86,12 +86,12 @@ def validate(
     """What `evaluate` finds, by all ranks alike: with the weights as they are ("raw", or of each head by its name), and
     with their average ("ema"). None where a signal cut it short, of which `evaluate` raises `Stopped` on all ranks.
     """
-    ranks.share_buffers(learner)
+    ranks.share_buffers(model)
     try:
         found = dict(zip(names, evaluate(), strict=True))
         if average is not None:
             with average.in_place():
-                ranks.share_buffers(learner)
+                ranks.share_buffers(model)
                 [found["ema"]] = evaluate()
     except Stopped:
         return None

@@ -1,0 +1,87 @@
+"""How a step is made: how often the host waits for the device, what a loss that is not finite leaves behind."""
+
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from vidtrain.errors import DivergedError
+from vidtrain.training import loop
+from vidtrain.training.losses import CrossEntropy
+from vidtrain.training.settings import HeadGridSettings, PhaseSettings
+from vidtrain.training.state import EpochSums, TrainState
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__")
+
+
+@pytest.mark.parametrize("phase", [PhaseSettings(), "grid"])
+def test_the_host_waits_for_the_device_once_a_step(run_loop, monkeypatch, phase):
+    """Counted on a CPU: each of our lines that reads a tensor's values would wait on a GPU."""
+    reads = Counter()
+    inside = False
+
+    def counted(name):
+        original = getattr(torch.Tensor, name)
+
+        def read(self, *args, **kwargs):
+            caller = sys._getframe(1)
+            if inside and "vidtrain" in caller.f_code.co_filename:
+                reads[f"{caller.f_code.co_name}: {name}"] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    train_step = loop.train_step
+
+    def step(*args):
+        nonlocal inside
+        inside = True
+        result = train_step(*args)
+        inside = False
+        return result
+
+    monkeypatch.setattr(loop, "train_step", step)
+    for name in READS:
+        counted(name)
+    if phase == "grid":
+        phase = PhaseSettings(encoder_blocks=0, heads=HeadGridSettings([0.1, 0.2], [0.0, 0.01]))
+    found = run_loop(epochs=1, accumulation=3, phases={"only": phase})
+    assert found.state.total_step == 4
+    assert reads == {"train_step: tolist": 4}
+
+
+class NanAt(CrossEntropy):
+    """A loss that is not finite in its n-th call."""
+
+    def __init__(self, call: int):
+        super().__init__()
+        object.__setattr__(self, "left", [call])
+
+    def __call__(self, logits, targets, class_weights=None):
+        self.left[0] -= 1
+        loss = super().__call__(logits, targets, class_weights)
+        return loss * float("nan") if self.left[0] == 0 else loss
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_weights_move(run_loop, monkeypatch):
+    moved = []
+    monkeypatch.setattr("vidtrain.training.optimizers.OptimizerSet.step", lambda self: moved.append(1))
+    # the first call is the preflight's; the second micro-batch of the second step is the fifth
+    with pytest.raises(DivergedError, match=r"nan at step 2, on these files:\n  a.mp4"):
+        run_loop(epochs=1, accumulation=2, loss=NanAt(5))
+    assert len(moved) == 1
+
+
+def test_sums_leave_out_a_head_that_has_diverged():
+    sums = EpochSums.zeros(3, False, torch.device("cpu"))
+    logits = torch.eye(3)[None].repeat(2, 1, 1)
+    sums.add(torch.tensor([0.5, float("inf")]), logits, torch.tensor([0, 1, 1]))
+    assert (sums.loss.item(), sums.samples.item()) == (1.5, 3)
+    assert sums.confusion.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_a_state_of_before_its_numbers_were_renamed():
+    stored = {"phase": 1, "step": 2, "total_step": 9, "best": 0.5, "best_step": 4, "stale": 3, "due": True}
+    state = TrainState.load({**stored, "loss": 1.0, "seconds": 2.0})
+    assert (state.evals_since_best, state.eval_pending, state.total_step) == (3, True, 9)

@@ -1,0 +1,36 @@
+"""What is trained for: the loss of every head on a batch of clips with labels."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vidtrain.evaluation.fusion import fuse
+from vidtrain.training.losses import Loss
+
+
+class HeadOutputs(NamedTuple):
+    """What h heads say of b videos."""
+
+    logits: Tensor  # [h b k], fused over the clips of a video
+    losses: Tensor  # [h], the mean over videos
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Clip logits [b n (h k)] of h heads and targets (classes [b], or shares [b k]) -> `HeadOutputs`.
+
+    `fusion` is the model's, by name, and `class_weights` [k] are the loss's.
+    """
+
+    loss: Loss
+    class_weights: Tensor | None
+    fusion: str
+    num_classes: int
+
+    def __call__(self, clip_logits: Tensor, targets: Tensor) -> HeadOutputs:
+        by_head = clip_logits.split(self.num_classes, dim=-1)
+        logits = [fuse(head, self.fusion, self.loss.independent) for head in by_head]
+        losses = [self.loss(head, targets, self.class_weights) for head in logits]
+        return HeadOutputs(torch.stack(logits), torch.stack(losses))

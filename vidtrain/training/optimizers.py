@@ -1,0 +1,127 @@
+"""The optimizers of a phase, one for each head that trains, behind the face of a single optimizer."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from vidtrain.training.heads import head_choices, head_names
+from vidtrain.training.optim import (
+    OptimizerFactory,
+    clip_gradients,
+    group_parts,
+    parameter_groups,
+    set_rates,
+    trainable,
+)
+from vidtrain.training.schedules import Schedule
+from vidtrain.training.settings import PhaseSettings
+
+
+class _Member(NamedTuple):
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # an overflow of one head's gradients must not scale down another's
+
+
+class OptimizerSet:
+    """One optimizer for all that trains or, of a grid, one for each head with its own rate and weight decay."""
+
+    def __init__(self, members: Sequence[_Member]):
+        self._members = list(members)
+
+    @classmethod
+    def make(
+        cls,
+        factory: OptimizerFactory,
+        model: nn.Module,
+        phase: PhaseSettings,
+        device_type: str,
+        precision: str,
+    ) -> Self:
+        """`model` has `encoder` and `head`, of a grid a list of heads."""
+
+        def member(part: nn.Module, optimizer: torch.optim.Optimizer) -> _Member:
+            scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
+            return _Member(trainable(part), optimizer, scaler)
+
+        if phase.heads is None:
+            return cls([member(model, factory(parameter_groups(model, phase)))])
+        members = []
+        choices = zip(model.head, head_names(phase.heads), head_choices(phase.heads), strict=True)
+        for head, name, (lr, decay) in choices:
+            groups = group_parts([(f"head.{name}", 1.0, head.named_parameters())], phase.lr_scale)
+            members.append(member(head, factory(groups, lr=lr, weight_decay=decay)))
+        return cls(members)
+
+    # --- the parts of a step, in their order -----------------------------------------------------------
+
+    def set_rates(self, lr: Schedule, weight_decay: Schedule, step: int, total: int) -> dict[str, float]:
+        """Puts the rates of step `step` of 1..`total` in force; returns them by group, and as `weight_decay` the
+        largest."""
+        by_member = [set_rates(each.optimizer, lr, weight_decay, step, total) for each in self._members]
+        rates = {name: rate for member in by_member for name, rate in member.items()}
+        return rates | {"weight_decay": max(member["weight_decay"] for member in by_member)}
+
+    def backward(self, losses: Tensor) -> None:
+        """Adds the gradients of `losses` [h]. No head's gradient depends on another head's loss."""
+        pairs = zip(self._members, losses.unbind(), strict=True)
+        sum(member.scaler.scale(loss) for member, loss in pairs).backward()
+
+    def clip(self, bound: float | None, by: str) -> Tensor:
+        """Unscales and clips the gradients, each head's by itself (see `clip_gradients`); their norms [h] before."""
+        for member in self._members:
+            member.scaler.unscale_(member.optimizer)
+        return torch.stack([clip_gradients(member.parameters, bound, by) for member in self._members])
+
+    def step(self) -> None:
+        """Moves the weights, and forgets the gradients."""
+        for member in self._members:
+            member.scaler.step(member.optimizer)
+            member.scaler.update()
+            member.optimizer.zero_grad(set_to_none=True)
+
+    # --- what is shown and kept of them ----------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[dict]:
+        """The parameter groups of all optimizers."""
+        return [group for member in self._members for group in member.optimizer.param_groups]
+
+    @property
+    def peak_lr(self) -> float:
+        """The largest learning rate that an optimizer was made with, of which groups take shares."""
+        return max(member.optimizer.defaults["lr"] for member in self._members)
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate in force."""
+        return max(group["lr"] for group in self.groups)
+
+    @property
+    def num_tensors(self) -> int:
+        return sum(len(member.parameters) for member in self._members)
+
+    def state_dicts(self) -> dict[str, Any]:
+        """What a checkpoint holds of them: `optimizer` and `scaler`, of several a list each."""
+        return {
+            "optimizer": _packed([member.optimizer for member in self._members]),
+            "scaler": _packed([member.scaler for member in self._members]),
+        }
+
+    def load(self, optimizer: Any, scaler: Any) -> None:
+        """Takes up what `state_dicts` gave."""
+        states = zip(self._members, _unpacked(optimizer), _unpacked(scaler), strict=True)
+        for member, optimizer_state, scaler_state in states:
+            member.optimizer.load_state_dict(optimizer_state)
+            member.scaler.load_state_dict(scaler_state)
+
+
+def _packed(parts: Sequence[Any]) -> Any:
+    states = [part.state_dict() for part in parts]
+    return states[0] if len(states) == 1 else states
+
+
+def _unpacked(stored: Any) -> list[Any]:
+    return stored if isinstance(stored, list) else [stored]

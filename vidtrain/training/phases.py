@@ -1,0 +1,231 @@
+"""What the loop holds: `Trainer` outlives a phase, `Phase` outlives a step.
+
+A phase makes anew everything that holds parameters: its optimizers begin without state, and DDP reads requires_grad
+only once.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
+from vidtrain.training.ema import WeightAverage
+from vidtrain.training.heads import Heads
+from vidtrain.training.objective import Classification
+from vidtrain.training.optimizers import OptimizerSet
+from vidtrain.training.precision import autocast
+from vidtrain.training.preflight import check_gradients
+from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
+from vidtrain.training.refusals import check_phases
+from vidtrain.training.run import PhaseTask, Run, TrainBatch
+from vidtrain.training.saving import Saver
+from vidtrain.training.schedules import Schedule, every, steps, too_long
+from vidtrain.training.seeding import seed_step
+from vidtrain.training.settings import PhaseSettings
+from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
+from vidtrain.training.state import EpochSums, TrainState
+from vidtrain.training.validation import selecting_weights, settings_lines
+
+
+@dataclass
+class Phase:
+    """The parts of a phase's steps, without what a run does between them: the benchmark times steps of these parts."""
+
+    run: Run
+    name: str
+    settings: PhaseSettings
+    total: int  # optimizer steps
+    task: PhaseTask
+    heads: Heads
+    objective: Classification
+    optimizers: OptimizerSet
+    lr: Schedule
+    weight_decay: Schedule
+    average: WeightAverage | None
+    forward: nn.Module  # the task's model, within DDP and compiled as the run has it
+    autocast: AbstractContextManager
+    sums: EpochSums
+    evaluate_due: Callable[
+        [int], bool
+    ]  # after which steps of the phase it happens; its last step ends in one anyway
+    save_due: Callable[[int], bool]
+    keep_due: Callable[[int], bool]
+    profiler: StepProfiler = field(default_factory=NoProfiler)
+    batches: Iterator[TrainBatch] = field(default_factory=lambda: iter(()))
+    ended: bool = False
+    epoch_started: float = 0.0  # by time.perf_counter
+
+    @classmethod
+    def make(cls, run: Run, model: nn.Module, name: str, average: WeightAverage | None) -> Self:
+        """The phase `name` of `run`, which trains `model` (the run's, with batch norms as asked for)."""
+        settings, trainer, ranks = run.phases[name], run.settings, run.ranks
+        total = phase_steps(run, settings)
+        apply_phase(model, settings)
+        freeze_batch_norm(model, trainer.batch_norm)
+        task = run.task(model, settings)
+        device_type = ranks.device.type
+
+        def due(duration: str | None) -> Callable[[int], bool]:
+            return every(duration, total, run.steps_per_epoch) if duration else lambda step: False
+
+        return cls(
+            run=run,
+            name=name,
+            settings=settings,
+            total=total,
+            task=task,
+            heads=Heads(settings.heads, selecting_weights(trainer.monitor_weights, trainer.ema)),
+            objective=Classification(run.loss, run.class_weights, model.fusion, model.num_classes),
+            optimizers=OptimizerSet.make(run.optimizer, task.model, settings, device_type, trainer.precision),
+            lr=run.lr.in_steps(total, run.steps_per_epoch),
+            weight_decay=run.weight_decay.in_steps(total, run.steps_per_epoch),
+            average=average,
+            forward=_wrapped(run, task.model),
+            autocast=autocast(ranks, trainer.precision),
+            sums=EpochSums.zeros(model.num_classes, run.multi_label, ranks.device),
+            evaluate_due=due(trainer.eval_every),
+            save_due=due(trainer.save_every),
+            keep_due=due(trainer.keep_every),
+        )
+
+    def next_batch(self, step: int) -> TrainBatch:
+        """The next micro-batch, of optimizer step `step`. Raises `UserError` where it says that training must end."""
+        batch = next(self.batches)
+        for path, cause in batch.faults:
+            self.run.log.fault(path, cause, step=step, split="train")
+        if batch.refusal:
+            raise UserError(batch.refusal)
+        self.sums.faults += len(batch.faults)
+        return batch
+
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
+        """Gradients cross ranks once a step, with the `last` micro-batch."""
+        return nullcontext() if last or self.run.ranks.world_size == 1 else self.forward.no_sync()
+
+    def start_epoch(self) -> None:
+        self.sums = EpochSums.zeros(self.objective.num_classes, self.run.multi_label, self.run.ranks.device)
+        self.epoch_started = time.perf_counter()
+
+
+def phase_steps(run: Run, phase: PhaseSettings) -> int:
+    """How many optimizer steps a phase takes."""
+    return steps(phase.duration, run.settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
+
+
+def _wrapped(run: Run, model: nn.Module) -> nn.Module:
+    ranks, wrapped = run.ranks, model
+    if ranks.world_size > 1:
+        devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, devices)
+    return torch.compile(wrapped) if run.settings.compile else wrapped
+
+
+@dataclass
+class Trainer:
+    """What a run keeps from phase to phase."""
+
+    run: Run
+    model: nn.Module
+    state: TrainState
+    average: WeightAverage | None
+    saver: Saver
+    started: float  # when the run would have started if it had never been interrupted, by time.perf_counter
+
+    @property
+    def direction(self) -> str:
+        """Whether the best of the monitored metric is its max or its min."""
+        return DIRECTIONS[self.run.settings.monitor]
+
+    @property
+    def patience_is_over(self) -> bool:
+        patience = self.run.settings.patience
+        return patience is not None and self.state.evals_since_best >= patience
+
+    @classmethod
+    def start(cls, run: Run, resume: Mapping[str, Any] | None) -> Self:
+        """Takes up where the checkpoint `resume` stands, and refuses what no phase could train."""
+        settings = run.settings
+        model = prepare_batch_norm(run.model, settings.batch_norm, run.ranks)
+        state = TrainState.load(resume["state"]) if resume else TrainState()
+        average = None if settings.ema is None else WeightAverage(model, settings.ema, settings.ema_warmup)
+        if resume and average is not None:
+            average.load(resume["ema"])
+        saver = Saver(run.checkpoints, run.card, run.ranks, run.log, run.console)
+        started = time.perf_counter() - state.seconds
+        check_phases(model, run.phases, settings.epochs, run.steps_per_epoch)
+        for line in settings_lines(model, settings):
+            run.console.info(line)
+        return cls(run, model, state, average, saver, started)
+
+    def begin_phase(self, resume: Mapping[str, Any] | None) -> Phase:
+        """The phase at which the state stands, ready for its next step; `resume` is a checkpoint within it."""
+        run, state = self.run, self.state
+        phase = Phase.make(run, self.model, list(run.phases)[state.phase], self.average)
+        if (warning := too_long(phase.lr, phase.total)) is not None:
+            run.console.warn(f"phase {phase.name}: schedule.lr: {warning}")
+        if resume and resume["optimizer"] is not None:
+            phase.optimizers.load(resume["optimizer"], resume["scaler"])
+            if phase.settings.heads is not None:
+                phase.task.model.head.load_state_dict(resume["heads"])
+            phase.sums.restore(resume["sums"], run.ranks.rank, run.ranks.world_size)
+        self._preflight(phase)
+        folder = run.checkpoints.parent / "profile"
+        phase.profiler = step_profiler(folder, run.settings.profile and run.ranks.is_main)
+        phase.epoch_started = time.perf_counter()
+        return phase
+
+    def _preflight(self, phase: Phase) -> None:
+        """Tries forward and backward on the first batch, which the first step then trains on, and says what trains."""
+        run, state, model = self.run, self.state, phase.task.model
+        batches = iter(
+            phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step)
+        )
+        first = next(batches, None)  # none is left of a phase that a signal ended in its last evaluation
+        title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {phase.total} steps"
+        table = parameter_table(model, phase.optimizers.groups, phase.optimizers.peak_lr)
+        run.console.table(title, ("part", "parameters", "trained", "peak lr"), table)
+        if phase.settings.heads is not None:
+            run.console.info(phase.heads.describe(model))
+        if first is None:
+            return
+        if first.refusal:
+            phase.batches = iter([first])
+            phase.next_batch(state.total_step + 1)
+        phase.batches = itertools.chain([first], batches)
+        set_train_mode(model, run.settings.batch_norm)
+        seed_step(run.seed, state.total_step, run.ranks)
+        clips = phase.task.transform(first.clips.to(run.ranks.device), first.seeds)
+        labels = first.labels.to(run.ranks.device)
+        loss = check_gradients(model, clips, labels, partial(_mean_loss, phase.objective), phase.autocast)
+        run.console.info(
+            f"preflight passed: loss {loss:.3f}, a finite gradient in {phase.optimizers.num_tensors} tensors"
+        )
+
+    def checkpoint(self, phase: Phase) -> dict[str, Any]:
+        """What a run resumes from. Between phases there is no state of optimizers."""
+        run, optimizers = self.run, phase.optimizers.state_dicts()
+        if phase.ended:
+            optimizers["optimizer"] = None
+        return {
+            "model": self.model.state_dict(),
+            "weights": "raw",
+            "ema": None if self.average is None else self.average.tensors,
+            "heads": None if phase.settings.heads is None else phase.task.model.head.state_dict(),
+            **optimizers,
+            "sums": run.ranks.gather({name: value.cpu() for name, value in phase.sums.tensors().items()}),
+            "state": asdict(self.state),
+        }
+
+
+def _mean_loss(objective: Classification, clip_logits: Tensor, targets: Tensor) -> Tensor:
+    return objective(clip_logits, targets).losses.mean()
