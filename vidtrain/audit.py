@@ -56,7 +56,8 @@ class Ledger:
         if row is None or (row["stamp"], row["format"]) != (_stamp(path), FORMAT):
             return None
         found = row["found"]
-        if found["cause"] and (retry or (row["hung"] and time_limit > row["time_limit"])):
+        bounded = "data.max_pixels" in found["cause"]  # which may be another by now
+        if found["cause"] and (retry or bounded or (row["hung"] and time_limit > row["time_limit"])):
             return None
         return Inspection(**{**found, "issues": tuple(map(tuple, found["issues"]))})
 
@@ -95,7 +96,8 @@ def read_all(
     from vidtrain.data.guarded import guarded
 
     found = {path: known for path in files if (known := ledger.find(path, cfg.time_limit, cfg.retry))}
-    waiting = [(path, rate) for path, rate in files.items() if path not in found]
+    bound = cfg.data.max_pixels
+    waiting = [(path, rate, bound) for path, rate in files.items() if path not in found]
     unreadable = sum(bool(each.cause) for each in found.values())
     if found:
         console.info(f"{len(found)} of {len(files)} files are known from {ledger.path}")
@@ -162,6 +164,8 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg)
     if cfg.dataset is None:
         faults.append(("dataset", "must be chosen: dataset=OPTION"))
+    if cfg.data.max_pixels < 1:
+        faults.append(("data.max_pixels", f"{cfg.data.max_pixels} must be 1 or more"))
     if cfg.time_limit <= 0:
         faults.append(("time_limit", f"{cfg.time_limit} must be above 0 seconds"))
     for key, least in LEAST.items():

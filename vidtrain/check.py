@@ -182,6 +182,7 @@ LEAST = {
     "clip.train_clips": 1,
     "clip.train_copies": 1,
     "clip.eval_clips": 1,
+    "data.max_pixels": 1,
     "trainer.epochs": 1,
     "trainer.batch_size": 1,
     "trainer.accumulation": 1,

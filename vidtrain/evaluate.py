@@ -33,6 +33,7 @@ CHANGES = {
     "eval_clips": "clip.eval_clips",
     "frame_order": "clip.frame_order",
     "short": "clip.short",
+    "max_pixels": "data.max_pixels",
     "crops": "augmentation.eval.crops",
     "fusion": "model.fusion",
     "batch_size": "trainer.eval_batch_size",

@@ -54,7 +54,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     for key, known in choices.items():
         if cfg[key] not in known:
             faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], known)}"))
-    least = {"topk": 1, "eval_clips": 1, "crops": 1, "batch_size": 1, "num_workers": 0}
+    least = {"topk": 1, "eval_clips": 1, "crops": 1, "batch_size": 1, "num_workers": 0, "max_pixels": 1}
     for key, lowest in least.items():
         if cfg[key] is not None and cfg[key] < lowest:
             faults.append((key, f"{cfg[key]} must be {lowest} or more"))
@@ -182,7 +182,8 @@ def predict(cfg: DictConfig) -> None:
         if cfg.render and kind is None:
             console.warn(f"render=true draws no heat map: {why_none}")
         # the processes that read share what they find out; a video that is read once needs no such thing
-        index = VideoIndex(Path(temporary) / "videos.sqlite" if cfg.windows.stride or cfg.render else None)
+        known = Path(temporary) / "videos.sqlite" if cfg.windows.stride or cfg.render else None
+        index = VideoIndex(known, trained.data.max_pixels)
         reader = Reader(trained, ranks, index, paths, opened.classes, cfg.frame_rate, console)
         judge = Judge(
             model=model,

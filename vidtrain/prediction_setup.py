@@ -24,6 +24,7 @@ CHANGES = {
     "batch_size": "trainer.eval_batch_size",
     "precision": "trainer.precision",
     "time_limit": "data.time_limit",
+    "max_pixels": "data.max_pixels",
 }
 # What predicting uses of it; an exported file of published weights has no more
 USED = ("clip", "model", "loss", "augmentation.eval")

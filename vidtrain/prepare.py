@@ -51,6 +51,8 @@ def check(cfg: PrepareConfig) -> list[tuple[str, str]]:
         faults.append(("name", f"{cfg.name!r} must be the name of a folder, not a path"))
     if cfg.num_workers is not None and cfg.num_workers < 1:
         faults.append(("num_workers", f"{cfg.num_workers} must be 1 or more, or null for one a core"))
+    if cfg.data.max_pixels < 1:
+        faults.append(("data.max_pixels", f"{cfg.data.max_pixels} must be 1 or more"))
     if cfg.time_limit <= 0:
         faults.append(("time_limit", f"{cfg.time_limit} must be above 0 seconds"))
     if cfg.max_unreadable_share is not None and not 0 <= cfg.max_unreadable_share <= 1:
@@ -72,7 +74,10 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
         console.info(f"{done} of {len(files)} files are there already")
     # taken before they are read: one that changes meanwhile is made anew the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
-    jobs = [Job(source, copy.target(source), copy.settings, files[source]) for source in waiting]
+    jobs = [
+        Job(source, copy.target(source), copy.settings, files[source], cfg.data.max_pixels)
+        for source in waiting
+    ]
     workers = min(cfg.num_workers or cores(), len(jobs) or 1)
     read = written = unreadable = 0
     with console.phase("preparing", len(files), start_step=done):

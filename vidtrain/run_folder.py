@@ -33,9 +33,10 @@ ABSENT = "absent"
 LOCK_SECONDS = 180.0
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
-FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "dataset.source.root",
-        "dataset.folder", "dataset.source.annotations", "export", "logger", "trainer.device", "trainer.num_workers",
-        "trainer.save_every", "trainer.keep_every", "trainer.profile", "trainer.rank_timeout")  # fmt: skip
+FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "data.max_pixels",
+        "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export", "logger", "trainer.device",
+        "trainer.num_workers", "trainer.save_every", "trainer.keep_every", "trainer.profile",
+        "trainer.rank_timeout")  # fmt: skip
 
 
 def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -45,6 +45,9 @@ class DataSettings:
     max_seconds: float | None = None
     max_bytes: int | None = None
     time_limit: float = 60.0  # seconds that reading one video may take in a worker
+    max_pixels: int = (
+        36_000_000  # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
+    )
     balance: float = 0.0  # how evenly training draws classes: 0 as the videos are, 1 all alike
 
 
@@ -122,6 +125,7 @@ class EvaluateConfig:
     frame_order: str | None = None  # forward, reversed, shuffled, single_frame
     probes: list[str] = field(default_factory=list)  # other orders of frames, judged in the same pass
     short: str | None = None  # videos shorter than a clip: repeat_last, wrap, error
+    max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
     batch_size: int | None = None
     num_workers: int | None = None
     cpu_threads: int | None = None
@@ -164,6 +168,7 @@ class PredictConfig:
     batch_size: int | None = None  # videos, or windows
     num_workers: int | None = None  # processes that decode; null: as many as there are cores for
     time_limit: float | None = None  # seconds that reading one video may take
+    max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
     precision: str | None = None
     device: str = "auto"
     trust_targets: bool = False  # build parts of other packages that the checkpoint names

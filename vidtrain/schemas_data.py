@@ -9,6 +9,7 @@ class IndexSettings:
     index_root: str = (
         "${data_root}/index"  # as in training: what is found of files and listings is kept there
     )
+    max_pixels: int = 36_000_000  # as in training: a file with larger pictures is not decoded
 
 
 @dataclass

@@ -28,9 +28,9 @@ def probed(monkeypatch) -> list[str]:
     """Paths of the files that are probed."""
     paths = []
 
-    def counted(path: str) -> VideoInfo:
+    def counted(path: str, *more: int) -> VideoInfo:
         paths.append(path)
-        return probe(path)
+        return probe(path, *more)
 
     monkeypatch.setattr(index_module, "probe", counted)
     return paths

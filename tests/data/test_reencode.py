@@ -278,7 +278,7 @@ def test_a_file_with_fewer_frames_than_it_says_is_not_taken_for_whole(
     source = write_video(tmp_path / "source.mp4", patches(20))
     found = probe(source)
     ticks = np.append(found.ticks, found.ticks[-1] + 1)
-    monkeypatch.setattr("vidtrain.data.reencode.probe", lambda path: replace(found, ticks=ticks))
+    monkeypatch.setattr("vidtrain.data.reencode.probe", lambda path, *_: replace(found, ticks=ticks))
     made = prepare_file(Job(source, tmp_path / "copy.mp4", SETTINGS, None))
     assert made.cause == "1 of 21 frames do not decode"
     assert [path.name for path in tmp_path.iterdir()] == ["source.mp4"]

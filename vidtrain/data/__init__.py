@@ -13,6 +13,7 @@ reference_sampling.py  V-JEPA 2's way to choose them
 temporal.py            cuts by time; random speed and direction
 clip_policies.py       short videos; frames in another order
 orientation.py         how a coded picture is turned and mirrored to be shown
+pixel_bounds.py        how large a picture may be
 video.py               what is known of a video
 probing.py             finding it out, once per file
 index.py               keeping it, for all workers and runs

@@ -81,7 +81,7 @@ def read_frames(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.V
     if video.images:
         yield from _images(video, wanted)
     elif video.packets is not None:
-        yield from decode_frames(video.path, video.packets, wanted)
+        yield from decode_frames(video.path, video.packets, wanted, video.max_pixels)
     else:
         yield from _in_order(video, wanted)
 
@@ -89,7 +89,7 @@ def read_frames(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.V
 def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """By reading the file from its beginning, as its container gives it."""
     remaining = set(wanted)
-    with opened(video.path) as (container, stream):
+    with opened(video.path, video.max_pixels) as (container, stream):
         for index, frame in enumerate(container.decode(stream)):
             watchdog.progress()
             if index in remaining:
@@ -101,5 +101,5 @@ def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.Vid
 
 def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     for index in wanted:
-        with opened(video.images[index]) as (container, stream):
+        with opened(video.images[index], video.max_pixels) as (container, stream):
             yield from ((index, frame) for frame in itertools.islice(container.decode(stream), 1))

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from vidtrain.data.orientation import displayed_size, orientation_of
+from vidtrain.data.pixel_bounds import MAX_PIXELS, larger
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 from vidtrain.errors import UserError
 
@@ -14,10 +15,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = re.compile(r"(\d+)")
 
 
-def probe_images(folder: str, frame_rate: float) -> VideoInfo:
+def probe_images(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """The images of `folder` as a video of `frame_rate` frames a second, in the order of the numbers in their names.
 
-    Raises `DecodeError` where there is none, or the first one does not decode.
+    Raises `DecodeError` where there is none, or the first one does not decode or has more than `max_pixels`.
     """
     try:
         names = image_names(folder)
@@ -26,15 +27,27 @@ def probe_images(folder: str, frame_rate: float) -> VideoInfo:
     if not names:
         raise DecodeError(folder, f"no images in it; looked for {' '.join(SUFFIXES)}")
     images = tuple(os.path.join(folder, name) for name in sorted(names, key=_natural))
-    with opened(images[0]) as (container, stream):
+    with opened(images[0], max_pixels) as (container, stream):
         first = next(container.decode(stream), None)
     if first is None:
         raise DecodeError(images[0], "no frame of it decodes")
+    if cause := larger(first.width, first.height, max_pixels):
+        raise DecodeError(images[0], cause)
     way = orientation_of(first)
     width, height = displayed_size(first.width, first.height, way)
     tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
     ticks = np.arange(len(images))
-    return VideoInfo(folder, ticks, tick, width, height, way.rotation, images=images, mirrored=way.mirrored)
+    return VideoInfo(
+        folder,
+        ticks,
+        tick,
+        width,
+        height,
+        way.rotation,
+        images=images,
+        mirrored=way.mirrored,
+        max_pixels=max_pixels,
+    )
 
 
 def check_frame_rate(frame_rate: float) -> None:

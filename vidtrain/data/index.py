@@ -6,13 +6,16 @@ import os
 import sqlite3
 import zlib
 from collections import OrderedDict
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from vidtrain.data.image_folders import probe_images
+from vidtrain.data.pixel_bounds import MAX_PIXELS, larger
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, PacketTable, VideoInfo
 from vidtrain.errors import UserError
@@ -30,7 +33,8 @@ SCHEMA = (
 
 
 class VideoIndex:
-    """What is known of video files, by path, size and time of modification.
+    """What is known of video files, by path, size and time of modification; those with pictures of more than
+    `max_pixels` cannot be read.
 
     `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
     index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
@@ -38,8 +42,9 @@ class VideoIndex:
     are probed again.
     """
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, max_pixels: int = MAX_PIXELS):
         self._path = path
+        self._max_pixels = max_pixels
         self._database: tuple[int, sqlite3.Connection] | None = None
         self._inherited: list[object] = []
         self._warned = False
@@ -71,10 +76,12 @@ class VideoIndex:
         if (key, frame_rate) in self._remembered:
             self._remembered.move_to_end((key, frame_rate))
             return self._remembered[key, frame_rate]
-        found = probe_images(video, frame_rate) if frame_rate else self._read(key)
+        found = probe_images(video, frame_rate, self._max_pixels) if frame_rate else self._read(key)
         if found is None:
-            found = probe(video)
+            found = probe(video, self._max_pixels)
             self._write(key, found)
+        elif cause := larger(found.width, found.height, self._max_pixels):  # probed when more were allowed
+            raise DecodeError(video, cause)
         self._remember((key, frame_rate), found)
         return found
 
@@ -84,10 +91,10 @@ class VideoIndex:
             self._database = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self._path}
+        return {"path": self._path, "max_pixels": self._max_pixels}
 
-    def __setstate__(self, state: dict[str, Path | None]) -> None:
-        self.__init__(state["path"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     def _connect(self) -> sqlite3.Connection:
         # a connection must not cross a fork, so it belongs to the process that opened it
@@ -106,7 +113,7 @@ class VideoIndex:
         query = "SELECT entry FROM videos WHERE path = ? AND size = ? AND modified = ? AND format = ?"
         try:
             row = self._connect().execute(query, (os.fsencode(path), size, modified, FORMAT)).fetchone()
-            return None if row is None else unpack(path, row[0])
+            return None if row is None else replace(unpack(path, row[0]), max_pixels=self._max_pixels)
         except (sqlite3.Error, zlib.error, ValueError, KeyError) as error:  # locked for long, or damaged
             self._warn(error)
             return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import av
 import numpy as np
 
+from vidtrain.data.pixel_bounds import MAX_PIXELS, decoder_options
 from vidtrain.data.video import DecodeError, PacketTable
 
 # Ranges are read in one go, unless what lies between them is longer than they are and this many bytes.
@@ -17,8 +18,8 @@ WASTE = 1 << 20
 MOST_AT_ONCE = 64 << 20
 
 
-def new_decoder(table: PacketTable) -> av.CodecContext:
-    """A decoder for the table's packets, on one thread."""
+def new_decoder(table: PacketTable, max_pixels: int = MAX_PIXELS) -> av.CodecContext:
+    """A decoder for the table's packets, on one thread, which refuses pictures of more than `max_pixels`."""
     decoder = av.CodecContext.create(table.codec, "r")
     decoder.extradata = table.extradata or None
     decoder.width, decoder.height = table.width, table.height
@@ -28,7 +29,7 @@ def new_decoder(table: PacketTable) -> av.CodecContext:
     decoder.thread_type = "NONE"
     decoder.thread_count = 1
     # without it the H.264 decoder guesses how far pictures are reordered, and drops those that it gets wrong
-    decoder.options = {"strict": "1"}
+    decoder.options = {"strict": "1", **decoder_options(max_pixels)}
     return decoder
 
 
@@ -49,7 +50,7 @@ def decode_numbers(
 
 
 def decode_frames(
-    path: str, table: PacketTable, wanted: Sequence[int]
+    path: str, table: PacketTable, wanted: Sequence[int], max_pixels: int = MAX_PIXELS
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The shown frames with the indices `wanted` (sorted, each once), in no certain order.
 
@@ -57,7 +58,7 @@ def decode_frames(
     """
     index_of = {int(table.order[index]): index for index in wanted}
     try:
-        decoder = new_decoder(table)
+        decoder = new_decoder(table, max_pixels)
         file = os.open(path, os.O_RDONLY)
         try:
             for numbers in _runs(table, wanted):

@@ -29,6 +29,7 @@ from vidtrain.data.bitstream import (
 )
 from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.packets import decode_numbers, new_decoder
+from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, opened
 
 # Containers that give every frame a presentation time.
@@ -54,8 +55,9 @@ class _Picture:
     disposable: bool
 
 
-def probe(path: str) -> VideoInfo:
-    """What the video file at `path` holds. Raises `DecodeError` for whatever is not a video that can be read."""
+def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """What the video file at `path` holds. Raises `DecodeError` for whatever is not a video that can be read, and for
+    pictures of more than `max_pixels`."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -65,15 +67,15 @@ def probe(path: str) -> VideoInfo:
     if status.st_size == 0:
         raise DecodeError(path, "the file is empty")
     try:
-        with opened(path) as (container, stream), open(path, "rb") as file:
+        with opened(path, max_pixels) as (container, stream), open(path, "rb") as file:
             scan = _Scan(container, stream, file.fileno())
             video = scan.believed(path)
         digest = file_digest([path])
         if video is None:
-            video = _decoded(path, scan)
+            video = _decoded(path, scan, max_pixels)
     except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
         raise DecodeError(path, error.strerror or str(error)) from error
-    return replace(video, digest=digest)
+    return replace(video, digest=digest, max_pixels=max_pixels)
 
 
 def file_digest(paths: Sequence[str]) -> bytes:
@@ -191,10 +193,10 @@ def _place(packet: av.Packet, data: bytes, file: int) -> int | None:
     return None if found < 0 else packet.pos + found
 
 
-def _decoded(path: str, scan: _Scan) -> VideoInfo:
+def _decoded(path: str, scan: _Scan, max_pixels: int) -> VideoInfo:
     """What decoding the whole file in order gives."""
     first, times, shown = None, [], []
-    with opened(path) as (container, stream):
+    with opened(path, max_pixels) as (container, stream):
         for frame in container.decode(stream):
             first = first or frame
             times.append(frame.pts)
@@ -203,7 +205,7 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
     if first is None:
         raise DecodeError(path, "no frame of it decodes")
     verifiable = scan.in_place and None not in shown and len(shown) <= MOST_VERIFIED
-    table = _verified(path, scan, shown) if verifiable else None
+    table = _verified(path, scan, shown, max_pixels) if verifiable else None
     if None not in times and (np.diff(times) > 0).all():
         return scan.video(path, first, np.array(times, dtype=np.int64), scan.time_base, table)
     if not scan.rate:
@@ -232,12 +234,12 @@ def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
     return found
 
 
-def _verified(path: str, scan: _Scan, shown: list[int]) -> PacketTable | None:
+def _verified(path: str, scan: _Scan, shown: list[int], max_pixels: int) -> PacketTable | None:
     """The table that gives the frames `shown` from byte ranges; None where there is none."""
     with open(path, "rb") as file:
 
         def decode(numbers: range) -> list[tuple[int, int | None]]:
-            decoder = new_decoder(scan.setup)
+            decoder = new_decoder(scan.setup, max_pixels)
             frames = decode_numbers(decoder, numbers, lambda number: _bytes(file.fileno(), scan, number))
             marks = []
             for number, frame in frames:

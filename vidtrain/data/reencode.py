@@ -19,6 +19,7 @@ from av.video.frame import PictureType
 from vidtrain.data.conversion import FULL_RANGE, MATRICES, SCALE_FLAGS, color_of, filter_graph
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
+from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 from vidtrain.errors import UserError
@@ -70,12 +71,14 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`."""
+    """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`. Pictures of
+    more than `max_pixels` cannot be read."""
 
     source: str
     target: Path
     settings: EncodeSettings
     frame_rate: float | None
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def prepare_file(job: Job) -> Made:
     temporary = job.target.with_name(f".{job.target.name}.{os.getpid()}{TEMPORARY}")
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        video = probe_images(job.source, job.frame_rate) if job.frame_rate else probe(job.source)
+        if job.frame_rate:
+            video = probe_images(job.source, job.frame_rate, job.max_pixels)
+        else:
+            video = probe(job.source, job.max_pixels)
         timing = Timing.of(video)
         size = job.settings.size(video.width, video.height)
         encode(video, temporary, timing, size, job.settings)
@@ -219,7 +225,7 @@ def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
 
 def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
     for path in video.images:
-        with opened(path) as (container, stream):
+        with opened(path, video.max_pixels) as (container, stream):
             frame = next(container.decode(stream), None)
             if frame is None:
                 raise DecodeError(path, "no frame of it decodes")
@@ -227,7 +233,7 @@ def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
 
 
 def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:
-    with opened(video.path) as (container, stream):
+    with opened(video.path, video.max_pixels) as (container, stream):
         yield from container.decode(stream)
 
 

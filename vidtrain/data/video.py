@@ -14,6 +14,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vidtrain.data.orientation import Orientation
+from vidtrain.data.pixel_bounds import MAX_PIXELS, decoder_options, too_large, why_refused
 from vidtrain.errors import UserError
 
 
@@ -67,8 +68,8 @@ class VideoInfo:
     `ticks` int64 [num_frames] are the times at which its frames appear, increasing, in units of `tick` seconds.
     `width` and `height` are of the displayed frame, which the coded one becomes when it is mirrored left to right,
     if `mirrored`, and turned by `rotation` (degrees counterclockwise: 0, 90, 180 or 270); pixels are taken as square.
-    A file without `packets` can only be read from its beginning. `images` are
-    the files of a video that is a folder of images. `digest` is the BLAKE2b hash of the file (16 bytes).
+    No frame of more than `max_pixels` is decoded. A file without `packets` can only be read from its beginning.
+    `images` are the files of a video that is a folder of images. `digest` is the BLAKE2b hash of the file (16 bytes).
     """
 
     path: str
@@ -81,6 +82,7 @@ class VideoInfo:
     images: tuple[str, ...] = ()
     digest: bytes = b""
     mirrored: bool = False
+    max_pixels: int = MAX_PIXELS
 
     @property
     def orientation(self) -> Orientation:
@@ -97,11 +99,15 @@ class VideoInfo:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`."""
+def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`, as do
+    pictures of more than `max_pixels`, before there is any memory for them."""
+    # an absolute path, as a colon in a relative one would stand behind a protocol
+    location, options = os.path.abspath(path), decoder_options(max_pixels)
     try:
-        # an absolute path, as a colon in a relative one would stand behind a protocol
-        with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
+        if cause := too_large(location, max_pixels):
+            raise DecodeError(path, cause)
+        with av.open(location, options=options, metadata_errors="ignore") as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
                 raise DecodeError(path, "there is no video stream in it")
@@ -109,9 +115,10 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
                 raise DecodeError(path, "it is a text file")
             if stream.codec_context is None:
                 raise DecodeError(path, "there is no decoder for its video")
+            stream.codec_context.options = options
             # workers are processes already, and more threads would change nothing but the contention
             stream.codec_context.thread_type = "NONE"
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:
-        raise DecodeError(path, error.strerror) from error
+        raise DecodeError(path, why_refused(location, error, max_pixels) or error.strerror) from error

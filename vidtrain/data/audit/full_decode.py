@@ -65,12 +65,14 @@ def decode_all(info: VideoInfo) -> Seen:
     The decoder conceals most damage, and says so only in its log, which therefore counts as errors.
     """
     pictures = Pictures(info.num_frames, None if info.images else info.orientation)
-    return _decode_images(info, pictures) if info.images else decode_file(info.path, pictures)
+    if info.images:
+        return _decode_images(info, pictures)
+    return decode_file(info.path, pictures, info.max_pixels)
 
 
-def decode_file(path: str, pictures: "Pictures") -> Seen:
+def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> Seen:
     """As `decode_all`, of a video file of which nothing is known."""
-    with ffmpeg_errors() as log, opened(path) as (container, stream):
+    with ffmpeg_errors() as log, opened(path, max_pixels) as (container, stream):
         seen = _stated(container, stream)
         # what the decoders of the sound say is not our business
         heard = (stream.codec_context.name, container.format.name)
@@ -80,7 +82,7 @@ def decode_file(path: str, pictures: "Pictures") -> Seen:
 
 
 def _decode_images(info: VideoInfo, pictures: "Pictures") -> Seen:
-    with opened(info.images[0]) as (container, stream):
+    with opened(info.images[0], info.max_pixels) as (container, stream):
         seen = _stated(container, stream)
     seen.stated_frames, seen.stated_duration, seen.container = len(info.images), 0.0, "images"
     seen.stated_rate = float(1 / info.tick)
@@ -91,7 +93,7 @@ def _decode_images(info: VideoInfo, pictures: "Pictures") -> Seen:
 def _images(info: VideoInfo, seen: Seen) -> Iterator[av.VideoFrame]:
     for index, path in enumerate(info.images):
         try:
-            with opened(path) as (container, stream):
+            with opened(path, info.max_pixels) as (container, stream):
                 for frame in container.decode(stream):
                     frame.pts = index
                     yield frame

@@ -12,6 +12,7 @@ from vidtrain.data.audit.duplicates import sign
 from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, ffmpeg_errors, save_jpeg
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.index import VideoIndex
+from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
@@ -67,25 +68,32 @@ class Inspection:
 
 
 def inspect_video(
-    path: str, frame_rate: float | None, index: Path | None, thumbnails: Path | None
+    path: str,
+    frame_rate: float | None,
+    index: Path | None,
+    thumbnails: Path | None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Inspection:
     """Reads the whole file at `path` and decodes all of it; whatever is wrong with it is in the result.
 
     What is needed to read it again soon goes into the video index at `index`, a picture of it into the folder
-    `thumbnails`. Where there is a `frame_rate`, the video is a folder of images.
+    `thumbnails`. Where there is a `frame_rate`, the video is a folder of images. Pictures of more than `max_pixels`
+    cannot be read.
     """
     with ffmpeg_errors() as log:
         try:
-            info = _index(index).info(path) if frame_rate is None else probe_images(path, frame_rate)
+            known = _index(index, max_pixels)
+            info = known.info(path) if frame_rate is None else probe_images(path, frame_rate, max_pixels)
         except DecodeError as error:
-            cause = _joined(error.cause, log[0][2].strip(" .\n") if log else "")
-            return _unreadable(path, cause, thumbnails)
+            told = not log or "data.max_pixels" in error.cause  # in words that name the setting
+            cause = _joined(error.cause, "" if told else log[0][2].strip(" .\n"))
+            return _unreadable(path, cause, thumbnails, max_pixels)
     try:
         seen = decode_all(info)
     except DecodeError as error:  # which it was not a moment ago
-        return _unreadable(path, error.cause, None)
+        return _unreadable(path, error.cause, None, max_pixels)
     if not seen.num_frames:
-        return _unreadable(path, _joined("no frame of it decodes", _first(seen.errors)), None)
+        return _unreadable(path, _joined("no frame of it decodes", _first(seen.errors)), None, max_pixels)
     signature = sign(np.stack(seen.pictures))
     rate, duration = _rate_and_duration(info, seen)
     issues = [*_missing_frames(info, seen, duration), *_odd_times(info, seen, rate)]
@@ -112,22 +120,25 @@ def inspect_video(
     )
 
 
-def inspect_job(job: tuple[str, float | None], index: Path | None, thumbnails: Path | None) -> Inspection:
-    """`inspect_video` of (path, frame rate), for worker processes."""
-    return inspect_video(*job, index, thumbnails)
+def inspect_job(
+    job: tuple[str, float | None, int], index: Path | None, thumbnails: Path | None
+) -> Inspection:
+    """`inspect_video` of (path, frame rate, pixels at most), for worker processes."""
+    path, frame_rate, max_pixels = job
+    return inspect_video(path, frame_rate, index, thumbnails, max_pixels)
 
 
 @lru_cache(maxsize=1)
-def _index(path: Path | None) -> VideoIndex:
-    return VideoIndex(path)  # its connection is kept for the next file
+def _index(path: Path | None, max_pixels: int) -> VideoIndex:
+    return VideoIndex(path, max_pixels)  # its connection is kept for the next file
 
 
-def _unreadable(path: str, cause: str, thumbnails: Path | None) -> Inspection:
+def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int) -> Inspection:
     """With how far it can be decoded by who passes over every error, and its first frame, where there is one."""
     if not os.path.isfile(path):
         return Inspection(size=0, cause=cause)
     try:
-        seen = decode_file(path, Pictures(num_frames=0, orientation=None))
+        seen = decode_file(path, Pictures(num_frames=0, orientation=None), max_pixels)
     except DecodeError:
         seen = None
     if seen is not None and seen.num_frames:
