@@ -411,6 +411,7 @@ class TestFaults:
                 positions=np.append(table.positions, table.positions[[3, 4]]),
                 sizes=np.append(table.sizes, [9, 9]).astype(np.int32),  # a piece of a picture
                 disposable=np.append(table.disposable, [False, False]),
+                second=np.append(table.second, [False, False]),
             ),
         )
         crop, size = full_frame(video)

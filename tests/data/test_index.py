@@ -37,7 +37,7 @@ def probed(monkeypatch) -> list[str]:
 
 
 def same(a: VideoInfo, b: VideoInfo) -> bool:
-    arrays = ("positions", "sizes", "order", "starts", "disposable")
+    arrays = ("positions", "sizes", "order", "starts", "disposable", "second")
     one, other = a.packets, b.packets
     return (
         all(

@@ -17,8 +17,12 @@ pixel_bounds.py        how large a picture may be
 video.py               what is known of a video
 probing.py             finding it out, once per file
 index.py               keeping it, for all workers and runs
+frame_times.py         when each frame is shown, also where a file does not say so
+skipping.py            trying out what can be left out
 bitstream.py           where in a file decoding can start, and what can be left out
-av1.py                 the same of AV1's packets
+h264.py                fields and frame numbers of H.264's packets
+av1.py                 what can be left out of AV1's
+bits.py                reading headers bit by bit
 packets.py             decoding from byte ranges, without a container
 decoding.py            frame-exact pixels of the views that are wanted
 conversion.py          crop, scale, convert and turn a frame in one pass

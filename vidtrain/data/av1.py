@@ -7,6 +7,8 @@ on probabilities and motion; an AV1 picture hands everything on through the refe
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vidtrain.data.bits import Bits
+
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6  # obu_type, 6.2.2
 KEY_FRAME, INTRA_ONLY, SWITCH = 0, 2, 3  # frame_type, 6.8.2
 SELECTED_BY_FRAME = 2  # of seq_force_screen_content_tools and seq_force_integer_mv, 6.4.1
@@ -21,22 +23,7 @@ class SequenceHeader:
     force_screen_content_tools: int
     force_integer_mv: int
     order_hint_bits: int
-
-
-class _Bits:
-    """Reads numbers of so many bits, the highest first; raises IndexError past the end."""
-
-    def __init__(self, data: bytes):
-        self._data = data
-        self._at = 0
-
-    def read(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            byte, bit = divmod(self._at, 8)
-            value = value << 1 | self._data[byte] >> (7 - bit) & 1
-            self._at += 1
-        return value
+    operating_points: int
 
 
 def leaves_nothing(packet: bytes, extradata: bytes) -> bool:
@@ -58,17 +45,26 @@ def leaves_nothing(packet: bytes, extradata: bytes) -> bool:
         return False
 
 
+def has_layers(extradata: bytes) -> bool:
+    """Whether the stream can be decoded in several layers, of time or quality, as the sequence header says."""
+    try:
+        sequence = _sequence_header(extradata)
+    except IndexError:
+        return False
+    return sequence is not None and sequence.operating_points > 1
+
+
 def _sequence_header(extradata: bytes) -> SequenceHeader | None:
     """The header that `extradata` carries; None where there is none, or one of a kind that is not read here."""
     is_record = extradata[:1] == b"\x81"  # marker and version
     units = _units(extradata[CONFIGURATION_BYTES:] if is_record else extradata)
     for kind, body in units:
         if kind == SEQUENCE_HEADER:
-            return _read_sequence_header(_Bits(body))
+            return _read_sequence_header(Bits(body))
     return None
 
 
-def _read_sequence_header(bits: _Bits) -> SequenceHeader | None:
+def _read_sequence_header(bits: Bits) -> SequenceHeader | None:
     """Section 5.5.1."""
     bits.read(3 + 1)  # seq_profile, still_picture
     if bits.read(1):  # reduced_still_picture_header
@@ -83,7 +79,8 @@ def _read_sequence_header(bits: _Bits) -> SequenceHeader | None:
         if bits.read(1):  # decoder_model_info_present_flag
             return None
     delays_present = bits.read(1)
-    for _ in range(bits.read(5) + 1):  # operating points
+    operating_points = bits.read(5) + 1
+    for _ in range(operating_points):
         bits.read(12)
         if bits.read(5) > 7:  # seq_level_idx: higher levels have tiers
             bits.read(1)
@@ -102,14 +99,13 @@ def _read_sequence_header(bits: _Bits) -> SequenceHeader | None:
     integer_mv = SELECTED_BY_FRAME
     if screen_content and not bits.read(1):
         integer_mv = bits.read(1)
-    return SequenceHeader(
-        frame_id_bits, screen_content, integer_mv, bits.read(3) + 1 if has_order_hint else 0
-    )
+    order_hint_bits = bits.read(3) + 1 if has_order_hint else 0
+    return SequenceHeader(frame_id_bits, screen_content, integer_mv, order_hint_bits, operating_points)
 
 
 def _refreshes_nothing(body: bytes, sequence: SequenceHeader) -> bool:
     """Section 5.9.2, up to refresh_frame_flags."""
-    bits = _Bits(body)
+    bits = Bits(body)
     if bits.read(1):  # show_existing_frame
         return False
     kind, shown = bits.read(2), bits.read(1)

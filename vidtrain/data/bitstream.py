@@ -5,12 +5,15 @@ A container's keyframe flag is not enough: it also marks pictures that only begi
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from vidtrain.data import av1
+from vidtrain.data import av1, h264
 
 H264_IDR, H264_SEI = 5, 6
 H264_PICTURES = range(1, 6)
-H264_PARAMETERS = (7, 8)
+H264_PARAMETERS = (h264.SEQUENCE_PARAMETERS, h264.PICTURE_PARAMETERS)
+H264_LAYERS = (14, 15, 20, 21)  # of scalable and of multiview streams
+H264_REFERENCE = 0x60  # nal_ref_idc
 SEI_RECOVERY_POINT = 6
 HEVC_PICTURES = range(0, 32)
 HEVC_PARAMETERS = (32, 33, 34)
@@ -34,16 +37,40 @@ def is_clean_start(codec: str, packet: bytes, extradata: bytes) -> bool:
     if codec == "h264":
         return _h264_clean(packet, extradata)
     if codec == "hevc":
-        kinds = [kind for kind, _, _ in _hevc_pictures(packet, extradata)]
-        return bool(kinds) and kinds[0] in HEVC_RANDOM_ACCESS
+        kinds = [(unit[0] >> 1) & 63 for unit in _units(packet, _length_size("hevc", extradata))]
+        return next((kind in HEVC_RANDOM_ACCESS for kind in kinds if kind in HEVC_PICTURES), False)
     return True  # keyframes of VP9 and AV1 reset every reference
 
 
-def temporal_layer(codec: str, packet: bytes, extradata: bytes) -> int:
-    """The layer of a picture of HEVC, where a layer may refer to lower ones; 0 for other codecs."""
-    if codec != "hevc":
-        return 0
-    return max((layer for _, layer, _ in _hevc_pictures(packet, extradata)), default=0)
+@dataclass(slots=True)
+class CodedPicture:
+    """What the bits of one picture tell.
+
+    `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else 0. `disposable` says
+    whether no other picture of its layer refers to it; False where that cannot be told. `slices` is how many pieces
+    the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of further views,
+    sizes or qualities beside it. `headers` are, for H.264, what `h264.survey` looks at.
+    """
+
+    layer: int = 0
+    disposable: bool = False
+    slices: int = 1
+    layered: bool = False
+    headers: tuple[bytes, ...] = ()
+
+
+def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
+    """What the bits of the picture in `packet` tell; `extradata` is the stream's configuration record."""
+    if codec == "h264":
+        return _h264_picture(packet, extradata)
+    if codec == "hevc":
+        return _hevc_picture(packet, extradata)
+    if codec == "mpeg4":
+        kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
+        return CodedPicture(disposable=kinds == [MPEG4_B_PICTURE])
+    if codec == "av1":
+        return CodedPicture(disposable=av1.leaves_nothing(packet, extradata))
+    return CodedPicture()
 
 
 def is_disposable(codec: str, packet: bytes, extradata: bytes, top_layer: int) -> bool:
@@ -51,26 +78,44 @@ def is_disposable(codec: str, packet: bytes, extradata: bytes, top_layer: int) -
 
     `top_layer` is the highest temporal layer of the stream.
     """
-    if codec == "h264":
-        units = list(_units(packet, _length_size(codec, extradata)))
-        if any(unit[0] & 31 in H264_PARAMETERS for unit in units):
-            return False
-        pictures = [unit for unit in units if unit[0] & 31 in H264_PICTURES]
-        return bool(pictures) and all((unit[0] >> 5) & 3 == 0 for unit in pictures)  # nal_ref_idc
-    if codec == "hevc":
-        units = _units(packet, _length_size(codec, extradata))
-        if any((unit[0] >> 1) & 63 in HEVC_PARAMETERS for unit in units):
-            return False
-        pictures = _hevc_pictures(packet, extradata)
-        return bool(pictures) and all(
-            kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer, _ in pictures
-        )
-    if codec == "mpeg4":
-        kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
-        return kinds == [MPEG4_B_PICTURE]
-    if codec == "av1":
-        return av1.leaves_nothing(packet, extradata)
-    return False
+    picture = coded_picture(codec, packet, extradata)
+    return picture.disposable and picture.layer == top_layer
+
+
+def _h264_picture(packet: bytes, extradata: bytes) -> CodedPicture:
+    slices: list[bytes] = []
+    parameters: tuple[bytes, ...] = ()
+    disposable, layered = True, False
+    for unit in _units(packet, _length_size("h264", extradata)):
+        kind = unit[0] & 31
+        if kind in H264_PICTURES:
+            slices.append(unit)
+            disposable = disposable and not unit[0] & H264_REFERENCE
+        elif kind in H264_PARAMETERS:
+            parameters += (unit,)
+        elif kind in H264_LAYERS:
+            layered = True
+    headers = parameters
+    for unit in slices[:1] + slices[1:][-1:]:
+        headers += (unit[: h264.HEAD],)
+    return CodedPicture(0, disposable and bool(slices) and not parameters, len(slices), layered, headers)
+
+
+def _hevc_picture(packet: bytes, extradata: bytes) -> CodedPicture:
+    units = [unit for unit in _units(packet, _length_size("hevc", extradata)) if len(unit) > 1]
+    pictures = [((unit[0] >> 1) & 63, (unit[1] & 7) - 1) for unit in units]
+    kinds = [kind for kind, _ in pictures]
+    pictures = [(kind, layer) for kind, layer in pictures if kind in HEVC_PICTURES]
+    top_layer = max((layer for _, layer in pictures), default=0)
+    passed_over = bool(pictures) and all(
+        kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer in pictures
+    )
+    return CodedPicture(
+        layer=top_layer,
+        disposable=passed_over and not any(kind in HEVC_PARAMETERS for kind in kinds),
+        slices=len(pictures),
+        layered=any((unit[0] & 1) << 5 | unit[1] >> 3 for unit in units),  # nuh_layer_id
+    )
 
 
 def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:
@@ -105,13 +150,6 @@ def _h264_clean(packet: bytes, extradata: bytes) -> bool:
         if kind in H264_PICTURES:
             return kind == H264_IDR
     return False
-
-
-def _hevc_pictures(packet: bytes, extradata: bytes) -> list[tuple[int, int, bytes]]:
-    """The picture units of a packet as (type, temporal layer, unit) (ITU-T H.265, 7.3.1.2)."""
-    units = _units(packet, _length_size("hevc", extradata))
-    found = [((unit[0] >> 1) & 63, (unit[1] & 7) - 1, unit) for unit in units if len(unit) > 1]
-    return [each for each in found if each[0] in HEVC_PICTURES]
 
 
 def _length_size(codec: str, extradata: bytes) -> int | None:

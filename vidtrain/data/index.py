@@ -23,7 +23,7 @@ from vidtrain.errors import UserError
 log = logging.getLogger(__name__)
 
 # Of the entries, which also rest on the decoder that probed; those of another format are made anew
-FORMAT = "3 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+FORMAT = "4 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 REMEMBERED_BYTES = 64 << 20  # per process
 WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
 SCHEMA = (
@@ -143,12 +143,12 @@ class VideoIndex:
 
 
 def _weight(video: VideoInfo) -> int:
-    """About how many bytes it takes in memory: its arrays of 8, 8, 8, 4, 4, 4 and 1 bytes a frame."""
+    """About how many bytes it takes in memory: its arrays of 8, 8, 8, 4, 4, 4, 1 and 1 bytes a frame."""
     return 1000 + 40 * video.num_frames + sum(50 + len(image) for image in video.images)
 
 
 # Arrays are kept as differences, which are small and alike, and so compress to a byte or two a frame.
-ARRAYS = ("positions", "sizes", "order", "starts", "disposable")
+ARRAYS = ("positions", "sizes", "order", "starts", "disposable", "second")
 
 
 def pack(video: VideoInfo) -> bytes:
@@ -201,6 +201,7 @@ def unpack(path: str, entry: bytes) -> VideoInfo:
             order=arrays["order"].astype(np.int32),
             starts=arrays["starts"].astype(np.int32),
             disposable=arrays["disposable"].astype(bool),
+            second=arrays["second"].astype(bool),
         )
     width, height, rotation, mirrored = head["shape"]
     digest = bytes.fromhex(head["digest"])

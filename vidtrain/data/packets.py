@@ -76,13 +76,14 @@ def _runs(table: PacketTable, wanted: Sequence[int]) -> list[list[int]]:
     first_shown = table.first_shown
     runs: list[tuple[int, set[int]]] = []
     for index in wanted:
-        number = int(table.order[index])
+        first = int(table.order[index])
+        numbers = range(first, table.last_part(first) + 1)
         # the last start that is shown no later than the frame: what leads it in the file may need an earlier one
         start = int(table.starts[max(0, int(np.searchsorted(first_shown, index, side="right")) - 1)])
         if runs and start <= max(runs[-1][1]):
-            runs[-1][1].add(number)
+            runs[-1][1].update(numbers)
         else:
-            runs.append((start, {number}))
+            runs.append((start, set(numbers)))
     return [
         [n for n in range(start, max(numbers) + 1) if n in numbers or not table.disposable[n]]
         for start, numbers in runs

@@ -12,21 +12,25 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtrain.data import watchdog
+from vidtrain.data import skipping, watchdog
+from vidtrain.data.av1 import has_layers
 from vidtrain.data.bitstream import (
     TELLING_CODECS,
+    CodedPicture,
+    coded_picture,
     is_clean_start,
-    is_disposable,
     needs_first_packet,
     pictures_apart,
-    temporal_layer,
 )
+from vidtrain.data.frame_times import StatedTimes, frame_times, states_decode_times, states_shown_times
+from vidtrain.data.h264 import Survey, survey
 from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.packets import decode_numbers, new_decoder
 from vidtrain.data.pixel_bounds import MAX_PIXELS
@@ -51,8 +55,7 @@ class _Picture:
     keyframe: bool
     clean: bool
     hidden: bool
-    layer: int
-    disposable: bool
+    coded: CodedPicture
 
 
 def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
@@ -68,11 +71,11 @@ def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
         raise DecodeError(path, "the file is empty")
     try:
         with opened(path, max_pixels) as (container, stream), open(path, "rb") as file:
-            scan = _Scan(container, stream, file.fileno())
+            scan = _Scan(container, stream, file.fileno(), max_pixels)
             video = scan.believed(path)
         digest = file_digest([path])
-        if video is None:
-            video = _decoded(path, scan, max_pixels)
+        if video is None or not scan.regular:
+            video = _decoded_if_possible(path, scan, video)
     except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
         raise DecodeError(path, error.strerror or str(error)) from error
     return replace(video, digest=digest, max_pixels=max_pixels)
@@ -92,15 +95,19 @@ def file_digest(paths: Sequence[str]) -> bytes:
 class _Scan:
     """The pictures of a stream in decoding order, its first frame, and how to set up a decoder for it."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, file: int):
+    def __init__(self, container: InputContainer, stream: VideoStream, file: int, max_pixels: int):
         decoder = stream.codec_context
+        self.max_pixels = max_pixels
         self.codec = decoder.codec.canonical_name
         self.timed = container.format.name in TIMED_CONTAINERS
         self.time_base = stream.time_base
-        self.rate = stream.average_rate or stream.guessed_rate
+        # the average is over whatever times there are, and 25 where there are none
+        self.rate = stream.guessed_rate or stream.average_rate
+        self.reorders = decoder.has_b_frames
         self.first: av.VideoFrame | None = None
         self.sound = True
         self.pictures: list[_Picture] = []
+        self.sent: list[int | None] = []
         self.opening = b""
         extradata = decoder.extradata or b""
         for packet in container.demux(stream):
@@ -114,14 +121,15 @@ class _Scan:
             self.sound = self.sound and not packet.is_corrupt and not packet.has_sidedata("new_extradata")
             watchdog.progress()
             place = _place(packet, data, file)
+            if not packet.is_discard and states_decode_times(container.format):
+                self.sent.append(packet.dts)
             for offset, size in pictures_apart(self.codec, data):
                 self.pictures.append(
                     self._picture(packet, data[offset : offset + size], extradata, place, offset)
                 )
-        top_layer = max((picture.layer for picture in self.pictures), default=0)
-        if top_layer:  # what is in a lower layer may be referred to from above
-            for picture in self.pictures:
-                picture.disposable = picture.disposable and picture.layer == top_layer
+        self.survey = self._survey(extradata)
+        second = np.array(self.survey.second if self.survey else [False] * len(self.pictures), dtype=bool)
+        disposable, self.unusual = self._disposable(second, extradata)
         self.setup = PacketTable(
             codec=decoder.name,
             tag=decoder.codec_tag.strip("\0"),
@@ -133,13 +141,13 @@ class _Scan:
             sizes=np.array([picture.size for picture in self.pictures], dtype=np.int32),
             order=NONE,
             starts=NONE,
-            disposable=np.array([picture.disposable for picture in self.pictures], dtype=bool),
+            disposable=disposable,
+            second=second,
         )
 
     def _picture(
         self, packet: av.Packet, data: bytes, extradata: bytes, place: int | None, offset: int
     ) -> _Picture:
-        layer = temporal_layer(self.codec, data, extradata)
         clean = (
             packet.is_keyframe
             and self.codec in TELLING_CODECS
@@ -152,9 +160,37 @@ class _Scan:
             keyframe=packet.is_keyframe and offset == 0,
             clean=clean,
             hidden=packet.is_discard,
-            layer=layer,
-            disposable=is_disposable(self.codec, data, extradata, layer),
+            coded=coded_picture(self.codec, data, extradata),
         )
+
+    def _survey(self, extradata: bytes) -> Survey | None:
+        if self.codec != "h264":
+            return None
+        found = survey(extradata, [picture.coded.headers for picture in self.pictures])
+        for picture, second in zip(self.pictures, found.second, strict=True):
+            if second:  # decoding cannot start there
+                picture.keyframe = picture.clean = False
+        return found
+
+    def _disposable(self, second: np.ndarray, extradata: bytes) -> tuple[np.ndarray, bool]:
+        """Which pictures nothing refers to, and whether the stream is of a kind of which that must be tried."""
+        coded = [picture.coded for picture in self.pictures]
+        top_layer = max((each.layer for each in coded), default=0)
+        # what is in a lower layer may be referred to from above
+        found = np.array([each.disposable and each.layer == top_layer for each in coded], dtype=bool)
+        firsts = np.flatnonzero(second) - 1
+        found[firsts] = found[firsts + 1] = (
+            found[firsts] & found[firsts + 1]
+        )  # a frame's two fields go together
+        several = any(each.slices > 1 or each.layered for each in coded) or (
+            self.codec == "av1" and has_layers(extradata)
+        )
+        return found, bool(several or top_layer or second.any())
+
+    @property
+    def regular(self) -> bool:
+        """Whether no picture seems to be missing. Others decode to what depends on where decoding began."""
+        return self.survey is None or self.survey.regular
 
     @property
     def in_place(self) -> bool:
@@ -162,12 +198,18 @@ class _Scan:
 
     def believed(self, path: str) -> VideoInfo | None:
         """What the packets tell, having decoded the first frame only; None where they cannot be relied on."""
-        times = [picture.pts for picture in self.pictures]
+        firsts = np.flatnonzero(~self.setup.second)
+        times = [self.pictures[number].pts for number in firsts]
         if not self.timed or self.codec not in TELLING_CODECS or self.first is None or None in times:
             return None
         if not self.sound or any(picture.hidden for picture in self.pictures) or len(set(times)) < len(times):
             return None
-        order = np.argsort(np.array(times, dtype=np.int64)).astype(np.int32)
+        if self.survey is not None and not self.survey.paired:
+            return None
+        ticks = np.array(times, dtype=np.int64)
+        if self.reorders and (np.diff(ticks) > 0).all() and (self.survey is None or self.survey.has_b):
+            return None  # pictures are reordered, but not by these times, which are those of decoding
+        order = firsts[np.argsort(ticks)].astype(np.int32)
         # pictures that lead the first keyframe are in the file but cannot be decoded, so they are never shown
         if order[0] != 0 or not self.pictures[0].clean or self.first.pts != times[0] or not self.in_place:
             return None
@@ -175,7 +217,21 @@ class _Scan:
         if needs_first_packet(self.codec, self.opening, self.first.format.name):
             starts = starts[:1]
         table = replace(self.setup, order=order, starts=starts)
-        return self.video(path, self.first, np.array(times, dtype=np.int64)[order], self.time_base, table)
+        if not self.regular or (self.unusual and table.disposable.any() and not self._tried(path)):
+            table = replace(table, disposable=np.zeros_like(table.disposable))
+        return self.video(path, self.first, np.sort(ticks), self.time_base, table)
+
+    def _tried(self, path: str) -> bool:
+        """Whether pictures can be left out, having tried it."""
+        if len(self.pictures) * self.setup.width * self.setup.height > skipping.MOST_PIXELS:
+            return False
+        with open(path, "rb") as file:
+            decode = partial(_marks, self, file.fileno())
+            try:
+                marks = dict(decode(range(len(self.pictures))))
+            except av.FFmpegError:
+                return False
+            return skipping.same_without(skipping.halves(self.setup), marks, decode)
 
     def video(
         self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
@@ -193,24 +249,35 @@ def _place(packet: av.Packet, data: bytes, file: int) -> int | None:
     return None if found < 0 else packet.pos + found
 
 
-def _decoded(path: str, scan: _Scan, max_pixels: int) -> VideoInfo:
+def _decoded_if_possible(path: str, scan: _Scan, believed: VideoInfo | None) -> VideoInfo:
+    """What decoding gives, or what the packets tell where one does not decode: then the others can still be read."""
+    try:
+        return _decoded(path, scan)
+    except DecodeError:
+        if believed is None:
+            raise
+        return believed
+
+
+def _decoded(path: str, scan: _Scan) -> VideoInfo:
     """What decoding the whole file in order gives."""
-    first, times, shown = None, [], []
-    with opened(path, max_pixels) as (container, stream):
+    first, times, let_out, shown = None, [], [], []
+    with opened(path, scan.max_pixels) as (container, stream):
+        stated = states_shown_times(container.format)
         for frame in container.decode(stream):
             first = first or frame
-            times.append(frame.pts)
+            times.append(frame.pts if stated else None)
+            let_out.append(frame.dts)
             watchdog.progress()
             shown.append(_fingerprint(frame))
     if first is None:
         raise DecodeError(path, "no frame of it decodes")
     verifiable = scan.in_place and None not in shown and len(shown) <= MOST_VERIFIED
-    table = _verified(path, scan, shown, max_pixels) if verifiable else None
-    if None not in times and (np.diff(times) > 0).all():
-        return scan.video(path, first, np.array(times, dtype=np.int64), scan.time_base, table)
-    if not scan.rate:
+    table = _verified(path, scan, shown) if verifiable else None
+    found = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
+    if found is None:
         raise DecodeError(path, "it has neither frame times in order nor a frame rate")
-    return scan.video(path, first, np.arange(len(times)), 1 / scan.rate, table)
+    return scan.video(path, first, *found, table)
 
 
 def _fingerprint(frame: av.VideoFrame) -> int | None:
@@ -234,43 +301,73 @@ def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
     return found
 
 
-def _verified(path: str, scan: _Scan, shown: list[int], max_pixels: int) -> PacketTable | None:
+def _verified(path: str, scan: _Scan, shown: list[int]) -> PacketTable | None:
     """The table that gives the frames `shown` from byte ranges; None where there is none."""
     with open(path, "rb") as file:
-
-        def decode(numbers: range) -> list[tuple[int, int | None]]:
-            decoder = new_decoder(scan.setup, max_pixels)
-            frames = decode_numbers(decoder, numbers, lambda number: _bytes(file.fileno(), scan, number))
-            marks = []
-            for number, frame in frames:
-                marks.append((number, _fingerprint(frame)))
-                watchdog.progress()
-            return marks
-
+        decode = partial(_marks, scan, file.fileno())
         try:
-            every = [each for each in decode(range(len(scan.pictures))) if not scan.pictures[each[0]].hidden]
+            marks = dict(every := decode(range(len(scan.pictures))))
             # a packed stream's filler, which its container's decoder passes over, may come out as a frame
-            found = iter(every)
+            found = iter([each for each in every if not scan.pictures[each[0]].hidden])
             order = [next((number for number, other in found if other == mark), None) for mark in shown]
             if None in order or len(set(order)) < len(order):
                 return None
-            # each keyframe, tried as a start, must give what is shown from it up to the next one
-            keys = [n for n in order if scan.pictures[n].keyframe]
-            starts = []
-            place = {number: index for index, number in enumerate(order)}
-            bounds = [place[key] for key in keys] + [len(order)]
-            for key, begin, end in zip(keys, bounds[:-1], bounds[1:], strict=True):
-                marks = dict(decode(range(key, max(order[begin:end]) + 1))) if end > begin else {}
-                if begin == 0 or all(
-                    number in marks and marks[number] == mark
-                    for number, mark in zip(order[begin:end], shown[begin:end], strict=True)
-                ):
-                    starts.append(key)
+            table = replace(scan.setup, order=np.array(order, np.int32), second=_seconds(scan, marks))
+            starts, same = _verified_starts(scan, table, shown, decode)
+            trials = skipping.halves(table)[1 if same else 0 :]
+            if same is False or not skipping.same_without(trials, marks, decode):
+                table = replace(table, disposable=np.zeros_like(table.disposable))
         except av.FFmpegError:  # only the container's own way reads it
             return None
     # the frames shown first are decoded from the very beginning, whatever stands there
     starts = sorted({0, *starts}) if order[0] not in starts else sorted(starts)
-    return replace(scan.setup, order=np.array(order, np.int32), starts=np.array(starts, np.int32))
+    return replace(table, starts=np.array(starts, np.int32))
+
+
+def _marks(scan: _Scan, file: int, numbers: Sequence[int]) -> list[tuple[int, int | None]]:
+    """The number and the fingerprint of each frame that decoding the packets `numbers` gives."""
+    marks = []
+    for number, frame in decode_numbers(
+        new_decoder(scan.setup, scan.max_pixels), numbers, lambda number: _bytes(file, scan, number)
+    ):
+        marks.append((number, _fingerprint(frame)))
+        watchdog.progress()
+    return marks
+
+
+def _seconds(scan: _Scan, marks: dict[int, int | None]) -> np.ndarray:
+    """Which packets complete the frame before. MPEG-2's headers are not looked at: of it, those that give no frame."""
+    if not scan.codec.startswith("mpeg2"):
+        return scan.setup.second
+    return np.array([number > 0 and number not in marks for number in range(len(scan.pictures))], dtype=bool)
+
+
+def _verified_starts(
+    scan: _Scan, table: PacketTable, shown: list[int], decode: skipping.Decode
+) -> tuple[list[int], bool | None]:
+    """The keyframes that, tried as a start, give what is shown from them up to the next one.
+
+    Half of what nothing refers to is left out meanwhile. The second value says whether that gave the same everywhere;
+    it is None where a keyframe is no start either way.
+    """
+    order, half = table.order.tolist(), skipping.halves(table)[0]
+    keys = [number for number in order if scan.pictures[number].keyframe]
+    starts: list[int] = []
+    same: bool | None = True
+    place = {number: index for index, number in enumerate(order)}
+    bounds = [place[key] for key in keys] + [len(order)]
+    for key, begin, end in zip(keys, bounds[:-1], bounds[1:], strict=True):
+        expected = dict(zip(order[begin:end], shown[begin:end], strict=True))
+        every = range(key, max(map(table.last_part, expected), default=key) + 1)
+        some = [number for number in every if half[number]]
+        if skipping.same_as(expected, some, decode):
+            starts.append(key)
+        elif skipping.same_as(expected, every, decode):
+            starts.append(key)
+            same = False
+        else:
+            same = same and None
+    return starts, same
 
 
 def _bytes(file: int, scan: _Scan, number: int) -> bytes:

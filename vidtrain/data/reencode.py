@@ -17,6 +17,7 @@ from av.filter import Graph
 from av.video.frame import PictureType
 
 from vidtrain.data.conversion import FULL_RANGE, MATRICES, SCALE_FLAGS, color_of, filter_graph
+from vidtrain.data.frame_times import states_shown_times
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
 from vidtrain.data.pixel_bounds import MAX_PIXELS
@@ -234,7 +235,10 @@ def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
 
 def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:
     with opened(video.path, video.max_pixels) as (container, stream):
-        yield from container.decode(stream)
+        for frame in container.decode(stream):
+            if not states_shown_times(container.format):
+                frame.pts = None
+            yield frame
 
 
 def _same_times(ticks: np.ndarray, tick: Fraction, others: np.ndarray, other: Fraction) -> bool:

@@ -37,7 +37,8 @@ class PacketTable:
     `positions` int64 and `sizes` int32 [m] are byte ranges. `order` int32 [num_frames] gives for every shown
     frame the number of the packet that it comes from. Decoding can begin at the packets `starts` int32, in
     order, and is exact for frames that are shown no earlier than such a packet's own. No other picture refers to
-    those of `disposable` bool [m]. `codec`, `tag`, `extradata`, `width`, `height` and `color` (matrix, range)
+    those of `disposable` bool [m]. Those of `second` bool [m] complete the frame of the packet before them: they are
+    second fields, and in no `order`. `codec`, `tag`, `extradata`, `width`, `height` and `color` (matrix, range)
     set up the decoder.
     """
 
@@ -52,6 +53,13 @@ class PacketTable:
     order: np.ndarray
     starts: np.ndarray
     disposable: np.ndarray
+    second: np.ndarray
+
+    def last_part(self, number: int) -> int:
+        """The last packet of the frame whose first one is packet `number`."""
+        while number + 1 < len(self.second) and self.second[number + 1]:
+            number += 1
+        return number
 
     @cached_property
     def first_shown(self) -> np.ndarray:

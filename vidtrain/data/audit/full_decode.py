@@ -67,7 +67,10 @@ def decode_all(info: VideoInfo) -> Seen:
     pictures = Pictures(info.num_frames, None if info.images else info.orientation)
     if info.images:
         return _decode_images(info, pictures)
-    return decode_file(info.path, pictures, info.max_pixels)
+    seen = decode_file(info.path, pictures, info.max_pixels)
+    if info.packets is not None:  # a header may count the two fields of a frame
+        seen.stated_frames = max(0, seen.stated_frames - int(info.packets.second.sum()))
+    return seen
 
 
 def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> Seen:
@@ -122,7 +125,7 @@ def _stated(container: InputContainer, stream: VideoStream) -> Seen:
     return Seen(
         stated_frames=stream.frames,
         stated_duration=duration,
-        stated_rate=float(stream.average_rate or 0),
+        stated_rate=float(stream.guessed_rate or stream.average_rate or 0),
         container=container.format.name,
         codec=stream.codec_context.codec.canonical_name,
         audio=audio,
@@ -132,22 +135,50 @@ def _stated(container: InputContainer, stream: VideoStream) -> Seen:
 def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Iterator[av.VideoFrame]:
     """Every frame that can be had, as the decoder gives them out; errors are noted and passed over."""
     decoder, packets = stream.codec_context, container.demux(stream)
+    empty = _EmptyChunks() if container.format.name == "avi" else None
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
             seen.errors.append(error.strerror)
             packet = None  # what the decoder still holds is asked for
+        if packet is not None and empty is not None:
+            empty.look(packet)
         if packet is not None and packet.is_discard:
             seen.stated_frames -= min(1, seen.stated_frames)  # counted by the header, but not to be shown
         try:
             yield from decoder.decode(packet)
         except EOFError:  # demuxing has already asked it for what it held
-            return
+            packet = None
         except av.FFmpegError as error:
             seen.errors.append(error.strerror)
         if packet is None:
+            if empty is not None:
+                seen.stated_frames -= empty.among(seen.stated_frames)
             return
+
+
+class _EmptyChunks:
+    """Counts the chunks of an AVI that hold no picture: each makes the one before stay for another interval."""
+
+    def __init__(self):
+        self._packets = self._empty = self._widest = 0
+        self._last: int | None = None
+
+    def look(self, packet: av.Packet) -> None:
+        if not packet.size or packet.dts is None:
+            return
+        self._packets += 1
+        if self._last is not None:
+            gap = max(0, packet.dts - self._last - 1)  # times count chunks
+            self._empty, self._widest = self._empty + gap, max(self._widest, gap)
+        self._last = packet.dts
+
+    def among(self, stated: int) -> int:
+        """How many of the header's `stated` frames are such. Those behind the last picture are told from a file that
+        was cut by their number: no more than there are between pictures elsewhere."""
+        behind = max(0, stated - self._packets - self._empty)
+        return min(stated, self._empty + (behind if behind <= self._widest else 0))
 
 
 class Pictures:

@@ -16,7 +16,7 @@ from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
-FORMAT = 2  # of what is found; a file inspected under another is inspected anew
+FORMAT = 3  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
 # A rate is called variable where more than this share of its intervals is off by more than this part of the median
 VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
