@@ -19,7 +19,7 @@ from vidtrain import build, build_data, prediction_outputs
 from vidtrain.app import find_faults
 from vidtrain.data.probing import probe
 from vidtrain.errors import UserError
-from vidtrain.predict import check, predict, with_videos
+from vidtrain.predict import check, known_class, predict, with_videos
 from vidtrain.prediction_outputs import Outputs
 from vidtrain.stored_config import up_to_date
 from vidtrain.train import train
@@ -420,6 +420,12 @@ def test_a_class_or_a_heat_map_that_the_model_does_not_have(run, test_split, tmp
     with pytest.raises(UserError, match="heat_class=grew is no class of .*; did you mean grow?"):
         predicted(*call, "heat_class=grew")
     assert not list(tmp_path.iterdir())
+    classes, path = ("ab", "caf\u00e9"), Path("best.pt")
+    assert known_class("cafe\u0301", classes, path) == known_class(" caf\u00e9\u200b", classes, path) == 1
+    with pytest.raises(
+        UserError, match=r"heat_class=.* is no class of best.pt; they look alike .*U\+200D ZERO WIDTH"
+    ):
+        known_class("a\u200db", classes, path)
 
 
 def test_a_checkpoint_that_was_cut_down(run, test_split, tmp_path):

@@ -62,7 +62,10 @@ def test_a_folder_alone_must_hold_a_run(tmp_path):
     write(tmp_path / "a b", overrides=["seed=3"])
     named = f"run_dir='{tmp_path}/a b'"
     check_names_a_run([named])
-    assert with_stored_overrides([named])[0] == ["seed=3", named]  # and the quotes are Hydra's, not the folder's
+    assert with_stored_overrides([named])[0] == [
+        "seed=3",
+        named,
+    ]  # and the quotes are Hydra's, not the folder's
     for arguments in (["run_dir=new", "seed=1"], ["run_dir=new", "--cfg", "job"], ["run_dir=null"], []):
         check_names_a_run(arguments)
 

@@ -149,6 +149,8 @@ def evaluate(cfg: DictConfig) -> float:
     from vidtrain import build, build_data
     from vidtrain.app import report as report_faults
     from vidtrain.check import check_run
+    from vidtrain.data.class_names import describe_alike
+    from vidtrain.data.manifest import in_order_of
     from vidtrain.evaluate_report import publish
     from vidtrain.evaluate_views import Pass, fill
     from vidtrain.evaluation import view_store
@@ -172,11 +174,14 @@ def evaluate(cfg: DictConfig) -> float:
         if cfg.split not in splits:
             raise UserError(f"split={cfg.split} is not in the dataset; it has {', '.join(splits)}")
         manifest = splits[cfg.split]
-        if tuple(manifest.classes) != opened.classes:
-            differing = sorted(set(manifest.classes) ^ set(opened.classes)) or ["only their order"]
+        if sorted(manifest.classes) == sorted(opened.classes):
+            manifest = in_order_of(manifest, opened.classes)
+        else:
+            differing = sorted(set(manifest.classes) ^ set(opened.classes))
             raise UserError(
                 f"the checkpoint {path} tells other classes apart than the dataset has: "
                 f"{len(opened.classes)} and {len(manifest.classes)}; differing: {', '.join(differing[:8])}"
+                + describe_alike(manifest.classes, opened.classes)
             )
         if cfg.fusion == "vote" and manifest.multi_label:
             raise UserError("fusion=vote is for one label a video; choose one of mean_logits, mean_probs")

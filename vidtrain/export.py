@@ -187,15 +187,14 @@ def published_config(cfg: DictConfig, clips: "PublishedClips | None", name: str)
 
 def class_names(given: Any) -> list[str] | None:
     """Names as a list, or of a file with one in each line; None where none are given."""
-    if given is None or not isinstance(given, str):
-        return None if given is None else [str(name) for name in given]
+    from vidtrain.data.sources.labels import class_list
+
+    if given is None:
+        return None
     try:
-        lines = Path(given).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"classes={given} cannot be read: {error}; give a list, or a file with a name a line"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+        return list(class_list(given if isinstance(given, str) else list(given)))
+    except UserError as error:
+        raise UserError(f"classes={given}: {error}; give a list, or a file with a name a line") from error
 
 
 def main() -> None:

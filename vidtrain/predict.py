@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from vidtrain.app import fail, launch
 from vidtrain.bare_words import gathered
 from vidtrain.config import check_targets, suggest
+from vidtrain.data.class_names import describe_alike, one_spelling
 from vidtrain.errors import UserError
 from vidtrain.trained import locate, open_trained
 
@@ -170,9 +171,7 @@ def predict(cfg: DictConfig) -> None:
     with join_ranks(cfg.device) as ranks, tempfile.TemporaryDirectory() as temporary:
         opened = open_trained(path, cfg.trust_targets)
         trained = as_trained(opened.config, cfg)
-        if cfg.heat_class is not None and cfg.heat_class not in opened.classes:
-            known = suggest(cfg.heat_class, list(opened.classes))
-            raise UserError(f"heat_class={cfg.heat_class} is no class of {path}{known}")
+        heat_class = None if cfg.heat_class is None else known_class(cfg.heat_class, opened.classes, path)
         found = check_trained(trained, cfg)
         report_faults([("the checkpoint's configuration, as changed", key, why) for key, why in found])
         build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
@@ -193,7 +192,7 @@ def predict(cfg: DictConfig) -> None:
             crops=reader.videos.geometry.crops,
             independent=build.part(trained.loss).independent,
             heat=kind,
-            heat_class=None if cfg.heat_class is None else opened.classes.index(cfg.heat_class),
+            heat_class=heat_class,
         )
         plans = reader.whole()
         if cfg.windows.stride is not None:
@@ -201,6 +200,15 @@ def predict(cfg: DictConfig) -> None:
         protocol = build.protocol_text(trained, judge.model.fusion)
         work(cfg, protocol, reader, judge, plans, out, heat_note(kind, model, cfg.heat_class, why_none))
         index.close()
+
+
+def known_class(named: str, classes: Sequence[str], path: Path) -> int:
+    """The number of the class that a setting names. Raises `UserError` where the checkpoint at `path` has none so."""
+    found = one_spelling(named)
+    if found not in classes:
+        hint = describe_alike([found], classes) or suggest(found, list(classes))
+        raise UserError(f"heat_class={named} is no class of {path}{hint}")
+    return classes.index(found)
 
 
 def work(

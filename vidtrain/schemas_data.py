@@ -58,7 +58,7 @@ class SplitListingSettings:
     """How to read a listing; what is null is recognized (vidtrain.data.sources.listing_format.ListingFormat)."""
 
     root: str | None = None  # what paths are relative to; null: the listing's folder
-    delimiter: str | None = None  # comma, tab, space, semicolon or "::"
+    delimiter: str | None = None  # comma, tab, space, semicolon, "::" or last_space
     header: bool | None = None  # whether line 1 names the columns
     path_column: int | str | None = None
     label_column: int | str | None = None

@@ -147,11 +147,6 @@ def split(cfg: Any) -> None:
 
     console, out = make_console(is_main=True), Path(cfg.out)
     pool = read_pool(cfg)
-    spaced = [name for name in pool.classes if name != name.strip()]
-    if spaced:
-        raise UserError(
-            f"the class {spaced[0]!r} begins or ends with a space, which listings drop: rename its folder"
-        )
     check_splits({"all": pool})
     found = split_manifest(pool, shares_of(list(cfg.shares)), cfg.seed)
     separator = _separator(cfg) if pool.multi_label else ""

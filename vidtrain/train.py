@@ -73,6 +73,7 @@ def _train(
 
     from vidtrain import __version__, build, build_data, run_folder, run_pictures, sweep_trial
     from vidtrain.data.balance import class_shares, describe_shares
+    from vidtrain.data.class_names import spelled_classes
     from vidtrain.evaluate import evaluate_split
     from vidtrain.evaluate_report import results_table
     from vidtrain.evaluation.metrics import DIRECTIONS
@@ -136,6 +137,10 @@ def _train(
     if found is not None:
         newest, resume = found
         checkpoint.restore(model, resume["model"], str(newest))
+        if spelled_classes(resume["classes"]) != classes:
+            raise UserError(
+                f"{newest} was trained on other classes, or in another order, than the dataset has now"
+            )
         start = f"resumed from {newest} at step {resume['state']['total_step']}"
     else:
         start = load_starting_point(cfg, model, ranks, console, folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.config import components
+from vidtrain.data.class_names import spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
 
@@ -114,9 +115,8 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
                 f"checkpoint {path} lacks {', '.join(absent)}, and cannot be used without: it was cut down; take one "
                 "that training wrote"
             )
-        trained = Trained(
-            path, payload["config"], tuple(payload["classes"]), _weights(payload, weights, path)
-        )
+        classes = spelled_classes(payload["classes"])
+        trained = Trained(path, payload["config"], classes, _weights(payload, weights, path))
     if not trust_targets:
         check_trust(OmegaConf.create(dict(trained.config)), str(path))
     return trained
@@ -163,7 +163,7 @@ def _open_exported(path: Path) -> Trained:
             raise UserError(
                 f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
             )
-        return Trained(path, card["config"], tuple(card["classes"]), weights, card)
+        return Trained(path, card["config"], spelled_classes(card["classes"]), weights, card)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
 

@@ -25,6 +25,10 @@ def test_a_file_is_read(tmp_path):
     assert found.paths == ["a, b.mp4", "c.mp4", "d.mp4"]
     assert found.predictions == ["run", "sit", "sit"]
     assert found.top5.tolist() == [True, False, True] and found.groups is None
+    path.write_text(
+        "path,label,prediction\na.mp4,cafe\u0301,caf\u00e9\n"
+    )  # of before classes had one spelling
+    assert read_predictions(path).labels == read_predictions(path).predictions == ["caf\u00e9"]
     path.write_text("path,label,prediction\n")
     with pytest.raises(UserError, match="names no video"):
         read_predictions(path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -436,3 +437,37 @@ def test_other_classes_than_the_checkpoints_are_refused(finished, config, tmp_pa
             config(f"checkpoint={folder}/checkpoints/best.pt", "dataset=class_folders", "num_workers=0",
                    f"dataset.source.root={test.parent}", program="evaluate", base=[])
         )  # fmt: skip
+
+
+def test_classes_of_a_checkpoint_in_another_order_or_spelling(finished, config, tmp_path):
+    """As an earlier version had them of macOS's folders: labels are held against the checkpoint's own order."""
+    _, folder, _ = finished
+    payload = checkpoint.load(folder / "checkpoints/best.pt")
+    names = payload["classes"]
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    old = tmp_path / "run/checkpoints/best.pt"
+    for number, written in enumerate((names[::-1], [f"{name}\u200b" for name in names])):
+        checkpoint.save({**payload, "classes": list(written)}, old)
+        evaluate(
+            config(
+                f"checkpoint={old}", f"out={tmp_path}/{number}", program="evaluate", base=["num_workers=0"]
+            )
+        )
+        with (
+            open(folder / "eval/test/predictions.csv") as before,
+            open(tmp_path / f"{number}/predictions.csv") as after,
+        ):
+            pairs = list(zip(csv.DictReader(before), csv.DictReader(after), strict=True))
+        assert len(pairs) == 10
+        for ours, theirs in pairs:
+            assert ours["path"] == theirs["path"] and ours["label"] == theirs["label"]
+            place = names.index(ours["prediction"])
+            assert theirs["prediction"] == written[place].rstrip("\u200b")
+    with pytest.raises(
+        UserError, match="was trained on other classes, or in another order, than the dataset has now"
+    ):
+        shutil.copytree(folder, tmp_path / "again")
+        (tmp_path / "again/summary.json").unlink()
+        last = checkpoint.load(folder / "checkpoints/last.pt")
+        checkpoint.save({**last, "classes": names[::-1]}, tmp_path / "again/checkpoints/last.pt")
+        train(config(f"run_dir={tmp_path}/again", "stage=progressive", "trainer.epochs=4"))

@@ -24,7 +24,9 @@ POWERS = {
         "patch_embed": 13, "blocks.0.": 12, "blocks.1.": 11, "blocks.5.": 7, "blocks.10.": 2, "blocks.11.": 1,
     },
     "videomae_large": {"patch_embed": 25, "blocks.0.": 24, "blocks.22.": 2, "blocks.23.": 1},
-    "vit3d_base_timm": {"patch_embed.proj": 13, "patch_embed.pos_embed": 13, "blocks.0.": 12, "blocks.11.": 1, "norm": 0},
+    "vit3d_base_timm": {
+        "patch_embed.proj": 13, "patch_embed.pos_embed": 13, "blocks.0.": 12, "blocks.11.": 1, "norm": 0,
+    },
     "vjepa2_vitl": {"patch_embed": 25, "blocks.0.": 24, "blocks.23.": 1, "norm": 0},
     "vjepa2_1_vitb": {"patch_embed": 13, "blocks.0.": 12, "blocks.11.": 1, "norm": 0},
     "mvit_v2_s": {"stem": 17, "blocks.0.": 16, "blocks.1.": 15, "blocks.14.": 2, "blocks.15.": 1, "norm": 0},

@@ -1,6 +1,7 @@
 """From a file on disk to a uint8 batch.
 
 manifest.py            records and class names
+class_names.py         one spelling for each class
 columns.py             how millions of them lie in memory
 manifest_format.py     the file of a manifest, mapped into memory
 manifest_files.py      what a source found, kept for all runs

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vidtrain.data.class_names import check_appearance, describe_alike
 from vidtrain.data.columns import OWN_PATH, Columns, ColumnsBuilder, Strings
 from vidtrain.data.manifest_format import read_columns, write_columns
 from vidtrain.errors import UserError
@@ -226,9 +227,19 @@ class Source(Protocol):
         ...
 
 
+def in_order_of(manifest: Manifest, classes: Sequence[str]) -> Manifest:
+    """The same records with their classes in the order of `classes`, which has the same ones."""
+    if manifest.classes == tuple(classes):
+        return manifest
+    order = np.array([classes.index(name) for name in manifest.classes], dtype=np.int32)
+    columns = manifest.columns.relabeled(order)
+    return Manifest.from_columns(columns, classes, manifest.frame_rate, manifest.sources)
+
+
 def check_same_classes(manifests: Mapping[str, Manifest]) -> None:
-    """Raises `UserError` unless all splits name the same classes in the same order."""
+    """Raises `UserError` unless all splits name the same classes in the same order, and none of them twice by looks."""
     (first, reference), *others = manifests.items()
+    check_appearance(reference.classes, f"split {first!r}")
     for split, manifest in others:
         if manifest.classes == reference.classes:
             continue
@@ -238,4 +249,5 @@ def check_same_classes(manifests: Mapping[str, Manifest]) -> None:
             f"the classes of split {split!r} differ from those of {first!r}: "
             f"missing {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
             + ("" if missing or extra else "; the same names in another order")
+            + describe_alike(missing, extra)
         )

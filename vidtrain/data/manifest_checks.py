@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from vidtrain.data.manifest import Manifest, Record, check_same_classes
+from vidtrain.data.sources.tables import NO_UTF8
 from vidtrain.errors import UserError
 
 SAMPLED = 20  # files of a split that are looked for before anything starts
@@ -44,11 +45,22 @@ def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[
         missing = [path for path in tried if not os.path.exists(path)]
         if missing:
             words = f"{len(missing)} of {count} {split} videos that were looked for are missing"
-            said.append((2 * len(missing) > count, f"{words}, such as {missing[0]}"))
+            words += f", such as {missing[0]}"
+            if any(not _is_utf8(path) for path in missing):
+                words += f" (what names it {NO_UTF8})"
+            said.append((2 * len(missing) > count, words))
     if any(most for most, _ in said):
         raise UserError("; ".join(words for _, words in said) + f": {hint}")
     for _, words in said:
         warn(words)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def path_hashes(manifest: Manifest) -> np.ndarray:

@@ -25,7 +25,7 @@ from vidtrain.errors import UserError
 KEEP_DAYS = 30
 WARNINGS = "warnings.json"
 SECONDS_A_DAY = 86_400
-READING = 2  # to be raised when sources make other manifests of the same files
+READING = 3  # to be raised when sources make other manifests of the same files
 
 logger = logging.getLogger(__name__)
 

@@ -143,8 +143,7 @@ def test_val_can_be_held_out(listing):
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("a.mp4 1\nmy b.mp4 1\nc.mp4 0\n", {}, r'train.csv:2: 3 fields, not 2: .my b.mp4 1.; a space inside a field'),
-        ("my a.mp4 1\nb.mp4 1\nc.mp4 0\n", {}, "train.csv:1: 3 fields, not 2"),
+        ("a 1\nmy b x\nc 0\n", {}, r"train.csv:2: .my b x. is not like other lines: cut at its last space, .* quote"),
         ("a,1.mp4,run\nb.mp4,run\nc.mp4,run\n", {}, "train.csv:1: 3 fields, not 2: .* a comma inside a field"),
         ("a.mp4,run\nb.mp4\nc.mp4,run\n", {}, "train.csv:2: 1 fields, not 2: 'b.mp4'$"),
         ("a.mp4,run\n,run\n", {}, "train.csv:2: no path"),
@@ -167,7 +166,7 @@ def test_val_can_be_held_out(listing):
         ("a.mp4\nb.mp4\n", {}, "none of comma, tab, space, semicolon, :: cuts its lines"),
         ("a.mp4 x run\nb.mp4 y run\n", {}, "3 fields and does not name them: say which ones are the path"),
         ("a.mp4,run\n", {"delimiter": "tab"}, "dataset.source.delimiter=tab its lines have one field"),
-        ("a b.mp4;1\nb c.mp4;0\n", {}, "may be space or semicolon; say dataset.source.delimiter=space"),
+        ("a b;1\nb c;0\n", {}, "may be space or semicolon; say dataset.source.delimiter=space"),
         ("a.mp4,1;2\nb.mp4,0\n", {}, "label '1;2' looks like several: say .*label_separator=.;.., or, if it"),
         ("a.mp4,0\nb.mp4,1|2\n", {}, r"train.csv:2: label '1\|2' looks like several: say .*label_separator=.\|."),
         ('a.mp4,"1,2"\nb.mp4,x\n', {}, "train.csv:1: label '1,2' looks like several: say .*label_separator=.,."),
@@ -281,3 +280,113 @@ def test_a_header_of_folders_is_not_taken_for_one(listing, header):
 def test_one_path_in_two_ways_is_one_video(listing):
     with pytest.raises(UserError, match="1 videos are in both train and val"):
         listing("a1,run\na2,walk\n", "a1/,run\n", frame_rate=10.0).manifests()
+
+
+SPACED = [Record("/v/a (31).mp4", 0, "/v/a (31).mp4"), Record("/v/b.mp4", 1, "/v/b.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("text", "val", "settings"),
+    [
+        ("a (31).mp4 0\nb.mp4 1\n", "o p.mp4 1\n", {}),
+        ("a (31).mp4 0\nb.mp4 1\n", "o p.mp4 1\n", {"delimiter": "space"}),
+        ("a (31).mp4 0\nb.mp4 1\n", "o p.mp4 1\n", {"delimiter": "last_space"}),
+        ("a (31).mp4   0 \r\n\r\nb.mp4 1\r\n", "o p.mp4 1\n", {}),
+        ('"a (31).mp4" 0\nb.mp4 1\n', "o p.mp4 1\n", {}),
+        ("path label\na (31).mp4 0\nb.mp4 1\n", "path label\no p.mp4 1\n", {}),
+        ("path n label\na (31).mp4 99 0\nb.mp4 99 1\n", "path n label\no p.mp4 3 1\n", {}),
+        ("a (31).mp4 99 0\nb.mp4 99 1\n", "o p.mp4 3 1\n", {"label_column": 2, "path_column": 0}),
+    ],
+)
+def test_paths_with_spaces_between_spaces(listing, text, val, settings):
+    """The form of Kinetics' lists: cut at the last space where that makes lines whole."""
+    found = listing(text, val, **settings).manifests()
+    assert list(found["train"]) == SPACED
+    assert found["train"].classes == ("0", "1") and found["val"][0].path == "/v/o p.mp4"
+
+
+def test_the_last_space_of_names_and_of_folders(listing):
+    found = listing("a (31).mp4 jump\nb.mp4 run\n", "o p.mp4 run\n").manifests()
+    assert list(found["train"]) == SPACED and found["train"].classes == ("jump", "run")
+    folders = listing("my a 0\nb 1\nyour old c 1\n", "o 1\n", frame_rate=10.0).manifests()["train"]
+    assert list(folders.paths) == ["/v/my a", "/v/b", "/v/your old c"]
+    named = listing("my a run\nb run\n", "o run\n", frame_rate=10.0, delimiter="last_space").manifests()
+    assert list(named["train"].paths) == ["/v/my a", "/v/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("my a.mp4 1\nb.mp4 long jump\nc.mp4 0\n", r"csv:2: .* its last space, it is the path 'b.mp4 long' and"),
+        ("my a.mp4 1\nb.mp4 0\nc.mp4\n", r"csv:3: 1 fields, not 2: 'c.mp4'"),
+        ("v1 120 0\nv2 99 1\n", "3 fields and does not name them: .* say dataset.source.delimiter=last_space"),
+        ("my v1 120 0\nv2 99 1\n", "4 fields and does not name them: say which"),
+        # one line lacks the delimiter, and every line holds as many spaces
+        ("my a.mp4,jump\nmy b.mp4,run\nmy c.mp4run\n", "csv:3: 1 fields, not 2: 'my c.mp4run'$"),
+        ("my a.mp4,jump\nmy b.mp4 run\nmy c.mp4,run\n", "csv:2: 1 fields, not 2: 'my b.mp4 run'$"),
+        ("my a.mp4\tjump\nmy b.mp4 run\nmy c.mp4\trun\n", "csv:2: 1 fields, not 2"),
+        ("my a,0\nmy b,1\nmy c1\n", "may be comma or space; say dataset.source.delimiter=comma"),
+    ],
+)  # fmt: skip
+def test_spaces_and_the_line_at_fault(listing, text, message):
+    with pytest.raises(UserError, match=message):
+        listing(text).manifests()
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("a b.mp4;1\nb c.mp4;0\n", ["/v/a b.mp4", "/v/b c.mp4"]),
+        ("a,b.mp4 1\nc,d.mp4 0\n", ["/v/a,b.mp4", "/v/c,d.mp4"]),
+        ("my a.mp4, 1\nyour b.mp4, 0\n", ["/v/my a.mp4", "/v/your b.mp4"]),
+        ("my a, b.mp4 1\nyour, b.mp4 0\n", ["/v/my a, b.mp4", "/v/your, b.mp4"]),
+    ],
+)
+def test_the_delimiter_that_leaves_whole_paths_is_meant(listing, text, paths):
+    found = listing(text, "o.mp4,1\n").manifests()["train"]
+    assert list(found.paths) == paths and found.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_encodings_of_spreadsheets(listing, encoding, delimiter):
+    text = f"path{delimiter}label\r\na.mp4{delimiter}jump\r\nb.mp4{delimiter}日本 ü\r\n"
+    found = listing(text.encode(encoding), f"o.mp4{delimiter}日本 ü\n").manifests()
+    assert list(found["train"]) == TWO and found["train"].classes == ("jump", "日本 ü")
+
+
+def test_latin_1_is_named(listing):
+    with pytest.raises(
+        UserError, match=r"csv:2: label 'caf\\udce9' holds bytes that are no UTF-8, .*iconv -f latin1"
+    ):
+        listing(b"a.mp4,run\nb.mp4,caf\xe9\n").manifests()
+    with pytest.raises(UserError, match=r"val.csv:1: label 'caf\\udce9' holds bytes that are no UTF-8"):
+        listing("a.mp4,run\nb.mp4,jump\n", b"o.mp4,caf\xe9\n").manifests()
+    with pytest.raises(UserError, match="is no UTF-16, as it seems to be: .*; save it as UTF-8"):
+        listing(b"\xff\xfea\x00b").manifests()
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "classes"),
+    [
+        (("0.0", "10.0", "2.0"), {"classes": [*"abcdefghijk"]}, tuple("abcdefghijk")),
+        (("0.0", "2.0", "1.0"), {}, ("0", "1", "2")),
+        (("0", "2.0", "1."), {}, ("0", "1", "2")),
+        (("0.000000e+00", "2.000000e+00", "1.000000e+00"), {}, ("0", "1", "2")),  # as numpy.savetxt has them
+        (("0.0", "2.0", "1.0"), {"label_kind": "integers"}, ("0", "1", "2")),
+        (("0.0", "2.0", "1.0"), {"label_kind": "names"}, ("0.0", "1.0", "2.0")),
+        (("1.0", "1.1", "2.0"), {}, ("1.0", "1.1", "2.0")),  # versions are names
+    ],
+)
+def test_integers_that_were_saved_as_floats(listing, labels, settings, classes):
+    text = "".join(f"{name}.mp4,{label}\n" for name, label in zip("abc", labels, strict=True))
+    found = listing(text, f"o.mp4,{labels[1]}\n", **settings).manifests()
+    assert found["train"].classes == found["val"].classes == classes
+    named = settings.get("label_kind") == "names" or "1.1" in classes
+    expected = [classes.index(each) if named else int(float(each)) for each in labels]
+    assert found["train"].labels.tolist() == expected and found["val"].labels.tolist() == expected[1:2]
+
+
+def test_a_float_among_integers_is_a_fault(listing):
+    with pytest.raises(UserError, match="csv:2: label '0.5' is no integer, as others are"):
+        listing("a.mp4,0\nb.mp4,0.5\n").manifests()

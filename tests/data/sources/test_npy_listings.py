@@ -107,3 +107,15 @@ def test_labels_are_given_for_every_split_or_for_none(save):
         UserError, match="test has labels and train has none: give dataset.source.train_labels"
     ):
         NpyListing(train=paths, test=others, test_labels=labels, val_share=0.5).manifests()
+
+
+def test_integers_that_were_saved_as_floats(save):
+    paths = {"train": save("t", np.array(["a", "b", "c"])), "val": save("v", np.array(["d"]))}
+    val = save("vl", np.array([1.0]))
+    found = NpyListing(
+        **paths, train_labels=save("tl", np.array([0.0, 2.0, 1.0], "f4")), val_labels=val
+    ).manifests()
+    assert found["train"].labels.tolist() == [0, 2, 1] and found["train"].classes == ("0", "1", "2")
+    for values, label in (([0.0, 0.5, 1.0], "0.5"), ([0.0, np.nan, 1.0], "nan"), ([0.0, np.inf, 1.0], "inf")):
+        with pytest.raises(UserError, match=f"tl.npy: entry 1: label {label} is no integer"):
+            NpyListing(**paths, train_labels=save("tl", np.array(values)), val_labels=val).manifests()

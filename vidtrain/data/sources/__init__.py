@@ -2,6 +2,7 @@
 
 class_folders.py        root/split/class/video, or root/class/video
 listing_format.py       how the lines of a listing are laid out
+delimiters.py           what stands between the fields of a line
 listings.py             CSV, TSV and other listings, one line a video
 npy_listings.py         NumPy files of paths
 mixture.py              several sources with weights and their own frames per clip

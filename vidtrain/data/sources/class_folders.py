@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidtrain.data.class_names import one_spelling
 from vidtrain.data.columns import ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
@@ -25,8 +26,9 @@ SUFFIXES = (
 class ClassFolders:
     """Videos in class folders: `root/split/class/**/*.suffix`, or, with `split`, `root/class/**/*.suffix`.
 
-    The sorted folder names of a split are its classes, and every split must have the same ones. Only
-    "test" may be absent. Suffixes are matched in any letter case; hidden files and folders are passed over.
+    The sorted folder names of a split, in one spelling (`one_spelling`), are its classes, and every split must have the
+    same ones. Only "test" may be absent. Suffixes are matched in any letter case; hidden files and folders are passed
+    over.
 
     `split` holds the shares of train, val and test that are dealt out, stratified, drawn from `seed`. Each
     video is a group of its own, or, with `group_pattern`, belongs with those of the same group (`GroupPattern`, on
@@ -97,7 +99,15 @@ class ClassFolders:
         if not classes:
             raise UserError(f"no class folders in {folder}; {self._layout()}")
         passed: list[str] = [str(path) for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-        found = {path.name: sorted(walk(path, self.suffixes, passed)) for path in classes}
+        found: dict[str, list[str]] = {}
+        for path in classes:
+            name = one_spelling(path.name)
+            if not name:
+                raise UserError(f"{path} names no class, as nothing is seen of its name; rename the folder")
+            if name in found:
+                logger.warning("the class %s of %s lies in two folders that are spelled alike", name, folder)
+            found[name] = found.get(name, []) + sorted(walk(path, self.suffixes, passed))
+        found = dict(sorted(found.items()))
         if passed:
             logger.warning(
                 "%d files in %s are not taken for videos of a class, such as %s",

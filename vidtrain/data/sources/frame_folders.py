@@ -132,6 +132,7 @@ class FrameFolders:
     def _entry(self, entry: dict[str, Any]) -> tuple[str, list[int], str | None, float, float]:
         """Folder, labels, group, and the part of it in seconds, NaN for open ends."""
         labels = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
+        labels = [int(label) if type(label) is float and label.is_integer() else label for label in labels]
         if not labels or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
             raise ValueError(
                 f"target {entry['target']} of {entry['video']}, which must be a class's number, or several"

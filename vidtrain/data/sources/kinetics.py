@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidtrain.data.class_names import look_alike, one_spelling
 from vidtrain.data.columns import ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
@@ -47,7 +48,9 @@ class Kinetics:
 
     def manifests(self) -> dict[str, Manifest]:
         rows = [
-            (Path(path), *row) for path in self.annotations for row in read_table(Path(path), ",", COLUMNS)
+            (Path(path), line, fields | {"label": one_spelling(fields["label"])})
+            for path in self.annotations
+            for line, fields in read_table(Path(path), ",", COLUMNS)
         ]
         trained = {fields["label"] for _, _, fields in rows if fields["split"] == "train"}
         if not trained:
@@ -94,6 +97,8 @@ class Kinetics:
             faults.add(line, f"split {fields['split']!r} is none of {', '.join(SPLITS)}")
         elif fields["label"] not in codes:
             why = "not among the classes" if fields["label"] else "empty: leave a list without labels out"
+            alike = look_alike(fields["label"], codes)
+            why += f", though it looks alike: {alike}" if alike else ""
             faults.add(line, f"label {fields['label']!r} is {why}")
         else:
             try:

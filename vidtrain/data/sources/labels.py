@@ -1,17 +1,20 @@
 """From what a listing calls a class to its number."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.sources.tables import open_text
+from vidtrain.data.class_names import look_alike, spelled, spelled_list
+from vidtrain.data.sources.tables import NO_UTF8, open_text
 from vidtrain.errors import UserError
 
 KINDS = ("names", "integers")
 SEPARATORS = (";", "|", ",", " ")  # what may stand between labels
 NAMED = 8
+_DECIMAL = re.compile(r"[0-9]+\.[0-9]*(?:[eE][+-]?[0-9]+)?")
 Complain = Callable[[int, str], None]  # (which of the texts, what is wrong with it)
 
 
@@ -22,12 +25,12 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
     one name a line.
     """
     if not isinstance(classes, str):
-        return tuple(str(name) for name in classes)
+        return spelled_list([str(name) for name in classes], "the list of classes")
     path = Path(classes)
     with open_text(path) as file:
         text = file.read()
     if path.suffix != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return spelled_list([line for line in text.splitlines() if line.strip()], path)
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -37,20 +40,21 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
         return in_order(found["categories"] if nested else found, path)
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise UserError(f"{path} must hold a list of class names, or an object of numbers by name")
-    return tuple(found)
+    return spelled_list(found, path)
 
 
 def in_order(numbers: dict[str, object], path: Path) -> tuple[str, ...]:
     """The names that `path` numbers, sorted by number. Raises `UserError` unless those are 0, 1, 2 ..."""
-    try:
-        by_number = {int(number): name for name, number in numbers.items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: the numbers of classes must be integers: {error}") from error
+    by_number = {}
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not is_integer(str(number).strip()):
+            raise UserError(f"{path}: the numbers of classes must be integers: {name!r} has {number!r}")
+        by_number[int(float(str(number)))] = name
     if sorted(by_number) != list(range(len(numbers))):
         raise UserError(
             f"{path}: its {len(numbers)} classes must be numbered 0 to {len(numbers) - 1}, each once"
         )
-    return tuple(by_number[number] for number in range(len(numbers)))
+    return spelled_list([by_number[number] for number in range(len(numbers))], path)
 
 
 class LabelReader:
@@ -90,11 +94,11 @@ class LabelReader:
 
     def read(self, texts: Sequence[str], complain: Complain) -> list[int] | list[list[int]]:
         """Numbers of as many labels; those of texts that are complained about mean nothing."""
-        texts = [text.strip() for text in texts]
+        texts = spelled(texts)
         if self._separator is None:
             return self._read_single(texts, complain)
-        parts = [[part.strip() for part in text.split(self._separator)] for text in texts]
-        flat = [part for each in parts for part in each]
+        parts = [text.split(self._separator) for text in texts]
+        flat = spelled([part for each in parts for part in each])
         owners = [place for place, each in enumerate(parts) for _ in each]
         numbers = iter(self._read_single(flat, lambda place, why: complain(owners[place], why)))
         found = [[next(numbers) for _ in each] for each in parts]
@@ -107,18 +111,18 @@ class LabelReader:
         if not texts:
             return []
         if self._kind is None:
-            first = texts[0]
-            self._kind = "integers" if _is_integer(first) and first not in self._codes else "names"
+            whole = _is_plain(texts[0]) or all(map(is_integer, texts))
+            self._kind = "integers" if whole and texts[0] not in self._codes else "names"
         return (self._integers if self._kind == "integers" else self._names)(texts, complain)
 
     def _integers(self, texts: list[str], complain: Complain) -> list[int]:
         together = "".join(texts)
         if not (together.isascii() and together.isdecimal() and all(texts)):
             for place, text in enumerate(texts):
-                if not _is_integer(text):
+                if not is_integer(text):
                     why = f"label {text!r} is no integer, as others are (dataset.source.label_kind)"
                     complain(place, _empty_or(text, self._several(text) or why))
-            texts = [text if _is_integer(text) else "0" for text in texts]
+            texts = [_plain(text) if is_integer(text) else "0" for text in texts]
         numbers = list(map(int, texts))
         self._seen.update(numbers)
         largest = len(self._classes) - 1 if self._settled else np.iinfo(np.int32).max
@@ -138,12 +142,19 @@ class LabelReader:
             bad = {text for text in set(texts) if text not in codes}
             numbers = [codes[text] if text in codes else 0 for text in texts]
         if bad:
-            known = "the classes given" if self._given else "the labels of train"
+            why = {text: _empty_or(text, self._several(text) or self._unknown(text)) for text in bad}
             for place, text in enumerate(texts):
                 if text in bad:
-                    why = f"label {text!r} is not among {known}, or no text"
-                    complain(place, _empty_or(text, self._several(text) or why))
+                    complain(place, why[text])
         return numbers
+
+    def _unknown(self, text: str) -> str:
+        """What is wrong with a label that is none of the classes."""
+        if not _is_text(text):
+            return f"label {text!r} {NO_UTF8}"
+        alike = look_alike(text, self._codes)
+        known = "the classes given" if self._given else "the labels of train"
+        return f"label {text!r} is not among {known}" + (f", though it looks alike: {alike}" if alike else "")
 
     def _several(self, text: str) -> str:
         """What is wrong with a label that looks like several, which would else become a class of its own."""
@@ -182,8 +193,17 @@ class LabelReader:
         return self._classes, None
 
 
-def _is_integer(text: str) -> bool:
+def is_integer(text: str) -> bool:
+    """Whether `text` is a class number, perhaps as a table of floats has it: 3, 3.0 or 3.000e+00."""
+    return _is_plain(text) or (_DECIMAL.fullmatch(text) is not None and float(text).is_integer())
+
+
+def _is_plain(text: str) -> bool:
     return text.isascii() and text.isdecimal()
+
+
+def _plain(text: str) -> str:
+    return text if _is_plain(text) else f"{float(text):.0f}"
 
 
 def _separator_in(text: str) -> str | None:
@@ -191,7 +211,7 @@ def _separator_in(text: str) -> str | None:
     for separator in SEPARATORS:
         parts = [part.strip() for part in text.split(separator)]
         # commas and spaces are common in names, but not between numbers
-        if len(parts) > 1 and all(parts) and (separator in (";", "|") or all(map(_is_integer, parts))):
+        if len(parts) > 1 and all(parts) and (separator in (";", "|") or all(map(is_integer, parts))):
             return separator
     return None
 

@@ -1,26 +1,18 @@
 """How the lines of a listing are laid out: as said, or as its first lines show."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidtrain.data.image_folders import check_frame_rate
-from vidtrain.data.sources.labels import LabelReader, class_list
-from vidtrain.data.sources.tables import (
-    DELIMITERS,
-    first_rows,
-    named_delimiter,
-    open_text,
-    recognize_delimiter,
-    usual_width,
-)
+from vidtrain.data.sources.delimiters import LABEL_WORDS, PATH_WORDS, find_cut, named_delimiter
+from vidtrain.data.sources.labels import LabelReader, class_list, is_integer
+from vidtrain.data.sources.tables import DELIMITERS, LAST_SPACE, first_rows, open_text
 from vidtrain.data.splitting import GroupPattern
 from vidtrain.errors import UserError
 
-PATH_WORDS = ("path", "video", "video_path", "file", "filename", "file_name")
 FOLDER_WORDS = ("folder", "folder_name", "clip", "clip_path", "video_name", "video_id", "name", "id")
-LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id", "category", "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +20,7 @@ class ListingFormat:
     """How the lines of a listing are to be read. What is null is recognized, and held against every line.
 
     `delimiter` is comma, tab, space, semicolon or "::", or the character itself; fields that hold it must be quoted.
+    With last_space, the path is the first field and may hold spaces without quotes.
     `header` says whether line 1 names the columns. Columns are given by name or by number, from 0. Null means the
     column with a usual name (path, label, group, start, end) where there is a header; without one, the first for paths,
     the second for labels and none for the others. Paths are relative to `root`, else to the listing's folder.
@@ -75,6 +68,7 @@ class Table:
 
     delimiter: str
     width: int
+    whole: Callable[[Sequence[str]], bool] | None  # what a line must be, as in `Cut`
     header: bool
     path: int
     label: int
@@ -85,17 +79,6 @@ class Table:
 
 def recognize(path: Path, layout: ListingFormat) -> Table:
     """The layout of the listing at `path`. Raises `UserError` where it is ambiguous, or not as `layout` says."""
-    if layout.delimiter is None:
-        delimiter, width = recognize_delimiter(path, layout.label_separator)
-    else:
-        delimiter = named_delimiter(layout.delimiter)
-        width = usual_width(path, delimiter)
-    if width < 2:
-        raise UserError(
-            f"{path}: with dataset.source.delimiter={DELIMITERS[delimiter]} its lines have one field, and two are "
-            f"needed, a path and a label. Line 1 is {_first_line(path)!r}"
-        )
-    rows = first_rows(path, delimiter, 2)
     asked = (
         layout.path_column,
         layout.label_column,
@@ -103,6 +86,15 @@ def recognize(path: Path, layout: ListingFormat) -> Table:
         layout.start_column,
         layout.end_column,
     )
+    given = None if layout.delimiter is None else named_delimiter(layout.delimiter)
+    cut = find_cut(path, given, layout.label_separator, asked, layout.header)
+    delimiter, width = cut.delimiter, cut.width
+    if width < 2:
+        raise UserError(
+            f"{path}: with dataset.source.delimiter={DELIMITERS[delimiter]} its lines have one field, and two are "
+            f"needed, a path and a label. Line 1 is {_first_line(path)!r}"
+        )
+    rows = first_rows(path, delimiter, 2, width)
     header = layout.header
     if header is None:
         whole = all(len(row) == width for row in rows)  # else reading complains
@@ -114,7 +106,8 @@ def recognize(path: Path, layout: ListingFormat) -> Table:
         raise UserError(
             f"{path}: line 1 has {width} fields and does not name them: say which ones are the path and the label, by "
             "number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
-            "dataset.source.header=true; or quote fields that hold the delimiter. "
+            "dataset.source.header=true; or quote fields that hold the delimiter, or, of paths with spaces, say "
+            f"dataset.source.delimiter={LAST_SPACE}. "
             f"Line 1 is {_first_line(path)!r}"
         )
 
@@ -124,6 +117,7 @@ def recognize(path: Path, layout: ListingFormat) -> Table:
     return Table(
         delimiter,
         width,
+        cut.whole,
         header,
         place("path_column", PATH_WORDS, 0),
         place("label_column", LABEL_WORDS, 1),
@@ -143,7 +137,7 @@ def _names_columns(path: Path, rows: Sequence[Sequence[str]], layout: ListingFor
         (first, label), (second, next_label) = ([row[place].strip() for place in at] for row in rows)
         odd_path = not os.path.splitext(first)[1] and bool(os.path.splitext(second)[1])
         named = first.lower() in (*PATH_WORDS, *FOLDER_WORDS) or label.lower() in LABEL_WORDS
-        if named or odd_path or (next_label.isdecimal() and not label[:1].isdecimal()):
+        if named or odd_path or (is_integer(next_label) and not label[:1].isdecimal()):
             raise UserError(
                 f"{path}: line 1 may be a header (names of columns) or a video: say dataset.source.header=true, and "
                 "which column holds what with dataset.source.path_column and dataset.source.label_column, or "

@@ -60,7 +60,7 @@ def read_listing(path: Path, layout: ListingFormat, labels: LabelReader) -> Colu
     builder = ColumnsBuilder(labels.multi_label)
     folder = os.path.join(path.parent if layout.root is None else layout.root, "")
     pattern = None if layout.group_pattern is None else GroupPattern(layout.group_pattern)
-    for rows in read_rows(path, table.delimiter, table.width, faults, table.header):
+    for rows in read_rows(path, table.delimiter, table.width, faults, table.header, table.whole):
         listed = [fields[table.path] for fields in rows.fields]
         numbers = labels.read([fields[table.label] for fields in rows.fields], _complain(faults, rows))
         groups = None

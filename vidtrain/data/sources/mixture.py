@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidtrain.data.class_names import describe_alike
 from vidtrain.data.columns import CHUNK, Columns, ColumnsBuilder
 from vidtrain.data.manifest import Manifest, Source, SourceInfo
 from vidtrain.data.manifest_checks import check_splits
@@ -83,6 +84,7 @@ class Mixture:
                     f"the classes of {other} ({len(train.classes)}) and {name} ({len(reference.classes)}) differ: "
                     f"{', '.join(differing[:8])}; give both the same list with "
                     f"dataset.source.parts.{other}.source.classes"
+                    + describe_alike(train.classes, reference.classes)
                 )
             if (train.frame_rate, train.multi_label) != (reference.frame_rate, reference.multi_label):
                 raise UserError(

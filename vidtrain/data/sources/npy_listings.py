@@ -20,7 +20,8 @@ from vidtrain.errors import UserError
 class NpyListing:
     """Arrays of paths (.npy), one for each split, with their labels in a second array, or without any, all 0.
 
-    Arrays are one-dimensional; paths are text, labels are integers or class names. Paths are relative to
+    Arrays are one-dimensional; paths are text, labels are integers (also as floats, such as 2.0) or
+    class names. Paths are relative to
     `root`, else to the array's folder. `classes` are names, or a file of them; without, they come from
     train's labels (`LabelReader`). `val_share` and `seed` hold out val where there is none, as in a `Listing`.
 
@@ -81,7 +82,7 @@ class NpyListing:
 
     def _read(self, path: Path, label_path: Path | None, labels: LabelReader) -> Columns:
         paths = _load(path, "US")
-        numbers = np.zeros(len(paths), np.int64) if label_path is None else _load(label_path, "USiu")
+        numbers = np.zeros(len(paths), np.int64) if label_path is None else _numbers(label_path)
         if len(numbers) != len(paths):
             raise UserError(f"{path} holds {len(paths)} paths, {label_path} {len(numbers)} labels")
         if not len(paths):
@@ -98,6 +99,19 @@ class NpyListing:
             groups = None if pattern is None else pattern.groups(listed)
             builder.extend([os.path.normpath(folder / name) for name in listed], codes, groups)
         return builder.build()
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """Labels; integers that were saved as floats are integers again."""
+    found = _load(path, "USiuf")
+    if found.dtype.kind != "f":
+        return found
+    with np.errstate(invalid="ignore"):
+        whole = (found == np.floor(found)) & (np.abs(found) < 2.0**31)
+    if not whole.all():
+        place = int(np.flatnonzero(~whole)[0])
+        raise UserError(f"{path}: entry {place}: label {found[place]} is no integer")
+    return found.astype(np.int64)
 
 
 def _complain(path: Path | None, first: int):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from vidtrain.data.class_names import one_spelling, spelled_list
 from vidtrain.data.columns import ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
@@ -139,12 +140,12 @@ class UCF101(OfficialSplits):
                 faults.add(number, f"{line!r} should be {len(classes) + 1} and a class name")
             classes.append(name)
         faults.raise_if_any()
-        return classes
+        return list(spelled_list(classes, path))
 
     def _listed(self, path: Path, codes: dict[str, int]) -> Iterator[Listed]:
         faults = Faults(path)
         for number, line in _lines(path):
-            name, _, label = line.partition(" ")
+            name, _, label = one_spelling(line).partition(" ")
             class_name = name.partition("/")[0]
             group = re.search(UCF_GROUP, name)
             if class_name not in codes:
@@ -176,7 +177,7 @@ class HMDB51(OfficialSplits):
             raise UserError(
                 f"no files *{ending} in {self.annotations}; name their folder with dataset.source.annotations="
             )
-        classes = [path.name.removesuffix(ending) for path in paths]
+        classes = list(spelled_list([path.name.removesuffix(ending) for path in paths], self.annotations))
         found: dict[str, list[Listed]] = {"train": [], "test": []}
         for label, path in enumerate(paths):
             faults = Faults(path)
@@ -185,7 +186,7 @@ class HMDB51(OfficialSplits):
                 if not name or code not in ("0", HMDB_TRAIN, HMDB_TEST):
                     faults.add(number, f"{line!r} should be a video and 0, 1 or 2")
                 elif code != "0":
-                    stem = _without_suffix(name.strip())
+                    stem = one_spelling(_without_suffix(name.strip()))
                     group = f"{classes[label]}/{film(stem, classes[label])}"
                     split = "train" if code == HMDB_TRAIN else "test"
                     found[split].append(Listed(f"{classes[label]}/{stem}", label, group))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidtrain.data.class_names import one_spelling
 from vidtrain.data.columns import ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
@@ -92,9 +93,9 @@ class SomethingSomething:
                 raise UserError(f"{path}: entry {number} lacks {' or '.join(wanted)}: {str(entry)[:200]}")
             video = entry["id"]
             if answers is None:
-                found.append((video, entry["template"].replace("[", "").replace("]", "")))
+                found.append((video, one_spelling(entry["template"].replace("[", "").replace("]", ""))))
             elif video in answers:
-                found.append((video, answers[video]))
+                found.append((video, one_spelling(answers[video])))
             else:
                 raise UserError(f"{path}: video {video} has no label in {self.test_answers}")
         return found

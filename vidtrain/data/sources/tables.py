@@ -1,8 +1,9 @@
 """Text files of one record a line: comma, tab, space, semicolon or `::` between fields, quoted as in CSV."""
 
+import codecs
 import csv
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,14 +12,27 @@ from typing import TextIO
 from vidtrain.errors import UserError
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
-# A semicolon often stands between the labels of one field, so it is taken only where none of these fits
-FIRST_TRIED = (",", "\t", "::")
+LAST_SPACE = (
+    "last_space"  # the spaces that fields are cut at, from the right: the first field may hold others
+)
+# A byte-order mark says how a file is encoded. Without one, UTF-16 shows by its zero bytes.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+NO_UTF8 = (
+    "holds bytes that are no UTF-8, so the file may be in Latin-1 or another encoding; save it as UTF-8, such as with "
+    "iconv -f latin1 -t utf-8 OLD > NEW"
+)
 WITHOUT = {
     "val": "dataset.source.val=null dataset.source.val_share=0.1",
     "test": "dataset.source.test=null",
 }
 UNIT = "\x1f"  # stands for a delimiter of two characters, which the csv module does not take
-SAMPLE = 200  # lines that are looked at to recognize the delimiter
+SNIFFED = 4096  # bytes that are looked at to recognize the encoding
 ROWS = 1 << 16  # read at a time
 NAMED = 10  # how many faulty lines a message names
 
@@ -60,16 +74,46 @@ def listed_file(split: str, name: str) -> Path:
 
 
 def open_text(path: Path) -> TextIO:
-    """Bytes that are no UTF-8 pass through, since file names may hold them."""
+    """A text file of UTF-8, or of UTF-16 or UTF-32 as spreadsheets save them.
+
+    Bytes that are no UTF-8 pass through, since file names may hold them. Raises `UserError` for a file that cannot be
+    read, or is damaged UTF-16.
+    """
     try:
-        return open(path, encoding="utf-8-sig", errors="surrogateescape")
+        # once, as a pipe allows; what is given back closes it
+        file = open(path, "rb")  # noqa: SIM115
+        encoding = _encoding(file.peek(SNIFFED)[:SNIFFED])
+        if encoding == "utf-8-sig":
+            return io.TextIOWrapper(file, encoding, "surrogateescape")
+        with file:
+            return io.StringIO(file.read().decode(encoding), newline=None)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no {encoding.upper()}, as it seems to be: {error}; save it as UTF-8"
+        ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def split_line(line: str, delimiter: str) -> list[str]:
-    """The fields of one line; spaces around those without quotes do not count. Raises `csv.Error`."""
+def _encoding(start: bytes) -> str:
+    for mark, encoding in MARKS:
+        if start.startswith(mark):
+            return encoding
+    # text of any script has a space, a line break or a comma, of which UTF-16 has one byte zero
+    odd, even = start[1::2].count(0), start[::2].count(0)
+    if max(odd, even) > len(start) // 8 and min(odd, even) == 0:
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8-sig"
+
+
+def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
+    """The fields of one line; spaces around those without quotes do not count. Raises `csv.Error`.
+
+    Cut at the last spaces, it has `width` fields, or fewer, of which the first may hold spaces.
+    """
     line = line.rstrip("\r\n")
+    if delimiter == LAST_SPACE:
+        return _from_right(line, width)
     if '"' not in line:
         fields = line.split(delimiter)
         if " " not in line:
@@ -85,80 +129,52 @@ def split_line(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
 
 
-def named_delimiter(text: str) -> str:
-    """The delimiter that `text` names (comma, tab, space, semicolon) or is. Raises `UserError` for another one."""
-    by_name = {name: delimiter for delimiter, name in DELIMITERS.items()} | {"\\t": "\t"}
-    if text in by_name:
-        return by_name[text]
-    if text in DELIMITERS:
-        return text
-    raise UserError(f"dataset.source.delimiter={text!r}: choose one of {', '.join(DELIMITERS.values())}")
+def _from_right(line: str, width: int) -> list[str]:
+    if '"' in line:
+        try:
+            quoted = split_line(line, " ")
+        except csv.Error:
+            quoted = []
+        if len(quoted) == width:
+            return quoted
+    whole = line.split(" ")
+    if len(whole) == width and all(whole):
+        return whole
+    fields, rest = [], line.strip(" ")
+    while rest and len(fields) < width - 1:
+        rest, _, field = rest.rpartition(" ")
+        rest = rest.rstrip(" ")
+        fields.append(field)
+    return [rest, *reversed(fields)] if rest else fields[::-1]
 
 
-def recognize_delimiter(path: Path, label_separator: str | None = None) -> tuple[str, int]:
-    """The delimiter that cuts the file's first lines into the same number of fields, and that number.
-
-    It is not `label_separator`. A few lines that do not fit are left for reading to complain about. Raises `UserError`
-    where none fits, or several.
-    """
-    with open_text(path) as file:
-        sample = list(islice((line for line in file if line.strip()), SAMPLE))
-    if not sample:
-        raise UserError(f"{path} holds no lines")
-    likely, certain = {}, {}
-    for delimiter in (each for each in DELIMITERS if each != label_separator):
-        widths = Counter(width for width in (_width(line, delimiter) for line in sample) if width > 1)
-        for width, lines in widths.most_common(1):
-            if 2 * lines >= len(sample):
-                likely[delimiter] = width
-            if lines == len(sample):
-                certain[delimiter] = width
-    if any(delimiter in likely for delimiter in FIRST_TRIED):
-        likely.pop(";", None)
-        certain.pop(";", None)
-    fitting = certain or likely
-    if len(fitting) == 1:
-        return next(iter(fitting.items()))
-    if not fitting:
-        raise UserError(
-            f"{path} must hold two or more fields a line, such as a path and a label, and none of "
-            f"{', '.join(DELIMITERS.values())} cuts its lines into fields, as many in each. Quote fields that hold "
-            f"the delimiter. Line 1 is {sample[0].rstrip()!r}"
-        )
-    names = [DELIMITERS[delimiter] for delimiter in fitting]
-    say = " or ".join(f"dataset.source.delimiter={name}" for name in names)
-    raise UserError(
-        f"{path}: its delimiter may be {' or '.join(names)}; say {say}. Line 1 is {sample[0].rstrip()!r}"
-    )
-
-
-def _width(line: str, delimiter: str) -> int:
+def width_of(line: str, delimiter: str, width: int = 2) -> int:
+    """How many fields a line has; 0 for one that cannot be cut."""
     try:
-        return len(split_line(line, delimiter))
+        return len(split_line(line, delimiter, width))
     except csv.Error:
         return 0
 
 
-def usual_width(path: Path, delimiter: str) -> int:
-    """How many fields most of the first lines have."""
-    with open_text(path) as file:
-        widths = Counter(_width(line, delimiter) for line in islice((x for x in file if x.strip()), SAMPLE))
-    if not widths:
-        raise UserError(f"{path} holds no lines")
-    return widths.most_common(1)[0][0]
-
-
-def first_rows(path: Path, delimiter: str, count: int) -> list[list[str]]:
+def first_rows(path: Path, delimiter: str, count: int, width: int = 2) -> list[list[str]]:
     """The fields of the first lines that hold any; [] for one that cannot be cut."""
     with open_text(path) as file:
         lines = list(islice((line for line in file if line.strip()), count))
-    return [split_line(line, delimiter) if _width(line, delimiter) else [] for line in lines]
+    return [split_line(line, delimiter, width) if width_of(line, delimiter, width) else [] for line in lines]
 
 
-def read_rows(path: Path, delimiter: str, width: int, faults: Faults, header: bool) -> Iterator[Rows]:
+def read_rows(
+    path: Path,
+    delimiter: str,
+    width: int,
+    faults: Faults,
+    header: bool,
+    whole: Callable[[Sequence[str]], bool] | None = None,
+) -> Iterator[Rows]:
     """All rows, some thousands at a time; empty lines are passed over, and the first one if it is a `header`.
 
-    Lines of another number of fields than `width`, or with a quote that does not end, go to `faults`.
+    Lines of another number of fields than `width`, with a quote that does not end, or that are not `whole` go to
+    `faults`.
     """
     lines: list[int] = []
     fields: list[list[str]] = []
@@ -170,12 +186,15 @@ def read_rows(path: Path, delimiter: str, width: int, faults: Faults, header: bo
                 header = False
                 continue
             try:
-                found = split_line(line, delimiter)
+                found = split_line(line, delimiter, width)
             except csv.Error as error:
                 faults.add(number, f"{error}: {line.rstrip()!r}")
                 continue
             if len(found) != width:
                 faults.add(number, _wrong_width(found, width, delimiter, line))
+                continue
+            if whole is not None and not whole(found):
+                faults.add(number, _not_whole(found, line))
                 continue
             lines.append(number)
             fields.append(found)
@@ -184,6 +203,13 @@ def read_rows(path: Path, delimiter: str, width: int, faults: Faults, header: bo
                 lines, fields = [], []
     if fields:
         yield Rows(lines, fields)
+
+
+def _not_whole(found: Sequence[str], line: str) -> str:
+    return (
+        f"{line.rstrip()!r} is not like other lines: cut at its last space, it is the path {found[0]!r} and "
+        f"{found[-1]!r}; quote fields that hold spaces"
+    )
 
 
 def _wrong_width(found: Sequence[str], width: int, delimiter: str, line: str) -> str:

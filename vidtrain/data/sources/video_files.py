@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vidtrain.data.class_names import one_spelling
 from vidtrain.data.sources.class_folders import SUFFIXES, walk
 from vidtrain.errors import UserError
 
@@ -14,25 +15,37 @@ logger = logging.getLogger(__name__)
 
 
 class VideoFiles:
-    """The videos below `root`, by their path there without its suffix."""
+    """The videos below `root`, by their path there without its suffix, in any of Unicode's forms."""
 
     def __init__(self, root: str):
         if not Path(root).is_dir():
             raise UserError(f"no folder {root} of videos")
         self.root = root
         self._paths: dict[str, list[str]] = {}
+        self._alike: dict[
+            str, list[str]
+        ] = {}  # by names in one spelling, as annotations and disk may differ in that
         start = len(os.path.join(root, ""))
         for path in walk(Path(root), SUFFIXES):
-            self._paths.setdefault(os.path.splitext(path[start:])[0], []).append(path)
+            stem = os.path.splitext(path[start:])[0]
+            self._paths.setdefault(stem, []).append(path)
+            self._alike.setdefault(_one_spelling(stem), []).append(path)
 
     def find(self, *stems: str) -> str | None:
         """The file of the first of `stems` that there is. Raises `UserError` where that has two."""
-        for stem in stems:
-            if stem in self._paths:
-                if len(self._paths[stem]) > 1:
-                    raise UserError(f"two files of one name: {', '.join(self._paths[stem])}; remove one")
-                return self._paths[stem][0]
+        asked = [(self._paths, stem) for stem in stems] + [
+            (self._alike, _one_spelling(stem)) for stem in stems
+        ]
+        for held, stem in asked:
+            if stem in held:
+                if len(held[stem]) > 1:
+                    raise UserError(f"two files of one name: {', '.join(held[stem])}; remove one")
+                return held[stem][0]
         return None
+
+
+def _one_spelling(path: str) -> str:
+    return os.sep.join(map(one_spelling, path.split(os.sep)))
 
 
 def check_missing(missing: Sequence[str], total: int, root: str, max_share: float, allow: str) -> None:
