@@ -334,3 +334,25 @@ def test_the_program(two):
     )
     assert done.returncode == 0, done.stderr
     assert "2 runs of 2 recipes" in done.stdout and f"{two}/out/report.html" in done.stdout
+
+
+def test_a_folder_from_elsewhere_gets_nothing_of_the_environment(tmp_path, two, monkeypatch):
+    """Its config.yaml refers to a secret of whoever compares: no page, table or message may tell it."""
+    monkeypatch.setenv("HOME_SECRET", "open sesame")
+    for number, settings in enumerate(({"note": "${oc.env:HOME_SECRET}"}, {"note": "${oc.env:IS_NOT_SET}"})):
+        write_run(
+            tmp_path / f"e{number}", list(range(14)), 0, (), dataset={"name": "x", **settings},
+            model={"deep": "http://u:pw@h/${oc.env:HOME_SECRET}", "copy": "${dataset.note}"},
+        )  # fmt: skip
+    out = tmp_path / "out"
+    found = run(tmp_path / "e0", tmp_path / "e1", two / "a0", out=out)
+    assert "${oc.env:HOME_SECRET}" in found["settings"]["dataset.note"]
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert b"open sesame" not in path.read_bytes() and b"u:pw" not in path.read_bytes(), path
+
+
+def test_a_reference_that_leads_nowhere_is_named(tmp_path, two):
+    write_run(tmp_path / "e", list(range(14)), dataset={"name": "${nowhere}"})
+    with pytest.raises(UserError, match="config.yaml has a reference that leads nowhere: dataset.name: "):
+        run(tmp_path / "e", two / "a0", out=tmp_path / "out")

@@ -6,7 +6,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from vidtrain.errors import UserError
-from vidtrain.run_folder import attempt, check_names_a_run, check_unchanged, with_stored_overrides
+from vidtrain.run_folder import (
+    attempt,
+    check_names_a_run,
+    check_unchanged,
+    mirrored,
+    record,
+    stored_settings,
+    with_stored_overrides,
+)
 
 
 def write(folder, **record):
@@ -114,3 +122,68 @@ def test_an_older_folder_differs_only_in_what_it_says(tmp_path):
         "  clip.short: repeat_last -> wrap",
         "  optimizer.betas: [0.9, 0.999] -> [0.9, 0.99]",
     ]
+
+
+def with_secrets(**changes):
+    from vidtrain.stored_config import up_to_date
+
+    found = config(
+        data_root="${oc.env:PLACE}", optimizer={"_target_": "torch.optim.AdamW", "lr": "${oc.env:LR}"}
+    )
+    found.logger = {"mlflow": {"tracking_uri": "http://u:${oc.env:PW}@h", "notes": "http://v:literal@h"}}
+    return up_to_date(OmegaConf.to_container(OmegaConf.merge(found, changes)), "now")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name, value in {"PLACE": "/place/of/data", "LR": "0.125", "PW": "open sesame"}.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_a_folder_holds_references_to_the_environment_and_no_passwords(tmp_path, environment):
+    run_id = record(tmp_path, with_secrets())
+    told = mirrored(tmp_path, run_id, with_secrets(), 0)
+    written = (tmp_path / "config.yaml").read_text() + (tmp_path / "run.json").read_text() + repr(told)
+    for secret in ("/place/of/data", "0.125", "open sesame", "literal"):
+        assert secret not in written
+    stored = stored_settings(tmp_path)
+    assert (stored["data_root"], stored["optimizer.lr"]) == ("${oc.env:PLACE}", "${oc.env:LR}")
+    assert stored["logger.mlflow.tracking_uri"] == "http://u:${oc.env:PW}@h"
+    assert told.settings["logger.mlflow.notes"] == "http://v:***@h"
+
+
+def test_what_a_setting_reads_in_the_environment_must_stay(tmp_path, environment):
+    record(tmp_path, with_secrets())
+    environment.setenv("PLACE", "/elsewhere")  # where the data lies changes nothing
+    environment.setenv("PW", "another")
+    check_unchanged(tmp_path, with_secrets(), "differs")
+    environment.setenv("LR", "0.25")
+    with pytest.raises(UserError) as error:
+        check_unchanged(tmp_path, with_secrets(), "differs")
+    assert str(error.value).splitlines()[1:2] == [
+        "  optimizer.lr: ${oc.env:LR} reads another value than it did"
+    ]
+    assert "0.25" not in str(error.value)
+
+
+def test_a_folder_of_before_references_were_kept_goes_on(tmp_path, environment):
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(with_secrets(), resolve=True))
+    check_unchanged(tmp_path, with_secrets(), "differs")
+    environment.setenv("LR", "0.25")
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.125 -> \$\{oc.env:LR\}"):
+        check_unchanged(tmp_path, with_secrets(), "differs")
+
+
+def test_an_override_without_its_password_is_to_be_said_again(tmp_path):
+    uri = "logger.mlflow.tracking_uri=http://u:pw@h"
+    write(tmp_path, overrides=["seed=3", uri.replace("pw", "***")])
+    named = f"run_dir={tmp_path}"
+    with pytest.raises(UserError) as error:
+        with_stored_overrides([named])
+    assert str(error.value) == (
+        f"{tmp_path}/run.json holds logger.mlflow.tracking_uri=http://u:***@h: passwords are not stored. Say "
+        "logger.mlflow.tracking_uri= again; written as '${oc.env:NAME}', a password is read from the environment each "
+        "time, and need not be said again"
+    )
+    assert with_stored_overrides([named, uri])[0] == ["seed=3", named, uri]

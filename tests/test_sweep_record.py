@@ -33,6 +33,20 @@ def test_trials_are_known_by_their_overrides_in_any_order():
     assert one.next_number() == 2
 
 
+def test_passwords_are_not_stored_and_are_put_back(tmp_path):
+    said = ["lr=1", "logger.mlflow.tracking_uri=http://u:pw@h"]
+    record(trials=[Trial(0, "0", said)], task=said).write(tmp_path)
+    write_trial(
+        tmp_path, Trial(0, "0", said), {"storage": "postgresql://u:pw@h/db", "study": "s", "pruner": {}}
+    )
+    for path in (tmp_path / "sweep.json", tmp_path / "0" / "trial.json"):
+        assert "pw" not in path.read_text() and "u:***@h" in path.read_text()
+    again = SweepRecord.read(tmp_path)
+    assert again.find(said, ()).number == 0
+    again.complete(said)
+    assert again.trials[0].overrides == said
+
+
 def test_the_best_depends_on_the_direction():
     assert record(direction="max").best({0: 0.5, 1: 0.7, 2: 0.7}) == 1
     assert record(direction="min").best({0: 0.5, 1: 0.7}) == 0

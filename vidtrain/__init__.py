@@ -29,6 +29,7 @@ trained.py             opening what was trained: a run, a checkpoint, an exporte
 run_folder.py          choosing, recording and resuming a run's folder
 frozen.py              many heads, or heads on cached features: what a frozen encoder allows
 feature_cache.py       tokens of a frozen encoder, computed once and kept
+references.py          references to the environment, which stay where a configuration is stored
 stored_config.py       configurations of earlier versions, brought up to date
 evaluate_views.py      the pass that fills a view table, by all ranks and across kills
 evaluate_report.py     from the table to what a user reads
@@ -59,6 +60,7 @@ prediction_files.py    ... in numbers
 prediction_pictures.py ... and in pictures
 segments.py            from the probabilities of windows to what happens when
 split_files.py         the files that split writes
+secrecy.py             what is never printed or written
 flushing.py            text files that are whole, and names that last, after a crash
 torch_files.py         PyTorch files, read without running code
 errors.py              UserError, the fault that a user can mend

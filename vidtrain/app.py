@@ -25,6 +25,8 @@ from vidtrain.attempts import verdict
 from vidtrain.config import CONF, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.launcher_plugin import sweep_faults, use_own_launchers
+from vidtrain.references import as_said
+from vidtrain.secrecy import mask_streams, masked
 from vidtrain.sweep_plugin import is_trial, use_own_sweepers
 from vidtrain.tracking.atomic import FULL
 from vidtrain.tracking.streams import STATUS_UNREAD, silence, unread
@@ -51,6 +53,7 @@ def launch(
     started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` says
     which overrides are not of this command line.
     """
+    mask_streams()
     register_schemas()
     use_own_sweepers()
     use_own_launchers()
@@ -68,7 +71,7 @@ def launch(
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
         logging.getLogger("vidtrain").setLevel(logging.INFO)
         context = HydraConfig.get()
-        overrides, choices = context.overrides.task, context.runtime.choices
+        overrides, choices = as_said(context.overrides.task), context.runtime.choices
         try:
             with verdict():
                 faults = [(where(key, overrides, choices, stored), key, why) for key, why in check(cfg)]
@@ -107,7 +110,7 @@ def cores() -> int:
 
 def fail(message: str, status: int = EXIT_USER_ERROR) -> None:
     """Ends the program: SystemExit is the one exception that Hydra lets through with its status."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(masked(f"error: {message}"), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.app import launch
 from vidtrain.config import suggest
+from vidtrain.references import settled
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.benchmarking import PhaseSteps
@@ -128,7 +129,7 @@ def settings_of(cfg: DictConfig, phase: "PhaseSteps", workers: int) -> dict[str,
         "cpu_threads": torch.get_num_threads(),
         "ema": trainer.ema,
         "prepared": cfg.data.prepared,
-        "clip": OmegaConf.to_container(cfg.clip, resolve=True),
+        "clip": settled(cfg.clip),
     }
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.annotations import fits, hints_of, spell
 from vidtrain.errors import UserError
+from vidtrain.references import guard_environment
 from vidtrain.schemas import (
     BenchmarkConfig,
     CompareConfig,
@@ -31,6 +32,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def register_schemas() -> None:
     """Makes the schemas known to Hydra, by the names that conf/*.yaml put first in their defaults, and the resolver
     `${options:GROUP}` and `${groups:}` of the programs' help."""
+    guard_environment()
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     OmegaConf.register_new_resolver("groups", _groups, replace=True)
     store = ConfigStore.instance()

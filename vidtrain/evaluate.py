@@ -14,6 +14,7 @@ from vidtrain.app import launch
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
 from vidtrain.errors import UserError
+from vidtrain.references import settled
 from vidtrain.schemas import EvaluateConfig
 from vidtrain.stored_config import up_to_date
 from vidtrain.trained import check_fusion, locate, open_trained
@@ -186,7 +187,7 @@ def evaluate(cfg: DictConfig) -> float:
         if cfg.fusion == "vote" and manifest.multi_label:
             raise UserError("fusion=vote is for one label a video; choose one of mean_logits, mean_probs")
         orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.probes)))
-        settings = OmegaConf.to_container(trained, resolve=True)
+        settings = settled(trained)
         work = Pass(trained, settings, path, cfg.weights, cfg.split, manifest, reading, orders)
         folder = out / view_store.FOLDER
         ranks.on_main(lambda: held.enter_context(RunLock(folder)) and None)

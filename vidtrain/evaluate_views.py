@@ -26,6 +26,7 @@ from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_shards import ShardWriter
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import batch_views
+from vidtrain.references import fingerprints
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.precision import autocast
 
@@ -88,7 +89,15 @@ class Pass:
             "every": shard.every,
             "precision": self.cfg.trainer.precision,
             "device": device.type,
+            **self._read(),
         }
+
+    def _read(self) -> dict[str, Any]:
+        """What tells whether settings of `identity` still read the same in the environment, where any reads there."""
+        nodes = {"clip": self.settings["clip"], "augmentation.eval": self.settings["augmentation"]["eval"]}
+        of_views = {f"{group}.{key}": value for group, node in nodes.items() for key, value in node.items()}
+        found = fingerprints(self.cfg, of_views)
+        return {"read in the environment": found} if found else {}
 
     def about(self, geometry: EvalGeometry) -> dict[str, Any]:
         """What views.json says of the table, whoever computes it."""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.app import launch
 from vidtrain.config import check_targets
 from vidtrain.errors import UserError
+from vidtrain.references import settled
 from vidtrain.schemas import ExportSettings
 from vidtrain.stored_config import LOSS, up_to_date
 from vidtrain.trained import locate, open_trained
@@ -98,9 +99,7 @@ def export(cfg: DictConfig) -> None:
             )
         from vidtrain.tracking.model_card import write_model_card
 
-        console.info(
-            f"model card {write_model_card(folder, out, OmegaConf.to_container(config, resolve=True), card)}"
-        )
+        console.info(f"model card {write_model_card(folder, out, settled(config), card)}")
     console.info(f"everything lies in {out}")
 
 

@@ -19,7 +19,9 @@ from vidtrain.evaluation.fusion import probabilities
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.references import settled
 from vidtrain.schemas import ExportSettings
+from vidtrain.secrecy import masked_values
 from vidtrain.tracking.atomic import strict_json, write_json_atomic
 from vidtrain.tracking.model_card import write_model_card
 
@@ -66,7 +68,7 @@ def export_run(cfg: DictConfig, model: nn.Module, classes: Sequence[str], folder
         origin = {"weights": {"checkpoint": str(best)}} | recorded_metrics(folder, best.name)
         card = export_model(cfg, model, classes, settings, out, origin, console)
     if settings.card:
-        path = write_model_card(folder, out, OmegaConf.to_container(cfg, resolve=True), card)
+        path = write_model_card(folder, out, settled(cfg), card)
         console.info(f"model card {path}")
 
 
@@ -180,8 +182,10 @@ def make_card(
         "protocol": build.protocol_text(cfg, cfg.model.fusion),
         **origin,
         # published weights have no dataset, optimizer ...
-        "config": OmegaConf.to_container(
-            OmegaConf.masked_copy(cfg, [key for key in cfg if not OmegaConf.is_missing(cfg, key)])
+        "config": masked_values(
+            OmegaConf.to_container(
+                OmegaConf.masked_copy(cfg, [key for key in cfg if not OmegaConf.is_missing(cfg, key)])
+            )
         ),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }

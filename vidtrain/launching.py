@@ -17,6 +17,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from vidtrain.errors import UserError
+from vidtrain.secrecy import masked
 from vidtrain.training.halting import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
 
 REQUEUE = Path(__file__).resolve().parents[1] / "experiments" / "slurm" / "requeue.sh"
@@ -52,7 +53,8 @@ class _VisibleFailures:
         if returned.status == JobStatus.FAILED:
             error = returned._return_value
             users = isinstance(error, UserError)
-            print(f"error: {error}" if users else "".join(traceback.format_exception(error)), file=sys.stderr)
+            said = f"error: {error}" if users else "".join(traceback.format_exception(error))
+            print(masked(said), file=sys.stderr)
             leave_at_exit(2 if users else 1)
         return returned
 

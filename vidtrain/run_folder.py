@@ -20,6 +20,8 @@ from yaml import YAMLError  # what OmegaConf reads with
 
 from vidtrain.errors import UserError
 from vidtrain.outcome import clear_outcome, record_outcome
+from vidtrain.references import as_said, fingerprints, read, refers, settled
+from vidtrain.secrecy import is_masked, masked
 from vidtrain.stored_config import current, defaults_of, up_to_date
 from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
 from vidtrain.tracking.lock import RunLock
@@ -31,6 +33,9 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 
 ABSENT = "absent"
 LOCK_SECONDS = 180.0
+READ = (
+    "read"  # in run.json: what tells whether settings read the same in the environment as when it was started
+)
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
 FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "data.max_pixels",
@@ -63,12 +68,25 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
         return list(arguments), {}
     stored = [current(each) for each in found["overrides"]]
     taken = [each for each in stored if not any(_replaces(said, each) for said in arguments)]
+    check_whole(taken, str(record))
     return taken + list(arguments), dict.fromkeys(taken, str(record))
 
 
+def check_whole(overrides: Sequence[str], source: str) -> None:
+    """Raises `UserError` for stored overrides whose password was not stored with them."""
+    lacking = [each for each in overrides if is_masked(each)]
+    if lacking:
+        key = lacking[0].lstrip("+~").partition("=")[0]
+        raise UserError(
+            f"{source} holds {', '.join(lacking)}: passwords are not stored. Say {key}= again; written as "
+            "'${oc.env:NAME}', a password is read from the environment each time, and need not be said again"
+        )
+
+
 def check_names_a_run(arguments: Sequence[str]) -> None:
-    """Raises `UserError` where a command line says `run_dir=` and nothing else, as one resumes a run, and there is none:
-    it must not silently become the default run. The run that is meant may have been killed before it noted anything.
+    """Raises `UserError` where a command line says `run_dir=` and nothing else, as one resumes a run, and there is
+    none: it must not silently become the default run. The one that is meant may have been killed before it noted
+    anything.
     """
     if not arguments or not all(each.startswith("run_dir=") for each in arguments):
         return
@@ -186,17 +204,21 @@ def record(path: Path, cfg: DictConfig) -> str:
     that differ from those the run was started with, unless they change nothing that is computed.
     """
     if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
-        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        overrides = as_said(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         run_id = hashlib.sha256(f"{path.resolve()} {started}".encode()).hexdigest()[:12]
         if (
             path / "run.json"
         ).is_file():  # stopped before it saved anything: the trackers go on with the same run
             earlier = _read_json(path / "run.json")
-            if "overrides" in earlier and earlier["overrides"] == overrides and FAILED not in earlier:
+            same = "overrides" in earlier and earlier["overrides"] == list(map(masked, overrides))
+            if same and FAILED not in earlier:
                 run_id, started = earlier["id"], earlier["started"]
-        write_text_atomic(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        write_json_atomic(path / "run.json", {"id": run_id, "started": started, "overrides": overrides})
+        stored = settled(cfg)
+        write_text_atomic(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(stored)))
+        found = {"id": run_id, "started": started, "overrides": overrides}
+        seen = fingerprints(cfg, {key: value for key, value in flat(stored).items() if not _is_free(key)})
+        write_json_atomic(path / "run.json", found | ({READ: seen} if seen else {}))
         return run_id
     check_unchanged(path, cfg, "was started with other settings, and resuming cannot change them")
     return _read_json(path / "run.json")["id"]
@@ -207,7 +229,7 @@ def mirrored(path: Path, run_id: str, cfg: DictConfig, step: int) -> MirroredRun
     sweep = path.resolve().parent
     several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     group = f"{cfg.name}/{sweep.name}" if several or (sweep / "sweep.json").is_file() else cfg.name
-    settings = flat(OmegaConf.to_container(cfg, resolve=True))
+    settings = flat(settled(cfg))
     return MirroredRun(path, run_id, f"{cfg.name}/{path.name}", group, settings, step)
 
 
@@ -215,14 +237,18 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
     """Raises `UserError` naming the settings in which `cfg` differs from those of the run in a folder, but for those
     that change nothing that is computed; `what` says why that matters."""
     earlier = _stored(path)
-    before, now = (flat(OmegaConf.to_container(each, resolve=True)) for each in (earlier, cfg))
+    before, now = flat(_settled(earlier, path)), flat(settled(cfg))
     # an argument that one of them leaves out is the same where the other says its default
     taken = [defaults_of(each) | settings for each, settings in ((earlier, before), (cfg, now))]
-    changed = []
+    changed, seen = [], _read_when_started(path)
     for key in sorted(before.keys() | now.keys()):
         old, new = (settings[key] if key in settings else ABSENT for settings in taken)
-        if old != new and not key.startswith(FREE):
+        if _is_free(key):
+            continue
+        if old != new and not _read_the_same(cfg, key, old, new):
             changed.append(f"{key}: {old} -> {new}")
+        elif key in seen and fingerprints(cfg, {key: new}) != {key: seen[key]}:
+            changed.append(f"{key}: {new} reads another value than it did")
     if changed:
         raise UserError(
             f"the run in {path} {what}:\n  "
@@ -231,12 +257,38 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
         )
 
 
+def _is_free(key: str) -> bool:
+    return key.startswith(FREE)
+
+
+def _read_the_same(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
+    """Whether a setting refers to the environment now, and reads there what stands in the folder: once, what was read
+    was stored."""
+    return refers(new) and not refers(old) and read(cfg, key) == old
+
+
+def _read_when_started(path: Path) -> dict[str, str]:
+    record = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    return record[READ] if READ in record and isinstance(record[READ], dict) else {}
+
+
 def stored_settings(path: Path) -> dict[str, Any]:
     """The settings of the run in a folder, by dotted key, with what the schema has gained since at its default.
+    References to the environment stay: it is the reader's, and the folder may be another's.
 
     Raises `UserError` where they cannot be read, or are from another version that knew other settings.
     """
-    return flat(OmegaConf.to_container(_stored(path), resolve=True))
+    return flat(_settled(_stored(path), path))
+
+
+def _settled(stored: DictConfig, path: Path) -> dict[str, Any]:
+    try:
+        return settled(stored)
+    except OmegaConfBaseException as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(
+            f"{path / 'config.yaml'} has a reference that leads nowhere: {error.full_key}: {cause}"
+        ) from error
 
 
 def _stored(path: Path) -> DictConfig:

@@ -103,7 +103,8 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
     to it. Raises `UserError` for a folder that holds no sweep.
     """
-    from vidtrain.sweep_record import SweepRecord
+    from vidtrain.run_folder import check_whole
+    from vidtrain.sweep_record import SWEEP, SweepRecord
 
     said = dict(each.partition("=")[::2] for each in arguments if each.startswith(("folder=", "retry=")))
     if "folder" not in said:
@@ -132,6 +133,7 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
         # another launcher has other settings
         and not ("hydra/launcher" in keys and each.lstrip("+~").startswith("hydra.launcher."))
     ]
+    check_whole(stored, str(folder / SWEEP))
     return ["-m", *stored, *now, f"hydra.sweep.dir={in_quotes(str(folder))}"]
 
 

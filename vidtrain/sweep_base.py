@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vidtrain.app import fail
 from vidtrain.errors import UserError
 from vidtrain.outcome import clear_outcome, let_go, read_outcome, record_outcome
+from vidtrain.references import as_said
 from vidtrain.run_folder import finished
 from vidtrain.sweep_overrides import first_value, quoted
 from vidtrain.sweep_record import SWEEP, SweepRecord, Trial, write_trial
@@ -108,8 +109,8 @@ class TrialSweeper(Sweeper):
         swept = {key: each for key, each in self.said.items() if each.is_sweep_override()}
         record = SweepRecord(
             program="vidtrain.train",
-            hydra=[each for each in overrides.hydra if not each.startswith("hydra.mode=")],
-            task=list(overrides.task),
+            hydra=[each for each in as_said(overrides.hydra) if not each.startswith("hydra.mode=")],
+            task=as_said(overrides.task),
             started_in=os.getcwd(),
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
             launcher=choices["hydra/launcher"],
@@ -139,6 +140,7 @@ class TrialSweeper(Sweeper):
         if changed:
             self.refuse(changed)
         record.started, record.trials, record.planned = earlier.started, earlier.trials, earlier.planned
+        record.complete([first_value(each) for each in self.said.values() if not each.is_sweep_override()])
         record.space = earlier.space
         record.keys = list(dict.fromkeys([*earlier.keys, *record.keys]))
         return record

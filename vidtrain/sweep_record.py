@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vidtrain.errors import UserError
+from vidtrain.secrecy import is_masked, masked
 from vidtrain.tracking.atomic import write_json_atomic
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
@@ -71,6 +72,16 @@ class SweepRecord:
         wanted = _identity(overrides, free)
         return next((each for each in self.trials if _identity(each.overrides, free) == wanted), None)
 
+    def complete(self, said: Sequence[str]) -> None:
+        """Puts the passwords of addresses, which are not stored, back into the trials: `said` are the overrides of the
+        command line."""
+        by_key = {each.partition("=")[0]: each for each in said}
+        for trial in self.trials:
+            trial.overrides = [
+                by_key[key] if is_masked(each) and (key := each.partition("=")[0]) in by_key else each
+                for each in trial.overrides
+            ]
+
     def best(self, objectives: dict[int, float]) -> int | None:
         """The number of the best of some trials, by number -> objective."""
         if not objectives:
@@ -82,7 +93,8 @@ class SweepRecord:
 
 
 def _identity(overrides: Sequence[str], free: Sequence[str]) -> frozenset[str]:
-    return frozenset(each for each in overrides if not each.lstrip("+~").startswith(tuple(free)))
+    """As they are stored: without passwords."""
+    return frozenset(masked(each) for each in overrides if not each.lstrip("+~").startswith(tuple(free)))
 
 
 def changed_settings(

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain import build
 from vidtrain.errors import UserError
 from vidtrain.outcome import PRUNED
+from vidtrain.secrecy import is_masked
 
 try:
     import optuna
@@ -62,6 +64,16 @@ def open_study(name: str, storage: str, direction: str) -> optuna.Study:
 
 def sqlite_file(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
+
+
+def _with_password(url: str) -> str:
+    """trial.json holds the address of a study without its password, which the configuration of the sweep has."""
+    if not is_masked(url):
+        return url
+    said = OmegaConf.select(HydraConfig.get(), "sweeper.storage") if HydraConfig.initialized() else None
+    if said is None:
+        raise KeyError("its password is not stored; it is known where the sweep is resumed")
+    return said
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
@@ -132,7 +144,7 @@ class Pruning:
 
     def _open(self) -> None:
         pruner = build.part(OmegaConf.create(self._how["pruner"]))
-        storage = _storage(self._how["storage"])
+        storage = _storage(_with_password(self._how["storage"]))
         study = optuna.load_study(study_name=self._how["study"], storage=storage, pruner=pruner)
         frozen = study.get_trials(deepcopy=False)[self._number]
         if frozen.state == TrialState.RUNNING:  # else it has been told of, and is run again by hand

@@ -15,6 +15,7 @@ from vidtrain import attempts
 from vidtrain.app import fail, launch
 from vidtrain.errors import DivergedError, Pruned, UserError
 from vidtrain.run_folder import check_names_a_run, with_stored_overrides
+from vidtrain.secrecy import masked_values
 from vidtrain.training.halting import Halt, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
@@ -156,7 +157,6 @@ def _train(
 
     # The record of the run; the mirror repeats it elsewhere
     mirror = Mirrors(build.part(cfg.logger)) if ranks.is_main else NullMirror()
-    config = OmegaConf.to_container(cfg, resolve=True)
     log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
     log.rewind(first, ranks.world_size)
     phases = OmegaConf.to_object(cfg.stage)
@@ -174,6 +174,7 @@ def _train(
     def evaluate(learner: torch.nn.Module) -> list[Report]:
         return judge(learner, val.batches(console), transform)
 
+    config = OmegaConf.to_container(cfg, resolve=True)  # nothing but digests is made of it
     cached = CachedHeads(cfg, config, splits, reading, ranks, console, transform, context, judge)
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
@@ -209,7 +210,7 @@ def _train(
                 card={
                     "classes": list(classes),
                     # with its references, so that one value can be changed
-                    "config": OmegaConf.to_container(cfg),
+                    "config": masked_values(OmegaConf.to_container(cfg)),
                     "protocol": protocol,
                     "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
                 },

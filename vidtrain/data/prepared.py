@@ -27,6 +27,7 @@ from vidtrain.data.columns import StringsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.reencode import TEMPORARY, EncodeSettings, Made
 from vidtrain.errors import UserError
+from vidtrain.secrecy import masked
 
 FORMAT = 1  # of the copies; those of another format are made anew
 NAMED = 5  # files that a message names
@@ -208,7 +209,7 @@ class PreparedCopy:
             **more,
         }
         temporary = self.folder / f".prepared.json{TEMPORARY}"
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.write_text(masked(json.dumps(facts, indent=2)) + "\n")
         temporary.replace(self.folder / "prepared.json")
 
 

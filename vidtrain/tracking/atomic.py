@@ -8,18 +8,20 @@ from pathlib import Path
 
 from vidtrain.errors import UserError
 from vidtrain.flushing import replacing
+from vidtrain.secrecy import masked
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by a file that holds `text`, durably: a crash leaves the old file or the new one.
+    """Replace `path` by a file that holds `text`, durably: a crash leaves the old file or the new one. Secrets
+    are masked.
 
     Raises `UserError` where the disk is full; whatever stood at `path` stays.
     """
     try:
         with replacing(path) as file:
-            file.write(text)
+            file.write(masked(text))
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
+from vidtrain.secrecy import masked
 from vidtrain.tracking.atomic import strict_json, write_text_atomic
 
 
@@ -36,7 +37,7 @@ class JsonLines:
     def append(self, row: Mapping[str, Any]) -> None:
         if self._end is None:
             self._end = FileEnd(self.path, self.most_held)
-        self._end.write(strict_json(row) + "\n")
+        self._end.write(masked(strict_json(row)) + "\n")
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop every row that is not wanted, in one atomic rewrite."""

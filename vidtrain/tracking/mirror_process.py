@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vidtrain.errors import UserError
+from vidtrain.secrecy import hidden
 from vidtrain.tracking.mirror import Mirror, MirroredRun
 from vidtrain.tracking.mirror_channel import RECEIVED, Frames, Outbox
 
@@ -76,6 +77,8 @@ class MirrorProcess:
         except OSError as error:
             log.warning("%s is switched off for this run: %s", self._mirror.label, error)
             return
+        if hidden():
+            self.tell("hide", hidden())
         self.tell("start", self._mirror, run)
 
     def wait_for_start(self) -> None:

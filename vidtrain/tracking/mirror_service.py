@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from vidtrain.errors import UserError
+from vidtrain.secrecy import hide_these, mask_streams
 from vidtrain.tracking.mirror_channel import RECEIVED, Frames, frame
 
 # A scheduler signals every process of a job; this one ends when the training process has
@@ -37,7 +38,9 @@ def serve(connection: socket.socket) -> None:
     mirror = None
     try:
         for call, arguments in calls(connection):
-            if call == "start":
+            if call == "hide":
+                hide_these(*arguments)
+            elif call == "start":
                 mirror, run = arguments
                 mirror.start(run)
                 answer(connection, "started")
@@ -81,6 +84,7 @@ def answer(connection: socket.socket, *words: Any) -> None:
 def main() -> None:
     for each in IGNORED:
         signal.signal(each, signal.SIG_IGN)
+    mask_streams()  # what trackers print goes to a file
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     ours = logging.getLogger("vidtrain")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from vidtrain.secrecy import masked
 from vidtrain.tracking.mirror import Metric, MirroredRun, require_packages
 from vidtrain.tracking.wandb_mirror import check_artifacts
 
@@ -97,7 +98,7 @@ class MlflowMirror:
 
     def close(self, status: str) -> str | None:
         self._client.set_terminated(self._run, STATUSES[status] if status in STATUSES else "FAILED")
-        return f"to compare runs, mlflow ui --backend-store-uri {self.tracking_uri}"
+        return f"to compare runs, mlflow ui --backend-store-uri {masked(self.tracking_uri)}"
 
     def _place(self) -> Path | None:
         """The file of a SQLite store, whose folder is made; None for a server."""

@@ -6,6 +6,7 @@ import select
 import sys
 from typing import Any, TextIO
 
+from vidtrain.secrecy import masked
 from vidtrain.tracking.atomic import FULL
 
 GONE = (errno.EPIPE, errno.EIO)  # the program behind the pipe, or the terminal
@@ -26,7 +27,8 @@ class PatientStream:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            self._stream.write(masked(text))
+            return len(text)
         except OSError as error:
             self._outlive(error)
             return len(text)
