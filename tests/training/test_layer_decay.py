@@ -11,8 +11,8 @@ from timm.optim import param_groups_layer_decay
 
 from vidtrain import build
 from vidtrain.models.timm_layers import layers_and_blocks
-from vidtrain.training.learning import load_updates, make_updates, packed
 from vidtrain.training.optim import layer_powers, parameter_groups
+from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.settings import PhaseSettings
 
 # Powers of the decay, by the beginning of a parameter's name.
@@ -123,9 +123,8 @@ def test_image_models_of_timm_as_timm_has_it(name):
 def test_a_phase_of_an_earlier_version_goes_on_with_the_rates_that_it_began_with():
     model = shape_only("model=vit3d_micro")
     phase = PhaseSettings(layer_decay=0.5)
-    before, after = (make_updates(torch.optim.AdamW, model, phase, "cpu", "fp32") for _ in range(2))
-    for group in before[0].optimizer.param_groups:
+    before, after = (OptimizerSet.make(torch.optim.AdamW, model, phase, "cpu", "fp16") for _ in range(2))
+    for group in before.groups:
         group["lr_scale"] *= 0.5
-    load_updates(after, packed([before[0].optimizer]), packed([before[0].scaler]))
-    stored = [group["lr_scale"] for group in before[0].optimizer.param_groups]
-    assert [group["lr_scale"] for group in after[0].optimizer.param_groups] == stored
+    after.load(**before.state_dicts())
+    assert [group["lr_scale"] for group in after.groups] == [group["lr_scale"] for group in before.groups]
