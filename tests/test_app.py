@@ -1,5 +1,6 @@
 """The command line: what it asks for by name, and what it says to a mistake."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vidtrain import check
-from vidtrain.app import find_faults, quoted
+from vidtrain.app import find_faults, flags_last, quoted
 from vidtrain.config import register_schemas
 from vidtrain.errors import UserError
 from vidtrain.run_folder import with_stored_overrides
@@ -312,3 +313,63 @@ def test_an_optimizer_that_schedules_cannot_steer_is_refused():
     assert "optimizer: Rprop has no weight_decay, which schedules set; choose another" in found
     (found,) = faults("optimizer._target_=torch.optim.LBFGS", *rest)
     assert "per-parameter options" in found
+
+
+PROGRAMS = (
+    "audit", "benchmark", "compare", "evaluate", "export", "predict", "prepare", "split", "sweep", "train",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("trainer=default -m optimizer.lr=1,2", "trainer=default optimizer.lr=1,2 -m"),
+        ("-m a=1 b=2", "a=1 b=2 -m"),
+        ("a=1 --cfg job b=2 --resolve c=3", "a=1 b=2 c=3 --cfg job --resolve"),
+        ("a=1 -i b=1", None),  # its value would be one of a few words
+        ("a=1 -cn evaluate b=2 -i all ~c", "a=1 b=2 ~c -cn evaluate -i all"),
+        ("a=1 --info", "a=1 --info"),
+        ("-m", "-m"),
+        ("", ""),
+    ],
+)
+def test_flags_may_stand_anywhere(given, taken):
+    if taken is None:
+        with pytest.raises(
+            UserError, match="the command line cannot be read: argument --info/-i: invalid choice"
+        ):
+            flags_last(given.split())
+    else:
+        assert flags_last(given.split()) == taken.split()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainer=default", "--multirn", "a=1"], "there is no flag --multirn; did you mean --multirun?"),
+        (["a=1", "--lr", "3", "b=2"], "there is no flag --lr; settings are written without dashes: lr=VALUE"),
+        (["--clip.size=3"], "there is no flag --clip.size=3; settings are written without dashes: clip.size=3"),
+        (["a=1", "-cn"], "argument --config-name/-cn: expected one argument"),
+    ],
+)  # fmt: skip
+def test_every_program_answers_to_flags_that_are_none(program, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"vidtrain.{program}").main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: the command line cannot be read: {message}\n"
+
+
+def test_a_sweep_flag_between_overrides():
+    found = subprocess.run(
+        [sys.executable, "-m", "vidtrain.train", "trainer=default", "-m", "optimizer.lrr=1,2", "trainer.epohcs=3"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 2 and found.stderr.startswith("error: 2 faults in the configuration")
+    assert "optimizer has no key lrr; did you mean lr?" in found.stderr and "usage" not in found.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "vidtrain.train", "model=vit3d_micro", "--cfg", "job", "optimizer.lr=0.125"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert shown.returncode == 0 and "lr: 0.125" in shown.stdout

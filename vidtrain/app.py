@@ -1,13 +1,17 @@
 """What every program shares: compose, check, run, and end with a clear word where the user must mend something."""
 
+import difflib
 import logging
 import os
 import re
 import shlex
 import sys
 import time
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -57,7 +61,11 @@ def launch(
     register_schemas()
     use_own_sweepers()
     use_own_launchers()
-    arguments = get_args_parser().parse_args()
+    try:
+        arguments = parsed(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    sys.argv[1:] = flags_last(sys.argv[1:])
     only_asks = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
     own_folder = arguments.config_dir or arguments.config_path  # of the user: only Hydra knows how to read it
     if not only_asks and not own_folder:
@@ -100,7 +108,40 @@ def launch(
 
 def overrides_in(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command line that are neither flags nor what belongs to one."""
-    return get_args_parser().parse_args(list(arguments)).overrides
+    return parsed(arguments).overrides
+
+
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """The same command line as Hydra takes it: its parser refuses overrides on both sides of a flag."""
+    overrides = overrides_in(arguments)
+    left, flags = Counter(overrides), []
+    for each in arguments:
+        if left[each]:
+            left[each] -= 1
+        else:
+            flags.append(each)
+    return [*overrides, *flags]
+
+
+def parsed(arguments: Sequence[str]) -> Namespace:
+    """Hydra's flags and, as `overrides`, all else, in whatever order. Raises `UserError` for other flags."""
+    parser = get_args_parser()
+    parser.error = _refuse_flags
+    found, strange = parser.parse_known_intermixed_args(list(arguments))
+    flags = [each for each in strange if each.startswith("-")]
+    if flags:
+        text = flags[0].lstrip("-")
+        every = [each for action in parser._actions for each in action.option_strings]
+        known = [each[2:] for each in every if each.startswith("--")]
+        near = difflib.get_close_matches(text, known, n=1)
+        written = text if "=" in text else f"{text or 'key'}=VALUE"
+        hint = f"did you mean --{near[0]}?" if near else f"settings are written without dashes: {written}"
+        _refuse_flags(f"there is no flag {flags[0]}; {hint}")
+    return found
+
+
+def _refuse_flags(why: str) -> NoReturn:
+    raise UserError(f"the command line cannot be read: {why}")
 
 
 def cores() -> int:
