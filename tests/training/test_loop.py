@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -85,3 +86,50 @@ def test_a_state_of_before_its_numbers_were_renamed():
     stored = {"phase": 1, "step": 2, "total_step": 9, "best": 0.5, "best_step": 4, "stale": 3, "due": True}
     state = TrainState.load({**stored, "loss": 1.0, "seconds": 2.0})
     assert (state.evals_since_best, state.eval_pending, state.total_step) == (3, True, 9)
+
+
+STARTED_AT = 2.0**26  # so large a scale that the first steps overflow
+
+
+GRID = PhaseSettings(encoder_blocks=0, heads=HeadGridSettings([0.1, 0.2], [0.0]))
+
+
+@pytest.mark.parametrize("phases", [None, {"grid": GRID}])
+def test_steps_that_fp16_skips_are_counted_and_the_scale_is_logged(run_loop, monkeypatch, phases):
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=STARTED_AT))
+    made = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            made.append(1)
+            return super().step(closure)
+
+    def sgd(groups, lr=0.1, weight_decay=0.0):
+        return Counting(groups, lr=lr, weight_decay=weight_decay)
+
+    settings = {"precision": "fp16", "optimizer": sgd, "phases": phases}
+    whole = run_loop("whole", **settings)
+    heads = 2 if phases else 1
+    skipped = [row["train/skipped_steps"] for row in whole.rows if "train/skipped_steps" in row]
+    scales = [row["train/loss_scale"] for row in whole.rows if "train/loss_scale" in row]
+    assert len(skipped) == 3 and sum(skipped) == 12 * heads - len(made) > 2 * heads
+    assert scales[-1] == STARTED_AT / 2 ** (sum(skipped) // heads)
+    ends = [line for line in whole.said if "train loss" in line]
+    assert ends[0].endswith(f"; fp16: {skipped[0]} steps skipped, loss scale {scales[0]:g}")
+
+    assert run_loop("again", stop_after=3, **settings) is None  # saved after two steps, in the first epoch
+    again = run_loop("again", **settings)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    for key, expected in (("train/skipped_steps", skipped), ("train/loss_scale", scales)):
+        assert [row[key] for row in again.rows if key in row] == expected
+
+
+def test_other_precisions_have_no_scale(run_loop):
+    found = run_loop(epochs=1)
+    assert not any("train/loss_scale" in row or "train/skipped_steps" in row for row in found.rows)
+    assert not any("fp16" in line for line in found.said)
+    share = {name: tensor for name, tensor in found.last["sums"][0].items() if name != "skipped"}
+    sums = EpochSums.zeros(3, False, torch.device("cpu"))
+    sums.restore([share], 0, 1)  # of before they were counted
+    assert sums.skipped == 0

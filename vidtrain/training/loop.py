@@ -133,6 +133,8 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
         if not math.isfinite(loss):  # before the weights move: nothing of a bad step is kept
             files = [run.train_paths[index] for index in videos.tolist()]
             refuse_loss(loss, state.total_step + 1, files, run.checkpoints)
+    if run.ranks.is_main:
+        phase.sums.skipped += phase.optimizers.skips(norms)
     phase.optimizers.step()
     state.step += 1
     state.total_step += 1
@@ -165,7 +167,8 @@ def log_epoch(trainer: Trainer, phase: Phase) -> None:
     run, state = trainer.run, trainer.state
     costs = epoch_costs(time.perf_counter() - phase.epoch_started, state.seconds, run.ranks.device)
     about = position(trainer, phase)
-    report_epoch(phase.sums, run.ranks, run.log, run.console, about, costs, state.total_step)
+    scale = phase.optimizers.loss_scale
+    report_epoch(phase.sums, scale, run.ranks, run.log, run.console, about, costs, state.total_step)
 
 
 def position(trainer: Trainer, phase: Phase) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The optimizers of a phase, one for each head that trains, behind the face of a single optimizer."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -98,6 +99,17 @@ class OptimizerSet:
     def lr(self) -> float:
         """The largest learning rate in force."""
         return max(group["lr"] for group in self.groups)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Of fp16: by how much losses are multiplied before the next step, of several heads the least; else None."""
+        scales = [member.scaler.get_scale() for member in self._members if member.scaler.is_enabled()]
+        return min(scales, default=None)
+
+    def skips(self, norms: Sequence[float]) -> int:
+        """Of how many heads the scaler leaves this step out: of those whose gradients, with `norms`, overflowed."""
+        pairs = zip(self._members, norms, strict=True)
+        return sum(member.scaler.is_enabled() and not math.isfinite(norm) for member, norm in pairs)
 
     @property
     def num_tensors(self) -> int:

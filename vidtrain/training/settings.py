@@ -17,7 +17,7 @@ class TrainerSettings:
     eval_batch_size: int = 16  # videos per evaluation batch and rank
 
     device: str = "auto"  # auto, cpu, cuda
-    precision: str = "fp32"  # fp32, bf16, fp16 (with a GradScaler)
+    precision: str = "fp32"  # fp32, bf16, fp16 (with a GradScaler: skipped steps and the scale are logged)
     compile: bool = False  # torch.compile
     num_workers: int | None = None  # decoding processes per rank; null: its share of the cores, at most 8
     cpu_threads: int | None = (

@@ -65,6 +65,7 @@ class EpochSums:
         Tensor  # int64 [k k], rows are labels; of videos with several labels [k 2 2], see `count_labels`
     )
     faults: Tensor  # int64, videos that could not be read and were replaced
+    skipped: Tensor  # int64, of fp16: updates left out as gradients overflowed; alike on all ranks, counted by the main
 
     @classmethod
     def zeros(cls, num_classes: int, multi_label: bool, device: torch.device) -> "EpochSums":
@@ -74,6 +75,7 @@ class EpochSums:
             samples=torch.zeros((), dtype=torch.int64, device=device),
             confusion=torch.zeros(shape, dtype=torch.int64, device=device),
             faults=torch.zeros((), dtype=torch.int64),  # counted where the loader is
+            skipped=torch.zeros((), dtype=torch.int64),  # counted where the norms are read
         )
 
     def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:

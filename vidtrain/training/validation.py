@@ -114,6 +114,7 @@ def validation_row(found: Mapping[str, Report], selecting: str) -> dict[str, flo
 
 def report_epoch(
     sums: EpochSums,
+    loss_scale: float | None,
     ranks: Ranks,
     log: Any,
     console: Any,
@@ -121,11 +122,17 @@ def report_epoch(
     costs: Mapping[str, float],
     step: int,
 ) -> None:
-    """Logs and shows what the `sums` of an epoch come to over all ranks; `about` says which, `costs` what it took."""
+    """Logs and shows what the `sums` of an epoch come to over all ranks; `about` says which, `costs` what it took.
+
+    Of fp16 there is a `loss_scale`, and what was skipped for it.
+    """
     reduced = EpochSums(**{key: ranks.sum(value) for key, value in sums.tensors().items()})
-    trained = reduced.metrics()
+    trained, scaling = reduced.metrics(), ""
+    if loss_scale is not None:
+        trained |= {"skipped_steps": int(reduced.skipped), "loss_scale": loss_scale}
+        scaling = f"; fp16: {int(reduced.skipped)} steps skipped, loss scale {loss_scale:g}"
     log.log({**about, **{f"train/{key}": value for key, value in trained.items()}, **costs}, step)
-    console.info(training_line(about["epoch"], trained))
+    console.info(training_line(about["epoch"], trained) + scaling)
 
 
 def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
