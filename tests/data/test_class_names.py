@@ -14,6 +14,7 @@ from vidtrain.data.class_names import (
     spelled_classes,
 )
 from vidtrain.data.manifest import Manifest, Record, in_order_of
+from vidtrain.data.manifest_checks import check_present
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.data.sources.frame_folders import FrameFolders
 from vidtrain.data.sources.kinetics import Kinetics
@@ -268,3 +269,33 @@ def test_the_same_classes_in_another_order():
     found = in_order_of(manifest, ("c", "a", "b"))
     assert [found.classes[label] for label in found.labels] == ["a", "b", "c"]
     assert in_order_of(manifest, ("a", "b", "c")) is manifest
+
+
+def test_names_that_are_no_utf8_are_refused(tmp_path):
+    latin = "caf\udce9"
+    root = plant(tmp_path, f"train/{latin}/1.mp4", f"val/{latin}/2.mp4")
+    with pytest.raises(
+        UserError, match=r"'train': the class 'caf\\udce9' holds bytes that are no UTF-8.* rename it"
+    ):
+        ClassFolders(root).manifests()
+    (tmp_path / "names.txt").write_bytes(b"run\ncaf\xe9\n")
+    with pytest.raises(UserError, match=r"names.txt: the class 'caf\\udce9' holds bytes that are no UTF-8"):
+        class_list(str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_bytes("run\ncafé\n".encode("utf-16"))
+    assert class_list(str(tmp_path / "names.txt")) == ("run", "café")
+
+
+def test_sources_of_others_are_in_one_spelling_too():
+    assert Manifest([Record("1", 0, "1")], [f"{NFD} ", "run"]).classes == (NFC, "run")
+
+
+def test_files_in_the_other_form_are_told(tmp_path):
+    plant(tmp_path, f"{NFD}.mp4")
+    found = {"train": Manifest([Record(f"{tmp_path}/{NFC}.mp4", 0, "1")], ["run"])}
+    with pytest.raises(
+        UserError, match="are missing, such as .*they are there in another of Unicode's forms"
+    ):
+        check_present(found, "is the root right?", print)
+    found = {"train": Manifest([Record(f"{tmp_path}/caf\udce9.mp4", 0, "1")], ["run"])}
+    with pytest.raises(UserError, match="what lists them holds bytes that are no UTF-8"):
+        check_present(found, "is the root right?", print)

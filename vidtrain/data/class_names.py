@@ -7,6 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from vidtrain.errors import UserError
 
+NO_UTF8 = (
+    "holds bytes that are no UTF-8, so what names it may be in Latin-1 or another encoding; save it as UTF-8, such as "
+    "with iconv -f latin1 -t utf-8 OLD > NEW, or, of a folder, rename it"
+)
 NAMED = 4  # pairs in a message, and code points of a name
 # White space, and what takes no room and means nothing at an end: zero-width space, word joiner, byte-order mark,
 # marks of direction. Joiners stay, as Persian, Indic scripts and emoji spell with them.
@@ -41,13 +45,23 @@ def spelled_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def spelled_list(names: Sequence[str], where: object) -> tuple[str, ...]:
-    """A list of classes in one spelling. Raises `UserError` where two of them become one."""
+    """A list of classes in one spelling. Raises `UserError` where two of them become one, or one is no UTF-8."""
+    check_text(names, where)
     first_with: dict[str, str] = {}
     for name in names:
         other = first_with.setdefault(one_spelling(name), name)
         if other != name:
             raise UserError(f"{where} names one class in two spellings: {tell_apart(other, name)}")
     return tuple(map(one_spelling, names))
+
+
+def check_text(names: Iterable[str], where: object) -> None:
+    """Raises `UserError` for a name of bytes that are no UTF-8, which could not be written anywhere."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: the class {name!r} {NO_UTF8}") from None
 
 
 def appearance(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from vidtrain.data.class_names import check_appearance, describe_alike
+from vidtrain.data.class_names import check_appearance, check_text, describe_alike, spelled_classes
 from vidtrain.data.columns import OWN_PATH, Columns, ColumnsBuilder, Strings
 from vidtrain.data.manifest_format import read_columns, write_columns
 from vidtrain.errors import UserError
@@ -91,7 +91,7 @@ class Manifest(Sequence[Record]):
         sources: Sequence[SourceInfo],
     ) -> None:
         self.columns = columns
-        self.classes = tuple(classes)
+        self.classes = spelled_classes(classes)  # those of sources and files that do not care, too
         self.frame_rate = frame_rate
         self.sources = tuple(sources) or (SourceInfo("all"),)
         self._file: tuple[Path, str] | None = None  # and its digest
@@ -239,6 +239,7 @@ def in_order_of(manifest: Manifest, classes: Sequence[str]) -> Manifest:
 def check_same_classes(manifests: Mapping[str, Manifest]) -> None:
     """Raises `UserError` unless all splits name the same classes in the same order, and none of them twice by looks."""
     (first, reference), *others = manifests.items()
+    check_text(reference.classes, f"split {first!r}")
     check_appearance(reference.classes, f"split {first!r}")
     for split, manifest in others:
         if manifest.classes == reference.classes:

@@ -2,14 +2,15 @@
 
 import logging
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
 
+from vidtrain.data.class_names import NO_UTF8
 from vidtrain.data.manifest import Manifest, Record, check_same_classes
-from vidtrain.data.sources.tables import NO_UTF8
 from vidtrain.errors import UserError
 
 SAMPLED = 20  # files of a split that are looked for before anything starts
@@ -47,12 +48,19 @@ def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[
             words = f"{len(missing)} of {count} {split} videos that were looked for are missing"
             words += f", such as {missing[0]}"
             if any(not _is_utf8(path) for path in missing):
-                words += f" (what names it {NO_UTF8})"
+                words += f" (what lists them {NO_UTF8})"
+            elif any(_in_other_form(path) for path in missing):
+                words += " (they are there in another of Unicode's forms, NFC or NFD: list names as the disk has them)"
             said.append((2 * len(missing) > count, words))
     if any(most for most, _ in said):
         raise UserError("; ".join(words for _, words in said) + f": {hint}")
     for _, words in said:
         warn(words)
+
+
+def _in_other_form(path: str) -> bool:
+    forms = {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path}
+    return any(os.path.exists(each) for each in forms)
 
 
 def _is_utf8(path: str) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.class_names import look_alike, spelled, spelled_list
-from vidtrain.data.sources.tables import NO_UTF8, open_text
+from vidtrain.data.class_names import NO_UTF8, look_alike, spelled, spelled_list
+from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
 
 KINDS = ("names", "integers")

@@ -23,10 +23,6 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-NO_UTF8 = (
-    "holds bytes that are no UTF-8, so the file may be in Latin-1 or another encoding; save it as UTF-8, such as with "
-    "iconv -f latin1 -t utf-8 OLD > NEW"
-)
 WITHOUT = {
     "val": "dataset.source.val=null dataset.source.val_share=0.1",
     "test": "dataset.source.test=null",
