@@ -9,7 +9,8 @@ from vidtrain.data.guarded import guarded
 
 # Workers import the function by name, so it lies in a module of its own
 MODULE = """
-import os, time
+import os, signal, time
+from vidtrain.data import watchdog
 
 def act(item):
     kind, value = item
@@ -17,6 +18,12 @@ def act(item):
         os.kill(os.getpid(), value)
     if kind == "sleep":
         time.sleep(value)
+    if kind == "work":
+        for _ in range(value):
+            time.sleep(0.1)
+            watchdog.progress()
+    if kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "exit":
         os._exit(value)
     if kind == "raise":
@@ -92,3 +99,20 @@ def test_a_function_that_workers_cannot_have_is_a_defect_and_no_endless_loop(act
     (tmp_path / "acting_for_tests.py").unlink()
     with pytest.raises(RuntimeError, match="a worker process did not come up: exit status 1"):
         list(guarded(act, [("value", 1)], 1, 9))
+
+
+def test_a_time_limit_is_one_without_progress(act):
+    """What takes four times as long, and gets on with it, does not hang."""
+    assert by_item(guarded(act, [("work", 20), ("sleep", 60)], 2, time_limit=0.5)) == {
+        ("work", 20): (20, ""),
+        ("sleep", 60): (None, "hung: over 0.5 s"),
+    }
+
+
+def test_a_stopped_process_hangs(act):
+    began = time.monotonic()
+    assert by_item(guarded(act, [("stop", 1), ("value", 2)], 1, time_limit=0.5)) == {
+        ("stop", 1): (None, "hung: over 0.5 s"),
+        ("value", 2): (2, ""),
+    }
+    assert time.monotonic() - began < 30

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vidtrain.data import watchdog
 from vidtrain.data.dataset import Batch, Fault, Sample, draw
 from vidtrain.data.loaders import eval_loader, train_loader
 from vidtrain.data.quarantine import Quarantine
@@ -223,6 +224,43 @@ class TestTraining:
         read = train(videos)
         assert {entry.path for entry in videos.quarantine.blamed} == {videos.path(n) for n in culprits}
         assert same(read, alone(Videos(folder(), True, dict.fromkeys(culprits, unreadable(SEGV)))))
+
+    @pytest.mark.parametrize("when", ["reading", "waiting"])
+    def test_stopped_from_outside(self, folder, caplog, when):
+        """As by a debugger, or in a frozen cgroup: no signal but SIGKILL reaches it then."""
+        expected = alone(Videos(folder(), True, {}))
+        faults = {at(9): once(by_signal(signal.SIGSTOP))} if when == "reading" else {}
+        batches = iter(train_loader(Videos(folder(), True, faults), stream(), 2, False, 1.0))
+        read = [next(batches)]
+        if when == "waiting":
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+        assert same(read + list(batches), expected)
+        assert "a worker process was lost (hung: over 1 s)" in caplog.text
+
+    def test_a_file_that_stops_its_reader_is_as_one_that_hangs(self, folder):
+        culprit, cause = at(9), "hung: over 0.5 s"
+        videos = Videos(folder(), True, {culprit: by_signal(signal.SIGSTOP)})
+        read = train(videos, limit=0.5)
+        assert [entry[1:4] for entry in videos.quarantine.blamed] == [(videos.path(culprit), cause, 2)]
+        assert same(read, alone(Videos(folder(), True, {culprit: unreadable(cause)})))
+
+    def test_long_work_is_no_hang(self, folder):
+        def slow(path: str) -> None:
+            for _ in range(15):
+                time.sleep(0.1)
+                watchdog.progress()
+
+        videos = Videos(folder(), True, {at(3): slow})
+        assert same(train(videos, limit=0.5), alone(Videos(folder(), True, {})))
+        assert videos.tries(at(3)) == 2  # once in each pass
+
+    def test_an_idle_owner_loses_nobody(self, folder, caplog):
+        """One that validates, or waits for a device, for longer than the time limit."""
+        batches = iter(train_loader(Videos(folder(), True, {}), stream(), 2, False, 0.5))
+        read = [next(batches)]
+        time.sleep(4)
+        assert same(read + list(batches), alone(Videos(folder(), True, {})))
+        assert "was lost" not in caplog.text
 
     def test_killed_from_outside(self, folder):
         batches = iter(train_loader(Videos(folder(), True, {}), stream(), 2, False))

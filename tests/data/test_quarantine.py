@@ -1,5 +1,6 @@
 """What is not tried again, who else knows, and when lost workers end a run."""
 
+import errno
 import json
 import logging
 import os
@@ -177,6 +178,31 @@ class TestBlame:
             Quarantine(tmp_path)
         with pytest.raises(UserError, match="cannot write .*: No such file or directory"):
             Quarantine(tmp_path / "absent" / "q").blame("a.mp4", "a", 0)
+
+    @pytest.mark.parametrize("written", [0, 9])
+    def test_a_full_disk_is_waited_for(self, video, tmp_path, caplog, monkeypatch, written):
+        """The run goes on; nothing or half a line was written, and when there is room all of it stands there."""
+        path, write = tmp_path / "q", os.write
+
+        def full(descriptor: int, data: bytes) -> int:
+            if written:
+                return write(descriptor, data[:written])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        quarantine = Quarantine(path, "train")
+        monkeypatch.setattr(os, "write", full)
+        quarantine.blame(video, "a", 3)
+        quarantine.blame("b.mp4", "b", 4)
+        quarantine.flush(now=True)
+        assert barred(quarantine, video, 3) == "a"
+        assert caplog.text.count("No space left on device") == 1
+        assert Quarantine(path, "train").blamed == []
+        monkeypatch.setattr(os, "write", write)
+        quarantine.flush()  # which was tried a moment ago
+        assert Quarantine(path, "train").blamed == []
+        quarantine.flush(now=True)
+        assert [entry.path for entry in Quarantine(path, "train").blamed] == [video, "b.mp4"]
+        assert "no entry" not in caplog.text
 
     def test_goes_to_another_process(self, video, tmp_path):
         quarantine = Quarantine(tmp_path / "q")

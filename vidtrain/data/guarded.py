@@ -1,7 +1,7 @@
 """Calling a function on many files where any of them may crash the process or never come back.
 
 Worker processes live long, as starting one costs more than reading most files, and each has one file at a time.
-One that dies or exceeds the time limit is replaced, and that is the result of its file alone.
+One that dies or makes no progress within the time limit is replaced, and that is the result of its file alone.
 
 Workers are forked from a fork server: a process that has only imported what they need. Forking the caller itself
 would copy its threads' locks and hand every worker the pipes of the others, so that none could see the caller die;
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from vidtrain.data.watchdog import exit_words
+from vidtrain.data import watchdog
+from vidtrain.data.watchdog import START_SECONDS, exit_words
 
-START_SECONDS = 120.0  # for the imports of the first worker, from a slow disk
 JOIN_SECONDS = 10.0
 
 
@@ -43,9 +43,10 @@ def guarded(
     """The outcome of `function` for every item, in the order in which they end.
 
     A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, for what the
-    function raised, `failed: ValueError: ...`. `time_limit` is in seconds of wall time an item. `function` and
-    items are pickled, so the function is one that can be imported; `preload` names modules that it needs, which
-    are then imported once. Workers end with the iterator, and do not outlive a caller that is killed.
+    function raised, `failed: ValueError: ...`. `time_limit` is in seconds of wall time without a call of
+    `watchdog.progress`. `function` and items are pickled, so the function is one that can be imported; `preload`
+    names modules that it needs, which are then imported once. Workers end with the iterator, and do not outlive a
+    caller that is killed.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -88,7 +89,9 @@ class _Worker:
     ):
         self.connection, theirs = context.Pipe()
         self.alive = True
-        self._process = context.Process(target=_serve, args=(theirs, function, time_limit), daemon=True)
+        self._note = watchdog.new_note(context)
+        arguments = (theirs, function, self._note, time_limit)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
         self._time_limit = time_limit
@@ -99,8 +102,9 @@ class _Worker:
     @property
     def seconds_left(self) -> float:
         # its imports are not the item's time
-        limit = self._time_limit if self._up else START_SECONDS
-        return max(0.0, self._since + limit - time.monotonic())
+        if not self._up:
+            return max(0.0, self._since + START_SECONDS - time.monotonic())
+        return watchdog.seconds_left(self._note, self._since, self._time_limit)
 
     def give(self, item: Any) -> None:
         self._item, self._since = item, time.monotonic()
@@ -125,7 +129,7 @@ class _Worker:
         self.end()
         if not self._up:
             raise RuntimeError(f"a worker process was not up within {START_SECONDS:g} s")
-        return Outcome(self._item, None, f"hung: over {self._time_limit:g} s", seconds)
+        return Outcome(self._item, None, watchdog.hung(self._time_limit), seconds)
 
     def _died(self) -> Outcome:
         seconds = self._seconds
@@ -134,7 +138,10 @@ class _Worker:
         self.end()
         if not self._up:
             raise RuntimeError(f"a worker process did not come up: {exit_words(status)}; its words are above")
-        return Outcome(self._item, None, f"crashed: {exit_words(status)}", seconds)
+        words = (
+            watchdog.hung(self._time_limit) if status == -signal.SIGALRM else f"crashed: {exit_words(status)}"
+        )
+        return Outcome(self._item, None, words, seconds)
 
     def end(self) -> None:
         if self.alive:
@@ -148,23 +155,25 @@ class _Worker:
         return time.monotonic() - self._since
 
 
-def _serve(connection: Connection, function: Callable[[Any], Any], time_limit: float) -> None:
+def _serve(
+    connection: Connection, function: Callable[[Any], Any], note: watchdog.Note, time_limit: float
+) -> None:
     """A worker's life: until the caller closes the pipe, or is gone."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the caller ends its workers
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    watchdog.begin(note, time_limit)
+    watchdog.rest()
     connection.send(None)
     while True:
         try:
             item = connection.recv()
         except EOFError:
             return
-        # Should the caller be killed while this hangs in a decoder, only the kernel can still end it
-        signal.setitimer(signal.ITIMER_REAL, 2 * time_limit + JOIN_SECONDS)
+        watchdog.resume()  # should the caller be killed while this hangs in a decoder, the kernel still ends it
         try:
             message = (function(item), "")
         except Exception as error:  # whatever a file provokes is that file's result
             message = (None, f"failed: {type(error).__name__}: {error}")
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        watchdog.rest()
         connection.send(message)

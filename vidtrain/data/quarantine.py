@@ -6,6 +6,7 @@ From the batch on in which it did, it counts as unreadable: that is recorded wit
 which is resumed, with any number of workers, computes the same.
 """
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,9 @@ Result = TypeVar("Result")
 
 MOST_LOST = 16  # workers without a file to blame in the last
 LOST_WITHIN = 3600.0  # seconds
+# What writing to a full disk gives: the run goes on, and what is to be written waits
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+RETRY_SECONDS = 10.0
 
 
 class Signature(NamedTuple):
@@ -50,7 +54,8 @@ class Quarantine:
 
     Files that ended worker processes are kept in the JSON lines of `path`, for a resumed run; None keeps them in
     memory. Splits may share the file, ranks must not: what a rank computes is not to depend on when it hears from
-    another. A file whose size or time of modification has changed counts as new.
+    another. A file whose size or time of modification has changed counts as new. On a full disk what is to be kept
+    waits in memory until there is room.
 
     `number` is that of the batch that is being read. Raises `UserError` where `path` cannot be read.
     """
@@ -61,6 +66,9 @@ class Quarantine:
         self._split = split
         self._failed: dict[str, tuple[Signature, int, DecodeError]] = {}
         self._blamed: dict[str, Entry] = {}
+        self._held: list[str] = []  # lines for which there was no room
+        self._tried = 0.0
+        self._warned = False
         for entry in _entries(path) if path is not None else ():
             if entry.split == split:
                 self._learn(entry)
@@ -103,10 +111,32 @@ class Quarantine:
         self._learn(entry)
         if self._path is None:
             return
-        try:
-            _append(self._path, json.dumps(entry._asdict()))
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+        self._held.append(json.dumps(entry._asdict()))
+        self._write()
+
+    def flush(self, now: bool = False) -> None:
+        """Tries again to write what waits for a full disk: at most every few seconds, unless it is to be `now`."""
+        if self._held and (now or time.monotonic() - self._tried > RETRY_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        self._tried = time.monotonic()
+        while self._held:
+            try:
+                _append(self._path, self._held[0])
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+                if not self._warned:
+                    self._warned = True
+                    log.warning(
+                        "cannot write %s (%s): it waits in memory, and the run goes on; free some space, or a resumed "
+                        "run must find out anew which files ended workers",
+                        self._path,
+                        error.strerror,
+                    )
+                return
+            del self._held[0]
 
     @property
     def blamed(self) -> list[Entry]:
@@ -140,8 +170,12 @@ def _entries(path: Path) -> list[Entry]:
 def _append(path: Path, line: str) -> None:
     # the empty line before it ends half a line that a killed process may have left
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    data = f"\n{line}\n".encode()
     try:
-        os.write(descriptor, f"\n{line}\n".encode())
+        end = os.fstat(descriptor).st_size
+        if os.write(descriptor, data) < len(data):  # room for a part
+            os.ftruncate(descriptor, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -43,11 +43,14 @@ def send(connection: Connection, answer: NamedTuple) -> None:
         os.close(file)
 
 
-def receive(connection: Connection) -> NamedTuple:
-    """What `send` sent. Raises EOFError, or the like, where the sender has ended meanwhile."""
+def receive(connection: Connection, time_limit: float | None = None) -> NamedTuple:
+    """What `send` sent. Raises EOFError, or the like, where the sender has ended meanwhile, and TimeoutError where a
+    tensor does not follow within `time_limit` seconds: it was stopped meanwhile."""
     kind, fields = connection.recv()
     for place, field in enumerate(fields):
         if isinstance(field, _Shared):
+            if not connection.poll(time_limit):
+                raise TimeoutError(f"nothing came for {time_limit} s")
             file = recv_handle(connection)
             memory = mmap.mmap(file, field.size)
             os.close(file)

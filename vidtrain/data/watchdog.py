@@ -4,39 +4,59 @@ Before the first byte of a file is read, a worker notes its path in memory that 
 kernel, whose signal ends the process when the file takes longer than the time limit. That works wherever it hangs,
 inside a C library that holds the interpreter's lock too, and while nobody looks on. Whoever started the worker then
 finds the path in its note.
+
+A stopped or frozen process gets no signal. So the note also holds when there was progress last, and whoever waits for
+the worker ends it where that is too long ago. The time limit is one without progress: a long file takes its time.
 """
 
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-TIME_LIMIT = 60.0  # seconds for one file
+TIME_LIMIT = 60.0  # seconds without progress in one file
+GRACE = 2.0  # seconds beyond the time limit in which a worker ends by itself, if it can
+START_SECONDS = 120.0  # for a worker's imports, from a slow disk
 LONGEST_PATH = 4096  # bytes, what Linux opens
 
 
-def new_note(context: BaseContext) -> Any:
-    """Memory for the path that a worker has in hand, shared with it by whatever start method `context` has."""
-    return context.RawArray(ctypes.c_char, LONGEST_PATH)
+class Note(NamedTuple):
+    """Memory shared with a worker: the `path` that it has in hand, and the `beat` (s, monotonic) of its last progress:
+    0 before it is up."""
+
+    path: Any
+    beat: Any
 
 
-def noted(note: Any) -> str | None:
+def new_note(context: BaseContext) -> Note:
+    """A note that is shared by whatever start method `context` has."""
+    return Note(context.RawArray(ctypes.c_char, LONGEST_PATH), context.RawValue(ctypes.c_double, 0.0))
+
+
+def noted(note: Note) -> str | None:
     """The path that a worker had in hand when it ended, if any."""
-    return os.fsdecode(note.value) or None
+    return os.fsdecode(note.path.value) or None
+
+
+def seconds_left(note: Note, since: float, time_limit: float) -> float:
+    """For how much longer a worker may go without progress that has had something to do `since` (s, monotonic)."""
+    limit = time_limit + GRACE if note.beat.value else max(START_SECONDS, time_limit)
+    return max(0.0, max(note.beat.value, since) + limit - time.monotonic())
 
 
 class _Watch(NamedTuple):
-    note: Any
+    note: Note
     time_limit: float
 
 
 _watch: _Watch | None = None  # this process's, where it is a worker
 
 
-def begin(note: Any, time_limit: float) -> None:
+def begin(note: Note, time_limit: float) -> None:
     """Has this process, a worker, watched from now on; the time limit (s) counts anew for every file."""
     global _watch
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
@@ -46,6 +66,7 @@ def begin(note: Any, time_limit: float) -> None:
 
 def resume() -> None:
     """Starts the clock, also for work between files: a fork can hang on a lock that it has inherited."""
+    _watch.note.beat.value = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, _watch.time_limit)
 
 
@@ -66,12 +87,12 @@ def reading(video: str) -> Iterator[None]:
     if _watch is None:
         yield
         return
-    _watch.note.value = os.fsencode(video)[: LONGEST_PATH - 1]
+    _watch.note.path.value = os.fsencode(video)[: LONGEST_PATH - 1]
     resume()
     try:
         yield
     finally:
-        _watch.note.value = b""
+        _watch.note.path.value = b""
         resume()
 
 
@@ -83,10 +104,15 @@ def exit_words(status: int | None) -> str:
     return f"signal {-status} ({names[-status]})" if -status in names else f"signal {-status}"
 
 
+def hung(time_limit: float) -> str:
+    """What is said of a file in which there was no progress for `time_limit` seconds."""
+    return f"hung: over {time_limit:g} s"
+
+
 def spell(status: int | None, time_limit: float) -> str:
     """What a worker's end says of the file that it had in hand."""
     if status == -signal.SIGALRM:
-        return f"hung: over {time_limit:g} s"
+        return hung(time_limit)
     if status == -signal.SIGKILL:
         return f"killed: {exit_words(status)}, perhaps for want of memory"
     return f"crashed: {exit_words(status)}"

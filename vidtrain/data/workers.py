@@ -8,6 +8,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -92,6 +93,7 @@ class WorkerPool:
                 if self.stopping:
                     return
                 self._collect(TICK)
+            self._dataset.quarantine.flush()
             batch = self._ready.pop(due)
             del self._owed[due]
             if isinstance(batch, _Failure):
@@ -107,6 +109,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.end()
         self._workers = []
+        self._dataset.quarantine.flush(now=True)
 
     def _start(self) -> "_Worker":
         return _Worker(self._context, self._dataset, self._time_limit)
@@ -125,17 +128,26 @@ class WorkerPool:
             if worker.connection in heard:
                 try:
                     number, batch = worker.receive()
+                except TimeoutError:
+                    self._replace(worker, -signal.SIGALRM)
                 except (EOFError, OSError):  # it ended, perhaps within a word
                     self._replace(worker)
                 else:
                     self._ready[number] = batch
+            elif worker.hangs():  # it was stopped, or is where no signal reaches it
+                self._replace(worker, -signal.SIGALRM)
             elif not (heard or worker.is_alive() or worker.connection.poll()):
                 self._replace(worker)  # and some other process has inherited its end of the connection
         return bool(heard)
 
-    def _replace(self, lost: "_Worker") -> None:
+    def _replace(self, lost: "_Worker", status: int | None = None) -> None:
+        """Puts a new worker in the place of one that has ended, or that is to be ended as if by signal `-status`."""
         at = lost.numbers[0] if lost.numbers else -1
-        if self._losses.add(lost.last_status(), watchdog.noted(lost.note), at):
+        if status is None:
+            status = lost.last_status()
+        else:
+            lost.end()
+        if self._losses.add(status, watchdog.noted(lost.note), at):
             # Whether others had already read that file for a later batch was a matter of time: all later batches
             # are read again, by workers that know of it
             for worker in self._workers:
@@ -155,6 +167,8 @@ class _Worker:
 
     def __init__(self, context: BaseContext, dataset: Readable, time_limit: float):
         self.numbers: deque[int] = deque()
+        self._time_limit = time_limit
+        self._since = time.monotonic()  # it has had its first task
         self.note = watchdog.new_note(context)
         self.connection, theirs = context.Pipe()
         parent = os.getpid() if context.get_start_method() != "forkserver" else None
@@ -169,14 +183,21 @@ class _Worker:
         theirs.close()
 
     def give(self, number: int, keys: list[SampleKey]) -> None:
+        if not self.numbers:
+            self._since = time.monotonic()
         self.numbers.append(number)
         with suppress(BrokenPipeError, ConnectionResetError):  # it has ended; `receive` finds out
             self.connection.send((number, keys))
 
     def receive(self) -> tuple[int, Batch | _Failure]:
         """The number of the first task and its batch. Raises EOFError, or the like, where the worker has ended."""
-        batch = transfer.receive(self.connection)
+        batch = transfer.receive(self.connection, self._time_limit)
+        self._since = time.monotonic()
         return self.numbers.popleft(), batch
+
+    def hangs(self) -> bool:
+        """Whether it has made no progress for the time limit, whatever state its process is in."""
+        return bool(self.numbers) and not watchdog.seconds_left(self.note, self._since, self._time_limit)
 
     def is_alive(self) -> bool:
         return self._process.is_alive()
@@ -195,7 +216,7 @@ class _Worker:
 
 
 def _serve(
-    connection: Connection, dataset: Readable, note: object, time_limit: float, parent: int | None
+    connection: Connection, dataset: Readable, note: watchdog.Note, time_limit: float, parent: int | None
 ) -> None:
     """A worker's life: until its owner ends it, or is gone."""
     for number in LEFT_TO_MAIN:
