@@ -46,9 +46,9 @@ class Ledger:
         self._rows = {row["path"]: row for row in rows}
         self._lines = JsonLines(path)
 
-    def find(self, path: str, time_limit: float, retry: bool) -> "Inspection | None":
-        """What is known of the file as it is now. One that hung is read again under a longer limit, and with `retry`
-        every one that could not be read.
+    def find(self, path: str, time_limit: float, retry: bool, size_changes: str) -> "Inspection | None":
+        """What is known of the file as it is now. One that hung is read again under a longer limit, with `retry`
+        every one that could not be read, and with other `size_changes` every one whose picture changes its size.
         """
         from vidtrain.data.audit.inspection import FORMAT, Inspection
 
@@ -59,9 +59,11 @@ class Ledger:
         bounded = "data.max_pixels" in found["cause"]  # which may be another by now
         if found["cause"] and (retry or bounded or (row["hung"] and time_limit > row["time_limit"])):
             return None
+        if row["size_changes"] != size_changes and "size changes" in str((found["cause"], found["issues"])):
+            return None
         return Inspection(**{**found, "issues": tuple(map(tuple, found["issues"]))})
 
-    def add(self, path: str, found: "Inspection", time_limit: float, hung: bool) -> None:
+    def add(self, path: str, found: "Inspection", time_limit: float, hung: bool, size_changes: str) -> None:
         from vidtrain.data.audit.inspection import FORMAT
 
         stamp = {
@@ -70,6 +72,7 @@ class Ledger:
             "format": FORMAT,
             "time_limit": time_limit,
             "hung": hung,
+            "size_changes": size_changes,
         }
         self._lines.append({**stamp, "found": asdict(found)})
 
@@ -95,9 +98,10 @@ def read_all(
     from vidtrain.data.audit.inspection import Inspection, inspect_job
     from vidtrain.data.guarded import guarded
 
-    found = {path: known for path in files if (known := ledger.find(path, cfg.time_limit, cfg.retry))}
-    bound = cfg.data.max_pixels
-    waiting = [(path, rate, bound) for path, rate in files.items() if path not in found]
+    how = (cfg.time_limit, cfg.retry, cfg.data.size_changes)
+    found = {path: known for path in files if (known := ledger.find(path, *how))}
+    reading = (cfg.data.max_pixels, cfg.data.size_changes)
+    waiting = [(path, rate, *reading) for path, rate in files.items() if path not in found]
     unreadable = sum(bool(each.cause) for each in found.values())
     if found:
         console.info(f"{len(found)} of {len(files)} files are known from {ledger.path}")
@@ -108,7 +112,8 @@ def read_all(
             for outcome in guarded(read, waiting, workers, cfg.time_limit, PRELOAD):
                 path, failure = outcome.item[0], outcome.failure
                 seen = outcome.value if not failure else Inspection(max(0, _stamp(path)[0]), failure)
-                ledger.add(path, seen, cfg.time_limit, hung=failure.startswith("hung"))
+                hung = failure.startswith("hung")
+                ledger.add(path, seen, cfg.time_limit, hung, cfg.data.size_changes)
                 found[path] = seen
                 unreadable += bool(seen.cause)
                 console.advance(len(found), {"unreadable": unreadable})
@@ -161,6 +166,8 @@ def show(summary: Mapping[str, Any], title: str, console) -> None:
 
 
 def check(cfg: AuditConfig) -> list[tuple[str, str]]:
+    from vidtrain.data.conversion import SIZE_CHANGES
+
     faults = check_targets(cfg)
     if cfg.dataset is None:
         faults.append(("dataset", "must be chosen: dataset=OPTION"))
@@ -168,6 +175,8 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
         faults.append(("data.max_pixels", f"{cfg.data.max_pixels} must be 1 or more"))
     if cfg.time_limit <= 0:
         faults.append(("time_limit", f"{cfg.time_limit} must be above 0 seconds"))
+    if cfg.data.size_changes not in SIZE_CHANGES:
+        faults.append(("data.size_changes", f"{cfg.data.size_changes} must be {' or '.join(SIZE_CHANGES)}"))
     for key, least in LEAST.items():
         if cfg[key] is not None and cfg[key] < least:
             faults.append((key, f"{cfg[key]} must be {least} or more"))

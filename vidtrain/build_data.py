@@ -155,6 +155,7 @@ def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> Vide
         copies=cfg.clip.train_copies,
         jitter=part(cfg.augmentation.temporal),
         interpolation=cfg.clip.interpolation,
+        size_changes=cfg.data.size_changes,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, "train"),
     )
@@ -203,6 +204,7 @@ def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Readi
         cfg.seed,
         training=False,
         interpolation=cfg.clip.interpolation,
+        size_changes=cfg.data.size_changes,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, split),
     )

@@ -13,7 +13,7 @@ from torch import nn
 from vidtrain import build, build_data
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.augment.geometry import WholeFrame
-from vidtrain.data.conversion import INTERPOLATIONS
+from vidtrain.data.conversion import INTERPOLATIONS, SIZE_CHANGES
 from vidtrain.data.sampling import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
@@ -174,6 +174,7 @@ CHOICES = {
     "trainer.clip_grad_by": CLIP_GRAD_BY,
     "trainer.batch_norm": BATCH_NORMS,
     "clip.interpolation": INTERPOLATIONS,
+    "data.size_changes": SIZE_CHANGES,
 }
 
 # Settings with a least value; null is allowed where the schema allows it

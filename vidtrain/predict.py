@@ -52,6 +52,10 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         from vidtrain.training.precision import PRECISIONS
 
         choices[key] = {"precision": tuple(PRECISIONS), "fusion": FUSIONS}[key]
+    if cfg.size_changes is not None:
+        from vidtrain.data.conversion import SIZE_CHANGES
+
+        choices["size_changes"] = SIZE_CHANGES
     for key, known in choices.items():
         if cfg[key] not in known:
             faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], known)}"))

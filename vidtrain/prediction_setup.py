@@ -25,6 +25,7 @@ CHANGES = {
     "precision": "trainer.precision",
     "time_limit": "data.time_limit",
     "max_pixels": "data.max_pixels",
+    "size_changes": "data.size_changes",
 }
 # What predicting uses of it; an exported file of published weights has no more
 USED = ("clip", "model", "loss", "augmentation.eval")

@@ -31,7 +31,7 @@ MB = 1_000_000
 def settings_of(cfg: PrepareConfig) -> "EncodeSettings":
     from vidtrain.data.reencode import EncodeSettings
 
-    return EncodeSettings(cfg.short_side, cfg.gop, cfg.b_frames, cfg.crf, cfg.preset)
+    return EncodeSettings(cfg.short_side, cfg.gop, cfg.b_frames, cfg.crf, cfg.preset, cfg.data.size_changes)
 
 
 def name_of(cfg: PrepareConfig) -> str:
@@ -46,7 +46,7 @@ def check(cfg: PrepareConfig) -> list[tuple[str, str]]:
         settings_of(cfg)
     except UserError as error:
         key, _, why = str(error).partition("=")
-        faults.append((key, why))
+        faults.append((key, why))  # data.size_changes among them
     if cfg.name is not None and (Path(cfg.name).name != cfg.name or cfg.name == ".."):
         faults.append(("name", f"{cfg.name!r} must be the name of a folder, not a path"))
     if cfg.num_workers is not None and cfg.num_workers < 1:

@@ -44,10 +44,11 @@ class DataSettings:
     min_seconds: float | None = None
     max_seconds: float | None = None
     max_bytes: int | None = None
-    time_limit: float = 60.0  # seconds that reading one video may take in a worker
+    time_limit: float = 60.0  # seconds without progress in reading one video, after which its worker is ended
     max_pixels: int = (
         36_000_000  # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
     )
+    size_changes: str = "scale"  # frames of another size than the first: scale (to it, as players do), refuse
     balance: float = 0.0  # how evenly training draws classes: 0 as the videos are, 1 all alike
 
 
@@ -167,8 +168,9 @@ class PredictConfig:
     fusion: str | None = None
     batch_size: int | None = None  # videos, or windows
     num_workers: int | None = None  # processes that decode; null: as many as there are cores for
-    time_limit: float | None = None  # seconds that reading one video may take
+    time_limit: float | None = None  # seconds without progress in reading one video
     max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
+    size_changes: str | None = None  # scale, refuse
     precision: str | None = None
     device: str = "auto"
     trust_targets: bool = False  # build parts of other packages that the checkpoint names

@@ -417,7 +417,7 @@ class TestFaults:
         crop, size = full_frame(video)
         for packets, cause in (
             (None, "2 of 4 wanted frames do not decode, the first is 20"),
-            (lying.packets, "Invalid data"),
+            (lying.packets, "2 wanted frames, from frame 20 on, are damaged"),
         ):
             with pytest.raises(DecodeError, match=cause):
                 decode_views(replace(lying, packets=packets), [(np.array([3, 19, 20, 21]), crop)], size)

@@ -14,7 +14,7 @@ from av.filter.context import FilterContext
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.gathers import avoid_gathers
-from vidtrain.data.orientation import Orientation, orientation_of
+from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
 from vidtrain.data.video import VideoInfo
 
 # Matrix coefficients (ITU-T H.273, table 4) to their name in the scale filter.
@@ -25,6 +25,8 @@ FULL_RANGE = 2
 
 # Both widen with the scale, so that they do not alias when shrinking; bicubic is sharper, bilinear faster.
 INTERPOLATIONS = ("bicubic", "bilinear")
+# What becomes of frames of another size than the first one's: scaled to it, as players do, or an error
+SIZE_CHANGES = ("scale", "refuse")
 # One pass from source to scaled planar RGB, as nothing else is both fast and unbiased: by way of packed RGB, or of
 # scaled YUV, swscale takes shortcuts that darken by a level. Without accurate_rnd swscale is off by one here and there,
 # differently on different processors.
@@ -66,11 +68,22 @@ def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
         target = ("yuv422p" if across == 2 else "yuv411p") + (f"{bits}le" if bits > 8 else "")
     else:
         return []
+    return [("scale", f"flags={SCALE_FLAGS}:{_same_colors(frame)}"), ("format", target)]
+
+
+def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, str]]:
+    """What scales a frame, once `unpacked`, to another size in its own format and colors."""
+    target = [options for name, options in unpacked(frame) if name == "format"] or [frame.format.name]
+    scale = f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}:{_same_colors(frame)}"
+    return [("scale", scale), ("format", target[0])]
+
+
+def _same_colors(frame: av.VideoFrame) -> str:
+    """What has the scale filter leave matrix and range as they are."""
     matrix, source_range = color_of(frame)
-    same = (
+    return (
         f"in_color_matrix={matrix}:out_color_matrix={matrix}:in_range={source_range}:out_range={source_range}"
     )
-    return [("scale", f"flags={SCALE_FLAGS}:{same}"), ("format", target)]
 
 
 class ViewConverter:
@@ -80,7 +93,8 @@ class ViewConverter:
     itself) and `mirrored` say (`Orientation`), and `crop` is in pixels of what is shown. `interpolation` is one of
     `INTERPOLATIONS`. In the coded picture the crop's corner moves left and up to the next pixel that has a color sample
     of its own: by one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same
-    pixels, turned.
+    pixels, turned. Frames of another size than `shape` (width, height, as they are shown; None: any) are scaled to it
+    first.
     """
 
     def __init__(
@@ -90,11 +104,13 @@ class ViewConverter:
         rotation: int | None,
         interpolation: str = "bicubic",
         mirrored: bool = False,
+        shape: tuple[int, int] | None = None,
     ):
         self.crop = crop
         self.size = size
         self.orientation = None if rotation is None else Orientation(rotation, mirrored)
         self.interpolation = interpolation
+        self.shape = shape
         self._upside_down = False
         self._layout: tuple = ()
         self._graph: Graph
@@ -104,7 +120,8 @@ class ViewConverter:
         cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic"
     ) -> "ViewConverter":
         """For frames of `video`: a file's are all shown one way, while each image of a folder has its own."""
-        return cls(crop, size, None if video.images else video.rotation, interpolation, video.mirrored)
+        rotation = None if video.images else video.rotation
+        return cls(crop, size, rotation, interpolation, video.mirrored, (video.width, video.height))
 
     def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Writes the view of `frame` into `out`, uint8 [3 h w]."""
@@ -124,9 +141,17 @@ class ViewConverter:
         height, width = self.size[::-1] if way.swaps_sides else self.size
         turn, self._upside_down = way.filters
         matrix, source_range = color_of(frame)
+        coded = (frame.width, frame.height) if self.shape is None else displayed_size(*self.shape, way)
+        whole = self.shape is not None and (self.crop.width, self.crop.height) == self.shape
+        if coded == (frame.width, frame.height):
+            part = [("crop", self._crop_options(frame, way, *coded))]
+        elif whole:  # it is scaled once
+            part = []
+        else:
+            part = [*resized(frame, *coded), ("crop", self._crop_options(frame, way, *coded))]
         filters = [
             *unpacked(frame),
-            ("crop", self._crop_options(frame, way)),
+            *part,
             (
                 "scale",
                 f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
@@ -138,10 +163,12 @@ class ViewConverter:
         ]
         return filter_graph(frame, filters)
 
-    def _crop_options(self, frame: av.VideoFrame, way: Orientation) -> str:
+    def _crop_options(
+        self, frame: av.VideoFrame, way: Orientation, coded_width: int, coded_height: int
+    ) -> str:
         # how many luma samples share a color sample
         across, down = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
         crop = (self.crop.left, self.crop.top, self.crop.width, self.crop.height)
-        left, top, width, height = way.coded_box(crop, frame.width, frame.height)
+        left, top, width, height = way.coded_box(crop, coded_width, coded_height)
         left, top = left - left % across, top - top % down
         return f"w={width}:h={height}:x={left}:y={top}:exact=1"

@@ -72,6 +72,8 @@ class VideoDataset(Dataset):
     views, clip-major, and all have the protocol's frames. `size` is (height, width); an evaluation geometry may
     make it another for each video.
 
+    `size_changes`, "scale" or "refuse", is what becomes of frames of another size than their video's first one.
+
     A file that cannot be read is tried once more. An unreadable video in training is then replaced by a draw
     keyed by (seed, epoch, index, attempt), at most `max_retries` times, then the sample carries a refusal; in
     evaluation nothing replaces it: its sample carries no clips.
@@ -87,6 +89,7 @@ class VideoDataset(Dataset):
     copies: int = 1
     jitter: TemporalJitter | None = None
     interpolation: str = "bicubic"
+    size_changes: str = "scale"
     index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
     quarantine: Quarantine = field(default_factory=Quarantine)
 
@@ -154,7 +157,7 @@ class VideoDataset(Dataset):
             views = [(frames, crop) for frames in clips for crop in crops]
             seeds = [0] * len(views)
             size = self.geometry.output_size(video.width, video.height, self.size)
-        pixels = decode_views(video, views, size, self.interpolation)
+        pixels = decode_views(video, views, size, self.interpolation, self.size_changes)
         copies = self.copies if self.training else 1
         return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=copies), torch.tensor(seeds).view(
             copies, -1

@@ -1,6 +1,7 @@
 """Frame-accurate reading: the pixels of those frames of a video that are wanted, cut and scaled.
 
-Exact means: a frame read at random is, byte for byte, the one that reading the whole file in order gives.
+Exact means: a frame read at random is, byte for byte, the one that reading the whole file in order gives. One that the
+decoder made up, for want of sound data, is not given out.
 """
 
 import itertools
@@ -15,21 +16,28 @@ from torch import Tensor
 from vidtrain.data import watchdog
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
+from vidtrain.data.damage import damage_error, sound_frames
 from vidtrain.data.orientation import displayed_size, orientation_of
-from vidtrain.data.packets import decode_frames
+from vidtrain.data.packets import damaged_frames, decode_frames, decode_in_order
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
 
 
 def decode_views(
-    video: VideoInfo, views: Sequence[View], size: tuple[int, int], interpolation: str = "bicubic"
+    video: VideoInfo,
+    views: Sequence[View],
+    size: tuple[int, int],
+    interpolation: str = "bicubic",
+    size_changes: str = "scale",
 ) -> Tensor:
     """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`.
 
     A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each.
     One pass over the file, on one thread, serves all views; a frame is converted once per box that wants it.
-    Returns uint8 [n c t h w], RGB. Raises `DecodeError` where the file does not hold what `video` says.
+    Where the picture changes its size, boxes are those of frames scaled to the first one's, or it is an error: one of
+    `SIZE_CHANGES`. Returns uint8 [n c t h w], RGB. Raises `DecodeError` where the file does not hold what `video` says,
+    or a frame is damaged.
     """
     _check_views(video, views)
     clips = torch.empty(len(views), 3, len(views[0][0]), *size, dtype=torch.uint8)
@@ -43,9 +51,11 @@ def decode_views(
 
     found = set()
     for index, frame in read_frames(video, sorted(places)):
-        way = orientation_of(frame) if video.images else video.orientation
-        if displayed_size(frame.width, frame.height, way) != (video.width, video.height):
-            raise DecodeError(video.path, f"the picture changes its size at frame {index}")
+        if size_changes == "refuse":
+            way = orientation_of(frame) if video.images else video.orientation
+            shown = displayed_size(frame.width, frame.height, way)
+            if shown != (video.width, video.height):
+                raise size_error(video.path, index, (video.width, video.height), *shown)
         found.add(index)
         for crop, wanted in places[index].items():
             if crop not in converters:
@@ -76,30 +86,60 @@ def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
                 raise ValueError(f"{crop} in the {video.width}x{video.height} frame of {video.path}")
 
 
-def read_frames(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames with indices `wanted` (sorted), in any order, some perhaps twice; only what is there."""
+def size_error(path: str, index: int, shape: tuple[int, int], width: int, height: int) -> DecodeError:
+    """What is said where frames of another size than the first one's, `shape`, are refused."""
+    sizes = f"from {shape[0]}x{shape[1]} to {width}x{height}"
+    return DecodeError(
+        path,
+        f"the picture changes its size {sizes} at frame {index} (size changes are refused by data.size_changes)",
+    )
+
+
+def read_frames(
+    video: VideoInfo, wanted: list[int], in_order: bool = False
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames with indices `wanted` (sorted); only what is there. Raises `DecodeError` where one is damaged.
+
+    In any order, and of one that comes twice the second counts; `in_order` gives each once, as they are shown but for
+    what a decoder reorders.
+    """
     if video.images:
         yield from _images(video, wanted)
     elif video.packets is not None:
-        yield from decode_frames(video.path, video.packets, wanted, video.max_pixels)
+        decode = decode_in_order if in_order else decode_frames
+        yield from decode(video.path, video.packets, wanted, video.max_pixels)
     else:
         yield from _in_order(video, wanted)
+
+
+def refused_frames(video: VideoInfo) -> list[int]:
+    """Indices of the frames that are not given out as they are damaged, found by decoding all of the file. Raises
+    `DecodeError` where that cannot be done."""
+    if video.images:
+        return []  # each is read alone, and refused alone
+    if video.packets is not None:
+        return damaged_frames(video.path, video.packets, video.max_pixels)
+    return [index for index, frame in sound_frames(video.path, video.max_pixels) if frame is None]
 
 
 def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """By reading the file from its beginning, as its container gives it."""
     remaining = set(wanted)
-    with opened(video.path, video.max_pixels) as (container, stream):
-        for index, frame in enumerate(container.decode(stream)):
-            watchdog.progress()
-            if index in remaining:
-                remaining.remove(index)
-                yield index, frame
-            if not remaining:
-                return
+    for index, frame in sound_frames(video.path, video.max_pixels):
+        if index in remaining:
+            if frame is None:
+                raise damage_error(video.path, index)
+            remaining.remove(index)
+            yield index, frame
+        if not remaining:
+            return
 
 
 def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     for index in wanted:
+        watchdog.progress()
         with opened(video.images[index], video.max_pixels) as (container, stream):
-            yield from ((index, frame) for frame in itertools.islice(container.decode(stream), 1))
+            for frame in itertools.islice(container.decode(stream), 1):
+                if frame.is_corrupt:
+                    raise DecodeError(video.images[index], "the picture is damaged")
+                yield index, frame

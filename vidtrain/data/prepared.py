@@ -57,7 +57,10 @@ class PreparedCopy:
         self.settings = settings
         self.command = command
         self._files = folder / "files"
-        self._key = json.dumps([FORMAT, asdict(settings)])
+        self._stated = asdict(settings)
+        if settings.size_changes == "scale":  # with which copies were made before there was the choice
+            del self._stated["size_changes"]
+        self._key = json.dumps([FORMAT, self._stated])
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedCopy":
@@ -203,7 +206,7 @@ class PreparedCopy:
         facts = {
             "format": FORMAT,
             "root": self.root,
-            "settings": asdict(self.settings),
+            "settings": self._stated,
             "command": self.command,
             "versions": {"av": av.__version__, **{k: _dotted(v) for k, v in av.library_versions.items()}},
             **more,

@@ -16,8 +16,10 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import PictureType
 
-from vidtrain.data.conversion import FULL_RANGE, MATRICES, SCALE_FLAGS, color_of, filter_graph
-from vidtrain.data.frame_times import states_shown_times
+from vidtrain.data import watchdog
+from vidtrain.data.conversion import FULL_RANGE, MATRICES, SCALE_FLAGS, SIZE_CHANGES, color_of, filter_graph
+from vidtrain.data.damage import damage_error, frames_in_order
+from vidtrain.data.decoding import size_error
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
 from vidtrain.data.pixel_bounds import MAX_PIXELS
@@ -41,7 +43,8 @@ class EncodeSettings:
     """How prepared files are encoded. Raises `UserError` where x264 would not take it.
 
     `short_side` is in pixels, `gop` the frames from one clean start to the next, `b_frames` the B pictures in a
-    row, `crf` x264's constant quality (0 best, 51 worst), `preset` its effort.
+    row, `crf` x264's constant quality (0 best, 51 worst), `preset` its effort, `size_changes` what becomes of frames of
+    another size than the first: one of `SIZE_CHANGES`.
     """
 
     short_side: int
@@ -49,6 +52,7 @@ class EncodeSettings:
     b_frames: int
     crf: int
     preset: str
+    size_changes: str = "scale"
 
     def __post_init__(self) -> None:
         if self.short_side < 2 or self.short_side % 2:
@@ -58,6 +62,10 @@ class EncodeSettings:
                 raise UserError(f"{name}={getattr(self, name)}: must lie between {least} and {most}")
         if self.preset not in PRESETS:
             raise UserError(f"preset={self.preset}: must be one of {', '.join(PRESETS)}")
+        if self.size_changes not in SIZE_CHANGES:
+            raise UserError(
+                f"data.size_changes={self.size_changes}: must be one of {', '.join(SIZE_CHANGES)}"
+            )
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the copy: the short side is `short_side`, or as it is where that is less; both even.
@@ -168,7 +176,7 @@ def encode(
     """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
 
     Colors keep the matrix and the range that the reader takes the source to have, and are labeled with them.
-    Raises `DecodeError` where not every frame that the source was found to hold decodes, at its time.
+    Raises `DecodeError` where not every frame that the source was found to hold decodes, sound and at its time.
     """
     converter: Converter | None = None
     durations = timing.durations
@@ -177,7 +185,7 @@ def encode(
         encoder = stream.codec_context
         for index, frame in enumerate(_frames(video)):
             if converter is None:
-                converter = Converter(frame, video, size)
+                converter = Converter(frame, video, size, settings.size_changes)
                 stream.width, stream.height = size
                 stream.pix_fmt = "yuv420p"
                 encoder.time_base = Fraction(1, timing.scale)
@@ -185,12 +193,16 @@ def encode(
                 encoder.thread_type, encoder.thread_count = "NONE", 1
                 encoder.colorspace, encoder.color_range = converter.matrix, converter.range
                 encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
-            picture = converter(frame)
+            picture = converter(frame, index)
             picture.pts, picture.duration = int(timing.units[index]), int(durations[index])
             picture.time_base = Fraction(1, timing.scale)
             picture.pict_type = PictureType.NONE  # else the encoder repeats the source's choice
             container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+            watchdog.progress()
+        for packet in encoder.encode_lazy(None):  # what it looks ahead at: seconds of work
+            packet.stream = stream
+            container.mux(packet)
+            watchdog.progress()
 
 
 def _container_options(scale: int) -> dict[str, str]:
@@ -230,15 +242,16 @@ def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
             frame = next(container.decode(stream), None)
             if frame is None:
                 raise DecodeError(path, "no frame of it decodes")
+            if frame.is_corrupt:
+                raise DecodeError(path, "the picture is damaged")
             yield frame
 
 
 def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:
-    with opened(video.path, video.max_pixels) as (container, stream):
-        for frame in container.decode(stream):
-            if not states_shown_times(container.format):
-                frame.pts = None
-            yield frame
+    for index, (frame, made_up) in enumerate(frames_in_order(video.path, video.max_pixels)):
+        if made_up:
+            raise damage_error(video.path, index)
+        yield frame
 
 
 def _same_times(ticks: np.ndarray, tick: Fraction, others: np.ndarray, other: Fraction) -> bool:
@@ -249,19 +262,20 @@ def _same_times(ticks: np.ndarray, tick: Fraction, others: np.ndarray, other: Fr
 class Converter:
     """Turns upright, scales and reduces frames to 8 bit 4:2:0, in the matrix and range of the `first` frame."""
 
-    def __init__(self, first: av.VideoFrame, video: VideoInfo, size: tuple[int, int]):
+    def __init__(self, first: av.VideoFrame, video: VideoInfo, size: tuple[int, int], size_changes: str):
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT601
         self._range_name = color_of(first)[1]
         self.range = FULL_RANGE if self._range_name == "full" else LIMITED_RANGE
-        self._video, self._size = video, size
+        self._video, self._size, self._size_changes = video, size, size_changes
         self._layout: tuple = ()
         self._graph: Graph
 
-    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+    def __call__(self, frame: av.VideoFrame, index: int) -> av.VideoFrame:
         video = self._video
         way = orientation_of(frame) if video.images else video.orientation
-        if displayed_size(frame.width, frame.height, way) != (video.width, video.height):
-            raise DecodeError(video.path, f"the picture changes its size to {frame.width}x{frame.height}")
+        shown = displayed_size(frame.width, frame.height, way)
+        if self._size_changes == "refuse" and shown != (video.width, video.height):
+            raise size_error(video.path, index, (video.width, video.height), *shown)
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame, way), layout
@@ -299,7 +313,10 @@ def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) 
     try:
         found = probe(str(copy))
         with opened(str(copy)) as (container, stream):
-            decoded = sum(1 for _ in container.decode(stream))
+            decoded = 0
+            for _ in container.decode(stream):
+                decoded += 1
+                watchdog.progress()
     except DecodeError as error:
         raise DecodeError(video.path, f"its copy cannot be read: {error.cause}") from error
     problems = []

@@ -62,11 +62,21 @@ class PacketTable:
         return number
 
     @cached_property
-    def first_shown(self) -> np.ndarray:
-        """The frame that each of `starts` shows, sorted as they are."""
+    def shown(self) -> np.ndarray:
+        """The frame that each packet shows, int64 [m]; -1 where it shows none."""
         shown = np.full(len(self.positions), -1, dtype=np.int64)
         shown[self.order] = np.arange(len(self.order))
-        return shown[self.starts]
+        return shown
+
+    @cached_property
+    def first_shown(self) -> np.ndarray:
+        """The frame that each of `starts` shows, sorted as they are."""
+        return self.shown[self.starts]
+
+    def start_of(self, index: int) -> int:
+        """The packet at which decoding begins for frame `index`: the last start that is shown no later. What leads
+        that one in the file may need an earlier one."""
+        return int(self.starts[max(0, int(np.searchsorted(self.first_shown, index, side="right")) - 1)])
 
 
 @dataclass(frozen=True, eq=False)

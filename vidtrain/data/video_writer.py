@@ -21,14 +21,12 @@ def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Every frame of `video` in the order in which they are shown, upright and scaled to `size` (height, width): uint8
     [h w 3], RGB.
 
-    Raises `DecodeError` where one does not decode.
+    Raises `DecodeError` where one does not decode, or is damaged.
     """
     convert = ViewConverter.of(video, Crop(0, 0, video.width, video.height), size)
     early: dict[int, np.ndarray] = {}  # decoded before those that are shown before them
     due = 0
-    for index, frame in read_frames(video, list(range(video.num_frames))):
-        if index < due:
-            continue
+    for index, frame in read_frames(video, list(range(video.num_frames)), in_order=True):
         picture = np.empty((3, *size), np.uint8)
         convert(frame, picture)
         early[index] = picture

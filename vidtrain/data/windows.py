@@ -103,7 +103,7 @@ class WindowDataset(Dataset):
         video, frames, crops = self.views(chunk)
         size = self.videos.geometry.output_size(video.width, video.height, self.videos.size)
         views = [(clip, crop) for window in frames for clip in window for crop in crops]
-        pixels = decode_views(video, views, size, self.videos.interpolation)
+        pixels = decode_views(video, views, size, self.videos.interpolation, self.videos.size_changes)
         return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=len(frames))
 
 

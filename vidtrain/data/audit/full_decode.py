@@ -12,11 +12,14 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from vidtrain.data import watchdog
 from vidtrain.data.audit.duplicates import FRAMES, PICTURE
-from vidtrain.data.orientation import Orientation, orientation_of
+from vidtrain.data.conversion import color_of
+from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 
 THUMBNAIL = 160  # pixels of the longer side
+MOST_CHANGES = 1000  # of the picture's size or format that are noted
 
 
 @dataclass
@@ -25,8 +28,9 @@ class Seen:
 
     `stated_frames` and `stated_duration` (seconds) are the header's, 0 where it says nothing. `corrupt` frames are
     partly made up by the decoder, `untimed` ones have no time, `late` ones one that is not above that of the frame
-    before. `pictures` are uint8 [32 32 3], evenly spread over the video; `thumbnail` is the middle frame, uint8
-    [h w 3], or the first one where the video ends before its middle.
+    before. `sizes` and `formats` say from which frame on the picture has which (width, height), and which pixel format
+    and range: `MOST_CHANGES` at most. `pictures` are uint8 [32 32 3], evenly spread over the video; `thumbnail` is the
+    middle frame, uint8 [h w 3], or the first one where the video ends before its middle.
     """
 
     stated_frames: int
@@ -36,6 +40,8 @@ class Seen:
     codec: str
     audio: bool
     pixel_format: str = ""
+    sizes: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
+    formats: list[tuple[int, str]] = field(default_factory=list)
     num_frames: int = 0
     corrupt: int = 0
     untimed: int = 0
@@ -107,7 +113,10 @@ def _images(info: VideoInfo, seen: Seen) -> Iterator[av.VideoFrame]:
 def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", seen: Seen) -> None:
     last = None
     for frame in frames:
+        watchdog.progress()
         pictures.look(frame, seen.num_frames)
+        _note(seen.sizes, seen.num_frames, pictures.shown_size(frame))
+        _note(seen.formats, seen.num_frames, f"{frame.format.name}, {color_of(frame)[1]} range")
         seen.pixel_format = seen.pixel_format or frame.format.name
         seen.corrupt += frame.is_corrupt
         seen.untimed += frame.pts is None
@@ -115,6 +124,11 @@ def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", seen: Seen) -> 
         last = frame.pts
         seen.num_frames += 1
     seen.pictures, seen.thumbnail = pictures.spread, pictures.thumbnail
+
+
+def _note(changes: list, index: int, value: object) -> None:
+    if (not changes or changes[-1][1] != value) and len(changes) < MOST_CHANGES:
+        changes.append((index, value))
 
 
 def _stated(container: InputContainer, stream: VideoStream) -> Seen:
@@ -192,6 +206,10 @@ class Pictures:
         self._orientation = orientation
         self.spread: list[np.ndarray] = []
         self.thumbnail: np.ndarray | None = None
+
+    def shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        way = orientation_of(frame) if self._orientation is None else self._orientation
+        return displayed_size(frame.width, frame.height, way)
 
     def look(self, frame: av.VideoFrame, index: int) -> None:
         """Frames come in order; it is decided by `index` what is kept of them."""

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.audit.duplicates import sign
+from vidtrain.data.audit.duplicates import PICTURE, sign
 from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, ffmpeg_errors, save_jpeg
+from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.damage import damage_error
+from vidtrain.data.decoding import decode_views, refused_frames, size_error
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
-FORMAT = 3  # of what is found; a file inspected under another is inspected anew
+FORMAT = 4  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
 # A rate is called variable where more than this share of its intervals is off by more than this part of the median
 VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
@@ -24,6 +27,8 @@ LONGEST_INTERVAL = 1.0  # seconds without a new frame
 # A file is called truncated where more frames are missing at its end than these
 SLACK_FRAMES, SLACK_SHARE = 2, 0.01
 SLACK_SECONDS, SLACK_DURATION = 0.5, 0.05
+READ_ALONE = 4  # frames, evenly spread
+NAMED = 3  # sizes or formats of a video
 
 ISSUES = {
     "truncated": "fewer frames than the file says it has",
@@ -32,6 +37,8 @@ ISSUES = {
     "rate": "no frame rate, or one that no camera takes",
     "variable rate": "frames are not evenly spaced in time",
     "times": "frames without a time, or not in the order of time",
+    "size changes": "the picture changes its size: frames are scaled to the first one's",
+    "format changes": "pixel format or color range change: each frame is read by its own",
     "no contrast": "uniform pictures, such as black: near duplicates of it cannot be found",
 }
 
@@ -73,12 +80,13 @@ def inspect_video(
     index: Path | None,
     thumbnails: Path | None,
     max_pixels: int = MAX_PIXELS,
+    size_changes: str = "scale",
 ) -> Inspection:
     """Reads the whole file at `path` and decodes all of it; whatever is wrong with it is in the result.
 
     What is needed to read it again soon goes into the video index at `index`, a picture of it into the folder
     `thumbnails`. Where there is a `frame_rate`, the video is a folder of images. Pictures of more than `max_pixels`
-    cannot be read.
+    cannot be read; what readers would refuse with `size_changes` counts as unreadable.
     """
     with ffmpeg_errors() as log:
         try:
@@ -94,9 +102,13 @@ def inspect_video(
         return _unreadable(path, error.cause, None, max_pixels)
     if not seen.num_frames:
         return _unreadable(path, _joined("no frame of it decodes", _first(seen.errors)), None, max_pixels)
+    try:
+        refused = _as_readers(info, seen, size_changes)
+    except DecodeError as error:
+        return _unreadable(path, error.cause, thumbnails, max_pixels)
     signature = sign(np.stack(seen.pictures))
     rate, duration = _rate_and_duration(info, seen)
-    issues = [*_missing_frames(info, seen, duration), *_odd_times(info, seen, rate)]
+    issues = [*_missing_frames(info, seen, duration, refused), *_odd_times(info, seen, rate), *_changes(seen)]
     if not len(signature):
         issues.append(("no contrast", "uniform pictures throughout"))
     return Inspection(
@@ -121,11 +133,32 @@ def inspect_video(
 
 
 def inspect_job(
-    job: tuple[str, float | None, int], index: Path | None, thumbnails: Path | None
+    job: tuple[str, float | None, int, str], index: Path | None, thumbnails: Path | None
 ) -> Inspection:
-    """`inspect_video` of (path, frame rate, pixels at most), for worker processes."""
-    path, frame_rate, max_pixels = job
-    return inspect_video(path, frame_rate, index, thumbnails, max_pixels)
+    """`inspect_video` of (path, frame rate, pixels at most, size changes), for worker processes."""
+    path, frame_rate, max_pixels, size_changes = job
+    return inspect_video(path, frame_rate, index, thumbnails, max_pixels, size_changes)
+
+
+def _as_readers(info: VideoInfo, seen: Seen, size_changes: str) -> int:
+    """How many frames training, evaluation and prediction refuse. Raises `DecodeError` where they refuse all, or the
+    picture changes its size and `size_changes` refuses that.
+
+    A few frames are read alone, as training does, those among them at which size or format change.
+    """
+    if size_changes == "refuse" and len(seen.sizes) > 1:
+        index, (width, height) = seen.sizes[1]
+        raise size_error(info.path, index, seen.sizes[0][1], width, height)
+    damaged = refused_frames(info) if seen.errors or seen.corrupt else []
+    if len(damaged) >= info.num_frames:
+        raise damage_error(info.path, 0, info.num_frames)
+    changed = [index for index, _ in (*seen.sizes[1:2], *seen.formats[1:2])]
+    spread = ((np.arange(READ_ALONE) + 0.5) / READ_ALONE * info.num_frames).astype(int).tolist()
+    whole = Crop(0, 0, info.width, info.height)
+    for index in sorted({*spread, *changed}.difference(damaged)):
+        if index < info.num_frames and not (info.images and seen.errors):  # of which each stands for itself
+            decode_views(info, [(np.array([index]), whole)], (PICTURE, PICTURE))
+    return len(damaged)
 
 
 @lru_cache(maxsize=1)
@@ -174,7 +207,23 @@ def _rate_and_duration(info: VideoInfo, seen: Seen) -> tuple[float, float]:
     return round(rate, 3), round(len(times) / rate, 3) if rate else 0.0
 
 
-def _missing_frames(info: VideoInfo, seen: Seen, duration: float) -> list[tuple[str, str]]:
+def _changes(seen: Seen) -> list[tuple[str, str]]:
+    issues = []
+    if len(seen.sizes) > 1:
+        words = [f"{width}x{height} from frame {index}" for index, (width, height) in seen.sizes]
+        issues.append(("size changes", _listed(words)))
+    if len(seen.formats) > 1:
+        words = [f"{name} from frame {index}" for index, name in seen.formats]
+        issues.append(("format changes", _listed(words)))
+    return issues
+
+
+def _listed(words: list[str]) -> str:
+    more = f" and {len(words) - NAMED} more changes" if len(words) > NAMED else ""
+    return f"{'; '.join(words[:NAMED])}{more}"
+
+
+def _missing_frames(info: VideoInfo, seen: Seen, duration: float, refused: int) -> list[tuple[str, str]]:
     stated = max(seen.stated_frames, info.num_frames)
     missing = stated - seen.num_frames
     cut_short = any("prematurely" in error for error in seen.errors)  # Matroska's word for it
@@ -188,7 +237,10 @@ def _missing_frames(info: VideoInfo, seen: Seen, duration: float) -> list[tuple[
         return [("truncated", first)]
     if seen.errors or seen.corrupt or seen.num_frames < info.num_frames:
         lost = max(0, info.num_frames - seen.num_frames)
-        return [("damaged", _joined(f"frames lost: {lost}, partly made up: {seen.corrupt}", first))]
+        words = f"frames lost: {lost}, partly made up: {seen.corrupt}"
+        if refused:
+            words += f", refused with those that depend on them: {refused} of {info.num_frames}"
+        return [("damaged", _joined(words, first))]
     if seen.stated_frames not in (0, seen.num_frames):
         return [("frame count", f"the header says {seen.stated_frames}, there are {seen.num_frames}")]
     return []
