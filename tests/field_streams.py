@@ -1,7 +1,10 @@
-"""H.264 streams of fields, written bit by bit, as no encoder at hand codes fields as pictures of their own."""
+"""Streams of fields, written bit by bit, as no encoder at hand codes fields as pictures of their own."""
 
 from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 
 WIDTH, HEIGHT = 48, 64
@@ -22,6 +25,10 @@ class Writer:
         for value in values:
             code = format(value + 1, "b")
             self._bits.append("0" * (len(code) - 1) + code)
+        return self
+
+    def bits(self, bits: str) -> "Writer":
+        self._bits.append(bits)
         return self
 
     def align(self) -> "Writer":
@@ -120,3 +127,99 @@ def fields(frames: int, group: int = 6) -> tuple[list[list[bytes]], list[np.ndar
         pictures.append(parts)
         lumas.append(planes[0])
     return pictures, lumas
+
+
+def muxed(
+    path: Path, pictures: Sequence[Sequence[bytes]], apart: bool, sound: bool = False, bare: str = ".h264"
+) -> str:
+    """A file of the stream, each field in a packet of its own, or both together; 25 frames per second."""
+    source = path.with_suffix(bare)
+    source.write_bytes(b"".join(b"".join(parts) for parts in pictures))
+    with av.open(str(source)) as read, av.open(str(path), "w") as write:
+        target = write.add_stream_from_template(read.streams.video[0])
+        audio = write.add_stream("pcm_s16le", rate=8000, layout="mono") if sound else None
+        for number, parts in enumerate(pictures):
+            for place, data in enumerate(parts if apart else [b"".join(parts)]):
+                packet = av.Packet(data)
+                packet.pts = packet.dts = 2 * number + place
+                packet.duration = 1 if apart and len(parts) > 1 else 2
+                packet.time_base, packet.stream = Fraction(1, 50), target
+                packet.is_keyframe = number % 6 == 0 and place == 0
+                write.mux(packet)
+                if audio is not None:  # so that the fields of a frame do not lie side by side
+                    tone = av.AudioFrame.from_ndarray(
+                        np.ones((1, 160), np.int16), format="s16", layout="mono"
+                    )
+                    tone.sample_rate, tone.pts = 8000, 320 * number + 160 * place
+                    write.mux(audio.encode(tone))
+    return str(path)
+
+
+# --- MPEG-2: each field of one gray, 8 bits of difference to 128 in the first block of each row ----------------
+
+DC_SIZES = (
+    "100",
+    "00",
+    "01",
+    "101",
+    "110",
+    "1110",
+    "11110",
+    "111110",
+    "1111110",
+)  # of luma, ISO/IEC 13818-2, B.12
+
+
+def mpeg2_fields(frames: int, group: int = 6) -> tuple[list[list[bytes]], list[np.ndarray]]:
+    """As `fields`: a frame's two pictures, and its luma."""
+    pictures, lumas = [], []
+    for frame in range(frames):
+        grays = 20 + 8 * frame, 24 + 8 * frame
+        parts = [
+            mpeg2_picture(frame % group, structure, gray) for structure, gray in enumerate(grays, start=1)
+        ]
+        if frame % group == 0:
+            parts[0] = mpeg2_header() + parts[0]
+        pictures.append(parts)
+        lumas.append(np.tile(np.repeat(np.array(grays, np.uint8)[:, None], WIDTH, 1), (HEIGHT // 2, 1)))
+    return pictures, lumas
+
+
+def mpeg2_header() -> bytes:
+    sequence = (
+        Writer().number(WIDTH, 12).number(HEIGHT, 12).number(0x13, 8).number(1000, 18)
+    )  # 25 frames per second
+    extension = Writer().number(0x148, 12).number(0, 1).number(1, 2).number(0, 16).number(1, 1).number(0, 16)
+    group = Writer().number(0, 25).number(0b10, 2)  # closed
+    return (
+        mpeg2_unit(0xB3, sequence.number(1, 1).number(20, 10).number(0, 3))
+        + mpeg2_unit(0xB5, extension)
+        + mpeg2_unit(0xB8, group)
+    )
+
+
+def mpeg2_picture(order: int, structure: int, gray: int) -> bytes:
+    """An I picture; `structure` is 1 for a top and 2 for a bottom field."""
+    header = Writer().number(order, 10).number(1, 3).number(0xFFFF, 16).number(0, 1)
+    extension = Writer().number(0x8FFFF, 20).number(0, 2).number(structure, 2).number(0b01, 2).number(0, 8)
+    data = mpeg2_unit(0, header) + mpeg2_unit(0xB5, extension)
+    difference = gray - 128
+    size = abs(difference).bit_length()
+    for row in range(HEIGHT // 32):
+        bits = Writer().number(2, 5).number(0, 1)
+        for block in range(WIDTH // 16 * 6):
+            bits.bits("11" if block % 6 == 0 else "")  # the next macroblock, intra
+            if block == 0 and size:
+                bits.bits(DC_SIZES[size]).number(
+                    difference if difference > 0 else difference + (1 << size) - 1, size
+                )
+            else:
+                bits.bits(DC_SIZES[0] if block % 6 < 4 else "00")
+            bits.bits("10")  # no more coefficients
+        data += mpeg2_unit(row + 1, bits)
+    return data
+
+
+def mpeg2_unit(code: int, bits: Writer) -> bytes:
+    text = "".join(bits.align()._bits)
+    return bytes([0, 0, 1, code]) + int(text, 2).to_bytes(len(text) // 8, "big")

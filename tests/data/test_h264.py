@@ -1,13 +1,11 @@
 """Fields: two of them are one frame, whether they are in one packet or in two."""
 
 from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from field_streams import HEIGHT, fields, parameters, picture
+from field_streams import HEIGHT, fields, muxed, parameters, picture
 
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.bitstream import coded_picture
@@ -24,30 +22,6 @@ PACKETS = 34  # frames 2, 5, 8 and so on are coded as frames, but for those that
 @pytest.fixture(scope="module")
 def stream() -> tuple[list[list[bytes]], list[np.ndarray]]:
     return fields(FRAMES)
-
-
-def muxed(path: Path, pictures: Sequence[Sequence[bytes]], apart: bool, sound: bool = False) -> str:
-    """A file of the stream, each field in a packet of its own, or both together; 25 frames per second."""
-    bare = path.with_suffix(".h264")
-    bare.write_bytes(b"".join(b"".join(parts) for parts in pictures))
-    with av.open(str(bare)) as read, av.open(str(path), "w") as write:
-        target = write.add_stream_from_template(read.streams.video[0])
-        audio = write.add_stream("pcm_s16le", rate=8000, layout="mono") if sound else None
-        for number, parts in enumerate(pictures):
-            for place, data in enumerate(parts if apart else [b"".join(parts)]):
-                packet = av.Packet(data)
-                packet.pts = packet.dts = 2 * number + place
-                packet.duration = 1 if apart and len(parts) > 1 else 2
-                packet.time_base, packet.stream = Fraction(1, 50), target
-                packet.is_keyframe = number % 6 == 0 and place == 0
-                write.mux(packet)
-                if audio is not None:  # so that the fields of a frame do not lie side by side
-                    tone = av.AudioFrame.from_ndarray(
-                        np.ones((1, 160), np.int16), format="s16", layout="mono"
-                    )
-                    tone.sample_rate, tone.pts = 8000, 320 * number + 160 * place
-                    write.mux(audio.encode(tone))
-    return str(path)
 
 
 @pytest.mark.parametrize("apart", [True, False])

@@ -19,7 +19,7 @@ video.py               what is known of a video
 probing.py             finding it out, once per file
 index.py               keeping it, for all workers and runs
 frame_times.py         when each frame is shown, also where a file does not say so
-skipping.py            trying out what can be left out
+verifying.py           trying out where decoding can start, and what can be left out
 bitstream.py           where in a file decoding can start, and what can be left out
 h264.py                fields and frame numbers of H.264's packets
 av1.py                 what can be left out of AV1's

@@ -65,12 +65,13 @@ def survey(extradata: bytes, pictures: Sequence[Sequence[bytes]]) -> Survey:
     slices = [parameters.read(units) for units in pictures]
     second, first, paired = [], None, True
     for each in slices:
-        joins = first is not None and each is not None and _completes(first, each)
+        is_field = each is not None and each.parity != 0
+        joins = is_field and first is not None and _completes(first, each)
         paired = paired and (first is None or joins)
         second.append(joins)
-        first = each if each is not None and each.parity and not joins else None
+        first = each if is_field and not joins else None
     frames = [each for each, joins in zip(slices, second, strict=True) if not joins]
-    has_b = any(each is not None and each.kind in B_SLICES for each in slices)
+    has_b = not {each.kind for each in slices if each is not None}.isdisjoint(B_SLICES)
     return Survey(second, paired and first is None, _run_on(frames), has_b)
 
 
@@ -82,15 +83,18 @@ def _completes(first: _Slice, other: _Slice) -> bool:
 
 def _run_on(frames: Sequence[_Slice | None]) -> bool:
     """Whether each frame's number is one more than that of the last one that others may refer to (7.4.3)."""
-    last = None
+    last: int | None = None
     for each in frames:
         if each is None:
             last = None
             continue
-        expected = 0 if each.idr else None if last is None else (last + 1) % each.most_frame_nums
-        if expected is not None and each.frame_num != expected:
+        if each.idr:
+            last = -1
+        if last is None:
+            last = each.frame_num
+        elif each.frame_num != (last + 1) % each.most_frame_nums:
             return False
-        if each.reference or last is None:
+        elif each.reference:
             last = each.frame_num
     return True
 
@@ -118,14 +122,13 @@ class _Parameters:
     def read(self, units: Sequence[bytes]) -> _Slice | None:
         """The picture of a packet; None where its headers end early, or refer to parameters that are not there."""
         try:
-            slices = [unit for unit in units if not self._learn(unit)]
+            slices = [unit for unit in units if not self._learn(unit)] if len(units) > 1 else units
             first = self._slice(slices[0])
-            whole = first.parity and _completes(
-                first, self._slice(slices[-1])
-            )  # both fields are in the packet
+            if first.parity and _completes(first, self._slice(slices[-1])):  # both fields are in the packet
+                return first._replace(parity=0)
         except (IndexError, KeyError):
             return None
-        return first._replace(parity=0) if whole else first
+        return first
 
     def _learn(self, unit: bytes) -> bool:
         """Whether the unit is a parameter set, which is kept."""
@@ -142,20 +145,21 @@ class _Parameters:
     def _slice(self, unit: bytes) -> _Slice:
         """Section 7.3.3, up to bottom_field_flag."""
         bits = _payload(unit)
-        bits.golomb()  # first_mb_in_slice
-        kind = bits.golomb()
-        sequence = self._sequences[self._pictures[bits.golomb()]]
-        if sequence.planes_apart:
+        _, kind, parameters = bits.golombs(3)  # first_mb_in_slice, slice_type, pic_parameter_set_id
+        frame_num_bits, planes_apart, frames_only = self._sequences[self._pictures[parameters]]
+        if planes_apart:
             bits.read(2)
-        frame_num, parity = bits.read(sequence.frame_num_bits), 0
-        if not sequence.frames_only and bits.read(1):  # field_pic_flag
+        frame_num, parity = bits.read(frame_num_bits), 0
+        if not frames_only and bits.read(1):  # field_pic_flag
             parity = 1 + bits.read(1)
-        idr, reference = unit[0] & 31 == IDR, unit[0] >> 5 & 3 != 0
-        return _Slice(kind, frame_num, parity, idr, reference, 1 << sequence.frame_num_bits)
+        return _Slice(kind, frame_num, parity, unit[0] & 31 == IDR, unit[0] & 0x60 != 0, 1 << frame_num_bits)
 
 
 def _payload(unit: bytes) -> Bits:
-    return Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))  # emulation prevention bytes carry nothing
+    data = unit[1:]
+    if b"\0\0\3" in data:  # emulation prevention bytes carry nothing
+        data = data.replace(b"\0\0\3", b"\0\0")
+    return Bits(data)
 
 
 def _sequence(bits: Bits) -> tuple[int, _Sequence]:

@@ -8,18 +8,16 @@ from byte ranges later only where both gave the same pixels.
 import hashlib
 import os
 import stat
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtrain.data import skipping, watchdog
+from vidtrain.data import watchdog
 from vidtrain.data.av1 import has_layers
 from vidtrain.data.bitstream import (
     TELLING_CODECS,
@@ -32,16 +30,14 @@ from vidtrain.data.bitstream import (
 from vidtrain.data.frame_times import StatedTimes, frame_times, states_decode_times, states_shown_times
 from vidtrain.data.h264 import Survey, survey
 from vidtrain.data.orientation import displayed_size, orientation_of
-from vidtrain.data.packets import decode_numbers, new_decoder
 from vidtrain.data.pixel_bounds import MAX_PIXELS
+from vidtrain.data.verifying import Trial, fingerprint
 from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, opened
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Matroska counts a packet's position from its block's header, whose length varies.
 HEADER = 64
-# Frames up to which a file is decoded again, to be read from byte ranges later.
-MOST_VERIFIED = 100_000
 NONE = np.array([], dtype=np.int32)
 
 
@@ -108,6 +104,7 @@ class _Scan:
         self.sound = True
         self.pictures: list[_Picture] = []
         self.sent: list[int | None] = []
+        stated = states_decode_times(container.format)
         self.opening = b""
         extradata = decoder.extradata or b""
         for packet in container.demux(stream):
@@ -121,7 +118,7 @@ class _Scan:
             self.sound = self.sound and not packet.is_corrupt and not packet.has_sidedata("new_extradata")
             watchdog.progress()
             place = _place(packet, data, file)
-            if not packet.is_discard and states_decode_times(container.format):
+            if stated and not packet.is_discard:
                 self.sent.append(packet.dts)
             for offset, size in pictures_apart(self.codec, data):
                 self.pictures.append(
@@ -179,9 +176,8 @@ class _Scan:
         # what is in a lower layer may be referred to from above
         found = np.array([each.disposable and each.layer == top_layer for each in coded], dtype=bool)
         firsts = np.flatnonzero(second) - 1
-        found[firsts] = found[firsts + 1] = (
-            found[firsts] & found[firsts + 1]
-        )  # a frame's two fields go together
+        # a frame's two fields go together
+        found[firsts] = found[firsts + 1] = found[firsts] & found[firsts + 1]
         several = any(each.slices > 1 or each.layered for each in coded) or (
             self.codec == "av1" and has_layers(extradata)
         )
@@ -199,7 +195,7 @@ class _Scan:
     def believed(self, path: str) -> VideoInfo | None:
         """What the packets tell, having decoded the first frame only; None where they cannot be relied on."""
         firsts = np.flatnonzero(~self.setup.second)
-        times = [self.pictures[number].pts for number in firsts]
+        times = [self.pictures[number].pts for number in firsts.tolist()]
         if not self.timed or self.codec not in TELLING_CODECS or self.first is None or None in times:
             return None
         if not self.sound or any(picture.hidden for picture in self.pictures) or len(set(times)) < len(times):
@@ -217,21 +213,12 @@ class _Scan:
         if needs_first_packet(self.codec, self.opening, self.first.format.name):
             starts = starts[:1]
         table = replace(self.setup, order=order, starts=starts)
-        if not self.regular or (self.unusual and table.disposable.any() and not self._tried(path)):
+        if not self.regular or (self.unusual and not self.trial(path).can_leave_out()):
             table = replace(table, disposable=np.zeros_like(table.disposable))
         return self.video(path, self.first, np.sort(ticks), self.time_base, table)
 
-    def _tried(self, path: str) -> bool:
-        """Whether pictures can be left out, having tried it."""
-        if len(self.pictures) * self.setup.width * self.setup.height > skipping.MOST_PIXELS:
-            return False
-        with open(path, "rb") as file:
-            decode = partial(_marks, self, file.fileno())
-            try:
-                marks = dict(decode(range(len(self.pictures))))
-            except av.FFmpegError:
-                return False
-            return skipping.same_without(skipping.halves(self.setup), marks, decode)
+    def trial(self, path: str) -> Trial:
+        return Trial(path, self.setup, self.max_pixels)
 
     def video(
         self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
@@ -269,107 +256,11 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
             times.append(frame.pts if stated else None)
             let_out.append(frame.dts)
             watchdog.progress()
-            shown.append(_fingerprint(frame))
+            shown.append(fingerprint(frame))
     if first is None:
         raise DecodeError(path, "no frame of it decodes")
-    verifiable = scan.in_place and None not in shown and len(shown) <= MOST_VERIFIED
-    table = _verified(path, scan, shown) if verifiable else None
+    table = scan.trial(path).verified(shown, scan.pictures) if scan.in_place else None
     found = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
     if found is None:
         raise DecodeError(path, "it has neither frame times in order nor a frame rate")
     return scan.video(path, first, *found, table)
-
-
-def _fingerprint(frame: av.VideoFrame) -> int | None:
-    """A hash of the frame's pixels; None for formats that have no array form."""
-    try:
-        return zlib.crc32(np.ascontiguousarray(frame.to_ndarray()))
-    except AssertionError:  # PyAV makes no array of an odd size whose colors are at half of it
-        return _fingerprint_of_planes(frame)
-    except (ValueError, TypeError):
-        return None
-
-
-def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
-    """A hash of what the planes show, without what pads their lines."""
-    found = 0
-    for number, plane in enumerate(frame.planes):
-        parts = [part for part in frame.format.components if part.plane == number]
-        shown = min(plane.line_size, plane.width * sum(-(-part.bits // 8) for part in parts))
-        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-        found = zlib.crc32(np.ascontiguousarray(lines[:, :shown]), found)
-    return found
-
-
-def _verified(path: str, scan: _Scan, shown: list[int]) -> PacketTable | None:
-    """The table that gives the frames `shown` from byte ranges; None where there is none."""
-    with open(path, "rb") as file:
-        decode = partial(_marks, scan, file.fileno())
-        try:
-            marks = dict(every := decode(range(len(scan.pictures))))
-            # a packed stream's filler, which its container's decoder passes over, may come out as a frame
-            found = iter([each for each in every if not scan.pictures[each[0]].hidden])
-            order = [next((number for number, other in found if other == mark), None) for mark in shown]
-            if None in order or len(set(order)) < len(order):
-                return None
-            table = replace(scan.setup, order=np.array(order, np.int32), second=_seconds(scan, marks))
-            starts, same = _verified_starts(scan, table, shown, decode)
-            trials = skipping.halves(table)[1 if same else 0 :]
-            if same is False or not skipping.same_without(trials, marks, decode):
-                table = replace(table, disposable=np.zeros_like(table.disposable))
-        except av.FFmpegError:  # only the container's own way reads it
-            return None
-    # the frames shown first are decoded from the very beginning, whatever stands there
-    starts = sorted({0, *starts}) if order[0] not in starts else sorted(starts)
-    return replace(table, starts=np.array(starts, np.int32))
-
-
-def _marks(scan: _Scan, file: int, numbers: Sequence[int]) -> list[tuple[int, int | None]]:
-    """The number and the fingerprint of each frame that decoding the packets `numbers` gives."""
-    marks = []
-    for number, frame in decode_numbers(
-        new_decoder(scan.setup, scan.max_pixels), numbers, lambda number: _bytes(file, scan, number)
-    ):
-        marks.append((number, _fingerprint(frame)))
-        watchdog.progress()
-    return marks
-
-
-def _seconds(scan: _Scan, marks: dict[int, int | None]) -> np.ndarray:
-    """Which packets complete the frame before. MPEG-2's headers are not looked at: of it, those that give no frame."""
-    if not scan.codec.startswith("mpeg2"):
-        return scan.setup.second
-    return np.array([number > 0 and number not in marks for number in range(len(scan.pictures))], dtype=bool)
-
-
-def _verified_starts(
-    scan: _Scan, table: PacketTable, shown: list[int], decode: skipping.Decode
-) -> tuple[list[int], bool | None]:
-    """The keyframes that, tried as a start, give what is shown from them up to the next one.
-
-    Half of what nothing refers to is left out meanwhile. The second value says whether that gave the same everywhere;
-    it is None where a keyframe is no start either way.
-    """
-    order, half = table.order.tolist(), skipping.halves(table)[0]
-    keys = [number for number in order if scan.pictures[number].keyframe]
-    starts: list[int] = []
-    same: bool | None = True
-    place = {number: index for index, number in enumerate(order)}
-    bounds = [place[key] for key in keys] + [len(order)]
-    for key, begin, end in zip(keys, bounds[:-1], bounds[1:], strict=True):
-        expected = dict(zip(order[begin:end], shown[begin:end], strict=True))
-        every = range(key, max(map(table.last_part, expected), default=key) + 1)
-        some = [number for number in every if half[number]]
-        if skipping.same_as(expected, some, decode):
-            starts.append(key)
-        elif skipping.same_as(expected, every, decode):
-            starts.append(key)
-            same = False
-        else:
-            same = same and None
-    return starts, same
-
-
-def _bytes(file: int, scan: _Scan, number: int) -> bytes:
-    picture = scan.pictures[number]
-    return os.pread(file, picture.size, picture.position)

@@ -5,8 +5,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from field_streams import HEIGHT, mpeg2_fields, muxed
 
-from vidtrain.data import packets, skipping
+from vidtrain.data import packets, verifying
 from vidtrain.data.decoding import read_frames
 from vidtrain.data.probing import probe
 from vidtrain.data.video import VideoInfo, opened
@@ -80,6 +81,28 @@ def test_fields_of_mpeg4(tmp_path, write_video, patches):
 
 
 @pytest.mark.parametrize(
+    ("name", "apart"),
+    [
+        ("video.mkv", True),
+        ("video.avi", True),
+        ("video.mp4", True),
+        ("video.mp4", False),
+        ("video.ts", False),
+    ],
+)
+def test_fields_of_mpeg2(tmp_path, name, apart):
+    """Parsers put the two fields of a frame into one packet, but not every file was made by one."""
+    pictures, lumas = mpeg2_fields(14)
+    video = probe(muxed(tmp_path / name, pictures, apart, bare=".m2v"))
+    assert video.num_frames == 14
+    np.testing.assert_allclose(video.timestamps - video.timestamps[0], np.arange(14) / 25, atol=0.001)
+    for wanted in [*([index] for index in range(14)), list(range(0, 14, 3))]:
+        found = dict(read_frames(video, wanted))
+        assert sorted(found) == wanted
+        assert all(np.array_equal(found[index].to_ndarray()[:HEIGHT], lumas[index]) for index in wanted)
+
+
+@pytest.mark.parametrize(
     ("name", "codec", "options"),
     [
         ("slices.mp4", "libx264", {"x264-params": "slices=4:bframes=3:b-adapt=0"}),
@@ -101,7 +124,7 @@ def test_what_can_be_left_out_still_is(tmp_path, write_video, patches, name, cod
 def test_long_streams_of_an_unusual_kind_are_not_tried(
     tmp_path, write_video, patches, monkeypatch, slices, left_out
 ):
-    monkeypatch.setattr(skipping, "MOST_PIXELS", 40 * 96 * 64 - 1)
+    monkeypatch.setattr(verifying, "MOST_TRIED", 40 * 96 * 64 - 1)
     options = {"x264-params": f"slices={slices}:bframes=3"}
     video = probe(write_video(tmp_path / "video.mp4", patches(40), options=options))
     assert video.packets.disposable.any() == left_out
