@@ -14,7 +14,7 @@ from typing import Any
 from vidtrain.errors import DivergedError, Pruned, UserError
 from vidtrain.tracking.atomic import write_json_atomic
 from vidtrain.tracking.ledgers import whole_lines
-from vidtrain.tracking.run_log import read_metrics
+from vidtrain.tracking.run_log import each_metric
 
 OUTCOME = "outcome.json"
 FAILED, DIVERGED, OUT_OF_MEMORY, PRUNED = "failed", "diverged", "out_of_memory", "pruned"
@@ -72,7 +72,7 @@ def last_step(folder: Path) -> int | None:
     """The last optimizer step of which the logs tell, or None."""
     steps = []
     if (folder / "metrics.jsonl").is_file():  # the closing row, of no phase, comes after the last step
-        steps += [row["step"] for row in read_metrics(folder) if "phase" in row]
+        steps += [row["step"] for row in each_metric(folder) if "phase" in row]
     table = folder / "steps_rank0.csv"
     if table.is_file():
         last = [row.partition(",")[0] for row in whole_lines(table).splitlines()[-1:]]

@@ -14,7 +14,7 @@ from vidtrain.outcome import FAILED as FAULTY
 from vidtrain.run_folder import FAILED, finished, stored_settings
 from vidtrain.sweep_record import SWEEP, TRIAL, SweepRecord
 from vidtrain.sweep_status import shortened
-from vidtrain.tracking.run_log import read_metrics
+from vidtrain.tracking.run_log import each_metric
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.evaluation.predictions import Predictions
@@ -175,7 +175,7 @@ def read_run(folder: Path, split: str | None) -> Run:
             name: value if isinstance(value, int | float) and math.isfinite(value) else None
             for name, value in metrics.items()
         },
-        history=[row for row in read_metrics(folder) if any(key.startswith("val/") for key in row)],
+        history=[row for row in each_metric(folder) if any(key.startswith("val/") for key in row)],
         predictions=read_predictions(closing / "predictions.csv", several="exact_match" in metrics),
         commit=_commit(folder),
     )

@@ -87,7 +87,7 @@ def _train(
     from vidtrain.tracking.mirror import NullMirror
     from vidtrain.tracking.mirrors import Mirrors
     from vidtrain.tracking.provenance import write_provenance
-    from vidtrain.tracking.run_log import RunLog, read_metrics
+    from vidtrain.tracking.run_log import RunLog, each_metric
     from vidtrain.training import checkpoint
     from vidtrain.training.head_table import head_table
     from vidtrain.training.loop import fit
@@ -97,7 +97,7 @@ def _train(
     from vidtrain.training.resuming import find_resume, load_best
     from vidtrain.training.run import PhaseTask, Run
     from vidtrain.training.settings import PhaseSettings
-    from vidtrain.training.validation import VALIDATED, check_monitor
+    from vidtrain.training.validation import HEADS, VALIDATED, check_monitor
 
     settings = OmegaConf.to_object(cfg.trainer)
     build.set_cpu_threads(settings.cpu_threads, ranks)
@@ -243,11 +243,10 @@ def _train(
         heads = []
         if ranks.is_main:
             direction = DIRECTIONS[settings.monitor]
-            heads = head_table(read_metrics(folder), phases, settings.monitor, direction)
+            judged = [row for row in each_metric(folder) if any(key.startswith(HEADS) for key in row)]
+            heads = head_table(judged, phases, settings.monitor, direction)
             if heads:
                 write_head_table(heads, folder / "heads.csv")
-            run_pictures.draw(cfg, log, found, split, splits[split], reading, state.total_step)
-            log.checkpoint("best", best_file)
         # one step on, so that a run killed before its summary does not keep these rows twice
         prefix = "test" if split == "test" else "final"
         log.log({f"{prefix}/{name}": value for name, value in found.metrics.items()}, state.total_step + 1)
@@ -269,6 +268,9 @@ def _train(
             }
         )
         status = "finished"
+        if ranks.is_main:  # last, as a run that ends here is finished all the same
+            log.checkpoint("best", best_file)
+            run_pictures.draw(cfg, log, found, split, splits[split], reading, state.total_step, console)
     except Pruned:
         status = "pruned"
         raise

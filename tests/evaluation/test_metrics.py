@@ -6,9 +6,11 @@ import random
 import pytest
 import torch
 
+from vidtrain.evaluation import metrics
 from vidtrain.evaluation.metrics import (
+    class_counts,
     confusion_matrix,
-    from_confusion,
+    from_class_counts,
     from_logits,
     from_predictions,
     per_class,
@@ -94,7 +96,7 @@ def test_by_hand(case):
 def test_confusion_tells_the_same(case):
     labels, predictions, expected = BY_HAND[case]
     confusion = confusion_matrix(torch.tensor(predictions), torch.tensor(labels), 3)
-    assert close(from_confusion(confusion), expected)
+    assert close(from_class_counts(confusion.by_class()), expected)
 
 
 def ratio(part: int, whole: int) -> float:
@@ -132,7 +134,41 @@ def test_random_predictions_against_the_definitions(num_classes, videos):
     expected = plain(predictions, labels, num_classes)
     predictions, labels = torch.tensor(predictions), torch.tensor(labels)
     assert close(from_predictions(predictions, labels, num_classes), expected)
-    assert close(from_confusion(confusion_matrix(predictions, labels, num_classes)), expected)
+    confusion = confusion_matrix(predictions, labels, num_classes)
+    assert close(from_class_counts(confusion.by_class()), expected)
+    assert torch.equal(confusion.by_class(), class_counts(predictions, labels, num_classes))
+    assert torch.tensor(confusion.tolist()).sum(dim=0).tolist() == confusion.by_class()[2].tolist()
+
+
+def test_metrics_are_those_of_torchmetrics():
+    from torchmetrics.functional import classification as tm
+
+    draw = torch.Generator().manual_seed(3)
+    labels, other = (torch.randint(40, (200,), generator=draw) for _ in range(2))
+    predictions = torch.where(torch.rand(200, generator=draw) < 0.6, labels, other)
+    found = from_predictions(predictions, labels, 50)
+    for name, of in {
+        "precision": tm.multiclass_precision,
+        "recall": tm.multiclass_recall,
+        "f1": tm.multiclass_f1_score,
+    }.items():
+        for average in ("macro", "weighted"):
+            expected = of(predictions, labels, num_classes=50, average=average).item()
+            assert found[f"{name}_{average}"] == pytest.approx(expected, abs=1e-6)
+    assert found["top1"] == pytest.approx((predictions == labels).double().mean().item(), abs=1e-12)
+
+
+def test_a_table_in_parts_gives_the_same(monkeypatch):
+    logits = torch.randn(23, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(23) % 9
+    whole = [from_logits(logits, labels, independent) for independent in (False, True)]
+    first = metrics.first_classes(logits, 5)
+    monkeypatch.setattr(metrics, "CELLS", 4 * 9)
+    assert [from_logits(logits, labels, independent) for independent in (False, True)] == [
+        pytest.approx(each, abs=1e-12) for each in whole
+    ]
+    assert torch.equal(metrics.first_classes(logits, 5), first)
+    assert torch.equal(first, metrics.ranking(logits)[:, :5])
 
 
 def test_loss_is_the_mean_in_natural_logarithms():
@@ -170,14 +206,14 @@ def test_top5_against_sorting():
 
 def test_confusion_has_labels_as_rows():
     found = confusion_matrix(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 0, 1, 1, 2]), 4)
-    assert found.dtype == torch.int64
+    assert found.counts.dtype == torch.int64
     assert found.tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
 def test_per_class():
     """Precision needs a prediction, recall a video, f1 either of them."""
-    confusion = torch.tensor([[3, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
-    assert per_class(confusion) == [
+    labels, predictions = torch.tensor([0, 0, 0, 0, 1, 1, 3]), torch.tensor([0, 0, 0, 1, 0, 0, 1])
+    assert per_class(confusion_matrix(predictions, labels, 4)) == [
         {"support": 4, "precision": 0.6, "recall": 0.75, "f1": 6 / 9},
         {"support": 2, "precision": 0.0, "recall": 0.0, "f1": 0.0},
         {"support": 0, "precision": None, "recall": None, "f1": None},

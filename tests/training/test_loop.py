@@ -79,7 +79,7 @@ def test_sums_leave_out_a_head_that_has_diverged():
     logits = torch.eye(3)[None].repeat(2, 1, 1)
     sums.add(torch.tensor([0.5, float("inf")]), logits, torch.tensor([0, 1, 1]))
     assert (sums.loss.item(), sums.samples.item()) == (1.5, 3)
-    assert sums.confusion.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert sums.counts.tolist() == [[1, 1, 0], [1, 2, 0], [1, 1, 1]]
 
 
 def test_a_state_of_before_its_numbers_were_renamed():

@@ -8,7 +8,7 @@ from vidtrain.tracking.console import NullConsole
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.resuming import find_resume, load_best
-from vidtrain.training.state import TrainState
+from vidtrain.training.state import EpochSums, TrainState
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -134,3 +134,24 @@ def test_only_the_weights_that_were_selected_are_reported(tmp_path):
         UserError, match=rf"best.pt is damaged: .* {lost}.*evaluate checkpoint={tmp_path}/last.pt"
     ):
         load_best(path, state)
+
+
+def test_sums_of_earlier_checkpoints_go_on():
+    """They held a matrix of labels by predictions; now counts of hits, labels and predictions by class."""
+    device = torch.device("cpu")
+    sums = EpochSums.zeros(3, False, device)
+    old = {
+        "loss": torch.tensor(4.0, dtype=torch.float64),
+        "samples": torch.tensor(4),
+        "confusion": torch.tensor([[1, 1, 0], [0, 0, 0], [0, 0, 2]]),
+        "faults": torch.tensor(1),
+    }
+    sums.restore([old], rank=0, world_size=1)
+    assert sums.counts.tolist() == [[1, 0, 2], [2, 0, 2], [1, 1, 2]]
+    logits = torch.tensor([[[9.0, 0, 0], [0, 9, 0]], [[0, 0, 9], [0, 0, 9]]])
+    sums.add(torch.tensor([1.0, float("nan")]), logits, torch.tensor([0, 2]))
+    assert sums.counts.tolist() == [[2, 0, 2], [3, 0, 3], [2, 2, 2]]
+    assert (int(sums.samples), float(sums.loss)) == (6, 6.0)
+    several = EpochSums.zeros(1, True, device)
+    several.restore([{**old, "confusion": torch.tensor([[[1, 2], [3, 4]]])}], rank=0, world_size=1)
+    assert several.counts.tolist() == [[[1, 2], [3, 4]]]

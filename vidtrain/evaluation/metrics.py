@@ -1,7 +1,12 @@
-"""Classification metrics, by torchmetrics, from logits or from predictions.
+"""Classification metrics of one label a video, from logits or from predictions.
 
-torchmetrics is imported where it is used: it takes seconds, and a mistake in the configuration is told before.
+They are made of counts by class, so that their memory grows with the classes: torchmetrics counts in a matrix of
+classes by classes, 3.5 GB for each of 21,000-class metrics.
 """
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -50,27 +55,45 @@ def metric_names(num_classes: int, multi_label: bool) -> tuple[str, ...]:
     return tuple(name for name in ONE_LABEL if num_classes > 5 or not name.endswith("top5"))
 
 
+CELLS = 1 << 24  # logits that are sorted, or taken in double precision, at a time
+
+
 def from_predictions(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
     """Top-1, and precision, recall and F1 as macro and weighted averages; `predictions` and `labels` are [v].
 
     Macro averages leave out classes that are neither present nor predicted, and balanced accuracy is the
     mean recall of the classes that are present.
     """
-    from torchmetrics.functional import classification as tm
+    return from_class_counts(class_counts(predictions, labels, num_classes))
 
-    arguments = {"num_classes": num_classes, "validate_args": False}
-    metrics = {"top1": tm.multiclass_accuracy(predictions, labels, average="micro", **arguments).item()}
+
+def class_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts int64 [3 k] of each class: of videos that are of it and were taken for it, that are of it, and that were
+    taken for it."""
+    found = (labels[predictions == labels], labels, predictions)
+    return torch.stack([torch.bincount(each, minlength=num_classes) for each in found])
+
+
+def from_class_counts(counts: Tensor) -> dict[str, float]:
+    """`from_predictions` for counts [3 k] as `class_counts` gives them, and as the loop sums them."""
+    hits, labeled, predicted = counts.double().cpu()
+    seen, total = labeled + predicted > 0, labeled.sum()
+    metrics = {"top1": (hits.sum() / total).item()}
     scores = {
-        "precision": tm.multiclass_precision,
-        "recall": tm.multiclass_recall,
-        "f1": tm.multiclass_f1_score,
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, labeled),
+        "f1": _ratio(2 * hits, labeled + predicted),
     }
     for name, score in scores.items():
-        for average in ("macro", "weighted"):
-            metrics[f"{name}_{average}"] = score(predictions, labels, average=average, **arguments).item()
-    recall = tm.multiclass_recall(predictions, labels, average="none", **arguments)
-    metrics["balanced_accuracy"] = recall[torch.bincount(labels, minlength=num_classes) > 0].mean().item()
+        metrics[f"{name}_macro"] = score[seen].mean().item()
+        metrics[f"{name}_weighted"] = ((score * labeled).sum() / total).item()
+    metrics["balanced_accuracy"] = scores["recall"][labeled > 0].mean().item()
     return metrics
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """0 where there is nothing to measure."""
+    return torch.where(below > 0, above / below, 0.0)
 
 
 def ranking(logits: Tensor) -> Tensor:
@@ -85,44 +108,79 @@ def from_logits(logits: Tensor, labels: Tensor, independent: bool = False) -> di
     The loss is in natural logarithms, without smoothing or weights of classes, so that runs which train on other
     losses compare: cross-entropy, or the mean binary cross-entropy over classes where each is judged independently.
     """
-    if independent:
-        answers = F.one_hot(labels, logits.shape[1]).double()
-        metrics = {"loss": F.binary_cross_entropy_with_logits(logits.double(), answers).item()}
-    else:
-        metrics = {"loss": F.cross_entropy(logits.double(), labels).item()}
-    hits = ranking(logits) == labels[:, None]
-    for k in (1, 5):
-        if k < logits.shape[1]:
-            metrics[f"top{k}"] = hits[:, :k].any(dim=1).double().mean().item()
-    return metrics
+    (v, k), loss = logits.shape, 0.0
+    hits = {rank: 0 for rank in (1, 5) if rank < k}
+    for rows in parts(v, k):
+        part, truth = logits[rows].double(), labels[rows]
+        if independent:
+            answers = F.one_hot(truth, k).double()
+            loss += F.binary_cross_entropy_with_logits(part, answers, reduction="sum").item() / k
+        else:
+            loss += F.cross_entropy(part, truth, reduction="sum").item()
+        right = ranking(logits[rows])[:, :5] == truth[:, None]
+        for rank in hits:
+            hits[rank] += int(right[:, :rank].any(dim=1).sum())
+    return {"loss": loss / v, **{f"top{rank}": count / v for rank, count in hits.items()}}
 
 
-def from_confusion(confusion: Tensor) -> dict[str, float]:
-    """`from_predictions` for counts [k k] by (label, prediction), as the loop sums them."""
-    num_classes = len(confusion)
-    counts = confusion.flatten().cpu()
-    pairs = torch.arange(num_classes * num_classes).repeat_interleave(counts)
-    return from_predictions(pairs % num_classes, pairs // num_classes, num_classes)
+def parts(v: int, k: int) -> Iterator[slice]:
+    """Rows of a table [v k], as many at a time as have `CELLS` cells or fewer."""
+    step = max(1, CELLS // k)
+    return (slice(start, start + step) for start in range(0, v, step))
 
 
-def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 [k k]: rows are labels, columns are predictions."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
+def first_classes(logits: Tensor, count: int) -> Tensor:
+    """The first `count` classes of `ranking`, or all where there are fewer: int64 [v count]."""
+    found = [ranking(logits[rows])[:, :count].clone() for rows in parts(*logits.shape)]
+    return torch.cat(found) if found else torch.empty(0, min(count, logits.shape[1]), dtype=torch.int64)
 
-    return multiclass_confusion_matrix(predictions, labels, num_classes=num_classes, validate_args=False)
+
+@dataclass(frozen=True)
+class Confusion:
+    """What videos of each class were taken for: how often (`counts`) each pair of `labels` and `predictions` comes,
+    all int64 [m], in the order of the labels. Of k classes there may be k * k pairs, but never more than videos."""
+
+    num_classes: int
+    labels: Tensor
+    predictions: Tensor
+    counts: Tensor
+
+    def by_class(self) -> Tensor:
+        """Counts int64 [3 k] as `class_counts` gives them."""
+        right = self.labels == self.predictions
+        found = torch.zeros(3, self.num_classes, dtype=torch.int64)
+        found[0, self.labels[right]] = self.counts[right]
+        found[1].index_add_(0, self.labels, self.counts)
+        found[2].index_add_(0, self.predictions, self.counts)
+        return found
+
+    def row(self, label: int) -> Tensor:
+        """What videos of a class were taken for: counts int64 [k]."""
+        first, last = torch.searchsorted(self.labels, torch.tensor([label, label + 1])).tolist()
+        found = torch.zeros(self.num_classes, dtype=torch.int64)
+        found[self.predictions[first:last]] = self.counts[first:last]
+        return found
+
+    def tolist(self) -> list[list[int]]:
+        """All rows, with the zeros."""
+        return [self.row(label).tolist() for label in range(self.num_classes)]
 
 
-def per_class(confusion: Tensor) -> list[dict[str, float]]:
+def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Confusion:
+    """How often each label [v] comes with each prediction [v]."""
+    pairs, counts = torch.unique(labels * num_classes + predictions, return_counts=True)
+    return Confusion(num_classes, pairs // num_classes, pairs % num_classes, counts)
+
+
+def per_class(confusion: Confusion) -> list[dict[str, float]]:
     """For each class its support, precision, recall and F1; null where nothing was there to measure."""
-    hits = confusion.diagonal().double()
-    precision = hits / confusion.sum(dim=0)
-    recall = hits / confusion.sum(dim=1)
-    f1 = 2 * hits / (confusion.sum(dim=0) + confusion.sum(dim=1))
+    hits, labeled, predicted = confusion.by_class().double()
+    columns = (hits / predicted, hits / labeled, 2 * hits / (labeled + predicted))
     return [
         {"support": int(n), "precision": _or_none(p), "recall": _or_none(r), "f1": _or_none(f)}
-        for n, p, r, f in zip(confusion.sum(dim=1), precision, recall, f1, strict=True)
+        for n, p, r, f in zip(labeled.tolist(), *(each.tolist() for each in columns), strict=True)
     ]
 
 
-def _or_none(value: Tensor) -> float | None:
-    return None if value.isnan() else value.item()
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
-from vidtrain.evaluation.metrics import from_logits, ranking
+from vidtrain.evaluation.metrics import first_classes, from_logits
 from vidtrain.evaluation.multi_label import from_label_logits
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import ViewTable
@@ -230,7 +230,7 @@ def probes(views: StoredViews, clips: Choice, crops: Choice, fusion: str) -> lis
     first: Tensor | None = None
     for order in views.about["orders"]:
         [protocol] = measured(views, order, clips, crops, [fusion])
-        classes = first_classes(views.table(order, clips.numbers, crops.numbers), fusion, independent)
+        classes = answers(views.table(order, clips.numbers, crops.numbers), fusion, independent)
         first = classes if first is None else first
         base = found[0].protocol.metrics[name] if found else protocol.metrics[name]
         same = (classes == first).double().mean().item()
@@ -238,9 +238,9 @@ def probes(views: StoredViews, clips: Choice, crops: Choice, fusion: str) -> lis
     return found
 
 
-def first_classes(table: ViewTable, fusion: str, independent: bool) -> Tensor:
+def answers(table: ViewTable, fusion: str, independent: bool) -> Tensor:
     """The first class [v] of each video."""
-    return ranking(fuse(table.logits, fusion, independent))[:, 0]
+    return first_classes(fuse(table.logits, fusion, independent), 1)[:, 0]
 
 
 def _metrics(logits: Tensor, labels: Tensor, independent: bool) -> dict[str, float]:

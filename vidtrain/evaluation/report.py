@@ -6,11 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
-from vidtrain.evaluation.metrics import confusion_matrix, from_logits, from_predictions, per_class, ranking
+from vidtrain.evaluation.metrics import (
+    Confusion,
+    confusion_matrix,
+    first_classes,
+    from_class_counts,
+    from_logits,
+    parts,
+    per_class,
+)
 from vidtrain.evaluation.multi_label import (
     count_labels,
     exact_match,
@@ -20,19 +29,39 @@ from vidtrain.evaluation.multi_label import (
 )
 from vidtrain.evaluation.views import ViewTable
 
+MOST_CLASSES = 1000
+"""Largest number of classes whose confusion.csv is a matrix; of more, confusion_pairs.csv has what occurs."""
+
 
 @dataclass
 class Report:
     """What one evaluation found. `metrics` are of videos, those that start with `clip_` of single views."""
 
     metrics: dict[str, float]
-    confusion: Tensor | None  # int64 [k k], rows are labels; None where videos may have several
+    confusion: Confusion | None  # None where videos may have several labels
     logits: Tensor  # [v k], fused
-    probabilities: Tensor  # [v k] of the fused prediction
-    ranked: Tensor  # int64 [v k], classes by falling probability
+    ranked: Tensor  # int64 [v 5], the first classes by falling probability, of fewer classes all
     table: ViewTable
     coverage: str
     protocol: str
+    independent: bool  # whether classes are judged each by itself
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[v k] of the fused prediction; of many classes as large as the table, so `ranked_chances` may do."""
+        return self._chances(self.logits)
+
+    @property
+    def ranked_chances(self) -> Tensor:
+        """The probabilities [v 5] of `ranked`."""
+        found = [
+            self._chances(self.logits[rows]).gather(1, self.ranked[rows])
+            for rows in parts(*self.logits.shape)
+        ]
+        return torch.cat(found)
+
+    def _chances(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
 
 
 def report(table: ViewTable, fusion: str, protocol: str, independent: bool = False) -> Report:
@@ -46,7 +75,7 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
         raise UserError(f"none of the {table.total} videos could be read; the first: {path} ({cause})")
     num_classes = table.logits.shape[-1]
     logits = fuse(table.logits, fusion, independent)
-    ranked = ranking(logits)
+    ranked = first_classes(logits, 5)
     clips, clip_labels = (
         table.logits.flatten(0, 1),
         table.labels.repeat_interleave(table.logits.shape[1], dim=0),
@@ -60,16 +89,16 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
         by_clip = from_logits(clips, clip_labels, independent)
         confusion = confusion_matrix(ranked[:, 0], table.labels, num_classes)
         metrics = from_logits(logits, table.labels, independent)
-        metrics |= from_predictions(ranked[:, 0], table.labels, num_classes)
+        metrics |= from_class_counts(confusion.by_class())
     return Report(
         metrics=metrics | {f"clip_{name}": value for name, value in by_clip.items()},
         confusion=confusion,
         logits=logits,
-        probabilities=logits.sigmoid() if independent else logits.softmax(dim=-1),
         ranked=ranked,
         table=table,
         coverage=table.coverage,
         protocol=protocol,
+        independent=independent,
     )
 
 
@@ -77,7 +106,7 @@ def write_report(
     found: Report, folder: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
 ) -> None:
     """Writes metrics.json, predictions.csv, per_class.csv and, where videos have one label, confusion.csv into
-    `folder`.
+    `folder`; of more than 1000 classes confusion_pairs.csv instead of the last.
 
     `paths` are those of the whole manifest, or by its index those of the videos read; predictions.csv has a row
     per video that was read. Several labels of one stand in one field, with ";" between them.
@@ -92,12 +121,7 @@ def write_report(
     (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
     _write_predictions(found, folder / "predictions.csv", paths, classes)
     if found.confusion is not None:
-        with open(folder / "confusion.csv", "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["label \\ prediction", *classes])
-            rows.writerows(
-                [name, *counts] for name, counts in zip(classes, found.confusion.tolist(), strict=True)
-            )
+        _write_confusion(found.confusion, folder, classes)
         by_class = per_class(found.confusion)
     else:
         by_class = per_label(found.logits, found.table.labels)
@@ -107,11 +131,27 @@ def write_report(
         rows.writerows({"class": name} | each for name, each in zip(classes, by_class, strict=True))
 
 
+def _write_confusion(confusion: Confusion, folder: Path, classes: Sequence[str]) -> None:
+    matrix, pairs = folder / "confusion.csv", folder / "confusion_pairs.csv"
+    (pairs if len(classes) <= MOST_CLASSES else matrix).unlink(missing_ok=True)  # of an earlier evaluation
+    if len(classes) <= MOST_CLASSES:
+        with open(matrix, "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["label \\ prediction", *classes])
+            rows.writerows([name, *confusion.row(k).tolist()] for k, name in enumerate(classes))
+        return
+    with open(pairs, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["label", "prediction", "videos"])
+        columns = (confusion.labels, confusion.predictions, confusion.counts)
+        for label, prediction, count in zip(*(each.tolist() for each in columns), strict=True):
+            rows.writerow([classes[label], classes[prediction], count])
+
+
 def _write_predictions(
     found: Report, path: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
 ) -> None:
-    top = found.ranked[:, :5]
-    chances = found.probabilities.gather(1, top)
+    top, chances = found.ranked, found.ranked_chances
     if found.confusion is None:
         labels = [row.nonzero().flatten().tolist() for row in found.table.labels]
         predictions = [row.nonzero().flatten().tolist() for row in found.logits > 0]

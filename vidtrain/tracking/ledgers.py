@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,15 +197,22 @@ class FileEnd:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Every whole line of the file. A damaged one raises UserError with its number."""
-    rows = []
-    for number, line in enumerate(whole_lines(path).split("\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number} is damaged ({error}): repair or delete that line."
-            ) from error
-    return rows
+    return list(each_json_line(path))
+
+
+def each_json_line(path: Path) -> Iterator[dict[str, Any]]:
+    """`read_json_lines`, a row at a time."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):  # it was being written when the run was killed
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}, line {number} is damaged ({error}): repair or delete that line."
+                ) from error
+            yield row
 
 
 def whole_lines(path: Path) -> str:

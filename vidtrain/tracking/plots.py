@@ -1,6 +1,7 @@
 """The pictures of a run folder, drawn without a display and without pyplot's global state."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-Rows = Sequence[Mapping[str, Any]]
+from vidtrain.tracking.fonts import add_note, prepare, shortened
 
 # Okabe and Ito (2008): told apart by color-blind readers too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
@@ -21,7 +22,15 @@ SMOOTH_FROM = 100
 """A curve of at least so many points is drawn pale, with its running mean on top."""
 COUNTS_UP_TO = 30
 """Largest number of classes whose confusion matrix has its counts written in the cells."""
-NAME_LENGTH = 26
+WHOLE_UP_TO = 400
+"""Largest number of classes whose confusion matrix is drawn whole."""
+MOST_CONFUSED = 100
+NAME_LENGTH = 26  # columns
+POINTS = 2000  # of a curve, at least, before its points are taken together; twice as many at most
+MOST_CURVES = 60  # of a panel
+MOST_BORDERS = 50  # between phases
+MOST_PIXELS = 40e6  # of a picture, which takes some ten bytes each
+MOST_ACROSS = 30_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -50,16 +59,18 @@ PANELS = (
 )
 
 
-def plot_curves(metrics_rows: Rows, path: Path) -> None:
+def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Draw the rows of metrics.jsonl over the step, one panel for each kind of number that they hold.
 
-    Borders between phases are dashed lines, where rows carry "phase". Unknown (null) values leave gaps.
+    Borders between phases are dashed lines, where rows carry "phase". Unknown (null) values leave gaps. Rows are taken
+    one at a time; of a curve of very many points, stretches are drawn: their means, and from their lowest to their
+    highest value.
     """
-    charts = [(panel, curves) for panel in PANELS if (curves := _curves(panel, metrics_rows))]
+    logged, borders = _gathered(metrics_rows)
+    charts = [(panel, curves) for panel in PANELS if (curves := _curves(panel, logged))]
     columns = min(3, max(1, len(charts)))
     lines = max(1, -(-len(charts) // columns))
     figure = Figure(figsize=(5.4 * columns, 3.6 * lines), layout="constrained")
-    borders = _phase_borders(metrics_rows)
     for number, (panel, curves) in enumerate(charts, start=1):
         axes = figure.add_subplot(lines, columns, number)
         _draw_panel(axes, panel, curves)
@@ -69,15 +80,64 @@ def plot_curves(metrics_rows: Rows, path: Path) -> None:
     save_png(figure, path)
 
 
-def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Draw counts `[k k]` (row: true class, column: predicted) as shares of each row, 0 in an empty row."""
-    counts = np.asarray(matrix)
-    total = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-    k = len(classes)
+def plot_confusion(
+    matrix: np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path
+) -> None:
+    """Draw counts `[k k]` (row: true class, column: predicted) as shares of each row, 0 in an empty row.
+
+    `matrix` may instead be the pairs that occur: (true classes, predicted ones, counts), each [m]. Of more than 400
+    classes the most confused 100 are drawn; shares are of all videos of a class all the same.
+    """
+    pairs = matrix if isinstance(matrix, tuple) else _pairs(np.asarray(matrix))
+    labels, predictions, counted = (np.asarray(each) for each in pairs)
+    shown = np.arange(len(classes))
+    title = f"Confusion: share of each true class (n = {int(counted.sum()):,})"
+    if len(classes) > WHOLE_UP_TO:
+        shown = most_confused(labels, predictions, counted, len(classes), MOST_CONFUSED)
+        wrong = labels != predictions
+        inside = wrong & np.isin(labels, shown) & np.isin(predictions, shown)
+        title += (
+            f"\nthe {len(shown)} most confused of {len(classes):,} classes, with {int(counted[inside].sum()):,} of "
+            f"{int(counted[wrong].sum()):,} mistakes"
+        )
+    total = np.bincount(labels, counted, minlength=len(classes))[shown]
+    k, place = len(shown), np.full(len(classes), -1)
+    place[shown] = np.arange(k)
+    kept = (place[labels] >= 0) & (place[predictions] >= 0)
+    counts = np.zeros((k, k), dtype=np.int64)
+    counts[place[labels[kept]], place[predictions[kept]]] = counted[kept]
+    shares = counts / np.maximum(total, 1)[:, None]
+    _draw_confusion(counts, shares, [shortened(classes[each], NAME_LENGTH) for each in shown], title, path)
+
+
+def most_confused(
+    labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int
+) -> np.ndarray:
+    """Up to `most` of k classes: those of the pairs that are taken for each other most often, a pair beside each
+    other; where there are too few, those of most videos."""
+    low, high = np.minimum(labels, predictions), np.maximum(labels, predictions)
+    wrong = low != high
+    pairs, where = np.unique(low[wrong].astype(np.int64) * k + high[wrong], return_inverse=True)
+    often = np.bincount(where, counts[wrong], minlength=len(pairs))
+    in_order = pairs[np.argsort(-often, kind="stable")]
+    chosen = np.stack([in_order // k, in_order % k], axis=1).ravel()
+    by_videos = np.argsort(-np.bincount(labels, counts, minlength=k), kind="stable")
+    every = np.concatenate([chosen, by_videos])
+    _, first = np.unique(every, return_index=True)
+    return every[np.sort(first)[:most]]
+
+
+def _pairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels, predictions = np.nonzero(matrix)
+    return labels, predictions, matrix[labels, predictions]
+
+
+def _draw_confusion(
+    counts: np.ndarray, shares: np.ndarray, names: Sequence[str], title: str, path: Path
+) -> None:
+    k = len(names)
     cell = float(np.clip(14 / k, 0.065, 0.55)) if k > 4 else 0.9  # inches
     font = float(np.clip(cell * 72 * 0.8, 3.4, 9))  # points
-    names = [name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…" for name in classes]
 
     # The axes fill the figure, so that cells have their size; the picture grows by the labels around them.
     figure = Figure(figsize=(cell * k, cell * k))
@@ -88,11 +148,12 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> No
     axes.tick_params(length=0, pad=2)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(f"Confusion: share of each true class (n = {int(counts.sum())})", fontsize=11)
+    axes.set_title(title, fontsize=11)
     axes.spines[:].set_visible(False)
-    for border in np.arange(1, k) - 0.5:
-        axes.axhline(border, color="0.9", linewidth=min(0.6, cell))
-        axes.axvline(border, color="0.9", linewidth=min(0.6, cell))
+    borders = np.arange(1, k) - 0.5
+    style = {"colors": "0.9", "linewidth": min(0.6, cell)}
+    axes.hlines(borders, -0.5, k - 0.5, **style)
+    axes.vlines(borders, -0.5, k - 0.5, **style)
     if k <= COUNTS_UP_TO:
         for row, column in np.argwhere(counts > 0):
             color = "white" if shares[row, column] > 0.55 else "0.2"
@@ -104,26 +165,89 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> No
     save_png(figure, path)
 
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+class Curve:
+    """The points of a curve, or of so many that they have no room, stretches of as many points each.
+
+    A stretch has the means of its steps and of its known values, and the lowest and the highest of those.
+    """
+
+    def __init__(self, most: int = 2 * POINTS):
+        self._most = most
+        self._in_each = 1
+        self._stretches: list[
+            list[float]
+        ] = []  # points, sum of steps, known values, their sum, lowest, highest
+
+    def add(self, step: float, value: float | None) -> None:
+        known = value is not None and math.isfinite(value)
+        point = [1, step, 1, value, value, value] if known else [1, step, 0, 0.0, math.inf, -math.inf]
+        if self._stretches and self._stretches[-1][0] < self._in_each:
+            self._stretches[-1] = _together(self._stretches[-1], point)
+            return
+        if len(self._stretches) == self._most:
+            pairs = zip(self._stretches[::2], self._stretches[1::2], strict=True)
+            self._stretches = [_together(*pair) for pair in pairs]
+            self._in_each *= 2
+        self._stretches.append(point)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every point is there."""
+        return self._in_each == 1
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Steps, values, and the lowest and the highest of each stretch; NaN where none is known."""
+        points, steps, known, sums, low, high = np.array(self._stretches, dtype=np.float64).T
+        nothing = np.full(len(points), np.nan)
+        values = np.divide(sums, known, out=nothing.copy(), where=known > 0)
+        return steps / points, values, np.where(known > 0, low, nothing), np.where(known > 0, high, nothing)
 
 
-def _curves(panel: Panel, rows: Rows) -> Curves:
-    """Steps and values by key, in the panel's order, of the keys for which there is any value."""
-    logged = dict.fromkeys(key for row in rows for key in row)
+def _together(one: list[float], other: list[float]) -> list[float]:
+    sums = [a + b for a, b in zip(one[:4], other[:4], strict=True)]
+    return [*sums, min(one[4], other[4]), max(one[5], other[5])]
+
+
+Curves = dict[str, Curve]
+
+
+def _gathered(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int, str]]]:
+    """The curve of every key of a panel, in the order of logging; and the name of each phase after another with where
+    it begins: at the first step logged, or at the last logged of the phase before, which is its end, as phases end
+    with an evaluation."""
+    wanted = {key for panel in PANELS for key in panel.keys}
+    prefixes = tuple(panel.prefix for panel in PANELS if panel.prefix)
+    logged: Curves = {}
+    borders: list[tuple[int, str]] = []
+    last = None  # the step logged last of any phase
+    for row in rows:
+        for key, value in row.items():
+            if key in wanted or key.startswith(prefixes):
+                logged.setdefault(key, Curve()).add(row["step"], value)
+        phase = row["phase"] if "phase" in row else None
+        if phase is not None:
+            if (not borders or borders[-1][1] != phase) and len(borders) < MOST_BORDERS:
+                borders.append((row["step"] if last is None else last, phase))
+            last = row["step"]
+    return logged, borders
+
+
+def _curves(panel: Panel, logged: Curves) -> Curves:
+    """Those of a panel, in its order, for which there is any value; of very many, some evenly spread."""
     keys = [key for key in panel.keys if key in logged]
     keys += [key for key in logged if panel.prefix and key.startswith(panel.prefix)]
-    curves = {}
-    for key in keys:
-        points = [(row["step"], np.nan if row[key] is None else row[key]) for row in rows if key in row]
-        steps, values = np.array(points, dtype=np.float64).T
-        if np.isfinite(values).any():
-            curves[key] = steps, values
-    return curves
+    keys = [key for key in keys if np.isfinite(logged[key].arrays()[1]).any()]
+    if len(keys) > MOST_CURVES:
+        keys = [keys[place] for place in np.linspace(0, len(keys) - 1, MOST_CURVES).round().astype(int)]
+    return {key: logged[key] for key in keys}
 
 
 def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
-    for color, (key, (steps, values)) in zip(_colors(len(curves)), curves.items(), strict=True):
+    for color, (key, curve) in zip(_colors(len(curves)), curves.items(), strict=True):
+        steps, values, low, high = curve.arrays()
         label = key.removeprefix(panel.prefix).replace("_", " ").replace("/", " ")
+        if not curve.whole:
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
         if len(steps) >= SMOOTH_FROM and key.startswith("train/"):
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
             axes.plot(
@@ -158,7 +282,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
 
 def _spans_a_decade(curves: Curves) -> bool:
     """A narrower range has too few round numbers to label a logarithmic axis."""
-    values = np.concatenate([values for _, values in curves.values()])
+    values = np.concatenate([each.arrays()[1] for each in curves.values()])
     positive = values[values > 0]
     return bool(positive.size) and positive.max() >= 10 * positive.min()
 
@@ -175,17 +299,6 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     sums = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
     counts = np.convolve(known.astype(np.float64), kernel, mode="same")
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
-
-
-def _phase_borders(rows: Rows) -> list[tuple[int, str]]:
-    """Name of each phase after another, and where it begins: at the first step logged, or at the last logged of the
-    phase before, which is its end, as phases end with an evaluation."""
-    borders: list[tuple[int, str]] = []
-    phased = [(row["step"], row["phase"]) for row in rows if row.get("phase") is not None]
-    for number, (step, phase) in enumerate(phased):
-        if not borders or borders[-1][1] != phase:
-            borders.append((phased[number - 1][0] if borders else step, phase))
-    return borders
 
 
 def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> None:
@@ -210,10 +323,21 @@ def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> Non
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Written beside and renamed, as a reader may look at any time."""
+    """Written beside and renamed, as a reader may look at any time.
+
+    Names are drawn in any script (see vidtrain.tracking.fonts). A figure too large for memory is drawn less finely.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    legend = prepare(figure)
+    names = legend.write(path)
+    if names is not None:
+        add_note(
+            figure, f"#1 and so on: names in {names.name}, which no font here has (install one, such as Noto)"
+        )
+    width, height = figure.get_size_inches()
+    finest = min(math.sqrt(MOST_PIXELS / (width * height)), MOST_ACROSS / max(width, height))
     temporary = path.with_name(f".{path.name}.tmp")
     FigureCanvasAgg(figure).print_figure(
-        temporary, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", pad_inches=0.15
+        temporary, dpi=min(DOTS_PER_INCH, finest), format="png", bbox_inches="tight", pad_inches=0.15
     )
     temporary.replace(path)

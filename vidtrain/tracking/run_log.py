@@ -6,14 +6,14 @@ steps_rank{r}.csv     each rank   one row per optimizer step
 faults_rank{r}.jsonl  each rank   videos that could not be read
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
 from vidtrain.tracking.atomic import write_json_atomic
 from vidtrain.tracking.console import Console, NullConsole
-from vidtrain.tracking.ledgers import JsonLines, StepTable, read_json_lines
+from vidtrain.tracking.ledgers import JsonLines, StepTable, each_json_line
 from vidtrain.tracking.mirror import Metric, Mirror
 
 FAULTS_SHOWN = 20
@@ -138,14 +138,12 @@ class RunLog:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, oldest first; works beside the running process too."""
+    return list(each_metric(run_dir))
+
+
+def each_metric(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """`read_metrics`, a row at a time: a long run has millions."""
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the folder of a run.")
     path = run_dir / "metrics.jsonl"
-    return read_json_lines(path) if path.exists() else []
-
-
-class NullRunLog:
-    """For steps that are measured: what they meet is counted, and not recorded."""
-
-    def fault(self, path: str, cause: str, step: int, split: str) -> None:
-        return None
+    return each_json_line(path) if path.exists() else iter(())

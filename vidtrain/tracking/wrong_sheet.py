@@ -1,4 +1,4 @@
-"""A contact sheet of what a model got wrong with the most confidence."""
+"""A sheet of what a model got wrong with the most confidence: a strip of frames of each video, as it moves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from vidtrain.tracking.fonts import shortened
 from vidtrain.tracking.plots import save_png
 
 MOST = 16  # videos on a sheet
-COLUMNS = 4
-NAME_LENGTH = 24
+COLUMNS = 2
+FRAMES = 5  # of a strip
+WIDTH = 6.0  # inches of a strip
+NAME_LENGTH = 26  # columns
 TRUE, PREDICTED = "#1a7f37", "#c2410c"
 
 
@@ -26,44 +29,43 @@ class Wrong:
     probability: float
 
 
-def most_wrong(labels: Any, probabilities: Any, classes: Sequence[str]) -> tuple[list[Wrong], int]:
-    """Of videos with `labels` [v] and class `probabilities` [v k], those whose most probable class is not the label:
-    at most 16, the most confident first, and how many there are."""
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    predicted = probabilities.argmax(axis=1)
+def most_wrong(
+    labels: Any, predicted: Any, confidence: Any, classes: Sequence[str]
+) -> tuple[list[Wrong], int]:
+    """Of videos with `labels` [v], those `predicted` [v] otherwise: at most 16, of the most `confidence` [v] first, and
+    how many there are."""
+    labels, predicted, confidence = (np.asarray(each) for each in (labels, predicted, confidence))
     rows = np.flatnonzero(predicted != labels)
-    confidence = probabilities[rows, predicted[rows]]
-    order = rows[np.argsort(-confidence, kind="stable")]
+    order = rows[np.argsort(-confidence[rows], kind="stable")]
     chosen = [
-        Wrong(int(row), classes[labels[row]], classes[predicted[row]], float(probabilities[row].max()))
+        Wrong(int(row), classes[labels[row]], classes[predicted[row]], float(confidence[row]))
         for row in order[:MOST]
     ]
     return chosen, len(rows)
 
 
-def plot_wrong(frames: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str, path: Path) -> None:
-    """Draw a frame (uint8 [h w 3]) for each of `wrong`, with both classes and the probability below it."""
+def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str, path: Path) -> None:
+    """Draw a strip of frames (uint8 [t h w 3]) for each of `wrong`, with both classes and the probability below it."""
     columns = min(COLUMNS, len(wrong))
     lines = -(-len(wrong) // columns)
-    ratio = max(frame.shape[0] / frame.shape[1] for frame in frames)
-    width = 2.5  # inches of a cell
-    figure = Figure(
-        figsize=(max(width * columns, 5.0), (width * ratio + 0.55) * lines + 0.45), layout="constrained"
-    )
+    pictures = [side_by_side(each) for each in strips]
+    ratio = max(each.shape[0] / each.shape[1] for each in pictures)
+    figure = Figure(figsize=(WIDTH * columns, (WIDTH * ratio + 0.4) * lines + 0.45), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    for number, (frame, each) in enumerate(zip(frames, wrong, strict=True), start=1):
+    for number, (picture, each) in enumerate(zip(pictures, wrong, strict=True), start=1):
         axes = figure.add_subplot(lines, columns, number)
-        axes.imshow(frame, interpolation="nearest" if frame.shape[0] < 100 else "auto")
+        axes.imshow(picture, interpolation="nearest" if picture.shape[0] < 100 else "auto")
         axes.set_axis_off()
-        predicted = f"predicted: {_short(each.predicted)} {each.probability:.2f}"
-        for offset, words, color in ((-4, f"true: {_short(each.true)}", TRUE), (-16, predicted, PREDICTED)):
+        true = f"true: {shortened(each.true, NAME_LENGTH)}"
+        predicted = f"predicted: {shortened(each.predicted, NAME_LENGTH)} {each.probability:.2f}"
+        for across, side, words, color in ((0.0, "left", true, TRUE), (1.0, "right", predicted, PREDICTED)):
             axes.annotate(
                 words,
-                (0.5, 0.0),
+                (across, 0.0),
                 xycoords="axes fraction",
-                xytext=(0, offset),
+                xytext=(0, -4),
                 textcoords="offset points",
-                ha="center",
+                ha=side,
                 va="top",
                 fontsize=8.5,
                 color=color,
@@ -71,5 +73,8 @@ def plot_wrong(frames: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str,
     save_png(figure, path)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+def side_by_side(frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 [t h w 3] as one picture, with a white line between them."""
+    gap = max(1, frames.shape[2] // 40)
+    framed = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(framed), axis=1)[:, :-gap]

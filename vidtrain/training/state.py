@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vidtrain.evaluation.metrics import from_confusion
+from vidtrain.evaluation.metrics import from_class_counts
 from vidtrain.evaluation.multi_label import count_labels, from_label_counts
 
 RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
@@ -61,19 +61,17 @@ class EpochSums:
 
     loss: Tensor  # float64, summed over samples
     samples: Tensor  # int64
-    confusion: (
-        Tensor  # int64 [k k], rows are labels; of videos with several labels [k 2 2], see `count_labels`
-    )
+    counts: Tensor  # int64 [3 k], see `metrics.class_counts`; of videos with several labels [k 2 2], see `count_labels`
     faults: Tensor  # int64, videos that could not be read and were replaced
     skipped: Tensor  # int64, of fp16: updates left out as gradients overflowed; alike on all ranks, counted by the main
 
     @classmethod
     def zeros(cls, num_classes: int, multi_label: bool, device: torch.device) -> "EpochSums":
-        shape = (num_classes, 2, 2) if multi_label else (num_classes, num_classes)
+        shape = (num_classes, 2, 2) if multi_label else (3, num_classes)
         return cls(
             loss=torch.zeros((), dtype=torch.float64, device=device),
             samples=torch.zeros((), dtype=torch.int64, device=device),
-            confusion=torch.zeros(shape, dtype=torch.int64, device=device),
+            counts=torch.zeros(shape, dtype=torch.int64, device=device),
             faults=torch.zeros((), dtype=torch.int64),  # counted where the loader is
             skipped=torch.zeros((), dtype=torch.int64),  # counted where the norms are read
         )
@@ -86,16 +84,18 @@ class EpochSums:
             self.loss += loss * len(labels)
             self.samples += counts * len(labels)
             if labels.ndim == 2:
-                self.confusion += counts * count_labels(head_logits, labels)
-            else:
-                self.confusion.index_put_(
-                    (labels, head_logits.argmax(-1)), counts.expand_as(labels), accumulate=True
-                )
+                self.counts += counts * count_labels(head_logits, labels)
+                continue
+            predicted, k = head_logits.argmax(-1), self.counts.shape[1]
+            once = counts.expand_as(labels)
+            cells = torch.cat([labels, k + labels, 2 * k + predicted])
+            found = torch.cat([once * (predicted == labels), once, once])
+            self.counts.view(-1).index_put_((cells,), found, accumulate=True)
 
     def metrics(self) -> dict[str, float]:
         """What the sums (already reduced over ranks) come to."""
         loss = (self.loss / self.samples).item()
-        found = (from_label_counts if self.confusion.ndim == 3 else from_confusion)(self.confusion)
+        found = (from_label_counts if self.counts.ndim == 3 else from_class_counts)(self.counts)
         return {"loss": loss, **found, "faults": int(self.faults)}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,6 +105,15 @@ class EpochSums:
         """Takes up the sums that `shares` hold by rank; with another number of ranks, rank 0 takes them all."""
         mine = shares[rank : rank + 1] if len(shares) == world_size else shares if rank == 0 else []
         for share in mine:
-            for name, tensor in share.items():
+            for name, tensor in _up_to_date(share).items():
                 own = getattr(self, name)
                 own += tensor.to(own.device)
+
+
+def _up_to_date(share: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums as they are kept now: earlier checkpoints have a matrix of classes by classes, "confusion"."""
+    if "confusion" not in share:
+        return share
+    table = share["confusion"]
+    counts = table if table.ndim == 3 else torch.stack([table.diagonal(), table.sum(dim=1), table.sum(dim=0)])
+    return {"counts": counts, **{name: each for name, each in share.items() if name != "confusion"}}
