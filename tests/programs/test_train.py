@@ -262,6 +262,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files(config, tmp
         )
 
 
+def test_pictures_come_after_the_summary_and_may_fail(config, tmp_path, capsys, monkeypatch):
+    """Of 2,500 classes a picture once took all memory, and the finished run was lost with it."""
+    seen = []
+
+    def no_memory(*_):
+        seen.append(json.loads((tmp_path / "summary.json").read_text())["status"])
+        raise MemoryError("18 GB")
+
+    monkeypatch.setattr("vidtrain.tracking.plots.plot_curves", no_memory)
+    monkeypatch.setattr("vidtrain.tracking.plots.plot_confusion", no_memory)
+    train(config(f"run_dir={tmp_path}", "trainer.epochs=1"))
+    assert seen == ["finished", "finished"]
+    words = " ".join(capsys.readouterr().out.split())
+    assert "plots/curves.png could not be made (MemoryError: 18 GB)" in words
+    assert "plots/confusion_test.png could not be made (MemoryError: 18 GB)" in words
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["wrong_test.png"]
+
+
 def test_early_stopping_ends_a_phase(config, tmp_path, capsys):
     train(config(f"run_dir={tmp_path}", "optimizer.lr=0", "trainer.patience=2", "trainer.epochs=9",
                  "trainer.monitor=loss"))  # fmt: skip
