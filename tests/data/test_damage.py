@@ -11,10 +11,16 @@ import pytest
 from av.video.frame import PictureType
 
 from vidtrain.data import packets
-from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.audit.inspection import inspect_video
+from vidtrain.data.augment.geometry import CenterCrops, Crop, RandomResizedCrop
+from vidtrain.data.dataset import VideoDataset
 from vidtrain.data.decoding import decode_views, read_frames, refused_frames
 from vidtrain.data.image_folders import probe_images
+from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.probing import probe
+from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
+from vidtrain.data.samplers import SampleKey
+from vidtrain.data.sampling import ClipProtocol
 from vidtrain.data.video import DecodeError, VideoInfo
 from vidtrain.data.video_writer import all_frames
 
@@ -204,3 +210,36 @@ def test_images(tmp_path, patches):
     video = probe_images(str(tmp_path), 10.0)
     assert refused_frames(video) == []
     assert len(decode_views(video, [(np.arange(3), Crop(0, 0, 96, 64))], (8, 8))) == 1
+
+
+def test_audit_and_prepare_say_the_same(tmp_path, write_video, patches):
+    """The audit counts what readers refuse; no copy is made of what a decoder made up."""
+    sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)
+    for path in damaged_copies(sound, tmp_path, 60):
+        if len(refused := refused_frames(probe(path))) == 12:
+            break
+    found = inspect_video(path, None, None, None)
+    assert found.cause == ""
+    ((kind, words),) = [issue for issue in found.issues if issue[0] == "damaged"]
+    assert "partly made up: 1, refused with those that depend on them: 12 of 48" in words
+    target = tmp_path / "copy.mp4"
+    made = prepare_file(Job(path, target, EncodeSettings(64, 12, 2, 20, "veryfast"), None))
+    assert made.cause == f"frame {refused[0]} is damaged: the decoder made up what it could not read"
+    assert not target.exists()
+
+
+def test_training_and_evaluation_miss_what_is_damaged(tmp_path, write_video, patches):
+    """In training another video is drawn, in evaluation none is; both name the file and say why."""
+    sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)
+    path = next(each for each in damaged_copies(sound, tmp_path, 60) if refused_frames(probe(each)))
+    records = [Record(each, label, each) for label, each in enumerate((path, sound))]
+    manifest = Manifest(records, ("a", "b"))
+    whole = ClipProtocol(COUNT, frame_step=1)
+    evaluation = VideoDataset(manifest, whole, CenterCrops(), (64, 64), 0, False)
+    missed, read = (evaluation[SampleKey(0, index)] for index in (0, 1))
+    assert missed.clips is None and read.clips is not None and read.faults == []
+    crop = RandomResizedCrop()
+    drawn = VideoDataset(manifest, whole, crop, (64, 64), 0, True, 9)[SampleKey(0, 0)]
+    assert drawn.clips is not None and drawn.index == 1
+    for fault in (missed.faults[0], drawn.faults[0]):
+        assert fault.path == path and "are damaged: the decoder made up what it could not read" in fault.cause

@@ -249,6 +249,19 @@ class TestLosses:
             "crashed, trainer.num_workers=0 shows the error itself"
         )
 
+    def test_all_at_once_is_one_loss(self, monkeypatch):
+        """A job of many workers was suspended, now and then: each time all of them had hung when it went on."""
+        now = 0.0
+        monkeypatch.setattr("vidtrain.data.quarantine.time.monotonic", lambda: now)
+        losses = Losses(Quarantine(), 60)
+        for time in range(MOST_LOST):
+            for worker in range(64):
+                now = 100.0 * time + worker / 100
+                losses.add(-signal.SIGALRM, f"{time} {worker}.mp4", time)
+        now = 100.0 * MOST_LOST
+        with pytest.raises(UserError, match="17 worker processes were lost"):
+            losses.add(-signal.SIGALRM, "z.mp4", 99)
+
     def test_now_and_then_is_no_reason_to_end(self, monkeypatch):
         now = iter(range(0, 10**6, 300))
         monkeypatch.setattr("vidtrain.data.quarantine.time.monotonic", lambda: next(now))

@@ -166,3 +166,39 @@ def test_as_ffmpeg_shows_a_real_one(shared_data):
     found = read(video, 0, 29, 30, 45, 59, crop=whole)
     error = ((found - expected[[0, 29, 30, 45, 59]]) ** 2).mean((1, 2, 3))
     assert (10 * np.log10(255**2 / (error + 1e-9)) > 38).all(), error
+
+
+def test_single_reads_where_each_packet_may_have_another_size(tmp_path):
+    """VP9 in WebM, as video calls are recorded: it is read at random, from whichever keyframe is near."""
+    path = str(tmp_path / "call.webm")
+    with av.open(path, "w") as container:
+        stream = None
+        for part, (width, height) in enumerate([(96, 64), (192, 160), (64, 96)]):
+            encoder = av.CodecContext.create("libvpx-vp9", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            encoder.time_base, encoder.gop_size, encoder.thread_count = Fraction(1, 25), 6, 1
+            encoder.options = {
+                "deadline": "realtime",
+                "cpu-used": "8",
+                "lag-in-frames": "0",
+                "crf": "4",
+                "b": "0",
+            }
+            if stream is None:
+                stream = container.add_stream("libvpx-vp9", rate=25)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                container.start_encoding()
+            frames = [ramp(width, height, 3 * part) for _ in range(12)]
+            for number, frame in enumerate([*frames, None]):
+                if frame is not None:
+                    frame.pts, frame.time_base = 12 * part + number, Fraction(1, 25)
+                for packet in encoder.encode(frame):
+                    packet.stream = stream
+                    container.mux(packet)
+    video = probe(path)
+    assert video.num_frames == 36 and video.packets is not None and len(video.packets.starts) >= 3
+    together = read(video, *range(36))
+    assert (together[:12].mean((0, 1, 2)) + 5 < together[24:].mean((0, 1, 2))).any()
+    for index in (35, 0, 17, 12, 24, 5):
+        assert (read(video, index)[0] == together[index]).all()
+        assert np.abs(together[index] - ramp(96, 64, 3 * (index // 12)).to_ndarray(format="rgb24")).mean() < 4

@@ -9,7 +9,9 @@ which is resumed, with any number of workers, computes the same.
 import errno
 import json
 import logging
+import math
 import os
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -193,7 +195,8 @@ class Losses:
     """The workers that a loader has lost, and the files that are to blame.
 
     A file is blamed when it has ended two workers in the same batch. One may be chance: memory that ran out while it
-    was being read, storage that stood still, a job that was suspended.
+    was being read, storage that stood still, a job that was suspended. The last two lose all workers at once, which
+    counts as one loss, however many there are.
     """
 
     def __init__(self, quarantine: Quarantine, time_limit: float):
@@ -201,6 +204,7 @@ class Losses:
         self._time_limit = time_limit
         self._ended: Counter[tuple[int, str]] = Counter()
         self._unexplained: deque[tuple[float, str | None, str]] = deque()  # when, file, cause
+        self._stood_still = -math.inf  # when the last of them hung that counts
 
     def add(self, status: int | None, video: str | None, number: int) -> bool:
         """Counts a worker that ended by itself with `status`, having `video` in hand for batch `number`; whether
@@ -217,7 +221,10 @@ class Losses:
                 self._unexplained = deque(each for each in self._unexplained if each[1] != video)
                 return True
         now = time.monotonic()
-        self._unexplained.append((now, video, cause))
+        with_another = status == -signal.SIGALRM and now - self._stood_still < self._time_limit / 2
+        if not with_another:
+            self._unexplained.append((now, video, cause))
+            self._stood_still = now if status == -signal.SIGALRM else self._stood_still
         while self._unexplained[0][0] < now - LOST_WITHIN:
             self._unexplained.popleft()
         if len(self._unexplained) > MOST_LOST:
