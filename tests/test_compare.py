@@ -356,3 +356,37 @@ def test_a_reference_that_leads_nowhere_is_named(tmp_path, two):
     write_run(tmp_path / "e", list(range(14)), dataset={"name": "${nowhere}"})
     with pytest.raises(UserError, match="config.yaml has a reference that leads nowhere: dataset.name: "):
         run(tmp_path / "e", two / "a0", out=tmp_path / "out")
+
+
+def with_data(folder, root, count):
+    """The record of training data that a run writes: `count` videos below `root`."""
+    from vidtrain.data.manifest import Manifest, Record
+    from vidtrain.data.split_records import SplitRecord
+
+    paths = [root / CLASSES[number % 3] / f"{number}.mp4" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * number)
+    found = SplitRecord.of(
+        Manifest([Record(str(path), n % 3, str(n)) for n, path in enumerate(paths)], CLASSES)
+    )
+    found.save(folder / "splits" / "train.npz")
+    (folder / "dataset.json").write_text(json.dumps({"digests": {"train": found.digest}}))
+
+
+def test_runs_on_other_training_data_are_other_recipes(tmp_path):
+    folders = [write_run(tmp_path / f"r{seed}", list(range(12 + seed)), seed) for seed in range(3)]
+    with_data(folders[0], tmp_path / "data", 9)
+    with_data(folders[1], tmp_path / "elsewhere", 9)  # a copy
+    with_data(folders[2], tmp_path / "less", 8)
+    (folders[1] / "data_changes.jsonl").write_text("{}\n")
+    found = run(*folders, out=tmp_path / "out")
+    assert [(each["runs"], list(each["settings"])) for each in found["recipes"]] == [
+        (["r0", "r1"], ["training data"]), (["r2"], ["training data"]),
+    ]  # fmt: skip
+    said = "\n".join(found["notes"])
+    assert (
+        f"The runs were not trained on the same data: {folders[2]} not on those of {folders[0]} (1 removed: "
+        f"{tmp_path}/data/sit/8.mp4)."
+    ) in said
+    assert f"Went on with other data in mid-run (data_changes.jsonl in their folders): {folders[1]}." in said

@@ -27,6 +27,7 @@ build_data.py          from configuration to manifests and batches
 starting_point.py      the weights that a run starts from
 trained.py             opening what was trained: a run, a checkpoint, an exported file
 run_folder.py          choosing, recording and resuming a run's folder
+run_data.py            what the data of a run were when it was started, held against what is there
 frozen.py              many heads, or heads on cached features: what a frozen encoder allows
 feature_cache.py       tokens of a frozen encoder, computed once and kept
 references.py          references to the environment, which stay where a configuration is stored

@@ -31,6 +31,7 @@ def notes(of: Situation, repeats: Sequence[str], confidence: float, across_proto
     return [
         *_on_protocols(of, across_protocols),
         *_on_videos(of),
+        *_on_data(of),
         *_on_seeds(of, repeats),
         *_on_chance(of, confidence),
         *_on_runs(of),
@@ -72,6 +73,28 @@ def _on_videos(of: Situation) -> Iterator[str]:
         yield f"{words}."
     if any(pair.below_folders for pair in of.comparisons.values()):
         yield "Videos were matched by their paths below each run's folder of videos, as those folders differ."
+
+
+def _on_data(of: Situation) -> Iterator[str]:
+    """What the splits of the runs held when they were started, as their folders say."""
+    from vidtrain.run_data import difference
+
+    for split, doing in (("train", "trained"), ("val", "selected")):
+        alike: dict[str, list[Run]] = {}
+        for run in of.runs:
+            if split in run.digests:
+                alike.setdefault(run.digests[split], []).append(run)
+        (first, *_), *others = alike.values() or [[None]]
+        for runs in others[:LISTED]:
+            named = ", ".join(str(run.folder) for run in runs[:LISTED])
+            told = difference(first.folder, runs[0].folder, split)
+            yield f"The runs were not {doing} on the same data: {named} not on those of {first.folder}" + (
+                f" ({told})." if told else "."
+            )
+    changed = [str(run.folder) for run in of.runs if run.data_changed]
+    if changed:
+        listed = ", ".join(changed[:LISTED])
+        yield f"Went on with other data in mid-run (data_changes.jsonl in their folders): {listed}."
 
 
 def _on_seeds(of: Situation, repeats: Sequence[str]) -> Iterator[str]:

@@ -184,6 +184,9 @@ def evaluate(cfg: DictConfig) -> float:
                 f"{len(opened.classes)} and {len(manifest.classes)}; differing: {', '.join(differing[:8])}"
                 + describe_alike(manifest.classes, opened.classes)
             )
+        changes = None
+        if cfg.dataset is None and cfg.prepared is None:  # else they are other data, as asked
+            changes = ranks.on_main(lambda: _held(path, cfg, manifest, reading, console))
         if cfg.fusion == "vote" and manifest.multi_label:
             raise UserError("fusion=vote is for one label a video; choose one of mean_logits, mean_probs")
         orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.probes)))
@@ -203,10 +206,31 @@ def evaluate(cfg: DictConfig) -> float:
 
         def close() -> float:
             report = publish(views, out, f"{path} on {cfg.split}", console, fusion, orders[0])
+            _note_changes(changes, out)
             console.info(f"tables in {out}, the logits of every view in {folder}")
             return report.metrics["map" if manifest.multi_label else "top1"]
 
         return ranks.on_main(close)
+
+
+def _held(checkpoint: Path, cfg: DictConfig, manifest: Any, reading: Any, console: Any) -> Any:
+    """What differs from when the run of the checkpoint was started, if it lies in the folder of one."""
+    from vidtrain import run_data
+
+    run = checkpoint.resolve().parent.parent
+    if not (run / "run.json").is_file():
+        return None
+    return run_data.hold_evaluated(run, cfg.split, manifest, reading.index, cfg.allow_changed, console)
+
+
+def _note_changes(changes: Mapping[str, Any] | None, out: Path) -> None:
+    """data_changes.json beside the tables, where they are of other data than the run was started with."""
+    from vidtrain.tracking.atomic import write_json_atomic
+
+    if changes is None:
+        (out / "data_changes.json").unlink(missing_ok=True)
+    else:
+        write_json_atomic(out / "data_changes.json", changes)
 
 
 def _begin(work: Any, folder: Path, cfg: DictConfig, ranks: "Ranks") -> int:

@@ -152,14 +152,27 @@ def _metric(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def _recipes(runs: Sequence[Run], apart: Sequence[Any], ignored: Sequence[str]):
-    """Recipes by settings. Runs whose settings are all the same are told apart by their code, if that differs."""
+    """Recipes by settings. Runs whose settings are all the same are told apart by their training data, and where all
+    are one recipe by their code, if that differs."""
     settings, overrides = [run.settings for run in runs], [run.overrides for run in runs]
     keys, found = recipes(settings, overrides, apart, ignored)
+    if any(len({run.digests["train"] for run in _telling(runs, each)}) > 1 for each in found):
+        settings = [{**run.settings, "training data": _data(run)} for run in runs]
+        keys, found = recipes(settings, overrides, apart, ignored)
     commits = {run.commit for run in runs}
     if len(found) == 1 and len(commits) > 1:
-        settings = [{**run.settings, "commit": run.commit} for run in runs]
+        settings = [{**one, "commit": run.commit} for one, run in zip(settings, runs, strict=True)]
         keys, found = recipes(settings, overrides, apart, ignored)
     return keys, found
+
+
+def _telling(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
+    """The runs of a recipe that say what they were trained on."""
+    return [runs[run] for run in recipe.runs if "train" in runs[run].digests]
+
+
+def _data(run: Run) -> str | None:
+    return run.digests["train"][:8] if "train" in run.digests else None
 
 
 def _baseline(runs: Sequence[Run], found: Sequence[Recipe], asked: str | None) -> int:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
 
 ABSENT = "absent"
+# What the data were when the run was started, and where it went on with others: see vidtrain.run_data
+SPLITS, CHANGES = "splits", "data_changes.jsonl"
 LOCK_SECONDS = 180.0
 READ = (
     "read"  # in run.json: what tells whether settings read the same in the environment as when it was started
@@ -39,9 +41,9 @@ READ = (
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
 FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "data.max_pixels",
-        "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export", "logger", "trainer.device",
-        "trainer.num_workers", "trainer.save_every", "trainer.keep_every", "trainer.profile",
-        "trainer.rank_timeout")  # fmt: skip
+        "data.allow_changed", "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export",
+        "logger", "trainer.device", "trainer.num_workers", "trainer.save_every", "trainer.keep_every",
+        "trainer.profile", "trainer.rank_timeout")  # fmt: skip
 
 
 def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -241,9 +243,10 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
     # an argument that one of them leaves out is the same where the other says its default
     taken = [defaults_of(each) | settings for each, settings in ((earlier, before), (cfg, now))]
     changed, seen = [], _read_when_started(path)
+    is_held = (path / SPLITS).is_dir()  # then what the data are is held against it, wherever they lie
     for key in sorted(before.keys() | now.keys()):
         old, new = (settings[key] if key in settings else ABSENT for settings in taken)
-        if _is_free(key):
+        if _is_free(key) or (is_held and _lies_elsewhere(cfg, key, old, new)):
             continue
         if old != new and not _read_the_same(cfg, key, old, new):
             changed.append(f"{key}: {old} -> {new}")
@@ -259,6 +262,15 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
 
 def _is_free(key: str) -> bool:
     return key.startswith(FREE)
+
+
+def _lies_elsewhere(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
+    """Whether a setting of the dataset is a path, and differs by the folder alone."""
+    if not key.startswith("dataset.") or not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    place = read(cfg, key)
+    path = isinstance(place, str) and "/" in place
+    return path and os.path.basename(old.rstrip("/")) == os.path.basename(new.rstrip("/"))
 
 
 def _read_the_same(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:

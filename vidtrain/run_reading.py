@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vidtrain.errors import UserError
 from vidtrain.outcome import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
 from vidtrain.outcome import FAILED as FAULTY
-from vidtrain.run_folder import FAILED, finished, stored_settings
+from vidtrain.run_folder import CHANGES, FAILED, finished, stored_settings
 from vidtrain.sweep_record import SWEEP, TRIAL, SweepRecord
 from vidtrain.sweep_status import shortened
 from vidtrain.tracking.run_log import each_metric
@@ -50,6 +50,8 @@ class Run:
     history: list[dict[str, Any]]
     predictions: "Predictions"
     commit: str | None
+    digests: dict[str, str]  # of what its splits held, where it says so
+    data_changed: bool  # whether it went on with other data in mid-run
 
     def validated(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric on val."""
@@ -178,6 +180,8 @@ def read_run(folder: Path, split: str | None) -> Run:
         history=[row for row in each_metric(folder) if any(key.startswith("val/") for key in row)],
         predictions=read_predictions(closing / "predictions.csv", several="exact_match" in metrics),
         commit=_commit(folder),
+        digests=_digests(folder),
+        data_changed=(folder / CHANGES).is_file(),
     )
 
 
@@ -210,6 +214,14 @@ def _key(found: dict[str, Any], key: str, path: Path) -> Any:
     if key not in found:
         raise UserError(f"{path} has no {key}: it was made by other code, or changed")
     return found[key]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    path = folder / "dataset.json"
+    found = read_json(path) if path.is_file() else {}
+    if "digests" not in found or not isinstance(found["digests"], dict):
+        return {}  # of before they were recorded
+    return {str(split): str(digest) for split, digest in found["digests"].items()}
 
 
 def _commit(folder: Path) -> str | None:

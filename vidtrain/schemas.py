@@ -49,6 +49,7 @@ class DataSettings:
         36_000_000  # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
     )
     size_changes: str = "scale"  # frames of another size than the first: scale (to it, as players do), refuse
+    allow_changed: bool = False  # resume though training data or labels differ from when the run was started
     balance: float = 0.0  # how evenly training draws classes: 0 as the videos are, 1 all alike
 
 
@@ -118,6 +119,7 @@ class EvaluateConfig:
         None  # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
     )
     overwrite: bool = False  # the view table of another evaluation that out holds
+    allow_changed: bool = False  # evaluate though labels differ from when the run was started
     data_root: str | None = None
     prepared: str | None = None  # the name of a prepared copy to read
     eval_clips: int | None = None

@@ -72,7 +72,7 @@ def _train(
 ) -> float:
     import torch
 
-    from vidtrain import __version__, build, build_data, run_folder, run_pictures, sweep_trial
+    from vidtrain import __version__, build, build_data, run_data, run_folder, run_pictures, sweep_trial
     from vidtrain.data.balance import class_shares, describe_shares
     from vidtrain.data.class_names import spelled_classes
     from vidtrain.evaluate import evaluate_split
@@ -113,17 +113,22 @@ def _train(
     reading = build_data.reading(cfg, ranks, folder)
     splits = build_data.manifests(cfg, ranks, console)
     sweep_trial.check_objective(folder, splits)
+    digests = ranks.on_main(
+        lambda: run_data.begin(folder, splits, reading.index, cfg.data.allow_changed, console)
+    )
     splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
     if settings.one_batch:
         splits = build_data.one_batch(splits, settings.batch_size, cfg.seed)
     classes = splits["train"].classes
-    batches, steps_per_epoch = build_data.train_batches(cfg, splits["train"], reading, ranks)
+    batches, per_epoch = build_data.train_batches(cfg, splits["train"], reading, ranks)
+    steps_per_epoch = ranks.on_main(lambda: run_data.epoch_steps(folder, per_epoch, console))
     val = build_data.eval_data(cfg, "val", splits["val"], reading, ranks)
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     console.info(f"dataset {cfg.dataset.name}: {len(classes)} classes; videos: {counts}")
     if ranks.is_main:
         videos = {name: len(split) for name, split in splits.items()}
-        write_json_atomic(folder / "dataset.json", {"classes": list(classes), "videos": videos})
+        data = {"classes": list(classes), "videos": videos, "digests": digests}
+        write_json_atomic(folder / "dataset.json", {**data, "steps_per_epoch": steps_per_epoch})
     multi_label = splits["train"].multi_label
     check_monitor(settings.monitor, len(classes), multi_label)
     shares = class_shares(splits["train"], cfg.data.balance)
@@ -260,6 +265,7 @@ def _train(
                 **({"best_head": best["head"]} if heads else {}),
                 "steps": state.total_step,
                 "minutes": round(state.seconds / 60, 2),
+                **({"data_changed": True} if run_data.changed_in_mid_run(folder) else {}),
                 "split": split,
                 "split_also_selected": split == "val",
                 "coverage": found.coverage,

@@ -39,6 +39,8 @@ allocation.py          memory that a worker frees stays with it
 watchdog.py            the time limit of a file
 quarantine.py          files that are not tried again
 guarded.py             any function on many files, each guarded
+split_records.py       what a split held at some time, in some bytes a video
+split_changes.py       what differs in it now, by name
 digests.py             what the files of a split hold, as one hash
 reencode.py            one video to one prepared file
 prepared.py            a prepared copy of a dataset

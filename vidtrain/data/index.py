@@ -85,6 +85,12 @@ class VideoIndex:
         self._remember((key, frame_rate), found)
         return found
 
+    def known_digest(self, video: str, size: int, modified: int) -> bytes | None:
+        """The hash of what a file held when it had this size and time of modification; None where that is not known any
+        more."""
+        found = self._read((video, size, modified))
+        return found.digest if found is not None and found.digest else None
+
     def close(self) -> None:
         if self._database is not None:
             self._database[1].close()
