@@ -11,6 +11,8 @@ import pytest
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.decoding import read_frames
 from vidtrain.data.probing import probe
+from vidtrain.data.sampling import ClipProtocol, clip_indices
+from vidtrain.data.temporal import cut
 from vidtrain.data.video import VideoInfo
 
 X265_QUIET = {"x265-params": "log-level=none"}
@@ -149,16 +151,39 @@ def test_two_pictures_in_a_packet(tmp_path, encoded):
 def test_an_mp4_that_has_decode_times_only(tmp_path, encoded, codec):
     """Its pictures are not shown in the order of its times, which FFmpeg takes for those of presentation."""
     path = Path(encoded("video.mp4", codec, range(40), **(X265_QUIET if codec == "libx265" else {})))
-    for boxes in ((b"ctts", b"edts"), (b"ctts",)):
-        data = path.read_bytes()
-        for box in boxes:
-            assert data.count(box) == 1
-            data = data.replace(box, b"free")
-        (tmp_path / "changed.mp4").write_bytes(data)
+    data = path.read_bytes()
+    at = data.index(b"ctts") + 8
+    half = int.from_bytes(data[at : at + 4], "big") // 2
+    for changed, frames in (
+        (data.replace(b"ctts", b"free").replace(b"edts", b"free"), 40),
+        (data.replace(b"ctts", b"free"), None),
+        (data[:at] + half.to_bytes(4, "big") + data[at + 4 :], None),  # of some
+    ):
+        assert changed != data
+        (tmp_path / "changed.mp4").write_bytes(changed)
         video = probe(str(tmp_path / "changed.mp4"))
+        assert video.num_frames == frames or (frames is None and 36 < video.num_frames <= 40)
         np.testing.assert_allclose(np.diff(video.timestamps), 1 / 30, atol=1e-6)
         assert_exact(video)
-    assert video.num_frames > 36 and probe(str(path)).num_frames == 40
+    assert probe(str(path)).num_frames == 40
+
+
+def test_cuts_and_clips_by_time_are_those_of_the_source(tmp_path, encoded):
+    source = encoded("source.ts", "libx264", range(60))
+    videos = [
+        probe(source),
+        probe(copied(source, tmp_path / "copy.avi")),
+        probe(copied(source, tmp_path / "bare.h264")),
+    ]
+    by_rate, by_length = ClipProtocol(8, fps=7.5), ClipProtocol(8, duration=1.6)
+    for video in videos:
+        stretch = cut(video.timestamps, 0.5, 1.5, alone=1.0)
+        assert (stretch.first, len(stretch.clock)) == (15, 30)
+        for protocol in (by_rate, by_length):
+            (indices,) = clip_indices(60, video.timestamps, protocol, None)
+            assert np.diff(indices).tolist() == [4 if protocol is by_rate else 6] * 7
+        (windowed,) = clip_indices(60, video.timestamps, by_rate, None, start=1.0, end=2.0)
+        assert windowed.min() == 30
 
 
 @pytest.mark.parametrize(
