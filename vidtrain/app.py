@@ -29,11 +29,19 @@ from vidtrain.attempts import verdict
 from vidtrain.config import CONF, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.launcher_plugin import sweep_faults, use_own_launchers
+from vidtrain.names import shown_lines
 from vidtrain.references import as_said
 from vidtrain.secrecy import mask_streams, masked
 from vidtrain.sweep_plugin import is_trial, use_own_sweepers
 from vidtrain.tracking.atomic import FULL
-from vidtrain.tracking.streams import STATUS_UNREAD, silence, unread
+from vidtrain.tracking.streams import (
+    STATUS_UNREAD,
+    OneLineNames,
+    silence,
+    take_every_character,
+    unread,
+    use_utf8,
+)
 from vidtrain.training.rendezvous import find_place
 
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
@@ -57,6 +65,8 @@ def launch(
     started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` says
     which overrides are not of this command line.
     """
+    use_utf8()
+    take_every_character()
     mask_streams()
     register_schemas()
     use_own_sweepers()
@@ -76,7 +86,9 @@ def launch(
         report(refused + find_faults(name, arguments.overrides, check_or_none, stored, sweeps=several))
 
     def job(cfg: DictConfig) -> float | None:
-        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
+        words = logging.StreamHandler(sys.stdout)
+        words.setFormatter(OneLineNames("%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[words], force=True)
         logging.getLogger("vidtrain").setLevel(logging.INFO)
         context = HydraConfig.get()
         overrides, choices = as_said(context.overrides.task), context.runtime.choices
@@ -151,7 +163,7 @@ def cores() -> int:
 
 def fail(message: str, status: int = EXIT_USER_ERROR) -> None:
     """Ends the program: SystemExit is the one exception that Hydra lets through with its status."""
-    print(masked(f"error: {message}"), file=sys.stderr, flush=True)
+    print(shown_lines(masked(f"error: {message}")), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

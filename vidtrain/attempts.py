@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import Pruned, UserError
+from vidtrain.names import shown_lines
 from vidtrain.outcome import last_step, record_outcome
 from vidtrain.tracking.ledgers import JsonLines, read_json_lines
 from vidtrain.training.halting import EXIT_STOPPED, Halt, Stopped
@@ -44,7 +45,7 @@ def verdict() -> Iterator[None]:
 
 def _settle(word: str) -> None:
     if VERDICT in os.environ:
-        Path(os.environ[VERDICT]).write_text(word + "\n")
+        Path(os.environ[VERDICT]).write_text(word + "\n", encoding="utf-8")
 
 
 class Attempt:
@@ -84,7 +85,7 @@ class Attempt:
             ledger.append({**row, "host": socket.gethostname(), "pid": os.getpid(), **more})
             ledger.close()
         except UserError as full:  # what is to be noted matters more than that it cannot be
-            print(f"warning: {full}", file=sys.stderr, flush=True)
+            print(shown_lines(f"warning: {full}"), file=sys.stderr, flush=True)
 
     def _reached(self) -> int | None:
         if self._step is None:
@@ -120,7 +121,8 @@ class Attempt:
         if vigil is not None:
             found = vigil.verdict_on(error, status)
             if not vigil.speaks(error, found):
-                print(f"error: rank {self._ranks.rank} ends, as {found.words}", file=sys.stderr, flush=True)
+                words = shown_lines(f"error: rank {self._ranks.rank} ends, as {found.words}")
+                print(words, file=sys.stderr, flush=True)
                 sys.exit(found.status)
             if found.rank != self._ranks.rank:
                 return
@@ -138,7 +140,7 @@ class Attempt:
             traceback=None if is_users else "".join(traceback.format_exception(error)),
         )
         if again:
-            traceback.print_exception(error)
+            print(shown_lines("".join(traceback.format_exception(error))), file=sys.stderr)
             print("error: the job is to be tried again, once", file=sys.stderr, flush=True)
             sys.exit(status)
 
@@ -167,7 +169,7 @@ def attempt(folder: Path, ranks: "Ranks", halt: Halt) -> Iterator[Attempt]:
         if ranks.is_main:
             mine.note(STOPPED, signal=str(stop))
             print(
-                f"stopped by {stop}; to go on: python -m vidtrain.train run_dir={folder}",
+                shown_lines(f"stopped by {stop}; to go on: python -m vidtrain.train run_dir={folder}"),
                 file=sys.stderr,
                 flush=True,
             )

@@ -5,8 +5,6 @@ python -m vidtrain.audit dataset=class_folders dataset.source.root=/data/mine
 Ends with status 3 where the dataset exceeds one of its bounds, and names which.
 """
 
-import csv
-import io
 import os
 import re
 import time
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidtrain.app import cores, fail, launch
 from vidtrain.config import check_targets
+from vidtrain.names import csv_text
 from vidtrain.schemas_data import AuditConfig
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
@@ -135,16 +134,14 @@ def table(
     from vidtrain.data.audit.summary import short
 
     sets = {file["path"]: number for number, each in enumerate(copies, start=1) for file in each["files"]}
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*COLUMNS, *MEASURED))
+    rows: list[tuple[Any, ...]] = [(*COLUMNS, *MEASURED)]
     for entry in records:
         found, path = inspections[entry.path], short(entry.path, root)
         issues = "; ".join(f"{kind}: {words}" for kind, words in found.issues)
         copy = sets[path] if path in sets else ""
         known = (entry.split, "|".join(entry.classes), entry.group, path, entry.start, entry.end)
-        writer.writerow((*known, found.cause, issues, copy, *(getattr(found, name) for name in MEASURED)))
-    return out.getvalue().encode(errors="replace").decode()  # a group may be a name in no encoding
+        rows.append((*known, found.cause, issues, copy, *(getattr(found, name) for name in MEASURED)))
+    return csv_text(rows)
 
 
 def show(summary: Mapping[str, Any], title: str, console) -> None:

@@ -15,6 +15,7 @@ from vidtrain.app import fail, launch
 from vidtrain.bare_words import gathered
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 from vidtrain.schemas import CompareConfig
 
 if TYPE_CHECKING:  # --help should not wait for numpy
@@ -98,7 +99,7 @@ def compare(cfg: CompareConfig) -> None:
     console, started = make_console(is_main=True), time.monotonic()
     found = find_runs(_places(cfg))
     for folder, why in found.left_out:
-        console.warn(f"left out: {folder}: {why}")
+        console.warn(f"left out: {shown(folder)}: {why}")
     if len(found.runs) < 2:
         named = ", ".join(map(str, found.runs)) or "none"
         raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {named}")

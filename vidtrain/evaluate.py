@@ -14,6 +14,7 @@ from vidtrain.app import launch
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 from vidtrain.references import settled
 from vidtrain.schemas import EvaluateConfig
 from vidtrain.stored_config import up_to_date
@@ -181,7 +182,7 @@ def evaluate(cfg: DictConfig) -> float:
             differing = sorted(set(manifest.classes) ^ set(opened.classes))
             raise UserError(
                 f"the checkpoint {path} tells other classes apart than the dataset has: "
-                f"{len(opened.classes)} and {len(manifest.classes)}; differing: {', '.join(differing[:8])}"
+                f"{len(opened.classes)} and {len(manifest.classes)}; differing: {', '.join(map(shown, differing[:8]))}"
                 + describe_alike(manifest.classes, opened.classes)
             )
         changes = None

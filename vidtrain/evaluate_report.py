@@ -17,6 +17,7 @@ from vidtrain.evaluation.protocols import (
 )
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.view_store import StoredViews
+from vidtrain.names import shown
 from vidtrain.tracking.view_charts import plot_views
 
 SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
@@ -67,7 +68,7 @@ def publish(
         about["independent"],
     )
     for path, cause in found.table.missing:
-        console.warn(f"missing from {about['split']}: {path} ({cause})")
+        console.warn(f"missing from {about['split']}: {shown(path)} ({shown(cause)})")
     write_report(found, out, views.paths, about["classes"])
     known = fusions_of(about["joint"], views.labels.ndim == 2)
     protocols = all_protocols(views, known)

@@ -26,6 +26,7 @@ from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_shards import ShardWriter
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import batch_views
+from vidtrain.names import shown
 from vidtrain.references import fingerprints
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.precision import autocast
@@ -243,7 +244,7 @@ def refuse_short(work: Pass, dataset: VideoDataset, ranks: Ranks, console: Any) 
             lambda done: console.advance(done, {}),
         )
     if refused:
-        lines = [f"{path}: {why.partition(';')[0]}" for path, why in refused[:MOST_REFUSED]]
+        lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused[:MOST_REFUSED]]
         more = [f"and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
         raise UserError(
             f"short=error, and {len(refused)} of {build.count(len(work.manifest), 'video')} of {work.split} cannot be "
@@ -265,9 +266,10 @@ def _digest(path: Path) -> str:
 
 
 def _videos_digest(manifest: Manifest) -> str:
-    whole = hashlib.sha256("\n".join(manifest.classes).encode())
+    whole = hashlib.sha256("\n".join(manifest.classes).encode(errors="surrogateescape"))
     for record in manifest:
         size = os.path.getsize(record.path) if os.path.isfile(record.path) else 0
         labels = list(record.labels) if manifest.multi_label else record.label
-        whole.update(f"{record.path}\t{size}\t{record.start}\t{record.end}\t{labels}\n".encode())
+        row = f"{record.path}\t{size}\t{record.start}\t{record.end}\t{labels}\n"
+        whole.update(row.encode(errors="surrogateescape"))
     return f"{len(manifest)} videos, {whole.hexdigest()}"

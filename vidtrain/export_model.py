@@ -227,8 +227,8 @@ def recorded_metrics(folder: Path | None, checkpoint: str) -> dict[str, Any]:
     summary = folder / "summary.json" if folder else None
     if summary is None or checkpoint != "best.pt" or not summary.is_file():
         return {"metrics": None}
-    split = json.loads(summary.read_text())["split"]
-    found = json.loads((folder / "eval" / split / "metrics.json").read_text())
+    split = json.loads(summary.read_text(encoding="utf-8"))["split"]
+    found = json.loads((folder / "eval" / split / "metrics.json").read_text(encoding="utf-8"))
     return {"metrics": {"split": split, "coverage": found["coverage"], **found["metrics"]}}
 
 

@@ -12,7 +12,8 @@ def replacing(path: Path) -> Iterator[TextIO]:
     """A text file that takes the place of `path` in the end: a crash leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        # a path may be no UTF-8: its bytes are kept
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

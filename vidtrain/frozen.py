@@ -25,6 +25,7 @@ from vidtrain.feature_cache import (
     weights_digest,
 )
 from vidtrain.models.many_heads import ManyHeads
+from vidtrain.names import csv_text
 from vidtrain.tracking.atomic import write_text_atomic
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import PhaseTask
@@ -132,9 +133,7 @@ class CachedHeads:
 
 def write_head_table(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     """heads.csv: a row for each head, the best first."""
-    lines = [",".join(table[0])]
-    lines += [",".join("" if value is None else f"{value}" for value in row.values()) for row in table]
-    write_text_atomic(path, "\n".join(lines) + "\n")
+    write_text_atomic(path, csv_text([list(table[0]), *(list(row.values()) for row in table)]))
 
 
 def show_head_table(console: Any, table: Sequence[Mapping[str, Any]], monitor: str) -> None:

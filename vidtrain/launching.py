@@ -17,6 +17,7 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from vidtrain.errors import UserError
+from vidtrain.names import shown_lines
 from vidtrain.secrecy import masked
 from vidtrain.training.halting import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
 
@@ -54,7 +55,7 @@ class _VisibleFailures:
             error = returned._return_value
             users = isinstance(error, UserError)
             said = f"error: {error}" if users else "".join(traceback.format_exception(error))
-            print(masked(said), file=sys.stderr)
+            print(shown_lines(masked(said)), file=sys.stderr)
             leave_at_exit(2 if users else 1)
         return returned
 

@@ -58,7 +58,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         return {key: found[key] for key in ("status", "exception", "cause", "step", "ended", "traceback")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, and the trial runs again") from error

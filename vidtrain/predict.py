@@ -21,6 +21,8 @@ from vidtrain.bare_words import gathered
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.class_names import describe_alike, one_spelling
 from vidtrain.errors import UserError
+from vidtrain.names import shown, shown_lines
+from vidtrain.tracking.streams import as_data
 from vidtrain.trained import locate, open_trained
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
@@ -243,7 +245,7 @@ def work(
     )
     streams = cfg.format == "csv" and not sys.stdout.isatty()  # a terminal has the progress bar
     partial = None if out is None else partial_of(out)
-    as_they_come = AsTheyCome(results, sys.stdout if streams else None, partial)
+    as_they_come = AsTheyCome(results, as_data(sys.stdout) if streams else None, partial)
     try:
         for found in reader.predictions(plans, judge, pictures=cfg.render) if plans else ():
             outputs.take(found)
@@ -256,7 +258,8 @@ def work(
     if cfg.format == "table":
         show(results, make_console(is_main=True))
     elif not streams:
-        sys.stdout.write(results.as_json(reader.failures) if cfg.format == "json" else results.as_csv())
+        text = results.as_json(reader.failures) if cfg.format == "json" else results.as_csv()
+        sys.stdout.write(shown_lines(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
     if out is not None:
         write_results(results, reader.failures, out)
@@ -270,7 +273,7 @@ def work(
     if reader.failures:
         unread = {each.path for each in reader.failures}
         where = f"; all are in {out / 'failures.csv'}" if folders else ""
-        lines = [f"{each.path}: {each.cause}" for each in reader.failures[:MOST_NAMED]]
+        lines = [f"{shown(each.path)}: {shown(each.cause)}" for each in reader.failures[:MOST_NAMED]]
         fail(
             f"{len(unread)} of {len(reader.paths)} videos could not be read, or not wholly{where}\n  "
             + "\n  ".join(lines),

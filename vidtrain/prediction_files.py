@@ -1,7 +1,5 @@
 """What predict leaves: results as a table, JSON or CSV, and the numbers of every video in a folder of its name."""
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from vidtrain.names import csv_text, shown
 from vidtrain.run_prediction import Failure, Prediction
 from vidtrain.segments import Segment
 from vidtrain.tracking.atomic import strict_json, write_text_atomic
@@ -133,7 +132,7 @@ def show(results: Results, console: Any) -> None:
             rows.append((name, *(f"{each['class']} {each['probability']:.1%}" for each in video["top"])))
     ranks = tuple(str(rank + 1) for rank in range(min(results.topk, len(results.classes))))
     columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *ranks)
-    console.table(f"{results.about['protocol']}\n{common}", columns, rows[:MOST_SHOWN])
+    console.table(f"{results.about['protocol']}\n{shown(common)}", columns, rows[:MOST_SHOWN])
     if len(rows) > MOST_SHOWN:
         console.info(f"and {len(rows) - MOST_SHOWN} more rows; format=csv or out=FOLDER gives them all")
 
@@ -186,12 +185,6 @@ def write_timeline(found: Prediction, results: Results, segments: Sequence[Segme
 def _ranked(count: int) -> tuple[str, ...]:
     """Columns of the most probable classes: top1, p1, top2, p2 ..."""
     return tuple(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p"))
-
-
-def csv_text(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:

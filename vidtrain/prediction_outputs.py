@@ -8,6 +8,7 @@ from typing import Any
 from vidtrain import prediction_pictures as pictures
 from vidtrain.data.video import DecodeError
 from vidtrain.data.windows import WindowDataset
+from vidtrain.names import shown
 from vidtrain.prediction_files import Results, write_logits, write_timeline
 from vidtrain.run_prediction import Failure, Prediction, Reader
 from vidtrain.segments import Segment, segments, smoothed, window_edges
@@ -75,7 +76,7 @@ class Outputs:
         except DecodeError as error:  # in a part that no clip shows: the answer stands
             cause = f"its pictures could not be drawn: {error.cause}"
             self.reader.failures.append(Failure(error.path, cause))
-            self.reader.console.warn(f"{error.path}: {cause}")
+            self.reader.console.warn(f"{shown(error.path)}: {shown(cause)}")
 
 
 def labeling(smooth: int, threshold: float | None, independent: bool) -> Labeling:

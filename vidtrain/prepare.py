@@ -124,8 +124,7 @@ def prepare(cfg: PrepareConfig) -> None:
         counts, unreadable = copy.finish(list(files))
     if unreadable:
         more = f"; the first {SHOWN}" if len(unreadable) > SHOWN else ""
-        rows = [(path.encode(errors="replace").decode(), cause) for path, cause in unreadable[:SHOWN]]
-        console.table(f"unreadable: {len(unreadable)}{more}", ("file", "cause"), rows)
+        console.table(f"unreadable: {len(unreadable)}{more}", ("file", "cause"), unreadable[:SHOWN])
         console.info(f"all of them: {folder / 'unreadable.csv'}; training is given the originals")
     prepared, before, after = len(files) - len(unreadable), counts["source_bytes"], counts["bytes"]
     console.info(

@@ -30,6 +30,7 @@ from vidtrain.data.windows import (
 )
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.models.heat_maps import attention_map, grad_cam, tokens_and_logits
+from vidtrain.names import shown
 from vidtrain.training.distributed import Ranks
 
 MEASURED_AT_ONCE = 4  # files in a batch whose lengths are found out
@@ -184,8 +185,8 @@ class Reader:
             plans.append(Plan(path, chunks, found.seconds))
             if found.from_beginning and len(chunks) > 1:
                 self.console.warn(
-                    f"{path} has no index of its frames, so every {self.at_once} windows are found by reading it from "
-                    "its beginning; vidtrain.prepare makes copies that are read faster"
+                    f"{shown(path)} has no index of its frames: every {self.at_once} windows are found by reading it "
+                    "from its beginning; vidtrain.prepare makes copies that are read faster"
                 )
         return plans
 
@@ -260,7 +261,7 @@ class Reader:
                 start, end = chunk.starts[0], chunk.starts[-1] + chunk.length
             self.failures.append(Failure(fault.path, fault.cause, start, end))
             part = "" if start is None else f" from {start:.1f} to {end:.1f} s"
-            self.console.warn(f"{fault.path}{part}: {fault.cause}")
+            self.console.warn(f"{shown(fault.path)}{part}: {shown(fault.cause)}")
 
 
 def _joined(plan: Plan, parts: Sequence[tuple], judge: Judge) -> Prediction:

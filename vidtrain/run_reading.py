@@ -202,7 +202,7 @@ def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int]
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):

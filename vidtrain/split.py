@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vidtrain.app import launch, quoted
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.data.manifest import Manifest
@@ -207,7 +208,7 @@ def _refuse_to_overwrite(out: Path, texts: Mapping[str, str], overwrite: bool) -
     other = [
         name
         for name, text in texts.items()
-        if (out / name).exists() and (out / name).read_bytes() != text.encode()
+        if (out / name).exists() and (out / name).read_bytes() != text.encode(errors="surrogateescape")
     ]
     # a split that has no test must not stand beside the test of another
     other += [name for name in ("test.csv",) if name not in texts and (out / name).exists()]
@@ -245,7 +246,7 @@ def _report(console: "Console", pool: "Manifest", found: Mapping[str, "Manifest"
             more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
             console.warn(
                 f"{name} lacks {len(absent)} of {len(pool.classes)} classes, which have too few groups: "
-                f"{', '.join(absent[:NAMED])}{more}"
+                f"{', '.join(map(shown, absent[:NAMED]))}{more}"
             )
 
 

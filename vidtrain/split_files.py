@@ -11,13 +11,15 @@ from typing import Any
 from vidtrain.data.image_folders import SUFFIXES, image_names
 from vidtrain.data.manifest import Manifest, Record
 from vidtrain.errors import UserError
+from vidtrain.names import guarded_cell
 
 
 def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
     """A row for every record: path (relative to `folder` where there is one), labels with `separator` between them,
     group, and the times of cuts where there are any.
 
-    Raises `UserError` naming a path that no line can hold.
+    Fields are guarded as in `vidtrain.names.csv_lines`, and listings are read so. A path that is no UTF-8 is written as
+    its bytes. Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
     """
     cut = manifest.columns.starts is not None or manifest.columns.ends is not None
     rows = [("path", "label", "group", *(("start", "end") if cut else ()))]
@@ -35,14 +37,17 @@ def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
     bare = all(field == field.strip() for row in rows for field in row)
     text = io.StringIO()
     quoting = csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL
-    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)
+    guarded = [[guarded_cell(field) for field in row] for row in rows]
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(guarded)
     return text.getvalue()
 
 
 def _check_text(row: tuple[str, ...]) -> None:
     whole = "".join(row)
-    if "\n" in whole or "\r" in whole or not _is_utf8(whole):
-        raise UserError(f"{row[0]!r} cannot be listed: its name has a line break or is not UTF-8; rename it")
+    if "\n" in whole or "\r" in whole:
+        raise UserError(f"{row[0]!r} cannot be listed: its name has a line break; rename it")
+    if not _is_utf8(row[1]):
+        raise UserError(f"{row[0]!r} cannot be listed: its label {row[1]!r} is not UTF-8; rename the folder")
 
 
 def _is_utf8(text: str) -> bool:

@@ -16,7 +16,9 @@ from vidtrain.app import fail, launch
 from vidtrain.bare_words import bare_words, in_quotes
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
+from vidtrain.names import shown_lines
 from vidtrain.schemas import SweepConfig
+from vidtrain.tracking.streams import use_utf8
 
 if TYPE_CHECKING:  # --help should not wait for them
     from rich.console import Group
@@ -94,7 +96,7 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence], below: 
 
     from vidtrain.tracking.console import make_table
 
-    return Group(make_table(title, columns, rows), *map(Text, below))
+    return Group(make_table(title, columns, rows), *(Text(shown_lines(line)) for line in below))
 
 
 def resume_arguments(arguments: Sequence[str]) -> list[str]:
@@ -119,7 +121,7 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
             f"started_in in {folder / 'sweep.json'}"
         )
     if Path(record.started_in).resolve() != Path.cwd():
-        print(f"going to {record.started_in}, where the sweep was started", flush=True)
+        print(shown_lines(f"going to {record.started_in}, where the sweep was started"), flush=True)
         os.chdir(record.started_in)
     mine = ("action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=", "hydra.mode=")
     now = [each for each in arguments if not each.startswith(mine) and each not in ("-m", "--multirun")]
@@ -142,6 +144,7 @@ def _bare(text: str) -> str:
 
 
 def main() -> None:
+    use_utf8()  # before the folder changes, which the command line names files from
     try:
         arguments = with_words(sys.argv[1:])
         resumes = "action='resume'" in arguments or "action=resume" in arguments

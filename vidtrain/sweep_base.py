@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.app import fail
 from vidtrain.errors import UserError
+from vidtrain.names import shown_lines
 from vidtrain.outcome import clear_outcome, let_go, read_outcome, record_outcome
 from vidtrain.references import as_said
 from vidtrain.run_folder import finished
@@ -94,7 +95,8 @@ class TrialSweeper(Sweeper):
             try:
                 self.run_missing()
             except (KeyboardInterrupt, SystemExit) as stop:
-                print(f"to go on: python -m vidtrain.sweep resume {self.folder}", file=sys.stderr, flush=True)
+                words = shown_lines(f"to go on: python -m vidtrain.sweep resume {self.folder}")
+                print(words, file=sys.stderr, flush=True)
                 if self._at_a_time() is None:
                     raise
                 # the threads wait for jobs, which go on; leaving in the ordinary way would wait for them too

@@ -58,7 +58,7 @@ class SweepRecord:
                 f"{folder} is not the folder of a sweep: {why}. Give the one that python -m vidtrain.train -m named"
             )
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             trials = [Trial(**each) for each in found["trials"]]
             return cls(**{each.name: found[each.name] for each in fields(cls)} | {"trials": trials})
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -140,7 +140,7 @@ def read_trial(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         return {key: found[key] for key in ("number", "folder", "overrides", "sweep", "pruning")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it, and resume the sweep") from error

@@ -122,7 +122,12 @@ def slurm_jobs(sweep: Path) -> dict[str, str] | None:
     command = ["squeue", "--noheader", "--me", "--format=%i %T"]
     try:
         said = subprocess.run(
-            command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=SQUEUE_SECONDS,
+            check=True,
         ).stdout
     except (subprocess.SubprocessError, OSError):
         return None  # no controller to ask: what the folders say still holds

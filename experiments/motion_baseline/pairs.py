@@ -12,7 +12,7 @@ PAIR_OF = {name: pair for pair in PAIRS for name in pair}
 
 
 def main(path: str) -> None:
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = [(row["label"], row["prediction"]) for row in csv.DictReader(file)]
     same_pair = [(label, found) for label, found in rows if PAIR_OF[label] == PAIR_OF[found]]
     right = sum(label == found for label, found in rows)

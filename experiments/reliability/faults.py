@@ -220,13 +220,15 @@ def video_that_goes(bench: Bench) -> str:
     os.mkfifo(video)
     status = child.wait()
     ledger = run / "faults_rank0.jsonl"
-    named = ledger.is_file() and str(video) in ledger.read_text()
+    named = ledger.is_file() and str(video) in ledger.read_text(encoding="utf-8")
     return f"status {status}; {'named and counted' if named else 'NOT named'}"
 
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        ]
     except FileNotFoundError:
         return []
 

@@ -94,7 +94,7 @@ def test_what_comes_from_outside_is_text_only(tmp_path):
 
 def test_names_in_no_encoding_do_not_stop_it(tmp_path):
     name = b"caf\xe9.mp4".decode(errors="surrogateescape")
-    assert "caf?.mp4" in render(summary(name), "x", tmp_path)
+    assert r"caf\xe9.mp4" in render(summary(name), "x", tmp_path)
 
 
 def test_the_page_says_what_was_found(tmp_path):

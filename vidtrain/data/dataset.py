@@ -21,6 +21,7 @@ from vidtrain.data.sampling import ClipProtocol, clip_indices
 from vidtrain.data.temporal import EmptyCut, TemporalJitter
 from vidtrain.data.video import DecodeError, VideoInfo
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 
 
 class Fault(NamedTuple):
@@ -118,11 +119,11 @@ class VideoDataset(Dataset):
             except EmptyCut as error:
                 faults.append(Fault(record.path, str(error)))
             except UserError as error:  # the protocol does not allow this video
-                return Sample(None, target, index, nothing, faults, f"{record.path}: {error}")
+                return Sample(None, target, index, nothing, faults, f"{shown(record.path)}: {error}")
             if not self.training:
                 return Sample(None, target, index, nothing, faults)
             if len(faults) > self.max_retries:
-                files = "\n  ".join(f"{fault.path}: {fault.cause}" for fault in faults)
+                files = "\n  ".join(f"{shown(fault.path)}: {shown(fault.cause)}" for fault in faults)
                 refusal = f"{len(faults)} videos in a row could not be read:\n  {files}"
                 return Sample(None, target, index, nothing, faults, refusal)
             rng = draw(self.seed, epoch, key.index, len(faults), 1)

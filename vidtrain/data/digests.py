@@ -49,5 +49,6 @@ def _look(index: VideoIndex, frame_rate: float | None, item: tuple[int, str]) ->
     whole = hashlib.blake2b(f"{frame_rate}\n".encode(), digest_size=16)
     for image in video.images:
         status = os.stat(image)
-        whole.update(f"{os.path.basename(image)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        row = f"{os.path.basename(image)} {status.st_size} {status.st_mtime_ns}\n"
+        whole.update(row.encode(errors="surrogateescape"))
     return whole.hexdigest()

@@ -12,6 +12,7 @@ import numpy as np
 from vidtrain.data.class_names import NO_UTF8
 from vidtrain.data.manifest import Manifest, Record, check_same_classes
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 
 SAMPLED = 20  # files of a split that are looked for before anything starts
 NAMED = 8  # how many of the faulty a message names
@@ -98,7 +99,7 @@ def _check_repeated(split: str, manifest: Manifest, hashes: np.ndarray) -> None:
                 continue
             if set(one.labels) != set(other.labels):
                 names = [manifest.classes[each.label] for each in (one, other)]
-                contradictory.append(f"{path} as {' and '.join(names)}")
+                contradictory.append(f"{shown(path)} as {' and '.join(map(shown, names))}")
             else:
                 twice.append(path)
     if contradictory:
@@ -166,4 +167,6 @@ def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Mani
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(map(shown, names[:NAMED])) + (
+        f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    )

@@ -113,7 +113,7 @@ def _listening() -> Iterator[_Heard]:
 def _warnings_of(place: Path) -> list[str]:
     """What the source warned of when it was read. A stored manifest of before there were any has none."""
     try:
-        return json.loads((place / WARNINGS).read_text())
+        return json.loads((place / WARNINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
 
@@ -126,8 +126,8 @@ def _store(
     try:
         digests = {split: each.save(unfinished / f"{split}.manifest") for split, each in manifests.items()}
         place = kept / f"{key}-{state or _short_hash(json.dumps(digests).encode())}"
-        (unfinished / "splits.json").write_text(json.dumps(list(manifests)))
-        (unfinished / WARNINGS).write_text(json.dumps(list(warnings)))
+        (unfinished / "splits.json").write_text(json.dumps(list(manifests)), encoding="utf-8")
+        (unfinished / WARNINGS).write_text(json.dumps(list(warnings)), encoding="utf-8")
         unfinished.chmod(0o755)  # made for this user alone, but others may share the cache
         try:
             unfinished.rename(place)
@@ -142,7 +142,7 @@ def _store(
 
 def _open_stored(place: Path) -> dict[str, Manifest] | None:
     try:
-        splits = json.loads((place / "splits.json").read_text())
+        splits = json.loads((place / "splits.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@
 Sources are known by their path below the common folder, so a dataset that was moved is known again.
 """
 
-import csv
 import json
 import os
 import sqlite3
@@ -27,6 +26,7 @@ from vidtrain.data.columns import StringsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.reencode import TEMPORARY, EncodeSettings, Made
 from vidtrain.errors import UserError
+from vidtrain.names import csv_text, shown
 from vidtrain.secrecy import masked
 
 FORMAT = 1  # of the copies; those of another format are made anew
@@ -134,8 +134,9 @@ class PreparedCopy:
                 counts["source_bytes"] += entry.source_bytes
                 counts["bytes"] += entry.made.bytes
         counts["unreadable"] = len(unreadable)
-        with open(self.folder / "unreadable.csv", "w", newline="", errors="surrogateescape") as file:
-            csv.writer(file, lineterminator="\n").writerows([("path", "cause"), *unreadable])
+        text = csv_text([("path", "cause"), *unreadable])
+        # a path may be no UTF-8: its bytes are kept
+        (self.folder / "unreadable.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
         self._write_facts({"complete": True, **counts})
         return counts, unreadable
 
@@ -161,7 +162,7 @@ class PreparedCopy:
             more = ", ..." if len(missing) > NAMED else ""
             raise UserError(
                 f"{len(missing)} of {len(manifest)} files are not in the prepared copy {self.folder} "
-                f"of the files in {self.root}: {', '.join(missing[:NAMED])}{more}\n"
+                f"of the files in {self.root}: {', '.join(map(shown, missing[:NAMED]))}{more}\n"
                 f"complete it with: {self.command}"
             )
         columns = replace(manifest.columns, paths=paths.build())
@@ -212,7 +213,7 @@ class PreparedCopy:
             **more,
         }
         temporary = self.folder / f".prepared.json{TEMPORARY}"
-        temporary.write_text(masked(json.dumps(facts, indent=2)) + "\n")
+        temporary.write_text(masked(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
         temporary.replace(self.folder / "prepared.json")
 
 
@@ -253,7 +254,7 @@ def _facts(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
         return {key: facts[key] for key in ("root", "settings", "command")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete the folder and prepare again") from error

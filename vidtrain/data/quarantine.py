@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from vidtrain.data.video import DecodeError
 from vidtrain.data.watchdog import reading, spell
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ class Losses:
 
     def _refusal(self) -> str:
         lines = "\n  ".join(
-            f"{cause}, with {'no file in hand' if video is None else video}"
+            f"{cause}, with {'no file in hand' if video is None else shown(video)}"
             for _, video, cause in list(self._unexplained)[-5:]
         )
         return (

@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from vidtrain.data.orientation import Orientation
 from vidtrain.data.pixel_bounds import MAX_PIXELS, decoder_options, too_large, why_refused
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 
 
 class DecodeError(UserError):
@@ -27,7 +28,7 @@ class DecodeError(UserError):
         self.cause = cause
 
     def __str__(self) -> str:
-        return f"cannot read video {self.path}: {self.cause}"
+        return f"cannot read video {shown(self.path)}: {shown(self.cause)}"
 
 
 @dataclass(frozen=True, eq=False)

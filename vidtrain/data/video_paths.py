@@ -11,6 +11,7 @@ from vidtrain.data.image_folders import image_names
 from vidtrain.data.sources.class_folders import SUFFIXES, leads_back, walk
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
+from vidtrain.names import plain_cell, shown
 
 LISTINGS = (".txt", ".csv")
 PATTERN = "*?["
@@ -42,13 +43,13 @@ def _videos_of(place: str, folders: bool) -> list[str]:
         return _listed(Path(place))
     if os.path.exists(place):
         if folders:
-            raise UserError(f"{place} is a file; with frame_rate, videos are folders of images")
+            raise UserError(f"{shown(place)} is a file; with frame_rate, videos are folders of images")
         return [place]
     if not any(character in place for character in PATTERN):
-        raise UserError(f"{place}: there is no such file or folder")
+        raise UserError(f"{shown(place)}: there is no such file or folder")
     matches = sorted(glob.glob(place, recursive=True))
     if not matches:
-        raise UserError(f"{place}: nothing matches this pattern")
+        raise UserError(f"{shown(place)}: nothing matches this pattern")
     # ** names folders beside the files in them, which then are those files again
     again = "**" in place and not folders
     videos = [] if folders else [each for each in matches if each.lower().endswith(SUFFIXES)]
@@ -56,7 +57,7 @@ def _videos_of(place: str, folders: bool) -> list[str]:
         if os.path.isdir(each) and not again:
             videos += _below(each, folders, empty=True)
     if not videos:
-        raise UserError(f"{place}: none of the {len(matches)} matches is a video")
+        raise UserError(f"{shown(place)}: none of the {len(matches)} matches is a video")
     return videos
 
 
@@ -64,7 +65,9 @@ def _below(folder: str, folders: bool, empty: bool = False) -> list[str]:
     found = sorted(_image_folders(folder) if folders else walk(Path(folder), SUFFIXES))
     if not found and not empty:
         what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
-        raise UserError(f"{folder}: there are no {what} in this folder; looked for {' '.join(suffixes)}")
+        raise UserError(
+            f"{shown(folder)}: there are no {what} in this folder; looked for {' '.join(suffixes)}"
+        )
     return found
 
 
@@ -78,14 +81,14 @@ def _image_folders(folder: str) -> Iterator[str]:
 
 
 def _listed(path: Path) -> list[str]:
-    with open_text(path) as file:
+    with open_text(path, keep_line_ends=True) as file:
         if path.suffix.lower() == ".txt":
             lines = [line.strip() for line in file if line.strip()]
         else:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file)  # of anyone, or of `vidtrain.names.csv_lines`
             if "path" not in (rows.fieldnames or ()):
                 raise UserError(f"{path}: line 1 must name the columns, one of them path")
-            lines = [row["path"] for row in rows if row["path"]]
+            lines = [plain_cell(row["path"]) for row in rows if row["path"]]
     if not lines:
         raise UserError(f"{path} lists no videos")
     return [os.path.join(path.parent, line) for line in lines]

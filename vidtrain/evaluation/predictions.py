@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vidtrain.errors import UserError
+from vidtrain.names import read_csv
 
 NEEDED = ("path", "label", "prediction")
 SEPARATOR = ";"  # between several labels of a video
@@ -69,8 +70,8 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
     Raises `UserError` naming the file and the row.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file, strict=True))
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = read_csv(file)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); evaluate the run's checkpoint again") from error
     header = rows[0] if rows else []

@@ -1,6 +1,5 @@
 """The protocols of a view table as files: protocols.csv, probes.csv, views_curve.csv, and all in protocols.json."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.evaluation.protocols import Point, Probe, Protocol, as_row, notes
+from vidtrain.names import csv_text
 
 
 def write_protocols(
@@ -44,7 +44,9 @@ def write_protocols(
         "probes": probe_rows,
         "views_curve": curve_rows,
     }
-    (folder / "protocols.json").write_text(json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n")
+    (folder / "protocols.json").write_text(
+        json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -52,10 +54,9 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        file.write(csv_text([list(rows[0]), *cells], end="\r\n"))
 
 
 def _cell(value: Any) -> Any:

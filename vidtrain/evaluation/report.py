@@ -1,9 +1,9 @@
 """From a view table to a report: metrics at clip and at video level, and the tables behind them."""
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from vidtrain.evaluation.multi_label import (
     per_label,
 )
 from vidtrain.evaluation.views import ViewTable
+from vidtrain.names import csv_lines, shown
 
 MOST_CLASSES = 1000
 """Largest number of classes whose confusion.csv is a matrix; of more, confusion_pairs.csv has what occurs."""
@@ -72,7 +73,9 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
     """
     if not len(table.labels):
         path, cause = table.missing[0]
-        raise UserError(f"none of the {table.total} videos could be read; the first: {path} ({cause})")
+        raise UserError(
+            f"none of the {table.total} videos could be read; the first: {shown(path)} ({shown(cause)})"
+        )
     num_classes = table.logits.shape[-1]
     logits = fuse(table.logits, fusion, independent)
     ranked = first_classes(logits, 5)
@@ -118,34 +121,28 @@ def write_report(
         "protocol": found.protocol,
         "missing": [{"path": path, "cause": cause} for path, cause in found.table.missing],
     }
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _write_predictions(found, folder / "predictions.csv", paths, classes)
     if found.confusion is not None:
         _write_confusion(found.confusion, folder, classes)
         by_class = per_class(found.confusion)
     else:
         by_class = per_label(found.logits, found.table.labels)
-    with open(folder / "per_class.csv", "w", newline="") as file:
-        rows = csv.DictWriter(file, ["class", *by_class[0]])
-        rows.writeheader()
-        rows.writerows({"class": name} | each for name, each in zip(classes, by_class, strict=True))
+    rows = [[name, *each.values()] for name, each in zip(classes, by_class, strict=True)]
+    _write(folder / "per_class.csv", [["class", *by_class[0]], *rows])
 
 
 def _write_confusion(confusion: Confusion, folder: Path, classes: Sequence[str]) -> None:
     matrix, pairs = folder / "confusion.csv", folder / "confusion_pairs.csv"
     (pairs if len(classes) <= MOST_CLASSES else matrix).unlink(missing_ok=True)  # of an earlier evaluation
     if len(classes) <= MOST_CLASSES:
-        with open(matrix, "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["label \\ prediction", *classes])
-            rows.writerows([name, *confusion.row(k).tolist()] for k, name in enumerate(classes))
+        rows = ([name, *confusion.row(k).tolist()] for k, name in enumerate(classes))
+        _write(matrix, chain([["label \\ prediction", *classes]], rows))
         return
-    with open(pairs, "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["label", "prediction", "videos"])
-        columns = (confusion.labels, confusion.predictions, confusion.counts)
-        for label, prediction, count in zip(*(each.tolist() for each in columns), strict=True):
-            rows.writerow([classes[label], classes[prediction], count])
+    columns = (confusion.labels, confusion.predictions, confusion.counts)
+    counted = zip(*(each.tolist() for each in columns), strict=True)
+    rows = ([classes[label], classes[prediction], count] for label, prediction, count in counted)
+    _write(pairs, chain([["label", "prediction", "videos"]], rows))
 
 
 def _write_predictions(
@@ -157,13 +154,18 @@ def _write_predictions(
         predictions = [row.nonzero().flatten().tolist() for row in found.logits > 0]
     else:
         labels, predictions = ([[k] for k in each.tolist()] for each in (found.table.labels, top[:, 0]))
-    with open(path, "w", newline="") as file:
-        rows = csv.writer(file)
-        header = [f"{what}{rank + 1}" for rank in range(top.shape[1]) for what in ("top", "p")]
-        rows.writerow(["path", "label", "prediction", "correct", *header])
-        for row, index in enumerate(found.table.indices.tolist()):
-            label, prediction = (";".join(classes[k] for k in each[row]) for each in (labels, predictions))
-            names = [classes[k] for k in top[row].tolist()]
-            shares = [f"{p:.6f}" for p in chances[row].tolist()]
-            pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]
-            rows.writerow([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs])
+    header = [f"{what}{rank + 1}" for rank in range(top.shape[1]) for what in ("top", "p")]
+    rows = [["path", "label", "prediction", "correct", *header]]
+    for row, index in enumerate(found.table.indices.tolist()):
+        label, prediction = (";".join(classes[k] for k in each[row]) for each in (labels, predictions))
+        names = [classes[k] for k in top[row].tolist()]
+        shares = [f"{p:.6f}" for p in chances[row].tolist()]
+        pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]
+        rows.append([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs])
+    _write(path, rows)
+
+
+def _write(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    # a path may be no UTF-8: its bytes are kept
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(csv_lines(rows, end="\r\n"))

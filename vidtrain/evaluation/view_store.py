@@ -13,6 +13,7 @@ work to a file below units/; at the end they are put together in the order of th
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.view_shards import Place, find_units
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.flushing import replacing
+from vidtrain.names import csv_text, read_records
 
 FORMAT = "vidtrain-views/1"
 FOLDER = "views"
@@ -147,10 +149,9 @@ def merge(
         for name, (dtype, shape) in arrays.items()
     }
     first = 0
-    with open(_making(folder / VIDEOS), "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
+    with open(_making(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         spans = [f"clip{clip + 1}_{end}" for clip in range(frames_shape[0]) for end in ("first", "last")]
-        rows.writerow(["index", "path", "label", *spans])
+        file.write(csv_text([["index", "path", "label", *spans]], end="\r\n"))
         for place in places.values():
             unit = place.read()
             last = first + len(unit.indices)
@@ -159,7 +160,7 @@ def merge(
                     open_arrays[name][first:last] = values
             for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
                 ends = [int(each) for clip in frames for each in (clip.min(), clip.max())]
-                rows.writerow([index, paths[index], names(label), *ends])
+                file.write(csv_text([[index, paths[index], names(label), *ends]], end="\r\n"))
             first = last
     for name, array in open_arrays.items():
         if isinstance(array, np.memmap):
@@ -213,9 +214,9 @@ def open_views(named: Path) -> StoredViews:
     try:
         logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None)
         labels = torch.from_numpy(np.load(folder / LABELS))
-        with open(folder / VIDEOS, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
+        with open(folder / VIDEOS, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = read_records(file)
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(
             f"the view table in {folder} is damaged: {error}; make it again with overwrite=true"
         ) from error
@@ -226,8 +227,11 @@ def open_views(named: Path) -> StoredViews:
 
 
 def _write_json(path: Path, value: object) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # a byte that is no UTF-8 is spelled as JSON does, so that the file stays UTF-8
+    text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
     with replacing(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(text + "\n")
 
 
 def _making(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """Charts of the audit page as inline SVG: how often each value is in each class."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from vidtrain.tracking.markup import escape
 
 WIDTH = 1060
 NAMES = 190  # pixels for the names of classes

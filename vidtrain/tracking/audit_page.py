@@ -6,13 +6,12 @@ Paths and class names come from outside, so every text is escaped; only what thi
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from vidtrain.tracking.audit_charts import chart
-from vidtrain.tracking.markup import Markup, badge, code, more, paragraph, table
+from vidtrain.tracking.markup import Markup, badge, code, escape, more, paragraph, table
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 # How much of each is shown; all of it is in summary.json and files.csv
@@ -44,8 +43,8 @@ def render(summary: Plain, title: str, thumbnails: Path) -> str:
         f"<nav>{links}</nav>",
         *(f'<h2 id="{key}">{name}</h2>\n{text}' for key, name, text in sections),
     ]
-    page = Template(TEMPLATE.read_text()).substitute(title=escape(title), body="\n".join(body))
-    return page.encode(errors="replace").decode()  # names on disk may be in no encoding at all
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), body="\n".join(body))
 
 
 class _Pictures:

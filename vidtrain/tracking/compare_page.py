@@ -6,7 +6,6 @@ Paths, labels and settings come from outside, so every text is escaped; only wha
 import base64
 import struct
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from vidtrain.tracking.compare_charts import chosen_words, ranked
 from vidtrain.tracking.compare_markup import four, interval, plus, setting, verdict, wide
 from vidtrain.tracking.compare_pairs import classes, differences, videos
-from vidtrain.tracking.markup import Number, code, paragraph, table
+from vidtrain.tracking.markup import Number, code, escape, paragraph, table
 from vidtrain.tracking.plots import DOTS_PER_INCH
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -49,8 +48,8 @@ def render(summary: Plain, pictures: Sequence[str], folder: Path) -> str:
         f"<nav>{links}</nav>",
         *(f'<h2 id="{key}">{name}</h2>\n{inner}' for key, name, inner in sections),
     ]
-    page = Template(TEMPLATE.read_text()).substitute(title=escape(title), body="\n".join(body))
-    return page.encode(errors="replace").decode()  # names on disk may be in no encoding at all
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), body="\n".join(body))
 
 
 def _image(path: Path, name: str) -> str:

@@ -1,11 +1,10 @@
 """The tables of a comparison as CSV, from its summary."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidtrain.names import csv_text
 from vidtrain.tracking.atomic import write_text_atomic
 
 Plain = Mapping[str, Any]
@@ -17,10 +16,7 @@ def write_tables(summary: Plain, changed: Iterable[tuple[int, int, Plain]], fold
     """Writes TABLES into `folder`. `changed` are (baseline, recipe, video) of all videos that came out differently."""
     tables = (runs(summary), recipes(summary), settings(summary), per_class(summary), flips(changed))
     for name, rows in zip(TABLES, tables, strict=True):
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        # a path may be a name in no encoding
-        write_text_atomic(folder / name, text.getvalue().encode(errors="replace").decode())
+        write_text_atomic(folder / name, csv_text(rows))
 
 
 Rows = list[Sequence[Any]]

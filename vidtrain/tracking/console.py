@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from rich.text import Text
 
+from vidtrain.names import shown, shown_lines
 from vidtrain.tracking.streams import PatientStream
 
 Shown = float | int | str | None
@@ -43,7 +44,7 @@ class Phase:
         return (now - since) / (self.step - first) * (self.total_steps - self.step)
 
     def values(self, gap: str) -> str:
-        return gap.join(f"{key} {format_value(value)}" for key, value in self.fields.items())
+        return gap.join(f"{key} {shown(format_value(value))}" for key, value in self.fields.items())
 
 
 class View(Protocol):
@@ -73,18 +74,19 @@ class BarView:
     def open(self, phases: Sequence[Phase], now: float) -> None:
         if not self._tasks:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave free
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[values]}"),
-                TextColumn("{task.fields[left]}", style="cyan"),
+                TextColumn("{task.fields[values]}", markup=False),
+                TextColumn("{task.fields[left]}", style="cyan", markup=False),
                 console=self._out,
                 expand=True,
                 auto_refresh=False,  # its thread would compete with training; `draw` refreshes instead
             )
             self._progress.start()
         phase = phases[-1]
-        self._tasks.append(self._progress.add_task(phase.name, total=phase.total_steps, values="", left=""))
+        name = shown(phase.name)
+        self._tasks.append(self._progress.add_task(name, total=phase.total_steps, values="", left=""))
         self.draw(phases, now)
 
     def draw(self, phases: Sequence[Phase], now: float) -> None:
@@ -116,19 +118,19 @@ class LineView:
 
     def draw(self, phases: Sequence[Phase], now: float) -> None:
         phase = phases[-1]
-        parts = [f"{phase.name} {phase.step}/{phase.total_steps}"]
+        parts = [f"{shown(phase.name)} {phase.step}/{phase.total_steps}"]
         if phase.fields:
             parts.append(phase.values("  "))
         if phase.step < phase.total_steps:
             parts.append(f"{format_seconds(phase.seconds_left(now))} left")
-        self._out.print("  ".join(parts), markup=False, highlight=False, soft_wrap=True)
+        self._out.print("  ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self, phases: Sequence[Phase], now: float) -> None:
         pass
 
 
 class Console:
-    """Messages, tables and progress on `out`. `clock` gives seconds."""
+    """Messages, tables and progress on `out`, where names from outside are but text. `clock` gives seconds."""
 
     def __init__(self, out: rich.console.Console, clock: Callable[[], float] = time.monotonic):
         self._out = out
@@ -138,10 +140,16 @@ class Console:
         self._draw_at = 0.0
 
     def info(self, text: str) -> None:
-        self._out.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._print(text)
 
     def warn(self, text: str) -> None:
-        self._out.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._print(f"warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # what is in brackets or between colons is no markup, and no emoji
+        self._out.print(
+            shown_lines(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None:
         """See `make_table`."""
@@ -172,13 +180,13 @@ class Console:
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> Table:
-    """A table; columns that hold only numbers are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A table; columns that hold only numbers are aligned to the right. Lines of the title stay lines."""
+    table = Table(title=Text(shown_lines(title), style="bold"), title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(shown(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(format_value(cell)) for cell in row))
+        table.add_row(*(Text(shown(format_value(cell))) for cell in row))
     return table
 
 

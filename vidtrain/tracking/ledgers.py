@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
+from vidtrain.names import csv_text
 from vidtrain.secrecy import masked
 from vidtrain.tracking.atomic import strict_json, write_text_atomic
 
@@ -141,7 +142,7 @@ class FileEnd:
 
     def __init__(self, path: Path, most_held: int = 0):
         if path.exists():
-            os.truncate(path, len(whole_lines(path).encode()))
+            os.truncate(path, len(whole_lines(path).encode(errors="surrogateescape")))
         self.trouble: str | None = None
         self._path = path
         self._most_held = most_held
@@ -149,7 +150,7 @@ class FileEnd:
         self._file: io.FileIO | None = None  # opened with the first line, for which there may be no room
 
     def write(self, text: str) -> None:
-        self._held += text.encode()
+        self._held += text.encode(errors="surrogateescape")  # a path may be no UTF-8
         self._drain()
         held = self._held.count(b"\n")
         if held > self._most_held:
@@ -218,10 +219,8 @@ def each_json_line(path: Path) -> Iterator[dict[str, Any]]:
 def whole_lines(path: Path) -> str:
     """The text up to its last line end: what lies behind that was being written when the run was killed."""
     data = path.read_bytes()
-    return data[: data.rfind(b"\n") + 1].decode()
+    return data[: data.rfind(b"\n") + 1].decode(errors="surrogateescape")
 
 
 def _as_csv(rows: list[list[Any]]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return csv_text(rows)

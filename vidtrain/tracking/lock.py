@@ -89,7 +89,7 @@ class RunLock:
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text())
+        holder = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return "another process, which has only just started"
     return f"process {holder['pid']} on {holder['host']}, started {holder['started']}"

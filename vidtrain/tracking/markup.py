@@ -1,7 +1,9 @@
 """Building blocks of the HTML pages. What comes from outside is escaped; only what is written here is `Markup`."""
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_markup
+
+from vidtrain.names import shown
 
 MOST_ROWS = 200  # of a table; all of them are in summary.json
 
@@ -14,13 +16,18 @@ class Number(Markup):
     """A number in the form that it is to be shown in."""
 
 
+def escape(words: object) -> str:
+    """Text from outside as HTML: it opens no tag, ends no attribute, and turns no text around it."""
+    return escape_markup(shown(words))
+
+
 def text(value: object) -> str:
     """A value as HTML; None is a dash."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "–" if value is None else escape(str(value))
+    return "–" if value is None else escape(value)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], most: int = MOST_ROWS) -> Markup:

@@ -205,7 +205,9 @@ def descendants(process: int) -> list[int]:
     for each in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):
             # the name, in parentheses, may hold anything
-            parents[int(each.parent.name)] = int(each.read_text().rpartition(")")[2].split()[1])
+            parents[int(each.parent.name)] = int(
+                each.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+            )
     found = [process]
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]

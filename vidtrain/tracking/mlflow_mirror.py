@@ -129,6 +129,6 @@ def one_at_a_time(place: Path | None) -> Iterator[None]:
     if place is None:
         yield
         return
-    with place.with_name(f".{place.name}.lock").open("w") as file:
+    with place.with_name(f".{place.name}.lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -5,12 +5,14 @@ After Mitchell et al. 2019, "Model cards for model reporting" (arXiv:1810.03993)
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
+from vidtrain.names import markdown, markdown_code, read_records
 from vidtrain.tracking.atomic import write_text_atomic
 
 NAME = "MODEL_CARD.md"
@@ -71,7 +73,7 @@ def model_card(
     data = _read(run / "dataset.json") if (run / "dataset.json").is_file() else None
     encoder, head = (config["model"][part]["_target_"].rpartition(".")[2] for part in ("encoder", "head"))
     parts = [
-        f"# {config['name']}: {encoder} + {head}",
+        f"# {markdown(config['name'])}: {markdown(encoder)} + {markdown(head)}",
         _headline(summary, evaluated, len(by_class)),
         "## Model\n\n" + _table(("property", "value"), _model(run, config, summary, exported)),
         "## Data\n\n" + _data(config, summary, evaluated, data, by_class),
@@ -98,8 +100,8 @@ def _headline(summary: Mapping, evaluated: Mapping, classes: int) -> str:
 
 
 def _model(run: Path, config: Mapping, summary: Mapping, exported: Mapping | None) -> Rows:
-    yield "encoder", f"`{config['model']['encoder']['_target_']}`"
-    yield "head", f"`{config['model']['head']['_target_']}`"
+    yield "encoder", markdown_code(config["model"]["encoder"]["_target_"])
+    yield "head", markdown_code(config["model"]["head"]["_target_"])
     if exported is not None:
         yield "parameters", f"{exported['model']['parameters']:,}"
     averaged = "best_weights" in summary and summary["best_weights"] == "ema"
@@ -121,7 +123,7 @@ def _start(run: Path) -> str:
         return "random weights"
     found = _read(path)
     sources = [
-        f"{each['source']} ({each['format']}, {each['match']:.0%} of tensors match)"
+        f"{markdown(each['source'])} ({each['format']}, {each['match']:.0%} of tensors match)"
         for each in found["sources"]
     ]
     fresh = len(found["initialized"])
@@ -134,7 +136,7 @@ def _files(exported: Mapping) -> str:
         found = facts["difference"] if "difference" in facts else None
         rows.append(
             (
-                f"`{facts['file']}`",
+                markdown_code(facts["file"]),
                 name + (f", opset {facts['opset']}" if "opset" in facts else ""),
                 f"{facts['bytes'] / 1e6:.1f} MB",
                 "the same tensors" if found is None else f"{found['relative']:.1e}",
@@ -153,17 +155,20 @@ def _files(exported: Mapping) -> str:
 def _data(
     config: Mapping, summary: Mapping, evaluated: Mapping, data: Mapping | None, by_class: Sequence[Mapping]
 ) -> str:
-    rows: list[tuple[str, object]] = [("dataset", config["dataset"]["name"])]
-    rows.append(("source", f"`{config['dataset']['source']['_target_']}`"))
+    rows: list[tuple[str, object]] = [("dataset", markdown(config["dataset"]["name"]))]
+    rows.append(("source", markdown_code(config["dataset"]["source"]["_target_"])))
     if data is not None:
         rows += [(f"videos in {split}", f"{count:,}") for split, count in data["videos"].items()]
     rows.append(("evaluated on", f"{summary['split']}, {evaluated['coverage']} videos"))
-    names = [each["class"] for each in by_class]
+    names = [markdown(each["class"]) for each in by_class]
     more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
     rows.append((f"classes ({len(names)})", ", ".join(names[:CLASSES_SHOWN]) + more))
     text = _table(("property", "value"), rows)
     if evaluated["missing"]:
-        missing = [f"`{each['path']}`: {each['cause']}" for each in evaluated["missing"][:CLASSES_SHOWN]]
+        missing = [
+            f"{markdown_code(each['path'])}: {markdown(each['cause'])}"
+            for each in evaluated["missing"][:CLASSES_SHOWN]
+        ]
         text += f"\n\nCould not be read ({len(evaluated['missing'])}):\n\n" + _bullets(missing)
     return text
 
@@ -190,7 +195,7 @@ def _by_class(by_class: Sequence[Mapping]) -> str:
     if len(ranked) > CLASSES_SHOWN:
         ranked = ranked[: CLASSES_SHOWN // 2] + ranked[-CLASSES_SHOWN // 2 :]
         title = f"### By class, the {CLASSES_SHOWN // 2} weakest and strongest"
-    rows = [(each["class"], *(_short(each[name]) for name in columns)) for each in ranked]
+    rows = [(markdown(each["class"]), *(_short(each[name]) for name in columns)) for each in ranked]
     return f"{title}\n\n" + _table(("class", *columns), rows)
 
 
@@ -200,7 +205,7 @@ def _settings(config: Mapping, summary: Mapping) -> Rows:
         for name in key.split("."):
             node = node[name] if isinstance(node, Mapping) and name in node else None
         if node is not None:
-            yield f"`{key}`", f"`{_short_node(node)}`"
+            yield markdown_code(key), markdown_code(_short_node(node))
     yield "steps", f"{summary['steps']:,}"
     yield "time", f"{summary['minutes']:g} minutes"
 
@@ -209,8 +214,8 @@ def _limits(
     config: Mapping, summary: Mapping, evaluated: Mapping, by_class: Sequence[Mapping]
 ) -> Iterable[str]:
     yield (
-        f"Measured on {summary['split']} of {config['dataset']['name']} only. How it does on videos of other origin, "
-        "lengths, frame rates or picture quality is not known."
+        f"Measured on {summary['split']} of {markdown(config['dataset']['name'])} only. How it does on videos of "
+        "other origin, lengths, frame rates or picture quality is not known."
     )
     answer = "" if "map" in evaluated["metrics"] else ", and answers one of them for every video"
     yield f"It knows these classes only{answer}, whatever else the video shows."
@@ -221,7 +226,9 @@ def _limits(
         yield "**The split of the numbers also selected the checkpoint, so they are too high.**"
     if evaluated["missing"]:
         yield f"Videos that could not be read, and are not in the numbers: {len(evaluated['missing'])}."
-    few = [each["class"] for each in by_class if "support" in each and _number(each["support"]) < FEW]
+    few = [
+        markdown(each["class"]) for each in by_class if "support" in each and _number(each["support"]) < FEW
+    ]
     if few:
         shown = ", ".join(few[:CLASSES_SHOWN]) + (", ..." if len(few) > CLASSES_SHOWN else "")
         yield f"Classes with fewer than {FEW} videos to measure on ({len(few)} of {len(by_class)}): {shown}."
@@ -231,17 +238,20 @@ def _limits(
 
 def _provenance(run: Path) -> Rows:
     environment, git = _read(run / "environment.json"), _read(run / "git.json")
-    yield "run", f"{run.name} ({_read(run / 'run.json')['id']})"
+    yield "run", f"{markdown(run.name)} ({_read(run / 'run.json')['id']})"
     changed = ", with changes (git.diff of the run)" if git["dirty"] else ""
-    yield "code", f"{git['commit'] or git['problem'] or 'not committed'}{changed}"
-    yield "command", f"`{environment['command']}`"
+    yield "code", f"{markdown(git['commit'] or git['problem'] or 'not committed')}{changed}"
+    yield "command", markdown_code(environment["command"])
     packages = environment["packages"]
     named = [name for name in ("vidtrain", "torchvision", "timm", "av") if name in packages]
     yield (
         "versions",
         ", ".join([f"torch {environment['torch']}", *(f"{name} {packages[name]}" for name in named)]),
     )
-    yield "device", ", ".join(environment["devices"]) or f"CPU, {environment['cpus_usable']} cores"
+    yield (
+        "device",
+        ", ".join(map(markdown, environment["devices"])) or f"CPU, {environment['cpus_usable']} cores",
+    )
     yield "date", environment["time_utc"]
 
 
@@ -250,9 +260,12 @@ def _provenance(run: Path) -> Rows:
 
 def _table(header: Sequence[str], rows: Rows) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: object) -> str:
+    """Text that no bar in it ends: one stays in its cell after an odd number of backslashes."""
+    return re.sub(r"(\\*)\|", lambda found: 2 * found[1] + r"\|", str(text))
 
 
 def _bullets(lines: Iterable[str]) -> str:
@@ -287,14 +300,14 @@ def _number(cell: str) -> float:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"a model card needs {path}, which cannot be read ({error})") from error
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     try:
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return read_records(file)
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"a model card needs {path}, which cannot be read ({error})") from error

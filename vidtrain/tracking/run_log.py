@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 from vidtrain.tracking.atomic import write_json_atomic
 from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.ledgers import JsonLines, StepTable, each_json_line
@@ -61,7 +62,7 @@ class RunLog:
             return
         self._faulty.add(path)
         if len(self._faulty) <= FAULTS_SHOWN:
-            self.console.warn(f"unreadable video in {split}: {path} ({cause})")
+            self.console.warn(f"unreadable video in {split}: {shown(path)} ({shown(cause)})")
         if len(self._faulty) == FAULTS_SHOWN:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
 

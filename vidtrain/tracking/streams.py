@@ -1,11 +1,14 @@
-"""Standard output and standard error that a run outlives: on a full disk, and where nobody reads them any more."""
+"""Standard output and standard error that a run outlives: on a full disk, where nobody reads them any more, and where
+they have no way to write a character."""
 
 import errno
+import logging
 import os
 import select
 import sys
 from typing import Any, TextIO
 
+from vidtrain.names import shown, shown_lines
 from vidtrain.secrecy import masked
 from vidtrain.tracking.atomic import FULL
 
@@ -61,3 +64,41 @@ def unread() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+# --- characters -------------------------------------------------------------------------------------------
+
+
+def use_utf8() -> None:
+    """Starts the program again in Python's UTF-8 mode, with the same process id, where the locale has another encoding
+    for the names of files: a name out of a listing could not be looked up there, nor one with an accent be written.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # also for the processes that this one starts; and never a second time
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def take_every_character() -> None:
+    """Standard output and error spell a character that their encoding lacks, as `\\xe9`, and go on."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where another one has been put in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
+def as_data(stream: TextIO) -> TextIO:
+    """`stream` for results that a program reads: the bytes that a file of them holds, whatever the locale."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return stream
+
+
+class OneLineNames(logging.Formatter):
+    """Words of a log without the characters that a terminal obeys; a name that goes into them stays on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        named = logging.makeLogRecord(record.__dict__)
+        if isinstance(record.args, tuple):
+            named.args = tuple(
+                shown(each) if isinstance(each, str | os.PathLike) else each for each in record.args
+            )
+        return shown_lines(super().format(named))

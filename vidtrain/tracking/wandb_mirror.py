@@ -105,7 +105,7 @@ class WandbMirror:
 
     def close(self, status: str) -> str | None:
         self._run.finish(exit_code=0 if status == "finished" else 1)
-        (self._folder / STEPS).write_text(json.dumps(self._steps))
+        (self._folder / STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
         return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
 
     def _begin_online(self, run: MirroredRun) -> "wandb.Run | None":
@@ -156,7 +156,7 @@ def read_steps(folder: Path, start: int) -> dict[str, int]:
     """The last step of each metric that an earlier attempt mirrored, of a run that goes on from step `start`; empty
     for a new run, and where the attempt's mirror was killed, too: it may have lost rows, and they come again."""
     path = folder / STEPS
-    found = json.loads(path.read_text()) if start and path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
     path.unlink(missing_ok=True)  # until this attempt's mirror has ended
     return found
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from vidtrain.errors import UserError
+from vidtrain.names import shown_lines
 from vidtrain.training.halting import EXIT_STOPPED, Stopped, leave_at_exit
 from vidtrain.training.rendezvous import Place, find_place, meeting_point
 from vidtrain.training.vigil import LINGER_SECONDS, RefusedByMain, Vigil, of_peers, status_of
@@ -149,7 +150,7 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
         leave_at_exit(verdict.status, LINGER_SECONDS)
         if isinstance(error, SystemExit | Stopped) or vigil.speaks(error, verdict):
             raise  # those that were stopped all know
-        print(f"error: rank {here.rank} ends, as {verdict.words}", file=sys.stderr, flush=True)
+        print(shown_lines(f"error: rank {here.rank} ends, as {verdict.words}"), file=sys.stderr, flush=True)
         sys.exit(verdict.status)
     dist.barrier()
     vigil.close()

@@ -50,7 +50,7 @@ def _peak_of_workers() -> int | None:
 def _high_water_mark(process: int) -> int | None:
     """None for a process that has ended meanwhile."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # systems that emulate /proc may keep no peak, and tell what is resident now

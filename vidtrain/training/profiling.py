@@ -36,7 +36,8 @@ def step_profiler(folder: Path, enabled: bool) -> StepProfiler:
     def write(recorded: profile) -> None:
         recorded.export_chrome_trace(str(folder / "trace.json"))
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        (folder / "operators.txt").write_text(recorded.key_averages().table(sort_by=order, row_limit=40))
+        table = recorded.key_averages().table(sort_by=order, row_limit=40)
+        (folder / "operators.txt").write_text(table, encoding="utf-8")
 
     plan = schedule(wait=2, warmup=1, active=4, repeat=1)
     return profile(activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True)

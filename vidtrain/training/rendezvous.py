@@ -100,7 +100,12 @@ def _scontrol(*what: str) -> str:
     for tries_left in reversed(range(SCONTROL_TRIES)):
         try:
             return subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=SCONTROL_SECONDS
+                command,
+                check=True,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=SCONTROL_SECONDS,
             ).stdout
         except (OSError, subprocess.SubprocessError) as error:
             if tries_left and isinstance(error, subprocess.SubprocessError):

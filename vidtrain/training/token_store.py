@@ -71,7 +71,7 @@ class TokenStore:
                 with open(self.folder / name, "ab") as file:
                     file.truncate(size)
             temporary = self.folder / f".key.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(self.header, indent=2) + "\n")
+            temporary.write_text(json.dumps(self.header, indent=2) + "\n", encoding="utf-8")
             temporary.replace(header)  # the last: without it the folder holds nothing
         except OSError as error:
             raise UserError(
@@ -84,7 +84,7 @@ class TokenStore:
 
     def _check(self, header: Path) -> None:
         try:
-            stored = json.loads(header.read_text())
+            stored = json.loads(header.read_text(encoding="utf-8"))
         except ValueError:
             stored = {}
         wrong = [name for name, value in self.header.items() if name not in stored or stored[name] != value]
@@ -133,7 +133,7 @@ class TokenStore:
     def add_faults(self, faults: Sequence[tuple[str, str]], rank: int) -> None:
         """Files that could not be read, and why; before the chunk that they would have been in is written."""
         if faults:
-            with open(self.folder / f"faults_rank{rank}.jsonl", "a") as file:
+            with open(self.folder / f"faults_rank{rank}.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps([path, cause]) + "\n" for path, cause in faults)
                 file.flush()
                 os.fsync(file.fileno())
@@ -143,7 +143,7 @@ class TokenStore:
         """Why a file could not be read, by path; of a line that a kill cut short nothing is known."""
         found = {}
         for path in sorted(self.folder.glob("faults_rank*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("]"):
                     name, cause = json.loads(line)
                     found[name] = cause

@@ -8,6 +8,7 @@ from torch import nn
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report
+from vidtrain.names import shown
 from vidtrain.training.batch_norm import BATCH_NORMS, batch_norms
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.ema import WeightAverage
@@ -36,7 +37,7 @@ def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool]
     """Raises `UserError` for a dataset that the loss cannot train on: of one class, or where videos may have several
     labels (`several`, by split) in some splits only, or with a loss that takes one."""
     if len(classes) < 2:
-        raise UserError(f"dataset {name} has one class, {classes[0]}: nothing to tell apart")
+        raise UserError(f"dataset {name} has one class, {shown(classes[0])}: nothing to tell apart")
     if any(several.values()) and not independent:
         raise UserError(
             f"videos of dataset {name} may have several labels, which the loss must judge independently: choose "

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 import torch.distributed as dist
 
 from vidtrain.errors import UserError
+from vidtrain.names import shown_lines
 from vidtrain.training.halting import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 
 BEAT_SECONDS = 0.5
@@ -184,7 +185,7 @@ class Vigil:
         """The end of this process, if its main thread does not come to it."""
         if self._closed.wait(GRACE_SECONDS):
             return
-        print(f"error: rank {self.rank} ends, as {verdict.words}", file=sys.stderr, flush=True)
+        print(shown_lines(f"error: rank {self.rank} ends, as {verdict.words}"), file=sys.stderr, flush=True)
         time.sleep(LINGER_SECONDS)
         os._exit(verdict.status)
 

@@ -12,7 +12,7 @@ print(
 )
 print("|---|---|---|---|---|---|---|---|---|---|")
 for path in map(Path, sys.argv[1:]):
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     cells = [
         path.parent.name,
         *(f"{found['alone'][key]:.0f}" for key in ("loader", "compute")),

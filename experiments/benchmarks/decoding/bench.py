@@ -258,7 +258,9 @@ def main() -> None:
     for part in options.parts:
         getattr(bench, part)()
         bench.results["load average"]["end"] = os.getloadavg()
-        path.write_text(json.dumps(bench.results))  # a part takes long, and the next may be stopped
+        path.write_text(
+            json.dumps(bench.results), encoding="utf-8"
+        )  # a part takes long, and the next may be stopped
     show(bench.results, options.works)
     note(f"all figures are in {path}")
 

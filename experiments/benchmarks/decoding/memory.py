@@ -63,7 +63,7 @@ def _read(small: list[str], every: list[str], count: int, index_path: Path) -> N
 
 def _resident() -> float:
     """MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 

@@ -157,7 +157,7 @@ def remember(pipe: Pipe, name: str, warm: str, path: str, count: int) -> None:
         for each in (warm, path):
             reader.prepare(each)
         reader.read(draw("train", warm, shapes[warm], np.random.default_rng(5)))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts from here
         before = _status("VmRSS")
         for number in range(count):
             reader.read(draw("train", path, shapes[path], np.random.default_rng(number)))
@@ -174,7 +174,7 @@ def _shape(path: str) -> Shape:
 
 def _status(field: str) -> int:
     """A figure of this process in KiB."""
-    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
+    lines = Path(f"/proc/{os.getpid()}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 

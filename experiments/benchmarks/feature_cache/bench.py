@@ -33,7 +33,7 @@ def train(out: Path, name: str, *overrides: str) -> tuple[Path, float]:
     """A run in a process of its own; its folder, and the seconds that it took in all."""
     folder, started = out / name, time.perf_counter()
     command = [sys.executable, "-m", "vidtrain.train", *COMMON, *overrides, f"run_dir={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     return folder, time.perf_counter() - started
@@ -98,7 +98,7 @@ def measure_accuracy(out: Path, seeds: int, epochs: int, views: int, encoder_epo
 
 
 def top1(folder: Path) -> float:
-    return json.loads((folder / "summary.json").read_text())["top1"]
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["top1"]
 
 
 def deviation(values: list[float]) -> float:

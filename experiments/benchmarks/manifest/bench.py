@@ -35,7 +35,7 @@ def write_listing(path: Path, records: int, salt: int) -> int:
     """Lines `FOLDER/NNN/ELEVENCHARS_000000_000010.mp4 LABEL`; returns the bytes of their paths."""
     rng = np.random.default_rng(salt)
     total = 0
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for first in range(0, records, 100_000):
             count = min(100_000, records - first)
             labels = rng.integers(CLASSES, size=count).tolist()
@@ -59,7 +59,7 @@ def source(folder: Path) -> Listing:
 
 def memory(pid: str = "self") -> dict[str, float]:
     """Megabytes by kind."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
     known = {line.split(":")[0]: int(line.split()[1]) * 1024 / MEGABYTE for line in lines}
     return {name: known[name] for name in FIELDS}
 

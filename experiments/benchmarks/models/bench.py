@@ -112,7 +112,9 @@ def _measured(options: argparse.Namespace, family: str, name: str, work: str) ->
     command = [sys.executable, __file__, *plain, "--memory-of", family, name, work]
     # memory that is freed goes back at once, so that what is resident is what is used
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=True, env=environment
+    )
     return f"{json.loads(done.stdout.splitlines()[-1]):.0f}"
 
 
@@ -123,7 +125,9 @@ def _peak_memory(options: argparse.Namespace) -> float:
     mine = next(each for each in pair if each.name == name)
     clip = torch.randn(options.batch, 3, options.frames, options.image, options.image)
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # from here on the kernel notes a new peak
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # from here on the kernel notes a new peak
     run(mine, clip, work)
     run(mine, clip, work)
     return _resident("VmHWM") - before
@@ -131,7 +135,7 @@ def _peak_memory(options: argparse.Namespace) -> float:
 
 def _resident(key: str) -> float:
     """MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
 
 

@@ -119,8 +119,8 @@ def common_folder(paths: Sequence[str]) -> str:
 
 
 def short(path: str, root: str) -> str:
-    """A path below `root`, in characters that any file can hold: names on disk may be in no encoding at all."""
-    return os.fsencode(os.path.relpath(os.path.abspath(path), root)).decode(errors="replace")
+    """A path below `root`."""
+    return os.path.relpath(os.path.abspath(path), root)
 
 
 def describe(listed: Sequence[Entry], inspection: Inspection, root: str) -> Plain:

@@ -12,6 +12,7 @@ from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
 from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class ClassFolders:
         empty = [name for name, paths in by_class.items() if not paths]
         if len(empty) == len(by_class) or (split in ("train", None) and empty):
             raise UserError(
-                f"no videos in {folder} for {', '.join(empty)}; "
+                f"no videos in {folder} for {', '.join(map(shown, empty))}; "
                 f"looked for {' '.join(self.suffixes)}; {self._layout()}"
             )
         pattern = None if self.group_pattern is None else GroupPattern(self.group_pattern)

@@ -103,7 +103,7 @@ class Motion:
         return {"recipe": RECIPE, **parameters, "videos": self._count()}
 
     def _check_marker(self, root: Path) -> None:
-        found, wanted = json.loads((root / MARKER).read_text()), self._marker()
+        found, wanted = json.loads((root / MARKER).read_text(encoding="utf-8")), self._marker()
         differing = [
             f"{name} is {found.get(name)}, not {value}"
             for name, value in wanted.items()
@@ -128,7 +128,7 @@ class Motion:
         unfinished = root.with_name(f".{root.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         self._write_videos(unfinished)
-        (unfinished / MARKER).write_text(json.dumps(self._marker(), indent=2) + "\n")
+        (unfinished / MARKER).write_text(json.dumps(self._marker(), indent=2) + "\n", encoding="utf-8")
         megabytes = sum(path.stat().st_size for path in unfinished.rglob("*.mp4")) / 1e6
         unfinished.rename(root)
         logger.info("made %.1f MB in %.1f s", megabytes, time.perf_counter() - started)
@@ -166,6 +166,6 @@ def _encode(path: Path, frames: np.ndarray) -> None:
 def _locked(root: Path) -> Iterator[None]:
     """Holds the lock file beside `root`; the system frees it when its holder dies, however that happens."""
     root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.with_name(f".{root.name}.lock"), "w") as lock:
+    with open(root.with_name(f".{root.name}.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

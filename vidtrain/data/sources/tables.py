@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from vidtrain.errors import UserError
+from vidtrain.names import plain_cell
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
 LAST_SPACE = (
@@ -69,20 +70,21 @@ def listed_file(split: str, name: str) -> Path:
     return Path(name)
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(path: Path, keep_line_ends: bool = False) -> TextIO:
     """A text file of UTF-8, or of UTF-16 or UTF-32 as spreadsheets save them.
 
     Bytes that are no UTF-8 pass through, since file names may hold them. Raises `UserError` for a file that cannot be
     read, or is damaged UTF-16.
     """
+    newline = "" if keep_line_ends else None
     try:
         # once, as a pipe allows; what is given back closes it
         file = open(path, "rb")  # noqa: SIM115
         encoding = _encoding(file.peek(SNIFFED)[:SNIFFED])
         if encoding == "utf-8-sig":
-            return io.TextIOWrapper(file, encoding, "surrogateescape")
+            return io.TextIOWrapper(file, encoding, "surrogateescape", newline)
         with file:
-            return io.StringIO(file.read().decode(encoding), newline=None)
+            return io.StringIO(file.read().decode(encoding), newline=newline)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is no {encoding.upper()}, as it seems to be: {error}; save it as UTF-8"
@@ -103,10 +105,16 @@ def _encoding(start: bytes) -> str:
 
 
 def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
-    """The fields of one line; spaces around those without quotes do not count. Raises `csv.Error`.
+    """The fields of one line. Spaces around those without quotes do not count, nor does a ' that keeps spreadsheets
+    from computing with a field (`vidtrain.names.csv_lines`). Raises `csv.Error`.
 
     Cut at the last spaces, it has `width` fields, or fewer, of which the first may hold spaces.
     """
+    fields = _cut(line, delimiter, width)
+    return [plain_cell(field) for field in fields] if "'" in line else fields
+
+
+def _cut(line: str, delimiter: str, width: int) -> list[str]:
     line = line.rstrip("\r\n")
     if delimiter == LAST_SPACE:
         return _from_right(line, width)
@@ -118,7 +126,7 @@ def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
             return [field for field in fields if field]
         return [field.strip(" ") for field in fields]
     if delimiter == "::":
-        fields = split_line(line.replace("::", UNIT), UNIT)
+        fields = _cut(line.replace("::", UNIT), UNIT, width)
         return [field.replace(UNIT, "::") for field in fields]
     if delimiter == " ":
         line = line.strip(" ")  # else a field of nothing would follow
