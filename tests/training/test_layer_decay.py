@@ -8,7 +8,6 @@ import timm
 import torch
 from composing import config_of
 from timm.optim import param_groups_layer_decay
-from vidtrain.training.learning import load_updates, make_updates, packed
 
 from vidtrain import build
 from vidtrain.models.timm_layers import layers_and_blocks
