@@ -43,6 +43,8 @@ def faults(*overrides):
         ("optimizer.lr=fast", "optimizer.lr: 'fast' is not"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("optimizer.betas=[0.9]", "optimizer.betas: [0.9] is not a list of 2: a number, a number"),
+        ("clip.sample_aspect=aply", "clip.sample_aspect: aply is unknown; did you mean apply?"),
+        ("data.max_pixels=0", "data.max_pixels: 0 must be 1 or more"),
         ("clip.interpolation=bicubik", "clip.interpolation: bicubik is unknown; did you mean bicubic?"),
         ("trainer.batch_size=15", None),
         (

@@ -29,8 +29,8 @@ PRELOAD = ("vidtrain.app", "vidtrain.data.audit.inspection")
 LEAST = {"num_workers": 1, "max_distance": 0}
 COLUMNS = ("split", "class", "group", "path", "start", "end", "cause", "issues", "copies")
 MEASURED = (
-    "size", "num_frames", "stated_frames", "width", "height", "rotation", "mirrored", "duration", "rate", "container",
-    "codec", "pixel_format", "audio", "digest",
+    "size", "num_frames", "stated_frames", "width", "height", "rotation", "mirrored", "sample_aspect",
+    "duration", "rate", "container", "codec", "pixel_format", "audio", "digest",
 )  # fmt: skip
 
 

@@ -231,7 +231,7 @@ def _with_paths(manifest: Manifest, paths: Iterable[str]) -> Manifest:
 def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) -> float:
     """How many times as fast the clips of `copies` are read, by medians of readings in turn."""
     alone = {"trainer.num_workers": 0, "trainer.batch_size": len(sources), "trainer.accumulation": 1}
-    reading = build_data.Reading(VideoIndex(None, cfg.data.max_pixels), None)
+    reading = build_data.Reading(VideoIndex(None, cfg.data.max_pixels, cfg.clip.sample_aspect), None)
     here = Ranks(torch.device("cpu"))
     streams = []
     for manifest in (sources, copies):

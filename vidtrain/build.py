@@ -83,7 +83,8 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     size = f"{height}x{width}"
     if isinstance(geometry, WholeFrame):
         size = f"short side {geometry.short_side or min(height, width)}"
-    return f"{shown}{order}{reference} at {size}"
+    square = ", square pixels" if clip.sample_aspect == "apply" else ""
+    return f"{shown}{order}{reference} at {size}{square}"
 
 
 def count(number: int, thing: str) -> str:

@@ -59,7 +59,7 @@ def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
     path = index_file(cfg)
     ranks.on_main(lambda: VideoIndex(path).close())
     quarantine = folder / f"quarantine_rank{ranks.rank}.jsonl" if folder else None
-    return Reading(VideoIndex(path, cfg.data.max_pixels), quarantine)
+    return Reading(VideoIndex(path, cfg.data.max_pixels, cfg.clip.sample_aspect), quarantine)
 
 
 def index_folder(cfg: DictConfig) -> Path:

@@ -14,6 +14,7 @@ from vidtrain import build, build_data
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.conversion import INTERPOLATIONS, SIZE_CHANGES
+from vidtrain.data.index import SAMPLE_ASPECTS
 from vidtrain.data.sampling import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
@@ -175,6 +176,7 @@ CHOICES = {
     "trainer.batch_norm": BATCH_NORMS,
     "clip.interpolation": INTERPOLATIONS,
     "data.size_changes": SIZE_CHANGES,
+    "clip.sample_aspect": SAMPLE_ASPECTS,
 }
 
 # Settings with a least value; null is allowed where the schema allows it

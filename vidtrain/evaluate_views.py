@@ -72,6 +72,8 @@ class Pass:
         clip = {
             f"clip.{key}": value for key, value in self.settings["clip"].items() if key not in NOT_OF_VIEWS
         }
+        if clip.get("clip.sample_aspect") == "ignore":  # as tables from before there was a choice were made
+            del clip["clip.sample_aspect"]
         return {
             "checkpoint": _digest(self.source),
             "weights": self.weights or "as stored",

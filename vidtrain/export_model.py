@@ -217,6 +217,7 @@ def _preprocessing(cfg: DictConfig) -> dict[str, Any]:
         "height": size[0],
         "width": size[1],
         "interpolation": clip.interpolation,
+        "sample_aspect": clip.sample_aspect,
         "mean": list(clip.mean),
         "std": list(clip.std),
     }

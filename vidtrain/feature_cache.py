@@ -132,6 +132,8 @@ def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> st
     # how many clips the other one of training and evaluation has changes nothing
     other = "eval_" if training else "train_"
     chosen["clip"] = {name: value for name, value in config["clip"].items() if not name.startswith(other)}
+    if chosen["clip"].get("sample_aspect") == "ignore":
+        del chosen["clip"]["sample_aspect"]  # as tokens from before there was a choice were made
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

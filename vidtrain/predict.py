@@ -188,7 +188,7 @@ def predict(cfg: DictConfig) -> None:
             console.warn(f"render=true draws no heat map: {why_none}")
         # the processes that read share what they find out; a video that is read once needs no such thing
         known = Path(temporary) / "videos.sqlite" if cfg.windows.stride or cfg.render else None
-        index = VideoIndex(known, trained.data.max_pixels)
+        index = VideoIndex(known, trained.data.max_pixels, trained.clip.sample_aspect)
         reader = Reader(trained, ranks, index, paths, opened.classes, cfg.frame_rate, console)
         judge = Judge(
             model=model,

@@ -21,6 +21,7 @@ class ClipSettings:
     duration: float | None = None  # seconds that the clip covers
     size: Any = 224  # pixels: one number, or [height, width]
     interpolation: str = "bicubic"  # or bilinear, a little faster and softer
+    sample_aspect: str = "ignore"  # pixels that are not square: as if they were; apply: as players show them
     train_clips: int = 1
     train_copies: int = 1  # differently augmented copies of each training video, from one decoding of it
     eval_clips: int = 1
@@ -190,6 +191,7 @@ class PublishedClipSettings:
     size: Any = None  # pixels: one number, or [height, width]
     short_side: int | None = None  # pixels that the frame is scaled to before its center is cut out
     interpolation: str | None = None
+    sample_aspect: str | None = None  # ignore, apply: pixels that are not square
     mean: list[float] | None = None
     std: list[float] | None = None
 

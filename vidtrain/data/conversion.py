@@ -94,7 +94,8 @@ class ViewConverter:
     `INTERPOLATIONS`. In the coded picture the crop's corner moves left and up to the next pixel that has a color sample
     of its own: by one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same
     pixels, turned. Frames of another size than `shape` (width, height, as they are shown; None: any) are scaled to it
-    first.
+    first. Where pixels are not square, `crop` may be in square ones, of pictures of `shown` (width, height); its edges
+    lie at the nearest of the frames' pixels.
     """
 
     def __init__(
@@ -105,8 +106,10 @@ class ViewConverter:
         interpolation: str = "bicubic",
         mirrored: bool = False,
         shape: tuple[int, int] | None = None,
+        shown: tuple[int, int] | None = None,
     ):
         self.crop = crop
+        self.shown = shown
         self.size = size
         self.orientation = None if rotation is None else Orientation(rotation, mirrored)
         self.interpolation = interpolation
@@ -121,7 +124,8 @@ class ViewConverter:
     ) -> "ViewConverter":
         """For frames of `video`: a file's are all shown one way, while each image of a folder has its own."""
         rotation = None if video.images else video.rotation
-        return cls(crop, size, rotation, interpolation, video.mirrored, (video.width, video.height))
+        shown = (video.width, video.height) if video.pixels_of else None
+        return cls(crop, size, rotation, interpolation, video.mirrored, video.picture, shown)
 
     def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Writes the view of `frame` into `out`, uint8 [3 h w]."""
@@ -142,7 +146,7 @@ class ViewConverter:
         turn, self._upside_down = way.filters
         matrix, source_range = color_of(frame)
         coded = (frame.width, frame.height) if self.shape is None else displayed_size(*self.shape, way)
-        whole = self.shape is not None and (self.crop.width, self.crop.height) == self.shape
+        whole = self.shape is not None and (self.crop.width, self.crop.height) == (self.shown or self.shape)
         if coded == (frame.width, frame.height):
             part = [("crop", self._crop_options(frame, way, *coded))]
         elif whole:  # it is scaled once
@@ -168,7 +172,22 @@ class ViewConverter:
     ) -> str:
         # how many luma samples share a color sample
         across, down = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
-        crop = (self.crop.left, self.crop.top, self.crop.width, self.crop.height)
+        crop = self._box(*displayed_size(coded_width, coded_height, way))
         left, top, width, height = way.coded_box(crop, coded_width, coded_height)
         left, top = left - left % across, top - top % down
         return f"w={width}:h={height}:x={left}:y={top}:exact=1"
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The crop (left, top, width, height) in a picture of `width` and `height`."""
+        crop = self.crop
+        if self.shown is None:
+            return crop.left, crop.top, crop.width, crop.height
+        left, across = _edges(crop.left, crop.width, self.shown[0], width)
+        top, down = _edges(crop.top, crop.height, self.shown[1], height)
+        return left, top, across, down
+
+
+def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
+    """Where `length` from `begin` of `shown` lies among `pixels`: its beginning and its length, of one or more."""
+    first = min(round(begin * pixels / shown), pixels - 1)
+    return first, max(1, round((begin + length) * pixels / shown) - first)

@@ -54,8 +54,8 @@ def decode_views(
         if size_changes == "refuse":
             way = orientation_of(frame) if video.images else video.orientation
             shown = displayed_size(frame.width, frame.height, way)
-            if shown != (video.width, video.height):
-                raise size_error(video.path, index, (video.width, video.height), *shown)
+            if shown != video.picture:
+                raise size_error(video.path, index, video.picture, *shown)
         found.add(index)
         for crop, wanted in places[index].items():
             if crop not in converters:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.pixel_bounds import MAX_PIXELS, larger
-from vidtrain.data.video import DecodeError, VideoInfo, opened
+from vidtrain.data.video import DecodeError, VideoInfo, aspect_of, opened
 from vidtrain.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -29,8 +29,9 @@ def probe_images(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -
     images = tuple(os.path.join(folder, name) for name in sorted(names, key=_natural))
     with opened(images[0], max_pixels) as (container, stream):
         first = next(container.decode(stream), None)
-    if first is None:
-        raise DecodeError(images[0], "no frame of it decodes")
+        if first is None:
+            raise DecodeError(images[0], "no frame of it decodes")
+        aspect = aspect_of(stream, orientation_of(first))
     if cause := larger(first.width, first.height, max_pixels):
         raise DecodeError(images[0], cause)
     way = orientation_of(first)
@@ -47,6 +48,7 @@ def probe_images(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -
         images=images,
         mirrored=way.mirrored,
         max_pixels=max_pixels,
+        aspect=aspect,
     )
 
 

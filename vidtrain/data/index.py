@@ -23,7 +23,9 @@ from vidtrain.errors import UserError
 log = logging.getLogger(__name__)
 
 # Of the entries, which also rest on the decoder that probed; those of another format are made anew
-FORMAT = "4 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+FORMAT = "5 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+# Pixels that are not square: shown as if they were, or as players show them
+SAMPLE_ASPECTS = ("ignore", "apply")
 REMEMBERED_BYTES = 64 << 20  # per process
 WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
 SCHEMA = (
@@ -34,7 +36,7 @@ SCHEMA = (
 
 class VideoIndex:
     """What is known of video files, by path, size and time of modification; those with pictures of more than
-    `max_pixels` cannot be read.
+    `max_pixels` cannot be read. `sample_aspect` is one of `SAMPLE_ASPECTS`.
 
     `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
     index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
@@ -42,8 +44,11 @@ class VideoIndex:
     are probed again.
     """
 
-    def __init__(self, path: Path | None, max_pixels: int = MAX_PIXELS):
+    def __init__(
+        self, path: Path | None, max_pixels: int = MAX_PIXELS, sample_aspect: str = SAMPLE_ASPECTS[0]
+    ):
         self._path = path
+        self._sample_aspect = sample_aspect
         self._max_pixels = max_pixels
         self._database: tuple[int, sqlite3.Connection] | None = None
         self._inherited: list[object] = []
@@ -82,6 +87,10 @@ class VideoIndex:
             self._write(key, found)
         elif cause := larger(found.width, found.height, self._max_pixels):  # probed when more were allowed
             raise DecodeError(video, cause)
+        if self._sample_aspect == "apply":
+            found = found.with_square_pixels()
+            if cause := larger(found.width, found.height, self._max_pixels):
+                raise DecodeError(video, f"with square pixels (clip.sample_aspect=apply) {cause}")
         self._remember((key, frame_rate), found)
         return found
 
@@ -97,7 +106,11 @@ class VideoIndex:
             self._database = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"path": self._path, "max_pixels": self._max_pixels}
+        return {
+            "path": self._path,
+            "max_pixels": self._max_pixels,
+            "sample_aspect": self._sample_aspect,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -163,6 +176,7 @@ def pack(video: VideoInfo) -> bytes:
     head = {
         "tick": [video.tick.numerator, video.tick.denominator],
         "shape": [video.width, video.height, video.rotation, video.mirrored],
+        "aspect": [video.aspect.numerator, video.aspect.denominator],
         "digest": video.digest.hex(),
         "arrays": {"ticks": len(video.ticks)},
     }
@@ -221,6 +235,7 @@ def unpack(path: str, entry: bytes) -> VideoInfo:
         table,
         digest=digest,
         mirrored=mirrored,
+        aspect=Fraction(*head["aspect"]),
     )
 
 

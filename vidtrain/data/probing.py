@@ -32,7 +32,7 @@ from vidtrain.data.h264 import Survey, survey
 from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.verifying import Trial, fingerprint
-from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, opened
+from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, aspect_of, opened
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -101,6 +101,7 @@ class _Scan:
         self.rate = stream.guessed_rate or stream.average_rate
         self.reorders = decoder.has_b_frames
         self.first: av.VideoFrame | None = None
+        self.aspect = Fraction(1)
         self.sound = True
         self.pictures: list[_Picture] = []
         self.sent: list[int | None] = []
@@ -124,6 +125,8 @@ class _Scan:
                 self.pictures.append(
                     self._picture(packet, data[offset : offset + size], extradata, place, offset)
                 )
+        if self.first is not None:
+            self.aspect = aspect_of(stream, orientation_of(self.first))
         self.survey = self._survey(extradata)
         second = np.array(self.survey.second if self.survey else [False] * len(self.pictures), dtype=bool)
         disposable, self.unusual = self._disposable(second, extradata)
@@ -225,7 +228,9 @@ class _Scan:
     ) -> VideoInfo:
         way = orientation_of(first)
         width, height = displayed_size(first.width, first.height, way)
-        return VideoInfo(path, ticks, tick, width, height, way.rotation, table, mirrored=way.mirrored)
+        return VideoInfo(
+            path, ticks, tick, width, height, way.rotation, table, mirrored=way.mirrored, aspect=self.aspect
+        )
 
 
 def _place(packet: av.Packet, data: bytes, file: int) -> int | None:

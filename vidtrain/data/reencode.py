@@ -35,6 +35,7 @@ TEMPORARY = ".tmp"  # how the names of unfinished files end
 # Units of time per second where those of the source are too fine for MP4
 COARSER_SCALES = (1_000_000, 90_000, 1_000)
 LARGEST = 2**31 - 1  # MP4 keeps the distance of two frames, and the units a second, in 32 bits
+MOST_ASPECT = 4096  # the largest number that x264 writes of a pixel's shape
 UNTIMED_RATE = 25  # for how long a single frame is shown
 
 
@@ -175,8 +176,9 @@ def encode(
 ) -> None:
     """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
 
-    Colors keep the matrix and the range that the reader takes the source to have, and are labeled with them.
-    Raises `DecodeError` where not every frame that the source was found to hold decodes, sound and at its time.
+    Colors keep the matrix and the range that the reader takes the source to have, and are labeled with them. Pixels
+    that are not square are labeled with their shape. Raises `DecodeError` where not every frame that the source was
+    found to hold decodes, sound and at its time.
     """
     converter: Converter | None = None
     durations = timing.durations
@@ -187,6 +189,7 @@ def encode(
             if converter is None:
                 converter = Converter(frame, video, size, settings.size_changes)
                 stream.width, stream.height = size
+                encoder.sample_aspect_ratio = pixel_aspect(video, size)
                 stream.pix_fmt = "yuv420p"
                 encoder.time_base = Fraction(1, timing.scale)
                 encoder.gop_size, encoder.max_b_frames = settings.gop, settings.b_frames
@@ -274,8 +277,8 @@ class Converter:
         video = self._video
         way = orientation_of(frame) if video.images else video.orientation
         shown = displayed_size(frame.width, frame.height, way)
-        if self._size_changes == "refuse" and shown != (video.width, video.height):
-            raise size_error(video.path, index, (video.width, video.height), *shown)
+        if self._size_changes == "refuse" and shown != video.picture:
+            raise size_error(video.path, index, video.picture, *shown)
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame, way), layout
@@ -308,6 +311,17 @@ class Converter:
         )
 
 
+def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
+    """That of a copy's pixels: as the source's where those are not square, and as its sides were rounded.
+
+    Square ones stay square: half a pixel more or less is not worth another shape.
+    """
+    if video.aspect == 1:
+        return Fraction(1)
+    stretch = Fraction(video.width * size[1], video.height * size[0])
+    return (video.aspect * stretch).limit_denominator(MOST_ASPECT)
+
+
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
     """Reads the file `copy` back; raises `DecodeError` of `video` unless it holds the same frames at the same times."""
     try:
@@ -324,6 +338,8 @@ def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) 
         problems.append(f"{decoded} frames of {video.num_frames}")
     elif not _same_times(found.ticks, found.tick, timing.units, Fraction(1, timing.scale)):
         problems.append("other frame times")
+    if found.aspect != pixel_aspect(video, size):
+        problems.append(f"pixels of {found.aspect} for {pixel_aspect(video, size)}")
     if (found.width, found.height) != size or found.orientation != Orientation():
         mirrored = "mirrored and " * found.mirrored
         problems.append(

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -86,7 +86,9 @@ class VideoInfo:
 
     `ticks` int64 [num_frames] are the times at which its frames appear, increasing, in units of `tick` seconds.
     `width` and `height` are of the displayed frame, which the coded one becomes when it is mirrored left to right,
-    if `mirrored`, and turned by `rotation` (degrees counterclockwise: 0, 90, 180 or 270); pixels are taken as square.
+    if `mirrored`, and turned by `rotation` (degrees counterclockwise: 0, 90, 180 or 270). Pixels are taken as square,
+    though the file calls them `aspect` times as wide as high; where `pixels_of` is given, `width` and `height` are
+    those of square ones, as players show it, and `pixels_of` is the (width, height) of the picture that is stretched.
     No frame of more than `max_pixels` is decoded. A file without `packets` can only be read from its beginning.
     `images` are the files of a video that is a folder of images. `digest` is the BLAKE2b hash of the file (16 bytes).
     """
@@ -102,6 +104,24 @@ class VideoInfo:
     digest: bytes = b""
     mirrored: bool = False
     max_pixels: int = MAX_PIXELS
+    aspect: Fraction = Fraction(1)
+    pixels_of: tuple[int, int] | None = None
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Width and height of a frame as it is decoded and turned, in its own pixels."""
+        return self.pixels_of or (self.width, self.height)
+
+    def with_square_pixels(self) -> "VideoInfo":
+        """The same video, stretched as players show it: to more pixels in width or height, never to fewer."""
+        if self.aspect == 1:
+            return self
+        width, height = self.picture
+        if self.aspect > 1:
+            width = round(width * self.aspect)
+        else:
+            height = round(height / self.aspect)
+        return replace(self, width=width, height=height, pixels_of=self.picture)
 
     @property
     def orientation(self) -> Orientation:
@@ -141,3 +161,9 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
             yield container, stream
     except av.FFmpegError as error:
         raise DecodeError(path, why_refused(location, error, max_pixels) or error.strerror) from error
+
+
+def aspect_of(stream: VideoStream, orientation: Orientation) -> Fraction:
+    """How many times as wide as high the pixels of a stream are, as it is shown; 1 where it does not say."""
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+    return 1 / aspect if orientation.swaps_sides else aspect

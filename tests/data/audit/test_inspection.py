@@ -2,6 +2,7 @@
 
 import os
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -168,6 +169,33 @@ def test_uniform_pictures(tmp_path, write_video):
     black = [av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24") for _ in range(5)]
     found = look(write_video(tmp_path / "a.mp4", [each.reformat(format="yuv420p") for each in black]))
     assert (kinds(found), found.signature) == (["no contrast"], "")
+
+
+def test_what_is_sound_but_not_what_models_know(tmp_path, patches):
+    """Pixels that are not square, two fields in a frame, and brightness that no common display shows."""
+
+    def written(name: str, options: dict[str, str], **settings) -> str:
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+            for key, value in settings.items():
+                setattr(stream.codec_context, key, value)
+            for number, frame in enumerate(patches(6)):
+                frame.pts = number
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return str(tmp_path / name)
+
+    wide = look(written("wide.mp4", {}, sample_aspect_ratio=Fraction(16, 11)))
+    assert wide.issues == (("non-square pixels", "96x64 pixels of 16:11, shown as 140x64"),)
+    assert (wide.width, wide.height, wide.sample_aspect) == (96, 64, "16:11")
+    assert look(written("fields.mp4", {"x264-params": "interlaced=1"})).issues == (
+        ("interlaced", "6 of 6 frames"),
+    )
+    for transfer, name in ((16, "PQ (SMPTE ST 2084)"), (18, "HLG (ARIB STD-B67)")):
+        assert look(written("hdr.mp4", {}, color_trc=transfer)).issues == (("HDR", name),)
+    plain = look(written("plain.mp4", {}, color_trc=1, sample_aspect_ratio=Fraction(1)))
+    assert (plain.issues, plain.sample_aspect) == ((), "1:1")
 
 
 def test_a_folder_of_images(tmp_path, patches):

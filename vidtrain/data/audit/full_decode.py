@@ -28,9 +28,10 @@ class Seen:
 
     `stated_frames` and `stated_duration` (seconds) are the header's, 0 where it says nothing. `corrupt` frames are
     partly made up by the decoder, `untimed` ones have no time, `late` ones one that is not above that of the frame
-    before. `sizes` and `formats` say from which frame on the picture has which (width, height), and which pixel format
-    and range: `MOST_CHANGES` at most. `pictures` are uint8 [32 32 3], evenly spread over the video; `thumbnail` is the
-    middle frame, uint8 [h w 3], or the first one where the video ends before its middle.
+    before; `interlaced` ones are two fields, of two moments. `transfer` is the first frame's, by ITU-T H.273. `sizes`
+    and `formats` say from which frame on the picture has which (width, height), and which pixel format and range:
+    `MOST_CHANGES` at most. `pictures` are uint8 [32 32 3], evenly spread over the video; `thumbnail` is the middle
+    frame, uint8 [h w 3], or the first one where the video ends before its middle.
     """
 
     stated_frames: int
@@ -46,6 +47,8 @@ class Seen:
     corrupt: int = 0
     untimed: int = 0
     late: int = 0
+    interlaced: int = 0
+    transfer: int = 0
     errors: list[str] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)
     thumbnail: np.ndarray | None = None
@@ -118,6 +121,8 @@ def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", seen: Seen) -> 
         _note(seen.sizes, seen.num_frames, pictures.shown_size(frame))
         _note(seen.formats, seen.num_frames, f"{frame.format.name}, {color_of(frame)[1]} range")
         seen.pixel_format = seen.pixel_format or frame.format.name
+        seen.transfer = seen.transfer or frame.color_trc
+        seen.interlaced += frame.interlaced_frame
         seen.corrupt += frame.is_corrupt
         seen.untimed += frame.pts is None
         seen.late += frame.pts is not None and last is not None and frame.pts <= last

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
-FORMAT = 4  # of what is found; a file inspected under another is inspected anew
+FORMAT = 5  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
 # A rate is called variable where more than this share of its intervals is off by more than this part of the median
 VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
@@ -30,6 +31,8 @@ SLACK_SECONDS, SLACK_DURATION = 0.5, 0.05
 READ_ALONE = 4  # frames, evenly spread
 NAMED = 3  # sizes or formats of a video
 
+HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}  # transfer functions of ITU-T H.273
+
 ISSUES = {
     "truncated": "fewer frames than the file says it has",
     "damaged": "decoding meets errors: frames are missing or partly made up",
@@ -39,6 +42,9 @@ ISSUES = {
     "times": "frames without a time, or not in the order of time",
     "size changes": "the picture changes its size: frames are scaled to the first one's",
     "format changes": "pixel format or color range change: each frame is read by its own",
+    "non-square pixels": "taken as square, unless clip.sample_aspect=apply",
+    "interlaced": "two fields of two moments in a frame: moving edges look like combs",
+    "HDR": "a transfer function for bright displays: read as it is, pictures look pale",
     "no contrast": "uniform pictures, such as black: near duplicates of it cannot be found",
 }
 
@@ -48,7 +54,8 @@ class Inspection:
     """What was found of a file. `cause` says why it cannot be read; then only `size` and `digest` are known.
 
     `issues` are (kind of `ISSUES`, words). `size` is in bytes, `duration` in seconds, `rate` in frames per second
-    over the whole video. `width` and `height` are as displayed, `rotation` and `mirrored` as in `Orientation`.
+    over the whole video. `width` and `height` are as displayed, `rotation` and `mirrored` as in `Orientation`,
+    `sample_aspect` the shape of a displayed pixel, such as 16:15.
     `stated_frames` is the header's count, 0 where it has none. `digest` is the BLAKE2b hash of the bytes in
     hexadecimal, `signature` what the frames look like (`duplicates.Signature.to_text`); `thumbnail` names a JPEG file,
     or is empty.
@@ -63,6 +70,7 @@ class Inspection:
     height: int = 0
     rotation: int = 0
     mirrored: bool = False
+    sample_aspect: str = ""
     duration: float = 0.0
     rate: float = 0.0
     container: str = ""
@@ -108,7 +116,12 @@ def inspect_video(
         return _unreadable(path, error.cause, thumbnails, max_pixels)
     signature = sign(np.stack(seen.pictures))
     rate, duration = _rate_and_duration(info, seen)
-    issues = [*_missing_frames(info, seen, duration, refused), *_odd_times(info, seen, rate), *_changes(seen)]
+    issues = [
+        *_missing_frames(info, seen, duration, refused),
+        *_odd_times(info, seen, rate),
+        *_changes(seen),
+        *_odd_pictures(info, seen),
+    ]
     if not len(signature):
         issues.append(("no contrast", "uniform pictures throughout"))
     return Inspection(
@@ -120,6 +133,7 @@ def inspect_video(
         height=info.height,
         rotation=info.rotation,
         mirrored=info.mirrored,
+        sample_aspect=f"{info.aspect.numerator}:{info.aspect.denominator}",
         duration=duration,
         rate=rate,
         container=seen.container,
@@ -263,6 +277,18 @@ def _odd_times(info: VideoInfo, seen: Seen, rate: float) -> list[tuple[str, str]
             ("times", f"{seen.untimed} frames without a time, {seen.late} not after the one before")
         )
     return issues
+
+
+def _odd_pictures(info: VideoInfo, seen: Seen) -> Iterator[tuple[str, str]]:
+    """What is sound, and not what models have mostly been trained on."""
+    if info.aspect != 1:
+        square = info.with_square_pixels()
+        shape = f"{info.width}x{info.height} pixels of {info.aspect.numerator}:{info.aspect.denominator}"
+        yield ("non-square pixels", f"{shape}, shown as {square.width}x{square.height}")
+    if seen.interlaced:
+        yield ("interlaced", f"{seen.interlaced} of {seen.num_frames} frames")
+    if seen.transfer in HDR:
+        yield ("HDR", HDR[seen.transfer])
 
 
 def _first(errors: list[str]) -> str:
