@@ -147,6 +147,8 @@ def test_images(tmp_path, patches):
         frame.to_image().resize(size).save(tmp_path / f"{number}.png")
     with pytest.raises(DecodeError, match="picture of 96x64 has more pixels than data.max_pixels=100"):
         probe_images(str(tmp_path), 25, 100)
+    with pytest.raises(DecodeError, match="picture of 96x64 has more pixels than data.max_pixels=6143"):
+        probe(str(tmp_path / "1.png"), 6143)  # whose size is in no header that is read before
     video = probe_images(str(tmp_path), 25, 10_000)
     with pytest.raises(DecodeError, match=r"2.png: its picture of 400x300 has more pixels than .*=10000"):
         decode_views(video, [(np.arange(3), Crop(0, 0, 96, 64))], (64, 96))

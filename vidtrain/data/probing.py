@@ -30,7 +30,7 @@ from vidtrain.data.bitstream import (
 from vidtrain.data.frame_times import StatedTimes, frame_times, states_decode_times, states_shown_times
 from vidtrain.data.h264 import Survey, survey
 from vidtrain.data.orientation import displayed_size, orientation_of
-from vidtrain.data.pixel_bounds import MAX_PIXELS
+from vidtrain.data.pixel_bounds import MAX_PIXELS, larger
 from vidtrain.data.verifying import Trial, fingerprint
 from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, aspect_of, opened
 
@@ -68,6 +68,9 @@ def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     try:
         with opened(path, max_pixels) as (container, stream), open(path, "rb") as file:
             scan = _Scan(container, stream, file.fileno(), max_pixels)
+            first = scan.first  # of which the headers may have said something else, or nothing
+            if first is not None and (cause := larger(first.width, first.height, max_pixels)):
+                raise DecodeError(path, cause)
             video = scan.believed(path)
         digest = file_digest([path])
         if video is None or not scan.regular:
