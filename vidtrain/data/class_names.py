@@ -91,17 +91,22 @@ def check_appearance(names: Iterable[str], where: str) -> None:
         )
 
 
-def look_alike(name: str, known: Iterable[str]) -> str | None:
-    """How `name` differs from the one of `known` that looks like it; None where none does."""
-    seen = appearance(name)
-    return next(
-        (tell_apart(other, name) for other in known if other != name and appearance(other) == seen), None
-    )
+class LookAlikes:
+    """Finds among `known` names those that look like another one."""
+
+    def __init__(self, known: Iterable[str]):
+        self._by_appearance = {appearance(name): name for name in known}
+
+    def describe(self, name: str) -> str | None:
+        """How `name` differs from the known one that looks like it; None where none does."""
+        other = self._by_appearance.get(appearance(name), name)
+        return None if other == name else tell_apart(other, name)
 
 
-def describe_alike(some: Iterable[str], others: Sequence[str]) -> str:
+def describe_alike(some: Iterable[str], others: Iterable[str]) -> str:
     """Which of `some` look like one of `others`, with what tells them apart, to follow a message; "" for none."""
-    pairs = [pair for pair in (look_alike(name, others) for name in some) if pair is not None]
+    known = LookAlikes(others)
+    pairs = [pair for pair in map(known.describe, some) if pair is not None]
     return (
         f"; they look alike but are spelled with other code points: {'; '.join(pairs[:NAMED])}"
         if pairs

@@ -325,6 +325,7 @@ def test_the_last_space_of_names_and_of_folders(listing):
         ("my a.mp4,jump\nmy b.mp4,run\nmy c.mp4run\n", "csv:3: 1 fields, not 2: 'my c.mp4run'$"),
         ("my a.mp4,jump\nmy b.mp4 run\nmy c.mp4,run\n", "csv:2: 1 fields, not 2: 'my b.mp4 run'$"),
         ("my a.mp4\tjump\nmy b.mp4 run\nmy c.mp4\trun\n", "csv:2: 1 fields, not 2"),
+        ("my a,run 0\nmy old b,run 1\n", "may be comma or last_space; say .*=last_space"),
         ("my a,0\nmy b,1\nmy c1\n", "may be comma or space; say dataset.source.delimiter=comma"),
     ],
 )  # fmt: skip

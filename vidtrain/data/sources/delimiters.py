@@ -1,5 +1,6 @@
 """What stands between the fields of a listing: as said, or as its first lines show."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id",
 FIRST_TRIED = (",", "\t", "::")
 SAMPLE = 200  # lines that are looked at
 ENDINGS = tuple(SUFFIXES)
+VIDEO_INSIDE = re.compile(
+    rf"(?:{'|'.join(map(re.escape, SUFFIXES))})[^\w.]+\S", re.IGNORECASE
+)  # and more after it
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,16 @@ def find_cut(
     others = (telling if spaced is not None and spaced.whole is names_video else fitting).keys() - {" "}
     if spaced is not None and not others:
         return spaced
+    if not telling and 2 * sum(VIDEO_INSIDE.search(line) is not None for line in sample) >= len(sample):
+        fitting = {}  # each of them cuts within paths or leaves them together with labels
     fitting = telling or fitting
+    if (
+        spaced is not None
+        and not telling
+        and not any(_end_in_integers(sample[headed:], *each) for each in fitting.items())
+    ):
+        fitting = {**fitting, LAST_SPACE: width}  # where that has integers for labels
+        fitting.pop(" ", None)
     if len(fitting) != 1:
         raise UserError(f"{path}{_none_or_several(fitting, sample[0])}")
     return Cut(*next(iter(fitting.items())))
@@ -160,6 +173,14 @@ def _names_videos(sample: Sequence[str], delimiter: str, width: int, column: str
     return 2 * sum(map(names, sample)) >= len(sample)
 
 
+def _end_in_integers(lines: Sequence[str], delimiter: str, width: int) -> bool:
+    """Whether the last field of at least half of the lines is a class number."""
+    whole = [
+        width_of(line, delimiter) == width and ends_in_integer(split_line(line, delimiter)) for line in lines
+    ]
+    return 2 * sum(whole) >= len(lines)
+
+
 def _none_or_several(fitting: dict[str, int], line: str) -> str:
     shown = line.rstrip()
     if not fitting:
@@ -168,7 +189,7 @@ def _none_or_several(fitting: dict[str, int], line: str) -> str:
             f"{', '.join(DELIMITERS.values())} cuts its lines into fields, as many in each. Quote fields that hold "
             f"the delimiter, or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces. Line 1 is {shown!r}"
         )
-    names = [DELIMITERS[delimiter] for delimiter in fitting]
+    names = [DELIMITERS[each] if each in DELIMITERS else each for each in fitting]
     say = " or ".join(f"dataset.source.delimiter={name}" for name in names)
     return f": its delimiter may be {' or '.join(names)}; say {say}. Line 1 is {shown!r}"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.class_names import look_alike, one_spelling
+from vidtrain.data.class_names import describe_alike, one_spelling
 from vidtrain.data.columns import ColumnsBuilder
 from vidtrain.data.manifest import Manifest
 from vidtrain.data.manifest_checks import check_splits
@@ -97,8 +97,7 @@ class Kinetics:
             faults.add(line, f"split {fields['split']!r} is none of {', '.join(SPLITS)}")
         elif fields["label"] not in codes:
             why = "not among the classes" if fields["label"] else "empty: leave a list without labels out"
-            alike = look_alike(fields["label"], codes)
-            why += f", though it looks alike: {alike}" if alike else ""
+            why += describe_alike([fields["label"]], codes) if faults.room else ""
             faults.add(line, f"label {fields['label']!r} is {why}")
         else:
             try:

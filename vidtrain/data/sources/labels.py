@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.class_names import NO_UTF8, look_alike, spelled, spelled_list
+from vidtrain.data.class_names import NO_UTF8, LookAlikes, spelled, spelled_list
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
 
@@ -142,19 +142,20 @@ class LabelReader:
             bad = {text for text in set(texts) if text not in codes}
             numbers = [codes[text] if text in codes else 0 for text in texts]
         if bad:
-            why = {text: _empty_or(text, self._several(text) or self._unknown(text)) for text in bad}
+            alike = LookAlikes(codes if self._settled else ())
+            why = {text: _empty_or(text, self._several(text) or self._unknown(text, alike)) for text in bad}
             for place, text in enumerate(texts):
                 if text in bad:
                     complain(place, why[text])
         return numbers
 
-    def _unknown(self, text: str) -> str:
+    def _unknown(self, text: str, alike: LookAlikes) -> str:
         """What is wrong with a label that is none of the classes."""
         if not _is_text(text):
             return f"label {text!r} {NO_UTF8}"
-        alike = look_alike(text, self._codes)
         known = "the classes given" if self._given else "the labels of train"
-        return f"label {text!r} is not among {known}" + (f", though it looks alike: {alike}" if alike else "")
+        pair = alike.describe(text)
+        return f"label {text!r} is not among {known}" + (f", though it looks alike: {pair}" if pair else "")
 
     def _several(self, text: str) -> str:
         """What is wrong with a label that looks like several, which would else become a class of its own."""

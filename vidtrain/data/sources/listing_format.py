@@ -106,9 +106,13 @@ def recognize(path: Path, layout: ListingFormat) -> Table:
         raise UserError(
             f"{path}: line 1 has {width} fields and does not name them: say which ones are the path and the label, by "
             "number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
-            "dataset.source.header=true; or quote fields that hold the delimiter, or, of paths with spaces, say "
-            f"dataset.source.delimiter={LAST_SPACE}. "
-            f"Line 1 is {_first_line(path)!r}"
+            "dataset.source.header=true; or quote fields that hold the delimiter"
+            + (
+                f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces. "
+                if delimiter == " "
+                else ". "
+            )
+            + f"Line 1 is {_first_line(path)!r}"
         )
 
     def place(key: str, words: Sequence[str], otherwise: int | None) -> int | None:

@@ -47,6 +47,11 @@ class Faults:
         if len(self._lines) < NAMED:
             self._lines.append(f"{self._path}:{line}: {why}")
 
+    @property
+    def room(self) -> bool:
+        """Whether the next one will be told."""
+        return len(self._lines) < NAMED
+
     def raise_if_any(self, hint: str = "") -> None:
         if self._count:
             lines = self._lines + ([f"and {self._count - NAMED} more"] if self._count > NAMED else [])
