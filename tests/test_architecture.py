@@ -28,6 +28,7 @@ MAY_USE = {
         "run_folder",
         "schemas",
         "stored_config",
+        "stored_overrides",
         "sweep_base",
         "sweep_grid",
         "sweep_optuna",

@@ -31,7 +31,9 @@ run_data.py            what the data of a run were when it was started, held aga
 frozen.py              many heads, or heads on cached features: what a frozen encoder allows
 feature_cache.py       tokens of a frozen encoder, computed once and kept
 references.py          references to the environment, which stay where a configuration is stored
+trust.py               what a configuration from elsewhere may name and refer to
 stored_config.py       configurations of earlier versions, brought up to date
+stored_overrides.py    overrides that may be taken from the folder of a run or a sweep
 evaluate_views.py      the pass that fills a view table, by all ranks and across kills
 evaluate_report.py     from the table to what a user reads
 attempts.py            the record of a run's attempts, and whether a scheduler is to try again

@@ -43,6 +43,9 @@ CHANGES = {
     "cpu_threads": "trainer.cpu_threads",
     "precision": "trainer.precision",
 }
+# What evaluating uses of it
+USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation", "model", "loss",
+        "trainer.eval_batch_size", "trainer.max_eval_videos", "trainer.precision")  # fmt: skip
 # What a table is read with; all else is decided when it is made
 OF_TABLES = (
     "from_table",
@@ -164,6 +167,7 @@ def evaluate(cfg: DictConfig) -> float:
         console = make_console(ranks.is_main)
         path = locate(cfg.checkpoint)
         opened = open_trained(path, cfg.trust_targets, cfg.weights)
+        opened.check_computed(USED, CHANGES, cfg)
         trained = as_trained(opened.config, cfg)
         found = check_run(trained, training=False)
         report_faults([("the checkpoint's configuration, as changed", key, why) for key, why in found])

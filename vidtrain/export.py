@@ -17,6 +17,7 @@ from vidtrain.references import settled
 from vidtrain.schemas import ExportSettings
 from vidtrain.stored_config import LOSS, up_to_date
 from vidtrain.trained import locate, open_trained
+from vidtrain.trust import with_references
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
@@ -76,6 +77,7 @@ def export(cfg: DictConfig) -> None:
     else:
         path = locate(cfg.checkpoint)
         trained = open_trained(path, cfg.trust_targets)
+        trained.check_computed(("seed", "clip", "model", "loss", "augmentation.eval"), {}, cfg)
         if trained.weights is None:
             raise UserError(f"{path} is exported already; name the run or the checkpoint that it is from")
         folder = run_of(path)
@@ -99,7 +101,8 @@ def export(cfg: DictConfig) -> None:
             )
         from vidtrain.tracking.model_card import write_model_card
 
-        console.info(f"model card {write_model_card(folder, out, settled(config), card)}")
+        described = with_references(settled(config))
+        console.info(f"model card {write_model_card(folder, out, described, card)}")
     console.info(f"everything lies in {out}")
 
 

@@ -24,6 +24,7 @@ from vidtrain.schemas import ExportSettings
 from vidtrain.secrecy import masked_values
 from vidtrain.tracking.atomic import strict_json, write_json_atomic
 from vidtrain.tracking.model_card import write_model_card
+from vidtrain.trust import with_references
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
 GRAPHS = ("onnx", "torch_export")
@@ -183,8 +184,10 @@ def make_card(
         **origin,
         # published weights have no dataset, optimizer ...
         "config": masked_values(
-            OmegaConf.to_container(
-                OmegaConf.masked_copy(cfg, [key for key in cfg if not OmegaConf.is_missing(cfg, key)])
+            with_references(
+                OmegaConf.to_container(
+                    OmegaConf.masked_copy(cfg, [key for key in cfg if not OmegaConf.is_missing(cfg, key)])
+                )
             )
         ),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},

@@ -153,7 +153,15 @@ def predict(cfg: DictConfig) -> None:
     from vidtrain.app import report as report_faults
     from vidtrain.data.index import VideoIndex
     from vidtrain.evaluate import writable
-    from vidtrain.prediction_setup import as_trained, check_graph, check_trained, heat_kind, heat_note
+    from vidtrain.prediction_setup import (
+        CHANGES,
+        USED,
+        as_trained,
+        check_graph,
+        check_trained,
+        heat_kind,
+        heat_note,
+    )
     from vidtrain.run_prediction import Judge, Reader
     from vidtrain.tracking.console import make_console
     from vidtrain.training.distributed import join_ranks
@@ -176,6 +184,7 @@ def predict(cfg: DictConfig) -> None:
         writable(out.parent if out.suffix in FILES else out)
     with join_ranks(cfg.device) as ranks, tempfile.TemporaryDirectory() as temporary:
         opened = open_trained(path, cfg.trust_targets)
+        opened.check_computed((*USED, *CHANGES.values()), CHANGES, cfg)
         trained = as_trained(opened.config, cfg)
         heat_class = None if cfg.heat_class is None else known_class(cfg.heat_class, opened.classes, path)
         found = check_trained(trained, cfg)

@@ -22,11 +22,13 @@ from vidtrain.errors import UserError
 from vidtrain.outcome import clear_outcome, record_outcome
 from vidtrain.references import as_said, fingerprints, read, refers, settled
 from vidtrain.secrecy import is_masked, masked
-from vidtrain.stored_config import current, defaults_of, up_to_date
+from vidtrain.stored_config import current, defaults_of, targets_of, up_to_date
+from vidtrain.stored_overrides import check_stored, overrides_of
 from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
 from vidtrain.tracking.lock import RunLock
 from vidtrain.tracking.mirror import MirroredRun
 from vidtrain.training.checkpoint_files import resumable
+from vidtrain.trust import put_back, set_aside
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
@@ -51,7 +53,8 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
     the file that they are from.
 
     So naming the folder is enough to resume; what the command line says again counts. Of a first attempt that failed
-    nothing is taken: it is to be started again, with all of its settings.
+    nothing is taken: it is to be started again, with all of its settings. Raises `UserError` for overrides that the
+    folder must not bring along by itself, as it may be from elsewhere.
     """
     folder = _folder_in(arguments)
     if folder is None or not (folder / "run.json").is_file():
@@ -60,17 +63,19 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
     found = _read_json(record)
     if "overrides" not in found:
         raise UserError(f"{record} was not written by vidtrain: name another run_dir")
+    overrides = overrides_of(found, str(record))
     if FAILED in found:
         if all(each.startswith(("run_dir=", "-")) for each in arguments):
-            again = shlex.join(["python", "-m", "vidtrain.train", *map(current, found["overrides"])])
+            again = shlex.join(["python", "-m", "vidtrain.train", *map(current, overrides)])
             raise UserError(
                 f"the run in {record.parent} failed before it saved anything, so there is nothing to resume:\n  "
                 f"{found[FAILED]}\nStart it again with its settings, mended: {again}"
             )
         return list(arguments), {}
-    stored = [current(each) for each in found["overrides"]]
+    stored = [current(each) for each in overrides]
     taken = [each for each in stored if not any(_replaces(said, each) for said in arguments)]
     check_whole(taken, str(record))
+    check_stored(taken, str(record), f"python -m vidtrain.train {shlex.quote(f'run_dir={folder}')}")
     return taken + list(arguments), dict.fromkeys(taken, str(record))
 
 
@@ -144,12 +149,17 @@ def choose(cfg: DictConfig, ranks: "Ranks") -> Path:
     time."""
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if is_started_by_sweep():
         return Path(HydraConfig.get().runtime.output_dir)
     job = _job_name(os.environ)
     if job is not None:
         return Path("outputs") / cfg.name / job
     return ranks.on_main(lambda: _new(Path("outputs") / cfg.name))
+
+
+def is_started_by_sweep() -> bool:
+    """Whether a sweep has started this run, and written what lies in its folder."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _job_name(environ: Mapping[str, str]) -> str | None:
@@ -229,8 +239,9 @@ def record(path: Path, cfg: DictConfig) -> str:
 def mirrored(path: Path, run_id: str, cfg: DictConfig, step: int) -> MirroredRun:
     """What trackers are told of the run in a folder, which starts from `step`. Trials of a sweep are a group."""
     sweep = path.resolve().parent
-    several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    group = f"{cfg.name}/{sweep.name}" if several or (sweep / "sweep.json").is_file() else cfg.name
+    group = (
+        f"{cfg.name}/{sweep.name}" if is_started_by_sweep() or (sweep / "sweep.json").is_file() else cfg.name
+    )
     settings = flat(settled(cfg))
     return MirroredRun(path, run_id, f"{cfg.name}/{path.name}", group, settings, step)
 
@@ -238,10 +249,11 @@ def mirrored(path: Path, run_id: str, cfg: DictConfig, step: int) -> MirroredRun
 def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
     """Raises `UserError` naming the settings in which `cfg` differs from those of the run in a folder, but for those
     that change nothing that is computed; `what` says why that matters."""
-    earlier = _stored(path)
-    before, now = flat(_settled(earlier, path)), flat(settled(cfg))
+    earlier, kept = _stored(path)
+    before, now = _settled(earlier, kept, path), flat(settled(cfg))
+    own = targets_of(cfg)
     # an argument that one of them leaves out is the same where the other says its default
-    taken = [defaults_of(each) | settings for each, settings in ((earlier, before), (cfg, now))]
+    taken = [defaults_of(each, own) | settings for each, settings in ((earlier, before), (cfg, now))]
     changed, seen = [], _read_when_started(path)
     is_held = (path / SPLITS).is_dir()  # then what the data are is held against it, wherever they lie
     for key in sorted(before.keys() | now.keys()):
@@ -290,12 +302,12 @@ def stored_settings(path: Path) -> dict[str, Any]:
 
     Raises `UserError` where they cannot be read, or are from another version that knew other settings.
     """
-    return flat(_settled(_stored(path), path))
+    return _settled(*_stored(path), path)
 
 
-def _settled(stored: DictConfig, path: Path) -> dict[str, Any]:
+def _settled(stored: DictConfig, kept: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
-        return settled(stored)
+        return put_back(flat(settled(stored)), kept)
     except OmegaConfBaseException as error:
         cause = str(error).splitlines()[0]
         raise UserError(
@@ -303,10 +315,15 @@ def _settled(stored: DictConfig, path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _stored(path: Path) -> DictConfig:
+def _stored(path: Path) -> tuple[DictConfig, dict[str, str]]:
+    """The configuration that a run's folder holds, which computes nothing, and what `put_back` puts back into it."""
     stored = path / "config.yaml"
     try:
-        return up_to_date(OmegaConf.to_container(OmegaConf.load(stored)), str(stored))
+        found = OmegaConf.to_container(OmegaConf.load(stored))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no mapping")
+        config, kept = set_aside(found)
+        return up_to_date(config, str(stored)), kept
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"{stored} cannot be read ({cause}): the folder of a run holds it") from error

@@ -3,7 +3,7 @@
 import inspect
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vidtrain.config import components
 from vidtrain.errors import UserError
 from vidtrain.schemas import RunConfig
+from vidtrain.trust import is_trusted
 
 # What a key of an earlier version is called now
 MOVED = {"trainer.label_smoothing": "loss.label_smoothing"}
@@ -29,7 +30,8 @@ def up_to_date(stored: Mapping[str, Any], source: str) -> DictConfig:
     config = OmegaConf.create({"loss": LOSS, **stored})
     for old, new in MOVED.items():
         parent, _, name = old.rpartition(".")
-        if name in (OmegaConf.select(config, parent) or ()):
+        group = stored[parent] if parent in stored else {}
+        if isinstance(group, Mapping) and name in group:
             OmegaConf.update(config, new, config[parent].pop(name))
     unknown = list(_unknown(OmegaConf.to_container(config), RunConfig))
     if unknown:
@@ -52,13 +54,26 @@ def current(override: str) -> str:
     return override.replace("logger.", "logger.wandb.", 1) if found else override
 
 
-def defaults_of(config: DictConfig) -> dict[str, Any]:
+def targets_of(config: DictConfig) -> frozenset[str]:
+    """The names of the components of a configuration."""
+    return frozenset(_target(node) for _, node in components(config))
+
+
+def _target(node: DictConfig) -> str:
+    """As it is written: a reference is no name."""
+    return str(node._get_node("_target_")._value())
+
+
+def defaults_of(config: DictConfig, known: Collection[str] = ()) -> dict[str, Any]:
     """What the components of a configuration take for the arguments that it leaves out, by dotted key.
 
-    So that two configurations can be compared of which one was written before an argument was added to conf/.
+    So that two configurations can be compared of which one was written before an argument was added to conf/. Of
+    components that are neither this package's nor `known` nothing is said: a name in a file must not import anything.
     """
     found = {}
     for path, node in components(config):
+        if _target(node) not in known and not is_trusted(_target(node)):
+            continue
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
         except Exception:  # what no longer exists has no defaults, and its _target_ is seen to differ
@@ -74,12 +89,14 @@ def defaults_of(config: DictConfig) -> dict[str, Any]:
 def _unknown(stored: Mapping[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
     """The dotted keys of `stored` that the dataclass `schema` has no field for; components are not looked into."""
     hints = typing.get_type_hints(schema)
+    if not isinstance(stored, Mapping):  # a reference, or what does not belong there
+        return
     for key, value in stored.items():
         if key not in hints:
             yield prefix + key
         elif is_dataclass(hints[key]):
             yield from _unknown(value, hints[key], f"{prefix}{key}.")
-        elif typing.get_origin(hints[key]) is dict:
+        elif typing.get_origin(hints[key]) is dict and isinstance(value, Mapping):
             of_each = typing.get_args(hints[key])[1]
             for name, each in value.items():
                 yield from _unknown(each, of_each, f"{prefix}{key}.{name}.")

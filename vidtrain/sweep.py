@@ -103,9 +103,10 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     """The command line of vidtrain.train that goes on with a sweep: that which is stored, then what is said now.
 
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
-    to it. Raises `UserError` for a folder that holds no sweep.
+    to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.
     """
     from vidtrain.run_folder import check_whole
+    from vidtrain.stored_overrides import check_stored
     from vidtrain.sweep_record import SWEEP, SweepRecord
 
     said = dict(each.partition("=")[::2] for each in arguments if each.startswith(("folder=", "retry=")))
@@ -123,11 +124,19 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     if Path(record.started_in).resolve() != Path.cwd():
         print(shown_lines(f"going to {record.started_in}, where the sweep was started"), flush=True)
         os.chdir(record.started_in)
+        # the processes that training starts would else import what lies there, and the record may be from elsewhere
+        os.environ["PYTHONSAFEPATH"] = "1"
+        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     mine = ("action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=", "hydra.mode=")
     now = [each for each in arguments if not each.startswith(mine) and each not in ("-m", "--multirun")]
     if "retry" in said:
         now.append(f"hydra.sweeper.retry={said['retry']}")
     keys = {each.lstrip("+~").partition("=")[0] for each in now}
+    source, command = (
+        str(folder / "sweep.json"),
+        f"python -m vidtrain.sweep resume {shlex.quote(str(folder))}",
+    )
     stored = [
         each
         for each in [*record.hydra, *record.task]
@@ -136,6 +145,7 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
         and not ("hydra/launcher" in keys and each.lstrip("+~").startswith("hydra.launcher."))
     ]
     check_whole(stored, str(folder / SWEEP))
+    check_stored(stored, source, command, hydra=True)
     return ["-m", *stored, *now, f"hydra.sweep.dir={in_quotes(str(folder))}"]
 
 

@@ -31,7 +31,8 @@ from vidtrain.names import shown_lines
 from vidtrain.outcome import clear_outcome, let_go, read_outcome, record_outcome
 from vidtrain.references import as_said
 from vidtrain.run_folder import finished
-from vidtrain.sweep_overrides import first_value, quoted
+from vidtrain.stored_overrides import check_trials
+from vidtrain.sweep_overrides import first_value, quoted, values
 from vidtrain.sweep_record import SWEEP, SweepRecord, Trial, write_trial
 from vidtrain.sweep_status import (
     ENDED,
@@ -39,6 +40,7 @@ from vidtrain.sweep_status import (
     QUEUED,
     RUNNING,
     TrialState,
+    forget_results,
     slurm_jobs,
     states_of,
     table_of,
@@ -141,6 +143,11 @@ class TrialSweeper(Sweeper):
         ]
         if changed:
             self.refuse(changed)
+        listed = [
+            each for each in self.said.values() if not each.is_interval_sweep()
+        ]  # numbers need no saying
+        said = {value for each in listed for value in values(each)}
+        check_trials(earlier.trials, said, str(self.folder / SWEEP))
         record.started, record.trials, record.planned = earlier.started, earlier.trials, earlier.planned
         record.complete([first_value(each) for each in self.said.values() if not each.is_sweep_override()])
         record.space = earlier.space
@@ -251,6 +258,7 @@ class TrialSweeper(Sweeper):
             config.hydra.sweep.dir, config.hydra.sweep.subdir = str(self.folder), trial.folder
             own = config.hydra.launcher
             if "submitit_folder" in own:  # the names in it are the numbers of the trial's jobs
+                forget_results(self.folder, trial)
                 own.submitit_folder = str(self.folder / ".submitit" / str(trial.number) / "%j")
                 own.name = f"{own.name}-{trial.number}"
         if self._at_a_time() is None:

@@ -60,7 +60,17 @@ class SweepRecord:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             trials = [Trial(**each) for each in found["trials"]]
-            return cls(**{each.name: found[each.name] for each in fields(cls)} | {"trials": trials})
+            values = {each.name: found[each.name] for each in fields(cls)} | {"trials": trials}
+            for each in trials:
+                _check_types(isinstance(each.number, int), isinstance(each.folder, str))
+            for texts in (
+                values["hydra"],
+                values["task"],
+                values["keys"],
+                *(each.overrides for each in trials),
+            ):
+                _check_types(isinstance(texts, list), all(isinstance(each, str) for each in texts))
+            return cls(**values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): it is damaged, or from other code") from error
 
@@ -90,6 +100,11 @@ class SweepRecord:
 
     def next_number(self) -> int:
         return max((each.number for each in self.trials), default=-1) + 1
+
+
+def _check_types(*right: bool) -> None:
+    if not all(right):
+        raise TypeError("values of other types than are written there")
 
 
 def _identity(overrides: Sequence[str], free: Sequence[str]) -> frozenset[str]:

@@ -115,6 +115,21 @@ def _jobs_of(sweep: Path, trial: Trial) -> list[str]:
     ]
 
 
+def forget_results(sweep: Path, trial: Trial) -> None:
+    """Removes what earlier jobs of a trial that is to be launched have left as pickles: submitit would open one with
+    the number of the next job, and the folder may be from elsewhere. The jobs themselves are still known."""
+    folder = sweep / ".submitit" / str(trial.number)
+    for link in (folder.parent, folder):
+        if link.is_symlink():  # what it leads to is not the sweep's
+            link.unlink()
+    for job in folder.iterdir() if folder.is_dir() else ():
+        if job.is_symlink() or not job.is_dir():
+            job.unlink()
+        else:
+            for left in job.glob("*.pkl"):
+                left.unlink()
+
+
 def slurm_jobs(sweep: Path) -> dict[str, str] | None:
     """The state of every job of this sweep that SLURM has queued or running, by id; None where there is no SLURM."""
     if shutil.which("squeue") is None or not (sweep / ".submitit").is_dir():

@@ -108,9 +108,25 @@ def unsettled(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> Ite
     """Trials that were asked for and not told of: what a launcher that was killed had under way."""
     for each in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if each.params.keys() == space.keys():
+            strange = [
+                f"{key}={each.params[key]}" for key in space if not _holds(space[key], each.params[key])
+            ]
+            if strange:
+                raise UserError(
+                    f"the study has trial {each.number} with {', '.join(strange)}, which is not searched: it is of "
+                    "another sweep, or was changed"
+                )
             yield each.number, overrides_of(each.params, space)
         else:  # killed while it drew them
             study.tell(each.number, state=TrialState.FAIL)
+
+
+def _holds(searched: BaseDistribution, value: Any) -> bool:
+    """Whether a value that a study's database holds is one of those that are searched."""
+    try:
+        return searched._contains(searched.to_internal_repr(value))
+    except (ValueError, TypeError):  # of a choice that is none, or of text for a number
+        return False
 
 
 def tell(study: optuna.Study, number: int, objective: float | None, status: str) -> None:
@@ -162,7 +178,7 @@ class Pruning:
     def _try(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
-        except (optuna.exceptions.OptunaError, KeyError, IndexError, RuntimeError) as error:
+        except (optuna.exceptions.OptunaError, LookupError, RuntimeError, ValueError, TypeError) as error:
             self._trial = None
             cause = str(error).splitlines()[0]
             self._console.warn(f"the sweep's study cannot be reached, so this trial is not pruned: {cause}")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import Pruned, UserError
-from vidtrain.sweep_record import read_trial
+from vidtrain.stored_overrides import is_trusted_pruner
+from vidtrain.sweep_record import TRIAL, read_trial
 from vidtrain.tracking.run_log import read_metrics
 
 if TYPE_CHECKING:
@@ -26,15 +27,40 @@ def check_objective(folder: Path, splits: Mapping[str, "Manifest"]) -> None:
         )
 
 
-def on_validation(folder: Path, ranks: "Ranks", console: Any) -> Callable[[float], None]:
+def _is_of_its_sweep(folder: Path, pruning: Any) -> bool:
+    if not isinstance(pruning, Mapping) or not {"storage", "study", "pruner"} <= pruning.keys():
+        return False
+    begin, _, path = str(pruning["storage"]).partition(":///")
+    inside = Path(path).parent.resolve() in folder.resolve().parents
+    return (
+        begin == "sqlite"
+        and inside
+        and Path(path).name == "study.db"
+        and Path(path).is_file()
+        and isinstance(pruning["study"], str)
+        and is_trusted_pruner(pruning["pruner"])
+    )
+
+
+def on_validation(
+    folder: Path, ranks: "Ranks", console: Any, started_by_sweep: bool = False
+) -> Callable[[float], None]:
     """What the loop calls with every validated objective: raises `Pruned`, on every rank, where the study of the sweep
     says that the trial is not worth going on with. For a run that is no such trial it does nothing.
 
     A study holds a trial against others at the same number of validations, so that is what is reported as its step.
-    To be called when the run's metrics.jsonl has been rewound to where the run starts from.
+    To be called when the run's metrics.jsonl has been rewound to where the run starts from. Unless `started_by_sweep`,
+    which wrote trial.json itself, the folder may be from elsewhere: it then chooses no other study than that of the
+    sweep that it lies in, and no other pruner than conf/ ships.
     """
     trial = ranks.on_main(lambda: read_trial(folder))
     if trial is None or trial["pruning"] is None:
+        return lambda value: None
+    if not started_by_sweep and not _is_of_its_sweep(folder, trial["pruning"]):
+        console.warn(
+            f"{folder / TRIAL} names a study that does not lie in the sweep's folder, or a pruner that vidtrain does "
+            "not ship, so this trial is not pruned; python -m vidtrain.sweep resume runs it with both"
+        )
         return lambda value: None
     pruning: list[Any] = []
 

@@ -221,7 +221,9 @@ def _train(
                 },
                 frozen=frozen,
                 halt=halt,
-                on_validation=sweep_trial.on_validation(folder, ranks, console),
+                on_validation=sweep_trial.on_validation(
+                    folder, ranks, console, run_folder.is_started_by_sweep()
+                ),
             ),
             resume,
         )

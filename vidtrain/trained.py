@@ -1,17 +1,17 @@
 """Opening what was trained, by a run's folder, a checkpoint or an exported file, with all that is needed to use it."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from vidtrain.config import components
 from vidtrain.data.class_names import spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.trust import as_text, check_trust, shortened
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 
     from vidtrain.training.distributed import Ranks
 
-TRUSTED = ("vidtrain.", "torch.nn.", "torch.optim.", "torchvision.models.", "timm.")
 NEEDED = ("model", "classes", "config")
 EXPORTED = (".onnx", ".safetensors")
 
@@ -28,8 +27,10 @@ EXPORTED = (".onnx", ".safetensors")
 class Trained:
     """A trained model as it was left.
 
-    `config` is the configuration that it was trained with, with its references. `weights` are its state dict, or None
-    where `source` is a graph, which holds them itself. `card` is what an exported file says of itself.
+    `config` is the configuration that it was trained with, with its references to other settings. `weights` are its
+    state dict, or None where `source` is a graph, which holds them itself. `card` is what an exported file says of
+    itself. `computed` are the values that `config` does not hold, because they would be looked up in the environment of
+    whoever reads them: by dotted key, such as `${oc.env:DATA}` of data_root.
     """
 
     source: Path
@@ -37,6 +38,28 @@ class Trained:
     classes: tuple[str, ...]
     weights: "Mapping[str, Tensor] | None"
     card: Mapping[str, Any] | None = None
+    computed: Mapping[str, str] = field(default_factory=dict)
+
+    def check_computed(self, used: Sequence[str], options: Mapping[str, str], cfg: DictConfig) -> None:
+        """Raises `UserError` where what is `used` of the configuration would be looked up in this environment.
+
+        `options` are those of the program, with the key that each sets; what is said in `cfg` needs no looking up.
+        """
+        said = [key for option, key in options.items() if cfg[option] is not None]
+        lines = [
+            f"{key}: {text}"
+            + "".join(f"; say {option}=" for option, place in options.items() if place == key)
+            for key, text in self.computed.items()
+            if any(_is_below(key, [place]) or _is_below(place, [key]) for place in used)
+            and not _is_below(key, said)
+        ]
+        if lines:
+            raise UserError(
+                f"the checkpoint {self.source} refers to the environment that it is read in, which a file from "
+                "elsewhere does not get to see:\n  "
+                + "\n  ".join(shortened(lines))
+                + "\nIf you trust it, say trust_targets=true, and they are looked up"
+            )
 
     def model(self, cfg: DictConfig, ranks: "Ranks") -> "nn.Module":
         """The model with its weights on the ranks' device; `cfg` is `config`, as the caller changed it.
@@ -92,7 +115,8 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
     `weights` are "raw" or "ema", their average, of a checkpoint that may hold both; None takes those that it is for.
 
     Raises `UserError` naming the file when it is absent, damaged or of another program, when it lacks what is needed to
-    use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package.
+    use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package. Then
+    nothing in it is looked up in this environment either.
     """
     from vidtrain.training import checkpoint
 
@@ -117,9 +141,19 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
             )
         classes = spelled_classes(payload["classes"])
         trained = Trained(path, payload["config"], classes, _weights(payload, weights, path))
-    if not trust_targets:
-        check_trust(OmegaConf.create(dict(trained.config)), str(path))
-    return trained
+    if not isinstance(trained.config, Mapping):
+        raise UserError(
+            f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"
+        )
+    if trust_targets:
+        return trained
+    check_trust(trained.config, str(path))
+    config, computed = as_text(trained.config)
+    return replace(trained, config=config, computed=computed)
+
+
+def _is_below(key: str, places: Sequence[str]) -> bool:
+    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
 
 
 def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Mapping[str, Tensor]":
@@ -173,22 +207,4 @@ def check_fusion(exported: str, wanted: str, source: Path) -> None:
     if exported != wanted and "joint" in (exported, wanted):
         raise UserError(
             f"{source} was exported with model.fusion={exported}, which cannot become {wanted} any more"
-        )
-
-
-def check_trust(config: DictConfig, source: str) -> None:
-    """Raises `UserError` if a checkpoint's configuration would build anything but models, data and layers.
-
-    A name is enough to call any function of any package, so a checkpoint from elsewhere could run code.
-    """
-    strange = [
-        f"{path}: {node['_target_']}"
-        for path, node in components(config)
-        if not str(node["_target_"]).startswith(TRUSTED)
-    ]
-    if strange:
-        raise UserError(
-            f"the checkpoint {source} asks to build parts from outside of this package:\n  "
-            + "\n  ".join(strange)
-            + "\nIf you trust it and have them installed, say trust_targets=true"
         )

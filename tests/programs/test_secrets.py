@@ -26,10 +26,11 @@ def test_a_run_leaves_no_password(tmp_path):
     with socket.socket() as taken:  # nobody answers there
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
+    uri = f"logger.mlflow.tracking_uri='http://u:${{oc.env:TRACKING_PW}}@127.0.0.1:{port}'"
     ended = start(
         tmp_path, *SMALL, "run_dir=run", "data_root=${oc.env:PLACE}", "logger=[wandb_offline,mlflow,tensorboard]",
         "export.card=true", "export.formats=[safetensors]",
-        f"logger.mlflow.tracking_uri='http://u:${{oc.env:TRACKING_PW}}@127.0.0.1:{port}'",
+        uri,
         f"logger.wandb.notes='see http://v:{SAID}@127.0.0.1'",
         PLACE=str(tmp_path / "place"), TRACKING_PW=READ, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
     )  # fmt: skip
@@ -58,14 +59,17 @@ def test_a_run_leaves_no_password(tmp_path):
     assert "${oc.env:TRACKING_PW}" in OmegaConf.to_container(stored)["logger"]["mlflow"]["tracking_uri"]
     assert (run / "starting_point.json").is_file() is False
 
-    # it is evaluated where the environment says it is, and resumed where what was not stored is said again
+    # it is resumed where what was not stored, and what reads the environment, is said again
     again = start(tmp_path, "run_dir=run", PLACE=str(tmp_path / "place"), TRACKING_PW=READ)
     assert again.returncode == 2 and "passwords are not stored. Say logger.wandb.notes= again" in again.stderr
     again = start(
         tmp_path, "run_dir=run", "logger.wandb.notes=none", PLACE=str(tmp_path / "place"), TRACKING_PW=READ
     )
+    assert again.returncode == 2 and "data_root=${oc.env:PLACE}" in again.stderr  # the folder may be another's
+    mine = ["run_dir=run", "logger.wandb.notes=none", "data_root=${oc.env:PLACE}", uri]
+    again = start(tmp_path, *mine, PLACE=str(tmp_path / "place"), TRACKING_PW=READ)
     assert again.returncode == 0 and "is finished: best val top1" in again.stdout, again.stderr
-    absent = start(tmp_path, "run_dir=run", "logger.wandb.notes=none", TRACKING_PW=READ)
+    absent = start(tmp_path, *mine, TRACKING_PW=READ)
     assert absent.returncode == 2 and "Environment variable 'PLACE' not found" in absent.stderr
     assert json.loads((run / "run.json").read_text())["overrides"][-1].endswith("see http://v:***@127.0.0.1'")
 
@@ -90,7 +94,7 @@ def test_a_sweep_keeps_references_and_takes_passwords_again(tmp_path):
     )
     assert again.returncode == 2 and "sweep.json holds +logger.mlflow.tags.said=" in again.stderr
     again = subprocess.run(
-        [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep", said, "seed=0,1,2"], cwd=tmp_path,
+        [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep", kept, said, "seed=0,1,2"], cwd=tmp_path,
         capture_output=True, text=True, env={**os.environ, "TRACKING_PW": READ},
     )  # fmt: skip
     assert again.returncode == 0 and "3 trials, 1 to run, 1 new, 2 ended" in again.stdout, again.stderr

@@ -32,11 +32,12 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
+OWN = "optimizer._target_=throttled.Throttled"  # of another package: a folder does not bring it along by itself
 SMALL = small(
     "augmentation=standard",
     "model.encoder.drop_path=0.2",
     "logger=none",
-    "optimizer._target_=throttled.Throttled",
+    OWN,
     "trainer.epochs=60",  # of 5 steps
     "trainer.batch_size=6",
     "trainer.num_workers=1",
@@ -321,7 +322,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
         for at, job in enumerate(jobs):
             wait_for(lambda job=job: slurm.restarts(job) == 1, f"a requeue of trial {at}", PATIENCE)
             slurm.release(job)
-    resume = [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep"]
+    resume = [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep", OWN]
     done = subprocess.run(
         resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE
     )
@@ -364,7 +365,7 @@ def test_one_run_for_a_folder_and_cancelling_it(slurm, undisturbed):
         job = submit(slurm, "cancelled", "trainer.epochs=4000")
         reach(slurm, job, "cancelled", 1)
         refused = subprocess.run(
-            ["srun", "-n1", "-N1", sys.executable, "-m", MODULE, "run_dir=cancelled"],
+            ["srun", "-n1", "-N1", sys.executable, "-m", MODULE, "run_dir=cancelled", OWN],
             env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
         assert refused.returncode == 2 and "the run folder cancelled is in use by process" in refused.stderr

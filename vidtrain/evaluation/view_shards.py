@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,9 +43,15 @@ class Place:
     def read(self) -> Unit:
         with open(self.path, "rb") as file:
             file.seek(self.start)
-            found = np.load(io.BytesIO(file.read(self.size)))
-        missing = [tuple(each) for each in json.loads(found["missing"].tobytes())]
-        return Unit(*(found[name] for name in ("indices", "labels", "logits", "frames")), missing)
+            data = io.BytesIO(file.read(self.size))
+        try:
+            found = np.load(data, allow_pickle=False)
+            missing = [(str(path), str(cause)) for path, cause in json.loads(found["missing"].tobytes())]
+            return Unit(*(found[name] for name in ("indices", "labels", "logits", "frames")), missing)
+        except (ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.path} holds something else than views ({error}); make the table again with overwrite=true"
+            ) from error
 
 
 class ShardWriter:

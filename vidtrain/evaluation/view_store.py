@@ -212,11 +212,11 @@ def open_views(named: Path) -> StoredViews:
             f"{folder} is of format {about['format']}, and this version of vidtrain reads {FORMAT}"
         )
     try:
-        logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None)
-        labels = torch.from_numpy(np.load(folder / LABELS))
+        logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None, allow_pickle=False)
+        labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False))
         with open(folder / VIDEOS, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = read_records(file)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"the view table in {folder} is damaged: {error}; make it again with overwrite=true"
         ) from error

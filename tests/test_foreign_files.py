@@ -1,0 +1,148 @@
+"""Indexes, tables and stores from elsewhere: each with a pickle that would leave a file if it were opened."""
+
+import json
+import os
+import pickle
+import sqlite3
+import zlib
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vidtrain.data.index import FORMAT, VideoIndex
+from vidtrain.data.manifest import Manifest, Record
+from vidtrain.data.prepared import SCHEMA, PreparedCopy
+from vidtrain.data.reencode import EncodeSettings
+from vidtrain.errors import UserError
+from vidtrain.evaluation import view_store
+from vidtrain.evaluation.view_shards import HEADER, MARK, find_units
+from vidtrain.training.token_store import TokenStore
+
+
+class Bomb:
+    """Leaves a file when its pickle is opened."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    made = Bomb(tmp_path / "ran")
+    pickle.loads(pickle.dumps(made))
+    (tmp_path / "ran").rmdir()  # so it works
+    yield made
+    assert not (tmp_path / "ran").exists()
+
+
+def objects(bomb):
+    found = np.empty(1, dtype=object)
+    found[0] = bomb
+    return found
+
+
+@pytest.mark.parametrize("name", [view_store.LOGITS, view_store.LABELS])
+@pytest.mark.parametrize("videos", [0, 1])
+def test_a_view_table(name, videos, bomb, tmp_path):
+    folder = tmp_path / "views"
+    view_store.begin(folder, {}, None, 1, overwrite=False)
+    (folder / view_store.VIEWS).write_text(json.dumps({"format": view_store.FORMAT, "videos": videos}))
+    for each in (view_store.LOGITS, view_store.LABELS):
+        np.save(folder / each, np.zeros(1))
+    np.save(folder / name, objects(bomb), allow_pickle=True)
+    (folder / view_store.VIDEOS).write_text("index,path,label\n0,a.mp4,a\n")
+    with pytest.raises(
+        UserError, match="the view table in .* is damaged: .*make it again with overwrite=true"
+    ):
+        view_store.open_views(folder)
+    (folder / name).write_bytes(pickle.dumps(bomb))  # NumPy tries to read what is no array as a pickle
+    with pytest.raises(UserError, match="the view table in .* is damaged"):
+        view_store.open_views(folder)
+
+
+@pytest.mark.parametrize("name", ["indices", "labels", "logits", "frames", "missing"])
+def test_the_parts_of_a_view_table_that_is_being_made(name, bomb, tmp_path):
+    arrays = dict.fromkeys(("indices", "labels", "logits", "frames"), np.zeros(0))
+    arrays["missing"] = np.frombuffer(b"[]", np.uint8)
+    np.savez(tmp_path / "part.npz", **{**arrays, name: objects(bomb)}, allow_pickle=True)
+    data = (tmp_path / "part.npz").read_bytes()
+    (tmp_path / "rank0.bin").write_bytes(HEADER.pack(MARK, 0, len(data), zlib.crc32(data)) + data)
+    with pytest.raises(UserError, match="rank0.bin holds something else than views"):
+        find_units(tmp_path)[0].read()
+
+
+def test_the_index_of_videos(bomb, tmp_path):
+    video = str(tmp_path / "a.mp4")
+    with av.open(video, "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    index = VideoIndex(tmp_path / "videos.sqlite")
+    status = os.stat(video)
+    for entry in (pickle.dumps(bomb), zlib.compress(pickle.dumps(bomb))):
+        with sqlite3.connect(tmp_path / "videos.sqlite") as database:
+            row = (os.fsencode(video), status.st_size, status.st_mtime_ns, FORMAT, entry)
+            database.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", row)
+        assert VideoIndex(tmp_path / "videos.sqlite").info(video).num_frames == 3
+    index.close()
+
+
+def test_the_ledger_of_a_prepared_copy(bomb, tmp_path):
+    settings = EncodeSettings(short_side=32, gop=12, b_frames=3, crf=20, preset="fast")
+    folder, source = tmp_path / "copy", str(tmp_path / "in/a.mp4")
+    copy = PreparedCopy.begin(folder, [source, str(tmp_path / "in/b.mp4")], settings, "prepare")
+    with sqlite3.connect(folder / "ledger.sqlite") as database:
+        database.execute(SCHEMA)
+        key = copy._key
+        row = (b"a.mp4", 1, 1, key, 1, 0.0, pickle.dumps(bomb))
+        database.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    assert list(copy.pending([source])) == [source]
+    assert (
+        copy.redirect(Manifest([Record(source, 0, source)], ("a",))).paths[0] == source
+    )  # as of one that was not readable
+
+
+def test_cached_features(bomb, tmp_path):
+    store = TokenStore(tmp_path / "store", {"format": "x"}, rows=4, shape=(64,), chunk=2)
+    store.prepare()
+    data = pickle.dumps(bomb)
+    for name, size in (("tokens.f16", 512), ("read.i64", 32), ("done.u8", 2)):
+        (tmp_path / "store" / name).write_bytes(data.ljust(size, b"\0")[:size])
+    again = TokenStore(tmp_path / "store", {"format": "x"}, rows=4, shape=(64,), chunk=2)
+    again.prepare()
+    assert again.tokens.shape == (4, 64) and again.read.shape == (4,)
+    (tmp_path / "store" / "key.json").write_bytes(data)
+    with pytest.raises(UserError, match="are damaged or of something else"):
+        again.prepare()
+
+
+def test_the_study_of_a_sweep(bomb, tmp_path):
+    pytest.importorskip("optuna", minversion="4", reason="needs the extra optuna")
+    from omegaconf import OmegaConf
+    from optuna.distributions import FloatDistribution
+
+    from vidtrain.sweep_study import ask, open_study, sqlite_file
+
+    study = open_study("sweep", sqlite_file(tmp_path / "study.db"), "max")
+    for sampler in ("cma", "gp", "nsga2"):
+        study._storage.set_study_system_attr(
+            study._study_id, f"{sampler}:optimizer:0", pickle.dumps(bomb).hex()
+        )
+    sampler = OmegaConf.create({"_target_": "optuna.samplers.TPESampler"})
+    assert ask(study, {"lr": FloatDistribution(0.0, 1.0)}, sampler, 0)[0] == 0
+
+
+def test_a_checkpoint(bomb, tmp_path):
+    from vidtrain.trained import open_trained
+
+    torch.save({"format": "vidtrain/1", "model": bomb, "classes": [], "config": {}}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match="bad.pt is refused: it holds objects other than tensors"):
+        open_trained(tmp_path / "bad.pt", trust_targets=True)
