@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from vidtrain.data.av1 import leaves_nothing
+from vidtrain.data.av1 import has_layers, leaves_nothing
 from vidtrain.data.packets import decode_frames
 from vidtrain.data.probing import probe
 
@@ -37,6 +37,16 @@ class TestHeaders:
     def test_without_a_sequence_header_it_cannot_be_told(self):
         assert not leaves_nothing(LEAF, b"")
         assert not leaves_nothing(LEAF, CONFIGURATION[:4])
+        assert not has_layers(b"") and not has_layers(CONFIGURATION[:8])
+
+    def test_layers(self):
+        bits = "".join(f"{byte:08b}" for byte in CONFIGURATION[6:])
+        assert bits[7:12] == "00000"  # operating_points_cnt_minus_1
+        bits = bits[:7] + "00001" + "0" * 17 + bits[12:] + "0" * 7  # another one in front, of 12 bits and 5
+        header = int(bits, 2).to_bytes(len(bits) // 8, "big")
+        layered = CONFIGURATION[:4] + bytes([0x0A, len(header)]) + header
+        assert has_layers(layered) and not has_layers(CONFIGURATION)
+        assert leaves_nothing(LEAF, layered) and not leaves_nothing(REFERENCE, layered)
 
 
 @pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="this FFmpeg has no encoder for AV1")
