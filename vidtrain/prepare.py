@@ -68,14 +68,25 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
     from vidtrain.data.prepared import signature
     from vidtrain.data.reencode import Job, Made, prepare_file
 
-    waiting = list(copy.pending(files))
+    waiting, older = list(copy.pending(files)), copy.older(files)
     done = len(files) - len(waiting)
     if done:
         console.info(f"{done} of {len(files)} files are there already")
+    if older:
+        console.info(
+            f"{len(older)} copies are of an earlier version: each is looked at, and made anew where it must be"
+        )
     # taken before they are read: one that changes meanwhile is made anew the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
     jobs = [
-        Job(source, copy.target(source), copy.settings, files[source], cfg.data.max_pixels)
+        Job(
+            source,
+            copy.target(source),
+            copy.settings,
+            files[source],
+            cfg.data.max_pixels,
+            older[source] if source in older else None,
+        )
         for source in waiting
     ]
     workers = min(cfg.num_workers or cores(), len(jobs) or 1)

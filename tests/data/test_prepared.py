@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +212,23 @@ def test_many_files(tmp_path):
         str(copy.folder / "files" / f"c{n % 7}/{n:05}.avi.mp4") for n in (0, 9_999, 10_000, 24_999)
     ]
     assert len(found) == 25_000 and np.array_equal(found.labels, manifest.labels)
+
+
+def test_copies_of_an_earlier_version(tmp_path, sources, copy, caplog):
+    """They are used, with a word, and looked at again when they are prepared again."""
+    with closing(sqlite3.connect(copy.folder / "ledger.sqlite")) as ledger, ledger:
+        ledger.execute("UPDATE files SET settings = replace(settings, '[2, ', '[1, ')")
+    manifest = Manifest([Record(source, 0, source) for source in sources], ["a"])
+    assert copy.redirect(manifest).paths[0] == str(copy.target(sources[0]))
+    assert "4 of 4 files of the prepared copy" in caplog.text and COMMAND in caplog.text
+    assert list(copy.pending(sources)) == sources
+    assert copy.older(sources) == dict.fromkeys(sources, Made(bytes=4))
+    os.remove(sources[1])  # whose copy is all there is
+    os.remove(copy.target(sources[2]))
+    assert list(copy.pending(sources)) == [sources[0], *sources[2:]]
+    assert list(copy.older(sources)) == [sources[0], sources[3]]
+    for source in (sources[0], *sources[2:]):
+        make(copy, source)
+    caplog.clear()
+    copy.redirect(manifest)
+    assert list(copy.pending(sources)) == [] and "1 of 4 files of the prepared copy" in caplog.text

@@ -10,6 +10,7 @@ Sources are known by their path below the common folder, so a dataset that was m
 """
 
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,12 @@ from vidtrain.errors import UserError
 from vidtrain.names import csv_text, shown
 from vidtrain.secrecy import masked
 
-FORMAT = 1  # of the copies; those of another format are made anew
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the copies
+# In copies of this one, what was turned, mirrored or has pixels that are not square may be wrong, and times in some
+# containers. They are used all the same, and looked at again when their folder is prepared again
+OLDER_FORMAT = 1
 NAMED = 5  # files that a message names
 AT_A_TIME = 10_000  # sources asked for at once
 WAIT_SECONDS = 60.0  # for another process that is writing
@@ -41,11 +47,13 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of a source that had `source_bytes` and was `modified` (ns) when it was read."""
+    """What became of a source that had `source_bytes` and was `modified` (ns) when it was read; `older`: by
+    `OLDER_FORMAT`."""
 
     source_bytes: int
     modified: int
     made: Made
+    older: bool
 
 
 class PreparedCopy:
@@ -61,6 +69,7 @@ class PreparedCopy:
         if settings.size_changes == "scale":  # with which copies were made before there was the choice
             del self._stated["size_changes"]
         self._key = json.dumps([FORMAT, self._stated])
+        self._older_key = json.dumps([OLDER_FORMAT, self._stated])
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedCopy":
@@ -109,11 +118,28 @@ class PreparedCopy:
 
     def pending(self, sources: Iterable[str]) -> Iterator[str]:
         """Those of `sources` that must be prepared: not done yet, changed since, with other settings, or whose copy
-        is gone. What could not be read is tried again. A source that is gone itself keeps its copy.
+        is gone; and those of `older`. What could not be read is tried again. A source that is gone itself keeps its
+        copy.
         """
         for source, entry in self._entries(sources):
-            if entry is None or entry.made.cause or not self._stands(source, entry):
+            if (
+                entry is None
+                or entry.made.cause
+                or not self._stands(source, entry)
+                or self._dated(source, entry)
+            ):
                 yield source
+
+    def older(self, sources: Iterable[str]) -> dict[str, Made]:
+        """What was made of those of `sources` whose copy stands, but is of an older format, and so may be wrong."""
+        return {
+            source: entry.made
+            for source, entry in self._entries(sources)
+            if entry is not None and self._stands(source, entry) and self._dated(source, entry)
+        }
+
+    def _dated(self, source: str, entry: Entry) -> bool:
+        return entry.older and not entry.made.cause and signature(source) is not None
 
     def _stands(self, source: str, entry: Entry) -> bool:
         same = signature(source) in ((entry.source_bytes, entry.modified), None)
@@ -152,12 +178,14 @@ class PreparedCopy:
         `UserError` where the copy lacks files. Whether sources have changed since, only preparing again finds out.
         """
         paths, shifts, missing = StringsBuilder(), np.zeros(len(manifest)), []
+        older = 0
         for index, (source, entry) in enumerate(self._entries(manifest.paths)):
             if entry is None:
                 missing.append(source)
             else:
                 paths.extend([source if entry.made.cause else str(self.target(source))])
                 shifts[index] = entry.made.shift
+                older += entry.older and not entry.made.cause
         if missing:
             more = ", ..." if len(missing) > NAMED else ""
             raise UserError(
@@ -165,6 +193,12 @@ class PreparedCopy:
                 f"of the files in {self.root}: {', '.join(map(shown, missing[:NAMED]))}{more}\n"
                 f"complete it with: {self.command}"
             )
+        if older:
+            log.warning(
+                "%d of %d files of the prepared copy %s are of an earlier version, which got some orientations, colors "
+                "and times wrong; this looks at them again, and makes anew what it must: %s",
+                older, len(manifest), self.folder, self.command,
+            )  # fmt: skip
         columns = replace(manifest.columns, paths=paths.build())
         if shifts.any():
             moved = {name: getattr(columns, name) for name in ("starts", "ends")}
@@ -195,11 +229,11 @@ class PreparedCopy:
             while chunk := list(islice(waiting, AT_A_TIME)):
                 names = [os.fsencode(self._name(source)) for source in chunk]
                 rows = ledger.execute(
-                    "SELECT source, source_bytes, modified, bytes, shift, cause FROM files"
-                    f" WHERE settings = ? AND source IN ({', '.join('?' * len(names))})",
-                    (self._key, *names),
+                    "SELECT source, source_bytes, modified, bytes, shift, cause, settings FROM files"
+                    f" WHERE settings IN (?, ?) AND source IN ({', '.join('?' * len(names))})",
+                    (self._key, self._older_key, *names),
                 )
-                found = {row[0]: Entry(*row[1:3], Made(*row[3:])) for row in rows}
+                found = {row[0]: Entry(*row[1:3], Made(*row[3:6]), row[6] == self._older_key) for row in rows}
                 for source, name in zip(chunk, names, strict=True):
                     yield source, found[name] if name in found else None
 

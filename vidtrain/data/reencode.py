@@ -82,13 +82,16 @@ class EncodeSettings:
 @dataclass(frozen=True)
 class Job:
     """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`. Pictures of
-    more than `max_pixels` cannot be read."""
+    more than `max_pixels` cannot be read. `older` is what an earlier version made of it; that copy stays if this one
+    would make the same.
+    """
 
     source: str
     target: Path
     settings: EncodeSettings
     frame_rate: float | None
     max_pixels: int = MAX_PIXELS
+    older: "Made | None" = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def prepare_file(job: Job) -> Made:
             video = probe(job.source, job.max_pixels)
         timing = Timing.of(video)
         size = job.settings.size(video.width, video.height)
+        if job.older is not None and holds(video, job.target, timing, size):
+            return job.older
         encode(video, temporary, timing, size, job.settings)
         verify(video, temporary, timing, size)
         with open(temporary, "rb") as file:
@@ -320,6 +325,19 @@ def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
         return Fraction(1)
     stretch = Fraction(video.width * size[1], video.height * size[0])
     return (video.aspect * stretch).limit_denominator(MOST_ASPECT)
+
+
+def holds(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> bool:
+    """Whether the file `copy`, by an earlier version, is what would be made of `video` now: one that is upright, with
+    square pixels, the same frames and the same times. Raises `DecodeError` where the source cannot be read."""
+    ways = {orientation_of(frame) if video.images else video.orientation for frame in _frames(video)}
+    if ways != {Orientation()} or video.aspect != 1:
+        return False
+    try:
+        verify(video, copy, timing, size)
+    except DecodeError:  # of the copy: the source has just been read
+        return False
+    return True
 
 
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
