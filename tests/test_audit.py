@@ -242,6 +242,10 @@ def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     [
         ([], ("dataset", "must be chosen: dataset=OPTION")),
         (["dataset=motion", "time_limit=0"], ("time_limit", "0.0 must be above 0 seconds")),
+        (
+            ["dataset=motion", "data.size_changes=stretch"],
+            ("data.size_changes", "stretch must be scale or refuse"),
+        ),
         (["dataset=motion", "num_workers=0"], ("num_workers", "0 must be 1 or more")),
         (
             ["dataset=motion", "max_groups_across_splits=-1"],

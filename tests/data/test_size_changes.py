@@ -9,12 +9,17 @@ import av
 import numpy as np
 import pytest
 
+from vidtrain.audit import Ledger
 from vidtrain.data.audit.inspection import inspect_video
-from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.augment.geometry import CenterCrops, Crop
+from vidtrain.data.dataset import VideoDataset
 from vidtrain.data.decoding import decode_views
 from vidtrain.data.image_folders import probe_images
+from vidtrain.data.manifest import Manifest, Record
 from vidtrain.data.probing import probe
 from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
+from vidtrain.data.samplers import SampleKey
+from vidtrain.data.sampling import ClipProtocol
 from vidtrain.data.video import DecodeError, VideoInfo
 from vidtrain.data.video_writer import all_frames
 
@@ -202,3 +207,23 @@ def test_single_reads_where_each_packet_may_have_another_size(tmp_path):
     for index in (35, 0, 17, 12, 24, 5):
         assert (read(video, index)[0] == together[index]).all()
         assert np.abs(together[index] - ramp(96, 64, 3 * (index // 12)).to_ndarray(format="rgb24")).mean() < 4
+
+
+def test_datasets_pass_it_on(changing):
+    manifest = Manifest([Record(changing, 0, "x")], ("a",))
+    how = (manifest, ClipProtocol(36, frame_step=1), CenterCrops(), (64, 64), 0)
+    scaled, refused = (
+        VideoDataset(*how, training=False, size_changes=each)[SampleKey(0, 0)] for each in ("scale", "refuse")
+    )
+    assert scaled.clips.shape == (1, 1, 3, 36, 64, 64)
+    assert refused.clips is None and "changes its size from 96x64 to 192x160" in refused.faults[0].cause
+
+
+def test_the_audit_looks_again_where_the_setting_is_another(changing, tmp_path):
+    ledger = Ledger(tmp_path / "files.jsonl")
+    for how in ("scale", "refuse"):
+        found = inspect_video(changing, None, None, None, size_changes=how)
+        ledger.add(changing, found, 60.0, False, how)
+        read = Ledger(tmp_path / "files.jsonl")
+        known = {each: read.find(changing, 60.0, False, each) is not None for each in ("scale", "refuse")}
+        assert known == {"scale": how == "scale", "refuse": how == "refuse"}
