@@ -197,6 +197,7 @@ def audit(cfg: AuditConfig) -> None:
     from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
     from vidtrain.tracking.audit_page import render
     from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.guarding import made_or_warned
     from vidtrain.tracking.lock import RunLock
 
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name
@@ -215,7 +216,12 @@ def audit(cfg: AuditConfig) -> None:
         summary = {"dataset": name, **summarize(records, classes, inspections, cfg.max_distance, bounds)}
         write_json_atomic(out / "summary.json", summary)
         write_text_atomic(out / "files.csv", table(records, inspections, summary["copies"], summary["root"]))
-        write_text_atomic(out / "report.html", render(summary, f"Audit of {name}", thumbnails))
+        page = out / "report.html"
+        page.unlink(missing_ok=True)  # of an earlier audit
+        title = f"Audit of {name}"
+        made_or_warned(
+            str(page), lambda: write_text_atomic(page, render(summary, title, thumbnails)), console
+        )
     show(summary, f"audit of {name}", console)
     console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")
     exceeded = [

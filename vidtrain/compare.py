@@ -94,6 +94,7 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.tracking.compare_page import render
     from vidtrain.tracking.compare_tables import write_tables
     from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.guarding import made_or_warned
     from vidtrain.tracking.lock import RunLock
 
     console, started = make_console(is_main=True), time.monotonic()
@@ -128,7 +129,10 @@ def compare(cfg: CompareConfig) -> None:
     with RunLock(out):
         write_tables(summary, changed, out)
         write_json_atomic(out / "summary.json", summary)
-        write_text_atomic(out / "report.html", render(summary, draw(summary, out), out))
+        page = out / "report.html"
+        page.unlink(missing_ok=True)  # of an earlier comparison
+        pictures = draw(summary, out, console)
+        made_or_warned(str(page), lambda: write_text_atomic(page, render(summary, pictures, out)), console)
     show(summary, console)
     console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")
 

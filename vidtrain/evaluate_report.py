@@ -18,6 +18,7 @@ from vidtrain.evaluation.protocols import (
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.names import shown
+from vidtrain.tracking.guarding import made_or_warned
 from vidtrain.tracking.view_charts import plot_views
 
 SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
@@ -83,7 +84,12 @@ def publish(
     if compared:
         probes_table(console, compared, name)
     if several or compared:
-        plot_views(views.about, protocols, points, compared, fusion, name, out / "views_curve.png")
+        picture = out / "views_curve.png"
+        made_or_warned(
+            str(picture),
+            lambda: plot_views(views.about, protocols, points, compared, fusion, name, picture),
+            console,
+        )
     return found
 
 

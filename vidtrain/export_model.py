@@ -23,6 +23,7 @@ from vidtrain.references import settled
 from vidtrain.schemas import ExportSettings
 from vidtrain.secrecy import masked_values
 from vidtrain.tracking.atomic import strict_json, write_json_atomic
+from vidtrain.tracking.guarding import made_or_warned
 from vidtrain.tracking.model_card import write_model_card
 from vidtrain.trust import with_references
 
@@ -69,8 +70,10 @@ def export_run(cfg: DictConfig, model: nn.Module, classes: Sequence[str], folder
         origin = {"weights": {"checkpoint": str(best)}} | recorded_metrics(folder, best.name)
         card = export_model(cfg, model, classes, settings, out, origin, console)
     if settings.card:
-        path = write_model_card(folder, out, settled(cfg), card)
-        console.info(f"model card {path}")
+        what = f"the model card of {folder}"
+        path = made_or_warned(what, lambda: write_model_card(folder, out, settled(cfg), card), console)
+        if path is not None:
+            console.info(f"model card {path}")
 
 
 def export_model(

@@ -31,6 +31,8 @@ from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import PhaseTask
 from vidtrain.training.settings import PhaseSettings
 
+MOST_SHOWN = 40  # heads in the closing table
+
 
 def heads_of(model: nn.Module, phase: PhaseSettings) -> list[nn.Module]:
     """The heads that a phase trains: copies of the model's, as many as the grid has; or the model's own.
@@ -141,8 +143,10 @@ def show_head_table(console: Any, table: Sequence[Mapping[str, Any]], monitor: s
     shown = [name for name in (monitor, "top1", "map", "loss") if name in table[0]]
     columns = ("", "phase", "lr", "weight decay", "step", *(f"val {name}" for name in dict.fromkeys(shown)))
     rows = []
-    for place, row in enumerate(table):
+    for place, row in enumerate(table[:MOST_SHOWN]):
         values = ("diverged" if row[name] is None else f"{row[name]:.4f}" for name in dict.fromkeys(shown))
         given = (row["phase"], f"{row['lr']:g}", f"{row['weight_decay']:g}", str(row["step"]))
         rows.append(("best" if place == 0 else "", *given, *values))
     console.table(f"{len(table)} heads, by {monitor} on val", columns, rows)
+    if len(table) > MOST_SHOWN:
+        console.info(f"{len(table) - MOST_SHOWN} more heads are in heads.csv")

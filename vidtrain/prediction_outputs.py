@@ -12,6 +12,7 @@ from vidtrain.names import shown
 from vidtrain.prediction_files import Results, write_logits, write_timeline
 from vidtrain.run_prediction import Failure, Prediction, Reader
 from vidtrain.segments import Segment, segments, smoothed, window_edges
+from vidtrain.tracking.guarding import made_or_warned
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,15 @@ class Outputs:
         if self.labeling is not None:
             write_timeline(found, self.results, parts, folder)
             title = f"{found.path}: {len(found.starts)} windows"
-            pictures.draw_video_timeline(
-                found, self.reader.classes, chances, parts, title, folder / "timeline.png"
+            path = folder / "timeline.png"
+            made_or_warned(
+                str(path),
+                lambda: pictures.draw_video_timeline(found, self.reader.classes, chances, parts, title, path),
+                self.reader.console,
             )
         if self.render:
-            self._render(found, parts, folder)
+            what = f"pictures of {found.path}"
+            made_or_warned(what, lambda: self._render(found, parts, folder), self.reader.console)
 
     def _render(self, found: Prediction, parts: Sequence[Segment], folder: Path) -> None:
         dataset = WindowDataset(self.reader.videos, found.chunks)

@@ -15,6 +15,7 @@ from vidtrain.data.windows import Views, WindowDataset
 from vidtrain.run_prediction import Prediction
 from vidtrain.segments import Segment, window_edges
 from vidtrain.tracking.contact_sheet import SeenClip, draw_contact_sheet, step_of
+from vidtrain.tracking.fonts import Legend, drawable
 from vidtrain.tracking.overlays import BAR, Box, caption, labeled, outlined, rgb, shade, strip
 from vidtrain.tracking.plots import COLORS
 from vidtrain.tracking.timeline import Stretch, draw_timeline
@@ -110,6 +111,7 @@ def draw_labeled_video(
     spans = _spans(segments, seconds) if windows else _clip_spans(seen, times, seconds)
     band = strip(size[1], spans)
     chunk_of = [number for number, chunk in enumerate(found.chunks) for _ in chunk.starts]
+    legend = Legend()
 
     def pictures() -> Iterator[np.ndarray]:
         views, at_chunk, at_window, panel = seen, 0, -1, None
@@ -120,7 +122,10 @@ def draw_labeled_video(
                     int(np.searchsorted(edges, times[index], side="right")) - 1, len(found.starts) - 1
                 )
             if window != at_window:
-                at_window, panel = window, _panel(found.chances[window], top_of, size[1], title, lines)
+                at_window, panel = (
+                    window,
+                    _panel(found.chances[window], top_of, size[1], title, lines, legend),
+                )
             if chunk_of[window] != at_chunk:
                 at_chunk = chunk_of[window]
                 views = dataset.views(found.chunks[at_chunk])
@@ -130,12 +135,16 @@ def draw_labeled_video(
             yield labeled(shown, panel, band, times[index] / seconds)
 
     write_video(path, pictures(), times)
+    legend.write(path)
 
 
-def _panel(chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int) -> np.ndarray:
+def _panel(
+    chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend
+) -> np.ndarray:
+    title = drawable(title, legend)
     if np.isnan(chances).any():
         return caption(width, f"{title}: could not be read here", [], lines)
-    rows = [(each["class"], each["probability"]) for each in top_of(chances)[:lines]]
+    rows = [(drawable(each["class"], legend), each["probability"]) for each in top_of(chances)[:lines]]
     return caption(width, title, rows, lines)
 
 

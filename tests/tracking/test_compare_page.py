@@ -15,6 +15,15 @@ from vidtrain.tracking.compare_page import render
 from vidtrain.tracking.compare_tables import TABLES, write_tables
 from vidtrain.tracking.sweep_charts import setting_axis
 
+
+class Loud:
+    """A console on which nothing may be warned of."""
+
+    def warn(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+LOUD = Loud()
 EVIL = "<script>alert(1)</script>&\"'"
 
 
@@ -93,7 +102,7 @@ class Reader(HTMLParser):
 
 
 def page(of: dict, folder: Path) -> str:
-    return render(of, draw(of, folder), folder)
+    return render(of, draw(of, folder, LOUD), folder)
 
 
 def png_width(path: Path) -> int:
@@ -221,7 +230,7 @@ def test_recipes_and_differences(tmp_path, drawn):
     of = summary()
     of["recipes"][1]["values"] = [0.7, 0.8]
     of["recipes"][1]["mean"] = 0.75
-    draw(of, tmp_path)
+    draw(of, tmp_path, LOUD)
     values, differences = drawn["comparison"].axes
     assert [label.get_text() for label in values.get_yticklabels()] == ["2: a", "1: a"]
     np.testing.assert_array_equal(values.lines[0].get_xdata(), [0.7, 0.8])
@@ -234,27 +243,27 @@ def test_recipes_and_differences(tmp_path, drawn):
 def test_the_baseline_is_always_shown(tmp_path, drawn):
     of = summary(others=40)
     of["recipes"][0].update(mean=0.0, values=[0.0])
-    draw(of, tmp_path)
+    draw(of, tmp_path, LOUD)
     labels = [label.get_text() for label in drawn["comparison"].axes[0].get_yticklabels()]
     assert len(labels) == 31 and labels[-1] == "1: a"
 
 
 def test_classes_of_one_recipe_are_bars_and_of_several_cells(tmp_path, drawn):
-    draw(summary(), tmp_path)
+    draw(summary(), tmp_path, LOUD)
     (axes,) = drawn["classes"].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ax (4)", "az (4)", "ay (4)"]
-    draw(summary(others=2), tmp_path)
+    draw(summary(others=2), tmp_path, LOUD)
     axes = drawn["classes"].axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0.25, 0.25], [0, 0], [-0.5, -0.5]])
     assert [text.get_text() for text in axes.texts][:2] == ["+0.25", "+0.25"]
 
 
 def test_curves_are_colored_by_recipe(tmp_path, drawn):
-    draw(summary(others=2), tmp_path)
+    draw(summary(others=2), tmp_path, LOUD)
     (axes,) = drawn["curves"].axes
     assert [line.get_color() for line in axes.lines] == list(compare_charts.COLORS[:3])
     assert len(axes.get_legend().texts) == 3
-    draw(summary(others=12), tmp_path)
+    draw(summary(others=12), tmp_path, LOUD)
     axes, bar = drawn["curves"].axes
     assert axes.get_legend() is None and bar.get_ylabel() == "mean top1 of the recipe"
 
@@ -262,7 +271,13 @@ def test_curves_are_colored_by_recipe(tmp_path, drawn):
 def test_a_sweep_has_two_pictures_more(tmp_path, drawn):
     of = sweep()
     of["runs"].append(run(2, None))  # without a value it has no place
-    assert draw(of, tmp_path) == ["comparison", "curves", "classes", "parallel_coordinates", "importance"]
+    assert draw(of, tmp_path, LOUD) == [
+        "comparison",
+        "curves",
+        "classes",
+        "parallel_coordinates",
+        "importance",
+    ]
     axes = drawn["parallel_coordinates"].axes[0]
     words = [text.get_text() for text in axes.texts]
     assert words[:5] == ["lr", "0.1", "0.2", "0.3", "0.4"] and words[5] == "top1"
@@ -270,7 +285,7 @@ def test_a_sweep_has_two_pictures_more(tmp_path, drawn):
     bars = drawn["importance"].axes[0]
     assert [text.get_text() for text in bars.texts] == ["60%", "one run a value: cannot be told"]
     assert [label.get_text() for label in bars.get_yticklabels()] == ["lr", "seed"]
-    assert draw(summary(), tmp_path) == ["comparison", "curves", "classes"]
+    assert draw(summary(), tmp_path, LOUD) == ["comparison", "curves", "classes"]
     assert not (tmp_path / "importance.png").exists()
 
 
@@ -291,3 +306,42 @@ def test_axes_of_settings(row, places, words):
     axis = setting_axis("key", row)
     assert axis.places == pytest.approx(places)
     assert [word for _, word in axis.ticks] == words
+
+
+def test_a_picture_that_fails_costs_only_itself(tmp_path, monkeypatch):
+    said = []
+    console = type("Console", (), {"warn": lambda self, text: said.append(text)})()
+
+    def fails(*_):
+        raise ValueError("no room")
+
+    (tmp_path / "comparison.png").write_bytes(b"of an earlier comparison")
+    monkeypatch.setitem(compare_charts.PLOTS, "comparison", fails)
+    of = summary()
+    names = draw(of, tmp_path, console)
+    assert names == ["curves", "classes"] and not (tmp_path / "comparison.png").exists()
+    assert len(said) == 1 and "comparison.png could not be made (ValueError: no room)" in said[0]
+    assert "Recipes" in render(of, names, tmp_path)
+
+
+def test_pictures_of_hundreds_of_runs_and_settings_are_bounded(tmp_path, drawn):
+    settings = {f"augmentation.key_{key}": 0 for key in range(60)}
+    of = sweep()
+    of["runs"] = [
+        {
+            **run(each["recipe"]),
+            "settings": {key: f"v{number % 50}" for key in settings},
+            "curve": [(1, 0.1)] * 9000,
+        }
+        for number, each in enumerate(of["runs"] * 150)
+    ]
+    of["keys"] = {key: key for key in settings}
+    of["importance"] = [{**of["importance"][0], "key": key} for key in settings]
+    draw(of, tmp_path, LOUD)
+    lines = drawn["curves"].axes[0].lines
+    assert len(lines) == compare_charts.MOST_LINES and max(len(line.get_xdata()) for line in lines) <= 4000
+    texts = [each.get_text() for each in drawn["parallel_coordinates"].axes[0].texts]
+    assert len(texts) <= (sweep_charts.MOST_AXES + 1) * (sweep_charts.MOST_TICKS + 1)
+    assert len(drawn["importance"].axes[0].get_yticklabels()) == sweep_charts.MOST_BARS
+    of["left_out"] = [{"folder": f"runs/{number}", "why": "failed"} for number in range(400)]
+    assert "370 more runs, in summary.json" in render(of, [], tmp_path)

@@ -1,6 +1,7 @@
 """The pictures of a comparison, from its summary: recipes, validation curves and classes."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vidtrain.tracking.plots import COLORS, save_png
+from vidtrain.tracking.fonts import shortened
+from vidtrain.tracking.guarding import made_or_warned
+from vidtrain.tracking.plots import COLORS, Curve, save_png
 from vidtrain.tracking.sweep_charts import plot_importance, plot_parallel_coordinates
 
 Plain = Mapping[str, Any]
 
 MOST_RECIPES = 30
+MOST_LINES = 200  # runs in the picture of curves
 MOST_CLASSES = 40
 MOST_COLUMNS = 8  # recipes in the picture of classes
 NAME_LENGTH = 44
@@ -25,8 +29,9 @@ FEW = 10  # videos of a class, below which a bootstrap's interval is narrower th
 BETTER, WORSE, NEITHER = COLORS[0], COLORS[1], "0.45"
 
 
-def draw(summary: Plain, folder: Path) -> list[str]:
-    """Draws what the summary has something to show of; returns the names of the files, without their ending.
+def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
+    """Draws what the summary has something to show of; returns the names of the files, without their ending. One that
+    fails is warned about.
 
     Pictures of an earlier comparison that this one does not draw are taken away.
     """
@@ -38,11 +43,11 @@ def draw(summary: Plain, folder: Path) -> list[str]:
         "importance": bool(summary["importance"]),
     }
     for name, plot in PLOTS.items():
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)
         if wanted[name]:
-            plot(summary, folder / f"{name}.png")
-        else:
-            (folder / f"{name}.png").unlink(missing_ok=True)
-    return [name for name in PLOTS if wanted[name]]
+            made_or_warned(str(path), partial(plot, summary, path), console)
+    return [name for name in PLOTS if (folder / f"{name}.png").is_file()]
 
 
 def ranked(summary: Plain) -> list[Plain]:
@@ -70,8 +75,7 @@ def chosen_words(summary: Plain) -> str:
 
 def name_of(recipe: Plain, length: int = NAME_LENGTH) -> str:
     """`3: lr=0.001, augmentation=none`"""
-    name = f"{recipe['number']}: {recipe['label']}"
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    return shortened(f"{recipe['number']}: {recipe['label']}", length)
 
 
 def color_of(verdict: str) -> str:
@@ -156,12 +160,17 @@ def plot_validation(summary: Plain, path: Path) -> None:
         scale = Normalize(min(means.values()), max(means.values()))
         colors = {number: colormaps["viridis"](scale(mean)) for number, mean in means.items()}
     named = set()
-    for run in summary["runs"]:
-        if not run["curve"] or run["recipe"] not in colors:
-            continue
-        steps, values = np.array(run["curve"], dtype=np.float64).T
-        recipe = next(each for each in recipes if each["number"] == run["recipe"])
-        label = name_of(recipe) if run["recipe"] not in named else None
+    by_number = {each["number"]: each for each in recipes}
+    drawn = [run for run in summary["runs"] if run["curve"] and run["recipe"] in colors]
+    if len(drawn) > MOST_LINES:
+        places = np.linspace(0, len(drawn) - 1, MOST_LINES).round().astype(int)
+        drawn = [drawn[place] for place in places]
+    for run in drawn:
+        curve = Curve()
+        for step, value in run["curve"]:
+            curve.add(step, value)
+        steps, values = curve.arrays()[:2]
+        label = name_of(by_number[run["recipe"]]) if run["recipe"] not in named else None
         named.add(run["recipe"])
         marker = "o" if len(steps) <= 40 else None
         axes.plot(
@@ -256,7 +265,7 @@ def _class_cells(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+    return shortened(name, NAME_LENGTH)
 
 
 def _style(axes: Axes, title: str) -> None:

@@ -20,6 +20,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 MOST_COLUMNS = 6  # recipes beside each other in the table of settings
 MOST_KEYS = 8  # swept settings with a column each
 FEW_KEYS = 2
+MOST_LEFT_OUT = 30  # runs
 CSS_PER_INCH = 96  # pixels
 
 Plain = Mapping[str, Any]
@@ -92,7 +93,10 @@ def _figures(summary: Plain) -> str:
 
 def _notes(summary: Plain) -> str:
     notes = [*([_sentence(chosen_words(summary))] if summary["chosen"] else []), *summary["notes"]]
-    notes += [f"Left out: {each['folder']}: {each['why']}" for each in summary["left_out"]]
+    left_out = summary["left_out"]
+    notes += [f"Left out: {each['folder']}: {each['why']}" for each in left_out[:MOST_LEFT_OUT]]
+    if len(left_out) > MOST_LEFT_OUT:
+        notes.append(f"Left out: {len(left_out) - MOST_LEFT_OUT} more runs, in summary.json.")
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'<div class="notes"><ul>{items}</ul></div>' if items else ""
 
@@ -134,7 +138,7 @@ def _recipes(summary: Plain, images: Mapping[str, str]) -> str:
         "baseline, over videos, and over seeds too where both recipes have several.",
         soft=True,
     )
-    return wide(table(columns, rows)) + words + images["comparison"]
+    return wide(table(columns, rows)) + words + (images["comparison"] if "comparison" in images else "")
 
 
 def _in_order(settings: Sequence[Any], results: Sequence[Any]) -> list[Any]:

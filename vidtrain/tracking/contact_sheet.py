@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vidtrain.tracking.fonts import shortened
 from vidtrain.tracking.overlays import Box, outlined, shade
 from vidtrain.tracking.plots import COLORS, NAME_LENGTH, save_png
 
@@ -77,7 +78,7 @@ def step_of(place: int, frames: int, steps: int) -> int:
 
 
 def _draw_bars(axes: Axes, top: Sequence[tuple[str, float]]) -> None:
-    names = [name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…" for name, _ in top]
+    names = [shortened(name, NAME_LENGTH) for name, _ in top]
     shares = [share for _, share in top]
     axes.barh(range(len(top)), shares, color=[COLORS[0], *["#9DC3DE"] * (len(top) - 1)])
     axes.set_yticks(range(len(top)), names, fontsize=8)

@@ -97,8 +97,8 @@ def _chosen(text: str) -> tuple[list[tuple[str, str]], frozenset[int]]:
         return [], lacking
     # the joiners are of use to the script around them, and no reason to take another font
     fonts = list(_covering(frozenset(code for code in lacking if not _invisible(chr(code)))))
-    held = {code for _, path in fonts for code in _characters(path).tolist()}
-    return fonts, lacking - held
+    absent = (code for code in lacking if not any(_has(path, code) for _, path in fonts))
+    return fonts, frozenset(absent)
 
 
 def _invisible(character: str) -> bool:

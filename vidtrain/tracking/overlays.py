@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, get_data_path
+from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
+
+from vidtrain.tracking.fonts import DEFAULT, runs
 
 HEAT = colormaps["inferno"]
 MOST_OPAQUE = 0.7
@@ -45,11 +46,14 @@ def outlined(picture: np.ndarray, box: Box, color: tuple[int, int, int] = (255, 
 
 
 def caption(width: int, title: str, rows: Sequence[tuple[str, float]], lines: int) -> np.ndarray:
-    """A panel uint8 [h width 3] with a title and the names and shares of `rows`, as bars; room for `lines` of them."""
+    """A panel uint8 [h width 3] with a title and the names and shares of `rows`, as bars; room for `lines` of them.
+
+    Names are such as `vidtrain.tracking.fonts.drawable` gives.
+    """
     height = ROW * (lines + 1) + MARGIN
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, MARGIN // 2), _fitting(title, width - 2 * MARGIN, 12), fill=PALE, font=_font(12))
+    _write(draw, (MARGIN, MARGIN // 2), _fitting(title, width - 2 * MARGIN, 12), PALE, 12)
     for number, (name, share) in enumerate(rows):
         top = MARGIN + ROW * (number + 1)
         reach = round((width - 2 * MARGIN) * min(max(share, 0.0), 1.0))
@@ -57,9 +61,9 @@ def caption(width: int, title: str, rows: Sequence[tuple[str, float]], lines: in
             color = BAR if number == 0 else tuple(value // 2 + 30 for value in BAR)
             draw.rectangle((MARGIN, top, MARGIN + reach, top + ROW - 5), fill=color)
         percent = f"{share:.1%}"
-        room = width - 4 * MARGIN - draw.textlength(percent, font=_font(13))
-        draw.text((MARGIN + 4, top - 1), _fitting(name, room, 13), fill=TEXT, font=_font(13))
-        draw.text((width - MARGIN - 2, top - 1), percent, fill=TEXT, font=_font(13), anchor="ra")
+        room = width - 4 * MARGIN - _length(percent, 13)
+        _write(draw, (MARGIN + 4, top - 1), _fitting(name, room, 13), TEXT, 13)
+        _write(draw, (width - MARGIN - 2 - _length(percent, 13), top - 1), percent, TEXT, 13)
     return np.asarray(image)
 
 
@@ -94,14 +98,28 @@ def rgb(color: str) -> tuple[int, int, int]:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple[int, int, int], size: int
+) -> None:
+    """Writes `text` from `place` on, its top left, on the base line of the default font."""
+    left, line = place[0], place[1] + _font(str(DEFAULT), size).getmetrics()[0]
+    for path, part in runs(text):
+        draw.text((left, line), part, fill=color, font=_font(path, size), anchor="ls")
+        left += _font(path, size).getlength(part)
+
+
+def _length(text: str, size: int) -> float:
+    return sum(_font(path, size).getlength(part) for path, part in runs(text))
 
 
 def _fitting(text: str, width: float, size: int) -> str:
     """`text`, cut where it is wider than `width` pixels."""
-    if _font(size).getlength(text) <= width:
+    if _length(text, size) <= width:
         return text
-    while text and _font(size).getlength(text + "…") > width:
+    while text and _length(text + "…", size) > width:
         text = text[:-1]
     return text + "…"

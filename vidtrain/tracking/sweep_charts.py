@@ -18,6 +18,9 @@ from vidtrain.tracking.plots import COLORS, save_png
 Plain = Mapping[str, Any]
 
 MOST_TICKS = 12
+MOST_AXES = 12  # settings beside each other
+MOST_BARS = 40  # settings below each other
+MOST_LINES = 1000  # runs
 TICK_LENGTH = 18
 KEY_LENGTH = 22
 
@@ -39,6 +42,11 @@ def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
         run for run in summary["runs"] if run["recipe"] in compared and run["metrics"][metric] is not None
     ]
     keys = [key for key in summary["keys"] if len({str(run["settings"][key]) for run in runs}) > 1]
+    if len(keys) > MOST_AXES:  # those that account for most; of others, the first
+        credit = {each["key"]: each["share"] for each in summary["importance"]}
+        told = {key: credit[key] if key in credit else 0.0 for key in keys}
+        kept = sorted(keys, key=lambda key: -told[key])[:MOST_AXES]
+        keys = [key for key in keys if key in kept]
     axes_of = [setting_axis(summary["keys"][key], [run["settings"][key] for run in runs]) for key in keys]
     values = np.array([run["metrics"][metric] for run in runs])
     low, high = float(values.min()), float(values.max())
@@ -50,7 +58,10 @@ def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
     axes = figure.add_subplot()
     scale = Normalize(low, high) if summary["higher_is_better"] else Normalize(-high, -low)
     better = values if summary["higher_is_better"] else -values
-    for place in np.argsort(better):  # the best are drawn last, on top
+    order = np.argsort(better)  # the best are drawn last, on top
+    if len(order) > MOST_LINES:
+        order = order[np.linspace(0, len(order) - 1, MOST_LINES).round().astype(int)]
+    for place in order:
         color = colormaps["viridis"](scale(better[place]))
         xs, ys = _smooth([axis.places[place] for axis in axes_of])
         axes.plot(xs, ys, color=color, linewidth=1.6, alpha=0.85, zorder=2)
@@ -92,6 +103,8 @@ def setting_axis(name: str, row: Sequence[Any]) -> Axis:
     ticks = [
         (places[each], each if len(each) <= TICK_LENGTH else f"{each[: TICK_LENGTH - 1]}…") for each in names
     ]
+    if len(ticks) > MOST_TICKS:
+        ticks = [ticks[index] for index in np.linspace(0, len(ticks) - 1, MOST_TICKS).round().astype(int)]
     return Axis(short, [places[str(value)] for value in row], ticks)
 
 
@@ -135,7 +148,7 @@ def _draw_axis(axes: Axes, x: int, axis: Axis, last: bool) -> None:
 
 def plot_importance(summary: Plain, path: Path) -> None:
     """The share of the variance between runs that each setting accounts for, taken alone."""
-    found = summary["importance"]
+    found = summary["importance"][:MOST_BARS]
     figure = Figure(figsize=(8, 1.3 + 0.42 * len(found)), layout="constrained")
     axes = figure.add_subplot()
     for row, each in enumerate(found):

@@ -8,9 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from vidtrain.tracking.fonts import shortened
 from vidtrain.tracking.plots import COLORS, NAME_LENGTH, save_png
 
 MOST_CLASSES = 12
+MOST_WINDOWS = 4000  # columns; of more windows, several are taken together
 OTHER = "0.55"  # the color of what has none of its own
 STEPS = (1, 2, 3, 5, 6, 10)  # round numbers of seconds and minutes
 
@@ -39,13 +41,18 @@ def draw_timeline(
     thousands of windows apart where lines would run into each other.
     """
     chosen = shown_classes(chances, stretches)
+    shown = chances[:, chosen]
+    edges, shown = thinned(np.asarray(edges), shown, MOST_WINDOWS)
     figure = Figure(figsize=(13, 1.9 + 0.32 * len(chosen)), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     answers, axes = figure.subplots(2, 1, sharex=True, height_ratios=[0.5, 0.32 * len(chosen) + 0.3])
+    colors = []
     for stretch in stretches:
         place = chosen.index(stretch.class_index) if stretch.class_index in chosen else len(COLORS)
-        color = COLORS[place] if place < len(COLORS) else OTHER
-        answers.axvspan(stretch.start, stretch.end, color=color, linewidth=0)
+        colors.append(COLORS[place] if place < len(COLORS) else OTHER)
+    spans = [(each.start, each.end - each.start) for each in stretches]
+    answers.broken_barh(spans, (0, 1), facecolors=colors, linewidth=0)
+    for stretch in stretches:
         if stretch.end - stretch.start > 0.09 * (edges[-1] - edges[0]):
             middle, name = (stretch.start + stretch.end) / 2, _short(classes[stretch.class_index])
             answers.text(middle, 0.5, name, ha="center", va="center", fontsize=8, color="white", clip_on=True)
@@ -56,7 +63,7 @@ def draw_timeline(
     axes.set_facecolor("0.85")  # what could not be read
     rows = np.arange(len(chosen) + 1) - 0.5
     drawn = axes.pcolormesh(
-        edges, rows, np.ma.masked_invalid(chances[:, chosen].T), cmap="Blues", vmin=0, vmax=1, rasterized=True
+        edges, rows, np.ma.masked_invalid(shown.T), cmap="Blues", vmin=0, vmax=1, rasterized=True
     )
     axes.set_yticks(range(len(chosen)), [_short(classes[index]) for index in chosen], fontsize=9)
     for number, label in enumerate(axes.get_yticklabels()):
@@ -78,6 +85,20 @@ def draw_timeline(
     bar.ax.tick_params(labelsize=8, length=0)
     bar.set_label("probability", fontsize=8)
     save_png(figure, path)
+
+
+def thinned(edges: np.ndarray, chances: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `edges` [w + 1] and `chances` [w k] of windows; where there are more than `most`, of stretches of several of
+    them: their means, NaN where none of a stretch could be read."""
+    together = -(-len(chances) // most)
+    if together == 1:
+        return edges, chances
+    starts = np.arange(0, len(chances), together)
+    known = np.isfinite(chances)
+    counts = np.add.reduceat(known.astype(np.int64), starts)
+    sums = np.add.reduceat(np.where(known, chances, 0.0), starts)
+    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return np.append(edges[starts], edges[-1]), means
 
 
 def shown_classes(chances: np.ndarray, stretches: Sequence[Stretch]) -> list[int]:
@@ -111,4 +132,4 @@ class _Times(MaxNLocator):
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+    return shortened(name, NAME_LENGTH)

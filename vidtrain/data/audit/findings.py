@@ -5,7 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import pairwise
 
 import numpy as np
 
@@ -115,19 +115,28 @@ def copies(
     near_links = {(ones[pair.first], ones[pair.second]): pair.distance for pair in near}
     exact_links = [(same[0], other) for same in by_digest.values() for other in same[1:]]
 
+    linked: dict[int, list[float]] = defaultdict(list)  # the distances of each one to later ones
+    for (one, _), bits in near_links.items():
+        linked[one].append(bits)
+
     found = []
     for members in clusters(len(paths), [*exact_links, *near_links]):
-        inside = set(members)
-        distances = [bits for (one, _), bits in near_links.items() if one in inside]
+        distances = [bits for one in members if one in linked for bits in linked[one]]
         kind = "near" if distances else "exact"
         names = tuple(paths[number] for number in members)
         found.append(_copies(kind, names, by_path, max(distances, default=0.0)))
     for path, listed in by_path.items():
-        if any(one.overlaps(other) for one, other in combinations(listed, 2)):
+        if _overlapping(listed):
             found.append(_copies("listed twice", (path,), by_path, 0.0))
     return sorted(
         found, key=lambda each: (not each.across_splits, each.kind == "near", each.distance, each.paths)
     )
+
+
+def _overlapping(listed: Sequence[Entry]) -> bool:
+    """Whether two records of one file show the same moment: of those in order of their starts, two neighbors do."""
+    in_order = sorted(listed, key=lambda entry: entry.start or 0.0)
+    return any(one.overlaps(other) for one, other in pairwise(in_order))
 
 
 def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]], distance: float) -> Copies:

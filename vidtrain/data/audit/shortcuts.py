@@ -85,7 +85,8 @@ def shortcuts(
     if len({entry.classes for entry in known}) < 2 or any(len(entry.classes) > 1 for entry in known):
         return []
     names = sorted({entry.classes[0] for entry in known})
-    labels = np.array([names.index(entry.classes[0]) for entry in known])
+    number = {name: place for place, name in enumerate(names)}
+    labels = np.array([number[entry.classes[0]] for entry in known])
     groups = np.unique([entry.group for entry in known], return_inverse=True)[1]
     table = attributes([inspections[entry.path] for entry in known])
     found = [_shortcut(name, values, labels, groups, names, seed) for name, values in table.items()]
@@ -96,27 +97,31 @@ def _shortcut(
     attribute: str, values: list[str], labels: np.ndarray, groups: np.ndarray, names: list[str], seed: int
 ) -> Shortcut:
     spelled, codes = np.unique(values, return_inverse=True)
-    counts = _table(codes, labels, len(spelled), len(names))
-    baseline = float(counts.sum(axis=0).max() / len(labels))
+    of_class = np.bincount(labels, minlength=len(names))
+    baseline = float(of_class.max() / len(labels))
     rng = np.random.default_rng(seed)
     hits = []
     for _ in range(HALVINGS):
         half = _half(labels, groups, rng)
         for learn in (half, ~half):
-            part = _table(codes[learn], labels[learn], len(spelled), len(names))
-            guess = np.where(part.any(axis=1), part.argmax(axis=1), part.sum(axis=0).argmax())
+            most = np.bincount(labels[learn], minlength=len(names)).argmax()
+            pairs, counts = _pairs(codes[learn], labels[learn], len(names))
+            guess = _most_common_class(pairs, counts, len(spelled), len(names), most)
             hits.append((guess[codes[~learn]] == labels[~learn]).sum())
     accuracy = float(sum(hits) / (HALVINGS * len(labels)))
     noise = NOISE * np.sqrt(baseline * (1 - baseline) / len(labels))
     called_out = accuracy - baseline >= max(SHORTCUT_GAIN, noise)
+    pairs, counts = _pairs(codes, labels, len(names))
+    best = np.zeros(len(spelled), dtype=np.int64)
+    np.maximum.at(best, pairs // len(names), counts)
     return Shortcut(
         attribute=attribute,
         values=len(spelled),
         accuracy=accuracy,
-        fitted=float(counts.max(axis=1).sum() / len(labels)),
+        fitted=float(best.sum() / len(labels)),
         baseline=baseline,
         called_out=bool(called_out),
-        giveaways=_giveaways(counts, spelled, names) if called_out else (),
+        giveaways=_giveaways(pairs, counts, spelled, names) if called_out else (),
     )
 
 
@@ -135,19 +140,36 @@ def _half(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> n
     return side[groups]
 
 
-def _table(codes: np.ndarray, labels: np.ndarray, num_values: int, num_classes: int) -> np.ndarray:
-    """How many videos have each value and class, int64 [values classes]."""
-    return np.bincount(codes * num_classes + labels, minlength=num_values * num_classes).reshape(
-        num_values, num_classes
-    )
+def _pairs(codes: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of a value and a class that occur, as value * classes + class in order, and how many videos have each.
+
+    A table of all pairs has no room where every file has a size of its own and there are thousands of classes.
+    """
+    return np.unique(codes * num_classes + labels, return_counts=True)
 
 
-def _giveaways(counts: np.ndarray, values: np.ndarray, names: list[str]) -> tuple[Giveaway, ...]:
-    of_class = counts / np.maximum(1, counts.sum(axis=0))
-    of_value = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    lift = of_value / np.maximum(1e-9, counts.sum(axis=0) / counts.sum())
+def _most_common_class(
+    pairs: np.ndarray, counts: np.ndarray, num_values: int, num_classes: int, otherwise: int
+) -> np.ndarray:
+    """The most common class [values] with each value, of equal ones the first; `otherwise` of a value not seen."""
+    values, classes = np.divmod(pairs, num_classes)
+    found = np.full(num_values, otherwise)
+    rarest_first = np.lexsort((-classes, counts))  # what is written last stays
+    found[values[rarest_first]] = classes[rarest_first]
+    return found
+
+
+def _giveaways(
+    pairs: np.ndarray, counts: np.ndarray, spelled: np.ndarray, names: list[str]
+) -> tuple[Giveaway, ...]:
+    values, classes = np.divmod(pairs, len(names))
+    by_class = np.bincount(classes, counts, minlength=len(names))
+    of_class = counts / by_class[classes]
+    of_value = counts / np.bincount(values, counts)[values]
+    lift = of_value / (by_class[classes] / counts.sum())
     found = [
-        Giveaway(names[c], str(values[v]), float(of_class[v, c]), float(of_value[v, c]), float(lift[v, c]))
-        for v, c in np.argwhere((of_class >= MOST_OF_CLASS) & (lift >= LIFT))
+        Giveaway(names[c], str(spelled[v]), float(of_class[row]), float(of_value[row]), float(lift[row]))
+        for row, (v, c) in enumerate(zip(values, classes, strict=True))
+        if of_class[row] >= MOST_OF_CLASS and lift[row] >= LIFT
     ]
     return tuple(sorted(found, key=lambda each: (-each.lift * each.of_class, each.name)))

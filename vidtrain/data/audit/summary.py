@@ -222,7 +222,8 @@ def _ranked(values: Sequence[str]) -> tuple[list[str], list[int]]:
     """The most common values, and the place among them of each, the last one being for all others."""
     common = [value for value, _ in Counter(values).most_common(MOST_VALUES)]
     rare = ["other"] if len(set(values)) > len(common) else []
-    return common + rare, [common.index(value) if value in common else len(common) for value in values]
+    places = {value: place for place, value in enumerate(common)}
+    return common + rare, [places[value] if value in places else len(common) for value in values]
 
 
 def _shortcut(found: Shortcut) -> Plain:
@@ -242,9 +243,12 @@ def _copies(found: Copies, shown) -> Plain:
 
 def _samples(readable: Sequence[Entry], classes: Sequence[str], shown) -> dict[str, list[Plain]]:
     """Files of every class, evenly spread over its records."""
+    paths: dict[str, list[str]] = {name: [] for name in classes}
+    for entry in readable:
+        for name in entry.classes:
+            paths[name].append(entry.path)
     samples = {}
-    for name in classes:
-        of_class = [entry.path for entry in readable if name in entry.classes]
+    for name, of_class in paths.items():
         chosen = np.linspace(0, len(of_class) - 1, min(SAMPLES, len(of_class))).round().astype(int)
         samples[name] = [shown(of_class[number]) for number in chosen]
     return samples
