@@ -9,7 +9,6 @@ from hostile_names import HOSTILE, acts
 
 from vidtrain.names import (
     csv_text,
-    drawn,
     guarded_cell,
     markdown,
     markdown_code,
@@ -52,7 +51,6 @@ def test_a_message_keeps_its_lines():
 def test_no_hostile_name_acts(name):
     assert not acts(shown(name)) and "\n" not in shown(name)
     shown(name).encode()
-    assert drawn(name).count("$") == drawn(name).count("\\$")
 
 
 # --- CSV --------------------------------------------------------------------------------------------------

@@ -123,7 +123,6 @@ def compare(cfg: CompareConfig) -> None:
         (*numbers, {**asdict(video), "flipped": int(video.flipped)})
         for numbers, pair in compared.comparisons.items()
         for video in pair.videos
-        if video.baseline != video.other
     ]
     out = Path(cfg.out or f"outputs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     with RunLock(out):

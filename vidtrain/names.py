@@ -41,14 +41,6 @@ def _spell(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-# --- pictures ---------------------------------------------------------------------------------------------
-
-
-def drawn(name: object) -> str:
-    """As `shown`, for matplotlib, which else takes what stands between two dollars for a formula."""
-    return shown(name).replace("$", r"\$")
-
-
 # --- CSV --------------------------------------------------------------------------------------------------
 
 # Spreadsheets take a cell that begins so for a formula, wide forms too, and cut others at these

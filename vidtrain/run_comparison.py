@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Compared:
-    """The summary, and what is too long for it: each comparison with all of its videos, by (baseline, recipe)."""
+    """The summary, and what is too long for it: each comparison with the videos that came out differently, by (baseline,
+    recipe)."""
 
     summary: Plain
     comparisons: dict[tuple[int, int], Comparison]
@@ -82,7 +83,8 @@ def compare_runs(runs: Sequence[Run], options: Options, console) -> Compared:
             if pair is None:
                 disjoint.append(other.number)
             else:
-                comparisons[baseline.number, other.number] = pair
+                changed = [video for video in pair.videos if video.baseline != video.other]
+                comparisons[baseline.number, other.number] = replace(pair, videos=changed)
             console.advance(done, {"recipe": other.number})
 
     compared = [each.number for each in alike if each.number not in disjoint]
@@ -293,7 +295,7 @@ def _comparison(pair: Comparison, numbers: tuple[int, int]) -> Plain:
     verdict = "not told apart"
     if told_apart:
         verdict = "better" if (pair.difference > 0) == better else "worse"
-    plain = asdict(pair)
+    plain = asdict(replace(pair, videos=[]))
     return {
         **{key: value for key, value in plain.items() if key != "videos"},
         "baseline": numbers[0],

@@ -20,6 +20,8 @@ from vidtrain.evaluation.predictions import Aligned, Predictions, align
 MEANS = ("top1", "top5", "exact_match")
 RESAMPLED = (*MEANS, *SCORES)  # the metrics that follow from predictions.csv; of others there is no interval
 
+MOST_DRAWN = 1000  # classes, of which each has draws of its own
+
 Interval = tuple[float, float]
 
 
@@ -166,6 +168,19 @@ def class_changes(found: Aligned, n: int, draws: int, confidence: float, rng) ->
     k, changes = len(found.classes), []
     by_class = _by_class(found.labels, k)
     predicted = [_by_class(marks, k) for marks in found.predictions]
+    known: dict[tuple[bytes, ...], np.ndarray] = {}
+
+    def drawn_of(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """Means [draws] of a class. Of thousands of small classes many have the same changes, and so the same draws."""
+        if k <= MOST_DRAWN or groups is not None:
+            return resampled_means(change[None], groups, draws, rng)[:, 0]
+        key = tuple(each.tobytes() for each in np.unique(change, return_counts=True))
+        if key not in known:
+            if len(known) == MOST_DRAWN:
+                known.clear()
+            known[key] = resampled_means(change[None], None, draws, rng)[:, 0]
+        return known[key]
+
     for code, name in enumerate(found.classes):
         mine = by_class[code]
         if not len(mine):
@@ -177,7 +192,7 @@ def class_changes(found: Aligned, n: int, draws: int, confidence: float, rng) ->
         if found.groups is not None:
             groups = np.unique(found.groups[mine], return_inverse=True)[1]
         change = hits[n:].mean(axis=0) - hits[:n].mean(axis=0)
-        sampled = resampled_means(change[None], groups, draws, rng)[:, 0]
+        sampled = drawn_of(change, groups)
         if min(n, len(hits) - n) > 1:
             sampled = sampled + seed_noise(recall[n:], draws, rng) - seed_noise(recall[:n], draws, rng)
         changes.append(

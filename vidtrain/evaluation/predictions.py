@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -90,9 +91,9 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
         columns[name] = [unicodedata.normalize("NFC", text) for text in columns[name]]
     likeliest = [columns[name] for name in TOP5 if name in columns]
     return Predictions(
-        paths=columns["path"],
-        labels=columns["label"],
-        predictions=columns["prediction"],
+        paths=list(map(sys.intern, columns["path"])),  # hundreds of runs read the same videos
+        labels=list(map(sys.intern, columns["label"])),
+        predictions=list(map(sys.intern, columns["prediction"])),
         top5=np.array(
             [any(each[row] == label for each in likeliest) for row, label in enumerate(columns["label"])]
         ),

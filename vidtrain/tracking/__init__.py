@@ -12,6 +12,8 @@ mirror_channel.py      messages between the two
 wandb_mirror.py        W&B
 tensorboard_mirror.py  TensorBoard
 mlflow_mirror.py       MLflow
+fonts.py               names in any script: fonts that have them, else letters or numbers
+guarding.py            a picture or page that fails costs only itself
 plots.py               curves and confusion matrix as PNG
 wrong_sheet.py         what a model got wrong with the most confidence, as PNG
 provenance.py          machine, packages, commit

@@ -17,6 +17,8 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 
+from vidtrain.names import shown_lines
+
 DEFAULT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 LAST_RESORT = "LastResort"  # its glyphs are boxes that stand for a script
 INVISIBLE = ("Cf", "Mn", "Me")  # joiners, variation selectors and marks: nothing without what they belong to
@@ -132,7 +134,7 @@ def drawable(text: str, legend: Legend) -> str:
     """A text as the fonts of this machine can draw it; what they cannot is spelled, or gets a number of `legend`."""
     if text.isascii() and text.isprintable():
         return text
-    text = "".join(map(_escaped, unicodedata.normalize("NFC", text)))
+    text = shown_lines(unicodedata.normalize("NFC", text))
     _, absent = _chosen(text)
     if not absent:
         return text
@@ -140,29 +142,6 @@ def drawable(text: str, legend: Legend) -> str:
     for shown, piece in _pieces(text, absent):
         parts.append(piece if shown else _replaced(piece, legend))
     return re.sub(" +", " ", "".join(parts)).strip(" ")
-
-
-def _escaped(character: str) -> str:
-    """Control characters, those that turn the direction of all that follows, and bytes in no encoding, in ASCII."""
-    category, code = unicodedata.category(character), ord(character)
-    if character == "\n":
-        return character
-    if category == "Cs":
-        return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
-    if category == "Cc":
-        return f"\\x{code:02x}"
-    turning = unicodedata.bidirectional(character) in (
-        "LRE",
-        "RLE",
-        "LRO",
-        "RLO",
-        "PDF",
-        "LRI",
-        "RLI",
-        "FSI",
-        "PDI",
-    )
-    return f"\\u{code:04x}" if turning else character
 
 
 def _pieces(text: str, absent: frozenset[int]) -> list[tuple[bool, str]]:
