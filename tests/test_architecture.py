@@ -43,6 +43,7 @@ MAY_USE = {
         "benchmark_variants",
         "build",
         "build_data",
+        "build_run",
         "check",
         "config",
         "export",
@@ -54,6 +55,7 @@ MAY_USE = {
         "run_benchmark",
         "run_folder",
         "run_pictures",
+        "run_report",
         "schemas",
         "starting_point",
         "stored_config",
@@ -116,4 +118,4 @@ def test_libraries_stay_in_their_rooms(library):
 
 
 def test_the_loop_stays_readable_in_one_sitting():
-    assert len((PACKAGE / "training" / "loop.py").read_text().splitlines()) <= 300
+    assert len((PACKAGE / "training" / "loop.py").read_text().splitlines()) <= 260

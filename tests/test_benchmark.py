@@ -13,9 +13,10 @@ from small_run import small
 from vidtrain.app import find_faults
 from vidtrain.benchmark import benchmark, check
 from vidtrain.benchmark_variants import follow
+from vidtrain.build_run import open_data
 from vidtrain.check import ranks_to_come
 from vidtrain.errors import UserError
-from vidtrain.run_benchmark import Meter, open_data
+from vidtrain.run_benchmark import Meter
 from vidtrain.schemas import BenchmarkConfig, RunConfig
 from vidtrain.tracking.console import NullConsole
 from vidtrain.training.advice import Advice

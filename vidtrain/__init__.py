@@ -24,6 +24,7 @@ annotations.py         what a constructor's annotations allow of plain values
 check.py               all faults of a configuration that show without data, found at once
 build.py               from configuration to parts
 build_data.py          from configuration to manifests and batches
+build_run.py           from configuration to a run; the one place where the loop's Run is assembled
 starting_point.py      the weights that a run starts from
 trained.py             opening what was trained: a run, a checkpoint, an exported file
 run_folder.py          choosing, recording and resuming a run's folder
@@ -52,6 +53,7 @@ sweep_trial.py         what a run does as a trial
 run_reading.py         what finished runs left in their folders
 run_comparison.py      from runs to one summary of how they compare
 comparison_notes.py    what a reader must know before believing it
+run_report.py          the close of a run: its best checkpoint on test
 run_pictures.py        the pictures that close a run
 export_model.py        what export does, for the end of training too
 run_benchmark.py       what benchmark does

@@ -46,8 +46,9 @@ def benchmark(cfg: DictConfig) -> float:
     from dataclasses import asdict
 
     from vidtrain.benchmark_variants import explore, follow
+    from vidtrain.build_run import open_data
     from vidtrain.evaluate import writable
-    from vidtrain.run_benchmark import Meter, measure, open_data, open_phase, phase_name
+    from vidtrain.run_benchmark import Meter, measure, open_phase, phase_name
     from vidtrain.tracking.atomic import write_json_atomic
     from vidtrain.tracking.console import make_console
     from vidtrain.training.advice import advise, nothing_to_change, verdict

@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain import build, build_data
+from vidtrain.build_run import open_data
 from vidtrain.data.columns import StringsBuilder
 from vidtrain.data.dataset import Batch
 from vidtrain.data.index import VideoIndex
@@ -23,7 +24,7 @@ from vidtrain.data.manifest import Manifest
 from vidtrain.data.prepared import PreparedCopy, prepared_folder
 from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
 from vidtrain.errors import UserError
-from vidtrain.run_benchmark import KEEPS_UP, Meter, changed, open_data, plural
+from vidtrain.run_benchmark import KEEPS_UP, Meter, changed, plural
 from vidtrain.schemas_data import PrepareConfig
 from vidtrain.training.advice import Advice, Measured, verdict
 from vidtrain.training.benchmarking import PhaseSteps

@@ -3,19 +3,15 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain import build, build_data
-from vidtrain.data.balance import class_shares
-from vidtrain.data.manifest import Manifest
+from vidtrain.build_run import Record, RunData, assemble, make_parts
 from vidtrain.data.workers import PREFETCH
 from vidtrain.evaluation.views import view_table
-from vidtrain.frozen import many_heads
 from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.benchmarking import (
     PhaseSteps,
@@ -32,8 +28,6 @@ from vidtrain.training.benchmarking import (
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.memory import peak_memory, reset_peak
 from vidtrain.training.precision import autocast
-from vidtrain.training.run import PhaseTask, Run
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
 ENDLESS = 2**40  # steps: more than anybody makes
 ALONE_SECONDS = 3.0  # that the loader, or the model, is measured for without the other
@@ -42,21 +36,6 @@ KEEPS_UP = 1.2  # times the model's rate: more workers than that need no measuri
 
 def plural(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is read, and how; the same for all variants of a run."""
-
-    reading: build_data.Reading
-    splits: dict[str, Manifest]
-
-
-def open_data(cfg: DictConfig, ranks: Ranks, console: Any) -> Data:
-    reading = build_data.reading(cfg, ranks, None)
-    splits = build_data.manifests(cfg, ranks, console)
-    splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
-    return Data(reading, splits)
 
 
 def changed(cfg: DictConfig, settings: dict[str, Any]) -> DictConfig:
@@ -71,44 +50,12 @@ def phase_name(cfg: DictConfig) -> str:
     return cfg.phase or next(iter(cfg.stage))
 
 
-def open_phase(cfg: DictConfig, data: Data, ranks: Ranks, console: Any) -> PhaseSteps:
+def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Any) -> PhaseSteps:
     """The phase to measure, of the parts that training would assemble."""
-    settings: TrainerSettings = OmegaConf.to_object(cfg.trainer)
-    build.set_cpu_threads(settings.cpu_threads, ranks)
-    train = data.splits["train"]
-    batches, steps_per_epoch = build_data.train_batches(cfg, train, data.reading, ranks)
-    loss = build.part(cfg.loss)
-    shares = class_shares(train, cfg.data.balance)
-    model = build.model(cfg, len(train.classes), ranks)
-    transform, mix = build.device_transform(cfg, ranks.device), build.mixing(cfg, len(train.classes))
-
-    def frozen(phase: PhaseSettings) -> PhaseTask:
-        return many_heads(model, phase, transform, mix, batches, lambda model: [])
-
-    run = Run(
-        model=model,
-        transform=transform,
-        mix=mix,
-        train_batches=batches,
-        train_paths=train.paths,
-        steps_per_epoch=steps_per_epoch,
-        evaluate=None,
-        loss=loss,
-        class_weights=loss.weights(torch.from_numpy(shares).to(ranks.device)),
-        multi_label=train.multi_label,
-        optimizer=build.part(cfg.optimizer),
-        lr=build.part(cfg.schedule.lr),
-        weight_decay=build.part(cfg.schedule.weight_decay),
-        phases=OmegaConf.to_object(cfg.stage),
-        settings=settings,
-        ranks=ranks,
-        seed=cfg.seed,
-        log=NullRunLog(),
-        console=console,
-        checkpoints=Path(),
-        card={},
-        frozen=frozen,
-    )
+    build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
+    model = build.model(cfg, len(data.classes), ranks)
+    record = Record(NullRunLog(), console)
+    run = assemble(cfg, data, make_parts(cfg, data, ranks, console), model, None, ranks, record)
     return PhaseSteps(run, phase_name(cfg))
 
 
@@ -118,7 +65,7 @@ def open_phase(cfg: DictConfig, data: Data, ranks: Ranks, console: Any) -> Phase
 class Meter:
     """Measures variants of a run by all ranks at once, which share cores and disks as they would in training."""
 
-    def __init__(self, cfg: DictConfig, data: Data, ranks: Ranks, console: Any):
+    def __init__(self, cfg: DictConfig, data: RunData, ranks: Ranks, console: Any):
         self.cfg = cfg
         self.data = data
         self.ranks = ranks
