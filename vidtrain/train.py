@@ -95,8 +95,8 @@ def _train(
             check_learned(evaluation(start.model)[0].metrics, parts.loss, state.total_step)
         result = run_report.report_best(cfg, data, parts, start.model, state, ranks, log, console)
         status = "finished"
-        # last, as a run that ends here is finished all the same
-        ranks.on_main(lambda: run_report.draw_pictures(cfg, data, result, state, log, console))
+        if ranks.is_main:  # last, as a run that ends here is finished all the same
+            run_report.draw_pictures(cfg, data, result, state, log, console)
     except Pruned:
         status = "pruned"
         raise

@@ -148,3 +148,10 @@ def each_metric(run_dir: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{run_dir} is not a folder: give the folder of a run.")
     path = run_dir / "metrics.jsonl"
     return each_json_line(path) if path.exists() else iter(())
+
+
+class NullRunLog:
+    """For steps that are measured: what they meet is counted, and not recorded."""
+
+    def fault(self, path: str, cause: str, step: int, split: str) -> None:
+        return None
