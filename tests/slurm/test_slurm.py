@@ -32,7 +32,9 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
-OWN = "optimizer._target_=throttled.Throttled"  # of another package: a folder does not bring it along by itself
+OWN = (
+    "optimizer._target_=throttled.Throttled"  # of another package: a folder does not bring it along by itself
+)
 SMALL = small(
     "augmentation=standard",
     "model.encoder.drop_path=0.2",

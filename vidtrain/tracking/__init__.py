@@ -16,6 +16,8 @@ fonts.py               names in any script: fonts that have them, else letters o
 guarding.py            a picture or page that fails costs only itself
 plots.py               curves and confusion matrix as PNG
 wrong_sheet.py         what a model got wrong with the most confidence, as PNG
+fonts.py               names in any script: fonts that have them, and what is drawn where none has
+guarding.py            pictures and pages may fail: the program goes on
 provenance.py          machine, packages, commit
 view_charts.py         what views are worth, as PNG
 audit_page.py          the audit as one HTML file
