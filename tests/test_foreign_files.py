@@ -146,3 +146,41 @@ def test_a_checkpoint(bomb, tmp_path):
     torch.save({"format": "vidtrain/1", "model": bomb, "classes": [], "config": {}}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match="bad.pt is refused: it holds objects other than tensors"):
         open_trained(tmp_path / "bad.pt", trust_targets=True)
+
+
+def test_arrays_in_a_checkpoint_are_numbers_and_never_addresses(tmp_path):
+    """NumPy takes from a pickle that bytes are objects, and follows them: it ends the process, or worse."""
+    from vidtrain.torch_files import read_torch_file
+
+    class Forged:
+        def __init__(self, code, state):
+            self.code, self.state = code, state
+
+        def __reduce__(self):
+            return np.dtype, (self.code, False, True), self.state
+
+    class Array:
+        def __init__(self, dtype, data):
+            self.dtype, self.data = dtype, data
+
+        def __reduce__(self):
+            make, arguments, _ = np.zeros(1).__reduce__()
+            return make, arguments, (1, (1,), self.dtype, False, self.data)
+
+    objects = Forged("O", (3, "|", None, None, None, -1, -1, 0))  # said to hold none
+    fields = Forged("V8", (3, "|", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 1, 16))
+    for bad in (Array(objects, b"A" * 8), Array(fields, b"A" * 8), Array(np.dtype("f8"), b"A")):
+        torch.save({"a": bad}, tmp_path / "bad.pt")
+        with pytest.raises(UserError, match="bad.pt is refused: it holds objects other than tensors"):
+            read_torch_file(tmp_path / "bad.pt")
+    good = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b": np.float32(2.5),
+        "c": np.array(["x", "yz"]),
+        "d": np.arange(3)[::-1],
+    }
+    good |= {"e": np.asfortranarray(np.eye(2, 3, dtype=">i4")), "f": np.bool_(True)}
+    torch.save(good, tmp_path / "good.pt")
+    found = read_torch_file(tmp_path / "good.pt")
+    for key, value in good.items():
+        assert np.array_equal(found[key], value) and found[key].dtype == value.dtype.newbyteorder("="), key

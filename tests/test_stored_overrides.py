@@ -29,6 +29,8 @@ HARMLESS = [
     "~stage.full",
     "dataset.source.root=${data_root}/my videos",
     "dataset.source.root='/data/my videos'",
+    "data_root=../data",
+    "init_from=/runs/best.pt",
     "dataset.source.group_pattern='_g([0-9]+)_c.*\\.avi$'",
     "+dataset.source.train_per_class=2",
     "pretrained=facebook/vjepa2-vitl-fpc64-256",
@@ -56,6 +58,8 @@ HARMFUL = [
     "loss=/tmp/evil",
     "+loss@model.x=../evil",
     "model=vit3d_tiny,../evil",
+    "mine=../evil",  # of a folder that the user may name
+    "stage/phase=../evil",
     "hydra.searchpath=[file:///tmp]",
     "hydra.job_logging.handlers.x={class: os.mkdir}",
     "hydra.callbacks.x._target_=os.mkdir",

@@ -7,6 +7,7 @@ only where it can do no more than choose among what this package ships. Nothing 
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 
 from vidtrain.config import CONF, options
 from vidtrain.errors import UserError
+from vidtrain.schemas import RunConfig
 from vidtrain.trust import REFERENCE, TARGET, is_computed, is_trusted, shipped_pruners, shortened
 
 # Of Hydra's own settings, those that a sweep's command line may say and that start nothing by themselves
@@ -73,13 +75,19 @@ def may_be_taken(override: str, hydra: bool = False) -> bool:
     if "hydra" in re.split(r"\W", own):
         return hydra and parsed.package is None and _may_set_hydra(key, value)
     values = list(_leaves(value, key.rpartition(".")[2]))
-    if (CONF / key.partition("@")[0]).is_dir() and any(
+    if _may_be_a_group(key) and any(
         PurePosixPath(each).is_absolute() or ".." in PurePosixPath(each).parts
         for _, each in values
         if isinstance(each, str)
     ):
         return False  # an option of a group is a file's name, and might lead out of conf/
     return TARGET not in key.split(".")[:-1] and all(_is_harmless(name, each) for name, each in values)
+
+
+def _may_be_a_group(key: str) -> bool:
+    """Of this package, or of a configuration folder of the user's own."""
+    plain = {each.name for each in fields(RunConfig) if not (CONF / each.name).is_dir()}
+    return "/" in key or ("." not in key and key not in plain)
 
 
 def _is_harmless(name: Any, value: Any) -> bool:

@@ -6,6 +6,7 @@ the file, and every other reader of such files reads it as before. `unzip -z FIL
 
 import argparse
 import hashlib
+import math
 import pathlib
 import pickle
 import re
@@ -19,17 +20,67 @@ import torch
 
 from vidtrain.errors import UserError
 
+
+class _Dtype:
+    """Stands for a dtype of NumPy while a file is read: of numbers, text and bytes, and never of objects or fields.
+
+    NumPy itself takes from a file that an array of bytes is one of objects, and would follow them as addresses.
+    """
+
+    CODES = re.compile(r"[?biufc]\d{0,2}|[SU]\d{1,6}")
+
+    def __init__(self, code: str, align: bool = False, copy: bool = True):
+        if not isinstance(code, str) or not self.CODES.fullmatch(code):
+            raise pickle.UnpicklingError(f"an array of dtype {code!r}")
+        self._code, self._order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        order, *more = state[1:5]
+        if order not in ("<", ">", "|", "=") or any(each is not None for each in more):
+            raise pickle.UnpicklingError(f"an array of a dtype with fields, {self._code!r}")
+        self._order = order
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self._order + self._code)
+
+
+class _Array(np.ndarray):
+    """An array of numbers, text or bytes, made of as many bytes as it takes."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, fortran, data = state
+        whole = isinstance(kind, _Dtype) and isinstance(data, bytes) and min(shape, default=0) >= 0
+        if not whole or math.prod(shape) * kind.dtype.itemsize != len(data):
+            raise pickle.UnpicklingError("an array whose bytes are not those of its shape and dtype")
+        super().__setstate__((1, shape, kind.dtype, bool(fortran), data))
+
+
+class _Kind:
+    """Stands for the class of arrays where a file names it."""
+
+
+def _scalar(kind: _Dtype, data: bytes) -> Any:
+    if not isinstance(kind, _Dtype) or not isinstance(data, bytes) or len(data) != kind.dtype.itemsize:
+        raise pickle.UnpicklingError("a number whose bytes are not those of its dtype")
+    return np.frombuffer(data, kind.dtype)[0]
+
+
+def _reconstruct(kind: type, shape: Any, code: Any) -> _Array:
+    return np.ndarray.__new__(_Array, (0,), np.int8)
+
+
 # What published checkpoints hold beside tensors. Each is plain data: making one runs nothing. The functions that make
-# numbers and arrays of NumPy again have had two homes.
-_SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+# numbers and arrays of NumPy again have had two homes, and ours stand in their place.
 PLAIN = [
     argparse.Namespace,
     pathlib.PosixPath,
-    np.dtype,
-    np.ndarray,
-    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
-    *((_SCALAR, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")),
-    *((_ARRAY, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
+    _Array,
+    _Dtype,
+    (_Dtype, "numpy.dtype"),
+    (_Kind, "numpy.ndarray"),
+    *((_scalar, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")),
+    *((_reconstruct, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
 ]
 
 CHECKSUM = "checksum"  # in the payload: that the file must end with one
