@@ -184,3 +184,31 @@ def test_arrays_in_a_checkpoint_are_numbers_and_never_addresses(tmp_path):
     found = read_torch_file(tmp_path / "good.pt")
     for key, value in good.items():
         assert np.array_equal(found[key], value) and found[key].dtype == value.dtype.newbyteorder("="), key
+
+
+def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
+    from composing import config_of
+
+    from vidtrain.build_data import index_file, keep_index_here
+    from vidtrain.tracking.console import make_console
+
+    console = make_console(is_main=True)
+    elsewhere, usual = f"data.index_root={tmp_path}/projects", "data/index"
+    cfg = config_of("train", elsewhere)
+    keep_index_here(cfg, True, console)
+    assert cfg.data.index_root == usual
+    assert f"no index of the videos is in {tmp_path}/projects" in "".join(capsys.readouterr().out.split("\n"))
+    cfg = config_of("train", f"data_root={tmp_path}")
+    keep_index_here(cfg, False, console)  # the data root of the checkpoint
+    assert cfg.data.index_root == usual
+    cfg = config_of("train", f"data_root={tmp_path}")
+    keep_index_here(cfg, True, console)  # that of the command line
+    assert cfg.data.index_root == f"{tmp_path}/index"
+    cfg = config_of("train", elsewhere)
+    index_file(cfg).parent.mkdir(parents=True)
+    index_file(cfg).touch()
+    keep_index_here(cfg, False, console)  # as training made it
+    assert cfg.data.index_root == f"{tmp_path}/projects"
+    for name in ("..", "../x", "/x", "a/../../b", "."):
+        with pytest.raises(UserError, match="is no name of a folder"):
+            keep_index_here(config_of("train", f"dataset.name='{name}'"), True, console)

@@ -23,8 +23,12 @@ from vidtrain.data.manifest_files import open_manifests
 from vidtrain.data.prepared import PreparedCopy, prepared_folder
 from vidtrain.data.quarantine import Quarantine
 from vidtrain.data.samplers import EvalShard, MixtureSource, MixtureStream, TrainStream, records_by_source
+from vidtrain.errors import UserError
+from vidtrain.schemas import DataSettings
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.validation import check_dataset
+
+INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # as the schema has them
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,28 @@ def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
 def index_folder(cfg: DictConfig) -> Path:
     """Where what is known of a dataset is kept: of its videos in `index_file`, of its listings in manifests/."""
     return Path(cfg.data.index_root) / cfg.dataset.name
+
+
+def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None:
+    """Of a checkpoint that may be from elsewhere: the index is kept where it names one that is there already, or below
+    the data root that was said now; else in the usual place, as files are made and old ones removed in there.
+
+    Raises `UserError` for a name of a dataset that leads out of that folder.
+    """
+    name = Path(str(cfg.dataset.name))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise UserError(
+            f"dataset.name={cfg.dataset.name}, of the checkpoint, is no name of a folder; say dataset="
+        )
+    raw = cfg.data._get_node("index_root")._value()
+    if index_file(cfg).is_file() or (said_data_root and raw == INDEX_ROOT):
+        return
+    asked, usual = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
+    if asked != usual:
+        cfg.data.index_root = usual
+        console.info(
+            f"no index of the videos is in {asked}, which the checkpoint names; it is made in {usual}"
+        )
 
 
 def index_file(cfg: DictConfig) -> Path:

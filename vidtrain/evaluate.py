@@ -173,6 +173,8 @@ def evaluate(cfg: DictConfig) -> float:
         report_faults([("the checkpoint's configuration, as changed", key, why) for key, why in found])
         if opened.weights is None:
             check_fusion(opened.config["model"]["fusion"], trained.model.fusion, path)
+        if not cfg.trust_targets:
+            build_data.keep_index_here(trained, cfg.data_root is not None, console)
         out = Path(cfg.out or path.resolve().parents[1] / "eval" / _name(cfg, trained, path))
         ranks.on_main(lambda: writable(out))
         reading = build_data.reading(trained, ranks, None)
