@@ -89,7 +89,7 @@ def evaluate_split(
     table = view_table(model, batches, transform, len(data.manifest), ranks.device, context, data.crops)
     found = report(table, model.fusion, protocol_text(cfg, model.fusion), part(cfg.loss).independent)
     for path, cause in table.missing:
-        console.warn(f"missing from {data.split}: {path} ({cause})")
+        console.warn(f"missing from {data.split}: {shown(path)} ({shown(cause)})")
     if ranks.is_main:
         write_report(found, out, data.manifest.paths, data.manifest.classes)
     return found

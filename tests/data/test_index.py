@@ -1,7 +1,10 @@
+import json
 import os
 import pickle
 import sqlite3
+import zlib
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from multiprocessing import get_context
 
@@ -168,3 +171,63 @@ def test_folders_of_images_at_two_rates(tmp_path):
     av.VideoFrame(16, 16, "rgb24").save(str(tmp_path / "1.png"))
     index = VideoIndex(None)
     assert [index.info(str(tmp_path), rate).tick for rate in (10, 25)] == [Fraction(1, 10), Fraction(1, 25)]
+
+
+def changed(entry: bytes, **parts) -> bytes:
+    """An entry whose head has other `parts`; those of its decoder have names that begin with `decoder_`."""
+    data = zlib.decompress(entry)
+    length = int.from_bytes(data[:4], "little")
+    head = json.loads(data[4 : 4 + length])
+    for key, value in parts.items():
+        if key.startswith("decoder_"):
+            head["decoder"][key.removeprefix("decoder_")] = value
+        else:
+            head[key] = value
+    text = json.dumps(head).encode()
+    return zlib.compress(len(text).to_bytes(4, "little") + text + data[4 + length :])
+
+
+CRAFTED = {
+    "a number": lambda entry: 7,
+    "text": lambda entry: "x",
+    "nothing": lambda entry: None,
+    "no bytes": lambda entry: b"",
+    "cut": lambda entry: entry[:-9],
+    "a list": lambda entry: zlib.compress((2).to_bytes(4, "little") + b"[]"),
+    "nested": lambda entry: zlib.compress((200_000).to_bytes(4, "little") + b"[" * 200_000),
+    "a shape of text": lambda entry: changed(entry, shape=["a", 64, 0, False]),
+    "a shape of nothing": lambda entry: changed(entry, shape=None),
+    "no height": lambda entry: changed(entry, shape=[64, 0, 0, False]),
+    "turned by a degree": lambda entry: changed(entry, shape=[64, 64, 1, False]),
+    "a tick of zero": lambda entry: changed(entry, tick=[1, 0]),
+    "a tick of text": lambda entry: changed(entry, tick=["a", "b"]),
+    "no frames": lambda entry: changed(entry, arrays={"ticks": 0}),
+    "too many frames": lambda entry: changed(entry, arrays={"ticks": 1 << 40}),
+    "a digest of a number": lambda entry: changed(entry, digest=5),
+    "a codec of a list": lambda entry: changed(entry, decoder_codec=["h264"]),
+    "a color of text": lambda entry: changed(entry, decoder_color="xy"),
+    "extradata of a number": lambda entry: changed(entry, decoder_extradata=1),
+    "a decoder of nothing": lambda entry: changed(entry, decoder=None),
+}
+
+
+@pytest.mark.parametrize("craft", CRAFTED.values(), ids=CRAFTED)
+def test_a_crafted_row_is_passed_over_and_made_anew(tmp_path, clip, probed, caplog, craft):
+    index = VideoIndex(tmp_path / "index.sqlite")
+    video = index.info(clip)
+    with index._connect() as database:
+        database.execute("UPDATE videos SET entry = ?", (craft(pack(video)),))
+    again = VideoIndex(tmp_path / "index.sqlite")
+    assert same(again.info(clip), video) and probed == [clip, clip]
+    assert "the video index" in caplog.text and "fails" in caplog.text
+    assert same(VideoIndex(tmp_path / "index.sqlite").info(clip), video) and probed == [clip, clip]
+
+
+def test_a_row_that_points_outside_of_its_file_is_passed_over(clip):
+    video = probe(clip)
+    table = video.packets
+    for name, value in (("order", 10**6), ("starts", -1), ("sizes", -5), ("positions", -1)):
+        array = getattr(table, name).copy()
+        array[-1] = value
+        with pytest.raises(ValueError, match="not what probing finds"):
+            unpack(clip, pack(replace(video, packets=replace(table, **{name: array}))))

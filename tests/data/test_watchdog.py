@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing import heap
 
 import pytest
 
 from vidtrain.data import watchdog
+from vidtrain.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 
@@ -118,3 +120,18 @@ def test_outside_of_a_worker_nothing_happens():
 )
 def test_spell(status, words):
     assert watchdog.spell(status, 2.5) == words
+
+
+def test_without_dev_shm_the_note_lies_in_a_temporary_file(monkeypatch, tmp_path, caplog):
+    absent = str(tmp_path / "absent")
+    monkeypatch.setattr(heap.Arena, "_dir_candidates", [absent])
+    monkeypatch.setattr(heap.Arena, "_choose_dir", lambda self, size: (self._dir_candidates or [tmp_path])[0])
+    monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())
+    note = watchdog.new_note(FORK)
+    note.path.value = b"/a.mp4"
+    assert watchdog.noted(note) == "/a.mp4"
+    assert "/dev/shm cannot be written (No such file or directory)" in caplog.text
+    monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())
+    monkeypatch.setattr(heap.Arena, "_choose_dir", lambda self, size: absent)
+    with pytest.raises(UserError, match="cannot be written either .* set TMPDIR"):
+        watchdog.new_note(FORK)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 FORMAT = "5 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 # Pixels that are not square: shown as if they were, or as players show them
 SAMPLE_ASPECTS = ("ignore", "apply")
+MOST_BYTES = 1 << 30  # of an entry that is unpacked: 20 million frames
 REMEMBERED_BYTES = 64 << 20  # per process
 WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
 SCHEMA = (
@@ -133,7 +134,7 @@ class VideoIndex:
         try:
             row = self._connect().execute(query, (os.fsencode(path), size, modified, FORMAT)).fetchone()
             return None if row is None else replace(unpack(path, row[0]), max_pixels=self._max_pixels)
-        except (sqlite3.Error, zlib.error, ValueError, KeyError) as error:  # locked for long, or damaged
+        except (sqlite3.Error, ValueError) as error:  # locked for long, or damaged
             self._warn(error)
             return None
 
@@ -198,8 +199,21 @@ def pack(video: VideoInfo) -> bytes:
 
 
 def unpack(path: str, entry: bytes) -> VideoInfo:
-    """The inverse of `pack`."""
-    data = zlib.decompress(entry)
+    """The inverse of `pack`. Raises `ValueError` for what it did not make, whoever did."""
+    try:
+        video = _unpacked(path, entry)
+        check_entry(video)
+    # of a row that is of another type or lacks a part, of nested JSON, of numbers that fit nowhere
+    except (zlib.error, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError(f"an entry is damaged: {type(error).__name__}: {error}") from error
+    return video
+
+
+def _unpacked(path: str, entry: bytes) -> VideoInfo:
+    decompress = zlib.decompressobj()
+    data = decompress.decompress(entry, MOST_BYTES)
+    if not decompress.eof:
+        raise ValueError(f"an entry is cut, or of more than {MOST_BYTES} bytes")
     length = int.from_bytes(data[:4], "little")
     head = json.loads(data[4 : 4 + length])
     at, arrays = 4 + length, {}
@@ -237,6 +251,34 @@ def unpack(path: str, entry: bytes) -> VideoInfo:
         mirrored=mirrored,
         aspect=Fraction(*head["aspect"]),
     )
+
+
+def check_entry(video: VideoInfo) -> None:
+    """Raises `ValueError` for an entry that reading would stumble over: of wrong types, or pointing outside itself."""
+    table, whole = video.packets, (video.width, video.height, video.rotation)
+    sound = (
+        all(type(each) is int for each in whole)
+        and min(video.width, video.height) > 0
+        and video.rotation in (0, 90, 180, 270)
+        and type(video.mirrored) is bool
+        and video.tick > 0
+        and video.num_frames > 0
+        and len(video.digest) in (0, 16)
+    )
+    if sound and table is not None:
+        packets = len(table.positions)
+        sound = (
+            type(table.codec) is type(table.tag) is str
+            and all(type(each) is int and each >= 0 for each in (table.width, table.height, *table.color))
+            and len(table.color) == 2
+            and len(table.sizes) == len(table.disposable) == len(table.second) == packets
+            and len(table.order) == video.num_frames
+            and len(table.starts) > 0
+            and bool((table.positions >= 0).all() and (table.sizes >= 0).all())
+            and all(each.min() >= 0 and each.max() < packets for each in (table.order, table.starts))
+        )
+    if not sound:
+        raise ValueError("an entry is not what probing finds")
 
 
 def _differences(values: np.ndarray) -> bytes:

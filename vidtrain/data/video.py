@@ -137,12 +137,28 @@ class VideoInfo:
         return self.ticks * self.tick.numerator / self.tick.denominator
 
 
+def _is_animated_webp(location: str) -> bool:
+    """Whether the header of a RIFF file says so: WEBP, then VP8X with the flag of an animation."""
+    try:
+        if not os.path.isfile(location):  # a pipe would wait
+            return False
+        with open(location, "rb") as file:
+            start = file.read(21)
+    except OSError:  # which opening it says better
+        return False
+    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) == 21 and bool(start[20] & 2)
+
+
 @contextmanager
 def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`, as do
     pictures of more than `max_pixels`, before there is any memory for them."""
     # an absolute path, as a colon in a relative one would stand behind a protocol
     location, options = os.path.abspath(path), decoder_options(max_pixels)
+    if _is_animated_webp(location):  # FFmpeg skips its frames and calls the rest invalid data
+        raise DecodeError(
+            path, "it is an animated WebP, which FFmpeg does not decode; convert it to MP4 or GIF"
+        )
     try:
         if cause := too_large(location, max_pixels):
             raise DecodeError(path, cause)

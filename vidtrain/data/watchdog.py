@@ -10,13 +10,20 @@ the worker ends it where that is too long ago. The time limit is one without pro
 """
 
 import ctypes
+import logging
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import heap
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
+
+from vidtrain.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TIME_LIMIT = 60.0  # seconds without progress in one file
 GRACE = 2.0  # seconds beyond the time limit in which a worker ends by itself, if it can
@@ -33,8 +40,23 @@ class Note(NamedTuple):
 
 
 def new_note(context: BaseContext) -> Note:
-    """A note that is shared by whatever start method `context` has."""
-    return Note(context.RawArray(ctypes.c_char, LONGEST_PATH), context.RawValue(ctypes.c_double, 0.0))
+    """A note that is shared by whatever start method `context` has.
+
+    Where /dev/shm cannot be written, it lies in a file in the folder for temporary ones, and a warning says so. Raises
+    `UserError` where that cannot be either.
+    """
+    try:
+        return Note(context.RawArray(ctypes.c_char, LONGEST_PATH), context.RawValue(ctypes.c_double, 0.0))
+    except OSError as error:
+        place = tempfile.gettempdir()
+        if not heap.Arena._dir_candidates:
+            raise UserError(
+                f"no memory can be shared with worker processes, as {place} cannot be written either ({error}): set "
+                "TMPDIR to a folder that can"
+            ) from error
+        log.warning("/dev/shm cannot be written (%s): what workers share lies in %s", error.strerror, place)
+        heap.Arena._dir_candidates = []  # where multiprocessing looks before the folder for temporary files
+        return new_note(context)
 
 
 def noted(note: Note) -> str | None:
