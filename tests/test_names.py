@@ -157,7 +157,7 @@ def without_encoding(file):
             yield node.lineno
         if (
             opens
-            and owner not in ("os", "av")
+            and owner not in ("os", "av", "archive")
             and not any("b" in mode for mode in modes)
             and "encoding" not in given
         ):

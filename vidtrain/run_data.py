@@ -121,7 +121,7 @@ def epoch_steps(folder: Path, found: int, console: Any) -> int:
     if not changed_in_mid_run(folder) or not path.is_file():
         return found
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): it says how many steps an epoch has") from error
     recorded = facts["steps_per_epoch"] if "steps_per_epoch" in facts else found

@@ -262,6 +262,7 @@ def check_entry(video: VideoInfo) -> None:
         and video.rotation in (0, 90, 180, 270)
         and type(video.mirrored) is bool
         and video.tick > 0
+        and video.aspect > 0
         and video.num_frames > 0
         and len(video.digest) in (0, 16)
     )
