@@ -212,3 +212,21 @@ def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     for name in ("..", "../x", "/x", "a/../../b", "."):
         with pytest.raises(UserError, match="is no name of a folder"):
             keep_index_here(config_of("train", f"dataset.name='{name}'"), True, console)
+
+
+def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
+    from safetensors.torch import save_file
+
+    from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+    from vidtrain.models.weights.files import read
+    from vidtrain.models.weights.formats.own import OWN
+
+    for card in ("{", "[]", "{}", "[" * 100_000):
+        save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {CARD_KEY: card})
+        with pytest.raises(UserError, match="the card in .*bad.safetensors is damaged"):
+            read(tmp_path / "bad.safetensors", "bad.safetensors")
+    for model in (1, {}, {"encoder": "x"}, {"encoder": {"_target_": "a.B"}, "head": []}):
+        card = {"format": CARD_FORMAT, "config": {"model": model}}
+        save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {CARD_KEY: json.dumps(card)})
+        with pytest.raises(UserError, match=r"its configuration has no model\.(encoder|head)"):
+            OWN.convert(read(tmp_path / "bad.safetensors", "bad.safetensors"), torch.nn.Linear(1, 1))

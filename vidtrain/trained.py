@@ -198,7 +198,7 @@ def _open_exported(path: Path) -> Trained:
                 f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
             )
         return Trained(path, card["config"], spelled_classes(card["classes"]), weights, card)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
 
 

@@ -76,8 +76,13 @@ def read(path: Path, source: str) -> Weights:
 def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weights:
     if path.suffix == ".safetensors":
         metadata, tensors = read_safetensors(path)
-        card = json.loads(metadata[CARD_KEY]) if CARD_KEY in metadata else None  # of a model that we exported
-        return Weights(source, tensors, card["config"] if card else config, card["format"] if card else None)
+        if CARD_KEY not in metadata:
+            return Weights(source, tensors, config, None)
+        try:  # of a model that we exported
+            card = json.loads(metadata[CARD_KEY])
+            return Weights(source, tensors, card["config"], str(card["format"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
     payload = read_torch_file(path, lazy=True)
     if not isinstance(payload, dict):
         raise UserError(f"checkpoint {path} holds a {type(payload).__name__} and not a dictionary of tensors")

@@ -29,10 +29,14 @@ def _convert(weights: Weights, model: nn.Module) -> Converted:
     )
     if weights.config is None or "model" not in weights.config:
         return found
-    kinds = {
-        part: str(weights.config["model"][part]["_target_"]).rpartition(".")[2]
-        for part in ("encoder", "head")
-    }
+    parts = weights.config["model"] if isinstance(weights.config, Mapping) else None
+    for part in ("encoder", "head"):
+        held = parts[part] if isinstance(parts, Mapping) and part in parts else None
+        if not isinstance(held, Mapping) or "_target_" not in held:
+            raise UserError(
+                f"{weights.source} is damaged, or was changed: its configuration has no model.{part}"
+            )
+    kinds = {part: str(parts[part]["_target_"]).rpartition(".")[2] for part in ("encoder", "head")}
     if kinds["encoder"] != type(model.encoder).__name__:
         raise UserError(
             f"{weights.source} was trained with {kinds['encoder']}, and the model is {type(model.encoder).__name__}; "
