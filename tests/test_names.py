@@ -1,12 +1,19 @@
 import ast
 import csv
+import html
 import io
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import rich.console
 from hostile_names import HOSTILE, acts
 
+from vidtrain.data.video import DecodeError
 from vidtrain.names import (
     csv_text,
     guarded_cell,
@@ -18,6 +25,9 @@ from vidtrain.names import (
     shown,
     shown_lines,
 )
+from vidtrain.tracking.console import Console
+from vidtrain.tracking.markup import escape
+from vidtrain.tracking.mirrors import _plain
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vidtrain"
 
@@ -133,6 +143,80 @@ def test_no_name_ends_the_code_that_it_stands_in(name):
     fence = re.match("`+", text)[0]
     assert text.endswith(fence) and fence not in re.findall("`+", text[len(fence) : -len(fence)])
     assert "\n" not in text and not acts(text)
+
+
+# --- outputs: every one is held against the same names ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_consoles_show_names_as_text(name):
+    out = io.StringIO()
+    console = Console(rich.console.Console(file=out, width=2000))
+    console.info(f"{shown(name)}: a")
+    console.warn(str(DecodeError(name, name)))
+    console.table(name, (name, "b"), [(name, 1)])
+    with console.phase(name, 1):
+        console.advance(1, {"x": name})
+    text = out.getvalue()
+    assert not acts(text) and text.count(shown(name).strip()) >= 6
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_bars_show_names_as_text(name):
+    out = io.StringIO()
+    terminal = rich.console.Console(file=out, width=2000, force_terminal=True, color_system=None)
+    with Console(terminal).phase(name, 1):
+        pass
+    assert shown(name).strip() in out.getvalue()
+    assert "\x1b]" not in out.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pages_show_names_as_text(name):
+    assert html.unescape(escape(name)) == shown(name)
+    assert not set(escape(name)) & set("<>\"'") and not acts(escape(name))
+
+
+def test_trackers_are_told_text_that_they_can_store():
+    told = _plain({name: [name, 1, {"x": name}] for name in HOSTILE})
+    json.dumps(told, ensure_ascii=False).encode()
+    assert told["[/x]"] == ["[/x]", 1, {"x": "[/x]"}]
+    assert told[r"caf\xe9"] == [r"caf\xe9", 1, {"x": r"caf\xe9"}]
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from vidtrain.tracking.console import make_console
+from vidtrain.tracking.streams import take_every_character, use_utf8
+use_utf8()
+take_every_character()
+path = Path(sys.argv[1])
+for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    make_console(True).info(f"{line} {os.path.exists(path.parent / line)}")
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_no_locale_lacks_a_character(tmp_path, environment):
+    names = ["é日本.mp4".encode(), b"caf\xe9.mp4"]
+    (tmp_path / "listing.txt").write_bytes(b"\n".join(names))
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    (tmp_path / "program.py").write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "listing.txt")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.decode().splitlines()
+    assert first in ("é日本.mp4 True", r"\xe9\u65e5\u672c.mp4 True") and second == r"caf\xe9.mp4 True"
 
 
 # --- files ------------------------------------------------------------------------------------------------
