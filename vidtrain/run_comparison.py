@@ -40,8 +40,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Compared:
-    """The summary, and what is too long for it: each comparison with the videos that came out differently, by (baseline,
-    recipe)."""
+    """The summary, and what is too long for it: each comparison by (baseline, recipe), with the videos that came out
+    differently."""
 
     summary: Plain
     comparisons: dict[tuple[int, int], Comparison]

@@ -200,6 +200,7 @@ class Curve:
         points, steps, known, sums, low, high = np.array(self._stretches, dtype=np.float64).T
         nothing = np.full(len(points), np.nan)
         values = np.divide(sums, known, out=nothing.copy(), where=known > 0)
+        values = np.clip(values, low, high)  # of what stays the same, a sum is rounded
         return steps / points, values, np.where(known > 0, low, nothing), np.where(known > 0, high, nothing)
 
 
@@ -247,7 +248,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
         steps, values, low, high = curve.arrays()
         label = key.removeprefix(panel.prefix).replace("_", " ").replace("/", " ")
         if not curve.whole:
-            axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0.6)
         if len(steps) >= SMOOTH_FROM and key.startswith("train/"):
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
             axes.plot(
