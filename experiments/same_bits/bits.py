@@ -1,6 +1,7 @@
 """Hashes of what seeded runs leave behind, made with the code of any checkout, and the comparison of two such files.
 
 python experiments/same_bits/bits.py run CHECKOUT OUT [CASE ...]    # trains all cases, or those named: OUT/bits.json
+python experiments/same_bits/bits.py hash OUT                      # the hashes of runs that are there, anew
 python experiments/same_bits/bits.py compare OUT_A OUT_B            # status 1, and the names, where a hash differs
 """
 
@@ -82,14 +83,13 @@ def run_case(name: str, checkout: Path, out: Path, data: Path) -> dict[str, str]
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """A hash each of the checkpoints' tensors, the metrics, the steps of every rank, and the predictions on test."""
+    """A hash each of what the checkpoints hold, the metrics, the steps of every rank, and the predictions on test."""
     found = {}
     for checkpoint in ("last", "best"):
         payload = torch.load(folder / f"checkpoints/{checkpoint}.pt", weights_only=True)
-        parts = {
-            key: payload[key] for key in ("model", "ema", "heads", "optimizer", "sums") if key in payload
-        }
-        found[checkpoint] = digest(parts)
+        for part in ("model", "ema", "heads", "optimizer", "sums"):
+            if payload.get(part) is not None:
+                found[f"{checkpoint}.pt {part}"] = digest(payload[part])
     with open(folder / "metrics.jsonl") as file:
         found["metrics.jsonl"] = digest([untimed(json.loads(line)) for line in file])
     for path in sorted(folder.glob("steps_rank*.csv")):
@@ -149,8 +149,16 @@ def compare(one: Path, other: Path) -> int:
     return 1 if different else 0
 
 
+def hash_again(out: Path) -> None:
+    folders = [out / name for name in CASES if (out / name / "summary.json").is_file()]
+    (out / "bits.json").write_text(json.dumps({folder.name: hashes(folder) for folder in folders}, indent=1))
+
+
 if __name__ == "__main__":
-    command, first, second, *names = sys.argv[1:]
+    command, first, *rest = sys.argv[1:]
     if command == "compare":
-        sys.exit(compare(Path(first), Path(second)))
-    run(Path(first).resolve(), Path(second).resolve(), names)
+        sys.exit(compare(Path(first), Path(rest[0])))
+    elif command == "hash":
+        hash_again(Path(first))
+    else:
+        run(Path(first).resolve(), Path(rest[0]).resolve(), rest[1:])
