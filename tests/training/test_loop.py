@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from vidtrain.errors import DivergedError
+from vidtrain.errors import DivergedError, UserError
 from vidtrain.training import loop
 from vidtrain.training.losses import CrossEntropy
 from vidtrain.training.settings import HeadGridSettings, PhaseSettings
@@ -133,3 +133,10 @@ def test_other_precisions_have_no_scale(run_loop):
     sums = EpochSums.zeros(3, False, torch.device("cpu"))
     sums.restore([share], 0, 1)  # of before they were counted
     assert sums.skipped == 0
+
+
+def test_a_checkpoint_beyond_the_end_of_its_phase(run_loop):
+    """As of a run whose training data were fewer when it was resumed, and of before that was noticed."""
+    run_loop(epochs=3, stop_after=6)
+    with pytest.raises(UserError, match="step 6 of phase full, which has 4 steps"):
+        run_loop(epochs=1)

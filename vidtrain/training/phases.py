@@ -171,6 +171,12 @@ class Trainer:
         """The phase at which the state stands, ready for its next step; `resume` is a checkpoint within it."""
         run, state = self.run, self.state
         phase = Phase.make(run, self.model, list(run.phases)[state.phase], self.average)
+        if state.step >= phase.total and not state.eval_pending:
+            raise UserError(
+                f"the checkpoint is of step {state.step} of phase {phase.name}, which has {phase.total} steps with "
+                "the training data as they are now: bring back those that the run was started with, or start a new "
+                "run (with init_from, to go on from its weights)"
+            )
         if (warning := too_long(phase.lr, phase.total)) is not None:
             run.console.warn(f"phase {phase.name}: schedule.lr: {warning}")
         if resume and resume["optimizer"] is not None:
