@@ -375,3 +375,12 @@ def test_a_sweep_flag_between_overrides():
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert shown.returncode == 0 and "lr: 0.125" in shown.stdout
+
+
+def test_help_that_nobody_reads_to_its_end_leaves_no_traceback():
+    program = subprocess.Popen(
+        [sys.executable, "-m", "vidtrain.train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdout.close()
+    said = program.stderr.read()
+    assert (program.wait(), said) == (141, b"")

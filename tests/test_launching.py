@@ -70,7 +70,7 @@ def test_without_slurm_it_says_so(monkeypatch):
 def test_without_submitit_it_names_the_extra(monkeypatch):
     monkeypatch.setattr(launcher_plugin, "find_spec", lambda name: None)
     ((_, why),) = launcher_plugin.sweep_faults(["hydra/launcher=local"])
-    assert why == "local needs submitit: pip install 'vidtrain[slurm]'"
+    assert why == "local needs submitit: uv sync --extra slurm"
 
 
 def test_a_wrong_setting_of_the_launcher_is_named():

@@ -104,10 +104,7 @@ def launch(
                 raise  # the sweeper records it, and goes on with the others
             fail(str(error))
         except BrokenPipeError:
-            if not unread():
-                raise
-            silence(sys.stdout)
-            sys.exit(STATUS_UNREAD)
+            _end_if_unread()
         except OSError as error:
             if error.errno not in FULL or is_trial(context):
                 raise
@@ -115,7 +112,18 @@ def launch(
         except KeyboardInterrupt:
             fail("interrupted", status=130)
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except BrokenPipeError:  # of what Hydra itself prints, such as the help
+        _end_if_unread()
+
+
+def _end_if_unread() -> None:
+    """Ends the program where a pipe is broken because nobody reads standard output; raises what it handles else."""
+    if not unread():
+        raise
+    silence(sys.stdout)
+    sys.exit(STATUS_UNREAD)
 
 
 def overrides_in(arguments: Sequence[str]) -> list[str]:

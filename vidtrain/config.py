@@ -3,7 +3,6 @@
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,8 +24,7 @@ from vidtrain.schemas import (
     SweepConfig,
 )
 from vidtrain.schemas_data import AuditConfig, PrepareConfig, SplitConfig
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from vidtrain.shipped import CONF
 
 
 def register_schemas() -> None:

@@ -10,6 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from vidtrain.shipped import install_hint
 from vidtrain.training.rendezvous import find_place
 
 OURS = "vidtrain."
@@ -48,7 +49,7 @@ def sweep_faults(overrides: Sequence[str]) -> list[tuple[str, str]]:
     chosen = [each.partition("=")[2] for each in overrides if each.startswith(f"{GROUP}=")][-1:]
     if chosen and chosen[0] in ("slurm", "local"):
         if find_spec("submitit") is None or find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-            faults.append((GROUP, f"{chosen[0]} needs submitit: pip install 'vidtrain[slurm]'"))
+            faults.append((GROUP, f"{chosen[0]} needs submitit: {install_hint('slurm')}"))
         if chosen[0] == "slurm" and shutil.which("sbatch") is None:
             faults.append(
                 (

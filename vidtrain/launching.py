@@ -19,9 +19,10 @@ from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 from vidtrain.errors import UserError
 from vidtrain.names import shown_lines
 from vidtrain.secrecy import masked
+from vidtrain.shipped import ROOT
 from vidtrain.training.halting import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
 
-REQUEUE = Path(__file__).resolve().parents[1] / "experiments" / "slurm" / "requeue.sh"
+REQUEUE = ROOT / "experiments" / "slurm" / "requeue.sh"
 LOOK_SECONDS = 30  # between looks at the queue, once it has been watched for a while
 ENDED = "COMPLETED"
 FINAL = {ENDED, "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}

@@ -13,6 +13,7 @@ from vidtrain import build
 from vidtrain.errors import UserError
 from vidtrain.outcome import PRUNED
 from vidtrain.secrecy import is_masked
+from vidtrain.shipped import install_hint
 
 try:
     import optuna
@@ -24,9 +25,7 @@ try:
     )
     from optuna.trial import TrialState
 except ImportError as error:
-    raise UserError(
-        "hydra/sweeper=optuna needs Optuna 4 or later: install vidtrain with it, pip install 'vidtrain[optuna]'"
-    ) from error
+    raise UserError(f"hydra/sweeper=optuna needs Optuna 4 or later: {install_hint('optuna')}") from error
 
 LOCKED_SECONDS = 60  # that a process waits for the others at the same SQLite file
 

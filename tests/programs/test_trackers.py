@@ -99,6 +99,4 @@ def test_a_missing_package_is_a_fault_before_anything_starts(data_root, monkeypa
     cfg = composed(data_root, "logger=[wandb_offline,tensorboard,mlflow]")
     assert list(cfg.logger) == ["wandb", "tensorboard", "mlflow"]
     monkeypatch.setattr("vidtrain.tracking.mirror.importlib.util.find_spec", lambda name: None)
-    assert check_run(cfg) == [
-        ("logger", "logger=tensorboard needs tensorboard: pip install 'vidtrain[tensorboard]'")
-    ]
+    assert check_run(cfg) == [("logger", "logger=tensorboard needs tensorboard: uv sync --extra tensorboard")]

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from vidtrain.errors import UserError
 from vidtrain.models.exporting import PRECISIONS, first_line
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES
+from vidtrain.shipped import install_hint
 
 LEAST_OPSET = 18  # the operators that PyTorch's exporter writes are those of this version and later
 TOO_BIG_FOR_ONE_FILE = 1 << 30  # bytes of weights; an ONNX file ends at 2 GiB
@@ -83,8 +84,7 @@ def check_onnx(opset: int) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"exporting to ONNX needs {error.name}: install vidtrain[export] (uv sync --extra export), or leave onnx "
-            "out of formats"
+            f"exporting to ONNX needs {error.name}: {install_hint('export')}; or leave onnx out of formats"
         ) from error
     newest = onnx.defs.onnx_opset_version()
     if not LEAST_OPSET <= opset <= newest:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.exporting import first_line
+from vidtrain.shipped import install_hint
 
 INPUT_NAME, OUTPUT_NAMES = "clips", ("clip_logits", "probabilities")
 
@@ -64,7 +65,7 @@ def onnx_session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"running {path} needs onnxruntime: install vidtrain[export]") from error
+        raise UserError(f"running {path} needs onnxruntime: {install_hint('export')}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vidtrain.errors import UserError
+from vidtrain.shipped import install_hint
 
 Metric = float | int | str | None
 
@@ -80,4 +81,4 @@ def require_packages(names: Sequence[str], option: str, extra: str) -> None:
     """Raise UserError where a package of `names` is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"logger={option} needs {', '.join(missing)}: pip install 'vidtrain[{extra}]'")
+        raise UserError(f"logger={option} needs {', '.join(missing)}: {install_hint(extra)}")

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vidtrain.shipped import IN_CHECKOUT, ROOT
 from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
 
 GIT_TIMEOUT_S = 30
@@ -34,7 +35,7 @@ def write_provenance(run_dir: Path) -> None:
 
     They tell of the latest start: a resumed run writes them anew.
     """
-    git = git_state(Path(__file__).resolve().parents[2])
+    git = git_state(ROOT) if IN_CHECKOUT else unknown_state("installed as a package, from no checkout")
     diff = git.pop("diff")
     write_json_atomic(run_dir / "environment.json", environment())
     write_json_atomic(run_dir / "git.json", git)
@@ -100,6 +101,10 @@ def git_state(repo: Path) -> dict[str, Any]:
             problem = "not a git checkout"
     except subprocess.TimeoutExpired:
         problem = f"git took longer than {GIT_TIMEOUT_S} s"
+    return unknown_state(problem)
+
+
+def unknown_state(problem: str) -> dict[str, Any]:
     return {"commit": None, "branch": None, "dirty": None, "untracked": [], "diff": "", "problem": problem}
 
 
