@@ -88,6 +88,7 @@ def faults(*overrides):
         ("model.fusion=vote", "model.fusion"),
         ("model.encoder.num_heads=5", "model.encoder.num_heads"),
         ("dataset.source._target_=vidtrain.data.sources.motion.Moton", "cannot be imported"),
+        ("dataset.source._target_=builtins.dict", "builtins.dict is nothing that a component can be"),
         ("augmentation.eval.crops=0", "augmentation: crops=0: must be 1 or more"),
         ("trainer.batch_size=0", "trainer.batch_size: 0 must be 1 or more"),
     ],

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from composing import config_of
 from omegaconf import OmegaConf
 
 import vidtrain.models
+import vidtrain.training
 from vidtrain import build, check
 from vidtrain.config import CONF
 from vidtrain.training.optim import parameter_groups
+from vidtrain.training.schedules import in_steps
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase
 
@@ -40,6 +43,41 @@ def test_the_example_model_trains(monkeypatch):
     logits = model(torch.randn(2, 3, 3, 8, 32, 32))
     assert logits.shape == (2, 3, 10)
     logits.sum().backward()
+
+
+@dataclass(frozen=True)
+class InverseRoot:
+    """A schedule as the README describes one: a frozen dataclass (step, total_steps) -> factor."""
+
+    warmup_steps: int = 10
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        return min(step / self.warmup_steps, (self.warmup_steps / step) ** 0.5)
+
+
+class Text:
+    def __call__(self, step: int, total_steps: int) -> str:
+        return "half"
+
+
+class Nothing:
+    pass
+
+
+def test_a_schedule_is_one_frozen_dataclass(monkeypatch):
+    module = types.ModuleType("vidtrain.training.inverse_root")
+    module.InverseRoot, module.Text, module.Nothing = InverseRoot, Text, Nothing
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(vidtrain.training, "inverse_root", module, raising=False)
+    cfg = config_of("train")
+    cfg.schedule.lr = {"_target_": "vidtrain.training.inverse_root.InverseRoot", "warmup_steps": 4}
+    assert check.check_run(cfg) == []
+    schedule = in_steps(build.part(cfg.schedule.lr), 100, 10)
+    assert [schedule(step, 100) for step in (1, 4, 16)] == [0.25, 1.0, 0.5]
+    for wrong, why in (("Text", "gives 'half' at step 1"), ("Nothing", "is no schedule")):
+        cfg.schedule.lr = {"_target_": f"vidtrain.training.inverse_root.{wrong}"}
+        [(key, said)] = check.check_run(cfg)
+        assert key == "schedule" and why in said
 
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vidtrain"

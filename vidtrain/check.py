@@ -26,7 +26,7 @@ from vidtrain.training.distributed import Ranks
 from vidtrain.training.optim import CLIP_GRAD_BY
 from vidtrain.training.precision import PRECISIONS
 from vidtrain.training.rendezvous import find_place
-from vidtrain.training.schedules import steps
+from vidtrain.training.schedules import in_steps, steps
 from vidtrain.training.stages import apply_phase, check_together
 from vidtrain.training.validation import VALIDATED, selecting_weights
 
@@ -80,7 +80,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         "stage": lambda: _phases_of(cfg),
         "loss": lambda: build.part(cfg.loss),
         "optimizer": lambda: _try_optimizer(cfg),
-        "schedule": lambda: [each.in_steps(1000, 100) for each in build.part(cfg.schedule).values()],
+        "schedule": lambda: [in_steps(each, 1000, 100) for each in build.part(cfg.schedule).values()],
         "trainer": lambda: (
             build_data.stream(cfg, None, ranks_to_come(), 0, 1),
             selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),

@@ -96,7 +96,16 @@ def check_targets(cfg: DictConfig) -> list[tuple[str, str]]:
         except Exception as error:  # importing a target runs foreign code, which may raise anything
             faults.append((f"{path}._target_", f"{node['_target_']} cannot be imported: {error}"))
             continue
-        parameters = inspect.signature(target).parameters
+        try:
+            parameters = inspect.signature(target).parameters
+        except (TypeError, ValueError):  # not callable, or a built-in that does not tell
+            faults.append(
+                (
+                    f"{path}._target_",
+                    f"{node['_target_']} is nothing that a component can be: a class or function with named arguments",
+                )
+            )
+            continue
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         hints = hints_of(target)

@@ -29,7 +29,7 @@ from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
 from vidtrain.training.refusals import check_phases
 from vidtrain.training.run import PhaseTask, Run, TrainBatch
 from vidtrain.training.saving import Saver
-from vidtrain.training.schedules import Schedule, every, steps, too_long
+from vidtrain.training.schedules import Schedule, every, in_steps, steps, too_long
 from vidtrain.training.seeding import seed_step
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
@@ -87,8 +87,8 @@ class Phase:
             heads=Heads(settings.heads, selecting_weights(trainer.monitor_weights, trainer.ema)),
             objective=Classification(run.loss, run.class_weights, model.fusion, model.num_classes),
             optimizers=OptimizerSet.make(run.optimizer, task.model, settings, device_type, trainer.precision),
-            lr=run.lr.in_steps(total, run.steps_per_epoch),
-            weight_decay=run.weight_decay.in_steps(total, run.steps_per_epoch),
+            lr=in_steps(run.lr, total, run.steps_per_epoch),
+            weight_decay=in_steps(run.weight_decay, total, run.steps_per_epoch),
             average=average,
             forward=_wrapped(run, task.model),
             autocast=autocast(ranks, trainer.precision),

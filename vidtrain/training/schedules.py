@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from vidtrain.errors import UserError
 
@@ -30,7 +30,8 @@ def every(duration: str, total_steps: int, steps_per_epoch: int) -> Callable[[in
     return lambda step: step % stride == 0
 
 
-def _duration(default: str | Sequence[str]):
+def duration(default: str | Sequence[str]) -> Any:
+    """A field of a `WithDurations` schedule that holds a duration, or several."""
     return field(default=default, metadata={"duration": True})
 
 
@@ -40,11 +41,27 @@ class Schedule(Protocol):
     def __call__(self, step: int, total_steps: int) -> float:
         """The factor in force when step `step` of 1..`total_steps` is made."""
 
-    def in_steps(self, total_steps: int, steps_per_epoch: int) -> Self:
-        """The same schedule with every duration converted to steps."""
+
+def in_steps(schedule: Schedule, total_steps: int, steps_per_epoch: int) -> Schedule:
+    """The same schedule with its durations, if it has any, converted to steps.
+
+    Raises `UserError` where what is configured as a schedule is none.
+    """
+    if isinstance(schedule, WithDurations):
+        schedule = schedule.in_steps(total_steps, steps_per_epoch)
+    name = type(schedule).__name__
+    if not callable(schedule):
+        raise UserError(f"{name} is no schedule: it must be callable as (step, total_steps) -> factor")
+    factor = schedule(1, max(1, total_steps))
+    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+        raise UserError(f"{name} gives {factor!r} at step 1: a schedule gives a factor of 0 or more")
+    return schedule
 
 
-class _InSteps:
+class WithDurations:
+    """For a schedule whose fields are durations, written as `warmup: str = duration("10%")`: they are numbers of steps
+    by the time that it is called."""
+
     def __post_init__(self) -> None:
         for name in ("start", "final", "gamma"):
             factor = getattr(self, name, 1.0)
@@ -76,14 +93,14 @@ def _warmup(step: int, warmup: int, start: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay(_InSteps):
+class WarmupStableDecay(WithDurations):
     """Linear warmup from `start` to 1, constant, then `anneal` steps down to `final`.
 
     The linear anneal is V-JEPA's formula; `shape: cosine` takes half a cosine instead.
     """
 
-    warmup: str = _duration("10%")
-    anneal: str = _duration("20%")
+    warmup: str = duration("10%")
+    anneal: str = duration("20%")
     start: float = 0.0
     final: float = 0.0
     shape: str = "linear"
@@ -107,13 +124,13 @@ class WarmupStableDecay(_InSteps):
 
 
 @dataclass(frozen=True)
-class Cosine(_InSteps):
+class Cosine(WithDurations):
     """Linear warmup from `start` to 1, then half a cosine to `final` at the last step (SGDR, arXiv:1608.03983).
 
     Without warmup and with `final` above 1 it is the rising weight decay of V-JEPA and DINO.
     """
 
-    warmup: str = _duration("10%")
+    warmup: str = duration("10%")
     start: float = 0.0
     final: float = 0.0
 
@@ -126,12 +143,12 @@ class Cosine(_InSteps):
 
 
 @dataclass(frozen=True)
-class MultiStep(_InSteps):
+class MultiStep(WithDurations):
     """Linear warmup, then times `gamma` at each of `milestones`."""
 
-    milestones: Sequence[str] = _duration(("50%", "75%"))
+    milestones: Sequence[str] = duration(("50%", "75%"))
     gamma: float = 0.1
-    warmup: str = _duration("0it")
+    warmup: str = duration("0it")
     start: float = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
@@ -143,10 +160,10 @@ class MultiStep(_InSteps):
 
 
 @dataclass(frozen=True)
-class Constant(_InSteps):
+class Constant(WithDurations):
     """Linear warmup from `start`, then 1."""
 
-    warmup: str = _duration("0it")
+    warmup: str = duration("0it")
     start: float = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
