@@ -49,7 +49,8 @@ class CodedPicture:
     `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else 0. `disposable` says
     whether no other picture of its layer refers to it; False where that cannot be told. `slices` is how many pieces
     the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of further views,
-    sizes or qualities beside it. `headers` are, for H.264, what `h264.survey` looks at.
+    sizes or qualities beside it. `headers` are, for H.264, what `h264.survey` looks at. `parameters` are the parameter
+    sets of H.264 and HEVC that stand in its packet.
     """
 
     layer: int = 0
@@ -57,6 +58,7 @@ class CodedPicture:
     slices: int = 1
     layered: bool = False
     headers: tuple[bytes, ...] = ()
+    parameters: tuple[bytes, ...] = ()
 
 
 def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
@@ -98,13 +100,14 @@ def _h264_picture(packet: bytes, extradata: bytes) -> CodedPicture:
     headers = parameters
     for unit in slices[:1] + slices[1:][-1:]:
         headers += (unit[: h264.HEAD],)
-    return CodedPicture(0, disposable and bool(slices) and not parameters, len(slices), layered, headers)
+    disposable = disposable and bool(slices) and not parameters
+    return CodedPicture(0, disposable, len(slices), layered, headers, parameters)
 
 
 def _hevc_picture(packet: bytes, extradata: bytes) -> CodedPicture:
     units = [unit for unit in _units(packet, _length_size("hevc", extradata)) if len(unit) > 1]
     pictures = [((unit[0] >> 1) & 63, (unit[1] & 7) - 1) for unit in units]
-    kinds = [kind for kind, _ in pictures]
+    parameters = [unit for unit, (kind, _) in zip(units, pictures, strict=True) if kind in HEVC_PARAMETERS]
     pictures = [(kind, layer) for kind, layer in pictures if kind in HEVC_PICTURES]
     top_layer = max((layer for _, layer in pictures), default=0)
     passed_over = bool(pictures) and all(
@@ -112,10 +115,33 @@ def _hevc_picture(packet: bytes, extradata: bytes) -> CodedPicture:
     )
     return CodedPicture(
         layer=top_layer,
-        disposable=passed_over and not any(kind in HEVC_PARAMETERS for kind in kinds),
+        disposable=passed_over and not parameters,
         slices=len(pictures),
         layered=any((unit[0] & 1) << 5 | unit[1] >> 3 for unit in units),  # nuh_layer_id
+        parameters=tuple(parameters),
     )
+
+
+class ParametersInMidStream:
+    """Follows the parameter sets of H.264 and HEVC, which hold for all pictures up to the next ones.
+
+    A file put together of several has others in its middle than its configuration record, `extradata`, says. Decoding
+    can begin behind them only at packets that carry their own.
+    """
+
+    def __init__(self, codec: str, extradata: bytes):
+        self._codec = codec
+        self._record = extradata
+        self._other_kinds: set[int] = set()
+
+    def known_at(self, picture: CodedPicture) -> bool:
+        """Whether a decoder that begins with `picture`, of the next packet, has the parameters that hold for it."""
+        kinds = {self._kind(unit) for unit in picture.parameters}
+        self._other_kinds.update(self._kind(unit) for unit in picture.parameters if unit not in self._record)
+        return self._other_kinds <= kinds
+
+    def _kind(self, unit: bytes) -> int:
+        return unit[0] & 31 if self._codec == "h264" else (unit[0] >> 1) & 63
 
 
 def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:

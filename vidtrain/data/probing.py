@@ -22,6 +22,7 @@ from vidtrain.data.av1 import has_layers
 from vidtrain.data.bitstream import (
     TELLING_CODECS,
     CodedPicture,
+    ParametersInMidStream,
     coded_picture,
     is_clean_start,
     needs_first_packet,
@@ -111,6 +112,7 @@ class _Scan:
         stated = states_decode_times(container.format)
         self.opening = b""
         extradata = decoder.extradata or b""
+        parameters = ParametersInMidStream(self.codec, extradata)
         for packet in container.demux(stream):
             if self.first is None:
                 self.first = next(iter(decoder.decode(packet)), None)
@@ -125,9 +127,9 @@ class _Scan:
             if stated and not packet.is_discard:
                 self.sent.append(packet.dts)
             for offset, size in pictures_apart(self.codec, data):
-                self.pictures.append(
-                    self._picture(packet, data[offset : offset + size], extradata, place, offset)
-                )
+                picture = self._picture(packet, data[offset : offset + size], extradata, place, offset)
+                picture.clean = parameters.known_at(picture.coded) and picture.clean
+                self.pictures.append(picture)
         if self.first is not None:
             self.aspect = aspect_of(stream, orientation_of(self.first))
         self.survey = self._survey(extradata)
