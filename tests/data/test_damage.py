@@ -204,12 +204,39 @@ def test_damage_ends_a_rendered_copy(tmp_path, write_video, patches):
 
 
 def test_images(tmp_path, patches):
-    """Each image stands for itself."""
-    for number, frame in enumerate(patches(3)):
+    """Each image stands for itself: one that was cut is refused, which FFmpeg's JPEG decoder makes gray and only
+    logs."""
+    for number, frame in enumerate(patches(4)):
         frame.save(str(tmp_path / f"{number}.jpg"))
     video = probe_images(str(tmp_path), 10.0)
     assert refused_frames(video) == []
-    assert len(decode_views(video, [(np.arange(3), Crop(0, 0, 96, 64))], (8, 8))) == 1
+    assert len(decode_views(video, [(np.arange(4), Crop(0, 0, 96, 64))], (8, 8))) == 1
+    cut = tmp_path / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    assert refused_frames(video) == [2]
+    assert len(decode_views(video, [(np.array([0, 1, 3]), Crop(0, 0, 96, 64))], (8, 8))) == 1
+    with pytest.raises(DecodeError, match=r"2\.jpg: the picture is damaged"):
+        decode_views(video, [(np.arange(4), Crop(0, 0, 96, 64))], (8, 8))
+    found = inspect_video(str(tmp_path), 10.0, None, None)
+    ((kind, words),) = found.issues
+    assert kind == "damaged" and "refused with those that depend on them: 1 of 4" in words
+    job = Job(str(tmp_path), tmp_path / "copy.mp4", EncodeSettings(64, 12, 2, 20, "veryfast"), 10.0)
+    assert prepare_file(job).cause == f"cannot read video {cut}: the picture is damaged"
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mov"])
+def test_damage_in_motion_jpeg(tmp_path, write_video, patches, suffix):
+    sound = write_video(tmp_path / f"sound.{suffix}", patches(12, 192, 128, "yuvj420p"), "mjpeg")
+    assert refused_frames(probe(sound)) == []
+    positions = coded(sound)[5][2]
+    data = bytearray(Path(sound).read_bytes())
+    for position in positions[len(positions) // 2 :][:40]:
+        data[position] = 0
+    damaged = tmp_path / f"damaged.{suffix}"
+    damaged.write_bytes(data)
+    video = probe(str(damaged))
+    assert refused_frames(video) == [5]
+    assert [alone(video, index) is None for index in (4, 5, 6)] == [False, True, False]
 
 
 def test_audit_and_prepare_say_the_same(tmp_path, write_video, patches):

@@ -25,6 +25,7 @@ h264.py                fields and frame numbers of H.264's packets
 av1.py                 what can be left out of AV1's
 bits.py                reading headers bit by bit
 packets.py             decoding from byte ranges, without a container
+ffmpeg_log.py          what FFmpeg says in its log only
 damage.py              frames that the decoder made up
 decoding.py            frame-exact pixels of the views that are wanted
 conversion.py          crop, scale, convert and turn a frame in one pass

@@ -4,35 +4,32 @@ from collections import deque
 from collections.abc import Iterator
 
 import av
-import av.logging
 from av.video.frame import PictureType
 
 from vidtrain.data import watchdog
+from vidtrain.data.ffmpeg_log import ffmpeg_errors
 from vidtrain.data.frame_times import states_shown_times
 from vidtrain.data.video import DecodeError, opened
 
-# Decoders that set no mark on a frame that they could not make out: they only say so in their log. What they say of
-# NOT_PIXELS is not about the picture.
+# Decoders that set no mark on a frame that they could not make out: they only say so in their log. What those of
+# UNMARKING say of NOT_PIXELS is not about the picture; of what those of OF_PIXELS say, these words are.
 UNMARKING = ("hevc", "vvc")
 NOT_PIXELS = ("SEI", "VUI", "VPS")
+OF_PIXELS = {"mjpeg": ("overread", "error y=", "error count")}
 MOST_REORDERED = 16  # frames by which H.264 and HEVC may show a picture later than one that refers to it
 
 
 def listened(decoder: av.CodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
     """What the decoder gives out for `packet`, None asking for what it holds; and whether a decoder that marks no
     frames called the packet damaged."""
-    if decoder.codec.canonical_name not in UNMARKING:
+    codec = decoder.codec.canonical_name
+    if codec not in UNMARKING and codec not in OF_PIXELS:
         return decoder.decode(packet), False
-    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # else what was said of the file before would not be said again
-    try:
-        with av.logging.Capture(local=True) as log:
-            frames = decoder.decode(packet)
-    finally:
-        av.logging.set_level(level)
-        av.logging.set_skip_repeated(skip)
+    with ffmpeg_errors() as log:
+        frames = decoder.decode(packet)
     said = [words for _, who, words in log if who == decoder.name]
+    if codec in OF_PIXELS:
+        return frames, any(word in words for words in said for word in OF_PIXELS[codec])
     return frames, any(not any(word in words for word in NOT_PIXELS) for words in said)
 
 
@@ -61,6 +58,16 @@ def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame,
                 if not states_shown_times(container.format):
                     frame.pts = None
                 yield frame, made_up
+
+
+def sound_image(path: str, max_pixels: int) -> av.VideoFrame:
+    """The picture of an image file. Raises `DecodeError` where there is none, or one that is damaged."""
+    frame, made_up = next(frames_in_order(path, max_pixels), (None, False))
+    if frame is None:
+        raise DecodeError(path, "no frame of it decodes")
+    if made_up:
+        raise DecodeError(path, "the picture is damaged")
+    return frame
 
 
 def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFrame | None]]:

@@ -4,7 +4,6 @@ Exact means: a frame read at random is, byte for byte, the one that reading the 
 decoder made up, for want of sound data, is not given out.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtrain.data import watchdog
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
-from vidtrain.data.damage import damage_error, sound_frames
+from vidtrain.data.damage import damage_error, sound_frames, sound_image
 from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.packets import damaged_frames, decode_frames, decode_in_order
-from vidtrain.data.video import DecodeError, VideoInfo, opened
+from vidtrain.data.video import DecodeError, VideoInfo
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
 
@@ -116,10 +114,18 @@ def refused_frames(video: VideoInfo) -> list[int]:
     """Indices of the frames that are not given out as they are damaged, found by decoding all of the file. Raises
     `DecodeError` where that cannot be done."""
     if video.images:
-        return []  # each is read alone, and refused alone
+        return [index for index, path in enumerate(video.images) if not _is_sound(path, video.max_pixels)]
     if video.packets is not None:
         return damaged_frames(video.path, video.packets, video.max_pixels)
     return [index for index, frame in sound_frames(video.path, video.max_pixels) if frame is None]
+
+
+def _is_sound(image: str, max_pixels: int) -> bool:
+    try:
+        sound_image(image, max_pixels)
+    except DecodeError:
+        return False
+    return True
 
 
 def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -137,9 +143,4 @@ def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.Vid
 
 def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     for index in wanted:
-        watchdog.progress()
-        with opened(video.images[index], video.max_pixels) as (container, stream):
-            for frame in itertools.islice(container.decode(stream), 1):
-                if frame.is_corrupt:
-                    raise DecodeError(video.images[index], "the picture is damaged")
-                yield index, frame
+        yield index, sound_image(video.images[index], video.max_pixels)

@@ -23,7 +23,7 @@ from vidtrain.errors import UserError
 log = logging.getLogger(__name__)
 
 # Of the entries, which also rest on the decoder that probed; those of another format are made anew
-FORMAT = "5 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+FORMAT = "6 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 # Pixels that are not square: shown as if they were, or as players show them
 SAMPLE_ASPECTS = ("ignore", "apply")
 MOST_BYTES = 1 << 30  # of an entry that is unpacked: 20 million frames

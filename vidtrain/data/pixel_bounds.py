@@ -12,6 +12,7 @@ import av
 import av.logging
 
 from vidtrain.data import watchdog
+from vidtrain.data.ffmpeg_log import ffmpeg_errors
 
 MAX_PIXELS = 36_000_000  # of one picture: 8192 x 4320 are 35.4 million
 # Of all video streams of a file together, each of which is decoded a little to find out about it: as many largest
@@ -74,21 +75,14 @@ def why_refused(path: str, error: av.FFmpegError, max_pixels: int) -> str:
     """
     if error.errno != errno.EINVAL:  # which decoders give for this, among others
         return ""
-    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)
-    try:
-        with (
-            av.logging.Capture(local=True) as log,
-            suppress(av.FFmpegError),
-            av.open(path, options=decoder_options(max_pixels), **OPENING) as container,
-        ):
-            stream = container.streams.best("video")
-            stream.codec_context.options = decoder_options(max_pixels)
-            for _ in container.decode(stream):
-                watchdog.progress()
-    finally:
-        av.logging.set_level(level)
-        av.logging.set_skip_repeated(skip)
+    with (
+        ffmpeg_errors() as log,
+        suppress(av.FFmpegError),
+        av.open(path, options=decoder_options(max_pixels), **OPENING) as container,
+    ):
+        stream = container.streams.best("video")
+        stream.codec_context.options = decoder_options(max_pixels)
+        for _ in container.decode(stream):
+            watchdog.progress()
     found = next(filter(None, (TOO_LARGE.search(each) for _, _, each in log)), None)
     return larger(int(found[1]), int(found[2]), max_pixels) if found else ""

@@ -18,7 +18,7 @@ from av.video.frame import PictureType
 
 from vidtrain.data import watchdog
 from vidtrain.data.conversion import FULL_RANGE, MATRICES, SCALE_FLAGS, SIZE_CHANGES, color_of, filter_graph
-from vidtrain.data.damage import damage_error, frames_in_order
+from vidtrain.data.damage import damage_error, frames_in_order, sound_image
 from vidtrain.data.decoding import size_error
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
@@ -246,13 +246,7 @@ def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
 
 def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
     for path in video.images:
-        with opened(path, video.max_pixels) as (container, stream):
-            frame = next(container.decode(stream), None)
-            if frame is None:
-                raise DecodeError(path, "no frame of it decodes")
-            if frame.is_corrupt:
-                raise DecodeError(path, "the picture is damaged")
-            yield frame
+        yield sound_image(path, video.max_pixels)
 
 
 def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:

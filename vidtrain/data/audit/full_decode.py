@@ -3,11 +3,10 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import av
-import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
@@ -15,6 +14,8 @@ from av.video.stream import VideoStream
 from vidtrain.data import watchdog
 from vidtrain.data.audit.duplicates import FRAMES, PICTURE
 from vidtrain.data.conversion import color_of
+from vidtrain.data.damage import frames_in_order
+from vidtrain.data.ffmpeg_log import ffmpeg_errors
 from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
 from vidtrain.data.video import DecodeError, VideoInfo, opened
 
@@ -54,20 +55,6 @@ class Seen:
     thumbnail: np.ndarray | None = None
 
 
-@contextmanager
-def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg logs as an error meanwhile, as (level, who, words)."""
-    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # else what one file repeats would come up in the next one's log
-    try:
-        with av.logging.Capture(local=True) as log:
-            yield log
-    finally:
-        av.logging.set_level(level)
-        av.logging.set_skip_repeated(skip)
-
-
 def decode_all(info: VideoInfo) -> Seen:
     """Raises `DecodeError` where the file cannot even be opened.
 
@@ -105,10 +92,10 @@ def _decode_images(info: VideoInfo, pictures: "Pictures") -> Seen:
 def _images(info: VideoInfo, seen: Seen) -> Iterator[av.VideoFrame]:
     for index, path in enumerate(info.images):
         try:
-            with opened(path, info.max_pixels) as (container, stream):
-                for frame in container.decode(stream):
-                    frame.pts = index
-                    yield frame
+            for frame, made_up in islice(frames_in_order(path, info.max_pixels), 1):
+                seen.corrupt += made_up and not frame.is_corrupt  # which counts as any frame's does
+                frame.pts = index
+                yield frame
         except DecodeError as error:
             seen.errors.append(f"{os.path.basename(path)}: {error.cause}")
 

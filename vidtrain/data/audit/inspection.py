@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from vidtrain.data.audit.duplicates import PICTURE, sign
-from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, ffmpeg_errors, save_jpeg
+from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, save_jpeg
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.damage import damage_error
 from vidtrain.data.decoding import decode_views, refused_frames, size_error
+from vidtrain.data.ffmpeg_log import ffmpeg_errors
 from vidtrain.data.image_folders import probe_images
 from vidtrain.data.index import VideoIndex
 from vidtrain.data.pixel_bounds import MAX_PIXELS
 from vidtrain.data.probing import file_digest
 from vidtrain.data.video import DecodeError, VideoInfo
 
-FORMAT = 5  # of what is found; a file inspected under another is inspected anew
+FORMAT = 6  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
 # A rate is called variable where more than this share of its intervals is off by more than this part of the median
 VARIABLE_SHARE, VARIABLE_PART = 0.02, 0.25
@@ -170,7 +171,7 @@ def _as_readers(info: VideoInfo, seen: Seen, size_changes: str) -> int:
     spread = ((np.arange(READ_ALONE) + 0.5) / READ_ALONE * info.num_frames).astype(int).tolist()
     whole = Crop(0, 0, info.width, info.height)
     for index in sorted({*spread, *changed}.difference(damaged)):
-        if index < info.num_frames and not (info.images and seen.errors):  # of which each stands for itself
+        if index < info.num_frames:
             decode_views(info, [(np.array([index]), whole)], (PICTURE, PICTURE))
     return len(damaged)
 
