@@ -59,6 +59,8 @@ def _live(
     for number, source in enumerate((nothing, out, out)):
         os.dup2(source, number)
     sys.stdin = os.fdopen(0)  # the nursery's own holds what it has yet to read
+    # the nursery's own may be files, whose place a pipe does not have
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.update(environment)
     sys.argv = ["vidtrain.train", *arguments]
     try:

@@ -74,6 +74,9 @@ def find_cut(
         raise UserError(f"{path} holds no lines")
     if delimiter not in (None, " ", LAST_SPACE):
         return Cut(delimiter, _usual_width(sample, delimiter))
+    by_header = [] if header is False else _cutting_header(sample[0], label_separator, columns)
+    if delimiter is None and len(by_header) == 1:
+        return Cut(by_header[0], width_of(sample[0], by_header[0]))
     headed = _is_headed(sample[0], columns, header)
     width = (
         len(sample[0].split())
@@ -108,6 +111,22 @@ def find_cut(
     if len(fitting) != 1:
         raise UserError(f"{path}{_none_or_several(fitting, sample[0])}")
     return Cut(*next(iter(fitting.items())))
+
+
+def _cutting_header(line: str, label_separator: str | None, columns: Sequence[str | int | None]) -> list[str]:
+    """The delimiters but spaces that cut the first line into the names of columns: those asked for by name, else the
+    usual ones of paths and labels."""
+    asked = {column for column in columns if isinstance(column, str)}
+
+    def cuts(delimiter: str) -> bool:
+        names = [field.strip() for field in split_line(line, delimiter)]
+        usual = names[0].lower() in PATH_WORDS and not {name.lower() for name in names[1:]}.isdisjoint(
+            LABEL_WORDS
+        )
+        return asked <= set(names) if asked else usual
+
+    tried = (each for each in DELIMITERS if each not in (" ", label_separator) and width_of(line, each) > 1)
+    return [each for each in tried if cuts(each)]
 
 
 def _is_headed(line: str, columns: Sequence[str | int | None], header: bool | None) -> bool:
