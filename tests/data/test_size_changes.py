@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from vidtrain.audit import Ledger
 from vidtrain.data.audit.inspection import inspect_video
@@ -109,6 +110,17 @@ def test_range_and_pixel_format_change_too(tmp_path):
     assert [issue for issue in found.issues if "changes" in issue[0]] == [
         ("format changes", "yuv420p, limited range from frame 0; yuv420p, full range from frame 12")
     ]
+
+
+def test_an_image_with_a_palette_among_others_of_another_size(tmp_path):
+    """A crop of it is that part of the whole picture, in the same colors."""
+    ramp(96, 64, 0).reformat(format="rgb24").save(str(tmp_path / "0.png"))
+    picture = Image.fromarray(ramp(48, 32, 0).to_ndarray(format="rgb24")).convert("P", palette=Image.ADAPTIVE)
+    picture.save(tmp_path / "1.png")
+    video, crop = probe_images(str(tmp_path), 5.0), Crop(20, 10, 40, 32)
+    whole = read(video, 1)
+    assert np.abs(whole - read(video, 0)).max() < 16
+    assert np.array_equal(read(video, 1, crop=crop), whole[:, 10:42, 20:60])
 
 
 def test_images_of_several_sizes_and_formats(tmp_path):

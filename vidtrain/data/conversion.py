@@ -72,8 +72,10 @@ def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
 
 
 def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, str]]:
-    """What scales a frame, once `unpacked`, to another size in its own format and colors."""
-    target = [options for name, options in unpacked(frame) if name == "format"] or [frame.format.name]
+    """What scales a frame, once `unpacked`, to another size in its own format and colors; those of a palette, which
+    nothing can be scaled to, become RGB."""
+    own = "gbrp" if frame.format.has_palette else frame.format.name
+    target = [options for name, options in unpacked(frame) if name == "format"] or [own]
     scale = f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}:{_same_colors(frame)}"
     return [("scale", scale), ("format", target[0])]
 
