@@ -388,6 +388,15 @@ def test_integers_that_were_saved_as_floats(listing, labels, settings, classes):
     assert found["train"].labels.tolist() == expected and found["val"].labels.tolist() == expected[1:2]
 
 
+@pytest.mark.parametrize(("gap", "why"), [("nan", "label 'nan' is no integer"), ("", "no label")])
+def test_floats_with_a_gap_are_still_integers(listing, gap, why):
+    """pandas makes floats of integers where one is missing: that one is no class of its own."""
+    with pytest.raises(UserError, match=f"csv:2: {why}") as caught:
+        listing(f"a.mp4,0.0\nb.mp4,{gap}\nc.mp4,1.0\n", "o.mp4,1.0\n").manifests()
+    assert str(caught.value).startswith("one line cannot")
+    assert listing("a.mp4,nan\nb.mp4,run\n", "o.mp4,run\n").manifests()["train"].classes == ("nan", "run")
+
+
 def test_a_float_among_integers_is_a_fault(listing):
     with pytest.raises(UserError, match="csv:2: label '0.5' is no integer, as others are"):
         listing("a.mp4,0\nb.mp4,0.5\n").manifests()

@@ -13,6 +13,7 @@ from vidtrain.errors import UserError
 
 KINDS = ("names", "integers")
 SEPARATORS = (";", "|", ",", " ")  # what may stand between labels
+GAPS = ("", "nan")  # what stands where a table has no number
 NAMED = 8
 _DECIMAL = re.compile(r"[0-9]+\.[0-9]*(?:[eE][+-]?[0-9]+)?")
 Complain = Callable[[int, str], None]  # (which of the texts, what is wrong with it)
@@ -111,7 +112,9 @@ class LabelReader:
         if not texts:
             return []
         if self._kind is None:
-            whole = _is_plain(texts[0]) or all(map(is_integer, texts))
+            # a table with gaps has floats for integers: those are found by what is no gap
+            stated = [text for text in texts if text.lower() not in GAPS]
+            whole = _is_plain(texts[0]) or (bool(stated) and all(map(is_integer, stated)))
             self._kind = "integers" if whole and texts[0] not in self._codes else "names"
         return (self._integers if self._kind == "integers" else self._names)(texts, complain)
 
