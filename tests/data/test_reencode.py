@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.bitstream import is_disposable
+from vidtrain.data.bitstream import coded_picture
 from vidtrain.data.decoding import decode_views
 from vidtrain.data.probing import probe
 from vidtrain.data.reencode import EncodeSettings, Job, Made, Timing, prepare_file
@@ -211,7 +211,7 @@ def test_clean_starts_and_pictures_to_pass_over(tmp_path, write_video, patches, 
     passed = [
         index
         for index, packet in zip(shown, packets, strict=True)
-        if is_disposable("h264", bytes(packet), extradata, 0)
+        if coded_picture("h264", bytes(packet), extradata).disposable
     ]
     assert sorted(passed) == [1, 2, 3, 5, 6, 7, 9, 10, 13, 14, 15, 17, 18, 19, 21, 22, 25, 26, 27]
     assert sorted(set(range(30)) - set(passed)) == [0, 4, 8, 11, 12, 16, 20, 23, 24, 28, 29]

@@ -75,15 +75,6 @@ def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
     return CodedPicture()
 
 
-def is_disposable(codec: str, packet: bytes, extradata: bytes, top_layer: int) -> bool:
-    """Whether no other picture refers to the one in `packet`; False where that cannot be told.
-
-    `top_layer` is the highest temporal layer of the stream.
-    """
-    picture = coded_picture(codec, packet, extradata)
-    return picture.disposable and picture.layer == top_layer
-
-
 def _h264_picture(packet: bytes, extradata: bytes) -> CodedPicture:
     slices: list[bytes] = []
     parameters: tuple[bytes, ...] = ()

@@ -115,6 +115,11 @@ def inspect_video(
         refused = _as_readers(info, seen, size_changes)
     except DecodeError as error:
         return _unreadable(path, error.cause, thumbnails, max_pixels)
+    return _inspection(path, info, seen, refused, thumbnails)
+
+
+def _inspection(path: str, info: VideoInfo, seen: Seen, refused: int, thumbnails: Path | None) -> Inspection:
+    """What is said of a file that can be read, but for `refused` of its frames."""
     signature = sign(np.stack(seen.pictures))
     rate, duration = _rate_and_duration(info, seen)
     issues = [
