@@ -7,6 +7,7 @@ turn the direction of writing, bytes that are no UTF-8 (Python keeps those as su
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 # What a terminal obeys (C0, DEL, C1), what ends a line, what is not seen or turns the direction of writing, and what
@@ -39,6 +40,11 @@ def _spell(found: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # stands for the byte of its last digits
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def legend_of(picture: Path) -> Path:
+    """The file beside a picture that says what the numbers in it stand for, where names could not be drawn."""
+    return picture.with_name(f"{picture.stem}_names.txt")
 
 
 # --- CSV --------------------------------------------------------------------------------------------------
@@ -116,7 +122,6 @@ def markdown_code(text: object) -> str:
     words = shown(text) or " "
     longest = max((len(run) for run in re.findall("`+", words)), default=0)
     fence = "`" * (longest + 1)
-    gap = (
-        " " if words.strip() and (words[0] in "` " or words[-1] in "` ") else ""
-    )  # of which one is taken off
+    # a blank at each end, as Markdown takes one off
+    gap = " " if words.strip() and (words[0] in "` " or words[-1] in "` ") else ""
     return f"{fence}{gap}{words}{gap}{fence}"

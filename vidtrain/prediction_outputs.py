@@ -56,7 +56,7 @@ class Outputs:
             write_logits(found, self.reader.classes, folder)
         if self.labeling is not None:
             write_timeline(found, self.results, parts, folder)
-            title = f"{found.path}: {len(found.starts)} windows"
+            title = f"{shown(found.path)}: {len(found.starts)} windows"
             path = folder / "timeline.png"
             made_or_warned(
                 str(path),
@@ -73,7 +73,7 @@ class Outputs:
         try:
             if self.labeling is None:
                 top = [(each["class"], each["probability"]) for each in self.results.top(found.chances[0])]
-                title, note = f"{found.path}\n{about['protocol']}", self.note.format(top[0][0])
+                title, note = f"{shown(found.path)}\n{about['protocol']}", self.note.format(shown(top[0][0]))
                 pictures.draw_sheet(found, dataset, top, title, note, self.from_even, folder / "sheet.png")
             name = Path(found.path).name
             path = folder / "labeled.mp4"

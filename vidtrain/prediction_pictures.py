@@ -12,6 +12,7 @@ from vidtrain.data.decoding import decode_views
 from vidtrain.data.video import VideoInfo
 from vidtrain.data.video_writer import all_frames, write_video
 from vidtrain.data.windows import Views, WindowDataset
+from vidtrain.names import shown
 from vidtrain.run_prediction import Prediction
 from vidtrain.segments import Segment, window_edges
 from vidtrain.tracking.contact_sheet import SeenClip, draw_contact_sheet, step_of
@@ -131,8 +132,8 @@ def draw_labeled_video(
                 views = dataset.views(found.chunks[at_chunk])
             row = window - chunk_of.index(at_chunk)
             maps = None if heat is None else heat[window]
-            shown = _with_heat(picture, index, views, views.frames[row], maps, size)
-            yield labeled(shown, panel, band, times[index] / seconds)
+            drawn = _with_heat(picture, index, views, views.frames[row], maps, size)
+            yield labeled(drawn, panel, band, times[index] / seconds)
 
     write_video(path, pictures(), times)
     legend.write(path)
@@ -141,10 +142,10 @@ def draw_labeled_video(
 def _panel(
     chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend
 ) -> np.ndarray:
-    title = drawable(title, legend)
+    title = drawable(shown(title), legend)
     if np.isnan(chances).any():
         return caption(width, f"{title}: could not be read here", [], lines)
-    rows = [(drawable(each["class"], legend), each["probability"]) for each in top_of(chances)[:lines]]
+    rows = [(drawable(shown(each["class"]), legend), each["probability"]) for each in top_of(chances)[:lines]]
     return caption(width, title, rows, lines)
 
 

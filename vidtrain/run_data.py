@@ -16,6 +16,7 @@ from vidtrain.data.probing import file_digest
 from vidtrain.data.split_changes import SplitChanges, split_changes
 from vidtrain.data.split_records import SplitRecord
 from vidtrain.errors import UserError
+from vidtrain.names import shown
 from vidtrain.outcome import last_step
 from vidtrain.run_folder import CHANGES, SPLITS
 from vidtrain.tracking.ledgers import JsonLines
@@ -188,7 +189,7 @@ def _lines(differing: Mapping[str, SplitChanges]) -> Iterator[str]:
 def _words(changes: SplitChanges) -> Iterator[str]:
     for kind, names in changes.kinds().items():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        yield f"{len(names)} {kind}: {', '.join(names[:NAMED])}{more}"
+        yield f"{len(names)} {kind}: {', '.join(map(shown, names[:NAMED]))}{more}"
 
 
 def _say_touched(found: Mapping[str, SplitChanges], console: Any) -> None:
@@ -196,5 +197,5 @@ def _say_touched(found: Mapping[str, SplitChanges], console: Any) -> None:
         if changes.touched:
             console.warn(
                 f"{split}: {len(changes.touched)} files have as many bytes as when the run was started and another "
-                f"time, such as {changes.touched[0]}; what they held then is not known any more"
+                f"time, such as {shown(changes.touched[0])}; what they held then is not known any more"
             )

@@ -128,3 +128,7 @@ def test_names_are_cut_by_the_columns_they_take():
     assert shortened("abcdef", 6) == "abcdef" and shortened("abcdefg", 6) == "abcde…"
     assert shortened("跑步跑步", 8) == "跑步跑步" and shortened("跑步跑步跑", 8) == "跑步跑…"
     assert shortened("e\u0301" * 4, 4) == "e\u0301" * 4
+
+
+def test_names_of_several_lines_are_drawn_on_one():
+    assert shortened("two\nlines\t\x1b", 26) == "two\\nlines\\t\\x1b"

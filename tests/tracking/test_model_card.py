@@ -68,6 +68,7 @@ def run(tmp_path):
     (folder / "plots").mkdir()
     (folder / "plots/curves.png").write_bytes(b"curves")
     (folder / "plots/confusion_test.png").write_bytes(b"confusion")
+    (folder / "plots/confusion_test_names.txt").write_text("#1\tname")  # of what could not be drawn
     return folder
 
 
@@ -78,6 +79,7 @@ def rewrite(path, **changes):
 def test_the_card_of_a_run(run, tmp_path):
     path = write_model_card(run, tmp_path / "out", CONFIG, EXPORTED)
     assert path == tmp_path / "out/MODEL_CARD.md"
+    assert (tmp_path / "out/confusion_test_names.txt").read_text() == "#1\tname"
     assert (tmp_path / "out/curves.png").read_bytes() == b"curves"  # the card can be moved with its folder
     text = path.read_text()
     lines = text.splitlines()

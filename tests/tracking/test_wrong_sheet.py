@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from vidtrain.tracking.tensorboard_mirror import png_size
-from vidtrain.tracking.wrong_sheet import Wrong, most_wrong, plot_wrong, side_by_side
+from vidtrain.tracking.wrong_sheet import Wrong, few_digits, most_wrong, plot_wrong, side_by_side
 
 
 def test_the_most_confident_mistakes_come_first():
@@ -25,6 +25,10 @@ def test_a_single_video_and_long_names_make_a_picture(tmp_path):
     plot_wrong([strip], [Wrong(0, "n" * 80, "b", 0.9)], "wrong on test", tmp_path / "wrong.png")
     width, height = png_size(tmp_path / "wrong.png")
     assert width > 800 and height > 150
+
+
+def test_small_probabilities_are_no_zeros():
+    assert list(map(few_digits, (0.875, 0.01, 0.002, 0.000048))) == ["0.88", "0.01", "0.002", "5e-05"]
 
 
 def test_frames_stand_side_by_side_in_order():

@@ -17,7 +17,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 
-from vidtrain.names import shown_lines
+from vidtrain.names import legend_of, shown, shown_lines
 
 DEFAULT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 LAST_RESORT = "LastResort"  # its glyphs are boxes that stand for a script
@@ -121,7 +121,7 @@ class Legend:
 
     def write(self, picture: Path) -> Path | None:
         """Writes NAME_names.txt beside a picture, or takes away an earlier one where there is nothing to say."""
-        path = picture.with_name(f"{picture.stem}_names.txt")
+        path = legend_of(picture)
         if not self.numbers:
             path.unlink(missing_ok=True)
             return None
@@ -139,8 +139,8 @@ def drawable(text: str, legend: Legend) -> str:
     if not absent:
         return text
     parts: list[str] = []
-    for shown, piece in _pieces(text, absent):
-        parts.append(piece if shown else _replaced(piece, legend))
+    for drawn, piece in _pieces(text, absent):
+        parts.append(piece if drawn else _replaced(piece, legend))
     return re.sub(" +", " ", "".join(parts)).strip(" ")
 
 
@@ -148,25 +148,25 @@ def _pieces(text: str, absent: frozenset[int]) -> list[tuple[bool, str]]:
     """A text in stretches that can (True) and cannot be drawn; marks and joiners go with what stands before them."""
     found: list[tuple[bool, str]] = []
     for character in text:
-        shown = ord(character) not in absent
+        drawn = ord(character) not in absent
         if _invisible(character):
             if found and not found[-1][0]:
                 found[-1] = (False, found[-1][1] + character)
                 continue
-            if not shown:  # a selector or a joiner behind what is drawn without it
+            if not drawn:  # a selector or a joiner behind what is drawn without it
                 continue
-        if found and found[-1][0] == shown:
-            found[-1] = (shown, found[-1][1] + character)
+        if found and found[-1][0] == drawn:
+            found[-1] = (drawn, found[-1][1] + character)
         else:
-            found.append((shown, character))
+            found.append((drawn, character))
     # two words of one name have one number, not two
     joined: list[tuple[bool, str]] = []
-    for number, (shown, piece) in enumerate(found):
+    for number, (drawn, piece) in enumerate(found):
         between = 0 < number < len(found) - 1 and piece in (" ", "-", "_", "·")
-        if joined and (between and not joined[-1][0] or not shown and not joined[-1][0]):
+        if joined and (between and not joined[-1][0] or not drawn and not joined[-1][0]):
             joined[-1] = (False, joined[-1][1] + piece)
         else:
-            joined.append((shown, piece))
+            joined.append((drawn, piece))
     return joined
 
 
@@ -195,7 +195,8 @@ def _spelled(character: str) -> str | None:
 
 
 def shortened(name: str, length: int) -> str:
-    """A name in at most so many columns, of which the characters of East Asian scripts take two."""
+    """A name on one line, in at most so many columns, of which the characters of East Asian scripts take two."""
+    name = shown(name)
     widths = [_columns(each) for each in name]
     if sum(widths) <= length:
         return name
@@ -223,13 +224,12 @@ def prepare(figure: Figure) -> Legend:
     legend = Legend()
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     for axis in axes:
-        if isinstance(
-            axis.get_major_locator(), FixedLocator
-        ):  # of named ticks, which are written only when drawn
+        # of named ticks, which are written only when drawn
+        if isinstance(axis.get_major_locator(), FixedLocator):
             named = [label.get_text() for label in axis.get_ticklabels()]
-            shown = [drawable(name, legend) for name in named]
-            if shown != named:
-                axis.set_ticklabels(shown)
+            drawn = [drawable(name, legend) for name in named]
+            if drawn != named:
+                axis.set_ticklabels(drawn)
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         text.set_text(drawable(text.get_text(), legend))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.names import markdown, markdown_code, read_records
+from vidtrain.names import legend_of, markdown, markdown_code, read_records
 from vidtrain.tracking.atomic import write_text_atomic
 
 NAME = "MODEL_CARD.md"
@@ -53,7 +53,8 @@ def write_model_card(
     for pattern, title in PICTURES.items():
         picture = run / "plots" / pattern.format(split=split)
         if picture.is_file():  # no confusion matrix where videos have several labels
-            shutil.copyfile(picture, out / picture.name)
+            for file in filter(Path.is_file, (picture, legend_of(picture))):
+                shutil.copyfile(file, out / file.name)
             shown.append((title.format(split=split), picture.name))
     path = out / NAME
     write_text_atomic(path, model_card(run, config, exported, shown))

@@ -57,7 +57,7 @@ def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str,
         axes.imshow(picture, interpolation="nearest" if picture.shape[0] < 100 else "auto")
         axes.set_axis_off()
         true = f"true: {shortened(each.true, NAME_LENGTH)}"
-        predicted = f"predicted: {shortened(each.predicted, NAME_LENGTH)} {each.probability:.2f}"
+        predicted = f"predicted: {shortened(each.predicted, NAME_LENGTH)} {few_digits(each.probability)}"
         for across, side, words, color in ((0.0, "left", true, TRUE), (1.0, "right", predicted, PREDICTED)):
             axes.annotate(
                 words,
@@ -71,6 +71,11 @@ def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str,
                 color=color,
             )
     save_png(figure, path)
+
+
+def few_digits(probability: float) -> str:
+    """With two decimals; less, which of thousands of classes even the most probable may have, as 0.002 or 5e-05."""
+    return f"{probability:.2f}" if probability >= 0.01 else f"{probability:.1g}"
 
 
 def side_by_side(frames: np.ndarray) -> np.ndarray:
