@@ -107,17 +107,18 @@ def test_counts_are_written_up_to_thirty_classes(tmp_path: Path, drawn, classes:
 
 
 def test_the_most_confused_of_many_classes_are_drawn(tmp_path: Path, drawn):
-    """Classes 7 and 900 are taken for each other 30 times; 5 for 6 ten times."""
+    """Classes 7 and 900 are taken for each other 30 times; 5 for 6 ten times. Of others but 1 there is no video, and
+    nothing to show."""
     labels, predictions = np.array([1, 7, 900, 5, 7]), np.array([1, 900, 7, 6, 7])
     pairs = (labels, predictions, np.array([99, 20, 10, 10, 60]))
     plot_confusion(pairs, [f"c{i}" for i in range(1000)], tmp_path / "confusion.png")
     axes = drawn[0].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert (len(names), names[:5]) == (100, ["c7", "c900", "c5", "c6", "c1"])
+    assert names == ["c7", "c900", "c5", "c6", "c1"]
     np.testing.assert_array_equal(
         axes.images[0].get_array()[:3, :4], [[0.75, 0.25, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
     )
-    assert "the 100 most confused of 1,000 classes, with 40 of 40 mistakes" in axes.get_title()
+    assert "the 5 most confused of 1,000 classes, with 40 of 40 mistakes" in axes.get_title()
     assert max(png_size(tmp_path / "confusion.png")) < 3000
 
 

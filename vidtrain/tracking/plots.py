@@ -114,14 +114,16 @@ def most_confused(
     labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int
 ) -> np.ndarray:
     """Up to `most` of k classes: those of the pairs that are taken for each other most often, a pair beside each
-    other; where there are too few, those of most videos."""
+    other; where there are too few, those of most videos. One without any video is among them only where some video
+    was taken for it."""
     low, high = np.minimum(labels, predictions), np.maximum(labels, predictions)
     wrong = low != high
     pairs, where = np.unique(low[wrong].astype(np.int64) * k + high[wrong], return_inverse=True)
     often = np.bincount(where, counts[wrong], minlength=len(pairs))
     in_order = pairs[np.argsort(-often, kind="stable")]
     chosen = np.stack([in_order // k, in_order % k], axis=1).ravel()
-    by_videos = np.argsort(-np.bincount(labels, counts, minlength=k), kind="stable")
+    videos = np.bincount(labels, counts, minlength=k)
+    by_videos = np.argsort(-videos, kind="stable")[: np.count_nonzero(videos)]
     every = np.concatenate([chosen, by_videos])
     _, first = np.unique(every, return_index=True)
     return every[np.sort(first)[:most]]
@@ -174,9 +176,8 @@ class Curve:
     def __init__(self, most: int = 2 * POINTS):
         self._most = most
         self._in_each = 1
-        self._stretches: list[
-            list[float]
-        ] = []  # points, sum of steps, known values, their sum, lowest, highest
+        # of each: points, sum of steps, known values, their sum, lowest, highest
+        self._stretches: list[list[float]] = []
 
     def add(self, step: float, value: float | None) -> None:
         known = value is not None and math.isfinite(value)
