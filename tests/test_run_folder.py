@@ -64,6 +64,12 @@ def test_a_folder_alone_must_hold_a_run(tmp_path):
         "ended before it noted its settings: start it again with all of them. For a new run with every default say "
         f"one of them: python -m vidtrain.train dataset=motion run_dir={tmp_path}/gone"
     )
+    said = refusal(
+        f"run_dir={tmp_path}/gone", "data.allow_changed=true"
+    )  # of use to a run that is resumed only
+    assert said.startswith(f"run_dir={tmp_path}/gone names no run") and said.endswith(
+        f"run_dir={tmp_path}/gone"
+    )
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / ".lock").touch()  # killed as soon as it had begun
     assert "names no run to resume: it holds no run.json" in refusal(f"run_dir='{tmp_path}/a b'")

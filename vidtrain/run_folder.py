@@ -37,9 +37,8 @@ ABSENT = "absent"
 # What the data were when the run was started, and where it went on with others: see vidtrain.run_data
 SPLITS, CHANGES = "splits", "data_changes.jsonl"
 LOCK_SECONDS = 180.0
-READ = (
-    "read"  # in run.json: what tells whether settings read the same in the environment as when it was started
-)
+# In run.json: what tells whether settings read the same in the environment as when it was started
+READ = "read"
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
 FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "data.max_pixels",
@@ -91,19 +90,20 @@ def check_whole(overrides: Sequence[str], source: str) -> None:
 
 
 def check_names_a_run(arguments: Sequence[str]) -> None:
-    """Raises `UserError` where a command line says `run_dir=` and nothing else, as one resumes a run, and there is
-    none: it must not silently become the default run. The one that is meant may have been killed before it noted
-    anything.
+    """Raises `UserError` where a command line says `run_dir=` and nothing else but what is of use to a run that is
+    resumed, and there is none: it must not silently become the default run. The one that is meant may have been killed
+    before it noted anything.
     """
-    if not arguments or not all(each.startswith("run_dir=") for each in arguments):
+    if not all(each.startswith(("run_dir=", "data.allow_changed=")) for each in arguments):
         return
     folder = _folder_in(arguments)
     if folder is not None and not (folder / "run.json").is_file():
         why = "there is no such folder" if not folder.exists() else "it holds no run.json"
+        named = [each for each in arguments if each.startswith("run_dir=")][-1]
         raise UserError(
-            f"{arguments[-1]} names no run to resume: {why}. A run that was started there was ended before it noted "
+            f"{named} names no run to resume: {why}. A run that was started there was ended before it noted "
             "its settings: start it again with all of them. For a new run with every default say one of them: "
-            f"python -m vidtrain.train dataset=motion {shlex.quote(arguments[-1])}"
+            f"python -m vidtrain.train dataset=motion {shlex.quote(named)}"
         )
 
 
@@ -219,9 +219,8 @@ def record(path: Path, cfg: DictConfig) -> str:
         overrides = as_said(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         run_id = hashlib.sha256(f"{path.resolve()} {started}".encode()).hexdigest()[:12]
-        if (
-            path / "run.json"
-        ).is_file():  # stopped before it saved anything: the trackers go on with the same run
+        if (path / "run.json").is_file():
+            # stopped before it saved anything: the trackers go on with the same run
             earlier = _read_json(path / "run.json")
             same = "overrides" in earlier and earlier["overrides"] == list(map(masked, overrides))
             if same and FAILED not in earlier:
