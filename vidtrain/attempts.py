@@ -92,10 +92,8 @@ class Attempt:
             return None
         try:
             return max(last_step(self._folder) or 0, self._step)
-        except (
-            OSError,
-            UserError,
-        ):  # what ended the attempt may have damaged its logs, and is noted all the same
+        except (OSError, UserError):
+            # what ended the attempt may have damaged its logs, and is noted all the same
             return self._step
 
     def status_after(self, signature: str) -> int:

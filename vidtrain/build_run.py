@@ -130,7 +130,8 @@ def make_parts(
 ) -> Parts:
     """A run in `folder` keeps the steps per epoch that it was started with.
 
-    Raises `UserError` where the data has no such metric as `trainer.monitor`, or the loss no such weights."""
+    Raises `UserError` where the data has no such metric as `trainer.monitor`, or the loss no such weights.
+    """
     settings = OmegaConf.to_object(cfg.trainer)
     batches, steps_per_epoch = build_data.train_batches(cfg, data.train, data.reading, ranks)
     if folder is not None:
@@ -271,9 +272,8 @@ def checkpoint_card(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> d
     """What a checkpoint needs to be used without the run."""
     return {
         "classes": list(classes),
-        "config": masked_values(
-            OmegaConf.to_container(cfg)
-        ),  # with its references, so that values can be changed
+        # with its references, so that values can be changed
+        "config": masked_values(OmegaConf.to_container(cfg)),
         "protocol": build.protocol_text(cfg, fusion),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }

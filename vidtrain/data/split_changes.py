@@ -9,9 +9,8 @@ import numpy as np
 
 from vidtrain.data.split_records import GONE, SplitRecord, spread
 
-Same = Callable[
-    [str, int, int], bool | None
-]  # (path, bytes, earlier time): whether the content is the same, if known
+# (path, bytes, earlier time): whether the content is the same, if known
+Same = Callable[[str, int, int], bool | None]
 MOST_READ = 200  # files with another time whose content is looked at
 MOST_ROOTS = 16  # that the files of a split may have moved from
 MIX = 0x5BD1E995  # an odd number, that keeps what is combined apart
@@ -234,9 +233,8 @@ def _root_of_moved(
     for path in sample:
         roots = [_apart(each, path) for each in names[os.path.basename(path)]]
         if roots:
-            votes[min(roots, key=lambda pair: len(pair[1]))] += (
-                1  # the one that most of the path is shared with
-            )
+            closest = min(roots, key=lambda pair: len(pair[1]))  # most of the path is shared with it
+            votes[closest] += 1
     return votes.most_common(1)[0][0] if votes else None
 
 

@@ -55,9 +55,8 @@ class Phase:
     forward: nn.Module  # the task's model, within DDP and compiled as the run has it
     autocast: AbstractContextManager
     sums: EpochSums
-    evaluate_due: Callable[
-        [int], bool
-    ]  # after which steps of the phase it happens; its last step ends in one anyway
+    # after which steps of the phase each happens; its last step ends in an evaluation and a checkpoint anyway
+    evaluate_due: Callable[[int], bool]
     save_due: Callable[[int], bool]
     keep_due: Callable[[int], bool]
     profiler: StepProfiler = field(default_factory=NoProfiler)

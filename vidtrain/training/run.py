@@ -71,9 +71,8 @@ class Run:
     frozen: Callable[[PhaseSettings], PhaseTask] | None = None  # many heads, cached features
     # what else is told of every validated `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
-    halt: Halt = field(
-        default_factory=Halt
-    )  # the signals that stop the run; one that nobody entered hears none
+    # the signals that stop the run; one that nobody entered hears none
+    halt: Halt = field(default_factory=Halt)
 
     def task(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""

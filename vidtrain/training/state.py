@@ -24,9 +24,8 @@ class TrainState:
     best: float | None = None
     best_step: int | None = None
     evals_since_best: int = 0
-    eval_pending: bool = (
-        False  # whether the evaluation of this step is still to come, as a signal cut it short
-    )
+    # whether the evaluation of this step is still to come, as a signal cut it short
+    eval_pending: bool = False
     loss: float | None = None  # of the last step, on this rank
     seconds: float = 0.0  # of training, over all attempts
 
@@ -66,7 +65,7 @@ class EpochSums:
     skipped: Tensor  # int64, of fp16: updates left out as gradients overflowed; alike on all ranks, counted by the main
 
     @classmethod
-    def zeros(cls, num_classes: int, multi_label: bool, device: torch.device) -> "EpochSums":
+    def zeros(cls, num_classes: int, multi_label: bool, device: torch.device) -> Self:
         shape = (num_classes, 2, 2) if multi_label else (3, num_classes)
         return cls(
             loss=torch.zeros((), dtype=torch.float64, device=device),
