@@ -1,6 +1,7 @@
 """What a run's folder remembers of a failed attempt, and what it lets a resumed run change."""
 
 import json
+import os
 
 import pytest
 from omegaconf import OmegaConf
@@ -108,6 +109,15 @@ def config(**changes):
     for group in ("augmentation", "model", "schedule", "logger"):
         nodes[group] = {}
     return OmegaConf.create(nodes)
+
+
+def test_folders_and_data_may_have_names_that_are_no_utf8(tmp_path):
+    """As `run_dir=caf\xe9` of a Latin-1 terminal: Python keeps the byte as a surrogate."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    root = os.fsdecode(b"/data/caf\xe9")
+    assert len(record(folder, config(dataset={"name": "x", "source": {"root": root}}))) == 12
+    assert stored_settings(folder)["dataset.source.root"] == root
 
 
 def test_an_older_folder_differs_only_in_what_it_says(tmp_path):

@@ -218,7 +218,9 @@ def record(path: Path, cfg: DictConfig) -> str:
     if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
         overrides = as_said(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
-        run_id = hashlib.sha256(f"{path.resolve()} {started}".encode()).hexdigest()[:12]
+        run_id = hashlib.sha256(f"{path.resolve()} {started}".encode(errors="surrogateescape")).hexdigest()[
+            :12
+        ]
         if (path / "run.json").is_file():
             # stopped before it saved anything: the trackers go on with the same run
             earlier = _read_json(path / "run.json")
