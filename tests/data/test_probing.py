@@ -90,6 +90,27 @@ def test_the_rate_is_that_of_the_encoder(encoded, name, codec, options, rate):
     assert_exact(video)
 
 
+@pytest.mark.parametrize("rate", [12, 120, 240])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("bare.h264", "libx264", {}),
+        ("interlaced.h264", "libx264", {"x264-params": "interlaced=1"}),
+        ("bare.hevc", "libx265", X265_QUIET),
+    ],
+)
+def test_bare_streams_of_an_unusual_rate(encoded, name, codec, options, rate):
+    """FFmpeg guesses 25 or twice the rate of such ones; their own parameters say it."""
+    video = probe(encoded(name, codec, range(40), rate, **options))
+    assert (video.num_frames, 1 / video.tick) == (40, rate)
+    assert video.ticks.tolist() == list(range(40))
+
+
+def test_a_bare_stream_that_counts_in_a_clock(encoded):
+    """Its parameters say 90,000 fields a second, which is a clock, and no rate of frames."""
+    assert 1 / probe(encoded("bare.h264", "libx264", range(40), 45_000)).tick == 25
+
+
 def test_copied_into_avi(tmp_path, encoded):
     video = probe(copied(encoded("source.ts", "libx264", range(40)), tmp_path / "copy.avi"))
     np.testing.assert_allclose(video.timestamps, np.arange(40) / 30, atol=1e-6)

@@ -37,6 +37,9 @@ from vidtrain.data.video import DecodeError, PacketTable, VideoInfo, aspect_of, 
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# Codecs whose bare streams state the rate of frames, not a clock that several ticks of may pass between two.
+RATED_CODECS = ("h264", "hevc")
+HIGHEST_CODED_RATE = 300  # frames per second; what is more is the rate of such a clock after all
 # Matroska counts a packet's position from its block's header, whose length varies.
 HEADER = 64
 NONE = np.array([], dtype=np.int32)
@@ -101,8 +104,7 @@ class _Scan:
         self.codec = decoder.codec.canonical_name
         self.timed = container.format.name in TIMED_CONTAINERS
         self.time_base = stream.time_base
-        # the average is over whatever times there are, and 25 where there are none
-        self.rate = stream.guessed_rate or stream.average_rate
+        self.rate = _rate(container, stream)
         self.reorders = decoder.has_b_frames
         self.first: av.VideoFrame | None = None
         self.aspect = Fraction(1)
@@ -236,6 +238,16 @@ class _Scan:
         return VideoInfo(
             path, ticks, tick, width, height, way.rotation, table, mirrored=way.mirrored, aspect=self.aspect
         )
+
+
+def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Frames per second as the file states them, for where times do not tell; None where it does not."""
+    decoder = stream.codec_context
+    # FFmpeg guesses among the usual rates, and takes 25 for others; the average is over whatever times there are
+    coded = decoder.framerate if decoder.codec.canonical_name in RATED_CODECS else None
+    if coded and coded <= HIGHEST_CODED_RATE and not states_decode_times(container.format):
+        return coded
+    return stream.guessed_rate or stream.average_rate
 
 
 def _place(packet: av.Packet, data: bytes, file: int) -> int | None:
