@@ -221,6 +221,44 @@ def test_single_reads_where_each_packet_may_have_another_size(tmp_path):
         assert np.abs(together[index] - ramp(96, 64, 3 * (index // 12)).to_ndarray(format="rgb24")).mean() < 4
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mkv"])
+def test_no_later_picture_is_larger_than_allowed(changing, tmp_path, suffix):
+    """data.max_pixels holds for every one, in clips, copies and the audit."""
+    path = str(tmp_path / f"changed.{suffix}")
+    if suffix == "ts":
+        shutil.copy(changing, path)
+    else:
+        with av.open(changing) as source, av.open(path, "w") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in (each for each in source.demux(video=0) if each.size):
+                packet.stream = stream
+                target.mux(packet)
+    limit = 96 * 64
+    words = f"its picture of 192x160 has more pixels than data.max_pixels={limit}"
+    for most in (limit, 192 * 160):
+        made = prepare_file(
+            Job(path, tmp_path / "copy.mp4", EncodeSettings(64, 12, 2, 20, "veryfast"), None, most)
+        )
+        found = inspect_video(path, None, None, None, most)
+        assert (made.cause, found.cause[: len(words)]) == ((words, words) if most == limit else ("", ""))
+    if suffix == "mkv":
+        video = probe(path, limit)
+        read(video, 5)
+        with pytest.raises(DecodeError, match="192x160 has more pixels"):
+            read(video, 17)
+
+
+def test_no_later_image_is_larger_than_allowed(tmp_path):
+    for number, size in enumerate([(96, 64), (192, 160)]):
+        ramp(*size, 0).reformat(format="yuvj420p", dst_color_range=2).save(str(tmp_path / f"{number}.jpg"))
+    video = probe_images(str(tmp_path), 5.0, 96 * 64)
+    read(video, 0)
+    with pytest.raises(
+        DecodeError, match=r"1\.jpg: its picture of 192x160 has more pixels than data.max_pixels=6144"
+    ):
+        read(video, 0, 1)
+
+
 def test_datasets_pass_it_on(changing):
     manifest = Manifest([Record(changing, 0, "x")], ("a",))
     how = (manifest, ClipProtocol(36, frame_step=1), CenterCrops(), (64, 64), 0)

@@ -9,6 +9,7 @@ from av.video.frame import PictureType
 from vidtrain.data import watchdog
 from vidtrain.data.ffmpeg_log import ffmpeg_errors
 from vidtrain.data.frame_times import states_shown_times
+from vidtrain.data.pixel_bounds import larger
 from vidtrain.data.video import DecodeError, opened
 
 # Decoders that set no mark on a frame that they could not make out: they only say so in their log. What those of
@@ -39,6 +40,12 @@ def damage_error(path: str, first: int, count: int = 1) -> DecodeError:
     return DecodeError(path, f"{which} damaged: the decoder made up what it could not read")
 
 
+def check_size(path: str, frame: av.VideoFrame, max_pixels: int) -> None:
+    """Raises `DecodeError` for a frame of more than `max_pixels`: decoders let some through, as they count padding."""
+    if cause := larger(frame.width, frame.height, max_pixels):
+        raise DecodeError(path, cause)
+
+
 def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame, bool]]:
     """Every frame of a video file in order, with a time only where the file states it, and whether the decoder made up
     some of it. Raises `DecodeError`."""
@@ -54,6 +61,7 @@ def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame,
             if complains:
                 doubtful.add(packet.pts)  # None, of a container without times: of any frame from here on
             for frame in frames:
+                check_size(path, frame, max_pixels)
                 made_up = frame.is_corrupt or frame.pts in doubtful or None in doubtful
                 if not states_shown_times(container.format):
                     frame.pts = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.conversion import ViewConverter
-from vidtrain.data.damage import damage_error, sound_frames, sound_image
+from vidtrain.data.damage import check_size, damage_error, sound_frames, sound_image
 from vidtrain.data.orientation import displayed_size, orientation_of
 from vidtrain.data.packets import damaged_frames, decode_frames, decode_in_order
 from vidtrain.data.video import DecodeError, VideoInfo
@@ -105,7 +105,9 @@ def read_frames(
         yield from _images(video, wanted)
     elif video.packets is not None:
         decode = decode_in_order if in_order else decode_frames
-        yield from decode(video.path, video.packets, wanted, video.max_pixels)
+        for index, frame in decode(video.path, video.packets, wanted, video.max_pixels):
+            check_size(video.path, frame, video.max_pixels)
+            yield index, frame
     else:
         yield from _in_order(video, wanted)
 
