@@ -82,9 +82,8 @@ def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFram
     """Every frame of a video file in order with its index, None in place of one that is damaged or may refer to one
     that is. A few frames are held until it is known. Raises `DecodeError`.
     """
-    held: deque[list] = (
-        deque()
-    )  # index, frame, whether it is sound: B pictures, which may refer to one shown later
+    # index, frame, whether it is sound; of B pictures, which may refer to one that is shown later
+    held: deque[list] = deque()
     sound = True
     for index, (frame, made_up) in enumerate(frames_in_order(path, max_pixels)):
         if made_up:

@@ -25,9 +25,8 @@ def gather(allowed: bool) -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     try:
-        libavutil = ctypes.CDLL(
-            av.frame.__file__
-        )  # finds the functions of the libraries that it is linked to
+        # this finds the functions of the libraries that it is linked to
+        libavutil = ctypes.CDLL(av.frame.__file__)
         read, force = libavutil.av_get_cpu_flags, libavutil.av_force_cpu_flags
     except (OSError, AttributeError):
         return False

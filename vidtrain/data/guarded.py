@@ -159,9 +159,8 @@ def _serve(
     connection: Connection, function: Callable[[Any], Any], note: watchdog.Note, time_limit: float
 ) -> None:
     """A worker's life: until the caller closes the pipe, or is gone."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the caller ends its workers
+    # Ctrl-C reaches the whole group; the caller ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     watchdog.begin(note, time_limit)
     watchdog.rest()
     connection.send(None)

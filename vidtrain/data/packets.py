@@ -54,9 +54,8 @@ def decode_numbers(
     """
     for number in numbers:
         data = read(number)
-        packet = av.Packet(
-            len(data)
-        )  # with libavcodec's padding behind it, which a packet made of bytes lacks
+        # libavcodec's padding is behind it, which a packet made of bytes lacks
+        packet = av.Packet(len(data))
         packet.update(data)
         packet.pts = packet.dts = number  # decoders hand it on to the frame, through any reordering
         yield from _frames(decoder, packet, number, damaged)

@@ -131,9 +131,8 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
         return
     values, videos = np.unique(np.stack([np.concatenate(hashes), videos]), axis=1)
     videos = videos.astype(np.int64)
-    found = [
-        np.zeros(0, dtype=np.int64)
-    ]  # a pair as one number: a set of tuples takes twenty times the memory
+    # a pair is one number: a set of tuples takes twenty times the memory
+    found = [np.zeros(0, dtype=np.int64)]
     for band in range(BANDS):
         keys = (values >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(keys, kind="stable")

@@ -18,9 +18,8 @@ LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id",
 FIRST_TRIED = (",", "\t", "::")
 SAMPLE = 200  # lines that are looked at
 ENDINGS = tuple(SUFFIXES)
-VIDEO_INSIDE = re.compile(
-    rf"(?:{'|'.join(map(re.escape, SUFFIXES))})[^\w.]+\S", re.IGNORECASE
-)  # and more after it
+# The end of a video's path, and more after it
+VIDEO_INSIDE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})[^\w.]+\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from vidtrain.errors import UserError
 from vidtrain.names import plain_cell
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
-LAST_SPACE = (
-    "last_space"  # the spaces that fields are cut at, from the right: the first field may hold others
-)
+# Spaces that fields are cut at from the right: the first field may hold others
+LAST_SPACE = "last_space"
 # A byte-order mark says how a file is encoded. Without one, UTF-16 shows by its zero bytes.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
