@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidtrain.app import cores, fail, launch
 from vidtrain.config import check_targets
+from vidtrain.links import check_links
 from vidtrain.names import csv_text
 from vidtrain.schemas_data import AuditConfig
 
@@ -206,6 +207,7 @@ def audit(cfg: AuditConfig) -> None:
     manifests = part(cfg.dataset.source).manifests()
     records = entries(manifests, cfg.group_pattern)
     files = {entry.path: manifests[entry.split].frame_rate for entry in records}
+    check_links(out, folders=False)
     with RunLock(out):
         thumbnails.mkdir(exist_ok=True)
         VideoIndex(index).close()  # says now, rather than of every file, if it cannot be made

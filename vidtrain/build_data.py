@@ -1,6 +1,7 @@
 """From configuration to data: manifests, and the batches of training and evaluation."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from vidtrain.build import clip_protocol, clip_size, num_workers, part, share_of_cores
+from vidtrain.config import components
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.balance import class_balance
 from vidtrain.data.dataset import Batch, VideoDataset
@@ -23,6 +25,7 @@ from vidtrain.data.manifest_files import open_manifests
 from vidtrain.data.prepared import PreparedCopy, prepared_folder
 from vidtrain.data.quarantine import Quarantine
 from vidtrain.data.samplers import EvalShard, MixtureSource, MixtureStream, TrainStream, records_by_source
+from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.errors import UserError
 from vidtrain.schemas import DataSettings
 from vidtrain.training.distributed import Ranks
@@ -91,6 +94,22 @@ def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None
         console.info(
             f"no index of the videos is in {asked}, which the checkpoint names; it is made in {usual}"
         )
+
+
+def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
+    """Of a checkpoint that may be from elsewhere: raises `UserError` where its dataset would be made in a place that
+    nobody chose here. One that is there already is read; below the data root that was said, or the usual one, it is
+    made."""
+    chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
+    for path, node in components(cfg.dataset.source, "dataset.source"):
+        if node._get_node("_target_")._value() != f"{Motion.__module__}.{Motion.__qualname__}":
+            continue
+        root = part(node).root
+        if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):
+            raise UserError(
+                f"the checkpoint asks to make the motion dataset in {path}.root={root}; say where with data_root=, or "
+                "another dataset="
+            )
 
 
 def index_file(cfg: DictConfig) -> Path:

@@ -15,6 +15,7 @@ from vidtrain.app import fail, launch
 from vidtrain.bare_words import gathered
 from vidtrain.config import suggest
 from vidtrain.errors import UserError
+from vidtrain.links import check_links
 from vidtrain.names import shown
 from vidtrain.schemas import CompareConfig
 
@@ -125,6 +126,7 @@ def compare(cfg: CompareConfig) -> None:
         for video in pair.videos
     ]
     out = Path(cfg.out or f"outputs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    check_links(out, folders=False)
     with RunLock(out):
         write_tables(summary, changed, out)
         write_json_atomic(out / "summary.json", summary)

@@ -14,6 +14,7 @@ from vidtrain.app import launch
 from vidtrain.config import check_targets, suggest
 from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
 from vidtrain.errors import UserError
+from vidtrain.links import check_inside, check_links
 from vidtrain.names import shown
 from vidtrain.references import settled
 from vidtrain.schemas import EvaluateConfig
@@ -96,7 +97,9 @@ def evaluate_split(
 
 
 def writable(out: Path) -> None:
-    """Makes the output folder; raises `UserError` now, rather than after the work, where it cannot be written."""
+    """Makes the output folder; raises `UserError` now, rather than after the work, where it cannot be written, or holds
+    links to files that would be written instead."""
+    check_links(out, folders=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".probe"
@@ -175,7 +178,13 @@ def evaluate(cfg: DictConfig) -> float:
             check_fusion(opened.config["model"]["fusion"], trained.model.fusion, path)
         if not cfg.trust_targets:
             build_data.keep_index_here(trained, cfg.data_root is not None, console)
-        out = Path(cfg.out or path.resolve().parents[1] / "eval" / _name(cfg, trained, path))
+            if cfg.dataset is None:
+                build_data.check_made_here(trained, cfg.data_root is not None)
+        home = path.resolve().parents[1]
+        out = Path(cfg.out or home / "eval" / _name(cfg, trained, path))
+        if cfg.out is None:
+            check_inside(out, home)
+        check_links(out / view_store.FOLDER, below=True)
         ranks.on_main(lambda: writable(out))
         reading = build_data.reading(trained, ranks, None)
         splits = build_data.manifests(trained, ranks, console)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.app import launch
 from vidtrain.config import check_targets
 from vidtrain.errors import UserError
+from vidtrain.links import check_inside
 from vidtrain.references import settled
 from vidtrain.schemas import ExportSettings
 from vidtrain.stored_config import LOSS, up_to_date
@@ -90,6 +91,8 @@ def export(cfg: DictConfig) -> None:
     settings, out = settings_of(cfg), Path(cfg.out or out)
     from vidtrain.evaluate import writable
 
+    if folder is not None and cfg.out is None:
+        check_inside(out, folder)
     writable(out)
     card = None
     if settings.formats:

@@ -110,6 +110,7 @@ def prepare(cfg: PrepareConfig) -> None:
     from vidtrain.data.manifest_checks import check_present
     from vidtrain.data.manifest_files import open_manifests
     from vidtrain.data.prepared import PreparedCopy, prepared_folder
+    from vidtrain.links import check_links
     from vidtrain.tracking.console import make_console
     from vidtrain.tracking.lock import RunLock
 
@@ -121,6 +122,7 @@ def prepare(cfg: PrepareConfig) -> None:
         files |= dict.fromkeys(manifest.paths, manifest.frame_rate)
     folder = prepared_folder(cfg.data_root, cfg.dataset.name, name)
     command = shlex.join(["python", "-m", "vidtrain.prepare", *sys.argv[1:]])
+    check_links(folder)
     with RunLock(folder):
         copy = PreparedCopy.begin(folder, list(files), settings_of(cfg), command)
         console.info(f"dataset {cfg.dataset.name}: {len(files)} files, prepared in {folder}")

@@ -1,6 +1,7 @@
 """A run's folder: chosen once for all ranks, held by one process, and resumed by naming it again."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,9 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # what OmegaConf reads with
+
+# what OmegaConf reads with
+from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
+from yaml import parse as parse_yaml
 
 from vidtrain.errors import UserError
+from vidtrain.links import check_links
 from vidtrain.outcome import clear_outcome, record_outcome
 from vidtrain.references import as_said, fingerprints, read, refers, settled
 from vidtrain.secrecy import is_masked, masked
@@ -28,7 +33,7 @@ from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
 from vidtrain.tracking.lock import RunLock
 from vidtrain.tracking.mirror import MirroredRun
 from vidtrain.training.checkpoint_files import resumable
-from vidtrain.trust import put_back, set_aside
+from vidtrain.trust import DEEPEST, put_back, set_aside
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
@@ -174,7 +179,11 @@ def _job_name(environ: Mapping[str, str]) -> str | None:
 
 
 def held(path: Path) -> RunLock:
-    """The lock of a run folder. After a requeue it may take a while until a node that went down lets go of it."""
+    """The lock of a run folder. After a requeue it may take a while until a node that went down lets go of it.
+
+    Raises `UserError` where another process holds it, and for links in the folder that lead out of it.
+    """
+    check_links(path, below=True)
     requeued = "SLURM_RESTART_COUNT" in os.environ and os.environ["SLURM_RESTART_COUNT"] != "0"
     deadline = time.monotonic() + (LOCK_SECONDS if requeued else 0.0)
     while True:
@@ -320,14 +329,29 @@ def _stored(path: Path) -> tuple[DictConfig, dict[str, str]]:
     """The configuration that a run's folder holds, which computes nothing, and what `put_back` puts back into it."""
     stored = path / "config.yaml"
     try:
-        found = OmegaConf.to_container(OmegaConf.load(stored))
+        text = stored.read_text(encoding="utf-8")
+        _check_size(text)
+        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
         if not isinstance(found, dict):
             raise ValueError("it holds no mapping")
         config, kept = set_aside(found)
         return up_to_date(config, str(stored)), kept
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"{stored} cannot be read ({cause}): the folder of a run holds it") from error
+
+
+def _check_size(text: str) -> None:
+    """Raises ValueError for YAML whose content is larger or deeper than its text lets one think."""
+    depth = 0
+    for event in parse_yaml(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if isinstance(event, AliasEvent):
+            raise ValueError(
+                "it holds aliases, which vidtrain writes none of: a few of them stand for any size"
+            )
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested deeper than {DEEPEST}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.app import fail
 from vidtrain.errors import UserError
+from vidtrain.links import check_links
 from vidtrain.names import shown_lines
 from vidtrain.outcome import clear_outcome, let_go, read_outcome, record_outcome
 from vidtrain.references import as_said
@@ -92,6 +93,7 @@ class TrialSweeper(Sweeper):
         first = self._compose([first_value(each) for each in given.values()])
         self.folder = Path(first.hydra.sweep.dir).absolute()
         self.check_said(first)
+        check_links(self.folder)
         with RunLock(self.folder):
             self.record = self._open(first)
             try:

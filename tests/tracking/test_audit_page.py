@@ -98,7 +98,7 @@ def test_names_in_no_encoding_do_not_stop_it(tmp_path):
 
 
 def test_the_page_says_what_was_found(tmp_path):
-    (tmp_path / "one.jpg").write_bytes(b"jpeg bytes")
+    (tmp_path / "one.jpg").write_bytes(b"\xff\xd8\xff jpeg bytes")
     page = render(summary(), "Audit of mine", tmp_path)
     text = " ".join(Reader(page).text.split())
     assert "Audit of mine" in text
@@ -109,7 +109,7 @@ def test_the_page_says_what_was_found(tmp_path):
     )
     assert "near train and val different classes 2 files, up to 2.5 of 64 bits apart" in text
     assert "1 sets of alike files, 1 of them in more than one split." in text
-    assert base64.b64encode(b"jpeg bytes").decode() in page
+    assert base64.b64encode(b"\xff\xd8\xff jpeg bytes").decode() in page
     assert text.count("no picture") == 2
     assert "1 absent Without a readable video in some split: a" in text
 
@@ -166,3 +166,15 @@ def test_of_many_classes_the_odd_ones_are_drawn():
     assert {"class 41", "class 7"} <= set(chosen)
     assert chosen == [name for name in rows if name in chosen]
     assert "72 more classes" in chart(["a", "b"], {**rows, "c": [1, 1], "d": [2, 2]}, False)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "{}/secret.jpg", "key.jpg"])
+def test_no_other_file_gets_into_the_page(name, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xff the user's own")
+    (tmp_path / "thumbnails").mkdir()
+    (tmp_path / "thumbnails/key.jpg").write_bytes(b"PRIVATE KEY")
+    found = summary()
+    found["copies"][0]["files"][0]["thumbnail"] = name.format(tmp_path)
+    page = render(found, "a", tmp_path / "thumbnails")
+    assert base64.b64encode(b"\xff\xd8\xff the user's own").decode() not in page
+    assert base64.b64encode(b"PRIVATE KEY").decode() not in page

@@ -19,6 +19,7 @@ from vidtrain.data.pixel_bounds import MAX_PIXELS, larger
 from vidtrain.data.probing import probe
 from vidtrain.data.video import DecodeError, PacketTable, VideoInfo
 from vidtrain.errors import UserError
+from vidtrain.links import check_links
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class VideoIndex:
         self._remembered: OrderedDict[tuple, VideoInfo] = OrderedDict()
         self._remembered_bytes = 0
         if path is not None:
+            check_links(path.parent)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._connect().execute(SCHEMA)

@@ -20,9 +20,11 @@ from pathlib import Path
 from vidtrain.data.manifest import Manifest, Source
 from vidtrain.data.manifest_format import FORMAT
 from vidtrain.errors import UserError
+from vidtrain.links import check_links
 
 # A run that lasts for weeks may still have one open, perhaps on another machine, where removing it would end that run.
 KEEP_DAYS = 30
+UNFINISHED = ".unfinished-"
 WARNINGS = "warnings.json"
 SECONDS_A_DAY = 86_400
 READING = 3  # to be raised when sources make other manifests of the same files
@@ -40,6 +42,7 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
     Raises `UserError` where `folder` cannot be written, and what the source raises.
     """
     kept = Path(folder).absolute() / "manifests"
+    check_links(kept.parent)
     inputs = source.inputs() if hasattr(source, "inputs") else None
     # before they are read: files that change meanwhile are read again next time
     state = None if inputs is None else _state_of(inputs)
@@ -122,7 +125,7 @@ def _store(
     manifests: dict[str, Manifest], warnings: Sequence[str], kept: Path, key: str, state: str | None
 ) -> Path:
     """Writes all splits, or none; returns their folder."""
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=kept))
+    unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=kept))
     try:
         digests = {split: each.save(unfinished / f"{split}.manifest") for split, each in manifests.items()}
         place = kept / f"{key}-{state or _short_hash(json.dumps(digests).encode())}"
@@ -165,5 +168,6 @@ def _open_stored(place: Path) -> dict[str, Manifest] | None:
 def _remove_unused(kept: Path) -> None:
     oldest = time.time() - KEEP_DAYS * SECONDS_A_DAY
     for place in kept.iterdir():
-        if place.is_dir() and place.stat().st_mtime < oldest:
+        ours = (place / "splits.json").is_file() or place.name.startswith(UNFINISHED)
+        if ours and place.stat().st_mtime < oldest:
             shutil.rmtree(place, ignore_errors=True)

@@ -85,7 +85,11 @@ class PreparedCopy:
                     else "make one with python -m vidtrain.prepare"
                 )
             )
-        return cls(folder, facts["root"], EncodeSettings(**facts["settings"]), facts["command"])
+        try:
+            settings = EncodeSettings(**facts["settings"])
+        except TypeError as error:
+            raise _damaged(folder / "prepared.json", error) from error
+        return cls(folder, facts["root"], settings, facts["command"])
 
     @classmethod
     def begin(
@@ -289,9 +293,16 @@ def _facts(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return {key: facts[key] for key in ("root", "settings", "command")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete the folder and prepare again") from error
+        found = {key: facts[key] for key in ("root", "settings", "command")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if [type(each) for each in found.values()] != [str, dict, str]:
+        raise _damaged(path, TypeError("root and command are text, and settings a mapping"))
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}): delete the folder and prepare again")
 
 
 def _root(known: str | None, sources: Sequence[str], folder: Path) -> str:

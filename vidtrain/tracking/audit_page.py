@@ -15,6 +15,7 @@ from vidtrain.tracking.markup import Markup, badge, code, escape, more, paragrap
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 # How much of each is shown; all of it is in summary.json and files.csv
+JPEG = b"\xff\xd8\xff"  # how such a file begins
 MOST_SETS = 60
 MOST_IN_SET = 8
 IN_NARROW_SET = 2  # of which two have room side by side
@@ -67,9 +68,11 @@ class _Pictures:
 
     def _image(self, name: str) -> str:
         path = self._folder / name
-        if not name or not path.is_file():
+        # the name is of a ledger that may be from elsewhere, and no other file is to get into the page
+        data = path.read_bytes() if name and path.name == name and path.is_file() else b""
+        if not data.startswith(JPEG):
             return '<div class="none">no picture</div>'
-        data = base64.b64encode(path.read_bytes()).decode()
+        data = base64.b64encode(data).decode()
         return f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{data}">'
 
 

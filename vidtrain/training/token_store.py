@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from vidtrain.errors import UserError
+from vidtrain.links import check_links
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 
@@ -56,6 +57,7 @@ class TokenStore:
     def prepare(self) -> None:
         """Makes the files where they are absent; else holds them against the key."""
         header = self.folder / "key.json"
+        check_links(self.folder)
         try:
             if header.is_file():
                 self._check(header)

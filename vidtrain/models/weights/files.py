@@ -14,6 +14,7 @@ from vidtrain.errors import UserError
 from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
+from vidtrain.names import shown
 from vidtrain.torch_files import read_torch_file
 
 FORMS = (
@@ -103,11 +104,23 @@ def _read_folder(folder: Path, source: str) -> Weights:
     for name in SHARDED:
         if (folder / name).is_file():
             tensors: dict[str, Tensor] = {}
-            for shard in sorted(set(_read_json(folder / name)["weight_map"].values())):
+            for shard in _shards(folder / name):
                 tensors |= _weights(folder / shard, source, config).tensors
             return Weights(source, tensors, config)
     found = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
     raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {found}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, each beside it. Raises `UserError` for other names."""
+    try:
+        found = sorted(set(_read_json(index)["weight_map"].values()))
+        strange = [each for each in found if Path(each).name != each]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged ({error!r}); copy it again") from error
+    if strange:
+        raise UserError(f"{index} names files that are not beside it: {', '.join(map(shown, strange[:8]))}")
+    return found
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
