@@ -69,6 +69,7 @@ secrecy.py             what is never printed or written
 names.py               names from outside as text: on consoles, in HTML, Markdown, pictures and CSV
 flushing.py            text files that are whole, and names that last, after a crash
 shipped.py             files beside the code, in a checkout and in a wheel
+links.py               links in folders that are written into, which must not lead out of them
 torch_files.py         PyTorch files, read without running code
 errors.py              UserError, the fault that a user can mend
 

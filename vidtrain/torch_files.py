@@ -90,6 +90,9 @@ END_BYTES = (
     22  # the record that ends an archive without a comment; its last two bytes are the comment's length
 )
 CHUNK = 1 << 20
+# How many times its bytes a file may become in memory, beside what is small anyway
+MOST_GROWTH, SMALL = 10, 1 << 28
+MOST_CONTAINERS, DEEPEST = 2_000_000, 200
 
 
 def write_torch_file(payload: Mapping[str, Any], file: BinaryIO) -> None:
@@ -180,6 +183,7 @@ def read_torch_file(path: Path, lazy: bool = False) -> Any:
         with open(path, "rb") as file:
             verified = _verify(file, path)
             payload = _load(file, path, lazy)  # of what was verified, whatever takes its name meanwhile
+            _check_bounds(payload, path, file.seek(0, 2))
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     if not verified and isinstance(payload, dict) and CHECKSUM in payload:
@@ -189,12 +193,51 @@ def read_torch_file(path: Path, lazy: bool = False) -> Any:
     return payload
 
 
+def _check_archive(file: BinaryIO, path: Path) -> None:
+    """`torch.save` compresses nothing. Raises `UserError` for an archive that would fill the memory by far."""
+    size = file.seek(0, 2)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            whole = sum(each.file_size for each in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}; copy it again") from error
+    if whole > MOST_GROWTH * size + SMALL:
+        raise UserError(
+            f"checkpoint {path} is refused: it has {size:,} bytes, and would become {whole:,} when it is unpacked"
+        )
+
+
+def _check_bounds(payload: Any, path: Path, size: int) -> None:
+    """Raises `UserError` for what stands for far more than the `size` bytes of its file: views that repeat a number,
+    and containers that hold one another."""
+    waiting, seen = [(payload, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, torch.Tensor):
+            # sparse ones count by what they would be
+            if node.numel() * node.element_size() > MOST_GROWTH * size + SMALL:
+                raise UserError(
+                    f"checkpoint {path} is refused: it has {size:,} bytes, and a tensor of {list(node.shape)}"
+                )
+        elif isinstance(node, Mapping | list | tuple):
+            seen += 1
+            if seen > MOST_CONTAINERS or depth > DEEPEST:
+                raise UserError(
+                    f"checkpoint {path} is refused: it holds more than {MOST_CONTAINERS:,} lists and dictionaries, or "
+                    f"is nested deeper than {DEEPEST}"
+                )
+            waiting += [(each, depth + 1) for each in (node.values() if isinstance(node, Mapping) else node)
+                        if isinstance(each, torch.Tensor | Mapping | list | tuple)]  # fmt: skip
+
+
 def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
     file.seek(0)
     pickled = file.read(1) == b"\x80"  # as files were before archives
     archive = zipfile.is_zipfile(file)
     if not archive and not pickled:
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file")
+    if archive:
+        _check_archive(file, path)
     file.seek(0)
     mapped = lazy and archive
     try:
