@@ -358,20 +358,32 @@ def test_a_reference_that_leads_nowhere_is_named(tmp_path, two):
         run(tmp_path / "e", two / "a0", out=tmp_path / "out")
 
 
-def with_data(folder, root, count):
-    """The record of training data that a run writes: `count` videos below `root`."""
+def with_data(folder, root, count, split="train", content=b"x"):
+    """The record of its data that a run writes: `count` videos below `root`."""
     from vidtrain.data.manifest import Manifest, Record
     from vidtrain.data.split_records import SplitRecord
 
     paths = [root / CLASSES[number % 3] / f"{number}.mp4" for number in range(count)]
     for number, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * number)
+        path.write_bytes(content * number)
     found = SplitRecord.of(
         Manifest([Record(str(path), n % 3, str(n)) for n, path in enumerate(paths)], CLASSES)
     )
-    found.save(folder / "splits" / "train.npz")
-    (folder / "dataset.json").write_text(json.dumps({"digests": {"train": found.digest}}))
+    found.save(folder / "splits" / f"{split}.npz")
+    (folder / "dataset.json").write_text(json.dumps({"digests": {split: found.digest}}))
+
+
+def test_runs_that_were_evaluated_on_files_of_other_content_are_told(tmp_path):
+    """Of the same names and labels, so that their predictions can be held against each other all the same."""
+    folders = [write_run(tmp_path / f"r{seed}", list(range(12)), seed) for seed in range(2)]
+    with_data(folders[0], tmp_path / "data", 9, "test")
+    with_data(folders[1], tmp_path / "copy", 9, "test")
+    assert not any("on the same data" in note for note in run(*folders, out=tmp_path / "same")["notes"])
+    with_data(folders[1], tmp_path / "other", 9, "test", content=b"yy")
+    said = "\n".join(run(*folders, out=tmp_path / "out")["notes"])
+    assert f"The runs were not evaluated on the same data: {folders[1]} not on those of {folders[0]} (8 " in said
+    assert f"replaced by another file: {tmp_path}/other/" in said and "1.mp4 (1 -> 2 bytes)" in said
 
 
 def test_runs_on_other_training_data_are_other_recipes(tmp_path):

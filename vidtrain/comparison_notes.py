@@ -79,7 +79,7 @@ def _on_data(of: Situation) -> Iterator[str]:
     """What the splits of the runs held when they were started, as their folders say."""
     from vidtrain.run_data import difference
 
-    for split, doing in (("train", "trained"), ("val", "selected")):
+    for split, doing in (("train", "trained"), ("val", "selected"), ("test", "evaluated")):
         alike: dict[str, list[Run]] = {}
         for run in of.runs:
             if split in run.digests:
