@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import pytest
@@ -278,6 +279,14 @@ def test_a_graph_that_differs_too_much_fails_and_is_not_left(run, tmp_path):
     with pytest.raises(UserError, match="differs from PyTorch by .*max_difference=1e-12"):
         export(config_of("export", *strict))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused_in_words(run, tmp_path):
+    """safetensors and ONNX take no other paths, and say so with tracebacks."""
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match="nothing can be exported into .*, as the name is not UTF-8"):
+        export(config_of("export", f"checkpoint={run}", "formats=[safetensors]", f"out='{out}'"))
+    assert not out.exists() or not list(out.iterdir())
 
 
 def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):

@@ -19,6 +19,7 @@ from vidtrain.evaluation.fusion import probabilities
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.names import is_utf8
 from vidtrain.references import settled
 from vidtrain.schemas import ExportSettings
 from vidtrain.secrecy import masked_values
@@ -91,6 +92,11 @@ def export_model(
     Raises `UserError` for what a format cannot express, and for a graph that differs from PyTorch too much.
     """
     check_geometry(cfg, settings)
+    if not is_utf8(str(out)):
+        raise UserError(
+            f"nothing can be exported into {out}, as the name is not UTF-8, which the libraries that write such files "
+            "take; the export program with out= writes elsewhere"
+        )
     out.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
     card = make_card(cfg, model, classes, settings, origin)

@@ -42,6 +42,15 @@ def _spell(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name is text: of bytes that are no UTF-8, Python keeps surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def legend_of(picture: Path) -> Path:
     """The file beside a picture that says what the numbers in it stand for, where names could not be drawn."""
     return picture.with_name(f"{picture.stem}_names.txt")

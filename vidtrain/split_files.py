@@ -11,7 +11,7 @@ from typing import Any
 from vidtrain.data.image_folders import SUFFIXES, image_names
 from vidtrain.data.manifest import Manifest, Record
 from vidtrain.errors import UserError
-from vidtrain.names import guarded_cell
+from vidtrain.names import guarded_cell, is_utf8
 
 
 def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
@@ -46,16 +46,8 @@ def _check_text(row: tuple[str, ...]) -> None:
     whole = "".join(row)
     if "\n" in whole or "\r" in whole:
         raise UserError(f"{row[0]!r} cannot be listed: its name has a line break; rename it")
-    if not _is_utf8(row[1]):
+    if not is_utf8(row[1]):
         raise UserError(f"{row[0]!r} cannot be listed: its label {row[1]!r} is not UTF-8; rename the folder")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def annotations_text(found: Mapping[str, Manifest], root: str, folders: bool) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vidtrain.errors import UserError
+from vidtrain.names import is_utf8
 
 NO_UTF8 = (
     "holds bytes that are no UTF-8, so what names it may be in Latin-1 or another encoding; save it as UTF-8, such as "
@@ -58,10 +59,8 @@ def spelled_list(names: Sequence[str], where: object) -> tuple[str, ...]:
 def check_text(names: Iterable[str], where: object) -> None:
     """Raises `UserError` for a name of bytes that are no UTF-8, which could not be written anywhere."""
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where}: the class {name!r} {NO_UTF8}") from None
+        if not is_utf8(name):
+            raise UserError(f"{where}: the class {name!r} {NO_UTF8}")
 
 
 def appearance(name: str) -> str:

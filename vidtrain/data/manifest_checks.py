@@ -12,7 +12,7 @@ import numpy as np
 from vidtrain.data.class_names import NO_UTF8
 from vidtrain.data.manifest import Manifest, Record, check_same_classes
 from vidtrain.errors import UserError
-from vidtrain.names import shown
+from vidtrain.names import is_utf8, shown
 
 SAMPLED = 20  # files of a split that are looked for before anything starts
 NAMED = 8  # how many of the faulty a message names
@@ -48,7 +48,7 @@ def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[
         if missing:
             words = f"{len(missing)} of {count} {split} videos that were looked for are missing"
             words += f", such as {missing[0]}"
-            if any(not _is_utf8(path) for path in missing):
+            if any(not is_utf8(path) for path in missing):
                 words += f" (what lists them {NO_UTF8})"
             elif any(_in_other_form(path) for path in missing):
                 words += " (they are there in another of Unicode's forms, NFC or NFD: list names as the disk has them)"
@@ -62,14 +62,6 @@ def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[
 def _in_other_form(path: str) -> bool:
     forms = {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path}
     return any(os.path.exists(each) for each in forms)
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def path_hashes(manifest: Manifest) -> np.ndarray:

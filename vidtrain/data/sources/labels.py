@@ -10,6 +10,7 @@ import numpy as np
 from vidtrain.data.class_names import NO_UTF8, LookAlikes, spelled, spelled_list
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
+from vidtrain.names import is_utf8
 
 KINDS = ("names", "integers")
 SEPARATORS = (";", "|", ",", " ")  # what may stand between labels
@@ -140,7 +141,7 @@ class LabelReader:
         codes = self._codes
         if not self._settled:
             numbers = [codes.setdefault(text, len(codes)) for text in texts]
-            bad = {text for text in codes if not text or not _is_text(text) or self._several(text)}
+            bad = {text for text in codes if not text or not is_utf8(text) or self._several(text)}
         else:
             bad = {text for text in set(texts) if text not in codes}
             numbers = [codes[text] if text in codes else 0 for text in texts]
@@ -154,7 +155,7 @@ class LabelReader:
 
     def _unknown(self, text: str, alike: LookAlikes) -> str:
         """What is wrong with a label that is none of the classes."""
-        if not _is_text(text):
+        if not is_utf8(text):
             return f"label {text!r} {NO_UTF8}"
         known = "the classes given" if self._given else "the labels of train"
         pair = alike.describe(text)
@@ -218,14 +219,6 @@ def _separator_in(text: str) -> str | None:
         if len(parts) > 1 and all(parts) and (separator in (";", "|") or all(map(is_integer, parts))):
             return separator
     return None
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _empty_or(text: str, why: str) -> str:
