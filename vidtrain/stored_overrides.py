@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from vidtrain.config import CONF, options
 from vidtrain.errors import UserError
 from vidtrain.schemas import RunConfig
-from vidtrain.trust import REFERENCE, TARGET, is_computed, is_trusted, shipped_pruners, shortened
+from vidtrain.trust import REFERENCE, TARGET, first_lines, is_computed, is_trusted, shipped_pruners
 
 # Of Hydra's own settings, those that a sweep's command line may say and that start nothing by themselves
 CHOICES = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler", "hydra/sweeper/pruner")
@@ -56,7 +56,7 @@ def check_stored(
         raise UserError(
             f"{source} holds settings that a folder from elsewhere could do harm with: they name code, look something "
             "up where they are read, or change how programs are started:\n  "
-            + "\n  ".join(shortened(refused))
+            + "\n  ".join(first_lines(refused))
             + f"\nIf they are yours, say them again: {command} {shlex.join(refused)}"
         )
 
@@ -138,7 +138,7 @@ def check_trials(trials: Sequence[Any], said: Collection[str], source: str) -> N
     outside = [str(each.folder) for each in trials if not is_inside(str(each.folder))]
     if outside:
         raise UserError(
-            f"{source} says that trials lie outside of the sweep: {', '.join(shortened(outside))}; it is damaged, or "
+            f"{source} says that trials lie outside of the sweep: {', '.join(first_lines(outside))}; it is damaged, or "
             "was changed"
         )
     strange = [
@@ -150,7 +150,7 @@ def check_trials(trials: Sequence[Any], said: Collection[str], source: str) -> N
     if strange:
         raise UserError(
             f"{source} has trials with settings that a folder from elsewhere could do harm with, and that this command "
-            "does not say:\n  " + "\n  ".join(shortened(list(dict.fromkeys(strange))))
+            "does not say:\n  " + "\n  ".join(first_lines(list(dict.fromkeys(strange))))
         )
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from vidtrain.data.class_names import spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
-from vidtrain.trust import as_text, check_trust, shortened
+from vidtrain.trust import as_text, check_trust, first_lines
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     import torch
@@ -57,7 +57,7 @@ class Trained:
             raise UserError(
                 f"the checkpoint {self.source} refers to the environment that it is read in, which a file from "
                 "elsewhere does not get to see:\n  "
-                + "\n  ".join(shortened(lines))
+                + "\n  ".join(first_lines(lines))
                 + "\nIf you trust it, say trust_targets=true, and they are looked up"
             )
 

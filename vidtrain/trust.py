@@ -30,15 +30,14 @@ PACKAGES = {
     "torch.optim": ("torch.optim", "torch.optim.optimizer", "Optimizer"),
     "timm.optim": ("timm.optim", "torch.optim.optimizer", "Optimizer"),
 }
-REFERENCE = re.compile(
-    r"\$\{[A-Za-z_][\w-]*(?:\.[\w-]+|\[[\w-]+\])*\}"
-)  # to another setting, by its whole key
+# To another setting, by its whole key
+REFERENCE = re.compile(r"\$\{[A-Za-z_][\w-]*(?:\.[\w-]+|\[[\w-]+\])*\}")
 RELATIVE = re.compile(r"\$\{\.+[\w-]+(?:\.[\w-]+|\[[\w-]+\])*\}")
-JOINED = re.compile(
-    r"\0[{\0]|\$\0"
-)  # references, each as a zero byte, that touch what may begin or end another
+# References, each as a zero byte, that touch what may begin or end another
+JOINED = re.compile(r"\0[{\0]|\$\0")
 # How what is kept as text begins: `${` would be looked up, if not now then when a part is built
 KEPT = "$ {"
+ABSENT = object()  # in place of a value that is left out
 PLAIN = (str, int, float, bool, types.NoneType)
 # A configuration of ours has some hundred settings, five deep
 MOST_SETTINGS, DEEPEST = 100_000, 40
@@ -109,7 +108,7 @@ def check_trust(config: Mapping[str, Any], source: str) -> None:
     if strange:
         raise UserError(
             f"the checkpoint {source} asks to build parts from outside of this package:\n  "
-            + "\n  ".join(shortened(strange))
+            + "\n  ".join(first_lines(strange))
             + "\nIf you trust it and have them installed, say trust_targets=true"
         )
 
@@ -134,7 +133,7 @@ def _walk(
             yield from _walk(value, f"{path}[{index}]", depth + 1, seen)
 
 
-def shortened(lines: Sequence[str]) -> list[str]:
+def first_lines(lines: Sequence[str]) -> list[str]:
     """The first of many, and how many more there are."""
     more = len(lines) - MOST_SHOWN
     return [*lines[:MOST_SHOWN], f"and {more} more"] if more > 0 else list(lines)
@@ -165,9 +164,6 @@ def as_text(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     kept = _kept(config, "", RunConfig, computed)
     assert isinstance(kept, dict)
     return kept, computed
-
-
-ABSENT = object()
 
 
 def _kept(node: Any, path: str, hint: Any, computed: dict[str, str]) -> Any:
