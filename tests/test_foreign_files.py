@@ -230,3 +230,32 @@ def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
         save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {CARD_KEY: json.dumps(card)})
         with pytest.raises(UserError, match=r"its configuration has no model\.(encoder|head)"):
             OWN.convert(read(tmp_path / "bad.safetensors", "bad.safetensors"), torch.nn.Linear(1, 1))
+
+
+def test_archives_that_would_fill_the_memory(tmp_path):
+    from vidtrain.data.split_records import SplitRecord
+
+    np.savez_compressed(tmp_path / "train.npz", blob=np.zeros(300_000_000, np.uint8))
+    assert (tmp_path / "train.npz").stat().st_size < 400_000
+    with pytest.raises(
+        UserError, match=r"train.npz, which says .* cannot be read \(it would become 300,000,1"
+    ):
+        SplitRecord.open(tmp_path / "train.npz")
+    data = (tmp_path / "train.npz").read_bytes()
+    (tmp_path / "rank0.bin").write_bytes(HEADER.pack(MARK, 0, len(data), zlib.crc32(data)) + data)
+    with pytest.raises(
+        UserError, match="rank0.bin holds something else than views .they would become 300,000,1"
+    ):
+        find_units(tmp_path)[0].read()
+
+
+def test_an_array_that_says_it_has_terabytes(tmp_path):
+    folder = tmp_path / "views"
+    view_store.begin(folder, {}, None, 1, overwrite=False)
+    (folder / view_store.VIEWS).write_text(json.dumps({"format": view_store.FORMAT, "videos": 1}))
+    np.save(folder / view_store.LOGITS, np.zeros(1))
+    head = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
+    (folder / view_store.LABELS).write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    (folder / view_store.VIDEOS).write_text("index,path,label\n0,a.mp4,a\n")
+    with pytest.raises(UserError, match="the view table in .* is damaged: Unable to allocate"):
+        view_store.open_views(folder)

@@ -29,6 +29,8 @@ IMAGES_LOOKED_AT = 8  # of a folder
 GONE, NOT_LOOKED_AT = -1, -2  # in place of a size
 COLUMNS = ("blob", "offsets", "labels", "sizes", "times")
 OPTIONAL = ("label_offsets", "all_labels", "starts", "ends", "sources")
+# How many times its bytes a record may become in memory, beside what is small anyway
+MOST_GROWTH, SMALL = 50, 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +118,9 @@ class SplitRecord:
         """One that was saved. Raises `UserError` where it is damaged, or something else."""
         try:
             with np.load(path, allow_pickle=False) as held:
+                whole = sum(each.file_size for each in held.zip.infolist())
+                if whole > MOST_GROWTH * path.stat().st_size + SMALL:
+                    raise ValueError(f"it would become {whole:,} bytes")
                 found = {name: held[name] for name in held.files}
             texts = {
                 name: str(bytes(found[name]), "utf-8", "surrogateescape") for name in ("prefix", "classes")
@@ -126,7 +131,8 @@ class SplitRecord:
             record = cls(Columns(paths, found["labels"], **more), classes, found["sizes"], found["times"])
             record._check()
             return record
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, zipfile.BadZipFile,
+                zlib.error) as error:  # fmt: skip
             raise UserError(
                 f"{path}, which says what the data of the run were, cannot be read ({error}): put a good copy in its "
                 "place, or delete it, and nothing is held against it"

@@ -18,6 +18,7 @@ from vidtrain.evaluation.views import BatchViews
 from vidtrain.flushing import flush_folder
 
 MARK = b"VIEWS\0\0\1"
+SMALL = 1 << 20
 HEADER = struct.Struct("<8sqqI")  # mark, unit, bytes that follow, their CRC-32
 
 
@@ -46,9 +47,13 @@ class Place:
             data = io.BytesIO(file.read(self.size))
         try:
             found = np.load(data, allow_pickle=False)
+            whole = sum(each.file_size for each in found.zip.infolist())
+            if whole > 2 * self.size + SMALL:  # nothing in it is compressed
+                raise ValueError(f"they would become {whole:,} bytes")
             missing = [(str(path), str(cause)) for path, cause in json.loads(found["missing"].tobytes())]
             return Unit(*(found[name] for name in ("indices", "labels", "logits", "frames")), missing)
-        except (ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError, RecursionError,
+                zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
             raise UserError(
                 f"{self.path} holds something else than views ({error}); make the table again with overwrite=true"
             ) from error

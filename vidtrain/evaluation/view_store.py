@@ -216,7 +216,7 @@ def open_views(named: Path) -> StoredViews:
         labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False))
         with open(folder / VIDEOS, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = read_records(file)
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, csv.Error) as error:
         raise UserError(
             f"the view table in {folder} is damaged: {error}; make it again with overwrite=true"
         ) from error
