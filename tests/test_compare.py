@@ -382,7 +382,9 @@ def test_runs_that_were_evaluated_on_files_of_other_content_are_told(tmp_path):
     assert not any("on the same data" in note for note in run(*folders, out=tmp_path / "same")["notes"])
     with_data(folders[1], tmp_path / "other", 9, "test", content=b"yy")
     said = "\n".join(run(*folders, out=tmp_path / "out")["notes"])
-    assert f"The runs were not evaluated on the same data: {folders[1]} not on those of {folders[0]} (8 " in said
+    assert (
+        f"The runs were not evaluated on the same data: {folders[1]} not on those of {folders[0]} (8 " in said
+    )
     assert f"replaced by another file: {tmp_path}/other/" in said and "1.mp4 (1 -> 2 bytes)" in said
 
 
