@@ -1,10 +1,12 @@
 """The record of a run's attempts, and what a scheduler is told to do."""
 
 import json
+import shlex
 import signal
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vidtrain.attempts import LOST, MOST_SILENT, VERDICT, Attempt, attempt, read_attempts, verdict
 from vidtrain.errors import Pruned, UserError
@@ -97,6 +99,16 @@ def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, 
     said = capsys.readouterr().err
     assert said == f"stopped by SIGUSR2; to go on: python -m vidtrain.train run_dir={tmp_path}\n"
     assert not scheduler.exists()
+
+
+def test_the_command_that_goes_on_can_be_copied_whatever_the_folder_is_called(tmp_path, capsys):
+    folder = tmp_path / "a [run"
+    folder.mkdir()
+    with pytest.raises(SystemExit), Halt() as halt, attempt(folder, RANKS, halt):
+        signal.raise_signal(signal.SIGUSR2)
+    command = capsys.readouterr().err.partition("to go on: ")[2]
+    [word] = shlex.split(command)[3:]
+    assert OverridesParser.create().parse_override(word).value() == str(folder)
 
 
 def test_a_fault_is_tried_again_once_and_then_only_after_progress(tmp_path, scheduler, capsys):

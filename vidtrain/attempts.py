@@ -165,12 +165,11 @@ def attempt(folder: Path, ranks: "Ranks", halt: Halt) -> Iterator[Attempt]:
         yield mine
     except Stopped as stop:
         if ranks.is_main:
+            from vidtrain.app import quoted  # which imports this module
+
             mine.note(STOPPED, signal=str(stop))
-            print(
-                shown_lines(f"stopped by {stop}; to go on: python -m vidtrain.train run_dir={folder}"),
-                file=sys.stderr,
-                flush=True,
-            )
+            again = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
+            print(shown_lines(f"stopped by {stop}; to go on: {again}"), file=sys.stderr, flush=True)
         sys.exit(stop.status)
     except Pruned:
         if ranks.is_main:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidtrain.app import quoted
 from vidtrain.errors import UserError
 from vidtrain.outcome import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
 from vidtrain.outcome import FAILED as FAULTY
@@ -92,10 +93,8 @@ def find_runs(places: Sequence[str]) -> Found:
             if finished(folder):
                 runs.setdefault(folder.resolve(), folder)
             elif named_itself:
-                faults.append(
-                    f"{folder}: {_progress(folder)}; finish it with python -m vidtrain.train run_dir={folder}, "
-                    "or leave it out"
-                )
+                again = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
+                faults.append(f"{folder}: {_progress(folder)}; finish it with {again}, or leave it out")
             else:
                 left_out[folder] = _progress(folder)
     if faults:

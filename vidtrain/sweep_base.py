@@ -99,7 +99,9 @@ class TrialSweeper(Sweeper):
             try:
                 self.run_missing()
             except (KeyboardInterrupt, SystemExit) as stop:
-                words = shown_lines(f"to go on: python -m vidtrain.sweep resume {self.folder}")
+                words = shown_lines(
+                    f"to go on: python -m vidtrain.sweep resume {shlex.quote(str(self.folder))}"
+                )
                 print(words, file=sys.stderr, flush=True)
                 if self._at_a_time() is None:
                     raise

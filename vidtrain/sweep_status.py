@@ -1,6 +1,7 @@
 """Where each trial of a sweep stands, read from its folder alone: beside the running trials, and from any machine."""
 
 import math
+import shlex
 import shutil
 import subprocess
 import time
@@ -181,7 +182,7 @@ def table_of(
                 "best" if trial.number == best else _remark(state),
             ]
         )
-    below = []
+    below, named = [], shlex.quote(str(folder))
     if best is not None:
         chosen = next(each for each in record.trials if each.number == best)
         value = next(each.objective for each in states if each.number == best)
@@ -194,11 +195,11 @@ def table_of(
     if is_held(folder):
         below.append(f"under way: {holder(folder)}")
     elif to_come > 0 or unfinished:
-        below.append(f"what is missing: python -m vidtrain.sweep resume {folder}")
+        below.append(f"what is missing: python -m vidtrain.sweep resume {named}")
     if any(each.state in FAULTY for each in states):
-        below.append(f"those that failed again: python -m vidtrain.sweep resume {folder} retry=true")
+        below.append(f"those that failed again: python -m vidtrain.sweep resume {named} retry=true")
     if counts[FINISHED] > 1:
-        below.append(f"compare: python -m vidtrain.compare {folder}")
+        below.append(f"compare: python -m vidtrain.compare {named}")
     return f"{len(states)} trial{'' if len(states) == 1 else 's'}: {counted}{more}", columns, rows, below
 
 
