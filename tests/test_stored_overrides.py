@@ -40,6 +40,7 @@ HARMLESS = [
     "dataset.name='a b'",
 ]
 HARMFUL = [
+    "++run_dir=/elsewhere",
     "optimizer._target_=os.mkdir",
     "+optimizer._target_=torch.nn.functional.torch.hub.load",
     "loss={_target_: os.mkdir}",
@@ -140,6 +141,10 @@ def test_and_what_it_may_not(override):
 def write_run(folder, overrides):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps({"id": "x", "started": "now", "overrides": overrides}))
+
+
+def test_where_to_write_is_not_taken():
+    assert not may_be_taken("run_dir=/elsewhere")
 
 
 @pytest.mark.parametrize("override", HARMFUL)

@@ -71,6 +71,8 @@ def may_be_taken(override: str, hydra: bool = False) -> bool:
     except HydraException:
         return False
     key = parsed.key_or_group
+    if key == "run_dir":  # where to write is said now, or is a place in the sweep
+        return False
     own = f"{key}@{parsed.package or ''}"
     if "hydra" in re.split(r"\W", own):
         return hydra and parsed.package is None and _may_set_hydra(key, value)

@@ -123,3 +123,10 @@ def test_without_its_packages_it_names_the_extra(monkeypatch):
     with pytest.raises(UserError, match=needed):
         MlflowMirror("sqlite:///outputs/mlflow.db")
     MlflowMirror("http://server:5000")
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "a/../../../b"])
+def test_a_name_that_leads_out_of_the_store_is_refused(name, tmp_path):
+    mirror = MlflowMirror(f"sqlite:///{tmp_path}/store/mlflow.db", experiment=name)
+    with pytest.raises(UserError, match="leads out of its place"):
+        mirror.start(MirroredRun(tmp_path / "run", "id", "motion/run", "motion", {}, 0))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from vidtrain.errors import UserError
 from vidtrain.secrecy import masked
 from vidtrain.tracking.mirror import Metric, MirroredRun, require_packages
 from vidtrain.tracking.wandb_mirror import check_artifacts
@@ -54,10 +55,12 @@ class MlflowMirror:
         os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"  # they would be of this process
         from mlflow import MlflowClient
 
+        name = self.experiment or run.group
         place = self._place()
+        if place is not None and (".." in Path(name).parts or Path(name).is_absolute()):
+            raise UserError(f"logger.mlflow.experiment={name} names a folder too, and leads out of its place")
         with one_at_a_time(place):
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
-            name = self.experiment or run.group
             found = self._client.get_experiment_by_name(name)
             where = (place.parent / "mlartifacts" / name).resolve().as_uri() if place else None
             experiment = found.experiment_id if found else self._client.create_experiment(name, where)
