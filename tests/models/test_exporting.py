@@ -220,7 +220,7 @@ def test_operator_sets_that_cannot_express_the_layers_are_refused(opset, small, 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_an_absent_package_is_named_with_the_extra_that_brings_it(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"exporting to ONNX needs {package}: install vidtrain\[export\]"):
+    with pytest.raises(UserError, match=rf"exporting to ONNX needs {package}: uv sync --extra export"):
         check_onnx(18)
 
 

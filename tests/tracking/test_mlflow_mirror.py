@@ -119,7 +119,7 @@ def test_without_its_packages_it_names_the_extra(monkeypatch):
     monkeypatch.setattr(
         mirror_module.importlib.util, "find_spec", lambda name: None if name != "mlflow" else name
     )
-    needed = r"^logger=mlflow needs sqlalchemy, alembic: pip install 'vidtrain\[mlflow\]'$"
+    needed = r"^logger=mlflow needs sqlalchemy, alembic: uv sync --extra mlflow$"
     with pytest.raises(UserError, match=needed):
         MlflowMirror("sqlite:///outputs/mlflow.db")
     MlflowMirror("http://server:5000")

@@ -72,6 +72,6 @@ def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small):
 def test_without_the_package_it_names_the_extra(monkeypatch):
     monkeypatch.setattr(mirror_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"^logger=tensorboard needs tensorboard: pip install 'vidtrain\[tensorboard\]'$"
+        UserError, match=r"^logger=tensorboard needs tensorboard: uv sync --extra tensorboard$"
     ):
         TensorBoardMirror()
