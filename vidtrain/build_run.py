@@ -105,7 +105,7 @@ def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Any, folde
 
 @dataclass(frozen=True)
 class Parts:
-    """What steps are made of besides the model."""
+    """The parts of an optimizer step besides the model, built from the configuration."""
 
     settings: TrainerSettings
     phases: Mapping[str, PhaseSettings]
@@ -199,9 +199,12 @@ def open_log(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path, step: in
     return log
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """Where a run is recorded, and who hears of it; a measurement records nothing."""
+    """Where a run is recorded, and who is called while it trains; the benchmark records nothing.
+
+    A hook of the loop is a field here and in `Run`, which `assemble` hands on.
+    """
 
     log: Any  # a RunLog
     console: Any

@@ -54,7 +54,7 @@ def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Any) -> Ph
     """The phase to measure, of the parts that training would assemble."""
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = build.model(cfg, len(data.classes), ranks)
-    record = Record(NullRunLog(), console)
+    record = Record(log=NullRunLog(), console=console)
     run = assemble(cfg, data, make_parts(cfg, data, ranks, console), model, None, ranks, record)
     return PhaseSteps(run, phase_name(cfg))
 

@@ -88,7 +88,9 @@ def _train(
         ranks.on_main(lambda: log.mirror.start(run_folder.mirrored(folder, run_id, cfg, start.step)))
         by_sweep = run_folder.is_started_by_sweep()
         on_validation = sweep_trial.on_validation(folder, ranks, console, by_sweep)
-        record = build_run.Record(log, console, folder, on_validation, halt)
+        record = build_run.Record(
+            log=log, console=console, folder=folder, on_validation=on_validation, halt=halt
+        )
         run = build_run.assemble(cfg, data, parts, start.model, evaluation, ranks, record)
         state = fit(run, start.resume)
         if parts.settings.one_batch:

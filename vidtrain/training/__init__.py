@@ -1,5 +1,8 @@
 """The loop, stages, schedules, checkpoints, ranks.
 
+Read first, in this order: run.py, loop.py, phases.py, objective.py, optimizers.py.
+To add a term of the loss: objective.py; a hook: `Run` and vidtrain.build_run.Record; a setting: settings.py.
+
 loop.py            the loop
 settings.py        what the loop owns, typed
 stages.py          what a phase trains
@@ -32,7 +35,7 @@ run.py             what the loop works with
 phases.py          what outlives a phase, and what outlives a step
 heads.py           the heads that a phase trains: one, or a grid
 objective.py       the loss of every head on a batch
-optimizers.py      the optimizers of a phase, one for each head
+optimizers.py      the optimizer of a phase; in a grid, one for each head
 head_table.py      the heads of a grid, the best first
 token_store.py     tokens on disk, whole or pending
 clock.py           parts of a step, on a CPU or a GPU

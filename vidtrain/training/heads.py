@@ -1,8 +1,8 @@
-"""The heads that a phase trains, behind one face: the ordinary phase has one, a grid has many.
+"""The heads that a phase trains, behind one interface: an ordinary phase has one head, a grid has many candidates.
 
-The heads of a grid are one module that gives the logits of all heads side by side. Their losses are summed, so one
-backward pass gives each head its own gradients, as no parameter that trains is shared. Each head has its own optimizer,
-bound on the gradient and scaler, so it trains as it would alone.
+The heads of a grid are one module that gives the logits of all heads side by side. Their losses are summed. The encoder
+is frozen and the heads share no parameters, so one backward pass gives each head its own gradients. Each head of a grid
+has its own optimizer, bound on the gradient and scaler, so it trains as it would alone.
 """
 
 import itertools
@@ -36,16 +36,16 @@ def finite_mean(values: Sequence[float]) -> float:
 
 
 def head_value(report: Report, monitor: str) -> float:
-    """The report's value of `monitor`; NaN where the head has diverged: the class that it names first would be right
-    by chance."""
+    """The report's value of `monitor`. It is NaN where logits are NaN, as the first class would then count as the
+    answer."""
     return report.metrics[monitor] if not report.logits.isnan().any() else math.nan
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of a phase: `names` of them, of a `grid` or the one of an ordinary phase.
+    """The heads of a phase, by their `names`: those of a `grid`, or the one head of an ordinary phase (None).
 
-    `selecting` says whose report counts in an ordinary phase: "raw" or "ema".
+    In an ordinary phase `selecting` names the weights whose report selects the best checkpoint: "raw" or "ema".
     """
 
     grid: HeadGridSettings | None
@@ -56,8 +56,11 @@ class Heads:
         return head_names(self.grid)
 
     def select(self, reports: Mapping[str, Report], monitor: str, direction: str) -> str:
-        """Which of the `reports` counts. Of a grid it is the head with the best `monitor`, of equal ones the first;
-        a head that has diverged is never selected before one that has not."""
+        """The name of the report that selects the best checkpoint.
+
+        In a grid it is the head with the best `monitor`, the first of equal ones. A head that has diverged is never
+        selected before one that has not.
+        """
         if self.grid is None:
             return self.selecting
         sign = -1 if direction == "max" else 1
@@ -69,8 +72,8 @@ class Heads:
         return min(reports, key=cost)
 
     def put_into(self, model: nn.Module, trained: nn.Module, name: str) -> None:
-        """Gives `model` the weights of the head `name` that `trained` holds; an ordinary phase trains the model's
-        own head."""
+        """Copies the head `name` of a grid, which `trained` holds, into `model`. An ordinary phase trains the head of
+        `model` itself, so nothing is to be done."""
         if self.grid is not None:
             model.head.load_state_dict(trained.head[self.names.index(name)].state_dict())
 

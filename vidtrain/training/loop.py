@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from vidtrain.training.refusals import check_faults, refuse_loss
 from vidtrain.training.run import Run
 from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import set_train_mode
-from vidtrain.training.state import TrainState
+from vidtrain.training.state import StepResult, TrainState
 from vidtrain.training.validation import (
     VALIDATED,
     report_epoch,
@@ -40,7 +40,7 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
     state = trainer.state
     while state.phase < len(run.phases):
         phase = trainer.begin_phase(resume)
-        resume = None
+        resume = None  # the phases after this one begin at their first step
         with run.halt.deferred(), run.console.phase(phase.name, phase.total, state.step), phase.profiler:
             while not phase.ended:
                 iterate(trainer, phase)
@@ -48,16 +48,17 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
 
 
 def iterate(trainer: Trainer, phase: Phase) -> None:
-    """One optimizer step and what follows it: the epoch's report, an evaluation, a checkpoint, the phase's end."""
+    """One optimizer step, then what is due after it: the epoch's report, evaluation, the phase's end, a checkpoint."""
     run, state = trainer.run, trainer.state
-    stepped = not state.eval_pending  # else a signal ended the run in the evaluation of this step
+    # False in a resumed run whose last attempt was ended by a signal during an evaluation: only that is made up for
+    stepped = not state.eval_pending
     if stepped:
         started = time.perf_counter()
-        result = train_step(phase, state)
+        result = train_step(phase, state)  # from here on, state.step counts this step
         phase.profiler.step()
         log_step(trainer, phase, result, time.perf_counter() - started)
 
-    # A signal to any rank stops all of them here, at the same step, or within the evaluation
+    # The one collective of a step besides the gradients': a signal to any rank stops all ranks after the same step
     stop_requests, failed_reads = run.ranks.totals(int(run.halt.asked), int(phase.sums.faults))
     check_faults(failed_reads, run.settings, run.steps_per_epoch)
     stopping, at_end = stop_requests > 0, state.step == phase.total
@@ -70,12 +71,12 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
         stopping = not evaluate(trainer, phase)
 
     # A phase ends with its last step, or early when validation has stopped improving
-    phase.ended = (at_end or trainer.patience_is_over) and not state.eval_pending
-    keep, save_due = phase.keep_due(state.step), phase.save_due(state.step)
+    phase.ended = (at_end or trainer.out_of_patience) and not state.eval_pending
+    keep_due, save_due = phase.keep_due(state.step), phase.save_due(state.step)
     if phase.ended:
-        end_phase(trainer, phase)
-    if phase.ended or stopping or keep or save_due:
-        saved = save(trainer, phase, keep)
+        end_phase(trainer, phase)  # sets state.step to 0, for the next phase
+    if phase.ended or stopping or keep_due or save_due:
+        saved = save(trainer, phase, keep=keep_due)
     if stopping:
         run.console.info(
             f"a signal ends the run at step {state.total_step}, which is {'' if saved else 'not '}saved"
@@ -83,18 +84,8 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
         run.halt.stop_if(True)
 
 
-class StepResult(NamedTuple):
-    """What an optimizer step came to on this rank."""
-
-    loss: float  # the mean over its micro-batches and, of a grid, over the heads that have not diverged
-    grad_norm: float  # before clipping
-    rates: dict[str, float]
-    clips: int
-    data_seconds: float  # of waiting for the loader
-
-
 def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_CLOCK) -> StepResult:
-    """One optimizer step of the phase; the host waits for the device once, before the weights move.
+    """One optimizer step of the phase. The host waits for the device once (`tolist`), before the weights move.
 
     Raises `DivergedError` naming the files of a micro-batch whose loss is not finite.
     """
@@ -126,15 +117,17 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
         clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
         clock.mark("backward")
     norms = phase.optimizers.clip(settings.clip_grad, settings.clip_grad_by)
-    # rows of a value for each head
-    *by_micro, norms = torch.stack([row.double() for row in (*losses, norms)]).tolist()
+    # a row for each micro-batch and one for the norms, with a column for each head
+    *by_micro, grad_norms = torch.stack([row.double() for row in (*losses, norms)]).tolist()
     micro_losses = [finite_mean(values) for values in by_micro]
     for loss, videos in zip(micro_losses, indices, strict=True):
-        if not math.isfinite(loss):  # before the weights move: nothing of a bad step is kept
+        if not math.isfinite(
+            loss
+        ):  # refused before the weights move, so the checkpoints hold none of this step
             files = [run.train_paths[index] for index in videos.tolist()]
             refuse_loss(loss, state.total_step + 1, files, run.checkpoints)
     if run.ranks.is_main:
-        phase.sums.skipped += phase.optimizers.skips(norms)
+        phase.sums.skipped += phase.optimizers.skips(grad_norms)
     phase.optimizers.step()
     state.step += 1
     state.total_step += 1
@@ -142,7 +135,7 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
         phase.average.update(state.total_step)
     clock.mark("optimizer")
     state.loss = sum(micro_losses) / settings.accumulation
-    return StepResult(state.loss, finite_mean(norms), rates, clips_seen, data_seconds)
+    return StepResult(state.total_step, state.loss, finite_mean(grad_norms), rates, clips_seen, data_seconds)
 
 
 def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float) -> None:
@@ -172,7 +165,7 @@ def log_epoch(trainer: Trainer, phase: Phase) -> None:
 
 
 def position(trainer: Trainer, phase: Phase) -> dict[str, Any]:
-    """Where the run stands, as its log says it."""
+    """The columns of every row of the log that say where the run stands."""
     return {"epoch": trainer.state.total_step / trainer.run.steps_per_epoch, "phase": phase.name}
 
 
@@ -185,7 +178,7 @@ def evaluate(trainer: Trainer, phase: Phase) -> bool:
         return False
     state.eval_pending = False
     if run.ranks.is_main:
-        for path, cause in next(iter(reports.values())).table.missing:
+        for path, cause in next(iter(reports.values())).table.missing:  # the same for all of them
             run.log.fault(path, cause, step=state.total_step, split="val")
     selected = phase.heads.select(reports, monitor, trainer.direction)
     phase.heads.put_into(trainer.model, phase.task.model, selected)

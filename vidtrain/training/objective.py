@@ -1,4 +1,4 @@
-"""What is trained for: the loss of every head on a batch of clips with labels."""
+"""The objective of training: the loss of every head on a batch of clips with labels."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from vidtrain.training.losses import Loss
 
 
 class HeadOutputs(NamedTuple):
-    """What h heads say of b videos."""
+    """The answers of h heads for b videos."""
 
     logits: Tensor  # [h b k], fused over the clips of a video
     losses: Tensor  # [h], the mean over videos
@@ -21,7 +21,10 @@ class HeadOutputs(NamedTuple):
 class Classification:
     """Clip logits [b n (h k)] of h heads and targets (classes [b], or shares [b k]) -> `HeadOutputs`.
 
-    `fusion` is the model's, by name, and `class_weights` [k] are the loss's.
+    `fusion` is the name of the model's, and `class_weights` [k] are what `loss.weights` gave.
+
+    Terms beside the loss are to be added here: `by_head` are the raw clip logits, while the fused `logits` are
+    log-probabilities where fusion is mean_probs or joint. They will show in train/loss and not in val/loss.
     """
 
     loss: Loss

@@ -1,4 +1,4 @@
-"""The optimizers of a phase, one for each head that trains, behind the face of a single optimizer."""
+"""The optimizer of a phase: one for encoder and head together; in a grid, one for each head of the grid."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,21 @@ from vidtrain.training.schedules import Schedule
 from vidtrain.training.settings import PhaseSettings
 
 
-class _Member(NamedTuple):
+class _PerLoss(NamedTuple):
+    """What one loss trains. The members of a set, the losses [h] and the norms [h] are parallel lists.
+
+    To give parts of one model optimizers of their own, put several optimizers into one member, with one scaler.
+    """
+
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # an overflow of one head's gradients must not scale down another's
 
 
 class OptimizerSet:
-    """One optimizer for all that trains or, of a grid, one for each head with its own rate and weight decay."""
+    """The optimizers of a phase with the interface of one. In a grid, each head has its own rate and weight decay."""
 
-    def __init__(self, members: Sequence[_Member]):
+    def __init__(self, members: Sequence[_PerLoss]):
         self._members = list(members)
 
     @classmethod
@@ -41,11 +46,11 @@ class OptimizerSet:
         device_type: str,
         precision: str,
     ) -> Self:
-        """`model` has `encoder` and `head`, of a grid a list of heads."""
+        """`model` has `encoder` and `head`; in a grid, `head` is a list of heads."""
 
-        def member(part: nn.Module, optimizer: torch.optim.Optimizer) -> _Member:
+        def member(part: nn.Module, optimizer: torch.optim.Optimizer) -> _PerLoss:
             scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
-            return _Member(trainable(part), optimizer, scaler)
+            return _PerLoss(trainable(part), optimizer, scaler)
 
         if phase.heads is None:
             return cls([member(model, factory(parameter_groups(model, phase)))])
@@ -59,8 +64,8 @@ class OptimizerSet:
     # --- the parts of a step, in their order -----------------------------------------------------------
 
     def set_rates(self, lr: Schedule, weight_decay: Schedule, step: int, total: int) -> dict[str, float]:
-        """Puts the rates of step `step` of 1..`total` in force; returns them by group, and as `weight_decay` the
-        largest."""
+        """Puts the rates of step `step` of 1..`total` in force; returns the learning rates by group, and
+        the largest weight decay as `weight_decay`."""
         by_member = [set_rates(each.optimizer, lr, weight_decay, step, total) for each in self._members]
         rates = {name: rate for member in by_member for name, rate in member.items()}
         return rates | {"weight_decay": max(member["weight_decay"] for member in by_member)}
@@ -102,12 +107,12 @@ class OptimizerSet:
 
     @property
     def loss_scale(self) -> float | None:
-        """Of fp16: by how much losses are multiplied before the next step, of several heads the least; else None."""
+        """In fp16, the factor of the losses in the next step (the smallest of several heads'); else None."""
         scales = [member.scaler.get_scale() for member in self._members if member.scaler.is_enabled()]
         return min(scales, default=None)
 
     def skips(self, norms: Sequence[float]) -> int:
-        """Of how many heads the scaler leaves this step out: of those whose gradients, with `norms`, overflowed."""
+        """How many heads the scaler lets skip this step: those of fp16 whose gradients, with `norms`, overflowed."""
         pairs = zip(self._members, norms, strict=True)
         return sum(member.scaler.is_enabled() and not math.isfinite(norm) for member, norm in pairs)
 

@@ -1,4 +1,4 @@
-"""What the loop holds: `Trainer` outlives a phase, `Phase` outlives a step.
+"""The loop's state: `Trainer` holds what is kept for the whole run, `Phase` what is kept for one phase.
 
 A phase makes anew everything that holds parameters: its optimizers begin without state, and DDP reads requires_grad
 only once.
@@ -39,7 +39,7 @@ from vidtrain.training.validation import selecting_weights, settings_lines
 
 @dataclass
 class Phase:
-    """The parts of a phase's steps, without what a run does between them: the benchmark times steps of these parts."""
+    """What the optimizer steps of one phase are made of. The benchmark makes its steps of the same parts."""
 
     run: Run
     name: str
@@ -52,7 +52,7 @@ class Phase:
     lr: Schedule
     weight_decay: Schedule
     average: WeightAverage | None
-    forward: nn.Module  # the task's model, within DDP and compiled as the run has it
+    forward: nn.Module  # the task's model, wrapped in DDP and compiled where the run asks for it
     autocast: AbstractContextManager
     sums: EpochSums
     # after which steps of the phase each happens; its last step ends in an evaluation and a checkpoint anyway
@@ -66,13 +66,14 @@ class Phase:
 
     @classmethod
     def make(cls, run: Run, model: nn.Module, name: str, average: WeightAverage | None) -> Self:
-        """The phase `name` of `run`, which trains `model` (the run's, with batch norms as asked for)."""
-        settings, trainer, ranks = run.phases[name], run.settings, run.ranks
+        """The phase `name` of `run`. `model` is the run's, after `prepare_batch_norm`."""
+        settings, trainer_settings, ranks = run.phases[name], run.settings, run.ranks
         total = phase_steps(run, settings)
         apply_phase(model, settings)
-        freeze_batch_norm(model, trainer.batch_norm)
+        freeze_batch_norm(model, trainer_settings.batch_norm)
         task = run.task(model, settings)
-        device_type = ranks.device.type
+        selecting = selecting_weights(trainer_settings.monitor_weights, trainer_settings.ema)
+        precision = trainer_settings.precision
 
         def due(duration: str | None) -> Callable[[int], bool]:
             return every(duration, total, run.steps_per_epoch) if duration else lambda step: False
@@ -83,22 +84,23 @@ class Phase:
             settings=settings,
             total=total,
             task=task,
-            heads=Heads(settings.heads, selecting_weights(trainer.monitor_weights, trainer.ema)),
+            heads=Heads(settings.heads, selecting),
             objective=Classification(run.loss, run.class_weights, model.fusion, model.num_classes),
-            optimizers=OptimizerSet.make(run.optimizer, task.model, settings, device_type, trainer.precision),
+            optimizers=OptimizerSet.make(run.optimizer, task.model, settings, ranks.device.type, precision),
             lr=in_steps(run.lr, total, run.steps_per_epoch),
             weight_decay=in_steps(run.weight_decay, total, run.steps_per_epoch),
             average=average,
             forward=_wrapped(run, task.model),
-            autocast=autocast(ranks, trainer.precision),
+            autocast=autocast(ranks, precision),
             sums=EpochSums.zeros(model.num_classes, run.multi_label, ranks.device),
-            evaluate_due=due(trainer.eval_every),
-            save_due=due(trainer.save_every),
-            keep_due=due(trainer.keep_every),
+            evaluate_due=due(trainer_settings.eval_every),
+            save_due=due(trainer_settings.save_every),
+            keep_due=due(trainer_settings.keep_every),
         )
 
     def next_batch(self, step: int) -> TrainBatch:
-        """The next micro-batch, of optimizer step `step`. Raises `UserError` where it says that training must end."""
+        """The next micro-batch, of optimizer step `step`. Raises `UserError` where the batch holds a reason to
+        end training (`refusal`)."""
         batch = next(self.batches)
         for path, cause in batch.faults:
             self.run.log.fault(path, cause, step=step, split="train")
@@ -138,7 +140,7 @@ class Trainer:
     state: TrainState
     average: WeightAverage | None
     saver: Saver
-    started: float  # when the run would have started if it had never been interrupted, by time.perf_counter
+    started: float  # time.perf_counter() now minus the seconds of training so far, those of earlier attempts included
 
     @property
     def direction(self) -> str:
@@ -146,13 +148,13 @@ class Trainer:
         return DIRECTIONS[self.run.settings.monitor]
 
     @property
-    def patience_is_over(self) -> bool:
+    def out_of_patience(self) -> bool:
         patience = self.run.settings.patience
         return patience is not None and self.state.evals_since_best >= patience
 
     @classmethod
     def start(cls, run: Run, resume: Mapping[str, Any] | None) -> Self:
-        """Takes up where the checkpoint `resume` stands, and refuses what no phase could train."""
+        """The state of the checkpoint `resume`, or a new one. Raises `UserError` for phases that cannot be trained."""
         settings = run.settings
         model = prepare_batch_norm(run.model, settings.batch_norm, run.ranks)
         state = TrainState.load(resume["state"]) if resume else TrainState()
@@ -178,7 +180,7 @@ class Trainer:
             )
         if (warning := too_long(phase.lr, phase.total)) is not None:
             run.console.warn(f"phase {phase.name}: schedule.lr: {warning}")
-        if resume and resume["optimizer"] is not None:
+        if resume and resume["optimizer"] is not None:  # it is None in a checkpoint between two phases
             phase.optimizers.load(resume["optimizer"], resume["scaler"])
             if phase.settings.heads is not None:
                 phase.task.model.head.load_state_dict(resume["heads"])
@@ -195,7 +197,7 @@ class Trainer:
         batches = iter(
             phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step)
         )
-        first = next(batches, None)  # none is left of a phase that a signal ended in its last evaluation
+        first = next(batches, None)  # None where only the phase's last evaluation is still to come
         title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {phase.total} steps"
         table = parameter_table(model, phase.optimizers.groups, phase.optimizers.peak_lr)
         run.console.table(title, ("part", "parameters", "trained", "peak lr"), table)

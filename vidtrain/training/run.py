@@ -45,7 +45,7 @@ class PhaseTask:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's parts, of which none knows anything of the app."""
+    """The parts of a run. None of them knows Hydra or the programs."""
 
     model: nn.Module  # a VideoClassifier, on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
@@ -69,7 +69,7 @@ class Run:
     checkpoints: Path  # the folder of last.pt, previous.pt and best.pt
     card: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
     frozen: Callable[[PhaseSettings], PhaseTask] | None = None  # many heads, cached features
-    # what else is told of every validated `trainer.monitor`; it may raise Pruned, on all ranks
+    # called on every rank after each evaluation, with its value of `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
     # the signals that stop the run; one that nobody entered hears none
     halt: Halt = field(default_factory=Halt)

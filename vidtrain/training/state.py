@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class TrainState:
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> Self:
-        """The state that a checkpoint holds, perhaps of before two of its numbers had the names of today."""
+        """The state that a checkpoint holds; an earlier version had other names for two of its numbers (`RENAMED`)."""
         return cls(**{RENAMED.get(name, name): value for name, value in stored.items()})
 
     def next_phase(self) -> None:
@@ -52,6 +52,17 @@ class TrainState:
         if self.best is None:
             return True
         return value < self.best if direction == "min" else value > self.best
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step came to on this rank."""
+
+    total_step: int  # counted over all phases, this step included
+    loss: float  # the mean over micro-batches; in a grid, over the heads whose loss is finite, too
+    grad_norm: float  # before clipping
+    rates: dict[str, float]
+    clips: int  # that this rank trained on
+    data_seconds: float  # spent waiting for the loader
 
 
 @dataclass
