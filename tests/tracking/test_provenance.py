@@ -89,7 +89,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch):
 
 def test_files_of_the_latest_start(repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch):
     run_dir = tmp_path_factory.mktemp("run")
-    monkeypatch.setattr(provenance, "__file__", str(repo / "vidtrain" / "tracking" / "provenance.py"))
+    monkeypatch.setattr(provenance, "ROOT", repo)
     (repo / "a.txt").write_text("two\n")
     write_provenance(run_dir)
     assert sorted(path.name for path in run_dir.iterdir()) == ["environment.json", "git.diff", "git.json"]
@@ -104,3 +104,8 @@ def test_files_of_the_latest_start(repo: Path, tmp_path_factory: pytest.TempPath
     (repo / "a.txt").write_text("one\n")
     write_provenance(run_dir)
     assert sorted(path.name for path in run_dir.iterdir()) == ["environment.json", "git.json"]
+    # a wheel in an environment within somebody's checkout is not of that checkout
+    monkeypatch.setattr(provenance, "IN_CHECKOUT", False)
+    write_provenance(run_dir)
+    installed = json.loads((run_dir / "git.json").read_text())
+    assert (installed["commit"], installed["problem"]) == (None, "installed as a package, from no checkout")
