@@ -3,9 +3,11 @@
 import csv
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import av
@@ -54,7 +56,14 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
     first = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    while not list(copies.rglob(".long.avi.mp4.*")):
+
+    def noted() -> bool:
+        """Whether every copy that lies there has its row, which follows it: one without is made again."""
+        with closing(sqlite3.connect(copies / "ledger.sqlite")) as ledger:
+            rows = ledger.execute("SELECT count(*) FROM files WHERE coalesce(cause, '') = ''").fetchone()
+        return rows[0] == len(list(copies.rglob("[!.]*.mp4")))
+
+    while not (list(copies.rglob(".long.avi.mp4.*")) and noted()):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.005)
     os.killpg(first.pid, signal.SIGKILL)
