@@ -3,7 +3,7 @@
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from vidtrain.config import CONF, register_schemas
+from vidtrain.config.targets import CONF, register_schemas
 
 register_schemas()
 

@@ -144,7 +144,7 @@ def test_the_page_and_the_table(audited):
 
 
 def test_the_index_is_filled_for_later_runs(audited, planted):
-    from vidtrain.data.index import VideoIndex
+    from vidtrain.data.decoding.index import VideoIndex
 
     path = str(planted / "train" / "run" / "v00.mp4")
     status = os.stat(path)
@@ -222,7 +222,7 @@ def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):
 
 def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     from vidtrain.data.audit.inspection import Inspection
-    from vidtrain.data.guarded import Outcome
+    from vidtrain.data.processes.isolated import Outcome
 
     def interrupted(function, items, *rest):
         yield Outcome(items[0], Inspection(1, digest="d"), "", 0.1)
@@ -231,7 +231,7 @@ def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     files = [tmp_path / "one", tmp_path / "two"]
     for path in files:
         path.write_text("x")
-    monkeypatch.setattr("vidtrain.data.guarded.guarded", interrupted)
+    monkeypatch.setattr("vidtrain.data.processes.isolated.guarded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(files, tmp_path)
     assert [row["path"] for row in read_json_lines(tmp_path / "files.jsonl")] == [str(files[0])]

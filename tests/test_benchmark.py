@@ -10,16 +10,16 @@ from composing import config_of
 from omegaconf import OmegaConf
 from small_run import small
 
-from vidtrain.app import find_faults
+from vidtrain.app.check import ranks_to_come
+from vidtrain.app.launch import find_faults
 from vidtrain.benchmark import benchmark, check
-from vidtrain.benchmark_variants import follow
-from vidtrain.build_run import open_data
-from vidtrain.check import ranks_to_come
+from vidtrain.benchmarking.advice import Advice
+from vidtrain.benchmarking.run import Meter
+from vidtrain.benchmarking.variants import follow
+from vidtrain.config.schemas import BenchmarkConfig, RunConfig
 from vidtrain.errors import UserError
-from vidtrain.run_benchmark import Meter
-from vidtrain.schemas import BenchmarkConfig, RunConfig
+from vidtrain.runs.assemble import open_data
 from vidtrain.tracking.console import NullConsole
-from vidtrain.training.advice import Advice
 from vidtrain.training.clock import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ SMALL = small(
 def quickly():
     """Rates of so small a run need not be right."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vidtrain.run_benchmark.ALONE_SECONDS", 0.1)
+        patch.setattr("vidtrain.benchmarking.run.ALONE_SECONDS", 0.1)
         yield
 
 

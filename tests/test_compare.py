@@ -12,10 +12,10 @@ import pytest
 import yaml
 from composing import config_of
 
-from vidtrain.app import find_faults
+from vidtrain.app.launch import find_faults
 from vidtrain.compare import check, compare, with_runs
+from vidtrain.comparison.runs import find_runs, read_run
 from vidtrain.errors import UserError
-from vidtrain.run_reading import find_runs, read_run
 
 CLASSES = ("jump", "run", "sit")
 PROTOCOL = "8x3 frames at 32x32, 1 clip x 1 crop, mean_logits"
@@ -360,8 +360,8 @@ def test_a_reference_that_leads_nowhere_is_named(tmp_path, two):
 
 def with_data(folder, root, count, split="train", content=b"x"):
     """The record of its data that a run writes: `count` videos below `root`."""
-    from vidtrain.data.manifest import Manifest, Record
-    from vidtrain.data.split_records import SplitRecord
+    from vidtrain.data.manifest.manifest import Manifest, Record
+    from vidtrain.data.manifest.split_records import SplitRecord
 
     paths = [root / CLASSES[number % 3] / f"{number}.mp4" for number in range(count)]
     for number, path in enumerate(paths):

@@ -8,8 +8,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vidtrain import build, check
-from vidtrain.config import CONF, check_targets, register_schemas
+from vidtrain.app import check
+from vidtrain.build import parts as build
+from vidtrain.config.targets import CONF, check_targets, register_schemas
 from vidtrain.evaluate import as_trained
 
 register_schemas()

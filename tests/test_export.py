@@ -15,9 +15,10 @@ from small_run import small
 from torchvision.models import get_model
 
 from vidtrain import export as program
-from vidtrain.app import find_faults
-from vidtrain.check import check_run
-from vidtrain.config import CONF
+from vidtrain.app.check import check_run
+from vidtrain.app.launch import find_faults
+from vidtrain.build.checkpoint_loader import open_trained
+from vidtrain.config.targets import CONF
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import check, export
@@ -25,8 +26,7 @@ from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.formats.torchvision import enum_weights
 from vidtrain.models.weights.published import published_classes, published_clips
 from vidtrain.train import train
-from vidtrain.trained import open_trained
-from vidtrain.training import checkpoint
+from vidtrain.training.checkpoints import checkpoint
 
 SMALL = small(
     "clip.eval_clips=2",

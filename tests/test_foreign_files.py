@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.data.index import FORMAT, VideoIndex
-from vidtrain.data.manifest import Manifest, Record
-from vidtrain.data.prepared import SCHEMA, PreparedCopy
-from vidtrain.data.reencode import EncodeSettings
+from vidtrain.data.decoding.index import FORMAT, VideoIndex
+from vidtrain.data.manifest.manifest import Manifest, Record
+from vidtrain.data.prepared.copy import SCHEMA, PreparedCopy
+from vidtrain.data.prepared.reencode import EncodeSettings
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_shards import HEADER, MARK, find_units
-from vidtrain.training.token_store import TokenStore
+from vidtrain.features.store import TokenStore
 
 
 class Bomb:
@@ -129,7 +129,7 @@ def test_the_study_of_a_sweep(bomb, tmp_path):
     from omegaconf import OmegaConf
     from optuna.distributions import FloatDistribution
 
-    from vidtrain.sweep_study import ask, open_study, sqlite_file
+    from vidtrain.sweeps.study import ask, open_study, sqlite_file
 
     study = open_study("sweep", sqlite_file(tmp_path / "study.db"), "max")
     for sampler in ("cma", "gp", "nsga2"):
@@ -141,7 +141,7 @@ def test_the_study_of_a_sweep(bomb, tmp_path):
 
 
 def test_a_checkpoint(bomb, tmp_path):
-    from vidtrain.trained import open_trained
+    from vidtrain.build.checkpoint_loader import open_trained
 
     torch.save({"format": "vidtrain/1", "model": bomb, "classes": [], "config": {}}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match="bad.pt is refused: it holds objects other than tensors"):
@@ -150,7 +150,7 @@ def test_a_checkpoint(bomb, tmp_path):
 
 def test_arrays_in_a_checkpoint_are_numbers_and_never_addresses(tmp_path):
     """NumPy takes from a pickle that bytes are objects, and follows them: it ends the process, or worse."""
-    from vidtrain.torch_files import read_torch_file
+    from vidtrain.files.torch_files import read_torch_file
 
     class Forged:
         def __init__(self, code, state):
@@ -189,7 +189,7 @@ def test_arrays_in_a_checkpoint_are_numbers_and_never_addresses(tmp_path):
 def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     from composing import config_of
 
-    from vidtrain.build_data import index_file, keep_index_here
+    from vidtrain.build.data import index_file, keep_index_here
     from vidtrain.tracking.console import make_console
 
     console = make_console(is_main=True)
@@ -233,7 +233,7 @@ def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
 
 
 def test_archives_that_would_fill_the_memory(tmp_path):
-    from vidtrain.data.split_records import SplitRecord
+    from vidtrain.data.manifest.split_records import SplitRecord
 
     np.savez_compressed(tmp_path / "train.npz", blob=np.zeros(300_000_000, np.uint8))
     assert (tmp_path / "train.npz").stat().st_size < 400_000

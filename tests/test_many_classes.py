@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from vidtrain.evaluation.report import report, write_report
 from vidtrain.evaluation.views import ViewTable
-from vidtrain.tracking.plots import plot_confusion
+from vidtrain.reports.plots import plot_confusion
 from vidtrain.training.state import EpochSums
 
 k, out = int(sys.argv[1]), Path(sys.argv[2])

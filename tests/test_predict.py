@@ -15,17 +15,19 @@ from composing import config_of
 from PIL import Image
 from small_run import small
 
-from vidtrain import build, build_data, prediction_outputs
-from vidtrain.app import find_faults
-from vidtrain.data.probing import probe
+from vidtrain.app.launch import find_faults
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
+from vidtrain.build.checkpoint_loader import open_trained
+from vidtrain.config.migration import migrate
+from vidtrain.data.decoding.metadata import probe
 from vidtrain.errors import UserError
 from vidtrain.predict import check, known_class, predict, with_videos
-from vidtrain.prediction_outputs import Outputs
-from vidtrain.stored_config import up_to_date
+from vidtrain.prediction import outputs as prediction_outputs
+from vidtrain.prediction.outputs import Outputs
 from vidtrain.train import train
-from vidtrain.trained import open_trained
-from vidtrain.training import checkpoint
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training.ranks.distributed import Ranks
 
 SMALL = small(
     "clip.eval_clips=2",
@@ -90,7 +92,7 @@ def numbers_of(out, paths):
 
 def test_logits_are_those_of_evaluation_to_the_bit(run, listing, test_split, tmp_path):
     opened = open_trained(run / "checkpoints/best.pt", trust_targets=False)
-    cfg, ranks = up_to_date(opened.config, "it"), Ranks(torch.device("cpu"))
+    cfg, ranks = migrate(opened.config, "it"), Ranks(torch.device("cpu"))
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = opened.model(cfg, ranks).eval()
     transform = opened.transform(cfg, model, ranks.device)
@@ -129,7 +131,7 @@ def test_an_answer_by_hand(run, test_split, tmp_path):
     pixels = torch.from_numpy(np.array([[np.array(frame) for frame in clip] for clip in clips])) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     opened = open_trained(run / "checkpoints/best.pt", trust_targets=False)
-    model = opened.model(up_to_date(opened.config, "it"), Ranks(torch.device("cpu"))).eval()
+    model = opened.model(migrate(opened.config, "it"), Ranks(torch.device("cpu"))).eval()
     with torch.no_grad():
         expected = model(((pixels - mean) / std).permute(0, 4, 1, 2, 3)[None].float()).mean(dim=1)
     predicted(f"checkpoint={run}", f"videos={test_split[3]}", f"out={tmp_path}", "logits=true")

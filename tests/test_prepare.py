@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from composing import config_of
 
-from vidtrain.data.prepared import PreparedCopy
-from vidtrain.data.probing import probe
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.prepared.copy import PreparedCopy
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.prepare import check, prepare
 

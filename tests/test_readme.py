@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 import vidtrain.models
 import vidtrain.training
-from vidtrain import build, check
-from vidtrain.config import CONF
-from vidtrain.training.optim import parameter_groups
+from vidtrain.app import check
+from vidtrain.build import parts as build
+from vidtrain.config.targets import CONF
+from vidtrain.training.parameter_groups import parameter_groups
 from vidtrain.training.schedules import in_steps
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from composing import config_of
 
-from vidtrain import build
-from vidtrain.app import find_faults
-from vidtrain.check import check_run
+from vidtrain.app.check import check_run
+from vidtrain.app.launch import find_faults
+from vidtrain.build import parts as build
 from vidtrain.data.sources.frame_folders import FrameFolders
 from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidtrain import sweep, sweep_trial
-from vidtrain.app import launch
+from vidtrain import sweep
+from vidtrain.app.launch import launch
 from vidtrain.errors import DivergedError, UserError
-from vidtrain.outcome import read_outcome
-from vidtrain.run_folder import attempt, choose, finished
-from vidtrain.sweep_record import SweepRecord
-from vidtrain.sweep_status import states_of
-from vidtrain.tracking.atomic import write_json_atomic
+from vidtrain.files.atomic import write_json_atomic
+from vidtrain.files.lock import RunLock
+from vidtrain.runs.folder import attempt, choose, finished
+from vidtrain.runs.status import read_outcome
+from vidtrain.sweeps import trial as sweep_trial
+from vidtrain.sweeps.record import SweepRecord
+from vidtrain.sweeps.status import states_of
 from vidtrain.tracking.console import make_console
-from vidtrain.tracking.lock import RunLock
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks
 
 RANKS = Ranks(torch.device("cpu"))
 ERRORS = {

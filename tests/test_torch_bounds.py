@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.torch_files import read_torch_file
+from vidtrain.files.torch_files import read_torch_file
 
 
 def test_a_compressed_archive_of_zeros(tmp_path):

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app import cores, fail, launch
-from vidtrain.config import check_targets
-from vidtrain.links import check_links
-from vidtrain.names import csv_text
-from vidtrain.schemas_data import AuditConfig
+from vidtrain.app.launch import fail, launch
+from vidtrain.config.schemas_data import AuditConfig
+from vidtrain.config.targets import check_targets
+from vidtrain.files.escaping import csv_text
+from vidtrain.files.links import check_links
+from vidtrain.training.ranks.rendezvous import cores
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
     from vidtrain.data.audit.findings import Entry
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
 
 EXIT_BOUND_EXCEEDED = 3
 # Imported once by the process that workers are forked from; the first is what this program itself imports
-PRELOAD = ("vidtrain.app", "vidtrain.data.audit.inspection")
+PRELOAD = ("vidtrain.app.launch", "vidtrain.data.audit.inspection")
 LEAST = {"num_workers": 1, "max_distance": 0}
 COLUMNS = ("split", "class", "group", "path", "start", "end", "cause", "issues", "copies")
 MEASURED = (
@@ -96,7 +97,7 @@ def read_all(
 ) -> "dict[str, Inspection]":
     """What is found of every file. `files` gives the frame rate of those that are folders of images."""
     from vidtrain.data.audit.inspection import Inspection, inspect_job
-    from vidtrain.data.guarded import guarded
+    from vidtrain.data.processes.isolated import guarded
 
     how = (cfg.time_limit, cfg.retry, cfg.data.size_changes)
     found = {path: known for path in files if (known := ledger.find(path, *how))}
@@ -164,7 +165,7 @@ def show(summary: Mapping[str, Any], title: str, console) -> None:
 
 
 def check(cfg: AuditConfig) -> list[tuple[str, str]]:
-    from vidtrain.data.conversion import SIZE_CHANGES
+    from vidtrain.data.decoding.conversion import SIZE_CHANGES
 
     faults = check_targets(cfg)
     if cfg.dataset is None:
@@ -190,16 +191,16 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
 
 
 def audit(cfg: AuditConfig) -> None:
-    from vidtrain.build import part
-    from vidtrain.build_data import index_file
+    from vidtrain.build.data import index_file
+    from vidtrain.build.parts import part
     from vidtrain.data.audit.findings import entries
     from vidtrain.data.audit.summary import Bounds, summarize
-    from vidtrain.data.index import VideoIndex
-    from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
-    from vidtrain.tracking.audit_page import render
+    from vidtrain.data.decoding.index import VideoIndex
+    from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+    from vidtrain.files.lock import RunLock
+    from vidtrain.reports.audit_page import render
+    from vidtrain.reports.guarding import made_or_warned
     from vidtrain.tracking.console import make_console
-    from vidtrain.tracking.guarding import made_or_warned
-    from vidtrain.tracking.lock import RunLock
 
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name
     out = Path(cfg.out or f"outputs/audit/{name}")

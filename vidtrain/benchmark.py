@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.app import launch
-from vidtrain.config import suggest
-from vidtrain.references import settled
+from vidtrain.app.launch import launch
+from vidtrain.config.references import settled
+from vidtrain.config.targets import suggest
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
-    from vidtrain.training.benchmarking import PhaseSteps
-    from vidtrain.training.distributed import Ranks
+    from vidtrain.benchmarking.steps import PhaseSteps
+    from vidtrain.training.ranks.distributed import Ranks
 
 LEAST = {"steps": 2, "warmup": 0, "rounds": 1}
 MB = 1e6
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    from vidtrain.check import check_run
+    from vidtrain.app.check import check_run
 
     faults = check_run(cfg)
     for key, least in LEAST.items():
@@ -45,15 +45,15 @@ def benchmark(cfg: DictConfig) -> float:
     """Measures the run that `cfg` describes; returns its clips per second."""
     from dataclasses import asdict
 
-    from vidtrain.benchmark_variants import explore, follow
-    from vidtrain.build_run import open_data
-    from vidtrain.evaluate import writable
-    from vidtrain.run_benchmark import Meter, measure, open_phase, phase_name
-    from vidtrain.tracking.atomic import write_json_atomic
+    from vidtrain.benchmarking.advice import advise, nothing_to_change, verdict
+    from vidtrain.benchmarking.estimate import estimate
+    from vidtrain.benchmarking.run import Meter, measure, open_phase, phase_name
+    from vidtrain.benchmarking.variants import explore, follow
+    from vidtrain.files.atomic import write_json_atomic
+    from vidtrain.files.links import writable
+    from vidtrain.runs.assemble import open_data
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.advice import advise, nothing_to_change, verdict
-    from vidtrain.training.distributed import join_ranks
-    from vidtrain.training.estimate import estimate
+    from vidtrain.training.ranks.distributed import join_ranks
 
     with join_ranks(cfg.trainer.device) as ranks:
         console = make_console(ranks.is_main)
@@ -137,8 +137,8 @@ def settings_of(cfg: DictConfig, phase: "PhaseSteps", workers: int) -> dict[str,
 def describe_device(ranks: "Ranks") -> dict[str, Any]:
     import torch
 
-    from vidtrain import build
-    from vidtrain.app import cores
+    from vidtrain.build import parts as build
+    from vidtrain.training.ranks.rendezvous import cores
 
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
     return {
@@ -157,11 +157,11 @@ def describe_model(
     """Parameters, FLOPs, and how much of the device's arithmetic the steps use."""
     import torch
 
-    from vidtrain import build
-    from vidtrain.frozen import heads_of
+    from vidtrain.benchmarking.flops import count_flops, known_peak, matmul_rate
+    from vidtrain.benchmarking.run import changed, phase_name
+    from vidtrain.build import parts as build
+    from vidtrain.features.frozen_encoder import heads_of
     from vidtrain.models.many_heads import ManyHeads
-    from vidtrain.run_benchmark import changed, phase_name
-    from vidtrain.training.flops import count_flops, known_peak, matmul_rate
     from vidtrain.training.precision import PRECISIONS
     from vidtrain.training.stages import apply_phase
 

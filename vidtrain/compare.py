@@ -11,13 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app import fail, launch
-from vidtrain.bare_words import gathered
-from vidtrain.config import suggest
+from vidtrain.app.launch import fail, launch
+from vidtrain.config.command_line import positional_to_override
+from vidtrain.config.schemas import CompareConfig
+from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
-from vidtrain.links import check_links
-from vidtrain.names import shown
-from vidtrain.schemas import CompareConfig
+from vidtrain.files.escaping import shown
+from vidtrain.files.links import check_links
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.tracking.console import Console
@@ -31,7 +31,7 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
 
     Raises `UserError` where runs are given in both ways.
     """
-    return gathered(arguments, "runs")
+    return positional_to_override(arguments, "runs")
 
 
 def check(cfg: CompareConfig) -> list[tuple[str, str]]:
@@ -59,7 +59,7 @@ def _places(cfg: CompareConfig) -> list[Any]:
 
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """The recipes as a table, the best first, and what a reader must know."""
-    from vidtrain.tracking.compare_charts import chosen_words, ranked
+    from vidtrain.reports.compare_charts import chosen_words, ranked
 
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
     rows = []
@@ -88,15 +88,15 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
 
 
 def compare(cfg: CompareConfig) -> None:
-    from vidtrain.run_comparison import Options, compare_runs
-    from vidtrain.run_reading import find_runs, read_all
-    from vidtrain.tracking.atomic import write_json_atomic, write_text_atomic
-    from vidtrain.tracking.compare_charts import draw
-    from vidtrain.tracking.compare_page import render
-    from vidtrain.tracking.compare_tables import write_tables
+    from vidtrain.comparison.run import Options, compare_runs
+    from vidtrain.comparison.runs import find_runs, read_all
+    from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+    from vidtrain.files.lock import RunLock
+    from vidtrain.reports.compare_charts import draw
+    from vidtrain.reports.compare_page import render
+    from vidtrain.reports.compare_tables import write_tables
+    from vidtrain.reports.guarding import made_or_warned
     from vidtrain.tracking.console import make_console
-    from vidtrain.tracking.guarding import made_or_warned
-    from vidtrain.tracking.lock import RunLock
 
     console, started = make_console(is_main=True), time.monotonic()
     found = find_runs(_places(cfg))

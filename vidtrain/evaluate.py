@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.app import launch
-from vidtrain.config import check_targets, suggest
-from vidtrain.data.clip_policies import FRAME_ORDERS, SHORT_POLICIES
+from vidtrain.app.launch import launch
+from vidtrain.build.checkpoint_loader import check_fusion, locate, open_trained
+from vidtrain.config.migration import migrate
+from vidtrain.config.references import settled
+from vidtrain.config.schemas import EvaluateConfig
+from vidtrain.config.targets import check_targets, suggest
+from vidtrain.data.sampling.policies import FRAME_ORDERS, SHORT_POLICIES
 from vidtrain.errors import UserError
-from vidtrain.links import check_inside, check_links
-from vidtrain.names import shown
-from vidtrain.references import settled
-from vidtrain.schemas import EvaluateConfig
-from vidtrain.stored_config import up_to_date
-from vidtrain.trained import check_fusion, locate, open_trained
+from vidtrain.files.escaping import shown
+from vidtrain.files.links import check_inside, check_links, writable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
 
-    from vidtrain.build_data import EvalData
-    from vidtrain.evaluation.report import Report
-    from vidtrain.training.distributed import Ranks
+    from vidtrain.training.ranks.distributed import Ranks
 
 # The program's option -> where the value stands in the configuration that the checkpoint carries
 CHANGES = {
@@ -65,50 +63,6 @@ CHOICES = {
     "short": SHORT_POLICIES,
     "fusion": ("mean_logits", "mean_probs", "joint", "vote"),
 }
-
-
-def evaluate_split(
-    cfg: DictConfig,
-    model: "nn.Module",
-    data: "EvalData",
-    transform: "nn.Module",
-    ranks: "Ranks",
-    console,
-    out: Path,
-) -> "Report":
-    """Evaluates a split by all ranks and writes its tables into `out`; every rank returns the report.
-
-    The closing evaluation of a training run: it keeps no views, which `evaluate` does.
-    """
-    from vidtrain.build import part, protocol_text
-    from vidtrain.evaluation.report import report, write_report
-    from vidtrain.evaluation.views import view_table
-    from vidtrain.training.precision import autocast
-
-    context = autocast(ranks, cfg.trainer.precision)
-    batches = data.batches(console)
-    table = view_table(model, batches, transform, len(data.manifest), ranks.device, context, data.crops)
-    found = report(table, model.fusion, protocol_text(cfg, model.fusion), part(cfg.loss).independent)
-    for path, cause in table.missing:
-        console.warn(f"missing from {data.split}: {shown(path)} ({shown(cause)})")
-    if ranks.is_main:
-        write_report(found, out, data.manifest.paths, data.manifest.classes)
-    return found
-
-
-def writable(out: Path) -> None:
-    """Makes the output folder; raises `UserError` now, rather than after the work, where it cannot be written, or holds
-    links to files that would be written instead."""
-    check_links(out, folders=False)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write into out={out}: {error.strerror}; choose another folder with out="
-        ) from error
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -154,17 +108,18 @@ def evaluate(cfg: DictConfig) -> float:
         return _from_table(cfg)
     from contextlib import ExitStack
 
-    from vidtrain import build, build_data
-    from vidtrain.app import report as report_faults
-    from vidtrain.check import check_run
-    from vidtrain.data.class_names import describe_alike
-    from vidtrain.data.manifest import in_order_of
-    from vidtrain.evaluate_report import publish
-    from vidtrain.evaluate_views import Pass, fill
+    from vidtrain.app.check import check_run
+    from vidtrain.app.launch import report as report_faults
+    from vidtrain.build import data as build_data
+    from vidtrain.build import parts as build
+    from vidtrain.data.manifest.class_names import describe_alike
+    from vidtrain.data.manifest.manifest import in_order_of
     from vidtrain.evaluation import view_store
+    from vidtrain.evaluator.report import publish
+    from vidtrain.evaluator.run import Pass, fill
+    from vidtrain.files.lock import RunLock
     from vidtrain.tracking.console import make_console
-    from vidtrain.tracking.lock import RunLock
-    from vidtrain.training.distributed import join_ranks
+    from vidtrain.training.ranks.distributed import join_ranks
 
     with join_ranks(cfg.device) as ranks, ExitStack() as held:
         console = make_console(ranks.is_main)
@@ -231,7 +186,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 def _held(checkpoint: Path, cfg: DictConfig, manifest: Any, reading: Any, console: Any) -> Any:
     """What differs from when the run of the checkpoint was started, if it lies in the folder of one."""
-    from vidtrain import run_data
+    from vidtrain.runs import data as run_data
 
     run = checkpoint.resolve().parent.parent
     if not (run / "run.json").is_file():
@@ -241,7 +196,7 @@ def _held(checkpoint: Path, cfg: DictConfig, manifest: Any, reading: Any, consol
 
 def _note_changes(changes: Mapping[str, Any] | None, out: Path) -> None:
     """data_changes.json beside the tables, where they are of other data than the run was started with."""
-    from vidtrain.tracking.atomic import write_json_atomic
+    from vidtrain.files.atomic import write_json_atomic
 
     if changes is None:
         (out / "data_changes.json").unlink(missing_ok=True)
@@ -260,8 +215,8 @@ def _begin(work: Any, folder: Path, cfg: DictConfig, ranks: "Ranks") -> int:
 
 def _from_table(cfg: DictConfig) -> float:
     """Another protocol of a table that is there: no video and no model is opened."""
-    from vidtrain.evaluate_report import publish
     from vidtrain.evaluation import view_store
+    from vidtrain.evaluator.report import publish
     from vidtrain.tracking.console import make_console
 
     console = make_console(is_main=True)
@@ -294,7 +249,7 @@ def _asked(cfg: DictConfig, about: Mapping[str, Any], fusion: str, order: str) -
 
 def _name(cfg: DictConfig, trained: DictConfig, path: Path) -> str:
     """A folder's name for the views that are asked for, so that those of several evaluations lie side by side."""
-    from vidtrain.build import part
+    from vidtrain.build.parts import part
 
     views = f"{trained.clip.eval_clips}x{part(trained.augmentation.eval).crops}"
     order = "" if trained.clip.frame_order == "forward" else trained.clip.frame_order
@@ -309,7 +264,7 @@ def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 
     A vote is none of the model's fusions: it takes clips that are judged one by one.
     """
-    trained = up_to_date(config, f"the checkpoint {cfg.checkpoint}")
+    trained = migrate(config, f"the checkpoint {cfg.checkpoint}")
     for option, place in CHANGES.items():
         if cfg[option] is not None and not (option == "fusion" and cfg[option] == "vote"):
             OmegaConf.update(trained, place, cfg[option], merge=False)

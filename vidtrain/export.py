@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.app import launch
-from vidtrain.config import check_targets
+from vidtrain.app.launch import launch
+from vidtrain.build.checkpoint_loader import locate, open_trained
+from vidtrain.config.migration import LOSS, migrate
+from vidtrain.config.references import settled
+from vidtrain.config.schemas import ExportSettings
+from vidtrain.config.targets import check_targets
+from vidtrain.config.trust import with_references
 from vidtrain.errors import UserError
-from vidtrain.links import check_inside
-from vidtrain.references import settled
-from vidtrain.schemas import ExportSettings
-from vidtrain.stored_config import LOSS, up_to_date
-from vidtrain.trained import locate, open_trained
-from vidtrain.trust import with_references
+from vidtrain.files.links import check_inside
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
@@ -50,7 +50,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(("card", "a model card is made of a run's folder, and published weights have none"))
     if not cfg.formats and not cfg.card:
         faults.append(("formats", "nothing to write: name at least one of onnx, torch_export, safetensors"))
-    from vidtrain.export_model import check_settings
+    from vidtrain.runs.export import check_settings
 
     return faults + check_settings(settings_of(cfg))
 
@@ -64,10 +64,10 @@ def settings_of(cfg: DictConfig) -> ExportSettings:
 def export(cfg: DictConfig) -> None:
     import torch
 
-    from vidtrain import build
-    from vidtrain.export_model import export_model
+    from vidtrain.build import parts as build
+    from vidtrain.runs.export import export_model
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.distributed import Ranks
+    from vidtrain.training.ranks.distributed import Ranks
 
     console = make_console(is_main=True)
     ranks = Ranks(torch.device("cpu"))
@@ -82,14 +82,14 @@ def export(cfg: DictConfig) -> None:
         if trained.weights is None:
             raise UserError(f"{path} is exported already; name the run or the checkpoint that it is from")
         folder = run_of(path)
-        config = up_to_date(trained.config, str(path))
+        config = migrate(trained.config, str(path))
         model, classes = trained.model(config, ranks), trained.classes
-        from vidtrain.export_model import recorded_metrics
+        from vidtrain.runs.export import recorded_metrics
 
         origin = {"weights": {"checkpoint": str(path)}} | recorded_metrics(folder, path.name)
         out = folder / "export" if folder else Path("outputs/export") / path.stem
     settings, out = settings_of(cfg), Path(cfg.out or out)
-    from vidtrain.evaluate import writable
+    from vidtrain.files.links import writable
 
     if folder is not None and cfg.out is None:
         check_inside(out, folder)
@@ -102,7 +102,7 @@ def export(cfg: DictConfig) -> None:
             raise UserError(
                 f"card=true: a model card is made of a finished run, and {cfg.checkpoint} lies in none; say card=false"
             )
-        from vidtrain.tracking.model_card import write_model_card
+        from vidtrain.reports.model_card import write_model_card
 
         described = with_references(settled(config))
         console.info(f"model card {write_model_card(folder, out, described, card)}")
@@ -124,7 +124,7 @@ def published(
     """Published weights in the chosen model: configuration, model, class names, origin, and a folder for them."""
     import torch
 
-    from vidtrain import build
+    from vidtrain.build import parts as build
     from vidtrain.models.weights.files import as_sources, locate
     from vidtrain.models.weights.loading import load_pretrained
     from vidtrain.models.weights.published import num_classes, published_classes, published_clips
@@ -153,7 +153,7 @@ def published(
 def published_config(cfg: DictConfig, clips: "PublishedClips | None", name: str) -> DictConfig:
     """A run's configuration that says how published weights see clips: as they were published, but for what the user
     says otherwise. Raises `UserError` for what neither tells."""
-    from vidtrain.check import try_clip
+    from vidtrain.app.check import try_clip
 
     given = {key: value for key, value in OmegaConf.to_container(cfg.clip).items() if value is not None}
     short_side = given.pop("short_side", None if clips is None else clips.short_side)
@@ -176,7 +176,7 @@ def published_config(cfg: DictConfig, clips: "PublishedClips | None", name: str)
         "crops": 1,
     }
     train = {"_target_": f"{GEOMETRY}.ShortSideCrop", "short_side_ratio": [1.0, 1.0], "flip": 0.0}
-    config = up_to_date(
+    config = migrate(
         {
             "name": name,
             "clip": known | given,

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vidtrain.app import fail, launch
-from vidtrain.bare_words import gathered
-from vidtrain.config import check_targets, suggest
-from vidtrain.data.class_names import describe_alike, one_spelling
+from vidtrain.app.launch import fail, launch
+from vidtrain.build.checkpoint_loader import locate, open_trained
+from vidtrain.config.command_line import positional_to_override
+from vidtrain.config.targets import check_targets, suggest
+from vidtrain.data.manifest.class_names import describe_alike, one_spelling
 from vidtrain.errors import UserError
-from vidtrain.names import shown, shown_lines
+from vidtrain.files.escaping import shown, shown_lines
 from vidtrain.tracking.streams import as_data
-from vidtrain.trained import locate, open_trained
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
-    from vidtrain.run_prediction import Judge, Plan, Reader
+    from vidtrain.prediction.run import Judge, Plan, Reader
 
 FORMATS = ("table", "json", "csv")
 HEATS = ("auto", "attention", "grad_cam", "none")
@@ -40,7 +40,7 @@ def with_videos(arguments: Sequence[str]) -> list[str]:
 
     Raises `UserError` where videos are given in both ways.
     """
-    return gathered(arguments, "videos")
+    return positional_to_override(arguments, "videos")
 
 
 # --- what is wrong, as far as the command line tells ------------------------------------------------------
@@ -55,7 +55,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
         choices[key] = {"precision": tuple(PRECISIONS), "fusion": FUSIONS}[key]
     if cfg.size_changes is not None:
-        from vidtrain.data.conversion import SIZE_CHANGES
+        from vidtrain.data.decoding.conversion import SIZE_CHANGES
 
         choices["size_changes"] = SIZE_CHANGES
     for key, known in choices.items():
@@ -140,7 +140,7 @@ def _places(cfg: DictConfig) -> list[Any]:
 
 @lru_cache(maxsize=1)  # checked twice, then used
 def _found(places: tuple[str, ...], frame_rate: float | None) -> tuple[list[str], list[str]]:
-    from vidtrain.data.video_paths import find_videos
+    from vidtrain.data.loading.video_paths import find_videos
 
     return find_videos(places, frame_rate)
 
@@ -149,11 +149,12 @@ def _found(places: tuple[str, ...], frame_rate: float | None) -> tuple[list[str]
 
 
 def predict(cfg: DictConfig) -> None:
-    from vidtrain import build
-    from vidtrain.app import report as report_faults
-    from vidtrain.data.index import VideoIndex
-    from vidtrain.evaluate import writable
-    from vidtrain.prediction_setup import (
+    from vidtrain.app.launch import report as report_faults
+    from vidtrain.build import parts as build
+    from vidtrain.data.decoding.index import VideoIndex
+    from vidtrain.files.links import writable
+    from vidtrain.prediction.run import Judge, Reader
+    from vidtrain.prediction.setup import (
         CHANGES,
         USED,
         as_trained,
@@ -162,10 +163,9 @@ def predict(cfg: DictConfig) -> None:
         heat_kind,
         heat_note,
     )
-    from vidtrain.run_prediction import Judge, Reader
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.distributed import join_ranks
     from vidtrain.training.precision import autocast
+    from vidtrain.training.ranks.distributed import join_ranks
 
     for handler in logging.getLogger().handlers:  # standard output is for results
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
@@ -237,8 +237,8 @@ def work(
 ) -> None:
     """Predicts, writes what is asked for, and ends with status 1 if anything could not be read."""
     from vidtrain import __version__
-    from vidtrain.prediction_files import AsTheyCome, Results, folders_of, partial_of, show, write_results
-    from vidtrain.prediction_outputs import Outputs, labeling
+    from vidtrain.prediction.files import AsTheyCome, Results, folders_of, partial_of, show, write_results
+    from vidtrain.prediction.outputs import Outputs, labeling
     from vidtrain.tracking.console import make_console
 
     windows, started = cfg.windows, time.perf_counter()

@@ -12,24 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtrain.app import cores, fail, launch
-from vidtrain.config import check_targets
+from vidtrain.app.launch import fail, launch
+from vidtrain.config.schemas_data import PrepareConfig
+from vidtrain.config.targets import check_targets
 from vidtrain.errors import UserError
-from vidtrain.schemas_data import PrepareConfig
+from vidtrain.training.ranks.rendezvous import cores
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
-    from vidtrain.data.prepared import PreparedCopy
-    from vidtrain.data.reencode import EncodeSettings
+    from vidtrain.data.prepared.copy import PreparedCopy
+    from vidtrain.data.prepared.reencode import EncodeSettings
 
 EXIT_TOO_MANY_UNREADABLE = 3
 # Imported once by the process that workers are forked from; the first is what this program itself imports
-PRELOAD = ("vidtrain.app", "vidtrain.data.reencode")
+PRELOAD = ("vidtrain.app.launch", "vidtrain.data.prepared.reencode")
 SHOWN = 10
 MB = 1_000_000
 
 
 def settings_of(cfg: PrepareConfig) -> "EncodeSettings":
-    from vidtrain.data.reencode import EncodeSettings
+    from vidtrain.data.prepared.reencode import EncodeSettings
 
     return EncodeSettings(cfg.short_side, cfg.gop, cfg.b_frames, cfg.crf, cfg.preset, cfg.data.size_changes)
 
@@ -64,9 +65,9 @@ def check(cfg: PrepareConfig) -> list[tuple[str, str]]:
 
 def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: PrepareConfig, console) -> None:
     """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images."""
-    from vidtrain.data.guarded import guarded
-    from vidtrain.data.prepared import signature
-    from vidtrain.data.reencode import Job, Made, prepare_file
+    from vidtrain.data.prepared.copy import signature
+    from vidtrain.data.prepared.reencode import Job, Made, prepare_file
+    from vidtrain.data.processes.isolated import guarded
 
     waiting, older = list(copy.pending(files)), copy.older(files)
     done = len(files) - len(waiting)
@@ -105,14 +106,14 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
 
 
 def prepare(cfg: PrepareConfig) -> None:
-    from vidtrain.build import part
-    from vidtrain.build_data import index_folder, missing_hint
-    from vidtrain.data.manifest_checks import check_present
-    from vidtrain.data.manifest_files import open_manifests
-    from vidtrain.data.prepared import PreparedCopy, prepared_folder
-    from vidtrain.links import check_links
+    from vidtrain.build.data import index_folder, missing_hint
+    from vidtrain.build.parts import part
+    from vidtrain.data.manifest.checks import check_present
+    from vidtrain.data.manifest.files import open_manifests
+    from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
+    from vidtrain.files.links import check_links
+    from vidtrain.files.lock import RunLock
     from vidtrain.tracking.console import make_console
-    from vidtrain.tracking.lock import RunLock
 
     console, started, name = make_console(True), time.monotonic(), name_of(cfg)
     files = {}

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app import launch, quoted
-from vidtrain.config import suggest
+from vidtrain.app.launch import launch
+from vidtrain.config.overrides import quoted
+from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
-from vidtrain.names import shown
+from vidtrain.files.escaping import shown
 
 if TYPE_CHECKING:  # --help should not wait for numpy
-    from vidtrain.data.manifest import Manifest
+    from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.tracking.console import Console
 
 SEPARATOR = "|"  # between the labels of a record, where the listing names none
@@ -26,7 +27,7 @@ NAMED = 10
 
 
 def check(cfg: Any) -> list[tuple[str, str]]:
-    from vidtrain.data.splitting import shares_of
+    from vidtrain.data.manifest.splitting import shares_of
 
     faults = []
     if cfg.source not in READERS:
@@ -64,7 +65,7 @@ def _class_folders(cfg: Any) -> "Manifest":
 
 
 def _listing(cfg: Any) -> "Manifest":
-    from vidtrain.data.manifest import Manifest
+    from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.data.sources.listing_format import ListingFormat
     from vidtrain.data.sources.listings import read_listing
 
@@ -140,10 +141,10 @@ def read_pool(cfg: Any) -> "Manifest":
 
 
 def split(cfg: Any) -> None:
-    from vidtrain.data.manifest_checks import check_splits
-    from vidtrain.data.splitting import shares_of, split_manifest
-    from vidtrain.split_files import annotations_text, csv_text
-    from vidtrain.tracking.atomic import write_text_atomic
+    from vidtrain.data.manifest.checks import check_splits
+    from vidtrain.data.manifest.split_files import annotations_text, csv_text
+    from vidtrain.data.manifest.splitting import shares_of, split_manifest
+    from vidtrain.files.atomic import write_text_atomic
     from vidtrain.tracking.console import make_console
 
     console, out = make_console(is_main=True), Path(cfg.out)
@@ -224,7 +225,7 @@ def _refuse_to_overwrite(out: Path, texts: Mapping[str, str], overwrite: bool) -
 def _report(console: "Console", pool: "Manifest", found: Mapping[str, "Manifest"]) -> None:
     import numpy as np
 
-    from vidtrain.data.splitting import group_numbers
+    from vidtrain.data.manifest.splitting import group_numbers
 
     counts = {name: _class_counts(part) for name, part in found.items()}
     rows = [

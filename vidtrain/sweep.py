@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtrain.app import fail, launch
-from vidtrain.bare_words import bare_words, in_quotes
-from vidtrain.config import suggest
+from vidtrain.app.launch import fail, launch
+from vidtrain.config.command_line import bare_words
+from vidtrain.config.overrides import in_quotes
+from vidtrain.config.schemas import SweepConfig
+from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
-from vidtrain.names import shown_lines
-from vidtrain.schemas import SweepConfig
+from vidtrain.files.escaping import shown_lines
 from vidtrain.tracking.streams import use_utf8
 
 if TYPE_CHECKING:  # --help should not wait for them
@@ -61,8 +62,8 @@ def status(cfg: SweepConfig) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from vidtrain.sweep_record import SweepRecord
-    from vidtrain.sweep_status import ENDED, slurm_jobs, states_of, table_of
+    from vidtrain.sweeps.record import SweepRecord
+    from vidtrain.sweeps.status import ENDED, slurm_jobs, states_of, table_of
     from vidtrain.tracking.console import make_console
 
     folder = Path(cfg.folder).absolute()
@@ -105,9 +106,9 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
     to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.
     """
-    from vidtrain.run_folder import check_whole
-    from vidtrain.stored_overrides import check_stored
-    from vidtrain.sweep_record import SWEEP, SweepRecord
+    from vidtrain.config.stored_overrides import check_stored
+    from vidtrain.runs.folder import check_whole
+    from vidtrain.sweeps.record import SWEEP, SweepRecord
 
     said = dict(each.partition("=")[::2] for each in arguments if each.startswith(("folder=", "retry=")))
     if "folder" not in said:

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from vidtrain import attempts, run_folder
-from vidtrain.app import fail, launch
+from vidtrain.app.launch import fail, launch
 from vidtrain.errors import Pruned, UserError
-from vidtrain.run_folder import check_names_a_run, with_stored_overrides
-from vidtrain.training.halting import Halt, Stopped
+from vidtrain.runs import folder as run_folder
+from vidtrain.runs import restarts as attempts
+from vidtrain.runs.folder import check_names_a_run, with_stored_overrides
+from vidtrain.training.ranks.signals import Halt, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from pathlib import Path
 
-    from vidtrain.build_run import Parts, RunData
-    from vidtrain.training.distributed import Ranks
+    from vidtrain.runs.assemble import Parts, RunData
+    from vidtrain.training.ranks.distributed import Ranks
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    from vidtrain.check import check_run
+    from vidtrain.app.check import check_run
 
     return check_run(cfg)
 
@@ -40,7 +41,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def _attempt(cfg: DictConfig, halt: Halt) -> float | None:
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.distributed import join_ranks
+    from vidtrain.training.ranks.distributed import join_ranks
 
     with join_ranks(cfg.trainer.device, cfg.trainer.rank_timeout) as ranks:
         console = make_console(ranks.is_main)
@@ -68,13 +69,16 @@ def _attempt(cfg: DictConfig, halt: Halt) -> float | None:
 def _train(
     cfg: DictConfig, ranks: "Ranks", console: Any, folder: "Path", halt: Halt, attempt: attempts.Attempt
 ) -> float:
-    from vidtrain import build_run, run_report, sweep_trial
-    from vidtrain.export_model import export_run
+    from vidtrain.runs import assemble as build_run
+    from vidtrain.runs import report as run_report
+    from vidtrain.runs.export import export_run
+    from vidtrain.sweeps import trial as sweep_trial
+    from vidtrain.training.guards import check_learned
     from vidtrain.training.loop import fit
-    from vidtrain.training.refusals import check_learned
 
     run_id = _begin(cfg, ranks, console, folder)
     data = build_run.open_data(cfg, ranks, console, folder)
+    sweep_trial.check_objective(folder, data.splits)
     parts = build_run.make_parts(cfg, data, ranks, console, folder)
     _describe_data(data, parts, ranks, console, folder)
     start = build_run.load_model(cfg, data, ranks, console, folder)
@@ -117,7 +121,7 @@ def _begin(cfg: DictConfig, ranks: "Ranks", console: Any, folder: "Path") -> str
     """Sets the process up and records the run in its folder; returns the run's id."""
     import torch
 
-    from vidtrain import build
+    from vidtrain.build import parts as build
     from vidtrain.tracking.provenance import write_provenance
 
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
@@ -132,7 +136,7 @@ def _begin(cfg: DictConfig, ranks: "Ranks", console: Any, folder: "Path") -> str
 
 
 def _describe_data(data: "RunData", parts: "Parts", ranks: "Ranks", console: Any, folder: "Path") -> None:
-    from vidtrain.tracking.atomic import write_json_atomic
+    from vidtrain.files.atomic import write_json_atomic
 
     videos = {name: len(split) for name, split in data.splits.items()}
     counts = ", ".join(f"{name} {count}" for name, count in videos.items())

@@ -7,13 +7,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vidtrain import build
-from vidtrain.data.dataset import Batch
+from vidtrain.build import parts as build
+from vidtrain.data.loading.dataset import Batch
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.run_log import RunLog
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Run
 
 CLASSES = 10

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from vidtrain import build_data
-from vidtrain.app import report
-from vidtrain.check import check_run
-from vidtrain.config import CONF, register_schemas
+from vidtrain.app.check import check_run
+from vidtrain.app.launch import report
+from vidtrain.build import data as build_data
+from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.tracking.console import make_console
-from vidtrain.training.distributed import join_ranks
+from vidtrain.training.ranks.distributed import join_ranks
 
 SIDE = 16  # pixels of the mean frame that is compared
 PROTOCOL = ["clip.sampling=uniform", "clip.frame_step=null", "clip.fps=null", "clip.duration=null"]

@@ -36,8 +36,8 @@ from fault_injection import (
 )
 
 from vidtrain.errors import UserError
-from vidtrain.training import checkpoint
-from vidtrain.training.checkpoint_files import resumable
+from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training.checkpoints.files import resumable
 
 SAME = "the same bits in the end"
 NOT_MOUNTED = "not tried: mounting is not allowed"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidtrain.data.manifest import Record
+from vidtrain.data.manifest.manifest import Record
 from vidtrain.data.sources.official_splits import UCF101
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtrain.data.probing import probe
-from vidtrain.data.video import DecodeError
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.video import DecodeError
 
 
 def write(path, count):

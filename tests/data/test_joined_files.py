@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from vidtrain.data.decoding import read_frames
-from vidtrain.data.probing import probe
+from vidtrain.data.decoding.decoder import read_frames
+from vidtrain.data.decoding.metadata import probe
 
 COUNT = 48  # frames of each part: four groups of 12, all but the first open
 OPEN = "keyint=12:min-keyint=12:scenecut=0:bframes=2:open-gop=1"

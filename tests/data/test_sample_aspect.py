@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from vidtrain.data.augment.geometry import CenterCrops, Crop, WholeFrame
-from vidtrain.data.conversion import ViewConverter
-from vidtrain.data.dataset import VideoDataset
-from vidtrain.data.decoding import decode_views
-from vidtrain.data.index import VideoIndex
-from vidtrain.data.manifest import Manifest, Record
-from vidtrain.data.probing import probe
-from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
-from vidtrain.data.samplers import SampleKey
-from vidtrain.data.sampling import ClipProtocol
-from vidtrain.data.video import DecodeError
-from vidtrain.data.video_writer import all_frames
+from vidtrain.data.decoding.conversion import ViewConverter
+from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.video import DecodeError
+from vidtrain.data.decoding.writer import all_frames
+from vidtrain.data.loading.dataset import VideoDataset
+from vidtrain.data.loading.samplers import SampleKey
+from vidtrain.data.manifest.manifest import Manifest, Record
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
+from vidtrain.data.sampling.clips import ClipProtocol
 
 
 @pytest.fixture(name="stretched")

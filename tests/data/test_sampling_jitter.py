@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.sampling import ClipProtocol, clip_indices
-from vidtrain.data.temporal import TemporalJitter
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.temporal import TemporalJitter
 from vidtrain.errors import UserError
 
 HUNDRED = np.arange(100) / 25  # four seconds at 25 fps

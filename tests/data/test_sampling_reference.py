@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.sampling import ClipProtocol, clip_indices
-from vidtrain.data.temporal import TemporalJitter
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.temporal import TemporalJitter
 from vidtrain.errors import UserError
 
 SIXTEEN = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]  # 64/15 apart

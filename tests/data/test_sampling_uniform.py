@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.sampling import ClipProtocol, clip_indices
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.errors import UserError
 
 

@@ -13,16 +13,16 @@ from PIL import Image
 from vidtrain.audit import Ledger
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.augment.geometry import CenterCrops, Crop
-from vidtrain.data.dataset import VideoDataset
-from vidtrain.data.decoding import decode_views
-from vidtrain.data.image_folders import probe_images
-from vidtrain.data.manifest import Manifest, Record
-from vidtrain.data.probing import probe
-from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
-from vidtrain.data.samplers import SampleKey
-from vidtrain.data.sampling import ClipProtocol
-from vidtrain.data.video import DecodeError, VideoInfo
-from vidtrain.data.video_writer import all_frames
+from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.image_folders import probe_images
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.video import DecodeError, VideoInfo
+from vidtrain.data.decoding.writer import all_frames
+from vidtrain.data.loading.dataset import VideoDataset
+from vidtrain.data.loading.samplers import SampleKey
+from vidtrain.data.manifest.manifest import Manifest, Record
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
+from vidtrain.data.sampling.clips import ClipProtocol
 
 WHOLE = Crop(0, 0, 96, 64)
 FLAGS = "bicubic+accurate_rnd+full_chroma_int"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vidtrain.data.augment.geometry import CenterCrops
-from vidtrain.data.sampling import ClipProtocol, clip_indices
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.errors import UserError
 from vidtrain.evaluation.protocol_files import write_protocols
 from vidtrain.evaluation.protocols import (

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vidtrain.data.dataset import Batch, Fault, collate
+from vidtrain.data.loading.dataset import Batch, Fault, collate
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report, report, write_report

@@ -15,14 +15,14 @@ def _serve() -> None:
     import torchmetrics  # noqa: F401
     from hydra import compose, initialize_config_dir
 
-    import vidtrain.build
-    import vidtrain.check
-    import vidtrain.export_model
-    import vidtrain.frozen
-    import vidtrain.tracking.plots
+    import vidtrain.app.check
+    import vidtrain.build.parts
+    import vidtrain.features.frozen_encoder
+    import vidtrain.reports.plots
+    import vidtrain.runs.export
     import vidtrain.training.loop  # noqa: F401
     from vidtrain import train
-    from vidtrain.config import CONF, register_schemas
+    from vidtrain.config.targets import CONF, register_schemas
 
     torch.set_num_threads(1)  # threads do not survive a fork
     register_schemas()

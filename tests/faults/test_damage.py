@@ -7,7 +7,7 @@ import pytest
 import torch
 from fault_injection import difference, flip
 
-from vidtrain.training import checkpoint
+from vidtrain.training.checkpoints import checkpoint
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from composing import config_of
 from torch import nn
 
-from vidtrain import build
-from vidtrain.config import options
-from vidtrain.training.optim import decays, parameter_groups
+from vidtrain.build import parts as build
+from vidtrain.config.targets import options
+from vidtrain.training.parameter_groups import decays, parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from composing import config_of
 from torch import nn
 
-from vidtrain import build
+from vidtrain.build import parts as build
 from vidtrain.models.attentive import AttentiveClassifier, AttentivePooler
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heat_maps import attention_map, grad_cam, kinds_of, pooler_attention, tokens_and_logits

@@ -18,7 +18,7 @@ from vidtrain.models.linear_heads import FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
-from vidtrain.training.optim import parameter_groups
+from vidtrain.training.parameter_groups import parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase, set_train_mode
 

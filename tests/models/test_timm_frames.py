@@ -13,8 +13,8 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.training.batch_norm import batch_norms, prepare_batch_norm
-from vidtrain.training.distributed import Ranks
-from vidtrain.training.optim import parameter_groups
+from vidtrain.training.parameter_groups import parameter_groups
+from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
 

@@ -13,7 +13,7 @@ from vidtrain.models.torchvision_video import (
     TorchvisionS3D,
     TorchvisionSwin,
 )
-from vidtrain.training.optim import parameter_groups
+from vidtrain.training.parameter_groups import parameter_groups
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase, set_train_mode
 

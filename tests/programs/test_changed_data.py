@@ -10,7 +10,8 @@ from small_run import small
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.train import train
-from vidtrain.training import checkpoint, loop
+from vidtrain.training import loop
+from vidtrain.training.checkpoints import checkpoint
 
 SMALL = small("trainer.epochs=2", "trainer.batch_size=10", "trainer.save_every=1it", "logger=none")
 FOLDERS = [each for each in SMALL if "+dataset.source" not in each]
@@ -21,7 +22,7 @@ def made(tmp_path_factory):
     """Generated videos in class folders: 20 of train, 10 of val, 10 of test."""
     root = tmp_path_factory.mktemp("made")
     cfg = config_of("train", *SMALL, f"data_root={root}")
-    from vidtrain.build import part
+    from vidtrain.build.parts import part
 
     part(cfg.dataset.source).manifests()
     return root / "motion"

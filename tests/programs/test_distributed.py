@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_run import small
 
-from vidtrain.training import checkpoint
+from vidtrain.training.checkpoints import checkpoint
 
 OVERRIDES = small(
     "clip.eval_clips=2",

@@ -15,9 +15,9 @@ from composing import config_of
 from omegaconf import OmegaConf
 from small_run import small
 
-from vidtrain import build
-from vidtrain.config import CONF
-from vidtrain.data import dataset as dataset_module
+from vidtrain.build import parts as build
+from vidtrain.config.targets import CONF
+from vidtrain.data.loading import dataset as dataset_module
 from vidtrain.errors import UserError
 from vidtrain.evaluate import check, evaluate
 from vidtrain.evaluation.view_store import UNITS, open_views, units_done

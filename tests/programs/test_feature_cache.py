@@ -10,13 +10,14 @@ import torch
 from clock import TIMED
 from composing import config_of
 
-from vidtrain import check, feature_cache
+from vidtrain.app import check
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
+from vidtrain.features import cache as feature_cache
+from vidtrain.features.store import TokenStore
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training import checkpoint
-from vidtrain.training.token_store import TokenStore
+from vidtrain.training.checkpoints import checkpoint
 
 SMALL = [
     "dataset=listing",

@@ -11,11 +11,11 @@ from clock import TIMED
 from composing import config_of
 from small_run import small
 
-from vidtrain import check
+from vidtrain.app import check
 from vidtrain.evaluate import evaluate
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training import checkpoint
+from vidtrain.training.checkpoints import checkpoint
 
 SMALL = small(
     "logger=none",

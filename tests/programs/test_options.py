@@ -10,13 +10,16 @@ import torch
 from clock import TIMED
 from composing import config_of
 
-from vidtrain import build, build_data, check
+from vidtrain.app import check
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training import checkpoint, loop
+from vidtrain.training import loop
+from vidtrain.training.checkpoints import checkpoint
 
 SMALL = [
     "dataset=listing",

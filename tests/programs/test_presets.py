@@ -11,11 +11,11 @@ import torch
 from composing import config_of
 from PIL import Image
 
-from vidtrain.data.image_folders import image_names
+from vidtrain.data.decoding.image_folders import image_names
 from vidtrain.data.sources.motion import Motion
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training import checkpoint
+from vidtrain.training.checkpoints import checkpoint
 
 TINY = [
     "logger=none",

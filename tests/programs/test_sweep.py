@@ -7,11 +7,12 @@ import sys
 import pytest
 from small_run import small
 
-from vidtrain import compare, sweep, sweep_trial, train
+from vidtrain import compare, sweep, train
+from vidtrain.comparison.runs import find_runs
 from vidtrain.errors import UserError
-from vidtrain.outcome import read_outcome
-from vidtrain.run_folder import finished
-from vidtrain.run_reading import find_runs
+from vidtrain.runs.folder import finished
+from vidtrain.runs.status import read_outcome
+from vidtrain.sweeps import trial as sweep_trial
 
 SMALL = small(
     "logger=none",

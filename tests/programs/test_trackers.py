@@ -10,8 +10,8 @@ import pytest
 from composing import config_of
 from small_run import small
 
-from vidtrain.check import check_run
-from vidtrain.tracking.mirror_process import descendants
+from vidtrain.app.check import check_run
+from vidtrain.tracking.loggers.process import descendants
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.train import train
 
@@ -73,7 +73,7 @@ def test_tensorboard_holds_every_number_of_the_metrics_and_the_pictures(data_roo
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path, caplog, monkeypatch, how):
-    monkeypatch.setattr("vidtrain.tracking.wandb_mirror.OFFLINE_CLOSE_S", 5.0)
+    monkeypatch.setattr("vidtrain.tracking.loggers.wandb_logger.OFFLINE_CLOSE_S", 5.0)
     log, struck = RunLog.log, []
 
     def strike(self, metrics, step):
@@ -98,5 +98,5 @@ def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path,
 def test_a_missing_package_is_a_fault_before_anything_starts(data_root, monkeypatch):
     cfg = composed(data_root, "logger=[wandb_offline,tensorboard,mlflow]")
     assert list(cfg.logger) == ["wandb", "tensorboard", "mlflow"]
-    monkeypatch.setattr("vidtrain.tracking.mirror.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("vidtrain.tracking.loggers.logger.importlib.util.find_spec", lambda name: None)
     assert check_run(cfg) == [("logger", "logger=tensorboard needs tensorboard: uv sync --extra tensorboard")]

@@ -10,12 +10,12 @@ from composing import config_of
 from omegaconf import OmegaConf
 from small_run import small
 
-from vidtrain import build
+from vidtrain.build import parts as build
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training import checkpoint
+from vidtrain.training.checkpoints import checkpoint
 
 SMALL = small(
     "logger=none",
@@ -249,7 +249,7 @@ def test_init_from_another_architecture_is_refused(finished, config, tmp_path):
 
 
 def test_a_run_folder_in_use_is_refused(config, tmp_path):
-    from vidtrain.tracking.lock import RunLock
+    from vidtrain.files.lock import RunLock
 
     with RunLock(tmp_path), pytest.raises(UserError, match="is in use by process"):
         train(config(f"run_dir={tmp_path}"))
@@ -270,8 +270,8 @@ def test_pictures_come_after_the_summary_and_may_fail(config, tmp_path, capsys, 
         seen.append(json.loads((tmp_path / "summary.json").read_text())["status"])
         raise MemoryError("18 GB")
 
-    monkeypatch.setattr("vidtrain.tracking.plots.plot_curves", no_memory)
-    monkeypatch.setattr("vidtrain.tracking.plots.plot_confusion", no_memory)
+    monkeypatch.setattr("vidtrain.reports.plots.plot_curves", no_memory)
+    monkeypatch.setattr("vidtrain.reports.plots.plot_confusion", no_memory)
     train(config(f"run_dir={tmp_path}", "trainer.epochs=1"))
     assert seen == ["finished", "finished"]
     words = " ".join(capsys.readouterr().out.split())

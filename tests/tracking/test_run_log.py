@@ -11,7 +11,7 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.mirror import Metric, NullMirror
+from vidtrain.tracking.loggers.logger import Metric, NullMirror
 from vidtrain.tracking.run_log import RunLog, read_metrics
 
 REPO = Path(__file__).resolve().parents[2]
@@ -135,7 +135,7 @@ def test_rows_flushed_before_a_checkpoint_survive_kill_9(tmp_path: Path):
 import os, signal
 from pathlib import Path
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.mirror import NullMirror
+from vidtrain.tracking.loggers.logger import NullMirror
 from vidtrain.tracking.run_log import RunLog
 log = RunLog(Path({str(tmp_path)!r}), NullMirror(), NullConsole(), is_main=True, rank=0)
 for step in range(1, 8):

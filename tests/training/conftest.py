@@ -10,20 +10,20 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.data.dataset import Batch
+from vidtrain.data.loading.dataset import Batch
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable, split_heads
-from vidtrain.frozen import many_heads
+from vidtrain.features.frozen_encoder import many_heads
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.mirror import NullMirror
+from vidtrain.tracking.loggers.logger import NullMirror
 from vidtrain.tracking.run_log import RunLog, read_metrics
-from vidtrain.training import checkpoint
-from vidtrain.training.distributed import Ranks
-from vidtrain.training.halting import Halt, Stopped
+from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy, Loss
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.signals import Halt, Stopped
 from vidtrain.training.run import PhaseTask, Run
 from vidtrain.training.schedules import Constant
 from vidtrain.training.settings import PhaseSettings, TrainerSettings

@@ -16,10 +16,10 @@ import torch._dynamo  # which every rank would else import by itself, when it ma
 sys.path.append(str(Path(__file__).parent))
 import conftest
 
-from vidtrain.attempts import attempt
 from vidtrain.errors import UserError
-from vidtrain.training.distributed import Ranks, join_ranks
-from vidtrain.training.halting import Halt
+from vidtrain.runs.restarts import attempt
+from vidtrain.training.ranks.distributed import Ranks, join_ranks
+from vidtrain.training.ranks.signals import Halt
 
 TRAINED = ("whole", "step", "evaluation")
 PATIENCE = 6.0  # seconds without a sign of life

@@ -6,7 +6,7 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.training.batch_norm import batch_norms, prepare_batch_norm
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks
 
 NORM = "encoder.blocks.0.1"
 

@@ -9,10 +9,10 @@ import torch
 from composing import config_of
 from timm.optim import param_groups_layer_decay
 
-from vidtrain import build
+from vidtrain.build import parts as build
 from vidtrain.models.timm_layers import layers_and_blocks
-from vidtrain.training.optim import layer_powers, parameter_groups
 from vidtrain.training.optimizers import OptimizerSet
+from vidtrain.training.parameter_groups import layer_powers, parameter_groups
 from vidtrain.training.settings import PhaseSettings
 
 # Powers of the decay, by the beginning of a parameter's name.

@@ -11,7 +11,7 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.training.optim import parameter_groups, set_rates
+from vidtrain.training.parameter_groups import parameter_groups, set_rates
 from vidtrain.training.preflight import check_gradients
 from vidtrain.training.schedules import Constant, Cosine
 from vidtrain.training.settings import PhaseSettings

@@ -9,9 +9,5 @@ fusion.py       clip fusion by name
 metrics.py      clip-level and video-level metrics
 report.py       metrics with their protocol, and the tables behind them
 predictions.py  what runs took each video for; the videos that they share
-bootstrap.py    paired bootstrap, seed spread, McNemar's exact test
-comparison.py   two recipes: difference, classes, videos that flipped
-recipes.py      which settings differ; which runs are one recipe over seeds
-importance.py   how much of the variance a setting accounts for
 multi_label.py  metrics of several labels a video
 """

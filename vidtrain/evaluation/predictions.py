@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vidtrain.errors import UserError
-from vidtrain.names import read_csv
+from vidtrain.files.escaping import read_csv
 
 NEEDED = ("path", "label", "prediction")
 SEPARATOR = ";"  # between several labels of a video

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.evaluation.protocols import Point, Probe, Protocol, as_row, notes
-from vidtrain.names import csv_text
+from vidtrain.files.escaping import csv_text
 
 
 def write_protocols(

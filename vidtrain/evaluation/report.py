@@ -28,7 +28,7 @@ from vidtrain.evaluation.multi_label import (
     per_label,
 )
 from vidtrain.evaluation.views import ViewTable
-from vidtrain.names import csv_lines, shown
+from vidtrain.files.escaping import csv_lines, shown
 
 MOST_CLASSES = 1000
 """Largest number of classes whose confusion.csv is a matrix; of more, confusion_pairs.csv has what occurs."""

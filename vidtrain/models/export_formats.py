@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from vidtrain.errors import UserError
+from vidtrain.files.shipped import install_hint
 from vidtrain.models.exporting import PRECISIONS, first_line
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES
-from vidtrain.shipped import install_hint
 
 LEAST_OPSET = 18  # the operators that PyTorch's exporter writes are those of this version and later
 TOO_BIG_FOR_ONE_FILE = 1 << 30  # bytes of weights; an ONNX file ends at 2 GiB

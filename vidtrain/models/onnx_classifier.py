@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
+from vidtrain.files.shipped import install_hint
 from vidtrain.models.exporting import first_line
-from vidtrain.shipped import install_hint
 
 INPUT_NAME, OUTPUT_NAMES = "clips", ("clip_logits", "probabilities")
 

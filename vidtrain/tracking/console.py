@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from rich.text import Text
 
-from vidtrain.names import shown, shown_lines
+from vidtrain.files.escaping import shown, shown_lines
 from vidtrain.tracking.streams import PatientStream
 
 Shown = float | int | str | None

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.names import csv_text
-from vidtrain.secrecy import masked
-from vidtrain.tracking.atomic import strict_json, write_text_atomic
+from vidtrain.files.atomic import strict_json, write_text_atomic
+from vidtrain.files.escaping import csv_text
+from vidtrain.files.masking import masked
 
 
 class JsonLines:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.names import shown
-from vidtrain.tracking.atomic import write_json_atomic
+from vidtrain.files.atomic import write_json_atomic
+from vidtrain.files.escaping import shown
 from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.ledgers import JsonLines, StepTable, each_json_line
-from vidtrain.tracking.mirror import Metric, Mirror
+from vidtrain.tracking.loggers.logger import Metric, Mirror
 
 FAULTS_SHOWN = 20
 MOST_HELD = 100_000  # rows of a file that wait in memory for a full disk; some ten megabytes

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidtrain.errors import UserError
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks
 
 BATCH_NORMS = {
     "train": "normalize by the batch of each rank",

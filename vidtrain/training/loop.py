@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from vidtrain.training.clock import NO_CLOCK, NoClock, StepClock
+from vidtrain.training.guards import check_faults, refuse_loss
 from vidtrain.training.heads import finite_mean, head_value
 from vidtrain.training.memory import epoch_costs
 from vidtrain.training.phases import Phase, Trainer
-from vidtrain.training.refusals import check_faults, refuse_loss
 from vidtrain.training.run import Run
 from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import set_train_mode

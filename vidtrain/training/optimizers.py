@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtrain.training.heads import head_choices, head_names
-from vidtrain.training.optim import (
+from vidtrain.training.parameter_groups import (
     OptimizerFactory,
     clip_gradients,
     group_parts,

@@ -19,16 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
+from vidtrain.training.checkpoints.saver import Saver
 from vidtrain.training.ema import WeightAverage
+from vidtrain.training.guards import check_phases
 from vidtrain.training.heads import Heads
 from vidtrain.training.objective import Classification
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.precision import autocast
 from vidtrain.training.preflight import check_gradients
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
-from vidtrain.training.refusals import check_phases
 from vidtrain.training.run import PhaseTask, Run, TrainBatch
-from vidtrain.training.saving import Saver
 from vidtrain.training.schedules import Schedule, every, in_steps, steps, too_long
 from vidtrain.training.seeding import seed_step
 from vidtrain.training.settings import PhaseSettings

@@ -2,7 +2,7 @@
 
 import torch
 
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

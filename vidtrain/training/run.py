@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from vidtrain.evaluation.report import Report
-from vidtrain.training.distributed import Ranks
-from vidtrain.training.halting import Halt
 from vidtrain.training.losses import Loss
-from vidtrain.training.optim import OptimizerFactory
+from vidtrain.training.parameter_groups import OptimizerFactory
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.signals import Halt
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 

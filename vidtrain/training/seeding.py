@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vidtrain.training.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks
 
 
 def seed_step(seed: int, step: int, ranks: Ranks) -> None:

@@ -8,11 +8,11 @@ from torch import nn
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report
-from vidtrain.names import shown
+from vidtrain.files.escaping import shown
 from vidtrain.training.batch_norm import BATCH_NORMS, batch_norms
-from vidtrain.training.distributed import Ranks
 from vidtrain.training.ema import WeightAverage
-from vidtrain.training.halting import Stopped
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.signals import Stopped
 from vidtrain.training.settings import TrainerSettings
 from vidtrain.training.state import EpochSums
 

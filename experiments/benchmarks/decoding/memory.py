@@ -17,9 +17,9 @@ from bench import CLIPS
 from videos import videos
 from works import SIZE, Shape, draw
 
-from vidtrain.data.allocation import keep_freed_memory
-from vidtrain.data.decoding import decode_views
-from vidtrain.data.index import VideoIndex
+from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.processes.malloc import keep_freed_memory
 
 SETTLED = 1000  # clips after which caches and the allocator's arenas are taken to be full
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from works import Job, Shape, center, draw
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.index import VideoIndex
+from vidtrain.data.decoding.index import VideoIndex
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vidtrain import build
-from vidtrain.config import CONF, register_schemas
+from vidtrain.build import parts as build
+from vidtrain.config.schemas import ExportSettings
+from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.errors import UserError
-from vidtrain.export_model import export_model
 from vidtrain.models.onnx_classifier import OnnxClassifier
-from vidtrain.schemas import ExportSettings
-from vidtrain.training.distributed import Ranks
+from vidtrain.runs.export import export_model
+from vidtrain.training.ranks.distributed import Ranks
 
 # Clips (frames, pixels), and what else the model needs
 MODELS = {

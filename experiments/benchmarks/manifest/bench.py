@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.manifest import Manifest, Record
-from vidtrain.data.manifest_files import open_manifests
-from vidtrain.data.samplers import TrainStream
+from vidtrain.data.loading.samplers import TrainStream
+from vidtrain.data.manifest.files import open_manifests
+from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sources.listings import Listing
 
 CLASSES, VAL_RECORDS, BATCH = 400, 1000, 256

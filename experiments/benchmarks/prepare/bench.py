@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from vidtrain.data.augment.geometry import Crop, RandomResizedCrop
-from vidtrain.data.decoding import decode_views
-from vidtrain.data.probing import probe
-from vidtrain.data.reencode import EncodeSettings, Job, prepare_file
+from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
 SETTINGS = EncodeSettings(
     short_side=256, gop=12, b_frames=3, crf=20, preset="medium"

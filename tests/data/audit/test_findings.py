@@ -7,7 +7,7 @@ from vidtrain.data.audit.duplicates import Signature
 from vidtrain.data.audit.findings import Entry, balance, copies, entries, groups_across_splits
 from vidtrain.data.audit.inspection import Inspection
 from vidtrain.data.audit.summary import Bounds, summarize
-from vidtrain.data.manifest import Manifest, Record
+from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.errors import UserError
 
 NEAR, NEARER, FAR = (  # the first two are two bits apart

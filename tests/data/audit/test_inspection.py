@@ -11,7 +11,7 @@ import pytest
 
 from vidtrain.data.audit.duplicates import MAX_DISTANCE, Signature, distance, near_duplicates
 from vidtrain.data.audit.inspection import inspect_video
-from vidtrain.data.index import VideoIndex
+from vidtrain.data.decoding.index import VideoIndex
 
 
 def look(path, **places):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.data.manifest import Record
+from vidtrain.data.manifest.manifest import Record
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.errors import UserError
 

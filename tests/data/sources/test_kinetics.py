@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.data.manifest import Record
+from vidtrain.data.manifest.manifest import Record
 from vidtrain.data.sources.kinetics import Kinetics
 from vidtrain.errors import UserError
 

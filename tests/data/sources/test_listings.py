@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from vidtrain.data.manifest import Record
+from vidtrain.data.manifest.manifest import Record
 from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError
 

@@ -1,6 +1,6 @@
 import pytest
 
-from vidtrain.data.manifest import Record, SourceInfo
+from vidtrain.data.manifest.manifest import Record, SourceInfo
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.data.sources.listings import Listing
 from vidtrain.data.sources.mixture import Mixture, Part

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.manifest import Record
+from vidtrain.data.manifest.manifest import Record
 from vidtrain.data.sources.npy_listings import NpyListing
 from vidtrain.errors import UserError
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vidtrain.data.manifest import Record
+from vidtrain.data.manifest.manifest import Record
 from vidtrain.data.sources.something_something import SomethingSomething
 from vidtrain.errors import UserError
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vidtrain.data.audit.duplicates import Signature, clusters, near_duplicates
 from vidtrain.data.audit.inspection import Inspection
-from vidtrain.data.manifest import Manifest
+from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 
 logger = logging.getLogger(__name__)

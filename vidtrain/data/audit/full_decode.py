@@ -11,13 +11,13 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtrain.data import watchdog
 from vidtrain.data.audit.duplicates import FRAMES, PICTURE
-from vidtrain.data.conversion import color_of
-from vidtrain.data.damage import frames_in_order
-from vidtrain.data.ffmpeg_log import ffmpeg_errors
-from vidtrain.data.orientation import Orientation, displayed_size, orientation_of
-from vidtrain.data.video import DecodeError, VideoInfo, opened
+from vidtrain.data.decoding.conversion import color_of
+from vidtrain.data.decoding.damage import frames_in_order
+from vidtrain.data.decoding.ffmpeg_log import ffmpeg_errors
+from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
+from vidtrain.data.decoding.video import DecodeError, VideoInfo, opened
+from vidtrain.data.processes import watchdog
 
 THUMBNAIL = 160  # pixels of the longer side
 MOST_CHANGES = 1000  # of the picture's size or format that are noted

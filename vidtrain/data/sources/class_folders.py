@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.class_names import one_spelling
-from vidtrain.data.columns import ColumnsBuilder
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
-from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.class_names import one_spelling
+from vidtrain.data.manifest.columns import ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.errors import UserError
-from vidtrain.names import shown
+from vidtrain.files.escaping import shown
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtrain.data.columns import ColumnsBuilder
-from vidtrain.data.image_folders import check_frame_rate
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.decoding.image_folders import check_frame_rate
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.columns import ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, class_list, in_order
 from vidtrain.data.sources.tables import Faults, open_text, read_table
 from vidtrain.data.sources.video_files import check_missing
-from vidtrain.data.splitting import GroupPattern, shares_of, split_manifest
 from vidtrain.errors import UserError
 
 MOST_CLASSES = 2**31

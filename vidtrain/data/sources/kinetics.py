@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.class_names import describe_alike, one_spelling
-from vidtrain.data.columns import ColumnsBuilder
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.class_names import describe_alike, one_spelling
+from vidtrain.data.manifest.columns import ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import complete
 from vidtrain.data.sources.labels import class_list
 from vidtrain.data.sources.tables import Faults, read_table
 from vidtrain.data.sources.video_files import VideoFiles, check_missing
-from vidtrain.data.splitting import complete
 from vidtrain.errors import UserError
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.class_names import NO_UTF8, LookAlikes, spelled, spelled_list
+from vidtrain.data.manifest.class_names import NO_UTF8, LookAlikes, spelled, spelled_list
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
-from vidtrain.names import is_utf8
+from vidtrain.files.escaping import is_utf8
 
 KINDS = ("names", "integers")
 SEPARATORS = (";", "|", ",", " ")  # what may stand between labels

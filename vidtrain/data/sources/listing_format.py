@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.image_folders import check_frame_rate
+from vidtrain.data.decoding.image_folders import check_frame_rate
+from vidtrain.data.manifest.splitting import GroupPattern
 from vidtrain.data.sources.delimiters import LABEL_WORDS, PATH_WORDS, find_cut, named_delimiter
 from vidtrain.data.sources.labels import LabelReader, class_list, is_integer
 from vidtrain.data.sources.tables import DELIMITERS, LAST_SPACE, first_rows, open_text
-from vidtrain.data.splitting import GroupPattern
 from vidtrain.errors import UserError
 
 FOLDER_WORDS = ("folder", "folder_name", "clip", "clip_path", "video_name", "video_id", "name", "id")

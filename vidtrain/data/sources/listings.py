@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.columns import Columns, ColumnsBuilder
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.columns import Columns, ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import GroupPattern, complete
 from vidtrain.data.sources.labels import LabelReader
 from vidtrain.data.sources.listing_format import ListingFormat, recognize
 from vidtrain.data.sources.tables import Faults, Rows, listed_file, read_rows
-from vidtrain.data.splitting import GroupPattern, complete
 from vidtrain.errors import UserError
 
 

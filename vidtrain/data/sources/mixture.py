@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.class_names import describe_alike
-from vidtrain.data.columns import CHUNK, Columns, ColumnsBuilder
-from vidtrain.data.manifest import Manifest, Source, SourceInfo
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.class_names import describe_alike
+from vidtrain.data.manifest.columns import CHUNK, Columns, ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest, Source, SourceInfo
 from vidtrain.errors import UserError
 
 

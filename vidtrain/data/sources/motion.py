@@ -20,7 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vidtrain.data.manifest import Manifest
+from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.data.sources.motion_scenes import CLASSES, render
 from vidtrain.errors import UserError

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.columns import CHUNK, Columns, ColumnsBuilder
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.columns import CHUNK, Columns, ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import GroupPattern, complete
 from vidtrain.data.sources.labels import LabelReader, class_list
 from vidtrain.data.sources.tables import listed_file
-from vidtrain.data.splitting import GroupPattern, complete
 from vidtrain.errors import UserError
 
 

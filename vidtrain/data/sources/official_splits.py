@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from vidtrain.data.class_names import one_spelling, spelled_list
-from vidtrain.data.columns import ColumnsBuilder
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.class_names import one_spelling, spelled_list
+from vidtrain.data.manifest.columns import ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import hold_out
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.data.sources.tables import Faults, open_text
 from vidtrain.data.sources.video_files import VideoFiles, check_missing
-from vidtrain.data.splitting import hold_out
 from vidtrain.errors import UserError
 
 UCF_GROUP = r"v_(\w+)_g(\d+)_"

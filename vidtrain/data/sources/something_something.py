@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtrain.data.class_names import one_spelling
-from vidtrain.data.columns import ColumnsBuilder
-from vidtrain.data.manifest import Manifest
-from vidtrain.data.manifest_checks import check_splits
+from vidtrain.data.manifest.checks import check_splits
+from vidtrain.data.manifest.class_names import one_spelling
+from vidtrain.data.manifest.columns import ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.sources.labels import in_order
 from vidtrain.data.sources.tables import Faults, open_text, read_rows
 from vidtrain.data.sources.video_files import VideoFiles, check_missing

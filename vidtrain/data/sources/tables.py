@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from vidtrain.errors import UserError
-from vidtrain.names import plain_cell
+from vidtrain.files.escaping import plain_cell
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
 # Spaces that fields are cut at from the right: the first field may hold others
@@ -110,7 +110,7 @@ def _encoding(start: bytes) -> str:
 
 def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
     """The fields of one line. Spaces around those without quotes do not count, nor does a ' that keeps spreadsheets
-    from computing with a field (`vidtrain.names.csv_lines`). Raises `csv.Error`.
+    from computing with a field (`vidtrain.files.escaping.csv_lines`). Raises `csv.Error`.
 
     Cut at the last spaces, it has `width` fields, or fewer, of which the first may hold spaces.
     """

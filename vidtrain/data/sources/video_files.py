@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidtrain.data.class_names import one_spelling
+from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.sources.class_folders import SUFFIXES, walk
 from vidtrain.errors import UserError
 

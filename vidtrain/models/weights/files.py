@@ -11,11 +11,11 @@ import safetensors
 from torch import Tensor
 
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
+from vidtrain.files.torch_files import read_torch_file
 from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
-from vidtrain.names import shown
-from vidtrain.torch_files import read_torch_file
 
 FORMS = (
     "a file, a folder, a hub name OWNER/NAME, timm:NAME or a torchvision name such as R3D_18_Weights.DEFAULT"

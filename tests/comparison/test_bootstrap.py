@@ -1,0 +1,139 @@
+"""Intervals and tests against exact results and an independent implementation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vidtrain.comparison.bootstrap import (
+    SCORES,
+    mcnemar,
+    percentile_interval,
+    resampled_means,
+    resampled_scores,
+    scores,
+    seed_noise,
+)
+from vidtrain.evaluation.metrics import from_predictions
+from vidtrain.evaluation.multi_label import count_labels, from_label_counts
+
+
+def rng(seed: int = 0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    ("both", "only_first", "only_second", "p"),
+    [
+        # scipy.stats.binomtest(min(b, c), b + c).pvalue
+        (5, 0, 0, 1.0),
+        (0, 1, 0, 1.0),
+        (9, 5, 0, 0.0625),
+        (3, 10, 2, 0.03857421875),
+        (0, 20, 19, 1.0),
+        (0, 51, 15, 1.009612735111035e-05),
+        (0, 700, 900, 6.319484959450105e-07),
+        (0, 0, 3000, 2.0**-2999),  # too small for a float: 0
+    ],
+)
+def test_mcnemar_is_the_exact_binomial_test(both, only_first, only_second, p):
+    first = np.array([True] * (both + only_first) + [False] * only_second + [False] * 4)
+    second = np.array([True] * both + [False] * only_first + [True] * only_second + [False] * 4)
+    found = mcnemar(first, second)
+    assert found[:2] == (only_first, only_second)
+    assert found[2] == pytest.approx(p, rel=1e-12, abs=0)
+
+
+def test_means_have_the_spread_of_the_binomial_distribution():
+    correct = np.arange(400) < 300  # 0.75
+    means = resampled_means(correct[None], None, 100_000, rng())[:, 0]
+    assert means.mean() == pytest.approx(0.75, abs=3e-4)
+    assert means.std() == pytest.approx(math.sqrt(0.75 * 0.25 / 400), rel=0.01)
+    # scipy.stats.bootstrap(..., method="percentile", n_resamples=100_000): (0.7075, 0.7925)
+    assert percentile_interval(means, 0.95) == pytest.approx((0.7075, 0.7925), abs=0.0026)
+
+
+def test_rows_are_drawn_together():
+    easy = np.tile([1.0, 0.0], 50)
+    harder = easy.copy()
+    harder[0] = 0.0
+    means = resampled_means(np.stack([easy, harder]), None, 5000, rng())
+    difference = means[:, 0] - means[:, 1]
+    # one video in a hundred differs: far less than two draws of a hundred coins each would
+    assert difference.std() == pytest.approx(math.sqrt(0.01 * 0.99 / 100), rel=0.05)
+
+
+def test_groups_are_drawn_whole():
+    correct = np.repeat(np.arange(20) < 10, 10)  # 20 groups of 10 videos that are all right or all wrong
+    groups = np.repeat(np.arange(20), 10)
+    alone = resampled_means(correct[None], None, 20_000, rng())[:, 0].std()
+    whole = resampled_means(correct[None], groups, 20_000, rng())[:, 0].std()
+    assert alone == pytest.approx(math.sqrt(0.25 / 200), rel=0.02)
+    assert whole == pytest.approx(math.sqrt(0.25 / 20), rel=0.02)
+
+
+def test_groups_of_different_sizes_weigh_by_their_videos():
+    values, groups = np.array([[1.0, 0.0, 0.0, 0.0]]), np.array([0, 1, 1, 1])
+    found = np.unique(resampled_means(values, groups, 500, rng())[:, 0])
+    assert found.tolist() == [0.0, 0.25, 1.0]  # group 1 twice, each once, group 0 twice
+
+
+def marks(labels: np.ndarray, k: int) -> np.ndarray:
+    return np.arange(len(labels)) * k + labels
+
+
+def test_scores_are_those_of_the_evaluation():
+    generator = rng(1)
+    labels = generator.integers(0, 6, 200)
+    predictions = np.where(generator.random((2, 200)) < 0.6, labels, generator.integers(0, 8, (2, 200)))
+    coded = [marks(row, 9) for row in predictions]  # class 8 is neither labeled nor predicted
+    once = np.ones((1, 200))
+    for run, row in enumerate(predictions):
+        expected = from_predictions(torch.tensor(row), torch.tensor(labels), 9)
+        for name in expected.keys() & SCORES.keys():
+            found = scores(name, marks(labels, 9), coded, 9, once)[0, run]
+            assert found == pytest.approx(expected[name], rel=1e-5), name  # torchmetrics counts in float32
+    assert len(expected.keys() & SCORES.keys()) == 7
+
+
+def test_scores_of_several_labels_are_those_of_the_evaluation():
+    generator = rng(2)
+    labels, predictions = generator.random((2, 50, 7)) < 0.3
+    predictions |= labels & (generator.random((50, 7)) < 0.5)
+    expected = from_label_counts(count_labels(torch.tensor(predictions).float() - 0.5, torch.tensor(labels)))
+    coded = [np.flatnonzero(each) for each in (labels, predictions)]
+    for name, value in expected.items():
+        found = scores(name, coded[0], coded[1:], 7, np.ones((1, 50)))[0, 0]
+        assert found == pytest.approx(value, rel=1e-12), name
+
+
+def test_weights_count_videos_several_times():
+    labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    weights = np.array([[1.0, 1, 1, 1], [0, 3, 1, 0]])
+    found = scores("f1_macro", marks(labels, 2), [marks(predictions, 2)], 2, weights)[:, 0]
+    # second: class 0 has no hit; class 1 has 1 hit, 1 label, 4 predictions: 2 / 5
+    assert found == pytest.approx([(2 / 3 + 4 / 5) / 2, 0.2])
+
+
+def test_resampled_scores_spread_around_the_observed_one():
+    labels = np.arange(300) % 3
+    predictions = np.where(np.arange(300) % 10 < 7, labels, (labels + 1) % 3)
+    coded, units = [marks(predictions, 3)], np.arange(300)
+    balanced = resampled_scores("balanced_accuracy", marks(labels, 3), coded, 3, units, 4000, rng())[:, 0]
+    assert balanced.mean() == pytest.approx(0.7, abs=0.003)
+    # the mean of three recalls of 0.7 over about 100 videos each
+    assert balanced.std() == pytest.approx(math.sqrt(0.21 / 100 / 3), rel=0.05)
+
+
+def test_seed_noise_is_students_t():
+    runs = np.array([0.50, 0.52, 0.57])  # standard error 0.0208167
+    noise = seed_noise(runs, 200_000, rng())
+    # scipy.stats.t(2).ppf(0.975) = 4.302653
+    assert percentile_interval(noise, 0.95) == pytest.approx((-0.089567, 0.089567), rel=0.03)
+    assert not seed_noise(np.array([0.5, 0.5]), 10, rng()).any()
+
+
+def test_intervals_drop_what_rounding_leaves():
+    low, high = percentile_interval(np.array([-5e-17, 0.0, 5e-17]), 0.9)
+    assert (low, high) == (0.0, 0.0) and math.copysign(1, low) == 1

@@ -1,0 +1,253 @@
+import ast
+import csv
+import html
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rich.console
+from hostile_names import HOSTILE, acts
+
+from vidtrain.data.decoding.video import DecodeError
+from vidtrain.files.escaping import (
+    csv_text,
+    guarded_cell,
+    markdown,
+    markdown_code,
+    plain_cell,
+    read_csv,
+    read_records,
+    shown,
+    shown_lines,
+)
+from vidtrain.reports.markup import escape
+from vidtrain.tracking.console import Console
+from vidtrain.tracking.loggers.several import _plain
+
+PACKAGE = Path(__file__).resolve().parents[1] / "vidtrain"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("clip.mp4", "clip.mp4"),
+        ("é 日本語 🎬", "é 日本語 🎬"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("a\tb\nc\rd", r"a\tb\nc\rd"),
+        ("\x9b", r"\x9b"),
+        ("\u202e", r"\u202e"),
+        ("caf\udce9", r"caf\xe9"),
+        ("\ud800", r"\ud800"),
+        ("\U000e0041", r"\U000e0041"),
+        ("می\u200cخواهم 👩\u200d🚀", "می\u200cخواهم 👩\u200d🚀"),  # joiners that writing needs
+        (Path("a/b"), "a/b"),
+    ],
+)
+def test_a_name_is_shown_on_one_line_and_acts_on_nothing(name, expected):
+    assert shown(name) == expected
+    assert shown(shown(name)) == shown(name)
+
+
+def test_a_message_keeps_its_lines():
+    assert shown_lines("2 faults:\n  a\x1b\n  b\r") == "2 faults:\n  a\\x1b\n  b\\r"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_hostile_name_acts(name):
+    assert not acts(shown(name)) and "\n" not in shown(name)
+    shown(name).encode()
+
+
+# --- CSV --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=1+1", "'=1+1"),
+        ("-2+3", "'-2+3"),
+        ("@x", "'@x"),
+        ("\t=1", '"\'\t=1"'),
+        ("\rx", '"\'\rx"'),
+        ("'=1", "''=1"),
+        ("'quoted'", "'quoted'"),
+        ("-0.5", "-0.5"),
+        ("+1e-05", "+1e-05"),
+        ("-inf", "-inf"),
+        (-0.5, "-0.5"),
+        (-3, "-3"),
+        (True, "True"),
+        (None, ""),
+        ("a;=1", '"a;=1"'),
+        ('say "so"', '"say ""so"""'),
+        ("plain name", "plain name"),
+    ],
+)
+def test_no_cell_is_a_formula_and_numbers_are_numbers(cell, written):
+    assert csv_text([[cell, 1]]) == f"{written},1\n"
+
+
+def test_hostile_names_come_back_from_csv():
+    rows = [["path", "label"], *([name, name[::-1]] for name in HOSTILE)]
+    for end in ("\n", "\r\n"):
+        text = csv_text(rows, end)
+        assert read_csv(io.StringIO(text, newline="")) == rows
+        for row in csv.reader(io.StringIO(text, newline="")):
+            assert not any(re.match("[=+@\t\r\n＝＋－＠]|-(?![0-9.]+$)", cell) for cell in row)
+    (record,) = read_records(io.StringIO("path,p\n'=x,-1\n", newline=""))
+    assert record == {"path": "=x", "p": "-1"}
+
+
+def test_csv_is_what_the_csv_module_writes_for_plain_cells():
+    rows = [["a", 1, 0.25, None, "b,c", "d e", 'f"g', "h\ni"], [""], ["", ""]]
+    theirs = io.StringIO(newline="")
+    csv.writer(theirs, lineterminator="\n").writerows(rows)
+    assert csv_text(rows) == theirs.getvalue()
+
+
+def test_guards_are_taken_off_again():
+    assert all(plain_cell(guarded_cell(name)) == name for name in HOSTILE)
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Apply Eye-Makeup_2", "Apply Eye-Makeup_2"),
+        ("timm:vit, r2+1d v1.0/x", "timm:vit, r2+1d v1.0/x"),
+        ("日本語", "日本語"),
+        ("_it_", "`_it_`"),
+        ("<b>", "`<b>`"),
+        ("www.x.org", "`www.x.org`"),
+        ("http://x", "`http://x`"),
+        ("a`b", "``a`b``"),
+        ("`", "`` ` ``"),
+        ("a\nb\x1b", r"`a\nb\x1b`"),
+        ("", "` `"),
+    ],
+)
+def test_a_name_in_markdown_is_text_or_code(name, expected):
+    assert markdown(name) == expected
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_ends_the_code_that_it_stands_in(name):
+    text = markdown_code(name)
+    fence = re.match("`+", text)[0]
+    assert text.endswith(fence) and fence not in re.findall("`+", text[len(fence) : -len(fence)])
+    assert "\n" not in text and not acts(text)
+
+
+# --- outputs: every one is held against the same names ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_consoles_show_names_as_text(name):
+    out = io.StringIO()
+    console = Console(rich.console.Console(file=out, width=2000))
+    console.info(f"{shown(name)}: a")
+    console.warn(str(DecodeError(name, name)))
+    console.table(name, (name, "b"), [(name, 1)])
+    with console.phase(name, 1):
+        console.advance(1, {"x": name})
+    text = out.getvalue()
+    assert not acts(text) and text.count(shown(name).strip()) >= 6
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_bars_show_names_as_text(name):
+    out = io.StringIO()
+    terminal = rich.console.Console(file=out, width=2000, force_terminal=True, color_system=None)
+    with Console(terminal).phase(name, 1):
+        pass
+    assert shown(name).strip() in out.getvalue()
+    assert "\x1b]" not in out.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pages_show_names_as_text(name):
+    assert html.unescape(escape(name)) == shown(name)
+    assert not set(escape(name)) & set("<>\"'") and not acts(escape(name))
+
+
+def test_trackers_are_told_text_that_they_can_store():
+    told = _plain({name: [name, 1, {"x": name}] for name in HOSTILE})
+    json.dumps(told, ensure_ascii=False).encode()
+    assert told["[/x]"] == ["[/x]", 1, {"x": "[/x]"}]
+    assert told[r"caf\xe9"] == [r"caf\xe9", 1, {"x": r"caf\xe9"}]
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from vidtrain.tracking.console import make_console
+from vidtrain.tracking.streams import take_every_character, use_utf8
+use_utf8()
+take_every_character()
+path = Path(sys.argv[1])
+for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    make_console(True).info(f"{line} {os.path.exists(path.parent / line)}")
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_no_locale_lacks_a_character(tmp_path, environment):
+    names = ["é日本.mp4".encode(), b"caf\xe9.mp4"]
+    (tmp_path / "listing.txt").write_bytes(b"\n".join(names))
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    (tmp_path / "program.py").write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "listing.txt")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.decode().splitlines()
+    assert first in ("é日本.mp4 True", r"\xe9\u65e5\u672c.mp4 True") and second == r"caf\xe9.mp4 True"
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def without_encoding(file):
+    """Lines on which a text file is opened in whatever encoding the machine has."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        name = getattr(called, "attr", getattr(called, "id", ""))
+        owner = getattr(getattr(called, "value", None), "id", "")
+        given = {keyword.arg for keyword in node.keywords}
+        words = [each.value for each in (*node.args, *(k.value for k in node.keywords if k.arg == "mode"))
+                 if isinstance(each, ast.Constant) and isinstance(each.value, str)]  # fmt: skip
+        modes = [each for each in words if each and set(each) <= set("rwaxbt+")]
+        opens = name in ("read_text", "write_text", "fdopen") or (name == "open" and modes) or (
+            isinstance(called, ast.Name) and name == "open"
+        )  # fmt: skip
+        if name == "run" and owner == "subprocess" and "text" in given:
+            yield node.lineno
+        if (
+            opens
+            and owner not in ("os", "av", "archive")
+            and not any("b" in mode for mode in modes)
+            and "encoding" not in given
+        ):
+            yield node.lineno
+
+
+def test_every_text_file_is_opened_as_utf8():
+    lines = [f"{file}:{line}" for file in PACKAGE.rglob("*.py") for line in without_encoding(file)]
+    assert not lines

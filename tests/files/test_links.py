@@ -1,0 +1,169 @@
+"""Links in folders from elsewhere, at what would be written through them: a file of the user's must stay as it is."""
+
+import os
+
+import pytest
+
+from vidtrain.errors import UserError
+from vidtrain.files.links import check_inside, check_links
+from vidtrain.runs import folder as run_folder
+
+KEPT = "the user's own\n"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file and a folder of the user's, which lie beside the folder from elsewhere."""
+    (tmp_path / "home/work").mkdir(parents=True)
+    path = tmp_path / "home/.bashrc"
+    path.write_text(KEPT)
+    yield path
+    assert path.read_text() == KEPT
+    assert os.listdir(tmp_path / "home/work") == []
+
+
+def test_only_links_that_lead_out_count(own, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "wandb/run-1").mkdir(parents=True)
+    (folder / "wandb/latest-run").symlink_to("run-1")
+    (folder / "again").symlink_to(folder / "wandb", target_is_directory=True)
+    (folder / "wandb/offline-run-20261129_024450-be66b2d08824/logs").mkdir(parents=True)
+    (folder / "wandb/offline-run-20261129_024450-be66b2d08824/logs/debug-core.log").symlink_to(own)
+    check_links(folder, below=True)
+    (tmp_path / "other").symlink_to(folder)
+    check_links(tmp_path / "other", below=True)  # on another disk as a whole
+    check_links(tmp_path / "absent", below=True)
+    (folder / "wandb/run-1/deep").symlink_to(own.parent)
+    check_links(folder)
+    with pytest.raises(UserError, match=r"run holds|wandb/run-1/deep -> .*home\nIn a folder from elsewhere"):
+        check_links(folder, below=True)
+    check_links(folder, below=True, folders=False)
+    (folder / "wandb/run-1/gone").symlink_to(tmp_path / "home/new")  # would be made
+    with pytest.raises(UserError, match="wandb/run-1/gone -> "):
+        check_links(folder, below=True, folders=False)
+    (folder / "eval").symlink_to(own.parent)
+    with pytest.raises(
+        UserError, match="eval/test is to be written into, and a link leads from it to .*home/test"
+    ):
+        check_inside(folder / "eval/test", folder)
+    check_inside(folder / "again/x", folder)
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "attempts.jsonl", "metrics.jsonl", "checkpoints/last.pt", ".wandb.log"]
+)
+def test_a_run(name, own, tmp_path):
+    place = tmp_path / "run" / name
+    place.parent.mkdir(parents=True)
+    place.symlink_to(own)
+    with pytest.raises(UserError, match=f"run/{name} -> "):
+        run_folder.held(tmp_path / "run")
+
+
+def test_a_folder_of_results(own, tmp_path):
+    from vidtrain.files.links import writable
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/data").symlink_to(own.parent)  # a disk for data, say
+    writable(tmp_path / "out")
+    (tmp_path / "out/metrics.json").symlink_to(own)
+    with pytest.raises(UserError, match="out/metrics.json -> "):
+        writable(tmp_path / "out")
+
+
+def test_an_index_and_its_manifests(own, tmp_path):
+    from vidtrain.data.decoding.index import VideoIndex
+    from vidtrain.data.manifest.files import open_manifests
+    from vidtrain.data.sources.listings import Listing
+
+    index = tmp_path / "index/mine"
+    index.mkdir(parents=True)
+    (tmp_path / "train.csv").write_text("a.mp4,0\nb.mp4,1\n")
+    (tmp_path / "val.csv").write_text("c.mp4,0\nd.mp4,1\n")
+    source = Listing(train=str(tmp_path / "train.csv"), val=str(tmp_path / "val.csv"))
+    (index / "videos.sqlite").symlink_to(tmp_path / "home/new.sqlite")
+    with pytest.raises(UserError, match="videos.sqlite -> "):
+        VideoIndex(index / "videos.sqlite")
+    assert not (tmp_path / "home/new.sqlite").exists()
+    (index / "videos.sqlite").unlink()
+    (index / "manifests").symlink_to(own.parent)
+    os.utime(own.parent / "work", (0, 0))  # what nobody used for long is removed there
+    with pytest.raises(UserError, match="manifests -> "):
+        open_manifests(source, index)
+    (index / "manifests").unlink()
+    other = index / "manifests/of_mine"
+    other.mkdir(parents=True)
+    os.utime(other, (0, 0))
+    assert list(open_manifests(source, index)) == ["train", "val"]
+    assert other.is_dir()  # it holds no manifests
+
+
+def test_cached_features(own, tmp_path):
+    from vidtrain.features.store import TokenStore
+
+    store = TokenStore(tmp_path / "store", {"format": "x"}, rows=4, shape=(64,), chunk=2)
+    store.folder.mkdir()
+    (store.folder / "tokens.f16").symlink_to(own)
+    with pytest.raises(UserError, match="tokens.f16 -> "):
+        store.prepare()
+
+
+def test_where_a_checkpoint_has_its_dataset_made(tmp_path, monkeypatch):
+    from composing import config_of
+
+    from vidtrain.build.data import check_made_here
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made/motion").mkdir(parents=True)
+    (tmp_path / "made/motion/dataset.json").touch()
+    check_made_here(config_of("train"), said_data_root=False)  # data/motion
+    check_made_here(config_of("train", f"data_root={tmp_path}/made"), said_data_root=False)  # it is there
+    check_made_here(config_of("train", f"data_root={tmp_path}/new"), said_data_root=True)
+    for said, cfg in (
+        (False, config_of("train", f"data_root={tmp_path}/new")),
+        (True, config_of("train", f"data_root={tmp_path}/new", f"dataset.source.root={tmp_path}/other")),
+        (True, config_of("train", f"data_root={tmp_path}/new", f"dataset.source.root={tmp_path}/new/../x")),
+    ):
+        with pytest.raises(UserError, match="asks to make the motion dataset in dataset.source.root="):
+            check_made_here(cfg, said)
+
+
+def test_settings_that_stand_for_any_size(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="config.yaml cannot be read .it holds aliases"):
+        run_folder.stored_settings(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: " + "[" * 20_000 + "]" * 20_000 + "\n")
+    with pytest.raises(UserError, match="config.yaml cannot be read"):
+        run_folder.stored_settings(tmp_path)
+
+
+def test_names_of_other_files_in_an_index_of_weights(tmp_path):
+    import json
+
+    from vidtrain.models.weights.files import read
+
+    (tmp_path / "w").mkdir()
+    for name in ("../secret.safetensors", "/secret.bin", "a/b.bin"):
+        (tmp_path / "w/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+        with pytest.raises(UserError, match="names files that are not beside it"):
+            read(tmp_path / "w", "w")
+    for value in ([], {"weight_map": [1]}, {"weight_map": {"x": 1}}, {}):
+        (tmp_path / "w/model.safetensors.index.json").write_text(json.dumps(value))
+        with pytest.raises(UserError, match="model.safetensors.index.json is damaged"):
+            read(tmp_path / "w", "w")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"root": 1}, {"settings": {"x": 1}}, {"settings": []}, {"command": None}]
+)
+def test_what_a_prepared_copy_says_of_itself(changed, tmp_path):
+    import json
+
+    from vidtrain.data.prepared.copy import PreparedCopy
+
+    facts = {"root": "/data", "settings": {}, "command": "x", **changed}
+    (tmp_path / "prepared.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="prepared.json is damaged"):
+        PreparedCopy.open(tmp_path)

@@ -1,0 +1,208 @@
+"""A tracker in its own process: whatever it does, the caller goes on, with one warning."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from vidtrain.errors import UserError
+from vidtrain.tracking.loggers import process as mirror_process
+from vidtrain.tracking.loggers.channel import Frames, frame
+from vidtrain.tracking.loggers.logger import MirroredRun
+from vidtrain.tracking.loggers.process import descendants
+from vidtrain.tracking.loggers.several import Mirrors
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parents[1]
+TRUTH = "; metrics.jsonl has all"
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch, caplog):
+    """Makes a mirror that notes its calls in a file, and the run to mirror."""
+    monkeypatch.syspath_prepend(str(HERE))
+    from faulty_mirrors import Notes
+
+    caplog.set_level(logging.INFO, "vidtrain")
+
+    def make(name="notes", **settings):
+        return Notes(tmp_path / name, **settings)
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    return MirroredRun(tmp_path / "run", "abc", "motion/1", "motion", {"seed": 0})
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def mirror_a_run(mirrors: Mirrors, run: MirroredRun, rows: int = 3) -> None:
+    mirrors.start(run)
+    for step in range(rows):
+        mirrors.log({"loss": 0.5}, step)
+    mirrors.summary({"top1": 0.75})
+    mirrors.close("finished")
+
+
+def only_child_gone() -> bool:
+    return not [each for each in descendants(os.getpid()) if b"mirror_service" in cmdline(each)]
+
+
+def cmdline(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_every_call_arrives_in_order_at_each_of_several(notes, run, tmp_path, caplog):
+    mirrors = Mirrors({"a": notes("a"), "b": notes("b", waits_for_start=True)})
+    mirrors.start(run)
+    for step in range(500):
+        mirrors.log({"loss": step / 2}, step)
+    mirrors.image("curves", Path("plots/curves.png"), 500)
+    mirrors.checkpoint("best", Path("checkpoints/best.pt"))
+    mirrors.summary({"top1": 0.75})
+    mirrors.close("finished")
+    mirrors.log({"late": 1.0}, 501)
+    rows = [f"log {step} {step / 2}" for step in range(500)]
+    closing = ["image curves curves.png 500", "checkpoint best best.pt", "summary 0.75", "close finished"]
+    for name in "ab":
+        assert (tmp_path / name).read_text().splitlines() == ["start abc", *rows, *closing]
+    assert [record.getMessage() for record in caplog.records] == ["Notes: read the notes"] * 2
+    assert list(run.folder.iterdir()) == []
+    assert only_child_gone()
+
+
+@pytest.mark.parametrize(
+    ("fault", "trigger", "said"),
+    [
+        ("fail", "start", "OSError: no space left on the device"),
+        ("fail", "log", "OSError: no space left on the device"),
+        ("fail", "close", "OSError: no space left on the device"),
+        ("die", "start", "its process has ended"),
+        ("die", "log", "its process has ended"),
+        ("hang", "start", "it did not end within 1 s, and lacks what it had not taken"),
+        ("hang", "log", "it did not end within 1 s, and lacks what it had not taken"),
+        ("stop", "log", "it did not end within 1 s, and lacks what it had not taken"),
+        ("refuse", "start", "no key"),
+    ],
+)
+def test_a_fault_switches_one_mirror_off_with_one_warning(notes, run, tmp_path, caplog, fault, trigger, said):
+    faulty, sound = notes("faulty", fault=fault, trigger=trigger), notes("sound")
+    if fault in ("hang", "stop"):
+        faulty.close_seconds = 1.0
+    mirror_a_run(Mirrors({"faulty": faulty, "sound": sound}), run)
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"Notes is switched off for this run: {said}")
+    if fault != "refuse":
+        assert warning.endswith(TRUTH)
+    assert (tmp_path / "sound").read_text().splitlines()[-1] == "close finished"
+    assert only_child_gone()
+    kept = [path for path in run.folder.iterdir()]
+    if fault == "fail":
+        assert f"(it said more in {kept[0]})" in warning
+        assert kept[0].read_text().startswith("what a tracker prints\nTraceback")
+    else:
+        assert kept == []
+
+
+def test_a_refusal_that_is_waited_for_is_the_users_to_mend(notes, run, caplog):
+    with pytest.raises(UserError, match="^no key$"):
+        Mirrors({"notes": notes(fault="refuse", trigger="start", waits_for_start=True)}).start(run)
+    assert warnings(caplog) == []
+    assert only_child_gone()
+
+
+def test_a_start_that_is_waited_for_is_bounded(notes, run, caplog):
+    hanging = notes(fault="hang", trigger="start", waits_for_start=True)
+    hanging.start_seconds = 1.0
+    Mirrors({"notes": hanging}).start(run)
+    assert warnings(caplog) == [f"Notes is switched off for this run: it has not started within 1 s{TRUTH}"]
+    assert only_child_gone()
+
+
+def test_rows_that_a_slow_mirror_does_not_take_are_counted(notes, run, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(mirror_process, "MOST_WAITING", 20_000)
+    mirrors = Mirrors({"notes": notes(fault="slow", trigger="log")})
+    mirrors.start(run)
+    padding = "x" * 20_000
+    for step in range(60):
+        mirrors.log({"padding": padding}, step)
+    mirrors.summary({"top1": 0.75})
+    mirrors.close("finished")
+    lines = (tmp_path / "notes").read_text().splitlines()
+    steps = [int(line.split()[1]) for line in lines if line.startswith("log")]
+    assert steps == sorted(steps) and 0 < len(steps) < 60
+    assert lines[-2:] == ["summary 0.75", "close finished"]
+    assert warnings(caplog) == [f"Notes did not keep up: it lacks {60 - len(steps)} rows{TRUTH}"]
+
+
+def test_a_mirror_that_hangs_for_long_is_given_up_before_the_end(notes, run, caplog, monkeypatch):
+    monkeypatch.setattr(mirror_process, "MOST_WAITING", 20_000)
+    monkeypatch.setattr(mirror_process, "STALL_SECONDS", 1.0)
+    hanging = notes(fault="hang", trigger="log")
+    hanging.start_seconds = 1.0
+    mirrors = Mirrors({"notes": hanging})
+    mirrors.start(run)
+    until = time.monotonic() + 60
+    while not warnings(caplog) and time.monotonic() < until:
+        mirrors.log({"padding": "x" * 50_000}, 1)
+        time.sleep(0.01)
+    assert warnings(caplog) == [f"Notes is switched off for this run: it has taken nothing for 1 s{TRUTH}"]
+    mirrors.close("finished")
+    assert len(warnings(caplog)) == 1
+    assert only_child_gone()
+
+
+def test_the_signals_of_a_scheduler_do_not_end_it(notes, run, tmp_path, caplog):
+    mirror_a_run(Mirrors({"notes": notes(fault="signals", trigger="log")}), run, rows=1)
+    assert (tmp_path / "notes").read_text().splitlines()[-1] == "close finished"
+    assert warnings(caplog) == []
+
+
+def test_it_closes_what_it_mirrors_when_training_is_killed_and_a_fork_lives_on(tmp_path):
+    script = f"""
+    import os, signal, sys, time
+    from pathlib import Path
+    sys.path.insert(0, {str(HERE)!r})
+    from faulty_mirrors import Notes
+    from vidtrain.tracking.loggers.logger import MirroredRun
+    from vidtrain.tracking.loggers.several import Mirrors
+    folder = Path({str(tmp_path)!r})
+    mirrors = Mirrors({{"notes": Notes(folder / "notes", waits_for_start=True)}})
+    mirrors.start(MirroredRun(folder / "run", "abc", "name", "group", {{}}))
+    if (fork := os.fork()) == 0:
+        os.close(1)
+        time.sleep(60)
+        os._exit(0)
+    print(fork, flush=True)
+    mirrors.log({{"loss": 0.5}}, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=REPO, stdout=subprocess.PIPE)
+    assert result.returncode == -signal.SIGKILL
+    expected = ["start abc", "log 1 0.5", "close killed"]
+    until = time.monotonic() + 60
+    while (tmp_path / "notes").read_text().splitlines() != expected and time.monotonic() < until:
+        time.sleep(0.1)
+    os.kill(int(result.stdout), signal.SIGKILL)
+    assert (tmp_path / "notes").read_text().splitlines() == expected
+
+
+def test_messages_come_whole_out_of_pieces():
+    data = frame(("log", {"loss": 0.5}, 1)) + frame(("close",))
+    frames = Frames()
+    found = [message for byte in data for message in frames.add(bytes([byte]))]
+    assert found == [("log", {"loss": 0.5}, 1), ("close",)]
+    assert Frames().add(data) == found

@@ -1,0 +1,327 @@
+"""Everything that can be wrong with a configuration before any data is seen, found at once."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
+from vidtrain.build.pretrained_init import check_starting_point
+from vidtrain.config.targets import check_targets, suggest
+from vidtrain.data.augment.geometry import WholeFrame
+from vidtrain.data.decoding.conversion import INTERPOLATIONS, SIZE_CHANGES
+from vidtrain.data.decoding.index import SAMPLE_ASPECTS
+from vidtrain.data.sampling.clips import check_jitter
+from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.runs.export import check_geometry
+from vidtrain.runs.export import check_settings as check_export
+from vidtrain.training.batch_norm import BATCH_NORMS
+from vidtrain.training.parameter_groups import CLIP_GRAD_BY
+from vidtrain.training.precision import PRECISIONS
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.rendezvous import find_place
+from vidtrain.training.schedules import in_steps, steps
+from vidtrain.training.stages import apply_phase, check_together
+from vidtrain.training.validation import VALIDATED, selecting_weights
+
+TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")
+GROUPS = (
+    "name",
+    "clip",
+    "dataset",
+    "augmentation",
+    "model",
+    "loss",
+    "optimizer",
+    "schedule",
+    "stage",
+    "trainer",
+    "logger",
+)
+
+
+def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
+    """Every fault of a configuration that shows without data, as (key, what is wrong); for evaluation, only of
+    what evaluating uses.
+
+    What the signatures allow is built for trial, the model without memory, so that the rules live in the
+    constructors alone.
+    """
+    missing = [
+        group
+        for group in GROUPS
+        if (training or group not in TRAINING_ONLY)
+        and (group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None)
+    ]
+    if missing:
+        return [(group, f"must be chosen: {group}=OPTION") for group in missing]
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        return [(error.full_key or "", str(error).splitlines()[0])]
+    used = cfg if training else OmegaConf.masked_copy(cfg, [key for key in cfg if key not in TRAINING_ONLY])
+    faults = _check_parts(cfg, training)
+    if faults:
+        return faults
+    faults = check_targets(used) + _check_settings(cfg, training)
+    broken = {key.split(".")[0] for key, _ in faults}
+    trials: dict[str, Callable[[], object]] = {
+        "clip": lambda: try_clip(cfg),
+        "data": lambda: build_data.video_filter(cfg),
+        "dataset": lambda: build.part(cfg.dataset.source),
+        "augmentation": lambda: _try_augmentation(cfg),
+        "model": lambda: _try_model(cfg),
+        "stage": lambda: _phases_of(cfg),
+        "loss": lambda: build.part(cfg.loss),
+        "optimizer": lambda: _try_optimizer(cfg),
+        "schedule": lambda: [in_steps(each, 1000, 100) for each in build.part(cfg.schedule).values()],
+        "trainer": lambda: (
+            build_data.stream(cfg, None, ranks_to_come(), 0, 1),
+            selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),
+        ),
+        "logger": lambda: build.part(cfg.logger),
+        "pretrained" if cfg.init_from is None else "init_from": lambda: check_starting_point(
+            cfg, None if broken & {"clip", "model"} else _model_without_memory(cfg)
+        ),
+        "export": lambda: check_geometry(cfg, OmegaConf.to_object(cfg.export)),
+    }
+    if training:
+        found = check_export(OmegaConf.to_object(cfg.export))
+        faults += [(f"export.{key}", why) for key, why in found]
+        broken |= {"export"} if found else set()
+    for key, trial in trials.items():
+        if not training and key in (*TRAINING_ONLY, "trainer"):
+            continue
+        if key not in TYPED and broken & {key, *RESTS_ON[key]}:
+            continue
+        try:
+            trial()
+        except (UserError, OmegaConfBaseException) as error:
+            faults += _lines(cfg, key, error) if key in LINE_BY_LINE else [(key, str(error))]
+            broken.add(key)
+    return faults
+
+
+# A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
+RESTS_ON = defaultdict(
+    tuple,
+    model=("clip",),
+    augmentation=("clip",),
+    stage=("clip", "model", "augmentation"),
+    export=("augmentation",),
+)
+
+TYPED = (
+    "clip",
+    "data",
+)  # plain values, typed by the schema: they can be tried whatever else is wrong with them
+LINE_BY_LINE = (*TYPED, "dataset")  # each line of what these say is a fault of its own
+
+# What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
+PARTS = {
+    "dataset": {"source": False},
+    "augmentation": {"train": False, "eval": False, "temporal": True, "color": True, "rand_augment": True,
+                     "erasing": True, "mixing": True},
+    "model": {"encoder": False, "head": False},
+    "schedule": {"lr": False, "weight_decay": False},
+}  # fmt: skip
+
+
+def _check_parts(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
+    faults = []
+    for group, parts in PARTS.items():
+        if not training and group in TRAINING_ONLY:
+            continue
+        for name, may_be_null in parts.items():
+            node = OmegaConf.select(cfg, f"{group}.{name}")
+            if (node is None and may_be_null) or (isinstance(node, DictConfig) and "_target_" in node):
+                continue
+            given = (
+                "null"
+                if node is None
+                else f"{node!r}"
+                if not isinstance(node, DictConfig)
+                else "a mapping without it"
+            )
+            null = ", or null" if may_be_null else ""
+            faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {given}"))
+    extra = [name for name in cfg.schedule if name not in PARTS["schedule"]] if training else []
+    return faults + [
+        (f"schedule.{name}", "schedule has no such part; it has lr and weight_decay") for name in extra
+    ]
+
+
+def _try_optimizer(cfg: DictConfig) -> None:
+    """On two groups, as there are for what decays and what does not."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    built = build.part(cfg.optimizer, params=groups)
+    lacks = sorted({"lr", "weight_decay"} - built.defaults.keys())
+    if lacks:
+        raise UserError(
+            f"{type(built).__name__} has no {' and no '.join(lacks)}, which schedules set; choose another"
+        )
+
+
+CHOICES = {
+    "trainer.monitor": DIRECTIONS,
+    "trainer.monitor_weights": VALIDATED,
+    "trainer.precision": PRECISIONS,
+    "trainer.clip_grad_by": CLIP_GRAD_BY,
+    "trainer.batch_norm": BATCH_NORMS,
+    "clip.interpolation": INTERPOLATIONS,
+    "data.size_changes": SIZE_CHANGES,
+    "clip.sample_aspect": SAMPLE_ASPECTS,
+}
+
+# Settings with a least value; null is allowed where the schema allows it
+LEAST = {
+    "seed": 0,
+    "clip.train_clips": 1,
+    "clip.train_copies": 1,
+    "clip.eval_clips": 1,
+    "data.max_pixels": 1,
+    "trainer.epochs": 1,
+    "trainer.batch_size": 1,
+    "trainer.accumulation": 1,
+    "trainer.steps_per_epoch": 1,
+    "trainer.eval_batch_size": 1,
+    "trainer.max_eval_videos": 1,
+    "trainer.num_workers": 0,
+    "trainer.cpu_threads": 1,
+    "trainer.patience": 1,
+    "trainer.log_every": 1,
+}
+
+
+def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
+    faults = []
+    for key, known in CHOICES.items():
+        chosen = OmegaConf.select(cfg, key)
+        if chosen is not None and chosen not in known:  # null, or a checkpoint from before there was the key
+            faults.append((key, f"{chosen} is unknown{suggest(chosen, list(known))}"))
+    for key, least in LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < least:
+            faults.append((key, f"{value} must be {least} or more"))
+    rank_timeout = OmegaConf.select(cfg, "trainer.rank_timeout")
+    if rank_timeout is not None and not rank_timeout >= 5:
+        faults.append(("trainer.rank_timeout", f"{rank_timeout} must be 5 seconds or more"))
+    if not cfg.data.time_limit > 0:
+        faults.append(("data.time_limit", f"{cfg.data.time_limit} must be above 0 seconds"))
+    if cfg.trainer.clip_grad is not None and cfg.trainer.clip_grad <= 0:
+        faults.append(("trainer.clip_grad", f"{cfg.trainer.clip_grad} must be above 0; null does not clip"))
+    ema = OmegaConf.select(cfg, "trainer.ema")
+    if ema is not None and not 0 < ema < 1:
+        faults.append(
+            ("trainer.ema", f"{ema} must lie between 0 and 1, such as 0.999; null keeps no average")
+        )
+    for key in ("data.balance", "trainer.max_fault_share"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not 0 <= value <= 1:
+            faults.append((key, f"{value} must lie between 0 and 1"))
+    for key in ("mean", "std"):
+        values = list(cfg.clip[key])
+        if len(values) != 3 or (key == "std" and min(values) <= 0):
+            faults.append((f"clip.{key}", f"{values} must be three numbers, one a channel (std above 0)"))
+    phases = cfg.stage if training else {}
+    if training and not phases:
+        faults.append(("stage", "holds no phase; choose stage=full"))
+    durations = {f"trainer.{key}": cfg.trainer[key] for key in ("eval_every", "save_every", "keep_every")}
+    durations |= {f"stage.{name}.duration": phase.duration for name, phase in phases.items()}
+    for key, duration in durations.items():
+        try:
+            if duration is not None:
+                steps(duration, 1000, 100)
+        except UserError as error:
+            faults.append((key, str(error)))
+    return faults
+
+
+def _lines(cfg: DictConfig, key: str, error: Exception) -> list[tuple[str, str]]:
+    """The faults of a message, a line each; of one that begins with `name=value`, that setting is the key."""
+    faults = []
+    for line in str(error).splitlines():
+        found = re.match(r"([a-z_.]+)=(.+)", line.removeprefix(f"{key}."))
+        known = found is not None and OmegaConf.select(cfg, f"{key}.{found[1]}", default=None) is not None
+        faults.append((f"{key}.{found[1]}", found[2]) if known else (key, line))
+    return faults
+
+
+def try_clip(cfg: DictConfig) -> None:
+    """Raises `UserError` with a line for each fault of the clips."""
+    said = []
+    for trial in (
+        lambda: build.clip_size(cfg),
+        lambda: build.clip_protocol(cfg, training=True),
+        lambda: build.clip_protocol(cfg, training=False),
+    ):
+        try:
+            trial()
+        except UserError as error:
+            said += str(error).splitlines()
+    # the number of clips has two names here, and LEAST tells which one is wrong
+    said = [line for line in dict.fromkeys(said) if not line.startswith("num_clips=")]
+    if said:
+        raise UserError("\n".join(said))
+
+
+def _phases_of(cfg: DictConfig) -> None:
+    model = _model_without_memory(cfg)
+    for name, phase in OmegaConf.to_object(cfg.stage).items():
+        try:
+            apply_phase(model, phase)
+            check_together(phase, OmegaConf.to_object(cfg.trainer))
+            if phase.cache_features:
+                _check_cache(cfg)
+        except UserError as error:
+            raise UserError(f"stage.{name}.{error}") from error
+
+
+def _check_cache(cfg: DictConfig) -> None:
+    if cfg.augmentation.mixing is not None:
+        raise UserError(
+            "cache_features keeps the tokens of single videos, and augmentation.mixing mixes clips before they are "
+            "encoded; set augmentation.mixing=null"
+        )
+    if isinstance(build.part(cfg.augmentation.eval), WholeFrame):
+        raise UserError("cache_features needs clips of one shape, which whole frames are not; choose crops")
+
+
+def _try_augmentation(cfg: DictConfig) -> None:
+    """On a frame of 320x240, which shows what sizes do not go together."""
+    parts = build.part(cfg.augmentation)
+    size = build.clip_size(cfg)
+    parts["train"](320, 240, size, cfg.clip.frames, np.random.default_rng(0))
+    parts["eval"](320, 240, size)
+    if parts["temporal"] is not None:
+        check_jitter(build.clip_protocol(cfg, training=True), parts["temporal"])
+    if parts["mixing"] is not None:
+        ranks = ranks_to_come().world_size
+        videos = cfg.trainer.batch_size // (ranks * cfg.trainer.accumulation)
+        if videos < 2:
+            raise UserError(
+                f"mixing needs two videos or more in a batch of a rank, and trainer.batch_size="
+                f"{cfg.trainer.batch_size} leaves {videos}; raise it, or set augmentation.mixing=null"
+            )
+
+
+def _try_model(cfg: DictConfig) -> None:
+    """Whether its encoder takes the clips, too."""
+    _model_without_memory(cfg).encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
+
+
+def _model_without_memory(cfg: DictConfig) -> nn.Module:
+    with torch.device("meta"):
+        return build.part(cfg.model, num_classes=2)
+
+
+def ranks_to_come() -> Ranks:
+    """As many ranks as torchrun or SLURM says there will be."""
+    return Ranks(torch.device("cpu"), world_size=find_place().world_size)

@@ -1,0 +1,242 @@
+"""What every program shares: compose, check, run, and end with a clear word where the user must mend something."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import hydra
+from hydra import compose, initialize_config_dir
+
+# The parser that hydra.main itself uses: the only way to tell Hydra's flags from overrides as it does
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vidtrain.app.launcher_plugin import sweep_faults, use_own_launchers
+from vidtrain.app.sweep_plugin import is_trial, use_own_sweepers
+from vidtrain.config.command_line import flags_last, parsed
+from vidtrain.config.overrides import explain_grammar, explain_sweep, first_of_sweep, is_sweep, parses
+from vidtrain.config.references import as_said
+from vidtrain.config.targets import CONF, label, options, register_schemas, suggest, where
+from vidtrain.errors import UserError
+from vidtrain.files.atomic import FULL
+from vidtrain.files.escaping import shown_lines
+from vidtrain.files.masking import mask_streams, masked
+from vidtrain.runs.restarts import verdict
+from vidtrain.tracking.streams import (
+    STATUS_UNREAD,
+    OneLineNames,
+    silence,
+    take_every_character,
+    unread,
+    use_utf8,
+)
+from vidtrain.training.ranks.rendezvous import find_place
+
+Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
+Stored = Mapping[str, str]  # override -> the file that it is from, of those that were not given now
+NONE_STORED: Stored = MappingProxyType({})
+EXIT_USER_ERROR = 2
+FIRST_RANK_S = 5.0  # by how much the first rank may be later than the others to find faults
+# What composing raises for a user's mistake; ValueError is Hydra's word for a group that is set to null
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def launch(
+    config_name: str,
+    task: Callable[[DictConfig], float | None],
+    check: Check,
+    stored: Stored = NONE_STORED,
+) -> None:
+    """Runs `task` on the configuration that the command line composes, through Hydra.
+
+    Overrides that do not compose and the faults that `check` finds are printed together, before anything is
+    started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` says
+    which overrides are not of this command line.
+    """
+    use_utf8()
+    take_every_character()
+    mask_streams()
+    register_schemas()
+    use_own_sweepers()
+    use_own_launchers()
+    try:
+        arguments = parsed(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    sys.argv[1:] = flags_last(sys.argv[1:])
+    only_asks = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
+    own_folder = arguments.config_dir or arguments.config_path  # of the user: only Hydra knows how to read it
+    if not only_asks and not own_folder:
+        check_or_none = (lambda cfg: []) if arguments.cfg else check
+        several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
+        name = arguments.config_name or config_name
+        refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
+        report(refused + find_faults(name, arguments.overrides, check_or_none, stored, sweeps=several))
+
+    def job(cfg: DictConfig) -> float | None:
+        words = logging.StreamHandler(sys.stdout)
+        words.setFormatter(OneLineNames("%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[words], force=True)
+        logging.getLogger("vidtrain").setLevel(logging.INFO)
+        context = HydraConfig.get()
+        overrides, choices = as_said(context.overrides.task), context.runtime.choices
+        try:
+            with verdict():
+                faults = [(where(key, overrides, choices, stored), key, why) for key, why in check(cfg)]
+                if faults and is_trial(context):
+                    raise UserError("\n".join(fault_lines(faults)))
+                report(faults)
+                return task(cfg)
+        except UserError as error:
+            if is_trial(context):
+                raise  # the sweeper records it, and goes on with the others
+            fail(str(error))
+        except BrokenPipeError:
+            _end_if_unread()
+        except OSError as error:
+            if error.errno not in FULL or is_trial(context):
+                raise
+            fail(f"cannot write {error.filename} ({error.strerror}): free some space, and start it again")
+        except KeyboardInterrupt:
+            fail("interrupted", status=130)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except BrokenPipeError:  # of what Hydra itself prints, such as the help
+        _end_if_unread()
+
+
+def _end_if_unread() -> None:
+    """Ends the program where a pipe is broken because nobody reads standard output; raises what it handles else."""
+    if not unread():
+        raise
+    silence(sys.stdout)
+    sys.exit(STATUS_UNREAD)
+
+
+def fail(message: str, status: int = EXIT_USER_ERROR) -> None:
+    """Ends the program: SystemExit is the one exception that Hydra lets through with its status."""
+    print(shown_lines(masked(f"error: {message}")), file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def report(faults: Sequence[tuple[str, str, str]]) -> None:
+    """Prints faults as (where, key, what is wrong) and ends the program, if there are any."""
+    if faults and find_place().rank:  # every rank finds the same ones, and the first prints them
+        time.sleep(FIRST_RANK_S)  # whoever started the ranks ends all when one has ended: not before it has
+        sys.exit(EXIT_USER_ERROR)
+    if faults:
+        fail(describe(faults))
+
+
+def describe(faults: Sequence[tuple[str, str, str]]) -> str:
+    """Faults as (where, key, what is wrong) in words."""
+    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return f"{count} in the configuration; nothing was started\n  " + "\n  ".join(fault_lines(faults))
+
+
+def fault_lines(faults: Sequence[tuple[str, str, str]]) -> list[str]:
+    return [f"{place}: {key}: {why}" for place, key, why in faults]
+
+
+def find_faults(
+    config_name: str,
+    overrides: Sequence[str],
+    check: Check,
+    stored: Stored = NONE_STORED,
+    sweeps: bool = True,
+) -> list[tuple[str, str, str]]:
+    """Faults (where, key, what) of overrides that do not compose, then of the rest composed without them.
+
+    `sweeps` says whether overrides may hold several values, for a run of each.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        refused = []
+        try:
+            kept = [first_of_sweep(override) for override in overrides]
+            cfg = compose(config_name, kept, return_hydra_config=True)
+        except REFUSALS:
+            cfg, kept, refused = _compose_what_can_be(config_name, overrides)
+        choices = cfg.hydra.runtime.choices
+        mine = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        faults = [
+            (f"override {label(each, stored)}", *_explain(each, mine, choices, error))
+            for each, error in refused
+        ]
+        if not sweeps:
+            several = [each for each in overrides if is_sweep(each)]
+            faults += [(f"override {label(each, stored)}", *explain_sweep(each)) for each in several]
+        return faults + [(where(key, kept, choices, stored), key, why) for key, why in check(mine)]
+
+
+def _compose_what_can_be(
+    config_name: str, overrides: Sequence[str]
+) -> tuple[DictConfig, list[str], list[tuple[str, Exception]]]:
+    """The configuration with every override that composes, those, and the others with their errors.
+
+    What one override may set depends on what others chose, so those refused are tried again as long as that
+    lets another one in.
+    """
+    kept: list[str] = []
+    waiting = list(overrides)
+    while True:
+        refused = []
+        for override in waiting:
+            try:
+                compose(config_name, [*kept, first_of_sweep(override)])
+                kept.append(first_of_sweep(override))
+            except REFUSALS as error:
+                refused.append((override, error))
+        if not refused or len(refused) == len(waiting):
+            return compose(config_name, kept, return_hydra_config=True), kept, refused
+        waiting = [override for override, _ in refused]
+
+
+def _explain(override: str, cfg: DictConfig, choices: Mapping[str, str], error: Exception) -> tuple[str, str]:
+    """What is wrong with a refused override, as (key, why), with a suggestion where a name is near."""
+    key, equals, value = override.lstrip("+~").partition("=")
+    if not key or not (equals or override.startswith("~")):
+        return override, f"is no override: write key=value or group=option{suggest(override, list(cfg))}"
+    if not parses(override):
+        return key, explain_grammar(key, value)
+    folder = CONF / key.replace("@", "/").split("/")[0]
+    if folder.is_dir() and "." not in key:
+        group = key.split("@")[0]
+        if group not in choices and not override.startswith("+"):
+            return key, f"this program takes no group {group}{suggest(group, _groups(choices))}"
+        if group.startswith("hydra/"):
+            return key, _cause(error)
+        if not (CONF / group).is_dir():
+            return key, f"there is no group {group}"
+        chosen = [each.strip() for each in value.strip("[]").split(",")]  # one, or a list of several
+        unknown = [each for each in chosen if not (CONF / group / f"{each}.yaml").is_file()]
+        if not unknown:  # they are there, and what they ask for is at fault
+            return key, _cause(error)
+        return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group))}"
+    node = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig):
+            return key, _cause(error)
+        if not isinstance(node, DictConfig) or part not in node:
+            known = [str(each) for each in node] if isinstance(node, DictConfig) else []
+            if depth == 0:
+                known += _groups(choices)
+            inside = f"{'.'.join(parts[:depth])} has" if depth else "there is"
+            return key, f"{inside} no key {part}{suggest(part, sorted(set(known)))}"
+        node = node._get_node(part)
+    return key, _cause(error)
+
+
+def _groups(choices: Mapping[str, str]) -> list[str]:
+    """The groups that a program takes, without Hydra's own."""
+    return [group for group in choices if not group.startswith("hydra/")]
+
+
+def _cause(error: Exception) -> str:
+    """OmegaConf's own words, from inside Hydra's."""
+    return str(error.__cause__ or error).splitlines()[0]

@@ -1,0 +1,210 @@
+"""Opening what was trained, by a run's folder, a checkpoint or an exported file, with all that is needed to use it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from vidtrain.data.manifest.class_names import spelled_classes
+from vidtrain.errors import UserError
+from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.config.trust import as_text, check_trust, first_lines
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+    import torch
+    from torch import Tensor, nn
+
+    from vidtrain.training.ranks.distributed import Ranks
+
+NEEDED = ("model", "classes", "config")
+EXPORTED = (".onnx", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model as it was left.
+
+    `config` is the configuration that it was trained with, with its references to other settings. `weights` are its
+    state dict, or None where `source` is a graph, which holds them itself. `card` is what an exported file says of
+    itself. `computed` are the values that `config` does not hold, because they would be looked up in the environment of
+    whoever reads them: by dotted key, such as `${oc.env:DATA}` of data_root.
+    """
+
+    source: Path
+    config: Mapping[str, Any]
+    classes: tuple[str, ...]
+    weights: "Mapping[str, Tensor] | None"
+    card: Mapping[str, Any] | None = None
+    computed: Mapping[str, str] = field(default_factory=dict)
+
+    def check_computed(self, used: Sequence[str], options: Mapping[str, str], cfg: DictConfig) -> None:
+        """Raises `UserError` where what is `used` of the configuration would be looked up in this environment.
+
+        `options` are those of the program, with the key that each sets; what is said in `cfg` needs no looking up.
+        """
+        said = [key for option, key in options.items() if cfg[option] is not None]
+        lines = [
+            f"{key}: {text}"
+            + "".join(f"; say {option}=" for option, place in options.items() if place == key)
+            for key, text in self.computed.items()
+            if any(_is_below(key, [place]) or _is_below(place, [key]) for place in used)
+            and not _is_below(key, said)
+        ]
+        if lines:
+            raise UserError(
+                f"the checkpoint {self.source} refers to the environment that it is read in, which a file from "
+                "elsewhere does not get to see:\n  "
+                + "\n  ".join(first_lines(lines))
+                + "\nIf you trust it, say trust_targets=true, and they are looked up"
+            )
+
+    def model(self, cfg: DictConfig, ranks: "Ranks") -> "nn.Module":
+        """The model with its weights on the ranks' device; `cfg` is `config`, as the caller changed it.
+
+        Raises `UserError` for weights that do not fit `cfg`, and for a graph that holds another kind of fusion.
+        """
+        from vidtrain.build import parts as build
+        from vidtrain.training.checkpoints import checkpoint
+
+        if self.weights is None:
+            from vidtrain.models.onnx_classifier import OnnxClassifier
+
+            check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)
+            return OnnxClassifier(self.source, cfg.model.fusion)
+        model = build.model(cfg, len(self.classes), ranks)
+        checkpoint.restore(model, self.weights, str(self.source))
+        return model
+
+    def transform(self, cfg: DictConfig, model: "nn.Module", device: "torch.device") -> "nn.Module":
+        """From uint8 clips to what `model` takes: normalized floats, or what they are for a graph that normalizes."""
+        from torch import nn
+
+        from vidtrain.build import parts as build
+
+        if self.weights is None and model.takes_uint8:
+            return nn.Identity()
+        return build.device_transform(cfg, device)
+
+
+def locate(named: str) -> Path:
+    """The file that a user means: of a run's folder, its best checkpoint.
+
+    Raises `UserError` for what is absent, or a folder that is no run's.
+    """
+    path = Path(named)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"checkpoint={named}: there is no such file or folder")
+    best = path / "checkpoints" / "best.pt"
+    if best.is_file():
+        return best
+    if (path / "run.json").is_file():
+        raise UserError(
+            f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it"
+        )
+    raise UserError(f"checkpoint={named} is a folder and no run's; name a run's folder, or a file")
+
+
+def open_trained(path: Path, trust_targets: bool, weights: str | None = None) -> Trained:
+    """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
+
+    `weights` are "raw" or "ema", their average, of a checkpoint that may hold both; None takes those that it is for.
+
+    Raises `UserError` naming the file when it is absent, damaged or of another program, when it lacks what is needed to
+    use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package. Then
+    nothing in it is looked up in this environment either.
+    """
+    from vidtrain.training.checkpoints import checkpoint
+
+    if path.suffix in EXPORTED:
+        if weights is not None:
+            raise UserError(
+                f"weights={weights}: the exported file {path} holds one set of weights; leave it out"
+            )
+        trained = _open_exported(path)
+    elif path.suffix == ".pt2":
+        raise UserError(
+            f"checkpoint {path} is a torch.export program, for torch.export.load; name the .onnx or .safetensors file "
+            "of the export, or the checkpoint that it was made from"
+        )
+    else:
+        payload = checkpoint.load(path)
+        absent = [key for key in NEEDED if key not in payload]
+        if absent:
+            raise UserError(
+                f"checkpoint {path} lacks {', '.join(absent)}, and cannot be used without: it was cut down; take one "
+                "that training wrote"
+            )
+        classes = spelled_classes(payload["classes"])
+        trained = Trained(path, payload["config"], classes, _weights(payload, weights, path))
+    if not isinstance(trained.config, Mapping):
+        raise UserError(
+            f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"
+        )
+    if trust_targets:
+        return trained
+    check_trust(trained.config, str(path))
+    config, computed = as_text(trained.config)
+    return replace(trained, config=config, computed=computed)
+
+
+def _is_below(key: str, places: Sequence[str]) -> bool:
+    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
+
+
+def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Mapping[str, Tensor]":
+    """Of a checkpoint the raw weights or their average; None is what "model" holds: of best.pt those that validation
+    selected, of last.pt the raw ones."""
+    held = payload["weights"] if "weights" in payload else "raw"  # checkpoints of before there was an average
+    if wanted in (None, held):
+        return payload["model"]
+    if wanted == "ema" and "ema" in payload and payload["ema"] is not None:
+        return payload["ema"]
+    names = {"raw": "the raw weights", "ema": "an average of the weights (ema)"}
+    both = path.with_name("last.pt")
+    hint = (
+        f"; see whether the run's last checkpoint does: checkpoint={both}"
+        if both != path and both.is_file()
+        else "; training keeps an average with trainer.ema, such as 0.999"
+        if wanted == "ema"
+        else ""
+    )
+    raise UserError(
+        f"weights={wanted}: checkpoint {path} does not hold {names[wanted]}, only {names[held]}{hint}"
+    )
+
+
+def _open_exported(path: Path) -> Trained:
+    if path.suffix == ".onnx":
+        from vidtrain.models.onnx_classifier import OnnxClassifier
+
+        metadata, weights = OnnxClassifier(path, fusion="").metadata, None
+    else:
+        from vidtrain.models.weights.files import read_safetensors
+
+        metadata, weights = read_safetensors(path)
+    if CARD_KEY not in metadata:
+        raise UserError(
+            f"{path} does not say how it is to be used: it lacks the card that python -m vidtrain.export writes into it"
+        )
+    try:
+        card = json.loads(metadata[CARD_KEY])
+        if card["format"] != CARD_FORMAT:
+            raise UserError(
+                f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
+            )
+        return Trained(path, card["config"], spelled_classes(card["classes"]), weights, card)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
+
+
+def check_fusion(exported: str, wanted: str, source: Path) -> None:
+    """Raises `UserError` for another fusion than a graph can serve: whether clips are seen jointly is part of it."""
+    if exported != wanted and "joint" in (exported, wanted):
+        raise UserError(
+            f"{source} was exported with model.fusion={exported}, which cannot become {wanted} any more"
+        )

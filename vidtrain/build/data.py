@@ -1,0 +1,262 @@
+"""From configuration to data: manifests, and the batches of training and evaluation."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from vidtrain.build.parts import clip_protocol, clip_size, num_workers, part, share_of_cores
+from vidtrain.config.targets import components
+from vidtrain.data.augment.geometry import WholeFrame
+from vidtrain.data.manifest.balance import class_balance
+from vidtrain.data.loading.dataset import Batch, VideoDataset
+from vidtrain.data.loading.filters import VideoFilter
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.loading.loaders import Loader, eval_loader, train_loader
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.checks import check_present
+from vidtrain.data.manifest.files import open_manifests
+from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
+from vidtrain.data.loading.quarantine import Quarantine
+from vidtrain.data.loading.samplers import EvalShard, MixtureSource, MixtureStream, TrainStream, records_by_source
+from vidtrain.data.sources.motion import MARKER, Motion
+from vidtrain.errors import UserError
+from vidtrain.config.schemas import DataSettings
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.validation import check_dataset
+
+INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # as the schema has them
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """A split to evaluate: its manifest, this rank's batches and how many crops a clip gives."""
+
+    split: str
+    manifest: Manifest
+    loader: Loader
+    crops: int
+
+    def batches(self, console: Any) -> Iterator[Batch]:
+        """This rank's batches, with their progress shown."""
+        with console.phase(self.split, len(self.loader)):
+            for number, batch in enumerate(self.loader, start=1):
+                yield batch
+                console.advance(number, {})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all readers of a run's videos share: what is known of the files, and where it is kept which ended
+    workers."""
+
+    index: VideoIndex
+    quarantine: Path | None
+
+
+def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
+    """The dataset's index, shared by all ranks and runs, and this rank's quarantine file in the run folder; rank 0
+    makes the former first."""
+    path = index_file(cfg)
+    ranks.on_main(lambda: VideoIndex(path).close())
+    quarantine = folder / f"quarantine_rank{ranks.rank}.jsonl" if folder else None
+    return Reading(VideoIndex(path, cfg.data.max_pixels, cfg.clip.sample_aspect), quarantine)
+
+
+def index_folder(cfg: DictConfig) -> Path:
+    """Where what is known of a dataset is kept: of its videos in `index_file`, of its listings in manifests/."""
+    return Path(cfg.data.index_root) / cfg.dataset.name
+
+
+def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None:
+    """Of a checkpoint that may be from elsewhere: the index is kept where it names one that is there already, or below
+    the data root that was said now; else in the usual place, as files are made and old ones removed in there.
+
+    Raises `UserError` for a name of a dataset that leads out of that folder.
+    """
+    name = Path(str(cfg.dataset.name))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise UserError(
+            f"dataset.name={cfg.dataset.name}, of the checkpoint, is no name of a folder; say dataset="
+        )
+    raw = cfg.data._get_node("index_root")._value()
+    if index_file(cfg).is_file() or (said_data_root and raw == INDEX_ROOT):
+        return
+    asked, usual = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
+    if asked != usual:
+        cfg.data.index_root = usual
+        console.info(
+            f"no index of the videos is in {asked}, which the checkpoint names; it is made in {usual}"
+        )
+
+
+def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
+    """Of a checkpoint that may be from elsewhere: raises `UserError` where its dataset would be made in a place that
+    nobody chose here. One that is there already is read; below the data root that was said, or the usual one, it is
+    made."""
+    chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
+    for path, node in components(cfg.dataset.source, "dataset.source"):
+        if node._get_node("_target_")._value() != f"{Motion.__module__}.{Motion.__qualname__}":
+            continue
+        root = part(node).root
+        if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):
+            raise UserError(
+                f"the checkpoint asks to make the motion dataset in {path}.root={root}; say where with data_root=, or "
+                "another dataset="
+            )
+
+
+def index_file(cfg: DictConfig) -> Path:
+    return index_folder(cfg) / "videos.sqlite"
+
+
+def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest]:
+    """The splits of the configured dataset, as they are to be read; rank 0 is first, for it may have to make them."""
+    source, folder = part(cfg.dataset.source), index_folder(cfg)
+    mine: list[dict[str, Manifest]] = []
+    ranks.on_main(lambda: mine.append(open_manifests(source, folder)))
+    found = mine[0] if mine else open_manifests(source, folder)
+    several = {split: manifest.multi_label for split, manifest in found.items()}
+    check_dataset(cfg.dataset.name, found["train"].classes, several, part(cfg.loss).independent)
+    if cfg.data.prepared is not None:
+        copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
+        found = {split: copy.redirect(manifest) for split, manifest in found.items()}
+        console.info(f"reading the prepared copy {copy.folder}")
+    ranks.on_main(lambda: check_present(found, missing_hint(cfg), console.warn))
+    return found
+
+
+def missing_hint(cfg: DictConfig) -> str:
+    """Where to look first when the files of a dataset are missing."""
+    source = cfg.dataset.source
+    if "root" in source and source.root is not None:
+        return f"is dataset.source.root={source.root} right?"
+    if "root" in source:
+        return "paths are relative to the folder of the file that lists them, or to dataset.source.root: give that"
+    return f"are the paths below dataset.source, and data_root={cfg.data_root}, right?"
+
+
+def video_filter(cfg: DictConfig) -> VideoFilter:
+    return VideoFilter(cfg.data.min_frames, cfg.data.min_seconds, cfg.data.max_seconds, cfg.data.max_bytes)
+
+
+def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, console: Any) -> Manifest:
+    """The training videos within the bounds of `data`; all of them where there are none."""
+    bounds = video_filter(cfg)
+    if bounds.keeps_all:
+        return train
+
+    def show(done: int) -> None:
+        console.advance(done, {})
+
+    def look() -> tuple[np.ndarray, dict[str, int]]:
+        with console.phase("looking at lengths", len(train)):
+            return bounds.kept(train, index, share_of_cores(ranks), cfg.data.time_limit, show)
+
+    kept, dropped = ranks.on_main(look)
+    counts = ", ".join(f"{count} by data.{name}" for name, count in sorted(dropped.items()))
+    console.info(f"training videos left out: {counts or 'none'}")
+    return train.subset(kept)
+
+
+def one_batch(found: dict[str, Manifest], size: int, seed: int) -> dict[str, Manifest]:
+    """A dataset that is the first training batch and nothing else, to train and to validate on."""
+    train = found["train"]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    few = train.subset(order)
+    return {"train": few, "val": few}
+
+
+def train_batches(
+    cfg: DictConfig, manifest: Manifest, reading: Reading, ranks: Ranks
+) -> tuple[Callable[[int, int], Iterable], int]:
+    """How to get the micro-batches of the steps from, up to; and how many steps make an epoch."""
+    dataset = train_dataset(cfg, manifest, reading)
+    workers = num_workers(cfg.trainer.num_workers, ranks)
+    pin = ranks.device.type == "cuda"
+
+    def batches(start: int, stop: int) -> Iterable[Batch]:
+        mine = stream(cfg, manifest, ranks, start, stop)
+        return train_loader(dataset, mine, workers, pin, cfg.data.time_limit)
+
+    per_pass = stream(cfg, manifest, ranks, 0, 0).steps_per_pass
+    return batches, cfg.trainer.steps_per_epoch or per_pass
+
+
+def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> VideoDataset:
+    return VideoDataset(
+        manifest,
+        clip_protocol(cfg, training=True),
+        part(cfg.augmentation.train),
+        clip_size(cfg),
+        cfg.seed,
+        training=True,
+        copies=cfg.clip.train_copies,
+        jitter=part(cfg.augmentation.temporal),
+        interpolation=cfg.clip.interpolation,
+        size_changes=cfg.data.size_changes,
+        index=reading.index,
+        quarantine=Quarantine(reading.quarantine, "train"),
+    )
+
+
+def stream(
+    cfg: DictConfig, manifest: Manifest | None, ranks: Ranks, start: int, stop: int
+) -> TrainStream | MixtureStream:
+    """The samples of the steps from, up to; a manifest of None stands for any."""
+    where = {
+        "batch_size": cfg.trainer.batch_size,
+        "seed": cfg.seed,
+        "start_step": start,
+        "stop_step": stop,
+        "accumulation": cfg.trainer.accumulation,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    if manifest is None:
+        return TrainStream(1, **where)
+    balance = class_balance(manifest, cfg.data.balance)
+    if manifest.columns.sources is None:
+        return TrainStream(len(manifest), balance=balance, **where)
+    records = records_by_source(manifest.columns.sources, len(manifest.sources))
+    sources = [
+        MixtureSource(source.name, mine, source.weight, source.frames or cfg.clip.frames)
+        for source, mine in zip(manifest.sources, records, strict=True)
+    ]
+    return MixtureStream(sources, **where)
+
+
+def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading, ranks: Ranks) -> EvalData:
+    dataset = eval_dataset(cfg, split, manifest, reading)
+    shard = eval_shard(cfg, dataset, ranks)
+    workers = num_workers(cfg.trainer.num_workers, ranks)
+    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.time_limit)
+    return EvalData(split, manifest, loader, dataset.geometry.crops)
+
+
+def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading) -> VideoDataset:
+    return VideoDataset(
+        manifest,
+        clip_protocol(cfg, training=False),
+        part(cfg.augmentation.eval),
+        clip_size(cfg),
+        cfg.seed,
+        training=False,
+        interpolation=cfg.clip.interpolation,
+        size_changes=cfg.data.size_changes,
+        index=reading.index,
+        quarantine=Quarantine(reading.quarantine, split),
+    )
+
+
+def eval_shard(cfg: DictConfig, dataset: VideoDataset, ranks: Ranks) -> EvalShard:
+    every = math.ceil(len(dataset) / (cfg.trainer.max_eval_videos or len(dataset)))
+    # frames of any shape do not stack
+    batch_size = 1 if isinstance(dataset.geometry, WholeFrame) else cfg.trainer.eval_batch_size
+    return EvalShard(len(dataset), batch_size, ranks.rank, ranks.world_size, every)

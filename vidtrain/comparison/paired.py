@@ -1,0 +1,240 @@
+"""Two recipes, each run once or over several seeds, held against each other on the videos that all their runs share."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidtrain.comparison.bootstrap import (
+    SCORES,
+    mcnemar,
+    percentile_interval,
+    resampled_means,
+    resampled_scores,
+    scores,
+    seed_noise,
+)
+from vidtrain.evaluation.predictions import Aligned, Predictions, align
+
+MEANS = ("top1", "top5", "exact_match")
+RESAMPLED = (*MEANS, *SCORES)  # the metrics that follow from predictions.csv; of others there is no interval
+
+MOST_DRAWN = 1000  # classes, of which each has draws of its own
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two single runs of the same seed, by McNemar's test of how many videos they get right."""
+
+    baseline: int  # which of the baseline's runs
+    other: int
+    only_baseline: int  # videos that just this one got right
+    only_other: int
+    p: float
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """A class in both recipes, averaged over their runs.
+
+    `interval` is that of the difference in recall under other videos and, where both recipes were run several times,
+    other seeds.
+    """
+
+    name: str
+    support: int
+    recall_baseline: float
+    recall_other: float
+    recall_difference: float
+    interval: Interval
+    f1_baseline: float
+    f1_other: float
+    f1_difference: float
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video in both recipes: the share of the runs that got it right, and what most of them took it for."""
+
+    path: str
+    label: str
+    baseline: float
+    other: float
+    prediction_baseline: str
+    prediction_other: str
+
+    @property
+    def flipped(self) -> bool:
+        """Whether more than half of the runs got it right in just one of the recipes."""
+        return (self.baseline > 0.5) != (self.other > 0.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is found on the `shared` videos. Differences are the other recipe less the baseline.
+
+    `interval` holds under other videos, `interval_with_seeds` under other videos and other seeds; that is None where a
+    recipe was run just once. `of` lists the metric in each run, first the baseline's.
+    """
+
+    metric: str
+    shared: int
+    units: int  # what was drawn: groups, or videos
+    relabeled: int
+    unshared: list[int]
+    below_folders: bool
+    of_baseline: list[float]
+    of_other: list[float]
+    difference: float
+    interval: Interval
+    interval_with_seeds: Interval | None
+    pairs: list[Pair]
+    classes: list[ClassChange]
+    videos: list[Video]
+
+    @property
+    def widest(self) -> Interval:
+        """The interval to go by."""
+        return self.interval_with_seeds or self.interval
+
+
+def compare(
+    baseline: Sequence[Predictions],
+    other: Sequence[Predictions],
+    same_seed: Sequence[tuple[int, int]],
+    metric: str,
+    draws: int,
+    confidence: float,
+    seed: int,
+) -> Comparison | None:
+    """Compares `metric` (one of `RESAMPLED`) of two recipes' runs; None where they share no video.
+
+    `same_seed` names the (baseline's, other's) runs that are paired in McNemar's test.
+    """
+    found = align([*baseline, *other])
+    if not found.paths:
+        return None
+    n, rng = len(baseline), np.random.default_rng(seed)
+    observed = _observed(found, metric)
+    sampled = _resampled(found, metric, draws, rng)
+    over_videos = sampled[:, n:].mean(axis=1) - sampled[:, :n].mean(axis=1)
+    with_seeds = None
+    if n > 1 and len(other) > 1:
+        noise = seed_noise(observed[n:], draws, rng) - seed_noise(observed[:n], draws, rng)
+        with_seeds = percentile_interval(over_videos + noise, confidence)
+    correct = found.correct
+    return Comparison(
+        metric=metric,
+        shared=len(found.paths),
+        units=len(found.paths) if found.groups is None else int(found.groups.max()) + 1,
+        relabeled=found.relabeled,
+        unshared=found.unshared,
+        below_folders=found.below_folders,
+        of_baseline=observed[:n].tolist(),
+        of_other=observed[n:].tolist(),
+        difference=float(observed[n:].mean() - observed[:n].mean()),
+        interval=percentile_interval(over_videos, confidence),
+        interval_with_seeds=with_seeds,
+        pairs=[Pair(a, b, *mcnemar(correct[a], correct[n + b])) for a, b in same_seed],
+        classes=class_changes(found, n, draws, confidence, rng),
+        videos=video_changes(found, n),
+    )
+
+
+def _observed(found: Aligned, metric: str) -> np.ndarray:
+    """The metric of every run [r] on the shared videos."""
+    if metric in MEANS:
+        return _hits(found, metric).mean(axis=1)
+    once = np.ones((1, len(found.paths)))
+    return scores(metric, found.labels, found.predictions, len(found.classes), once)[0]
+
+
+def _resampled(found: Aligned, metric: str, draws: int, rng) -> np.ndarray:
+    if metric in MEANS:
+        return resampled_means(_hits(found, metric), found.groups, draws, rng)
+    units = np.arange(len(found.paths)) if found.groups is None else found.groups
+    return resampled_scores(metric, found.labels, found.predictions, len(found.classes), units, draws, rng)
+
+
+def _hits(found: Aligned, metric: str) -> np.ndarray:
+    return found.top5 if metric == "top5" else found.correct
+
+
+def class_changes(found: Aligned, n: int, draws: int, confidence: float, rng) -> list[ClassChange]:
+    """A row for every class that is labeled; the first `n` runs are the baseline's."""
+    k, changes = len(found.classes), []
+    by_class = _by_class(found.labels, k)
+    predicted = [_by_class(marks, k) for marks in found.predictions]
+    known: dict[tuple[bytes, ...], np.ndarray] = {}
+
+    def drawn_of(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """Means [draws] of a class. Of thousands of small classes many have the same changes, and so the same draws."""
+        if k <= MOST_DRAWN or groups is not None:
+            return resampled_means(change[None], groups, draws, rng)[:, 0]
+        key = tuple(each.tobytes() for each in np.unique(change, return_counts=True))
+        if key not in known:
+            if len(known) == MOST_DRAWN:
+                known.clear()
+            known[key] = resampled_means(change[None], None, draws, rng)[:, 0]
+        return known[key]
+
+    for code, name in enumerate(found.classes):
+        mine = by_class[code]
+        if not len(mine):
+            continue
+        hits = np.stack([np.isin(mine, run[code]) for run in predicted])
+        recall = hits.mean(axis=1)
+        f1 = 2 * hits.sum(axis=1) / np.array([len(mine) + len(run[code]) for run in predicted])
+        groups = None
+        if found.groups is not None:
+            groups = np.unique(found.groups[mine], return_inverse=True)[1]
+        change = hits[n:].mean(axis=0) - hits[:n].mean(axis=0)
+        sampled = drawn_of(change, groups)
+        if min(n, len(hits) - n) > 1:
+            sampled = sampled + seed_noise(recall[n:], draws, rng) - seed_noise(recall[:n], draws, rng)
+        changes.append(
+            ClassChange(
+                name=name,
+                support=len(mine),
+                recall_baseline=float(recall[:n].mean()),
+                recall_other=float(recall[n:].mean()),
+                recall_difference=float(recall[n:].mean() - recall[:n].mean()),
+                interval=percentile_interval(sampled, confidence),
+                f1_baseline=float(f1[:n].mean()),
+                f1_other=float(f1[n:].mean()),
+                f1_difference=float(f1[n:].mean() - f1[:n].mean()),
+            )
+        )
+    return changes
+
+
+def _by_class(marks: np.ndarray, k: int) -> list[np.ndarray]:
+    """The videos that are marked with each of k classes."""
+    videos, classes = np.divmod(marks, k)
+    order = np.argsort(classes, kind="stable")
+    return np.split(videos[order], np.searchsorted(classes[order], np.arange(1, k)))
+
+
+def video_changes(found: Aligned, n: int) -> list[Video]:
+    """A row for every shared video, those that changed most first; the first `n` runs are the baseline's."""
+    correct = found.correct
+    before, after = correct[:n].mean(axis=0), correct[n:].mean(axis=0)
+    order = np.argsort(-np.abs(after - before), kind="stable")
+    return [
+        Video(
+            path=found.paths[row],
+            label=found.texts[row],
+            baseline=float(before[row]),
+            other=float(after[row]),
+            prediction_baseline=_most_common([run[row] for run in found.answers[:n]]),
+            prediction_other=_most_common([run[row] for run in found.answers[n:]]),
+        )
+        for row in order
+    ]
+
+
+def _most_common(answers: Sequence[str]) -> str:
+    return Counter(answers).most_common(1)[0][0]

@@ -1,0 +1,212 @@
+"""What the bits of a packet tell before it is decoded: where decoding may start, and what nothing refers to.
+
+A container's keyframe flag is not enough: it also marks pictures that only begin a recovery.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vidtrain.data.bitstream import av1, h264
+
+H264_IDR, H264_SEI = 5, 6
+H264_PICTURES = range(1, 6)
+H264_PARAMETERS = (h264.SEQUENCE_PARAMETERS, h264.PICTURE_PARAMETERS)
+H264_LAYERS = (14, 15, 20, 21)  # of scalable and of multiview streams
+H264_REFERENCE = 0x60  # nal_ref_idc
+SEI_RECOVERY_POINT = 6
+HEVC_PICTURES = range(0, 32)
+HEVC_PARAMETERS = (32, 33, 34)
+HEVC_RANDOM_ACCESS = range(16, 22)  # BLA, IDR and CRA
+HEVC_NON_REFERENCE = range(0, 16, 2)  # sub-layer non-reference pictures
+MPEG4_B_PICTURE = 2
+
+X264_BUILD = re.compile(rb"x264 - core (\d+)")
+START_CODE = re.compile(rb"\x00\x00\x01")
+MPEG4_PICTURE = re.compile(rb"\x00\x00\x01\xb6(.)", re.DOTALL)
+
+# A codec is here where a packet of MP4 or Matroska is one shown frame and its clean starts can be told.
+TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
+
+
+def is_clean_start(codec: str, packet: bytes, extradata: bytes) -> bool:
+    """Whether the keyframe in `packet` and all frames shown after it decode exactly without what came before.
+
+    `codec` is one of `TELLING_CODECS`; `extradata` is the stream's configuration record.
+    """
+    if codec == "h264":
+        return _h264_clean(packet, extradata)
+    if codec == "hevc":
+        kinds = [(unit[0] >> 1) & 63 for unit in _units(packet, _length_size("hevc", extradata))]
+        return next((kind in HEVC_RANDOM_ACCESS for kind in kinds if kind in HEVC_PICTURES), False)
+    return True  # keyframes of VP9 and AV1 reset every reference
+
+
+@dataclass(slots=True)
+class CodedPicture:
+    """What the bits of one picture tell.
+
+    `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else 0. `disposable` says
+    whether no other picture of its layer refers to it; False where that cannot be told. `slices` is how many pieces
+    the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of further views,
+    sizes or qualities beside it. `headers` are, for H.264, what `h264.survey` looks at. `parameters` are the parameter
+    sets of H.264 and HEVC that stand in its packet.
+    """
+
+    layer: int = 0
+    disposable: bool = False
+    slices: int = 1
+    layered: bool = False
+    headers: tuple[bytes, ...] = ()
+    parameters: tuple[bytes, ...] = ()
+
+
+def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
+    """What the bits of the picture in `packet` tell; `extradata` is the stream's configuration record."""
+    if codec == "h264":
+        return _h264_picture(packet, extradata)
+    if codec == "hevc":
+        return _hevc_picture(packet, extradata)
+    if codec == "mpeg4":
+        kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
+        return CodedPicture(disposable=kinds == [MPEG4_B_PICTURE])
+    if codec == "av1":
+        return CodedPicture(disposable=av1.leaves_nothing(packet, extradata))
+    return CodedPicture()
+
+
+def _h264_picture(packet: bytes, extradata: bytes) -> CodedPicture:
+    slices: list[bytes] = []
+    parameters: tuple[bytes, ...] = ()
+    disposable, layered = True, False
+    for unit in _units(packet, _length_size("h264", extradata)):
+        kind = unit[0] & 31
+        if kind in H264_PICTURES:
+            slices.append(unit)
+            disposable = disposable and not unit[0] & H264_REFERENCE
+        elif kind in H264_PARAMETERS:
+            parameters += (unit,)
+        elif kind in H264_LAYERS:
+            layered = True
+    headers = parameters
+    for unit in slices[:1] + slices[1:][-1:]:
+        headers += (unit[: h264.HEAD],)
+    disposable = disposable and bool(slices) and not parameters
+    return CodedPicture(0, disposable, len(slices), layered, headers, parameters)
+
+
+def _hevc_picture(packet: bytes, extradata: bytes) -> CodedPicture:
+    units = [unit for unit in _units(packet, _length_size("hevc", extradata)) if len(unit) > 1]
+    pictures = [((unit[0] >> 1) & 63, (unit[1] & 7) - 1) for unit in units]
+    parameters = [unit for unit, (kind, _) in zip(units, pictures, strict=True) if kind in HEVC_PARAMETERS]
+    pictures = [(kind, layer) for kind, layer in pictures if kind in HEVC_PICTURES]
+    top_layer = max((layer for _, layer in pictures), default=0)
+    passed_over = bool(pictures) and all(
+        kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer in pictures
+    )
+    return CodedPicture(
+        layer=top_layer,
+        disposable=passed_over and not parameters,
+        slices=len(pictures),
+        layered=any((unit[0] & 1) << 5 | unit[1] >> 3 for unit in units),  # nuh_layer_id
+        parameters=tuple(parameters),
+    )
+
+
+class ParametersInMidStream:
+    """Follows the parameter sets of H.264 and HEVC, which hold for all pictures up to the next ones.
+
+    A file put together of several has others in its middle than its configuration record, `extradata`, says. Decoding
+    can begin behind them only at packets that carry their own.
+    """
+
+    def __init__(self, codec: str, extradata: bytes):
+        self._codec = codec
+        self._record = extradata
+        self._other_kinds: set[int] = set()
+
+    def known_at(self, picture: CodedPicture) -> bool:
+        """Whether a decoder that begins with `picture`, of the next packet, has the parameters that hold for it."""
+        kinds = {self._kind(unit) for unit in picture.parameters}
+        self._other_kinds.update(self._kind(unit) for unit in picture.parameters if unit not in self._record)
+        return self._other_kinds <= kinds
+
+    def _kind(self, unit: bytes) -> int:
+        return unit[0] & 31 if self._codec == "h264" else (unit[0] >> 1) & 63
+
+
+def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:
+    """Where the pictures of a packet lie in it, as (offset, size).
+
+    Only MPEG-4 in AVI packs several: a reference picture with the B picture that is shown before it, so that
+    each packet shows one frame. Apart, the B picture can be passed over.
+    """
+    if codec != "mpeg4":
+        return [(0, len(packet))]
+    places = [match.start() for match in MPEG4_PICTURE.finditer(packet)]
+    cuts = [0, *places[1:], len(packet)]  # what precedes the first picture, headers, belongs to it
+    return [(first, end - first) for first, end in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def needs_first_packet(codec: str, first_packet: bytes, pixel_format: str) -> bool:
+    """Whether frames decode right only after the file's first packet, so that there is no other start.
+
+    FFmpeg makes up for two errors of old x264 encoders, in direct prediction before build 34 and in 4:4:4
+    before build 151. It knows them by a note that is in the first packet alone.
+    """
+    note = X264_BUILD.search(first_packet) if codec == "h264" else None
+    return note is not None and int(note[1]) < (151 if "444" in pixel_format else 34)
+
+
+def _h264_clean(packet: bytes, extradata: bytes) -> bool:
+    """An IDR picture, or an open group's first picture, whose recovery is complete at once."""
+    for unit in _units(packet, _length_size("h264", extradata)):
+        kind = unit[0] & 31
+        if kind == H264_SEI and _recovers_at_once(unit):
+            return True
+        if kind in H264_PICTURES:
+            return kind == H264_IDR
+    return False
+
+
+def _length_size(codec: str, extradata: bytes) -> int | None:
+    """How many bytes tell a unit's length, as in MP4 and Matroska; None where start codes stand between units."""
+    at, least = (4, 7) if codec == "h264" else (21, 23)
+    return (extradata[at] & 3) + 1 if len(extradata) >= least and extradata[0] == 1 else None
+
+
+def _units(packet: bytes, length_size: int | None) -> Iterator[bytes]:
+    """The NAL units of a packet."""
+    if length_size is None:
+        starts = [match.end() for match in START_CODE.finditer(packet)]
+        ends = [start - 3 for start in starts[1:]] + [len(packet)]
+        yield from (packet[start:end] for start, end in zip(starts, ends, strict=True) if end > start)
+        return
+    at = 0
+    while at + length_size < len(packet):
+        length = int.from_bytes(packet[at : at + length_size], "big")
+        at += length_size
+        if length:
+            yield packet[at : at + length]
+        at += length
+
+
+def _recovers_at_once(unit: bytes) -> bool:
+    """Whether an H.264 SEI unit holds a recovery point with recovery_frame_cnt 0 (ITU-T H.264, D.1.8)."""
+    payload = unit[1:].replace(b"\0\0\3", b"\0\0")  # emulation prevention bytes carry nothing
+    at = 0
+    while at + 2 < len(payload):
+        kind, at = _sei_number(payload, at)
+        size, at = _sei_number(payload, at)
+        if kind == SEI_RECOVERY_POINT and at < len(payload):
+            return payload[at] >= 128  # 0 in Exp-Golomb code is a single 1 bit
+        at += size
+    return False
+
+
+def _sei_number(payload: bytes, at: int) -> tuple[int, int]:
+    """A number written as a sum of bytes, all 255 but the last, and the place behind it."""
+    total = 0
+    while at < len(payload) and payload[at] == 255:
+        total, at = total + 255, at + 1
+    return (total + payload[at], at + 1) if at < len(payload) else (total, at)

@@ -1,0 +1,195 @@
+"""From a decoded frame to the pixels of a view: crop and scale as it is coded, then turn and mirror what is left.
+
+Where a filter does not take a format, libavfilter puts a conversion in front of it that knows neither the matrix nor
+the range. So nothing but what takes every format stands before the scale that is told both.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.filter.context import FilterContext
+
+from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
+from vidtrain.data.decoding.swscale import avoid_gathers
+from vidtrain.data.decoding.video import VideoInfo
+
+# Matrix coefficients (ITU-T H.273, table 4) to their name in the scale filter.
+MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+# Unlabeled video is read as BT.601 at any size, as the readers do with which published weights were trained.
+UNLABELED = "bt601"
+FULL_RANGE = 2
+
+# Both widen with the scale, so that they do not alias when shrinking; bicubic is sharper, bilinear faster.
+INTERPOLATIONS = ("bicubic", "bilinear")
+# What becomes of frames of another size than the first one's: scaled to it, as players do, or an error
+SIZE_CHANGES = ("scale", "refuse")
+# One pass from source to scaled planar RGB, as nothing else is both fast and unbiased: by way of packed RGB, or of
+# scaled YUV, swscale takes shortcuts that darken by a level. Without accurate_rnd swscale is off by one here and there,
+# differently on different processors.
+SCALE_FLAGS = "accurate_rnd+full_chroma_int"
+
+
+def color_of(frame: av.VideoFrame) -> tuple[str, str]:
+    """The matrix and the range that a frame is read with, as the scale filter calls them."""
+    full = frame.color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
+    return MATRICES.get(frame.colorspace, UNLABELED), "full" if full else "limited"
+
+
+def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
+    """A chain of `filters` (name, options) for frames like `frame`, on one thread."""
+    avoid_gathers()
+    graph = Graph()  # no filter in it looks at times, so any time base will do
+    graph.threads = 1
+    last: FilterContext = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
+    )
+    for name, options in [*filters, ("buffersink", "")]:
+        following = graph.add(name, options)
+        last.link_to(following)
+        last = following
+    graph.configure()
+    return graph
+
+
+def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
+    """What comes before a crop, where that filter does not take the frame's format: packed pixels that share color
+    samples, and single bits. They become planes of the same values; there is nothing to do for all else.
+    """
+    pixels = frame.format
+    across, planes = 4 // pixels.chroma_width(4), {part.plane for part in pixels.components}
+    if pixels.is_bit_stream:
+        target = "gray"
+    elif across > 1 and len(planes) == 1:
+        bits = pixels.components[0].bits
+        target = ("yuv422p" if across == 2 else "yuv411p") + (f"{bits}le" if bits > 8 else "")
+    else:
+        return []
+    return [("scale", f"flags={SCALE_FLAGS}:{_same_colors(frame)}"), ("format", target)]
+
+
+def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, str]]:
+    """What scales a frame, once `unpacked`, to another size in its own format and colors; those of a palette, which
+    nothing can be scaled to, become RGB."""
+    own = "gbrp" if frame.format.has_palette else frame.format.name
+    target = [options for name, options in unpacked(frame) if name == "format"] or [own]
+    scale = f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}:{_same_colors(frame)}"
+    return [("scale", scale), ("format", target[0])]
+
+
+def _same_colors(frame: av.VideoFrame) -> str:
+    """What has the scale filter leave matrix and range as they are."""
+    matrix, source_range = color_of(frame)
+    return (
+        f"in_color_matrix={matrix}:out_color_matrix={matrix}:in_range={source_range}:out_range={source_range}"
+    )
+
+
+class ViewConverter:
+    """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
+
+    The frames are shown as `rotation` (degrees counterclockwise, one of 0, 90, 180, 270; None: as each frame says
+    itself) and `mirrored` say (`Orientation`), and `crop` is in pixels of what is shown. `interpolation` is one of
+    `INTERPOLATIONS`. In the coded picture the crop's corner moves left and up to the next pixel that has a color sample
+    of its own: by one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same
+    pixels, turned. Frames of another size than `shape` (width, height, as they are shown; None: any) are scaled to it
+    first. Where pixels are not square, `crop` may be in square ones, of pictures of `shown` (width, height); its edges
+    lie at the nearest of the frames' pixels.
+    """
+
+    def __init__(
+        self,
+        crop: Crop,
+        size: tuple[int, int],
+        rotation: int | None,
+        interpolation: str = "bicubic",
+        mirrored: bool = False,
+        shape: tuple[int, int] | None = None,
+        shown: tuple[int, int] | None = None,
+    ):
+        self.crop = crop
+        self.shown = shown
+        self.size = size
+        self.orientation = None if rotation is None else Orientation(rotation, mirrored)
+        self.interpolation = interpolation
+        self.shape = shape
+        self._upside_down = False
+        self._layout: tuple = ()
+        self._graph: Graph
+
+    @classmethod
+    def of(
+        cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic"
+    ) -> "ViewConverter":
+        """For frames of `video`: a file's are all shown one way, while each image of a folder has its own."""
+        rotation = None if video.images else video.rotation
+        shown = (video.width, video.height) if video.pixels_of else None
+        return cls(crop, size, rotation, interpolation, video.mirrored, video.picture, shown)
+
+    def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
+        """Writes the view of `frame` into `out`, uint8 [3 h w]."""
+        way = orientation_of(frame) if self.orientation is None else self.orientation
+        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
+        if layout != self._layout:
+            self._graph, self._layout = self._build(frame, way), layout
+        self._graph.push(frame)
+        view = self._graph.pull()
+        rows = slice(None, None, -1 if self._upside_down else 1)
+        for channel, plane in zip((1, 2, 0), view.planes, strict=True):  # green, blue, red: the order of gbrp
+            out[channel] = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[
+                rows, : view.width
+            ]
+
+    def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
+        height, width = self.size[::-1] if way.swaps_sides else self.size
+        turn, self._upside_down = way.filters
+        matrix, source_range = color_of(frame)
+        coded = (frame.width, frame.height) if self.shape is None else displayed_size(*self.shape, way)
+        whole = self.shape is not None and (self.crop.width, self.crop.height) == (self.shown or self.shape)
+        if coded == (frame.width, frame.height):
+            part = [("crop", self._crop_options(frame, way, *coded))]
+        elif whole:  # it is scaled once
+            part = []
+        else:
+            part = [*resized(frame, *coded), ("crop", self._crop_options(frame, way, *coded))]
+        filters = [
+            *unpacked(frame),
+            *part,
+            (
+                "scale",
+                f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
+                f":in_color_matrix={matrix}:in_range={source_range}:out_range=full",
+            ),
+            ("format", "gbrp"),
+            *turn,
+            *([("hflip", "")] if self.crop.flip else []),
+        ]
+        return filter_graph(frame, filters)
+
+    def _crop_options(
+        self, frame: av.VideoFrame, way: Orientation, coded_width: int, coded_height: int
+    ) -> str:
+        # how many luma samples share a color sample
+        across, down = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
+        crop = self._box(*displayed_size(coded_width, coded_height, way))
+        left, top, width, height = way.coded_box(crop, coded_width, coded_height)
+        left, top = left - left % across, top - top % down
+        return f"w={width}:h={height}:x={left}:y={top}:exact=1"
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The crop (left, top, width, height) in a picture of `width` and `height`."""
+        crop = self.crop
+        if self.shown is None:
+            return crop.left, crop.top, crop.width, crop.height
+        left, across = _edges(crop.left, crop.width, self.shown[0], width)
+        top, down = _edges(crop.top, crop.height, self.shown[1], height)
+        return left, top, across, down
+
+
+def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
+    """Where `length` from `begin` of `shown` lies among `pixels`: its beginning and its length, of one or more."""
+    first = min(round(begin * pixels / shown), pixels - 1)
+    return first, max(1, round((begin + length) * pixels / shown) - first)

@@ -1,0 +1,148 @@
+"""Frame-accurate reading: the pixels of those frames of a video that are wanted, cut and scaled.
+
+Exact means: a frame read at random is, byte for byte, the one that reading the whole file in order gives. One that the
+decoder made up, for want of sound data, is not given out.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.bitstream.packets import damaged_frames, decode_frames, decode_in_order
+from vidtrain.data.decoding.conversion import ViewConverter
+from vidtrain.data.decoding.damage import check_size, damage_error, sound_frames, sound_image
+from vidtrain.data.decoding.orientation import displayed_size, orientation_of
+from vidtrain.data.decoding.video import DecodeError, VideoInfo
+
+View = tuple[np.ndarray, Crop | Sequence[Crop]]
+
+
+def decode_views(
+    video: VideoInfo,
+    views: Sequence[View],
+    size: tuple[int, int],
+    interpolation: str = "bicubic",
+    size_changes: str = "scale",
+) -> Tensor:
+    """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`.
+
+    A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each.
+    One pass over the file, on one thread, serves all views; a frame is converted once per box that wants it.
+    Where the picture changes its size, boxes are those of frames scaled to the first one's, or it is an error: one of
+    `SIZE_CHANGES`. Returns uint8 [n c t h w], RGB. Raises `DecodeError` where the file does not hold what `video` says,
+    or a frame is damaged.
+    """
+    _check_views(video, views)
+    clips = torch.empty(len(views), 3, len(views[0][0]), *size, dtype=torch.uint8)
+    pixels = clips.numpy()
+    places: dict[int, dict[Crop, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    for view, (indices, crops) in enumerate(views):
+        for place, index in enumerate(indices.tolist()):
+            crop = crops if isinstance(crops, Crop) else crops[place]
+            places[index][crop].append((view, place))
+    converters: dict[Crop, ViewConverter] = {}
+
+    found = set()
+    for index, frame in read_frames(video, sorted(places)):
+        if size_changes == "refuse":
+            way = orientation_of(frame) if video.images else video.orientation
+            shown = displayed_size(frame.width, frame.height, way)
+            if shown != video.picture:
+                raise size_error(video.path, index, video.picture, *shown)
+        found.add(index)
+        for crop, wanted in places[index].items():
+            if crop not in converters:
+                converters[crop] = ViewConverter.of(video, crop, size, interpolation)
+            (view, place), *others = wanted
+            converters[crop](frame, pixels[view, :, place])
+            for other_view, other_place in others:
+                pixels[other_view, :, other_place] = pixels[view, :, place]
+    if missing := sorted(places.keys() - found):
+        raise DecodeError(
+            video.path,
+            f"{len(missing)} of {len(places)} wanted frames do not decode, the first is {missing[0]}",
+        )
+    return clips
+
+
+def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
+    for indices, crops in views:
+        if indices.min() < 0 or indices.max() >= video.num_frames:
+            raise ValueError(
+                f"frames {indices.min()}..{indices.max()} of the {video.num_frames} of {video.path}"
+            )
+        if not isinstance(crops, Crop) and len(crops) != len(indices):
+            raise ValueError(f"{len(crops)} boxes for the {len(indices)} frames of a clip")
+        for crop in [crops] if isinstance(crops, Crop) else crops:
+            inside = crop.left + crop.width <= video.width and crop.top + crop.height <= video.height
+            if not inside or crop.left < 0 or crop.top < 0:
+                raise ValueError(f"{crop} in the {video.width}x{video.height} frame of {video.path}")
+
+
+def size_error(path: str, index: int, shape: tuple[int, int], width: int, height: int) -> DecodeError:
+    """What is said where frames of another size than the first one's, `shape`, are refused."""
+    sizes = f"from {shape[0]}x{shape[1]} to {width}x{height}"
+    return DecodeError(
+        path,
+        f"the picture changes its size {sizes} at frame {index} (size changes are refused by data.size_changes)",
+    )
+
+
+def read_frames(
+    video: VideoInfo, wanted: list[int], in_order: bool = False
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames with indices `wanted` (sorted); only what is there. Raises `DecodeError` where one is damaged.
+
+    In any order, and of one that comes twice the second counts; `in_order` gives each once, as they are shown but for
+    what a decoder reorders.
+    """
+    if video.images:
+        yield from _images(video, wanted)
+    elif video.packets is not None:
+        decode = decode_in_order if in_order else decode_frames
+        for index, frame in decode(video.path, video.packets, wanted, video.max_pixels):
+            check_size(video.path, frame, video.max_pixels)
+            yield index, frame
+    else:
+        yield from _in_order(video, wanted)
+
+
+def refused_frames(video: VideoInfo) -> list[int]:
+    """Indices of the frames that are not given out as they are damaged, found by decoding all of the file. Raises
+    `DecodeError` where that cannot be done."""
+    if video.images:
+        return [index for index, path in enumerate(video.images) if not _is_sound(path, video.max_pixels)]
+    if video.packets is not None:
+        return damaged_frames(video.path, video.packets, video.max_pixels)
+    return [index for index, frame in sound_frames(video.path, video.max_pixels) if frame is None]
+
+
+def _is_sound(image: str, max_pixels: int) -> bool:
+    try:
+        sound_image(image, max_pixels)
+    except DecodeError:
+        return False
+    return True
+
+
+def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """By reading the file from its beginning, as its container gives it."""
+    remaining = set(wanted)
+    for index, frame in sound_frames(video.path, video.max_pixels):
+        if index in remaining:
+            if frame is None:
+                raise damage_error(video.path, index)
+            remaining.remove(index)
+            yield index, frame
+        if not remaining:
+            return
+
+
+def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    for index in wanted:
+        yield index, sound_image(video.images[index], video.max_pixels)

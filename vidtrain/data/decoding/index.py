@@ -1,0 +1,288 @@
+"""The per-file index: what probing found, made once and kept on disk for all workers and runs."""
+
+import json
+import logging
+import os
+import sqlite3
+import zlib
+from collections import OrderedDict
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from vidtrain.data.decoding.image_folders import probe_images
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, larger
+from vidtrain.data.decoding.video import DecodeError, PacketTable, VideoInfo
+from vidtrain.errors import UserError
+from vidtrain.files.links import check_links
+
+log = logging.getLogger(__name__)
+
+# Of the entries, which also rest on the decoder that probed; those of another format are made anew
+FORMAT = "6 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+# Pixels that are not square: shown as if they were, or as players show them
+SAMPLE_ASPECTS = ("ignore", "apply")
+MOST_BYTES = 1 << 30  # of an entry that is unpacked: 20 million frames
+REMEMBERED_BYTES = 64 << 20  # per process
+WAIT_SECONDS = 20.0  # for another process that is writing; well below the time limit of a file
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS videos (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, format TEXT,"
+    " entry BLOB) WITHOUT ROWID"
+)
+
+
+class VideoIndex:
+    """What is known of video files, by path, size and time of modification; those with pictures of more than
+    `max_pixels` cannot be read. `sample_aspect` is one of `SAMPLE_ASPECTS`.
+
+    `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
+    index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
+    file cannot be made, or is something else. It only saves time: where it fails later, a warning says so, and files
+    are probed again.
+    """
+
+    def __init__(
+        self, path: Path | None, max_pixels: int = MAX_PIXELS, sample_aspect: str = SAMPLE_ASPECTS[0]
+    ):
+        self._path = path
+        self._sample_aspect = sample_aspect
+        self._max_pixels = max_pixels
+        self._database: tuple[int, sqlite3.Connection] | None = None
+        self._inherited: list[object] = []
+        self._warned = False
+        self._remembered: OrderedDict[tuple, VideoInfo] = OrderedDict()
+        self._remembered_bytes = 0
+        if path is not None:
+            check_links(path.parent)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._connect().execute(SCHEMA)
+                self._connect().commit()
+            except (OSError, sqlite3.Error) as error:
+                raise UserError(
+                    f"the video index {path} cannot be used ({error}); choose a folder that you may write to with "
+                    "data.index_root, or delete the file if it is damaged"
+                ) from error
+
+    def info(self, video: str, frame_rate: float | None = None) -> VideoInfo:
+        """What the file `video` holds, probed if it is new or has changed. Raises `DecodeError`.
+
+        With a `frame_rate` it is a folder of images, which is listed anew in each process.
+        """
+        try:
+            status = os.stat(video)
+        except OSError as error:
+            raise DecodeError(video, error.strerror) from error
+        except ValueError as error:  # a zero byte, which no path has
+            raise DecodeError(video, str(error)) from error
+        key = (video, status.st_size, status.st_mtime_ns)
+        if (key, frame_rate) in self._remembered:
+            self._remembered.move_to_end((key, frame_rate))
+            return self._remembered[key, frame_rate]
+        found = probe_images(video, frame_rate, self._max_pixels) if frame_rate else self._read(key)
+        if found is None:
+            found = probe(video, self._max_pixels)
+            self._write(key, found)
+        elif cause := larger(found.width, found.height, self._max_pixels):  # probed when more were allowed
+            raise DecodeError(video, cause)
+        if self._sample_aspect == "apply":
+            found = found.with_square_pixels()
+            if cause := larger(found.width, found.height, self._max_pixels):
+                raise DecodeError(video, f"with square pixels (clip.sample_aspect=apply) {cause}")
+        self._remember((key, frame_rate), found)
+        return found
+
+    def known_digest(self, video: str, size: int, modified: int) -> bytes | None:
+        """The hash of what a file held when it had this size and time of modification; None where that is not known any
+        more."""
+        found = self._read((video, size, modified))
+        return found.digest if found is not None and found.digest else None
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database[1].close()
+            self._database = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {
+            "path": self._path,
+            "max_pixels": self._max_pixels,
+            "sample_aspect": self._sample_aspect,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def _connect(self) -> sqlite3.Connection:
+        # a connection must not cross a fork, so it belongs to the process that opened it
+        if self._database is None or self._database[0] != os.getpid():
+            self._inherited.append(self._database)  # closing it here would touch the locks of its owner
+            connection = sqlite3.connect(self._path, timeout=WAIT_SECONDS, check_same_thread=False)
+            # nothing in it that cannot be made again, so no write waits for the disk
+            connection.execute("PRAGMA synchronous=OFF")
+            self._database = os.getpid(), connection
+        return self._database[1]
+
+    def _read(self, key: tuple[str, int, int]) -> VideoInfo | None:
+        if self._path is None:
+            return None
+        path, size, modified = key
+        query = "SELECT entry FROM videos WHERE path = ? AND size = ? AND modified = ? AND format = ?"
+        try:
+            row = self._connect().execute(query, (os.fsencode(path), size, modified, FORMAT)).fetchone()
+            return None if row is None else replace(unpack(path, row[0]), max_pixels=self._max_pixels)
+        except (sqlite3.Error, ValueError) as error:  # locked for long, or damaged
+            self._warn(error)
+            return None
+
+    def _write(self, key: tuple[str, int, int], found: VideoInfo) -> None:
+        if self._path is None:
+            return
+        path, size, modified = key
+        row = (os.fsencode(path), size, modified, FORMAT, pack(found))
+        try:
+            with self._connect() as transaction:
+                transaction.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:  # locked for long, damaged, or no room
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            log.warning("the video index %s fails (%s): files are probed without it", self._path, error)
+        self._warned = True
+
+    def _remember(self, key: tuple, found: VideoInfo) -> None:
+        self._remembered[key] = found
+        self._remembered_bytes += _weight(found)
+        while self._remembered_bytes > REMEMBERED_BYTES and len(self._remembered) > 1:
+            _, forgotten = self._remembered.popitem(last=False)
+            self._remembered_bytes -= _weight(forgotten)
+
+
+def _weight(video: VideoInfo) -> int:
+    """About how many bytes it takes in memory: its arrays of 8, 8, 8, 4, 4, 4, 1 and 1 bytes a frame."""
+    return 1000 + 40 * video.num_frames + sum(50 + len(image) for image in video.images)
+
+
+# Arrays are kept as differences, which are small and alike, and so compress to a byte or two a frame.
+ARRAYS = ("positions", "sizes", "order", "starts", "disposable", "second")
+
+
+def pack(video: VideoInfo) -> bytes:
+    """A `VideoInfo`, all but its path, as bytes."""
+    table = video.packets
+    head = {
+        "tick": [video.tick.numerator, video.tick.denominator],
+        "shape": [video.width, video.height, video.rotation, video.mirrored],
+        "aspect": [video.aspect.numerator, video.aspect.denominator],
+        "digest": video.digest.hex(),
+        "arrays": {"ticks": len(video.ticks)},
+    }
+    parts = [_differences(video.ticks)]
+    if table is not None:
+        head["decoder"] = {
+            "codec": table.codec,
+            "tag": table.tag,
+            "extradata": table.extradata.hex(),
+            "width": table.width,
+            "height": table.height,
+            "color": list(table.color),
+        }
+        for name in ARRAYS:
+            head["arrays"][name] = len(getattr(table, name))
+            parts.append(_differences(getattr(table, name)))
+    text = json.dumps(head).encode()
+    return zlib.compress(len(text).to_bytes(4, "little") + text + b"".join(parts), 1)
+
+
+def unpack(path: str, entry: bytes) -> VideoInfo:
+    """The inverse of `pack`. Raises `ValueError` for what it did not make, whoever did."""
+    try:
+        video = _unpacked(path, entry)
+        check_entry(video)
+    # of a row that is of another type or lacks a part, of nested JSON, of numbers that fit nowhere
+    except (zlib.error, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        raise ValueError(f"an entry is damaged: {type(error).__name__}: {error}") from error
+    return video
+
+
+def _unpacked(path: str, entry: bytes) -> VideoInfo:
+    decompress = zlib.decompressobj()
+    data = decompress.decompress(entry, MOST_BYTES)
+    if not decompress.eof:
+        raise ValueError(f"an entry is cut, or of more than {MOST_BYTES} bytes")
+    length = int.from_bytes(data[:4], "little")
+    head = json.loads(data[4 : 4 + length])
+    at, arrays = 4 + length, {}
+    for name, count in head["arrays"].items():
+        arrays[name] = np.frombuffer(data, np.int64, count, at).cumsum()
+        at += 8 * count
+    table = None
+    if "decoder" in head:
+        decoder = head["decoder"]
+        table = PacketTable(
+            codec=decoder["codec"],
+            tag=decoder["tag"],
+            extradata=bytes.fromhex(decoder["extradata"]),
+            width=decoder["width"],
+            height=decoder["height"],
+            color=tuple(decoder["color"]),
+            positions=arrays["positions"],
+            sizes=arrays["sizes"].astype(np.int32),
+            order=arrays["order"].astype(np.int32),
+            starts=arrays["starts"].astype(np.int32),
+            disposable=arrays["disposable"].astype(bool),
+            second=arrays["second"].astype(bool),
+        )
+    width, height, rotation, mirrored = head["shape"]
+    digest = bytes.fromhex(head["digest"])
+    return VideoInfo(
+        path,
+        arrays["ticks"],
+        Fraction(*head["tick"]),
+        width,
+        height,
+        rotation,
+        table,
+        digest=digest,
+        mirrored=mirrored,
+        aspect=Fraction(*head["aspect"]),
+    )
+
+
+def check_entry(video: VideoInfo) -> None:
+    """Raises `ValueError` for an entry that reading would stumble over: of wrong types, or pointing outside itself."""
+    table, whole = video.packets, (video.width, video.height, video.rotation)
+    sound = (
+        all(type(each) is int for each in whole)
+        and min(video.width, video.height) > 0
+        and video.rotation in (0, 90, 180, 270)
+        and type(video.mirrored) is bool
+        and video.tick > 0
+        and video.aspect > 0
+        and video.num_frames > 0
+        and len(video.digest) in (0, 16)
+    )
+    if sound and table is not None:
+        packets = len(table.positions)
+        sound = (
+            type(table.codec) is type(table.tag) is str
+            and all(type(each) is int and each >= 0 for each in (table.width, table.height, *table.color))
+            and len(table.color) == 2
+            and len(table.sizes) == len(table.disposable) == len(table.second) == packets
+            and len(table.order) == video.num_frames
+            and len(table.starts) > 0
+            and bool((table.positions >= 0).all() and (table.sizes >= 0).all())
+            and all(each.min() >= 0 and each.max() < packets for each in (table.order, table.starts))
+        )
+    if not sound:
+        raise ValueError("an entry is not what probing finds")
+
+
+def _differences(values: np.ndarray) -> bytes:
+    return np.diff(values.astype(np.int64), prepend=np.int64(0)).tobytes()

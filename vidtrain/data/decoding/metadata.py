@@ -1,0 +1,293 @@
+"""Finding out what a file holds: frames, times, size, and where its packets lie. Done once per file.
+
+What the packets tell without being decoded is believed of MP4 and Matroska with codecs whose bits say where
+decoding can start. All else is decoded twice, once as its container gives it and once from byte ranges, and read
+from byte ranges later only where both gave the same pixels.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from vidtrain.data.bitstream.av1 import has_layers
+from vidtrain.data.bitstream.entry_points import (
+    TELLING_CODECS,
+    CodedPicture,
+    ParametersInMidStream,
+    coded_picture,
+    is_clean_start,
+    needs_first_packet,
+    pictures_apart,
+)
+from vidtrain.data.bitstream.h264 import Survey, survey
+from vidtrain.data.bitstream.verifying import Trial, fingerprint
+from vidtrain.data.decoding.frame_times import (
+    StatedTimes,
+    frame_times,
+    states_decode_times,
+    states_shown_times,
+)
+from vidtrain.data.decoding.orientation import displayed_size, orientation_of
+from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, larger
+from vidtrain.data.decoding.video import DecodeError, PacketTable, VideoInfo, aspect_of, opened
+from vidtrain.data.processes import watchdog
+
+# Containers that give every frame a presentation time.
+TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+# Codecs whose bare streams state the rate of frames, not a clock that several ticks of may pass between two.
+RATED_CODECS = ("h264", "hevc")
+HIGHEST_CODED_RATE = 300  # frames per second; what is more is the rate of such a clock after all
+# Matroska counts a packet's position from its block's header, whose length varies.
+HEADER = 64
+NONE = np.array([], dtype=np.int32)
+
+
+@dataclass
+class _Picture:
+    """One coded picture as the container lists it; `position` is None where its bytes do not lie so in the file."""
+
+    position: int | None
+    size: int
+    pts: int | None
+    keyframe: bool
+    clean: bool
+    hidden: bool
+    coded: CodedPicture
+
+
+def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """What the video file at `path` holds. Raises `DecodeError` for whatever is not a video that can be read, and for
+    pictures of more than `max_pixels`."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DecodeError(path, error.strerror) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError(path, "not a file")
+    if status.st_size == 0:
+        raise DecodeError(path, "the file is empty")
+    try:
+        with opened(path, max_pixels) as (container, stream), open(path, "rb") as file:
+            scan = _Scan(container, stream, file.fileno(), max_pixels)
+            first = scan.first  # of which the headers may have said something else, or nothing
+            if first is not None and (cause := larger(first.width, first.height, max_pixels)):
+                raise DecodeError(path, cause)
+            video = scan.believed(path)
+        digest = file_digest([path])
+        if video is None or not scan.regular:
+            video = _decoded_if_possible(path, scan, video)
+    except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
+        raise DecodeError(path, error.strerror or str(error)) from error
+    return replace(video, digest=digest, max_pixels=max_pixels)
+
+
+def file_digest(paths: Sequence[str]) -> bytes:
+    """The BLAKE2b hash of what the files hold, one after the other (16 bytes)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                watchdog.progress()
+    return digest.digest()
+
+
+class _Scan:
+    """The pictures of a stream in decoding order, its first frame, and how to set up a decoder for it."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, file: int, max_pixels: int):
+        decoder = stream.codec_context
+        self.max_pixels = max_pixels
+        self.codec = decoder.codec.canonical_name
+        self.timed = container.format.name in TIMED_CONTAINERS
+        self.time_base = stream.time_base
+        self.rate = _rate(container, stream)
+        self.reorders = decoder.has_b_frames
+        self.first: av.VideoFrame | None = None
+        self.aspect = Fraction(1)
+        self.sound = True
+        self.pictures: list[_Picture] = []
+        self.sent: list[int | None] = []
+        stated = states_decode_times(container.format)
+        self.opening = b""
+        extradata = decoder.extradata or b""
+        parameters = ParametersInMidStream(self.codec, extradata)
+        for packet in container.demux(stream):
+            if self.first is None:
+                self.first = next(iter(decoder.decode(packet)), None)
+            if packet.size == 0:  # the end of the stream, which lets a delayed first frame out
+                continue
+            data = bytes(packet)
+            self.opening = self.opening or data
+            # a second set of headers in mid-file would be lost between byte ranges
+            self.sound = self.sound and not packet.is_corrupt and not packet.has_sidedata("new_extradata")
+            watchdog.progress()
+            place = _place(packet, data, file)
+            if stated and not packet.is_discard:
+                self.sent.append(packet.dts)
+            for offset, size in pictures_apart(self.codec, data):
+                picture = self._picture(packet, data[offset : offset + size], extradata, place, offset)
+                picture.clean = parameters.known_at(picture.coded) and picture.clean
+                self.pictures.append(picture)
+        if self.first is not None:
+            self.aspect = aspect_of(stream, orientation_of(self.first))
+        self.survey = self._survey(extradata)
+        second = np.array(self.survey.second if self.survey else [False] * len(self.pictures), dtype=bool)
+        disposable, self.unusual = self._disposable(second, extradata)
+        self.setup = PacketTable(
+            codec=decoder.name,
+            tag=decoder.codec_tag.strip("\0"),
+            extradata=extradata,
+            width=decoder.width,
+            height=decoder.height,
+            color=(decoder.colorspace, decoder.color_range),
+            positions=np.array([picture.position or 0 for picture in self.pictures], dtype=np.int64),
+            sizes=np.array([picture.size for picture in self.pictures], dtype=np.int32),
+            order=NONE,
+            starts=NONE,
+            disposable=disposable,
+            second=second,
+        )
+
+    def _picture(
+        self, packet: av.Packet, data: bytes, extradata: bytes, place: int | None, offset: int
+    ) -> _Picture:
+        clean = (
+            packet.is_keyframe
+            and self.codec in TELLING_CODECS
+            and is_clean_start(self.codec, data, extradata)
+        )
+        return _Picture(
+            position=None if place is None else place + offset,
+            size=len(data),
+            pts=packet.pts,
+            keyframe=packet.is_keyframe and offset == 0,
+            clean=clean,
+            hidden=packet.is_discard,
+            coded=coded_picture(self.codec, data, extradata),
+        )
+
+    def _survey(self, extradata: bytes) -> Survey | None:
+        if self.codec != "h264":
+            return None
+        found = survey(extradata, [picture.coded.headers for picture in self.pictures])
+        for picture, second in zip(self.pictures, found.second, strict=True):
+            if second:  # decoding cannot start there
+                picture.keyframe = picture.clean = False
+        return found
+
+    def _disposable(self, second: np.ndarray, extradata: bytes) -> tuple[np.ndarray, bool]:
+        """Which pictures nothing refers to, and whether the stream is of a kind of which that must be tried."""
+        coded = [picture.coded for picture in self.pictures]
+        top_layer = max((each.layer for each in coded), default=0)
+        # what is in a lower layer may be referred to from above
+        found = np.array([each.disposable and each.layer == top_layer for each in coded], dtype=bool)
+        firsts = np.flatnonzero(second) - 1
+        # a frame's two fields go together
+        found[firsts] = found[firsts + 1] = found[firsts] & found[firsts + 1]
+        several = any(each.slices > 1 or each.layered for each in coded) or (
+            self.codec == "av1" and has_layers(extradata)
+        )
+        return found, bool(several or top_layer or second.any())
+
+    @property
+    def regular(self) -> bool:
+        """Whether no picture seems to be missing. Others decode to what depends on where decoding began."""
+        return self.survey is None or self.survey.regular
+
+    @property
+    def in_place(self) -> bool:
+        return all(picture.position is not None for picture in self.pictures)
+
+    def believed(self, path: str) -> VideoInfo | None:
+        """What the packets tell, having decoded the first frame only; None where they cannot be relied on."""
+        firsts = np.flatnonzero(~self.setup.second)
+        times = [self.pictures[number].pts for number in firsts.tolist()]
+        if not self.timed or self.codec not in TELLING_CODECS or self.first is None or None in times:
+            return None
+        if not self.sound or any(picture.hidden for picture in self.pictures) or len(set(times)) < len(times):
+            return None
+        if self.survey is not None and not self.survey.paired:
+            return None
+        ticks = np.array(times, dtype=np.int64)
+        if self.reorders and (np.diff(ticks) > 0).all() and (self.survey is None or self.survey.has_b):
+            return None  # pictures are reordered, but not by these times, which are those of decoding
+        order = firsts[np.argsort(ticks)].astype(np.int32)
+        # pictures that lead the first keyframe are in the file but cannot be decoded, so they are never shown
+        if order[0] != 0 or not self.pictures[0].clean or self.first.pts != times[0] or not self.in_place:
+            return None
+        starts = np.flatnonzero([picture.clean for picture in self.pictures]).astype(np.int32)
+        if needs_first_packet(self.codec, self.opening, self.first.format.name):
+            starts = starts[:1]
+        table = replace(self.setup, order=order, starts=starts)
+        if not self.regular or (self.unusual and not self.trial(path).can_leave_out()):
+            table = replace(table, disposable=np.zeros_like(table.disposable))
+        return self.video(path, self.first, np.sort(ticks), self.time_base, table)
+
+    def trial(self, path: str) -> Trial:
+        return Trial(path, self.setup, self.max_pixels)
+
+    def video(
+        self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
+    ) -> VideoInfo:
+        way = orientation_of(first)
+        width, height = displayed_size(first.width, first.height, way)
+        return VideoInfo(
+            path, ticks, tick, width, height, way.rotation, table, mirrored=way.mirrored, aspect=self.aspect
+        )
+
+
+def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Frames per second as the file states them, for where times do not tell; None where it does not."""
+    decoder = stream.codec_context
+    # FFmpeg guesses among the usual rates, and takes 25 for others; the average is over whatever times there are
+    coded = decoder.framerate if decoder.codec.canonical_name in RATED_CODECS else None
+    if coded and coded <= HIGHEST_CODED_RATE and not states_decode_times(container.format):
+        return coded
+    return stream.guessed_rate or stream.average_rate
+
+
+def _place(packet: av.Packet, data: bytes, file: int) -> int | None:
+    """Where in the file the bytes of a packet lie, having looked."""
+    if packet.pos is None or packet.pos < 0:
+        return None
+    found = os.pread(file, len(data) + HEADER, packet.pos).find(data)
+    return None if found < 0 else packet.pos + found
+
+
+def _decoded_if_possible(path: str, scan: _Scan, believed: VideoInfo | None) -> VideoInfo:
+    """What decoding gives, or what the packets tell where one does not decode: then the others can still be read."""
+    try:
+        return _decoded(path, scan)
+    except DecodeError:
+        if believed is None:
+            raise
+        return believed
+
+
+def _decoded(path: str, scan: _Scan) -> VideoInfo:
+    """What decoding the whole file in order gives."""
+    first, times, let_out, shown = None, [], [], []
+    with opened(path, scan.max_pixels) as (container, stream):
+        stated = states_shown_times(container.format)
+        for frame in container.decode(stream):
+            first = first or frame
+            times.append(frame.pts if stated else None)
+            let_out.append(frame.dts)
+            watchdog.progress()
+            shown.append(fingerprint(frame))
+    if first is None:
+        raise DecodeError(path, "no frame of it decodes")
+    table = scan.trial(path).verified(shown, scan.pictures) if scan.in_place else None
+    found = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
+    if found is None:
+        raise DecodeError(path, "it has neither frame times in order nor a frame rate")
+    return scan.video(path, first, *found, table)

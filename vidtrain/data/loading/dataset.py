@@ -1,0 +1,214 @@
+"""From a sample's key to its uint8 clips: sample, decode, and say what could not be read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vidtrain.data.augment.geometry import EvalGeometry, TrainGeometry
+from vidtrain.data.decoding.decoder import View, decode_views
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.video import DecodeError, VideoInfo
+from vidtrain.data.loading.quarantine import Quarantine
+from vidtrain.data.loading.samplers import SampleKey
+from vidtrain.data.manifest.manifest import Manifest, Record
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.temporal import EmptyCut, TemporalJitter
+from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
+
+
+class Fault(NamedTuple):
+    """A file that could not be read, and why."""
+
+    path: str
+    cause: str
+
+
+class Sample(NamedTuple):
+    """One video in m differently augmented copies: `clips` uint8 [m n c t h w] and the views' device `seeds`
+    [m n]; None where unreadable. `target` is its label, int64 [], or those of many, float32 [k] of 0 and 1.
+
+    `refusal` is what must end the run. It travels as data, since an exception raised in a worker process
+    arrives as a traceback.
+    """
+
+    clips: Tensor | None
+    target: Tensor
+    index: int
+    seeds: Tensor
+    faults: list[Fault]
+    refusal: str | None = None
+
+
+class Batch(NamedTuple):
+    """Samples side by side, the copies of one video together; `indices` are the manifest records actually read."""
+
+    clips: Tensor  # uint8 [b n c t h w]
+    labels: Tensor  # int64 [b], or float32 [b k] where a video may have many
+    indices: Tensor  # int64 [b]
+    seeds: Tensor  # int64 [b n], the randomness that is spent on the device
+    faults: list[Fault]
+    refusal: str | None = None
+
+
+def draw(*key: int) -> np.random.Generator:
+    """A generator that depends on `key` alone, so never on workers, ranks or what was drawn before."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+@dataclass(frozen=True)
+class VideoDataset(Dataset):
+    """Reads the clips of a manifest's records.
+
+    In training each of `protocol.num_clips` clips is cut at random, once per `SampleKey`, in `copies` differently
+    augmented copies that one pass over the file serves; `jitter` varies speed and direction. A source of the
+    manifest may have its own number of frames. In evaluation (`training=False`) clips x crops are deterministic
+    views, clip-major, and all have the protocol's frames. `size` is (height, width); an evaluation geometry may
+    make it another for each video.
+
+    `size_changes`, "scale" or "refuse", is what becomes of frames of another size than their video's first one.
+
+    A file that cannot be read is tried once more. An unreadable video in training is then replaced by a draw
+    keyed by (seed, epoch, index, attempt), at most `max_retries` times, then the sample carries a refusal; in
+    evaluation nothing replaces it: its sample carries no clips.
+    """
+
+    manifest: Manifest
+    protocol: ClipProtocol
+    geometry: TrainGeometry | EvalGeometry
+    size: tuple[int, int]
+    seed: int
+    training: bool
+    max_retries: int = 3
+    copies: int = 1
+    jitter: TemporalJitter | None = None
+    interpolation: str = "bicubic"
+    size_changes: str = "scale"
+    index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
+    quarantine: Quarantine = field(default_factory=Quarantine)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @cached_property
+    def _protocols(self) -> tuple[ClipProtocol, ...]:
+        """The protocol of each source."""
+        frames = [source.frames or self.protocol.frames for source in self.manifest.sources]
+        return tuple(replace(self.protocol, frames=each) for each in frames) if self.training else ()
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        epoch, index = key
+        faults: list[Fault] = []
+        nothing = torch.empty(0, dtype=torch.int64)
+        while True:
+            record = self.manifest[index]
+            target = self.target(record)
+            try:
+                read = partial(self._read, record, epoch, index)
+                clips, seeds = self.quarantine.attempt(record.path, read)
+                return Sample(clips, target, index, seeds, faults)
+            except DecodeError as error:
+                faults.append(Fault(error.path, error.cause))
+            except EmptyCut as error:
+                faults.append(Fault(record.path, str(error)))
+            except UserError as error:  # the protocol does not allow this video
+                return Sample(None, target, index, nothing, faults, f"{shown(record.path)}: {error}")
+            if not self.training:
+                return Sample(None, target, index, nothing, faults)
+            if len(faults) > self.max_retries:
+                files = "\n  ".join(f"{shown(fault.path)}: {shown(fault.cause)}" for fault in faults)
+                refusal = f"{len(faults)} videos in a row could not be read:\n  {files}"
+                return Sample(None, target, index, nothing, faults, refusal)
+            rng = draw(self.seed, epoch, key.index, len(faults), 1)
+            sources = self.manifest.columns.sources
+            # one of the same source, whose clips have as many frames
+            index = int(
+                rng.integers(len(self.manifest))
+                if sources is None
+                else rng.choice(np.flatnonzero(sources == record.source))
+            )
+
+    def target(self, record: Record) -> Tensor:
+        """What a record is labeled with: its class, int64 [], or float32 [k] of 0 and 1."""
+        if not self.manifest.multi_label:
+            return torch.tensor(record.label)
+        target = torch.zeros(len(self.manifest.classes))
+        target[list(record.labels)] = 1
+        return target
+
+    def _read(self, record: Record, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        info = partial(self.index.info, record.path, self.manifest.frame_rate)
+        video = self.quarantine.opened(record.path, info)
+        if self.training:
+            views, seeds = [], []
+            for copy in range(self.copies):
+                more, more_seeds = self._train_views(video, record, (self.seed, epoch, index), copy)
+                views, seeds = views + more, seeds + more_seeds
+            size = self.size
+        else:
+            clips = self._clip_indices(video, record, self.protocol, None, None)
+            crops = self.geometry(video.width, video.height, self.size)
+            views = [(frames, crop) for frames in clips for crop in crops]
+            seeds = [0] * len(views)
+            size = self.geometry.output_size(video.width, video.height, self.size)
+        pixels = decode_views(video, views, size, self.interpolation, self.size_changes)
+        copies = self.copies if self.training else 1
+        return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=copies), torch.tensor(seeds).view(
+            copies, -1
+        )
+
+    def _train_views(
+        self, video: VideoInfo, record: Record, key: tuple[int, int, int], copy: int
+    ) -> tuple[list[View], list[int]]:
+        # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
+        more = (copy, 2) if copy else ()
+        protocol = self._protocols[record.source]
+        clips = self._clip_indices(video, record, protocol, draw(*key, 0, *more), self.jitter)
+        where = [draw(*key, view + 1, *more) for view in range(len(clips))]
+        views = [
+            (frames, self.geometry(video.width, video.height, self.size, len(frames), rng))
+            for frames, rng in zip(clips, where, strict=True)
+        ]
+        return views, [int(rng.integers(2**63 - 1)) for rng in where]
+
+    def _clip_indices(
+        self,
+        video: VideoInfo,
+        record: Record,
+        protocol: ClipProtocol,
+        rng: np.random.Generator | None,
+        jitter: TemporalJitter | None,
+    ) -> np.ndarray:
+        return clip_indices(
+            video.num_frames,
+            video.timestamps,
+            protocol,
+            rng,
+            start=record.start,
+            end=record.end,
+            jitter=jitter,
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Puts side by side what could be read (perhaps nothing) and gathers every fault."""
+    read = [sample for sample in samples if sample.clips is not None]
+    counts = torch.tensor([len(sample.clips) for sample in read], dtype=torch.int64)
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Batch(
+        clips=torch.cat([sample.clips for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
+        labels=torch.stack([sample.target for sample in read]).repeat_interleave(counts, 0)
+        if read
+        else nothing,
+        indices=torch.tensor([sample.index for sample in read], dtype=torch.int64).repeat_interleave(counts),
+        seeds=torch.cat([sample.seeds for sample in read]) if read else nothing,
+        faults=[fault for sample in samples for fault in sample.faults],
+        refusal=next((sample.refusal for sample in samples if sample.refusal), None),
+    )

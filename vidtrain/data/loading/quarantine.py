@@ -1,0 +1,249 @@
+"""Files that are not tried again in a run, and why.
+
+Two kinds. A file that cannot be opened fails for every clip, so remembering that changes nothing but the time taken,
+and each process may find out by itself. A file that ends the process which reads it may do so for some clips only.
+From the batch on in which it did, it counts as unreadable: that is recorded with the batch's number, so that a run
+which is resumed, with any number of workers, computes the same.
+"""
+
+import errno
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from vidtrain.data.decoding.video import DecodeError
+from vidtrain.data.processes.watchdog import reading, spell
+from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+MOST_LOST = 16  # workers without a file to blame in the last
+LOST_WITHIN = 3600.0  # seconds
+# What writing to a full disk gives: the run goes on, and what is to be written waits
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+RETRY_SECONDS = 10.0
+
+
+class Signature(NamedTuple):
+    """What tells a mended file from the broken one: bytes and ns; None where there is no file."""
+
+    size: int | None
+    modified: int | None
+
+
+class Entry(NamedTuple):
+    """A file that is not read for the batches from `since` on."""
+
+    split: str
+    path: str
+    cause: str
+    since: int
+    size: int | None
+    modified: int | None
+
+
+class Quarantine:
+    """The failing files of a split, as known to one process and those that are started from it.
+
+    Files that ended worker processes are kept in the JSON lines of `path`, for a resumed run; None keeps them in
+    memory. Splits may share the file, ranks must not: what a rank computes is not to depend on when it hears from
+    another. A file whose size or time of modification has changed counts as new. On a full disk what is to be kept
+    waits in memory until there is room.
+
+    `number` is that of the batch that is being read. Raises `UserError` where `path` cannot be read.
+    """
+
+    def __init__(self, path: Path | None = None, split: str = ""):
+        self.number = 0
+        self._path = path
+        self._split = split
+        self._failed: dict[str, tuple[Signature, int, DecodeError]] = {}
+        self._blamed: dict[str, Entry] = {}
+        self._held: list[str] = []  # lines for which there was no room
+        self._tried = 0.0
+        self._warned = False
+        for entry in _entries(path) if path is not None else ():
+            if entry.split == split:
+                self._learn(entry)
+
+    def attempt(self, video: str, read: Callable[[], Result]) -> Result:
+        """What `read()` makes of the file `video`; if it fails, what it makes of it the second time.
+
+        Raises `DecodeError` where that fails too, and at once for a file that is not to be read.
+        """
+        if video in self._blamed:
+            entry = self._blamed[video]
+            if self.number >= entry.since and _signature(video) == (entry.size, entry.modified):
+                raise DecodeError(video, entry.cause)
+        try:
+            with reading(video):
+                return read()
+        except DecodeError:
+            pass  # storage has its moments: only what fails twice is the file's fault
+        with reading(video):
+            return read()
+
+    def opened(self, video: str, probe: Callable[[], Result]) -> Result:
+        """What `probe()` finds of the file as a whole. Raises `DecodeError`, without trying after the second time."""
+        found = _signature(video)
+        times = 0
+        if video in self._failed:
+            signature, times, error = self._failed[video]
+            times = times if signature == found else 0
+            if times == 2:
+                raise DecodeError(error.path, error.cause)
+        try:
+            return probe()
+        except DecodeError as error:
+            self._failed[video] = found, times + 1, DecodeError(error.path, error.cause)
+            raise
+
+    def blame(self, video: str, cause: str, number: int) -> None:
+        """Puts a file that ended worker processes in batch `number` into quarantine from that batch on."""
+        entry = Entry(self._split, video, cause, number, *_signature(video))
+        self._learn(entry)
+        if self._path is None:
+            return
+        self._held.append(json.dumps(entry._asdict()))
+        self._write()
+
+    def flush(self, now: bool = False) -> None:
+        """Tries again to write what waits for a full disk: at most every few seconds, unless it is to be `now`."""
+        if self._held and (now or time.monotonic() - self._tried > RETRY_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        self._tried = time.monotonic()
+        while self._held:
+            try:
+                _append(self._path, self._held[0])
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+                if not self._warned:
+                    self._warned = True
+                    log.warning(
+                        "cannot write %s (%s): it waits in memory, and the run goes on; free some space, or a resumed "
+                        "run must find out anew which files ended workers",
+                        self._path,
+                        error.strerror,
+                    )
+                return
+            del self._held[0]
+
+    @property
+    def blamed(self) -> list[Entry]:
+        return list(self._blamed.values())
+
+    def _learn(self, entry: Entry) -> None:
+        if entry.path in self._blamed:
+            before = self._blamed[entry.path]
+            if (before.size, before.modified) == (entry.size, entry.modified) and before.since <= entry.since:
+                return
+        self._blamed[entry.path] = entry
+
+
+def _entries(path: Path) -> list[Entry]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:  # nothing has been blamed yet
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    entries = []
+    for line in filter(None, lines):
+        try:
+            entries.append(Entry(**json.loads(line)))
+        except (ValueError, TypeError):
+            # half a line, of a process that was killed while writing: that file is found out again
+            log.warning("%s: a line that is no entry is passed over: %s", path, line[:200])
+    return entries
+
+
+def _append(path: Path, line: str) -> None:
+    # the empty line before it ends half a line that a killed process may have left
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    data = f"\n{line}\n".encode()
+    try:
+        end = os.fstat(descriptor).st_size
+        if os.write(descriptor, data) < len(data):  # room for a part
+            os.ftruncate(descriptor, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _signature(video: str) -> Signature:
+    try:
+        status = os.stat(video)
+    except OSError:  # that there is no such file can change too
+        return Signature(None, None)
+    return Signature(status.st_size, status.st_mtime_ns)
+
+
+class Losses:
+    """The workers that a loader has lost, and the files that are to blame.
+
+    A file is blamed when it has ended two workers in the same batch. One may be chance: memory that ran out while it
+    was being read, storage that stood still, a job that was suspended. The last two lose all workers at once, which
+    counts as one loss, however many there are.
+    """
+
+    def __init__(self, quarantine: Quarantine, time_limit: float):
+        self._quarantine = quarantine
+        self._time_limit = time_limit
+        self._ended: Counter[tuple[int, str]] = Counter()
+        self._unexplained: deque[tuple[float, str | None, str]] = deque()  # when, file, cause
+        self._stood_still = -math.inf  # when the last of them hung that counts
+
+    def add(self, status: int | None, video: str | None, number: int) -> bool:
+        """Counts a worker that ended by itself with `status`, having `video` in hand for batch `number`; whether
+        that put the file into quarantine.
+
+        Raises `UserError` when more are lost than files can be blamed for.
+        """
+        cause = spell(status, self._time_limit)
+        if video is not None:
+            self._ended[number, video] += 1
+            if self._ended[number, video] > 1:
+                log.warning("%s ended two worker processes (%s); this run reads it no more", video, cause)
+                self._quarantine.blame(video, cause, number)
+                self._unexplained = deque(each for each in self._unexplained if each[1] != video)
+                return True
+        now = time.monotonic()
+        with_another = status == -signal.SIGALRM and now - self._stood_still < self._time_limit / 2
+        if not with_another:
+            self._unexplained.append((now, video, cause))
+            self._stood_still = now if status == -signal.SIGALRM else self._stood_still
+        while self._unexplained[0][0] < now - LOST_WITHIN:
+            self._unexplained.popleft()
+        if len(self._unexplained) > MOST_LOST:
+            raise UserError(self._refusal())
+        if video is None:
+            log.warning("a worker process was lost (%s) while it read no file; it is replaced", cause)
+        else:
+            log.warning("a worker process was lost (%s) with %s; the file is tried once more", cause, video)
+        return False
+
+    def _refusal(self) -> str:
+        lines = "\n  ".join(
+            f"{cause}, with {'no file in hand' if video is None else shown(video)}"
+            for _, video, cause in list(self._unexplained)[-5:]
+        )
+        return (
+            f"{len(self._unexplained)} worker processes were lost within an hour, and no file ended two of them; the "
+            f"last:\n  {lines}\nWhere they were killed, memory ran out: lower trainer.num_workers or "
+            "trainer.batch_size, or give the job more memory. Where they hung, storage stood still, or the time "
+            "limit is too short. Where they crashed, trainer.num_workers=0 shows the error itself"
+        )

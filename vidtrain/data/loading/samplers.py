@@ -1,0 +1,274 @@
+"""Which samples a step reads: pure functions of the seed and the step, whatever the ranks or workers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from vidtrain.data.manifest.balance import ClassBalance
+from vidtrain.errors import UserError
+
+
+class SampleKey(NamedTuple):
+    """What a sampler yields: which time this is that records are read, and the record's index in the manifest.
+
+    Two keys differ wherever their samples should be augmented differently. The epoch of a `TrainStream` is its pass
+    over the data; with a balance, and of a `MixtureStream`, it is the place in the stream, as a record may come again
+    in the same pass or step.
+    """
+
+    epoch: int
+    index: int
+
+
+def _order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of the samples, of 4 bytes each unless there are more than 2^31."""
+    order = np.arange(num_samples, dtype=np.int32 if num_samples <= 2**31 else np.int64)
+    # spawn_key: a stream of its own, apart from those that the samples' draws are keyed by
+    np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).shuffle(order)
+    return order
+
+
+def _check_shares(batch_size: int, accumulation: int, world_size: int) -> None:
+    shares = accumulation * world_size
+    if batch_size % shares:
+        nearest = max(shares, round(batch_size / shares) * shares)
+        raise UserError(
+            f"trainer.batch_size={batch_size} cannot be shared by {world_size} rank(s) x "
+            f"{accumulation} accumulation step(s); choose a multiple of {shares}, such as {nearest}"
+        )
+
+
+def _micro_batches(batch_size: int, accumulation: int, rank: int, world_size: int) -> list[range]:
+    """Which samples of a step this rank reads, one micro-batch after the other."""
+    size = batch_size // (accumulation * world_size)
+    firsts = [(part * world_size + rank) * size for part in range(accumulation)]
+    return [range(first, first + size) for first in firsts]
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """One endless shuffled stream of samples, cut into the micro-batches of this rank.
+
+    Pass p of the stream is the permutation keyed by (seed, p), and optimizer step s reads its positions
+    [s * batch_size, (s + 1) * batch_size). Batches cross the border between passes, so nothing is
+    dropped, and resuming is naming another `start_step`. `batch_size` counts the samples of one optimizer
+    step over all ranks: the set of samples of a step depends on neither `world_size` nor `accumulation`.
+
+    With a `balance` a pass is what that draws instead: as many samples, of some records several and of others none.
+
+    Iterating yields, for every step, `accumulation` lists of `SampleKey`. It holds one permutation.
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int
+    start_step: int
+    stop_step: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+    balance: ClassBalance | None = None
+
+    def __post_init__(self) -> None:
+        _check_shares(self.batch_size, self.accumulation, self.world_size)
+
+    @property
+    def steps_per_pass(self) -> int:
+        return max(1, self.num_samples // self.batch_size)
+
+    def __len__(self) -> int:
+        return (self.stop_step - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        current, order = -1, np.empty(0)
+        mine = _micro_batches(self.batch_size, self.accumulation, self.rank, self.world_size)
+        for step in range(self.start_step, self.stop_step):
+            for micro_batch in mine:
+                keys = []
+                for sample in micro_batch:
+                    place = step * self.batch_size + sample
+                    epoch, position = divmod(place, self.num_samples)
+                    if epoch != current:
+                        current, order = epoch, self._pass(epoch)
+                    keys.append(SampleKey(place if self.balance else epoch, int(order[position])))
+                yield keys
+
+    def _pass(self, epoch: int) -> np.ndarray:
+        if self.balance is None:
+            return _order(self.num_samples, self.seed, epoch)
+        return self.balance.order(self.seed, epoch)
+
+
+class MixtureSource(NamedTuple):
+    """A listing to draw from: the manifest indices of its records, its share of the draws relative to the others',
+    and the frames that its clips have."""
+
+    name: str
+    records: Sequence[int] | np.ndarray
+    weight: float
+    frames: int
+
+
+def records_by_source(codes: np.ndarray, num_sources: int) -> list[np.ndarray | range]:
+    """The records of each source, given the source [n] of every record; where they stand together, a range."""
+    found: list[np.ndarray | range] = []
+    for source in range(num_sources):
+        records = np.flatnonzero(codes == source)
+        if len(records) and records[-1] - records[0] == len(records) - 1:
+            found.append(range(int(records[0]), int(records[-1]) + 1))
+        else:
+            found.append(records.astype(np.int32) if len(codes) <= 2**31 else records)
+    return found
+
+
+@dataclass(frozen=True)
+class MixtureStream:
+    """An endless stream of samples drawn from several sources, cut into the micro-batches of this rank.
+
+    Every sample is drawn with replacement: first its source, as often as its weight says, then one of its records,
+    all alike. What place p of optimizer step s holds is keyed by (seed, s, p): it depends on neither `world_size`
+    nor `accumulation`, and resuming is naming another `start_step`. The epoch of a key is s * batch_size + p, so a
+    record that comes again, even in the same step, is augmented differently.
+
+    Only clips of as many frames stand side by side in a batch. So a step draws from the sources of one number of
+    frames; which, is drawn first, by the sum of their weights. Over many steps each source has its share; within a
+    step the sources of another number have none.
+
+    Iterating yields, for every step, `accumulation` lists of `SampleKey`. Raises `UserError` for a source without
+    records and for weights that are no shares.
+    """
+
+    sources: Sequence[MixtureSource]
+    batch_size: int
+    seed: int
+    start_step: int
+    stop_step: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_shares(self.batch_size, self.accumulation, self.world_size)
+        for source in self.sources:
+            if not 0 < source.weight < np.inf:
+                raise UserError(f"source {source.name}: weight {source.weight} must be above 0")
+            if not len(source.records):
+                raise UserError(f"source {source.name} holds no videos to draw from; leave it out")
+        if not self.sources:
+            raise UserError("there is no source to draw from")
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps that draw as many samples as there are records in all sources."""
+        return max(1, sum(len(source.records) for source in self.sources) // self.batch_size)
+
+    def __len__(self) -> int:
+        return (self.stop_step - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        mine = _micro_batches(self.batch_size, self.accumulation, self.rank, self.world_size)
+        for step in range(self.start_step, self.stop_step):
+            sources, places = self._draw(step)
+            for micro_batch in mine:
+                yield [
+                    SampleKey(step * self.batch_size + p, int(self.sources[sources[p]].records[places[p]]))
+                    for p in micro_batch
+                ]
+
+    def _draw(self, step: int) -> tuple[list[int], list[int]]:
+        """The source of each of the step's samples, and its place among the source's records."""
+        # a key of two numbers is no pass of a `TrainStream`
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(step, 0)))
+        shares, groups = self._groups
+        members, shares_within, counts = groups[int(np.searchsorted(shares, rng.random(), side="right"))]
+        which, where = rng.random((self.batch_size, 2)).T
+        chosen = np.searchsorted(shares_within, which, side="right")
+        places = (where * counts[chosen]).astype(np.int64)
+        return members[chosen].tolist(), places.tolist()
+
+    @cached_property
+    def _groups(self) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """The running share of each number of frames; and for each the sources that have it, their running shares
+        and how many records they hold."""
+        frames = np.array([source.frames for source in self.sources])
+        weights = np.array([source.weight for source in self.sources], dtype=np.float64)
+        counts = np.array([len(source.records) for source in self.sources])
+        groups, totals = [], []
+        for each in np.unique(frames):
+            members = np.flatnonzero(frames == each)
+            groups.append((members, _running_share(weights[members]), counts[members]))
+            totals.append(weights[members].sum())
+        return _running_share(np.array(totals)), groups
+
+
+def _running_share(weights: np.ndarray) -> np.ndarray:
+    total = np.cumsum(weights)
+    return total / total[-1]
+
+
+@dataclass(frozen=True)
+class EvalShard:
+    """This rank's share of an evaluation: every index exactly once over all ranks, in order, no padding.
+
+    With `every` = k it takes only each k-th index, for a quick look.
+    """
+
+    num_samples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    every: int = 1
+
+    def __len__(self) -> int:
+        return -(-len(self._mine()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        mine = self._mine()
+        for first in range(0, len(mine), self.batch_size):
+            yield [SampleKey(0, index) for index in mine[first : first + self.batch_size]]
+
+    def _mine(self) -> range:
+        return range(self.rank * self.every, self.num_samples, self.world_size * self.every)
+
+
+@dataclass(frozen=True)
+class EvalUnits:
+    """An evaluation in units of work that are the same whatever the ranks: unit u holds the samples
+    [u * batch_size, (u + 1) * batch_size) of the split, or of each `every`-th of it, and is one batch.
+
+    In the last bit, logits depend on how many videos a batch holds. Here that follows from the split alone, so that
+    any number of ranks computes the same. Those units that are not `done` are dealt to the ranks in turn.
+
+    Iterating yields the keys of each unit in `mine`, in order.
+    """
+
+    num_samples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    every: int = 1
+    done: frozenset[int] = frozenset()
+
+    @property
+    def total(self) -> int:
+        return -(-len(self._samples) // self.batch_size)
+
+    @cached_property
+    def mine(self) -> list[int]:
+        left = [unit for unit in range(self.total) if unit not in self.done]
+        return left[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for unit in self.mine:
+            first = unit * self.batch_size
+            yield [SampleKey(0, index) for index in self._samples[first : first + self.batch_size]]
+
+    @property
+    def _samples(self) -> range:
+        return range(0, self.num_samples, self.every)

@@ -1,0 +1,175 @@
+"""Videos of any length as clips to judge: whole, or in windows that slide along them.
+
+A sample is a chunk: some windows of one video that follow each other, which one pass over its frames serves. So memory
+does not depend on the video's length, and no frame is decoded for every window anew that shows it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.video import DecodeError, VideoInfo
+from vidtrain.data.loading.dataset import Fault, Sample, VideoDataset
+from vidtrain.data.loading.quarantine import Quarantine
+from vidtrain.data.loading.samplers import SampleKey
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.temporal import ROUNDING, cut
+from vidtrain.errors import UserError
+
+
+class Chunk(NamedTuple):
+    """Windows of one video: each begins at one of `starts` and is `length` long, in seconds; None is all of it."""
+
+    path: str
+    starts: tuple[float, ...] = (0.0,)
+    length: float | None = None
+
+
+class Length(NamedTuple):
+    """A video's length, and what most of its frames are shown for, in seconds; whether it can only be read from its
+    beginning."""
+
+    seconds: float
+    frame: float
+    from_beginning: bool
+
+
+class Views(NamedTuple):
+    """What is shown of a chunk: frame indices int64 [m n t] of the m windows' clips, and the boxes cut from them."""
+
+    video: VideoInfo
+    frames: np.ndarray
+    crops: list[Crop]
+
+
+@dataclass(frozen=True)
+class WindowDataset(Dataset):
+    """Reads chunks of videos, by the number of the chunk, in the way in which `videos` evaluates.
+
+    A sample's clips are uint8 [m n c t h w] of m windows, each with the n views that a video of its own would have.
+    Whatever cannot be shown (an unreadable file, a video that the protocol refuses) gives a sample without clips and
+    with one fault.
+    """
+
+    videos: VideoDataset
+    chunks: Sequence[Chunk]
+
+    @property
+    def quarantine(self) -> Quarantine:
+        return self.videos.quarantine
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        chunk = self.chunks[key.index]
+        try:
+            clips = self.quarantine.attempt(chunk.path, partial(self._read, chunk))
+        except (DecodeError, UserError) as error:
+            return _without(key, error.cause if isinstance(error, DecodeError) else str(error), chunk.path)
+        seeds = torch.zeros(clips.shape[:2], dtype=torch.int64)
+        return Sample(clips, torch.tensor(0), key.index, seeds, [])
+
+    def views(self, chunk: Chunk) -> Views:
+        """Which frames and boxes show a chunk. Raises `DecodeError`, and `UserError` where the protocol refuses."""
+        videos = self.videos
+        info = partial(videos.index.info, chunk.path, videos.manifest.frame_rate)
+        video = self.quarantine.opened(chunk.path, info)
+        times = video.timestamps - video.timestamps[0]
+        windows = []
+        for start in chunk.starts:
+            begin = end = None
+            if chunk.length is not None:
+                # from a frame on, so that a window of as many frames as a clip has room for it
+                begin = float(times[max(0, np.searchsorted(times, start + ROUNDING, side="right") - 1)])
+                end = begin + chunk.length
+            windows.append(
+                clip_indices(video.num_frames, video.timestamps, videos.protocol, None, begin, end)
+            )
+        return Views(video, np.stack(windows), videos.geometry(video.width, video.height, videos.size))
+
+    def _read(self, chunk: Chunk) -> Tensor:
+        video, frames, crops = self.views(chunk)
+        size = self.videos.geometry.output_size(video.width, video.height, self.videos.size)
+        views = [(clip, crop) for window in frames for clip in window for crop in crops]
+        pixels = decode_views(video, views, size, self.videos.interpolation, self.videos.size_changes)
+        return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=len(frames))
+
+
+@dataclass(frozen=True)
+class LengthDataset(Dataset):
+    """How long the files `paths` are, found out by workers: a sample's "clips" are float64 [1 3], its `Length`."""
+
+    paths: Sequence[str]
+    index: VideoIndex
+    frame_rate: float | None
+    quarantine: Quarantine
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        path = self.paths[key.index]
+        info = partial(self.index.info, path, self.frame_rate)
+        try:
+            video = self.quarantine.attempt(path, lambda: self.quarantine.opened(path, info))
+        except DecodeError as error:
+            return _without(key, error.cause, path)
+        whole = cut(video.timestamps, None, None, alone=1.0)
+        from_beginning = video.packets is None and not video.images
+        found = torch.tensor([[whole.length, whole.usual, from_beginning]], dtype=torch.float64)
+        return Sample(found, torch.tensor(0), key.index, torch.zeros(1, 1, dtype=torch.int64), [])
+
+
+def _without(key: SampleKey, cause: str, path: str) -> Sample:
+    return Sample(None, torch.tensor(0), key.index, torch.empty(0, dtype=torch.int64), [Fault(path, cause)])
+
+
+def tasks_of(sizes: Sequence[int], at_once: int) -> list[list[SampleKey]]:
+    """Chunks of `sizes` windows put side by side in batches of `at_once` windows, or fewer, in order."""
+    tasks: list[list[SampleKey]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if size > room:
+            tasks.append([])
+            room = at_once
+        tasks[-1].append(SampleKey(0, index))
+        room -= size
+    return tasks
+
+
+def clip_seconds(protocol: ClipProtocol, frame: float) -> float | None:
+    """Seconds that a clip spans, of a video whose frames are shown for `frame` seconds; None for "uniform", whose
+    clips span whatever there is."""
+    if protocol.sampling == "uniform":
+        return None
+    seconds = protocol.stride * protocol.frames * (frame if protocol.frame_step is not None else 1.0)
+    # V-JEPA 2 lets clips move only within more frames than they span
+    return seconds + frame if protocol.sampling == "reference" else seconds
+
+
+def window_starts(seconds: float, length: float, stride: float, frame: float) -> list[float]:
+    """Where windows of `length` begin in a video: every `stride`, as long as they lie within it.
+
+    What that leaves over at the end, if it is more than a `frame`, has one more window, which ends with the video. A
+    video that is no longer than a window has one. All in seconds.
+    """
+    last = seconds - length
+    if last <= frame / 2:
+        return [0.0]
+    starts = [number * stride for number in range(math.floor((last + frame / 2) / stride) + 1)]
+    return [*starts, last] if last - starts[-1] > frame else starts
+
+
+def chunks_of(path: str, starts: Sequence[float], length: float, at_once: int) -> Iterator[Chunk]:
+    """A video's windows in chunks of `at_once`."""
+    for first in range(0, len(starts), at_once):
+        yield Chunk(path, tuple(starts[first : first + at_once]), length)

@@ -1,0 +1,319 @@
+"""A prepared copy of a dataset: one folder of re-encoded files, and what is known of how they were made.
+
+    folder/
+      prepared.json     settings, versions, the common folder of the sources, counts
+      ledger.sqlite     for every source: its size and time of modification, the settings, and what became of it
+      unreadable.csv    path and cause of the sources that there is no copy of
+      files/            the sources' tree below their common folder; the copy of a/b.avi is a/b.avi.mp4
+
+Sources are known by their path below the common folder, so a dataset that was moved is known again.
+"""
+
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from vidtrain.data.manifest.columns import StringsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.prepared.reencode import TEMPORARY, EncodeSettings, Made
+from vidtrain.errors import UserError
+from vidtrain.files.escaping import csv_text, shown
+from vidtrain.files.masking import masked
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the copies
+# In copies of this one, what was turned, mirrored or has pixels that are not square may be wrong, and times in some
+# containers. They are used all the same, and looked at again when their folder is prepared again
+OLDER_FORMAT = 1
+NAMED = 5  # files that a message names
+AT_A_TIME = 10_000  # sources asked for at once
+WAIT_SECONDS = 60.0  # for another process that is writing
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS files (source BLOB PRIMARY KEY, source_bytes INTEGER, modified INTEGER,"
+    " settings TEXT, bytes INTEGER, shift REAL, cause TEXT) WITHOUT ROWID"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of a source that had `source_bytes` and was `modified` (ns) when it was read; `older`: by
+    `OLDER_FORMAT`."""
+
+    source_bytes: int
+    modified: int
+    made: Made
+    older: bool
+
+
+class PreparedCopy:
+    """A prepared copy in `folder`, of sources below `root`, made with `settings` by `command`."""
+
+    def __init__(self, folder: Path, root: str, settings: EncodeSettings, command: str):
+        self.folder = folder
+        self.root = root
+        self.settings = settings
+        self.command = command
+        self._files = folder / "files"
+        self._stated = asdict(settings)
+        if settings.size_changes == "scale":  # with which copies were made before there was the choice
+            del self._stated["size_changes"]
+        self._key = json.dumps([FORMAT, self._stated])
+        self._older_key = json.dumps([OLDER_FORMAT, self._stated])
+
+    @classmethod
+    def open(cls, folder: Path) -> "PreparedCopy":
+        """The copy in `folder`. Raises `UserError` where there is none."""
+        facts = _facts(folder)
+        if facts is None:
+            others = sorted(path.parent.name for path in folder.parent.glob("*/prepared.json"))
+            raise UserError(
+                f"no prepared copy {folder.name} in {folder.parent}; "
+                + (
+                    f"there are: {', '.join(others)}"
+                    if others
+                    else "make one with python -m vidtrain.prepare"
+                )
+            )
+        try:
+            settings = EncodeSettings(**facts["settings"])
+        except TypeError as error:
+            raise _damaged(folder / "prepared.json", error) from error
+        return cls(folder, facts["root"], settings, facts["command"])
+
+    @classmethod
+    def begin(
+        cls, folder: Path, sources: Sequence[str], settings: EncodeSettings, command: str
+    ) -> "PreparedCopy":
+        """A new copy of `sources` in `folder`, or the one there to go on with.
+
+        Raises `UserError` where that one is of files of another folder.
+        """
+        facts = _facts(folder)
+        root = _root(None if facts is None else facts["root"], sources, folder)
+        copy = cls(folder, root, settings, command)
+        folder.mkdir(parents=True, exist_ok=True)
+        copy._write_facts({"complete": False})
+        return copy
+
+    def target(self, source: str) -> Path:
+        """Where the copy of `source` lies; no two sources share one."""
+        return self._files / f"{self._name(source)}.mp4"
+
+    def record(self, source: str, before: tuple[int, int], made: Made) -> None:
+        """Notes what became of `source`, whose `signature` was `before` when it was begun."""
+        if made.cause:
+            self.target(source).unlink(missing_ok=True)  # of what it was when it could still be read
+        with self._ledger() as ledger, ledger:
+            ledger.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (os.fsencode(self._name(source)), *before, self._key, made.bytes, made.shift, made.cause),
+            )
+
+    def pending(self, sources: Iterable[str]) -> Iterator[str]:
+        """Those of `sources` that must be prepared: not done yet, changed since, with other settings, or whose copy
+        is gone; and those of `older`. What could not be read is tried again. A source that is gone itself keeps its
+        copy.
+        """
+        for source, entry in self._entries(sources):
+            if (
+                entry is None
+                or entry.made.cause
+                or not self._stands(source, entry)
+                or self._dated(source, entry)
+            ):
+                yield source
+
+    def older(self, sources: Iterable[str]) -> dict[str, Made]:
+        """What was made of those of `sources` whose copy stands, but is of an older format, and so may be wrong."""
+        return {
+            source: entry.made
+            for source, entry in self._entries(sources)
+            if entry is not None and self._stands(source, entry) and self._dated(source, entry)
+        }
+
+    def _dated(self, source: str, entry: Entry) -> bool:
+        return entry.older and not entry.made.cause and signature(source) is not None
+
+    def _stands(self, source: str, entry: Entry) -> bool:
+        same = signature(source) in ((entry.source_bytes, entry.modified), None)
+        return same and _size(self.target(source)) == entry.made.bytes
+
+    def finish(self, sources: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """Writes prepared.json and unreadable.csv over `sources`, all recorded.
+
+        Returns the counts `videos`, `unreadable` and, over what was prepared, `source_bytes` and `bytes`; and what is
+        unreadable, as (path, cause).
+        """
+        counts = {"videos": len(sources), "unreadable": 0, "source_bytes": 0, "bytes": 0}
+        unreadable = []
+        for source, entry in self._entries(sources):
+            if entry.made.cause:
+                unreadable.append((source, entry.made.cause))
+            else:
+                counts["source_bytes"] += entry.source_bytes
+                counts["bytes"] += entry.made.bytes
+        counts["unreadable"] = len(unreadable)
+        text = csv_text([("path", "cause"), *unreadable])
+        # a path may be no UTF-8: its bytes are kept
+        (self.folder / "unreadable.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+        self._write_facts({"complete": True, **counts})
+        return counts, unreadable
+
+    def clean(self) -> None:
+        """Removes what killed runs left half-written."""
+        for path in self._files.rglob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+    def redirect(self, manifest: Manifest) -> Manifest:
+        """`manifest` with the paths of the copies in place of the sources'; all else stays as it is.
+
+        A source that could not be read keeps its own path, so that reading it fails and is reported as ever. Raises
+        `UserError` where the copy lacks files. Whether sources have changed since, only preparing again finds out.
+        """
+        paths, shifts, missing = StringsBuilder(), np.zeros(len(manifest)), []
+        older = 0
+        for index, (source, entry) in enumerate(self._entries(manifest.paths)):
+            if entry is None:
+                missing.append(source)
+            else:
+                paths.extend([source if entry.made.cause else str(self.target(source))])
+                shifts[index] = entry.made.shift
+                older += entry.older and not entry.made.cause
+        if missing:
+            more = ", ..." if len(missing) > NAMED else ""
+            raise UserError(
+                f"{len(missing)} of {len(manifest)} files are not in the prepared copy {self.folder} "
+                f"of the files in {self.root}: {', '.join(map(shown, missing[:NAMED]))}{more}\n"
+                f"complete it with: {self.command}"
+            )
+        if older:
+            log.warning(
+                "%d of %d files of the prepared copy %s are of an earlier version, which got some orientations, colors "
+                "and times wrong; this looks at them again, and makes anew what it must: %s",
+                older, len(manifest), self.folder, self.command,
+            )  # fmt: skip
+        columns = replace(manifest.columns, paths=paths.build())
+        if shifts.any():
+            moved = {name: getattr(columns, name) for name in ("starts", "ends")}
+            columns = replace(columns, **{k: None if v is None else v + shifts for k, v in moved.items()})
+        return Manifest.from_columns(columns, manifest.classes, sources=manifest.sources)
+
+    def _name(self, source: str) -> str:
+        path, root = os.path.abspath(source), os.path.join(self.root, "")
+        return path[len(root) :] if path.startswith(root) else os.path.relpath(path, self.root)
+
+    @contextmanager
+    def _ledger(self) -> Iterator[sqlite3.Connection]:
+        path = self.folder / "ledger.sqlite"
+        try:
+            with closing(sqlite3.connect(path, timeout=WAIT_SECONDS)) as database:
+                database.execute(SCHEMA)
+                yield database
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{path} cannot be used ({error}): free some space if the disk is full; if the file is damaged, "
+                f"delete {self.folder} and prepare again"
+            ) from error
+
+    def _entries(self, sources: Iterable[str]) -> Iterator[tuple[str, Entry | None]]:
+        """`sources` with what is known of each, prepared with these settings."""
+        waiting = iter(sources)
+        with self._ledger() as ledger:
+            while chunk := list(islice(waiting, AT_A_TIME)):
+                names = [os.fsencode(self._name(source)) for source in chunk]
+                rows = ledger.execute(
+                    "SELECT source, source_bytes, modified, bytes, shift, cause, settings FROM files"
+                    f" WHERE settings IN (?, ?) AND source IN ({', '.join('?' * len(names))})",
+                    (self._key, self._older_key, *names),
+                )
+                found = {row[0]: Entry(*row[1:3], Made(*row[3:6]), row[6] == self._older_key) for row in rows}
+                for source, name in zip(chunk, names, strict=True):
+                    yield source, found[name] if name in found else None
+
+    def _write_facts(self, more: dict[str, Any]) -> None:
+        facts = {
+            "format": FORMAT,
+            "root": self.root,
+            "settings": self._stated,
+            "command": self.command,
+            "versions": {"av": av.__version__, **{k: _dotted(v) for k, v in av.library_versions.items()}},
+            **more,
+        }
+        temporary = self.folder / f".prepared.json{TEMPORARY}"
+        temporary.write_text(masked(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
+        temporary.replace(self.folder / "prepared.json")
+
+
+def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
+    """Where the copy of a dataset lies that is called `name`."""
+    return Path(data_root) / "prepared" / dataset / name
+
+
+def signature(source: str) -> tuple[int, int] | None:
+    """Bytes and time of modification (ns) of a file; of a folder of images their sum and the latest. None: gone."""
+    try:
+        if not os.path.isdir(source):
+            status = os.stat(source)
+            return status.st_size, status.st_mtime_ns
+        with os.scandir(source) as entries:
+            statuses = [entry.stat() for entry in entries]
+    except OSError:
+        return None
+    return (
+        sum(status.st_size for status in statuses),
+        max((status.st_mtime_ns for status in statuses), default=0),
+    )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    path = folder / "prepared.json"
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found = {key: facts[key] for key in ("root", "settings", "command")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if [type(each) for each in found.values()] != [str, dict, str]:
+        raise _damaged(path, TypeError("root and command are text, and settings a mapping"))
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}): delete the folder and prepare again")
+
+
+def _root(known: str | None, sources: Sequence[str], folder: Path) -> str:
+    """The folder that the sources' paths are kept below: `known` as long as they lie there."""
+    paths = [os.path.abspath(source) for source in sources]
+    # the first and the last in order have in common what all have
+    common = os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])
+    inside = sum(path.startswith(os.path.join(known, "")) for path in paths) if known else 0
+    if 0 < inside < len(paths):
+        raise UserError(
+            f"{folder} is a prepared copy of files in {known}, and {len(paths) - inside} of {len(paths)} files "
+            "lie elsewhere: prepare them under another name with name="
+        )
+    return known if inside else common

@@ -1,0 +1,368 @@
+"""One video to one prepared file: smaller, quick to read at random, with the same frames at the same times.
+
+What makes it quick: a clean start every few frames, and B pictures that no other picture refers to, so that those
+that nobody asked for are not decoded.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.frame import PictureType
+
+from vidtrain.data.decoding.conversion import (
+    FULL_RANGE,
+    MATRICES,
+    SCALE_FLAGS,
+    SIZE_CHANGES,
+    color_of,
+    filter_graph,
+)
+from vidtrain.data.decoding.damage import damage_error, frames_in_order, sound_image
+from vidtrain.data.decoding.decoder import size_error
+from vidtrain.data.decoding.image_folders import probe_images
+from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
+from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS
+from vidtrain.data.decoding.video import DecodeError, VideoInfo, opened
+from vidtrain.data.processes import watchdog
+from vidtrain.errors import UserError
+
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+)  # fmt: skip
+BT601, LIMITED_RANGE = 6, 1
+TEMPORARY = ".tmp"  # how the names of unfinished files end
+# Units of time per second where those of the source are too fine for MP4
+COARSER_SCALES = (1_000_000, 90_000, 1_000)
+LARGEST = 2**31 - 1  # MP4 keeps the distance of two frames, and the units a second, in 32 bits
+MOST_ASPECT = 4096  # the largest number that x264 writes of a pixel's shape
+UNTIMED_RATE = 25  # for how long a single frame is shown
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How prepared files are encoded. Raises `UserError` where x264 would not take it.
+
+    `short_side` is in pixels, `gop` the frames from one clean start to the next, `b_frames` the B pictures in a
+    row, `crf` x264's constant quality (0 best, 51 worst), `preset` its effort, `size_changes` what becomes of frames of
+    another size than the first: one of `SIZE_CHANGES`.
+    """
+
+    short_side: int
+    gop: int
+    b_frames: int
+    crf: int
+    preset: str
+    size_changes: str = "scale"
+
+    def __post_init__(self) -> None:
+        if self.short_side < 2 or self.short_side % 2:
+            raise UserError(f"short_side={self.short_side}: must be an even number of pixels, 2 or more")
+        for name, least, most in (("gop", 1, 250), ("b_frames", 0, 16), ("crf", 0, 51)):
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)}: must lie between {least} and {most}")
+        if self.preset not in PRESETS:
+            raise UserError(f"preset={self.preset}: must be one of {', '.join(PRESETS)}")
+        if self.size_changes not in SIZE_CHANGES:
+            raise UserError(
+                f"data.size_changes={self.size_changes}: must be one of {', '.join(SIZE_CHANGES)}"
+            )
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the copy: the short side is `short_side`, or as it is where that is less; both even.
+
+        A side is rounded to the nearest even number, down where nothing is shrunk.
+        """
+        short = min(width, height)
+        if short <= self.short_side:
+            return max(2, width // 2 * 2), max(2, height // 2 * 2)
+        return tuple((side * self.short_side + short) // (2 * short) * 2 for side in (width, height))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`. Pictures of
+    more than `max_pixels` cannot be read. `older` is what an earlier version made of it; that copy stays if this one
+    would make the same.
+    """
+
+    source: str
+    target: Path
+    settings: EncodeSettings
+    frame_rate: float | None
+    max_pixels: int = MAX_PIXELS
+    older: "Made | None" = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a job. `cause` says why the source cannot be read; then there is no copy.
+
+    `bytes` is the copy's size. Times of the copy are those of the source plus `shift` seconds, 0 unless the
+    source begins before time 0. `refusal` is what must end the program.
+    """
+
+    bytes: int = 0
+    shift: float = 0.0
+    cause: str = ""
+    refusal: str = ""
+
+
+def prepare_file(job: Job) -> Made:
+    """Makes `job.target`, whole or not at all. What goes wrong is in the result, which crosses processes."""
+    # by process, so that two that work on one file do no harm
+    temporary = job.target.with_name(f".{job.target.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        if job.frame_rate:
+            video = probe_images(job.source, job.frame_rate, job.max_pixels)
+        else:
+            video = probe(job.source, job.max_pixels)
+        timing = Timing.of(video)
+        size = job.settings.size(video.width, video.height)
+        if job.older is not None and holds(video, job.target, timing, size):
+            return job.older
+        encode(video, temporary, timing, size, job.settings)
+        verify(video, temporary, timing, size)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        made = Made(os.path.getsize(temporary), timing.shift)
+        temporary.replace(job.target)
+        return made
+    except DecodeError as error:
+        return Made(cause=error.cause if error.path == job.source else str(error))
+    except OSError as error:  # of the copy's side: what reading raises is a DecodeError
+        return Made(refusal=f"cannot write {job.target}: {error.strerror or error}")
+    except av.FFmpegError as error:
+        return Made(cause=f"it cannot be encoded: {error.strerror}")
+    finally:
+        with suppress(OSError):  # mostly, that it is not there
+            temporary.unlink()
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """Frame times as MP4 keeps them: `units` int64 [num_frames], from 0 or later, `scale` of them a second."""
+
+    units: np.ndarray
+    scale: int
+    shift: float
+
+    @classmethod
+    def of(cls, video: VideoInfo) -> "Timing":
+        """The times of `video` as they are where MP4 can hold them, else rounded to a microsecond or more."""
+        shift = max(0, -int(video.ticks[0]))
+        for scale in (video.tick.denominator, *COARSER_SCALES):
+            per_tick = video.tick * scale
+            units = np.array(
+                [round(tick * per_tick) for tick in (video.ticks + shift).tolist()], dtype=np.int64
+            )
+            gaps = np.diff(units)
+            if scale <= LARGEST and (gaps > 0).all() and gaps.max(initial=0) * 32 <= LARGEST:
+                return cls(units, scale, float(shift * video.tick))
+        raise DecodeError(video.path, "its frame times are too far apart for an MP4 file")
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Units that each frame is shown, int64 [num_frames]; the last as long as the one before."""
+        gaps = np.diff(self.units)
+        last = gaps[-1] if len(gaps) else max(1, self.scale // UNTIMED_RATE)
+        return np.append(gaps, last)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second on average, within what encoders take."""
+        mean = Fraction(len(self.units) * self.scale, int(self.durations.sum()))
+        return min(max(mean.limit_denominator(100_000), Fraction(1, 1000)), Fraction(1000))
+
+
+def encode(
+    video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int], settings: EncodeSettings
+) -> None:
+    """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
+
+    Colors keep the matrix and the range that the reader takes the source to have, and are labeled with them. Pixels
+    that are not square are labeled with their shape. Raises `DecodeError` where not every frame that the source was
+    found to hold decodes, sound and at its time.
+    """
+    converter: Converter | None = None
+    durations = timing.durations
+    with av.open(str(target), "w", format="mp4", options=_container_options(timing.scale)) as container:
+        stream = container.add_stream("libx264", rate=timing.rate, options=_codec_options(settings))
+        encoder = stream.codec_context
+        for index, frame in enumerate(_frames(video)):
+            if converter is None:
+                converter = Converter(frame, video, size, settings.size_changes)
+                stream.width, stream.height = size
+                encoder.sample_aspect_ratio = pixel_aspect(video, size)
+                stream.pix_fmt = "yuv420p"
+                encoder.time_base = Fraction(1, timing.scale)
+                encoder.gop_size, encoder.max_b_frames = settings.gop, settings.b_frames
+                encoder.thread_type, encoder.thread_count = "NONE", 1
+                encoder.colorspace, encoder.color_range = converter.matrix, converter.range
+                encoder.color_primaries, encoder.color_trc = frame.color_primaries, frame.color_trc
+            picture = converter(frame, index)
+            picture.pts, picture.duration = int(timing.units[index]), int(durations[index])
+            picture.time_base = Fraction(1, timing.scale)
+            picture.pict_type = PictureType.NONE  # else the encoder repeats the source's choice
+            container.mux(stream.encode(picture))
+            watchdog.progress()
+        for packet in encoder.encode_lazy(None):  # what it looks ahead at: seconds of work
+            packet.stream = stream
+            container.mux(packet)
+            watchdog.progress()
+
+
+def _container_options(scale: int) -> dict[str, str]:
+    # both time scales: the beginning of the first frame is kept in that of the movie
+    return {"movflags": "+faststart", "video_track_timescale": str(scale), "movie_timescale": str(scale)}
+
+
+def _codec_options(settings: EncodeSettings) -> dict[str, str]:
+    starts = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
+    # as many B pictures as allowed: left the choice, x264 makes none where there is much motion, and every picture
+    # must then be decoded
+    skippable = f"b-pyramid=none:b-adapt=0:bframes={settings.b_frames}"
+    return {"preset": settings.preset, "crf": str(settings.crf), "x264-params": f"{starts}:{skippable}"}
+
+
+def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    """All frames in order, as many as `video` says and at its times; raises `DecodeError` where they are not."""
+    times: list[int | None] = []
+    for frame in _images(video) if video.images else _in_order(video):
+        if len(times) == video.num_frames:
+            raise DecodeError(video.path, f"it holds more than the {video.num_frames} frames found at first")
+        times.append(None if video.images else frame.pts)
+        time_base = frame.time_base
+        yield frame
+    if len(times) < video.num_frames:
+        raise DecodeError(
+            video.path, f"{video.num_frames - len(times)} of {video.num_frames} frames do not decode"
+        )
+    timed = None not in times and (np.diff(times) > 0).all()
+    if timed and not _same_times(np.array(times), time_base, video.ticks, video.tick):
+        raise DecodeError(video.path, "its frames do not come at the times that its packets say")
+
+
+def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    for path in video.images:
+        yield sound_image(path, video.max_pixels)
+
+
+def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    for index, (frame, made_up) in enumerate(frames_in_order(video.path, video.max_pixels)):
+        if made_up:
+            raise damage_error(video.path, index)
+        yield frame
+
+
+def _same_times(ticks: np.ndarray, tick: Fraction, others: np.ndarray, other: Fraction) -> bool:
+    ratio = tick / other
+    return bool((ticks * ratio.numerator == others * ratio.denominator).all())
+
+
+class Converter:
+    """Turns upright, scales and reduces frames to 8 bit 4:2:0, in the matrix and range of the `first` frame."""
+
+    def __init__(self, first: av.VideoFrame, video: VideoInfo, size: tuple[int, int], size_changes: str):
+        self.matrix = first.colorspace if first.colorspace in MATRICES else BT601
+        self._range_name = color_of(first)[1]
+        self.range = FULL_RANGE if self._range_name == "full" else LIMITED_RANGE
+        self._video, self._size, self._size_changes = video, size, size_changes
+        self._layout: tuple = ()
+        self._graph: Graph
+
+    def __call__(self, frame: av.VideoFrame, index: int) -> av.VideoFrame:
+        video = self._video
+        way = orientation_of(frame) if video.images else video.orientation
+        shown = displayed_size(frame.width, frame.height, way)
+        if self._size_changes == "refuse" and shown != video.picture:
+            raise size_error(video.path, index, video.picture, *shown)
+        layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
+        if layout != self._layout:
+            self._graph, self._layout = self._build(frame, way), layout
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
+        width, height = self._size[::-1] if way.swaps_sides else self._size
+        matrix, source_range = color_of(frame)
+        out_matrix, out_range = MATRICES[self.matrix], self._range_name
+        scale = (
+            f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}"
+            f":in_color_matrix={matrix}:out_color_matrix={out_matrix}"
+            f":in_range={source_range}:out_range={out_range}"
+        )
+        left = ":out_chroma_loc=left"  # what H.264 means where it says nothing
+        turn, upside_down = way.filters
+        turn = [*turn, *([("vflip", "")] if upside_down else [])]
+        if not turn:
+            return filter_graph(frame, [("scale", scale + left), ("format", "yuv420p")])
+        # with as many color samples as pixels, which every filter takes; those of 4:2:0 lie between its pixels in
+        # height and not in width, which turning would exchange
+        same = (
+            f"flags=bicubic+{SCALE_FLAGS}:in_color_matrix={out_matrix}:out_color_matrix={out_matrix}"
+            f":in_range={out_range}:out_range={out_range}"
+        )
+        return filter_graph(
+            frame,
+            [("scale", scale), ("format", "yuv444p"), *turn, ("scale", same + left), ("format", "yuv420p")],
+        )
+
+
+def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
+    """That of a copy's pixels: as the source's where those are not square, and as its sides were rounded.
+
+    Square ones stay square: half a pixel more or less is not worth another shape.
+    """
+    if video.aspect == 1:
+        return Fraction(1)
+    stretch = Fraction(video.width * size[1], video.height * size[0])
+    return (video.aspect * stretch).limit_denominator(MOST_ASPECT)
+
+
+def holds(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> bool:
+    """Whether the file `copy`, by an earlier version, is what would be made of `video` now: one that is upright, with
+    square pixels, the same frames and the same times. Raises `DecodeError` where the source cannot be read."""
+    ways = {orientation_of(frame) if video.images else video.orientation for frame in _frames(video)}
+    if ways != {Orientation()} or video.aspect != 1:
+        return False
+    try:
+        verify(video, copy, timing, size)
+    except DecodeError:  # of the copy: the source has just been read
+        return False
+    return True
+
+
+def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
+    """Reads the file `copy` back; raises `DecodeError` of `video` unless it holds the same frames at the same times."""
+    try:
+        found = probe(str(copy))
+        with opened(str(copy)) as (container, stream):
+            decoded = 0
+            for _ in container.decode(stream):
+                decoded += 1
+                watchdog.progress()
+    except DecodeError as error:
+        raise DecodeError(video.path, f"its copy cannot be read: {error.cause}") from error
+    problems = []
+    if not decoded == found.num_frames == video.num_frames:
+        problems.append(f"{decoded} frames of {video.num_frames}")
+    elif not _same_times(found.ticks, found.tick, timing.units, Fraction(1, timing.scale)):
+        problems.append("other frame times")
+    if found.aspect != pixel_aspect(video, size):
+        problems.append(f"pixels of {found.aspect} for {pixel_aspect(video, size)}")
+    if (found.width, found.height) != size or found.orientation != Orientation():
+        mirrored = "mirrored and " * found.mirrored
+        problems.append(
+            f"{found.width}x{found.height} {mirrored}turned by {found.rotation} for {size[0]}x{size[1]} upright"
+        )
+    if problems:
+        raise DecodeError(video.path, f"its copy came out wrong: {', '.join(problems)}")

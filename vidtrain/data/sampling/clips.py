@@ -1,0 +1,263 @@
+"""Which frames make a clip: a pure function of frame count, timestamps, protocol and generator."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from vidtrain.data.sampling.policies import FRAME_ORDERS, SHORT_POLICIES, with_middle
+from vidtrain.data.sampling.temporal import ROUNDING, Stretch, TemporalJitter, cut
+from vidtrain.data.sampling.vjepa2 import reference_clips, reference_step
+from vidtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClipProtocol:
+    """How clips are cut from a video: `num_clips` clips of `frames` frames each.
+
+    `sampling` says where a clip's frames lie:
+
+    - "dense": a stride apart. In training a clip starts anywhere; in evaluation one clip is centered, and several
+      start evenly spaced from the first possible start to the last.
+    - "uniform": over the whole video, one in each of `frames` equal segments (TSN, Wang et al. 2016). Of N frames,
+      frame j lies at floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
+      for one clip, and i / num_clips for clip i of several, as VideoMAE tests on Something-Something.
+    - "reference": V-JEPA 2's indices (see `reference_sampling`), made for training and evaluation alike.
+
+    The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
+    `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
+
+    With `overlap` every clip may lie anywhere. Without, the video is cut into `num_clips` equal parts, and each is
+    sampled as a video of its own with one clip, so that no two clips share a frame; only a part in which no frame
+    appears shows the one before it. In "reference" it is that code's switch of the same meaning.
+
+    `short` names what happens where a video (or its part) is shorter than a clip: it is shown from its beginning,
+    and then its last frame is held ("repeat_last"), it begins anew ("wrap"), or it is refused ("error"). For
+    "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "reference" holds the last
+    frame in its own way. `frame_order` is the order in which frames are shown. With `middle` a clip has one frame
+    more, at its end: the one that "single_frame" repeats, so that one reading serves all orders.
+
+    Raises `UserError` for values that make no clip, with a line for each.
+    """
+
+    frames: int
+    frame_step: int | None = None
+    fps: float | None = None
+    duration: float | None = None
+    num_clips: int = 1
+    short: str = "repeat_last"
+    frame_order: str = "forward"
+    sampling: str = "dense"
+    overlap: bool = True
+    middle: bool = False
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name}={value}: choose one of {', '.join(known)}"
+            for name, value, known in (
+                ("sampling", self.sampling, SAMPLINGS),
+                ("short", self.short, SHORT_POLICIES),
+                ("frame_order", self.frame_order, FRAME_ORDERS),
+            )
+            if value not in known
+        ]
+        strides = {"frame_step": self.frame_step, "fps": self.fps, "duration": self.duration}
+        given = {name: value for name, value in strides.items() if value is not None}
+        if self.sampling == "uniform" and given:
+            faults.append(f"sampling=uniform spans the whole video and takes no stride: add {_null(given)}")
+        if self.sampling in SAMPLINGS and self.sampling != "uniform" and len(given) != 1:
+            keep = [
+                f"to keep {name}={value:g}, add {_null(other for other in given if other != name)}"
+                for name, value in given.items()
+            ]
+            way = "; ".join(keep) or "none is given; add clip.frame_step=4, say"
+            faults.append(f"a clip's stride is given by exactly one of frame_step, fps and duration: {way}")
+        for name, value in {"frames": self.frames, "num_clips": self.num_clips, **given}.items():
+            if not 0 < value < math.inf:
+                faults.append(f"{name}={value}: must be above 0")
+        if self.sampling == "reference" and self.short == "wrap":
+            faults.append("sampling=reference cannot wrap: choose clip.short=repeat_last or clip.short=error")
+        if self.frame_order == "shuffled" and self.frames == 1:
+            faults.append("frame_order=shuffled needs clips of 2 frames or more")
+        if faults:
+            raise UserError("\n".join(faults))
+
+    @property
+    def stride(self) -> float | None:
+        """Distance between frames of a clip: in frames where `frame_step` is given, else in seconds; None for
+        "uniform", which has none."""
+        if self.frame_step is not None:
+            return self.frame_step
+        if self.duration is not None:
+            return self.duration / self.frames
+        return None if self.fps is None else 1 / self.fps
+
+
+def clip_indices(
+    num_frames: int,
+    timestamps: np.ndarray,
+    protocol: ClipProtocol,
+    rng: np.random.Generator | None,
+    start: float | None = None,
+    end: float | None = None,
+    jitter: TemporalJitter | None = None,
+) -> np.ndarray:
+    """Frame indices int64 [n t] of the clips of one video.
+
+    `timestamps` are the times in seconds at which its frames appear, float64 [num_frames], increasing. The
+    frame at time t is the last one with a timestamp <= t, so variable frame rates come out right for `fps` and
+    `duration`; `frame_step` and "uniform" count frames.
+
+    With `rng` (training), the range of possible starts is cut into `num_clips` equal slices and one start is
+    drawn uniformly in each. Without, the clips are the same every time: see `ClipProtocol.sampling`.
+
+    Only frames that appear at `start` <= t < `end`, in seconds after the first frame, take part.
+
+    `jitter` draws speed and direction of every training clip, after the starts, which it leaves where they are: a
+    clip that would now run over the end starts so much earlier, and no rate stretches a clip over more than the video.
+
+    Raises `UserError` where the policy for short videos is "error" and this is one, where nothing appears between
+    `start` and `end`, and where `jitter` does not go with the protocol.
+    """
+    if num_frames < 1 or timestamps.shape != (num_frames,):
+        raise ValueError(f"{num_frames} frames with timestamps of shape {timestamps.shape}")
+    if jitter is not None:
+        check_jitter(protocol, jitter)
+        if rng is None:
+            raise ValueError("temporal jitter is for training, which has a generator")
+    video = cut(timestamps, start, end, alone=protocol.stride or 1.0)
+    places, positions = SAMPLINGS[protocol.sampling](video, protocol, rng, jitter)
+    in_order = FRAME_ORDERS[protocol.frame_order](positions)
+    if protocol.middle:
+        in_order = with_middle(in_order)
+    clips = [
+        place.stretch.first + place.stretch.shown(clip + ROUNDING)
+        for place, clip in zip(places, in_order, strict=True)
+    ]
+    return np.stack(clips).astype(np.int64)
+
+
+def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:
+    """Raises `UserError` where the way of sampling has nothing to vary, or must not be varied."""
+    if protocol.sampling == "reference" and not jitter.is_idle:
+        raise UserError("sampling=reference gives fixed indices: take away the temporal augmentation")
+    if protocol.sampling == "uniform" and tuple(jitter.rate) != (1, 1):
+        raise UserError(
+            f"sampling=uniform has no stride that rate={list(jitter.rate)} could change; set rate=[1, 1]"
+        )
+
+
+def _null(names: Iterable[str]) -> str:
+    return " and ".join(f"clip.{name}=null" for name in names)
+
+
+class Place(NamedTuple):
+    """Where a clip lies: it is clip `number` of the `count` that share a stretch of the video."""
+
+    stretch: Stretch
+    number: int
+    count: int
+
+
+def _places(video: Stretch, protocol: ClipProtocol) -> list[Place]:
+    if protocol.overlap:
+        return [Place(video, number, protocol.num_clips) for number in range(protocol.num_clips)]
+    return [Place(part, 0, 1) for part in video.parts(protocol.num_clips)]
+
+
+def _dense(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    # Both kinds of stride are one computation: counted in frames, frame i appears at i.
+    places = _places(video.in_frames() if protocol.frame_step is not None else video, protocol)
+    offsets = np.arange(protocol.frames) * protocol.stride
+    starts = [_start(place, offsets[-1], rng) for place in places]
+    if jitter is None:
+        clips = [
+            start + offsets if start is not None else _short(place.stretch, offsets, protocol.short)
+            for place, start in zip(places, starts, strict=True)
+        ]
+        return places, np.stack(clips)
+    rates, backwards = jitter.draw(len(places), rng)
+    clips = [
+        _at_rate(place.stretch, start, offsets, rate, protocol.short)
+        for place, start, rate in zip(places, starts, rates, strict=True)
+    ]
+    return places, _turned(np.stack(clips), backwards)
+
+
+def _start(place: Place, span: float, rng: np.random.Generator | None) -> float | None:
+    """The time at which a frame appears that a clip can start with; None in a stretch that is too short for it."""
+    stretch, number, count = place
+    if not stretch.holds(span):
+        return None
+    if rng is not None:
+        # the last start also counts for how long it is shown: so each is drawn as often as it is shown long
+        return stretch.clock[stretch.shown((number + rng.random()) * (stretch.length - span) / count)]
+    latest = max(stretch.last - span, 0.0)
+    start = latest / 2 if count == 1 else number * latest / (count - 1)
+    return stretch.clock[stretch.shown(start + ROUNDING)]
+
+
+def _short(stretch: Stretch, positions: np.ndarray, policy: str) -> np.ndarray:
+    return SHORT_POLICIES[policy](positions, stretch.last, stretch.length)
+
+
+def _at_rate(
+    stretch: Stretch, start: float | None, offsets: np.ndarray, rate: float, short: str
+) -> np.ndarray:
+    """The positions [t] of a clip whose stride is multiplied by `rate`."""
+    span = offsets[-1]
+    if span > 0:
+        rate = min(rate, max(1.0, stretch.last / span))
+    if start is None:
+        return _short(stretch, offsets * rate, short)
+    if rate > 1:
+        latest = stretch.last - span * rate
+        start = stretch.clock[stretch.shown(min(start, latest) + ROUNDING)]
+    return start + offsets * rate
+
+
+def _uniform(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    places = _places(video.in_frames(), protocol)
+    positions = np.stack([_over_all(place, protocol, rng) for place in places])
+    if jitter is None:
+        return places, positions
+    return places, _turned(positions, jitter.draw(len(places), rng)[1])
+
+
+def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | None) -> np.ndarray:
+    """One frame [t] of each of t equal segments."""
+    stretch, number, count = place
+    frames, segments = len(stretch.clock), np.arange(protocol.frames)
+    if frames < protocol.frames:
+        return _short(stretch, segments, protocol.short)
+    if rng is not None:
+        drawn = np.floor((segments + rng.random(protocol.frames)) * frames / protocol.frames)
+        return drawn.clip(max=frames - 1)  # a product just below a whole number may round to it
+    # in whole numbers, so that nothing rounds
+    above, below = (1, 2) if count == 1 else (number, count)
+    return (segments * below + above) * frames // (protocol.frames * below)
+
+
+def _reference(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    step = reference_step(protocol.frames, protocol.frame_step, protocol.fps, protocol.duration, video)
+    counted = video.in_frames()
+    num_frames, num_clips = len(counted.clock), protocol.num_clips
+    if protocol.short == "error" and num_frames < protocol.frames * step:
+        _short(counted, np.arange(protocol.frames) * step, "error")
+    positions = reference_clips(num_frames, protocol.frames, step, num_clips, protocol.overlap, rng)
+    return [Place(counted, number, num_clips) for number in range(num_clips)], positions
+
+
+def _turned(positions: np.ndarray, backwards: np.ndarray) -> np.ndarray:
+    return np.where(backwards[:, None], positions[:, ::-1], positions)
+
+
+SAMPLINGS = {"dense": _dense, "uniform": _uniform, "reference": _reference}

@@ -1,0 +1,221 @@
+"""Pictures of one prediction: what the model saw and where it looked, a labeled video, a timeline."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.video import VideoInfo
+from vidtrain.data.decoding.writer import all_frames, write_video
+from vidtrain.data.loading.windows import Views, WindowDataset
+from vidtrain.files.escaping import shown
+from vidtrain.prediction.run import Prediction
+from vidtrain.prediction.segments import Segment, window_edges
+from vidtrain.reports.contact_sheet import SeenClip, draw_contact_sheet, step_of
+from vidtrain.reports.fonts import Legend, drawable
+from vidtrain.reports.overlays import BAR, Box, caption, labeled, outlined, rgb, shade, strip
+from vidtrain.reports.plots import COLORS
+from vidtrain.reports.timeline import Stretch, draw_timeline
+
+TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # the most probable of chances [k]
+
+SHORT_SIDE = (240, 480)  # pixels, least and most, of labeled videos: captions need some room
+MOST_LINES = 5
+LEAST_RISE = 1.5
+BRIGHTEST = 99.5  # percentile of the heat that is drawn brightest: a single place would leave the rest dark
+
+
+def scaled(heat: np.ndarray, from_even: bool) -> tuple[np.ndarray, float | None]:
+    """Heat as 0 to 1, float32, on one scale for all of the video, and how many times the mean 1 stands for; None where
+    there is no heat at all.
+
+    0 is no heat or, with `from_even`, the mean: attention is nowhere 0, and what has an even share of it is not looked
+    at in particular. Then 1 is `LEAST_RISE` times the mean or more, so that what is almost even looks even.
+    """
+    heat = heat.astype(np.float32)
+    if not np.isfinite(heat).any() or np.nanmax(heat) <= 0:
+        return np.zeros_like(heat), None
+    mean, brightest = float(np.nanmean(heat)), float(np.nanpercentile(heat, BRIGHTEST))
+    floor = mean if from_even else 0.0
+    brightest = max(brightest, LEAST_RISE * mean) if from_even else brightest or float(np.nanmax(heat))
+    return np.nan_to_num((heat - floor) / (brightest - floor)).clip(0, 1), brightest / mean
+
+
+def draw_sheet(
+    found: Prediction,
+    dataset: WindowDataset,
+    top: Sequence[tuple[str, float]],
+    title: str,
+    note: str,
+    from_even: bool,
+    path: Path,
+) -> None:
+    """sheet.png of a video that was judged as a whole. Raises `DecodeError`."""
+    seen = dataset.views(found.chunks[0])
+    video, frames = seen.video, seen.frames[0]
+    times = video.timestamps - video.timestamps[0]
+    heat = None
+    if found.heat is not None:
+        heat, times_mean = scaled(found.heat[0], from_even)
+        begin = "the mean" if from_even else "none"
+        colors = (
+            "there is none here" if times_mean is None else f"from {begin} to {times_mean:.1f} times the mean"
+        )
+        note += f" Colors: {colors}."
+    clips = []
+    for view, pixels in enumerate(rearrange(found.pixels[0].numpy(), "v c t h w -> v t h w c")):
+        clip, crop = divmod(view, len(seen.crops))
+        name = f"clip {clip + 1}" + (f", crop {crop + 1}" if len(seen.crops) > 1 else "")
+        shares = None
+        if heat is not None:
+            sums = found.heat[0, view].astype(np.float64).sum(axis=(1, 2))
+            shares = sums / max(float(sums.sum()), 1e-12)
+        clips.append(
+            SeenClip(name, pixels, times[frames[clip]], None if heat is None else heat[view], shares)
+        )
+    middle = frames[0][len(frames[0]) // 2 : len(frames[0]) // 2 + 1]
+    size = _even(video, SHORT_SIDE)
+    whole = decode_views(video, [(middle, Crop(0, 0, video.width, video.height))], size)
+    picture = rearrange(whole[0, :, 0].numpy(), "c h w -> h w c")
+    draw_contact_sheet(
+        path, title, note, top, picture, [_box(crop, video, size) for crop in seen.crops], clips
+    )
+
+
+def draw_labeled_video(
+    found: Prediction,
+    dataset: WindowDataset,
+    top_of: TopOf,
+    title: str,
+    segments: Sequence[Segment],
+    from_even: bool,
+    path: Path,
+) -> None:
+    """labeled.mp4: every frame with its answer, and the heat of the clip that shows it. Raises `DecodeError`.
+
+    `top_of` gives the most probable classes of chances [k]. A video that was judged as a whole has one answer;
+    frames that lie in no clip stay as they are.
+    """
+    seen = dataset.views(found.chunks[0])
+    video = seen.video
+    size = _even(video, SHORT_SIDE)
+    times = video.timestamps - video.timestamps[0]
+    heat = None if found.heat is None else scaled(found.heat, from_even)[0]
+    windows = found.chunks[0].length is not None
+    lines = min(MOST_LINES, found.chances.shape[1], len(top_of(found.chances[0])))
+    edges = window_edges(found.starts, found.ends, found.seconds) if windows else None
+    seconds = found.seconds if windows else max(float(times[-1]), 1e-6)
+    spans = _spans(segments, seconds) if windows else _clip_spans(seen, times, seconds)
+    band = strip(size[1], spans)
+    chunk_of = [number for number, chunk in enumerate(found.chunks) for _ in chunk.starts]
+    legend = Legend()
+
+    def pictures() -> Iterator[np.ndarray]:
+        views, at_chunk, at_window, panel = seen, 0, -1, None
+        for index, picture in enumerate(all_frames(video, size)):
+            window = 0
+            if windows:
+                window = min(
+                    int(np.searchsorted(edges, times[index], side="right")) - 1, len(found.starts) - 1
+                )
+            if window != at_window:
+                at_window, panel = (
+                    window,
+                    _panel(found.chances[window], top_of, size[1], title, lines, legend),
+                )
+            if chunk_of[window] != at_chunk:
+                at_chunk = chunk_of[window]
+                views = dataset.views(found.chunks[at_chunk])
+            row = window - chunk_of.index(at_chunk)
+            maps = None if heat is None else heat[window]
+            drawn = _with_heat(picture, index, views, views.frames[row], maps, size)
+            yield labeled(drawn, panel, band, times[index] / seconds)
+
+    write_video(path, pictures(), times)
+    legend.write(path)
+
+
+def _panel(
+    chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend
+) -> np.ndarray:
+    title = drawable(shown(title), legend)
+    if np.isnan(chances).any():
+        return caption(width, f"{title}: could not be read here", [], lines)
+    rows = [(drawable(shown(each["class"]), legend), each["probability"]) for each in top_of(chances)[:lines]]
+    return caption(width, title, rows, lines)
+
+
+def _with_heat(
+    picture: np.ndarray,
+    index: int,
+    views: Views,
+    clips: np.ndarray,
+    heat: np.ndarray | None,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """The picture of frame `index` with the box that the model saw, and the heat [v t h w] of the clips [n t] that
+    span it, the warmest where several do."""
+    warmest: dict[Crop, np.ndarray] = {}
+    spanned = False
+    for number, clip in enumerate(clips):
+        if not clip.min() <= index <= clip.max():
+            continue
+        spanned = True
+        for place, crop in enumerate(views.crops):
+            if heat is None:
+                continue
+            maps = heat[number * len(views.crops) + place]
+            nearest = int(np.abs(clip - index).argmin())
+            now = maps[step_of(nearest, len(clip), len(maps))]
+            warmest[crop] = now if crop not in warmest else np.maximum(warmest[crop], now)
+    for crop, now in warmest.items():
+        picture = shade(picture, now, _box(crop, views.video, size))
+    if spanned:
+        for crop in views.crops:
+            picture = outlined(picture, _box(crop, views.video, size))
+    return picture
+
+
+def _spans(segments: Sequence[Segment], seconds: float) -> list:
+    classes = list(dict.fromkeys(each.class_index for each in segments))
+    return [
+        (each.start / seconds, each.end / seconds, rgb(COLORS[classes.index(each.class_index) % len(COLORS)]))
+        for each in segments
+    ]
+
+
+def _clip_spans(seen: Views, times: np.ndarray, seconds: float) -> list:
+    return [(times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]]
+
+
+def _even(video: VideoInfo, bounds: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the displayed frame with its short side brought within `bounds`, in even numbers."""
+    short = min(video.width, video.height)
+    scale = min(max(short, bounds[0]), bounds[1]) / short
+    return tuple(max(2, round(side * scale / 2) * 2) for side in (video.height, video.width))
+
+
+def _box(crop: Crop, video: VideoInfo, size: tuple[int, int]) -> Box:
+    """A crop in pixels of a picture of `size`."""
+    down, across = size[0] / video.height, size[1] / video.width
+    left, top = round(crop.left * across), round(crop.top * down)
+    right, bottom = round((crop.left + crop.width) * across), round((crop.top + crop.height) * down)
+    return left, top, right - left, bottom - top
+
+
+def draw_video_timeline(
+    found: Prediction,
+    classes: Sequence[str],
+    chances: np.ndarray,
+    segments: Sequence[Segment],
+    title: str,
+    path: Path,
+) -> None:
+    """timeline.png of a video in windows; `chances` [w k] as they were labeled."""
+    edges = window_edges(found.starts, found.ends, found.seconds)
+    stretches = [Stretch(each.start, each.end, each.class_index) for each in segments]
+    draw_timeline(path, title, classes, edges, chances, stretches)

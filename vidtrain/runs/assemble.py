@@ -1,0 +1,284 @@
+"""From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from vidtrain import __version__
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
+from vidtrain.build.pretrained_init import load_starting_point
+from vidtrain.data.manifest.balance import class_shares, describe_shares
+from vidtrain.data.manifest.class_names import spelled_classes
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.errors import UserError
+from vidtrain.evaluation.report import Report, report
+from vidtrain.evaluation.views import split_heads, view_table
+from vidtrain.features.frozen_encoder import CachedHeads, many_heads
+from vidtrain.files.masking import masked_values
+from vidtrain.runs import data as run_data
+from vidtrain.tracking.loggers.logger import NullMirror
+from vidtrain.tracking.loggers.several import Mirrors
+from vidtrain.tracking.run_log import RunLog
+from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training.checkpoints.resume import find_resume
+from vidtrain.training.losses import Loss, describe_loss
+from vidtrain.training.precision import autocast
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.signals import Halt
+from vidtrain.training.run import PhaseTask, Run
+from vidtrain.training.settings import PhaseSettings, TrainerSettings
+from vidtrain.training.validation import check_monitor
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads, and how."""
+
+    name: str
+    reading: build_data.Reading
+    splits: dict[str, Manifest]
+    digests: dict[str, str]  # of each split as it lies on the disk; of a measurement there are none
+
+    @property
+    def train(self) -> Manifest:
+        return self.splits["train"]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.train.classes)
+
+
+def open_data(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path | None = None) -> RunData:
+    """The splits as they are trained on; `folder` is the run's, which records what they hold.
+
+    Raises `UserError` where a run that is resumed has other training data now, unless `data.allow_changed`.
+    """
+    reading = build_data.reading(cfg, ranks, folder)
+    splits = build_data.manifests(cfg, ranks, console)
+    digests = {}
+    if folder is not None:
+        allowed = cfg.data.allow_changed
+        digests = ranks.on_main(lambda: run_data.begin(folder, splits, reading.index, allowed, console))
+    splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
+    if cfg.trainer.one_batch:
+        splits = build_data.one_batch(splits, cfg.trainer.batch_size, cfg.seed)
+    return RunData(cfg.dataset.name, reading, splits, digests)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch."""
+
+    model: nn.Module
+    resume: dict[str, Any] | None  # the run's own last checkpoint
+    origin: str  # in words
+
+    @property
+    def step(self) -> int:
+        return self.resume["state"]["total_step"] if self.resume else 0
+
+    def describe(self) -> str:
+        model = self.model
+        count = sum(parameter.numel() for parameter in model.parameters())
+        encoder, head = type(model.encoder).__name__, type(model.head).__name__
+        return f"model {encoder} + {head}, {count / 1e6:.2f} M parameters; {self.origin}"
+
+
+def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Any, folder: Path) -> Start:
+    model = build.model(cfg, len(data.classes), ranks)
+    found = find_resume(folder / "checkpoints", ranks, console)
+    if found is None:
+        return Start(model, None, load_starting_point(cfg, model, ranks, console, folder))
+    newest, resume = found
+    checkpoint.restore(model, resume["model"], str(newest))
+    if spelled_classes(resume["classes"]) != data.classes:
+        raise UserError(
+            f"{newest} was trained on other classes, or in another order, than the dataset has now"
+        )
+    return Start(model, resume, f"resumed from {newest} at step {resume['state']['total_step']}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an optimizer step besides the model, built from the configuration."""
+
+    settings: TrainerSettings
+    phases: Mapping[str, PhaseSettings]
+    train_batches: Callable[[int, int], Iterable]
+    steps_per_epoch: int
+    transform: nn.Module
+    mix: build.Mix
+    autocast: AbstractContextManager
+    loss: Loss
+    class_weights: Tensor | None
+    about_loss: str
+
+    def describe(self, ranks: Ranks, protocol: str) -> str:
+        return (
+            f"training on {ranks.device.type} x {ranks.world_size} in {self.settings.precision}: batches of "
+            f"{self.settings.batch_size}, {self.steps_per_epoch} steps an epoch; evaluated with {protocol}"
+        )
+
+
+def make_parts(
+    cfg: DictConfig, data: RunData, ranks: Ranks, console: Any, folder: Path | None = None
+) -> Parts:
+    """A run in `folder` keeps the steps per epoch that it was started with.
+
+    Raises `UserError` where the data has no such metric as `trainer.monitor`, or the loss no such weights.
+    """
+    settings = OmegaConf.to_object(cfg.trainer)
+    batches, steps_per_epoch = build_data.train_batches(cfg, data.train, data.reading, ranks)
+    if folder is not None:
+        counted = steps_per_epoch
+        steps_per_epoch = ranks.on_main(lambda: run_data.epoch_steps(folder, counted, console))
+    check_monitor(settings.monitor, len(data.classes), data.train.multi_label)
+    shares = class_shares(data.train, cfg.data.balance)
+    loss = build.part(cfg.loss)
+    class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
+    return Parts(
+        settings=settings,
+        phases=OmegaConf.to_object(cfg.stage),
+        train_batches=batches,
+        steps_per_epoch=steps_per_epoch,
+        transform=build.device_transform(cfg, ranks.device),
+        mix=build.mixing(cfg, len(data.classes)),
+        autocast=autocast(ranks, settings.precision),
+        loss=loss,
+        class_weights=class_weights,
+        about_loss=f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.balance)}",
+    )
+
+
+@dataclass(frozen=True)
+class ValEvaluation:
+    """Evaluates a model, or the heads of a grid, on the val split, by all ranks."""
+
+    val: build_data.EvalData
+    parts: Parts
+    num_classes: int
+    fusion: str
+    protocol: str
+    ranks: Ranks
+    console: Any
+    halt: Halt
+
+    def __call__(self, model: nn.Module) -> list[Report]:
+        """A report for each head. Raises `Stopped` where a signal cut the evaluation short."""
+        return self.of_batches(model, self.val.batches(self.console), self.parts.transform)
+
+    def of_batches(self, model: nn.Module, batches: Iterable, transform: nn.Module) -> list[Report]:
+        """The same for other inputs of the same videos, such as cached features."""
+        seen, ranks = self.halt.until_asked(batches), self.ranks
+        context, videos = self.parts.autocast, len(self.val.manifest)
+        table = view_table(model, seen, transform, videos, ranks.device, context, self.val.crops)
+        self.halt.stop_if(ranks.any(self.halt.asked))  # the table may not be whole
+        independent = self.parts.loss.independent
+        tables = split_heads(table, self.num_classes)
+        return [report(each, self.fusion, self.protocol, independent) for each in tables]
+
+
+def val_evaluation(
+    cfg: DictConfig, data: RunData, parts: Parts, fusion: str, ranks: Ranks, console: Any, halt: Halt
+) -> ValEvaluation:
+    val = build_data.eval_data(cfg, "val", data.splits["val"], data.reading, ranks)
+    protocol = build.protocol_text(cfg, fusion)
+    return ValEvaluation(val, parts, len(data.classes), fusion, protocol, ranks, console, halt)
+
+
+def open_log(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path, step: int) -> RunLog:
+    """The record of the run, as of `step`; its mirror, which repeats it elsewhere, is still to be started."""
+    mirror = Mirrors(build.part(cfg.logger)) if ranks.is_main else NullMirror()
+    log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
+    log.rewind(step, ranks.world_size)
+    return log
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Where a run is recorded, and who is called while it trains; the benchmark records nothing.
+
+    A hook of the loop is a field here and in `Run`, which `assemble` hands on.
+    """
+
+    log: Any  # a RunLog
+    console: Any
+    folder: Path = Path()
+    on_validation: Callable[[float], None] = lambda value: None
+    halt: Halt = field(default_factory=Halt)
+
+
+def assemble(
+    cfg: DictConfig,
+    data: RunData,
+    parts: Parts,
+    model: nn.Module,
+    evaluation: ValEvaluation | None,
+    ranks: Ranks,
+    record: Record,
+) -> Run:
+    """What the loop works with; without an `evaluation` there are no reports, and steps are all that can be made."""
+
+    def reports(trained: nn.Module) -> list[Report]:
+        return [] if evaluation is None else evaluation(trained)
+
+    def frozen(phase: PhaseSettings) -> PhaseTask:
+        if phase.cache_features and evaluation is not None:
+            cached = CachedHeads(
+                cfg=cfg,
+                config=OmegaConf.to_container(cfg, resolve=True),  # nothing but digests is made of it
+                splits=data.splits,
+                reading=data.reading,
+                ranks=ranks,
+                console=record.console,
+                transform=parts.transform,
+                context=parts.autocast,
+                judge=evaluation.of_batches,
+            )
+            return cached(model, phase)
+        return many_heads(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
+
+    return Run(
+        model=model,
+        transform=parts.transform,
+        mix=parts.mix,
+        train_batches=parts.train_batches,
+        train_paths=data.train.paths,
+        steps_per_epoch=parts.steps_per_epoch,
+        evaluate=lambda: reports(model)[0],
+        loss=parts.loss,
+        class_weights=parts.class_weights,
+        multi_label=data.train.multi_label,
+        optimizer=build.part(cfg.optimizer),
+        lr=build.part(cfg.schedule.lr),
+        weight_decay=build.part(cfg.schedule.weight_decay),
+        phases=parts.phases,
+        settings=parts.settings,
+        ranks=ranks,
+        seed=cfg.seed,
+        log=record.log,
+        console=record.console,
+        checkpoints=record.folder / "checkpoints",
+        card=checkpoint_card(cfg, data.classes, model.fusion),
+        frozen=frozen,
+        halt=record.halt,
+        on_validation=record.on_validation,
+    )
+
+
+def checkpoint_card(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> dict[str, Any]:
+    """What a checkpoint needs to be used without the run."""
+    return {
+        "classes": list(classes),
+        # with its references, so that values can be changed
+        "config": masked_values(OmegaConf.to_container(cfg)),
+        "protocol": build.protocol_text(cfg, fusion),
+        "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
+    }

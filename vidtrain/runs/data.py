@@ -1,0 +1,201 @@
+"""What the data of a run were when it was started: recorded in its folder, and held against what is there later.
+
+splits/SPLIT.npz     paths, labels, cuts, sizes and times (vidtrain.data.manifest.split_records)
+data_changes.jsonl   where the run went on with other data all the same: a row a split, with what differed
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.metadata import file_digest
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.split_changes import SplitChanges, split_changes
+from vidtrain.data.manifest.split_records import SplitRecord
+from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
+from vidtrain.runs.folder import CHANGES, SPLITS
+from vidtrain.runs.status import last_step
+from vidtrain.tracking.ledgers import JsonLines
+from vidtrain.training.checkpoints.files import resumable
+
+NAMED = 5  # of a kind, in a message
+RECORDED = 1000  # of a kind, in a record
+ALLOW = "data.allow_changed=true"
+
+
+def begin(
+    folder: Path, splits: Mapping[str, Manifest], index: VideoIndex, allowed: bool, console: Any
+) -> dict[str, str]:
+    """Records what the splits of a new run hold, or holds them against what those of a run to resume held; for the main
+    rank alone. Returns a digest of each split.
+
+    Raises `UserError` naming what differs where training data or labels do, unless that is `allowed`; what differs
+    otherwise is a warning.
+    """
+    now = {split: SplitRecord.of(manifest) for split, manifest in splits.items()}
+    if not resumable(folder / "checkpoints"):
+        (folder / CHANGES).unlink(missing_ok=True)
+        _save(now, folder)
+        return {split: each.digest for split, each in now.items()}
+    before = _recorded(folder)
+    if not before:
+        console.info(
+            f"{folder} does not say what the data of the run were when it was started, as runs of before that was "
+            "recorded: nothing is held against it, and it is recorded from here on"
+        )
+    found = {split: _changes(before[split], now[split], index) for split in before.keys() & now.keys()}
+    differing = {split: found[split] for split in splits if split in found and found[split].any}
+    refused = any(decides(split, each) for split, each in differing.items())
+    said = "\n  ".join(_lines(differing))
+    if refused and not allowed:
+        raise UserError(
+            f"the data are not those that the run in {folder} was started with:\n  {said}\n"
+            "Training would go on with other data in mid-run. Put them back, or start a new run (init_from takes the "
+            f"weights of this one); {ALLOW} goes on all the same, and {CHANGES} then says with what"
+        )
+    if differing:
+        console.warn(f"the data are not those that the run was started with ({CHANGES} has all):\n  {said}")
+    if any(split != "train" for split in differing):
+        console.warn(
+            "what val selected so far was selected on what val was then; numbers of now are of other videos"
+        )
+    _say_touched(found, console)
+    _note(differing, folder)
+    if differing or before.keys() != now.keys():
+        _save(now, folder)
+    return {split: each.digest for split, each in now.items()}
+
+
+def decides(split: str, changes: SplitChanges) -> bool:
+    """Whether changes are of what a model learns from, or of what it is to say."""
+    return changes.of_labels or (split == "train" and changes.any)
+
+
+def hold_evaluated(
+    folder: Path, split: str, manifest: Manifest, index: VideoIndex, allowed: bool, console: Any
+) -> dict[str, Any] | None:
+    """Holds a split that is evaluated against what it was when the run in `folder` was started; for the main rank.
+
+    Returns what differs, as `changes_record` does, or None. Raises `UserError` where labels differ, or training data,
+    unless that is `allowed`.
+    """
+    path = folder / SPLITS / f"{split}.npz"
+    if not path.is_file():
+        console.info(f"{folder} does not say what {split} was when the run was started: it is taken as it is")
+        return None
+    changes = _changes(SplitRecord.open(path), SplitRecord.of(manifest), index)
+    _say_touched({split: changes}, console)
+    if not changes.any:
+        return None
+    said = "\n  ".join(_lines({split: changes}))
+    if decides(split, changes) and not allowed:
+        raise UserError(
+            f"{split} is not what it was when the run in {folder} was started:\n  {said}\n"
+            "Put it back, name other data with dataset=, or say allow_changed=true: the evaluation then says so"
+        )
+    console.warn(f"{split} is not what it was when the run in {folder} was started:\n  {said}")
+    return changes_record(changes)
+
+
+def changes_record(changes: SplitChanges) -> dict[str, Any]:
+    """What differs as plain data: the count of each kind, and up to `RECORDED` names."""
+    kinds = changes.kinds()
+    return {
+        "counts": {kind: len(names) for kind, names in kinds.items()},
+        "named": {kind: names[:RECORDED] for kind, names in kinds.items()},
+    }
+
+
+def changed_in_mid_run(folder: Path) -> bool:
+    """Whether the run went on with other data than it was started with."""
+    return (folder / CHANGES).is_file()
+
+
+def epoch_steps(folder: Path, found: int, console: Any) -> int:
+    """The steps of an epoch: `found`, or, of a run that goes on with other data, as many as when it was started, so
+    that what is scheduled by steps and epochs stays where it was."""
+    path = folder / "dataset.json"
+    if not changed_in_mid_run(folder) or not path.is_file():
+        return found
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): it says how many steps an epoch has") from error
+    recorded = facts["steps_per_epoch"] if "steps_per_epoch" in facts else found
+    if recorded != found:
+        console.info(
+            f"an epoch keeps {recorded} steps, as when the run was started; its data would give {found}"
+        )
+    return recorded
+
+
+def difference(one: Path, other: Path, split: str) -> str | None:
+    """What differs between a split of two runs, in words; None where one of them does not say."""
+    paths = [folder / SPLITS / f"{split}.npz" for folder in (one, other)]
+    if not all(path.is_file() for path in paths):
+        return None
+    changes = split_changes(*map(SplitRecord.open, paths))
+    return "; ".join(_words(changes)) or "no file that both looked at"
+
+
+def _recorded(folder: Path) -> dict[str, SplitRecord]:
+    return {path.stem: SplitRecord.open(path) for path in sorted((folder / SPLITS).glob("*.npz"))}
+
+
+def _save(records: Mapping[str, SplitRecord], folder: Path) -> None:
+    for split, each in records.items():
+        each.save(folder / SPLITS / f"{split}.npz")
+    for path in (folder / SPLITS).glob("*.npz"):
+        if path.stem not in records:
+            path.unlink()
+
+
+def _changes(before: SplitRecord, now: SplitRecord, index: VideoIndex) -> SplitChanges:
+    return split_changes(before, now, _same_content(index))
+
+
+def _same_content(index: VideoIndex) -> Callable[[str, int, int], bool | None]:
+    def same(path: str, size: int, modified: int) -> bool | None:
+        known = index.known_digest(path, size, modified)
+        try:
+            return None if known is None else known == file_digest([path])
+        except OSError:  # it has gone meanwhile, or cannot be read: reading it for training will say so
+            return None
+
+    return same
+
+
+def _note(differing: Mapping[str, SplitChanges], folder: Path) -> None:
+    ledger = JsonLines(folder / CHANGES)
+    for split, changes in differing.items():
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        ledger.append(
+            {"time": time, "last_logged_step": last_step(folder), "split": split, **changes_record(changes)}
+        )
+    ledger.flush()
+    ledger.close()
+
+
+def _lines(differing: Mapping[str, SplitChanges]) -> Iterator[str]:
+    for split, changes in differing.items():
+        for words in _words(changes):
+            yield f"{split}: {words}"
+
+
+def _words(changes: SplitChanges) -> Iterator[str]:
+    for kind, names in changes.kinds().items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        yield f"{len(names)} {kind}: {', '.join(map(shown, names[:NAMED]))}{more}"
+
+
+def _say_touched(found: Mapping[str, SplitChanges], console: Any) -> None:
+    for split, changes in found.items():
+        if changes.touched:
+            console.warn(
+                f"{split}: {len(changes.touched)} files have as many bytes as when the run was started and another "
+                f"time, such as {shown(changes.touched[0])}; what they held then is not known any more"
+            )

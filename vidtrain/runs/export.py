@@ -1,0 +1,252 @@
+"""Writing a model in the formats that were asked for, with the card that says how to use it."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from vidtrain import __version__
+from vidtrain.build import parts as build
+from vidtrain.config.references import settled
+from vidtrain.config.schemas import ExportSettings
+from vidtrain.config.targets import suggest
+from vidtrain.config.trust import with_references
+from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
+from vidtrain.errors import UserError
+from vidtrain.evaluation.fusion import probabilities
+from vidtrain.files.atomic import strict_json, write_json_atomic
+from vidtrain.files.escaping import is_utf8
+from vidtrain.files.masking import masked_values
+from vidtrain.models import export_formats, exporting
+from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
+from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.reports.guarding import made_or_warned
+from vidtrain.reports.model_card import write_model_card
+
+FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
+GRAPHS = ("onnx", "torch_export")
+
+
+def check_settings(settings: ExportSettings) -> list[tuple[str, str]]:
+    """Faults as (key, what is wrong), found before anything is read or trained."""
+    faults = []
+    for name in settings.formats or ():
+        if name not in FILES:
+            faults.append(("formats", f"{name} is unknown{suggest(name, list(FILES))}"))
+    for key, known in (("input", exporting.INPUTS), ("precision", exporting.PRECISIONS)):
+        if getattr(settings, key) not in known:
+            value = getattr(settings, key)
+            faults.append((key, f"{value} is unknown{suggest(value, list(known))}"))
+    if settings.max_difference is not None and not settings.max_difference > 0:
+        faults.append(("max_difference", f"{settings.max_difference} must be above 0"))
+    if "onnx" in (settings.formats or ()):
+        try:
+            export_formats.check_onnx(settings.opset)
+        except UserError as error:
+            faults.append(("opset" if "opset" in str(error) else "formats", str(error)))
+    return faults
+
+
+def check_geometry(cfg: DictConfig, settings: ExportSettings) -> None:
+    """Raises `UserError` where clips have the size of their video: a graph has one size."""
+    graphs = [name for name in settings.formats or () if name in GRAPHS]
+    if graphs and isinstance(build.part(cfg.augmentation.eval), WholeFrame):
+        raise UserError(
+            f"the model is evaluated on whole frames of any size, and {' and '.join(graphs)} hold one size: say "
+            "formats=[safetensors]"
+        )
+
+
+def export_run(cfg: DictConfig, model: nn.Module, classes: Sequence[str], folder: Path, console: Any) -> None:
+    """What `cfg.export` asks for of the best checkpoint, which `model` holds, into export/ of its finished run."""
+    settings, out = OmegaConf.to_object(cfg.export), folder / "export"
+    card = None
+    if settings.formats:
+        best = folder / "checkpoints" / "best.pt"
+        origin = {"weights": {"checkpoint": str(best)}} | recorded_metrics(folder, best.name)
+        card = export_model(cfg, model, classes, settings, out, origin, console)
+    if settings.card:
+        what = f"the model card of {folder}"
+        path = made_or_warned(what, lambda: write_model_card(folder, out, settled(cfg), card), console)
+        if path is not None:
+            console.info(f"model card {path}")
+
+
+def export_model(
+    cfg: DictConfig,
+    model: nn.Module,
+    classes: Sequence[str],
+    settings: ExportSettings,
+    out: Path,
+    origin: Mapping[str, Any],
+    console: Any,
+) -> dict[str, Any]:
+    """Writes `model`, which `cfg` describes, into the folder `out`; returns the card that it writes there.
+
+    `origin` says where the weights are from and what they were measured to do. The model itself stays as it is.
+    Raises `UserError` for what a format cannot express, and for a graph that differs from PyTorch too much.
+    """
+    check_geometry(cfg, settings)
+    if not is_utf8(str(out)):
+        raise UserError(
+            f"nothing can be exported into {out}, as the name is not UTF-8, which the libraries that write such files "
+            "take; the export program with out= writes elsewhere"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    model = copy.deepcopy(model).cpu().eval()
+    card = make_card(cfg, model, classes, settings, origin)
+    inside = strict_json(card)  # in each file, so that one that was copied alone can be used
+    files = {}
+    if "safetensors" in settings.formats:
+        path = out / FILES["safetensors"]
+        export_formats.save_weights(model, path, settings.precision, {CARD_KEY: inside})
+        files["safetensors"] = {"file": path.name, "bytes": path.stat().st_size}
+        console.info(f"{path}: reads back the same, {_megabytes(path)}")
+    graphs = [name for name in GRAPHS if name in settings.formats]
+    if graphs:
+        files |= _write_graphs(cfg, model, settings, graphs, out, inside, console)
+    card["files"] = files
+    write_json_atomic(out / "card.json", card)
+    return card
+
+
+def _write_graphs(
+    cfg: DictConfig,
+    model: nn.Module,
+    settings: ExportSettings,
+    graphs: Sequence[str],
+    out: Path,
+    inside: str,
+    console: Any,
+) -> dict[str, Any]:
+    clip_shape = (cfg.clip.frames, *build.clip_size(cfg))
+    predict = partial(probabilities, fusion=cfg.model.fusion, independent=build.part(cfg.loss).independent)
+    make = partial(
+        exporting.ClipGraph, model, predict, list(cfg.clip.mean), list(cfg.clip.std), settings.input
+    )
+    expected = exporting.reference_outputs(make(), clip_shape)
+    limit = settings.max_difference or exporting.MAX_DIFFERENCE[settings.precision]
+    program = exporting.trace(make(precision=settings.precision), clip_shape)
+    files = {}
+    for name in graphs:
+        path = out / FILES[name]
+        console.info(f"writing {path}; a deep model takes minutes")
+        facts: dict[str, Any] = {"file": path.name}
+        if name == "onnx":
+            export_formats.save_onnx(program, path, settings.opset, {CARD_KEY: inside})
+            facts["opset"] = settings.opset
+        else:
+            export_formats.save_program(program, path, inside)
+        try:
+            run = onnx_runner(path) if name == "onnx" else export_formats.program_runner(path)
+            found = exporting.difference(run, expected)
+            exporting.check_difference(found, str(path), limit)
+        except UserError:
+            path.unlink()  # a file that is there is one that was checked
+            raise
+        console.info(f"{path}: {found}, {_megabytes(path)}")
+        files[name] = facts | {"bytes": path.stat().st_size, "difference": found.as_dict()}
+    return files
+
+
+def make_card(
+    cfg: DictConfig,
+    model: nn.Module,
+    classes: Sequence[str],
+    settings: ExportSettings,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a program must know to use an exported file, as plain data."""
+    height, width = build.clip_size(cfg)
+    uint8 = settings.input == "uint8"
+    return {
+        "format": CARD_FORMAT,
+        "name": cfg.name,
+        "model": {
+            "encoder": type(model.encoder).__name__,
+            "head": type(model.head).__name__,
+            "parameters": sum(each.numel() for each in model.parameters()),
+            "precision": settings.precision,
+        },
+        "classes": list(classes),
+        "input": {
+            "name": INPUT_NAME,
+            "dtype": settings.input,
+            "shape": ["videos", "views", 3, cfg.clip.frames, height, width],
+            "meaning": "RGB, 0 to 255; the graph normalizes"
+            if uint8
+            else "RGB / 255, minus mean, divided by std",
+        },
+        "outputs": {
+            OUTPUT_NAMES[0]: ["videos", 1 if cfg.model.fusion == "joint" else "views", len(classes)],
+            OUTPUT_NAMES[1]: ["videos", len(classes)],
+        },
+        "probabilities": "sigmoid" if build.part(cfg.loss).independent else "softmax",
+        "preprocessing": _preprocessing(cfg),
+        "fusion": cfg.model.fusion,
+        "protocol": build.protocol_text(cfg, cfg.model.fusion),
+        **origin,
+        # published weights have no dataset, optimizer ...
+        "config": masked_values(
+            with_references(
+                OmegaConf.to_container(
+                    OmegaConf.masked_copy(cfg, [key for key in cfg if not OmegaConf.is_missing(cfg, key)])
+                )
+            )
+        ),
+        "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _preprocessing(cfg: DictConfig) -> dict[str, Any]:
+    """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size."""
+    clip, size = cfg.clip, build.clip_size(cfg)
+    geometry: EvalGeometry = build.part(cfg.augmentation.eval)
+    short_side = geometry.short_side
+    if short_side is None:
+        ratio = None if isinstance(geometry, WholeFrame) else geometry.short_side_ratio
+        short_side = round((ratio or 1) * min(size))
+    keys = (
+        "frames",
+        "frame_step",
+        "fps",
+        "duration",
+        "sampling",
+        "overlap",
+        "short",
+        "frame_order",
+        "eval_clips",
+    )
+    return {key: clip[key] for key in keys} | {
+        "short_side": short_side,
+        "whole_frame": isinstance(geometry, WholeFrame),
+        "crops": geometry.crops,
+        "height": size[0],
+        "width": size[1],
+        "interpolation": clip.interpolation,
+        "sample_aspect": clip.sample_aspect,
+        "mean": list(clip.mean),
+        "std": list(clip.std),
+    }
+
+
+def recorded_metrics(folder: Path | None, checkpoint: str) -> dict[str, Any]:
+    """What a run's closing evaluation found, if `checkpoint` is the one that it was of: the best one."""
+    summary = folder / "summary.json" if folder else None
+    if summary is None or checkpoint != "best.pt" or not summary.is_file():
+        return {"metrics": None}
+    split = json.loads(summary.read_text(encoding="utf-8"))["split"]
+    found = json.loads((folder / "eval" / split / "metrics.json").read_text(encoding="utf-8"))
+    return {"metrics": {"split": split, "coverage": found["coverage"], **found["metrics"]}}
+
+
+def _megabytes(path: Path) -> str:
+    beside = path.with_name(f"{path.name}.data")
+    size = path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,211 @@
+"""The attempts at a run: attempts.jsonl in its folder, and whether a scheduler is to try again.
+
+A run that was told to stop, or met what may be a passing fault, leaves with status 75. experiments/slurm/requeue.sh
+puts its job back into the queue then, unless the verdict file says that there is nothing more to try.
+"""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidtrain.errors import Pruned, UserError
+from vidtrain.files.escaping import shown_lines
+from vidtrain.runs.status import last_step, record_outcome
+from vidtrain.tracking.ledgers import JsonLines, read_json_lines
+from vidtrain.training.ranks.signals import EXIT_STOPPED, Halt, Stopped
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.ranks.heartbeat import Verdict
+
+ATTEMPTS = "attempts.jsonl"
+VERDICT = "VIDTRAIN_VERDICT"  # set by requeue.sh: the file that says that a job is not to be tried again
+MOST_SILENT = 3  # attempts in a row that end without a word and without progress
+STARTED, STOPPED, FAILED, FINISHED, PRUNED = "started", "stopped", "failed", "finished", "pruned"
+
+
+@contextmanager
+def verdict() -> Iterator[None]:
+    """Within it, what ends a program for good, well or not, is said in the verdict file, if a scheduler asks for it."""
+    try:
+        yield
+    except BaseException as error:
+        again = isinstance(error, Stopped) or (isinstance(error, SystemExit) and error.code == EXIT_STOPPED)
+        if not again:
+            _settle(FAILED)
+        raise
+    _settle(FINISHED)
+
+
+def _settle(word: str) -> None:
+    if VERDICT in os.environ:
+        Path(os.environ[VERDICT]).write_text(word + "\n", encoding="utf-8")
+
+
+class Attempt:
+    """One attempt at the run in `folder`, by all of its ranks; rank 0 writes its rows, and who fails first."""
+
+    def __init__(self, folder: Path, ranks: "Ranks"):
+        self._folder = folder
+        self._ranks = ranks
+        self._step: int | None = None  # where it started, as far as it is known
+        # read once: another rank may be writing
+        self._before = [row for row in ranks.on_main(lambda: read_attempts(folder))]
+
+    def begin(self, step: int) -> None:
+        """Notes that it starts at `step`. Raises `UserError` under a scheduler where the last attempts all ended there
+        without a word, as a program that crashes does."""
+        self._step = step
+        silent = 0
+        for row in reversed(self._before):
+            if row["event"] != STARTED or row["step"] != step:
+                break
+            silent += 1
+        if VERDICT in os.environ and silent >= MOST_SILENT:
+            raise UserError(
+                f"{silent} attempts in a row ended without a word at step {step} of the run in {self._folder}, so it "
+                "is not tried again. What killed them shows at the end of their output: a crash, or too little memory"
+            )
+        if self._ranks.is_main:
+            self.note(STARTED, ranks=self._ranks.world_size, **_job())
+
+    def note(self, event: str, **more: Any) -> None:
+        """Adds a row to attempts.jsonl. Of an attempt that ended, `step` is the last one that the logs tell of, and
+        `from` the one that it started at."""
+        row = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
+        row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
+        ledger = JsonLines(self._folder / ATTEMPTS)
+        try:
+            ledger.append({**row, "host": socket.gethostname(), "pid": os.getpid(), **more})
+            ledger.close()
+        except UserError as full:  # what is to be noted matters more than that it cannot be
+            print(shown_lines(f"warning: {full}"), file=sys.stderr, flush=True)
+
+    def _reached(self) -> int | None:
+        if self._step is None:
+            return None
+        try:
+            return max(last_step(self._folder) or 0, self._step)
+        except (OSError, UserError):
+            # what ended the attempt may have damaged its logs, and is noted all the same
+            return self._step
+
+    def status_after(self, signature: str) -> int:
+        """The exit status after a fault: 75 where a scheduler is to try again, else 1.
+
+        It is not where the fault ended the attempt before this one too, and that had come no further. Ranks are lost
+        with their nodes, through no fault of the program's, so that is tried `MOST_SILENT` times.
+        """
+        if VERDICT not in os.environ:
+            return 1
+        same = 0
+        for row in reversed([row for row in self._before if row["event"] == FAILED]):
+            if (row["signature"], _started_at(row)) != (signature, self._step):
+                break
+            same += 1
+        return 1 if same >= (MOST_SILENT if signature == LOST else 1) else EXIT_STOPPED
+
+    def fail(self, error: Exception) -> None:
+        """Ends the process, or returns where `error` is to be raised: the first of all ranks to fail records it."""
+        vigil, is_users = self._ranks.vigil, isinstance(error, UserError)
+        signature = signature_of(error)
+        status = 2 if is_users else self.status_after(signature)
+        if vigil is not None:
+            found = vigil.verdict_on(error, status)
+            if not vigil.speaks(error, found):
+                words = shown_lines(f"error: rank {self._ranks.rank} ends, as {found.words}")
+                print(words, file=sys.stderr, flush=True)
+                sys.exit(found.status)
+            if found.rank != self._ranks.rank:
+                return
+            if not self._ranks.is_main:
+                record_outcome(self._folder, error)
+            if not is_users:
+                print(f"error: rank {self._ranks.rank} of {self._ranks.world_size} failed", file=sys.stderr)
+        again = status == EXIT_STOPPED
+        self.note(
+            FAILED,
+            rank=self._ranks.rank,
+            signature=signature,
+            again=again,
+            cause=f"{type(error).__name__}: {error}",
+            traceback=None if is_users else "".join(traceback.format_exception(error)),
+        )
+        if again:
+            print(shown_lines("".join(traceback.format_exception(error))), file=sys.stderr)
+            print("error: the job is to be tried again, once", file=sys.stderr, flush=True)
+            sys.exit(status)
+
+    def lost(self, found: "Verdict") -> None:
+        """Records that another rank has gone."""
+        again = found.status == EXIT_STOPPED
+        if not again:
+            _settle(FAILED)  # the process may be ended without coming back to `verdict`
+        self.note(FAILED, rank=found.rank, signature=LOST, again=again, cause=found.words, traceback=None)
+
+
+LOST = "lost"
+
+
+@contextmanager
+def attempt(folder: Path, ranks: "Ranks", halt: Halt) -> Iterator[Attempt]:
+    """Within it, the ranks of a run end together, and attempts.jsonl says how."""
+    mine = Attempt(folder, ranks)
+    if ranks.vigil is not None:
+        ranks.vigil.stop_asked = lambda: halt.number
+        ranks.vigil.lost_status = lambda: mine.status_after(LOST)
+        ranks.vigil.on_lost = mine.lost
+    try:
+        yield mine
+    except Stopped as stop:
+        if ranks.is_main:
+            from vidtrain.config.overrides import quoted
+
+            mine.note(STOPPED, signal=str(stop))
+            again = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
+            print(shown_lines(f"stopped by {stop}; to go on: {again}"), file=sys.stderr, flush=True)
+        sys.exit(stop.status)
+    except Pruned:
+        if ranks.is_main:
+            mine.note(PRUNED)
+        raise
+    except Exception as error:
+        halt.hold()  # a scheduler signals the other ranks as soon as one has failed
+        mine.fail(error)
+        raise
+    if ranks.is_main:
+        mine.note(FINISHED)
+
+
+def read_attempts(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's attempts.jsonl, oldest first."""
+    path = folder / ATTEMPTS
+    return read_json_lines(path) if path.is_file() else []
+
+
+def _started_at(row: Mapping[str, Any]) -> int | None:
+    """The step that an attempt started at; rows of before there was `from` say it as `step`."""
+    return row["from"] if "from" in row else row["step"]
+
+
+def signature_of(error: BaseException) -> str:
+    """What makes two faults the same: their kind and the line that raised them; messages hold numbers that change."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
+        if frames
+        else type(error).__name__
+    )
+
+
+def _job(environ: Mapping[str, str] = os.environ) -> dict[str, str | int | None]:
+    """The scheduler's name of this attempt."""
+    job = environ["SLURM_JOB_ID"] if "SLURM_JOB_ID" in environ else None
+    restart = int(environ["SLURM_RESTART_COUNT"]) if "SLURM_RESTART_COUNT" in environ else 0
+    return {"job": job, "restart": restart}

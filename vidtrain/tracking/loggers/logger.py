@@ -1,0 +1,84 @@
+"""A mirror shows a run elsewhere. The truth is in the run folder, so it may fail and training goes on."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vidtrain.errors import UserError
+from vidtrain.files.shipped import install_hint
+
+Metric = float | int | str | None
+
+
+@dataclass(frozen=True)
+class MirroredRun:
+    """What a tracker is told of a run."""
+
+    folder: Path
+    id: str  # the same when the run is resumed
+    name: str
+    group: str  # the sweep that it belongs to, or the experiment
+    settings: Mapping[str, Any]  # resolved, by dotted key
+    step: int = 0  # that the run starts from; a resumed one logs those after it again
+
+
+class Mirror(Protocol):
+    """What a tracker must offer, in a process of its own (`MirrorProcess`), where each call may raise or hang.
+
+    It is made in the training process and sent to the other before `start`, so it is plain data until then. Only its
+    constructor and `start` may raise UserError.
+    """
+
+    label: str  # what messages call it
+    waits_for_start: (
+        bool  # whether training must wait for `start`, which may refuse; else it begins meanwhile
+    )
+    start_seconds: float  # that `start` may take
+    close_seconds: float  # that all that is left may take once the run has ended
+
+    def start(self, run: MirroredRun) -> None:
+        """Begin to mirror, or go on where a run of the same id ended."""
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None: ...
+
+    def image(self, name: str, path: Path, step: int) -> None: ...
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        """Keep a checkpoint file, if the mirror was asked to."""
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def close(self, status: str) -> str | None:
+        """End the run. `status` is "finished" for one that reached its end, else any other word. Returns how to look
+        at what was mirrored."""
+
+
+class NullMirror:
+    """Mirrors nothing."""
+
+    def start(self, run: MirroredRun) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        pass
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        pass
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        pass
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        pass
+
+
+def require_packages(names: Sequence[str], option: str, extra: str) -> None:
+    """Raise UserError where a package of `names` is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"logger={option} needs {', '.join(missing)}: {install_hint(extra)}")

@@ -1,0 +1,137 @@
+"""MLflow as a mirror: one store for all runs, so that its pages compare them."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from vidtrain.errors import UserError
+from vidtrain.files.masking import masked
+from vidtrain.tracking.loggers.logger import Metric, MirroredRun, require_packages
+from vidtrain.tracking.loggers.wandb_logger import check_artifacts
+
+SQLITE = "sqlite:///"
+MOST_PARAMETERS = 100  # in one call, as MLflow bounds it
+LONGEST_VALUE = 500  # characters of a parameter, as the oldest stores bound it
+RUN_ID = "vidtrain.run_id"
+STATUSES = {"finished": "FINISHED"}  # and FAILED for every other
+
+
+class MlflowMirror:
+    """Mirrors a run to the MLflow store `tracking_uri`: sqlite:///FILE, or http://... of a server.
+
+    The experiment is `experiment`, or the sweep or experiment that the run belongs to. Images and, with
+    `artifacts="best"`, the best checkpoint become artifacts: of a SQLite store in mlartifacts/ beside its file.
+    """
+
+    label = "MLflow"
+    waits_for_start = False
+    start_seconds = 120.0  # a new store is made by dozens of migrations
+    close_seconds = 60.0
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Literal["best"] | None = None,
+    ):
+        needed = ["mlflow", *(["sqlalchemy", "alembic"] if tracking_uri.startswith(SQLITE) else [])]
+        require_packages(needed, "mlflow", "mlflow")
+        check_artifacts("mlflow", artifacts)
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.tags = dict(tags or {})
+        self.artifacts = artifacts
+
+    def start(self, run: MirroredRun) -> None:
+        """Begin an MLflow run, or go on with the one of the same run id."""
+        # a server that does not answer is given up soon; the defaults add up to many minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"  # they would be of this process
+        from mlflow import MlflowClient
+
+        name = self.experiment or run.group
+        place = self._place()
+        if place is not None and (".." in Path(name).parts or Path(name).is_absolute()):
+            raise UserError(f"logger.mlflow.experiment={name} names a folder too, and leads out of its place")
+        with one_at_a_time(place):
+            self._client = MlflowClient(tracking_uri=self.tracking_uri)
+            found = self._client.get_experiment_by_name(name)
+            where = (place.parent / "mlartifacts" / name).resolve().as_uri() if place else None
+            experiment = found.experiment_id if found else self._client.create_experiment(name, where)
+        earlier = self._client.search_runs(
+            [experiment], f"tags.`{RUN_ID}` = '{run.id}'", order_by=["attributes.start_time DESC"]
+        )
+        self._known: dict[str, int] = {}
+        self._again = bool(earlier)
+        if earlier:
+            self._run = earlier[0].info.run_id
+            self._client.set_terminated(self._run, "RUNNING")
+        else:
+            tags = {RUN_ID: run.id, "run_dir": str(run.folder.resolve()), **self.tags}
+            self._run = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+            self._log_settings(run.settings)
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        from mlflow.entities import Metric as Point
+
+        now = int(time.time() * 1000)
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        # rows that a resumed run logs again are there already
+        new = {key: value for key, value in numbers.items() if self._last_step(key) < step}
+        self._known |= dict.fromkeys(new, step)
+        if new:
+            points = [Point(key, float(value), now, step) for key, value in new.items()]
+            self._client.log_batch(self._run, metrics=points)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        self._client.log_artifact(self._run, str(path), "plots")
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        if self.artifacts == name:
+            self._client.log_artifact(self._run, str(path), "checkpoints")
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._client.log_dict(self._run, dict(values), "summary.json")
+
+    def close(self, status: str) -> str | None:
+        self._client.set_terminated(self._run, STATUSES[status] if status in STATUSES else "FAILED")
+        return f"to compare runs, mlflow ui --backend-store-uri {masked(self.tracking_uri)}"
+
+    def _place(self) -> Path | None:
+        """The file of a SQLite store, whose folder is made; None for a server."""
+        if not self.tracking_uri.startswith(SQLITE):
+            return None
+        place = Path(self.tracking_uri.removeprefix(SQLITE))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _last_step(self, key: str) -> int:
+        """The last step at which the run has this metric; -1 where it has none."""
+        if key not in self._known:
+            points = self._client.get_metric_history(self._run, key) if self._again else []
+            self._known[key] = max((point.step for point in points), default=-1)
+        return self._known[key]
+
+    def _log_settings(self, settings: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in settings.items()]
+        for first in range(0, len(params), MOST_PARAMETERS):
+            self._client.log_batch(self._run, params=params[first : first + MOST_PARAMETERS])
+
+
+@contextmanager
+def one_at_a_time(place: Path | None) -> Iterator[None]:
+    """Runs of a sweep that start together must not make the same store, or experiment, at once."""
+    if place is None:
+        yield
+        return
+    with place.with_name(f".{place.name}.lock").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,83 @@
+"""TensorBoard as a mirror: event files in the run folder."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vidtrain.tracking.loggers.logger import Metric, MirroredRun, require_packages
+
+
+class TensorBoardMirror:
+    """Writes run_dir/tensorboard, so that `tensorboard --logdir outputs` shows all runs side by side.
+
+    Needs no PyTorch: events are written with TensorBoard's own writer. Numbers are float32 there.
+    """
+
+    label = "TensorBoard"
+    waits_for_start = False
+    start_seconds = 60.0
+    close_seconds = 30.0
+
+    def __init__(self) -> None:
+        require_packages(["tensorboard"], "tensorboard", "tensorboard")
+
+    def start(self, run: MirroredRun) -> None:
+        """Open a new event file. Of what earlier attempts wrote, TensorBoard then hides the steps that come again."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._folder = run.folder / "tensorboard"
+        again = self._folder.is_dir() and any(self._folder.iterdir())
+        self._writer = EventFileWriter(str(self._folder), flush_secs=10)
+        if again:
+            log = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=log))
+        else:
+            rows = "\n".join(f"    {key}: {value}" for key, value in run.settings.items())
+            self._text("settings", f"{run.name} ({run.group})\n\n{rows}", 0)
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        values = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
+        self._add(Summary(value=values), step)
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = png_size(path)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
+        )
+        self._add(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        """TensorBoard keeps no files; this one lies in the run folder."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        rows = "\n".join(f"    {key}: {value}" for key, value in values.items())
+        self._text("summary", rows, values["steps"] if "steps" in values else 0)
+
+    def close(self, status: str) -> str | None:
+        self._writer.flush()
+        self._writer.close()
+        return f"to look at this run, tensorboard --logdir {self._folder}"
+
+    def _text(self, tag: str, words: str, step: int) -> None:
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
+        self._add(text_pb(tag, words), step)
+
+    def _add(self, summary: Any, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if summary.value:
+            self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG file, from its header."""
+    header = path.open("rb").read(24)
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")

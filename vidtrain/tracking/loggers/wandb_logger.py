@@ -1,0 +1,202 @@
+"""W&B as a mirror: it never asks, and what it does is bounded by the process it runs in."""
+
+import json
+import logging
+import netrc
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from vidtrain.errors import UserError
+from vidtrain.tracking.loggers.logger import Metric, MirroredRun
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger(__name__)
+
+FINISH_TIMEOUT_S = 120.0
+OFFLINE_CLOSE_S = 30.0
+LEAST_FREE = 256 << 10  # bytes on the disk: W&B itself drops rows without a word when it is full
+HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
+
+
+class WandbMirror:
+    """Mirrors a run to W&B: at once (`mode="online"`), or into files for `wandb sync` (`mode="offline"`).
+
+    Everything lies in run_dir/wandb. Online without a key is a UserError at the start; online without a
+    network becomes offline there. `artifacts="best"` uploads the best checkpoint.
+    """
+
+    label = "W&B"
+
+    def __init__(
+        self,
+        project: str,
+        mode: Literal["offline", "online"] = "offline",
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        artifacts: Literal["best"] | None = None,
+    ):
+        if mode not in ("offline", "online"):
+            raise UserError(f'logger.wandb.mode is "{mode}": it must be "offline" or "online".')
+        check_artifacts("wandb", artifacts)
+        self.project = project
+        self.mode = mode
+        self.entity = entity
+        self.group = group
+        self.job_type = job_type
+        self.tags = list(tags)
+        self.notes = notes
+        self.artifacts = artifacts
+        self.waits_for_start = mode == "online"  # there may be no key
+        self.init_seconds = 15.0  # for the server to answer
+        self.start_seconds = 60.0
+        self.close_seconds = FINISH_TIMEOUT_S if mode == "online" else OFFLINE_CLOSE_S
+
+    def start(self, run: MirroredRun) -> None:
+        """Begin the W&B run, or go on with it. Raises UserError where online has no usable key."""
+        self._folder = run.folder / "wandb"
+        self._folder.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
+        os.environ["WANDB_DATA_DIR"] = str(self._folder)  # where artifacts wait for `wandb sync`
+        self._steps = read_steps(self._folder, run.step)
+        self._online = self.mode == "online"
+        begun = self._begin_online(run) if self._online else None
+        self._online = begun is not None
+        self._run = begun or self._init("offline", run)
+        # A resumed run logs steps that W&B has seen already, and its own counter would drop them.
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
+        if shutil.disk_usage(self._folder).free < LEAST_FREE:
+            raise OSError(f"no space left for {self._folder}")
+        # rows that a resumed run logs again are there already
+        new = {
+            key: value
+            for key, value in metrics.items()
+            if value is not None and (key not in self._steps or self._steps[key] < step)
+        }
+        self._steps |= dict.fromkeys(new, step)
+        if new:
+            self._run.log({**new, "step": step})
+
+    def image(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(str(path)), "step": step})
+
+    def checkpoint(self, name: str, path: Path) -> None:
+        import wandb
+
+        if self.artifacts == name:
+            artifact = wandb.Artifact(f"{name}-{self._run.id}", type="model")
+            artifact.add_file(str(path))
+            self._run.log_artifact(artifact)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._run.summary.update(dict(values))
+
+    def close(self, status: str) -> str | None:
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+        (self._folder / STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
+        return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
+
+    def _begin_online(self, run: MirroredRun) -> "wandb.Run | None":
+        """The run on the server, or None where that cannot be had now."""
+        import wandb
+
+        require_key()
+        try:
+            return self._init("online", run)
+        except wandb.errors.AuthenticationError as error:
+            raise UserError(f"W&B refused the key ({one_line(error)}): {HOW_TO_LOG_IN}") from error
+        except Exception as error:  # no network, no such project, a server in trouble
+            log.warning("W&B cannot be used online (%s): offline, for `wandb sync` later", one_line(error))
+            end_service()  # it holds the run id
+            return None
+
+    def _init(self, mode: str, run: MirroredRun) -> "wandb.Run":
+        import wandb  # takes seconds, and only runs that mirror need it
+
+        return wandb.init(
+            mode=mode,
+            project=self.project,
+            entity=self.entity,
+            group=self.group or run.group,
+            job_type=self.job_type,
+            tags=self.tags,
+            notes=self.notes,
+            name=run.name,
+            id=run.id,
+            resume="allow",
+            config=dict(run.settings),
+            dir=run.folder,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=self.init_seconds,
+                finish_timeout=FINISH_TIMEOUT_S,
+                disable_git=True,  # git.json of the run folder has it; here it would be of this process
+                x_stats_pid=os.getppid(),  # the training process is the one to watch
+            ),
+        )
+
+
+STEPS = "mirrored_steps.json"  # the last step of each metric that an ended mirror had
+
+
+def read_steps(folder: Path, start: int) -> dict[str, int]:
+    """The last step of each metric that an earlier attempt mirrored, of a run that goes on from step `start`; empty
+    for a new run, and where the attempt's mirror was killed, too: it may have lost rows, and they come again."""
+    path = folder / STEPS
+    found = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
+    path.unlink(missing_ok=True)  # until this attempt's mirror has ended
+    return found
+
+
+def check_artifacts(logger: str, artifacts: str | None) -> None:
+    if artifacts not in (None, "best"):
+        raise UserError(f'logger.{logger}.artifacts is "{artifacts}": it must be best, or null for none.')
+
+
+def require_key() -> None:
+    """Raise UserError where W&B would have to ask for a key: on a terminal it waits for it for ever."""
+    import wandb
+
+    settings = wandb.setup().settings
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
+        return
+    if not _netrc_has(urlsplit(settings.base_url).netloc):
+        raise UserError(f"W&B has no key for {settings.base_url}: {HOW_TO_LOG_IN}")
+
+
+def end_service() -> None:
+    """Let go of W&B's service process, so that the next run starts a new one."""
+    import wandb
+
+    with suppress(Exception):  # it is given up for a failure that has been reported
+        wandb.teardown(exit_code=1)
+    os.environ.pop("WANDB_SERVICE", None)  # its address, which a failed teardown leaves
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _netrc_has(host: str) -> bool:
+    """Whether `wandb login` has left a key for the host."""
+    names = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for path in (Path(name).expanduser() for name in names):
+        if path.is_file():
+            try:
+                return netrc.netrc(path).authenticators(host) is not None
+            except netrc.NetrcParseError as error:
+                raise UserError(f"{path} cannot be read ({error}): mend it, or {HOW_TO_LOG_IN}") from error
+    return False

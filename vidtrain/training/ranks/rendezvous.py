@@ -1,0 +1,126 @@
+"""Where this process stands among those of a run, and where they meet: as torchrun or SLURM says.
+
+Needs no torch, so that a program can ask before it imports it.
+"""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vidtrain.errors import UserError
+
+# Ports below those that Linux hands out by itself (32768 and up)
+FIRST_PORT, PORTS = 12000, 20000
+SCONTROL_SECONDS, SCONTROL_TRIES, SCONTROL_PAUSE = 30.0, 6, 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among `world_size`, started by `launcher`: torchrun, slurm, local (submitit's) or alone."""
+
+    launcher: str = "alone"
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def find_place(environ: Mapping[str, str] = os.environ) -> Place:
+    """This process's place. What torchrun says counts before SLURM's word, as it may run within a job; so does what
+    submitit says of its local jobs.
+
+    Of SLURM only a step (srun) has tasks: the batch script and an interactive shell, which know of the job's tasks as
+    well, are one process.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        place = Place(
+            "torchrun",
+            int(environ["RANK"]),
+            int(environ["WORLD_SIZE"]),
+            _number(environ, "LOCAL_RANK", 0),
+            _number(environ, "LOCAL_WORLD_SIZE", 1),
+        )
+        return place if place.world_size > 1 else Place()
+    if "SUBMITIT_EXECUTOR" in environ and environ["SUBMITIT_EXECUTOR"] == "local":
+        tasks, rank = int(environ["SUBMITIT_LOCAL_NTASKS"]), int(environ["SUBMITIT_LOCAL_GLOBALID"])
+        return Place("local", rank, tasks, rank, tasks) if tasks > 1 else Place()
+    if _number(environ, "SLURM_STEP_NUM_TASKS", 1) == 1 or "SLURM_PROCID" not in environ:
+        return Place()
+    tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    return Place(
+        "slurm",
+        int(environ["SLURM_PROCID"]),
+        int(environ["SLURM_STEP_NUM_TASKS"]),
+        int(environ["SLURM_LOCALID"]),
+        tasks[int(environ["SLURM_NODEID"])],
+    )
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form in full: `2(x3),1` is [2, 2, 2, 1]."""
+    counts = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if found is None:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={text} cannot be read; was it set by hand?")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def meeting_point(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Host and port where the ranks of a SLURM step or of torchrun meet: rank 0's node; `MASTER_ADDR` and
+    `MASTER_PORT` where they are set.
+
+    The port follows from the job, the step and how often the job was requeued, so that no attempt meets what another
+    one left. Raises `UserError` where SLURM does not say where rank 0 is.
+    """
+    if "MASTER_PORT" in environ:
+        port = int(environ["MASTER_PORT"])
+    elif find_place(environ).launcher == "local":
+        return "127.0.0.1", FIRST_PORT + int(environ["SUBMITIT_LOCAL_JOB_ID"]) % PORTS
+    else:
+        job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
+        port = FIRST_PORT + (job * 131 + step * 17 + _number(environ, "SLURM_RESTART_COUNT", 0)) % PORTS
+    if "MASTER_ADDR" in environ:
+        return environ["MASTER_ADDR"], port
+    if environ["SLURM_STEP_NUM_NODES"] == "1":
+        return "127.0.0.1", port
+    first = _scontrol("hostnames", environ["SLURM_STEP_NODELIST"]).split()[0]
+    # a node's name need not resolve: its address always does
+    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("node", first))
+    return found[1] if found else first, port
+
+
+def _scontrol(*what: str) -> str:
+    """What scontrol shows. A controller that has just lost a node can be late to answer: it is asked a few times."""
+    command = ["scontrol", "--oneliner", "show", *what]
+    for tries_left in reversed(range(SCONTROL_TRIES)):
+        try:
+            return subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=SCONTROL_SECONDS,
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            if tries_left and isinstance(error, subprocess.SubprocessError):
+                time.sleep(SCONTROL_PAUSE)
+                continue
+            raise UserError(
+                f"where the ranks meet is not known, as `{' '.join(command)}` failed ({error}): set MASTER_ADDR to the "
+                "address of the first node"
+            ) from error
+
+
+def _number(environ: Mapping[str, str], name: str, absent: int) -> int:
+    return int(environ[name]) if name in environ else absent
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
