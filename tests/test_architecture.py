@@ -62,7 +62,7 @@ def test_every_file_stands_on_a_floor():
     assert {room(file) for file in FILES} - {"__init__"} == set(FLOOR)
 
 
-@pytest.mark.parametrize("room_name", FLOOR)
+@pytest.mark.parametrize("room_name", sorted(FLOOR))
 def test_arrows_point_down(room_name):
     for file in FILES:
         if room(file) == room_name:
