@@ -19,7 +19,7 @@ from vidtrain.tracking.loggers.process import descendants
 from vidtrain.tracking.loggers.several import Mirrors
 
 HERE = Path(__file__).resolve().parent
-REPO = HERE.parents[1]
+REPO = HERE.parents[2]
 TRUTH = "; metrics.jsonl has all"
 
 

@@ -1,4 +1,4 @@
-"""Two ranks that take steps together, until one of them meets what the test asks for. Run by test_vigil.py.
+"""Two ranks that take steps together, until one of them meets what the test asks for. Run by test_heartbeat.py.
 
 python ranks_script.py FOLDER SCENARIO PORT ...: all scenarios at once, each by two processes forked from this one, that
 has imported torch for them. Statuses and outputs of the ranks are left in FOLDER/SCENARIO.
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # which every rank would else import by itself, when it makes its optimizer
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
 import conftest
 
 from vidtrain.errors import UserError
