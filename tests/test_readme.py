@@ -102,7 +102,7 @@ def test_the_tree_names_every_program():
 
 
 def test_the_table_names_every_model():
-    section = README[README.index("### Models and published weights") :]
+    section = README[README.index("## Models and published weights") :]
     rows = re.findall(r"^\| ([\w{}, ]+) \|", section, re.MULTILINE)
     named = set()
     for name in re.findall(r"\w+(?:\{[^}]*\})?", " ".join(rows)):
