@@ -12,7 +12,6 @@ import torch
 from composing import config_of
 from omegaconf import OmegaConf
 
-import vidtrain.models
 import vidtrain.training
 from vidtrain.app import check
 from vidtrain.build import parts as build
@@ -22,20 +21,14 @@ from vidtrain.training.schedules import in_steps
 from vidtrain.training.settings import PhaseSettings
 from vidtrain.training.stages import apply_phase
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-
-
-def block(language: str) -> str:
-    return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)[1]
+ROOT = Path(__file__).resolve().parents[1]
+README, OWN_PARTS = (ROOT / "README.md").read_text(), ROOT / "experiments/own_parts"
 
 
 def test_the_example_model_trains(monkeypatch):
-    module = types.ModuleType("vidtrain.models.conv_frames")
-    exec(block("python"), module.__dict__)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(vidtrain.models, "conv_frames", module, raising=False)
+    monkeypatch.syspath_prepend(str(OWN_PARTS))
     cfg = config_of("train")
-    cfg.model = OmegaConf.create(block("yaml"))
+    cfg.model = OmegaConf.load(OWN_PARTS / "conf/model/conv_frames.yaml")
     assert check.check_run(cfg, training=False) == []
     model = build.model(cfg, 10, check.ranks_to_come())
     apply_phase(model, PhaseSettings(encoder_blocks=1))

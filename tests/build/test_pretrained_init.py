@@ -9,12 +9,12 @@ import torch
 from composing import config_of
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.build import parts as build
-from vidtrain.app.launch import find_faults
 from vidtrain.app.check import check_run
+from vidtrain.app.launch import find_faults
+from vidtrain.build import parts as build
+from vidtrain.build.pretrained_init import load_starting_point
 from vidtrain.errors import UserError
 from vidtrain.models.weights.formats.vjepa import VJEPA_2, VJEPA_PROBE
-from vidtrain.build.pretrained_init import load_starting_point
 from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 

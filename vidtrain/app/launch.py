@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import hydra
@@ -18,9 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 from vidtrain.app.launcher_plugin import sweep_faults, use_own_launchers
 from vidtrain.app.sweep_plugin import is_trial, use_own_sweepers
 from vidtrain.config.command_line import flags_last, parsed
-from vidtrain.config.overrides import explain_grammar, explain_sweep, first_of_sweep, is_sweep, parses
+from vidtrain.config.overrides import (
+    explain_grammar,
+    explain_sweep,
+    first_of_sweep,
+    is_sweep,
+    parses,
+    search_path,
+)
 from vidtrain.config.references import as_said
-from vidtrain.config.targets import CONF, label, options, register_schemas, suggest, where
+from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
 from vidtrain.files.escaping import shown_lines
@@ -69,13 +77,17 @@ def launch(
         fail(str(error))
     sys.argv[1:] = flags_last(sys.argv[1:])
     only_asks = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
-    own_folder = arguments.config_dir or arguments.config_path  # of the user: only Hydra knows how to read it
-    if not only_asks and not own_folder:
+    try:
+        given, folders = search_path(arguments.overrides, arguments.config_dir)
+    except UserError as error:
+        fail(str(error))
+    # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
+    if not only_asks and not arguments.config_path:
         check_or_none = (lambda cfg: []) if arguments.cfg else check
         several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
         name = arguments.config_name or config_name
         refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
-        report(refused + find_faults(name, arguments.overrides, check_or_none, stored, sweeps=several))
+        report(refused + find_faults(name, given, check_or_none, stored, several, folders))
 
     def job(cfg: DictConfig) -> float | None:
         words = logging.StreamHandler(sys.stdout)
@@ -86,7 +98,9 @@ def launch(
         overrides, choices = as_said(context.overrides.task), context.runtime.choices
         try:
             with verdict():
-                faults = [(where(key, overrides, choices, stored), key, why) for key, why in check(cfg)]
+                faults = [
+                    (where(key, overrides, choices, stored, folders), key, why) for key, why in check(cfg)
+                ]
                 if faults and is_trial(context):
                     raise UserError("\n".join(fault_lines(faults)))
                 report(faults)
@@ -149,32 +163,34 @@ def find_faults(
     check: Check,
     stored: Stored = NONE_STORED,
     sweeps: bool = True,
+    folders: Sequence[Path] = (CONF,),
 ) -> list[tuple[str, str, str]]:
     """Faults (where, key, what) of overrides that do not compose, then of the rest composed without them.
 
-    `sweeps` says whether overrides may hold several values, for a run of each.
+    `sweeps` says whether overrides may hold several values, for a run of each. `folders` are those that hold options:
+    conf/, and those of the user that `overrides` put on Hydra's search path.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         refused = []
         try:
-            kept = [first_of_sweep(override) for override in overrides]
+            kept = [first_of_sweep(override, folders) for override in overrides]
             cfg = compose(config_name, kept, return_hydra_config=True)
         except REFUSALS:
-            cfg, kept, refused = _compose_what_can_be(config_name, overrides)
+            cfg, kept, refused = _compose_what_can_be(config_name, overrides, folders)
         choices = cfg.hydra.runtime.choices
         mine = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
         faults = [
-            (f"override {label(each, stored)}", *_explain(each, mine, choices, error))
+            (f"override {label(each, stored)}", *_explain(each, mine, choices, error, folders))
             for each, error in refused
         ]
         if not sweeps:
             several = [each for each in overrides if is_sweep(each)]
             faults += [(f"override {label(each, stored)}", *explain_sweep(each)) for each in several]
-        return faults + [(where(key, kept, choices, stored), key, why) for key, why in check(mine)]
+        return faults + [(where(key, kept, choices, stored, folders), key, why) for key, why in check(mine)]
 
 
 def _compose_what_can_be(
-    config_name: str, overrides: Sequence[str]
+    config_name: str, overrides: Sequence[str], folders: Sequence[Path]
 ) -> tuple[DictConfig, list[str], list[tuple[str, Exception]]]:
     """The configuration with every override that composes, those, and the others with their errors.
 
@@ -187,8 +203,8 @@ def _compose_what_can_be(
         refused = []
         for override in waiting:
             try:
-                compose(config_name, [*kept, first_of_sweep(override)])
-                kept.append(first_of_sweep(override))
+                compose(config_name, [*kept, first_of_sweep(override, folders)])
+                kept.append(first_of_sweep(override, folders))
             except REFUSALS as error:
                 refused.append((override, error))
         if not refused or len(refused) == len(waiting):
@@ -196,27 +212,32 @@ def _compose_what_can_be(
         waiting = [override for override, _ in refused]
 
 
-def _explain(override: str, cfg: DictConfig, choices: Mapping[str, str], error: Exception) -> tuple[str, str]:
+def _explain(
+    override: str,
+    cfg: DictConfig,
+    choices: Mapping[str, str],
+    error: Exception,
+    folders: Sequence[Path],
+) -> tuple[str, str]:
     """What is wrong with a refused override, as (key, why), with a suggestion where a name is near."""
     key, equals, value = override.lstrip("+~").partition("=")
     if not key or not (equals or override.startswith("~")):
         return override, f"is no override: write key=value or group=option{suggest(override, list(cfg))}"
     if not parses(override):
         return key, explain_grammar(key, value)
-    folder = CONF / key.replace("@", "/").split("/")[0]
-    if folder.is_dir() and "." not in key:
+    if "." not in key and is_group(key.replace("@", "/").split("/")[0], folders):
         group = key.split("@")[0]
         if group not in choices and not override.startswith("+"):
             return key, f"this program takes no group {group}{suggest(group, _groups(choices))}"
         if group.startswith("hydra/"):
             return key, _cause(error)
-        if not (CONF / group).is_dir():
+        if not is_group(group, folders):
             return key, f"there is no group {group}"
         chosen = [each.strip() for each in value.strip("[]").split(",")]  # one, or a list of several
-        unknown = [each for each in chosen if not (CONF / group / f"{each}.yaml").is_file()]
+        unknown = [name for name in chosen if name not in options(group, folders)]
         if not unknown:  # they are there, and what they ask for is at fault
             return key, _cause(error)
-        return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group))}"
+        return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group, folders))}"
     node = cfg
     parts = key.split(".")
     for depth, part in enumerate(parts):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from vidtrain.config.trust import as_text, check_trust, first_lines
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
-from vidtrain.config.trust import as_text, check_trust, first_lines
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     import torch

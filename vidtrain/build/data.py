@@ -12,22 +12,28 @@ import torch
 from omegaconf import DictConfig
 
 from vidtrain.build.parts import clip_protocol, clip_size, num_workers, part, share_of_cores
+from vidtrain.config.schemas import DataSettings
 from vidtrain.config.targets import components
 from vidtrain.data.augment.geometry import WholeFrame
-from vidtrain.data.manifest.balance import class_balance
+from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch, VideoDataset
 from vidtrain.data.loading.filters import VideoFilter
-from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.loaders import Loader, eval_loader, train_loader
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.loading.quarantine import Quarantine
+from vidtrain.data.loading.samplers import (
+    EvalShard,
+    MixtureSource,
+    MixtureStream,
+    TrainStream,
+    records_by_source,
+)
+from vidtrain.data.manifest.balance import class_balance
 from vidtrain.data.manifest.checks import check_present
 from vidtrain.data.manifest.files import open_manifests
+from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
-from vidtrain.data.loading.quarantine import Quarantine
-from vidtrain.data.loading.samplers import EvalShard, MixtureSource, MixtureStream, TrainStream, records_by_source
 from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.errors import UserError
-from vidtrain.config.schemas import DataSettings
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.validation import check_dataset
 

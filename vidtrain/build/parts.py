@@ -10,13 +10,13 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from vidtrain.training.ranks.rendezvous import cores
 from vidtrain.config.targets import reason
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.rendezvous import cores
 
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8

@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
+from vidtrain.files.atomic import write_json_atomic
 from vidtrain.models.weights.files import as_sources, check_source, locate
 from vidtrain.models.weights.loading import check_pretrained, load_pretrained
-from vidtrain.files.atomic import write_json_atomic
 from vidtrain.training.checkpoints.files import resumable
 from vidtrain.training.ranks.distributed import Ranks
 

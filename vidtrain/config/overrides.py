@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from vidtrain.config.targets import options
+from vidtrain.config.targets import CONF, options
+from vidtrain.errors import UserError
 
 
 def quoted(key: str, value: object) -> str:
@@ -69,7 +72,7 @@ def _stands_for_itself(character: str) -> bool:
     return parses(override) and _value(override) == f"a{character}a"
 
 
-def first_of_sweep(override: str) -> str:
+def first_of_sweep(override: str, folders: Sequence[Path] = (CONF,)) -> str:
     """The first value of an override that a multirun would sweep over; others as they are."""
     parsed = OverridesParser.create().parse_override(override)
     if not parsed.is_sweep_override():
@@ -77,7 +80,7 @@ def first_of_sweep(override: str) -> str:
     if parsed.is_interval_sweep():
         return f"{parsed.get_key_element()}={parsed.value().start}"
     values = (
-        parsed.value().filter(options(parsed.key_or_group))
+        parsed.value().filter(options(parsed.key_or_group, folders))
         if isinstance(parsed.value(), Glob)
         else parsed.sweep_string_iterator()
     )
@@ -101,3 +104,23 @@ def first_value(override: Override) -> str:
     if override.is_sweep_override():
         return f"{key}={next(iter(override.sweep_string_iterator()))}"
     return f"{key}={override.get_value_element_as_str()}"
+
+
+def search_path(overrides: Sequence[str], own: str | None) -> tuple[list[str], tuple[Path, ...]]:
+    """Overrides that make Hydra look into the folder of --config-dir, too; and all folders, conf/ first.
+
+    Raises `UserError` where `own` is no folder.
+    """
+    folders = [] if own is None else [Path(own).absolute()]
+    if folders and not folders[0].is_dir():
+        raise UserError(f"--config-dir {own}: there is no such folder")
+    named = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
+    listed = [str(place) for override in named if parses(override) for place in _value(override) or []]
+    folders = [
+        Path(place.removeprefix("file://")) for place in listed if place.startswith("file://")
+    ] + folders
+    kept = [override for override in overrides if override not in named]
+    if own is not None:
+        places = [*listed, f"file://{Path(own).absolute()}"]
+        named = [f"hydra.searchpath=[{','.join(map(in_quotes, places))}]"]
+    return [*kept, *named], (CONF, *folders)

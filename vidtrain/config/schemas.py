@@ -82,7 +82,9 @@ class RunConfig:
     init_match: float = 0.9  # the least share of the encoder's tensors that must match
     clip: ClipSettings = field(default_factory=ClipSettings)
     data: DataSettings = field(default_factory=DataSettings)
-    dataset: Any = MISSING
+    dataset: Any = field(
+        default_factory=lambda: {"flip": 0.5}
+    )  # a chance to be mirrored, unless it says another
     augmentation: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING

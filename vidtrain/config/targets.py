@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -50,9 +51,13 @@ def register_schemas() -> None:
 # --- what fits what ---------------------------------------------------------------------------------------
 
 
-def options(group: str) -> list[str]:
-    """The names that a config group offers, sorted."""
-    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+def options(group: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+    """The names that a config group offers, sorted; `folders` are conf/ and those of the user's own."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
+
+
+def is_group(group: str, folders: Sequence[Path] = (CONF,)) -> bool:
+    return any((folder / group).is_dir() for folder in folders)
 
 
 def _groups() -> str:
@@ -155,8 +160,9 @@ def where(
     overrides: Sequence[str],
     choices: dict[str, str],
     stored: Mapping[str, str] = MappingProxyType({}),
+    folders: Sequence[Path] = (CONF,),
 ) -> str:
-    """Where a key got its value: the overrides that set it or something below it, or the file of conf/ that did."""
+    """Where a key got its value: the overrides that set it or something below it, or the file that did."""
     set_here = []
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split("@")[0]
@@ -166,4 +172,7 @@ def where(
         return f"override {', '.join(set_here)}"
     group = key.split(".")[0].split("[")[0]
     option = choices[group] if group in choices else None
-    return f"conf/{group}/{option}.yaml" if option else "the configuration"
+    if not option:
+        return "the configuration"
+    own = [path for folder in folders[1:] if (path := folder / group / f"{option}.yaml").is_file()]
+    return str(own[0]) if own else f"conf/{group}/{option}.yaml"
