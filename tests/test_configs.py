@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from vidtrain.app import check
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, check_targets, register_schemas
-from vidtrain.evaluate import as_trained
+from vidtrain.evaluator.options import as_trained
 
 register_schemas()
 

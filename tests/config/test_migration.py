@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from vidtrain.config.migration import defaults_of, migrate
 from vidtrain.config.renames import TARGETS, rename_override
 from vidtrain.errors import UserError
-from vidtrain.evaluate import as_trained
+from vidtrain.evaluator.options import as_trained
 
 
 @pytest.fixture(scope="module")

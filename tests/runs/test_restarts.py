@@ -9,7 +9,15 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vidtrain.errors import Pruned, UserError
-from vidtrain.runs.restarts import LOST, MOST_SILENT, VERDICT, Attempt, attempt, read_attempts, verdict
+from vidtrain.runs.restarts import (
+    LOST,
+    MAX_SILENT,
+    REQUEUE_FLAG,
+    RunAttempt,
+    read_attempts,
+    run_attempt,
+    write_requeue_flag,
+)
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.heartbeat import Verdict
 from vidtrain.training.ranks.signals import Halt, Stopped
@@ -19,9 +27,9 @@ RANKS = Ranks(torch.device("cpu"))
 
 @pytest.fixture
 def scheduler(monkeypatch, tmp_path):
-    """As under requeue.sh: the verdict file."""
+    """As under requeue.sh: the flag file."""
     path = tmp_path / "verdict"
-    monkeypatch.setenv(VERDICT, str(path))
+    monkeypatch.setenv(REQUEUE_FLAG, str(path))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     return path
 
@@ -31,13 +39,13 @@ def events(folder):
 
 
 def fail(folder, step, error):
-    with Halt() as halt, attempt(folder, RANKS, halt) as mine:
+    with Halt() as halt, run_attempt(folder, RANKS, halt) as mine:
         mine.begin(step)
         raise error
 
 
 def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
-    with verdict(), Halt() as halt, attempt(tmp_path, RANKS, halt) as mine:
+    with write_requeue_flag(), Halt() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
         mine.begin(12)
     started, finished = read_attempts(tmp_path)
     assert (started["event"], started["step"], started["ranks"], started["job"], started["restart"]) == (
@@ -48,7 +56,7 @@ def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
 
 def test_an_attempt_says_how_far_it_came(tmp_path, scheduler):
     def ended_at(start, *logged):
-        with Halt() as halt, attempt(tmp_path, RANKS, halt) as mine:
+        with Halt() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
             mine.begin(start)
             for step in logged:
                 with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -58,18 +66,18 @@ def test_an_attempt_says_how_far_it_came(tmp_path, scheduler):
 
     assert ended_at(0) == ("finished", 0, 0)  # nothing was logged
     assert ended_at(0, 10, 20) == ("finished", 20, 0)
-    with pytest.raises(ZeroDivisionError), verdict():
+    with pytest.raises(ZeroDivisionError), write_requeue_flag():
         (tmp_path / "metrics.jsonl").write_text("damaged\n")
-        mine = Attempt(tmp_path, RANKS)
+        mine = RunAttempt(tmp_path, RANKS)
         mine.begin(7)
-        mine.note("failed", signature="x")  # whatever the logs have become
+        mine.record("failed", signature="x")  # whatever the logs have become
         raise ZeroDivisionError
     assert [read_attempts(tmp_path)[-1][key] for key in ("step", "from")] == [7, 7]
 
 
 def test_rows_of_before_there_was_from_count_as_they_did(tmp_path, scheduler):
     def status():
-        mine = Attempt(tmp_path, RANKS)
+        mine = RunAttempt(tmp_path, RANKS)
         mine.begin(5)
         return mine.status_after("Fault at line 3")
 
@@ -85,9 +93,9 @@ def test_rows_of_before_there_was_from_count_as_they_did(tmp_path, scheduler):
 def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, capsys):
     with (
         pytest.raises(SystemExit) as ended,
-        verdict(),
+        write_requeue_flag(),
         Halt() as halt,
-        attempt(tmp_path, RANKS, halt) as mine,
+        run_attempt(tmp_path, RANKS, halt) as mine,
     ):
         mine.begin(3)
         signal.raise_signal(signal.SIGUSR2)
@@ -104,7 +112,7 @@ def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, 
 def test_the_command_that_goes_on_can_be_copied_whatever_the_folder_is_called(tmp_path, capsys):
     folder = tmp_path / "a [run"
     folder.mkdir()
-    with pytest.raises(SystemExit), Halt() as halt, attempt(folder, RANKS, halt):
+    with pytest.raises(SystemExit), Halt() as halt, run_attempt(folder, RANKS, halt):
         signal.raise_signal(signal.SIGUSR2)
     command = capsys.readouterr().err.partition("to go on: ")[2]
     [word] = shlex.split(command)[3:]
@@ -114,7 +122,7 @@ def test_the_command_that_goes_on_can_be_copied_whatever_the_folder_is_called(tm
 def test_a_fault_is_tried_again_once_and_then_only_after_progress(tmp_path, scheduler, capsys):
     def once(step):
         try:
-            with verdict():
+            with write_requeue_flag():
                 fail(tmp_path, step, ZeroDivisionError(f"at {step}"))
         except SystemExit as ended:
             return ended.code
@@ -127,7 +135,7 @@ def test_a_fault_is_tried_again_once_and_then_only_after_progress(tmp_path, sche
     rows = [row for row in read_attempts(tmp_path) if row["event"] == "failed"]
     assert [row["again"] for row in rows] == [True, False, True, False]
     assert rows[0]["cause"] == "ZeroDivisionError: at 5" and "Traceback" in rows[0]["traceback"]
-    assert capsys.readouterr().err.count("the job is to be tried again, once") == 2
+    assert capsys.readouterr().err.count("the job goes back into the queue") == 2
 
 
 def test_another_fault_at_the_same_step_is_tried_again(tmp_path, scheduler):
@@ -140,10 +148,10 @@ def test_another_fault_at_the_same_step_is_tried_again(tmp_path, scheduler):
 def test_a_lost_rank_is_tried_three_times_without_progress(tmp_path, scheduler):
     statuses = []
     for _ in range(4):
-        mine = Attempt(tmp_path, RANKS)
+        mine = RunAttempt(tmp_path, RANKS)
         mine.begin(5)
         statuses.append(mine.status_after(LOST))
-        mine.lost(Verdict(1, "n2", "is gone", statuses[-1]))
+        mine.record_lost(Verdict(1, "n2", "is gone", statuses[-1]))
     assert statuses == [75, 75, 75, 1]
     assert read_attempts(tmp_path)[-1]["cause"] == "rank 1 on n2 is gone"
 
@@ -156,34 +164,34 @@ def test_without_a_scheduler_it_is_raised(tmp_path):
 
 @pytest.mark.parametrize(("error", "event"), [(UserError("mend it"), "failed"), (Pruned("others"), "pruned")])
 def test_what_trying_again_cannot_mend_is_final(tmp_path, scheduler, error, event):
-    with pytest.raises(type(error)), verdict():
+    with pytest.raises(type(error)), write_requeue_flag():
         fail(tmp_path, 0, error)
     assert events(tmp_path) == ["started", event]
     assert scheduler.read_text() == "failed\n"
 
 
 def test_attempts_that_die_without_a_word_and_come_no_further_are_given_up(tmp_path, scheduler):
-    for _ in range(MOST_SILENT):
-        Attempt(tmp_path, RANKS).begin(8)
-    Attempt(tmp_path, RANKS).begin(9)  # progress
-    for _ in range(MOST_SILENT - 1):
-        Attempt(tmp_path, RANKS).begin(9)
-    with pytest.raises(UserError, match="3 attempts in a row ended without a word at step 9"):
-        Attempt(tmp_path, RANKS).begin(9)
+    for _ in range(MAX_SILENT):
+        RunAttempt(tmp_path, RANKS).begin(8)
+    RunAttempt(tmp_path, RANKS).begin(9)  # progress
+    for _ in range(MAX_SILENT - 1):
+        RunAttempt(tmp_path, RANKS).begin(9)
+    with pytest.raises(UserError, match="3 attempts in a row ended without a record at step 9"):
+        RunAttempt(tmp_path, RANKS).begin(9)
 
 
 def test_by_hand_they_are_not_counted(tmp_path):
-    for _ in range(2 * MOST_SILENT):
-        Attempt(tmp_path, RANKS).begin(8)
+    for _ in range(2 * MAX_SILENT):
+        RunAttempt(tmp_path, RANKS).begin(8)
 
 
 def test_a_signal_before_there_is_a_run_gives_no_verdict(scheduler):
-    with pytest.raises(Stopped), verdict(), Halt():
+    with pytest.raises(Stopped), write_requeue_flag(), Halt():
         signal.raise_signal(signal.SIGTERM)
     assert not scheduler.exists()
 
 
 def test_rows_are_json_lines(tmp_path):
-    Attempt(tmp_path, RANKS).begin(0)
+    RunAttempt(tmp_path, RANKS).begin(0)
     (line,) = (tmp_path / "attempts.jsonl").read_text().splitlines()
     assert json.loads(line)["host"]

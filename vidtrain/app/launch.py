@@ -33,7 +33,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
 from vidtrain.files.escaping import shown_lines
 from vidtrain.files.masking import mask_streams, masked
-from vidtrain.runs.restarts import verdict
+from vidtrain.runs.restarts import write_requeue_flag
 from vidtrain.tracking.streams import (
     STATUS_UNREAD,
     OneLineNames,
@@ -97,7 +97,7 @@ def launch(
         context = HydraConfig.get()
         overrides, choices = as_said(context.overrides.task), context.runtime.choices
         try:
-            with verdict():
+            with write_requeue_flag():
                 faults = [
                     (where(key, overrides, choices, stored, folders), key, why) for key, why in check(cfg)
                 ]

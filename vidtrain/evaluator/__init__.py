@@ -2,7 +2,7 @@
 
 Read run.py first.
 
-run.py     the pass that fills a view table, by all ranks and across kills
-report.py  from the table to what a user reads
-split.py      the closing evaluation of a run
+run.py      the pass that fills a view table, by all ranks and across kills
+report.py   from the table to what a user reads, for the end of training too
+options.py  what the command line may change of a checkpoint, and what is wrong with it
 """

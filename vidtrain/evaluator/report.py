@@ -1,9 +1,15 @@
-"""From a stored view table to what a user reads: the asked protocol, all that the table holds, probes and a chart."""
+"""From a view table to what a user reads: the chosen protocol, all that the table holds, probes and a chart."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from vidtrain.build.data import EvalData
 from vidtrain.errors import UserError
+from vidtrain.evaluation import view_store
 from vidtrain.evaluation.fusion import EVALUATION_FUSIONS, fusions_of
 from vidtrain.evaluation.protocol_files import write_protocols
 from vidtrain.evaluation.protocols import (
@@ -17,9 +23,13 @@ from vidtrain.evaluation.protocols import (
 )
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.view_store import StoredViews
+from vidtrain.evaluation.views import view_table
+from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import shown
+from vidtrain.files.links import check_inside, check_links, writable
 from vidtrain.reports.guarding import made_or_warned
 from vidtrain.reports.view_charts import plot_views
+from vidtrain.training.ranks.distributed import Ranks
 
 SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
          "recall_macro", "loss")  # fmt: skip
@@ -39,6 +49,93 @@ def results_table(console: Any, title: str, found: Report) -> None:
     console.table(title, ("", "clip", "video"), rows)
 
 
+def evaluate_split(
+    model: nn.Module,
+    data: EvalData,
+    transform: nn.Module,
+    autocast: AbstractContextManager,
+    fusion: str,
+    protocol: str,
+    independent: bool,
+    ranks: Ranks,
+    console: Any,
+    out: Path,
+) -> Report:
+    """Evaluates a split by all ranks and writes its tables into `out`; every rank returns the report.
+
+    This is the closing evaluation of a training run. It keeps no views; vidtrain.evaluate does.
+    """
+    batches = data.batches(console)
+    table = view_table(model, batches, transform, len(data.manifest), ranks.device, autocast, data.crops)
+    result = report(table, fusion, protocol, independent)
+    for path, cause in table.missing:
+        console.warn(f"missing from {data.split}: {shown(path)} ({shown(cause)})")
+    if ranks.is_main:
+        write_report(result, out, data.manifest.paths, data.manifest.classes)
+    return result
+
+
+def output_folder(
+    wanted: str | None, checkpoint: Path, split: str, clip: Any, crops: int, joint: bool, weights: str | None
+) -> Path:
+    """The folder for the tables of an evaluation: `wanted`, or one below the run's, named by the views.
+
+    Raises `UserError` where a link leads out of the run's folder.
+    """
+    order = "" if clip.frame_order == "forward" else clip.frame_order
+    stem = "" if checkpoint.stem == "best" else checkpoint.stem
+    views = f"{clip.eval_clips}x{crops}"
+    parts = (split, views, "joint" if joint else "", order, stem, weights or "")
+    run = checkpoint.resolve().parents[1]
+    out = Path(wanted or run / "eval" / "_".join(part for part in parts if part))
+    if wanted is None:
+        check_inside(out, run)
+    check_links(out / view_store.FOLDER, below=True)
+    return out
+
+
+def write_changes(changes: Mapping[str, Any] | None, out: Path) -> None:
+    """data_changes.json beside the tables, where their data are not those that the run was started with."""
+    if changes is None:
+        (out / "data_changes.json").unlink(missing_ok=True)
+    else:
+        write_json_atomic(out / "data_changes.json", changes)
+
+
+def republish(
+    table: Path,
+    out: Path | None,
+    fusion: str | None,
+    order: str | None,
+    num_clips: int | None,
+    num_crops: int | None,
+    console: Any,
+) -> float:
+    """Another protocol of a stored table; null means that of the table. Returns top-1 or mean average precision."""
+    views = view_store.open_views(table)
+    about = views.about
+    fusion, order = fusion or about["fusion"], order or about["orders"][0]
+    if out is None:
+        own, chosen = (
+            (about["num_clips"], len(about["crops"])),
+            (num_clips or about["num_clips"], num_crops or len(about["crops"])),
+        )
+        differing = [
+            "x".join(map(str, chosen)) if chosen != own else "",
+            fusion if fusion != about["fusion"] else "",
+            order if order != about["orders"][0] else "",
+        ]
+        suffix = "_".join(part for part in differing if part)
+        out = views.folder.parent
+        if suffix:  # the report that lies there is of the table's own protocol
+            out = out.with_name(f"{out.name}_as_{suffix}")
+    writable(out)
+    title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
+    report = publish(views, out, title, console, fusion, order, num_clips, num_crops)
+    console.info(f"tables in {out}")
+    return report.metrics["map" if views.labels.ndim == 2 else "top1"]
+
+
 def publish(
     views: StoredViews,
     out: Path,
@@ -49,7 +146,7 @@ def publish(
     num_clips: int | None = None,
     num_crops: int | None = None,
 ) -> Report:
-    """Writes and shows the asked protocol, and then every other that the table holds; null means all clips, crops.
+    """Writes and shows the chosen protocol, and then all others that the table holds; None means all clips, all crops.
 
     Raises `UserError` for what the table does not hold, and where no video could be read.
     """

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.loaders import eval_loader
 from vidtrain.data.loading.samplers import EvalUnits
 from vidtrain.data.loading.short_videos import refused_videos
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.class_names import describe_alike
+from vidtrain.data.manifest.manifest import Manifest, in_order_of
 from vidtrain.data.sampling.clips import clip_indices
 from vidtrain.data.sampling.policies import frame_picks
 from vidtrain.errors import UserError
@@ -129,6 +130,25 @@ class Pass:
     @property
     def _every(self) -> int:
         return build_data.eval_shard(self.cfg, self.dataset, Ranks(torch.device("cpu"))).every
+
+
+def in_order_of_checkpoint(manifest: Manifest, classes: Sequence[str], checkpoint: Path) -> Manifest:
+    """The manifest with its classes numbered as in the checkpoint. Raises `UserError` where they are other classes."""
+    if sorted(manifest.classes) == sorted(classes):
+        return in_order_of(manifest, classes)
+    differing = sorted(set(manifest.classes) ^ set(classes))
+    raise UserError(
+        f"the checkpoint {checkpoint} tells other classes apart than the dataset has: {len(classes)} and "
+        f"{len(manifest.classes)}; differing: {', '.join(map(shown, differing[:8]))}"
+        + describe_alike(manifest.classes, classes)
+    )
+
+
+def start_table(work: Pass, folder: Path, cpu_threads: int | None, overwrite: bool, ranks: Ranks) -> int:
+    """Begins the table of `work` in `folder`, or finds it there; returns how many threads are to compute it."""
+    return view_store.begin(
+        folder, work.identity(ranks.device), cpu_threads, torch.get_num_threads(), overwrite
+    )
 
 
 def crop_names(geometry: EvalGeometry) -> list[str]:

@@ -6,8 +6,7 @@ folder.py    choosing, recording and resuming a run's folder
 assemble.py  from configuration to a run; the one place where the loop's Run is assembled
 data.py      what the data of a run were when it was started, held against what is there
 export.py    what export does, for the end of training too
-pictures.py  the pictures that close a run
-report.py    the close of a run: its best checkpoint on test
-restarts.py  the record of a run's attempts, and whether a scheduler is to try again
-status.py    how an attempt at a run ended, where that was not its end
+report.py    the close of a run: its best checkpoint on test, and the pictures
+restarts.py  the record of a run's attempts, and whether a scheduler should try again
+status.py    how the last attempt at an unfinished run ended
 """

@@ -1,5 +1,6 @@
 """From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import split_heads, view_table
 from vidtrain.features.frozen_encoder import CachedHeads, many_heads
+from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.masking import masked_values
 from vidtrain.runs import data as run_data
+from vidtrain.runs import folder as run_folder
 from vidtrain.tracking.loggers.logger import NullMirror
 from vidtrain.tracking.loggers.several import Mirrors
+from vidtrain.tracking.provenance import write_provenance
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.checkpoints.resume import find_resume
@@ -39,12 +43,17 @@ from vidtrain.training.validation import check_monitor
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run reads, and how."""
+    """What a run reads, and how.
+
+    `open_split` gives the batches of a split's videos for evaluation, shared out over ranks. `digests` are of each
+    split as it lies on the disk; a measurement has none.
+    """
 
     name: str
     reading: build_data.Reading
     splits: dict[str, Manifest]
-    digests: dict[str, str]  # of each split as it lies on the disk; of a measurement there are none
+    digests: dict[str, str]
+    open_split: Callable[[str, Manifest, Ranks], build_data.EvalData]
 
     @property
     def train(self) -> Manifest:
@@ -55,6 +64,19 @@ class RunData:
         return tuple(self.train.classes)
 
 
+def set_up(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path) -> str:
+    """Sets the process up and records the run in its folder; returns the run's id."""
+    build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
+    if cfg.trainer.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
+    torch.use_deterministic_algorithms(cfg.trainer.deterministic)  # else as an earlier trial had it
+    run_id = ranks.on_main(lambda: run_folder.record(folder, cfg))
+    if ranks.is_main:
+        write_provenance(folder)
+    console.info(f"run folder {folder}")
+    return run_id
+
+
 def open_data(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path | None = None) -> RunData:
     """The splits as they are trained on; `folder` is the run's, which records what they hold.
 
@@ -62,14 +84,18 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path | None =
     """
     reading = build_data.reading(cfg, ranks, folder)
     splits = build_data.manifests(cfg, ranks, console)
-    digests = {}
+    digests: dict[str, str] = {}
     if folder is not None:
         allowed = cfg.data.allow_changed
         digests = ranks.on_main(lambda: run_data.begin(folder, splits, reading.index, allowed, console))
     splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
     if cfg.trainer.one_batch:
         splits = build_data.one_batch(splits, cfg.trainer.batch_size, cfg.seed)
-    return RunData(cfg.dataset.name, reading, splits, digests)
+
+    def open_split(split: str, manifest: Manifest, ranks: Ranks) -> build_data.EvalData:
+        return build_data.eval_data(cfg, split, manifest, reading, ranks)
+
+    return RunData(cfg.dataset.name, reading, splits, digests, open_split)
 
 
 @dataclass(frozen=True)
@@ -93,10 +119,10 @@ class Start:
 
 def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Any, folder: Path) -> Start:
     model = build.model(cfg, len(data.classes), ranks)
-    found = find_resume(folder / "checkpoints", ranks, console)
-    if found is None:
+    resumable = find_resume(folder / "checkpoints", ranks, console)
+    if resumable is None:
         return Start(model, None, load_starting_point(cfg, model, ranks, console, folder))
-    newest, resume = found
+    newest, resume = resumable
     checkpoint.restore(model, resume["model"], str(newest))
     if spelled_classes(resume["classes"]) != data.classes:
         raise UserError(
@@ -157,6 +183,22 @@ def make_parts(
     )
 
 
+def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Any, folder: Path) -> None:
+    """Logs what the data are, and records it in dataset.json."""
+    videos = {name: len(split) for name, split in data.splits.items()}
+    counts = ", ".join(f"{name} {count}" for name, count in videos.items())
+    console.info(f"dataset {data.name}: {len(data.classes)} classes; videos: {counts}")
+    if ranks.is_main:
+        facts = {
+            "classes": list(data.classes),
+            "videos": videos,
+            "digests": data.digests,
+            "steps_per_epoch": parts.steps_per_epoch,
+        }
+        write_json_atomic(folder / "dataset.json", facts)
+    console.info(parts.about_loss)
+
+
 @dataclass(frozen=True)
 class ValEvaluation:
     """Evaluates a model, or the heads of a grid, on the val split, by all ranks."""
@@ -188,7 +230,7 @@ class ValEvaluation:
 def val_evaluation(
     cfg: DictConfig, data: RunData, parts: Parts, fusion: str, ranks: Ranks, console: Any, halt: Halt
 ) -> ValEvaluation:
-    val = build_data.eval_data(cfg, "val", data.splits["val"], data.reading, ranks)
+    val = data.open_split("val", data.splits["val"], ranks)
     protocol = build.protocol_text(cfg, fusion)
     return ValEvaluation(val, parts, len(data.classes), fusion, protocol, ranks, console, halt)
 

@@ -1,7 +1,7 @@
-"""The attempts at a run: attempts.jsonl in its folder, and whether a scheduler is to try again.
+"""The attempts at a run: attempts.jsonl in its folder, and whether a scheduler should try again.
 
-A run that was told to stop, or met what may be a passing fault, leaves with status 75. experiments/slurm/requeue.sh
-puts its job back into the queue then, unless the verdict file says that there is nothing more to try.
+A run that a signal stopped, or that met a fault that may pass, exits with status 75. experiments/slurm/requeue.sh then
+puts its job back into the queue, unless the flag file says that there is nothing more to try.
 """
 
 import os
@@ -25,67 +25,73 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.ranks.heartbeat import Verdict
 
 ATTEMPTS = "attempts.jsonl"
-VERDICT = "VIDTRAIN_VERDICT"  # set by requeue.sh: the file that says that a job is not to be tried again
-MOST_SILENT = 3  # attempts in a row that end without a word and without progress
+REQUEUE_FLAG = "VIDTRAIN_VERDICT"  # set by requeue.sh: the file that keeps a job out of the queue
+MAX_SILENT = 3  # attempts in a row that end without a record and without progress
 STARTED, STOPPED, FAILED, FINISHED, PRUNED = "started", "stopped", "failed", "finished", "pruned"
+LOST = "lost"  # the signature of a rank that has gone
 
 
 @contextmanager
-def verdict() -> Iterator[None]:
-    """Within it, what ends a program for good, well or not, is said in the verdict file, if a scheduler asks for it."""
+def write_requeue_flag() -> Iterator[None]:
+    """Within it, an end that is final, good or bad, is written into the flag file, if a scheduler wants one."""
     try:
         yield
     except BaseException as error:
-        again = isinstance(error, Stopped) or (isinstance(error, SystemExit) and error.code == EXIT_STOPPED)
-        if not again:
-            _settle(FAILED)
+        requeue = isinstance(error, Stopped) or (isinstance(error, SystemExit) and error.code == EXIT_STOPPED)
+        if not requeue:
+            _write_flag(FAILED)
         raise
-    _settle(FINISHED)
+    _write_flag(FINISHED)
 
 
-def _settle(word: str) -> None:
-    if VERDICT in os.environ:
-        Path(os.environ[VERDICT]).write_text(word + "\n", encoding="utf-8")
+def _write_flag(ending: str) -> None:
+    if REQUEUE_FLAG in os.environ:
+        Path(os.environ[REQUEUE_FLAG]).write_text(ending + "\n", encoding="utf-8")
 
 
-class Attempt:
+class RunAttempt:
     """One attempt at the run in `folder`, by all of its ranks; rank 0 writes its rows, and who fails first."""
 
     def __init__(self, folder: Path, ranks: "Ranks"):
         self._folder = folder
         self._ranks = ranks
-        self._step: int | None = None  # where it started, as far as it is known
+        self._step: int | None = None  # the step that it starts at, once that is known
         # read once: another rank may be writing
-        self._before = [row for row in ranks.on_main(lambda: read_attempts(folder))]
+        self._earlier: list[dict[str, Any]] = list(ranks.on_main(lambda: read_attempts(folder)))
 
     def begin(self, step: int) -> None:
-        """Notes that it starts at `step`. Raises `UserError` under a scheduler where the last attempts all ended there
-        without a word, as a program that crashes does."""
+        """Records that the attempt starts at `step`.
+
+        Raises `UserError` under a scheduler where the last attempts all ended at this step without a record, as a
+        program that crashes does.
+        """
         self._step = step
         silent = 0
-        for row in reversed(self._before):
+        for row in reversed(self._earlier):
             if row["event"] != STARTED or row["step"] != step:
                 break
             silent += 1
-        if VERDICT in os.environ and silent >= MOST_SILENT:
+        if REQUEUE_FLAG in os.environ and silent >= MAX_SILENT:
             raise UserError(
-                f"{silent} attempts in a row ended without a word at step {step} of the run in {self._folder}, so it "
+                f"{silent} attempts in a row ended without a record at step {step} of the run in {self._folder}, so it "
                 "is not tried again. What killed them shows at the end of their output: a crash, or too little memory"
             )
         if self._ranks.is_main:
-            self.note(STARTED, ranks=self._ranks.world_size, **_job())
+            self.record(STARTED, ranks=self._ranks.world_size, **_job())
 
-    def note(self, event: str, **more: Any) -> None:
-        """Adds a row to attempts.jsonl. Of an attempt that ended, `step` is the last one that the logs tell of, and
-        `from` the one that it started at."""
+    def record(self, event: str, **more: Any) -> None:
+        """Adds a row to attempts.jsonl.
+
+        `step` of an attempt that ended is the last step in the logs, and `from` is the step that it started at.
+        """
         row = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
         row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
         ledger = JsonLines(self._folder / ATTEMPTS)
         try:
             ledger.append({**row, "host": socket.gethostname(), "pid": os.getpid(), **more})
             ledger.close()
-        except UserError as full:  # what is to be noted matters more than that it cannot be
-            print(shown_lines(f"warning: {full}"), file=sys.stderr, flush=True)
+        except UserError as error:  # a full disk must not hide why the attempt ends
+            print(shown_lines(f"warning: {error}"), file=sys.stderr, flush=True)
 
     def _reached(self) -> int | None:
         if self._step is None:
@@ -93,26 +99,26 @@ class Attempt:
         try:
             return max(last_step(self._folder) or 0, self._step)
         except (OSError, UserError):
-            # what ended the attempt may have damaged its logs, and is noted all the same
+            # the fault that ended the attempt may have damaged its logs; it is recorded all the same
             return self._step
 
     def status_after(self, signature: str) -> int:
-        """The exit status after a fault: 75 where a scheduler is to try again, else 1.
+        """The exit status after a fault: 75 where a scheduler should try again, else 1.
 
-        It is not where the fault ended the attempt before this one too, and that had come no further. Ranks are lost
-        with their nodes, through no fault of the program's, so that is tried `MOST_SILENT` times.
+        It is 1 where the same fault ended the attempt before this one at the same step. A rank that is lost with its
+        node is not the program's fault, so such an attempt is repeated `MAX_SILENT` times.
         """
-        if VERDICT not in os.environ:
+        if REQUEUE_FLAG not in os.environ:
             return 1
         same = 0
-        for row in reversed([row for row in self._before if row["event"] == FAILED]):
+        for row in reversed([row for row in self._earlier if row["event"] == FAILED]):
             if (row["signature"], _started_at(row)) != (signature, self._step):
                 break
             same += 1
-        return 1 if same >= (MOST_SILENT if signature == LOST else 1) else EXIT_STOPPED
+        return 1 if same >= (MAX_SILENT if signature == LOST else 1) else EXIT_STOPPED
 
-    def fail(self, error: Exception) -> None:
-        """Ends the process, or returns where `error` is to be raised: the first of all ranks to fail records it."""
+    def end_failed(self, error: Exception) -> None:
+        """Ends the process, or returns where the caller should raise `error`. The first rank to fail records it."""
         vigil, is_users = self._ranks.vigil, isinstance(error, UserError)
         signature = signature_of(error)
         status = 2 if is_users else self.status_after(signature)
@@ -128,59 +134,56 @@ class Attempt:
                 record_outcome(self._folder, error)
             if not is_users:
                 print(f"error: rank {self._ranks.rank} of {self._ranks.world_size} failed", file=sys.stderr)
-        again = status == EXIT_STOPPED
-        self.note(
+        requeue = status == EXIT_STOPPED
+        self.record(
             FAILED,
             rank=self._ranks.rank,
             signature=signature,
-            again=again,
+            again=requeue,
             cause=f"{type(error).__name__}: {error}",
             traceback=None if is_users else "".join(traceback.format_exception(error)),
         )
-        if again:
+        if requeue:
             print(shown_lines("".join(traceback.format_exception(error))), file=sys.stderr)
-            print("error: the job is to be tried again, once", file=sys.stderr, flush=True)
+            print("error: the job goes back into the queue, once", file=sys.stderr, flush=True)
             sys.exit(status)
 
-    def lost(self, found: "Verdict") -> None:
+    def record_lost(self, found: "Verdict") -> None:
         """Records that another rank has gone."""
         again = found.status == EXIT_STOPPED
         if not again:
-            _settle(FAILED)  # the process may be ended without coming back to `verdict`
-        self.note(FAILED, rank=found.rank, signature=LOST, again=again, cause=found.words, traceback=None)
-
-
-LOST = "lost"
+            _write_flag(FAILED)  # the process may be ended without coming back to `write_requeue_flag`
+        self.record(FAILED, rank=found.rank, signature=LOST, again=again, cause=found.words, traceback=None)
 
 
 @contextmanager
-def attempt(folder: Path, ranks: "Ranks", halt: Halt) -> Iterator[Attempt]:
-    """Within it, the ranks of a run end together, and attempts.jsonl says how."""
-    mine = Attempt(folder, ranks)
+def run_attempt(folder: Path, ranks: "Ranks", halt: Halt) -> Iterator[RunAttempt]:
+    """Within it, the ranks of a run end together, and attempts.jsonl records how."""
+    this = RunAttempt(folder, ranks)
     if ranks.vigil is not None:
         ranks.vigil.stop_asked = lambda: halt.number
-        ranks.vigil.lost_status = lambda: mine.status_after(LOST)
-        ranks.vigil.on_lost = mine.lost
+        ranks.vigil.lost_status = lambda: this.status_after(LOST)
+        ranks.vigil.on_lost = this.record_lost
     try:
-        yield mine
+        yield this
     except Stopped as stop:
         if ranks.is_main:
             from vidtrain.config.overrides import quoted
 
-            mine.note(STOPPED, signal=str(stop))
+            this.record(STOPPED, signal=str(stop))
             again = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
             print(shown_lines(f"stopped by {stop}; to go on: {again}"), file=sys.stderr, flush=True)
         sys.exit(stop.status)
     except Pruned:
         if ranks.is_main:
-            mine.note(PRUNED)
+            this.record(PRUNED)
         raise
     except Exception as error:
         halt.hold()  # a scheduler signals the other ranks as soon as one has failed
-        mine.fail(error)
+        this.end_failed(error)
         raise
     if ranks.is_main:
-        mine.note(FINISHED)
+        this.record(FINISHED)
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
@@ -190,7 +193,7 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _started_at(row: Mapping[str, Any]) -> int | None:
-    """The step that an attempt started at; rows of before there was `from` say it as `step`."""
+    """The step that an attempt started at; old rows, without `from`, hold it as `step`."""
     return row["from"] if "from" in row else row["step"]
 
 

@@ -1,4 +1,4 @@
-"""How the last attempt at a run ended, where that was not its end: outcome.json in its folder.
+"""How the last attempt at an unfinished run ended: outcome.json in its folder.
 
 A finished run has a summary.json instead, and one that was killed has neither.
 """
@@ -28,7 +28,7 @@ def outcome_of(error: BaseException) -> str:
     if isinstance(error, DivergedError):
         return DIVERGED
     # by name, so that reading outcomes needs no torch: torch.OutOfMemoryError
-    named = any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if named or isinstance(error, MemoryError) or NO_MEMORY_ON_CPU in str(error):
         return OUT_OF_MEMORY
     return FAILED
@@ -36,18 +36,18 @@ def outcome_of(error: BaseException) -> str:
 
 def record_outcome(folder: Path, error: BaseException) -> None:
     """Writes what ended an attempt; a note is added to `error` where even that cannot be written."""
-    ours = isinstance(error, UserError | Pruned)
+    expected = isinstance(error, UserError | Pruned)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = {
+        outcome = {
             "status": outcome_of(error),
             "exception": type(error).__name__,
             "cause": str(error) or type(error).__name__,
             "step": last_step(folder),
             "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "traceback": None if ours else "".join(traceback.format_exception(error)),
+            "traceback": None if expected else "".join(traceback.format_exception(error)),
         }
-        write_json_atomic(folder / OUTCOME, found)
+        write_json_atomic(folder / OUTCOME, outcome)
     except (OSError, UserError) as refusal:
         error.add_note(f"{folder / OUTCOME} could not be written: {refusal}")
 
@@ -58,8 +58,8 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("status", "exception", "cause", "step", "ended", "traceback")}
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+        return {key: outcome[key] for key in ("status", "exception", "cause", "step", "ended", "traceback")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, and the trial runs again") from error
 
@@ -80,12 +80,12 @@ def last_step(folder: Path) -> int | None:
     return max(steps, default=None)
 
 
-def let_go(error: BaseException) -> None:
-    """Frees what the frames of an exception hold, such as a model on the GPU that the next trial needs room on."""
-    seen: BaseException | None = error
-    while seen is not None:
-        seen.__traceback__ = None
-        seen = seen.__cause__ or seen.__context__
+def free_cuda_memory(error: BaseException) -> None:
+    """Frees what the frames of an exception hold, such as the model on the GPU whose memory the next trial needs."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
     gc.collect()
     if "torch" in sys.modules:
         import torch

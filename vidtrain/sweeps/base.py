@@ -34,7 +34,7 @@ from vidtrain.files.escaping import shown_lines
 from vidtrain.files.links import check_links
 from vidtrain.files.lock import RunLock, is_held
 from vidtrain.runs.folder import finished
-from vidtrain.runs.status import clear_outcome, let_go, read_outcome, record_outcome
+from vidtrain.runs.status import clear_outcome, free_cuda_memory, read_outcome, record_outcome
 from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, write_trial
 from vidtrain.sweeps.status import (
     ENDED,
@@ -286,7 +286,7 @@ class TrialSweeper(Sweeper):
         if error is not None:
             if finished(folder) is None and read_outcome(folder) is None and not is_held(folder):
                 record_outcome(folder, error)
-            let_go(error)
+            free_cuda_memory(error)
         state = trial_state(self.folder, trial)
         self.console.info(f"trial {trial.number}: {state.words(self.record.objective)}")
         return state

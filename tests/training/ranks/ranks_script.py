@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import conftest
 
 from vidtrain.errors import UserError
-from vidtrain.runs.restarts import attempt
+from vidtrain.runs.restarts import run_attempt
 from vidtrain.training.ranks.distributed import Ranks, join_ranks
 from vidtrain.training.ranks.signals import Halt
 
@@ -54,7 +54,7 @@ def meet(scenario: str, ranks: Ranks, step: int) -> None:
 
 
 def steps(folder: Path, scenario: str) -> None:
-    with Halt() as halt, join_ranks("cpu", PATIENCE) as ranks, attempt(folder, ranks, halt) as mine:
+    with Halt() as halt, join_ranks("cpu", PATIENCE) as ranks, run_attempt(folder, ranks, halt) as mine:
         mine.begin(0)
         deadline = time.monotonic() + LONG
         with halt.deferred():
