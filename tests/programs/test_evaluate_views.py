@@ -245,10 +245,10 @@ def test_missing_videos_are_named_in_the_table(root, tmp_path):
     ("overrides", "key", "why"),
     [
         ([], "checkpoint", "must be given"),
-        (["from_table=x", "split=val", "weights=ema"], "weights", "cannot be changed in a table"),
+        (["from_table=x", "split=val", "weights=ema"], "weights", "from_table"),
         (["checkpoint=CONF", "fusion=votes"], "fusion", "did you mean vote"),
         (["checkpoint=CONF", "probes=[reverse]"], "probes", "did you mean reversed"),
-        (["checkpoint=CONF", "probes=[reversed,reversed]"], "probes", "stands there twice"),
+        (["checkpoint=CONF", "probes=[reversed,reversed]"], "probes", "twice"),
         (["checkpoint=CONF", "weights=avg"], "weights", "known: raw, ema"),
         (["checkpoint=CONF", "eval_clips=0"], "eval_clips", "must be 1 or more"),
     ],
