@@ -19,12 +19,14 @@ from vidtrain.app.launch import find_faults
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import open_trained
+from vidtrain.config.command_line import positional_to_override
 from vidtrain.config.migration import migrate
 from vidtrain.data.decoding.metadata import probe
 from vidtrain.errors import UserError
-from vidtrain.predict import check, known_class, predict, with_videos
+from vidtrain.predict import check, predict
 from vidtrain.prediction import outputs as prediction_outputs
 from vidtrain.prediction.outputs import Outputs
+from vidtrain.prediction.setup import class_number
 from vidtrain.train import train
 from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
@@ -423,11 +425,11 @@ def test_a_class_or_a_heat_map_that_the_model_does_not_have(run, test_split, tmp
         predicted(*call, "heat_class=grew")
     assert not list(tmp_path.iterdir())
     classes, path = ("ab", "caf\u00e9"), Path("best.pt")
-    assert known_class("cafe\u0301", classes, path) == known_class(" caf\u00e9\u200b", classes, path) == 1
+    assert class_number("cafe\u0301", classes, path) == class_number(" caf\u00e9\u200b", classes, path) == 1
     with pytest.raises(
         UserError, match=r"heat_class=.* is no class of best.pt; they look alike .*U\+200D ZERO WIDTH"
     ):
-        known_class("a\u200db", classes, path)
+        class_number("a\u200db", classes, path)
 
 
 def test_a_checkpoint_that_was_cut_down(run, test_split, tmp_path):
@@ -458,9 +460,12 @@ def test_files_may_stand_bare_on_the_command_line(tmp_path):
     file = tmp_path / "it's = odd.mp4"
     file.touch()
     given = ["checkpoint=run", str(file), "folder/*.mp4", "topk=3"]
-    *rest, videos = with_videos(given)
+    *rest, videos = positional_to_override(given, "videos")
     assert rest == ["checkpoint=run", "topk=3"]
     assert list(config_of("predict", *rest, videos).videos) == [str(file), "folder/*.mp4"]
-    assert with_videos(["checkpoint=run", "videos=a.mp4"]) == ["checkpoint=run", "videos=a.mp4"]
+    assert positional_to_override(["checkpoint=run", "videos=a.mp4"], "videos") == [
+        "checkpoint=run",
+        "videos=a.mp4",
+    ]
     with pytest.raises(UserError, match="given twice, by videos= and by b.mp4"):
-        with_videos(["videos=a.mp4", "b.mp4"])
+        positional_to_override(["videos=a.mp4", "b.mp4"], "videos")

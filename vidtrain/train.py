@@ -110,8 +110,8 @@ def _train(
     report.show(result, state, parts.settings.monitor, console)
     if cfg.export.formats or cfg.export.card:
         ranks.on_main(lambda: export_run(cfg, start.model, data.classes, folder, console))
-    minutes = state.seconds / 60
-    console.info(f"trained {state.total_step} steps in {minutes:.1f} minutes; everything lies in {folder}")
+    duration = f"{state.total_step} steps in {state.seconds / 60:.1f} minutes"
+    console.info(f"trained {duration}; everything lies in {folder}")
     return state.best
 
 

@@ -14,7 +14,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.prediction.files import folders_of
 from vidtrain.prediction.pictures import scaled
-from vidtrain.prediction.run import Clock, Judge, Plan, _joined
+from vidtrain.prediction.run import Clock, Plan, Predictor, _joined
 
 
 class Floats(nn.Module):
@@ -28,7 +28,9 @@ def judge(fusion, heat, crops=2, heat_class=None):
     model = VideoClassifier(
         encoder, lambda embed_dim, num_classes: AttentiveClassifier(embed_dim, num_classes, 2), 5, fusion
     )
-    return Judge(model.eval(), Floats(), torch.device("cpu"), nullcontext(), crops, False, heat, heat_class)
+    return Predictor(
+        model.eval(), Floats(), torch.device("cpu"), nullcontext(), crops, False, heat, heat_class
+    )
 
 
 CLIPS = torch.randint(0, 256, (2, 6, 3, 4, 16, 16), generator=torch.Generator().manual_seed(0)).byte()

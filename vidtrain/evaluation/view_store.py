@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,44 +125,23 @@ def merge(
     `logits_shape` is [orders, clips, crops, classes]; `names` spells a label. The files are the same, byte for byte,
     whoever made the units.
     """
-    places = units_done(folder)
-    missing, videos, frames_shape, labels_shape, labels_type = [], 0, (0, 0), (), np.dtype(np.int64)
-    for place in places.values():
+    places = units_done(folder).values()
+    missing, videos, unit_like = [], 0, None
+    for place in places:
         unit = place.read()
         missing += unit.missing
+        videos += len(unit.indices)
         if len(unit.indices):
-            videos += len(unit.indices)
-            frames_shape, labels_shape, labels_type = (
-                unit.frames.shape[1:],
-                unit.labels.shape[1:],
-                unit.labels.dtype,
-            )
+            unit_like = unit
+    labels = np.zeros(0, np.int64) if unit_like is None else unit_like.labels
+    frames_shape = (0, 0) if unit_like is None else unit_like.frames.shape[1:]
     arrays = {
-        LOGITS: (np.dtype(np.float32), logits_shape),
-        FRAMES: (np.dtype(np.int32), frames_shape),
-        LABELS: (labels_type, labels_shape),
+        LOGITS: _new_array(folder / LOGITS, np.dtype(np.float32), (videos, *logits_shape)),
+        FRAMES: _new_array(folder / FRAMES, np.dtype(np.int32), (videos, *frames_shape)),
+        LABELS: _new_array(folder / LABELS, labels.dtype, (videos, *labels.shape[1:])),
     }
-    open_arrays = {
-        name: np.lib.format.open_memmap(_making(folder / name), "w+", dtype, (videos, *shape))
-        if videos
-        else np.zeros((0, *shape), dtype)
-        for name, (dtype, shape) in arrays.items()
-    }
-    first = 0
-    with open(_making(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        spans = [f"clip{clip + 1}_{end}" for clip in range(frames_shape[0]) for end in ("first", "last")]
-        file.write(csv_text([["index", "path", "label", *spans]], end="\r\n"))
-        for place in places.values():
-            unit = place.read()
-            last = first + len(unit.indices)
-            for name, values in ((LOGITS, unit.logits), (FRAMES, unit.frames), (LABELS, unit.labels)):
-                if last > first:
-                    open_arrays[name][first:last] = values
-            for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
-                ends = [int(each) for clip in frames for each in (clip.min(), clip.max())]
-                file.write(csv_text([[index, paths[index], names(label), *ends]], end="\r\n"))
-            first = last
-    for name, array in open_arrays.items():
+    _fill(arrays, places, folder, paths, names, frames_shape[0])
+    for name, array in arrays.items():
         if isinstance(array, np.memmap):
             array.flush()
         else:
@@ -183,6 +162,38 @@ def merge(
         "identity": _read_json(folder / IDENTITY)["identity"],
     }
     _write_json(folder / VIEWS, whole)
+
+
+def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a file beside `path`, or in memory where it is empty, which cannot be mapped."""
+    if not shape[0]:
+        return np.zeros(shape, dtype)
+    return np.lib.format.open_memmap(_making(path), "w+", dtype, shape)
+
+
+def _fill(
+    arrays: Mapping[str, np.ndarray],
+    places: Iterable[Place],
+    folder: Path,
+    paths: Sequence[str],
+    names: Callable[[np.ndarray], str],
+    clips: int,
+) -> None:
+    """Copies the units into the arrays, one after another, and writes the row of each video into videos.csv."""
+    first = 0
+    with open(_making(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        spans = [f"clip{clip + 1}_{end}" for clip in range(clips) for end in ("first", "last")]
+        file.write(csv_text([["index", "path", "label", *spans]], end="\r\n"))
+        for place in places:
+            unit = place.read()
+            last = first + len(unit.indices)
+            if last > first:
+                for name, values in ((LOGITS, unit.logits), (FRAMES, unit.frames), (LABELS, unit.labels)):
+                    arrays[name][first:last] = values
+            for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
+                ends = [int(end) for clip in frames for end in (clip.min(), clip.max())]
+                file.write(csv_text([[index, paths[index], names(label), *ends]], end="\r\n"))
+            first = last
 
 
 def clean(folder: Path) -> None:

@@ -8,4 +8,5 @@ outputs.py   what is made of every answer as it comes
 pictures.py  ... and in pictures
 segments.py  from the probabilities of windows to what happens when
 setup.py     what predict makes of a checkpoint
+options.py   what is wrong with its settings, as far as the command line tells
 """

@@ -1,6 +1,7 @@
 """What predict leaves: results as a table, JSON or CSV, and the numbers of every video in a folder of its name."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from vidtrain.files.atomic import strict_json, write_text_atomic
-from vidtrain.files.escaping import csv_text, shown
+from vidtrain.files.escaping import csv_text, shown, shown_lines
 from vidtrain.prediction.run import Failure, Prediction
 from vidtrain.prediction.segments import Segment
+from vidtrain.tracking.console import make_console
 from vidtrain.tracking.ledgers import FileEnd
 
 MOST_SHOWN = 200  # rows of the table on a terminal
@@ -108,6 +110,16 @@ def partial_of(out: Path) -> Path:
     if out.suffix in (".csv", ".json"):
         return out.with_name(f"{out.stem}.partial.csv")
     return out / "predictions.partial.csv"
+
+
+def print_results(results: Results, failures: Sequence[Failure], form: str) -> None:
+    """Prints all results to standard output, as a table, JSON or CSV."""
+    if form == "table":
+        show(results, make_console(is_main=True))
+        return
+    text = results.as_json(failures) if form == "json" else results.as_csv()
+    sys.stdout.write(shown_lines(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def show(results: Results, console: Any) -> None:

@@ -47,7 +47,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
+class Predictor:
     """From clips to clip logits and, with `heat`, to where they come from.
 
     `heat` is a kind of vidtrain.models.heat_maps, or None; `heat_class` the class that Grad-CAM is of, or None for the
@@ -203,17 +203,19 @@ class Reader:
                     yield self.paths[index], Length(seconds, frame, bool(from_beginning))
                 self.console.advance(number, {})
 
-    def predictions(self, plans: Sequence[Plan], judge: Judge, pictures: bool) -> Iterator[Prediction]:
+    def predictions(
+        self, plans: Sequence[Plan], predictor: Predictor, pictures: bool
+    ) -> Iterator[Prediction]:
         """The prediction of every video of which anything can be read, in order, as soon as it is there."""
         chunks = [chunk for plan in plans for chunk in plan.chunks]
-        judged = self._judged(WindowDataset(self.videos, chunks), judge, keep_pixels=pictures)
+        judged = self._judged(WindowDataset(self.videos, chunks), predictor, keep_pixels=pictures)
         for plan in plans:
             parts = [next(judged) for _ in plan.chunks]
             if any(logits is not None for logits, _, _ in parts):
-                yield _joined(plan, parts, judge)
+                yield _joined(plan, parts, predictor)
 
     def _judged(
-        self, dataset: WindowDataset, judge: Judge, keep_pixels: bool
+        self, dataset: WindowDataset, predictor: Predictor, keep_pixels: bool
     ) -> Iterator[tuple[Tensor | None, Tensor | None, Tensor | None]]:
         """(clip logits [m v k], heat, pixels) of every chunk, in order; logits None where it could not be read."""
         sizes = [len(chunk.starts) for chunk in dataset.chunks]
@@ -237,7 +239,7 @@ class Reader:
                 failed = [key.index for key in keys if key.index not in set(read)]
                 for index, fault in zip(failed, batch.faults, strict=True):
                     self._note([fault], dataset.chunks[index])
-                logits, heat = judge(batch.clips) if read else (None, None)
+                logits, heat = predictor(batch.clips) if read else (None, None)
                 self.clock.total = time.perf_counter() - begun
                 row = 0
                 for key in keys:
@@ -265,7 +267,7 @@ class Reader:
             self.console.warn(f"{shown(fault.path)}{part}: {shown(fault.cause)}")
 
 
-def _joined(plan: Plan, parts: Sequence[tuple], judge: Judge) -> Prediction:
+def _joined(plan: Plan, parts: Sequence[tuple], predictor: Predictor) -> Prediction:
     """The chunks of one video side by side, in tensors that have rows for what could not be read too."""
     known = next(index for index, (logits, _, _) in enumerate(parts) if logits is not None)
 
@@ -284,7 +286,7 @@ def _joined(plan: Plan, parts: Sequence[tuple], judge: Judge) -> Prediction:
         )
 
     clip_logits, heat = side_by_side(0), side_by_side(1)
-    logits = judge.fused(clip_logits)
+    logits = predictor.fused(clip_logits)
     starts = np.array([start for chunk in plan.chunks for start in chunk.starts])
     length = plan.chunks[0].length
     return Prediction(
@@ -295,7 +297,7 @@ def _joined(plan: Plan, parts: Sequence[tuple], judge: Judge) -> Prediction:
         seconds=plan.seconds,
         clip_logits=clip_logits.numpy(),
         logits=logits.numpy(),
-        chances=judge.chances(logits).numpy(),
+        chances=predictor.chances(logits).numpy(),
         heat=None if heat is None else heat.numpy(),
         pixels=parts[known][2],
     )

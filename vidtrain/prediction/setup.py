@@ -1,6 +1,6 @@
 """What predict makes of a checkpoint: its configuration as the command line changes it, and what its model can show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,14 @@ from torch import nn
 from vidtrain.app.check import try_clip
 from vidtrain.build import parts as build
 from vidtrain.config.migration import migrate
-from vidtrain.config.targets import check_targets
+from vidtrain.config.targets import check_targets, suggest
 from vidtrain.data.augment.geometry import WholeFrame
+from vidtrain.data.manifest.class_names import describe_alike, one_spelling
 from vidtrain.errors import UserError
 from vidtrain.models.heat_maps import kinds_of
+from vidtrain.prediction.run import Predictor
+from vidtrain.training.precision import autocast
+from vidtrain.training.ranks.distributed import Ranks
 
 # The program's option -> where the value stands in the configuration that the checkpoint carries
 CHANGES = {
@@ -74,6 +78,37 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
             )
         )
     return faults
+
+
+def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | None:
+    """The number of the class that `heat_class` names. Raises `UserError` where the checkpoint at `path` lacks it."""
+    if name is None:
+        return None
+    spelled = one_spelling(name)
+    if spelled not in classes:
+        hint = describe_alike([spelled], classes) or suggest(spelled, list(classes))
+        raise UserError(f"heat_class={name} is no class of {path}{hint}")
+    return classes.index(spelled)
+
+
+def make_predictor(
+    trained: DictConfig,
+    model: nn.Module,
+    transform: nn.Module,
+    ranks: Ranks,
+    heat: str | None,
+    heat_class: int | None,
+) -> Predictor:
+    return Predictor(
+        model=model,
+        transform=transform,
+        device=ranks.device,
+        context=autocast(ranks, trained.trainer.precision),
+        crops=build.part(trained.augmentation.eval).crops,
+        independent=build.part(trained.loss).independent,
+        heat=heat,
+        heat_class=heat_class,
+    )
 
 
 def heat_kind(cfg: DictConfig, trained: DictConfig, model: nn.Module) -> tuple[str | None, str]:

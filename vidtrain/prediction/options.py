@@ -1,0 +1,123 @@
+"""What is wrong with predict's settings, as far as the command line tells, and the videos that it names.
+
+Imports no torch, so that a mistake is answered at once.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from vidtrain.build.checkpoint_loader import locate
+from vidtrain.config.targets import check_targets, suggest
+from vidtrain.errors import UserError
+
+FORMATS = ("table", "json", "csv")
+HEATS = ("auto", "attention", "grad_cam", "none")
+FILES = (".csv", ".json")
+LEAST = {"topk": 1, "eval_clips": 1, "crops": 1, "batch_size": 1, "num_workers": 0, "max_pixels": 1}
+
+
+def check(cfg: DictConfig) -> list[tuple[str, str]]:
+    faults = check_targets(cfg) + _check_places(cfg) + _check_windows(cfg.windows)
+    choices = {"format": FORMATS, "heat": HEATS}
+    for key in (key for key in ("precision", "fusion") if cfg[key] is not None):
+        from vidtrain.models.classifier import FUSIONS
+        from vidtrain.training.precision import PRECISIONS
+
+        choices[key] = {"precision": tuple(PRECISIONS), "fusion": FUSIONS}[key]
+    if cfg.size_changes is not None:
+        from vidtrain.data.decoding.conversion import SIZE_CHANGES
+
+        choices["size_changes"] = SIZE_CHANGES
+    for key, known in choices.items():
+        if cfg[key] not in known:
+            faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], known)}"))
+    for key, lowest in LEAST.items():
+        if cfg[key] is not None and cfg[key] < lowest:
+            faults.append((key, f"{cfg[key]} must be {lowest} or more"))
+    for key in ("frame_rate", "time_limit"):
+        if cfg[key] is not None and not cfg[key] > 0:
+            faults.append((key, f"{cfg[key]} must be above 0"))
+    if cfg.heat_class is not None and not cfg.render:
+        faults.append(("heat_class", "is the class of the heat map of render=true, which is not asked for"))
+    if cfg.heat_class is not None and cfg.heat in ("attention", "none"):
+        faults.append(("heat_class", f"heat={cfg.heat} is of no class; say heat=grad_cam"))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        faults.append(
+            (
+                "device",
+                "predict runs in one process: without torchrun, start it once for each share of videos",
+            )
+        )
+    return faults
+
+
+def _check_places(cfg: DictConfig) -> list[tuple[str, str]]:
+    faults = []
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        faults.append(("checkpoint", "must be given: a run's folder, a checkpoint, or an exported file"))
+    else:
+        try:
+            locate(cfg.checkpoint)
+        except UserError as error:
+            faults.append(("checkpoint", str(error).removeprefix("checkpoint=")))
+    if cfg.videos is None:
+        faults.append(("videos", "must be given: files, folders, patterns in quotes, or listings"))
+    elif not isinstance(cfg.videos, str | ListConfig) or not all(
+        isinstance(place, str) for place in _places(cfg)
+    ):
+        faults.append(
+            ("videos", f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them")
+        )
+    elif not _places(cfg):
+        faults.append(("videos", "the list is empty"))
+    else:
+        faults += [("videos", why) for why in _find(tuple(_places(cfg)), cfg.frame_rate)[1]]
+    if cfg.out is not None:
+        out = Path(cfg.out)
+        asking = [name for name in ("logits", "render") if cfg[name]]
+        asking += ["windows.stride"] if cfg.windows.stride is not None else []
+        if out.suffix in FILES and asking:
+            faults.append(
+                ("out", f"{out} is one file, and {' and '.join(asking)} give several: name a folder")
+            )
+        elif out.is_file() and out.suffix not in FILES:
+            faults.append(("out", f"{out} is a file: name a folder, or a file that ends with .csv or .json"))
+    return faults
+
+
+def _check_windows(windows: DictConfig) -> list[tuple[str, str]]:
+    faults = []
+    for key in ("stride", "length"):
+        if windows[key] is not None and not 0 < windows[key] < float("inf"):
+            faults.append((f"windows.{key}", f"{windows[key]} must be above 0 seconds"))
+    if windows.smooth < 1 or windows.smooth % 2 == 0:
+        faults.append(("windows.smooth", f"{windows.smooth} must be an odd number of windows: 1, 3, 5 ..."))
+    if windows.threshold is not None and not 0 <= windows.threshold <= 1:
+        faults.append(("windows.threshold", f"{windows.threshold} must be a probability, from 0 to 1"))
+    if windows.stride is None:
+        for key in ("length", "threshold"):
+            if windows[key] is not None:
+                faults.append((f"windows.{key}", "has no effect without windows.stride"))
+        if windows.smooth != 1:
+            faults.append(("windows.smooth", "has no effect without windows.stride"))
+    return faults
+
+
+def find_videos(cfg: DictConfig) -> list[str]:
+    """The files that `videos` names, in order."""
+    return _find(tuple(_places(cfg)), cfg.frame_rate)[0]
+
+
+def _places(cfg: DictConfig) -> list[Any]:
+    return [cfg.videos] if isinstance(cfg.videos, str) else list(cfg.videos)
+
+
+@lru_cache(maxsize=1)  # checked twice, then used
+def _find(places: tuple[str, ...], frame_rate: float | None) -> tuple[list[str], list[str]]:
+    from vidtrain.data.loading.video_paths import find_videos as find
+
+    return find(places, frame_rate)
