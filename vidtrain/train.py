@@ -13,7 +13,7 @@ from vidtrain.app.launch import fail, launch
 from vidtrain.errors import Pruned, UserError
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.restarts import RunAttempt, run_attempt
-from vidtrain.training.ranks.signals import Halt, Stopped
+from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from pathlib import Path
@@ -33,14 +33,14 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 def train(cfg: DictConfig) -> float | None:
     """One run, from the composed configuration to its best value of `trainer.monitor` on val."""
-    with Halt() as preemption:  # before torch is imported, so that no signal is missed
+    with PreemptionHandler() as preemption:  # before torch is imported, so that no signal is missed
         try:
             return _train_or_recall(cfg, preemption)
         except Stopped as stop:  # before there was a folder to record it in
             sys.exit(stop.status)
 
 
-def _train_or_recall(cfg: DictConfig, preemption: Halt) -> float | None:
+def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | None:
     """The best value of a run that is finished already, or of one that is trained now; None where it was pruned."""
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import join_ranks
@@ -72,7 +72,7 @@ def _train(
     ranks: "Ranks",
     console: "Console | NullConsole",
     folder: "Path",
-    preemption: Halt,
+    preemption: PreemptionHandler,
     attempt: RunAttempt,
 ) -> float | None:
     """Data, model, fit, report."""
@@ -126,7 +126,7 @@ def _fit(
     """Trains all phases, from where the run starts."""
     from vidtrain.runs.assemble import Record, assemble
     from vidtrain.sweeps import trial
-    from vidtrain.training.guards import check_learned
+    from vidtrain.training.guards import check_overfit
     from vidtrain.training.loop import fit
 
     ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
@@ -135,7 +135,7 @@ def _fit(
     run = assemble(cfg, data, parts, start.model, evaluation, ranks, record)
     state = fit(run, start.resume)
     if parts.settings.one_batch:
-        check_learned(evaluation(start.model)[0].metrics, parts.loss, state.total_step)
+        check_overfit(evaluation(start.model)[0].metrics, parts.loss, state.total_step)
     return state
 
 

@@ -20,7 +20,7 @@ from vidtrain.runs.restarts import (
 )
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.heartbeat import Verdict
-from vidtrain.training.ranks.signals import Halt, Stopped
+from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 RANKS = Ranks(torch.device("cpu"))
 
@@ -39,13 +39,13 @@ def events(folder):
 
 
 def fail(folder, step, error):
-    with Halt() as halt, run_attempt(folder, RANKS, halt) as mine:
+    with PreemptionHandler() as halt, run_attempt(folder, RANKS, halt) as mine:
         mine.begin(step)
         raise error
 
 
 def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
-    with write_requeue_flag(), Halt() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
+    with write_requeue_flag(), PreemptionHandler() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
         mine.begin(12)
     started, finished = read_attempts(tmp_path)
     assert (started["event"], started["step"], started["ranks"], started["job"], started["restart"]) == (
@@ -56,7 +56,7 @@ def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
 
 def test_an_attempt_says_how_far_it_came(tmp_path, scheduler):
     def ended_at(start, *logged):
-        with Halt() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
+        with PreemptionHandler() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
             mine.begin(start)
             for step in logged:
                 with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -94,7 +94,7 @@ def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, 
     with (
         pytest.raises(SystemExit) as ended,
         write_requeue_flag(),
-        Halt() as halt,
+        PreemptionHandler() as halt,
         run_attempt(tmp_path, RANKS, halt) as mine,
     ):
         mine.begin(3)
@@ -112,7 +112,7 @@ def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, 
 def test_the_command_that_goes_on_can_be_copied_whatever_the_folder_is_called(tmp_path, capsys):
     folder = tmp_path / "a [run"
     folder.mkdir()
-    with pytest.raises(SystemExit), Halt() as halt, run_attempt(folder, RANKS, halt):
+    with pytest.raises(SystemExit), PreemptionHandler() as halt, run_attempt(folder, RANKS, halt):
         signal.raise_signal(signal.SIGUSR2)
     command = capsys.readouterr().err.partition("to go on: ")[2]
     [word] = shlex.split(command)[3:]
@@ -186,7 +186,7 @@ def test_by_hand_they_are_not_counted(tmp_path):
 
 
 def test_a_signal_before_there_is_a_run_gives_no_verdict(scheduler):
-    with pytest.raises(Stopped), write_requeue_flag(), Halt():
+    with pytest.raises(Stopped), write_requeue_flag(), PreemptionHandler():
         signal.raise_signal(signal.SIGTERM)
     assert not scheduler.exists()
 

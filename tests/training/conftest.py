@@ -23,7 +23,7 @@ from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy, Loss
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import Halt, Stopped
+from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 from vidtrain.training.run import PhaseTask, Run
 from vidtrain.training.schedules import Constant
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
@@ -84,13 +84,13 @@ def small_loop(tmp_path: Path, ranks: Ranks):
         loss: Loss | None = None,
         multi_label: bool = False,
         optimizer=SGD,
-        halt: Halt | None = None,
+        halt: PreemptionHandler | None = None,
         on_evaluation: Callable[[], None] = lambda: None,
         **settings,
     ) -> SimpleNamespace:
         torch.manual_seed(0)
         model = VideoClassifier(SmallConv(), MeanPoolClassifier, num_classes=3)
-        halt = halt or Halt()
+        halt = halt or PreemptionHandler()
         settings = TrainerSettings(
             **{"epochs": 3, "batch_size": 6, "log_every": 1, "save_every": "2it"} | settings
         )

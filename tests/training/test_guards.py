@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.training.guards import check_faults, check_learned
+from vidtrain.training.guards import check_faults, check_overfit
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from vidtrain.training.settings import TrainerSettings
 
@@ -22,25 +22,25 @@ def test_failed_reads_of_all_ranks_are_held_against_all_videos():
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), BinaryCrossEntropy()])
 def test_one_batch_must_be_known_by_heart(loss):
-    check_learned({"top1": 1.0, "loss": 0.04}, loss, 100)
-    check_learned({"exact_match": 1.0, "loss": 0.04}, loss, 100)
+    check_overfit({"top1": 1.0, "loss": 0.04}, loss, 100)
+    check_overfit({"exact_match": 1.0, "loss": 0.04}, loss, 100)
     with pytest.raises(
         UserError, match="after 100 steps 75% of its videos are right and its loss of 0.3000 is above 0.05"
     ):
-        check_learned({"top1": 0.75, "loss": 0.3}, loss, 100)
+        check_overfit({"top1": 0.75, "loss": 0.3}, loss, 100)
     with pytest.raises(UserError, match="after 9 steps its loss of 0.0600 is above 0.05; the model"):
-        check_learned({"top1": 1.0, "loss": 0.06}, loss, 9)
+        check_overfit({"top1": 1.0, "loss": 0.06}, loss, 9)
     with pytest.raises(UserError, match="its loss is not finite"):
-        check_learned({"top1": 1.0, "loss": float("nan")}, loss, 9)
+        check_overfit({"top1": 1.0, "loss": float("nan")}, loss, 9)
 
 
 @pytest.mark.parametrize(
     "loss", [CrossEntropy(label_smoothing=0.1), BinaryCrossEntropy(label_smoothing=0.1), Focal()]
 )
 def test_a_loss_that_asks_for_no_certainty_need_not_vanish(loss):
-    check_learned({"top1": 1.0, "loss": 0.3}, loss, 100)
+    check_overfit({"top1": 1.0, "loss": 0.3}, loss, 100)
     with pytest.raises(UserError, match="after 100 steps 75% of its videos are right; the model"):
-        check_learned({"top1": 0.75, "loss": 0.01}, loss, 100)
+        check_overfit({"top1": 0.75, "loss": 0.01}, loss, 100)
 
 
 def test_a_phase_that_ends_early_reports_the_epoch_that_it_ends_in(run_loop):

@@ -35,7 +35,7 @@ from vidtrain.training.checkpoints.resume import find_resume
 from vidtrain.training.losses import Loss, describe_loss
 from vidtrain.training.precision import autocast
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import Halt
+from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.run import PhaseTask, Run
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 from vidtrain.training.validation import check_monitor
@@ -210,7 +210,7 @@ class ValEvaluation:
     protocol: str
     ranks: Ranks
     console: Any
-    halt: Halt
+    halt: PreemptionHandler
 
     def __call__(self, model: nn.Module) -> list[Report]:
         """A report for each head. Raises `Stopped` where a signal cut the evaluation short."""
@@ -228,7 +228,13 @@ class ValEvaluation:
 
 
 def val_evaluation(
-    cfg: DictConfig, data: RunData, parts: Parts, fusion: str, ranks: Ranks, console: Any, halt: Halt
+    cfg: DictConfig,
+    data: RunData,
+    parts: Parts,
+    fusion: str,
+    ranks: Ranks,
+    console: Any,
+    halt: PreemptionHandler,
 ) -> ValEvaluation:
     val = data.open_split("val", data.splits["val"], ranks)
     protocol = build.protocol_text(cfg, fusion)
@@ -254,7 +260,7 @@ class Record:
     console: Any
     folder: Path = Path()
     on_validation: Callable[[float], None] = lambda value: None
-    halt: Halt = field(default_factory=Halt)
+    halt: PreemptionHandler = field(default_factory=PreemptionHandler)
 
 
 def assemble(

@@ -18,7 +18,7 @@ from vidtrain.errors import Pruned, UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.runs.status import last_step, record_outcome
 from vidtrain.tracking.ledgers import JsonLines, read_json_lines
-from vidtrain.training.ranks.signals import EXIT_STOPPED, Halt, Stopped
+from vidtrain.training.ranks.signals import EXIT_STOPPED, PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.ranks.distributed import Ranks
@@ -157,7 +157,7 @@ class RunAttempt:
 
 
 @contextmanager
-def run_attempt(folder: Path, ranks: "Ranks", halt: Halt) -> Iterator[RunAttempt]:
+def run_attempt(folder: Path, ranks: "Ranks", halt: PreemptionHandler) -> Iterator[RunAttempt]:
     """Within it, the ranks of a run end together, and attempts.jsonl records how."""
     this = RunAttempt(folder, ranks)
     if ranks.vigil is not None:

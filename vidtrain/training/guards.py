@@ -24,7 +24,7 @@ def check_phases(model: nn.Module, phases: Mapping[str, PhaseSettings], epochs: 
         parameter_groups(model, phase)
 
 
-def check_learned(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
+def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
     """Raises `UserError` unless the `metrics` of the one batch that `steps` steps were made on say that it is known by
     heart: all answers are right and, where the loss asks for certainty, the loss is near zero."""
     right = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
@@ -42,7 +42,7 @@ def check_learned(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
         )
 
 
-def refuse_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
+def raise_non_finite_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
     """Raises `DivergedError` for a loss that is not finite, on a micro-batch of these `files`."""
     named = "\n  ".join(files)
     raise DivergedError(

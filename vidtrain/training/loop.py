@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vidtrain.training.clock import NO_CLOCK, NoClock, StepClock
-from vidtrain.training.guards import check_faults, refuse_loss
+from vidtrain.training.guards import check_faults, raise_non_finite_loss
 from vidtrain.training.heads import finite_mean, head_value
 from vidtrain.training.memory import epoch_costs
 from vidtrain.training.phases import Phase, Trainer
@@ -125,7 +125,7 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
             loss
         ):  # refused before the weights move, so the checkpoints hold none of this step
             files = [run.train_paths[index] for index in videos.tolist()]
-            refuse_loss(loss, state.total_step + 1, files, run.checkpoints)
+            raise_non_finite_loss(loss, state.total_step + 1, files, run.checkpoints)
     if run.ranks.is_main:
         phase.sums.skipped += phase.optimizers.skips(grad_norms)
     phase.optimizers.step()

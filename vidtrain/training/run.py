@@ -11,7 +11,7 @@ from vidtrain.evaluation.report import Report
 from vidtrain.training.losses import Loss
 from vidtrain.training.parameter_groups import OptimizerFactory
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import Halt
+from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
@@ -72,7 +72,7 @@ class Run:
     # called on every rank after each evaluation, with its value of `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
     # the signals that stop the run; one that nobody entered hears none
-    halt: Halt = field(default_factory=Halt)
+    halt: PreemptionHandler = field(default_factory=PreemptionHandler)
 
     def task(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""

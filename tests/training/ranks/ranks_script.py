@@ -19,7 +19,7 @@ import conftest
 from vidtrain.errors import UserError
 from vidtrain.runs.restarts import run_attempt
 from vidtrain.training.ranks.distributed import Ranks, join_ranks
-from vidtrain.training.ranks.signals import Halt
+from vidtrain.training.ranks.signals import PreemptionHandler
 
 TRAINED = ("whole", "step", "evaluation")
 PATIENCE = 6.0  # seconds without a sign of life
@@ -54,7 +54,7 @@ def meet(scenario: str, ranks: Ranks, step: int) -> None:
 
 
 def steps(folder: Path, scenario: str) -> None:
-    with Halt() as halt, join_ranks("cpu", PATIENCE) as ranks, run_attempt(folder, ranks, halt) as mine:
+    with PreemptionHandler() as halt, join_ranks("cpu", PATIENCE) as ranks, run_attempt(folder, ranks, halt) as mine:
         mine.begin(0)
         deadline = time.monotonic() + LONG
         with halt.deferred():
@@ -71,7 +71,7 @@ def steps(folder: Path, scenario: str) -> None:
 def train(folder: Path, scenario: str) -> None:
     """A whole run of the small model; rank 0 gets a signal in its n-th step or evaluation."""
     where, _, number = scenario.partition("_")
-    with Halt() as halt, join_ranks("cpu") as ranks:
+    with PreemptionHandler() as halt, join_ranks("cpu") as ranks:
         calls = 0
         number = number or 0
 

@@ -11,7 +11,7 @@ import torch
 from clock import TIMED
 
 from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.ranks.signals import EXIT_STOPPED, Halt, Stopped
+from vidtrain.training.ranks.signals import EXIT_STOPPED, PreemptionHandler, Stopped
 
 
 def send(number=signal.SIGTERM):
@@ -20,14 +20,14 @@ def send(number=signal.SIGTERM):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_what_has_nothing_to_save_at_once_and_with_status_75(number):
-    with Halt() as halt, pytest.raises(Stopped) as stopped:
+    with PreemptionHandler() as halt, pytest.raises(Stopped) as stopped:
         send(number)
     assert (stopped.value.status, halt.number) == (75, number)
     assert str(stopped.value) == signal.Signals(number).name
 
 
 def test_in_training_it_only_sets_a_flag_and_later_ones_change_nothing():
-    with Halt() as halt, pytest.raises(Stopped, match="SIGUSR1"), halt.deferred():
+    with PreemptionHandler() as halt, pytest.raises(Stopped, match="SIGUSR1"), halt.deferred():
         send(signal.SIGUSR1)
         send(signal.SIGTERM)
         send(signal.SIGUSR2)
@@ -35,15 +35,15 @@ def test_in_training_it_only_sets_a_flag_and_later_ones_change_nothing():
 
 
 def test_the_first_interrupt_is_heard_like_the_others_and_ends_with_130():
-    with Halt() as halt, pytest.raises(Stopped) as stopped, halt.deferred():
+    with PreemptionHandler() as halt, pytest.raises(Stopped) as stopped, halt.deferred():
         send(signal.SIGINT)
     assert stopped.value.status == 130
 
 
 def test_the_second_interrupt_ends_the_process_at_once():
     script = (
-        "import signal, time; from vidtrain.training.ranks.signals import Halt\n"
-        "with Halt() as halt, halt.deferred():\n"
+        "import signal, time; from vidtrain.training.ranks.signals import PreemptionHandler\n"
+        "with PreemptionHandler() as halt, halt.deferred():\n"
         "    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT); print('still here')\n"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
@@ -51,7 +51,7 @@ def test_the_second_interrupt_ends_the_process_at_once():
 
 
 def test_a_run_that_fails_is_not_disturbed_while_it_ends():
-    with Halt() as halt:
+    with PreemptionHandler() as halt:
         with pytest.raises(ZeroDivisionError), halt.deferred():
             raise ZeroDivisionError
         send()  # is not raised
@@ -60,7 +60,7 @@ def test_a_run_that_fails_is_not_disturbed_while_it_ends():
 
 def test_it_gives_the_signals_back():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with Halt():
+    with PreemptionHandler():
         assert signal.getsignal(signal.SIGTERM) not in before
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -69,7 +69,7 @@ def test_a_thread_takes_no_signals_and_leaves_the_handlers_alone():
     before, inside = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with Halt() as halt:
+        with PreemptionHandler() as halt:
             inside.append((signal.getsignal(signal.SIGTERM), halt.asked))
 
     thread = threading.Thread(target=work)
@@ -79,7 +79,7 @@ def test_a_thread_takes_no_signals_and_leaves_the_handlers_alone():
 
 
 def test_items_end_with_the_signal():
-    with Halt() as halt, pytest.raises(Stopped), halt.deferred():
+    with PreemptionHandler() as halt, pytest.raises(Stopped), halt.deferred():
         seen = []
         for item in halt.until_asked(range(10)):
             seen.append(item)
@@ -122,7 +122,7 @@ class After:
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 8, 12])
 def test_stopped_at_any_step_and_resumed_is_bit_identical(run_loop, tmp_path, monkeypatch, step):
     whole = run_loop("whole", **SETTINGS)
-    with monkeypatch.context() as patched, Halt() as halt:
+    with monkeypatch.context() as patched, PreemptionHandler() as halt:
         after = After(step)
         original = torch.optim.SGD.step
         patched.setattr(torch.optim.SGD, "step", lambda self: (original(self), after())[0])
@@ -137,7 +137,7 @@ def test_stopped_at_any_step_and_resumed_is_bit_identical(run_loop, tmp_path, mo
 def test_an_evaluation_is_left_at_once_and_done_again(run_loop, tmp_path, evaluation):
     """Each evaluation is two, as an average is kept; the last ones are those of the run's last step."""
     whole = run_loop("whole", **SETTINGS)
-    with Halt() as halt:
+    with PreemptionHandler() as halt:
         assert run_loop("stopped", halt=halt, on_evaluation=After(evaluation), **SETTINGS) is None
     saved = checkpoint.load(tmp_path / "stopped/checkpoints/last.pt")["state"]
     assert (saved["total_step"], saved["eval_pending"]) == (3 * ((evaluation + 1) // 2), True)
@@ -147,7 +147,7 @@ def test_an_evaluation_is_left_at_once_and_done_again(run_loop, tmp_path, evalua
 
 def test_a_signal_while_saving_does_not_disturb_it(run_loop, tmp_path, monkeypatch):
     whole = run_loop("whole", **SETTINGS)
-    with monkeypatch.context() as patched, Halt() as halt:
+    with monkeypatch.context() as patched, PreemptionHandler() as halt:
         after, original = After(1, signal.SIGUSR1), os.fsync
         patched.setattr(os, "fsync", lambda handle: (after(), original(handle))[1])
         assert run_loop("stopped", halt=halt, **SETTINGS) is None

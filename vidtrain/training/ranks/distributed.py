@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
-from vidtrain.training.ranks.heartbeat import LINGER_SECONDS, RefusedByMain, Vigil, of_peers, status_of
+from vidtrain.training.ranks.heartbeat import LINGER_SECONDS, RankMonitor, RefusedByMain, of_peers, status_of
 from vidtrain.training.ranks.rendezvous import Place, find_place, meeting_point
 from vidtrain.training.ranks.signals import EXIT_STOPPED, Stopped, leave_at_exit
 
@@ -31,7 +31,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    vigil: Vigil | None = None  # of several ranks
+    vigil: RankMonitor | None = None  # of several ranks
 
     @property
     def is_main(self) -> bool:
@@ -131,7 +131,7 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
         else:
             store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
-        vigil = Vigil(connect, here.rank, here.world_size, rank_timeout)
+        vigil = RankMonitor(connect, here.rank, here.world_size, rank_timeout)
     except RuntimeError as error:
         if not isinstance(error, dist.DistNetworkError | dist.DistStoreError) and not of_peers(error):
             raise

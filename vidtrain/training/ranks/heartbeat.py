@@ -47,7 +47,7 @@ class RefusedByMain(UserError):
     """What rank 0 refuses, on the other ranks."""
 
 
-class Vigil:
+class RankMonitor:
     """The watch of one rank, in threads of its own until `close`.
 
     `connect` gives a new connection to the store. A rank is taken for lost after `patience` seconds without a beat, not

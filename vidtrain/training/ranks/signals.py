@@ -28,7 +28,7 @@ class Stopped(BaseException):
         self.status = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED
 
 
-class Halt:
+class PreemptionHandler:
     """Listens for the signals in `ASKING` while it is entered, in place of whatever listened before.
 
     The first one counts, and later ones change nothing, so that saving is not disturbed; only a Ctrl-C after another
