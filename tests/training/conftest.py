@@ -114,7 +114,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
             learner.eval()
             batch = a_batch(torch.Generator().manual_seed(99), 12, multi_label)
             on_evaluation()
-            halt.stop_if(ranks.any(halt.asked))
+            halt.stop_if(ranks.any_rank(halt.asked))
             with torch.no_grad():
                 logits = learner(ToFloat()(batch.clips))
             table = ViewTable(batch.indices, batch.labels, logits, [], 12)

@@ -161,10 +161,10 @@ class Meter:
             started = time.perf_counter()
             view_table(phase.trained, some(), transform, len(val.manifest), ranks.device, context, val.crops)
             seconds = time.perf_counter() - started
-        return sum(ranks.gather(seen)) / max(ranks.gather(seconds))
+        return sum(ranks.gather_objects(seen)) / max(ranks.gather_objects(seconds))
 
     def rate(self, timed: Timed) -> float:
-        return rate(self.ranks.gather((timed.clips, timed.seconds)))
+        return rate(self.ranks.gather_objects((timed.clips, timed.seconds)))
 
     @contextmanager
     def _shown(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -188,11 +188,11 @@ def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Any]:
         with meter.batches(meter.workers) as batches:
             loaders.append(meter.time_loader(meter.workers, batches, ALONE_SECONDS / 2))
             whole_steps.append(meter.time_steps(phase, batches, count))
-            memory = ranks.gather(peak_memory(ranks.device))
+            memory = ranks.gather_objects(peak_memory(ranks.device))
     compute, loader, timed = (each[0] + each[1] for each in (computes, loaders, whole_steps))
-    by_rank = ranks.gather(summarize(timed))
+    by_rank = ranks.gather_objects(summarize(timed))
     slowest = slowest_rank(by_rank)
-    seconds = max(ranks.gather(timed.seconds)) / cfg.steps
+    seconds = max(ranks.gather_objects(timed.seconds)) / cfg.steps
     copying = by_rank[slowest]["transfer"]["mean"] / cfg.trainer.accumulation
     on_gpu = ranks.device.type == "cuda"
     threads = max(1, torch.get_num_threads())
@@ -203,7 +203,7 @@ def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Any]:
         "seconds_per_step": seconds,
         "steps_per_s": 1 / seconds,
         "clips_per_s": meter.rate(timed),
-        "clips_per_step": sum(ranks.gather(timed.clips)) / cfg.steps,
+        "clips_per_step": sum(ranks.gather_objects(timed.clips)) / cfg.steps,
         "alone": {
             "compute": meter.rate(compute),
             "loader": meter.rate(loader),
@@ -211,7 +211,7 @@ def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Any]:
             # of the cores that computing asks for, how much it got: less than all where others use the machine
             "cores_got": None if on_gpu else compute.cpu_seconds / (compute.seconds * threads),
         },
-        "faults": sum(ranks.gather(phase.failed_reads)),
+        "faults": sum(ranks.gather_objects(phase.failed_reads)),
         "memory": memory,
         "evaluation_videos_per_s": meter.evaluation(phase),
     }, batch

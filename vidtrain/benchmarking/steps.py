@@ -130,7 +130,7 @@ def time_compute(phase: PhaseSteps, batch, warmup: int, seconds: float, most: in
     it is the rate that the model could take. All ranks make as many."""
     same = itertools.repeat(batch)
     trial = time_steps(phase, same, max(1, warmup), 1, advance)
-    slowest = max(phase.run.ranks.gather(trial.seconds))
+    slowest = max(phase.run.ranks.gather_objects(trial.seconds))
     count = min(max(3, most), max(3, round(seconds / slowest)))
     return time_steps(phase, same, 0, count, advance)
 

@@ -85,7 +85,7 @@ def _served(meter: Meter) -> float | None:
         return None
     meter.ranks.barrier()
     with meter.console.phase("trying the cores", 1):
-        return min(meter.ranks.gather(cores_served(build.share_of_cores(meter.ranks))))
+        return min(meter.ranks.gather_objects(cores_served(build.share_of_cores(meter.ranks))))
 
 
 def _loaders(meter: Meter, m: Measured) -> dict[int, float]:

@@ -161,7 +161,7 @@ def open_split(
     key = {"format": FORMAT, "dataset": name, **digests}
     store = TokenStore(root / f"{name}-{short}", key, views * len(dataset), shape, CHUNK)
     ranks.on_main(store.prepare)
-    pending = ranks.agree(store.pending())
+    pending = ranks.broadcast_object(store.pending())
     size = f"{store.bytes / 1e9:.3g} GB of tokens in {store.folder}"
     if not pending:
         console.info(f"{name}: reading {size}")

@@ -221,7 +221,7 @@ class ValEvaluation:
         seen, ranks = self.halt.until_asked(batches), self.ranks
         context, videos = self.parts.autocast, len(self.val.manifest)
         table = view_table(model, seen, transform, videos, ranks.device, context, self.val.crops)
-        self.halt.stop_if(ranks.any(self.halt.asked))  # the table may not be whole
+        self.halt.stop_if(ranks.any_rank(self.halt.asked))  # the table may not be whole
         independent = self.parts.loss.independent
         tables = split_heads(table, self.num_classes)
         return [report(each, self.fusion, self.protocol, independent) for each in tables]

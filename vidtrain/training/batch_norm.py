@@ -1,6 +1,5 @@
 """What batch norms do in fine-tuning: follow the batches, stay as they are, or count over all ranks."""
 
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,9 +30,10 @@ def prepare_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
             f"trainer.batch_norm=sync needs a GPU for each of the {ranks.world_size} ranks, and this is a "
             f"{ranks.device.type}; choose train or frozen, or start one process"
         )
-    return convert_sync_batchnorm(
-        model
-    )  # timm's, as PyTorch's would lose the activations that its norms hold
+    # timm's, as PyTorch's would lose the activations that its norms hold; imported here, as it takes seconds
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model)
 
 
 def freeze_batch_norm(model: nn.Module, mode: str) -> None:

@@ -59,7 +59,7 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
         log_step(trainer, phase, result, time.perf_counter() - started)
 
     # The one collective of a step besides the gradients': a signal to any rank stops all ranks after the same step
-    stop_requests, failed_reads = run.ranks.totals(int(run.halt.asked), int(phase.sums.faults))
+    stop_requests, failed_reads = run.ranks.all_reduce_sum(int(run.halt.asked), int(phase.sums.faults))
     check_faults(failed_reads, run.settings, run.steps_per_epoch)
     stopping, at_end = stop_requests > 0, state.step == phase.total
     if stepped and (state.step % run.steps_per_epoch == 0 or at_end):
@@ -216,6 +216,6 @@ def end_phase(trainer: Trainer, phase: Phase) -> None:
 def save(trainer: Trainer, phase: Phase, keep: bool) -> bool:
     """Writes a checkpoint, with `keep` for good; whether it could be written."""
     run = trainer.run
-    unwritten = run.ranks.gather(run.log.flush())  # a resumed run never writes these rows again
+    unwritten = run.ranks.gather_objects(run.log.flush())  # a resumed run never writes these rows again
     must = trainer.state.phase == len(run.phases)
     return trainer.saver.save(trainer.checkpoint(phase), unwritten, keep, must=must)

@@ -229,7 +229,9 @@ class Trainer:
             "ema": None if self.average is None else self.average.tensors,
             "heads": None if phase.settings.heads is None else phase.task.model.head.state_dict(),
             **optimizers,
-            "sums": run.ranks.gather({name: value.cpu() for name, value in phase.sums.tensors().items()}),
+            "sums": run.ranks.gather_objects(
+                {name: value.cpu() for name, value in phase.sums.tensors().items()}
+            ),
             "state": asdict(self.state),
         }
 

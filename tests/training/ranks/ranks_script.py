@@ -60,7 +60,7 @@ def steps(folder: Path, scenario: str) -> None:
         with halt.deferred():
             for step in range(1 << 30):
                 meet(scenario, ranks, step)
-                stopping = ranks.any(halt.asked)
+                stopping = ranks.any_rank(halt.asked)
                 if stopping:
                     (folder / f"stopped_at_{ranks.rank}").write_text(str(step))
                     halt.stop_if(True)

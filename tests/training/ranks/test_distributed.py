@@ -21,8 +21,8 @@ with join_ranks("cpu") as ranks:
     model[0].num_batches_tracked.fill_(10 * (ranks.rank + 1))
     ranks.share_buffers(model)
     found = (model[0].running_mean.tolist(), model[0].num_batches_tracked.item())
-    assert ranks.gather(found) == [([1.0, 1.0], 10)] * 2, found
-    assert ranks.totals(ranks.rank, 5) == [1, 10]
+    assert ranks.gather_objects(found) == [([1.0, 1.0], 10)] * 2, found
+    assert ranks.all_reduce_sum(ranks.rank, 5) == [1, 10]
 """
 
 

@@ -40,7 +40,7 @@ def find_resume(folder: Path, ranks: Ranks, console: Any) -> tuple[Path, dict[st
     refusal = None
     if not ranks.is_main:
         refusal = _refusal(lambda: mine.append(_load_whole(path)))
-    refusals = [each for each in ranks.gather(refusal) if each is not None]
+    refusals = [each for each in ranks.gather_objects(refusal) if each is not None]
     if refusals:
         raise UserError(refusals[0])
     return path, mine[0]

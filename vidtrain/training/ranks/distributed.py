@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from vidtrain.training.ranks.heartbeat import LINGER_SECONDS, RankMonitor, Refus
 from vidtrain.training.ranks.rendezvous import Place, find_place, meeting_point
 from vidtrain.training.ranks.signals import EXIT_STOPPED, Stopped, leave_at_exit
 
+T = TypeVar("T")
 RANK_TIMEOUT = 60.0
 START_SECONDS = 600.0  # in which all ranks must have come to the meeting point
 
@@ -37,35 +38,35 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def agree(self, value: object) -> object:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
         if self.world_size == 1:
             return value
-        box = [value]
+        box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def on_main(self, make: Callable[[], object]) -> object:
+    def on_main(self, make: Callable[[], T]) -> T:
         """What `make()` gives on rank 0, on every rank; a `UserError` there is raised on every rank, so that none
         waits for one that has gone."""
-        value, refused = None, None
+        made, refused = None, None
         if self.is_main:
             try:
-                value = make()
+                made = make()
             except UserError as error:
                 refused = error
-        value, refusal = self.agree((value, refused and str(refused)))
+        value, refusal = self.broadcast_object((made, refused and str(refused)))
         if refused is not None:
             raise refused
         if refusal is not None:
             raise RefusedByMain(refusal)
-        return value
+        return cast(T, value)  # rank 0 made it, or refused
 
-    def gather(self, value: object) -> list:
+    def gather_objects(self, value: T) -> list[T]:
         """Every rank's `value`, in the order of the ranks, on every rank."""
         if self.world_size == 1:
             return [value]
-        values: list = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
@@ -77,21 +78,21 @@ class Ranks:
         dist.all_reduce(total)
         return total
 
-    def any(self, mine: bool) -> bool:
+    def any_rank(self, value: bool) -> bool:
         """Whether it is so on any rank, on every rank. It takes no GPU, so that none waits for its queue."""
         if self.world_size == 1:
-            return mine
-        flag = torch.tensor(int(mine), dtype=torch.int32)
+            return value
+        flag = torch.tensor(int(value), dtype=torch.int32)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def totals(self, *mine: int) -> list[int]:
+    def all_reduce_sum(self, *numbers: int) -> list[int]:
         """The sums over ranks of whole numbers, on every rank. It takes no GPU either."""
         if self.world_size == 1:
-            return list(mine)
-        numbers = torch.tensor(mine, dtype=torch.int64)
-        dist.all_reduce(numbers)
-        return numbers.tolist()
+            return list(numbers)
+        totals = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(totals)
+        return totals.tolist()
 
     def share_buffers(self, model: torch.nn.Module) -> None:
         """Gives every rank rank 0's buffers, such as the running statistics of batch norms, which differ by rank."""
