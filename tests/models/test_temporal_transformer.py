@@ -79,7 +79,7 @@ def test_gradients_with_and_without_recomputation():
 
 
 def test_drop_path_grows_over_depth():
-    rates = [block.drop_path.drop_prob for block in head(depth=3, drop_path=0.2).blocks[1:]]
+    rates = [block.drop_path.rate for block in head(depth=3, drop_path=0.2).blocks[1:]]
     assert rates == pytest.approx([0.1, 0.2])
 
 

@@ -5,15 +5,15 @@ import shutil
 from functools import partial
 
 import pytest
+import timm.layers
 import timm.models.vision_transformer
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.positions import ROTARY, TABLES, fit_table
-from vidtrain.models.vit3d import Block, SwiGLU, ViT3D, mlp_width
+from vidtrain.models.vit3d import Block, DropPath, Mlp, SwiGLU, ViT3D, mlp_width
 
 
 def small(image_size=32, num_frames=4, embed_dim=48, depth=2, num_heads=4, **options) -> ViT3D:
@@ -133,9 +133,27 @@ def test_swiglu_formula():
 
 
 def test_drop_path_grows_over_depth():
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in small(depth=5, drop_path=0.2).blocks]
+    rates = [getattr(block.drop_path, "rate", 0.0) for block in small(depth=5, drop_path=0.2).blocks]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
     assert not any(isinstance(module, DropPath) for module in small(depth=5).modules())
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.7])
+def test_drop_path_is_that_of_timm(rate):
+    x = torch.randn(16, 5, 3)
+    ours, theirs = DropPath(rate), timm.layers.DropPath(rate)
+    torch.manual_seed(0)
+    dropped = ours(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(dropped, theirs(x), rtol=0, atol=0)
+    torch.testing.assert_close(ours.eval()(x), x, rtol=0, atol=0)
+
+
+def test_the_mlp_is_that_of_timm():
+    ours, theirs = Mlp(6, 8), timm.layers.Mlp(6, 8)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("activation", "output"), [("gelu", "fc2"), ("swiglu", "fc3")])

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from types import MappingProxyType
 
 import hydra
@@ -76,14 +77,14 @@ def launch(
     except UserError as error:
         fail(str(error))
     sys.argv[1:] = flags_last(sys.argv[1:])
-    only_asks = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
+    only_asks = arguments.hydra_help or arguments.info or arguments.shell_completion
     try:
         given, folders = search_path(arguments.overrides, arguments.config_dir)
     except UserError as error:
         fail(str(error))
     # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
     if not only_asks and not arguments.config_path:
-        check_or_none = (lambda cfg: []) if arguments.cfg else check
+        check_or_none = (lambda cfg: []) if arguments.cfg or arguments.help else check
         several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
         name = arguments.config_name or config_name
         refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
@@ -119,9 +120,21 @@ def launch(
             fail("interrupted", status=130)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        if arguments.help and not arguments.config_path:
+            print(help_text(arguments.config_name or config_name, given, folders), flush=True)
+        else:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BrokenPipeError:  # of what Hydra itself prints, such as the help
         _end_if_unread()
+
+
+def help_text(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
+    """The program's help, as conf/hydra/help has it: Hydra would read every option of every group for it first."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        kept = [first_of_sweep(override, folders) for override in overrides]
+        cfg = compose(config_name, kept, return_hydra_config=True)
+        settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        return Template(cfg.hydra.help.template).safe_substitute(CONFIG=OmegaConf.to_yaml(settings))
 
 
 def _end_if_unread() -> None:
@@ -165,7 +178,7 @@ def find_faults(
     sweeps: bool = True,
     folders: Sequence[Path] = (CONF,),
 ) -> list[tuple[str, str, str]]:
-    """Faults (where, key, what) of overrides that do not compose, then of the rest composed without them.
+    """Faults (where, key, what) of all overrides that do not compose; where all do, those that `check` finds.
 
     `sweeps` says whether overrides may hold several values, for a run of each. `folders` are those that hold options:
     conf/, and those of the user that `overrides` put on Hydra's search path.
@@ -186,7 +199,9 @@ def find_faults(
         if not sweeps:
             several = [each for each in overrides if is_sweep(each)]
             faults += [(f"override {label(each, stored)}", *explain_sweep(each)) for each in several]
-        return faults + [(where(key, kept, choices, stored, folders), key, why) for key, why in check(mine)]
+        if faults:  # they are answered at once: `check` imports torch, which takes seconds
+            return faults
+        return [(where(key, kept, choices, stored, folders), key, why) for key, why in check(mine)]
 
 
 def _compose_what_can_be(

@@ -7,8 +7,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.models.weights.files import as_sources, check_source, locate
-from vidtrain.models.weights.loading import check_pretrained, load_pretrained
 from vidtrain.training.checkpoints.files import resumable
 from vidtrain.training.ranks.distributed import Ranks
 
@@ -23,6 +21,11 @@ def check_starting_point(cfg: DictConfig, model: nn.Module | None) -> None:
     if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):
         return
     sources = _sources(cfg)
+    if not sources:
+        return
+    from vidtrain.models.weights.files import check_source
+    from vidtrain.models.weights.loading import check_pretrained
+
     if cfg.init_from is None:
         for source in sources:
             check_source(source)
@@ -34,6 +37,10 @@ def check_starting_point(cfg: DictConfig, model: nn.Module | None) -> None:
 def _sources(cfg: DictConfig) -> list[str]:
     """A checkpoint of ours, of a run's folder the best one, comes before published weights."""
     if cfg.init_from is None:
+        if cfg.pretrained is None:
+            return []
+        from vidtrain.models.weights.files import as_sources  # which, with all formats, takes seconds
+
         return as_sources(cfg.pretrained)
     best = Path(cfg.init_from) / "checkpoints" / "best.pt"
     return [str(best) if best.is_file() else cfg.init_from]
@@ -45,14 +52,17 @@ def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console
     Several sources, such as an encoder and a probe, are loaded in turn. Returns a word for the log.
     """
     sources = _sources(cfg)
+    if not sources:
+        return "from scratch"
+    from vidtrain.models.weights.files import locate
+    from vidtrain.models.weights.loading import load_pretrained
+
     if cfg.init_from is not None:
         paths = [Path(source) for source in sources]
         if cfg.pretrained is not None:
             console.info("init_from comes before pretrained, which is not used")
     else:  # downloaded once; the others find it where rank 0 put it
         paths = ranks.on_main(lambda: [locate(each, cfg.pretrained_revision) for each in sources])
-    if not sources:
-        return "from scratch"
     reports = [
         load_pretrained(model, source, path, cfg.init_match)
         for source, path in zip(sources, paths, strict=True)

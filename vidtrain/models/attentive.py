@@ -9,13 +9,12 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from vidtrain.models.checks import check_heads, check_positive
 from vidtrain.models.positions import Grid
 from vidtrain.models.recompute import recompute_activations
-from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residual_branches
+from vidtrain.models.vit3d import Block, Mlp, init_weights, mlp_width, rescale_residual_branches
 
 
 class CrossAttention(nn.Module):

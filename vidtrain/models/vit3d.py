@@ -4,12 +4,12 @@ Parameter names and initialization are those of V-JEPA and VideoMAE, so publishe
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
@@ -79,6 +79,28 @@ class SelfAttention(nn.Module):
             q, k, v = rotate(q, rotary), rotate(k, rotary), v.contiguous()
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class Mlp(nn.Sequential):
+    """fc2(gelu(fc1(x))), by the names of published weights."""
+
+    def __init__(self, dim: int, hidden: int):
+        layers = {"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, dim)}
+        super().__init__(OrderedDict(layers))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drops the branch of a sample with chance `rate`."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = x.new_empty((len(x), *[1] * (x.ndim - 1))).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)
 
 
 class SwiGLU(nn.Module):

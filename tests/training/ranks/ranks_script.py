@@ -54,7 +54,11 @@ def meet(scenario: str, ranks: Ranks, step: int) -> None:
 
 
 def steps(folder: Path, scenario: str) -> None:
-    with PreemptionHandler() as halt, join_ranks("cpu", PATIENCE) as ranks, run_attempt(folder, ranks, halt) as mine:
+    with (
+        PreemptionHandler() as halt,
+        join_ranks("cpu", PATIENCE) as ranks,
+        run_attempt(folder, ranks, halt) as mine,
+    ):
         mine.begin(0)
         deadline = time.monotonic() + LONG
         with halt.deferred():

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tv
 
 from vidtrain.errors import UserError
 
@@ -51,6 +50,8 @@ def _gray(clips: Tensor) -> Tensor:
 
 def _turn_hue(clips: Tensor, turns: np.ndarray) -> Tensor:
     """Each clip of [v c t h w] by its own share of the color circle, `turns` [v]."""
+    from torchvision.transforms.v2 import functional as tv  # which takes a second
+
     frames = rearrange(clips, "v c t h w -> v t c h w")
     turned = [tv.adjust_hue(each, float(turn)) for each, turn in zip(frames, turns, strict=True)]
     return rearrange(turned, "v t c h w -> v c t h w")

@@ -1,14 +1,16 @@
 """What happens to a batch of uint8 clips on the device: RandAugment, scale, color, normalization, erasing."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.data.augment.color import ColorJitter
-from vidtrain.data.augment.erasing import RandomErasing
-from vidtrain.data.augment.rand_augment import RandAugment
+if TYPE_CHECKING:  # RandAugment imports torchvision, which takes seconds
+    from vidtrain.data.augment.color import ColorJitter
+    from vidtrain.data.augment.erasing import RandomErasing
+    from vidtrain.data.augment.rand_augment import RandAugment
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -28,9 +30,9 @@ class DeviceTransform(nn.Module):
         self,
         mean: Sequence[float],
         std: Sequence[float],
-        color: ColorJitter | None = None,
-        rand_augment: RandAugment | None = None,
-        erasing: RandomErasing | None = None,
+        color: "ColorJitter | None" = None,
+        rand_augment: "RandAugment | None" = None,
+        erasing: "RandomErasing | None" = None,
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()

@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from vidtrain.models.positions import Grid
@@ -31,6 +30,8 @@ def fit_patch_embed(weight: Tensor, tubelet: tuple[int, int, int]) -> tuple[Tens
     if weight.shape[3:] != (height, width):
         notes.append("patch size {}x{} resized to {}x{}".format(*weight.shape[3:], height, width))
         images = rearrange(weight, "d c t p q -> d (c t) p q")
+        from timm.layers import resample_patch_embed  # which takes seconds
+
         images = resample_patch_embed(images, [height, width])
         weight = rearrange(images, "d (c t) p q -> d c t p q", t=length)
     return weight, "; ".join(notes)
