@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
+
 from vidtrain.app.launch import fail, launch
-from vidtrain.config.schemas_data import AuditConfig
 from vidtrain.config.targets import check_targets
 from vidtrain.files.escaping import csv_text
 from vidtrain.files.links import check_links
@@ -90,7 +91,7 @@ def _stamp(path: str) -> list[int]:
 def read_all(
     files: Mapping[str, float | None],
     ledger: Ledger,
-    cfg: AuditConfig,
+    cfg: DictConfig,
     thumbnails: Path,
     index: Path,
     console,
@@ -164,7 +165,7 @@ def show(summary: Mapping[str, Any], title: str, console) -> None:
             )
 
 
-def check(cfg: AuditConfig) -> list[tuple[str, str]]:
+def check(cfg: DictConfig) -> list[tuple[str, str]]:
     from vidtrain.data.decoding.conversion import SIZE_CHANGES
 
     faults = check_targets(cfg)
@@ -179,7 +180,7 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
     for key, least in LEAST.items():
         if cfg[key] is not None and cfg[key] < least:
             faults.append((key, f"{cfg[key]} must be {least} or more"))
-    for key in cfg:
+    for key in map(str, cfg):
         if key.startswith("max_") and key not in LEAST and cfg[key] is not None and cfg[key] < 0:
             faults.append((key, f"{cfg[key]} must be 0 or more, or null for no bound"))
     if cfg.group_pattern is not None:
@@ -190,7 +191,7 @@ def check(cfg: AuditConfig) -> list[tuple[str, str]]:
     return faults
 
 
-def audit(cfg: AuditConfig) -> None:
+def audit(cfg: DictConfig) -> None:
     from vidtrain.build.data import index_file
     from vidtrain.build.parts import part
     from vidtrain.data.audit.findings import entries

@@ -6,7 +6,7 @@ python -m vidtrain.export checkpoint=outputs/motion/NAME
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,9 +56,9 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 
 def settings_of(cfg: DictConfig) -> ExportSettings:
-    return ExportSettings(
-        **{key: list(cfg[key]) if key == "formats" and cfg[key] else cfg[key] for key in SETTINGS}
-    )
+    settings: dict[str, Any] = {key: cfg[key] for key in SETTINGS}
+    settings["formats"] = list(cfg.formats) if cfg.formats else cfg.formats
+    return ExportSettings(**settings)
 
 
 def export(cfg: DictConfig) -> None:
@@ -155,7 +155,8 @@ def published_config(cfg: DictConfig, clips: "PublishedClips | None", name: str)
     says otherwise. Raises `UserError` for what neither tells."""
     from vidtrain.app.check import try_clip
 
-    given = {key: value for key, value in OmegaConf.to_container(cfg.clip).items() if value is not None}
+    clip = cast(dict[str, Any], OmegaConf.to_container(cfg.clip))
+    given = {key: value for key, value in clip.items() if value is not None}
     short_side = given.pop("short_side", None if clips is None else clips.short_side)
     known = {}
     if clips is not None:

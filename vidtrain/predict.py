@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
 from vidtrain.build.checkpoint_loader import locate, open_trained
@@ -92,11 +92,11 @@ def _make_outputs(
     from vidtrain.prediction.files import Results, folders_of
     from vidtrain.prediction.outputs import Outputs, labeling
 
-    about = {"checkpoint": cfg.checkpoint, "protocol": protocol, "vidtrain": __version__}
+    about: dict[str, Any] = {"checkpoint": cfg.checkpoint, "protocol": protocol, "vidtrain": __version__}
     label = None
     if cfg.windows.stride is not None:
         label = labeling(cfg.windows.smooth, cfg.windows.threshold, predictor.independent)
-        about["windows"] = {**OmegaConf.to_container(cfg.windows), "threshold": label.threshold}
+        about["windows"] = {**cfg.windows, "threshold": label.threshold}
     results = Results(about, reader.classes, cfg.topk, label is not None)
     folders = folders_of(reader.paths, out) if out is not None and out.suffix not in FILES else {}
     from_even = predictor.heat == "attention"

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
+
 from vidtrain.app.launch import fail, launch
-from vidtrain.config.schemas_data import PrepareConfig
 from vidtrain.config.targets import check_targets
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
@@ -29,17 +30,17 @@ SHOWN = 10
 MB = 1_000_000
 
 
-def settings_of(cfg: PrepareConfig) -> "EncodeSettings":
+def settings_of(cfg: DictConfig) -> "EncodeSettings":
     from vidtrain.data.prepared.reencode import EncodeSettings
 
     return EncodeSettings(cfg.short_side, cfg.gop, cfg.b_frames, cfg.crf, cfg.preset, cfg.data.size_changes)
 
 
-def name_of(cfg: PrepareConfig) -> str:
+def name_of(cfg: DictConfig) -> str:
     return cfg.name or f"short{cfg.short_side}_gop{cfg.gop}"
 
 
-def check(cfg: PrepareConfig) -> list[tuple[str, str]]:
+def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg)
     if cfg.dataset is None:
         faults.append(("dataset", "must be chosen: dataset=OPTION"))
@@ -63,7 +64,7 @@ def check(cfg: PrepareConfig) -> list[tuple[str, str]]:
     return faults
 
 
-def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: PrepareConfig, console) -> None:
+def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: DictConfig, console) -> None:
     """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images."""
     from vidtrain.data.prepared.copy import signature
     from vidtrain.data.prepared.reencode import Job, Made, prepare_file
@@ -105,7 +106,7 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Pre
             console.advance(done, {"MB": f"{read / MB:.1f} -> {written / MB:.1f}", "unreadable": unreadable})
 
 
-def prepare(cfg: PrepareConfig) -> None:
+def prepare(cfg: DictConfig) -> None:
     from vidtrain.build.data import index_folder, missing_hint
     from vidtrain.build.parts import part
     from vidtrain.data.manifest.checks import check_present
@@ -116,7 +117,7 @@ def prepare(cfg: PrepareConfig) -> None:
     from vidtrain.tracking.console import make_console
 
     console, started, name = make_console(True), time.monotonic(), name_of(cfg)
-    files = {}
+    files: dict[str, float | None] = {}
     manifests = open_manifests(part(cfg.dataset.source), index_folder(cfg))
     check_present(manifests, missing_hint(cfg), console.warn)
     for manifest in manifests.values():

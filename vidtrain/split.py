@@ -17,7 +17,7 @@ from vidtrain.files.escaping import shown
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.data.manifest.manifest import Manifest
-    from vidtrain.tracking.console import Console
+    from vidtrain.tracking.console import Console, NullConsole
 
 SEPARATOR = "|"  # between the labels of a record, where the listing names none
 ANNOTATIONS = "annotations.json"
@@ -222,7 +222,7 @@ def _refuse_to_overwrite(out: Path, texts: Mapping[str, str], overwrite: bool) -
             (out / name).unlink()
 
 
-def _report(console: "Console", pool: "Manifest", found: Mapping[str, "Manifest"]) -> None:
+def _report(console: "Console | NullConsole", pool: "Manifest", found: Mapping[str, "Manifest"]) -> None:
     import numpy as np
 
     from vidtrain.data.manifest.splitting import group_numbers

@@ -15,8 +15,7 @@ from vidtrain.comparison.bootstrap import (
     scores,
     seed_noise,
 )
-from vidtrain.evaluation.metrics import from_predictions
-from vidtrain.evaluation.multi_label import count_labels, from_label_counts
+from vidtrain.evaluation.metrics import count_labels, from_label_counts, from_predictions
 
 
 def rng(seed: int = 0):

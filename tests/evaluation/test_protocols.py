@@ -10,7 +10,6 @@ import torch
 from vidtrain.data.augment.geometry import CenterCrops
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.errors import UserError
-from vidtrain.evaluation.protocol_files import write_protocols
 from vidtrain.evaluation.protocols import (
     all_protocols,
     choose,
@@ -20,6 +19,7 @@ from vidtrain.evaluation.protocols import (
     measured,
     probes,
     subsets,
+    write_protocols,
 )
 from vidtrain.evaluation.view_store import StoredViews
 

@@ -3,11 +3,9 @@
 views.py        the logits of every view, gathered over ranks
 view_shards.py  views appended as they come, safe against kills
 view_store.py   the complete table: a folder of plain files
-protocols.py    every protocol that a table holds, and temporal probes
-protocol_files.py  the same as CSV and JSON
+protocols.py    every protocol that a table holds, and temporal probes; the same as CSV and JSON
 fusion.py       clip fusion by name
-metrics.py      clip-level and video-level metrics
+metrics.py      clip-level and video-level metrics, of one label a video or several
 report.py       metrics with their protocol, and the tables behind them
 predictions.py  what runs took each video for; the videos that they share
-multi_label.py  metrics of several labels a video
 """

@@ -129,9 +129,9 @@ def align(runs: Sequence[Predictions]) -> Aligned:
         ]
         return np.array(sorted(codes), dtype=np.int64)
 
-    groups = None
-    if all(run.groups is not None for run in runs):
-        groups = np.unique([runs[0].groups[row] for row in rows[0]], return_inverse=True)[1]
+    groups, names = None, runs[0].groups
+    if names is not None and all(run.groups is not None for run in runs):
+        groups = np.unique(np.array([names[row] for row in rows[0]]), return_inverse=True)[1]
     return Aligned(
         paths=[runs[0].paths[row] for row in rows[0]],
         classes=classes,

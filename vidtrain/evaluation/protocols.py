@@ -5,9 +5,11 @@ evaluating with c clips would read, and so is every number; else they come as ne
 """
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,10 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
-from vidtrain.evaluation.metrics import first_classes, from_logits
-from vidtrain.evaluation.multi_label import from_label_logits
+from vidtrain.evaluation.metrics import first_classes, from_label_logits, from_logits
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import ViewTable
+from vidtrain.files.escaping import csv_text
 
 MOST_SUBSETS = 20  # of so many clips that a curve's point is the mean over
 RULE = {
@@ -279,3 +281,72 @@ def notes(about: Mapping[str, Any]) -> list[str]:
         f"views_curve: each point is the mean over choices of so many clips, all or {MOST_SUBSETS} drawn with a fixed "
         "seed; protocols takes the one choice above.",
     ]
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def write_protocols(
+    folder: Path,
+    about: Mapping[str, Any],
+    protocols: Sequence[Protocol],
+    probed: Sequence[Probe],
+    points: Sequence[Point],
+    fusion: str,
+    metric: str,
+) -> None:
+    """Writes the files into `folder`; `points` are of `metric` under `fusion`.
+
+    Clips and crops are numbered from 1; a number that was not to be had is empty in CSV and null in JSON.
+    """
+    rows = [as_row(protocol) for protocol in protocols]
+    probe_rows = [
+        as_row(probe.protocol) | {"change": probe.change, "same_class": probe.same_class} for probe in probed
+    ]
+    of = {"order": about["orders"][0], "fusion": fusion, "metric": metric}
+    curve_rows = [of | asdict(point) for point in points]
+    _write_csv(folder / "protocols.csv", rows)
+    _write_csv(folder / "probes.csv", probe_rows)
+    _write_csv(folder / "views_curve.csv", curve_rows)
+    whole = {
+        "coverage": about["coverage"],
+        "clips": about["clip_names"],
+        "crops": about["crops"],
+        "orders": about["orders"],
+        "joint": about["joint"],
+        "notes": notes(about),
+        "protocols": rows,
+        "probes": probe_rows,
+        "views_curve": curve_rows,
+    }
+    (folder / "protocols.json").write_text(
+        json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of rows with the same keys; without any, a file that an earlier evaluation left is removed."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        file.write(csv_text([list(rows[0]), *cells], end="\r\n"))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return f"{value:.6f}" if math.isfinite(value) else ""
+    return value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -14,17 +14,15 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import (
     Confusion,
     confusion_matrix,
+    count_labels,
+    exact_match,
     first_classes,
     from_class_counts,
+    from_label_counts,
+    from_label_logits,
     from_logits,
     parts,
     per_class,
-)
-from vidtrain.evaluation.multi_label import (
-    count_labels,
-    exact_match,
-    from_label_counts,
-    from_label_logits,
     per_label,
 )
 from vidtrain.evaluation.views import ViewTable
@@ -155,7 +153,7 @@ def _write_predictions(
     else:
         labels, predictions = ([[k] for k in each.tolist()] for each in (found.table.labels, top[:, 0]))
     header = [f"{what}{rank + 1}" for rank in range(top.shape[1]) for what in ("top", "p")]
-    rows = [["path", "label", "prediction", "correct", *header]]
+    rows: list[list[object]] = [["path", "label", "prediction", "correct", *header]]
     for row, index in enumerate(found.table.indices.tolist()):
         label, prediction = (";".join(classes[k] for k in each[row]) for each in (labels, predictions))
         names = [classes[k] for k in top[row].tolist()]

@@ -46,12 +46,12 @@ class Place:
             file.seek(self.start)
             data = io.BytesIO(file.read(self.size))
         try:
-            found = np.load(data, allow_pickle=False)
-            whole = sum(each.file_size for each in found.zip.infolist())
+            arrays = np.load(data, allow_pickle=False)
+            whole = sum(member.file_size for member in arrays.zip.infolist())
             if whole > 2 * self.size + SMALL:  # nothing in it is compressed
                 raise ValueError(f"they would become {whole:,} bytes")
-            missing = [(str(path), str(cause)) for path, cause in json.loads(found["missing"].tobytes())]
-            return Unit(*(found[name] for name in ("indices", "labels", "logits", "frames")), missing)
+            missing = [(str(path), str(cause)) for path, cause in json.loads(arrays["missing"].tobytes())]
+            return Unit(arrays["indices"], arrays["labels"], arrays["logits"], arrays["frames"], missing)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError, RecursionError,
                 zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
             raise UserError(
@@ -102,15 +102,15 @@ class ShardWriter:
 def find_units(folder: Path) -> dict[int, Place]:
     """The whole units in the files of a folder, by number; what a killed process left half-written at the end of one
     is cut off, so that more can be appended."""
-    found: dict[int, Place] = {}
+    units: dict[int, Place] = {}
     for path in sorted(folder.glob("rank*.bin")):
         whole = 0
         for unit, place in _units_in(path):
-            found.setdefault(unit, place)
+            units.setdefault(unit, place)
             whole = place.start + place.size
         if whole < path.stat().st_size:
             os.truncate(path, whole)
-    return dict(sorted(found.items()))
+    return dict(sorted(units.items()))
 
 
 def _units_in(path: Path) -> Iterator[tuple[int, Place]]:

@@ -100,9 +100,9 @@ def begin(folder: Path, identity: Mapping[str, Any], asked: int | None, usual: i
             )
         return stored["cpu_threads"]
     folder.mkdir(parents=True, exist_ok=True)
-    begun = {"format": FORMAT, "identity": dict(identity), "cpu_threads": asked or usual}
-    _write_json(path, begun)
-    return begun["cpu_threads"]
+    cpu_threads = asked or usual
+    _write_json(path, {"format": FORMAT, "identity": dict(identity), "cpu_threads": cpu_threads})
+    return cpu_threads
 
 
 def is_complete(folder: Path) -> bool:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 
+# What one rank has seen: indices, labels and logits of each batch, and the (path, cause) of what could not be read
+Share = tuple[list[Tensor], list[Tensor], list[Tensor], list[tuple[str, str]]]
+
 
 @dataclass
 class ViewTable:
@@ -97,15 +100,16 @@ def view_table(
     Every rank returns the whole table, sorted by index.
     """
     model.eval()
-    indices, labels, logits, missing = [], [], [], []
+    share: Share = ([], [], [], [])
+    indices, labels, logits, missing = share
     for batch in batches:
-        found = batch_views(model, batch, transform, device, autocast, crops)
-        missing += found.missing
-        if len(found.labels):
-            indices.append(found.indices)
-            labels.append(found.labels)
-            logits.append(rearrange(found.logits, "b 1 n s k -> b (n s) k"))
-    return _gather((indices, labels, logits, missing), total, model.num_classes)
+        views = batch_views(model, batch, transform, device, autocast, crops)
+        missing += views.missing
+        if len(views.labels):
+            indices.append(views.indices)
+            labels.append(views.labels)
+            logits.append(rearrange(views.logits, "b 1 n s k -> b (n s) k"))
+    return _gather(share, total, model.num_classes)
 
 
 def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
@@ -113,17 +117,19 @@ def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
     return [replace(table, logits=logits) for logits in table.logits.split(num_classes, dim=-1)]
 
 
-def _gather(mine: tuple[list, list, list, list], total: int, num_classes: int) -> ViewTable:
-    shares = [mine]
+def _gather(share: Share, total: int, num_classes: int) -> ViewTable:
+    shares = [share]
     if dist.is_initialized():
-        shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, mine)
-    indices, labels, logits, missing = (sum((share[i] for share in shares), []) for i in range(4))
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, share)
+        shares = gathered
+    indices = [tensor for share in shares for tensor in share[0]]
+    labels = [tensor for share in shares for tensor in share[1]]
+    logits = [tensor for share in shares for tensor in share[2]]
+    missing = sorted(fault for share in shares for fault in share[3])
     if not indices:
         none = torch.empty(0, dtype=torch.int64)
-        return ViewTable(none, none, torch.empty(0, 1, num_classes), sorted(missing), total)
-    indices = torch.cat(indices)
-    order = indices.argsort()
-    return ViewTable(
-        indices[order], torch.cat(labels)[order], torch.cat(logits)[order], sorted(missing), total
-    )
+        return ViewTable(none, none, torch.empty(0, 1, num_classes), missing, total)
+    index = torch.cat(indices)
+    order = index.argsort()
+    return ViewTable(index[order], torch.cat(labels)[order], torch.cat(logits)[order], missing, total)

@@ -11,7 +11,6 @@ from vidtrain.build.data import EvalData
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.fusion import EVALUATION_FUSIONS, fusions_of
-from vidtrain.evaluation.protocol_files import write_protocols
 from vidtrain.evaluation.protocols import (
     Probe,
     Protocol,
@@ -20,6 +19,7 @@ from vidtrain.evaluation.protocols import (
     curve,
     headline,
     probes,
+    write_protocols,
 )
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.view_store import StoredViews

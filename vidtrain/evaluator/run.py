@@ -60,6 +60,10 @@ class Pass:
         return self.cfg.model.fusion == "joint"
 
     @property
+    def geometry(self) -> EvalGeometry:
+        return build.part(self.cfg.augmentation.eval)
+
+    @property
     def dataset(self) -> VideoDataset:
         """Reads clips for all orders at once: their frames in forward order, and the one that single_frame repeats."""
         dataset = build_data.eval_dataset(self.cfg, self.split, self.manifest, self.reading)
@@ -190,7 +194,7 @@ def fill(
     if len(done) < units.total:
         _compute(work, folder, dataset, units, make_model, ranks, console)
     ranks.barrier()
-    geometry = dataset.geometry
+    geometry = work.geometry
 
     def merge() -> None:
         classes = work.manifest.classes
@@ -222,7 +226,7 @@ def _compute(
     model.eval()
     workers = build.num_workers(work.cfg.trainer.num_workers, ranks)
     loader = eval_loader(dataset, units, workers, ranks.device.type == "cuda", work.cfg.data.time_limit)
-    context = autocast(ranks, work.cfg.trainer.precision)
+    context, crops = autocast(ranks, work.cfg.trainer.precision), work.geometry.crops
     frames = work.cfg.clip.frames
     orders = [torch.from_numpy(frame_picks(order, frames)) for order in work.orders]
     shown = orders if len(orders) > 1 else [None]
@@ -231,9 +235,7 @@ def _compute(
     try:
         with console.phase(title, len(units)):
             for number, (unit, batch) in enumerate(zip(units.mine, loader, strict=True), start=1):
-                found = batch_views(
-                    model, batch, transform, ranks.device, context, dataset.geometry.crops, shown
-                )
+                found = batch_views(model, batch, transform, ranks.device, context, crops, shown)
                 spans = [_frames(dataset, index, frames) for index in found.indices.tolist()]
                 nothing = np.zeros((0, dataset.protocol.num_clips, frames))
                 writer.append(unit, found, np.stack(spans) if spans else nothing)

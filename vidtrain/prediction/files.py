@@ -100,7 +100,7 @@ class AsTheyCome:
 
     def close(self) -> None:
         """The file goes, as others hold all of it."""
-        if self._file is not None:
+        if self._file is not None and self._path is not None:
             self._file.close()
             self._path.unlink()
 

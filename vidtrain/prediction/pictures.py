@@ -55,6 +55,7 @@ def draw_sheet(
     path: Path,
 ) -> None:
     """sheet.png of a video that was judged as a whole. Raises `DecodeError`."""
+    assert found.pixels is not None, "the sheet needs the pixels that the model saw"
     seen = dataset.views(found.chunks[0])
     video, frames = seen.video, seen.frames[0]
     times = video.timestamps - video.timestamps[0]
@@ -71,7 +72,7 @@ def draw_sheet(
         clip, crop = divmod(view, len(seen.crops))
         name = f"clip {clip + 1}" + (f", crop {crop + 1}" if len(seen.crops) > 1 else "")
         shares = None
-        if heat is not None:
+        if found.heat is not None:
             sums = found.heat[0, view].astype(np.float64).sum(axis=(1, 2))
             shares = sums / max(float(sums.sum()), 1e-12)
         clips.append(
@@ -118,7 +119,7 @@ def draw_labeled_video(
         views, at_chunk, at_window, panel = seen, 0, -1, None
         for index, picture in enumerate(all_frames(video, size)):
             window = 0
-            if windows:
+            if edges is not None:
                 window = min(
                     int(np.searchsorted(edges, times[index], side="right")) - 1, len(found.starts) - 1
                 )
@@ -196,7 +197,8 @@ def _even(video: VideoInfo, bounds: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of the displayed frame with its short side brought within `bounds`, in even numbers."""
     short = min(video.width, video.height)
     scale = min(max(short, bounds[0]), bounds[1]) / short
-    return tuple(max(2, round(side * scale / 2) * 2) for side in (video.height, video.width))
+    height, width = (max(2, round(side * scale / 2) * 2) for side in (video.height, video.width))
+    return height, width
 
 
 def _box(crop: Crop, video: VideoInfo, size: tuple[int, int]) -> Box:

@@ -29,6 +29,7 @@ from vidtrain.data.loading.windows import (
     window_starts,
 )
 from vidtrain.data.manifest.manifest import Manifest, Record
+from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.files.escaping import shown
 from vidtrain.models.heat_maps import attention_map, grad_cam, tokens_and_logits
@@ -177,14 +178,20 @@ class Reader:
     def windows(self, stride: float, length: float | None) -> list[Plan]:
         """Every video in windows, as far as its length can be found out; `length` None is that of the clips of a
         window side by side."""
-        plans = []
-        for path, found in self._lengths():
-            protocol = self.videos.protocol
-            window = length or clip_seconds(protocol, found.frame) * protocol.num_clips
-            starts = window_starts(found.seconds, window, stride, found.frame)
+        plans, protocol = [], self.videos.protocol
+        for path, video in self._lengths():
+            window = length
+            if window is None:
+                clip = clip_seconds(protocol, video.frame)
+                if clip is None:
+                    raise UserError(
+                        "windows.length must be given: clips of clip.sampling=uniform have no length"
+                    )
+                window = clip * protocol.num_clips
+            starts = window_starts(video.seconds, window, stride, video.frame)
             chunks = tuple(chunks_of(path, starts, window, self.at_once))
-            plans.append(Plan(path, chunks, found.seconds))
-            if found.from_beginning and len(chunks) > 1:
+            plans.append(Plan(path, chunks, video.seconds))
+            if video.from_beginning and len(chunks) > 1:
                 self.console.warn(
                     f"{shown(path)} has no index of its frames: every {self.at_once} windows are found by reading it "
                     "from its beginning; vidtrain.prepare makes copies that are read faster"
@@ -253,7 +260,11 @@ class Reader:
                             if keep_pixels and dataset.chunks[key.index].length is None
                             else None
                         )
-                        yield logits[rows], None if heat is None else heat[rows].half(), kept
+                        yield (
+                            None if logits is None else logits[rows],
+                            None if heat is None else heat[rows].half(),
+                            kept,
+                        )
                 done += sum(sizes[key.index] for key in keys)
                 self.console.advance(done, {"waiting for videos": f"{self.clock.data_share:.0%}"})
 
@@ -271,21 +282,16 @@ def _joined(plan: Plan, parts: Sequence[tuple], predictor: Predictor) -> Predict
     """The chunks of one video side by side, in tensors that have rows for what could not be read too."""
     known = next(index for index, (logits, _, _) in enumerate(parts) if logits is not None)
 
-    def side_by_side(place: int) -> Tensor | None:
+    def side_by_side(place: int) -> Tensor:
         example = parts[known][place]
-        if example is None:
-            return None
-        missing = float("nan")
-        return torch.cat(
-            [
-                part[place]
-                if part[place] is not None
-                else example.new_full((len(chunk.starts), *example.shape[1:]), missing)
-                for part, chunk in zip(parts, plan.chunks, strict=True)
-            ]
-        )
+        rows = []
+        for part, chunk in zip(parts, plan.chunks, strict=True):
+            unread = example.new_full((len(chunk.starts), *example.shape[1:]), float("nan"))
+            rows.append(unread if part[place] is None else part[place])
+        return torch.cat(rows)
 
-    clip_logits, heat = side_by_side(0), side_by_side(1)
+    clip_logits = side_by_side(0)
+    heat = None if parts[known][1] is None else side_by_side(1)
     logits = predictor.fused(clip_logits)
     starts = np.array([start for chunk in plan.chunks for start in chunk.starts])
     length = plan.chunks[0].length

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -160,7 +160,7 @@ def make_parts(
 
     Raises `UserError` where the data has no such metric as `trainer.monitor`, or the loss no such weights.
     """
-    settings = OmegaConf.to_object(cfg.trainer)
+    settings = cast(TrainerSettings, OmegaConf.to_object(cfg.trainer))
     batches, steps_per_epoch = build_data.train_batches(cfg, data.train, data.reading, ranks)
     if folder is not None:
         counted = steps_per_epoch
@@ -171,7 +171,7 @@ def make_parts(
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
     return Parts(
         settings=settings,
-        phases=OmegaConf.to_object(cfg.stage),
+        phases=cast(Mapping[str, PhaseSettings], OmegaConf.to_object(cfg.stage)),
         train_batches=batches,
         steps_per_epoch=steps_per_epoch,
         transform=build.device_transform(cfg, ranks.device),
@@ -281,7 +281,8 @@ def assemble(
         if phase.cache_features and evaluation is not None:
             cached = CachedHeads(
                 cfg=cfg,
-                config=OmegaConf.to_container(cfg, resolve=True),  # nothing but digests is made of it
+                # nothing but digests is made of it
+                config=cast(Mapping[str, Any], OmegaConf.to_container(cfg, resolve=True)),
                 splits=data.splits,
                 reading=data.reading,
                 ranks=ranks,

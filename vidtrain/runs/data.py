@@ -138,7 +138,7 @@ def difference(one: Path, other: Path, split: str) -> str | None:
     paths = [folder / SPLITS / f"{split}.npz" for folder in (one, other)]
     if not all(path.is_file() for path in paths):
         return None
-    changes = split_changes(*map(SplitRecord.open, paths))
+    changes = split_changes(SplitRecord.open(paths[0]), SplitRecord.open(paths[1]))
     return "; ".join(_words(changes)) or "no file that both looked at"
 
 

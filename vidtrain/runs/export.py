@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -65,7 +65,7 @@ def check_geometry(cfg: DictConfig, settings: ExportSettings) -> None:
 
 def export_run(cfg: DictConfig, model: nn.Module, classes: Sequence[str], folder: Path, console: Any) -> None:
     """What `cfg.export` asks for of the best checkpoint, which `model` holds, into export/ of its finished run."""
-    settings, out = OmegaConf.to_object(cfg.export), folder / "export"
+    settings, out = cast(ExportSettings, OmegaConf.to_object(cfg.export)), folder / "export"
     card = None
     if settings.formats:
         best = folder / "checkpoints" / "best.pt"
@@ -103,12 +103,13 @@ def export_model(
     card = make_card(cfg, model, classes, settings, origin)
     inside = strict_json(card)  # in each file, so that one that was copied alone can be used
     files = {}
-    if "safetensors" in settings.formats:
+    formats = settings.formats or []
+    if "safetensors" in formats:
         path = out / FILES["safetensors"]
         export_formats.save_weights(model, path, settings.precision, {CARD_KEY: inside})
         files["safetensors"] = {"file": path.name, "bytes": path.stat().st_size}
         console.info(f"{path}: reads back the same, {_megabytes(path)}")
-    graphs = [name for name in GRAPHS if name in settings.formats]
+    graphs = [name for name in GRAPHS if name in formats]
     if graphs:
         files |= _write_graphs(cfg, model, settings, graphs, out, inside, console)
     card["files"] = files
@@ -196,7 +197,9 @@ def make_card(
         "config": masked_values(
             with_references(
                 OmegaConf.to_container(
-                    OmegaConf.masked_copy(cfg, [key for key in cfg if not OmegaConf.is_missing(cfg, key)])
+                    OmegaConf.masked_copy(
+                        cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)]
+                    )
                 )
             )
         ),
@@ -238,12 +241,11 @@ def _preprocessing(cfg: DictConfig) -> dict[str, Any]:
 
 def recorded_metrics(folder: Path | None, checkpoint: str) -> dict[str, Any]:
     """What a run's closing evaluation found, if `checkpoint` is the one that it was of: the best one."""
-    summary = folder / "summary.json" if folder else None
-    if summary is None or checkpoint != "best.pt" or not summary.is_file():
+    if folder is None or checkpoint != "best.pt" or not (folder / "summary.json").is_file():
         return {"metrics": None}
-    split = json.loads(summary.read_text(encoding="utf-8"))["split"]
-    found = json.loads((folder / "eval" / split / "metrics.json").read_text(encoding="utf-8"))
-    return {"metrics": {"split": split, "coverage": found["coverage"], **found["metrics"]}}
+    split = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["split"]
+    report = json.loads((folder / "eval" / split / "metrics.json").read_text(encoding="utf-8"))
+    return {"metrics": {"split": split, "coverage": report["coverage"], **report["metrics"]}}
 
 
 def _megabytes(path: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -332,10 +332,10 @@ def _stored(path: Path) -> tuple[DictConfig, dict[str, str]]:
     try:
         text = stored.read_text(encoding="utf-8")
         _check_size(text)
-        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-        if not isinstance(found, dict):
+        settings = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+        if not isinstance(settings, dict):
             raise ValueError("it holds no mapping")
-        config, kept = set_aside(found)
+        config, kept = set_aside(cast(dict[str, Any], settings))
         return migrate(config, str(stored)), kept
     except (OSError, ValueError, YAMLError, OmegaConfBaseException, RecursionError) as error:
         cause = str(error).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,13 @@ def draw_pictures(data: RunData, result: Result, state: TrainState, log: RunLog,
         "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
     }
     if confusion is not None:
-        pairs = tuple(
-            column.numpy() for column in (confusion.labels, confusion.predictions, confusion.counts)
-        )
+        pairs = confusion.labels.numpy(), confusion.predictions.numpy(), confusion.counts.numpy()
         pictures[f"confusion_{split}"] = lambda path: plots.plot_confusion(pairs, manifest.classes, path)
         pictures[f"wrong_{split}"] = lambda path: draw_wrong(data, result, path)
     for name, plot in pictures.items():
         path = log.run_dir / "plots" / f"{name}.png"
         path.unlink(missing_ok=True)  # of an earlier attempt
-        made_or_warned(str(path), lambda plot=plot, path=path: plot(path), console)
+        made_or_warned(str(path), partial(plot, path), console)
         if path.is_file():
             log.image(name, path, state.total_step)
 

@@ -84,7 +84,10 @@ class RunAttempt:
 
         `step` of an attempt that ended is the last step in the logs, and `from` is the step that it started at.
         """
-        row = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
+        row: dict[str, Any] = {
+            "event": event,
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
         row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
         ledger = JsonLines(self._folder / ATTEMPTS)
         try:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vidtrain.evaluation.metrics import from_class_counts
-from vidtrain.evaluation.multi_label import count_labels, from_label_counts
+from vidtrain.evaluation.metrics import count_labels, from_class_counts, from_label_counts
 
 RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
 

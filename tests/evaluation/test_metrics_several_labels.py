@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vidtrain.evaluation.fusion import fuse, mean_sigmoids
-from vidtrain.evaluation.multi_label import (
+from vidtrain.evaluation.metrics import (
     average_precision,
     count_labels,
     exact_match,
