@@ -222,10 +222,10 @@ def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):
 
 def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     from vidtrain.data.audit.inspection import Inspection
-    from vidtrain.data.processes.isolated import Outcome
+    from vidtrain.data.processes.isolated import TaskResult
 
     def interrupted(function, items, *rest):
-        yield Outcome(items[0], Inspection(1, digest="d"), "", 0.1)
+        yield TaskResult(items[0], Inspection(1, digest="d"), "", 0.1)
         raise KeyboardInterrupt
 
     files = [tmp_path / "one", tmp_path / "two"]

@@ -111,9 +111,9 @@ def read_all(
     workers = min(cfg.num_workers or cores(), len(waiting) or 1)
     try:
         with console.phase("reading", len(files), start_step=len(found)):
-            for outcome in guarded(read, waiting, workers, cfg.time_limit, PRELOAD):
-                path, failure = outcome.item[0], outcome.failure
-                seen = outcome.value if not failure else Inspection(max(0, _stamp(path)[0]), failure)
+            for result in guarded(read, waiting, workers, cfg.time_limit, PRELOAD):
+                path, failure = result.item[0], result.failure
+                seen = result.value if not failure else Inspection(max(0, _stamp(path)[0]), failure)
                 hung = failure.startswith("hung")
                 ledger.add(path, seen, cfg.time_limit, hung, cfg.data.size_changes)
                 found[path] = seen

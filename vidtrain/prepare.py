@@ -94,9 +94,9 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Dic
     workers = min(cfg.num_workers or cores(), len(jobs) or 1)
     read = written = unreadable = 0
     with console.phase("preparing", len(files), start_step=done):
-        for outcome in guarded(prepare_file, jobs, workers, cfg.time_limit, PRELOAD):
-            source = outcome.item.source
-            made = Made(cause=outcome.failure) if outcome.failure else outcome.value
+        for result in guarded(prepare_file, jobs, workers, cfg.time_limit, PRELOAD):
+            source = result.item.source
+            made = Made(cause=result.failure) if result.failure else result.value
             if made.refusal:
                 raise UserError(f"{made.refusal}; mend that, and the same command goes on from there")
             copy.record(source, before[source], made)

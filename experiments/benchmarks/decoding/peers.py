@@ -25,7 +25,7 @@ from works import SIZE, Job
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.swscale import avoid_gathers, gather
+from vidtrain.data.decoding.swscale import allow_gather, disable_slow_gather
 
 OURS, FLOOR = "vidtrain", "floor"
 # Beyond this many unwanted frames in a row OpenCV is told to seek; else it decodes them and converts nothing.
@@ -44,11 +44,11 @@ class Gathering:
     def __init__(self, allowed: bool, reader: Reader):
         self.allowed = allowed
         self.reader = reader
-        avoid_gathers()  # so that ours does not once more, when it is to gather
+        disable_slow_gather()  # so that ours does not once more, when it is to gather
         self.prepare = reader.prepare
 
     def read(self, job: Job) -> Tensor:
-        gather(self.allowed)
+        allow_gather(self.allowed)
         return self.reader.read(job)
 
 

@@ -20,14 +20,14 @@ def end_of(work, time_limit: float = 30.0) -> tuple[str, str | None]:
     note = watchdog.new_note(FORK)
 
     def serve():
-        watchdog.begin(note, time_limit)
+        watchdog.arm(note, time_limit)
         work()
 
     process = FORK.Process(target=serve, daemon=True)
     process.start()
     process.join(20)
     assert not process.is_alive()
-    return watchdog.spell(process.exitcode, time_limit), watchdog.noted(note)
+    return watchdog.describe_exit(process.exitcode, time_limit), watchdog.current_path(note)
 
 
 def hang_with_the_lock() -> None:
@@ -66,7 +66,7 @@ def test_the_clock_starts_anew_for_every_file():
 
 def test_rest_stops_the_clock():
     def work():
-        watchdog.rest()
+        watchdog.disarm()
         time.sleep(0.5)
 
     assert end_of(work, 0.2) == ("crashed: exit status 0", None)
@@ -119,7 +119,7 @@ def test_outside_of_a_worker_nothing_happens():
     ],
 )
 def test_spell(status, words):
-    assert watchdog.spell(status, 2.5) == words
+    assert watchdog.describe_exit(status, 2.5) == words
 
 
 def test_without_dev_shm_the_note_lies_in_a_temporary_file(monkeypatch, tmp_path, caplog):
@@ -129,7 +129,7 @@ def test_without_dev_shm_the_note_lies_in_a_temporary_file(monkeypatch, tmp_path
     monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())
     note = watchdog.new_note(FORK)
     note.path.value = b"/a.mp4"
-    assert watchdog.noted(note) == "/a.mp4"
+    assert watchdog.current_path(note) == "/a.mp4"
     assert "/dev/shm cannot be written (No such file or directory)" in caplog.text
     monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())
     monkeypatch.setattr(heap.Arena, "_choose_dir", lambda self, size: absent)

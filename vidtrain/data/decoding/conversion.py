@@ -14,7 +14,7 @@ from av.filter.context import FilterContext
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
-from vidtrain.data.decoding.swscale import avoid_gathers
+from vidtrain.data.decoding.swscale import disable_slow_gather
 from vidtrain.data.decoding.video import VideoInfo
 
 # Matrix coefficients (ITU-T H.273, table 4) to their name in the scale filter.
@@ -41,7 +41,7 @@ def color_of(frame: av.VideoFrame) -> tuple[str, str]:
 
 def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Graph:
     """A chain of `filters` (name, options) for frames like `frame`, on one thread."""
-    avoid_gathers()
+    disable_slow_gather()
     graph = Graph()  # no filter in it looks at times, so any time base will do
     graph.threads = 1
     last: FilterContext = graph.add_buffer(

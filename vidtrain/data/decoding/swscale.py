@@ -16,7 +16,7 @@ SLOW_GATHER = 0x2000000  # AV_CPU_FLAG_SLOW_GATHER of libavutil/cpu.h, on x86
 DETECT = -1  # forces no flags
 
 
-def gather(allowed: bool) -> bool:
+def allow_gather(allowed: bool) -> bool:
     """Whether swscale may gather in what it sets up from here on, in all of this process.
 
     False where that cannot be said, and nothing is changed: on processors other than x86-64, and where libavutil's
@@ -37,6 +37,6 @@ def gather(allowed: bool) -> bool:
 
 
 @cache
-def avoid_gathers() -> bool:
-    """Has `gather` forbid it when first called."""
-    return gather(False)
+def disable_slow_gather() -> bool:
+    """Forbids gather instructions in this process; only the first call does anything."""
+    return allow_gather(False)

@@ -28,12 +28,12 @@ def manifest_digest(
     found = [UNREADABLE] * len(manifest)
     look = partial(_look, index, manifest.frame_rate)
     items = enumerate(manifest.paths)
-    outcomes = guarded(
+    results = guarded(
         look, items, max(1, num_workers), time_limit, preload=("vidtrain.data.loading.digests",)
     )
-    for done, outcome in enumerate(outcomes, start=1):
-        if outcome.value is not None:
-            found[outcome.item[0]] = outcome.value
+    for done, result in enumerate(results, start=1):
+        if result.value is not None:
+            found[result.item[0]] = result.value
         progress(done)
     whole = hashlib.blake2b(digest_size=16)
     for digest, record in zip(found, manifest, strict=True):

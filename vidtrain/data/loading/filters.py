@@ -85,14 +85,14 @@ class VideoFilter:
         look = partial(_look, self, index, manifest.frame_rate)
         kept, dropped = [], Counter()
         # each file in its own guarded process: one that crashes or hangs is left for training to report
-        outcomes = guarded(
+        results = guarded(
             look, cuts, max(1, num_workers), time_limit, preload=("vidtrain.data.loading.filters",)
         )
-        for done, outcome in enumerate(outcomes, start=1):
-            if outcome.value is None:
-                kept.append(outcome.item[0])
+        for done, result in enumerate(results, start=1):
+            if result.value is None:
+                kept.append(result.item[0])
             else:
-                dropped[outcome.value] += 1
+                dropped[result.value] += 1
             progress(done)
         if not kept:
             raise UserError(

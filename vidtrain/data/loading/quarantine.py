@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vidtrain.data.decoding.video import DecodeError
-from vidtrain.data.processes.watchdog import reading, spell
+from vidtrain.data.processes.watchdog import describe_exit, reading
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 
@@ -213,7 +213,7 @@ class Losses:
 
         Raises `UserError` when more are lost than files can be blamed for.
         """
-        cause = spell(status, self._time_limit)
+        cause = describe_exit(status, self._time_limit)
         if video is not None:
             self._ended[number, video] += 1
             if self._ended[number, video] > 1:

@@ -30,13 +30,13 @@ def refused_videos(
     cuts = ((place, (record.path, record.start, record.end)) for place, record in enumerate(manifest))
     look = partial(_look, protocol, index, manifest.frame_rate)
     found = []
-    outcomes = guarded(
+    results = guarded(
         look, cuts, max(1, num_workers), time_limit, preload=("vidtrain.data.loading.short_videos",)
     )
-    for done, outcome in enumerate(outcomes, start=1):
-        if outcome.value is not None:
-            place, (path, _, _) = outcome.item
-            found.append((place, path, outcome.value))
+    for done, result in enumerate(results, start=1):
+        if result.value is not None:
+            place, (path, _, _) = result.item
+            found.append((place, path, result.value))
         progress(done)
     return [(path, why) for _, path, why in sorted(found)]
 

@@ -148,7 +148,7 @@ class WorkerPool:
             status = lost.last_status()
         else:
             lost.end()
-        if self._losses.add(status, watchdog.noted(lost.note), at):
+        if self._losses.add(status, watchdog.current_path(lost.note), at):
             # Whether others had already read that file for a later batch was a matter of time: all later batches
             # are read again, by workers that know of it
             for worker in self._workers:
@@ -223,10 +223,10 @@ def _serve(
     for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
-    watchdog.begin(note, time_limit)
+    watchdog.arm(note, time_limit)
     keep_freed_memory()
     torch.set_num_threads(1)
-    watchdog.rest()
+    watchdog.disarm()
     parent = os.getppid() if parent is None else parent
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
         while True:
@@ -236,9 +236,9 @@ def _serve(
             if os.getppid() != parent:
                 return
             dataset.quarantine.number, keys = connection.recv()
-            watchdog.resume()
+            watchdog.rearm()
             answer = _read(dataset, keys)
-            watchdog.rest()
+            watchdog.disarm()
             transfer.send(connection, answer)
 
 

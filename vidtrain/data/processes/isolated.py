@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from vidtrain.data.processes import watchdog
-from vidtrain.data.processes.watchdog import START_SECONDS, exit_words
+from vidtrain.data.processes.watchdog import START_SECONDS, exit_status_text
 
 JOIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """What became of one item: the function's `value`, or in `failure` the words for why there is none."""
 
     item: Any
@@ -39,8 +39,8 @@ def guarded(
     num_workers: int,
     time_limit: float,
     preload: Sequence[str] = (),
-) -> Iterator[Outcome]:
-    """The outcome of `function` for every item, in the order in which they end.
+) -> Iterator[TaskResult]:
+    """The result of `function` for every item, in the order in which they end.
 
     A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, for what the
     function raised, `failed: ValueError: ...`. `time_limit` is in seconds of wall time without a call of
@@ -58,8 +58,8 @@ def guarded(
         while workers:
             wait([worker.connection for worker in workers], min(worker.seconds_left for worker in workers))
             for worker in list(workers):
-                outcome = worker.poll()
-                if outcome is None:
+                result = worker.poll()
+                if result is None:
                     continue
                 try:
                     item = next(waiting)
@@ -71,7 +71,7 @@ def guarded(
                         worker.give(item)
                     else:
                         workers[workers.index(worker)] = _Worker(context, function, time_limit, item)
-                yield outcome
+                yield result
     finally:
         for worker in workers:
             worker.end()
@@ -111,7 +111,7 @@ class _Worker:
         with suppress(BrokenPipeError):  # it died while idle; polling finds out how
             self.connection.send(item)
 
-    def poll(self) -> Outcome | None:
+    def poll(self) -> TaskResult | None:
         """What became of the item, if anything has."""
         if self.connection.poll():
             try:
@@ -122,26 +122,30 @@ class _Worker:
                 self._up = True
                 self.give(self._item)
                 return None
-            return Outcome(self._item, *message, self._seconds)
+            return TaskResult(self._item, *message, self._seconds)
         if self.seconds_left > 0:
             return None
         seconds = self._seconds
         self.end()
         if not self._up:
             raise RuntimeError(f"a worker process was not up within {START_SECONDS:g} s")
-        return Outcome(self._item, None, watchdog.hung(self._time_limit), seconds)
+        return TaskResult(self._item, None, watchdog.hung(self._time_limit), seconds)
 
-    def _died(self) -> Outcome:
+    def _died(self) -> TaskResult:
         seconds = self._seconds
         self._process.join(JOIN_SECONDS)
         status = self._process.exitcode
         self.end()
         if not self._up:
-            raise RuntimeError(f"a worker process did not come up: {exit_words(status)}; its words are above")
-        words = (
-            watchdog.hung(self._time_limit) if status == -signal.SIGALRM else f"crashed: {exit_words(status)}"
+            raise RuntimeError(
+                f"a worker process did not come up: {exit_status_text(status)}; its words are above"
+            )
+        failure = (
+            watchdog.hung(self._time_limit)
+            if status == -signal.SIGALRM
+            else f"crashed: {exit_status_text(status)}"
         )
-        return Outcome(self._item, None, words, seconds)
+        return TaskResult(self._item, None, failure, seconds)
 
     def end(self) -> None:
         if self.alive:
@@ -161,18 +165,18 @@ def _serve(
     """A worker's life: until the caller closes the pipe, or is gone."""
     # Ctrl-C reaches the whole group; the caller ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    watchdog.begin(note, time_limit)
-    watchdog.rest()
+    watchdog.arm(note, time_limit)
+    watchdog.disarm()
     connection.send(None)
     while True:
         try:
             item = connection.recv()
         except EOFError:
             return
-        watchdog.resume()  # should the caller be killed while this hangs in a decoder, the kernel still ends it
+        watchdog.rearm()  # should the caller be killed while this hangs in a decoder, the kernel still ends it
         try:
             message = (function(item), "")
         except Exception as error:  # whatever a file provokes is that file's result
             message = (None, f"failed: {type(error).__name__}: {error}")
-        watchdog.rest()
+        watchdog.disarm()
         connection.send(message)

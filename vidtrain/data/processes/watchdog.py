@@ -59,7 +59,7 @@ def new_note(context: BaseContext) -> Note:
         return new_note(context)
 
 
-def noted(note: Note) -> str | None:
+def current_path(note: Note) -> str | None:
     """The path that a worker had in hand when it ended, if any."""
     return os.fsdecode(note.path.value) or None
 
@@ -78,15 +78,15 @@ class _Watch(NamedTuple):
 _watch: _Watch | None = None  # this process's, where it is a worker
 
 
-def begin(note: Note, time_limit: float) -> None:
+def arm(note: Note, time_limit: float) -> None:
     """Has this process, a worker, watched from now on; the time limit (s) counts anew for every file."""
     global _watch
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
     _watch = _Watch(note, time_limit)
-    resume()
+    rearm()
 
 
-def resume() -> None:
+def rearm() -> None:
     """Starts the clock, also for work between files: a fork can hang on a lock that it has inherited."""
     _watch.note.beat.value = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, _watch.time_limit)
@@ -95,10 +95,10 @@ def resume() -> None:
 def progress() -> None:
     """Starts the clock anew where a long file is being worked through: a hang is no progress, not much work."""
     if _watch is not None:
-        resume()
+        rearm()
 
 
-def rest() -> None:
+def disarm() -> None:
     """Stops the clock: nothing to do."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -110,31 +110,31 @@ def reading(video: str) -> Iterator[None]:
         yield
         return
     _watch.note.path.value = os.fsencode(video)[: LONGEST_PATH - 1]
-    resume()
+    rearm()
     try:
         yield
     finally:
         _watch.note.path.value = b""
-        resume()
+        rearm()
 
 
-def exit_words(status: int | None) -> str:
+def exit_status_text(status: int | None) -> str:
     """How a process ended; multiprocessing gives a signal as a negative status."""
     if status is None or status >= 0:
         return f"exit status {status}"
-    names = {each.value: each.name for each in signal.Signals}
+    names = {known.value: known.name for known in signal.Signals}
     return f"signal {-status} ({names[-status]})" if -status in names else f"signal {-status}"
 
 
 def hung(time_limit: float) -> str:
-    """What is said of a file in which there was no progress for `time_limit` seconds."""
+    """The failure of a file that made no progress for `time_limit` seconds."""
     return f"hung: over {time_limit:g} s"
 
 
-def spell(status: int | None, time_limit: float) -> str:
-    """What a worker's end says of the file that it had in hand."""
+def describe_exit(status: int | None, time_limit: float) -> str:
+    """The failure of the file that a worker had in hand when it ended."""
     if status == -signal.SIGALRM:
         return hung(time_limit)
     if status == -signal.SIGKILL:
-        return f"killed: {exit_words(status)}, perhaps for want of memory"
-    return f"crashed: {exit_words(status)}"
+        return f"killed: {exit_status_text(status)}, perhaps for want of memory"
+    return f"crashed: {exit_status_text(status)}"
