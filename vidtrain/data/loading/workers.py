@@ -22,9 +22,7 @@ import torch
 from vidtrain.data.loading.dataset import Batch, Sample, collate
 from vidtrain.data.loading.quarantine import Losses, Quarantine
 from vidtrain.data.loading.samplers import SampleKey
-from vidtrain.data.processes import shared_memory as transfer
-from vidtrain.data.processes import watchdog
-from vidtrain.data.processes.malloc import keep_freed_memory
+from vidtrain.data.processes import memory, watchdog
 from vidtrain.errors import UserError
 
 # A scheduler or Ctrl-C signals every process of a job. Workers leave the answer to the main process.
@@ -192,7 +190,7 @@ class _Worker:
 
     def receive(self) -> tuple[int, Batch | _Failure]:
         """The number of the first task and its batch. Raises EOFError, or the like, where the worker has ended."""
-        batch = transfer.receive(self.connection, self._time_limit)
+        batch = memory.receive(self.connection, self._time_limit)
         self._since = time.monotonic()
         return self.numbers.popleft(), batch
 
@@ -224,7 +222,7 @@ def _serve(
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
     watchdog.arm(note, time_limit)
-    keep_freed_memory()
+    memory.keep_freed_memory()
     torch.set_num_threads(1)
     watchdog.disarm()
     parent = os.getppid() if parent is None else parent
@@ -239,7 +237,7 @@ def _serve(
             watchdog.rearm()
             answer = _read(dataset, keys)
             watchdog.disarm()
-            transfer.send(connection, answer)
+            memory.send(connection, answer)
 
 
 def _read(dataset: Readable, keys: list[SampleKey]) -> Batch | _Failure:

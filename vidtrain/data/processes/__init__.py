@@ -2,8 +2,7 @@
 
 Read watchdog.py first.
 
-watchdog.py       the time limit of a file
-isolated.py       any function on many files, each guarded
-malloc.py         memory that a worker frees stays with it
-shared_memory.py  tensors from one process to another
+watchdog.py  the time limit of a file
+isolated.py  any function on many files, each guarded
+memory.py    what a worker frees stays with it; tensors from one process to another
 """
