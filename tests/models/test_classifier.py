@@ -142,3 +142,12 @@ def test_heads_of_videomae(size):
     assert (encoder.positions, encoder.norm_eps, encoder.final_norm) == ("sincos_1d", 1e-6, False)
     assert (encoder.image_size, encoder.num_frames) == (224, 16)
     assert (head.pool, head.fc_norm.eps, head.linear.out_features) == ("mean", 1e-6, 174)
+
+
+@pytest.mark.parametrize("lacking", ["embed_dim", "grid", "layers", "blocks"])
+def test_an_encoder_must_have_what_the_head_and_the_training_read(lacking: str) -> None:
+    members = {"embed_dim": 8, "grid": lambda *shape: shape, "layers": [], "blocks": []}
+    del members[lacking]
+    incomplete = type("Incomplete", (nn.Module,), members)()
+    with pytest.raises(UserError, match=f"Incomplete has no {lacking} "):
+        VideoClassifier(incomplete, MeanPoolClassifier, num_classes=CLASSES)

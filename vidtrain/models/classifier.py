@@ -5,10 +5,17 @@ from collections.abc import Callable
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtrain.errors import UserError
 from vidtrain.models.checks import check_choice
 from vidtrain.models.positions import Grid
 
 FUSIONS = ("mean_logits", "mean_probs", "joint")
+ENCODER_MEMBERS = {
+    "embed_dim": "the head, for the width of its input",
+    "grid": "the head, heat maps and cached features, for the place of each token",
+    "layers": "training, for its learning rates and frozen parts",
+    "blocks": "encoder_blocks and layer_decay, as in stage=progressive",
+}
 
 
 class VideoClassifier(nn.Module):
@@ -23,8 +30,13 @@ class VideoClassifier(nn.Module):
     clip is judged alone, and whoever evaluates takes the mean. For joint the head attends to the tokens of
     all clips together, so there is one row of logits: [b 1 k].
 
-    Raises UserError for an unknown fusion.
+    Raises UserError for an unknown fusion, and for an encoder that lacks one of those four members.
     """
+
+    fusion: str
+    num_classes: int
+    encoder: nn.Module
+    head: nn.Module
 
     def __init__(
         self,
@@ -35,6 +47,7 @@ class VideoClassifier(nn.Module):
     ):
         super().__init__()
         check_choice("model.fusion", fusion, FUSIONS)
+        check_encoder(encoder)
         self.encoder = encoder
         self.head = head(embed_dim=encoder.embed_dim, num_classes=num_classes)
         self.fusion = fusion
@@ -44,6 +57,17 @@ class VideoClassifier(nn.Module):
         return classify(
             self.head, encode(self.encoder, clips), self.encoder.grid(*clips.shape[3:]), self.fusion
         )
+
+
+def check_encoder(encoder: nn.Module) -> None:
+    """Raises UserError where the encoder lacks what the head or the training reads, naming who needs it."""
+    missing = [
+        f"{name} (needed by {reader})"
+        for name, reader in ENCODER_MEMBERS.items()
+        if not hasattr(encoder, name)
+    ]
+    if missing:
+        raise UserError(f"model.encoder: {type(encoder).__name__} has no {'; no '.join(missing)}")
 
 
 def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
