@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
+from typing import NoReturn, TypeVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -14,7 +15,7 @@ from hydra import compose, initialize_config_dir
 # The parser that hydra.main itself uses: the only way to tell Hydra's flags from overrides as it does
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.app.launcher_plugin import sweep_faults, use_own_launchers
@@ -45,6 +46,8 @@ from vidtrain.tracking.streams import (
 )
 from vidtrain.training.ranks.rendezvous import find_place
 
+Config = TypeVar("Config")  # the schema's dataclass, or DictConfig
+Task = Callable[[DictConfig], float | None]
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
 Stored = Mapping[str, str]  # override -> the file that it is from, of those that were not given now
 NONE_STORED: Stored = MappingProxyType({})
@@ -56,8 +59,8 @@ REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 
 def launch(
     config_name: str,
-    task: Callable[[DictConfig], float | None],
-    check: Check,
+    task: Callable[[Config], float | None],
+    check: Callable[[Config], list[tuple[str, str]]],
     stored: Stored = NONE_STORED,
 ) -> None:
     """Runs `task` on the configuration that the command line composes, through Hydra.
@@ -66,6 +69,8 @@ def launch(
     started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` says
     which overrides are not of this command line.
     """
+    # Hydra passes a DictConfig, whose attributes are those of the schema that the program names
+    run, find = cast(Task, task), cast(Check, check)
     use_utf8()
     take_every_character()
     mask_streams()
@@ -84,40 +89,14 @@ def launch(
         fail(str(error))
     # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
     if not only_asks and not arguments.config_path:
-        check_or_none = (lambda cfg: []) if arguments.cfg or arguments.help else check
+        check_or_none: Check = (lambda cfg: []) if arguments.cfg or arguments.help else find
         several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
         name = arguments.config_name or config_name
         refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
         report(refused + find_faults(name, given, check_or_none, stored, several, folders))
 
     def job(cfg: DictConfig) -> float | None:
-        words = logging.StreamHandler(sys.stdout)
-        words.setFormatter(OneLineNames("%(message)s"))
-        logging.basicConfig(level=logging.WARNING, handlers=[words], force=True)
-        logging.getLogger("vidtrain").setLevel(logging.INFO)
-        context = HydraConfig.get()
-        overrides, choices = as_said(context.overrides.task), context.runtime.choices
-        try:
-            with write_requeue_flag():
-                faults = [
-                    (where(key, overrides, choices, stored, folders), key, why) for key, why in check(cfg)
-                ]
-                if faults and is_trial(context):
-                    raise UserError("\n".join(fault_lines(faults)))
-                report(faults)
-                return task(cfg)
-        except UserError as error:
-            if is_trial(context):
-                raise  # the sweeper records it, and goes on with the others
-            fail(str(error))
-        except BrokenPipeError:
-            _end_if_unread()
-        except OSError as error:
-            if error.errno not in FULL or is_trial(context):
-                raise
-            fail(f"cannot write {error.filename} ({error.strerror}): free some space, and start it again")
-        except KeyboardInterrupt:
-            fail("interrupted", status=130)
+        return _check_and_run(cfg, run, find, stored, folders)
 
     try:
         if arguments.help and not arguments.config_path:
@@ -128,16 +107,47 @@ def launch(
         _end_if_unread()
 
 
+def _check_and_run(
+    cfg: DictConfig, task: Task, check: Check, stored: Stored, folders: Sequence[Path]
+) -> float | None:
+    """Checks what Hydra composed and runs `task` on it; mistakes of the user end the program without a traceback."""
+    words = logging.StreamHandler(sys.stdout)
+    words.setFormatter(OneLineNames("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[words], force=True)
+    logging.getLogger("vidtrain").setLevel(logging.INFO)
+    context = HydraConfig.get()
+    overrides, choices = as_said(context.overrides.task), context.runtime.choices
+    try:
+        with write_requeue_flag():
+            faults = [(where(key, overrides, choices, stored, folders), key, why) for key, why in check(cfg)]
+            if faults and is_trial(context):
+                raise UserError("\n".join(fault_lines(faults)))
+            report(faults)
+            return task(cfg)
+    except UserError as error:
+        if is_trial(context):
+            raise  # the sweeper records it, and goes on with the others
+        fail(str(error))
+    except BrokenPipeError:
+        _end_if_unread()
+    except OSError as error:
+        if error.errno not in FULL or is_trial(context):
+            raise
+        fail(f"cannot write {error.filename} ({error.strerror}): free some space, and start it again")
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+
+
 def help_text(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
     """The program's help, as conf/hydra/help has it: Hydra would read every option of every group for it first."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         kept = [first_of_sweep(override, folders) for override in overrides]
         cfg = compose(config_name, kept, return_hydra_config=True)
-        settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         return Template(cfg.hydra.help.template).safe_substitute(CONFIG=OmegaConf.to_yaml(settings))
 
 
-def _end_if_unread() -> None:
+def _end_if_unread() -> NoReturn:
     """Ends the program where a pipe is broken because nobody reads standard output; raises what it handles else."""
     if not unread():
         raise
@@ -145,7 +155,7 @@ def _end_if_unread() -> None:
     sys.exit(STATUS_UNREAD)
 
 
-def fail(message: str, status: int = EXIT_USER_ERROR) -> None:
+def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
     """Ends the program: SystemExit is the one exception that Hydra lets through with its status."""
     print(shown_lines(masked(f"error: {message}")), file=sys.stderr, flush=True)
     sys.exit(status)
@@ -184,14 +194,14 @@ def find_faults(
     conf/, and those of the user that `overrides` put on Hydra's search path.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        refused = []
+        refused: list[tuple[str, Exception]] = []
         try:
             kept = [first_of_sweep(override, folders) for override in overrides]
             cfg = compose(config_name, kept, return_hydra_config=True)
         except REFUSALS:
             cfg, kept, refused = _compose_what_can_be(config_name, overrides, folders)
         choices = cfg.hydra.runtime.choices
-        mine = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        mine = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         faults = [
             (f"override {label(each, stored)}", *_explain(each, mine, choices, error, folders))
             for each, error in refused
@@ -215,7 +225,7 @@ def _compose_what_can_be(
     kept: list[str] = []
     waiting = list(overrides)
     while True:
-        refused = []
+        refused: list[tuple[str, Exception]] = []
         for override in waiting:
             try:
                 compose(config_name, [*kept, first_of_sweep(override, folders)])
@@ -253,7 +263,7 @@ def _explain(
         if not unknown:  # they are there, and what they ask for is at fault
             return key, _cause(error)
         return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group, folders))}"
-    node = cfg
+    node: Node | None = cfg
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if isinstance(node, ListConfig):

@@ -15,7 +15,7 @@ PLAIN = tuple(PLAIN_WORDS)
 def hints_of(target: Any) -> dict[str, Any]:
     """Annotations by argument; one that cannot be resolved here says nothing and is left out."""
     function = target.__init__ if inspect.isclass(target) else target
-    hints = {}
+    hints: dict[str, Any] = {}
     for name, hint in inspect.get_annotations(inspect.unwrap(function)).items():
         try:
             holder = type("holder", (), {"__annotations__": {name: hint}})
