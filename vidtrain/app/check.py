@@ -59,6 +59,9 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         for group in GROUPS
         if (training or group not in TRAINING_ONLY)
         and (group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None)
+        or group == "dataset"
+        and OmegaConf.is_dict(cfg.dataset)
+        and set(cfg.dataset) == {"flip"}  # its default
     ]
     if missing:
         return [(group, f"must be chosen: {group}=OPTION") for group in missing]

@@ -55,7 +55,9 @@ def mirror_a_run(mirrors: Mirrors, run: MirroredRun, rows: int = 3) -> None:
 
 
 def only_child_gone() -> bool:
-    return not [each for each in descendants(os.getpid()) if b"mirror_service" in cmdline(each)]
+    return not [
+        each for each in descendants(os.getpid()) if b"vidtrain.tracking.loggers.service" in cmdline(each)
+    ]
 
 
 def cmdline(process: int) -> bytes:
