@@ -219,7 +219,7 @@ class Source(Protocol):
     """Anything that finds a dataset's videos: class folders, listing files, a generator of its own.
 
     One that is given by files alone also has `inputs() -> Sequence[Path] | None`, those files: what was read is then
-    kept for as long as they are the same (`manifest_files.open_manifests`).
+    kept for as long as they are the same (`manifest.files.open_manifests`).
     """
 
     def manifests(self) -> dict[str, Manifest]:

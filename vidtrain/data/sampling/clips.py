@@ -24,7 +24,7 @@ class ClipProtocol:
     - "uniform": over the whole video, one in each of `frames` equal segments (TSN, Wang et al. 2016). Of N frames,
       frame j lies at floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
       for one clip, and i / num_clips for clip i of several, as VideoMAE tests on Something-Something.
-    - "reference": V-JEPA 2's indices (see `reference_sampling`), made for training and evaluation alike.
+    - "reference": V-JEPA 2's indices (see `sampling.vjepa2`), made for training and evaluation alike.
 
     The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
     `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
