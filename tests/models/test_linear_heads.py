@@ -119,7 +119,7 @@ def test_an_unknown_pool():
 class Places(nn.Module):
     """Every pixel is a token."""
 
-    embed_dim = 3
+    embed_dim, layers, blocks = 3, (), ()
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         return frames, height, width

@@ -1,4 +1,5 @@
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidtrain.data.manifest.files import open_manifests
+from vidtrain.data.manifest.files import UNFINISHED, open_manifests
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError
@@ -132,6 +133,19 @@ def test_processes_may_start_together(listing, tmp_path):
         found = list(pool.map(open_manifests, sources, [tmp_path] * 8))
     assert [paths(each)["train"] for each in found] == [["1.mp4"], ["1.mp4 2.mp4"]] * 4
     assert len(list((tmp_path / "manifests").iterdir())) == 2
+
+
+def test_a_folder_that_gets_its_final_name_while_others_are_looked_through(listing, tmp_path, monkeypatch):
+    (tmp_path / "manifests" / f"{UNFINISHED}of_another").mkdir(parents=True)
+    real = Path.stat
+
+    def stat(path, **options):
+        if path.name.endswith("of_another"):
+            shutil.rmtree(path, ignore_errors=True)
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert paths(open_manifests(Listed(str(listing)), tmp_path))["train"] == ["1.mp4"]
 
 
 def test_says_what_cannot_be_read_or_written(listing, tmp_path):

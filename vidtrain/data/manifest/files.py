@@ -169,5 +169,8 @@ def _remove_unused(kept: Path) -> None:
     oldest = time.time() - KEEP_DAYS * SECONDS_A_DAY
     for place in kept.iterdir():
         ours = (place / "splits.json").is_file() or place.name.startswith(UNFINISHED)
-        if ours and place.stat().st_mtime < oldest:
-            shutil.rmtree(place, ignore_errors=True)
+        try:
+            if ours and place.stat().st_mtime < oldest:
+                shutil.rmtree(place, ignore_errors=True)
+        except FileNotFoundError:  # another process has given it its final name meanwhile
+            continue
