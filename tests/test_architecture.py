@@ -87,7 +87,6 @@ LONG_FUNCTIONS = {
     "models/resnext3d.py:__init__",
     "comparison/run.py:compare_runs",
     "benchmark.py:benchmark",
-    "app/check.py:check_run",
 }
 DEEP_FUNCTIONS = {
     "tracking/loggers/service.py:serve",

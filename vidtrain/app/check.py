@@ -55,13 +55,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
     constructors alone.
     """
     missing = [
-        group
-        for group in GROUPS
-        if (training or group not in TRAINING_ONLY)
-        and (group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None)
-        or group == "dataset"
-        and OmegaConf.is_dict(cfg.dataset)
-        and set(cfg.dataset) == {"flip"}  # its default
+        group for group in GROUPS if (training or group not in TRAINING_ONLY) and not _is_chosen(cfg, group)
     ]
     if missing:
         return [(group, f"must be chosen: {group}=OPTION") for group in missing]
@@ -110,6 +104,13 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
             faults += _lines(cfg, key, error) if key in LINE_BY_LINE else [(key, str(error))]
             broken.add(key)
     return faults
+
+
+def _is_chosen(cfg: DictConfig, group: str) -> bool:
+    if group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None:
+        return False
+    # the schema itself gives a dataset its flip
+    return group != "dataset" or not OmegaConf.is_dict(cfg.dataset) or set(cfg.dataset) != {"flip"}
 
 
 # A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried

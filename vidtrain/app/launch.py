@@ -65,9 +65,9 @@ def launch(
 ) -> None:
     """Runs `task` on the configuration that the command line composes, through Hydra.
 
-    Overrides that do not compose and the faults that `check` finds are printed together, before anything is
-    started. They, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` says
-    which overrides are not of this command line.
+    Overrides that do not compose are printed together before anything is started; where all do, the faults that
+    `check` finds are. They, and a `UserError` from `task`, end the program with status 2 and without a traceback.
+    `stored` says which overrides are not of this command line.
     """
     # Hydra passes a DictConfig, whose attributes are those of the schema that the program names
     run, find = cast(Task, task), cast(Check, check)
@@ -79,28 +79,25 @@ def launch(
     use_own_launchers()
     try:
         arguments = parsed(sys.argv[1:])
+        overrides, folders = search_path(arguments.overrides, arguments.config_dir)
     except UserError as error:
         fail(str(error))
     sys.argv[1:] = flags_last(sys.argv[1:])
+    name = arguments.config_name or config_name
     only_asks = arguments.hydra_help or arguments.info or arguments.shell_completion
-    try:
-        given, folders = search_path(arguments.overrides, arguments.config_dir)
-    except UserError as error:
-        fail(str(error))
     # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
     if not only_asks and not arguments.config_path:
         check_or_none: Check = (lambda cfg: []) if arguments.cfg or arguments.help else find
         several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
-        name = arguments.config_name or config_name
         refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
-        report(refused + find_faults(name, given, check_or_none, stored, several, folders))
+        report(refused + find_faults(name, overrides, check_or_none, stored, several, folders))
 
     def job(cfg: DictConfig) -> float | None:
         return _check_and_run(cfg, run, find, stored, folders)
 
     try:
         if arguments.help and not arguments.config_path:
-            print(help_text(arguments.config_name or config_name, given, folders), flush=True)
+            print(help_text(name, overrides, folders), flush=True)
         else:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BrokenPipeError:  # of what Hydra itself prints, such as the help
@@ -143,8 +140,13 @@ def help_text(config_name: str, overrides: Sequence[str], folders: Sequence[Path
     with initialize_config_dir(str(CONF), version_base="1.3"):
         kept = [first_of_sweep(override, folders) for override in overrides]
         cfg = compose(config_name, kept, return_hydra_config=True)
-        settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        settings = _without_hydra(cfg)
         return Template(cfg.hydra.help.template).safe_substitute(CONFIG=OmegaConf.to_yaml(settings))
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    """The program's own settings of a composed configuration."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def _end_if_unread() -> NoReturn:
@@ -201,7 +203,7 @@ def find_faults(
         except REFUSALS:
             cfg, kept, refused = _compose_what_can_be(config_name, overrides, folders)
         choices = cfg.hydra.runtime.choices
-        mine = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        mine = _without_hydra(cfg)
         faults = [
             (f"override {label(each, stored)}", *_explain(each, mine, choices, error, folders))
             for each, error in refused

@@ -77,14 +77,10 @@ def first_of_sweep(override: str, folders: Sequence[Path] = (CONF,)) -> str:
     parsed = OverridesParser.create().parse_override(override)
     if not parsed.is_sweep_override():
         return override
-    if parsed.is_interval_sweep():
-        return f"{parsed.get_key_element()}={parsed.value().start}"
-    values = (
-        parsed.value().filter(options(parsed.key_or_group, folders))
-        if isinstance(parsed.value(), Glob)
-        else parsed.sweep_string_iterator()
-    )
-    return f"{parsed.get_key_element()}={next(iter(values))}"
+    if isinstance(parsed.value(), Glob):
+        names = parsed.value().filter(options(parsed.key_or_group, folders))
+        return f"{parsed.get_key_element()}={next(iter(names))}"
+    return first_value(parsed)
 
 
 def values(override: Override) -> list[str]:
@@ -111,16 +107,13 @@ def search_path(overrides: Sequence[str], own: str | None) -> tuple[list[str], t
 
     Raises `UserError` where `own` is no folder.
     """
-    folders = [] if own is None else [Path(own).absolute()]
-    if folders and not folders[0].is_dir():
-        raise UserError(f"--config-dir {own}: there is no such folder")
     named = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
-    listed = [str(place) for override in named if parses(override) for place in _value(override) or []]
-    folders = [
-        Path(place.removeprefix("file://")) for place in listed if place.startswith("file://")
-    ] + folders
     kept = [override for override in overrides if override not in named]
+    places = [str(place) for override in named if parses(override) for place in _value(override) or []]
     if own is not None:
-        places = [*listed, f"file://{Path(own).absolute()}"]
+        if not Path(own).is_dir():
+            raise UserError(f"--config-dir {own}: there is no such folder")
+        places.append(f"file://{Path(own).absolute()}")
         named = [f"hydra.searchpath=[{','.join(map(in_quotes, places))}]"]
+    folders = [Path(place.removeprefix("file://")) for place in places if place.startswith("file://")]
     return [*kept, *named], (CONF, *folders)
