@@ -20,7 +20,7 @@ files/          bytes and text that outlive a crash and do no harm
 data/           from files on disk to uint8 batches
 models/         from clips to logits, and the formats of published weights
 evaluation/     from logits to numbers
-tracking/       what a run records, and the services that it is mirrored to
+tracking/       what a run records, and the services that show it
 reports/        pictures and pages
 training/       the loop, phases, optimizers, checkpoints, ranks
 config/         the configuration as text and types

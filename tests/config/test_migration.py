@@ -97,8 +97,9 @@ def test_components_that_have_another_name_since(stored):
     stored["augmentation"]["temporal"]["_target_"] = "vidtrain.data.temporal.TemporalJitter"
     found = migrate(stored, "best.pt")
     assert found.augmentation.temporal._target_ == "vidtrain.data.sampling.temporal.TemporalJitter"
-    old = "logger.wandb._target_=vidtrain.tracking.wandb_mirror.WandbMirror"
-    assert rename_override(old) == f"logger.wandb._target_={TARGETS[old.partition('=')[2]]}"
+    new = "logger.wandb._target_=vidtrain.tracking.loggers.wandb_logger.WandbLogger"
+    for old in ("wandb_mirror.WandbMirror", "loggers.wandb_logger.WandbMirror"):
+        assert rename_override(f"logger.wandb._target_=vidtrain.tracking.{old}") == new
 
 
 @pytest.mark.parametrize("target", TARGETS.values())

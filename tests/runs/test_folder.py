@@ -11,7 +11,7 @@ from vidtrain.runs.folder import (
     attempt,
     check_names_a_run,
     check_unchanged,
-    mirrored,
+    logged_run,
     record,
     stored_settings,
     with_stored_overrides,
@@ -159,7 +159,7 @@ def environment(monkeypatch):
 
 def test_a_folder_holds_references_to_the_environment_and_no_passwords(tmp_path, environment):
     run_id = record(tmp_path, with_secrets())
-    told = mirrored(tmp_path, run_id, with_secrets(), 0)
+    told = logged_run(tmp_path, run_id, with_secrets(), 0)
     written = (tmp_path / "config.yaml").read_text() + (tmp_path / "run.json").read_text() + repr(told)
     for secret in ("/place/of/data", "0.125", "open sesame", "literal"):
         assert secret not in written

@@ -6,11 +6,11 @@ from typing import Any
 
 TARGETS = {
     "vidtrain.data.temporal.TemporalJitter": "vidtrain.data.sampling.temporal.TemporalJitter",
-    "vidtrain.tracking.wandb_mirror.WandbMirror": "vidtrain.tracking.loggers.wandb_logger.WandbMirror",
-    "vidtrain.tracking.tensorboard_mirror.TensorBoardMirror": (
-        "vidtrain.tracking.loggers.tensorboard_logger.TensorBoardMirror"
-    ),
-    "vidtrain.tracking.mlflow_mirror.MlflowMirror": "vidtrain.tracking.loggers.mlflow_logger.MlflowMirror",
+    **{
+        f"vidtrain.tracking.{module}": f"vidtrain.tracking.loggers.{name.lower()}_logger.{name}Logger"
+        for name in ("Wandb", "TensorBoard", "Mlflow")
+        for module in (f"{name.lower()}_mirror.{name}Mirror", f"loggers.{name.lower()}_logger.{name}Mirror")
+    },
     "vidtrain.launching.LocalLauncher": "vidtrain.sweeps.submitit_launchers.LocalLauncher",
     "vidtrain.launching.SlurmLauncher": "vidtrain.sweeps.submitit_launchers.SlurmLauncher",
     "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.grid.GridSweeper",

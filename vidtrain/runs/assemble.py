@@ -26,8 +26,8 @@ from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.masking import masked_values
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
-from vidtrain.tracking.loggers.logger import NullMirror
-from vidtrain.tracking.loggers.several import Mirrors
+from vidtrain.tracking.loggers.logger import NullLogger
+from vidtrain.tracking.loggers.several import Loggers
 from vidtrain.tracking.provenance import write_provenance
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.checkpoints import checkpoint
@@ -242,9 +242,9 @@ def val_evaluation(
 
 
 def open_log(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path, step: int) -> RunLog:
-    """The record of the run, as of `step`; its mirror, which repeats it elsewhere, is still to be started."""
-    mirror = Mirrors(build.part(cfg.logger)) if ranks.is_main else NullMirror()
-    log = RunLog(folder, mirror, console, ranks.is_main, ranks.rank)
+    """The record of the run, as of `step`; its logger, which repeats it elsewhere, is still to be started."""
+    logger = Loggers(build.part(cfg.logger)) if ranks.is_main else NullLogger()
+    log = RunLog(folder, logger, console, ranks.is_main, ranks.rank)
     log.rewind(step, ranks.world_size)
     return log
 

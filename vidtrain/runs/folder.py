@@ -33,7 +33,7 @@ from vidtrain.files.links import check_links
 from vidtrain.files.lock import RunLock
 from vidtrain.files.masking import is_masked, masked
 from vidtrain.runs.status import clear_outcome, record_outcome
-from vidtrain.tracking.loggers.logger import MirroredRun
+from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.training.checkpoints.files import resumable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
@@ -247,14 +247,14 @@ def record(path: Path, cfg: DictConfig) -> str:
     return _read_json(path / "run.json")["id"]
 
 
-def mirrored(path: Path, run_id: str, cfg: DictConfig, step: int) -> MirroredRun:
+def logged_run(path: Path, run_id: str, cfg: DictConfig, step: int) -> LoggedRun:
     """What trackers are told of the run in a folder, which starts from `step`. Trials of a sweep are a group."""
     sweep = path.resolve().parent
     group = (
         f"{cfg.name}/{sweep.name}" if is_started_by_sweep() or (sweep / "sweep.json").is_file() else cfg.name
     )
     settings = flat(settled(cfg))
-    return MirroredRun(path, run_id, f"{cfg.name}/{path.name}", group, settings, step)
+    return LoggedRun(path, run_id, f"{cfg.name}/{path.name}", group, settings, step)
 
 
 def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:

@@ -1,6 +1,6 @@
 """What a run records in its folder. Call it unconditionally, on every rank: it knows what each one writes.
 
-metrics.jsonl         main rank   one row per call of `log`; the truth, which the mirror repeats
+metrics.jsonl         main rank   one row per call of `log`; the truth, which the logger repeats
 summary.json          main rank   the closing numbers
 steps_rank{r}.csv     each rank   one row per optimizer step
 faults_rank{r}.jsonl  each rank   videos that could not be read
@@ -15,24 +15,24 @@ from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import shown
 from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.ledgers import JsonLines, StepTable, each_json_line
-from vidtrain.tracking.loggers.logger import Metric, Mirror
+from vidtrain.tracking.loggers.logger import Logger, Metric
 
 FAULTS_SHOWN = 20
 MOST_HELD = 100_000  # rows of a file that wait in memory for a full disk; some ten megabytes
 
 
 class RunLog:
-    """The writer of one rank. `mirror` has been started by the program, on the main rank only.
+    """The writer of one rank. `logger` has been started by the program, on the main rank only.
 
     A full disk does not end the run: rows wait in memory, `MOST_HELD` of each file, and are written when there is room.
     """
 
     def __init__(
-        self, run_dir: Path, mirror: Mirror, console: Console | NullConsole, is_main: bool, rank: int
+        self, run_dir: Path, logger: Logger, console: Console | NullConsole, is_main: bool, rank: int
     ):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
-        self.mirror = mirror
+        self.logger = logger
         self.console = console
         self.is_main = is_main
         self._metrics = JsonLines(run_dir / "metrics.jsonl", MOST_HELD)
@@ -47,7 +47,7 @@ class RunLog:
         if self.is_main:
             self._metrics.append({"step": step, **metrics})
             self._watch(self._metrics)
-            self.mirror.log(metrics, step)
+            self.logger.log(metrics, step)
 
     def step(self, row: Mapping[str, Metric]) -> None:
         """Record one optimizer step of this rank; the row has a "step" and always the same keys."""
@@ -67,20 +67,20 @@ class RunLog:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Show a picture of the run folder in the mirror, as of step `step`."""
+        """Show a picture of the run folder in the logger, as of step `step`."""
         if self.is_main:
-            self.mirror.image(name, path, step)
+            self.logger.image(name, path, step)
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """Offer a checkpoint to the mirror, which keeps those that it was asked to."""
+        """Offer a checkpoint to the logger, which keeps those that it was asked to."""
         if self.is_main:
-            self.mirror.checkpoint(name, path)
+            self.logger.checkpoint(name, path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the closing numbers, in place of any earlier ones."""
         if self.is_main:
             write_json_atomic(self.run_dir / "summary.json", values)
-            self.mirror.summary(values)
+            self.logger.summary(values)
 
     def rewind(self, step: int, world_size: int) -> None:
         """Forget what was recorded after `step`, the one that a resumed run of `world_size` ranks starts from.
@@ -107,7 +107,7 @@ class RunLog:
         return "; ".join(troubles) if troubles else None
 
     def close(self, status: str) -> None:
-        """End the record; `status` as in `Mirror.close`. What is logged later opens the files again.
+        """End the record; `status` as in `Logger.close`. What is logged later opens the files again.
 
         Rows that a full disk did not take are lost: UserError, or a warning where the run has failed anyway.
         """
@@ -118,7 +118,7 @@ class RunLog:
             except UserError as error:
                 lost.append(str(error))
         if self.is_main:
-            self.mirror.close("failed" if lost else status)
+            self.logger.close("failed" if lost else status)
         if lost and status == "finished":
             raise UserError("\n".join(lost))
         for each in lost:

@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import MirroredRun
-from vidtrain.tracking.loggers.several import Mirrors
+from vidtrain.tracking.loggers.logger import LoggedRun
+from vidtrain.tracking.loggers.several import Loggers
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.loop import fit
 from vidtrain.training.ranks.distributed import Ranks
@@ -33,8 +33,8 @@ LOGGERS = ("none", "wandb_offline", "tensorboard", "mlflow", "[wandb_offline,ten
 ROUNDS, STEPS, WARMUP = 9, 60, 10
 
 
-class Timed(Mirrors):
-    """Mirrors that count the seconds that their calls take, by the clock and of the processor."""
+class Timed(Loggers):
+    """Loggers that count the seconds that their calls take, by the clock and of the processor."""
 
     seconds = 0.0
     cpu_seconds = 0.0
@@ -58,16 +58,16 @@ def measure(cfg: DictConfig, folder: Path) -> tuple[float, float, float]:
     ranks = Ranks(torch.device("cpu"))
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model, batch = build.model(cfg, CLASSES, ranks), batch_of(cfg)
-    mirror = Timed(build.part(cfg.logger))
-    log = RunLog(folder, mirror, NullConsole(), is_main=True, rank=0)
+    logger = Timed(build.part(cfg.logger))
+    log = RunLog(folder, logger, NullConsole(), is_main=True, rank=0)
     at: list[float] = []
     log.step = lambda row: at.append(time.perf_counter())
-    mirror.start(MirroredRun(folder, folder.name, folder.name, "bench", {"seed": 0}))
+    logger.start(LoggedRun(folder, folder.name, folder.name, "bench", {"seed": 0}))
     time.sleep(8 if cfg.logger else 0)  # trackers start beside the training, which is not what is measured
     fit(run_of(cfg, model, ranks, log, folder, lambda start, stop: [batch] * (stop - start), STEPS))
     log.close("finished")
     steps = [after - before for before, after in zip(at, at[1:], strict=False)][WARMUP:]
-    return statistics.median(steps) * 1e3, mirror.seconds / STEPS * 1e3, mirror.cpu_seconds / STEPS * 1e3
+    return statistics.median(steps) * 1e3, logger.seconds / STEPS * 1e3, logger.cpu_seconds / STEPS * 1e3
 
 
 def main(overrides: list[str]) -> None:

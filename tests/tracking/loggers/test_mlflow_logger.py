@@ -7,10 +7,10 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
-from vidtrain.tracking.loggers import logger as mirror_module
-from vidtrain.tracking.loggers.logger import MirroredRun
-from vidtrain.tracking.loggers.mlflow_logger import MlflowMirror
-from vidtrain.tracking.loggers.several import Mirrors
+from vidtrain.tracking.loggers import logger as logger_module
+from vidtrain.tracking.loggers.logger import LoggedRun
+from vidtrain.tracking.loggers.mlflow_logger import MlflowLogger
+from vidtrain.tracking.loggers.several import Loggers
 
 pytest.importorskip("mlflow")
 pytest.importorskip("sqlalchemy")
@@ -38,13 +38,13 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
 
     # two runs that start at once, of which one goes on after it was killed at step 4, its checkpoint of step 2
     def begin(name, first):
-        mirror = MlflowMirror(uri, tags={"owner": "me"}, artifacts="best")
-        mirror.close_seconds = 300.0  # a new store takes long to make where other tests run
-        mirrors = Mirrors({"mlflow": mirror})
-        mirrors.start(
-            MirroredRun(tmp_path / name, f"id-{name}", f"motion/{name}", "motion/sweep", settings, first)
+        logger = MlflowLogger(uri, tags={"owner": "me"}, artifacts="best")
+        logger.close_seconds = 300.0  # a new store takes long to make where other tests run
+        loggers = Loggers({"mlflow": logger})
+        loggers.start(
+            LoggedRun(tmp_path / name, f"id-{name}", f"motion/{name}", "motion/sweep", settings, first)
         )
-        return mirrors
+        return loggers
 
     one, two = begin("a", 0), begin("b", 0)
     two.close("failed")
@@ -91,10 +91,10 @@ def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, caplog, monke
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and never answers
         port = 9 if network == "closed" else silent.getsockname()[1]
-        mirrors = Mirrors({"mlflow": MlflowMirror(f"http://127.0.0.1:{port}")})
-        mirrors.start(MirroredRun(tmp_path, "abc", "motion/1", "motion", {}))
-        mirrors.log({"loss": 0.5}, 1)
-        mirrors.close("finished")
+        loggers = Loggers({"mlflow": MlflowLogger(f"http://127.0.0.1:{port}")})
+        loggers.start(LoggedRun(tmp_path, "abc", "motion/1", "motion", {}))
+        loggers.log({"loss": 0.5}, 1)
+        loggers.close("finished")
     (warning,) = warnings(caplog)
     assert warning.startswith("MLflow is switched off for this run: MlflowException: ")
     assert warning.endswith(TRUTH)
@@ -103,13 +103,13 @@ def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, caplog, monke
 @pytest.mark.parametrize("size", ["64k", "2m"])  # too small to make a store, or to log all
 def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small, size):
     mount_small(tmp_path / "store", size)
-    mirror = MlflowMirror(f"sqlite:///{tmp_path}/store/mlflow.db")
-    mirror.close_seconds = 300.0
-    mirrors = Mirrors({"mlflow": mirror})
-    mirrors.start(MirroredRun(tmp_path / "run", "abc", "motion/1", "motion", {}))
+    logger = MlflowLogger(f"sqlite:///{tmp_path}/store/mlflow.db")
+    logger.close_seconds = 300.0
+    loggers = Loggers({"mlflow": logger})
+    loggers.start(LoggedRun(tmp_path / "run", "abc", "motion/1", "motion", {}))
     for step in range(200):
-        mirrors.log({f"value/{number}": step / 7 + number for number in range(100)}, step)
-    mirrors.close("finished")
+        loggers.log({f"value/{number}": step / 7 + number for number in range(100)}, step)
+    loggers.close("finished")
     (warning,) = warnings(caplog)
     assert warning.startswith("MLflow is switched off for this run: ")
     assert "full" in warning and warning.endswith(TRUTH)
@@ -117,16 +117,16 @@ def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small, size):
 
 def test_without_its_packages_it_names_the_extra(monkeypatch):
     monkeypatch.setattr(
-        mirror_module.importlib.util, "find_spec", lambda name: None if name != "mlflow" else name
+        logger_module.importlib.util, "find_spec", lambda name: None if name != "mlflow" else name
     )
     needed = r"^logger=mlflow needs sqlalchemy, alembic: uv sync --extra mlflow$"
     with pytest.raises(UserError, match=needed):
-        MlflowMirror("sqlite:///outputs/mlflow.db")
-    MlflowMirror("http://server:5000")
+        MlflowLogger("sqlite:///outputs/mlflow.db")
+    MlflowLogger("http://server:5000")
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "a/../../../b"])
 def test_a_name_that_leads_out_of_the_store_is_refused(name, tmp_path):
-    mirror = MlflowMirror(f"sqlite:///{tmp_path}/store/mlflow.db", experiment=name)
+    logger = MlflowLogger(f"sqlite:///{tmp_path}/store/mlflow.db", experiment=name)
     with pytest.raises(UserError, match="leads out of its place"):
-        mirror.start(MirroredRun(tmp_path / "run", "id", "motion/run", "motion", {}, 0))
+        logger.start(LoggedRun(tmp_path / "run", "id", "motion/run", "motion", {}, 0))

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.loggers import process as mirror_process
+from vidtrain.tracking.loggers import process as process_module
 from vidtrain.tracking.loggers.channel import Frames, frame
-from vidtrain.tracking.loggers.logger import MirroredRun
+from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.tracking.loggers.process import descendants
-from vidtrain.tracking.loggers.several import Mirrors
+from vidtrain.tracking.loggers.several import Loggers
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
@@ -25,9 +25,9 @@ TRUTH = "; metrics.jsonl has all"
 
 @pytest.fixture
 def notes(tmp_path, monkeypatch, caplog):
-    """Makes a mirror that notes its calls in a file, and the run to mirror."""
+    """Makes a logger that notes its calls in a file, and the run to log."""
     monkeypatch.syspath_prepend(str(HERE))
-    from faulty_mirrors import Notes
+    from faulty_loggers import Notes
 
     caplog.set_level(logging.INFO, "vidtrain")
 
@@ -39,19 +39,19 @@ def notes(tmp_path, monkeypatch, caplog):
 
 @pytest.fixture
 def run(tmp_path):
-    return MirroredRun(tmp_path / "run", "abc", "motion/1", "motion", {"seed": 0})
+    return LoggedRun(tmp_path / "run", "abc", "motion/1", "motion", {"seed": 0})
 
 
 def warnings(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def mirror_a_run(mirrors: Mirrors, run: MirroredRun, rows: int = 3) -> None:
-    mirrors.start(run)
+def log_a_run(loggers: Loggers, run: LoggedRun, rows: int = 3) -> None:
+    loggers.start(run)
     for step in range(rows):
-        mirrors.log({"loss": 0.5}, step)
-    mirrors.summary({"top1": 0.75})
-    mirrors.close("finished")
+        loggers.log({"loss": 0.5}, step)
+    loggers.summary({"top1": 0.75})
+    loggers.close("finished")
 
 
 def only_child_gone() -> bool:
@@ -68,15 +68,15 @@ def cmdline(process: int) -> bytes:
 
 
 def test_every_call_arrives_in_order_at_each_of_several(notes, run, tmp_path, caplog):
-    mirrors = Mirrors({"a": notes("a"), "b": notes("b", waits_for_start=True)})
-    mirrors.start(run)
+    loggers = Loggers({"a": notes("a"), "b": notes("b", waits_for_start=True)})
+    loggers.start(run)
     for step in range(500):
-        mirrors.log({"loss": step / 2}, step)
-    mirrors.image("curves", Path("plots/curves.png"), 500)
-    mirrors.checkpoint("best", Path("checkpoints/best.pt"))
-    mirrors.summary({"top1": 0.75})
-    mirrors.close("finished")
-    mirrors.log({"late": 1.0}, 501)
+        loggers.log({"loss": step / 2}, step)
+    loggers.image("curves", Path("plots/curves.png"), 500)
+    loggers.checkpoint("best", Path("checkpoints/best.pt"))
+    loggers.summary({"top1": 0.75})
+    loggers.close("finished")
+    loggers.log({"late": 1.0}, 501)
     rows = [f"log {step} {step / 2}" for step in range(500)]
     closing = ["image curves curves.png 500", "checkpoint best best.pt", "summary 0.75", "close finished"]
     for name in "ab":
@@ -100,11 +100,11 @@ def test_every_call_arrives_in_order_at_each_of_several(notes, run, tmp_path, ca
         ("refuse", "start", "no key"),
     ],
 )
-def test_a_fault_switches_one_mirror_off_with_one_warning(notes, run, tmp_path, caplog, fault, trigger, said):
+def test_a_fault_switches_one_logger_off_with_one_warning(notes, run, tmp_path, caplog, fault, trigger, said):
     faulty, sound = notes("faulty", fault=fault, trigger=trigger), notes("sound")
     if fault in ("hang", "stop"):
         faulty.close_seconds = 1.0
-    mirror_a_run(Mirrors({"faulty": faulty, "sound": sound}), run)
+    log_a_run(Loggers({"faulty": faulty, "sound": sound}), run)
     (warning,) = warnings(caplog)
     assert warning.startswith(f"Notes is switched off for this run: {said}")
     if fault != "refuse":
@@ -121,7 +121,7 @@ def test_a_fault_switches_one_mirror_off_with_one_warning(notes, run, tmp_path, 
 
 def test_a_refusal_that_is_waited_for_is_the_users_to_mend(notes, run, caplog):
     with pytest.raises(UserError, match="^no key$"):
-        Mirrors({"notes": notes(fault="refuse", trigger="start", waits_for_start=True)}).start(run)
+        Loggers({"notes": notes(fault="refuse", trigger="start", waits_for_start=True)}).start(run)
     assert warnings(caplog) == []
     assert only_child_gone()
 
@@ -129,20 +129,20 @@ def test_a_refusal_that_is_waited_for_is_the_users_to_mend(notes, run, caplog):
 def test_a_start_that_is_waited_for_is_bounded(notes, run, caplog):
     hanging = notes(fault="hang", trigger="start", waits_for_start=True)
     hanging.start_seconds = 1.0
-    Mirrors({"notes": hanging}).start(run)
+    Loggers({"notes": hanging}).start(run)
     assert warnings(caplog) == [f"Notes is switched off for this run: it has not started within 1 s{TRUTH}"]
     assert only_child_gone()
 
 
-def test_rows_that_a_slow_mirror_does_not_take_are_counted(notes, run, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(mirror_process, "MOST_WAITING", 20_000)
-    mirrors = Mirrors({"notes": notes(fault="slow", trigger="log")})
-    mirrors.start(run)
+def test_rows_that_a_slow_logger_does_not_take_are_counted(notes, run, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(process_module, "MOST_WAITING", 20_000)
+    loggers = Loggers({"notes": notes(fault="slow", trigger="log")})
+    loggers.start(run)
     padding = "x" * 20_000
     for step in range(60):
-        mirrors.log({"padding": padding}, step)
-    mirrors.summary({"top1": 0.75})
-    mirrors.close("finished")
+        loggers.log({"padding": padding}, step)
+    loggers.summary({"top1": 0.75})
+    loggers.close("finished")
     lines = (tmp_path / "notes").read_text().splitlines()
     steps = [int(line.split()[1]) for line in lines if line.startswith("log")]
     assert steps == sorted(steps) and 0 < len(steps) < 60
@@ -150,46 +150,46 @@ def test_rows_that_a_slow_mirror_does_not_take_are_counted(notes, run, tmp_path,
     assert warnings(caplog) == [f"Notes did not keep up: it lacks {60 - len(steps)} rows{TRUTH}"]
 
 
-def test_a_mirror_that_hangs_for_long_is_given_up_before_the_end(notes, run, caplog, monkeypatch):
-    monkeypatch.setattr(mirror_process, "MOST_WAITING", 20_000)
-    monkeypatch.setattr(mirror_process, "STALL_SECONDS", 1.0)
+def test_a_logger_that_hangs_for_long_is_given_up_before_the_end(notes, run, caplog, monkeypatch):
+    monkeypatch.setattr(process_module, "MOST_WAITING", 20_000)
+    monkeypatch.setattr(process_module, "STALL_SECONDS", 1.0)
     hanging = notes(fault="hang", trigger="log")
     hanging.start_seconds = 1.0
-    mirrors = Mirrors({"notes": hanging})
-    mirrors.start(run)
+    loggers = Loggers({"notes": hanging})
+    loggers.start(run)
     until = time.monotonic() + 60
     while not warnings(caplog) and time.monotonic() < until:
-        mirrors.log({"padding": "x" * 50_000}, 1)
+        loggers.log({"padding": "x" * 50_000}, 1)
         time.sleep(0.01)
     assert warnings(caplog) == [f"Notes is switched off for this run: it has taken nothing for 1 s{TRUTH}"]
-    mirrors.close("finished")
+    loggers.close("finished")
     assert len(warnings(caplog)) == 1
     assert only_child_gone()
 
 
 def test_the_signals_of_a_scheduler_do_not_end_it(notes, run, tmp_path, caplog):
-    mirror_a_run(Mirrors({"notes": notes(fault="signals", trigger="log")}), run, rows=1)
+    log_a_run(Loggers({"notes": notes(fault="signals", trigger="log")}), run, rows=1)
     assert (tmp_path / "notes").read_text().splitlines()[-1] == "close finished"
     assert warnings(caplog) == []
 
 
-def test_it_closes_what_it_mirrors_when_training_is_killed_and_a_fork_lives_on(tmp_path):
+def test_it_closes_what_it_logs_when_training_is_killed_and_a_fork_lives_on(tmp_path):
     script = f"""
     import os, signal, sys, time
     from pathlib import Path
     sys.path.insert(0, {str(HERE)!r})
-    from faulty_mirrors import Notes
-    from vidtrain.tracking.loggers.logger import MirroredRun
-    from vidtrain.tracking.loggers.several import Mirrors
+    from faulty_loggers import Notes
+    from vidtrain.tracking.loggers.logger import LoggedRun
+    from vidtrain.tracking.loggers.several import Loggers
     folder = Path({str(tmp_path)!r})
-    mirrors = Mirrors({{"notes": Notes(folder / "notes", waits_for_start=True)}})
-    mirrors.start(MirroredRun(folder / "run", "abc", "name", "group", {{}}))
+    loggers = Loggers({{"notes": Notes(folder / "notes", waits_for_start=True)}})
+    loggers.start(LoggedRun(folder / "run", "abc", "name", "group", {{}}))
     if (fork := os.fork()) == 0:
         os.close(1)
         time.sleep(60)
         os._exit(0)
     print(fork, flush=True)
-    mirrors.log({{"loss": 0.5}}, 1)
+    loggers.log({{"loss": 0.5}}, 1)
     os.kill(os.getpid(), signal.SIGKILL)
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=REPO, stdout=subprocess.PIPE)

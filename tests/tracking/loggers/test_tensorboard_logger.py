@@ -6,10 +6,10 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
-from vidtrain.tracking.loggers import logger as mirror_module
-from vidtrain.tracking.loggers.logger import MirroredRun
-from vidtrain.tracking.loggers.several import Mirrors
-from vidtrain.tracking.loggers.tensorboard_logger import TensorBoardMirror
+from vidtrain.tracking.loggers import logger as logger_module
+from vidtrain.tracking.loggers.logger import LoggedRun
+from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.tensorboard_logger import TensorBoardLogger
 
 pytest.importorskip("tensorboard")
 
@@ -29,19 +29,19 @@ def test_two_attempts_hold_every_row_once(tmp_path, caplog):
     picture = tmp_path / "curves.png"
     plot_curves([{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.4}], picture)
     for attempt in range(2):
-        mirrors = Mirrors({"tensorboard": TensorBoardMirror()})
+        loggers = Loggers({"tensorboard": TensorBoardLogger()})
         # the first was killed after step 4, its last checkpoint was of step 2
         first = 2 * attempt
-        mirrors.start(MirroredRun(tmp_path, "abc", "motion/1", "motion", {"model.encoder.depth": 2}, first))
+        loggers.start(LoggedRun(tmp_path, "abc", "motion/1", "motion", {"model.encoder.depth": 2}, first))
         for step in range(first + 1, 5 + 2 * attempt):
-            mirrors.log({"train/loss": 1 / step, "phase": "full", "val/top5": None}, step)
+            loggers.log({"train/loss": 1 / step, "phase": "full", "val/top5": None}, step)
             if step % 2 == 0:
-                mirrors.log({"val/top1": step / 8}, step)
+                loggers.log({"val/top1": step / 8}, step)
         if attempt:
-            mirrors.image("curves", picture, 6)
-            mirrors.checkpoint("best", tmp_path / "best.pt")
-            mirrors.summary({"steps": 6, "top1": 0.75})
-        mirrors.close("finished" if attempt else "failed")
+            loggers.image("curves", picture, 6)
+            loggers.checkpoint("best", tmp_path / "best.pt")
+            loggers.summary({"steps": 6, "top1": 0.75})
+        loggers.close("finished" if attempt else "failed")
     assert warnings(caplog) == []
     found = read(tmp_path / "tensorboard")
     assert found.Tags()["scalars"] == ["train/loss", "val/top1"]
@@ -58,11 +58,11 @@ def test_two_attempts_hold_every_row_once(tmp_path, caplog):
 
 def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small):
     mount_small(tmp_path / "tensorboard", "256k")
-    mirrors = Mirrors({"tensorboard": TensorBoardMirror()})
-    mirrors.start(MirroredRun(tmp_path, "abc", "motion/1", "motion", {}))
+    loggers = Loggers({"tensorboard": TensorBoardLogger()})
+    loggers.start(LoggedRun(tmp_path, "abc", "motion/1", "motion", {}))
     for step in range(3000):
-        mirrors.log({f"value/{number}": step / 7 + number for number in range(20)}, step)
-    mirrors.close("finished")
+        loggers.log({f"value/{number}": step / 7 + number for number in range(20)}, step)
+    loggers.close("finished")
     (warning,) = warnings(caplog)
     assert warning.startswith(
         "TensorBoard is switched off for this run: OSError: [Errno 28] No space left on device"
@@ -70,8 +70,8 @@ def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small):
 
 
 def test_without_the_package_it_names_the_extra(monkeypatch):
-    monkeypatch.setattr(mirror_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(logger_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"^logger=tensorboard needs tensorboard: uv sync --extra tensorboard$"
     ):
-        TensorBoardMirror()
+        TensorBoardLogger()

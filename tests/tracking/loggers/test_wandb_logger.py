@@ -1,4 +1,4 @@
-"""W&B in the process of its mirror, with a home that holds no key and without a network; some tests break it."""
+"""W&B in the process of its logger, with a home that holds no key and without a network; some tests break it."""
 
 import json
 import logging
@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.loggers.logger import MirroredRun
+from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.tracking.loggers.process import descendants
-from vidtrain.tracking.loggers.several import Mirrors
-from vidtrain.tracking.loggers.wandb_logger import WandbMirror
+from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.wandb_logger import WandbLogger
 
 NOWHERE = "http://127.0.0.1:9"
 TRUTH = "; metrics.jsonl has all"
@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    return MirroredRun(tmp_path / "run", "abc123", "motion/1", "motion/sweep", SETTINGS)
+    return LoggedRun(tmp_path / "run", "abc123", "motion/1", "motion/sweep", SETTINGS)
 
 
 def warnings(caplog) -> list[str]:
@@ -43,7 +43,7 @@ def warnings(caplog) -> list[str]:
 
 
 def service() -> list[int]:
-    """The processes of W&B's service that this process has started, by way of the mirror's."""
+    """The processes of W&B's service that this process has started, by way of the logger's."""
     found = []
     for each in descendants(os.getpid()):
         try:
@@ -73,7 +73,7 @@ def history(records: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
 
 
-def offline_folders(run: MirroredRun) -> list[Path]:
+def offline_folders(run: LoggedRun) -> list[Path]:
     return sorted((run.folder / "wandb").glob("offline-run-*-abc123"))
 
 
@@ -85,21 +85,21 @@ def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
     plot_curves([{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.4}], picture)
     best.write_bytes(b"weights")
     for attempt in range(2):
-        mirror = WandbMirror("vidtrain", job_type="train", tags=["a"], notes="n", artifacts="best")
-        mirrors = Mirrors({"wandb": mirror})
+        logger = WandbLogger("vidtrain", job_type="train", tags=["a"], notes="n", artifacts="best")
+        loggers = Loggers({"wandb": logger})
         # the first was killed after step 4, its last checkpoint was of step 2
         first = 2 * attempt
-        mirrors.start(MirroredRun(run.folder, run.id, run.name, run.group, SETTINGS, first))
+        loggers.start(LoggedRun(run.folder, run.id, run.name, run.group, SETTINGS, first))
         for step in range(first + 1, 5 + 2 * attempt):
-            mirrors.log({"train/loss": 1 / step, "phase": "full", "val/top5": None}, step)
+            loggers.log({"train/loss": 1 / step, "phase": "full", "val/top5": None}, step)
             if step % 2 == 0:
-                mirrors.log({"val/top1": step / 10}, step)
+                loggers.log({"val/top1": step / 10}, step)
         if attempt:
-            mirrors.image("curves", picture, 6)
-            mirrors.checkpoint("best", best)
-            mirrors.checkpoint("last", tmp_path / "absent.pt")
-            mirrors.summary({"test/top1": 0.75, "coverage": "12/12"})
-        mirrors.close("finished" if attempt else "failed")
+            loggers.image("curves", picture, 6)
+            loggers.checkpoint("best", best)
+            loggers.checkpoint("last", tmp_path / "absent.pt")
+            loggers.summary({"test/top1": 0.75, "coverage": "12/12"})
+        loggers.close("finished" if attempt else "failed")
         time.sleep(1.1 * (1 - attempt))  # the name of W&B's folder counts in seconds
     assert capfd.readouterr() == ("", "")
     assert warnings(caplog) == []
@@ -139,16 +139,16 @@ def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_service_that_is_killed_or_stopped_costs_a_warning(run, caplog, how):
-    mirror = WandbMirror("vidtrain")
-    mirror.close_seconds = 3.0 if how == signal.SIGSTOP else 60.0
-    mirrors = Mirrors({"wandb": mirror})
-    mirrors.start(run)
-    mirrors.log({"loss": 0.5}, 1)
+    logger = WandbLogger("vidtrain")
+    logger.close_seconds = 3.0 if how == signal.SIGSTOP else 60.0
+    loggers = Loggers({"wandb": logger})
+    loggers.start(run)
+    loggers.log({"loss": 0.5}, 1)
     os.kill(await_service(), how)
     for step in range(2, 50):
-        mirrors.log({"loss": 0.5}, step)
-    mirrors.summary({"top1": 0.5})
-    mirrors.close("finished")
+        loggers.log({"loss": 0.5}, step)
+    loggers.summary({"top1": 0.5})
+    loggers.close("finished")
     (warning,) = warnings(caplog)
     assert warning.startswith("W&B is switched off for this run: ")
     assert warning.endswith(TRUTH)
@@ -158,18 +158,18 @@ def test_a_service_that_is_killed_or_stopped_costs_a_warning(run, caplog, how):
 def test_a_full_disk_costs_a_warning(run, caplog, mount_small):
     folder = run.folder / "wandb"
     mount_small(folder, "1m")
-    mirrors = Mirrors({"wandb": WandbMirror("vidtrain")})
-    mirrors.start(run)
+    loggers = Loggers({"wandb": WandbLogger("vidtrain")})
+    loggers.start(run)
     for step in range(20_000):
-        mirrors.log({f"value/{number}": step / 7 + number for number in range(20)}, step)
-    mirrors.close("finished")
+        loggers.log({f"value/{number}": step / 7 + number for number in range(20)}, step)
+    loggers.close("finished")
     (warning,) = warnings(caplog)
     assert f"W&B is switched off for this run: OSError: no space left for {folder}" in warning
 
 
 def test_online_without_a_key_says_how_to_get_one(run, caplog):
     with pytest.raises(UserError) as error:
-        Mirrors({"wandb": WandbMirror("vidtrain", "online")}).start(run)
+        Loggers({"wandb": WandbLogger("vidtrain", "online")}).start(run)
     assert str(error.value) == (
         "W&B has no key for http://127.0.0.1:9: "
         "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
@@ -180,7 +180,7 @@ def test_online_without_a_key_says_how_to_get_one(run, caplog):
 def test_online_with_a_malformed_key(run, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with pytest.raises(UserError, match=r"^W&B refused the key \("):
-        Mirrors({"wandb": WandbMirror("vidtrain", "online")}).start(run)
+        Loggers({"wandb": WandbLogger("vidtrain", "online")}).start(run)
 
 
 @pytest.mark.parametrize("network", ["closed", "silent"])
@@ -189,12 +189,12 @@ def test_online_without_a_network_becomes_offline(run, home, caplog, monkeypatch
         host = "127.0.0.1:9" if network == "closed" else f"127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("WANDB_BASE_URL", f"http://{host}")
         (home / ".netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
-        mirror = WandbMirror("vidtrain", "online")
-        mirror.init_seconds = 1.0
-        mirrors = Mirrors({"wandb": mirror})
-        mirrors.start(run)
-        mirrors.log({"loss": 0.5}, 1)
-        mirrors.close("finished")
+        logger = WandbLogger("vidtrain", "online")
+        logger.init_seconds = 1.0
+        loggers = Loggers({"wandb": logger})
+        loggers.start(run)
+        loggers.log({"loss": 0.5}, 1)
+        loggers.close("finished")
     (warning,) = warnings(caplog)
     assert warning.startswith("W&B cannot be used online (")
     assert warning.endswith("): offline, for `wandb sync` later")
@@ -204,6 +204,6 @@ def test_online_without_a_network_becomes_offline(run, home, caplog, monkeypatch
 
 def test_unknown_choices():
     with pytest.raises(UserError, match='logger.wandb.mode is "on": it must be "offline" or "online"'):
-        WandbMirror("vidtrain", "on")  # type: ignore[arg-type]
+        WandbLogger("vidtrain", "on")  # type: ignore[arg-type]
     with pytest.raises(UserError, match='logger.wandb.artifacts is "all": it must be best, or null for none'):
-        WandbMirror("vidtrain", artifacts="all")  # type: ignore[arg-type]
+        WandbLogger("vidtrain", artifacts="all")  # type: ignore[arg-type]

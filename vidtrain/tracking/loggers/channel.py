@@ -1,4 +1,4 @@
-"""Messages between the training process and a mirror's: pickled, each after its length."""
+"""Messages between the training process and a logger's: pickled, each after its length."""
 
 import pickle
 import socket

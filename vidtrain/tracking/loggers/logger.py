@@ -1,4 +1,4 @@
-"""A mirror shows a run elsewhere. The truth is in the run folder, so it may fail and training goes on."""
+"""A logger shows a run elsewhere. It may fail, and training goes on: the truth is in the run folder."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Metric = float | int | str | None
 
 
 @dataclass(frozen=True)
-class MirroredRun:
+class LoggedRun:
     """What a tracker is told of a run."""
 
     folder: Path
@@ -24,8 +24,8 @@ class MirroredRun:
     step: int = 0  # that the run starts from; a resumed one logs those after it again
 
 
-class Mirror(Protocol):
-    """What a tracker must offer, in a process of its own (`MirrorProcess`), where each call may raise or hang.
+class Logger(Protocol):
+    """What a tracker must offer, in a process of its own (`LoggerProcess`), where each call may raise or hang.
 
     It is made in the training process and sent to the other before `start`, so it is plain data until then. Only its
     constructor and `start` may raise UserError.
@@ -38,27 +38,27 @@ class Mirror(Protocol):
     start_seconds: float  # that `start` may take
     close_seconds: float  # that all that is left may take once the run has ended
 
-    def start(self, run: MirroredRun) -> None:
-        """Begin to mirror, or go on where a run of the same id ended."""
+    def start(self, run: LoggedRun) -> None:
+        """Begin to log, or go on where a run of the same id ended."""
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None: ...
 
     def image(self, name: str, path: Path, step: int) -> None: ...
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """Keep a checkpoint file, if the mirror was asked to."""
+        """Keep a checkpoint file, if the logger was asked to."""
 
     def summary(self, values: Mapping[str, Any]) -> None: ...
 
     def close(self, status: str) -> str | None:
         """End the run. `status` is "finished" for one that reached its end, else any other word. Returns how to look
-        at what was mirrored."""
+        at what was logged."""
 
 
-class NullMirror:
-    """Mirrors nothing."""
+class NullLogger:
+    """Logs nothing."""
 
-    def start(self, run: MirroredRun) -> None:
+    def start(self, run: LoggedRun) -> None:
         pass
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:

@@ -1,4 +1,4 @@
-"""MLflow as a mirror: one store for all runs, so that its pages compare them."""
+"""MLflow: one store for all runs, so that its pages compare them."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vidtrain.errors import UserError
 from vidtrain.files.masking import masked
-from vidtrain.tracking.loggers.logger import Metric, MirroredRun, require_packages
+from vidtrain.tracking.loggers.logger import LoggedRun, Metric, require_packages
 from vidtrain.tracking.loggers.wandb_logger import check_artifacts
 
 SQLITE = "sqlite:///"
@@ -20,8 +20,8 @@ RUN_ID = "vidtrain.run_id"
 STATUSES = {"finished": "FINISHED"}  # and FAILED for every other
 
 
-class MlflowMirror:
-    """Mirrors a run to the MLflow store `tracking_uri`: sqlite:///FILE, or http://... of a server.
+class MlflowLogger:
+    """Logs a run to the MLflow store `tracking_uri`: sqlite:///FILE, or http://... of a server.
 
     The experiment is `experiment`, or the sweep or experiment that the run belongs to. Images and, with
     `artifacts="best"`, the best checkpoint become artifacts: of a SQLite store in mlartifacts/ beside its file.
@@ -47,7 +47,7 @@ class MlflowMirror:
         self.tags = dict(tags or {})
         self.artifacts = artifacts
 
-    def start(self, run: MirroredRun) -> None:
+    def start(self, run: LoggedRun) -> None:
         """Begin an MLflow run, or go on with the one of the same run id."""
         # a server that does not answer is given up soon; the defaults add up to many minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -20,7 +20,7 @@ from typing import IO, Any
 from vidtrain.errors import UserError
 from vidtrain.files.masking import hidden
 from vidtrain.tracking.loggers.channel import RECEIVED, Frames, Outbox
-from vidtrain.tracking.loggers.logger import Mirror, MirroredRun
+from vidtrain.tracking.loggers.logger import LoggedRun, Logger
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +31,16 @@ SAID_AFTER = 3.0  # seconds of waiting at the end before one is told why
 TRUTH = "metrics.jsonl has all"
 
 
-class MirrorProcess:
-    """Runs a mirror in another process. `tell` hands a call over without waiting.
+class LoggerProcess:
+    """Runs a logger in another process. `tell` hands a call over without waiting.
 
-    What is printed there goes to .NAME.log in the run folder, which stays where the mirror failed.
+    What is printed there goes to .NAME.log in the run folder, which stays where the logger failed.
     Where that process fails, hangs or does not keep up, there is one warning, and the caller goes on.
     """
 
-    def __init__(self, name: str, mirror: Mirror):
+    def __init__(self, name: str, logger: Logger):
         self._name = name
-        self._mirror = mirror
+        self._logger = logger
         self._process: subprocess.Popen | None = (
             None  # None before the start and once it is given up or closed
         )
@@ -50,8 +50,8 @@ class MirrorProcess:
         self._dropped = 0  # rows
         self._told_at = 0.0  # when the other process last took anything
 
-    def launch(self, run: MirroredRun) -> None:
-        """Starts the process, which starts the mirror."""
+    def launch(self, run: LoggedRun) -> None:
+        """Starts the process, which starts the logger."""
         self._run = run
         self._started_at = self._told_at = time.monotonic()
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -75,23 +75,23 @@ class MirrorProcess:
                     start_new_session=True,  # a Ctrl-C on the terminal is not for it
                 )
         except OSError as error:
-            log.warning("%s is switched off for this run: %s", self._mirror.label, error)
+            log.warning("%s is switched off for this run: %s", self._logger.label, error)
             return
         if hidden():
             self.tell("hide", hidden())
-        self.tell("start", self._mirror, run)
+        self.tell("start", self._logger, run)
 
     def wait_for_start(self) -> None:
-        """Waits for the mirror's start, where that may refuse. Raises UserError where it did."""
-        if not self._mirror.waits_for_start:
+        """Waits for the logger's start, where that may refuse. Raises UserError where it did."""
+        if not self._logger.waits_for_start:
             return
-        deadline = self._started_at + self._mirror.start_seconds
+        deadline = self._started_at + self._logger.start_seconds
         while self._process is not None and not self._begun and time.monotonic() < deadline:
             self._exchange(0.2)
         if self._refusal is not None:
             raise UserError(self._refusal)
         if self._process is not None and not self._begun:
-            self._give_up(f"it has not started within {self._mirror.start_seconds:g} s")
+            self._give_up(f"it has not started within {self._logger.start_seconds:g} s")
 
     def tell(self, call: str, *arguments: Any) -> None:
         """Hands a call over. When too much waits already, a row is dropped and counted."""
@@ -103,7 +103,7 @@ class MirrorProcess:
             self._outbox.add((call, arguments))
         self._exchange(0.0)
         # what starts up may not take anything for as long as it is allowed to
-        patience = STALL_SECONDS if self._begun else max(STALL_SECONDS, self._mirror.start_seconds)
+        patience = STALL_SECONDS if self._begun else max(STALL_SECONDS, self._logger.start_seconds)
         if self._process is not None and self._dropped and time.monotonic() - self._told_at > patience:
             self._give_up(f"it has taken nothing for {patience:g} s")
 
@@ -111,11 +111,11 @@ class MirrorProcess:
         """Waits until the process has done all it was told, the last being `close`; ends it where that takes too
         long."""
         began = time.monotonic()
-        limit, said = self._mirror.close_seconds, False
+        limit, said = self._logger.close_seconds, False
         while self._process is not None and time.monotonic() - began < limit:
             self._exchange(0.2)
             if self._process is not None and not said and time.monotonic() - began > SAID_AFTER:
-                log.info("waiting for %s, at most %g s", self._mirror.label, limit)
+                log.info("waiting for %s, at most %g s", self._logger.label, limit)
                 said = True
         if self._process is not None:
             self._give_up(f"it did not end within {limit:g} s, and lacks what it had not taken")
@@ -153,8 +153,8 @@ class MirrorProcess:
                 log.warning("%s", words[0])
             case "refused":
                 self._refusal = words[0]
-                if not self._mirror.waits_for_start:
-                    log.warning("%s is switched off for this run: %s", self._mirror.label, words[0])
+                if not self._logger.waits_for_start:
+                    log.warning("%s is switched off for this run: %s", self._logger.label, words[0])
                 self._end(LEAVE_SECONDS)
                 self._words.unlink(missing_ok=True)
             case "failed":
@@ -162,10 +162,10 @@ class MirrorProcess:
             case "closed":
                 if self._dropped:
                     log.warning(
-                        "%s did not keep up: it lacks %d rows; %s", self._mirror.label, self._dropped, TRUTH
+                        "%s did not keep up: it lacks %d rows; %s", self._logger.label, self._dropped, TRUTH
                     )
                 if words[0]:
-                    log.info("%s: %s", self._mirror.label, words[0])
+                    log.info("%s: %s", self._logger.label, words[0])
                 self._end(LEAVE_SECONDS)
                 self._words.unlink(missing_ok=True)
 
@@ -174,7 +174,7 @@ class MirrorProcess:
             self._end(patience)
             said = self._words.is_file() and self._words.stat().st_size > 0
             more = f" (it said more in {self._words})" if said else ""
-            log.warning("%s is switched off for this run: %s%s; %s", self._mirror.label, why, more, TRUTH)
+            log.warning("%s is switched off for this run: %s%s; %s", self._logger.label, why, more, TRUTH)
             if not said:
                 self._words.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The process of a mirror: it does what the training process tells it, one call after another.
+"""The process of a logger: it does what the training process tells it, one call after another.
 
 python -m vidtrain.tracking.loggers.service DESCRIPTOR, started by vidtrain.tracking.loggers.process.
 """
@@ -23,7 +23,7 @@ LOOK_EVERY = 2.0  # seconds between looks at whether the training process lives
 
 
 class Relay(logging.Handler):
-    """Hands what a mirror has to say to the training process, whose console it is."""
+    """Hands what a logger has to say to the training process, whose console it is."""
 
     def __init__(self, connection: socket.socket):
         super().__init__(logging.WARNING)
@@ -35,25 +35,25 @@ class Relay(logging.Handler):
 
 def serve(connection: socket.socket) -> None:
     """Does every call; a failure is the last thing that the training process hears of."""
-    mirror = None
+    logger = None
     try:
         for call, arguments in calls(connection):
             if call == "hide":
                 hide_these(*arguments)
             elif call == "start":
-                mirror, run = arguments
-                mirror.start(run)
+                logger, run = arguments
+                logger.start(run)
                 answer(connection, "started")
             elif call == "close":
-                answer(connection, "closed", mirror.close(*arguments))
+                answer(connection, "closed", logger.close(*arguments))
                 return
             else:
-                getattr(mirror, call)(*arguments)
-        if mirror is not None:
-            mirror.close("killed")  # nobody is left to hear of it
+                getattr(logger, call)(*arguments)
+        if logger is not None:
+            logger.close("killed")  # nobody is left to hear of it
     except UserError as error:
         answer(connection, "refused", str(error))
-    except Exception as error:  # whatever fails in a mirror, the run folder holds the truth
+    except Exception as error:  # whatever fails in a logger, the run folder holds the truth
         traceback.print_exc()
         answer(connection, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.files.escaping import shown
-from vidtrain.tracking.loggers.logger import Metric, Mirror, MirroredRun
-from vidtrain.tracking.loggers.process import MirrorProcess
+from vidtrain.tracking.loggers.logger import LoggedRun, Logger, Metric
+from vidtrain.tracking.loggers.process import LoggerProcess
 
 
-class Mirrors:
-    """Repeats every call to each of `mirrors`, by name; none can stop, slow or hang the caller, or another."""
+class Loggers:
+    """Repeats every call to each of `loggers`, by name; none can stop, slow or hang the caller, or another."""
 
-    def __init__(self, mirrors: Mapping[str, Mirror]):
-        self._processes = [MirrorProcess(name, each) for name, each in mirrors.items()]
+    def __init__(self, loggers: Mapping[str, Logger]):
+        self._processes = [LoggerProcess(name, each) for name, each in loggers.items()]
 
-    def start(self, run: MirroredRun) -> None:
+    def start(self, run: LoggedRun) -> None:
         """Raises UserError where a tracker refuses to start, such as W&B online without a key."""
         run = replace(run, settings=_plain(run.settings), name=shown(run.name), group=shown(run.group))
         for each in self._processes:
@@ -37,7 +37,7 @@ class Mirrors:
         self._tell("summary", _plain(values))
 
     def close(self, status: str) -> None:
-        """Returns once all is mirrored, or given up: at most `close_seconds` of the slowest later."""
+        """Returns once all is logged, or given up: at most `close_seconds` of the slowest later."""
         for each in self._processes:
             each.tell("close", status)
         for each in self._processes:

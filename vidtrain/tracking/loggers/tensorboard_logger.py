@@ -1,14 +1,14 @@
-"""TensorBoard as a mirror: event files in the run folder."""
+"""TensorBoard: event files in the run folder."""
 
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vidtrain.tracking.loggers.logger import Metric, MirroredRun, require_packages
+from vidtrain.tracking.loggers.logger import LoggedRun, Metric, require_packages
 
 
-class TensorBoardMirror:
+class TensorBoardLogger:
     """Writes run_dir/tensorboard, so that `tensorboard --logdir outputs` shows all runs side by side.
 
     Needs no PyTorch: events are written with TensorBoard's own writer. Numbers are float32 there.
@@ -22,7 +22,7 @@ class TensorBoardMirror:
     def __init__(self) -> None:
         require_packages(["tensorboard"], "tensorboard", "tensorboard")
 
-    def start(self, run: MirroredRun) -> None:
+    def start(self, run: LoggedRun) -> None:
         """Open a new event file. Of what earlier attempts wrote, TensorBoard then hides the steps that come again."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter

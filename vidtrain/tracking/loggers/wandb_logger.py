@@ -1,4 +1,4 @@
-"""W&B as a mirror: it never asks, and what it does is bounded by the process it runs in."""
+"""W&B: it never asks, and what it does is bounded by the process it runs in."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.loggers.logger import Metric, MirroredRun
+from vidtrain.tracking.loggers.logger import LoggedRun, Metric
 
 if TYPE_CHECKING:
     import wandb
@@ -25,8 +25,8 @@ LEAST_FREE = 256 << 10  # bytes on the disk: W&B itself drops rows without a wor
 HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
 
 
-class WandbMirror:
-    """Mirrors a run to W&B: at once (`mode="online"`), or into files for `wandb sync` (`mode="offline"`).
+class WandbLogger:
+    """Logs a run to W&B: at once (`mode="online"`), or into files for `wandb sync` (`mode="offline"`).
 
     Everything lies in run_dir/wandb. Online without a key is a UserError at the start; online without a
     network becomes offline there. `artifacts="best"` uploads the best checkpoint.
@@ -61,7 +61,7 @@ class WandbMirror:
         self.start_seconds = 60.0
         self.close_seconds = FINISH_TIMEOUT_S if mode == "online" else OFFLINE_CLOSE_S
 
-    def start(self, run: MirroredRun) -> None:
+    def start(self, run: LoggedRun) -> None:
         """Begin the W&B run, or go on with it. Raises UserError where online has no usable key."""
         self._folder = run.folder / "wandb"
         self._folder.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
@@ -108,7 +108,7 @@ class WandbMirror:
         (self._folder / STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
         return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
 
-    def _begin_online(self, run: MirroredRun) -> "wandb.Run | None":
+    def _begin_online(self, run: LoggedRun) -> "wandb.Run | None":
         """The run on the server, or None where that cannot be had now."""
         import wandb
 
@@ -122,8 +122,8 @@ class WandbMirror:
             end_service()  # it holds the run id
             return None
 
-    def _init(self, mode: str, run: MirroredRun) -> "wandb.Run":
-        import wandb  # takes seconds, and only runs that mirror need it
+    def _init(self, mode: str, run: LoggedRun) -> "wandb.Run":
+        import wandb  # takes seconds, and only runs that logger need it
 
         return wandb.init(
             mode=mode,
@@ -149,15 +149,15 @@ class WandbMirror:
         )
 
 
-STEPS = "mirrored_steps.json"  # the last step of each metric that an ended mirror had
+STEPS = "mirrored_steps.json"  # the last step of each metric that an ended logger had
 
 
 def read_steps(folder: Path, start: int) -> dict[str, int]:
-    """The last step of each metric that an earlier attempt mirrored, of a run that goes on from step `start`; empty
-    for a new run, and where the attempt's mirror was killed, too: it may have lost rows, and they come again."""
+    """The last step of each metric that an earlier attempt logged, of a run that goes on from step `start`; empty
+    for a new run, and where the attempt's logger was killed, too: it may have lost rows, and they come again."""
     path = folder / STEPS
     found = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
-    path.unlink(missing_ok=True)  # until this attempt's mirror has ended
+    path.unlink(missing_ok=True)  # until this attempt's logger has ended
     return found
 
 

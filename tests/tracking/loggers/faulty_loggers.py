@@ -1,4 +1,4 @@
-"""Mirrors that fail in every way, for tests: imported by the process of the mirror, so plain data until the start."""
+"""Loggers that fail in every way, for tests: imported by the process of the logger, so plain data until the start."""
 
 import os
 import signal
