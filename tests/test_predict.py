@@ -98,7 +98,7 @@ def test_logits_are_those_of_evaluation_to_the_bit(run, listing, test_split, tmp
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = opened.model(cfg, ranks).eval()
     transform = opened.transform(cfg, model, ranks.device)
-    manifest = build.part(cfg.dataset.source).manifests()["test"]
+    manifest = build.instantiate_component(cfg.dataset.source).manifests()["test"]
     assert list(manifest.paths) == test_split
     loader = build_data.eval_data(
         cfg, "test", manifest, build_data.Reading(build_data.VideoIndex(None), None), ranks

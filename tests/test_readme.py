@@ -66,7 +66,7 @@ def test_a_schedule_is_one_frozen_dataclass(monkeypatch):
     cfg = config_of("train")
     cfg.schedule.lr = {"_target_": "vidtrain.training.inverse_root.InverseRoot", "warmup_steps": 4}
     assert check.check_run(cfg) == []
-    schedule = in_steps(build.part(cfg.schedule.lr), 100, 10)
+    schedule = in_steps(build.instantiate_component(cfg.schedule.lr), 100, 10)
     assert [schedule(step, 100) for step in (1, 4, 16)] == [0.25, 1.0, 0.5]
     for wrong, why in (("Text", "gives 'half' at step 1"), ("Nothing", "is no schedule")):
         cfg.schedule.lr = {"_target_": f"vidtrain.training.inverse_root.{wrong}"}

@@ -71,7 +71,7 @@ def read_as_told(overrides: list[str]):
     """The splits that the training app reads when it is told what split prints."""
     cfg = config_of("train", *overrides)
     assert check_run(cfg) == []
-    return build.part(cfg.dataset.source).manifests()
+    return build.instantiate_component(cfg.dataset.source).manifests()
 
 
 def printed(capsys) -> list[str]:

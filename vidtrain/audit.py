@@ -193,7 +193,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 def audit(cfg: DictConfig) -> None:
     from vidtrain.build.data import index_file
-    from vidtrain.build.parts import part
+    from vidtrain.build.parts import instantiate_component
     from vidtrain.data.audit.findings import entries
     from vidtrain.data.audit.summary import Bounds, summarize
     from vidtrain.data.decoding.index import VideoIndex
@@ -206,7 +206,7 @@ def audit(cfg: DictConfig) -> None:
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name
     out = Path(cfg.out or f"outputs/audit/{name}")
     thumbnails, index = out / "thumbnails", index_file(cfg)  # where training looks
-    manifests = part(cfg.dataset.source).manifests()
+    manifests = instantiate_component(cfg.dataset.source).manifests()
     records = entries(manifests, cfg.group_pattern)
     files = {entry.path: manifests[entry.split].frame_rate for entry in records}
     check_links(out, folders=False)

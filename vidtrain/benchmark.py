@@ -174,7 +174,7 @@ def describe_model(
     kept = "activation_checkpointing" in cfg.model.encoder
     cfg = changed(cfg, {"model.encoder.activation_checkpointing": False}) if kept else cfg
     with torch.device("meta"):
-        model = build.part(cfg.model, num_classes=phase.model.num_classes)
+        model = build.instantiate_component(cfg.model, num_classes=phase.model.num_classes)
         clip = torch.empty(1, 1, 3, cfg.clip.frames, *build.clip_size(cfg))
     settings = phase.run.phases[phase_name(cfg)]
     apply_phase(model, settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
-from vidtrain.build.checkpoint_loader import check_fusion, locate, open_trained
+from vidtrain.build.checkpoint_loader import check_fusion, find_checkpoint, open_trained
 from vidtrain.errors import UserError
 from vidtrain.evaluator.options import CHANGES, USED, as_trained, check
 from vidtrain.files.links import writable
@@ -19,7 +19,7 @@ from vidtrain.files.links import writable
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
 
-    from vidtrain.build.checkpoint_loader import Trained
+    from vidtrain.build.checkpoint_loader import LoadedCheckpoint
     from vidtrain.evaluator.run import Pass
     from vidtrain.tracking.console import Console, NullConsole
     from vidtrain.training.ranks.distributed import Ranks
@@ -29,7 +29,7 @@ def evaluate(cfg: DictConfig) -> float:
     """The metric that the chosen protocol gives: top-1, or mean average precision where videos have several labels."""
     if cfg.from_table is not None:
         return _report_table(cfg)
-    from vidtrain.build.parts import part, set_cpu_threads
+    from vidtrain.build.parts import instantiate_component, set_cpu_threads
     from vidtrain.evaluation import view_store
     from vidtrain.evaluator.report import output_folder, publish, write_changes
     from vidtrain.evaluator.run import fill, start_table
@@ -39,10 +39,10 @@ def evaluate(cfg: DictConfig) -> float:
 
     with join_ranks(cfg.device) as ranks, ExitStack() as stack:
         console = make_console(ranks.is_main)
-        checkpoint = locate(cfg.checkpoint)
+        checkpoint = find_checkpoint(cfg.checkpoint)
         opened = open_trained(checkpoint, cfg.trust_targets, cfg.weights)
         trained = _configure(cfg, opened, checkpoint, console)
-        crops, joint = part(trained.augmentation.eval).crops, trained.model.fusion == "joint"
+        crops, joint = instantiate_component(trained.augmentation.eval).crops, trained.model.fusion == "joint"
         out = output_folder(cfg.out, checkpoint, cfg.split, trained.clip, crops, joint, cfg.weights)
         ranks.on_main(lambda: writable(out))
         work = _choose_videos(cfg, trained, opened, checkpoint, ranks, console)
@@ -73,7 +73,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def _configure(
-    cfg: DictConfig, opened: "Trained", checkpoint: Path, console: "Console | NullConsole"
+    cfg: DictConfig, opened: "LoadedCheckpoint", checkpoint: Path, console: "Console | NullConsole"
 ) -> DictConfig:
     """The checkpoint's configuration as the command line changes it, checked."""
     from vidtrain.app.check import check_run
@@ -96,7 +96,7 @@ def _configure(
 def _choose_videos(
     cfg: DictConfig,
     trained: DictConfig,
-    opened: "Trained",
+    opened: "LoadedCheckpoint",
     checkpoint: Path,
     ranks: "Ranks",
     console: "Console | NullConsole",

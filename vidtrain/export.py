@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.app.launch import launch
-from vidtrain.build.checkpoint_loader import locate, open_trained
+from vidtrain.build.checkpoint_loader import find_checkpoint, open_trained
 from vidtrain.config.migration import LOSS, migrate
 from vidtrain.config.references import settled
 from vidtrain.config.schemas import ExportSettings
@@ -41,7 +41,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         given += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
         faults += [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in given]
         try:
-            locate(cfg.checkpoint)
+            find_checkpoint(cfg.checkpoint)
         except UserError as error:
             faults.append(("checkpoint", str(error)))
     elif cfg.model is None:
@@ -76,7 +76,7 @@ def export(cfg: DictConfig) -> None:
         config, model, classes, origin, out = published(cfg, console, ranks)
         folder = None
     else:
-        path = locate(cfg.checkpoint)
+        path = find_checkpoint(cfg.checkpoint)
         trained = open_trained(path, cfg.trust_targets)
         trained.check_computed(("seed", "clip", "model", "loss", "augmentation.eval"), {}, cfg)
         if trained.weights is None:
@@ -132,7 +132,7 @@ def published(
     sources = as_sources(cfg.pretrained)
     config = published_config(cfg, published_clips(sources[-1]), "_".join(sources))
     with torch.device("meta"):
-        shape_only = build.part(config.model, num_classes=2)
+        shape_only = build.instantiate_component(config.model, num_classes=2)
     paths = [locate(each, cfg.pretrained_revision) for each in sources]
     count = num_classes(sources, paths, shape_only)
     named = class_names(cfg.classes) or published_classes(sources[-1], paths[-1])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
-from vidtrain.build.checkpoint_loader import locate, open_trained
+from vidtrain.build.checkpoint_loader import find_checkpoint, open_trained
 from vidtrain.config.command_line import positional_to_override
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
@@ -42,7 +42,7 @@ def predict(cfg: DictConfig) -> None:
     for handler in logging.getLogger().handlers:  # standard output is for results
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
-    console, path = make_console(is_main=True, stderr=True), locate(cfg.checkpoint)
+    console, path = make_console(is_main=True, stderr=True), find_checkpoint(cfg.checkpoint)
     paths, out = find_videos(cfg), _output_place(cfg)
     with join_ranks(cfg.device) as ranks, tempfile.TemporaryDirectory() as temporary:
         opened = open_trained(path, cfg.trust_targets)

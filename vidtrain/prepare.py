@@ -108,7 +108,7 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Dic
 
 def prepare(cfg: DictConfig) -> None:
     from vidtrain.build.data import index_folder, missing_hint
-    from vidtrain.build.parts import part
+    from vidtrain.build.parts import instantiate_component
     from vidtrain.data.manifest.checks import check_present
     from vidtrain.data.manifest.files import open_manifests
     from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
@@ -118,7 +118,7 @@ def prepare(cfg: DictConfig) -> None:
 
     console, started, name = make_console(True), time.monotonic(), name_of(cfg)
     files: dict[str, float | None] = {}
-    manifests = open_manifests(part(cfg.dataset.source), index_folder(cfg))
+    manifests = open_manifests(instantiate_component(cfg.dataset.source), index_folder(cfg))
     check_present(manifests, missing_hint(cfg), console.warn)
     for manifest in manifests.values():
         files |= dict.fromkeys(manifest.paths, manifest.frame_rate)

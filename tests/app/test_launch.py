@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vidtrain.app import check
 from vidtrain.app.launch import find_faults
-from vidtrain.build.checkpoint_loader import locate
+from vidtrain.build.checkpoint_loader import find_checkpoint
 from vidtrain.config.command_line import flags_last
 from vidtrain.config.overrides import quoted
 from vidtrain.config.targets import register_schemas
@@ -304,11 +304,11 @@ def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     best = tmp_path / "run/checkpoints/best.pt"
     with pytest.raises(UserError, match="there is no such file or folder"):
-        locate(str(best))
+        find_checkpoint(str(best))
     with pytest.raises(UserError, match="is a folder and no run's; name a run's folder, or a file"):
-        locate(str(tmp_path / "run"))
+        find_checkpoint(str(tmp_path / "run"))
     best.touch()
-    assert locate(str(tmp_path / "run")) == best
+    assert find_checkpoint(str(tmp_path / "run")) == best
 
 
 def test_an_optimizer_that_schedules_cannot_steer_is_refused():

@@ -54,7 +54,7 @@ def faults(*overrides: str) -> list[tuple[str, str]]:
 def files(tmp_path):
     """An encoder and a probe for three classes as V-JEPA 2 publishes them, and files that are none."""
     torch.manual_seed(7)
-    tensors = build.part(config().model, num_classes=3).state_dict()
+    tensors = build.instantiate_component(config().model, num_classes=3).state_dict()
     torch.save({"target_encoder": VJEPA_2.revert(tensors), "opt": {}}, tmp_path / "encoder.pt")
     torch.save({"classifiers": [VJEPA_PROBE.revert(tensors)]}, tmp_path / "probe.pt")
     whole = (tmp_path / "encoder.pt").read_bytes()
@@ -168,7 +168,7 @@ def test_options_that_an_installed_package_brings_are_not_ours():
 def test_a_checkpoint_of_ours_comes_before_published_weights(files):
     cfg = config()
     torch.manual_seed(3)
-    model = build.part(cfg.model, num_classes=3)
+    model = build.instantiate_component(cfg.model, num_classes=3)
     stored = OmegaConf.to_container(cfg)
     checkpoint.save({"model": model.state_dict(), "config": stored}, files / "best.pt")
     cfg = config(f"init_from={files}/best.pt", f"pretrained={files}/encoder.pt")

@@ -96,7 +96,9 @@ def test_what_conf_ships_is_all_that_it_names():
     assert "vidtrain.sweeps.submitit_launchers.SlurmLauncher" not in shipped()
     for name in shipped():  # each says itself that it lives there
         if name.startswith("vidtrain."):
-            found = build.part(OmegaConf.create({"_target_": "hydra.utils.get_object", "path": name}))
+            found = build.instantiate_component(
+                OmegaConf.create({"_target_": "hydra.utils.get_object", "path": name})
+            )
             assert f"{found.__module__}.{found.__qualname__}" == name
 
 
@@ -135,7 +137,7 @@ def payloads(folder):
 
 def test_the_payloads_run_where_they_are_built(tmp_path):
     for name, payload in payloads(tmp_path).items():
-        build.part(OmegaConf.create(payload))
+        build.instantiate_component(OmegaConf.create(payload))
         ran = tmp_path / "ran"
         assert ran.exists(), name
         ran.rmdir() if ran.is_dir() else ran.unlink()
@@ -249,7 +251,7 @@ def test_a_run_of_ones_own_package_is_used_when_that_is_said(config, tmp_path, m
         open_trained(tmp_path / "mine.pt", trust_targets=False)
     assert "my_losses" not in sys.modules
     opened = open_trained(tmp_path / "mine.pt", trust_targets=True)
-    assert type(build.part(OmegaConf.create(opened.config).loss)).__name__ == "Mine"
+    assert type(build.instantiate_component(OmegaConf.create(opened.config).loss)).__name__ == "Mine"
 
 
 # --- the environment of whoever reads it -------------------------------------------------------------------

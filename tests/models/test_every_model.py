@@ -97,7 +97,7 @@ def built(name: str, overrides: tuple[str, ...], classes: int) -> nn.Module:
             if key in part:
                 part[key] = 0.0
     torch.manual_seed(0)
-    return build.part(cfg.model, num_classes=classes)
+    return build.instantiate_component(cfg.model, num_classes=classes)
 
 
 @cache

@@ -117,7 +117,10 @@ def test_grad_cam_is_grad_cam_where_all_places_are_alike(name):
         model, clips = vit(mean_pool), torch.randn(1, 2, 3, 4, 16, 16)
     else:
         cfg = config_of("train", "model=r3d_18")
-        model, clips = build.part(cfg.model, num_classes=5).eval(), torch.randn(1, 2, 3, 8, 48, 32)
+        model, clips = (
+            build.instantiate_component(cfg.model, num_classes=5).eval(),
+            torch.randn(1, 2, 3, 8, 48, 32),
+        )
         with torch.no_grad():
             model.head.linear.weight.normal_()
     expected = plain_grad_cam(model, clips, 3)
@@ -168,7 +171,7 @@ def test_models_say_what_can_be_drawn_of_them(name):
         overrides.append("model.head.num_heads=8")
     cfg = config_of("train", *overrides)
     with torch.device("cpu" if name in DRAWN else "meta"):
-        model = build.part(cfg.model, num_classes=3).eval()
+        model = build.instantiate_component(cfg.model, num_classes=3).eval()
     assert kinds_of(model, 16, 64, 64) == KINDS[name]
     if name in DRAWN:
         clips = torch.randn(1, 1, 3, 16, 64, 64)

@@ -22,9 +22,9 @@ def made(tmp_path_factory):
     """Generated videos in class folders: 20 of train, 10 of val, 10 of test."""
     root = tmp_path_factory.mktemp("made")
     cfg = config_of("train", *SMALL, f"data_root={root}")
-    from vidtrain.build.parts import part
+    from vidtrain.build.parts import instantiate_component
 
-    part(cfg.dataset.source).manifests()
+    instantiate_component(cfg.dataset.source).manifests()
     return root / "motion"
 
 

@@ -206,7 +206,7 @@ def test_faults_of_settings_show_without_data(config, overrides, faults):
 def test_balanced_draws_reach_the_stream(config, data):
     """Three classes in turn have 3, 2 and 1 videos; drawn evenly all have the same share."""
     cfg = config("uneven", "data.balance=1")
-    manifest = build.part(cfg.dataset.source).manifests()["train"]
+    manifest = build.instantiate_component(cfg.dataset.source).manifests()["train"]
     stream = build_data.stream(cfg, manifest, check.ranks_to_come(), 0, 50)
     labels = [manifest[key.index].label for batch in stream for key in batch]
     counts = torch.bincount(torch.tensor(labels))

@@ -387,7 +387,7 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     cfg = config(
         f"run_dir={tmp_path}/run", f"data_root={tmp_path}", "trainer.max_fault_share=0.5", "trainer.epochs=1"
     )
-    build.part(cfg.dataset.source).manifests()
+    build.instantiate_component(cfg.dataset.source).manifests()
     for broken in ("train/grow/grow_000.mp4", "val/grow/grow_000.mp4", "test/vanish/vanish_000.mp4"):
         (tmp_path / "motion" / broken).write_bytes(b"")
     train(cfg)

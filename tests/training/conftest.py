@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable, split_heads
-from vidtrain.features.frozen_encoder import many_heads
+from vidtrain.features.frozen_encoder import head_task
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
@@ -124,7 +124,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
             return clips, labels
 
         def frozen(phase: PhaseSettings) -> PhaseTask:
-            return many_heads(model, phase, ToFloat(), mix, batches, evaluate)
+            return head_task(model, phase, ToFloat(), mix, batches, evaluate)
 
         log = RunLog(folder, NullLogger(), NullConsole(), ranks.is_main, ranks.rank)
         log.rewind(resume["state"]["total_step"] if resume else 0, ranks.world_size)

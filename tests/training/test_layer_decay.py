@@ -48,7 +48,7 @@ POWERS = {
 
 def shape_only(option: str) -> torch.nn.Module:
     with torch.device("meta"):
-        return build.part(config_of("train", option).model, num_classes=7)
+        return build.instantiate_component(config_of("train", option).model, num_classes=7)
 
 
 def scales(model, decay: float) -> dict[str, float]:

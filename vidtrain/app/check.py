@@ -72,18 +72,20 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
     trials: dict[str, Callable[[], object]] = {
         "clip": lambda: try_clip(cfg),
         "data": lambda: build_data.video_filter(cfg),
-        "dataset": lambda: build.part(cfg.dataset.source),
+        "dataset": lambda: build.instantiate_component(cfg.dataset.source),
         "augmentation": lambda: _try_augmentation(cfg),
         "model": lambda: _try_model(cfg),
         "stage": lambda: _phases_of(cfg),
-        "loss": lambda: build.part(cfg.loss),
+        "loss": lambda: build.instantiate_component(cfg.loss),
         "optimizer": lambda: _try_optimizer(cfg),
-        "schedule": lambda: [in_steps(each, 1000, 100) for each in build.part(cfg.schedule).values()],
+        "schedule": lambda: [
+            in_steps(each, 1000, 100) for each in build.instantiate_component(cfg.schedule).values()
+        ],
         "trainer": lambda: (
             build_data.stream(cfg, None, ranks_to_come(), 0, 1),
             selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),
         ),
-        "logger": lambda: build.part(cfg.logger),
+        "logger": lambda: build.instantiate_component(cfg.logger),
         "pretrained" if cfg.init_from is None else "init_from": lambda: check_starting_point(
             cfg, None if broken & {"clip", "model"} else _model_without_memory(cfg)
         ),
@@ -165,7 +167,7 @@ def _check_parts(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
 def _try_optimizer(cfg: DictConfig) -> None:
     """On two groups, as there are for what decays and what does not."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
-    built = build.part(cfg.optimizer, params=groups)
+    built = build.instantiate_component(cfg.optimizer, params=groups)
     lacks = sorted({"lr", "weight_decay"} - built.defaults.keys())
     if lacks:
         raise UserError(
@@ -294,13 +296,13 @@ def _check_cache(cfg: DictConfig) -> None:
             "cache_features keeps the tokens of single videos, and augmentation.mixing mixes clips before they are "
             "encoded; set augmentation.mixing=null"
         )
-    if isinstance(build.part(cfg.augmentation.eval), WholeFrame):
+    if isinstance(build.instantiate_component(cfg.augmentation.eval), WholeFrame):
         raise UserError("cache_features needs clips of one shape, which whole frames are not; choose crops")
 
 
 def _try_augmentation(cfg: DictConfig) -> None:
     """On a frame of 320x240, which shows what sizes do not go together."""
-    parts = build.part(cfg.augmentation)
+    parts = build.instantiate_component(cfg.augmentation)
     size = build.clip_size(cfg)
     parts["train"](320, 240, size, cfg.clip.frames, np.random.default_rng(0))
     parts["eval"](320, 240, size)
@@ -323,7 +325,7 @@ def _try_model(cfg: DictConfig) -> None:
 
 def _model_without_memory(cfg: DictConfig) -> nn.Module:
     with torch.device("meta"):
-        return build.part(cfg.model, num_classes=2)
+        return build.instantiate_component(cfg.model, num_classes=2)
 
 
 def ranks_to_come() -> Ranks:

@@ -24,7 +24,7 @@ EXPORTED = (".onnx", ".safetensors")
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedCheckpoint:
     """A trained model as it was left.
 
     `config` is the configuration that it was trained with, with its references to other settings. `weights` are its
@@ -109,7 +109,7 @@ def locate(named: str) -> Path:
     raise UserError(f"checkpoint={named} is a folder and no run's; name a run's folder, or a file")
 
 
-def open_trained(path: Path, trust_targets: bool, weights: str | None = None) -> Trained:
+def open_trained(path: Path, trust_targets: bool, weights: str | None = None) -> LoadedCheckpoint:
     """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
 
     `weights` are "raw" or "ema", their average, of a checkpoint that may hold both; None takes those that it is for.
@@ -140,7 +140,7 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
                 "that training wrote"
             )
         classes = spelled_classes(payload["classes"])
-        trained = Trained(path, payload["config"], classes, _weights(payload, weights, path))
+        trained = LoadedCheckpoint(path, payload["config"], classes, _weights(payload, weights, path))
     if not isinstance(trained.config, Mapping):
         raise UserError(
             f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"
@@ -178,7 +178,7 @@ def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Map
     )
 
 
-def _open_exported(path: Path) -> Trained:
+def _open_exported(path: Path) -> LoadedCheckpoint:
     if path.suffix == ".onnx":
         from vidtrain.models.onnx_classifier import OnnxClassifier
 
@@ -197,7 +197,7 @@ def _open_exported(path: Path) -> Trained:
             raise UserError(
                 f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
             )
-        return Trained(path, card["config"], spelled_classes(card["classes"]), weights, card)
+        return LoadedCheckpoint(path, card["config"], spelled_classes(card["classes"]), weights, card)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
 

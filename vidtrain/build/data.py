@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from vidtrain.build.parts import clip_protocol, clip_size, num_workers, part, share_of_cores
+from vidtrain.build.parts import clip_protocol, clip_size, instantiate_component, num_workers, share_of_cores
 from vidtrain.config.schemas import DataSettings
 from vidtrain.config.targets import components
 from vidtrain.data.augment.geometry import WholeFrame
@@ -110,7 +110,7 @@ def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
     for path, node in components(cfg.dataset.source, "dataset.source"):
         if node._get_node("_target_")._value() != f"{Motion.__module__}.{Motion.__qualname__}":
             continue
-        root = part(node).root
+        root = instantiate_component(node).root
         if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):
             raise UserError(
                 f"the checkpoint asks to make the motion dataset in {path}.root={root}; say where with data_root=, or "
@@ -124,12 +124,14 @@ def index_file(cfg: DictConfig) -> Path:
 
 def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest]:
     """The splits of the configured dataset, as they are to be read; rank 0 is first, for it may have to make them."""
-    source, folder = part(cfg.dataset.source), index_folder(cfg)
+    source, folder = instantiate_component(cfg.dataset.source), index_folder(cfg)
     mine: list[dict[str, Manifest]] = []
     ranks.on_main(lambda: mine.append(open_manifests(source, folder)))
     found = mine[0] if mine else open_manifests(source, folder)
     several = {split: manifest.multi_label for split, manifest in found.items()}
-    check_dataset(cfg.dataset.name, found["train"].classes, several, part(cfg.loss).independent)
+    check_dataset(
+        cfg.dataset.name, found["train"].classes, several, instantiate_component(cfg.loss).independent
+    )
     if cfg.data.prepared is not None:
         copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
         found = {split: copy.redirect(manifest) for split, manifest in found.items()}
@@ -199,12 +201,12 @@ def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> Vide
     return VideoDataset(
         manifest,
         clip_protocol(cfg, training=True),
-        part(cfg.augmentation.train),
+        instantiate_component(cfg.augmentation.train),
         clip_size(cfg),
         cfg.seed,
         training=True,
         copies=cfg.clip.train_copies,
-        jitter=part(cfg.augmentation.temporal),
+        jitter=instantiate_component(cfg.augmentation.temporal),
         interpolation=cfg.clip.interpolation,
         size_changes=cfg.data.size_changes,
         index=reading.index,
@@ -250,7 +252,7 @@ def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Readi
     return VideoDataset(
         manifest,
         clip_protocol(cfg, training=False),
-        part(cfg.augmentation.eval),
+        instantiate_component(cfg.augmentation.eval),
         clip_size(cfg),
         cfg.seed,
         training=False,

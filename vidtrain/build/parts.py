@@ -22,7 +22,7 @@ Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
 
 
-def part(node: DictConfig | None, **late: Any) -> Any:
+def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
     """What a component node describes; `late` are the values that only a run knows, given to a partial.
 
     Raises `UserError` with what the constructor said, without Hydra's frame around it.
@@ -60,11 +60,9 @@ def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
 
 def protocol_text(cfg: DictConfig, fusion: str) -> str:
     """What a number was measured with, such as `16x4 frames at 224x224, 3 clips x 1 crop, mean_logits`."""
-    geometry: EvalGeometry = part(cfg.augmentation.eval)
-    crops = "whole frame" if isinstance(geometry, WholeFrame) else count(geometry.crops, "crop")
-    return (
-        f"{frames_text(cfg, cfg.clip.frame_order)}, {count(cfg.clip.eval_clips, 'clip')} x {crops}, {fusion}"
-    )
+    geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
+    crops = "whole frame" if isinstance(geometry, WholeFrame) else pluralize(geometry.crops, "crop")
+    return f"{frames_text(cfg, cfg.clip.frame_order)}, {pluralize(cfg.clip.eval_clips, 'clip')} x {crops}, {fusion}"
 
 
 def frames_text(cfg: DictConfig, frame_order: str) -> str:
@@ -79,7 +77,7 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     if clip.sampling == "uniform":
         shown = f"{clip.frames} uniform frames"
     reference = " as in V-JEPA 2" if clip.sampling == "reference" else ""
-    geometry: EvalGeometry = part(cfg.augmentation.eval)
+    geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
     size = f"{height}x{width}"
     if isinstance(geometry, WholeFrame):
         size = f"short side {geometry.short_side or min(height, width)}"
@@ -87,7 +85,7 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     return f"{shown}{order}{reference} at {size}{square}"
 
 
-def count(number: int, thing: str) -> str:
+def pluralize(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
@@ -109,13 +107,15 @@ def set_cpu_threads(asked: int | None, ranks: Ranks) -> None:
 
 
 def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:
-    stages = {name: part(cfg.augmentation[name]) for name in ("color", "rand_augment", "erasing")}
+    stages = {
+        name: instantiate_component(cfg.augmentation[name]) for name in ("color", "rand_augment", "erasing")
+    }
     return DeviceTransform(list(cfg.clip.mean), list(cfg.clip.std), **stages).to(device)
 
 
 def mixing(cfg: DictConfig, num_classes: int) -> Mix:
     """How the samples of a batch are mixed, by a key: clips and labels to clips and targets."""
-    mix = part(cfg.augmentation.mixing)
+    mix = instantiate_component(cfg.augmentation.mixing)
     if mix is None:
         return lambda clips, labels, key: (clips, labels)
     # without label smoothing, which the loss does
@@ -126,4 +126,4 @@ def mixing(cfg: DictConfig, num_classes: int) -> Mix:
 def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> nn.Module:
     """The configured model on its device, initialized from the seed alone."""
     torch.manual_seed(cfg.seed)
-    return part(cfg.model, num_classes=num_classes).to(ranks.device)
+    return instantiate_component(cfg.model, num_classes=num_classes).to(ranks.device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.build.checkpoint_loader import locate
+from vidtrain.build.checkpoint_loader import find_checkpoint
 from vidtrain.config.migration import migrate
 from vidtrain.config.schemas import EvaluateConfig
 from vidtrain.config.targets import check_targets, suggest
@@ -71,7 +71,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         what = "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
         return [*faults, ("checkpoint", f"must be given: {what}")]
     try:
-        locate(cfg.checkpoint)
+        find_checkpoint(cfg.checkpoint)
     except UserError as error:
         faults.append(("checkpoint", str(error).removeprefix("checkpoint=")))
     return faults

@@ -61,7 +61,7 @@ class Pass:
 
     @property
     def geometry(self) -> EvalGeometry:
-        return build.part(self.cfg.augmentation.eval)
+        return build.instantiate_component(self.cfg.augmentation.eval)
 
     @property
     def dataset(self) -> VideoDataset:
@@ -128,7 +128,7 @@ class Pass:
             "frames": {order: build.frames_text(self.cfg, order) for order in self.orders},
             "fusion": self.cfg.model.fusion,
             "joint": self.joint,
-            "independent": build.part(self.cfg.loss).independent,
+            "independent": build.instantiate_component(self.cfg.loss).independent,
         }
 
     @property
@@ -272,9 +272,9 @@ def refuse_short(work: Pass, dataset: VideoDataset, ranks: Ranks, console: Any) 
         lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused[:MOST_REFUSED]]
         more = [f"and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
         raise UserError(
-            f"short=error, and {len(refused)} of {build.count(len(work.manifest), 'video')} of {work.split} cannot be "
-            f"judged with {build.frames_text(work.cfg, work.orders[0])}, "
-            f"{build.count(work.cfg.clip.eval_clips, 'clip')}:\n  "
+            f"short=error, and {len(refused)} of {build.pluralize(len(work.manifest), 'video')} of {work.split} "
+            f"cannot be judged with {build.frames_text(work.cfg, work.orders[0])}, "
+            f"{build.pluralize(work.cfg.clip.eval_clips, 'clip')}:\n  "
             + "\n  ".join(lines + more)
             + "\nShow them all the same with short=repeat_last or short=wrap"
         )

@@ -46,7 +46,7 @@ def heads_of(model: nn.Module, phase: PhaseSettings) -> list[nn.Module]:
     return [copy.deepcopy(model.head) for _ in range(count)]
 
 
-def many_heads(
+def head_task(
     model: nn.Module,
     phase: PhaseSettings,
     transform: nn.Module,
@@ -60,7 +60,7 @@ def many_heads(
 
 
 @dataclass(frozen=True)
-class CachedHeads:
+class CachedFeatureTask:
     """What a run gives to phases that train on cached features; calling it makes such a phase.
 
     `config` is `cfg` in plain values, and `judge` makes reports, one a head, of what a model gives for batches after

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vidtrain.build.checkpoint_loader import locate
+from vidtrain.build.checkpoint_loader import find_checkpoint
 from vidtrain.config.targets import check_targets, suggest
 from vidtrain.errors import UserError
 
@@ -61,7 +61,7 @@ def _check_places(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(("checkpoint", "must be given: a run's folder, a checkpoint, or an exported file"))
     else:
         try:
-            locate(cfg.checkpoint)
+            find_checkpoint(cfg.checkpoint)
         except UserError as error:
             faults.append(("checkpoint", str(error).removeprefix("checkpoint=")))
     if cfg.videos is None:

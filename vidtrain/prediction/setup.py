@@ -57,14 +57,14 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
         return faults
 
     def geometry() -> None:
-        build.part(trained.augmentation.eval)(320, 240, build.clip_size(trained))
+        build.instantiate_component(trained.augmentation.eval)(320, 240, build.clip_size(trained))
 
     def model() -> None:
         size = build.clip_size(trained)
         _model_without_memory(trained).encoder.grid(trained.clip.frames, *size)
 
     trials = {"clip": lambda: try_clip(trained), "augmentation.eval": geometry, "model": model,
-              "loss": lambda: build.part(trained.loss)}  # fmt: skip
+              "loss": lambda: build.instantiate_component(trained.loss)}  # fmt: skip
     for key, trial in trials.items():
         try:
             trial()
@@ -104,8 +104,8 @@ def make_predictor(
         transform=transform,
         device=ranks.device,
         context=autocast(ranks, trained.trainer.precision),
-        crops=build.part(trained.augmentation.eval).crops,
-        independent=build.part(trained.loss).independent,
+        crops=build.instantiate_component(trained.augmentation.eval).crops,
+        independent=build.instantiate_component(trained.loss).independent,
         heat=heat,
         heat_class=heat_class,
     )
@@ -135,7 +135,7 @@ def check_graph(trained: DictConfig, model: nn.Module, path: Path) -> None:
     """Raises `UserError` for an exported graph that was made for other clips than are to be shown to it."""
     if not hasattr(model, "clip_shape"):
         return
-    if isinstance(build.part(trained.augmentation.eval), WholeFrame):
+    if isinstance(build.instantiate_component(trained.augmentation.eval), WholeFrame):
         raise UserError(f"{path} takes clips of one size, and its card asks for whole frames of any size")
     wanted = (3, trained.clip.frames, *build.clip_size(trained))
     if tuple(model.clip_shape) != wanted:
@@ -170,4 +170,4 @@ def heat_note(kind: str | None, model: nn.Module, heat_class: str | None, why_no
 
 def _model_without_memory(trained: DictConfig) -> nn.Module:
     with torch.device("meta"):
-        return build.part(trained.model, num_classes=2)
+        return build.instantiate_component(trained.model, num_classes=2)

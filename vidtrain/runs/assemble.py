@@ -21,7 +21,7 @@ from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import split_heads, view_table
-from vidtrain.features.frozen_encoder import CachedHeads, many_heads
+from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.masking import masked_values
 from vidtrain.runs import data as run_data
@@ -167,7 +167,7 @@ def make_parts(
         steps_per_epoch = ranks.on_main(lambda: run_data.epoch_steps(folder, counted, console))
     check_monitor(settings.monitor, len(data.classes), data.train.multi_label)
     shares = class_shares(data.train, cfg.data.balance)
-    loss = build.part(cfg.loss)
+    loss = build.instantiate_component(cfg.loss)
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
     return Parts(
         settings=settings,
@@ -243,7 +243,7 @@ def val_evaluation(
 
 def open_log(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path, step: int) -> RunLog:
     """The record of the run, as of `step`; its logger, which repeats it elsewhere, is still to be started."""
-    logger = Loggers(build.part(cfg.logger)) if ranks.is_main else NullLogger()
+    logger = Loggers(build.instantiate_component(cfg.logger)) if ranks.is_main else NullLogger()
     log = RunLog(folder, logger, console, ranks.is_main, ranks.rank)
     log.rewind(step, ranks.world_size)
     return log
@@ -279,7 +279,7 @@ def assemble(
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
         if phase.cache_features and evaluation is not None:
-            cached = CachedHeads(
+            cached = CachedFeatureTask(
                 cfg=cfg,
                 # nothing but digests is made of it
                 config=cast(Mapping[str, Any], OmegaConf.to_container(cfg, resolve=True)),
@@ -292,7 +292,7 @@ def assemble(
                 judge=evaluation.of_batches,
             )
             return cached(model, phase)
-        return many_heads(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
+        return head_task(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
 
     return Run(
         model=model,
@@ -305,9 +305,9 @@ def assemble(
         loss=parts.loss,
         class_weights=parts.class_weights,
         multi_label=data.train.multi_label,
-        optimizer=build.part(cfg.optimizer),
-        lr=build.part(cfg.schedule.lr),
-        weight_decay=build.part(cfg.schedule.weight_decay),
+        optimizer=build.instantiate_component(cfg.optimizer),
+        lr=build.instantiate_component(cfg.schedule.lr),
+        weight_decay=build.instantiate_component(cfg.schedule.weight_decay),
         phases=parts.phases,
         settings=parts.settings,
         ranks=ranks,

@@ -56,7 +56,7 @@ def check_settings(settings: ExportSettings) -> list[tuple[str, str]]:
 def check_geometry(cfg: DictConfig, settings: ExportSettings) -> None:
     """Raises `UserError` where clips have the size of their video: a graph has one size."""
     graphs = [name for name in settings.formats or () if name in GRAPHS]
-    if graphs and isinstance(build.part(cfg.augmentation.eval), WholeFrame):
+    if graphs and isinstance(build.instantiate_component(cfg.augmentation.eval), WholeFrame):
         raise UserError(
             f"the model is evaluated on whole frames of any size, and {' and '.join(graphs)} hold one size: say "
             "formats=[safetensors]"
@@ -127,7 +127,9 @@ def _write_graphs(
     console: Any,
 ) -> dict[str, Any]:
     clip_shape = (cfg.clip.frames, *build.clip_size(cfg))
-    predict = partial(probabilities, fusion=cfg.model.fusion, independent=build.part(cfg.loss).independent)
+    predict = partial(
+        probabilities, fusion=cfg.model.fusion, independent=build.instantiate_component(cfg.loss).independent
+    )
     make = partial(
         exporting.ClipGraph, model, predict, list(cfg.clip.mean), list(cfg.clip.std), settings.input
     )
@@ -188,7 +190,7 @@ def make_card(
             OUTPUT_NAMES[0]: ["videos", 1 if cfg.model.fusion == "joint" else "views", len(classes)],
             OUTPUT_NAMES[1]: ["videos", len(classes)],
         },
-        "probabilities": "sigmoid" if build.part(cfg.loss).independent else "softmax",
+        "probabilities": "sigmoid" if build.instantiate_component(cfg.loss).independent else "softmax",
         "preprocessing": _preprocessing(cfg),
         "fusion": cfg.model.fusion,
         "protocol": build.protocol_text(cfg, cfg.model.fusion),
@@ -210,7 +212,7 @@ def make_card(
 def _preprocessing(cfg: DictConfig) -> dict[str, Any]:
     """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size."""
     clip, size = cfg.clip, build.clip_size(cfg)
-    geometry: EvalGeometry = build.part(cfg.augmentation.eval)
+    geometry: EvalGeometry = build.instantiate_component(cfg.augmentation.eval)
     short_side = geometry.short_side
     if short_side is None:
         ratio = None if isinstance(geometry, WholeFrame) else geometry.short_side_ratio

@@ -44,7 +44,7 @@ class OptunaSweeper(TrialSweeper):
         self._space = {
             key: sweep_study.distribution(each) for key, each in self.said.items() if each.is_sweep_override()
         }
-        build.part(self._pruner)  # a fault in it shows before the first trial
+        build.instantiate_component(self._pruner)  # a fault in it shows before the first trial
 
     def run_missing(self) -> None:
         from vidtrain.sweeps import study as sweep_study

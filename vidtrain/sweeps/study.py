@@ -90,7 +90,7 @@ def ask(
     """
     number = len(study.get_trials(deepcopy=False))
     own = OmegaConf.merge(sampler, {} if seed is None or "seed" in sampler else {"seed": seed + number})
-    study.sampler = build.part(own)
+    study.sampler = build.instantiate_component(own)
     trial = study.ask(dict(space))
     return trial.number, overrides_of(trial.params, space)
 
@@ -158,7 +158,7 @@ class Pruning:
         return None if self._trial is None else self._try(lambda: self._ask(value))
 
     def _open(self) -> None:
-        pruner = build.part(OmegaConf.create(self._how["pruner"]))
+        pruner = build.instantiate_component(OmegaConf.create(self._how["pruner"]))
         storage = _storage(_with_password(self._how["storage"]))
         study = optuna.load_study(study_name=self._how["study"], storage=storage, pruner=pruner)
         frozen = study.get_trials(deepcopy=False)[self._number]

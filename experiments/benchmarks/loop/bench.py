@@ -40,7 +40,7 @@ def main(overrides: list[str]) -> None:
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model, batch = build.model(cfg, CLASSES, ranks), batch_of(cfg)
     twin = copy.deepcopy(model)
-    twin_optimizer = build.part(cfg.optimizer)(list(twin.parameters()))
+    twin_optimizer = build.instantiate_component(cfg.optimizer)(list(twin.parameters()))
     inputs = build.device_transform(cfg, ranks.device)(batch.clips)
     bare: list[float] = []
 

@@ -58,7 +58,7 @@ def measure(cfg: DictConfig, folder: Path) -> tuple[float, float, float]:
     ranks = Ranks(torch.device("cpu"))
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model, batch = build.model(cfg, CLASSES, ranks), batch_of(cfg)
-    logger = Timed(build.part(cfg.logger))
+    logger = Timed(build.instantiate_component(cfg.logger))
     log = RunLog(folder, logger, NullConsole(), is_main=True, rank=0)
     at: list[float] = []
     log.step = lambda row: at.append(time.perf_counter())
