@@ -24,7 +24,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Going on with a sweep is training
-ALLOWED = {("sweep", "train"), ("training", "evaluation")}
+ALLOWED = {("sweep", "train")}
 # library -> the rooms that may import it
 MAY_USE = {
     "hydra": {"app", "build", "config", "runs", "sweeps"},

@@ -131,7 +131,9 @@ def _fit(
 
     ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
     hook = trial.on_validation(folder, ranks, console, run_folder.is_started_by_sweep())
-    record = Record(log=log, console=console, folder=folder, on_validation=hook, halt=evaluation.halt)
+    record = Record(
+        log=log, console=console, folder=folder, on_validation=hook, preemption=evaluation.preemption
+    )
     run = assemble(cfg, data, parts, start.model, evaluation, ranks, record)
     state = fit(run, start.resume)
     if parts.settings.one_batch:

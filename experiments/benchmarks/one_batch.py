@@ -63,5 +63,5 @@ def run_of(
         log=log,
         console=NullConsole(),
         checkpoints=folder / "checkpoints",
-        card={},
+        metadata={},
     )

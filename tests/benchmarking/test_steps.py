@@ -121,7 +121,7 @@ def a_run(tmp_path):
             log=RunLog(folder, NullLogger(), NullConsole(), is_main=True, rank=0),
             console=NullConsole(),
             checkpoints=folder / "checkpoints",
-            card={},
+            metadata={},
         )
 
     return make

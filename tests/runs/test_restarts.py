@@ -39,13 +39,17 @@ def events(folder):
 
 
 def fail(folder, step, error):
-    with PreemptionHandler() as halt, run_attempt(folder, RANKS, halt) as mine:
+    with PreemptionHandler() as preemption, run_attempt(folder, RANKS, preemption) as mine:
         mine.begin(step)
         raise error
 
 
 def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
-    with write_requeue_flag(), PreemptionHandler() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
+    with (
+        write_requeue_flag(),
+        PreemptionHandler() as preemption,
+        run_attempt(tmp_path, RANKS, preemption) as mine,
+    ):
         mine.begin(12)
     started, finished = read_attempts(tmp_path)
     assert (started["event"], started["step"], started["ranks"], started["job"], started["restart"]) == (
@@ -56,7 +60,7 @@ def test_an_attempt_that_comes_to_its_end(tmp_path, scheduler):
 
 def test_an_attempt_says_how_far_it_came(tmp_path, scheduler):
     def ended_at(start, *logged):
-        with PreemptionHandler() as halt, run_attempt(tmp_path, RANKS, halt) as mine:
+        with PreemptionHandler() as preemption, run_attempt(tmp_path, RANKS, preemption) as mine:
             mine.begin(start)
             for step in logged:
                 with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -94,8 +98,8 @@ def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, 
     with (
         pytest.raises(SystemExit) as ended,
         write_requeue_flag(),
-        PreemptionHandler() as halt,
-        run_attempt(tmp_path, RANKS, halt) as mine,
+        PreemptionHandler() as preemption,
+        run_attempt(tmp_path, RANKS, preemption) as mine,
     ):
         mine.begin(3)
         signal.raise_signal(signal.SIGUSR2)
@@ -112,7 +116,7 @@ def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, 
 def test_the_command_that_goes_on_can_be_copied_whatever_the_folder_is_called(tmp_path, capsys):
     folder = tmp_path / "a [run"
     folder.mkdir()
-    with pytest.raises(SystemExit), PreemptionHandler() as halt, run_attempt(folder, RANKS, halt):
+    with pytest.raises(SystemExit), PreemptionHandler() as preemption, run_attempt(folder, RANKS, preemption):
         signal.raise_signal(signal.SIGUSR2)
     command = capsys.readouterr().err.partition("to go on: ")[2]
     [word] = shlex.split(command)[3:]

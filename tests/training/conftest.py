@@ -84,13 +84,13 @@ def small_loop(tmp_path: Path, ranks: Ranks):
         loss: Loss | None = None,
         multi_label: bool = False,
         optimizer=SGD,
-        halt: PreemptionHandler | None = None,
+        preemption: PreemptionHandler | None = None,
         on_evaluation: Callable[[], None] = lambda: None,
         **settings,
     ) -> SimpleNamespace:
         torch.manual_seed(0)
         model = VideoClassifier(SmallConv(), MeanPoolClassifier, num_classes=3)
-        halt = halt or PreemptionHandler()
+        preemption = preemption or PreemptionHandler()
         settings = TrainerSettings(
             **{"epochs": 3, "batch_size": 6, "log_every": 1, "save_every": "2it"} | settings
         )
@@ -114,7 +114,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
             learner.eval()
             batch = a_batch(torch.Generator().manual_seed(99), 12, multi_label)
             on_evaluation()
-            halt.stop_if(ranks.any_rank(halt.asked))
+            preemption.stop_if(ranks.any_rank(preemption.stop_requested))
             with torch.no_grad():
                 logits = learner(ToFloat()(batch.clips))
             table = ViewTable(batch.indices, batch.labels, logits, [], 12)
@@ -153,9 +153,9 @@ def small_loop(tmp_path: Path, ranks: Ranks):
                     log=log,
                     console=console,
                     checkpoints=folder / "checkpoints",
-                    card={},
+                    metadata={},
                     frozen=frozen,
-                    halt=halt,
+                    preemption=preemption,
                 ),
                 resume,
             )

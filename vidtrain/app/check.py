@@ -29,7 +29,7 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import find_place
 from vidtrain.training.schedules import in_steps, steps
 from vidtrain.training.stages import apply_phase, check_together
-from vidtrain.training.validation import VALIDATED, selecting_weights
+from vidtrain.training.validation import METRIC_PREFIXES, selecting_weights
 
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")
 GROUPS = (
@@ -177,7 +177,7 @@ def _try_optimizer(cfg: DictConfig) -> None:
 
 CHOICES = {
     "trainer.monitor": DIRECTIONS,
-    "trainer.monitor_weights": VALIDATED,
+    "trainer.monitor_weights": METRIC_PREFIXES,
     "trainer.precision": PRECISIONS,
     "trainer.clip_grad_by": CLIP_GRAD_BY,
     "trainer.batch_norm": BATCH_NORMS,

@@ -36,7 +36,7 @@ from vidtrain.training.losses import Loss, describe_loss
 from vidtrain.training.precision import autocast
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import PreemptionHandler
-from vidtrain.training.run import PhaseTask, Run
+from vidtrain.training.run import Console, Log, PhaseTask, Run
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
 from vidtrain.training.validation import check_monitor
 
@@ -64,7 +64,7 @@ class RunData:
         return tuple(self.train.classes)
 
 
-def set_up(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path) -> str:
+def set_up(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path) -> str:
     """Sets the process up and records the run in its folder; returns the run's id."""
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     if cfg.trainer.deterministic:
@@ -77,7 +77,7 @@ def set_up(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path) -> str:
     return run_id
 
 
-def open_data(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path | None = None) -> RunData:
+def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | None = None) -> RunData:
     """The splits as they are trained on; `folder` is the run's, which records what they hold.
 
     Raises `UserError` where a run that is resumed has other training data now, unless `data.allow_changed`.
@@ -117,7 +117,7 @@ class Start:
         return f"model {encoder} + {head}, {count / 1e6:.2f} M parameters; {self.origin}"
 
 
-def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Any, folder: Path) -> Start:
+def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path) -> Start:
     model = build.model(cfg, len(data.classes), ranks)
     resumable = find_resume(folder / "checkpoints", ranks, console)
     if resumable is None:
@@ -154,7 +154,7 @@ class Parts:
 
 
 def make_parts(
-    cfg: DictConfig, data: RunData, ranks: Ranks, console: Any, folder: Path | None = None
+    cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path | None = None
 ) -> Parts:
     """A run in `folder` keeps the steps per epoch that it was started with.
 
@@ -183,7 +183,7 @@ def make_parts(
     )
 
 
-def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Any, folder: Path) -> None:
+def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Console, folder: Path) -> None:
     """Logs what the data are, and records it in dataset.json."""
     videos = {name: len(split) for name, split in data.splits.items()}
     counts = ", ".join(f"{name} {count}" for name, count in videos.items())
@@ -209,8 +209,8 @@ class ValEvaluation:
     fusion: str
     protocol: str
     ranks: Ranks
-    console: Any
-    halt: PreemptionHandler
+    console: Console
+    preemption: PreemptionHandler
 
     def __call__(self, model: nn.Module) -> list[Report]:
         """A report for each head. Raises `Stopped` where a signal cut the evaluation short."""
@@ -218,10 +218,10 @@ class ValEvaluation:
 
     def of_batches(self, model: nn.Module, batches: Iterable, transform: nn.Module) -> list[Report]:
         """The same for other inputs of the same videos, such as cached features."""
-        seen, ranks = self.halt.until_asked(batches), self.ranks
+        seen, ranks = self.preemption.until_stop_requested(batches), self.ranks
         context, videos = self.parts.autocast, len(self.val.manifest)
         table = view_table(model, seen, transform, videos, ranks.device, context, self.val.crops)
-        self.halt.stop_if(ranks.any_rank(self.halt.asked))  # the table may not be whole
+        self.preemption.stop_if(ranks.any_rank(self.preemption.stop_requested))  # the table may not be whole
         independent = self.parts.loss.independent
         tables = split_heads(table, self.num_classes)
         return [report(each, self.fusion, self.protocol, independent) for each in tables]
@@ -233,15 +233,15 @@ def val_evaluation(
     parts: Parts,
     fusion: str,
     ranks: Ranks,
-    console: Any,
-    halt: PreemptionHandler,
+    console: Console,
+    preemption: PreemptionHandler,
 ) -> ValEvaluation:
     val = data.open_split("val", data.splits["val"], ranks)
     protocol = build.protocol_text(cfg, fusion)
-    return ValEvaluation(val, parts, len(data.classes), fusion, protocol, ranks, console, halt)
+    return ValEvaluation(val, parts, len(data.classes), fusion, protocol, ranks, console, preemption)
 
 
-def open_log(cfg: DictConfig, ranks: Ranks, console: Any, folder: Path, step: int) -> RunLog:
+def open_log(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path, step: int) -> RunLog:
     """The record of the run, as of `step`; its logger, which repeats it elsewhere, is still to be started."""
     logger = Loggers(build.instantiate_component(cfg.logger)) if ranks.is_main else NullLogger()
     log = RunLog(folder, logger, console, ranks.is_main, ranks.rank)
@@ -256,11 +256,11 @@ class Record:
     A hook of the loop is a field here and in `Run`, which `assemble` hands on.
     """
 
-    log: Any  # a RunLog
-    console: Any
+    log: Log
+    console: Console
     folder: Path = Path()
     on_validation: Callable[[float], None] = lambda value: None
-    halt: PreemptionHandler = field(default_factory=PreemptionHandler)
+    preemption: PreemptionHandler = field(default_factory=PreemptionHandler)
 
 
 def assemble(
@@ -315,14 +315,14 @@ def assemble(
         log=record.log,
         console=record.console,
         checkpoints=record.folder / "checkpoints",
-        card=checkpoint_card(cfg, data.classes, model.fusion),
+        metadata=checkpoint_metadata(cfg, data.classes, model.fusion),
         frozen=frozen,
-        halt=record.halt,
+        preemption=record.preemption,
         on_validation=record.on_validation,
     )
 
 
-def checkpoint_card(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> dict[str, Any]:
+def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> dict[str, Any]:
     """What a checkpoint needs to be used without the run."""
     return {
         "classes": list(classes),

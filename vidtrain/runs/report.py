@@ -27,7 +27,7 @@ from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.checkpoints.resume import load_best
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.state import TrainState
-from vidtrain.training.validation import HEADS, VALIDATED
+from vidtrain.training.validation import HEADS, METRIC_PREFIXES
 
 
 @dataclass(frozen=True)
@@ -179,5 +179,6 @@ def show(result: Result, state: TrainState, monitor: str, console: Any) -> None:
     if result.heads:
         show_head_table(console, result.heads, monitor)
     selected = ", which also selected it: there is no test split" if result.also_selected else ""
-    title = f"best checkpoint ({VALIDATED[result.weights]} {monitor} {state.best:.4f}) on {result.split}{selected}"
+    value = f"{METRIC_PREFIXES[result.weights]} {monitor} {state.best:.4f}"
+    title = f"best checkpoint ({value}) on {result.split}{selected}"
     results_table(console, title, result.report)

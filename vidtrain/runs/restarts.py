@@ -160,11 +160,11 @@ class RunAttempt:
 
 
 @contextmanager
-def run_attempt(folder: Path, ranks: "Ranks", halt: PreemptionHandler) -> Iterator[RunAttempt]:
+def run_attempt(folder: Path, ranks: "Ranks", preemption: PreemptionHandler) -> Iterator[RunAttempt]:
     """Within it, the ranks of a run end together, and attempts.jsonl records how."""
     this = RunAttempt(folder, ranks)
     if ranks.vigil is not None:
-        ranks.vigil.stop_asked = lambda: halt.number
+        ranks.vigil.stop_signal = lambda: preemption.number
         ranks.vigil.lost_status = lambda: this.status_after(LOST)
         ranks.vigil.on_lost = this.record_lost
     try:
@@ -182,7 +182,7 @@ def run_attempt(folder: Path, ranks: "Ranks", halt: PreemptionHandler) -> Iterat
             this.record(PRUNED)
         raise
     except Exception as error:
-        halt.hold()  # a scheduler signals the other ranks as soon as one has failed
+        preemption.hold()  # a scheduler signals the other ranks as soon as one has failed
         this.end_failed(error)
         raise
     if ranks.is_main:

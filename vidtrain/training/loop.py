@@ -22,7 +22,7 @@ from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import set_train_mode
 from vidtrain.training.state import StepResult, TrainState
 from vidtrain.training.validation import (
-    VALIDATED,
+    METRIC_PREFIXES,
     report_epoch,
     validate,
     validation_lines,
@@ -41,7 +41,11 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
     while state.phase < len(run.phases):
         phase = trainer.begin_phase(resume)
         resume = None  # the phases after this one begin at their first step
-        with run.halt.deferred(), run.console.phase(phase.name, phase.total, state.step), phase.profiler:
+        with (
+            run.preemption.deferred(),
+            run.console.phase(phase.name, phase.total, state.step),
+            phase.profiler,
+        ):
             while not phase.ended:
                 iterate(trainer, phase)
     return state
@@ -59,29 +63,31 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
         log_step(trainer, phase, result, time.perf_counter() - started)
 
     # The one collective of a step besides the gradients': a signal to any rank stops all ranks after the same step
-    stop_requests, failed_reads = run.ranks.all_reduce_sum(int(run.halt.asked), int(phase.sums.faults))
+    stop_requests, failed_reads = run.ranks.all_reduce_sum(
+        int(run.preemption.stop_requested), int(phase.sums.faults)
+    )
     check_faults(failed_reads, run.settings, run.steps_per_epoch)
     stopping, at_end = stop_requests > 0, state.step == phase.total
     if stepped and (state.step % run.steps_per_epoch == 0 or at_end):
         log_epoch(trainer, phase)
         phase.start_epoch()
-    if phase.evaluate_due(state.step) or at_end:
+    if phase.evaluate_at(state.step) or at_end:
         state.eval_pending = True
     if state.eval_pending and not stopping:
         stopping = not evaluate(trainer, phase)
 
     # A phase ends with its last step, or early when validation has stopped improving
     phase.ended = (at_end or trainer.out_of_patience) and not state.eval_pending
-    keep_due, save_due = phase.keep_due(state.step), phase.save_due(state.step)
+    keep, save_now = phase.keep_at(state.step), phase.save_at(state.step)
     if phase.ended:
         end_phase(trainer, phase)  # sets state.step to 0, for the next phase
-    if phase.ended or stopping or keep_due or save_due:
-        saved = save(trainer, phase, keep=keep_due)
+    if phase.ended or stopping or keep or save_now:
+        saved = save(trainer, phase, keep=keep)
     if stopping:
         run.console.info(
             f"a signal ends the run at step {state.total_step}, which is {'' if saved else 'not '}saved"
         )
-        run.halt.stop_if(True)
+        run.preemption.stop_if(True)
 
 
 def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_CLOCK) -> StepResult:
@@ -191,7 +197,7 @@ def evaluate(trainer: Trainer, phase: Phase) -> bool:
     if improved:
         best = {
             "model": trainer.average.tensors if selected == "ema" else trainer.model.state_dict(),
-            "weights": selected if selected in VALIDATED else "raw",
+            "weights": selected if selected in METRIC_PREFIXES else "raw",
             "head": None if phase.settings.heads is None else selected,
             "state": asdict(state),
             "metrics": reports[selected].metrics,

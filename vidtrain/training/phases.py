@@ -56,9 +56,9 @@ class Phase:
     autocast: AbstractContextManager
     sums: EpochSums
     # after which steps of the phase each happens; its last step ends in an evaluation and a checkpoint anyway
-    evaluate_due: Callable[[int], bool]
-    save_due: Callable[[int], bool]
-    keep_due: Callable[[int], bool]
+    evaluate_at: Callable[[int], bool]
+    save_at: Callable[[int], bool]
+    keep_at: Callable[[int], bool]
     profiler: StepProfiler = field(default_factory=NoProfiler)
     batches: Iterator[TrainBatch] = field(default_factory=lambda: iter(()))
     ended: bool = False
@@ -93,9 +93,9 @@ class Phase:
             forward=_wrapped(run, task.model),
             autocast=autocast(ranks, precision),
             sums=EpochSums.zeros(model.num_classes, run.multi_label, ranks.device),
-            evaluate_due=due(trainer_settings.eval_every),
-            save_due=due(trainer_settings.save_every),
-            keep_due=due(trainer_settings.keep_every),
+            evaluate_at=due(trainer_settings.eval_every),
+            save_at=due(trainer_settings.save_every),
+            keep_at=due(trainer_settings.keep_every),
         )
 
     def next_batch(self, step: int) -> TrainBatch:
@@ -161,7 +161,7 @@ class Trainer:
         average = None if settings.ema is None else WeightAverage(model, settings.ema, settings.ema_warmup)
         if resume and average is not None:
             average.load(resume["ema"])
-        saver = Saver(run.checkpoints, run.card, run.ranks, run.log, run.console)
+        saver = Saver(run.checkpoints, run.metadata, run.ranks, run.log, run.console)
         started = time.perf_counter() - state.seconds
         check_phases(model, run.phases, settings.epochs, run.steps_per_epoch)
         for line in settings_lines(model, settings):

@@ -1,6 +1,7 @@
 """What the loop works with, assembled by the app."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,41 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.settings import PhaseSettings, TrainerSettings
+
+Value = float | int | str | None  # what a cell of a log or of a table holds
+
+
+class Console(Protocol):
+    """What a person sees of a run: what `tracking.console.Console` shows, or nothing on other ranks."""
+
+    def info(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None: ...
+
+    def phase(
+        self, name: str, total_steps: int, start_step: int = 0
+    ) -> AbstractContextManager[None, bool | None]:
+        """While inside, `advance` moves the bar of this phase."""
+
+    def advance(self, step: int, fields: Mapping[str, Value]) -> None: ...
+
+
+class Log(Protocol):
+    """What a run records: see `tracking.run_log.RunLog`."""
+
+    def log(self, metrics: Mapping[str, Value], step: int) -> None:
+        """Numbers known after optimizer step `step`."""
+
+    def step(self, row: Mapping[str, Value]) -> None:
+        """One optimizer step of this rank."""
+
+    def fault(self, path: str, cause: str, step: int, split: str) -> None:
+        """A video that could not be read."""
+
+    def flush(self) -> str | None:
+        """Puts every row on the disk; says why that failed, or None."""
 
 
 class TrainBatch(Protocol):
@@ -64,15 +100,15 @@ class Run:
     settings: TrainerSettings
     ranks: Ranks
     seed: int
-    log: Any  # a RunLog
-    console: Any  # a Console
+    log: Log
+    console: Console
     checkpoints: Path  # the folder of last.pt, previous.pt and best.pt
-    card: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
+    metadata: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
     frozen: Callable[[PhaseSettings], PhaseTask] | None = None  # many heads, cached features
     # called on every rank after each evaluation, with its value of `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
     # the signals that stop the run; one that nobody entered hears none
-    halt: PreemptionHandler = field(default_factory=PreemptionHandler)
+    preemption: PreemptionHandler = field(default_factory=PreemptionHandler)
 
     def task(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""

@@ -13,11 +13,12 @@ from vidtrain.training.batch_norm import BATCH_NORMS, batch_norms
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import Stopped
+from vidtrain.training.run import Console, Log
 from vidtrain.training.settings import TrainerSettings
 from vidtrain.training.state import EpochSums
 
 # Which weights -> under which name their metrics are logged
-VALIDATED = {"raw": "val", "ema": "val_ema"}
+METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
 HEADS = "val_heads"  # and those of each head of a grid, by its name
 
 
@@ -104,11 +105,11 @@ def validation_row(found: Mapping[str, Report], selecting: str) -> dict[str, flo
     as those of the run."""
     row = (
         {}
-        if selecting in VALIDATED
+        if selecting in METRIC_PREFIXES
         else {f"val/{key}": value for key, value in found[selecting].metrics.items()}
     )
     for weights, report in found.items():
-        prefix = VALIDATED[weights] if weights in VALIDATED else f"{HEADS}/{weights}"
+        prefix = METRIC_PREFIXES[weights] if weights in METRIC_PREFIXES else f"{HEADS}/{weights}"
         row |= {f"{prefix}/{key}": value for key, value in report.metrics.items()}
     return row
 
@@ -117,8 +118,8 @@ def report_epoch(
     sums: EpochSums,
     loss_scale: float | None,
     ranks: Ranks,
-    log: Any,
-    console: Any,
+    log: Log,
+    console: Console,
     about: Mapping[str, Any],
     costs: Mapping[str, float],
     step: int,
@@ -147,11 +148,11 @@ def validation_lines(
     """A line for each of the weights, of a grid for the best head; `selecting` names those that `monitor` is read
     from."""
     lines = []
-    several = selecting not in VALIDATED
+    several = selecting not in METRIC_PREFIXES
     for weights, report in {selecting: found[selecting]}.items() if several else found.items():
         shown = dict.fromkeys(("loss", "top1", "clip_top1", "map", "f1_micro", "f1_macro", monitor))
         values = ", ".join(f"{key} {report.metrics[key]:.4f}" for key in shown if key in report.metrics)
         best = f" (best {monitor})" if improved and weights == selecting else ""
-        name = f"val, {weights} of {len(found)} heads:" if several else VALIDATED[weights]
+        name = f"val, {weights} of {len(found)} heads:" if several else METRIC_PREFIXES[weights]
         lines.append(f"epoch {epoch:.4g}: {name} {values}, coverage {report.coverage}{best}")
     return lines

@@ -55,19 +55,19 @@ def meet(scenario: str, ranks: Ranks, step: int) -> None:
 
 def steps(folder: Path, scenario: str) -> None:
     with (
-        PreemptionHandler() as halt,
+        PreemptionHandler() as preemption,
         join_ranks("cpu", PATIENCE) as ranks,
-        run_attempt(folder, ranks, halt) as mine,
+        run_attempt(folder, ranks, preemption) as mine,
     ):
         mine.begin(0)
         deadline = time.monotonic() + LONG
-        with halt.deferred():
+        with preemption.deferred():
             for step in range(1 << 30):
                 meet(scenario, ranks, step)
-                stopping = ranks.any_rank(halt.asked)
+                stopping = ranks.any_rank(preemption.stop_requested)
                 if stopping:
                     (folder / f"stopped_at_{ranks.rank}").write_text(str(step))
-                    halt.stop_if(True)
+                    preemption.stop_if(True)
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 
@@ -75,7 +75,7 @@ def steps(folder: Path, scenario: str) -> None:
 def train(folder: Path, scenario: str) -> None:
     """A whole run of the small model; rank 0 gets a signal in its n-th step or evaluation."""
     where, _, number = scenario.partition("_")
-    with PreemptionHandler() as halt, join_ranks("cpu") as ranks:
+    with PreemptionHandler() as preemption, join_ranks("cpu") as ranks:
         calls = 0
         number = number or 0
 
@@ -90,7 +90,12 @@ def train(folder: Path, scenario: str) -> None:
             torch.optim.SGD.step = lambda self: (step(self), count())[0]
         run = conftest.small_loop(folder, ranks)
         settings = {"save_every": "3ep", "ema": 0.9, "eval_every": "3it"}
-        run("run", halt=halt, on_evaluation=count if where == "evaluation" else lambda: None, **settings)
+        run(
+            "run",
+            preemption=preemption,
+            on_evaluation=count if where == "evaluation" else lambda: None,
+            **settings,
+        )
         ranks.barrier()
         (folder / "resumed").touch()
 

@@ -20,22 +20,22 @@ def send(number=signal.SIGTERM):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_what_has_nothing_to_save_at_once_and_with_status_75(number):
-    with PreemptionHandler() as halt, pytest.raises(Stopped) as stopped:
+    with PreemptionHandler() as preemption, pytest.raises(Stopped) as stopped:
         send(number)
-    assert (stopped.value.status, halt.number) == (75, number)
+    assert (stopped.value.status, preemption.number) == (75, number)
     assert str(stopped.value) == signal.Signals(number).name
 
 
 def test_in_training_it_only_sets_a_flag_and_later_ones_change_nothing():
-    with PreemptionHandler() as halt, pytest.raises(Stopped, match="SIGUSR1"), halt.deferred():
+    with PreemptionHandler() as preemption, pytest.raises(Stopped, match="SIGUSR1"), preemption.deferred():
         send(signal.SIGUSR1)
         send(signal.SIGTERM)
         send(signal.SIGUSR2)
-        assert halt.number == signal.SIGUSR1
+        assert preemption.number == signal.SIGUSR1
 
 
 def test_the_first_interrupt_is_heard_like_the_others_and_ends_with_130():
-    with PreemptionHandler() as halt, pytest.raises(Stopped) as stopped, halt.deferred():
+    with PreemptionHandler() as preemption, pytest.raises(Stopped) as stopped, preemption.deferred():
         send(signal.SIGINT)
     assert stopped.value.status == 130
 
@@ -43,7 +43,7 @@ def test_the_first_interrupt_is_heard_like_the_others_and_ends_with_130():
 def test_the_second_interrupt_ends_the_process_at_once():
     script = (
         "import signal, time; from vidtrain.training.ranks.signals import PreemptionHandler\n"
-        "with PreemptionHandler() as halt, halt.deferred():\n"
+        "with PreemptionHandler() as preemption, preemption.deferred():\n"
         "    signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT); print('still here')\n"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
@@ -51,11 +51,11 @@ def test_the_second_interrupt_ends_the_process_at_once():
 
 
 def test_a_run_that_fails_is_not_disturbed_while_it_ends():
-    with PreemptionHandler() as halt:
-        with pytest.raises(ZeroDivisionError), halt.deferred():
+    with PreemptionHandler() as preemption:
+        with pytest.raises(ZeroDivisionError), preemption.deferred():
             raise ZeroDivisionError
         send()  # is not raised
-        assert halt.asked
+        assert preemption.stop_requested
 
 
 def test_it_gives_the_signals_back():
@@ -69,8 +69,8 @@ def test_a_thread_takes_no_signals_and_leaves_the_handlers_alone():
     before, inside = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with PreemptionHandler() as halt:
-            inside.append((signal.getsignal(signal.SIGTERM), halt.asked))
+        with PreemptionHandler() as preemption:
+            inside.append((signal.getsignal(signal.SIGTERM), preemption.stop_requested))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -79,9 +79,9 @@ def test_a_thread_takes_no_signals_and_leaves_the_handlers_alone():
 
 
 def test_items_end_with_the_signal():
-    with PreemptionHandler() as halt, pytest.raises(Stopped), halt.deferred():
+    with PreemptionHandler() as preemption, pytest.raises(Stopped), preemption.deferred():
         seen = []
-        for item in halt.until_asked(range(10)):
+        for item in preemption.until_stop_requested(range(10)):
             seen.append(item)
             if item == 2:
                 send()
@@ -122,11 +122,11 @@ class After:
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 8, 12])
 def test_stopped_at_any_step_and_resumed_is_bit_identical(run_loop, tmp_path, monkeypatch, step):
     whole = run_loop("whole", **SETTINGS)
-    with monkeypatch.context() as patched, PreemptionHandler() as halt:
+    with monkeypatch.context() as patched, PreemptionHandler() as preemption:
         after = After(step)
         original = torch.optim.SGD.step
         patched.setattr(torch.optim.SGD, "step", lambda self: (original(self), after())[0])
-        assert run_loop("stopped", halt=halt, **SETTINGS) is None
+        assert run_loop("stopped", preemption=preemption, **SETTINGS) is None
     saved = checkpoint.load(tmp_path / "stopped/checkpoints/last.pt")["state"]
     # an evaluation that is due is left to the next attempt; in an evaluated run best.pt would be there
     assert (saved["total_step"], saved["eval_pending"]) == (step, step in (3, 6, 9, 12))
@@ -137,8 +137,8 @@ def test_stopped_at_any_step_and_resumed_is_bit_identical(run_loop, tmp_path, mo
 def test_an_evaluation_is_left_at_once_and_done_again(run_loop, tmp_path, evaluation):
     """Each evaluation is two, as an average is kept; the last ones are those of the run's last step."""
     whole = run_loop("whole", **SETTINGS)
-    with PreemptionHandler() as halt:
-        assert run_loop("stopped", halt=halt, on_evaluation=After(evaluation), **SETTINGS) is None
+    with PreemptionHandler() as preemption:
+        assert run_loop("stopped", preemption=preemption, on_evaluation=After(evaluation), **SETTINGS) is None
     saved = checkpoint.load(tmp_path / "stopped/checkpoints/last.pt")["state"]
     assert (saved["total_step"], saved["eval_pending"]) == (3 * ((evaluation + 1) // 2), True)
     assert (saved["phase"], saved["step"]) == (0, saved["total_step"])
@@ -147,10 +147,10 @@ def test_an_evaluation_is_left_at_once_and_done_again(run_loop, tmp_path, evalua
 
 def test_a_signal_while_saving_does_not_disturb_it(run_loop, tmp_path, monkeypatch):
     whole = run_loop("whole", **SETTINGS)
-    with monkeypatch.context() as patched, PreemptionHandler() as halt:
+    with monkeypatch.context() as patched, PreemptionHandler() as preemption:
         after, original = After(1, signal.SIGUSR1), os.fsync
         patched.setattr(os, "fsync", lambda handle: (after(), original(handle))[1])
-        assert run_loop("stopped", halt=halt, **SETTINGS) is None
+        assert run_loop("stopped", preemption=preemption, **SETTINGS) is None
     assert not list((tmp_path / "stopped/checkpoints").glob(".*tmp"))
     assert_same(run_loop("stopped", **SETTINGS), whole)
 

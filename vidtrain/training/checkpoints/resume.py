@@ -9,12 +9,13 @@ from vidtrain.files.torch_files import verify
 from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.checkpoints.files import BEST, LAST, PREVIOUS, resumable, set_aside, step_of
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import Console
 from vidtrain.training.state import TrainState
 
 NEEDED = ("model", "state", "optimizer", "sums")
 
 
-def find_resume(folder: Path, ranks: Ranks, console: Any) -> tuple[Path, dict[str, Any]] | None:
+def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in `folder` that verifies, with its path, on every rank; None where there is none at all.
 
     Those passed over are named on the console with their causes, and renamed, so that none takes the place of a good

@@ -10,6 +10,7 @@ from vidtrain.errors import UserError
 from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.checkpoints.files import BEST, LAST, PREVIOUS, remove_strays, resumable, step_file
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import Console, Log
 
 MOST_FAILED = 10  # saves in a row, before a run that saves nothing is ended
 
@@ -20,12 +21,12 @@ class Saver:
     What a checkpoint speaks of is on the disk before it is: the rows of the logs up to its step, and the best weights.
     So one that could not be written is made up for, and a resumed run misses nothing.
 
-    `card` goes into every checkpoint. `log` is a RunLog, `console` a Console.
+    `metadata` goes into every checkpoint.
     """
 
-    def __init__(self, folder: Path, card: Mapping[str, Any], ranks: Ranks, log: Any, console: Any):
+    def __init__(self, folder: Path, metadata: Mapping[str, Any], ranks: Ranks, log: Log, console: Console):
         self._folder = folder
-        self._card = card
+        self._metadata = metadata
         self._ranks = ranks
         self._log = log
         self._console = console
@@ -39,12 +40,12 @@ class Saver:
         """Writes best.pt, or keeps a copy of the weights and writes it before the next checkpoint."""
         if not self._ranks.is_main:
             return
-        self._unsaved_best = {**self._card, **payload}
+        self._unsaved_best = {**self._metadata, **payload}
         try:
             self._write_best()
         except checkpoint.NotSaved as error:
             weights = {name: _copy(tensor) for name, tensor in payload["model"].items()}
-            self._unsaved_best = {**self._card, **payload, "model": weights}
+            self._unsaved_best = {**self._metadata, **payload, "model": weights}
             self._console.warn(
                 f"{error}. These weights are kept in memory and written with the next checkpoint"
             )
@@ -72,7 +73,7 @@ class Saver:
                         f"no checkpoint at step {step}: rows of rank {rank}'s logs wait, {why}"
                     )
             self._write_best()
-            whole = {**self._card, **payload}
+            whole = {**self._metadata, **payload}
             if keep:
                 checkpoint.save(whole, self._folder / step_file(step))
             checkpoint.save(whole, self._folder / LAST, self._folder / PREVIOUS)

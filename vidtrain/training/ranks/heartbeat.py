@@ -59,7 +59,7 @@ class RankMonitor:
         self.rank = rank
         # What a program may set: the signal that this process got, if it did; the status to end with when another rank
         # is lost; and what records that
-        self.stop_asked: Callable[[], int | None] = lambda: None
+        self.stop_signal: Callable[[], int | None] = lambda: None
         self.lost_status: Callable[[], int] = lambda: EXIT_FAILED
         self.on_lost: Callable[[Verdict], None] = lambda verdict: None
         self._watched = [each for each in range(world_size) if each != rank] if rank == 0 else [0]
@@ -132,7 +132,7 @@ class RankMonitor:
                 self._beats = {each: self._store.add(f"beat/{each}", 0) for each in self._watched}
                 if self._verdict is None and self._store.check(["verdict"]):
                     self._verdict = _read(self._store.get("verdict"))
-                number = self.stop_asked()
+                number = self.stop_signal()
                 if number is not None and not told:
                     self._store.compare_set("stop", "", str(number))
                     told = True

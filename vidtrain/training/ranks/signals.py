@@ -17,7 +17,7 @@ from typing import Self
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is tried again
 EXIT_INTERRUPTED = 130  # what shells give for Ctrl-C
 # A scheduler's: SLURM sends TERM when it preempts, requeues or ends a job, and others ahead of that on request
-ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
@@ -29,7 +29,7 @@ class Stopped(BaseException):
 
 
 class PreemptionHandler:
-    """Listens for the signals in `ASKING` while it is entered, in place of whatever listened before.
+    """Listens for the signals in `STOP_SIGNALS` while it is entered, in place of whatever listened before.
 
     The first one counts, and later ones change nothing, so that saving is not disturbed; only a Ctrl-C after another
     signal ends the process at once. Outside the main thread, where Python takes no signals, it does nothing.
@@ -42,7 +42,7 @@ class PreemptionHandler:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in ASKING}
+            self._before = {number: signal.signal(number, self._take) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,7 +51,7 @@ class PreemptionHandler:
         self._before = {}
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         return self.number is not None
 
     @contextmanager
@@ -61,7 +61,7 @@ class PreemptionHandler:
         self._deferred = True
         yield  # after an exception it stays so: ending is not to be disturbed either
         self._deferred = False
-        self.stop_if(self.asked)
+        self.stop_if(self.stop_requested)
 
     def hold(self) -> None:
         """From here on signals only set the flag: the run is ending anyway."""
@@ -72,15 +72,15 @@ class PreemptionHandler:
         if agreed:
             raise Stopped(signal.SIGTERM if self.number is None else self.number)
 
-    def until_asked(self, items: Iterable) -> Iterator:
+    def until_stop_requested(self, items: Iterable) -> Iterator:
         """`items` up to the signal: whoever uses them must not take them for all."""
         for item in items:
-            if self.asked:
+            if self.stop_requested:
                 return
             yield item
 
     def _take(self, number: int, _: object) -> None:
-        if self.asked:
+        if self.stop_requested:
             if number == signal.SIGINT:
                 os._exit(EXIT_INTERRUPTED)
             return
