@@ -89,7 +89,6 @@ LONG_FUNCTIONS = {
     "benchmark.py:benchmark",
 }
 DEEP_FUNCTIONS = {
-    "tracking/loggers/service.py:serve",
     "models/weights/formats/timm_frames.py:_convert",
     "data/processes/isolated.py:guarded",
     "config/stored_overrides.py:_leaves",

@@ -27,7 +27,7 @@ from vidtrain.files.escaping import (
 )
 from vidtrain.reports.markup import escape
 from vidtrain.tracking.console import Console
-from vidtrain.tracking.loggers.several import _plain
+from vidtrain.tracking.loggers.process import escape_texts
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vidtrain"
 
@@ -178,7 +178,7 @@ def test_pages_show_names_as_text(name):
 
 
 def test_trackers_are_told_text_that_they_can_store():
-    told = _plain({name: [name, 1, {"x": name}] for name in HOSTILE})
+    told = escape_texts({name: [name, 1, {"x": name}] for name in HOSTILE})
     json.dumps(told, ensure_ascii=False).encode()
     assert told["[/x]"] == ["[/x]", 1, {"x": "[/x]"}]
     assert told[r"caf\xe9"] == [r"caf\xe9", 1, {"x": r"caf\xe9"}]

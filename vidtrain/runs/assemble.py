@@ -27,7 +27,7 @@ from vidtrain.files.masking import masked_values
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
 from vidtrain.tracking.loggers.logger import NullLogger
-from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.provenance import write_provenance
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.checkpoints import checkpoint

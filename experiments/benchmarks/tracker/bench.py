@@ -21,7 +21,7 @@ from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.loop import fit
 from vidtrain.training.ranks.distributed import Ranks

@@ -10,7 +10,7 @@ from vidtrain.reports.plots import plot_curves
 from vidtrain.tracking.loggers import logger as logger_module
 from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.tracking.loggers.mlflow_logger import MlflowLogger
-from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.process import Loggers
 
 pytest.importorskip("mlflow")
 pytest.importorskip("sqlalchemy")

@@ -13,10 +13,9 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.tracking.loggers import process as process_module
-from vidtrain.tracking.loggers.channel import Frames, frame
 from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.process import descendants
-from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.process import Loggers, descendants
+from vidtrain.tracking.loggers.service import Frames, frame
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
@@ -180,7 +179,7 @@ def test_it_closes_what_it_logs_when_training_is_killed_and_a_fork_lives_on(tmp_
     sys.path.insert(0, {str(HERE)!r})
     from faulty_loggers import Notes
     from vidtrain.tracking.loggers.logger import LoggedRun
-    from vidtrain.tracking.loggers.several import Loggers
+    from vidtrain.tracking.loggers.process import Loggers
     folder = Path({str(tmp_path)!r})
     loggers = Loggers({{"notes": Notes(folder / "notes", waits_for_start=True)}})
     loggers.start(LoggedRun(folder / "run", "abc", "name", "group", {{}}))

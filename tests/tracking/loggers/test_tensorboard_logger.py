@@ -8,7 +8,7 @@ from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
 from vidtrain.tracking.loggers import logger as logger_module
 from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.loggers.tensorboard_logger import TensorBoardLogger
 
 pytest.importorskip("tensorboard")

@@ -14,8 +14,7 @@ import pytest
 
 from vidtrain.errors import UserError
 from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.process import descendants
-from vidtrain.tracking.loggers.several import Loggers
+from vidtrain.tracking.loggers.process import Loggers, descendants
 from vidtrain.tracking.loggers.wandb_logger import WandbLogger
 
 NOWHERE = "http://127.0.0.1:9"

@@ -1,13 +1,11 @@
-"""W&B, TensorBoard and MLflow, each in a process of its own that can never stop, slow or hang training.
+"""W&B, TensorBoard and MLflow: numbers, pictures and checkpoints of a run go in, and nothing comes back.
 
 Read logger.py first.
 
-logger.py              what a tracker must offer
-channel.py             messages between the two
+logger.py              what a logger must offer
 mlflow_logger.py       MLflow
-process.py             a tracker in a process of its own, which can never stop, slow or hang training
-service.py             what runs there
-several.py             several trackers at once
+process.py             in the training process: hands every call over, and can never be stopped, slowed or hung
+service.py             the other process, in which a logger runs
 tensorboard_logger.py  TensorBoard
 wandb_logger.py        W&B
 """

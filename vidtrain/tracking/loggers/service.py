@@ -1,10 +1,12 @@
-"""The process of a logger: it does what the training process tells it, one call after another.
+"""The process of one logger: it makes the calls that the training process sends, one after another.
 
-python -m vidtrain.tracking.loggers.service DESCRIPTOR, started by vidtrain.tracking.loggers.process.
+python -m vidtrain.tracking.loggers.service DESCRIPTOR, started by process.py. DESCRIPTOR is that of a socket. Messages
+are pickled tuples, each after its length: calls come in, answers go out.
 """
 
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -15,15 +17,40 @@ from typing import Any
 
 from vidtrain.errors import UserError
 from vidtrain.files.masking import hide_these, mask_streams
-from vidtrain.tracking.loggers.channel import RECEIVED, Frames, frame
 
 # A scheduler signals every process of a job; this one ends when the training process has
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_EVERY = 2.0  # seconds between looks at whether the training process lives
+LENGTH_BYTES = 4
+RECEIVED = 1 << 16  # bytes at once
+
+
+def frame(message: tuple[Any, ...]) -> bytes:
+    data = pickle.dumps(message)
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+class Frames:
+    """Whole messages out of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, data: bytes) -> list[tuple[Any, ...]]:
+        """The messages that `data` completes."""
+        self._bytes += data
+        messages = []
+        while len(self._bytes) >= LENGTH_BYTES:
+            end = LENGTH_BYTES + int.from_bytes(self._bytes[:LENGTH_BYTES], "big")
+            if len(self._bytes) < end:
+                break
+            messages.append(pickle.loads(bytes(self._bytes[LENGTH_BYTES:end])))
+            del self._bytes[:end]
+        return messages
 
 
 class Relay(logging.Handler):
-    """Hands what a logger has to say to the training process, whose console it is."""
+    """Hands the warnings of a logger to the training process, which has a console."""
 
     def __init__(self, connection: socket.socket):
         super().__init__(logging.WARNING)
@@ -34,23 +61,22 @@ class Relay(logging.Handler):
 
 
 def serve(connection: socket.socket) -> None:
-    """Does every call; a failure is the last thing that the training process hears of."""
-    logger = None
+    """Makes every call, of which the first is `start`; a failure is the last thing that it answers."""
+    messages = calls(connection)
     try:
-        for call, arguments in calls(connection):
-            if call == "hide":
-                hide_these(*arguments)
-            elif call == "start":
-                logger, run = arguments
-                logger.start(run)
-                answer(connection, "started")
-            elif call == "close":
-                answer(connection, "closed", logger.close(*arguments))
+        first = next(messages, None)
+        if first is None:
+            return
+        logger, run, secrets = first[1]
+        hide_these(secrets)
+        logger.start(run)
+        answer(connection, "started")
+        for call, arguments in messages:
+            result = getattr(logger, call)(*arguments)
+            if call == "close":
+                answer(connection, "closed", result)
                 return
-            else:
-                getattr(logger, call)(*arguments)
-        if logger is not None:
-            logger.close("killed")  # nobody is left to hear of it
+        logger.close("killed")  # nobody is left to hear of it
     except UserError as error:
         answer(connection, "refused", str(error))
     except Exception as error:  # whatever fails in a logger, the run folder holds the truth
@@ -58,8 +84,8 @@ def serve(connection: socket.socket) -> None:
         answer(connection, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """What the training process says until it has ended, which its forked workers may hide for a while."""
+def calls(connection: socket.socket) -> Iterator[tuple[Any, ...]]:
+    """The calls of the training process until it has ended, which its forked workers may hide for a while."""
     parent, frames = os.getppid(), Frames()
     connection.settimeout(LOOK_EVERY)
     while True:
@@ -76,14 +102,14 @@ def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield from frames.add(data)
 
 
-def answer(connection: socket.socket, *words: Any) -> None:
+def answer(connection: socket.socket, kind: str, text: str | None = None) -> None:
     with suppress(OSError):  # nobody is left to hear it
-        connection.sendall(frame(words))
+        connection.sendall(frame((kind, text)))
 
 
 def main() -> None:
-    for each in IGNORED:
-        signal.signal(each, signal.SIG_IGN)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     mask_streams()  # what trackers print goes to a file
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
