@@ -90,7 +90,6 @@ LONG_FUNCTIONS = {
 }
 DEEP_FUNCTIONS = {
     "models/weights/formats/timm_frames.py:_convert",
-    "data/processes/isolated.py:guarded",
     "config/stored_overrides.py:_leaves",
     "config/migration.py:_unknown",
 }

@@ -98,7 +98,7 @@ def read_all(
 ) -> "dict[str, Inspection]":
     """What is found of every file. `files` gives the frame rate of those that are folders of images."""
     from vidtrain.data.audit.inspection import Inspection, inspect_job
-    from vidtrain.data.processes.isolated import guarded
+    from vidtrain.data.processes.workers import guarded
 
     how = (cfg.time_limit, cfg.retry, cfg.data.size_changes)
     found = {path: known for path in files if (known := ledger.find(path, *how))}
@@ -113,7 +113,7 @@ def read_all(
         with console.phase("reading", len(files), start_step=len(found)):
             for result in guarded(read, waiting, workers, cfg.time_limit, PRELOAD):
                 path, failure = result.item[0], result.failure
-                seen = result.value if not failure else Inspection(max(0, _stamp(path)[0]), failure)
+                seen = result.value or Inspection(max(0, _stamp(path)[0]), failure)
                 hung = failure.startswith("hung")
                 ledger.add(path, seen, cfg.time_limit, hung, cfg.data.size_changes)
                 found[path] = seen

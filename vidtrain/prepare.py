@@ -68,7 +68,7 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Dic
     """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images."""
     from vidtrain.data.prepared.copy import signature
     from vidtrain.data.prepared.reencode import Job, Made, prepare_file
-    from vidtrain.data.processes.isolated import guarded
+    from vidtrain.data.processes.workers import guarded
 
     waiting, older = list(copy.pending(files)), copy.older(files)
     done = len(files) - len(waiting)
@@ -96,7 +96,7 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Dic
     with console.phase("preparing", len(files), start_step=done):
         for result in guarded(prepare_file, jobs, workers, cfg.time_limit, PRELOAD):
             source = result.item.source
-            made = Made(cause=result.failure) if result.failure else result.value
+            made = result.value or Made(cause=result.failure)
             if made.refusal:
                 raise UserError(f"{made.refusal}; mend that, and the same command goes on from there")
             copy.record(source, before[source], made)

@@ -22,7 +22,7 @@ from vidtrain.benchmarking.steps import (
 )
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.data.loading.workers import PREFETCH
+from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.evaluation.views import view_table
 from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog

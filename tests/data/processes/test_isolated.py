@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.data.processes.isolated import guarded
+from vidtrain.data.processes.workers import guarded
 
 # Workers import the function by name, so it lies in a module of its own
 MODULE = """
@@ -66,7 +66,7 @@ def test_whatever_one_item_does_the_others_get_their_result(act):
 
 def test_the_last_item_may_crash_and_the_first_too(act):
     outcomes = by_item(guarded(act, [("signal", 9)], num_workers=4, time_limit=9))
-    assert outcomes == {("signal", 9): (None, "crashed: signal 9 (SIGKILL)")}
+    assert outcomes == {("signal", 9): (None, "killed: signal 9 (SIGKILL), perhaps for want of memory")}
 
 
 def test_sound_items_share_their_processes(act):
@@ -97,7 +97,7 @@ def test_workers_end_with_the_iterator(act):
 
 def test_a_function_that_workers_cannot_have_is_a_defect_and_no_endless_loop(act, tmp_path):
     (tmp_path / "acting_for_tests.py").unlink()
-    with pytest.raises(RuntimeError, match="a worker process did not come up: exit status 1"):
+    with pytest.raises(RuntimeError, match="a worker process did not come up: crashed: exit status 1"):
         list(guarded(act, [("value", 1)], 1, 9))
 
 

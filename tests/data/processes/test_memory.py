@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidtrain.data.processes import memory as transfer
+from vidtrain.data.processes import workers as transfer
 
 
 class Parcel(NamedTuple):

@@ -8,7 +8,7 @@ from functools import partial
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.processes.isolated import guarded
+from vidtrain.data.processes.workers import guarded
 
 UNREADABLE = "unreadable"
 

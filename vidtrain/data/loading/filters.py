@@ -11,7 +11,7 @@ import numpy as np
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.processes.isolated import guarded
+from vidtrain.data.processes.workers import guarded
 from vidtrain.errors import UserError
 
 

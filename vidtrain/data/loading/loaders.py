@@ -1,22 +1,120 @@
-"""Batches of the samplers, read ahead by worker processes that may fail without ending the run."""
+"""Batches of the samplers, read ahead by worker processes that may fail without ending the run.
+
+Batches come in the order of the tasks, whoever reads them. What a lost worker owed is read again.
+"""
 
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vidtrain.data.loading.dataset import Batch, VideoDataset, collate
+from vidtrain.data.loading.dataset import Batch, Sample, VideoDataset, collate
+from vidtrain.data.loading.quarantine import Losses, Quarantine
 from vidtrain.data.loading.samplers import EvalShard, EvalUnits, MixtureStream, SampleKey, TrainStream
-from vidtrain.data.loading.workers import Readable, WorkerPool
 from vidtrain.data.processes.watchdog import TIME_LIMIT
+from vidtrain.data.processes.workers import TICK, Answer, Lost, Raised, StartMethod, Workers
+from vidtrain.errors import UserError
 
+PREFETCH = 4  # batches for each worker that are read and not yet used, or being read
 PINNED_AHEAD = 2  # batches
-START_METHOD = "fork"  # shares the manifest's memory and takes milliseconds
+START_METHOD: StartMethod = "fork"  # shares the manifest's memory and takes milliseconds
 
 Sampler = TrainStream | MixtureStream | EvalShard | EvalUnits | Sequence[list[SampleKey]]
+NumberedKeys = tuple[int, list[SampleKey]]
+
+
+class Readable(Protocol):
+    """What batches are read from; it consults its `quarantine` for every file."""
+
+    @property
+    def quarantine(self) -> Quarantine: ...
+
+    def __getitem__(self, key: SampleKey) -> Sample: ...
+
+
+def _read(dataset: Readable, task: NumberedKeys) -> Batch:
+    dataset.quarantine.number, keys = task
+    return collate([dataset[key] for key in keys])
+
+
+class BatchWorkers(Workers[NumberedKeys, Batch]):
+    """Worker processes that read batches of `dataset`."""
+
+    def __init__(self, dataset: Readable, count: int, time_limit: float, start_method: StartMethod):
+        super().__init__(partial(_read, dataset), count, time_limit, start_method)
+        self.stopping = False  # may be set by another thread; ends `batches`
+        self._most_owed = PREFETCH * count
+        self._quarantine = dataset.quarantine
+        self._losses = Losses(dataset.quarantine, time_limit)
+        self._owed: dict[int, list[SampleKey]] = {}  # tasks by their number: given, and not yet delivered
+        self._ready: dict[int, Batch | Raised] = {}  # those of them that are read
+
+    def batches(self, tasks: Iterable[list[SampleKey]], first: int) -> Iterator[Batch]:
+        """A batch for every task, in order. The tasks are numbered from `first` on; the same task must have the same
+        number in a resumed run.
+
+        Raises what reading one raised, `UserError` or else `RuntimeError`, and `UserError` when too many workers
+        are lost. Workers that have raised, or were not read to the end, are good for nothing but `close`.
+        """
+        waiting = enumerate(tasks, first)
+        number = first
+        while True:
+            while self._receive(0):
+                continue
+            for task in islice(waiting, self._most_owed - len(self._owed)):
+                self._owed[task[0]] = task[1]
+                self.give(task)
+            if not self._owed:
+                return
+            while number not in self._ready:
+                if self.stopping:
+                    return
+                self._receive(TICK)
+            self._quarantine.flush()
+            batch = self._ready.pop(number)
+            del self._owed[number]
+            if isinstance(batch, Raised):
+                if batch.is_users:
+                    raise UserError(batch.message)
+                raise RuntimeError(f"a loader worker raised:\n{batch.trace}")
+            yield batch
+            number += 1
+
+    def close(self) -> None:
+        if self.is_owner:
+            super().close()
+            self._quarantine.flush(now=True)
+
+    def _receive(self, seconds: float) -> bool:
+        """Takes the batches that there are, waiting for the first at most so long; whether anything came."""
+        events = self.collect(seconds)
+        for event in events:
+            if isinstance(event, Answer):
+                self._ready[event.task[0]] = event.value
+            elif self._read_again(event):
+                break
+        return bool(events)
+
+    def _read_again(self, lost: Lost[NumberedKeys]) -> bool:
+        """Gives others what a lost worker owed; whether that is everything, as a file is blamed."""
+        tasks = lost.tasks
+        at = tasks[0][0] if tasks else -1
+        blamed = self._losses.add(lost.status, lost.path, at)
+        if blamed:
+            # Whether others had already read that file for a later batch was a matter of time: all later batches
+            # are read again, by workers that know of it
+            self.end_all()
+            self._ready = {number: batch for number, batch in self._ready.items() if number < at}
+            tasks = [task for task in self._owed.items() if task[0] not in self._ready]
+        for task in tasks:
+            self.give(task)
+        return blamed
 
 
 class Loader:
@@ -26,7 +124,7 @@ class Loader:
     time. A file that takes longer than `time_limit` seconds, or ends the process that reads it, is tried once more
     and then counts as unreadable. Without workers nothing guards against either.
 
-    Raises what `WorkerPool.batches` does.
+    Raises what `BatchWorkers.batches` does.
     """
 
     def __init__(
@@ -38,7 +136,7 @@ class Loader:
         keep: bool,
         first: int,
         time_limit: float,
-        start_method: str,
+        start_method: StartMethod,
     ):
         self._dataset = dataset
         self._sampler = sampler
@@ -48,7 +146,7 @@ class Loader:
         self._first = first
         self._time_limit = time_limit
         self._start_method = start_method
-        self._kept: list[WorkerPool] = []
+        self._kept: list[BatchWorkers] = []
         weakref.finalize(self, _close, self._kept)
 
     def __len__(self) -> int:
@@ -56,15 +154,15 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self._num_workers == 0:
-            for number, keys in enumerate(self._sampler, self._first):
-                self._dataset.quarantine.number = number
-                batch = collate([self._dataset[key] for key in keys])
+            for task in enumerate(self._sampler, self._first):
+                batch = _read(self._dataset, task)
                 yield pinned(batch) if self._pin_memory else batch
             return
-        if self._kept:
-            pool = self._kept.pop()
-        else:
-            pool = WorkerPool(self._dataset, self._num_workers, self._time_limit, self._start_method)
+        pool = (
+            self._kept.pop()
+            if self._kept
+            else BatchWorkers(self._dataset, self._num_workers, self._time_limit, self._start_method)
+        )
         whole = False
         try:
             if self._pin_memory:
@@ -85,7 +183,7 @@ def train_loader(
     num_workers: int,
     pin_memory: bool,
     time_limit: float = TIME_LIMIT,
-    start_method: str = START_METHOD,
+    start_method: StartMethod = START_METHOD,
 ) -> Loader:
     """Micro-batches of one whole phase: the workers start once, not once an epoch."""
     first = stream.start_step * stream.accumulation
@@ -98,7 +196,7 @@ def eval_loader(
     num_workers: int,
     pin_memory: bool,
     time_limit: float = TIME_LIMIT,
-    start_method: str = START_METHOD,
+    start_method: StartMethod = START_METHOD,
 ) -> Loader:
     """A rank's share of a split, with workers that stay for the next evaluation."""
     return Loader(dataset, shard, num_workers, pin_memory, True, 0, time_limit, start_method)
@@ -106,10 +204,13 @@ def eval_loader(
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
-    return Batch(*(field.pin_memory() if isinstance(field, Tensor) else field for field in batch))
+    tensors = {
+        name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)
+    }
+    return batch._replace(**tensors)
 
 
-def _pinned_ahead(pool: WorkerPool, sampler: Sampler, first: int) -> Iterator[Batch]:
+def _pinned_ahead(pool: BatchWorkers, sampler: Sampler, first: int) -> Iterator[Batch]:
     """Pins batches in a thread, as copying them takes milliseconds."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PINNED_AHEAD)
     device = torch.cuda.current_device()  # a thread starts on the first one
@@ -143,6 +244,6 @@ def _pinned_ahead(pool: WorkerPool, sampler: Sampler, first: int) -> Iterator[Ba
         pool.stopping = False
 
 
-def _close(pools: list[WorkerPool]) -> None:
+def _close(pools: list[BatchWorkers]) -> None:
     for pool in pools:
         pool.close()

@@ -6,7 +6,7 @@ from functools import partial
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.processes.isolated import guarded
+from vidtrain.data.processes.workers import guarded
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.data.sampling.temporal import EmptyCut
 from vidtrain.errors import UserError

@@ -1,8 +1,7 @@
-"""Worker processes that may crash, hang or be killed, and what they hand over.
+"""Worker processes that may crash, hang or be killed: a function and its tasks enter, answers and losses leave.
 
 Read watchdog.py first.
 
 watchdog.py  the time limit of a file
-isolated.py  any function on many files, each guarded
-memory.py    what a worker frees stays with it; tensors from one process to another
+workers.py   the processes, any function on many files, and tensors from one process to another
 """

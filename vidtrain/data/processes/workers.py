@@ -1,0 +1,367 @@
+"""Processes that call a function on one task after another, and may crash, hang or be killed meanwhile.
+
+Each worker has a connection of its own, so that one which ends in the middle of a message leaves nobody waiting. Its
+owner is told what it owed, and decides what becomes of that: `guarded` says it of the file, the loader has it read
+again.
+
+Tensors travel in anonymous memory (memfd), which unlike /dev/shm has no size of its own: containers give that 64 MB.
+"""
+
+import atexit
+import ctypes
+import mmap
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
+from multiprocessing.reduction import recv_handle, send_handle
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtrain.data.processes import watchdog
+from vidtrain.data.processes.watchdog import START_SECONDS, describe_exit
+from vidtrain.errors import UserError
+
+# A scheduler or Ctrl-C signals every process of a job. Workers leave the answer to the main process.
+LEFT_TO_MAIN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+TICK = 0.5  # seconds between looks at whether workers hang
+ORPHAN_SECONDS = 2.0  # between looks at whether the owner lives
+END_SECONDS = 10.0
+INLINE_BYTES = 16 << 10  # tensors up to this size travel within the message
+
+# glibc's malloc.h. Above the threshold for mmap, of which 32 MiB is the largest, memory is never kept
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+KEPT = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 512 << 20, M_TOP_PAD: 16 << 20}  # bytes
+
+Task = TypeVar("Task")
+Value = TypeVar("Value")
+StartMethod = Literal["fork", "spawn", "forkserver"]
+
+
+class Raised(NamedTuple):
+    """What a worker's function raised, in text; `is_users` says whether it was a `UserError`."""
+
+    kind: str
+    message: str
+    trace: str
+    is_users: bool
+
+
+class Answer(NamedTuple, Generic[Task, Value]):
+    """What came of a task."""
+
+    task: Task
+    value: Value | Raised
+
+
+class Lost(NamedTuple, Generic[Task]):
+    """A worker that has ended, owing `tasks`, of which it was at the first.
+
+    `status` is multiprocessing's: -SIGALRM for one that hung. `path` is the file that it had in hand, if any.
+    `came_up` is False where the process ended before it could do anything.
+    """
+
+    tasks: list[Task]
+    status: int | None
+    path: str | None
+    came_up: bool
+
+
+class Workers(Generic[Task, Value]):
+    """Up to `count` processes that call `function` on what they are given, until `close`.
+
+    They start when there is something to do, also in the place of one that was lost. A task that makes no progress for
+    `time_limit` seconds ends its worker. None outlives its owner by more than the task in hand, or the time limit.
+    `preload` names modules that a fork server imports once for all.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Task], Value],
+        count: int,
+        time_limit: float,
+        start_method: StartMethod,
+        preload: Sequence[str] = (),
+    ):
+        self._context = multiprocessing.get_context(start_method)
+        self._context.set_forkserver_preload([__name__, *preload])
+        self._function = function
+        self._count = count
+        self._time_limit = time_limit
+        self._owner = os.getpid()
+        self._workers: list[_Worker[Task, Value]] = []
+        atexit.register(self.close)  # multiprocessing would wait at exit for workers that ignore SIGTERM
+
+    def give(self, task: Task) -> None:
+        """Puts the task behind those of the worker that owes the fewest."""
+        worker = min(self._workers, key=lambda each: len(each.tasks), default=None)
+        if worker is None or (worker.tasks and len(self._workers) < self._count):
+            worker = _Worker(self._context, self._function, self._time_limit)
+            self._workers.append(worker)
+        worker.give(task)
+
+    def collect(self, seconds: float) -> list[Answer[Task, Value] | Lost[Task]]:
+        """One answer of every worker that has one, and the workers that were lost. Waits for the first at most so
+        long."""
+        heard = wait([worker.connection for worker in self._workers], seconds)
+        events = [(worker, worker.poll(worker.connection in heard)) for worker in self._workers]
+        self._workers = [worker for worker, event in events if not isinstance(event, Lost)]
+        return [event for _, event in events if event is not None]
+
+    def end_all(self) -> None:
+        """Ends the workers at once, whatever they owe."""
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process started the workers, and is not one of them with a copy of this object."""
+        return os.getpid() == self._owner
+
+    def close(self) -> None:
+        if self.is_owner:
+            atexit.unregister(self.close)
+            self.end_all()
+
+
+class _Worker(Generic[Task, Value]):
+    """One process, seen from its owner. It owes `tasks`, and is at the first."""
+
+    def __init__(
+        self,
+        context: ForkContext | SpawnContext | ForkServerContext,
+        function: Callable[[Task], Value],
+        time_limit: float,
+    ):
+        self.tasks: deque[Task] = deque()
+        self._time_limit = time_limit
+        self._since = time.monotonic()  # it has had its first task
+        self._note = watchdog.new_note(context)
+        self.connection, theirs = context.Pipe()
+        parent = None if context.get_start_method() == "forkserver" else os.getpid()
+        arguments = (theirs, function, self._note, time_limit, parent)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        # They stay blocked in the worker until it ignores them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_MAIN)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def give(self, task: Task) -> None:
+        if not self.tasks:
+            self._since = time.monotonic()
+        self.tasks.append(task)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended; `poll` finds out
+            self.connection.send(task)
+
+    def poll(self, heard: bool) -> Answer[Task, Value] | Lost[Task] | None:
+        """What has become of the worker or its first task, if anything has."""
+        if heard:
+            try:
+                value = receive(self.connection, self._time_limit)
+            except TimeoutError:
+                return self._lost(-signal.SIGALRM)
+            except (EOFError, OSError):  # it ended, perhaps within a message
+                return self._lost()
+            self._since = time.monotonic()
+            return Answer(self.tasks.popleft(), value)
+        if self.tasks and not watchdog.seconds_left(self._note, self._since, self._time_limit):
+            return self._lost(-signal.SIGALRM)  # it was stopped, or is where no signal reaches it
+        if not self._process.is_alive() and not self.connection.poll():
+            return self._lost()  # and some other process has inherited its end of the connection
+        return None
+
+    def _lost(self, status: int | None = None) -> Lost[Task]:
+        if status is None:  # it is ending by itself
+            self._process.join(END_SECONDS)
+        self.end()
+        status = self._process.exitcode if status is None else status
+        came_up = self._note.beat.value > 0
+        return Lost(list(self.tasks), status, watchdog.current_path(self._note), came_up)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join(END_SECONDS)
+        self.connection.close()
+
+
+def _serve(
+    connection: Connection,
+    function: Callable[[Task], object],
+    note: watchdog.Note,
+    time_limit: float,
+    parent: int | None,
+) -> None:
+    """A worker's life: until its owner ends it, or is gone."""
+    for number in LEFT_TO_MAIN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
+    watchdog.arm(note, time_limit)
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    watchdog.disarm()
+    parent = os.getppid() if parent is None else parent
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
+        while True:
+            while not connection.poll(ORPHAN_SECONDS):
+                if os.getppid() != parent:
+                    return
+            if os.getppid() != parent:
+                return
+            task = connection.recv()
+            watchdog.rearm()  # should the owner be killed while this hangs in a decoder, the kernel still ends it
+            answer = _call(function, task)
+            watchdog.disarm()
+            send(connection, answer)
+
+
+def _call(function: Callable[[Task], object], task: Task) -> object:
+    try:
+        return function(task)
+    except Exception as error:  # whatever a file provokes is the owner's to judge
+        is_users = isinstance(error, UserError)
+        return Raised(type(error).__name__, str(error), traceback.format_exc(), is_users)
+
+
+class TaskResult(NamedTuple, Generic[Task, Value]):
+    """What became of one item: the function's `value`, or in `failure` the text that says why there is none."""
+
+    item: Task
+    value: Value | None
+    failure: str
+
+
+def guarded(
+    function: Callable[[Task], Value],
+    items: Iterable[Task],
+    num_workers: int,
+    time_limit: float,
+    preload: Sequence[str] = (),
+) -> Iterator[TaskResult[Task, Value]]:
+    """The result of `function` for every item, in the order in which they end.
+
+    A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, for what the
+    function raised, `failed: ValueError: ...`. `time_limit` is in seconds of wall time without a call of
+    `watchdog.progress`. `function` and items are pickled, so the function is one that can be imported; `preload`
+    names modules that it needs. Workers end with the iterator.
+
+    Workers are forked from a fork server: a process that has only imported what they need. Forking the caller itself
+    would copy its threads' locks; starting afresh (spawn) would import everything anew for every replacement.
+    """
+    workers = Workers(function, num_workers, time_limit, "forkserver", preload)
+    waiting = iter(items)
+    busy = 0
+    results: list[TaskResult[Task, Value]] = []
+    try:
+        while True:
+            for item in islice(waiting, num_workers - busy):
+                workers.give(item)
+                busy += 1
+            yield from results  # with the workers busy meanwhile
+            if not busy:
+                return
+            events = workers.collect(TICK)
+            results = [
+                _result(event, time_limit) for event in events if isinstance(event, Answer) or event.tasks
+            ]
+            busy -= len(results)
+    finally:
+        workers.close()
+
+
+def _result(event: Answer[Task, Value] | Lost[Task], time_limit: float) -> TaskResult[Task, Value]:
+    if isinstance(event, Answer):
+        if isinstance(event.value, Raised):
+            return TaskResult(event.task, None, f"failed: {event.value.kind}: {event.value.message}")
+        return TaskResult(event.task, event.value, "")
+    if not event.came_up:
+        cause = describe_exit(event.status, START_SECONDS)
+        raise RuntimeError(f"a worker process did not come up: {cause}; its own message is above")
+    return TaskResult(event.tasks[0], None, describe_exit(event.status, time_limit))
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep up to 512 MiB that it has freed, for its own use.
+
+    Each clip has a decoder, whose pictures come to tens of megabytes. glibc gives so much back to the kernel, which
+    fills it with zeros page by page when the next clip asks for it: a tenth of the time of a 1080p clip
+    (experiments/benchmarks/decoding). Returns False where the C library is another than glibc, and nothing is changed.
+    """
+    libc = ctypes.CDLL(None)
+    return hasattr(libc, "mallopt") and all([libc.mallopt(which, size) == 1 for which, size in KEPT.items()])
+
+
+class _Inline(NamedTuple):
+    """Stands for a small tensor: torch would open a file for it."""
+
+    array: np.ndarray
+
+
+class _Shared(NamedTuple):
+    """Stands for a tensor whose memory comes after the message."""
+
+    dtype: torch.dtype
+    shape: torch.Size
+    size: int
+
+
+def send(connection: Connection, answer: object) -> None:
+    """Sends an object. The tensors of a named tuple are copied once."""
+    if not (isinstance(answer, tuple) and hasattr(answer, "_fields")):
+        connection.send((None, [answer]))
+        return
+    fields, files = [], []
+    for field in answer:
+        if isinstance(field, Tensor) and field.nbytes > INLINE_BYTES:
+            files.append(_filled(field.contiguous().numpy().data.cast("B")))
+            field = _Shared(field.dtype, field.shape, field.nbytes)
+        elif isinstance(field, Tensor):
+            field = _Inline(field.numpy())
+        fields.append(field)
+    connection.send((type(answer), fields))
+    for file in files:
+        send_handle(connection, file, None)
+        os.close(file)
+
+
+def receive(connection: Connection, time_limit: float | None = None) -> Any:
+    """What `send` sent. Raises EOFError, or the like, where the sender has ended meanwhile, and TimeoutError where a
+    tensor does not follow within `time_limit` seconds: the sender was stopped meanwhile."""
+    kind, fields = connection.recv()
+    for place, field in enumerate(fields):
+        if isinstance(field, _Shared):
+            if not connection.poll(time_limit):
+                raise TimeoutError(f"nothing came for {time_limit} s")
+            file = recv_handle(connection)
+            memory = mmap.mmap(file, field.size)
+            os.close(file)
+            fields[place] = torch.frombuffer(memory, dtype=field.dtype).view(field.shape)
+        elif isinstance(field, _Inline):
+            fields[place] = torch.from_numpy(field.array)
+    return fields[0] if kind is None else kind(*fields)
+
+
+def _filled(content: memoryview) -> int:
+    """A file descriptor of memory that holds `content` and is gone with its last user."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("batch")
+    else:
+        with tempfile.TemporaryFile() as unnamed:
+            file = os.dup(unnamed.fileno())
+    while content:
+        content = content[os.write(file, content) :]
+    return file
