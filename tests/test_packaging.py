@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.files.shipped import CONF, IN_CHECKOUT, ROOT, install_hint
+from vidtrain.files.folders import CONF, IN_CHECKOUT, ROOT, install_hint
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -75,8 +75,8 @@ def test_every_program_of_the_wheel_says_what_it_does(installed, script, tmp_pat
 def test_the_wheel_holds_what_the_slurm_launcher_needs(installed, tmp_path):
     code = """
 from vidtrain.sweeps import submitit_launchers as launching
-from vidtrain.files import shipped
-print(shipped.PACKAGE, launching.REQUEUE.is_file(), shipped.install_hint("slurm"))
+from vidtrain.files import folders
+print(folders.PACKAGE, launching.REQUEUE.is_file(), folders.install_hint("slurm"))
 """
     said = run(str(installed / "python"), "-c", code, folder=tmp_path)
     assert str(installed.parent) in said and "True" in said

@@ -11,7 +11,7 @@ from vidtrain import sweep
 from vidtrain.app.launch import launch
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.files.lock import RunLock
+from vidtrain.files.folders import RunLock
 from vidtrain.runs.folder import attempt, choose, finished
 from vidtrain.runs.status import read_outcome
 from vidtrain.sweeps import trial as sweep_trial

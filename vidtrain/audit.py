@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from vidtrain.app.launch import fail, launch
 from vidtrain.config.targets import check_targets
 from vidtrain.files.escaping import csv_text
-from vidtrain.files.links import check_links
+from vidtrain.files.folders import check_links
 from vidtrain.training.ranks.rendezvous import cores
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
@@ -198,7 +198,7 @@ def audit(cfg: DictConfig) -> None:
     from vidtrain.data.audit.summary import Bounds, summarize
     from vidtrain.data.decoding.index import VideoIndex
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
-    from vidtrain.files.lock import RunLock
+    from vidtrain.files.folders import RunLock
     from vidtrain.reports.audit_page import render
     from vidtrain.reports.guarding import made_or_warned
     from vidtrain.tracking.console import make_console

@@ -50,7 +50,7 @@ def benchmark(cfg: DictConfig) -> float:
     from vidtrain.benchmarking.run import Meter, measure, open_phase, phase_name
     from vidtrain.benchmarking.variants import explore, follow
     from vidtrain.files.atomic import write_json_atomic
-    from vidtrain.files.links import writable
+    from vidtrain.files.folders import check_writable
     from vidtrain.runs.assemble import open_data
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import join_ranks
@@ -58,7 +58,7 @@ def benchmark(cfg: DictConfig) -> float:
     with join_ranks(cfg.trainer.device) as ranks:
         console = make_console(ranks.is_main)
         out = Path(cfg.out or f"outputs/benchmark/{cfg.name}/{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        ranks.on_main(lambda: writable(out))
+        ranks.on_main(lambda: check_writable(out))
         data = open_data(cfg, ranks, console)
         phase = open_phase(cfg, data, ranks, console)
         meter = Meter(cfg, data, ranks, console)

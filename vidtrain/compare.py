@@ -17,7 +17,7 @@ from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
-from vidtrain.files.links import check_links
+from vidtrain.files.folders import check_links
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.tracking.console import Console
@@ -91,7 +91,7 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.comparison.run import Options, compare_runs
     from vidtrain.comparison.runs import find_runs, read_all
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
-    from vidtrain.files.lock import RunLock
+    from vidtrain.files.folders import RunLock
     from vidtrain.reports.compare_charts import draw
     from vidtrain.reports.compare_page import render
     from vidtrain.reports.compare_tables import write_tables

@@ -14,7 +14,7 @@ from vidtrain.app.launch import launch
 from vidtrain.build.checkpoint_loader import check_fusion, find_checkpoint, open_trained
 from vidtrain.errors import UserError
 from vidtrain.evaluator.options import CHANGES, USED, as_trained, check
-from vidtrain.files.links import writable
+from vidtrain.files.folders import check_writable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> float:
     from vidtrain.evaluation import view_store
     from vidtrain.evaluator.report import output_folder, publish, write_changes
     from vidtrain.evaluator.run import fill, start_table
-    from vidtrain.files.lock import RunLock
+    from vidtrain.files.folders import RunLock
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import join_ranks
 
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> float:
         trained = _configure(cfg, opened, checkpoint, console)
         crops, joint = instantiate_component(trained.augmentation.eval).crops, trained.model.fusion == "joint"
         out = output_folder(cfg.out, checkpoint, cfg.split, trained.clip, crops, joint, cfg.weights)
-        ranks.on_main(lambda: writable(out))
+        ranks.on_main(lambda: check_writable(out))
         work = _choose_videos(cfg, trained, opened, checkpoint, ranks, console)
         changes = None
         if cfg.dataset is None and cfg.prepared is None:  # else they are other data, as the user wants

@@ -18,7 +18,7 @@ from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import check_targets
 from vidtrain.config.trust import with_references
 from vidtrain.errors import UserError
-from vidtrain.files.links import check_inside
+from vidtrain.files.folders import check_inside
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
@@ -89,11 +89,11 @@ def export(cfg: DictConfig) -> None:
         origin = {"weights": {"checkpoint": str(path)}} | recorded_metrics(folder, path.name)
         out = folder / "export" if folder else Path("outputs/export") / path.stem
     settings, out = settings_of(cfg), Path(cfg.out or out)
-    from vidtrain.files.links import writable
+    from vidtrain.files.folders import check_writable
 
     if folder is not None and cfg.out is None:
         check_inside(out, folder)
-    writable(out)
+    check_writable(out)
     card = None
     if settings.formats:
         card = export_model(config, model, classes, settings, out, origin, console)

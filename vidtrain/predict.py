@@ -73,7 +73,7 @@ def predict(cfg: DictConfig) -> None:
 
 def _output_place(cfg: DictConfig) -> Path | None:
     """The folder or file for the results; None where standard output is all. Raises `UserError` if it is read-only."""
-    from vidtrain.files.links import writable
+    from vidtrain.files.folders import check_writable
 
     if cfg.out:
         out = Path(cfg.out)
@@ -81,7 +81,7 @@ def _output_place(cfg: DictConfig) -> Path | None:
         out = Path(f"outputs/predict/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     else:
         return None
-    writable(out.parent if out.suffix in FILES else out)
+    check_writable(out.parent if out.suffix in FILES else out)
     return out
 
 

@@ -112,8 +112,7 @@ def prepare(cfg: DictConfig) -> None:
     from vidtrain.data.manifest.checks import check_present
     from vidtrain.data.manifest.files import open_manifests
     from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
-    from vidtrain.files.links import check_links
-    from vidtrain.files.lock import RunLock
+    from vidtrain.files.folders import RunLock, check_links
     from vidtrain.tracking.console import make_console
 
     console, started, name = make_console(True), time.monotonic(), name_of(cfg)

@@ -5,12 +5,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.config.references import fingerprints, guard_environment, read, refers, settled
-from vidtrain.files import masking as secrecy
+from vidtrain.files import escaping
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    monkeypatch.setattr(secrecy, "_hidden", {})
+    monkeypatch.setattr(escaping, "_replacements", {})
     monkeypatch.setenv("ROOT", "/data/mine")
     monkeypatch.setenv("PW", "open sesame")
     monkeypatch.delenv("GONE", raising=False)
@@ -65,7 +65,7 @@ def test_other_references_that_lead_nowhere_are_faults():
 
 def test_what_was_read_from_a_secret_variable_is_masked_from_then_on():
     assert OmegaConf.create(CONFIG).uri == "http://u:open sesame@h"
-    assert secrecy.masked("it is open sesame") == "it is ${oc.env:PW}"
+    assert escaping.masked("it is open sesame") == "it is ${oc.env:PW}"
 
 
 def test_fingerprints_tell_that_a_value_changed_and_not_which_it_is(monkeypatch):

@@ -56,7 +56,7 @@ STRANGE = [
     "vidtrain.build.parts.instantiate",
     "vidtrain.files.torch_files.torch.load",
     "vidtrain.files.atomic.write_text_atomic",
-    "vidtrain.files.lock.RunLock",  # a class of ours that makes a file
+    "vidtrain.files.folders.RunLock",  # a class of ours that makes a file
     "vidtrain.models.onnx_classifier.OnnxClassifier",  # and one that opens one
     "vidtrain.sweeps.submitit_launchers.LocalLauncher",
     "vidtrain.models.vit3d.ViT3D.forward",

@@ -249,7 +249,7 @@ def test_init_from_another_architecture_is_refused(finished, config, tmp_path):
 
 
 def test_a_run_folder_in_use_is_refused(config, tmp_path):
-    from vidtrain.files.lock import RunLock
+    from vidtrain.files.folders import RunLock
 
     with RunLock(tmp_path), pytest.raises(UserError, match="is in use by process"):
         train(config(f"run_dir={tmp_path}"))

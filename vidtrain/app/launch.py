@@ -33,8 +33,7 @@ from vidtrain.config.references import as_said
 from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
-from vidtrain.files.escaping import shown_lines
-from vidtrain.files.masking import mask_streams, masked
+from vidtrain.files.escaping import mask_streams, masked, shown_lines
 from vidtrain.runs.restarts import write_requeue_flag
 from vidtrain.tracking.streams import (
     STATUS_UNREAD,

@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vidtrain.files.shipped import install_hint
+from vidtrain.files.folders import install_hint
 from vidtrain.training.ranks.rendezvous import find_place
 
 OURS = "vidtrain."

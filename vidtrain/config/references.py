@@ -11,7 +11,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from vidtrain.files.masking import hide, masked_values
+from vidtrain.files.escaping import hide, masked_values
 
 RESOLVER = "oc.env"
 ABSENT = object()

@@ -26,7 +26,7 @@ from vidtrain.config.schemas import (
 from vidtrain.config.schemas_data import AuditConfig, PrepareConfig, SplitConfig
 from vidtrain.config.type_checks import fits, hints_of, spell
 from vidtrain.errors import UserError
-from vidtrain.files.shipped import CONF
+from vidtrain.files.folders import CONF
 
 
 def register_schemas() -> None:

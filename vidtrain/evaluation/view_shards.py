@@ -15,7 +15,7 @@ import numpy as np
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import BatchViews
-from vidtrain.files.fsync import flush_folder
+from vidtrain.files.atomic import flush_folder
 
 MARK = b"VIEWS\0\0\1"
 SMALL = 1 << 20

@@ -27,8 +27,8 @@ from torch import Tensor
 from vidtrain.errors import UserError
 from vidtrain.evaluation.view_shards import Place, find_units
 from vidtrain.evaluation.views import ViewTable
+from vidtrain.files.atomic import replacing
 from vidtrain.files.escaping import csv_text, read_records
-from vidtrain.files.fsync import replacing
 
 FORMAT = "vidtrain-views/1"
 FOLDER = "views"

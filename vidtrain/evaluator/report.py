@@ -26,7 +26,7 @@ from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import view_table
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import shown
-from vidtrain.files.links import check_inside, check_links, writable
+from vidtrain.files.folders import check_inside, check_links, check_writable
 from vidtrain.reports.guarding import made_or_warned
 from vidtrain.reports.view_charts import plot_views
 from vidtrain.training.ranks.distributed import Ranks
@@ -129,7 +129,7 @@ def republish(
         out = views.folder.parent
         if suffix:  # the report that lies there is of the table's own protocol
             out = out.with_name(f"{out.name}_as_{suffix}")
-    writable(out)
+    check_writable(out)
     title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
     report = publish(views, out, title, console, fusion, order, num_clips, num_crops)
     console.info(f"tables in {out}")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vidtrain.errors import UserError
-from vidtrain.files.links import check_links
+from vidtrain.files.folders import check_links
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 

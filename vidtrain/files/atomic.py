@@ -1,21 +1,47 @@
-"""Files that are either the old one or the new one, at any instant, and strict JSON to put in them."""
+"""Files that are either the old one or the new one, whatever happens, and strict JSON to put in them."""
 
 import errno
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from vidtrain.errors import UserError
-from vidtrain.files.fsync import replacing
-from vidtrain.files.masking import masked
+from vidtrain.files.escaping import masked
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` in the end: a crash leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # a path may be no UTF-8: its bytes are kept
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """A new name or a rename lives in its folder: it survives a power cut only once the folder is flushed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by a file that holds `text`, durably: a crash leaves the old file or the new one. Secrets
-    are masked.
+    """Replaces `path` by a file that holds `text`, with secrets masked.
 
     Raises `UserError` where the disk is full; whatever stood at `path` stays.
     """
@@ -29,7 +55,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write `value` as indented strict JSON, see `strict_json`."""
+    """Writes `value` as indented strict JSON, see `strict_json`."""
     write_text_atomic(path, strict_json(value, indent=2) + "\n")
 
 
@@ -43,6 +69,4 @@ def _without_non_finite(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _without_non_finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_non_finite(item) for item in value]
-    return value
+    return [_without_non_finite(item) for item in value] if isinstance(value, list | tuple) else value

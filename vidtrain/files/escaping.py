@@ -1,14 +1,19 @@
-"""Names from outside, such as paths, class names and causes: how they are shown, and how tables and Markdown hold them.
+"""Text that leaves this package: names from outside are escaped, secrets are masked.
 
-A name may hold anything that a file system or a listing lets through: escape sequences, line breaks, characters that
-turn the direction of writing, bytes that are no UTF-8 (Python keeps those as surrogates), formulas, markup.
+A name (a path, a class, a cause) may hold anything that a file system or a listing lets through: escape sequences, line
+breaks, characters that turn the direction of writing, bytes that are no UTF-8 (Python keeps those as surrogates),
+formulas, markup. Secrets are passwords in addresses, and values of variables whose names say so: every
+console, ledger and record of this package goes through `masked`.
 """
 
 import csv
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import quote
 
 # What a terminal obeys (C0, DEL, C1), what ends a line, what is not seen or turns the direction of writing, and what
 # stands for a byte in no encoding. Joiners (200C, 200D) are needed to write Persian and some emoji.
@@ -32,8 +37,8 @@ def shown_lines(text: object) -> str:
     return _UNSEEN_IN_LINES.sub(_spell, str(text))
 
 
-def _spell(found: re.Match[str]) -> str:
-    character = found[0]
+def _spell(match: re.Match[str]) -> str:
+    character = match[0]
     if character in _SHORT:
         return _SHORT[character]
     code = ord(character)
@@ -66,12 +71,12 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", 
 _NEEDS_QUOTES = re.compile('[",;\t\r\n]')
 
 
-def csv_text(rows: Iterable[Sequence[Any]], end: str = "\n") -> str:
+def csv_text(rows: Iterable[Sequence[object]], end: str = "\n") -> str:
     """All of `csv_lines`."""
     return "".join(csv_lines(rows, end))
 
 
-def csv_lines(rows: Iterable[Sequence[Any]], end: str = "\n") -> Iterator[str]:
+def csv_lines(rows: Iterable[Sequence[object]], end: str = "\n") -> Iterator[str]:
     """Rows as CSV that no spreadsheet computes with: text that begins with = + - @, a tab or a line break, and so would
     be taken for a formula, gets a ' in front; `read_csv` takes that off again. Numbers stay numbers, in text too.
 
@@ -80,14 +85,9 @@ def csv_lines(rows: Iterable[Sequence[Any]], end: str = "\n") -> Iterator[str]:
     return (",".join([_field(cell, len(row)) for cell in row]) + end for row in rows)
 
 
-def _field(cell: Any, width: int) -> str:
-    if cell is None:
-        text = ""
-    elif isinstance(cell, str):
-        text = guarded_cell(cell)
-    else:
-        text = str(cell)
-    if _NEEDS_QUOTES.search(text) or (not text and width == 1):  # a line of nothing would be passed over
+def _field(cell: object, width: int) -> str:
+    text = guarded_cell(cell) if isinstance(cell, str) else "" if cell is None else str(cell)
+    if _NEEDS_QUOTES.search(text) or (not text and width == 1):  # readers skip a line without anything
         return '"' + text.replace('"', '""') + '"'
     return text
 
@@ -98,17 +98,17 @@ def guarded_cell(text: str) -> str:
 
 
 def plain_cell(text: str) -> str:
-    """The text that `guarded_cell` was given."""
+    """The text that `guarded_cell` got."""
     return text[1:] if text[:1] == "'" and _GUARDED.match(text) else text
 
 
 def read_csv(file: TextIO) -> list[list[str]]:
-    """The rows of a file that `csv_lines` made, the first being its header. Raises `csv.Error`."""
+    """The rows of a file that `csv_lines` wrote; the first is its header. Raises `csv.Error`."""
     return [[plain_cell(cell) for cell in row] for row in csv.reader(file, strict=True)]
 
 
 def read_records(file: TextIO) -> list[dict[str, str]]:
-    """The rows of a file that `csv_lines` made, by column. Raises `csv.Error`, and `ValueError` for a row of another
+    """The rows of a file that `csv_lines` wrote, by column. Raises `csv.Error`, and `ValueError` for a row of another
     length."""
     header, *rows = read_csv(file) or [[]]
     return [dict(zip(header, row, strict=True)) for row in rows if row]
@@ -128,9 +128,105 @@ def markdown(name: object) -> str:
 
 def markdown_code(text: object) -> str:
     """Text as Markdown code, on one line, whatever backticks it holds."""
-    words = shown(text) or " "
-    longest = max((len(run) for run in re.findall("`+", words)), default=0)
+    code = shown(text) or " "
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
     fence = "`" * (longest + 1)
     # a blank at each end, as Markdown takes one off
-    gap = " " if words.strip() and (words[0] in "` " or words[-1] in "` ") else ""
-    return f"{fence}{gap}{words}{gap}{fence}"
+    gap = " " if code.strip() and (code[0] in "` " or code[-1] in "` ") else ""
+    return f"{fence}{gap}{code}{gap}{fence}"
+
+
+# --- secrets ----------------------------------------------------------------------------------------------
+
+MASK = "***"
+# What stands for a value that is read when it is needed, such as ${oc.env:NAME}: it says nothing, and is kept
+REFERENCE = r"\$\{(?:[^{}]|\$?\{[^{}]*\})*\}"
+# scheme://user:password@host, up to the last @ of the word, as a password may hold what addresses should not. A number
+# before the path is a port
+ADDRESS = re.compile(
+    rf"(://(?:{REFERENCE}|[^\s/:@'\"<>\[${{}}]){{0,200}}:)"
+    r"(?!\d+(?:[/?#\s'\",;]|$))((?:(?!://)[^\s'\"<>]){1,500})(@)"
+)
+QUERY = re.compile(
+    r"([?&](?:password|passwd|pwd|token|access_token|auth_token|api_key|apikey|secret|sig|signature|"
+    rf"x-amz-signature|x-amz-security-token)=)((?:{REFERENCE}|\$(?!\{{)|[^\s&#'\"<>$])+)()",
+    re.IGNORECASE,
+)
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:pw|pass|pat|auth|creds?|credentials?)(?:_|\d*$)|passw|passphrase|secret|token|key\d*$|apikey",
+    re.IGNORECASE,
+)
+SHORTEST_SECRET = 6  # characters: shorter values stand in many texts
+
+_replacements: dict[str, str] = {}  # a secret value, as it may stand in a text -> what stands there instead
+
+
+def masked(text: str) -> str:
+    """`text` without the passwords of addresses (user:***@host), and without the values that `hide` knows."""
+    if "://" in text:
+        text = QUERY.sub(_mask, ADDRESS.sub(_mask, text))
+    for value, replacement in _replacements.items():
+        text = text.replace(value, replacement)
+    return text
+
+
+def _mask(match: re.Match[str]) -> str:
+    head, secret, end = match.groups()
+    return head + (secret if re.fullmatch(f"(?:{REFERENCE})+", secret) else MASK) + end
+
+
+def masked_values(value: Any) -> Any:
+    """The same of every text in nested mappings and lists, keys aside."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, Mapping):
+        return {key: masked_values(item) for key, item in value.items()}
+    return [masked_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def is_masked(text: str) -> bool:
+    """Whether a password was taken out of `text` before it was stored."""
+    return "://" in text and (f":{MASK}@" in text or f"={MASK}" in text)
+
+
+def hide(name: str, value: str) -> None:
+    """From now on `value` is masked in this process, if the `name` of its variable says that it is secret."""
+    if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
+        spellings = (
+            json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1],
+            quote(value, safe=""),
+        )
+        for spelling in (value, *spellings):
+            _replacements.setdefault(spelling, f"${{oc.env:{name}}}")
+
+
+def hidden() -> dict[str, str]:
+    """What `masked` looks for, for `hide_these` in another process."""
+    return dict(_replacements)
+
+
+def hide_these(replacements: Mapping[str, str]) -> None:
+    _replacements.update(replacements)
+
+
+def mask_streams() -> None:
+    """From now on, nothing secret goes through this process's standard output and standard error: not what libraries
+    print, and not the traceback of an error either."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), MaskedStream):
+            setattr(sys, name, MaskedStream(getattr(sys, name)))
+
+
+class MaskedStream:
+    """A text stream that nothing secret goes through, as far as it is written in one piece."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

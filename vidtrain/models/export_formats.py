@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from vidtrain.errors import UserError
-from vidtrain.files.shipped import install_hint
+from vidtrain.files.folders import install_hint
 from vidtrain.models.exporting import PRECISIONS, first_line
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.files.shipped import install_hint
+from vidtrain.files.folders import install_hint
 from vidtrain.models.exporting import first_line
 
 INPUT_NAME, OUTPUT_NAMES = "clips", ("clip_logits", "probabilities")

@@ -23,7 +23,7 @@ from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import split_heads, view_table
 from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.files.masking import masked_values
+from vidtrain.files.escaping import masked_values
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
 from vidtrain.tracking.loggers.logger import NullLogger

@@ -21,8 +21,7 @@ from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import probabilities
 from vidtrain.files.atomic import strict_json, write_json_atomic
-from vidtrain.files.escaping import is_utf8
-from vidtrain.files.masking import masked_values
+from vidtrain.files.escaping import is_utf8, masked_values
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY

@@ -29,9 +29,8 @@ from vidtrain.config.stored_overrides import check_stored, overrides_of
 from vidtrain.config.trust import DEEPEST, put_back, set_aside
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
-from vidtrain.files.links import check_links
-from vidtrain.files.lock import RunLock
-from vidtrain.files.masking import is_masked, masked
+from vidtrain.files.escaping import is_masked, masked
+from vidtrain.files.folders import RunLock, check_links
 from vidtrain.runs.status import clear_outcome, record_outcome
 from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.training.checkpoints.files import resumable

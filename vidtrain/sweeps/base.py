@@ -31,8 +31,7 @@ from vidtrain.config.references import as_said
 from vidtrain.config.stored_overrides import check_trials
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
-from vidtrain.files.links import check_links
-from vidtrain.files.lock import RunLock, is_held
+from vidtrain.files.folders import RunLock, check_links, is_held
 from vidtrain.runs.folder import finished
 from vidtrain.runs.status import clear_outcome, free_cuda_memory, read_outcome, record_outcome
 from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, write_trial

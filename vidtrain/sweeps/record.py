@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.files.masking import is_masked, masked
+from vidtrain.files.escaping import is_masked, masked
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
 

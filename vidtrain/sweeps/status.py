@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtrain.files.lock import holder, is_held
+from vidtrain.files.folders import holder, is_held
 from vidtrain.runs.folder import finished, stored_settings
 from vidtrain.runs.status import DIVERGED, FAILED, OUT_OF_MEMORY, PRUNED, read_outcome
 from vidtrain.sweeps.record import SweepRecord, Trial

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.build import parts as build
 from vidtrain.errors import UserError
-from vidtrain.files.masking import is_masked
-from vidtrain.files.shipped import install_hint
+from vidtrain.files.escaping import is_masked
+from vidtrain.files.folders import install_hint
 from vidtrain.runs.status import PRUNED
 
 try:

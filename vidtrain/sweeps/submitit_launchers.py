@@ -17,9 +17,8 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import shown_lines
-from vidtrain.files.masking import masked
-from vidtrain.files.shipped import ROOT
+from vidtrain.files.escaping import masked, shown_lines
+from vidtrain.files.folders import ROOT
 from vidtrain.training.ranks.signals import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
 
 REQUEUE = ROOT / "experiments" / "slurm" / "requeue.sh"

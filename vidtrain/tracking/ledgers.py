@@ -17,8 +17,7 @@ from typing import Any
 
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import strict_json, write_text_atomic
-from vidtrain.files.escaping import csv_text
-from vidtrain.files.masking import masked
+from vidtrain.files.escaping import csv_text, masked
 
 
 class JsonLines:

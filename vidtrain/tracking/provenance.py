@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
-from vidtrain.files.shipped import IN_CHECKOUT, ROOT
+from vidtrain.files.folders import IN_CHECKOUT, ROOT
 
 GIT_TIMEOUT_S = 30
 # By name, not by pattern: the environment holds keys and tokens too.

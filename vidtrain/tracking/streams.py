@@ -9,8 +9,7 @@ import sys
 from typing import Any, TextIO
 
 from vidtrain.files.atomic import FULL
-from vidtrain.files.escaping import shown, shown_lines
-from vidtrain.files.masking import masked
+from vidtrain.files.escaping import masked, shown, shown_lines
 
 GONE = (errno.EPIPE, errno.EIO)  # the program behind the pipe, or the terminal
 STATUS_UNREAD = 141  # what a shell shows of a program that writes to a pipe which nobody reads: 128 + SIGPIPE

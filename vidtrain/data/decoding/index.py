@@ -19,7 +19,7 @@ from vidtrain.data.decoding.metadata import probe
 from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, larger
 from vidtrain.data.decoding.video import DecodeError, PacketTable, VideoInfo
 from vidtrain.errors import UserError
-from vidtrain.files.links import check_links
+from vidtrain.files.folders import check_links
 
 log = logging.getLogger(__name__)
 

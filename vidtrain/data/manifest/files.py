@@ -20,7 +20,7 @@ from pathlib import Path
 from vidtrain.data.manifest.format import FORMAT
 from vidtrain.data.manifest.manifest import Manifest, Source
 from vidtrain.errors import UserError
-from vidtrain.files.links import check_links
+from vidtrain.files.folders import check_links
 
 # A run that lasts for weeks may still have one open, perhaps on another machine, where removing it would end that run.
 KEEP_DAYS = 30

@@ -20,7 +20,7 @@ from vidtrain.data.decoding.image_folders import image_names
 from vidtrain.data.manifest.columns import Columns, Strings
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
-from vidtrain.files.fsync import flush_folder
+from vidtrain.files.atomic import flush_folder
 
 MOST_LOOKED_AT = 200_000
 LOOKING = 16  # threads: what takes time is waiting for storage

@@ -27,8 +27,7 @@ from vidtrain.data.manifest.columns import StringsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.prepared.reencode import TEMPORARY, EncodeSettings, Made
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import csv_text, shown
-from vidtrain.files.masking import masked
+from vidtrain.files.escaping import csv_text, masked, shown
 
 log = logging.getLogger(__name__)
 

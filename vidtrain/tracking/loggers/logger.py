@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vidtrain.errors import UserError
-from vidtrain.files.shipped import install_hint
+from vidtrain.files.folders import install_hint
 
 Metric = float | int | str | None
 

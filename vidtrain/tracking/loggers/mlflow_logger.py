@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vidtrain.errors import UserError
-from vidtrain.files.masking import masked
+from vidtrain.files.escaping import masked
 from vidtrain.tracking.loggers.logger import LoggedRun, Metric, require_packages
 from vidtrain.tracking.loggers.wandb_logger import check_artifacts
 

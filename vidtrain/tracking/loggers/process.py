@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import shown
-from vidtrain.files.masking import hidden
+from vidtrain.files.escaping import hidden, shown
 from vidtrain.tracking.loggers.logger import LoggedRun, Logger, Metric
 from vidtrain.tracking.loggers.service import RECEIVED, Frames, frame
 

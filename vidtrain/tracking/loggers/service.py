@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.files.masking import hide_these, mask_streams
+from vidtrain.files.escaping import hide_these, mask_streams
 
 # A scheduler signals every process of a job; this one ends when the training process has
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from vidtrain.files.fsync import flush_folder
+from vidtrain.files.atomic import flush_folder
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 DAMAGED = "damaged_"  # before the name of one that was passed over
