@@ -89,7 +89,7 @@ class LoadedCheckpoint:
         return build.device_transform(cfg, device)
 
 
-def locate(named: str) -> Path:
+def find_checkpoint(named: str) -> Path:
     """The file that a user means: of a run's folder, its best checkpoint.
 
     Raises `UserError` for what is absent, or a folder that is no run's.
