@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from composing import config_of
+from fork_server import run_program
 
 from vidtrain import audit
 from vidtrain.errors import UserError
@@ -267,11 +266,8 @@ def test_an_out_that_is_a_file(planted, tmp_path):
 
 
 def test_the_program_ends_with_status_3_and_names_the_bounds(planted, audited, tmp_path):
-    program = [sys.executable, "-m", "vidtrain.audit"]
     shutil.copytree(audited[0], tmp_path / "out")
-    found = subprocess.run(
-        [*program, *overrides(planted, tmp_path)], capture_output=True, text=True, timeout=300
-    )
+    found = run_program("audit", *overrides(planted, tmp_path))
     assert found.returncode == 3, found.stderr
     assert found.stderr.startswith(
         "error: bounds exceeded: max_unreadable_share=0.0 (found 11.54%), max_dupl"

@@ -3,14 +3,13 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from composing import config_of
+from fork_server import run_program
 
 from vidtrain.app.launch import find_faults
 from vidtrain.compare import check, compare, with_runs
@@ -328,10 +327,7 @@ def test_bare_folders_become_an_override(tmp_path, monkeypatch):
 
 
 def test_the_program(two):
-    command = [sys.executable, "-m", "vidtrain.compare"]
-    done = subprocess.run(
-        [*command, two / "a0", two / "b0", f"out={two}/out", "bootstrap=500"], capture_output=True, text=True
-    )
+    done = run_program("compare", two / "a0", two / "b0", f"out={two}/out", "bootstrap=500")
     assert done.returncode == 0, done.stderr
     assert "2 runs of 2 recipes" in done.stdout and f"{two}/out/report.html" in done.stdout
 

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from composing import config_of
+from fork_server import run_program
 from PIL import Image
 from small_run import small
 
@@ -204,9 +203,8 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(run, test_split, tmp_path):
         shutil.copy(path, folder / f"{number}.mp4")
     (folder / "1_broken.mp4").write_bytes(b"no video")
     (folder / "2_empty.mp4").touch()
-    command = [sys.executable, "-m", "vidtrain.predict", f"checkpoint={run}", str(folder), "format=json",
-               "num_workers=1", f"out={tmp_path / 'out'}"]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True)
+    options = ["format=json", "num_workers=1", f"out={tmp_path / 'out'}"]
+    ended = run_program("predict", f"checkpoint={run}", folder, *options)
     assert ended.returncode == 1, ended.stderr
     found = json.loads(ended.stdout)  # and nothing else stands there
     assert [Path(video["path"]).name for video in found["videos"]] == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]

@@ -2,12 +2,11 @@
 
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from composing import config_of
+from fork_server import run_program
 
 from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
@@ -293,14 +292,11 @@ def test_spaces_at_the_ends_of_names_survive(tmp_path):
 
 
 def test_the_program(videos, tmp_path):
-    command = [sys.executable, "-m", "vidtrain.split"]
-    help_ = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=100)
+    help_ = run_program("split", "--help")
     assert "python -m vidtrain.split path=/data/mine out=/data/mine_split" in help_.stdout
-    done = subprocess.run(
-        [*command, f"path={videos}", f"out={tmp_path / 'out'}"], capture_output=True, text=True
-    )
+    done = run_program("split", f"path={videos}", f"out={tmp_path / 'out'}")
     assert done.returncode == 0 and "80 videos of 2 classes" in done.stdout
-    refused = subprocess.run([*command, f"path={videos}x", "out=y"], capture_output=True, text=True)
+    refused = run_program("split", f"path={videos}x", "out=y")
     assert refused.returncode == 2 and refused.stderr.startswith("error: no dataset folder")
 
 

@@ -24,16 +24,15 @@ from typing import NamedTuple
 
 from fault_injection import (
     TINY,
-    Child,
-    Nursery,
     difference,
     fill,
     flip,
-    nursery,
     saving,
     small_disk,
+    start_training,
     step_now,
 )
+from fork_server import Child
 
 from vidtrain.errors import UserError
 from vidtrain.training.checkpoints import checkpoint
@@ -47,7 +46,6 @@ SMALL = 50_000  # bytes: more than any log of these runs, less than any checkpoi
 class Bench(NamedTuple):
     """What every trial needs: where runs start, the undisturbed one, how long it took, and a folder of its own."""
 
-    nursery: Nursery
     data: Path
     alone: Path
     seconds: float
@@ -55,7 +53,7 @@ class Bench(NamedTuple):
     random: random.Random
 
     def start(self, run: Path, *overrides: str) -> Child:
-        return self.nursery.start(run, f"data_root={self.data}", *TINY, *overrides)
+        return start_training(run, f"data_root={self.data}", *TINY, *overrides)
 
     def finished(self, run: Path, *overrides: str) -> str:
         """Resumes a run and says how it ended, held against the undisturbed one."""
@@ -213,7 +211,7 @@ def video_that_goes(bench: Bench) -> str:
     run, data = bench.folder / "run", bench.folder / "data"
     shutil.copytree(bench.data, data)
     options = ("trainer.num_workers=1", "trainer.max_fault_share=0.5", "trainer.epochs=8")
-    child = bench.nursery.start(run, f"data_root={data}", *TINY, *options)
+    child = start_training(run, f"data_root={data}", *TINY, *options)
     child.until(reached(run, 2))
     video = bench.random.choice(sorted((data / "motion").rglob("train/*/*.mp4")))
     video.unlink()
@@ -271,11 +269,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="faults whose name holds this")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="faults_") as name, nursery(Path(name)) as opened:
+    with tempfile.TemporaryDirectory(prefix="faults_") as name:
         root = Path(name)
         for run in ("warm", "alone"):  # the first makes the videos
             started = time.monotonic()
-            child = opened.start(root / run, f"data_root={root / 'data'}", *TINY)
+            child = start_training(root / run, f"data_root={root / 'data'}", *TINY)
             if child.wait() != 0:
                 sys.exit(child.said)
         seconds = time.monotonic() - started
@@ -288,7 +286,7 @@ def main() -> None:
             folder.mkdir()
             chance = random.Random(f"{arguments.seed} {name}")
             try:
-                return trial(Bench(opened, root / "data", root / "alone", seconds, folder, chance))
+                return trial(Bench(root / "data", root / "alone", seconds, folder, chance))
             except TimeoutError:
                 return "TIMED OUT"
             finally:

@@ -1,4 +1,4 @@
-"""One nursery and one undisturbed run for all faults."""
+"""One undisturbed run for all faults."""
 
 import sys
 from pathlib import Path
@@ -7,21 +7,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fault_injection, which experiments/reliability uses, too
 
-from fault_injection import TINY, nursery
+from fault_injection import TINY, start_training
 
 
 @pytest.fixture(scope="session")
 def faults(tmp_path_factory):
     """Starts runs: `faults(folder, *overrides)` gives a Child."""
-    folder = tmp_path_factory.mktemp("nursery")
-    with nursery(folder) as opened:
+    data_root = tmp_path_factory.mktemp("faults") / "data"
 
-        def start(run, *overrides, **more):
-            return opened.start(run, f"data_root={folder}/data", *TINY, *overrides, **more)
+    def start(run, *overrides, **more):
+        return start_training(run, f"data_root={data_root}", *TINY, *overrides, **more)
 
-        start.data_root = folder / "data"
-        start.nursery = opened
-        yield start
+    start.data_root = data_root
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,23 @@
 """Training runs that can be disturbed from outside, started in a fraction of a second.
 
-A nursery is one process that has imported torch and vidtrain. For each run it forks a child, which is then the program
-`python -m vidtrain.train`, but for the seconds that importing and composing take. Nothing of the program knows that it
-is tested: a child is killed by signals, starved by a limit on the size of its files or a full disk, and its files are
-damaged.
+Nothing of the program knows that it is tested: a child of the fork server is killed by signals, starved by a limit on
+the size of its files or a full disk, and its files are damaged.
 """
 
 import csv
-import itertools
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/reliability runs without pytest
 from clock import TIMED
+from fork_server import Child, server
 from small_run import small
 
 # Two phases of two epochs, 12 steps in all; saved after every other one, so in the middle of an epoch, too
@@ -43,131 +37,18 @@ TINY = small(
     frames=16,
     depth=2,
 )
-PATIENCE = 300.0  # seconds until something that should happen is taken not to
 
 
-class Child:
-    """A run under way. What it prints goes through a pipe, which no full disk and no limit on files holds up."""
+def start_training(run: Path, *overrides: str, whole: bool = False, **environment: str) -> Child:
+    """A run in the folder `run` with these overrides and environment variables.
 
-    def __init__(self, nursery: "Nursery", pid: int, said: int):
-        self._nursery = nursery
-        self.pid = pid
-        self._said: list[bytes] = []
-        self._reader = threading.Thread(target=self._read, args=(said,), daemon=True)
-        self._reader.start()
-
-    def _read(self, said: int) -> None:
-        with open(said, "rb", buffering=0) as pipe:
-            while chunk := pipe.read(1 << 16):
-                self._said.append(chunk)
-
-    @property
-    def said(self) -> str:
-        return b"".join(self._said).decode(errors="replace")
-
-    @property
-    def words(self) -> str:
-        """What it said, without line breaks, which depend on the width."""
-        return " ".join(self.said.split())
-
-    def running(self) -> bool:
-        return self._nursery.status(self.pid) is None
-
-    def wait(self) -> int:
-        """The exit status, or minus the signal that ended it."""
-        deadline = time.monotonic() + PATIENCE
-        while (status := self._nursery.status(self.pid)) is None:
-            if time.monotonic() > deadline:
-                self.kill()
-                raise TimeoutError(f"the run did not end:\n{self.said}")
-            time.sleep(0.01)
-        self._reader.join(10)  # a worker of its own may outlive it for a moment
-        return status
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
-
-    def limit_files(self, size: int) -> None:
-        """From now on no file of the run can grow beyond `size` bytes: what it is like on a disk that is full."""
-        with suppress(ProcessLookupError):  # it is over
-            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    def until(self, happened: Callable[[], Any], pause: float = 0.0005) -> bool:
-        """Waits until something has happened; whether it did before the run ended."""
-        deadline = time.monotonic() + PATIENCE
-        asked = 0.0
-        while not happened():
-            if (
-                time.monotonic() < asked + 0.05
-            ):  # asking takes longer than looking, and some things are soon over
-                time.sleep(pause)
-                continue
-            asked = time.monotonic()
-            if not self.running():
-                return bool(happened())
-            if time.monotonic() > deadline:
-                self.kill()
-                raise TimeoutError(f"what was waited for did not happen:\n{self.said}")
-        return True
-
-
-class Nursery:
-    """Starts runs; see above. To be closed."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._ended: dict[int, int] = {}
-        self._count = itertools.count(1)
-        self._asking = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nursery_process.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, run: Path, *overrides: str, whole: bool = False, **environment: str) -> Child:
-        """A run in the folder `run` with these overrides and environment variables.
-
-        With `whole` it is the program with its command line, which Hydra takes seconds to read; else the task that this
-        launches, of a configuration composed once.
-        """
-        said = self._folder / f"said_{next(self._count)}"
-        os.mkfifo(said)
-        reading = os.open(said, os.O_RDONLY | os.O_NONBLOCK)  # or else it waits for the writer
-        writing = os.open(said, os.O_WRONLY)  # and would find its end before there is one
-        os.set_blocking(reading, True)
-        request = {"run": str(run), "overrides": overrides, "whole": whole, "environment": environment}
-        pid = self._ask({**request, "said": str(said)})
-        os.close(writing)
-        return Child(self, pid, reading)
-
-    def status(self, pid: int) -> int | None:
-        if pid not in self._ended:
-            status = self._ask({"pid": pid})
-            if status is not None:
-                self._ended[pid] = status
-        return self._ended[pid] if pid in self._ended else None
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._process.stdout.close()
-
-    def _ask(self, request: dict[str, Any]) -> int | None:
-        with self._asking:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
-
-
-@contextmanager
-def nursery(folder: Path) -> Iterator[Nursery]:
-    opened = Nursery(folder)
-    try:
-        yield opened
-    finally:
-        opened.close()
+    With `whole` it is the program with its command line, which Hydra takes seconds to read; else the task that this
+    launches, of a configuration composed once.
+    """
+    env = {**os.environ, **environment}
+    if whole:
+        return server().start("train", f"run_dir={run}", *overrides, env=env)
+    return server().start("train", *overrides, composed_for=run, env=env)
 
 
 def step_now(run: Path) -> int:

@@ -5,7 +5,7 @@ import random
 import signal
 
 import pytest
-from fault_injection import difference, saving, step_now
+from fault_injection import difference, saving, start_training, step_now
 
 from vidtrain.errors import UserError
 from vidtrain.training.checkpoints import checkpoint
@@ -38,11 +38,11 @@ def test_killed_at_random_steps(faults, alone, tmp_path):
         child.kill()
         assert child.wait() == -signal.SIGKILL
         assert not (run / "summary.json").exists()
-    last = faults.nursery.start(run, whole=True)
+    last = start_training(run, whole=True)
     assert last.wait() == 0, last.said
     assert f"resumed from {run}/checkpoints/last.pt at step" in last.words
     assert difference(alone, run) is None and verifying(run) == [4, 10, STEPS]
-    again = faults.nursery.start(run, whole=True)
+    again = start_training(run, whole=True)
     assert again.wait() == 0 and "is finished: best val top1" in again.words
 
 

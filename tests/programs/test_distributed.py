@@ -1,4 +1,4 @@
-"""Two processes under torchrun against one: the same samples, the same metrics."""
+"""Two ranks against one: the same samples, the same metrics."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from fork_server import run_program
 from small_run import small
 
 from vidtrain.training.checkpoints import checkpoint
@@ -23,20 +24,12 @@ OVERRIDES = small(
 )
 
 
-def run(processes, *arguments):
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "vidtrain.train", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return found.returncode, found.stdout + found.stderr
-
-
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     for processes in (1, 2):
-        status, said = run(
-            processes, f"run_dir={tmp_path / str(processes)}", f"data_root={tmp_path}", *OVERRIDES
-        )
-        assert status == 0, said
+        folders = [f"run_dir={tmp_path / str(processes)}", f"data_root={tmp_path}"]
+        ended = run_program("train", *folders, *OVERRIDES, ranks=processes)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     one, two = (
         [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in "12"
     )
@@ -63,9 +56,11 @@ def test_two_ranks_equal_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_batch_that_two_ranks_cannot_share_is_refused_before_anything_starts(tmp_path):
-    status, said = run(
-        2, f"run_dir={tmp_path / 'run'}", f"data_root={tmp_path}", *OVERRIDES, "trainer.batch_size=7"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [*torchrun, "-m", "vidtrain.train", f"run_dir={tmp_path / 'run'}", f"data_root={tmp_path}"]
+    ended = subprocess.run(
+        [*command, *OVERRIDES, "trainer.batch_size=7"], capture_output=True, text=True, timeout=300
     )
-    assert status != 0
-    assert "trainer.batch_size=7 cannot be shared by 2 rank(s)" in said
+    assert ended.returncode != 0
+    assert "trainer.batch_size=7 cannot be shared by 2 rank(s)" in ended.stdout + ended.stderr
     assert not (tmp_path / "run").exists()

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 from composing import config_of
+from fork_server import run_program, start_ranks
 from omegaconf import OmegaConf
 from small_run import small
 
@@ -259,19 +256,15 @@ def test_faults_show_at_once(overrides, key, why):
     assert any(where == key and why in said for where, said in found), found
 
 
-def start(root, out, processes, *more):
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "vidtrain.evaluate"]
-    options = [f"checkpoint={root}/run", *VIEWS, f"out={out}", *more]
-    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def options(root, out):
+    return [f"checkpoint={root}/run", *VIEWS, f"out={out}"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_ranks_writes_the_same_table(root, tmp_path, processes):
-    process = start(root, tmp_path, processes)
-    said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said
+    ended = run_program("evaluate", *options(root, tmp_path), ranks=processes)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert contents(tmp_path) == contents(root / "table")
     assert rows(tmp_path / "protocols.csv") == rows(root / "table/protocols.csv")
 
@@ -279,21 +272,15 @@ def test_any_number_of_ranks_writes_the_same_table(root, tmp_path, processes):
 @pytest.mark.slow
 def test_killed_it_goes_on_with_another_number_of_ranks(root, tmp_path):
     """Killed with SIGKILL after the second of seven batches, each of which takes long enough to be seen."""
-    process = start(root, tmp_path, 1)
+    (child,) = start_ranks("evaluate", *options(root, tmp_path))
     units = tmp_path / "views" / UNITS
-    deadline = time.monotonic() + 400
-    seen = 0
-    while seen < 2 and process.poll() is None and time.monotonic() < deadline:
-        seen = len(units_seen(units))
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = len(units_done(tmp_path / "views"))
-    assert process.returncode == -signal.SIGKILL and 2 <= done < 7, "it was over before it could be killed"
-    process = start(root, tmp_path, 2)
-    said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said
-    assert f"going on with the table in {tmp_path}/views: {done} of 7 batches are in it" in said
+    assert child.until(lambda: len(units_seen(units)) >= 2), child.said
+    child.kill()
+    status, done = child.wait(), len(units_done(tmp_path / "views"))
+    assert status == -signal.SIGKILL and 2 <= done < 7, "it was over before it could be killed"
+    ended = run_program("evaluate", *options(root, tmp_path), ranks=2)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"going on with the table in {tmp_path}/views: {done} of 7 batches are in it" in ended.stdout
     assert contents(tmp_path) == contents(root / "table")
 
 

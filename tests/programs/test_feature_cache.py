@@ -2,13 +2,12 @@
 
 import csv
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from clock import TIMED
 from composing import config_of
+from fork_server import run_program
 
 from vidtrain.app import check
 from vidtrain.data.sources.motion import Motion
@@ -207,13 +206,9 @@ def test_tokens_beyond_float16_are_refused_by_name(config, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_two_ranks_equal_one(data, tmp_path):
     for processes in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "vidtrain.train"]
-        mine = options(data, tmp_path / f"features{processes}", *CACHED, "optimizer=sgd")
-        found = subprocess.run(
-            [*command, *mine, f"run_dir={tmp_path}/{processes}"], capture_output=True, text=True, timeout=300
-        )
-        assert found.returncode == 0, found.stdout + found.stderr
+        arguments = options(data, tmp_path / f"features{processes}", *CACHED, "optimizer=sgd")
+        ended = run_program("train", *arguments, f"run_dir={tmp_path}/{processes}", ranks=processes)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     assert contents(tmp_path / "features1") == contents(tmp_path / "features2") != {}
     one, two = (untimed(tmp_path / run) for run in "12")
     for row, other in zip(one, two, strict=True):

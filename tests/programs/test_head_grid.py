@@ -2,13 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from clock import TIMED
 from composing import config_of
+from fork_server import run_program
 from small_run import small
 
 from vidtrain.app import check
@@ -86,11 +85,9 @@ def test_what_does_not_go_together_shows_before_the_start(config, overrides, why
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     for processes in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "vidtrain.train", *SMALL]
         folders = [f"run_dir={tmp_path / str(processes)}", f"data_root={tmp_path}", "optimizer=sgd"]
-        found = subprocess.run([*command, *folders], capture_output=True, text=True, timeout=300)
-        assert found.returncode == 0, found.stdout + found.stderr
+        ended = run_program("train", *SMALL, *folders, ranks=processes)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     one, two = (read_metrics(tmp_path / run) for run in "12")
     assert len(one) == len(two) > 3
     for row, other in zip(one, two, strict=True):

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from clock import TIMED
 from composing import config_of
+from fork_server import run_program
 
 from vidtrain.app import check
 from vidtrain.build import data as build_data
@@ -230,21 +229,14 @@ def test_a_checkpoint_of_before_the_loss_group_is_evaluated(config, tmp_path):
 @pytest.mark.parametrize(("name", "options"), [("uneven", OPTIONS), ("several", SEVERAL)])
 def test_two_ranks_equal_one(data, tmp_path, name, options):
     for processes in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "vidtrain.train"]
         folders = [
             f"run_dir={tmp_path / str(processes)}",
             f"data_root={data}",
             f"dataset.folder={data}/{name}",
         ]
         # SGD: AdamW divides by small gradients, which makes much of the last bit
-        found = subprocess.run(
-            [*command, *SMALL, *options, *folders, "optimizer=sgd"],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert found.returncode == 0, found.stdout + found.stderr
+        ended = run_program("train", *SMALL, *options, *folders, "optimizer=sgd", ranks=processes)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
     one, two = (read_metrics(tmp_path / run) for run in "12")
     assert len(one) == len(two) > 5
     for row, other in zip(one, two, strict=True):

@@ -3,10 +3,9 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
+from fork_server import run_program
 from omegaconf import OmegaConf
 from small_run import small
 
@@ -16,10 +15,7 @@ READ, SAID = "open-sesame-1234", "said-aloud-5678"
 
 
 def start(folder, *overrides, **environment):
-    command = [sys.executable, "-m", "vidtrain.train", *overrides]
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
-    )
+    return run_program("train", *overrides, cwd=folder, env={**os.environ, **environment})
 
 
 def test_a_run_leaves_no_password(tmp_path):
@@ -88,15 +84,8 @@ def test_a_sweep_keeps_references_and_takes_passwords_again(tmp_path):
         words = (tmp_path / "sweep" / name).read_text()
         assert "${oc.env:TRACKING_PW}" in words and "http://u:***@" in words, name
         assert READ not in words and SAID not in words, name
-    again = subprocess.run(
-        [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    again = run_program("sweep", "resume", "sweep", cwd=tmp_path)
     assert again.returncode == 2 and "sweep.json holds +logger.mlflow.tags.said=" in again.stderr
-    again = subprocess.run(
-        [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep", kept, said, "seed=0,1,2"], cwd=tmp_path,
-        capture_output=True, text=True, env={**os.environ, "TRACKING_PW": READ},
-    )  # fmt: skip
+    environment = {**os.environ, "TRACKING_PW": READ}
+    again = run_program("sweep", "resume", "sweep", kept, said, "seed=0,1,2", cwd=tmp_path, env=environment)
     assert again.returncode == 0 and "3 trials, 1 to run, 1 new, 2 ended" in again.stdout, again.stderr
