@@ -161,7 +161,7 @@ def describe_model(
     from vidtrain.benchmarking.run import changed, phase_name
     from vidtrain.build import parts as build
     from vidtrain.features.frozen_encoder import heads_of
-    from vidtrain.models.many_heads import ManyHeads
+    from vidtrain.models.classifier import ManyHeads
     from vidtrain.training.precision import PRECISIONS
     from vidtrain.training.stages import apply_phase
 

@@ -87,7 +87,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         ),
         "logger": lambda: build.instantiate_component(cfg.logger),
         "pretrained" if cfg.init_from is None else "init_from": lambda: check_starting_point(
-            cfg, None if broken & {"clip", "model"} else _model_without_memory(cfg)
+            cfg, None if broken & {"clip", "model"} else build.model_without_memory(cfg)
         ),
         "export": lambda: check_geometry(cfg, OmegaConf.to_object(cfg.export)),
     }
@@ -279,7 +279,7 @@ def try_clip(cfg: DictConfig) -> None:
 
 
 def _phases_of(cfg: DictConfig) -> None:
-    model = _model_without_memory(cfg)
+    model = build.model_without_memory(cfg)
     for name, phase in OmegaConf.to_object(cfg.stage).items():
         try:
             apply_phase(model, phase)
@@ -320,12 +320,7 @@ def _try_augmentation(cfg: DictConfig) -> None:
 
 def _try_model(cfg: DictConfig) -> None:
     """Whether its encoder takes the clips, too."""
-    _model_without_memory(cfg).encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
-
-
-def _model_without_memory(cfg: DictConfig) -> nn.Module:
-    with torch.device("meta"):
-        return build.instantiate_component(cfg.model, num_classes=2)
+    build.model_without_memory(cfg).encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
 
 
 def ranks_to_come() -> Ranks:

@@ -8,13 +8,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtrain.config.targets import reason
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import cores
 
@@ -123,7 +124,13 @@ def mixing(cfg: DictConfig, num_classes: int) -> Mix:
     return lambda clips, labels, key: mix(clips, labels, num_classes, key, copies=copies)
 
 
-def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> nn.Module:
+def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier:
     """The configured model on its device, initialized from the seed alone."""
     torch.manual_seed(cfg.seed)
     return instantiate_component(cfg.model, num_classes=num_classes).to(ranks.device)
+
+
+def model_without_memory(cfg: DictConfig) -> VideoClassifier:
+    """The configured model, with shapes but no values, to be checked. Raises `UserError` as `instantiate_component` does."""
+    with torch.device("meta"):
+        return instantiate_component(cfg.model, num_classes=2)

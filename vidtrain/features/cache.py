@@ -22,7 +22,7 @@ from vidtrain.data.loading.loaders import START_METHOD, Loader
 from vidtrain.data.loading.samplers import EvalShard, SampleKey, TrainStream
 from vidtrain.errors import UserError
 from vidtrain.features.store import LARGEST, TokenStore
-from vidtrain.models.classifier import encode
+from vidtrain.models.classifier import Encoder, encode
 from vidtrain.training.ranks.distributed import Ranks
 
 FORMAT = "vidtrain-features/1"
@@ -84,7 +84,7 @@ class CachedSplit:
 class Encoding:
     """How clips become tokens: the frozen encoder, on its device, in a precision, after a transform."""
 
-    encoder: nn.Module
+    encoder: Encoder
     transform: nn.Module
     context: AbstractContextManager
     device: torch.device
@@ -108,7 +108,7 @@ class Encoding:
         return tuple(self(Batch(clip, one, one, one, []), False).shape[2:])
 
 
-def weights_digest(encoder: nn.Module, settings: Mapping[str, Any]) -> str:
+def weights_digest(encoder: Encoder, settings: Mapping[str, Any]) -> str:
     """BLAKE2b over every tensor of the encoder, and over the settings that it was built with."""
     whole = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for name, tensor in encoder.state_dict().items():
@@ -227,7 +227,7 @@ def _check_range(tokens: Tensor, batch: Batch, dataset: VideoDataset) -> None:
         )
 
 
-def same_grid(train: VideoDataset, val: VideoDataset, encoder: nn.Module) -> tuple[int, int, int]:
+def same_grid(train: VideoDataset, val: VideoDataset, encoder: Encoder) -> tuple[int, int, int]:
     """How the tokens of every clip lie; frames that keep their own shape have no common one, and are refused before."""
     grid = encoder.grid(train.protocol.frames, *train.size)
     if encoder.grid(val.protocol.frames, *val.size) != grid:

@@ -27,7 +27,7 @@ from vidtrain.features.cache import (
 )
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
-from vidtrain.models.many_heads import ManyHeads
+from vidtrain.models.classifier import ManyHeads
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import PhaseTask
 from vidtrain.training.settings import PhaseSettings

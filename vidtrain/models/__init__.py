@@ -3,8 +3,7 @@
 vit3d.py                 the ViT-3D encoder
 positions.py             sin-cos tables and rotary positions
 attentive.py             attentive pooler and classifier
-classifier.py            encoder + head + clip fusion
-many_heads.py            many heads on one encoder
+classifier.py            encoder + head + clip fusion, what an encoder must have, many heads on one
 checks.py                errors that name the key and the nearest value that fits
 timm_frames.py           any image model of timm, frame by frame
 timm_layers.py           its parts in the order of depth

@@ -1,7 +1,9 @@
 """From the clips of a video to logits; the same in training and in evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, Self
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -18,13 +20,45 @@ ENCODER_MEMBERS = {
 }
 
 
+class Encoder(Protocol):
+    """What an encoder must have: an `nn.Module` that maps clips [B c t h w] to tokens [B N d], with four members."""
+
+    @property
+    def embed_dim(self) -> int:
+        """The width d of a token."""
+
+    @property
+    def layers(self) -> Iterable[nn.Module]:
+        """Its modules in order of depth, which together hold every parameter."""
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Those of the layers that unfreezing and layer decay count."""
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip. Raises UserError for a clip that does not fit."""
+
+    # what our code calls of nn.Module
+    def __call__(self, clips: Tensor, /) -> Tensor: ...
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+
+
+class HeadFactory(Protocol):
+    """Builds a head: an `nn.Module` that maps tokens [B N d] and their grid to logits [B k]."""
+
+    def __call__(self, *, embed_dim: int, num_classes: int) -> nn.Module: ...
+
+
 class VideoClassifier(nn.Module):
     """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
-
-    `encoder` maps [B c t h w] to tokens [B N d]. It has `embed_dim`; `grid(frames, height, width)`, how many of
-    its tokens lie along t, h and w; `layers`, its modules in order of depth, which together hold every
-    parameter; and `blocks`, those of them that unfreezing counts. `head(embed_dim=..., num_classes=...)` builds
-    the module that maps tokens [B N d] and their grid to logits [B k].
 
     `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each
     clip is judged alone, and whoever evaluates takes the mean. For joint the head attends to the tokens of
@@ -35,16 +69,10 @@ class VideoClassifier(nn.Module):
 
     fusion: str
     num_classes: int
-    encoder: nn.Module
+    encoder: Encoder
     head: nn.Module
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        head: Callable[..., nn.Module],
-        num_classes: int,
-        fusion: str = "mean_logits",
-    ):
+    def __init__(self, encoder: Encoder, head: HeadFactory, num_classes: int, fusion: str = "mean_logits"):
         super().__init__()
         check_choice("model.fusion", fusion, FUSIONS)
         check_encoder(encoder)
@@ -59,7 +87,7 @@ class VideoClassifier(nn.Module):
         )
 
 
-def check_encoder(encoder: nn.Module) -> None:
+def check_encoder(encoder: object) -> None:
     """Raises UserError where the encoder lacks what the head or the training reads, naming who needs it."""
     missing = [
         f"{name} (needed by {reader})"
@@ -70,7 +98,7 @@ def check_encoder(encoder: nn.Module) -> None:
         raise UserError(f"model.encoder: {type(encoder).__name__} has no {'; no '.join(missing)}")
 
 
-def encode(encoder: nn.Module, clips: Tensor) -> Tensor:
+def encode(encoder: Encoder, clips: Tensor) -> Tensor:
     """Clips [b n c t h w] -> tokens [b n m d], each clip by itself."""
     tokens = encoder(rearrange(clips, "b n c t h w -> (b n) c t h w"))
     return rearrange(tokens, "(b n) m d -> b n m d", n=clips.shape[1])
@@ -83,3 +111,31 @@ def classify(head: nn.Module, tokens: Tensor, grid: Grid, fusion: str) -> Tensor
         tokens = rearrange(tokens, "b n m d -> b (n m) d")
         return rearrange(head(tokens, (n * t, h, w)), "b k -> b 1 k")
     return rearrange(head(rearrange(tokens, "b n m d -> (b n) m d"), grid), "(b n) k -> b n k", n=n)
+
+
+class ManyHeads(nn.Module):
+    """Clips [b n c t h w] -> clip logits [b n (h k)] of h heads side by side, those of a head together.
+
+    The encoder is that of `model`, which must be frozen: it runs once a clip, without gradients. With a `grid` it does
+    not run at all: the input is then its tokens [b n m d], of clips whose tokens lie on that grid. Each head sees what
+    the head of `model` would see, fusion included.
+    """
+
+    encoder: Encoder
+    head: nn.ModuleList
+
+    def __init__(self, model: VideoClassifier, heads: Sequence[nn.Module], grid: Grid | None = None):
+        super().__init__()
+        self.encoder = model.encoder
+        self.head = nn.ModuleList(heads)
+        self.fusion = model.fusion
+        self.num_classes = model.num_classes
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, grid = x, self.grid
+        if grid is None:
+            grid = self.encoder.grid(*x.shape[3:])
+            with torch.no_grad():
+                tokens = encode(self.encoder, x)
+        return torch.cat([classify(head, tokens, grid, self.fusion) for head in self.head], dim=-1)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -61,7 +60,7 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
 
     def model() -> None:
         size = build.clip_size(trained)
-        _model_without_memory(trained).encoder.grid(trained.clip.frames, *size)
+        build.model_without_memory(trained).encoder.grid(trained.clip.frames, *size)
 
     trials = {"clip": lambda: try_clip(trained), "augmentation.eval": geometry, "model": model,
               "loss": lambda: build.instantiate_component(trained.loss)}  # fmt: skip
@@ -166,8 +165,3 @@ def heat_note(kind: str | None, model: nn.Module, heat_class: str | None, why_no
             "time step in the clip's heat."
         )
     return f"No heat map: {why_none}.".replace("{", "{{").replace("}", "}}")
-
-
-def _model_without_memory(trained: DictConfig) -> nn.Module:
-    with torch.device("meta"):
-        return build.instantiate_component(trained.model, num_classes=2)
