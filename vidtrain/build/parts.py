@@ -131,6 +131,6 @@ def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier:
 
 
 def model_without_memory(cfg: DictConfig) -> VideoClassifier:
-    """The configured model, with shapes but no values, to be checked. Raises `UserError` as `instantiate_component` does."""
+    """The configured model, with shapes but no values, to be checked. Raises `UserError` for what does not fit."""
     with torch.device("meta"):
         return instantiate_component(cfg.model, num_classes=2)
