@@ -211,9 +211,9 @@ def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):
     expected = {
         "one": "", "crash": "crashed: signal 11 (SIGSEGV)", "two": "", "hang": "hung: over 0.4 s", "three": "",
     }  # fmt: skip
-    assert read(files, tmp_path, "time_limit=0.4") == (expected, 5)
-    assert read(files, tmp_path, "time_limit=0.4") == (expected, 5)  # remembered
-    assert read(files, tmp_path, "time_limit=0.6") == (
+    assert read(files, tmp_path, "decode_timeout_s=0.4") == (expected, 5)
+    assert read(files, tmp_path, "decode_timeout_s=0.4") == (expected, 5)  # remembered
+    assert read(files, tmp_path, "decode_timeout_s=0.6") == (
         {**expected, "hang": "hung: over 0.6 s"},
         6,
     )  # worth a try
@@ -240,7 +240,7 @@ def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     ("overrides", "fault"),
     [
         ([], ("dataset", "must be chosen: dataset=OPTION")),
-        (["dataset=motion", "time_limit=0"], ("time_limit", "0.0 must be above 0 seconds")),
+        (["dataset=motion", "decode_timeout_s=0"], ("decode_timeout_s", "0.0 must be above 0 seconds")),
         (
             ["dataset=motion", "data.size_changes=stretch"],
             ("data.size_changes", "stretch must be scale or refuse"),

@@ -387,7 +387,7 @@ def test_every_mistake_of_a_call_is_told_at_once(tmp_path):
     found = faults(
         "checkpoint=absent", f"videos=[{tmp_path},gone.mp4]", "format=jsn", "topk=0", "heat=gradcam", "precision=fp8",
         "fusion=mean", "windows.smooth=2", "windows.stride=0", "heat_class=run", f"out={tmp_path}/file", "crops=0",
-        "time_limit=0",
+        "decode_timeout_s=0",
     )  # fmt: skip
     for words in (
         "checkpoint: absent: there is no such file or folder",
@@ -403,7 +403,7 @@ def test_every_mistake_of_a_call_is_told_at_once(tmp_path):
         "heat_class: is the class of the heat map of render=true",
         f"out: {tmp_path}/file is a file: name a folder",
         "crops: 0 must be 1 or more",
-        "time_limit: 0.0 must be above 0",
+        "decode_timeout_s: 0.0 must be above 0",
     ):
         assert sum(words in fault for fault in found) == 1, (words, found)
     assert len(found) == 14

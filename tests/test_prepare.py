@@ -109,7 +109,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
         ("name=a/b", "name"),
         ("name=..", "name"),
         ("num_workers=0", "num_workers"),
-        ("time_limit=0", "time_limit"),
+        ("decode_timeout_s=0", "decode_timeout_s"),
         ("data.size_changes=stretch", "data.size_changes"),
         ("max_unreadable_share=1.5", "max_unreadable_share"),
         ("dataset.source.wrong=1", "dataset.source.wrong"),

@@ -59,7 +59,7 @@ class Ledger:
             return None
         found = row["found"]
         bounded = "data.max_pixels" in found["cause"]  # which may be another by now
-        if found["cause"] and (retry or bounded or (row["hung"] and time_limit > row["time_limit"])):
+        if found["cause"] and (retry or bounded or (row["hung"] and time_limit > row["decode_timeout_s"])):
             return None
         if row["size_changes"] != size_changes and "size changes" in str((found["cause"], found["issues"])):
             return None
@@ -72,7 +72,7 @@ class Ledger:
             "path": path,
             "stamp": _stamp(path),
             "format": FORMAT,
-            "time_limit": time_limit,
+            "decode_timeout_s": time_limit,
             "hung": hung,
             "size_changes": size_changes,
         }
@@ -100,7 +100,7 @@ def read_all(
     from vidtrain.data.audit.inspection import Inspection, inspect_job
     from vidtrain.data.processes.workers import guarded
 
-    how = (cfg.time_limit, cfg.retry, cfg.data.size_changes)
+    how = (cfg.decode_timeout_s, cfg.retry, cfg.data.size_changes)
     found = {path: known for path in files if (known := ledger.find(path, *how))}
     reading = (cfg.data.max_pixels, cfg.data.size_changes)
     waiting = [(path, rate, *reading) for path, rate in files.items() if path not in found]
@@ -111,11 +111,11 @@ def read_all(
     workers = min(cfg.num_workers or cores(), len(waiting) or 1)
     try:
         with console.phase("reading", len(files), start_step=len(found)):
-            for result in guarded(read, waiting, workers, cfg.time_limit, PRELOAD):
+            for result in guarded(read, waiting, workers, cfg.decode_timeout_s, PRELOAD):
                 path, failure = result.item[0], result.failure
                 seen = result.value or Inspection(max(0, _stamp(path)[0]), failure)
                 hung = failure.startswith("hung")
-                ledger.add(path, seen, cfg.time_limit, hung, cfg.data.size_changes)
+                ledger.add(path, seen, cfg.decode_timeout_s, hung, cfg.data.size_changes)
                 found[path] = seen
                 unreadable += bool(seen.cause)
                 console.advance(len(found), {"unreadable": unreadable})
@@ -173,8 +173,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(("dataset", "must be chosen: dataset=OPTION"))
     if cfg.data.max_pixels < 1:
         faults.append(("data.max_pixels", f"{cfg.data.max_pixels} must be 1 or more"))
-    if cfg.time_limit <= 0:
-        faults.append(("time_limit", f"{cfg.time_limit} must be above 0 seconds"))
+    if cfg.decode_timeout_s <= 0:
+        faults.append(("decode_timeout_s", f"{cfg.decode_timeout_s} must be above 0 seconds"))
     if cfg.data.size_changes not in SIZE_CHANGES:
         faults.append(("data.size_changes", f"{cfg.data.size_changes} must be {' or '.join(SIZE_CHANGES)}"))
     for key, least in LEAST.items():

@@ -1,6 +1,6 @@
 """Evaluates a checkpoint without training: the same transforms and protocol that it was validated with, or others.
 
-python -m vidtrain.evaluate checkpoint=outputs/motion/NAME eval_clips=4 crops=3 probes=[shuffled,reversed,single_frame]
+python -m vidtrain.evaluate checkpoint=outputs/motion/NAME eval_clips=4 frame_order_ablations=[shuffled,reversed]
 python -m vidtrain.evaluate from_table=outputs/motion/NAME/eval/test_4x3 fusion=vote
 """
 
@@ -113,7 +113,7 @@ def _choose_videos(
     manifest = in_order_of_checkpoint(splits[cfg.split], opened.classes, checkpoint)
     if cfg.fusion == "vote" and manifest.multi_label:
         raise UserError("fusion=vote is for one label a video; choose one of mean_logits, mean_probs")
-    orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.probes)))
+    orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.frame_order_ablations)))
     return Pass(trained, settled(trained), checkpoint, cfg.weights, cfg.split, manifest, reading, orders)
 
 

@@ -55,8 +55,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(("num_workers", f"{cfg.num_workers} must be 1 or more, or null for one a core"))
     if cfg.data.max_pixels < 1:
         faults.append(("data.max_pixels", f"{cfg.data.max_pixels} must be 1 or more"))
-    if cfg.time_limit <= 0:
-        faults.append(("time_limit", f"{cfg.time_limit} must be above 0 seconds"))
+    if cfg.decode_timeout_s <= 0:
+        faults.append(("decode_timeout_s", f"{cfg.decode_timeout_s} must be above 0 seconds"))
     if cfg.max_unreadable_share is not None and not 0 <= cfg.max_unreadable_share <= 1:
         faults.append(
             ("max_unreadable_share", f"{cfg.max_unreadable_share} must lie between 0 and 1, or be null")
@@ -94,7 +94,7 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Dic
     workers = min(cfg.num_workers or cores(), len(jobs) or 1)
     read = written = unreadable = 0
     with console.phase("preparing", len(files), start_step=done):
-        for result in guarded(prepare_file, jobs, workers, cfg.time_limit, PRELOAD):
+        for result in guarded(prepare_file, jobs, workers, cfg.decode_timeout_s, PRELOAD):
             source = result.item.source
             made = result.value or Made(cause=result.failure)
             if made.refusal:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidtrain.app.launch import fail, launch
+from vidtrain.app.launch import fail, launch, warn
 from vidtrain.config.command_line import bare_words
 from vidtrain.config.overrides import in_quotes
+from vidtrain.config.renames import rename_arguments
 from vidtrain.config.schemas import SweepConfig
 from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
@@ -157,7 +158,7 @@ def _bare(text: str) -> str:
 def main() -> None:
     use_utf8()  # before the folder changes, which the command line names files from
     try:
-        arguments = with_words(sys.argv[1:])
+        arguments = rename_arguments(with_words(sys.argv[1:]), "train", warn)
         resumes = "action='resume'" in arguments or "action=resume" in arguments
         if resumes and not any(each in ("-h", "--help") for each in arguments):
             arguments = resume_arguments(arguments)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from vidtrain.app.launch import fail, launch
+from vidtrain.app.launch import fail, launch, warn
+from vidtrain.config.renames import rename_arguments
 from vidtrain.errors import Pruned, UserError
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.restarts import RunAttempt, run_attempt
@@ -136,13 +137,14 @@ def _fit(
     )
     run = assemble(cfg, data, parts, start.model, evaluation, ranks, record)
     state = fit(run, start.resume)
-    if parts.settings.one_batch:
+    if parts.settings.overfit_one_batch:
         check_overfit(evaluation(start.model)[0].metrics, parts.loss, state.total_step)
     return state
 
 
 def main() -> None:
     try:
+        sys.argv[1:] = rename_arguments(sys.argv[1:], "train", warn)
         run_folder.check_names_a_run(sys.argv[1:])
         sys.argv[1:], stored = run_folder.with_stored_overrides(sys.argv[1:])
     except UserError as error:

@@ -210,7 +210,7 @@ def video_that_goes(bench: Bench) -> str:
     """A training video is no longer one while the run is under way: a pipe that nobody writes to is in its place."""
     run, data = bench.folder / "run", bench.folder / "data"
     shutil.copytree(bench.data, data)
-    options = ("trainer.num_workers=1", "trainer.max_fault_share=0.5", "trainer.epochs=8")
+    options = ("trainer.num_workers=1", "trainer.max_unreadable_fraction=0.5", "trainer.epochs=8")
     child = start_training(run, f"data_root={data}", *TINY, *options)
     child.until(reached(run, 2))
     video = bench.random.choice(sorted((data / "motion").rglob("train/*/*.mp4")))

@@ -7,6 +7,6 @@ uv run python -m vidtrain.train dataset=ucf101 "data_root=$1" run_dir=outputs/vi
     optimizer.lr=1e-3
 uv run python -m vidtrain.train experiment=motion_baseline run_dir=outputs/view_protocols/motion
 uv run python -m vidtrain.evaluate checkpoint=outputs/view_protocols/ucf101 \
-    eval_clips=4 crops=3 'probes=[shuffled,reversed,single_frame]'
+    eval_clips=4 crops=3 'frame_order_ablations=[shuffled,reversed,single_frame]'
 uv run python -m vidtrain.evaluate checkpoint=outputs/view_protocols/motion \
-    eval_clips=4 'probes=[shuffled,reversed,single_frame]'
+    eval_clips=4 'frame_order_ablations=[shuffled,reversed,single_frame]'

@@ -64,8 +64,11 @@ def faults(*overrides):
             "clip.sampling=uniform",
             "uniform spans the whole video and takes no stride: add clip.frame_step=null",
         ),
-        ("clip.short=pad", "clip.short: pad: choose one of repeat_last, wrap, error"),
-        ("data.time_limit=0", "data.time_limit: 0.0 must be above 0 seconds"),
+        (
+            "clip.short_video_policy=pad",
+            "clip.short_video_policy: pad: choose one of repeat_last, wrap, error",
+        ),
+        ("data.decode_timeout_s=0", "data.decode_timeout_s: 0.0 must be above 0 seconds"),
         ("data.max_bytes=-1", "data.max_bytes: -1 must be above 0; null is no bound"),
         ("trainer.precision=fp8", "trainer.precision: fp8 is unknown; known: fp32, bf16, fp16"),
         ("trainer.monitor=top2", "trainer.monitor: top2 is unknown; did you mean top"),
@@ -114,11 +117,17 @@ def test_all_faults_come_at_once():
 
 
 def test_clip_and_data_tell_all_their_faults():
-    clip = ["clip.short=pad", "clip.size=big", "clip.frames=-8", "clip.fps=-1", "clip.eval_clips=0"]
+    clip = [
+        "clip.short_video_policy=pad",
+        "clip.size=big",
+        "clip.frames=-8",
+        "clip.fps=-1",
+        "clip.eval_clips=0",
+    ]
     found = faults(*clip, "data.min_frames=0", "data.max_seconds=-2")
     keys = [line.split("': ")[1].split(":")[0] for line in found if line.startswith("override")]
-    assert sorted(keys) == ["clip", "clip.eval_clips", "clip.fps", "clip.frames", "clip.short", "clip.size",
-                            "data.max_seconds", "data.min_frames"]  # fmt: skip
+    assert sorted(keys) == ["clip", "clip.eval_clips", "clip.fps", "clip.frames", "clip.short_video_policy",
+                            "clip.size", "data.max_seconds", "data.min_frames"]  # fmt: skip
 
 
 def test_settings_of_a_source_are_tried_before_anything_is_read():

@@ -75,7 +75,7 @@ def test_workers_that_cores_do_not_serve_are_not_advised():
     # eight workers on cores that two saturate, as measured
     m = measured(**DECODING | {"loaders": {2: 31.0, 4: 31.5, 8: 30.0}})
     assert advise(m) == []
-    assert "clip.train_copies=2" in nothing_to_change(m, "decoding")
+    assert "clip.repeated_augmentation=2" in nothing_to_change(m, "decoding")
 
 
 def test_reading_in_the_training_process_adds_to_the_step_until_there_is_a_worker():

@@ -4,11 +4,19 @@ import copy
 
 import pytest
 from composing import config_of
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from vidtrain.config.migration import defaults_of, migrate
-from vidtrain.config.renames import TARGETS, rename_override
+from vidtrain.config.renames import (
+    TARGETS,
+    accept_old_keys,
+    rename_arguments,
+    rename_override,
+    rename_settings,
+    with_first_names,
+)
 from vidtrain.errors import UserError
 from vidtrain.evaluator.options import as_trained
 
@@ -28,11 +36,15 @@ def test_what_is_migrate_stays_as_it_is(composed, stored):
 
 
 def test_keys_that_the_schema_has_gained_get_their_default(composed, stored):
-    for group, key in (("clip", "short"), ("data", "time_limit"), ("trainer", "patience")):
+    for group, key in (("clip", "short_video_policy"), ("data", "decode_timeout_s"), ("trainer", "patience")):
         del stored[group][key]
     del stored["init_match"], stored["stage"]["full"]["layer_decay"]
     found = migrate(stored, "best.pt")
-    assert (found.clip.short, found.data.time_limit, found.trainer.patience) == ("repeat_last", 60.0, None)
+    assert (found.clip.short_video_policy, found.data.decode_timeout_s, found.trainer.patience) == (
+        "repeat_last",
+        60.0,
+        None,
+    )
     assert (found.init_match, found.stage.full.layer_decay) == (0.9, 1.0)
     assert as_trained(stored, composed[1]).clip.eval_clips == 3
 
@@ -105,3 +117,74 @@ def test_components_that_have_another_name_since(stored):
 @pytest.mark.parametrize("target", TARGETS.values())
 def test_the_new_names_lead_to_something(target):
     get_object(target)
+
+
+OLD_OVERRIDES = {
+    "clip.short=wrap": "clip.short_video_policy=wrap",
+    "++clip.train_copies=2": "++clip.repeated_augmentation=2",
+    "clip.sampling=dense,reference": "clip.sampling=dense,vjepa2",
+    "data.balance=0.5": "data.class_balanced_sampling=0.5",
+    "trainer.max_fault_share=0.1": "trainer.max_unreadable_fraction=0.1",
+    "data.time_limit=5": "data.decode_timeout_s=5",
+    "trainer.one_batch=true": "trainer.overfit_one_batch=true",
+}
+
+
+def test_overrides_are_read_by_their_old_names_with_a_warning_that_tells_the_new():
+    told = []
+    assert rename_arguments([*OLD_OVERRIDES, "-m", "seed=1"], "train", told.append) == [
+        *OLD_OVERRIDES.values(),
+        "-m",
+        "seed=1",
+    ]
+    assert told == [f"{old} is called {new} now" for old, new in OLD_OVERRIDES.items()]
+    assert rename_override("probes=[reversed]", "evaluate") == "frame_order_ablations=[reversed]"
+    assert rename_override("short=wrap", "evaluate") == "short_video_policy=wrap"
+    assert rename_override("time_limit=5", "predict") == "decode_timeout_s=5"
+    assert rename_override("probes", "evaluate") == "probes"  # a path
+
+
+def test_a_stored_configuration_of_old_names_is_that_of_the_new(composed, stored):
+    before = copy.deepcopy(stored)
+    for group, old, new in (
+        ("clip", "short", "short_video_policy"),
+        ("clip", "train_copies", "repeated_augmentation"),
+        ("data", "balance", "class_balanced_sampling"),
+        ("data", "time_limit", "decode_timeout_s"),
+        ("trainer", "max_fault_share", "max_unreadable_fraction"),
+        ("trainer", "one_batch", "overfit_one_batch"),
+    ):
+        stored[group][old] = stored[group].pop(new)
+    assert OmegaConf.to_container(migrate(stored, "best.pt")) == before
+    stored["clip"]["sampling"] = "reference"
+    assert migrate(stored, "best.pt").clip.sampling == "vjepa2"
+
+
+def test_digests_are_made_of_the_first_names():
+    now = {"short_video_policy": "wrap", "sampling": "vjepa2", "size": 32}
+    assert with_first_names("clip", now) == {"short": "wrap", "sampling": "reference", "size": 32}
+    before = {"clip.short": "wrap", "clip.sampling": "reference", "split": "val"}
+    assert rename_settings(before) == {
+        "clip.short_video_policy": "wrap", "clip.sampling": "vjepa2", "split": "val",
+    }  # fmt: skip
+
+
+def test_a_users_yaml_of_old_names_is_composed_with_a_warning(tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "trainer").mkdir()
+    experiment = "# @package _global_\nclip:\n  sampling: reference\n  short: ${trainer.device}\n"
+    (tmp_path / "experiment/mine.yaml").write_text(experiment)
+    (tmp_path / "trainer/mine.yaml").write_text("one_batch: true\n")
+    told = []
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_single_config", ConfigLoaderImpl._load_single_config)
+    accept_old_keys("train", told.append)
+    folder = f"hydra.searchpath=[file://{tmp_path}]"
+    for _ in range(2):
+        found = config_of("train", "experiment=mine", "trainer=mine", "trainer.device=wrap", folder)
+    assert (found.clip.sampling, found.clip.short_video_policy) == ("vjepa2", "wrap")
+    assert found.trainer.overfit_one_batch is True
+    assert len(told) == 3
+    assert any(
+        "trainer/mine.yaml: trainer.one_batch is called trainer.overfit_one_batch now" in text
+        for text in told
+    )

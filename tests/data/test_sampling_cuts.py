@@ -45,15 +45,17 @@ class TestCut:
 
     def test_short_cuts(self):
         assert indices(HUNDRED, start=1, end=1.2, frames=4, frame_step=2) == [[25, 27, 29, 29]]
-        assert indices(HUNDRED, start=1, end=1.2, frames=4, frame_step=2, short="wrap") == [[25, 27, 29, 26]]
+        assert indices(HUNDRED, start=1, end=1.2, frames=4, frame_step=2, short_video_policy="wrap") == [
+            [25, 27, 29, 26]
+        ]
         with pytest.raises(UserError, match="too short for a clip: it lasts 5,"):
-            indices(HUNDRED, start=1, end=1.2, frames=4, frame_step=2, short="error")
+            indices(HUNDRED, start=1, end=1.2, frames=4, frame_step=2, short_video_policy="error")
 
     def test_the_last_frame_is_shown_until_the_cut_ends(self):
         held = np.array([0.0, 1.0, 2.0, 10.0, 11.0])
-        assert indices(held, end=5, frames=4, fps=1, short="error") == [[0, 1, 2, 2]]
+        assert indices(held, end=5, frames=4, fps=1, short_video_policy="error") == [[0, 1, 2, 2]]
         with pytest.raises(UserError, match="too short for a clip: it lasts 5,"):
-            indices(held, end=5, frames=7, fps=1, short="error")
+            indices(held, end=5, frames=7, fps=1, short_video_policy="error")
         # starts are drawn over the second that the clip can be moved by
         rng = np.random.default_rng(0)
         clips = {tuple(indices(held, rng, end=5, frames=4, fps=1)[0]) for _ in range(100)}
@@ -112,9 +114,9 @@ class TestNoOverlap:
         protocol = {"frames": 8, "frame_step": 4, "num_clips": 5, "overlap": False}
         clips = indices(HUNDRED, **protocol)
         assert clips[0] == [0, 4, 8, 12, 16, 19, 19, 19] and clips[4] == [80, 84, 88, 92, 96, 99, 99, 99]
-        assert indices(HUNDRED, short="wrap", **protocol)[1] == [20, 24, 28, 32, 36, 20, 24, 28]
+        assert indices(HUNDRED, short_video_policy="wrap", **protocol)[1] == [20, 24, 28, 32, 36, 20, 24, 28]
         with pytest.raises(UserError, match="too short for a clip: it lasts 20,"):
-            indices(HUNDRED, short="error", **protocol)
+            indices(HUNDRED, short_video_policy="error", **protocol)
 
     def test_parts_of_equal_time_where_the_rate_varies(self):
         clips = indices(VARIABLE, frames=2, fps=2, num_clips=2, overlap=False)

@@ -35,7 +35,7 @@ class TestRate:
             assert clip.tolist() == list(range(first, first + 15, 2))
 
     def test_a_clip_never_becomes_longer_than_the_video(self, stride):
-        clip = train(0, TemporalJitter(rate=(4, 4)), HUNDRED[:50], short="error", **stride)[0]
+        clip = train(0, TemporalJitter(rate=(4, 4)), HUNDRED[:50], short_video_policy="error", **stride)[0]
         assert clip.tolist() == [0, 7, 14, 21, 28, 35, 42, 49]
 
     def test_short_videos_are_only_slowed_down(self, stride):
@@ -49,7 +49,7 @@ class TestRate:
         jitter = TemporalJitter(rate=(0.3, 3))
         for seed in range(300):
             length = 29 + seed % 72
-            clips = train(seed, jitter, HUNDRED[:length], num_clips=3, short="error", **stride)
+            clips = train(seed, jitter, HUNDRED[:length], num_clips=3, short_video_policy="error", **stride)
             assert clips.min() >= 0 and clips.max() < length and (np.diff(clips) >= 0).all()
 
     def test_no_overlap_stays_in_its_part(self, stride):

@@ -21,10 +21,10 @@ def test_which_frames_an_order_shows():
     "protocol",
     [
         ClipProtocol(8, frame_step=3, num_clips=3),
-        ClipProtocol(5, fps=7.0, num_clips=2, short="wrap"),
+        ClipProtocol(5, fps=7.0, num_clips=2, short_video_policy="wrap"),
         ClipProtocol(8, duration=2.0, overlap=False, num_clips=2),
         ClipProtocol(6, sampling="uniform", num_clips=4),
-        ClipProtocol(8, frame_step=2, sampling="reference", num_clips=2),
+        ClipProtocol(8, frame_step=2, sampling="vjepa2", num_clips=2),
     ],
     ids=lambda each: f"{each.sampling}-{each.frames}",
 )

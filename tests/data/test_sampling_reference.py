@@ -12,7 +12,7 @@ SIXTEEN = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]  # 64/15
 
 def reference(num_frames, rng=None, rate=30.0, timestamps=None, **protocol) -> list[list[int]]:
     timestamps = np.arange(num_frames) / rate if timestamps is None else timestamps
-    settings = ClipProtocol(**{"frames": 16} | protocol, sampling="reference")
+    settings = ClipProtocol(**{"frames": 16} | protocol, sampling="vjepa2")
     return clip_indices(num_frames, timestamps, settings, rng).tolist()
 
 
@@ -144,19 +144,19 @@ def test_less_than_a_frame_is_refused(stride):
 
 
 def test_short_videos_may_be_refused():
-    assert reference(64, frame_step=4, overlap=False, short="error") == [SIXTEEN]
+    assert reference(64, frame_step=4, overlap=False, short_video_policy="error") == [SIXTEEN]
     with pytest.raises(UserError, match="it lasts 63, the clip's last frame is at 60"):
-        reference(63, frame_step=4, short="error")
+        reference(63, frame_step=4, short_video_policy="error")
 
 
 def test_a_cut_is_a_video_of_its_own():
-    protocol = ClipProtocol(16, frame_step=4, sampling="reference")
+    protocol = ClipProtocol(16, frame_step=4, sampling="vjepa2")
     clips = clip_indices(300, np.arange(300) / 30, protocol, None, start=2.0, end=7.0)
     assert clips.tolist() == [moved(SIXTEEN, 60)]
 
 
 def test_takes_no_jitter():
-    protocol = ClipProtocol(16, frame_step=4, sampling="reference")
+    protocol = ClipProtocol(16, frame_step=4, sampling="vjepa2")
     with pytest.raises(UserError, match="fixed indices: take away the temporal augmentation"):
         clip_indices(
             300, np.arange(300) / 30, protocol, np.random.default_rng(0), jitter=TemporalJitter(reverse=0.5)

@@ -39,8 +39,8 @@ from vidtrain.evaluation.view_store import StoredViews
         ("uniform", True, 4, 3, (0, 1, 2), False),
         ("dense", False, 4, 2, (1, 3), False),
         ("uniform", False, 3, 1, (1,), False),
-        ("reference", True, 8, 2, (0, 4), False),
-        ("reference", False, 3, 3, (0, 1, 2), True),
+        ("vjepa2", True, 8, 2, (0, 4), False),
+        ("vjepa2", False, 3, 3, (0, 1, 2), True),
     ],
 )
 def test_which_clips_stand_for_fewer(sampling, overlap, n, c, numbers, same):
@@ -50,7 +50,7 @@ def test_which_clips_stand_for_fewer(sampling, overlap, n, c, numbers, same):
 
 STRIDES = [
     {"frame_step": 3},
-    {"frame_step": 3, "short": "wrap"},
+    {"frame_step": 3, "short_video_policy": "wrap"},
     {"fps": 7.0},
     {"duration": 1.5},
     {"sampling": "uniform"},

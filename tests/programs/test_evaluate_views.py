@@ -30,7 +30,7 @@ SMALL = small(
     test=2,
     frames=40,
 )
-VIEWS = ["eval_clips=3", "crops=3", "probes=[shuffled,reversed,single_frame]", "batch_size=3"]
+VIEWS = ["eval_clips=3", "crops=3", "frame_order_ablations=[shuffled,reversed,single_frame]", "batch_size=3"]
 FINAL = ("views.json", "logits.npy", "labels.npy", "frames.npy", "videos.csv")
 
 
@@ -149,7 +149,7 @@ def test_one_clip_of_an_even_number_is_said_to_be_part_of_them(run, tmp_path):
 
 def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):
     shutil.copytree(root / "table", tmp_path / "out")
-    other = ["eval_clips=2", "probes=[reversed]", "batch_size=3", f"out={tmp_path}/out"]
+    other = ["eval_clips=2", "frame_order_ablations=[reversed]", "batch_size=3", f"out={tmp_path}/out"]
     with pytest.raises(UserError, match="no table is made of two") as error:
         run(*other)
     assert "clip.eval_clips: 3 -> 2" in str(error.value) and "augmentation.eval.crops: 3 -> 1" in str(
@@ -181,7 +181,7 @@ def test_weights_that_a_checkpoint_does_not_hold(root, run):
 
 
 def test_where_the_model_attends_over_all_clips(run, tmp_path, capsys):
-    run("eval_clips=2", "crops=3", "fusion=joint", "probes=[reversed]", f"out={tmp_path}")
+    run("eval_clips=2", "crops=3", "fusion=joint", "frame_order_ablations=[reversed]", f"out={tmp_path}")
     views = open_views(tmp_path)
     assert views.logits.shape == (20, 2, 1, 3, 10)
     assert "views cannot be taken apart" in " ".join(capsys.readouterr().out.split())
@@ -200,7 +200,7 @@ def test_where_the_model_attends_over_all_clips(run, tmp_path, capsys):
 
 
 def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, tmp_path, closed):
-    cfg = config_of("evaluate", f"checkpoint={root}/run", "short=error", f"out={tmp_path}")
+    cfg = config_of("evaluate", f"checkpoint={root}/run", "short_video_policy=error", f"out={tmp_path}")
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
         # clips of 8 x 8 frames, of videos that have 40
@@ -217,12 +217,15 @@ def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, t
         with pytest.raises(UserError) as error:
             evaluate(cfg)
     said = str(error.value)
-    assert "short=error, and 20 of 20 videos of test cannot be judged with 8x8 frames at 16x16" in said
+    assert (
+        "short_video_policy=error, and 20 of 20 videos of test cannot be judged with 8x8 frames at 16x16"
+        in said
+    )
     assert (
         "appear_000.mp4: the video is too short for a clip: it lasts 40, the clip's last frame is at 56"
         in said
     )
-    assert "and 10 more" in said and "short=repeat_last" in said
+    assert "and 10 more" in said and "short_video_policy=repeat_last" in said
 
 
 def test_missing_videos_are_named_in_the_table(root, tmp_path):
@@ -244,8 +247,12 @@ def test_missing_videos_are_named_in_the_table(root, tmp_path):
         ([], "checkpoint", "must be given"),
         (["from_table=x", "split=val", "weights=ema"], "weights", "from_table"),
         (["checkpoint=CONF", "fusion=votes"], "fusion", "did you mean vote"),
-        (["checkpoint=CONF", "probes=[reverse]"], "probes", "did you mean reversed"),
-        (["checkpoint=CONF", "probes=[reversed,reversed]"], "probes", "twice"),
+        (
+            ["checkpoint=CONF", "frame_order_ablations=[reverse]"],
+            "frame_order_ablations",
+            "did you mean reversed",
+        ),
+        (["checkpoint=CONF", "frame_order_ablations=[reversed,reversed]"], "frame_order_ablations", "twice"),
         (["checkpoint=CONF", "weights=avg"], "weights", "known: raw, ema"),
         (["checkpoint=CONF", "eval_clips=0"], "eval_clips", "must be 1 or more"),
     ],

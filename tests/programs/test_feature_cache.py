@@ -94,7 +94,12 @@ def test_it_trains_as_without_a_cache_and_encodes_once(config, tmp_path, capsys,
 
 def test_it_goes_with_all_that_frozen_heads_go_with(config, tmp_path):
     """Several clips, copies and crops, attended jointly, averaged weights, workers."""
-    more = ["clip.train_clips=2", "clip.train_copies=2", "clip.eval_clips=2", "augmentation.eval.crops=3"]
+    more = [
+        "clip.train_clips=2",
+        "clip.repeated_augmentation=2",
+        "clip.eval_clips=2",
+        "augmentation.eval.crops=3",
+    ]
     more += ["model.fusion=joint", "trainer.ema=0.9", "trainer.num_workers=1", "trainer.accumulation=5"]
     train(config(f"run_dir={tmp_path}/plain", *more))
     train(config(f"run_dir={tmp_path}/cached", *CACHED, *more))
@@ -170,7 +175,7 @@ def test_unreadable_videos_are_replaced_in_training_and_missing_in_validation(da
             (tmp_path / f"{split}.mp4").write_bytes(b"no video")
         with open(broken / f"{split}.csv", "w", newline="") as file:
             csv.writer(file).writerows(rows)
-    both = [f"dataset.folder={broken}", "trainer.max_fault_share=0.1"]
+    both = [f"dataset.folder={broken}", "trainer.max_unreadable_fraction=0.1"]
     train(config(f"run_dir={tmp_path}/plain", *both))
     train(config(f"run_dir={tmp_path}/cached", *both, *CACHED))
     runs = [untimed(tmp_path / run) for run in ("plain", "cached")]

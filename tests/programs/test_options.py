@@ -36,7 +36,7 @@ SMALL = [
 OPTIONS = [
     "loss.label_smoothing=0.1",
     "loss.class_weights=balanced",
-    "data.balance=0.5",
+    "data.class_balanced_sampling=0.5",
     "trainer.ema=0.9",
     "trainer.clip_grad=0.05",
     "trainer.clip_grad_by=value",
@@ -123,7 +123,7 @@ def test_interrupted_and_resumed_it_is_the_same_bits(config, tmp_path, monkeypat
         assert (
             "loss CrossEntropy(label_smoothing=0.1, class_weights='balanced'), weights of classes 0." in said
         )
-        assert "(data.balance=0.5)" in said
+        assert "(data.class_balanced_sampling=0.5)" in said
         assert {key for row in rows[0] for key in row} >= {
             "val/balanced_accuracy",
             "val_ema/balanced_accuracy",
@@ -165,7 +165,11 @@ def test_several_labels_are_learned_and_reported(config, tmp_path):
     [
         ("several", ["loss=cross_entropy"], "may have several labels, .* choose loss=bce"),
         ("several", ["loss=bce"], "trainer.monitor=top1 is no metric of a dataset of several labels"),
-        ("several", ["loss=bce", "trainer.monitor=map", "data.balance=1"], "videos here may have several"),
+        (
+            "several",
+            ["loss=bce", "trainer.monitor=map", "data.class_balanced_sampling=1"],
+            "videos here may have several",
+        ),
         ("uneven", ["trainer.monitor=map"], "trainer.monitor=map is no metric of a dataset with 10 classes"),
         (
             "uneven",
@@ -189,7 +193,10 @@ def test_what_does_not_go_with_the_dataset_is_refused_before_training(config, tm
         (["trainer.monitor_weights=mean"], [("trainer.monitor_weights", "mean is unknown; known: raw, ema")]),
         (["trainer.clip_grad_by=size"], [("trainer.clip_grad_by", "size is unknown; known: norm, value")]),
         (["trainer.batch_norm=frozn"], [("trainer.batch_norm", "frozn is unknown; did you mean frozen?")]),
-        (["data.balance=2"], [("data.balance", "2.0 must lie between 0 and 1")]),
+        (
+            ["data.class_balanced_sampling=2"],
+            [("data.class_balanced_sampling", "2.0 must lie between 0 and 1")],
+        ),
         (["loss.label_smoothing=2"], [("loss", "label_smoothing=2: must lie between 0 and 1")]),
         (["loss.class_weights=even"], [("loss", "class_weights=even: write balanced")]),
         (["optimizer=timm", "optimizer.name=lionn"], [("optimizer", "name=lionn is no optimizer of timm")]),
@@ -204,7 +211,7 @@ def test_faults_of_settings_show_without_data(config, overrides, faults):
 
 def test_balanced_draws_reach_the_stream(config, data):
     """Three classes in turn have 3, 2 and 1 videos; drawn evenly all have the same share."""
-    cfg = config("uneven", "data.balance=1")
+    cfg = config("uneven", "data.class_balanced_sampling=1")
     manifest = build.instantiate_component(cfg.dataset.source).manifests()["train"]
     stream = build_data.stream(cfg, manifest, check.ranks_to_come(), 0, 50)
     labels = [manifest[key.index].label for batch in stream for key in batch]
@@ -217,7 +224,7 @@ def test_a_checkpoint_of_before_the_loss_group_is_evaluated(config, tmp_path):
     payload = checkpoint.load(tmp_path / "run/checkpoints/best.pt")
     for key in ("ema", "ema_warmup", "clip_grad_by", "batch_norm", "monitor_weights"):
         del payload["config"]["trainer"][key]
-    del payload["config"]["loss"], payload["config"]["data"]["balance"]
+    del payload["config"]["loss"], payload["config"]["data"]["class_balanced_sampling"]
     checkpoint.save(payload, tmp_path / "run/checkpoints/old.pt")
     old = f"checkpoint={tmp_path}/run/checkpoints/old.pt"
     evaluate(config("uneven", old, f"out={tmp_path}/out", program="evaluate", base=["num_workers=0"]))

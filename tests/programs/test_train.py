@@ -154,7 +154,7 @@ def test_a_checkpoint_from_before_a_key_was_added_is_evaluated_alike(finished, c
     _, folder, _ = finished
     payload = checkpoint.load(folder / "checkpoints/best.pt")
     del (
-        payload["config"]["clip"]["short"],
+        payload["config"]["clip"]["short_video_policy"],
         payload["config"]["data"],
         payload["config"]["trainer"]["patience"],
     )
@@ -385,7 +385,10 @@ def test_an_output_folder_that_cannot_be_written_is_refused_first(finished, conf
 
 def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     cfg = config(
-        f"run_dir={tmp_path}/run", f"data_root={tmp_path}", "trainer.max_fault_share=0.5", "trainer.epochs=1"
+        f"run_dir={tmp_path}/run",
+        f"data_root={tmp_path}",
+        "trainer.max_unreadable_fraction=0.5",
+        "trainer.epochs=1",
     )
     build.instantiate_component(cfg.dataset.source).manifests()
     for broken in ("train/grow/grow_000.mp4", "val/grow/grow_000.mp4", "test/vanish/vanish_000.mp4"):
@@ -402,9 +405,12 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     trained = next(row for row in read_metrics(tmp_path / "run") if "train/faults" in row)
     assert trained["train/faults"] == 1
 
-    strict = config(f"run_dir={tmp_path}/strict", f"data_root={tmp_path}", "trainer.max_fault_share=0.01")
+    strict = config(
+        f"run_dir={tmp_path}/strict", f"data_root={tmp_path}", "trainer.max_unreadable_fraction=0.01"
+    )
     with pytest.raises(
-        UserError, match=r"1 reads failed of this epoch's 20 videos, more than trainer.max_fault_share=1%"
+        UserError,
+        match=r"1 reads failed of this epoch's 20 videos, more than trainer.max_unreadable_fraction=1%",
     ):
         train(strict)
 
@@ -412,7 +418,12 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
 def test_a_video_too_short_for_a_clip_ends_the_run_with_its_name(config, tmp_path):
     with pytest.raises(UserError, match=r"\.mp4: the video is too short for a clip"):
         train(
-            config(f"run_dir={tmp_path}", "clip.short=error", "clip.frame_step=20", "trainer.num_workers=1")
+            config(
+                f"run_dir={tmp_path}",
+                "clip.short_video_policy=error",
+                "clip.frame_step=20",
+                "trainer.num_workers=1",
+            )
         )
 
 

@@ -130,12 +130,12 @@ def test_an_older_folder_differs_only_in_what_it_says(tmp_path):
     now.dataset.source.root = "/b"
     check_unchanged(tmp_path, now, "differs")
     now.optimizer.betas = [0.9, 0.99]
-    now.clip.short = "wrap"
+    now.clip.short_video_policy = "wrap"
     with pytest.raises(UserError) as error:
         check_unchanged(tmp_path, now, "is finished, with other settings")
     assert str(error.value).splitlines()[:3] == [
         f"the run in {tmp_path} is finished, with other settings:",
-        "  clip.short: repeat_last -> wrap",
+        "  clip.short_video_policy: repeat_last -> wrap",
         "  optimizer.betas: [0.9, 0.999] -> [0.9, 0.99]",
     ]
 

@@ -12,10 +12,11 @@ from vidtrain.training.settings import TrainerSettings
 
 
 def test_failed_reads_of_all_ranks_are_held_against_all_videos():
-    settings = TrainerSettings(batch_size=6, max_fault_share=0.02)
+    settings = TrainerSettings(batch_size=6, max_unreadable_fraction=0.02)
     check_faults(2, settings, per_epoch=17)  # of 102
     with pytest.raises(
-        UserError, match="3 reads failed of this epoch's 102 videos, more than trainer.max_fault_share=2%"
+        UserError,
+        match="3 reads failed of this epoch's 102 videos, more than trainer.max_unreadable_fraction=2%",
     ):
         check_faults(3, settings, per_epoch=17)
 

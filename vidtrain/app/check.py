@@ -190,7 +190,7 @@ CHOICES = {
 LEAST = {
     "seed": 0,
     "clip.train_clips": 1,
-    "clip.train_copies": 1,
+    "clip.repeated_augmentation": 1,
     "clip.eval_clips": 1,
     "data.max_pixels": 1,
     "trainer.epochs": 1,
@@ -219,8 +219,8 @@ def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
     rank_timeout = OmegaConf.select(cfg, "trainer.rank_timeout")
     if rank_timeout is not None and not rank_timeout >= 5:
         faults.append(("trainer.rank_timeout", f"{rank_timeout} must be 5 seconds or more"))
-    if not cfg.data.time_limit > 0:
-        faults.append(("data.time_limit", f"{cfg.data.time_limit} must be above 0 seconds"))
+    if not cfg.data.decode_timeout_s > 0:
+        faults.append(("data.decode_timeout_s", f"{cfg.data.decode_timeout_s} must be above 0 seconds"))
     if cfg.trainer.clip_grad is not None and cfg.trainer.clip_grad <= 0:
         faults.append(("trainer.clip_grad", f"{cfg.trainer.clip_grad} must be above 0; null does not clip"))
     ema = OmegaConf.select(cfg, "trainer.ema")
@@ -228,7 +228,7 @@ def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
         faults.append(
             ("trainer.ema", f"{ema} must lie between 0 and 1, such as 0.999; null keeps no average")
         )
-    for key in ("data.balance", "trainer.max_fault_share"):
+    for key in ("data.class_balanced_sampling", "trainer.max_unreadable_fraction"):
         value = OmegaConf.select(cfg, key)
         if value is not None and not 0 <= value <= 1:
             faults.append((key, f"{value} must lie between 0 and 1"))

@@ -30,6 +30,7 @@ from vidtrain.config.overrides import (
     search_path,
 )
 from vidtrain.config.references import as_said
+from vidtrain.config.renames import accept_old_keys, rename_arguments
 from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
@@ -76,6 +77,8 @@ def launch(
     register_schemas()
     use_own_sweepers()
     use_own_launchers()
+    accept_old_keys(config_name, warn)
+    sys.argv[1:] = rename_arguments(sys.argv[1:], config_name, warn)
     try:
         arguments = parsed(sys.argv[1:])
         overrides, folders = search_path(arguments.overrides, arguments.config_dir)
@@ -154,6 +157,12 @@ def _end_if_unread() -> NoReturn:
         raise
     silence(sys.stdout)
     sys.exit(STATUS_UNREAD)
+
+
+def warn(message: str) -> None:
+    """Says on standard error what does not keep the program from running; of several ranks the first one does."""
+    if find_place().rank == 0:
+        print(shown_lines(masked(f"warning: {message}")), file=sys.stderr, flush=True)
 
 
 def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:

@@ -243,7 +243,7 @@ def nothing_to_change(m: Measured, bound: str) -> str:
     if bound == "decoding":
         return (
             "no setting tried would be faster. What would: fewer frames to decode (clip.frame_step, clip.frames), "
-            "clip.train_copies=2, which trains on each decoded clip twice, smaller sources, or more cores"
+            "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller sources, or more cores"
         )
     if bound == "cores":
         return "no setting tried would be faster: the cores are used up. What would: more cores, or a smaller run"

@@ -165,7 +165,7 @@ def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, 
 
     def look() -> tuple[np.ndarray, dict[str, int]]:
         with console.phase("looking at lengths", len(train)):
-            return bounds.kept(train, index, share_of_cores(ranks), cfg.data.time_limit, show)
+            return bounds.kept(train, index, share_of_cores(ranks), cfg.data.decode_timeout_s, show)
 
     kept, dropped = ranks.on_main(look)
     counts = ", ".join(f"{count} by data.{name}" for name, count in sorted(dropped.items()))
@@ -191,7 +191,7 @@ def train_batches(
 
     def batches(start: int, stop: int) -> Iterable[Batch]:
         mine = stream(cfg, manifest, ranks, start, stop)
-        return train_loader(dataset, mine, workers, pin, cfg.data.time_limit)
+        return train_loader(dataset, mine, workers, pin, cfg.data.decode_timeout_s)
 
     per_pass = stream(cfg, manifest, ranks, 0, 0).steps_per_pass
     return batches, cfg.trainer.steps_per_epoch or per_pass
@@ -205,7 +205,7 @@ def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> Vide
         clip_size(cfg),
         cfg.seed,
         training=True,
-        copies=cfg.clip.train_copies,
+        copies=cfg.clip.repeated_augmentation,
         jitter=instantiate_component(cfg.augmentation.temporal),
         interpolation=cfg.clip.interpolation,
         size_changes=cfg.data.size_changes,
@@ -229,7 +229,7 @@ def stream(
     }
     if manifest is None:
         return TrainStream(1, **where)
-    balance = class_balance(manifest, cfg.data.balance)
+    balance = class_balance(manifest, cfg.data.class_balanced_sampling)
     if manifest.columns.sources is None:
         return TrainStream(len(manifest), balance=balance, **where)
     records = records_by_source(manifest.columns.sources, len(manifest.sources))
@@ -244,7 +244,7 @@ def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading,
     dataset = eval_dataset(cfg, split, manifest, reading)
     shard = eval_shard(cfg, dataset, ranks)
     workers = num_workers(cfg.trainer.num_workers, ranks)
-    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.time_limit)
+    loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.decode_timeout_s)
     return EvalData(split, manifest, loader, dataset.geometry.crops)
 
 

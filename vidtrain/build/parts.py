@@ -52,7 +52,7 @@ def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
         fps=clip.fps,
         duration=clip.duration,
         num_clips=clip.train_clips if training else clip.eval_clips,
-        short=clip.short,
+        short_video_policy=clip.short_video_policy,
         frame_order=clip.frame_order,
         sampling=clip.sampling,
         overlap=clip.overlap,
@@ -77,13 +77,13 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     order = "" if frame_order == "forward" else f" {frame_order}"
     if clip.sampling == "uniform":
         shown = f"{clip.frames} uniform frames"
-    reference = " as in V-JEPA 2" if clip.sampling == "reference" else ""
+    indices = " as in V-JEPA 2" if clip.sampling == "vjepa2" else ""
     geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
     size = f"{height}x{width}"
     if isinstance(geometry, WholeFrame):
         size = f"short side {geometry.short_side or min(height, width)}"
     square = ", square pixels" if clip.sample_aspect == "apply" else ""
-    return f"{shown}{order}{reference} at {size}{square}"
+    return f"{shown}{order}{indices} at {size}{square}"
 
 
 def pluralize(number: int, thing: str) -> str:
@@ -120,7 +120,7 @@ def mixing(cfg: DictConfig, num_classes: int) -> Mix:
     if mix is None:
         return lambda clips, labels, key: (clips, labels)
     # without label smoothing, which the loss does
-    copies = cfg.clip.train_copies
+    copies = cfg.clip.repeated_augmentation
     return lambda clips, labels, key: mix(clips, labels, num_classes, key, copies=copies)
 
 

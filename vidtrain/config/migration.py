@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.config.renames import KEYS, rename_targets
+from vidtrain.config.renames import rename_keys, rename_targets
 from vidtrain.config.schemas import RunConfig
 from vidtrain.config.targets import components
 from vidtrain.config.trust import is_trusted
@@ -26,11 +26,7 @@ def migrate(stored: Mapping[str, Any], source: str) -> DictConfig:
     `source` names the file that it is from. Raises `UserError` naming the keys that this version does not know.
     """
     config = OmegaConf.create({"loss": LOSS, **rename_targets(stored)})
-    for old, new in KEYS.items():
-        parent, _, name = old.rpartition(".")
-        group = stored[parent] if parent in stored else {}
-        if isinstance(group, Mapping) and name in group:
-            OmegaConf.update(config, new, config[parent].pop(name))
+    rename_keys(config)
     unknown = list(_unknown(OmegaConf.to_container(config), RunConfig))
     if unknown:
         raise UserError(

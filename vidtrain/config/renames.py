@@ -1,8 +1,15 @@
-"""What has another name since: components and keys, as earlier versions stored them and users may still write."""
+"""What has another name since: components, keys and values, as earlier versions stored them and users still write."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+# There is no public way to see a file of a configuration before it is merged into the schema
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra.core.default_element import ResultDefault
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, Node, OmegaConf
 
 TARGETS = {
     "vidtrain.data.temporal.TemporalJitter": "vidtrain.data.sampling.temporal.TemporalJitter",
@@ -16,7 +23,29 @@ TARGETS = {
     "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.grid.GridSweeper",
     "vidtrain.sweep_optuna.OptunaSweeper": "vidtrain.sweeps.optuna_sweeper.OptunaSweeper",
 }
-KEYS = {"trainer.label_smoothing": "loss.label_smoothing"}
+# Keys of a run's configuration
+KEYS = {
+    "trainer.label_smoothing": "loss.label_smoothing",
+    "clip.short": "clip.short_video_policy",
+    "clip.train_copies": "clip.repeated_augmentation",
+    "data.balance": "data.class_balanced_sampling",
+    "data.time_limit": "data.decode_timeout_s",
+    "trainer.max_fault_share": "trainer.max_unreadable_fraction",
+    "trainer.one_batch": "trainer.overfit_one_batch",
+}
+# Program -> keys of its own
+PROGRAM_KEYS = {
+    "evaluate": {"short": "short_video_policy", "probes": "frame_order_ablations"},
+    "predict": {"time_limit": "decode_timeout_s"},
+    "audit": {"time_limit": "decode_timeout_s"},
+    "prepare": {"time_limit": "decode_timeout_s"},
+}
+VALUES = {"clip.sampling": {"reference": "vjepa2"}}
+_load = ConfigLoaderImpl._load_single_config
+
+
+def rename_target(target: str) -> str:
+    return TARGETS[target] if target in TARGETS else target
 
 
 def rename_targets(node: Any) -> Any:
@@ -29,14 +58,105 @@ def rename_targets(node: Any) -> Any:
     return [rename_targets(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def rename_target(target: str) -> str:
-    return TARGETS[target] if target in TARGETS else target
+def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, with the keys and values of now."""
+    return {KEYS[key] if key in KEYS else key: _rename_value(key, value) for key, value in settings.items()}
 
 
-def rename_override(override: str) -> str:
-    """A stored override as it is written now; of before there could be several loggers, its key was logger.KEY."""
-    key, equals, value = override.partition("=")
+def with_first_names(group: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group by the names and values that they had first, as digests of them were made."""
+    first = {new: old for old, new in KEYS.items()}
+    values = {key: {new: old for old, new in names.items()} for key, names in VALUES.items()}
+    named = {}
+    for name, value in settings.items():
+        key = f"{group}.{name}"
+        if key in values and value in values[key]:
+            value = values[key][value]
+        named[first[key].rpartition(".")[2] if key in first else name] = value
+    return named
+
+
+def _rename_value(key: str, value: Any) -> Any:
+    if key in VALUES and isinstance(value, str) and value in VALUES[key]:
+        return VALUES[key][value]
+    return value
+
+
+def rename_override(override: str, program: str = "train") -> str:
+    """An override as it is written now; of before there could be several loggers, a key was logger.KEY."""
+    name, equals, value = override.partition("=")
+    key = name.lstrip("+~")
+    mark = name.removesuffix(key)
+    if not equals and "~" not in mark:  # a flag, or a bare word
+        return override
+    keys = KEYS | (PROGRAM_KEYS[program] if program in PROGRAM_KEYS else {})
     if key.endswith("._target_"):
-        return f"{key}{equals}{rename_target(value)}"
-    found = re.match(r"\+*logger\.(mode|project|entity|group|job_type|tags|notes)$", key)
-    return override.replace("logger.", "logger.wandb.", 1) if found else override
+        value = rename_target(value)
+    elif key in keys:
+        key = keys[key]
+    elif key in VALUES:
+        value = re.sub(r"\w+", lambda word: _rename_value(key, word[0]), value)
+    elif re.match(r"logger\.(mode|project|entity|group|job_type|tags|notes)$", key):
+        key = key.replace("logger.", "logger.wandb.", 1)
+    return f"{mark}{key}{equals}{value}"
+
+
+def rename_keys(config: DictConfig, program: str = "train") -> list[str]:
+    """Gives the keys and values of a configuration, or of a part of one, the names of now, in place; returns what it
+    renamed, as `OLD is called NEW now`."""
+    renamed = []
+    for old, new in (KEYS | (PROGRAM_KEYS[program] if program in PROGRAM_KEYS else {})).items():
+        parent, _, name = old.rpartition(".")
+        group = _plain_node(config, parent)
+        if isinstance(group, DictConfig) and name in group:
+            node = group._get_node(name)
+            del group[name]
+            OmegaConf.update(config, new, node, force_add=True)
+            renamed.append(f"{old} is called {new} now")
+    for key, names in VALUES.items():
+        value = _plain_node(config, key)
+        if isinstance(value, str) and value in names:
+            OmegaConf.update(config, key, names[value])
+            renamed.append(f"{key}={value} is called {names[value]} now")
+    return renamed
+
+
+def _plain_node(config: DictConfig, key: str) -> Any:
+    """What stands at a dotted key, references as their text; None where nothing does."""
+    node: Node | None = config
+    for name in key.split(".") if key else ():
+        if (
+            not isinstance(node, DictConfig)
+            or node._is_none()
+            or node._is_missing()
+            or node._is_interpolation()
+        ):
+            return None
+        node = node._get_node(name)
+    return node if isinstance(node, DictConfig) or node is None else node._value()
+
+
+def rename_arguments(arguments: Sequence[str], program: str, warn: Callable[[str], object]) -> list[str]:
+    """A command line as it is written now; `warn` is told of each override that has another name."""
+    renamed = [rename_override(argument, program) for argument in arguments]
+    for old, new in zip(arguments, renamed, strict=True):
+        if old != new:
+            warn(f"{old} is called {new} now")
+    return renamed
+
+
+def accept_old_keys(program: str, warn: Callable[[str], object]) -> None:
+    """Lets YAML files of users name keys and values as they were called before; `warn` is told of each, once."""
+    told: set[str] = set()
+
+    def load(loader: ConfigLoaderImpl, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        result = _load(loader, default, repo)
+        if isinstance(result.config, DictConfig) and not result.is_schema_source:
+            for renamed in rename_keys(result.config, program):
+                text = f"{result.path.removeprefix('file://')}/{default.config_path}.yaml: {renamed}"
+                if text not in told:
+                    told.add(text)
+                    warn(text)
+        return result
+
+    ConfigLoaderImpl._load_single_config = load

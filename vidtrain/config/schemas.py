@@ -23,11 +23,13 @@ class ClipSettings:
     interpolation: str = "bicubic"  # or bilinear, a little faster and softer
     sample_aspect: str = "ignore"  # pixels that are not square: as if they were; apply: as players show them
     train_clips: int = 1
-    train_copies: int = 1  # differently augmented copies of each training video, from one decoding of it
+    repeated_augmentation: int = (
+        1  # differently augmented copies of each training video, from one decoding of it
+    )
     eval_clips: int = 1
-    sampling: str = "dense"  # dense; uniform: over the whole video, without a stride; reference: V-JEPA 2's
+    sampling: str = "dense"  # dense; uniform: over the whole video, without a stride; vjepa2: its indices
     overlap: bool = True  # whether clips of one video may share frames
-    short: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
+    short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
     frame_order: str = "forward"  # probes of what time is worth: reversed, shuffled, single_frame
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -45,13 +47,17 @@ class DataSettings:
     min_seconds: float | None = None
     max_seconds: float | None = None
     max_bytes: int | None = None
-    time_limit: float = 60.0  # seconds without progress in reading one video, after which its worker is ended
+    decode_timeout_s: float = (
+        60.0  # seconds without progress in reading one video, after which its worker is ended
+    )
     max_pixels: int = (
         36_000_000  # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
     )
     size_changes: str = "scale"  # frames of another size than the first: scale (to it, as players do), refuse
     allow_changed: bool = False  # resume though training data or labels differ from when the run was started
-    balance: float = 0.0  # how evenly training draws classes: 0 as the videos are, 1 all alike
+    class_balanced_sampling: float = (
+        0.0  # how evenly training draws classes: 0 as the videos are, 1 all alike
+    )
 
 
 @dataclass
@@ -129,8 +135,10 @@ class EvaluateConfig:
     crops: int | None = None
     fusion: str | None = None  # mean_logits, mean_probs, joint, vote
     frame_order: str | None = None  # forward, reversed, shuffled, single_frame
-    probes: list[str] = field(default_factory=list)  # other orders of frames, judged in the same pass
-    short: str | None = None  # videos shorter than a clip: repeat_last, wrap, error
+    frame_order_ablations: list[str] = field(
+        default_factory=list
+    )  # other orders of frames, judged in the same pass
+    short_video_policy: str | None = None  # videos shorter than a clip: repeat_last, wrap, error
     max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
     batch_size: int | None = None
     num_workers: int | None = None
@@ -173,7 +181,7 @@ class PredictConfig:
     fusion: str | None = None
     batch_size: int | None = None  # videos, or windows
     num_workers: int | None = None  # processes that decode; null: as many as there are cores for
-    time_limit: float | None = None  # seconds without progress in reading one video
+    decode_timeout_s: float | None = None  # seconds without progress in reading one video
     max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
     size_changes: str | None = None  # scale, refuse
     precision: str | None = None

@@ -23,7 +23,7 @@ class AuditConfig:
     data_root: str = "data"
     out: str | None = None  # folder for the page and the ledger; null: outputs/audit/NAME
     num_workers: int | None = None  # processes that read; null: one a core
-    time_limit: float = 60.0  # seconds without progress in reading one file
+    decode_timeout_s: float = 60.0  # seconds without progress in reading one file
     retry: bool = False  # read again what could not be read before
     group_pattern: str | None = None  # regular expression that finds a video's group in its path
     max_distance: float = (
@@ -51,7 +51,7 @@ class PrepareConfig:
     crf: int = 20  # x264's constant quality: 0 is the best, 51 the worst
     preset: str = "medium"  # x264's effort, from ultrafast to placebo
     num_workers: int | None = None  # processes that encode, one thread each; null: one a core
-    time_limit: float = 120.0  # seconds without progress in reading or encoding one file
+    decode_timeout_s: float = 120.0  # seconds without progress in reading or encoding one file
     max_unreadable_share: float | None = 0.02  # as training takes by default; null: any
     data: IndexSettings = field(default_factory=IndexSettings)
 

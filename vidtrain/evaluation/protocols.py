@@ -27,7 +27,7 @@ RULE = {
     "dense": "c of n clips: clip round(i (n - 1) / (c - 1)) for i = 0 ... c - 1, halves up; for one clip n // 2",
     "parts": "c of n clips: clip floor((2 i + 1) n / (2 c)) for i = 0 ... c - 1, the nearest by their middles",
     "uniform": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1; for one clip n // 2",
-    "reference": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
+    "vjepa2": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
 }
 
 
@@ -85,7 +85,7 @@ class Probe:
 
 
 def rule_of(sampling: str, overlap: bool) -> str:
-    return RULE["parts" if sampling != "reference" and not overlap else sampling]
+    return RULE["parts" if sampling != "vjepa2" and not overlap else sampling]
 
 
 def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
@@ -97,9 +97,9 @@ def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
     """
     if c == n:
         return Choice(tuple(range(n)), True)
-    if sampling != "reference" and not overlap:
+    if sampling != "vjepa2" and not overlap:
         return Choice(tuple((2 * i + 1) * n // (2 * c) for i in range(c)), False)
-    if sampling == "reference":
+    if sampling == "vjepa2":
         return Choice(tuple(i * n // c for i in range(c)), False)
     if c == 1:
         return Choice((n // 2,), n % 2 == (1 if sampling == "dense" else 0))

@@ -72,18 +72,26 @@ class StoredViews:
         )
 
 
-def begin(folder: Path, identity: Mapping[str, Any], asked: int | None, usual: int, overwrite: bool) -> int:
+def begin(
+    folder: Path,
+    identity: Mapping[str, Any],
+    asked: int | None,
+    usual: int,
+    overwrite: bool,
+    renamed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> int:
     """Makes `folder` the home of a table, or finds it again; returns how many threads are to compute it.
 
     Those are as `asked`, else as the table was begun with, else `usual`: with another number sums differ in the last
-    bit. Raises `UserError` naming what differs where the folder holds another table, unless `overwrite`.
+    bit. `renamed` gives a stored identity the names of now. Raises `UserError` naming what differs where the folder
+    holds another table, unless `overwrite`.
     """
     path = folder / IDENTITY
     if overwrite:
         _clear(folder)
     if path.is_file():
         stored = _read_json(path)
-        before, now = dict(stored["identity"]), json.loads(json.dumps(identity))
+        before, now = renamed(stored["identity"]), json.loads(json.dumps(identity))
         if asked is not None:
             before, now = before | {"cpu_threads": stored["cpu_threads"]}, now | {"cpu_threads": asked}
         changed = [
@@ -218,6 +226,8 @@ def open_views(named: Path) -> StoredViews:
             f"the view table in {folder} is not complete: give the command that began it again, and it goes on"
         )
     about = _read_json(folder / VIEWS)
+    if about.get("sampling") == "reference":  # as it was called before
+        about["sampling"] = "vjepa2"
     if about["format"] != FORMAT:
         raise UserError(
             f"{folder} is of format {about['format']}, and this version of vidtrain reads {FORMAT}"

@@ -22,7 +22,7 @@ CHANGES = {
     "prepared": "data.prepared",
     "eval_clips": "clip.eval_clips",
     "frame_order": "clip.frame_order",
-    "short": "clip.short",
+    "short_video_policy": "clip.short_video_policy",
     "max_pixels": "data.max_pixels",
     "crops": "augmentation.eval.crops",
     "fusion": "model.fusion",
@@ -40,7 +40,7 @@ TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_or
 CHOICES = {
     "weights": ("raw", "ema"),
     "frame_order": FRAME_ORDERS,
-    "short": SHORT_POLICIES,
+    "short_video_policy": SHORT_POLICIES,
     "fusion": ("mean_logits", "mean_probs", "joint", "vote"),
 }
 LEAST = {"eval_clips": 1, "crops": 1, "batch_size": 1, "num_workers": 0, "cpu_threads": 1}
@@ -51,11 +51,13 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     for key, known in CHOICES.items():
         if cfg[key] is not None and cfg[key] not in known:
             faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], list(known))}"))
-    for number, order in enumerate(cfg.probes):
+    for number, order in enumerate(cfg.frame_order_ablations):
         if order not in FRAME_ORDERS:
-            faults.append(("probes", f"{order} is unknown{suggest(order, list(FRAME_ORDERS))}"))
-        elif order in cfg.probes[:number]:
-            faults.append(("probes", f"{order} is listed twice"))
+            faults.append(
+                ("frame_order_ablations", f"{order} is unknown{suggest(order, list(FRAME_ORDERS))}")
+            )
+        elif order in cfg.frame_order_ablations[:number]:
+            faults.append(("frame_order_ablations", f"{order} is listed twice"))
     for key, least in LEAST.items():
         if cfg[key] is not None and cfg[key] < least:
             faults.append((key, f"{cfg[key]} must be {least} or more"))

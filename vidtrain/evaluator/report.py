@@ -155,7 +155,7 @@ def publish(
     if order not in about["orders"]:
         raise UserError(
             f"frame_order={order} is not in the table, which holds {', '.join(about['orders'])}: evaluate the "
-            "checkpoint with it among the probes"
+            "checkpoint with it among frame_order_ablations"
         )
     held = about["num_clips"]
     clips, crops = choose(views, num_clips or held, num_crops or len(about["crops"]))

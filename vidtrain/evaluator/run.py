@@ -14,6 +14,7 @@ from torch import nn
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.references import fingerprints
+from vidtrain.config.renames import rename_settings
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.dataset import VideoDataset
@@ -34,7 +35,7 @@ from vidtrain.training.precision import autocast
 from vidtrain.training.ranks.distributed import Ranks
 
 # Of the clip's settings, those that change nothing in evaluation; the orders of frames are listed by themselves
-NOT_OF_VIEWS = ("train_clips", "train_copies", "frame_order")
+NOT_OF_VIEWS = ("train_clips", "repeated_augmentation", "frame_order")
 MOST_REFUSED = 10  # videos that are listed
 
 
@@ -151,7 +152,12 @@ def in_order_of_checkpoint(manifest: Manifest, classes: Sequence[str], checkpoin
 def start_table(work: Pass, folder: Path, cpu_threads: int | None, overwrite: bool, ranks: Ranks) -> int:
     """Begins the table of `work` in `folder`, or finds it there; returns how many threads are to compute it."""
     return view_store.begin(
-        folder, work.identity(ranks.device), cpu_threads, torch.get_num_threads(), overwrite
+        folder,
+        work.identity(ranks.device),
+        cpu_threads,
+        torch.get_num_threads(),
+        overwrite,
+        renamed=rename_settings,
     )
 
 
@@ -184,7 +190,7 @@ def fill(
         ranks.on_main(lambda: view_store.clean(folder))
         return view_store.open_views(folder)
     dataset = work.dataset
-    if work.cfg.clip.short == "error":
+    if work.cfg.clip.short_video_policy == "error":
         ranks.on_main(lambda: refuse_short(work, dataset, ranks, console))
     shard = build_data.eval_shard(work.cfg, dataset, ranks)
     done = ranks.on_main(lambda: frozenset(view_store.units_done(folder)))
@@ -225,7 +231,7 @@ def _compute(
     model, transform = make_model()
     model.eval()
     workers = build.num_workers(work.cfg.trainer.num_workers, ranks)
-    loader = eval_loader(dataset, units, workers, ranks.device.type == "cuda", work.cfg.data.time_limit)
+    loader = eval_loader(dataset, units, workers, ranks.device.type == "cuda", work.cfg.data.decode_timeout_s)
     context, crops = autocast(ranks, work.cfg.trainer.precision), work.geometry.crops
     frames = work.cfg.clip.frames
     orders = [torch.from_numpy(frame_picks(order, frames)) for order in work.orders]
@@ -265,18 +271,18 @@ def refuse_short(work: Pass, dataset: VideoDataset, ranks: Ranks, console: Any) 
             dataset.protocol,
             work.reading.index,
             build.share_of_cores(ranks),
-            work.cfg.data.time_limit,
+            work.cfg.data.decode_timeout_s,
             lambda done: console.advance(done, {}),
         )
     if refused:
         lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused[:MOST_REFUSED]]
         more = [f"and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
         raise UserError(
-            f"short=error, and {len(refused)} of {build.pluralize(len(work.manifest), 'video')} of {work.split} "
-            f"cannot be judged with {build.frames_text(work.cfg, work.orders[0])}, "
+            f"short_video_policy=error, and {len(refused)} of {build.pluralize(len(work.manifest), 'video')} of "
+            f"{work.split} cannot be judged with {build.frames_text(work.cfg, work.orders[0])}, "
             f"{build.pluralize(work.cfg.clip.eval_clips, 'clip')}:\n  "
             + "\n  ".join(lines + more)
-            + "\nShow them all the same with short=repeat_last or short=wrap"
+            + "\nShow them all the same with short_video_policy=repeat_last or wrap"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtrain.config.renames import with_first_names
 from vidtrain.data.loading.dataset import Batch, Fault, VideoDataset
 from vidtrain.data.loading.loaders import START_METHOD, Loader
 from vidtrain.data.loading.samplers import EvalShard, SampleKey, TrainStream
@@ -131,7 +132,8 @@ def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> st
         chosen[key] = node
     # how many clips the other one of training and evaluation has changes nothing
     other = "eval_" if training else "train_"
-    chosen["clip"] = {name: value for name, value in config["clip"].items() if not name.startswith(other)}
+    clip = with_first_names("clip", config["clip"])  # so that tokens from before a renaming are found
+    chosen["clip"] = {name: value for name, value in clip.items() if not name.startswith(other)}
     if chosen["clip"].get("sample_aspect") == "ignore":
         del chosen["clip"]["sample_aspect"]  # as tokens from before there was a choice were made
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -112,7 +112,7 @@ class CachedFeatureTask:
             with self.console.phase(f"looking at the files of {split}", len(dataset)):
                 workers, show = build.share_of_cores(ranks), lambda done: self.console.advance(done, {})
                 return manifest_digest(
-                    dataset.manifest, self.reading.index, workers, cfg.data.time_limit, show
+                    dataset.manifest, self.reading.index, workers, cfg.data.decode_timeout_s, show
                 )
 
         return open_split(
@@ -128,7 +128,7 @@ class CachedFeatureTask:
             f"{cfg.dataset.name}-{split}",
             clips,
             build.num_workers(cfg.trainer.num_workers, ranks),
-            cfg.data.time_limit,
+            cfg.data.decode_timeout_s,
             ranks,
             self.console,
         )

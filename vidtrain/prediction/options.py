@@ -38,7 +38,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     for key, lowest in LEAST.items():
         if cfg[key] is not None and cfg[key] < lowest:
             faults.append((key, f"{cfg[key]} must be {lowest} or more"))
-    for key in ("frame_rate", "time_limit"):
+    for key in ("frame_rate", "decode_timeout_s"):
         if cfg[key] is not None and not cfg[key] > 0:
             faults.append((key, f"{cfg[key]} must be above 0"))
     if cfg.heat_class is not None and not cfg.render:

@@ -201,7 +201,7 @@ class Reader:
     def _lengths(self) -> Iterator[tuple[str, Length]]:
         dataset = LengthDataset(self.paths, self.index, self.frame_rate, Quarantine(None, "predict"))
         tasks = tasks_of([1] * len(self.paths), MEASURED_AT_ONCE)
-        loader = eval_loader(dataset, tasks, self.workers, False, self.cfg.data.time_limit)
+        loader = eval_loader(dataset, tasks, self.workers, False, self.cfg.data.decode_timeout_s)
         with self.console.phase("looking at lengths", len(tasks)):
             for number, batch in enumerate(loader, start=1):
                 self._note(batch.faults)
@@ -230,7 +230,7 @@ class Reader:
         if isinstance(self.videos.geometry, WholeFrame):  # frames of any shape do not stack
             tasks = [[SampleKey(0, index)] for index in range(len(sizes))]
         pin = self.ranks.device.type == "cuda"
-        batches = iter(eval_loader(dataset, tasks, self.workers, pin, self.cfg.data.time_limit))
+        batches = iter(eval_loader(dataset, tasks, self.workers, pin, self.cfg.data.decode_timeout_s))
         begun = time.perf_counter()
         with self.console.phase("videos" if max(sizes) == 1 else "windows", sum(sizes)):
             done = 0

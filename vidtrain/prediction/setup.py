@@ -26,7 +26,7 @@ CHANGES = {
     "fusion": "model.fusion",
     "batch_size": "trainer.eval_batch_size",
     "precision": "trainer.precision",
-    "time_limit": "data.time_limit",
+    "decode_timeout_s": "data.decode_timeout_s",
     "max_pixels": "data.max_pixels",
     "size_changes": "data.size_changes",
 }

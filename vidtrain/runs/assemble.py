@@ -89,7 +89,7 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | No
         allowed = cfg.data.allow_changed
         digests = ranks.on_main(lambda: run_data.begin(folder, splits, reading.index, allowed, console))
     splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
-    if cfg.trainer.one_batch:
+    if cfg.trainer.overfit_one_batch:
         splits = build_data.one_batch(splits, cfg.trainer.batch_size, cfg.seed)
 
     def open_split(split: str, manifest: Manifest, ranks: Ranks) -> build_data.EvalData:
@@ -166,7 +166,7 @@ def make_parts(
         counted = steps_per_epoch
         steps_per_epoch = ranks.on_main(lambda: run_data.epoch_steps(folder, counted, console))
     check_monitor(settings.monitor, len(data.classes), data.train.multi_label)
-    shares = class_shares(data.train, cfg.data.balance)
+    shares = class_shares(data.train, cfg.data.class_balanced_sampling)
     loss = build.instantiate_component(cfg.loss)
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
     return Parts(
@@ -179,7 +179,7 @@ def make_parts(
         autocast=autocast(ranks, settings.precision),
         loss=loss,
         class_weights=class_weights,
-        about_loss=f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.balance)}",
+        about_loss=f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}",
     )
 
 

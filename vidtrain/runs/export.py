@@ -223,7 +223,7 @@ def _preprocessing(cfg: DictConfig) -> dict[str, Any]:
         "duration",
         "sampling",
         "overlap",
-        "short",
+        "short_video_policy",
         "frame_order",
         "eval_clips",
     )

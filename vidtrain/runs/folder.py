@@ -46,7 +46,7 @@ LOCK_SECONDS = 180.0
 READ = "read"
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
-FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.time_limit", "data.max_pixels",
+FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.decode_timeout_s", "data.max_pixels",
         "data.allow_changed", "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export",
         "logger", "trainer.device", "trainer.num_workers", "trainer.save_every", "trainer.keep_every",
         "trainer.profile", "trainer.rank_timeout")  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from vidtrain.config.renames import rename_override
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import is_masked, masked
@@ -70,9 +71,21 @@ class SweepRecord:
                 *(each.overrides for each in trials),
             ):
                 _check_types(isinstance(texts, list), all(isinstance(each, str) for each in texts))
-            return cls(**values)
+            return cls(**values)._renamed()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): it is damaged, or from other code") from error
+
+    def _renamed(self) -> Self:
+        """With the names that settings have now."""
+        self.hydra, self.task = (
+            [rename_override(each) for each in texts] for texts in (self.hydra, self.task)
+        )
+        for trial in self.trials:
+            trial.overrides = [rename_override(each) for each in trial.overrides]
+        self.keys = [rename_override(f"{key}=").removesuffix("=") for key in self.keys]
+        space = [rename_override(f"{key}={value}").partition("=") for key, value in self.space.items()]
+        self.space = {key: value for key, _, value in space}
+        return self
 
     def write(self, folder: Path) -> None:
         write_json_atomic(folder / SWEEP, asdict(self))

@@ -56,8 +56,9 @@ def check_faults(faults: int, settings: TrainerSettings, per_epoch: int) -> None
     """Ends the run as soon as this epoch's share of failed reads, of which all ranks together had `faults`, is sure to
     pass the bound."""
     videos = per_epoch * settings.batch_size
-    if faults > settings.max_fault_share * videos:
+    if faults > settings.max_unreadable_fraction * videos:
         raise UserError(
             f"{faults} reads failed of this epoch's {videos} videos, more than "
-            f"trainer.max_fault_share={settings.max_fault_share:.0%}; faults_rank*.jsonl in the run folder names them"
+            f"trainer.max_unreadable_fraction={settings.max_unreadable_fraction:.0%}; "
+            "faults_rank*.jsonl in the run folder names them"
         )

@@ -39,8 +39,8 @@ class TrainerSettings:
     log_every: int = 10  # steps between rows of metrics.jsonl
 
     max_eval_videos: int | None = None  # evaluate about so many videos only, for a quick look; null: all
-    max_fault_share: float = 0.02  # share of unreadable training videos that ends the run
-    one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
+    max_unreadable_fraction: float = 0.02  # share of unreadable training videos that ends the run
+    overfit_one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
     profile: bool = False  # write a torch profiler trace of a few steps (debug=profile)
     rank_timeout: float = 60.0  # seconds without a sign of life of a rank that end the others
     deterministic: bool = False  # only deterministic CUDA kernels, where resuming must give the same bits

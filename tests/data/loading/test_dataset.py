@@ -284,7 +284,7 @@ class TestUnreadableInTraining:
 
     def test_a_video_that_the_protocol_forbids_is_refused_by_name(self, folder):
         """It can be read, so it is a fault of the settings and nothing replaces it."""
-        protocol = ClipProtocol(frames=16, frame_step=1, short="error")
+        protocol = ClipProtocol(frames=16, frame_step=1, short_video_policy="error")
         for dataset in (
             training(folder, "0", "1", protocol=protocol),
             evaluation(folder, "0", "1", protocol=protocol),

@@ -18,6 +18,6 @@ def test_refused_videos(tmp_path):
         Record(path, 0, "a", start=500.0),
     ]
     manifest = Manifest(records, ("a", "b"))
-    protocol = ClipProtocol(8, frame_step=3, short="error")
+    protocol = ClipProtocol(8, frame_step=3, short_video_policy="error")
     [(found, why)] = refused_videos(manifest, protocol, VideoIndex(None), 1, 60.0)
     assert found == path and why.startswith("the video is too short for a clip: it lasts")

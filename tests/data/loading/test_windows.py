@@ -37,7 +37,7 @@ def test_a_clip_spans_its_stride_times_its_frames():
     assert clip_seconds(ClipProtocol(16, frame_step=4), 0.04) == pytest.approx(2.56)
     assert clip_seconds(ClipProtocol(16, fps=8), 0.04) == 2.0
     assert clip_seconds(ClipProtocol(16, duration=3.0), 0.04) == 3.0
-    assert clip_seconds(ClipProtocol(16, frame_step=4, sampling="reference"), 0.04) == pytest.approx(2.60)
+    assert clip_seconds(ClipProtocol(16, frame_step=4, sampling="vjepa2"), 0.04) == pytest.approx(2.60)
     assert clip_seconds(ClipProtocol(16, sampling="uniform"), 0.04) is None
 
 
@@ -80,7 +80,7 @@ def test_frames_of_windows_by_hand(video):
         ClipProtocol(4, frame_step=2),
         ClipProtocol(4, fps=10, num_clips=2),
         ClipProtocol(4, sampling="uniform"),
-        ClipProtocol(4, frame_step=2, sampling="reference"),
+        ClipProtocol(4, frame_step=2, sampling="vjepa2"),
     ],
     ids=lambda protocol: protocol.sampling,
 )
@@ -103,13 +103,13 @@ def test_a_whole_video_is_shown_as_evaluation_shows_it(video):
 
 def test_what_cannot_be_shown_is_one_fault_and_the_rest_goes_on(video, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    protocol = ClipProtocol(4, frame_step=30, short="error")
+    protocol = ClipProtocol(4, frame_step=30, short_video_policy="error")
     refused, absent, broken = Chunk(video), Chunk("absent.mp4"), Chunk(str(tmp_path / "broken.mp4"))
     fits = Chunk(video, (0.0,), None)
     dataset = windowed(protocol, refused, absent, broken, fits)
     batches = list(eval_loader(dataset, tasks_of([1, 1, 1, 1], 3), 1, pin_memory=False))
     assert [fault.path for fault in batches[0].faults] == [video, "absent.mp4", broken.path]
-    assert "clip.short" in batches[0].faults[0].cause or "short" in batches[0].faults[0].cause
+    assert "clip.short_video_policy" in batches[0].faults[0].cause or "short" in batches[0].faults[0].cause
     assert batches[0].faults[1].cause == "No such file or directory"
     assert batches[0].refusal is None and not len(batches[0].indices)
 

@@ -85,7 +85,7 @@ def test_shares_of_what_training_draws():
     assert class_shares(plain, 0.0).tolist() == [0.75, 0.25, 0]
     assert class_shares(plain, 1.0).tolist() == [0.5, 0.5, 0]
     assert describe_shares(class_shares(plain, 1.0), 1.0) == (
-        "a class is in 0.5 to 0.5 of the samples (data.balance=1); 1 classes have no training video"
+        "a class is in 0.5 to 0.5 of the samples (data.class_balanced_sampling=1); 1 classes have no training video"
     )
     # videos of two labels count for both
     several = Manifest([Record("a.mp4", 0, "a", (0, 2)), Record("b.mp4", 2, "b")], ("a", "b", "c"))
@@ -97,10 +97,10 @@ def test_shares_of_what_training_draws():
         sources=[SourceInfo("first", 3.0), SourceInfo("second", 1.0)],
     )
     assert class_shares(mixed, 0.0).tolist() == [0.75, 0.25, 0]
-    with pytest.raises(UserError, match="a mixture draws by the weights of its parts; set data.balance=0"):
+    with pytest.raises(UserError, match="mixture .*set data.class_balanced_sampling=0"):
         class_balance(mixed, 0.5)
-    with pytest.raises(UserError, match="videos here may have several; set data.balance=0"):
+    with pytest.raises(UserError, match="several; set data.class_balanced_sampling=0"):
         class_balance(several, 0.5)
-    with pytest.raises(UserError, match="data.balance=1.5 must lie between 0"):
+    with pytest.raises(UserError, match="data.class_balanced_sampling=1.5"):
         class_balance(plain, 1.5)
     assert class_balance(plain, 0.0) is None

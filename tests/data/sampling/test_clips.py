@@ -64,20 +64,25 @@ class TestShortVideo:
     def test_policies(self, stride, rng):
         short = HUNDRED[:10]
         assert (
-            indices(short, rng, frames=6, num_clips=2, short="repeat_last", **stride)
+            indices(short, rng, frames=6, num_clips=2, short_video_policy="repeat_last", **stride)
             == [[0, 4, 8, 9, 9, 9]] * 2
         )
-        assert indices(short, rng, frames=6, num_clips=2, short="wrap", **stride) == [[0, 4, 8, 2, 6, 0]] * 2
+        assert (
+            indices(short, rng, frames=6, num_clips=2, short_video_policy="wrap", **stride)
+            == [[0, 4, 8, 2, 6, 0]] * 2
+        )
         with pytest.raises(UserError, match="too short for a clip"):
-            indices(short, rng, frames=6, short="error", **stride)
+            indices(short, rng, frames=6, short_video_policy="error", **stride)
 
     def test_just_long_enough_is_not_short(self, stride):
-        assert indices(HUNDRED[:21], frames=6, short="error", **stride) == [[0, 4, 8, 12, 16, 20]]
+        assert indices(HUNDRED[:21], frames=6, short_video_policy="error", **stride) == [
+            [0, 4, 8, 12, 16, 20]
+        ]
 
     def test_a_single_frame(self, stride):
         for policy in ("repeat_last", "wrap"):
-            assert indices(HUNDRED[:1], frames=3, short=policy, **stride) == [[0, 0, 0]]
-        assert indices(HUNDRED[:1], frames=1, short="error", **stride) == [[0]]
+            assert indices(HUNDRED[:1], frames=3, short_video_policy=policy, **stride) == [[0, 0, 0]]
+        assert indices(HUNDRED[:1], frames=1, short_video_policy="error", **stride) == [[0]]
 
 
 def test_variable_frame_rate():
@@ -89,7 +94,7 @@ def test_variable_frame_rate():
 
 
 def test_clips_faster_than_the_video_repeat_frames():
-    assert indices(HUNDRED[:4], frames=8, fps=50, short="error") == [[0, 0, 1, 1, 2, 2, 3, 3]]
+    assert indices(HUNDRED[:4], frames=8, fps=50, short_video_policy="error") == [[0, 0, 1, 1, 2, 2, 3, 3]]
 
 
 def test_first_timestamp_does_not_matter():
@@ -138,18 +143,18 @@ def test_probes_of_frame_order():
         ({"frames": 8, "fps": -1.0}, "fps=-1.0"),
         ({"frames": 8, "frame_step": 2, "num_clips": 0}, "num_clips=0"),
         (
-            {"frames": 8, "frame_step": 2, "short": "loop"},
-            "short=loop: choose one of repeat_last, wrap, error",
+            {"frames": 8, "frame_step": 2, "short_video_policy": "loop"},
+            "short_video_policy=loop: choose one of repeat_last, wrap, error",
         ),
         (
             {"frames": 8, "frame_step": 2, "sampling": "sparse"},
-            "sampling=sparse: choose one of dense, uniform, reference",
+            "sampling=sparse: choose one of dense, uniform, vjepa2",
         ),
         ({"frames": 8, "frame_step": 2, "sampling": "uniform"}, "takes no stride: add clip.frame_step=null"),
-        ({"frames": 8, "sampling": "reference"}, "none is given; add clip.frame_step=4"),
+        ({"frames": 8, "sampling": "vjepa2"}, "none is given; add clip.frame_step=4"),
         (
-            {"frames": 8, "fps": 2.0, "sampling": "reference", "short": "wrap"},
-            "choose clip.short=repeat_last or clip.short=error",
+            {"frames": 8, "fps": 2.0, "sampling": "vjepa2", "short_video_policy": "wrap"},
+            "choose short_video_policy=repeat_last or error",
         ),
         ({"frames": 8, "frame_step": 2, "frame_order": "back"}, "choose one of forward, reversed, shuffled"),
         ({"frames": 1, "frame_step": 2, "frame_order": "shuffled"}, "2 frames or more"),
@@ -162,9 +167,11 @@ def test_refuses_what_makes_no_clip(protocol, message):
 
 def test_tells_all_that_is_wrong_at_once():
     with pytest.raises(UserError) as error:
-        ClipProtocol(frames=0, frame_step=2, duration=1.0, short="loop", frame_order="back", num_clips=0)
+        ClipProtocol(
+            frames=0, frame_step=2, duration=1.0, short_video_policy="loop", frame_order="back", num_clips=0
+        )
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        "short=loop",
+        "short_video_policy=loop",
         "frame_order=back",
         "a clip's stride is given by exactly one of frame_step, fps and duration",
         "frames=0",
@@ -176,7 +183,7 @@ def test_tells_all_that_is_wrong_at_once():
 def test_wrapping_starts_at_the_first_frame_again_whatever_is_rounded(ticks, rate):
     for count in range(2, 64):
         timestamps = np.arange(count) * (ticks // rate) / ticks
-        protocol = ClipProtocol(2 * count, fps=float(rate), short="wrap")
+        protocol = ClipProtocol(2 * count, fps=float(rate), short_video_policy="wrap")
         assert clip_indices(count, timestamps, protocol, None).tolist() == [[*range(count), *range(count)]]
 
 

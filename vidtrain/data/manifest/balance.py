@@ -79,19 +79,20 @@ def class_balance(manifest: Manifest, balance: float) -> ClassBalance | None:
     """
     if not 0 <= balance <= 1:
         raise UserError(
-            f"data.balance={balance} must lie between 0 (as the videos are) and 1 (all classes alike)"
+            f"data.class_balanced_sampling={balance} must lie between 0 (as the videos are) and 1 (all classes alike)"
         )
     if balance == 0:
         return None
     if manifest.multi_label:
         raise UserError(
-            f"data.balance={balance} draws by class, and videos here may have several; set data.balance=0, and "
+            f"data.class_balanced_sampling={balance} draws by class, and videos here may have several; set "
+            "data.class_balanced_sampling=0, and "
             "balance the loss with loss.pos_weight=balanced"
         )
     if manifest.columns.sources is not None:
         raise UserError(
-            f"data.balance={balance} draws by class, and a mixture draws by the weights of its parts; set "
-            "data.balance=0, and balance the loss with loss.class_weights=balanced"
+            f"data.class_balanced_sampling={balance} draws by class, and a mixture draws by the weights of its parts; "
+            "set data.class_balanced_sampling=0, and balance the loss with loss.class_weights=balanced"
         )
     return ClassBalance(manifest.columns.labels, len(manifest.classes), balance)
 
@@ -120,4 +121,5 @@ def describe_shares(shares: np.ndarray, balance: float) -> str:
     """A word for the log."""
     held = shares[shares > 0]
     absent = f"; {len(shares) - len(held)} classes have no training video" if len(held) < len(shares) else ""
-    return f"a class is in {held.min():.3g} to {held.max():.3g} of the samples (data.balance={balance:g}){absent}"
+    drawn = f"data.class_balanced_sampling={balance:g}"
+    return f"a class is in {held.min():.3g} to {held.max():.3g} of the samples ({drawn}){absent}"

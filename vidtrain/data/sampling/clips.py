@@ -24,18 +24,18 @@ class ClipProtocol:
     - "uniform": over the whole video, one in each of `frames` equal segments (TSN, Wang et al. 2016). Of N frames,
       frame j lies at floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
       for one clip, and i / num_clips for clip i of several, as VideoMAE tests on Something-Something.
-    - "reference": V-JEPA 2's indices (see `sampling.vjepa2`), made for training and evaluation alike.
+    - "vjepa2": V-JEPA 2's indices (see `sampling.vjepa2`), made for training and evaluation alike.
 
     The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
     `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
 
     With `overlap` every clip may lie anywhere. Without, the video is cut into `num_clips` equal parts, and each is
     sampled as a video of its own with one clip, so that no two clips share a frame; only a part in which no frame
-    appears shows the one before it. In "reference" it is that code's switch of the same meaning.
+    appears shows the one before it. In "vjepa2" it is that code's switch of the same meaning.
 
-    `short` names what happens where a video (or its part) is shorter than a clip: it is shown from its beginning,
-    and then its last frame is held ("repeat_last"), it begins anew ("wrap"), or it is refused ("error"). For
-    "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "reference" holds the last
+    `short_video_policy` names what happens where a video (or its part) is shorter than a clip: it is shown from its
+    beginning, and then its last frame is held ("repeat_last"), it begins anew ("wrap"), or it is refused ("error"). For
+    "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "vjepa2" holds the last
     frame in its own way. `frame_order` is the order in which frames are shown. With `middle` a clip has one frame
     more, at its end: the one that "single_frame" repeats, so that one reading serves all orders.
 
@@ -47,7 +47,7 @@ class ClipProtocol:
     fps: float | None = None
     duration: float | None = None
     num_clips: int = 1
-    short: str = "repeat_last"
+    short_video_policy: str = "repeat_last"
     frame_order: str = "forward"
     sampling: str = "dense"
     overlap: bool = True
@@ -58,7 +58,7 @@ class ClipProtocol:
             f"{name}={value}: choose one of {', '.join(known)}"
             for name, value, known in (
                 ("sampling", self.sampling, SAMPLINGS),
-                ("short", self.short, SHORT_POLICIES),
+                ("short_video_policy", self.short_video_policy, SHORT_POLICIES),
                 ("frame_order", self.frame_order, FRAME_ORDERS),
             )
             if value not in known
@@ -77,8 +77,8 @@ class ClipProtocol:
         for name, value in {"frames": self.frames, "num_clips": self.num_clips, **given}.items():
             if not 0 < value < math.inf:
                 faults.append(f"{name}={value}: must be above 0")
-        if self.sampling == "reference" and self.short == "wrap":
-            faults.append("sampling=reference cannot wrap: choose clip.short=repeat_last or clip.short=error")
+        if self.sampling == "vjepa2" and self.short_video_policy == "wrap":
+            faults.append("sampling=vjepa2 cannot wrap: choose short_video_policy=repeat_last or error")
         if self.frame_order == "shuffled" and self.frames == 1:
             faults.append("frame_order=shuffled needs clips of 2 frames or more")
         if faults:
@@ -141,8 +141,8 @@ def clip_indices(
 
 def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:
     """Raises `UserError` where the way of sampling has nothing to vary, or must not be varied."""
-    if protocol.sampling == "reference" and not jitter.is_idle:
-        raise UserError("sampling=reference gives fixed indices: take away the temporal augmentation")
+    if protocol.sampling == "vjepa2" and not jitter.is_idle:
+        raise UserError("sampling=vjepa2 gives fixed indices: take away the temporal augmentation")
     if protocol.sampling == "uniform" and tuple(jitter.rate) != (1, 1):
         raise UserError(
             f"sampling=uniform has no stride that rate={list(jitter.rate)} could change; set rate=[1, 1]"
@@ -176,13 +176,15 @@ def _dense(
     starts = [_start(place, offsets[-1], rng) for place in places]
     if jitter is None:
         clips = [
-            start + offsets if start is not None else _short(place.stretch, offsets, protocol.short)
+            start + offsets
+            if start is not None
+            else _short(place.stretch, offsets, protocol.short_video_policy)
             for place, start in zip(places, starts, strict=True)
         ]
         return places, np.stack(clips)
     rates, backwards = jitter.draw(len(places), rng)
     clips = [
-        _at_rate(place.stretch, start, offsets, rate, protocol.short)
+        _at_rate(place.stretch, start, offsets, rate, protocol.short_video_policy)
         for place, start, rate in zip(places, starts, rates, strict=True)
     ]
     return places, _turned(np.stack(clips), backwards)
@@ -235,7 +237,7 @@ def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | N
     stretch, number, count = place
     frames, segments = len(stretch.clock), np.arange(protocol.frames)
     if frames < protocol.frames:
-        return _short(stretch, segments, protocol.short)
+        return _short(stretch, segments, protocol.short_video_policy)
     if rng is not None:
         drawn = np.floor((segments + rng.random(protocol.frames)) * frames / protocol.frames)
         return drawn.clip(max=frames - 1)  # a product just below a whole number may round to it
@@ -250,7 +252,7 @@ def _reference(
     step = reference_step(protocol.frames, protocol.frame_step, protocol.fps, protocol.duration, video)
     counted = video.in_frames()
     num_frames, num_clips = len(counted.clock), protocol.num_clips
-    if protocol.short == "error" and num_frames < protocol.frames * step:
+    if protocol.short_video_policy == "error" and num_frames < protocol.frames * step:
         _short(counted, np.arange(protocol.frames) * step, "error")
     positions = reference_clips(num_frames, protocol.frames, step, num_clips, protocol.overlap, rng)
     return [Place(counted, number, num_clips) for number in range(num_clips)], positions
@@ -260,4 +262,4 @@ def _turned(positions: np.ndarray, backwards: np.ndarray) -> np.ndarray:
     return np.where(backwards[:, None], positions[:, ::-1], positions)
 
 
-SAMPLINGS = {"dense": _dense, "uniform": _uniform, "reference": _reference}
+SAMPLINGS = {"dense": _dense, "uniform": _uniform, "vjepa2": _reference}

@@ -18,8 +18,8 @@ def _wrap(positions: np.ndarray, last: float, length: float) -> np.ndarray:
 def _error(positions: np.ndarray, last: float, length: float) -> np.ndarray:
     raise UserError(
         f"the video is too short for a clip: it lasts {length:g}, the clip's last frame is at {positions.max():g} "
-        "(seconds for fps and duration, else frames); choose shorter clips, or clip.short=repeat_last or "
-        "wrap (of evaluate: short=...)"
+        "(seconds for fps and duration, else frames); choose shorter clips, or "
+        "clip.short_video_policy=repeat_last or wrap (of evaluate: short_video_policy=...)"
     )
 
 

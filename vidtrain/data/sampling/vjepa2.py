@@ -30,7 +30,7 @@ def reference_step(
     if step < 1:
         asked = f"fps={fps:g}" if fps is not None else f"duration={duration:g} for {frames} frames"
         raise UserError(
-            f"{asked} needs more than the {rate} frames a second of the video, which sampling=reference does not "
+            f"{asked} needs more than the {rate} frames a second of the video, which sampling=vjepa2 does not "
             "allow; choose another, or sampling=dense, which shows frames more than once"
         )
     return step
