@@ -60,13 +60,6 @@ def step_now(run: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def flip(path: Path, bit: int) -> None:
-    """Flips a bit of a file, as storage may."""
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-
-
 def fill(disk: Path) -> None:
     """Leaves not a block of a file system free."""
     with open(disk / "ballast", "ab", buffering=0) as file:

@@ -1,11 +1,9 @@
-"""PyTorch files: written with a checksum of every byte, read without running code that they may hold.
+"""PyTorch files: verified by the checksums of their zip archive, read without running code that they may hold.
 
-The checksum (BLAKE2b, 256 bits) is the comment of the zip archive that `torch.save` writes, so it cannot be parted from
-the file, and every other reader of such files reads it as before. `unzip -z FILE` shows it.
+Earlier versions wrote another checksum into the comment of the archive, which is no longer read.
 """
 
 import argparse
-import hashlib
 import math
 import pathlib
 import pickle
@@ -83,96 +81,35 @@ PLAIN = [
     *((_reconstruct, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
 ]
 
-CHECKSUM = "checksum"  # in the payload: that the file must end with one
-MARK = b"vidtrain blake2b "
-DIGEST_BYTES = 64  # as text; it covers everything before it
-END_BYTES = (
-    22  # the record that ends an archive without a comment; its last two bytes are the comment's length
-)
-CHUNK = 1 << 20
 # How many times its bytes a file may become in memory, beside what is small anyway
 MOST_GROWTH, SMALL = 10, 1 << 28
 MOST_CONTAINERS, DEEPEST = 2_000_000, 200
 
 
 def write_torch_file(payload: Mapping[str, Any], file: BinaryIO) -> None:
-    """`torch.save` with a checksum at the end. Raises OSError where the file cannot be written."""
-    sealed = _Sealed(file)
+    """`torch.save`, which writes an archive with a CRC-32 of every entry. Raises OSError where there is no room."""
     try:
-        torch.save({**payload, CHECKSUM: "blake2b"}, sealed)
+        torch.save(payload, file)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # PyTorch's writer ends with an error of its own
             raise error.__context__ from error
         raise
-    sealed.finish()
 
 
-class _Sealed:
-    """A file that adds up what is written to it, and keeps the archive's last record back until it is complete."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._sum = hashlib.blake2b(digest_size=DIGEST_BYTES // 2)
-        self._end = b""
-
-    def write(self, data: bytes) -> int:
-        view = memoryview(data)
-        if len(view) < END_BYTES:
-            view = memoryview(self._end + bytes(view))
-        else:
-            self._put(self._end)
-        self._end = bytes(view[-END_BYTES:])
-        self._put(view[:-END_BYTES])
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        length = len(MARK) + DIGEST_BYTES
-        self._put(self._end[:-2] + length.to_bytes(2, "little") + MARK)
-        self._file.write(self._sum.hexdigest().encode())
-
-    def _put(self, data: bytes | memoryview) -> None:
-        self._sum.update(data)
-        self._file.write(data)
-
-
-def verify(path: Path) -> bool:
-    """Whether the file's checksum is right; False where it has none, as files of others and of before.
-
-    Raises `UserError` naming the file when it cannot be read, or is not what was written.
-    """
+def verify(path: Path) -> None:
+    """Raises `UserError` naming the file when it cannot be read, or holds other bytes than were written."""
     try:
         with open(path, "rb") as file:
-            return _verify(file, path)
+            if not _is_archive(file):
+                raise UserError(f"checkpoint {path} is truncated or not a PyTorch file")
+            _check_archive(file, path, checksums=True)
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
 
 
-def _verify(file: BinaryIO, path: Path) -> bool:
-    left = file.seek(0, 2) - DIGEST_BYTES
-    file.seek(max(0, left - len(MARK)))
-    end = file.read()
-    if left < len(MARK) or not end.startswith(MARK):
-        return False
-    found = hashlib.blake2b(digest_size=DIGEST_BYTES // 2)
-    file.seek(0)
-    while left:
-        chunk = file.read(min(CHUNK, left))
-        if not chunk:
-            raise UserError(f"checkpoint {path} was cut while it was read")
-        found.update(chunk)
-        left -= len(chunk)
-    if found.hexdigest().encode() != end[len(MARK) :]:
-        raise UserError(
-            f"checkpoint {path} is damaged: its content is not what its checksum says; copy it again"
-        )
-    return True
-
-
 def read_torch_file(path: Path, lazy: bool = False) -> Any:
-    """What `torch.save` wrote, on the CPU; if `lazy`, tensors stay in the file until they are used.
+    """What `torch.save` wrote, on the CPU. All checksums are verified; if `lazy`, none is, as tensors stay in the file
+    until they are used.
 
     Raises `UserError` naming the file when it is absent, truncated, damaged, or holds objects whose unpickling
     could run code.
@@ -181,30 +118,48 @@ def read_torch_file(path: Path, lazy: bool = False) -> Any:
         raise UserError(f"checkpoint {path} is not a file")
     try:
         with open(path, "rb") as file:
-            verified = _verify(file, path)
-            payload = _load(file, path, lazy)  # of what was verified, whatever takes its name meanwhile
+            payload = _load(file, path, lazy)
             _check_bounds(payload, path, file.seek(0, 2))
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    if not verified and isinstance(payload, dict) and CHECKSUM in payload:
-        raise UserError(
-            f"checkpoint {path} is truncated or damaged: the checksum at its end is gone; copy it again"
-        )
     return payload
 
 
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """`torch.save` compresses nothing. Raises `UserError` for an archive that would fill the memory by far."""
+def _is_archive(file: BinaryIO) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # its last record is damaged
+        return False
+
+
+def _check_archive(file: BinaryIO, path: Path, checksums: bool) -> None:
+    """Raises `UserError` for an archive that would fill the memory by far, and for one that is damaged.
+
+    `checksums` has every byte of every entry read. PyTorch's own reader looks at no checksum.
+    """
     size = file.seek(0, 2)
     try:
         with zipfile.ZipFile(file) as archive:
-            whole = sum(each.file_size for each in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            entries = archive.infolist()
+            whole = sum(entry.file_size for entry in entries)
+            too_large = whole > MOST_GROWTH * size + SMALL
+            damaged = checksums and (any(map(_is_misread, entries)) or (not too_large and archive.testzip()))
+    except Exception as error:  # what is left of a damaged directory makes its reader raise anything
         raise UserError(f"checkpoint {path} is damaged: {error}; copy it again") from error
-    if whole > MOST_GROWTH * size + SMALL:
+    if damaged:
+        raise UserError(
+            f"checkpoint {path} is damaged: its content is not what its checksum says; copy it again"
+        )
+    if too_large:
         raise UserError(
             f"checkpoint {path} is refused: it has {size:,} bytes, and would become {whole:,} when it is unpacked"
         )
+
+
+def _is_misread(entry: zipfile.ZipInfo) -> bool:
+    """Whether PyTorch's reader takes an entry for something else than `zipfile`: for a folder, or for another size."""
+    stored = entry.compress_type == zipfile.ZIP_STORED
+    return entry.external_attr & 0x10 != 0 or (stored and entry.compress_size != entry.file_size)
 
 
 def _check_bounds(payload: Any, path: Path, size: int) -> None:
@@ -233,11 +188,11 @@ def _check_bounds(payload: Any, path: Path, size: int) -> None:
 def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
     file.seek(0)
     pickled = file.read(1) == b"\x80"  # as files were before archives
-    archive = zipfile.is_zipfile(file)
+    archive = _is_archive(file)
     if not archive and not pickled:
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file")
     if archive:
-        _check_archive(file, path)
+        _check_archive(file, path, checksums=not lazy)
     file.seek(0)
     mapped = lazy and archive
     try:

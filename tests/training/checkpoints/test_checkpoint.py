@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.files.torch_files import DIGEST_BYTES, MARK, read_torch_file, verify
+from vidtrain.files.torch_files import verify
 from vidtrain.training.checkpoints import checkpoint
 
 
@@ -91,58 +92,74 @@ def whole(tmp_path) -> bytes:
     return path.read_bytes()
 
 
-def test_every_flipped_bit_is_noticed(tmp_path, whole):
-    """Anywhere, and every single one of the archive's last record, of the checksum and of its mark."""
-    path, bits = tmp_path / "last.pt", 8 * len(whole)
+def content(payload: dict) -> tuple:
+    model = {name: tensor.tolist() for name, tensor in payload["model"].items()}
+    return model, payload["state"], payload["classes"], payload["format"]
+
+
+@pytest.fixture
+def is_noticed(tmp_path, whole):
+    """Whether reading other bytes than `whole` is refused; else they must say the same: archives hold unused bytes."""
+    expected, path = content(checkpoint.load(tmp_path / "whole.pt")), tmp_path / "last.pt"
+
+    def noticed(data: bytes) -> bool:
+        path.write_bytes(data)
+        try:
+            assert content(checkpoint.load(path)) == expected
+        except UserError as error:
+            assert re.search(r"last\.pt is (truncated or )?(damaged|not a PyTorch file)", str(error))
+            return True
+        return False
+
+    return noticed
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(is_noticed, whole):
+    """In the data and headers of the archive, and many in its directory, at its end."""
     random.seed(0)
-    places = [*random.sample(range(bits), 300), *range(bits - 8 * (22 + len(MARK) + DIGEST_BYTES), bits)]
-    assert len(places) == 300 + 8 * 103
-    for bit in places:
-        path.write_bytes(flipped(whole, bit))
-        with pytest.raises(UserError, match=r"last\.pt is (truncated or )?(damaged|not a PyTorch file)"):
-            checkpoint.load(path)
-    path.write_bytes(whole)
-    assert checkpoint.load(path)["state"] == {"step": 7}
-
-
-def test_every_cut_and_every_addition_is_noticed(tmp_path, whole):
-    path = tmp_path / "last.pt"
-    random.seed(0)
-    for size in [*random.sample(range(len(whole)), 100), *range(len(whole) - 120, len(whole))]:
-        path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"last\.pt is truncated or "):
-            checkpoint.load(path)
-    for more in (b"\0", b"\0" * 4096, whole):
-        path.write_bytes(whole + more)
-        with pytest.raises(UserError, match=r"last\.pt is (truncated or )?damaged"):
-            checkpoint.load(path)
-
-
-def test_the_checksum_is_blake2b_in_the_comment_of_an_ordinary_archive(tmp_path, whole):
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        assert archive.testzip() is None
-        mark, method, digest = archive.comment.decode().split()
-    assert (mark, method) == ("vidtrain", "blake2b")
-    assert digest == hashlib.blake2b(whole[:-64], digest_size=32).hexdigest()
-    for mapped in (False, True):  # which every other program reads
-        assert torch.load(tmp_path / "whole.pt", weights_only=True, mmap=mapped)["classes"] == ["a", "b"]
-    assert verify(tmp_path / "whole.pt")
+        directory = archive.start_dir
+    places = random.sample(range(8 * directory), 300) + random.sample(
+        range(8 * directory, 8 * len(whole)), 600
+    )
+    assert sum(is_noticed(flipped(whole, bit)) for bit in places) > 500
 
 
-def test_one_of_before_checksums_is_accepted_and_named(tmp_path, caplog):
-    path = tmp_path / "old.pt"
-    torch.save({"format": checkpoint.FORMAT, "state": {"step": 7}}, path)
-    with caplog.at_level("INFO"):
-        assert checkpoint.load(path)["state"] == {"step": 7}
-    assert caplog.messages == [f"checkpoint {path} is of before checksums: damage to it cannot be ruled out"]
-    assert not verify(path)
+def test_every_flipped_bit_of_a_tensor_is_noticed(is_noticed, whole):
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        data = archive.read("archive/data/0")
+    first = whole.index(data)
+    random.seed(0)
+    assert all(
+        is_noticed(flipped(whole, 8 * first + bit)) for bit in random.sample(range(8 * len(data)), 100)
+    )
 
 
-def test_damage_is_noticed_where_tensors_stay_in_the_file(tmp_path, whole):
+def test_every_cut_is_noticed(is_noticed, whole):
+    random.seed(0)
+    sizes = [*random.sample(range(len(whole)), 100), *range(len(whole) - 120, len(whole))]
+    assert all(is_noticed(whole[:size]) for size in sizes)
+    for more in (b"\0", b"\0" * 4096, whole):
+        is_noticed(whole + more)
+
+
+def test_one_with_the_checksum_of_earlier_versions(tmp_path, whole):
+    """BLAKE2b of everything before it, in the comment of the archive."""
+    path, mark = tmp_path / "old.pt", b"vidtrain blake2b "
+    sealed = whole[:-2] + (len(mark) + 64).to_bytes(2, "little") + mark
+    path.write_bytes(sealed + hashlib.blake2b(sealed, digest_size=32).hexdigest().encode())
+    assert checkpoint.load(path)["state"] == {"step": 7}
+    verify(path)
+    path.write_bytes(flipped(path.read_bytes(), 8 * len(whole) // 2))
+    for read in (checkpoint.load, verify):
+        with pytest.raises(UserError, match=r"old\.pt is damaged"):
+            read(path)
+
+
+def test_a_disk_that_cannot_be_read_is_named(tmp_path, whole):
     path = tmp_path / "last.pt"
-    path.write_bytes(flipped(whole, 8 * len(whole) // 2))
-    with pytest.raises(UserError, match=r"last\.pt is damaged: its content is not what its checksum says"):
-        read_torch_file(path, lazy=True)
+    with pytest.raises(UserError, match=r"last\.pt cannot be read: No such file"):
+        verify(path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from damage import flip
 
 from vidtrain.errors import UserError
 from vidtrain.tracking.console import NullConsole
@@ -27,12 +28,6 @@ def make(folder, best=None, **steps):
         state = {"total_step": step, "best": best, "best_step": 1}
         payload = {"model": {"w": torch.tensor(float(step))}, "state": state, "optimizer": None, "sums": []}
         checkpoint.save(payload, folder / f"{name}.pt")
-
-
-def damage(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def found(folder):
@@ -71,7 +66,7 @@ def test_a_kill_after_one_was_kept_for_good_and_before_the_last_loses_nothing(tm
 def test_the_newest_that_verifies_is_used(tmp_path, bad, expected):
     make(tmp_path, last=6, previous=4, step_0000002=2, step_0000005=5)
     for name in bad:
-        damage(tmp_path / f"{name}.pt")
+        flip(tmp_path / f"{name}.pt")
     name, step, said = found(tmp_path)
     assert (name, step) == expected
     if "last" in bad:
@@ -87,7 +82,7 @@ def test_the_newest_that_verifies_is_used(tmp_path, bad, expected):
 
 def test_where_none_verifies_each_is_named_and_left_where_it_is(tmp_path):
     make(tmp_path, last=6, previous=4)
-    damage(tmp_path / "last.pt")
+    flip(tmp_path / "last.pt")
     (tmp_path / "previous.pt").write_bytes(b"")
     with pytest.raises(UserError) as error:
         find_resume(tmp_path, ALONE, Said())
@@ -115,7 +110,7 @@ def test_a_lost_best_is_said_at_once(tmp_path):
     assert found(tmp_path)[2] == [f"checkpoint {tmp_path}/best.pt is not there. {lost}"]
     checkpoint.save({"model": {}}, tmp_path / "best.pt")
     assert found(tmp_path)[2] == []
-    damage(tmp_path / "best.pt")
+    flip(tmp_path / "best.pt")
     (said,) = found(tmp_path)[2]
     assert said.startswith(f"checkpoint {tmp_path}/best.pt is damaged") and said.endswith(lost)
 
@@ -129,7 +124,7 @@ def test_only_the_weights_that_were_selected_are_reported(tmp_path):
     lost = r"The weights of step 3, which val selected \(0.7500\), are lost, and nothing is reported"
     with pytest.raises(UserError, match=rf"best.pt is of step 2. {lost}"):
         load_best(path, state)
-    damage(path)
+    flip(path)
     with pytest.raises(
         UserError, match=rf"best.pt is damaged: .* {lost}.*evaluate checkpoint={tmp_path}/last.pt"
     ):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
-from vidtrain.files.torch_files import read_torch_file
+from vidtrain.files.torch_files import read_torch_file, verify
 from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
@@ -93,6 +93,8 @@ def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weigh
         raise UserError(f"checkpoint {path} holds no tensors; its keys are {', '.join(map(str, payload))}")
     written_by = payload["format"] if "format" in payload and isinstance(payload["format"], str) else None
     ours = written_by is not None and "config" in payload and isinstance(payload["config"], Mapping)
+    if ours:
+        verify(path)
     return Weights(source, tensors, payload["config"] if ours else config, written_by)
 
 

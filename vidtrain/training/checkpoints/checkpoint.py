@@ -1,6 +1,5 @@
 """Checkpoints: never half-written, never run as code, never loaded without saying what fitted."""
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +7,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.files.torch_files import CHECKSUM, read_torch_file, write_torch_file
+from vidtrain.files.torch_files import read_torch_file, write_torch_file
 from vidtrain.training.checkpoints.files import put_in_place
 
 FORMAT = "vidtrain/1"
-
-log = logging.getLogger(__name__)
 
 
 class NotSaved(UserError):
@@ -21,7 +18,7 @@ class NotSaved(UserError):
 
 
 def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
-    """Writes `payload` and its checksum so that a crash at any instant leaves the old file or the new one, whole.
+    """Writes `payload` so that a crash at any instant leaves the old file or the new one, whole.
 
     What stood at `path` becomes `previous`, if one is named. Raises `NotSaved` naming the file when it cannot be
     written (a full disk, say); the old ones stay.
@@ -45,16 +42,13 @@ def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
 
 
 def load(path: Path | str) -> dict:
-    """Reads a checkpoint of ours onto the CPU, without running any code that it may hold, and verifies its checksum.
+    """Reads a checkpoint of ours onto the CPU, without running any code that it may hold, and verifies its checksums.
 
-    One without a checksum, of an earlier version, is accepted and named in the log. Raises `UserError` naming the file
-    when it is absent, truncated, damaged, malicious or of another program.
+    Raises `UserError` naming the file when it is absent, truncated, damaged, malicious or of another program.
     """
     payload = read_torch_file(Path(path))
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} was not written by vidtrain (its format is not {FORMAT!r})")
-    if CHECKSUM not in payload:
-        log.info("checkpoint %s is of before checksums: damage to it cannot be ruled out", path)
     return payload
 
 
