@@ -20,7 +20,7 @@ from vidtrain.config.command_line import positional_to_override
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.prediction.options import FILES, check, find_videos
-from vidtrain.tracking.streams import as_data
+from vidtrain.tracking.console import as_data
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.prediction.outputs import Outputs

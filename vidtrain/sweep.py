@@ -20,7 +20,7 @@ from vidtrain.config.schemas import SweepConfig
 from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
-from vidtrain.tracking.streams import use_utf8
+from vidtrain.tracking.console import use_utf8
 
 if TYPE_CHECKING:  # --help should not wait for them
     from rich.console import Group

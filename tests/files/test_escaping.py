@@ -199,7 +199,7 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from vidtrain.tracking.console import make_console
-from vidtrain.tracking.streams import take_every_character, use_utf8
+from vidtrain.tracking.console import take_every_character, use_utf8
 use_utf8()
 take_every_character()
 path = Path(sys.argv[1])

@@ -36,7 +36,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
 from vidtrain.files.escaping import mask_streams, masked, shown_lines
 from vidtrain.runs.restarts import write_requeue_flag
-from vidtrain.tracking.streams import (
+from vidtrain.tracking.console import (
     STATUS_UNREAD,
     OneLineNames,
     silence,

@@ -15,7 +15,7 @@ from vidtrain.files.escaping import csv_text, shown, shown_lines
 from vidtrain.prediction.run import Failure, Prediction
 from vidtrain.prediction.segments import Segment
 from vidtrain.tracking.console import make_console
-from vidtrain.tracking.ledgers import FileEnd
+from vidtrain.tracking.ledgers import Ledger
 
 MOST_SHOWN = 200  # rows of the table on a terminal
 
@@ -82,7 +82,7 @@ class AsTheyCome:
         self._given = 0
         if path is not None:
             path.unlink(missing_ok=True)  # of a call that was killed
-        self._file = None if path is None else FileEnd(path)
+        self._file = None if path is None else Ledger(path)
         self._write(csv_text([results.columns]))
 
     def give(self) -> None:

@@ -28,8 +28,7 @@ from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
 from vidtrain.tracking.loggers.logger import NullLogger
 from vidtrain.tracking.loggers.process import Loggers
-from vidtrain.tracking.provenance import write_provenance
-from vidtrain.tracking.run_log import RunLog
+from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training.checkpoints import checkpoint
 from vidtrain.training.checkpoints.resume import find_resume
 from vidtrain.training.losses import Loss, describe_loss

@@ -1,9 +1,9 @@
-"""Console, files, plots, pages, trackers.
+"""Numbers, faults and words of a run come in; files of its folder, lines on a console and calls of loggers leave.
 
-run_log.py             what a run records
-ledgers.py             files that survive a kill and can be rewound
-console.py             progress bar or plain lines
-streams.py             standard output on a full disk, or that nobody reads
-provenance.py          machine, packages, commit
-loggers/           W&B, TensorBoard, MLflow
+Read run_log.py first.
+
+run_log.py   what a run records, and where it came from
+ledgers.py   files that survive a kill and can be rewound
+console.py   progress bar or plain lines, on an output that a run outlives
+loggers/     W&B, TensorBoard, MLflow
 """

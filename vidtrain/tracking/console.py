@@ -1,19 +1,28 @@
-"""What a person sees of a run: a bar on a terminal, plain lines in a log file, nothing on other ranks."""
+"""What a person sees of a run: a bar on a terminal, plain lines in a log file, nothing on other ranks.
 
+A run outlives its standard output: on a full disk, where nobody reads it any more, and where it has no way to write a
+character. rich is imported where it draws, as programs that answer --help import this module.
+"""
+
+import errno
+import logging
 import math
+import os
+import select
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, TextIO
 
-import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Column, Table
-from rich.text import Text
+from vidtrain.files.atomic import FULL
+from vidtrain.files.escaping import masked, shown, shown_lines
 
-from vidtrain.files.escaping import shown, shown_lines
-from vidtrain.tracking.streams import PatientStream
+if TYPE_CHECKING:
+    import rich.console
+    from rich.progress import TaskID
+    from rich.table import Table
 
 Shown = float | int | str | None
 
@@ -47,31 +56,20 @@ class Phase:
         return gap.join(f"{key} {shown(format_value(value))}" for key, value in self.fields.items())
 
 
-class View(Protocol):
-    """One way to show the phases under way, outermost first; the last one moves. `now` is in seconds."""
-
-    interval: float
-    """Seconds between two drawings."""
-
-    def open(self, phases: Sequence[Phase], now: float) -> None:
-        """The last phase has just begun."""
-
-    def draw(self, phases: Sequence[Phase], now: float) -> None: ...
-
-    def close(self, phases: Sequence[Phase], now: float) -> None:
-        """The last phase is about to end."""
-
-
 class BarView:
-    """A live bar for each phase. That of the outermost phase stays on the screen when it ends."""
+    """A live bar for each phase under way, outermost first. That of the outermost stays on the screen when it ends."""
 
-    interval = 0.5
+    interval = 0.5  # seconds between two drawings
 
-    def __init__(self, out: rich.console.Console):
+    def __init__(self, out: "rich.console.Console"):
         self._out = out
         self._tasks: list[TaskID] = []
 
     def open(self, phases: Sequence[Phase], now: float) -> None:
+        """The last phase has just begun, at `now` in seconds."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
+
         if not self._tasks:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -96,6 +94,7 @@ class BarView:
         self._progress.refresh()
 
     def close(self, phases: Sequence[Phase], now: float) -> None:
+        """The last phase is about to end."""
         self.draw(phases, now)
         task = self._tasks.pop()
         if self._tasks:
@@ -106,16 +105,14 @@ class BarView:
 
 
 class LineView:
-    """One line now and then, so that the log of a cluster job stays readable."""
+    """A line on the innermost phase now and then, so that the log of a cluster job stays readable."""
 
     interval = 10.0
 
-    def __init__(self, out: rich.console.Console):
+    def __init__(self, out: "rich.console.Console"):
         self._out = out
 
-    def open(self, phases: Sequence[Phase], now: float) -> None:
-        pass
-
+    def open(self, phases: Sequence[Phase], now: float) -> None: ...
     def draw(self, phases: Sequence[Phase], now: float) -> None:
         phase = phases[-1]
         parts = [f"{shown(phase.name)} {phase.step}/{phase.total_steps}"]
@@ -125,17 +122,18 @@ class LineView:
             parts.append(f"{format_seconds(phase.seconds_left(now))} left")
         self._out.print("  ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-    def close(self, phases: Sequence[Phase], now: float) -> None:
-        pass
+    def close(self, phases: Sequence[Phase], now: float) -> None: ...
 
 
 class Console:
     """Messages, tables and progress on `out`, where names from outside are but text. `clock` gives seconds."""
 
-    def __init__(self, out: rich.console.Console, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, out: "rich.console.Console", clock: Callable[[], float] = time.monotonic):
         self._out = out
         self._clock = clock
-        self._view: View = BarView(out) if out.is_terminal and not out.is_dumb_terminal else LineView(out)
+        self._view: BarView | LineView = (
+            BarView(out) if out.is_terminal and not out.is_dumb_terminal else LineView(out)
+        )
         self._phases: list[Phase] = []
         self._draw_at = 0.0
 
@@ -179,8 +177,11 @@ class Console:
             self._draw_at = now + self._view.interval
 
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> Table:
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> "Table":
     """A table; columns that hold only numbers are aligned to the right. Lines of the title stay lines."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=Text(shown_lines(title), style="bold"), title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
@@ -193,30 +194,27 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown
 class NullConsole:
     """Shows nothing: the console of every rank but the main one."""
 
-    def info(self, text: str) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        pass
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None:
-        pass
-
+    def info(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None: ...
     @contextmanager
     def phase(self, name: str, total_steps: int, start_step: int = 0) -> Iterator[None]:
         yield
 
-    def advance(self, step: int, fields: Mapping[str, Shown]) -> None:
-        pass
+    def advance(self, step: int, fields: Mapping[str, Shown]) -> None: ...
 
 
 def make_console(is_main: bool, stderr: bool = False) -> Console | NullConsole:
     """The console of this rank, on standard output, or beside it where that is for results."""
     if not is_main:
         return NullConsole()
+    import rich.console
+
     stream = PatientStream("stderr" if stderr else "stdout")
-    out = rich.console.Console(file=stream)
-    return Console(out if out.is_terminal else rich.console.Console(file=stream, width=PLAIN_WIDTH))
+    out = rich.console.Console(file=stream)  # type: ignore[arg-type]  # rich asks for IO[str], and uses parts of it
+    if not out.is_terminal:
+        out.width = PLAIN_WIDTH
+    return Console(out)
 
 
 def format_value(value: Shown) -> str:
@@ -233,3 +231,93 @@ def format_seconds(seconds: float | None) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute:02d}:{second:02d}"
+
+
+# --- standard output and standard error -------------------------------------------------------------------
+
+GONE = (errno.EPIPE, errno.EIO)  # the program behind the pipe, or the terminal
+STATUS_UNREAD = 141  # what a shell shows of a program that writes to a pipe which nobody reads: 128 + SIGPIPE
+
+
+class PatientStream:
+    """`sys.stdout` or `sys.stderr`, which may be a file on a full disk, or what nobody reads any more, such as
+    `| tee log` that was ended: a run goes on without the words. What it records lies in its folder."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    @property
+    def _stream(self) -> TextIO:
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # what rich puts in its place while bars move
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(masked(text))
+        except OSError as error:
+            self._outlive(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._outlive(error)
+
+    def _outlive(self, error: OSError) -> None:
+        if error.errno in GONE:
+            silence(self._stream)
+        elif error.errno not in FULL:
+            raise error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def silence(stream: TextIO) -> None:
+    """What is written to it from now on, and what waits in it, goes nowhere: Python fails otherwise when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def unread() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as behind `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def use_utf8() -> None:
+    """Starts the program again in Python's UTF-8 mode, with the same process id, where the locale has another encoding
+    for the names of files: a name out of a listing could not be looked up there, nor one with an accent be written.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # also for the processes that this one starts; and never a second time
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def take_every_character() -> None:
+    """Standard output and error spell a character that their encoding lacks, as `\\xe9`, and go on."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where another one has been put in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
+def as_data(stream: TextIO) -> TextIO:
+    """`stream` for results that a program reads: the bytes that a file of them holds, whatever the locale."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return stream
+
+
+class OneLineNames(logging.Formatter):
+    """Words of a log without the characters that a terminal obeys; a name that goes into them stays on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        named = logging.makeLogRecord(record.__dict__)
+        if isinstance(record.args, tuple):
+            named.args = tuple(
+                shown(each) if isinstance(each, str | os.PathLike) else each for each in record.args
+            )
+        return shown_lines(super().format(named))

@@ -1,28 +1,39 @@
 """What a run records in its folder. Call it unconditionally, on every rank: it knows what each one writes.
 
-metrics.jsonl         main rank   one row per call of `log`; the truth, which the logger repeats
+metrics.jsonl         main rank   one row per call of `log`; the truth, which loggers repeat elsewhere
 summary.json          main rank   the closing numbers
 steps_rank{r}.csv     each rank   one row per optimizer step
 faults_rank{r}.jsonl  each rank   videos that could not be read
+
+`write_provenance` adds where it came from: environment.json, git.json and git.diff.
 """
 
+import importlib.metadata
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import write_json_atomic
+from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import shown
+from vidtrain.files.folders import IN_CHECKOUT, ROOT
 from vidtrain.tracking.console import Console, NullConsole
-from vidtrain.tracking.ledgers import JsonLines, StepTable, each_json_line
-from vidtrain.tracking.loggers.logger import Logger, Metric
+from vidtrain.tracking.ledgers import JsonLines, Ledger, StepTable, each_json_line
+from vidtrain.tracking.loggers.logger import Logger, Metric, NullLogger
 
 FAULTS_SHOWN = 20
 MOST_HELD = 100_000  # rows of a file that wait in memory for a full disk; some ten megabytes
 
 
 class RunLog:
-    """The writer of one rank. `logger` has been started by the program, on the main rank only.
+    """The writer of one rank. The program has started `logger`; ranks but the main one need none.
 
     A full disk does not end the run: rows wait in memory, `MOST_HELD` of each file, and are written when there is room.
     """
@@ -32,7 +43,7 @@ class RunLog:
     ):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
-        self.logger = logger
+        self.logger = logger if is_main else NullLogger()
         self.console = console
         self.is_main = is_main
         self._metrics = JsonLines(run_dir / "metrics.jsonl", MOST_HELD)
@@ -40,52 +51,50 @@ class RunLog:
         self._faults = JsonLines(run_dir / f"faults_rank{rank}.jsonl", MOST_HELD)
         self._ledgers = (self._metrics, self._steps, self._faults)
         self._troubled: set[Path] = set()
-        self._faulty: set[str] = set()
+        self._unreadable: set[str] = set()
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Record numbers known after optimizer step `step`. Non-finite ones are written as null."""
+        """Records numbers known after optimizer step `step`. Non-finite ones are written as null."""
         if self.is_main:
             self._metrics.append({"step": step, **metrics})
             self._watch(self._metrics)
             self.logger.log(metrics, step)
 
     def step(self, row: Mapping[str, Metric]) -> None:
-        """Record one optimizer step of this rank; the row has a "step" and always the same keys."""
+        """Records one optimizer step of this rank; the row has a "step" and always the same keys."""
         self._steps.append(row)
         self._watch(self._steps)
 
     def fault(self, path: str, cause: str, step: int, split: str) -> None:
-        """Record a video that could not be read. Each is shown once, and only the first few."""
+        """Records a video that could not be read. Each is shown once, and only the first few."""
         self._faults.append({"step": step, "split": split, "path": path, "cause": cause})
         self._watch(self._faults)
-        if path in self._faulty:
+        if path in self._unreadable:
             return
-        self._faulty.add(path)
-        if len(self._faulty) <= FAULTS_SHOWN:
+        self._unreadable.add(path)
+        if len(self._unreadable) <= FAULTS_SHOWN:
             self.console.warn(f"unreadable video in {split}: {shown(path)} ({shown(cause)})")
-        if len(self._faulty) == FAULTS_SHOWN:
+        if len(self._unreadable) == FAULTS_SHOWN:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Show a picture of the run folder in the logger, as of step `step`."""
-        if self.is_main:
-            self.logger.image(name, path, step)
+        """Hands the logger a picture of the run folder, as of step `step`."""
+        self.logger.image(name, path, step)
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """Offer a checkpoint to the logger, which keeps those that it was asked to."""
-        if self.is_main:
-            self.logger.checkpoint(name, path)
+        """Offers the logger a checkpoint; it keeps those that it was asked to."""
+        self.logger.checkpoint(name, path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Record the closing numbers, in place of any earlier ones."""
+        """Records the closing numbers, in place of any earlier ones."""
         if self.is_main:
             write_json_atomic(self.run_dir / "summary.json", values)
             self.logger.summary(values)
 
     def rewind(self, step: int, world_size: int) -> None:
-        """Forget what was recorded after `step`, the one that a resumed run of `world_size` ranks starts from.
+        """Drops what was recorded after `step`, the one that a resumed run of `world_size` ranks starts from.
 
-        Its rows then equal those of a run that was never disturbed. Rank 0 does so for ranks that there are no more.
+        Its rows then equal those of a run that was never disturbed. Rank 0 does so for ranks that are no more.
         """
         if self.is_main:
             self._metrics.keep(lambda row: row["step"] <= step)
@@ -98,16 +107,18 @@ class RunLog:
         self._faults.keep(lambda row: row["step"] <= step)
 
     def flush(self) -> str | None:
-        """Put every row on the disk; says why that failed, or None. Needed before a checkpoint: rows up to it are not
+        """Puts every row on the disk; says why that failed, or None. Needed before a checkpoint: rows up to it are not
         written again."""
         for ledger in self._ledgers:
             ledger.flush()
             self._watch(ledger)
-        troubles = [f"{each.path}: {each.trouble}" for each in self._ledgers if each.trouble is not None]
-        return "; ".join(troubles) if troubles else None
+        troubles = [
+            f"{ledger.path}: {ledger.trouble}" for ledger in self._ledgers if ledger.trouble is not None
+        ]
+        return "; ".join(troubles) or None
 
     def close(self, status: str) -> None:
-        """End the record; `status` as in `Logger.close`. What is logged later opens the files again.
+        """Ends the record; `status` as in `Logger.close`. What is logged later opens the files again.
 
         Rows that a full disk did not take are lost: UserError, or a warning where the run has failed anyway.
         """
@@ -117,15 +128,14 @@ class RunLog:
                 ledger.close()
             except UserError as error:
                 lost.append(str(error))
-        if self.is_main:
-            self.logger.close("failed" if lost else status)
+        self.logger.close("failed" if lost else status)
         if lost and status == "finished":
             raise UserError("\n".join(lost))
-        for each in lost:
-            self.console.warn(each)
+        for message in lost:
+            self.console.warn(message)
 
-    def _watch(self, ledger: JsonLines | StepTable) -> None:
-        """Say once that rows wait, and once that they are written."""
+    def _watch(self, ledger: Ledger) -> None:
+        """Says once that rows wait, and once that they are written."""
         if ledger.trouble is not None and ledger.path not in self._troubled:
             self._troubled.add(ledger.path)
             self.console.warn(
@@ -135,6 +145,13 @@ class RunLog:
         elif ledger.trouble is None and ledger.path in self._troubled:
             self._troubled.discard(ledger.path)
             self.console.info(f"{ledger.path} is written again, with every row that waited")
+
+
+class NullRunLog:
+    """For steps that are measured: what they meet is counted, and not recorded."""
+
+    def fault(self, path: str, cause: str, step: int, split: str) -> None:
+        return None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -150,8 +167,95 @@ def each_metric(run_dir: Path) -> Iterator[dict[str, Any]]:
     return each_json_line(path) if path.exists() else iter(())
 
 
-class NullRunLog:
-    """For steps that are measured: what they meet is counted, and not recorded."""
+# --- provenance: the machine, the packages and the exact code ---------------------------------------------
 
-    def fault(self, path: str, cause: str, step: int, split: str) -> None:
-        return None
+GIT_TIMEOUT_S = 30
+# By name, not by pattern: the environment holds keys and tokens too
+VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "LOCAL_RANK", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "RANK", "SLURM_JOB_ID"),
+    *("SLURM_JOB_NODELIST", "SLURM_NTASKS", "SLURM_RESTART_COUNT", "WORLD_SIZE"),
+)
+
+
+def write_provenance(run_dir: Path) -> None:
+    """Writes environment.json and git.json, and git.diff where the checkout differs from its commit.
+
+    They tell of the latest start: a resumed run writes them anew.
+    """
+    git = git_state(ROOT) if IN_CHECKOUT else _unknown_state("installed as a package, from no checkout")
+    diff = git.pop("diff")
+    write_json_atomic(run_dir / "environment.json", environment())
+    write_json_atomic(run_dir / "git.json", git)
+    if diff:
+        write_text_atomic(run_dir / "git.diff", diff)
+    else:
+        (run_dir / "git.diff").unlink(missing_ok=True)
+
+
+def environment() -> dict[str, Any]:
+    """The interpreter, machine, devices, threads, packages and command line of this process."""
+    import torch  # here, because programs that answer --help import this module
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    packages = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
+    return {
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch": torch.__version__,  # with the build, such as +cu132
+        "torch_threads": torch.get_num_threads(),
+        "torch_interop_threads": torch.get_num_interop_threads(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "devices": [torch.cuda.get_device_name(device) for device in devices],
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "packages": {name: packages[name] for name in sorted(packages, key=str.lower)},
+    }
+
+
+def git_state(repo: Path) -> dict[str, Any]:
+    """Commit, branch, untracked files and the difference to the commit, as far as git can tell.
+
+    `problem` says why nothing is known (no git, not a checkout, ...), or is None. `diff` leaves out the content of
+    binary files.
+    """
+    try:
+        status = _git(repo, "status", "--porcelain=v2", "--branch", "--untracked-files=all").splitlines()
+        head = dict(line[2:].split(" ", 1) for line in status if line.startswith("# "))
+        has_commit = head["branch.oid"] != "(initial)"
+        return {
+            "commit": head["branch.oid"] if has_commit else None,
+            "branch": head["branch.head"] if head["branch.head"] != "(detached)" else None,
+            "dirty": any(not line.startswith("# ") for line in status),
+            "untracked": [line[2:] for line in status if line.startswith("? ")],
+            "diff": _git(repo, "diff", "--no-color", "--no-ext-diff", "HEAD" if has_commit else "--cached"),
+            "problem": None,
+        }
+    except FileNotFoundError:
+        return _unknown_state("git is not installed")
+    except subprocess.TimeoutExpired:
+        return _unknown_state(f"git took longer than {GIT_TIMEOUT_S} s")
+    except subprocess.CalledProcessError as error:
+        problem = error.stderr.strip() or f"git ended with status {error.returncode}"
+        return _unknown_state("not a git checkout" if "not a git repository" in problem else problem)
+
+
+def _unknown_state(problem: str) -> dict[str, Any]:
+    return {"commit": None, "branch": None, "dirty": None, "untracked": [], "diff": "", "problem": problem}
+
+
+def _git(repo: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(repo), *arguments],
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=GIT_TIMEOUT_S,
+        env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+    ).stdout

@@ -58,23 +58,12 @@ class Logger(Protocol):
 class NullLogger:
     """Logs nothing."""
 
-    def start(self, run: LoggedRun) -> None:
-        pass
-
-    def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        pass
-
-    def image(self, name: str, path: Path, step: int) -> None:
-        pass
-
-    def checkpoint(self, name: str, path: Path) -> None:
-        pass
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        pass
-
-    def close(self, status: str) -> None:
-        pass
+    def start(self, run: LoggedRun) -> None: ...
+    def log(self, metrics: Mapping[str, Metric], step: int) -> None: ...
+    def image(self, name: str, path: Path, step: int) -> None: ...
+    def checkpoint(self, name: str, path: Path) -> None: ...
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+    def close(self, status: str) -> None: ...
 
 
 def require_packages(names: Sequence[str], option: str, extra: str) -> None:
