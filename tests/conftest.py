@@ -24,6 +24,12 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """All cores for folders; tests of one file, which stay together, run in this process."""
+    single = len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file()
+    return 0 if single else None  # None: as many as there are cores
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With -n, the one file that takes minutes of waiting comes first, so that the others run beside it."""
     items.sort(key=lambda item: "slurm" not in item.keywords)
