@@ -199,8 +199,8 @@ def audit(cfg: DictConfig) -> None:
     from vidtrain.data.decoding.index import VideoIndex
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
     from vidtrain.files.folders import RunLock
-    from vidtrain.reports.audit_page import render
-    from vidtrain.reports.guarding import made_or_warned
+    from vidtrain.reports.charts import warn_of_failure
+    from vidtrain.reports.pages import audit_page
     from vidtrain.tracking.console import make_console
 
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name
@@ -223,8 +223,8 @@ def audit(cfg: DictConfig) -> None:
         page = out / "report.html"
         page.unlink(missing_ok=True)  # of an earlier audit
         title = f"Audit of {name}"
-        made_or_warned(
-            str(page), lambda: write_text_atomic(page, render(summary, title, thumbnails)), console
+        warn_of_failure(
+            str(page), lambda: write_text_atomic(page, audit_page(summary, title, thumbnails)), console
         )
     show(summary, f"audit of {name}", console)
     console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")

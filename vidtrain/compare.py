@@ -59,30 +59,27 @@ def _places(cfg: CompareConfig) -> list[Any]:
 
 def show(summary: Mapping[str, Any], console: "Console") -> None:
     """The recipes as a table, the best first, and what a reader must know."""
-    from vidtrain.reports.compare_charts import chosen_words, ranked
+    from vidtrain.reports.compare_page import chosen_words, ranked
+    from vidtrain.reports.pages import four, interval, signed
 
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
+    recipes = ranked(summary)
     rows = []
-    for recipe in ranked(summary)[:MOST_SHOWN]:
+    for recipe in recipes[:MOST_SHOWN]:
         number = recipe["number"]
-        difference, interval, verdict = "", "", "baseline" if number == summary["baseline"] else ""
+        tested = ("", "", "baseline" if number == summary["baseline"] else "")
         if number in pairs:
-            low, high = pairs[number]["widest"]
-            difference, verdict = f"{pairs[number]['difference']:+.4f}", pairs[number]["verdict"]
-            interval = f"{low:+.4f} to {high:+.4f}"
-        mean, deviation = (
-            None if each is None else f"{each:.4f}" for each in (recipe["mean"], recipe["deviation"])
-        )
-        rows.append(
-            (f"{number}: {recipe['label']}", recipe["n"], mean, deviation, difference, interval, verdict)
-        )
+            pair = pairs[number]
+            tested = (signed(pair["difference"]), interval(pair["widest"]), pair["verdict"])
+        means = (four(recipe["mean"]), four(recipe["deviation"]))
+        rows.append((f"{number}: {recipe['label']}", recipe["n"], *means, *tested))
     metric, share = summary["metric"], f"{summary['confidence']:.0%} interval"
     columns = ("recipe", "runs", metric, "deviation", f"{summary['tested']} difference", share, "")
     console.table(f"{len(summary['runs'])} runs of {len(summary['recipes'])} recipes", columns, rows)
-    if len(ranked(summary)) > MOST_SHOWN:
-        console.info(f"{len(ranked(summary)) - MOST_SHOWN} more recipes are in recipes.csv")
-    if summary["chosen"]:
-        console.info(chosen_words(summary))
+    if len(recipes) > MOST_SHOWN:
+        console.info(f"{len(recipes) - MOST_SHOWN} more recipes are in recipes.csv")
+    if chosen := chosen_words(summary):
+        console.info(chosen)
     for note in summary["notes"]:
         console.info(f"note: {note}")
 
@@ -92,10 +89,9 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.comparison.runs import find_runs, read_all
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
     from vidtrain.files.folders import RunLock
+    from vidtrain.reports.charts import warn_of_failure
     from vidtrain.reports.compare_charts import draw
-    from vidtrain.reports.compare_page import render
-    from vidtrain.reports.compare_tables import write_tables
-    from vidtrain.reports.guarding import made_or_warned
+    from vidtrain.reports.compare_page import compare_page, write_tables
     from vidtrain.tracking.console import make_console
 
     console, started = make_console(is_main=True), time.monotonic()
@@ -133,7 +129,9 @@ def compare(cfg: CompareConfig) -> None:
         page = out / "report.html"
         page.unlink(missing_ok=True)  # of an earlier comparison
         pictures = draw(summary, out, console)
-        made_or_warned(str(page), lambda: write_text_atomic(page, render(summary, pictures, out)), console)
+        warn_of_failure(
+            str(page), lambda: write_text_atomic(page, compare_page(summary, pictures, out)), console
+        )
     show(summary, console)
     console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")
 

@@ -7,10 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vidtrain.reports.audit_charts import MOST_ROWS, chart, most_unlike
-from vidtrain.reports.audit_page import MOST_SETS, render
+from vidtrain.reports.pages import MOST_CLASSES, MOST_ROWS, audit_page, most_unlike, templates
 
-EVIL = "<img src=x onerror=alert(1)>&\"'</script>$title ${body}"
+EVIL = "<img src=x onerror=alert(1)>&\"'</script>$title {{ title }}"
 
 
 def file(name, **more):
@@ -84,7 +83,7 @@ class Reader(HTMLParser):
 
 
 def test_what_comes_from_outside_is_text_only(tmp_path):
-    plain, evil = (Reader(render(summary(text), text, tmp_path)) for text in ("a", EVIL))
+    plain, evil = (Reader(audit_page(summary(text), text, tmp_path)) for text in ("a", EVIL))
     assert [tag for tag, _ in evil.tags] == [tag for tag, _ in plain.tags]
     assert {key for _, attributes in evil.tags for key in attributes} == {
         key for _, attributes in plain.tags for key in attributes
@@ -94,12 +93,12 @@ def test_what_comes_from_outside_is_text_only(tmp_path):
 
 def test_names_in_no_encoding_do_not_stop_it(tmp_path):
     name = b"caf\xe9.mp4".decode(errors="surrogateescape")
-    assert r"caf\xe9.mp4" in render(summary(name), "x", tmp_path)
+    assert r"caf\xe9.mp4" in audit_page(summary(name), "x", tmp_path)
 
 
 def test_the_page_says_what_was_found(tmp_path):
     (tmp_path / "one.jpg").write_bytes(b"\xff\xd8\xff jpeg bytes")
-    page = render(summary(), "Audit of mine", tmp_path)
+    page = audit_page(summary(), "Audit of mine", tmp_path)
     text = " ".join(Reader(page).text.split())
     assert "Audit of mine" in text
     assert "fails Bounds exceeded: 1." in text
@@ -115,7 +114,7 @@ def test_the_page_says_what_was_found(tmp_path):
 
 
 def test_it_needs_nothing_else(tmp_path):
-    page = render(summary(), "x", tmp_path)
+    page = audit_page(summary(), "x", tmp_path)
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
     assert "<script" not in page and "@import" not in page and "http" not in page
 
@@ -125,7 +124,7 @@ def test_nothing_found(tmp_path):
         bounds=[bound("max_c", 0, 0, True)], unreadable=[], issues=[], absent_classes=[], distributions=[],
         shortcuts=[], copies=[], groups_known=False, groups_across_splits={}, samples={"a": []},
     )  # fmt: skip
-    text = " ".join(Reader(render(nothing, "x", tmp_path)).text.split())
+    text = " ".join(Reader(audit_page(nothing, "x", tmp_path)).text.split())
     for words in (
         "passes No bound is exceeded.",
         "Every file can be read from end to end",
@@ -137,10 +136,17 @@ def test_nothing_found(tmp_path):
 
 
 def test_long_lists_end_with_how_much_is_left_out(tmp_path):
-    many = summary(copies=summary()["copies"] * (MOST_SETS + 7), unreadable=summary()["unreadable"] * 205)
-    text = Reader(render(many, "x", tmp_path)).text
+    many = summary(
+        copies=summary()["copies"] * (60 + 7), unreadable=summary()["unreadable"] * (MOST_ROWS + 5)
+    )
+    text = Reader(audit_page(many, "x", tmp_path)).text
     assert "… and 7 more sets, in summary.json." in text
     assert "… and 5 more rows, in summary.json." in text
+
+
+def chart(labels, counts, ordered):
+    source = '{% from "distribution.svg.jinja" import chart %}{{ chart(labels, counts, ordered) }}'
+    return templates().from_string(source).render(labels=labels, counts=counts, ordered=ordered).strip()
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -161,8 +167,8 @@ def test_of_many_classes_the_odd_ones_are_drawn():
     rows = {f"class {n}": [10, 10] for n in range(100)}
     rows["class 41"] = [20, 0]
     rows["class 7"] = [1, 9]
-    chosen = most_unlike(rows)
-    assert len(chosen) == MOST_ROWS
+    chosen, left_out = most_unlike(rows)
+    assert len(chosen) == MOST_CLASSES and left_out == 70
     assert {"class 41", "class 7"} <= set(chosen)
     assert chosen == [name for name in rows if name in chosen]
     assert "72 more classes" in chart(["a", "b"], {**rows, "c": [1, 1], "d": [2, 2]}, False)
@@ -175,6 +181,6 @@ def test_no_other_file_gets_into_the_page(name, tmp_path):
     (tmp_path / "thumbnails/key.jpg").write_bytes(b"PRIVATE KEY")
     found = summary()
     found["copies"][0]["files"][0]["thumbnail"] = name.format(tmp_path)
-    page = render(found, "a", tmp_path / "thumbnails")
+    page = audit_page(found, "a", tmp_path / "thumbnails")
     assert base64.b64encode(b"\xff\xd8\xff the user's own").decode() not in page
     assert base64.b64encode(b"PRIVATE KEY").decode() not in page

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidtrain.reports import compare_charts, sweep_charts
-from vidtrain.reports.compare_charts import draw, name_of, ranked
-from vidtrain.reports.compare_page import render
-from vidtrain.reports.compare_tables import TABLES, write_tables
-from vidtrain.reports.sweep_charts import setting_axis
+from vidtrain.reports import compare_charts
+from vidtrain.reports.compare_charts import draw, setting_axis
+from vidtrain.reports.compare_page import compare_page, name_of, ranked, write_tables
 
 
 class Loud:
@@ -102,7 +100,7 @@ class Reader(HTMLParser):
 
 
 def page(of: dict, folder: Path) -> str:
-    return render(of, draw(of, folder, LOUD), folder)
+    return compare_page(of, draw(of, folder, LOUD), folder)
 
 
 def png_width(path: Path) -> int:
@@ -123,8 +121,7 @@ def drawn(monkeypatch):
 
         return keep
 
-    for module in (compare_charts, sweep_charts):
-        monkeypatch.setattr(module, "save_png", remember(module.save_png))
+    monkeypatch.setattr(compare_charts, "save_png", remember(compare_charts.save_png))
     return figures
 
 
@@ -197,7 +194,7 @@ def test_tables_have_a_value_for_every_column(tmp_path):
     of["settings"] = {"optimizer.lr": [0.1, 0.2, None]}
     write_tables(of, changed, tmp_path)
     rows = {}
-    for name in TABLES:
+    for name in ("runs.csv", "recipes.csv", "settings.csv", "per_class.csv", "flips.csv"):
         with open(tmp_path / name, newline="") as file:
             rows[name] = list(csv.DictReader(file))
         assert all(None not in row and None not in row.values() for row in rows[name]), name
@@ -321,7 +318,7 @@ def test_a_picture_that_fails_costs_only_itself(tmp_path, monkeypatch):
     names = draw(of, tmp_path, console)
     assert names == ["curves", "classes"] and not (tmp_path / "comparison.png").exists()
     assert len(said) == 1 and "comparison.png could not be made (ValueError: no room)" in said[0]
-    assert "Recipes" in render(of, names, tmp_path)
+    assert "Recipes" in compare_page(of, names, tmp_path)
 
 
 def test_pictures_of_hundreds_of_runs_and_settings_are_bounded(tmp_path, drawn):
@@ -341,7 +338,7 @@ def test_pictures_of_hundreds_of_runs_and_settings_are_bounded(tmp_path, drawn):
     lines = drawn["curves"].axes[0].lines
     assert len(lines) == compare_charts.MOST_LINES and max(len(line.get_xdata()) for line in lines) <= 4000
     texts = [each.get_text() for each in drawn["parallel_coordinates"].axes[0].texts]
-    assert len(texts) <= (sweep_charts.MOST_AXES + 1) * (sweep_charts.MOST_TICKS + 1)
-    assert len(drawn["importance"].axes[0].get_yticklabels()) == sweep_charts.MOST_BARS
+    assert len(texts) <= (compare_charts.MOST_AXES + 1) * (compare_charts.MOST_TICKS + 1)
+    assert len(drawn["importance"].axes[0].get_yticklabels()) == compare_charts.MOST_BARS
     of["left_out"] = [{"folder": f"runs/{number}", "why": "failed"} for number in range(400)]
-    assert "370 more runs, in summary.json" in render(of, [], tmp_path)
+    assert "370 more runs, in summary.json" in compare_page(of, [], tmp_path)

@@ -2,12 +2,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vidtrain.reports import plots
-from vidtrain.reports.plots import plot_confusion, plot_curves
+from vidtrain.reports.plots import plot_confusion, plot_curves, plot_views
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -31,6 +33,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(plots, "save_png", remember)
     return figures
+
+
+def pairs_of(matrix):
+    """(true classes, predicted ones, counts) of a confusion matrix."""
+    return *np.nonzero(matrix), matrix[np.nonzero(matrix)]
 
 
 ROWS = [
@@ -86,7 +93,7 @@ def test_running_mean_leaves_unknown_values_out():
 
 def test_confusion_is_normalized_by_row_and_shows_counts(tmp_path: Path, drawn):
     matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 2, 2]])
-    plot_confusion(matrix, ["left", "a" * 40, "right"], tmp_path / "confusion.png")
+    plot_confusion(pairs_of(matrix), ["left", "a" * 40, "right"], tmp_path / "confusion.png")
     axes = drawn[0].axes[0]
     np.testing.assert_array_equal(
         axes.images[0].get_array(), [[0.75, 0.25, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]]
@@ -102,7 +109,9 @@ def test_confusion_is_normalized_by_row_and_shows_counts(tmp_path: Path, drawn):
 
 @pytest.mark.parametrize("classes, texts", [(30, 30), (31, 0)])
 def test_counts_are_written_up_to_thirty_classes(tmp_path: Path, drawn, classes: int, texts: int):
-    plot_confusion(np.eye(classes, dtype=int), [f"c{i}" for i in range(classes)], tmp_path / "confusion.png")
+    plot_confusion(
+        pairs_of(np.eye(classes, dtype=int)), [f"c{i}" for i in range(classes)], tmp_path / "confusion.png"
+    )
     assert len(drawn[0].axes[0].texts) == texts
 
 
@@ -139,3 +148,54 @@ def test_pyplot_stays_unloaded():
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )
     assert result.stdout == "False\n"
+
+
+# --- what views are worth ---------------------------------------------------------------------------------
+
+ABOUT = {
+    "orders": ["forward", "reversed"],
+    "crops": ["left or top", "center", "right or bottom"],
+    "classes": ["run", "sit"],
+    "frames": {"forward": "8x3 frames at 32x32"},
+    "split": "test",
+    "coverage": "20/20",
+}
+
+
+def protocol(clips, crops, fusion="mean_logits", order="forward", top1=0.5):
+    numbers = SimpleNamespace(numbers=tuple(range(crops)))
+    return SimpleNamespace(
+        num_clips=clips,
+        crops=numbers,
+        fusion=fusion,
+        order=order,
+        metrics={"top1": top1},
+        name=f"{clips}x{crops}",
+    )
+
+
+def point(clips, crops):
+    return SimpleNamespace(clips=clips, crops=crops, mean=0.5 + 0.1 * clips, lowest=0.4, highest=0.9)
+
+
+SEVERAL = [protocol(c, s, fusion) for c in (1, 2) for s in (1, 3) for fusion in ("mean_logits", "vote")]
+POINTS = [point(c, s) for s in (1, 3) for c in (1, 2)]
+PROBES = [SimpleNamespace(protocol=protocol(2, 3, order=order, top1=top1)) for order, top1 in
+          (("forward", 0.9), ("reversed", 0.0))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("protocols", "points", "probes", "panels"),
+    [
+        (SEVERAL, POINTS, PROBES, 3),
+        (SEVERAL, POINTS, [], 2),
+        ([protocol(1, 1), protocol(1, 1, "vote")], [point(1, 1)], PROBES, 1),
+        ([protocol(4, 1, "joint"), protocol(4, 3, "joint")], [], [], 1),
+    ],
+    ids=["all", "no_probes", "one_view", "joint"],
+)
+def test_it_has_a_panel_for_all_that_there_is_to_show(tmp_path, protocols, points, probes, panels):
+    plot_views(ABOUT, protocols, points, probes, "mean_logits", "top1", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        width, height = picture.size
+    assert width == pytest.approx(panels * 760, rel=0.1) and height > 400

@@ -27,8 +27,8 @@ from vidtrain.evaluation.views import view_table
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import check_inside, check_links, check_writable
-from vidtrain.reports.guarding import made_or_warned
-from vidtrain.reports.view_charts import plot_views
+from vidtrain.reports.charts import warn_of_failure
+from vidtrain.reports.plots import plot_views
 from vidtrain.training.ranks.distributed import Ranks
 
 SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
@@ -182,7 +182,7 @@ def publish(
         probes_table(console, compared, name)
     if several or compared:
         picture = out / "views_curve.png"
-        made_or_warned(
+        warn_of_failure(
             str(picture),
             lambda: plot_views(views.about, protocols, points, compared, fusion, name, picture),
             console,

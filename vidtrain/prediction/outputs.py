@@ -12,7 +12,7 @@ from vidtrain.prediction import pictures
 from vidtrain.prediction.files import Results, write_logits, write_timeline
 from vidtrain.prediction.run import Failure, Prediction, Reader
 from vidtrain.prediction.segments import Segment, segments, smoothed, window_edges
-from vidtrain.reports.guarding import made_or_warned
+from vidtrain.reports.charts import warn_of_failure
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Outputs:
             write_timeline(found, self.results, parts, folder)
             title = f"{shown(found.path)}: {len(found.starts)} windows"
             path = folder / "timeline.png"
-            made_or_warned(
+            warn_of_failure(
                 str(path),
                 lambda: pictures.draw_video_timeline(found, self.reader.classes, chances, parts, title, path),
                 self.reader.console,
             )
         if self.render:
             what = f"pictures of {found.path}"
-            made_or_warned(what, lambda: self._render(found, parts, folder), self.reader.console)
+            warn_of_failure(what, lambda: self._render(found, parts, folder), self.reader.console)
 
     def _render(self, found: Prediction, parts: Sequence[Segment], folder: Path) -> None:
         dataset = WindowDataset(self.reader.videos, found.chunks)

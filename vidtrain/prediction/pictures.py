@@ -15,11 +15,22 @@ from vidtrain.data.loading.windows import Views, WindowDataset
 from vidtrain.files.escaping import shown
 from vidtrain.prediction.run import Prediction
 from vidtrain.prediction.segments import Segment, window_edges
-from vidtrain.reports.contact_sheet import SeenClip, draw_contact_sheet, step_of
-from vidtrain.reports.fonts import Legend, drawable
-from vidtrain.reports.overlays import BAR, Box, caption, labeled, outlined, rgb, shade, strip
-from vidtrain.reports.plots import COLORS
-from vidtrain.reports.timeline import Stretch, draw_timeline
+from vidtrain.reports.charts import COLORS, Legend, drawable
+from vidtrain.reports.frames import (
+    BAR,
+    Box,
+    SeenClip,
+    Span,
+    Stretch,
+    caption,
+    draw_contact_sheet,
+    draw_timeline,
+    labeled,
+    outlined,
+    shade,
+    step_of,
+    strip,
+)
 
 TopOf = Callable[[np.ndarray], list[dict[str, Any]]]  # the most probable of chances [k]
 
@@ -181,15 +192,15 @@ def _with_heat(
     return picture
 
 
-def _spans(segments: Sequence[Segment], seconds: float) -> list:
+def _spans(segments: Sequence[Segment], seconds: float) -> list[Span]:
     classes = list(dict.fromkeys(each.class_index for each in segments))
     return [
-        (each.start / seconds, each.end / seconds, rgb(COLORS[classes.index(each.class_index) % len(COLORS)]))
+        (each.start / seconds, each.end / seconds, COLORS[classes.index(each.class_index) % len(COLORS)])
         for each in segments
     ]
 
 
-def _clip_spans(seen: Views, times: np.ndarray, seconds: float) -> list:
+def _clip_spans(seen: Views, times: np.ndarray, seconds: float) -> list[Span]:
     return [(times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]]
 
 

@@ -1,6 +1,8 @@
-"""The pictures of a comparison, from its summary: recipes, validation curves and classes."""
+"""The pictures of a comparison, from its summary: recipes, validation curves, classes; of a sweep, its settings too."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,19 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vidtrain.reports.fonts import shortened
-from vidtrain.reports.guarding import made_or_warned
-from vidtrain.reports.plots import COLORS, Curve, save_png
-from vidtrain.reports.sweep_charts import plot_importance, plot_parallel_coordinates
+from vidtrain.reports.charts import (
+    COLORS,
+    color_bar,
+    name_rows,
+    save_png,
+    shortened,
+    spread_evenly,
+    style,
+    warn_of_failure,
+    write_beside,
+)
+from vidtrain.reports.compare_page import NAME_LENGTH, name_of, ranked
+from vidtrain.reports.plots import Curve
 
 Plain = Mapping[str, Any]
 
@@ -24,9 +35,15 @@ MOST_RECIPES = 30
 MOST_LINES = 200  # runs in the picture of curves
 MOST_CLASSES = 40
 MOST_COLUMNS = 8  # recipes in the picture of classes
-NAME_LENGTH = 44
 FEW = 10  # videos of a class, below which a bootstrap's interval is narrower than what is known
-BETTER, WORSE, NEITHER = COLORS[0], COLORS[1], "0.45"
+VERDICTS = {"better": COLORS[0], "worse": COLORS[1], "not told apart": "0.45"}
+MOST_TICKS = 12
+MOST_AXES = 12  # settings beside each other
+MOST_BARS = 40  # settings below each other
+MOST_TRIALS = 1000  # lines of parallel coordinates
+TICK_LENGTH = 18
+KEY_LENGTH = 22
+LEAST_GAP = 0.05  # between ticks, of an axis, below which their words run into each other
 
 
 def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
@@ -46,40 +63,8 @@ def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
         if wanted[name]:
-            made_or_warned(str(path), partial(plot, summary, path), console)
+            warn_of_failure(str(path), partial(plot, summary, path), console)
     return [name for name in PLOTS if (folder / f"{name}.png").is_file()]
-
-
-def ranked(summary: Plain) -> list[Plain]:
-    """The recipes that were compared, the best first; one without a value comes last."""
-    sign = -1 if summary["higher_is_better"] else 1
-    compared = [each for each in summary["recipes"] if each["compared"]]
-    return sorted(compared, key=lambda each: (each["mean"] is None, sign * (each["mean"] or 0.0)))
-
-
-def chosen_words(summary: Plain) -> str:
-    """Which recipe val chooses, and what that comes to on the split that is reported."""
-    chosen = summary["chosen"]
-    recipe = next(each for each in summary["recipes"] if each["number"] == chosen["recipe"])
-    words = (
-        f"chosen on val, by the mean of {chosen['monitor']}, {chosen['mean']:.4f}: recipe {recipe['number']}, "
-        f"{recipe['label']}"
-    )
-    if recipe["mean"] is None or recipe["split"].startswith("val"):
-        return words
-    return (
-        f"{words}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report that one: the best of "
-        f"many on {recipe['split']} is too good"
-    )
-
-
-def name_of(recipe: Plain, length: int = NAME_LENGTH) -> str:
-    """`3: lr=0.001, augmentation=none`"""
-    return shortened(f"{recipe['number']}: {recipe['label']}", length)
-
-
-def color_of(verdict: str) -> str:
-    return {"better": BETTER, "worse": WORSE, "not told apart": NEITHER}[verdict]
 
 
 # --- recipes ----------------------------------------------------------------------------------------------
@@ -87,33 +72,24 @@ def color_of(verdict: str) -> str:
 
 def plot_recipes(summary: Plain, path: Path) -> None:
     """Each recipe's runs with their mean, beside its difference from the baseline with the intervals."""
-    recipes = _shown(summary)
+    order = ranked(summary)
+    recipes = order[:MOST_RECIPES]
+    recipes += [recipe for recipe in order[MOST_RECIPES:] if recipe["number"] == summary["baseline"]]
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
-    height = 1.3 + 0.36 * len(recipes)
-    figure = Figure(figsize=(11 if pairs else 7.5, height), layout="constrained")
-    grid = figure.subplots(1, 2 if pairs else 1, sharey=True, squeeze=False)[0]
-    rows = range(len(recipes))
-    values = grid[0]
-    for row, recipe in zip(rows, recipes, strict=True):
+    figure = Figure(figsize=(11 if pairs else 7.5, 1.3 + 0.36 * len(recipes)), layout="constrained")
+    panels = figure.subplots(1, 2 if pairs else 1, sharey=True, squeeze=False)[0]
+    for row, recipe in enumerate(recipes):
         known = [value for value in recipe["values"] if value is not None]
-        values.plot(
+        panels[0].plot(
             known, [row] * len(known), "o", color=COLORS[0], alpha=0.45, markersize=5, markeredgewidth=0
         )
         if known:
-            values.plot([recipe["mean"]] * 2, [row - 0.28, row + 0.28], color="0.15", linewidth=1.8)
-    _style(values, f"{summary['metric']}: runs, and their mean")
-    values.set_yticks(rows, [name_of(each) for each in recipes], fontsize=9)
-    values.set_ylim(len(recipes) - 0.4, -0.6)
+            panels[0].plot([recipe["mean"]] * 2, [row - 0.28, row + 0.28], color="0.15", linewidth=1.8)
+    style(panels[0], f"{summary['metric']}: runs, and their mean")
     if pairs:
-        _draw_differences(grid[1], recipes, pairs, summary)
+        _draw_differences(panels[1], recipes, pairs, summary)
+    name_rows(panels[0], [name_of(recipe) for recipe in recipes])
     save_png(figure, path)
-
-
-def _shown(summary: Plain) -> list[Plain]:
-    """The best recipes that have room, and the baseline."""
-    order = ranked(summary)
-    kept = order[:MOST_RECIPES]
-    return kept + [each for each in order[MOST_RECIPES:] if each["number"] == summary["baseline"]]
 
 
 def _draw_differences(
@@ -122,26 +98,21 @@ def _draw_differences(
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
     for row, recipe in enumerate(recipes):
         if recipe["number"] == summary["baseline"]:
-            axes.annotate(
-                "baseline",
-                (0, row),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                color="0.4",
-            )
-            continue
-        if recipe["number"] not in pairs:
-            continue
-        pair = pairs[recipe["number"]]
-        color = color_of(pair["verdict"])
-        if pair["interval_with_seeds"]:
-            axes.plot(pair["interval_with_seeds"], [row, row], color=color, linewidth=1.2)
-        axes.plot(pair["interval"], [row, row], color=color, linewidth=4, alpha=0.55, solid_capstyle="butt")
-        axes.plot(pair["difference"], row, "o", color=color, markersize=5)
+            write_beside(axes, "baseline", (0, row), (5, 0), va="center", fontsize=9, color="0.4")
+        elif recipe["number"] in pairs:
+            pair = pairs[recipe["number"]]
+            color = VERDICTS[pair["verdict"]]
+            if pair["interval_with_seeds"]:
+                axes.plot(pair["interval_with_seeds"], [row, row], color=color, linewidth=1.2)
+            _draw_interval(axes, row, pair["difference"], pair["interval"], color)
     wide = "; thin: and seeds" if any(pair["interval_with_seeds"] for pair in pairs.values()) else ""
-    _style(axes, f"difference in {summary['tested']} ({summary['confidence']:.0%} over videos{wide})")
+    style(axes, f"difference in {summary['tested']} ({summary['confidence']:.0%} over videos{wide})")
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_interval(axes: Axes, row: int, value: float, interval: Sequence[float], color: str) -> None:
+    axes.plot(interval, [row, row], color=color, linewidth=4, alpha=0.5, solid_capstyle="butt")
+    axes.plot(value, row, "o", color=color, markersize=5)
 
 
 # --- validation curves ------------------------------------------------------------------------------------
@@ -151,47 +122,38 @@ def plot_validation(summary: Plain, path: Path) -> None:
     """The metric on val over steps: a line for each run, in the color of its recipe."""
     figure = Figure(figsize=(8.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    recipes = summary["recipes"]
+    recipes = {recipe["number"]: recipe for recipe in summary["recipes"]}
     few = len(recipes) <= len(COLORS)
+    means = {number: recipe["mean"] for number, recipe in recipes.items() if recipe["mean"] is not None}
+    scale = ScalarMappable(
+        Normalize(min(means.values(), default=0), max(means.values(), default=1)), colormaps["viridis"]
+    )
+    colors: dict[int, Any] = {number: scale.to_rgba(mean) for number, mean in means.items()}
     if few:
-        colors = {each["number"]: color for each, color in zip(recipes, COLORS, strict=False)}
-    else:
-        means = {each["number"]: each["mean"] for each in recipes if each["mean"] is not None}
-        scale = Normalize(min(means.values()), max(means.values()))
-        colors = {number: colormaps["viridis"](scale(mean)) for number, mean in means.items()}
-    named = set()
-    by_number = {each["number"]: each for each in recipes}
+        colors = dict(zip(recipes, COLORS, strict=False))
     drawn = [run for run in summary["runs"] if run["curve"] and run["recipe"] in colors]
-    if len(drawn) > MOST_LINES:
-        places = np.linspace(0, len(drawn) - 1, MOST_LINES).round().astype(int)
-        drawn = [drawn[place] for place in places]
-    for run in drawn:
-        curve = Curve()
+    named = set()
+    for run in (drawn[place] for place in spread_evenly(len(drawn), MOST_LINES)):
+        curve, number = Curve(), run["recipe"]
         for step, value in run["curve"]:
             curve.add(step, value)
         steps, values = curve.arrays()[:2]
-        label = name_of(by_number[run["recipe"]]) if run["recipe"] not in named else None
-        named.add(run["recipe"])
-        marker = "o" if len(steps) <= 40 else None
         axes.plot(
             steps,
             values,
-            color=colors[run["recipe"]],
+            color=colors[number],
             linewidth=1.3,
-            marker=marker,
+            marker="o" if len(steps) <= 40 else None,
             markersize=2.8,
-            label=label,
+            label=name_of(recipes[number]) if number not in named else None,
         )
-    _style(axes, f"{summary['metric']} on val, a line a run")
-    axes.set_xlabel("step", fontsize=9)
+        named.add(number)
+    style(axes, f"{summary['metric']} on val, a line a run", "step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     if few:
         axes.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     else:
-        bar = figure.colorbar(ScalarMappable(scale, colormaps["viridis"]), ax=axes, pad=0.02)
-        bar.set_label(f"mean {summary['metric']} of the recipe", fontsize=9)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8)
+        color_bar(figure, scale, f"mean {summary['metric']} of the recipe", ax=axes, pad=0.02)
     save_png(figure, path)
 
 
@@ -200,50 +162,45 @@ def plot_validation(summary: Plain, path: Path) -> None:
 
 def plot_classes(summary: Plain, path: Path) -> None:
     """Differences in recall: bars with intervals for a single recipe, shaded cells for several."""
-    order = {each["number"]: place for place, each in enumerate(ranked(summary))}
-    pairs = sorted(summary["comparisons"], key=lambda pair: order[pair["other"]])[:MOST_COLUMNS]
-    changes = [{each["name"]: each for each in pair["classes"]} for pair in pairs]
+    pairs = {pair["other"]: pair for pair in summary["comparisons"]}
+    shown = [recipe for recipe in ranked(summary) if recipe["number"] in pairs][:MOST_COLUMNS]
+    changes = [{each["name"]: each for each in pairs[recipe["number"]]["classes"]} for recipe in shown]
     names = [name for name in changes[0] if all(name in change for change in changes)]
-    largest = {name: max(abs(change[name]["recall_difference"]) for change in changes) for name in names}
-    kept = sorted(names, key=lambda name: -largest[name])[:MOST_CLASSES]
-    kept.sort(key=lambda name: -np.mean([change[name]["recall_difference"] for change in changes]))
+    table = {name: [change[name]["recall_difference"] for change in changes] for name in names}
+    kept = sorted(names, key=lambda name: -max(map(abs, table[name])))[:MOST_CLASSES]
+    kept.sort(key=lambda name: -np.mean(table[name]))
     title = f"difference in recall from recipe {summary['baseline']}"
     if len(kept) < len(names):
         title += f", the {len(kept)} classes of {len(names)} that change most"
-    if len(pairs) == 1:
-        over = "videos" if pairs[0]["interval_with_seeds"] is None else "videos and seeds"
-        title += f" ({summary['confidence']:.0%} over {over})"
-        if any(changes[0][name]["support"] < FEW for name in kept):
-            title += f"\nclasses of fewer than {FEW} videos are gray: so few tell too little"
-        _class_bars(kept, changes[0], title, path)
-    else:
-        recipes = {each["number"]: each for each in summary["recipes"]}
-        columns = [name_of(recipes[pair["other"]], 34) for pair in pairs]
-        _class_cells(kept, changes, columns, title, path)
+    if len(shown) > 1:
+        columns = [name_of(recipe, 34) for recipe in shown]
+        _draw_cells(np.array([table[name] for name in kept]), kept, columns, title, path)
+        return
+    over = "videos and seeds" if pairs[shown[0]["number"]]["interval_with_seeds"] else "videos"
+    title += f" ({summary['confidence']:.0%} over {over})"
+    rows = [changes[0][name] for name in kept]
+    if any(row["support"] < FEW for row in rows):
+        title += f"\nclasses of fewer than {FEW} videos are gray: so few tell too little"
+    _draw_bars(rows, title, path)
 
 
-def _class_bars(names: Sequence[str], changes: Plain, title: str, path: Path) -> None:
-    figure = Figure(figsize=(8.6, 1.2 + 0.3 * len(names)), layout="constrained")
+def _draw_bars(rows: Sequence[Plain], title: str, path: Path) -> None:
+    figure = Figure(figsize=(8.6, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
-    for row, name in enumerate(names):
-        change = changes[name]
-        low, high = change["interval"]
-        told = change["support"] >= FEW and not low <= 0 <= high
-        color = NEITHER if not told else BETTER if change["recall_difference"] > 0 else WORSE
-        axes.plot([low, high], [row, row], color=color, linewidth=4, alpha=0.4, solid_capstyle="butt")
-        axes.plot(change["recall_difference"], row, "o", color=color, markersize=5)
-    labels = [f"{_short(name)} ({changes[name]['support']})" for name in names]
-    axes.set_yticks(range(len(names)), labels, fontsize=8.5)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    _style(axes, title)
+    for number, row in enumerate(rows):
+        (low, high), change = row["interval"], row["recall_difference"]
+        told = row["support"] >= FEW and not low <= 0 <= high
+        verdict = ("better" if change > 0 else "worse") if told else "not told apart"
+        _draw_interval(axes, number, change, (low, high), VERDICTS[verdict])
+    style(axes, title)
+    name_rows(axes, [f"{shortened(row['name'], NAME_LENGTH)} ({row['support']})" for row in rows])
     save_png(figure, path)
 
 
-def _class_cells(
-    names: Sequence[str], changes: Sequence[Plain], columns: Sequence[str], title: str, path: Path
-):
-    table = np.array([[change[name]["recall_difference"] for change in changes] for name in names])
+def _draw_cells(
+    table: np.ndarray, names: Sequence[str], columns: Sequence[str], title: str, path: Path
+) -> None:
     figure = Figure(figsize=(3.0 + 0.95 * len(columns), 1.2 + 0.27 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     bound = max(0.05, float(np.abs(table).max()))
@@ -251,30 +208,144 @@ def _class_cells(
     axes.set_xticks(
         range(len(columns)), columns, fontsize=8.5, rotation=30, ha="right", rotation_mode="anchor"
     )
-    axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8.5)
+    axes.set_yticks(range(len(names)), [shortened(name, NAME_LENGTH) for name in names], fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(table):
         color = "white" if abs(value) > 0.65 * bound else "0.15"
         axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=color)
     figure.suptitle(title, fontsize=10.5, x=0.01, ha="left")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, shrink=0.7)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8)
+    color_bar(figure, image, ax=axes, pad=0.02, shrink=0.7)
     save_png(figure, path)
 
 
-def _short(name: str) -> str:
-    return shortened(name, NAME_LENGTH)
+# --- settings of a sweep ----------------------------------------------------------------------------------
 
 
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.tick_params(labelsize=8.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+@dataclass(frozen=True)
+class Axis:
+    """Where each value of a setting stands, from 0 to 1, and what is written beside it."""
+
+    name: str
+    places: list[float]  # of the runs
+    ticks: list[tuple[float, str]]
+
+
+def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
+    """A line for every run, through its value of each swept setting to its metric; brighter is better."""
+    metric = summary["metric"]
+    compared = {recipe["number"] for recipe in summary["recipes"] if recipe["compared"]}
+    runs = [
+        run for run in summary["runs"] if run["recipe"] in compared and run["metrics"][metric] is not None
+    ]
+    values = np.array([run["metrics"][metric] for run in runs])
+    low, high = float(values.min()), float(values.max())
+    span = (high - low) or 1.0
+    ticks = [((tick - low) / span, f"{tick:.3g}") for tick in np.linspace(low, high, 5)]
+    axes_of = [
+        setting_axis(summary["keys"][key], [run["settings"][key] for run in runs])
+        for key in _shown_keys(summary, runs)
+    ]
+    axes_of.append(Axis(metric, ((values - low) / span).tolist(), ticks))
+
+    figure = Figure(figsize=(min(16, 3.2 + 2.1 * len(axes_of)), 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    palette = "viridis" if summary["higher_is_better"] else "viridis_r"
+    scale = ScalarMappable(Normalize(low, high), colormaps[palette])
+    order = np.argsort(values if summary["higher_is_better"] else -values)  # the best are drawn last, on top
+    for run in order[spread_evenly(len(order), MOST_TRIALS)]:
+        xs, ys = _smooth([axis.places[run] for axis in axes_of])
+        axes.plot(xs, ys, color=scale.to_rgba(values[run]), linewidth=1.6, alpha=0.85, zorder=2)
+    for x, axis in enumerate(axes_of):
+        _draw_axis(axes, x, axis, last=x == len(axes_of) - 1)
+    axes.set_xlim(-0.25, len(axes_of) - 1 + 0.3)
+    axes.set_ylim(-0.06, 1.2)
+    axes.set_axis_off()
+    figure.suptitle(f"{len(runs)} runs: settings and {metric}", fontsize=10.5, x=0.01, ha="left")
+    color_bar(figure, scale, ax=axes, pad=0.01, shrink=0.75)
+    save_png(figure, path)
+
+
+def _shown_keys(summary: Plain, runs: Sequence[Plain]) -> list[str]:
+    """The settings that differ between `runs`; of many, those that account for most, and of others the first."""
+    keys = [key for key in summary["keys"] if len({str(run["settings"][key]) for run in runs}) > 1]
+    shares = dict.fromkeys(keys, 0.0) | {row["key"]: row["share"] for row in summary["importance"]}
+    kept = sorted(keys, key=lambda key: -shares[key])[:MOST_AXES]
+    return [key for key in keys if key in kept]
+
+
+def setting_axis(name: str, row: Sequence[Any]) -> Axis:
+    """Numbers by size, on a logarithmic axis where they span a factor of ten; anything else at even distances."""
+    short = name if len(name) <= KEY_LENGTH else f"…{name[1 - KEY_LENGTH :]}"
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in row):
+        logarithmic = min(row) > 0 and max(row) >= 10 * min(row)
+        scaled = [math.log10(value) if logarithmic else float(value) for value in row]
+        low, span = min(scaled), (max(scaled) - min(scaled)) or 1.0
+        places = [(value - low) / span for value in scaled]
+        known = sorted(set(zip(places, map(float, row), strict=True)))
+        few = [known[at] for at in spread_evenly(len(known), len(known) if len(known) <= MOST_TICKS else 5)]
+        ticks: list[tuple[float, str]] = []
+        for place, value in few:
+            if not ticks or place - ticks[-1][0] >= LEAST_GAP:
+                ticks.append((place, f"{value:.4g}"))
+        return Axis(short, places, ticks)
+    names = list(dict.fromkeys(map(str, row)))
+    place_of = dict(
+        zip(names, np.linspace(0, 1, len(names)).tolist() if len(names) > 1 else [0.5], strict=True)
+    )
+    ticks = [(place_of[names[at]], _cut(names[at])) for at in spread_evenly(len(names), MOST_TICKS)]
+    return Axis(short, [place_of[str(value)] for value in row], ticks)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= TICK_LENGTH else f"{name[: TICK_LENGTH - 1]}…"
+
+
+def _smooth(places: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """A line through `places` at 0, 1, 2, ... that is level at each of them, so that crossings can be followed."""
+    t = np.linspace(0, 1, 25)
+    ease = t * t * (3 - 2 * t)
+    xs = [index + t for index in range(len(places) - 1)]
+    ys = [a + (b - a) * ease for a, b in zip(places, places[1:], strict=False)]
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+def _draw_axis(axes: Axes, x: int, axis: Axis, last: bool) -> None:
+    line = {"color": "0.35", "linewidth": 1.0, "zorder": 3.0}
+    axes.plot([x, x], [0, 1], **line)
+    axes.text(x, 1.09, axis.name, ha="center", va="bottom", fontsize=9.5, fontweight="bold")
+    # above the lines, which are level here; nothing is to the right of the last axis
+    offset, side = ((6, 0), "center") if last else ((4, 2), "bottom")
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4}
+    for place, words in axis.ticks:
+        axes.plot([x - 0.012, x + 0.012], [place, place], **line)
+        write_beside(axes, words, (x, place), offset, va=side, fontsize=8.5, bbox=box, zorder=4)
+
+
+def plot_importance(summary: Plain, path: Path) -> None:
+    """The share of the variance between runs that each setting accounts for, taken alone."""
+    rows = summary["importance"][:MOST_BARS]
+    figure = Figure(figsize=(8, 1.3 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(rows))
+    axes.barh(places, [row["share"] for row in rows], height=0.62, color="0.9", label="as found")
+    colors = ["0.55" if row["key"] in summary["repeats"] else COLORS[0] for row in rows]
+    beyond = axes.barh(places, [row["adjusted"] or 0.0 for row in rows], height=0.62, color=colors)
+    for place, row in enumerate(rows):
+        if row["adjusted"] is None:
+            axes.text(0.01, place, "one run a value: cannot be told", va="center", fontsize=8.5, color="0.35")
+        else:
+            end = max(row["share"], row["adjusted"])
+            axes.text(end + 0.012, place, f"{row['adjusted']:.0%}", va="center", fontsize=8.5)
+    style(axes, f"share of the variance of {summary['metric']} between runs, each setting alone")
+    axes.grid(False, axis="y")
+    keys = summary["keys"]
+    name_rows(axes, [keys[row["key"]] if row["key"] in keys else row["key"] for row in rows])
+    axes.set_xlim(0, 1.08)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    legend = {"as found": axes.containers[0], "beyond chance": beyond}
+    axes.legend(list(legend.values()), list(legend), fontsize=8.5, frameon=False, loc="lower right")
+    save_png(figure, path)
 
 
 PLOTS = {

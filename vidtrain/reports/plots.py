@@ -1,23 +1,28 @@
-"""The pictures of a run folder, drawn without a display and without pyplot's global state."""
+"""The charts of a run: curves, confusion matrix, what views are worth; drawn without a display."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from vidtrain.reports.fonts import add_note, prepare, shortened
+from vidtrain.reports.charts import (
+    COLORS,
+    color_bar,
+    save_png,
+    shortened,
+    spread_evenly,
+    style,
+    write_beside,
+)
 
-# Okabe and Ito (2008): told apart by color-blind readers too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
-DOTS_PER_INCH = 150
 SMOOTH_FROM = 100
 """A curve of at least so many points is drawn pale, with its running mean on top."""
 COUNTS_UP_TO = 30
@@ -25,12 +30,10 @@ COUNTS_UP_TO = 30
 WHOLE_UP_TO = 400
 """Largest number of classes whose confusion matrix is drawn whole."""
 MOST_CONFUSED = 100
-NAME_LENGTH = 26  # columns
 POINTS = 2000  # of a curve, at least, before its points are taken together; twice as many at most
 MOST_CURVES = 60  # of a panel
 MOST_BORDERS = 50  # between phases
-MOST_PIXELS = 40e6  # of a picture, which takes some ten bytes each
-MOST_ACROSS = 30_000  # pixels
+LEAST_SPAN = 0.05  # of a metric's axis in the chart of views: else noise in the last video looks like a trend
 
 
 @dataclass(frozen=True)
@@ -59,112 +62,7 @@ PANELS = (
 )
 
 
-def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw the rows of metrics.jsonl over the step, one panel for each kind of number that they hold.
-
-    Borders between phases are dashed lines, where rows carry "phase". Unknown (null) values leave gaps. Rows are taken
-    one at a time; of a curve of very many points, stretches are drawn: their means, and from their lowest to their
-    highest value.
-    """
-    logged, borders = _gathered(metrics_rows)
-    charts = [(panel, curves) for panel in PANELS if (curves := _curves(panel, logged))]
-    columns = min(3, max(1, len(charts)))
-    lines = max(1, -(-len(charts) // columns))
-    figure = Figure(figsize=(5.4 * columns, 3.6 * lines), layout="constrained")
-    for number, (panel, curves) in enumerate(charts, start=1):
-        axes = figure.add_subplot(lines, columns, number)
-        _draw_panel(axes, panel, curves)
-        _mark_phases(axes, borders, named=number <= columns)
-    if not charts:
-        figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center")
-    save_png(figure, path)
-
-
-def plot_confusion(
-    matrix: np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path
-) -> None:
-    """Draw counts `[k k]` (row: true class, column: predicted) as shares of each row, 0 in an empty row.
-
-    `matrix` may instead be the pairs that occur: (true classes, predicted ones, counts), each [m]. Of more than 400
-    classes the most confused 100 are drawn; shares are of all videos of a class all the same.
-    """
-    pairs = matrix if isinstance(matrix, tuple) else _pairs(np.asarray(matrix))
-    labels, predictions, counted = (np.asarray(each) for each in pairs)
-    shown = np.arange(len(classes))
-    title = f"Confusion: share of each true class (n = {int(counted.sum()):,})"
-    if len(classes) > WHOLE_UP_TO:
-        shown = most_confused(labels, predictions, counted, len(classes), MOST_CONFUSED)
-        wrong = labels != predictions
-        inside = wrong & np.isin(labels, shown) & np.isin(predictions, shown)
-        title += (
-            f"\nthe {len(shown)} most confused of {len(classes):,} classes, with {int(counted[inside].sum()):,} of "
-            f"{int(counted[wrong].sum()):,} mistakes"
-        )
-    total = np.bincount(labels, counted, minlength=len(classes))[shown]
-    k, place = len(shown), np.full(len(classes), -1)
-    place[shown] = np.arange(k)
-    kept = (place[labels] >= 0) & (place[predictions] >= 0)
-    counts = np.zeros((k, k), dtype=np.int64)
-    counts[place[labels[kept]], place[predictions[kept]]] = counted[kept]
-    shares = counts / np.maximum(total, 1)[:, None]
-    _draw_confusion(counts, shares, [shortened(classes[each], NAME_LENGTH) for each in shown], title, path)
-
-
-def most_confused(
-    labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int
-) -> np.ndarray:
-    """Up to `most` of k classes: those of the pairs that are taken for each other most often, a pair beside each
-    other; where there are too few, those of most videos. One without any video is among them only where some video
-    was taken for it."""
-    low, high = np.minimum(labels, predictions), np.maximum(labels, predictions)
-    wrong = low != high
-    pairs, where = np.unique(low[wrong].astype(np.int64) * k + high[wrong], return_inverse=True)
-    often = np.bincount(where, counts[wrong], minlength=len(pairs))
-    in_order = pairs[np.argsort(-often, kind="stable")]
-    chosen = np.stack([in_order // k, in_order % k], axis=1).ravel()
-    videos = np.bincount(labels, counts, minlength=k)
-    by_videos = np.argsort(-videos, kind="stable")[: np.count_nonzero(videos)]
-    every = np.concatenate([chosen, by_videos])
-    _, first = np.unique(every, return_index=True)
-    return every[np.sort(first)[:most]]
-
-
-def _pairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    labels, predictions = np.nonzero(matrix)
-    return labels, predictions, matrix[labels, predictions]
-
-
-def _draw_confusion(
-    counts: np.ndarray, shares: np.ndarray, names: Sequence[str], title: str, path: Path
-) -> None:
-    k = len(names)
-    cell = float(np.clip(14 / k, 0.065, 0.55)) if k > 4 else 0.9  # inches
-    font = float(np.clip(cell * 72 * 0.8, 3.4, 9))  # points
-
-    # The axes fill the figure, so that cells have their size; the picture grows by the labels around them.
-    figure = Figure(figsize=(cell * k, cell * k))
-    axes = figure.add_axes((0, 0, 1, 1))
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks(range(k), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(k), names, fontsize=font)
-    axes.tick_params(length=0, pad=2)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title(title, fontsize=11)
-    axes.spines[:].set_visible(False)
-    borders = np.arange(1, k) - 0.5
-    style = {"colors": "0.9", "linewidth": min(0.6, cell)}
-    axes.hlines(borders, -0.5, k - 0.5, **style)
-    axes.vlines(borders, -0.5, k - 0.5, **style)
-    if k <= COUNTS_UP_TO:
-        for row, column in np.argwhere(counts > 0):
-            color = "white" if shares[row, column] > 0.55 else "0.2"
-            axes.text(
-                column, row, str(counts[row, column]), ha="center", va="center", fontsize=font, color=color
-            )
-    bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.3 / (cell * k), 0.25, 0.15 / (cell * k), 0.5)))
-    bar.outline.set_visible(False)
-    save_png(figure, path)
+# --- curves -----------------------------------------------------------------------------------------------
 
 
 class Curve:
@@ -180,8 +78,9 @@ class Curve:
         self._stretches: list[list[float]] = []
 
     def add(self, step: float, value: float | None) -> None:
-        known = value is not None and math.isfinite(value)
-        point = [1, step, 1, value, value, value] if known else [1, step, 0, 0.0, math.inf, -math.inf]
+        point = [1, step, 0, 0.0, math.inf, -math.inf]
+        if value is not None and math.isfinite(value):
+            point = [1, step, 1, value, value, value]
         if self._stretches and self._stretches[-1][0] < self._in_each:
             self._stretches[-1] = _together(self._stretches[-1], point)
             return
@@ -213,18 +112,39 @@ def _together(one: list[float], other: list[float]) -> list[float]:
 Curves = dict[str, Curve]
 
 
-def _gathered(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int, str]]]:
+def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw the rows of metrics.jsonl over the step, one panel for each kind of number that they hold.
+
+    Borders between phases are dashed lines, where rows carry "phase". Unknown (null) values leave gaps. Rows are taken
+    one at a time; of a curve of very many points, stretches are drawn: their means, and from their lowest to their
+    highest value.
+    """
+    logged, borders = _read_curves(metrics_rows)
+    charts = [(panel, curves) for panel in PANELS if (curves := _curves_of(panel, logged))]
+    columns = min(3, max(1, len(charts)))
+    lines = max(1, -(-len(charts) // columns))
+    figure = Figure(figsize=(5.4 * columns, 3.6 * lines), layout="constrained")
+    for number, (panel, curves) in enumerate(charts, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        _draw_panel(axes, panel, curves)
+        _mark_phases(axes, borders, named=number <= columns)
+    if not charts:
+        figure.text(0.5, 0.5, "nothing logged yet", ha="center", va="center")
+    save_png(figure, path)
+
+
+def _read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int, str]]]:
     """The curve of every key of a panel, in the order of logging; and the name of each phase after another with where
     it begins: at the first step logged, or at the last logged of the phase before, which is its end, as phases end
     with an evaluation."""
-    wanted = {key for panel in PANELS for key in panel.keys}
+    keys = {key for panel in PANELS for key in panel.keys}
     prefixes = tuple(panel.prefix for panel in PANELS if panel.prefix)
     logged: Curves = {}
     borders: list[tuple[int, str]] = []
     last = None  # the step logged last of any phase
     for row in rows:
         for key, value in row.items():
-            if key in wanted or key.startswith(prefixes):
+            if key in keys or key.startswith(prefixes):
                 logged.setdefault(key, Curve()).add(row["step"], value)
         phase = row["phase"] if "phase" in row else None
         if phase is not None:
@@ -234,37 +154,30 @@ def _gathered(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int
     return logged, borders
 
 
-def _curves(panel: Panel, logged: Curves) -> Curves:
+def _curves_of(panel: Panel, logged: Curves) -> Curves:
     """Those of a panel, in its order, for which there is any value; of very many, some evenly spread."""
     keys = [key for key in panel.keys if key in logged]
     keys += [key for key in logged if panel.prefix and key.startswith(panel.prefix)]
     keys = [key for key in keys if np.isfinite(logged[key].arrays()[1]).any()]
-    if len(keys) > MOST_CURVES:
-        keys = [keys[place] for place in np.linspace(0, len(keys) - 1, MOST_CURVES).round().astype(int)]
-    return {key: logged[key] for key in keys}
+    return {keys[place]: logged[keys[place]] for place in spread_evenly(len(keys), MOST_CURVES)}
 
 
 def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
-    for color, (key, curve) in zip(_colors(len(curves)), curves.items(), strict=True):
+    colors: Any = COLORS  # distinct for a few curves, a ramp for many, such as the rates of layer-wise decay
+    if len(curves) > len(COLORS):
+        colors = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    for color, (key, curve) in zip(colors, curves.items(), strict=False):
         steps, values, low, high = curve.arrays()
         label = key.removeprefix(panel.prefix).replace("_", " ").replace("/", " ")
+        marker = "o" if len(steps) == 1 or (key.startswith("val/") and len(steps) <= 60) else None
         if not curve.whole:
             axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0.6)
         if len(steps) >= SMOOTH_FROM and key.startswith("train/"):
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-            axes.plot(
-                steps, _running_mean(values, len(values) // 50), color=color, linewidth=1.6, label=label
-            )
-        else:
-            marker = "o" if len(steps) == 1 or (key.startswith("val/") and len(steps) <= 60) else None
-            axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=label)
-    axes.set_title(panel.title, fontsize=11, loc="left")
-    axes.set_xlabel("step", fontsize=9)
-    axes.tick_params(labelsize=8)
+            values = _running_mean(values, len(values) // 50)
+        axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=label)
+    style(axes, panel.title, "step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.grid(color="0.92", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     if panel.log_scale and _spans_a_decade(curves):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -274,24 +187,15 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
         axes.set_ylim(*panel.whole_range)
     if len(curves) > 1 or panel.prefix:
         every = -(-len(curves) // len(COLORS))
-        axes.legend(
-            handles=axes.get_legend_handles_labels()[0][::every],
-            fontsize=8,
-            framealpha=0.85,
-            edgecolor="none",
-        )
+        handles = axes.get_legend_handles_labels()[0][::every]
+        axes.legend(handles=handles, fontsize=8, framealpha=0.85, edgecolor="none")
 
 
 def _spans_a_decade(curves: Curves) -> bool:
     """A narrower range has too few round numbers to label a logarithmic axis."""
-    values = np.concatenate([each.arrays()[1] for each in curves.values()])
+    values = np.concatenate([curve.arrays()[1] for curve in curves.values()])
     positive = values[values > 0]
     return bool(positive.size) and positive.max() >= 10 * positive.min()
-
-
-def _colors(count: int) -> Sequence[Any]:
-    """Distinct ones for a few curves, a ramp for many, such as the rates of layer-wise decay."""
-    return COLORS[:count] if count <= len(COLORS) else colormaps["viridis"](np.linspace(0, 0.9, count))
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -308,38 +212,194 @@ def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> Non
     if len(borders) < 2:
         return
     if named:
-        axes.set_title(axes.get_title("left"), fontsize=11, loc="left", pad=18)
+        axes.set_title(axes.get_title("left"), fontsize=10.5, loc="left", pad=18)
     for number, (step, name) in enumerate(borders):
         if number > 0:
             axes.axvline(step, color="0.55", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
         if named:
-            axes.annotate(
-                name,
-                (step, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=7.5,
-                color="0.35",
-            )
+            above = axes.get_xaxis_transform()
+            write_beside(axes, name, (step, 1.0), (3, 3), xycoords=above, fontsize=7.5, color="0.35")
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Written beside and renamed, as a reader may look at any time.
+# --- confusion matrix -------------------------------------------------------------------------------------
 
-    Names are drawn in any script (see vidtrain.reports.fonts). A figure too large for memory is drawn less finely.
+
+def plot_confusion(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path
+) -> None:
+    """Draw (true classes, predicted ones, counts), each [m], of the pairs that occur, as shares of each true class.
+
+    Rows are true classes, 0 where a class has no video. Of more than 400 classes the most confused 100 are drawn;
+    shares are of all videos of a class all the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    legend = prepare(figure)
-    names = legend.write(path)
-    if names is not None:
-        add_note(
-            figure, f"#1 and so on: names in {names.name}, which no font here has (install one, such as Noto)"
+    labels, predictions, counted = pairs
+    shown = np.arange(len(classes))
+    title = f"Confusion: share of each true class (n = {int(counted.sum()):,})"
+    if len(classes) > WHOLE_UP_TO:
+        shown = most_confused(labels, predictions, counted, len(classes), MOST_CONFUSED)
+        wrong = labels != predictions
+        inside = wrong & np.isin(labels, shown) & np.isin(predictions, shown)
+        title += (
+            f"\nthe {len(shown)} most confused of {len(classes):,} classes, with {int(counted[inside].sum()):,} of "
+            f"{int(counted[wrong].sum()):,} mistakes"
         )
-    width, height = figure.get_size_inches()
-    finest = min(math.sqrt(MOST_PIXELS / (width * height)), MOST_ACROSS / max(width, height))
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_figure(
-        temporary, dpi=min(DOTS_PER_INCH, finest), format="png", bbox_inches="tight", pad_inches=0.15
-    )
-    temporary.replace(path)
+    total = np.bincount(labels, counted, minlength=len(classes))[shown]
+    k, place = len(shown), np.full(len(classes), -1)
+    place[shown] = np.arange(k)
+    kept = (place[labels] >= 0) & (place[predictions] >= 0)
+    counts = np.zeros((k, k), dtype=np.int64)
+    counts[place[labels[kept]], place[predictions[kept]]] = counted[kept]
+    shares = counts / np.maximum(total, 1)[:, None]
+    _draw_confusion(counts, shares, [shortened(classes[number]) for number in shown.tolist()], title, path)
+
+
+def most_confused(
+    labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int
+) -> np.ndarray:
+    """Up to `most` of k classes: those of the pairs that are taken for each other most often, a pair beside each
+    other; where there are too few, those of most videos. One without any video is among them only where some video
+    was taken for it."""
+    low, high = np.minimum(labels, predictions), np.maximum(labels, predictions)
+    wrong = low != high
+    pairs, where = np.unique(low[wrong].astype(np.int64) * k + high[wrong], return_inverse=True)
+    often = np.bincount(where, counts[wrong], minlength=len(pairs))
+    in_order = pairs[np.argsort(-often, kind="stable")]
+    chosen = np.stack([in_order // k, in_order % k], axis=1).ravel()
+    videos = np.bincount(labels, counts, minlength=k)
+    by_videos = np.argsort(-videos, kind="stable")[: np.count_nonzero(videos)]
+    every = np.concatenate([chosen, by_videos])
+    _, first = np.unique(every, return_index=True)
+    return every[np.sort(first)[:most]]
+
+
+def _draw_confusion(
+    counts: np.ndarray, shares: np.ndarray, names: Sequence[str], title: str, path: Path
+) -> None:
+    k = len(names)
+    cell = float(np.clip(14 / k, 0.065, 0.55)) if k > 4 else 0.9  # inches
+    font = float(np.clip(cell * 72 * 0.8, 3.4, 9))  # points
+
+    # The axes fill the figure, so that cells have their size; the picture grows by the labels around them.
+    figure = Figure(figsize=(cell * k, cell * k))
+    axes = figure.add_axes((0, 0, 1, 1))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks(range(k), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(k), names, fontsize=font)
+    axes.tick_params(length=0, pad=2)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title(title, fontsize=11)
+    axes.spines[:].set_visible(False)
+    for draw in (axes.hlines, axes.vlines):
+        draw(np.arange(1, k) - 0.5, -0.5, k - 0.5, colors="0.9", linewidth=min(0.6, cell))
+    if k <= COUNTS_UP_TO:
+        for row, column in np.argwhere(counts > 0).tolist():
+            color = "white" if shares[row, column] > 0.55 else "0.2"
+            count = str(counts[row, column])
+            axes.text(column, row, count, ha="center", va="center", fontsize=font, color=color)
+    color_bar(figure, image, cax=axes.inset_axes((1 + 0.3 / (cell * k), 0.25, 0.15 / (cell * k), 0.5)))
+    save_png(figure, path)
+
+
+# --- what views are worth ---------------------------------------------------------------------------------
+
+
+def plot_views(
+    about: Mapping[str, Any],
+    protocols: Sequence[Any],
+    points: Sequence[Any],
+    probes: Sequence[Any],
+    fusion: str,
+    metric: str,
+    path: Path,
+) -> None:
+    """Draws a table's protocols: the metric against clips and crops, by fusion, and in other orders of frames, as far
+    as there is something to show.
+
+    `about` is that of the table, `protocols`, `points` and `probes` are those of vidtrain.evaluation.protocols;
+    `metric` is the key of their numbers.
+    """
+    panels: list[Callable[[Axes], None]] = []
+    if len({point.clips for point in points}) > 1:
+        panels.append(partial(_draw_clips, points=points, fusion=fusion))
+    if len({protocol.fusion for protocol in protocols}) > 1 and len(points) > 1:
+        panels.append(partial(_draw_fusions, about=about, protocols=protocols, metric=metric))
+    if len(probes) > 1:
+        panels.append(partial(_draw_orders, probes=probes, metric=metric, classes=len(about["classes"])))
+    figure = Figure(figsize=(5.0 * max(1, len(panels)), 3.7), layout="constrained")
+    for number, draw in enumerate(
+        panels or [partial(_draw_crops, protocols=protocols, metric=metric)], start=1
+    ):
+        axes = figure.add_subplot(1, max(1, len(panels)), number)
+        draw(axes)
+        low, high = axes.get_ylim()
+        if high - low < LEAST_SPAN:
+            axes.set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+        axes.grid(False, axis="x")
+        axes.set_ylabel(f"video {metric}", fontsize=9)
+    frames = about["frames"][about["orders"][0]]
+    figure.suptitle(f"{frames}; {about['split']}, {about['coverage']} videos", fontsize=9)
+    save_png(figure, path)
+
+
+def _draw_clips(axes: Axes, points: Sequence[Any], fusion: str) -> None:
+    for color, crops in zip(COLORS, sorted({point.crops for point in points}), strict=False):
+        shown = [point for point in points if point.crops == crops]
+        clips, means = [point.clips for point in shown], [point.mean for point in shown]
+        lowest, highest = [point.lowest for point in shown], [point.highest for point in shown]
+        axes.fill_between(clips, lowest, highest, color=color, alpha=0.15, linewidth=0)
+        axes.plot(clips, means, color=color, marker="o", markersize=3.5, label=_crops(crops))
+    _style_of_clips(axes, f"By clips, {fusion}", "clips a video: mean over choices of them, and their range")
+
+
+def _draw_fusions(axes: Axes, about: Mapping[str, Any], protocols: Sequence[Any], metric: str) -> None:
+    crops = len(about["crops"])
+    fusions = dict.fromkeys(protocol.fusion for protocol in protocols)
+    for number, (color, fusion) in enumerate(zip(COLORS, fusions, strict=False)):
+        shown = [
+            protocol
+            for protocol in protocols
+            if protocol.fusion == fusion
+            and protocol.order == about["orders"][0]
+            and len(protocol.crops.numbers) == crops
+        ]
+        clips, values = [one.num_clips for one in shown], [one.metrics[metric] for one in shown]
+        line = ("-", "--", ":")[number % 3]  # equal curves stay visible
+        axes.plot(clips, values, line, color=color, marker="o", markersize=3.5, label=fusion)
+    _style_of_clips(axes, f"By fusion, {_crops(crops)}", "clips a video: evenly spaced ones of the table")
+
+
+def _style_of_clips(axes: Axes, title: str, across: str) -> None:
+    style(axes, title, across)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+
+
+def _draw_orders(axes: Axes, probes: Sequence[Any], metric: str, classes: int) -> None:
+    names = [probe.protocol.order.replace("_", " ") for probe in probes]
+    values = [probe.protocol.metrics[metric] for probe in probes]
+    style(axes, f"By order of frames, {probes[0].protocol.name}")
+    _draw_columns(axes, names, values, [COLORS[0], *[COLORS[5]] * (len(names) - 1)])
+    if metric == "top1":
+        axes.axhline(1 / classes, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)))
+        right = axes.get_yaxis_transform()
+        look = {"xycoords": right, "fontsize": 7.5, "va": "center", "color": "0.35"}
+        write_beside(axes, f"1 of {classes}\nclasses", (1, 1 / classes), (3, 0), **look)
+    axes.set_ylim(0, max(1.05 * max(values), 0.05) if max(values) == max(values) else 1)
+
+
+def _draw_crops(axes: Axes, protocols: Sequence[Any], metric: str) -> None:
+    names = [_crops(len(protocol.crops.numbers)) for protocol in protocols]
+    style(axes, "By crops")
+    _draw_columns(axes, names, [protocol.metrics[metric] for protocol in protocols], COLORS[0])
+
+
+def _draw_columns(
+    axes: Axes, names: Sequence[str], values: Sequence[float], colors: str | Sequence[str]
+) -> None:
+    bars = axes.bar(names, values, color=colors, width=0.55)
+    axes.bar_label(bars, [f"{value:.3f}" for value in values], fontsize=8, padding=2)
+
+
+def _crops(count: int) -> str:
+    return f"{count} crop{'s' if count > 1 else ''}"

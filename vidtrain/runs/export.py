@@ -25,7 +25,7 @@ from vidtrain.files.escaping import is_utf8, masked_values
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
-from vidtrain.reports.guarding import made_or_warned
+from vidtrain.reports.charts import warn_of_failure
 from vidtrain.reports.model_card import write_model_card
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
@@ -72,7 +72,7 @@ def export_run(cfg: DictConfig, model: nn.Module, classes: Sequence[str], folder
         card = export_model(cfg, model, classes, settings, out, origin, console)
     if settings.card:
         what = f"the model card of {folder}"
-        path = made_or_warned(what, lambda: write_model_card(folder, out, settled(cfg), card), console)
+        path = warn_of_failure(what, lambda: write_model_card(folder, out, settled(cfg), card), console)
         if path is not None:
             console.info(f"model card {path}")
 

@@ -18,8 +18,8 @@ from vidtrain.evaluator.report import evaluate_split, results_table
 from vidtrain.features.frozen_encoder import show_head_table, write_head_table
 from vidtrain.features.head_table import head_table
 from vidtrain.reports import plots
-from vidtrain.reports.guarding import made_or_warned
-from vidtrain.reports.top_losses import FRAMES, most_wrong, plot_wrong
+from vidtrain.reports.charts import warn_of_failure
+from vidtrain.reports.frames import WRONG_FRAMES, most_wrong, plot_wrong
 from vidtrain.runs.assemble import Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.tracking.run_log import RunLog, each_metric
@@ -142,7 +142,7 @@ def draw_pictures(data: RunData, result: Result, state: TrainState, log: RunLog,
     for name, plot in pictures.items():
         path = log.run_dir / "plots" / f"{name}.png"
         path.unlink(missing_ok=True)  # of an earlier attempt
-        made_or_warned(str(path), partial(plot, path), console)
+        warn_of_failure(str(path), partial(plot, path), console)
         if path.is_file():
             log.image(name, path, state.total_step)
 
@@ -163,7 +163,7 @@ def draw_wrong(data: RunData, result: Result, path: Path) -> None:
         for index, views in zip(batch.indices.tolist(), batch.clips, strict=True):
             view = views[len(views) // 2]
             last = view.shape[1] - 1
-            places = np.unique(np.linspace(0, last, FRAMES).round().astype(int))
+            places = np.unique(np.linspace(0, last, WRONG_FRAMES).round().astype(int))
             strips[index] = rearrange(view[:, places], "c t h w -> t h w c").numpy()
     drawn = [number for number in range(len(wrong)) if number in strips]  # a file may be gone meanwhile
     if not drawn:

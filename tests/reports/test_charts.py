@@ -9,10 +9,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vidtrain.reports import fonts
-from vidtrain.reports.fonts import Legend, drawable, runs, shortened
-from vidtrain.reports.overlays import caption
-from vidtrain.reports.plots import plot_confusion, save_png
+from vidtrain.reports import charts
+from vidtrain.reports.charts import Legend, drawable, runs, save_png, shortened
+from vidtrain.reports.frames import caption
+from vidtrain.reports.plots import plot_confusion
 
 HOSTILE = [
     "跑步",
@@ -27,20 +27,25 @@ HOSTILE = [
 ]
 
 
+def diagonal(classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The confusions of a model that is always right, with a video a class."""
+    return np.arange(classes), np.arange(classes), np.ones(classes, int)
+
+
 def fresh() -> None:
-    fonts._fonts.cache_clear()
-    fonts._covering.cache_clear()
+    charts._fonts.cache_clear()
+    charts._covering.cache_clear()
 
 
 @pytest.fixture
 def bare(monkeypatch):
     """A machine that has no fonts but matplotlib's own."""
-    own = ((("DejaVu Sans", str(fonts.DEFAULT))),)
-    monkeypatch.setattr(fonts, "_fonts", lambda: own)
-    fonts._covering.cache_clear()
+    own = ((("DejaVu Sans", str(charts.DEFAULT))),)
+    monkeypatch.setattr(charts, "_fonts", lambda: own)
+    charts._covering.cache_clear()
     yield
     monkeypatch.undo()
-    fonts._covering.cache_clear()
+    charts._covering.cache_clear()
 
 
 @pytest.fixture
@@ -63,25 +68,25 @@ def chinese(tmp_path, monkeypatch):
     builder.setupPost()
     path = tmp_path / "two.ttf"
     builder.save(path)
-    before = list(fonts.font_manager.fontManager.ttflist)
-    known = [each for each in before if each.fname == str(fonts.DEFAULT)]
-    monkeypatch.setattr(fonts.font_manager.fontManager, "ttflist", known)
-    monkeypatch.setattr(fonts.font_manager, "findSystemFonts", lambda: [str(path)])
+    before = list(charts.font_manager.fontManager.ttflist)
+    known = [each for each in before if each.fname == str(charts.DEFAULT)]
+    monkeypatch.setattr(charts.font_manager.fontManager, "ttflist", known)
+    monkeypatch.setattr(charts.font_manager, "findSystemFonts", lambda: [str(path)])
     fresh()
     yield path
     monkeypatch.undo()
-    fonts.font_manager.fontManager.ttflist = before
+    charts.font_manager.fontManager.ttflist = before
     fresh()
 
 
 def test_a_font_that_has_the_characters_is_found_and_used(chinese, tmp_path):
     legend = Legend()
     assert drawable("跑步 fast", legend) == "跑步 fast" and not legend.numbers
-    assert runs("跑步 fast") == [(str(chinese), "跑步 "), (str(fonts.DEFAULT), "fast")]
+    assert runs("跑步 fast") == [(str(chinese), "跑步 "), (str(charts.DEFAULT), "fast")]
     assert drawable("跑步者", legend) == "跑步#1" and legend.numbers == {"者": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_confusion(np.eye(2, dtype=int), ["跑步", "walk"], tmp_path / "confusion.png")
+        plot_confusion(diagonal(2), ["跑步", "walk"], tmp_path / "confusion.png")
     assert not (tmp_path / "confusion_names.txt").exists()
     panel = caption(200, "跑步", [("跑步", 0.0)], 1)
     assert (panel.min(axis=2) > 200).sum() > 100  # two filled boxes
@@ -101,11 +106,11 @@ def test_without_a_font_names_are_spelled_or_numbered(bare):
 def test_pictures_of_any_name_come_without_warnings_and_with_their_legend(bare, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_confusion(np.eye(len(HOSTILE), dtype=int), HOSTILE, tmp_path / "confusion.png")
+        plot_confusion(diagonal(len(HOSTILE)), HOSTILE, tmp_path / "confusion.png")
         panel = caption(300, drawable(HOSTILE[0], Legend()), [(drawable(HOSTILE[2], Legend()), 0.5)], 1)
     assert (tmp_path / "confusion_names.txt").read_text().splitlines()[:2] == ["#1\t跑步", "#2\t打 篮球"]
     assert panel.shape == (46, 300, 3)
-    plot_confusion(np.eye(2, dtype=int), ["a", "b"], tmp_path / "confusion.png")
+    plot_confusion(diagonal(2), ["a", "b"], tmp_path / "confusion.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png"]
 
 
