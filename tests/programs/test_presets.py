@@ -11,7 +11,7 @@ import torch
 from composing import config_of
 from PIL import Image
 
-from vidtrain.data.decoding.image_folders import image_names
+from vidtrain.data.decoding.metadata import image_names
 from vidtrain.data.sources.motion import Motion
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train

@@ -17,7 +17,7 @@ from vidtrain.config.targets import components
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch, VideoDataset
-from vidtrain.data.loading.filters import VideoFilter
+from vidtrain.data.loading.file_checks import VideoFilter
 from vidtrain.data.loading.loaders import Loader, eval_loader, train_loader
 from vidtrain.data.loading.quarantine import Quarantine
 from vidtrain.data.loading.samplers import (

@@ -12,7 +12,7 @@ from vidtrain.build.checkpoint_loader import find_checkpoint
 from vidtrain.config.migration import migrate
 from vidtrain.config.schemas import EvaluateConfig
 from vidtrain.config.targets import check_targets, suggest
-from vidtrain.data.sampling.policies import FRAME_ORDERS, SHORT_POLICIES
+from vidtrain.data.sampling.temporal import FRAME_ORDERS, SHORT_POLICIES
 from vidtrain.errors import UserError
 
 # The program's option -> where the value stands in the configuration that the checkpoint carries

@@ -18,13 +18,13 @@ from vidtrain.config.renames import rename_settings
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.dataset import VideoDataset
+from vidtrain.data.loading.file_checks import refused_videos
 from vidtrain.data.loading.loaders import eval_loader
 from vidtrain.data.loading.samplers import EvalUnits
-from vidtrain.data.loading.short_videos import refused_videos
 from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.manifest import Manifest, in_order_of
 from vidtrain.data.sampling.clips import clip_indices
-from vidtrain.data.sampling.policies import frame_picks
+from vidtrain.data.sampling.temporal import frame_picks
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_shards import ShardWriter

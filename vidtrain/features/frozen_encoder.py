@@ -12,7 +12,7 @@ from torch import nn
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.data.loading.dataset import VideoDataset
-from vidtrain.data.loading.digests import manifest_digest
+from vidtrain.data.loading.file_checks import manifest_digest
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report

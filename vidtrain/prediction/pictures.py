@@ -8,9 +8,8 @@ import numpy as np
 from einops import rearrange
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.decoder import all_frames, decode_views, write_video
 from vidtrain.data.decoding.video import VideoInfo
-from vidtrain.data.decoding.writer import all_frames, write_video
 from vidtrain.data.loading.windows import Views, WindowDataset
 from vidtrain.files.escaping import shown
 from vidtrain.prediction.run import Prediction

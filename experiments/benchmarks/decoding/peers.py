@@ -23,9 +23,9 @@ from torchvision.transforms.v2 import functional as transforms
 from works import SIZE, Job
 
 from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.decoding.conversion import allow_gather, disable_slow_gather
 from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.swscale import allow_gather, disable_slow_gather
 
 OURS, FLOOR = "vidtrain", "floor"
 # Beyond this many unwanted frames in a row OpenCV is told to seek; else it decodes them and converts nothing.

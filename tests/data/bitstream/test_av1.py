@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from vidtrain.data.bitstream.av1 import has_layers, leaves_nothing
+from vidtrain.data.bitstream.headers import has_layers, leaves_nothing
 from vidtrain.data.bitstream.packets import decode_frames
 from vidtrain.data.decoding.metadata import probe
 

@@ -9,11 +9,12 @@ from field_streams import HEIGHT, fields, muxed, parameters, picture
 
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.bitstream.entry_points import coded_picture
-from vidtrain.data.bitstream.h264 import Survey, survey
+from vidtrain.data.bitstream.headers import Survey, survey
+from vidtrain.data.decoding.container import opened
 from vidtrain.data.decoding.decoder import read_frames
 from vidtrain.data.decoding.index import pack, unpack
 from vidtrain.data.decoding.metadata import probe
-from vidtrain.data.decoding.video import VideoInfo, opened
+from vidtrain.data.decoding.video import VideoInfo
 
 FRAMES = 20
 PACKETS = 34  # frames 2, 5, 8 and so on are coded as frames, but for those that begin a group of 6

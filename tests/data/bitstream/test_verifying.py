@@ -8,9 +8,10 @@ import pytest
 from field_streams import HEIGHT, mpeg2_fields, muxed
 
 from vidtrain.data.bitstream import packets, verifying
+from vidtrain.data.decoding.container import opened
 from vidtrain.data.decoding.decoder import read_frames
 from vidtrain.data.decoding.metadata import probe
-from vidtrain.data.decoding.video import VideoInfo, opened
+from vidtrain.data.decoding.video import VideoInfo
 
 NO_REFERENCE = 0b1_00_11111  # of a unit's header: nal_ref_idc becomes 0
 

@@ -6,8 +6,8 @@ from PIL import Image
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.image_folders import probe_images
 from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.metadata import probe_images
 from vidtrain.data.decoding.video import DecodeError
 
 

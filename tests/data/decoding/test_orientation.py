@@ -13,13 +13,10 @@ from PIL import Image, ImageOps
 from vidtrain.data.audit.full_decode import decode_all
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.conversion import MATRICES, ViewConverter
-from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.image_folders import probe_images
+from vidtrain.data.decoding.decoder import all_frames, decode_views
 from vidtrain.data.decoding.index import pack, unpack
-from vidtrain.data.decoding.metadata import probe
-from vidtrain.data.decoding.orientation import Orientation
-from vidtrain.data.decoding.video import VideoInfo
-from vidtrain.data.decoding.writer import all_frames
+from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.video import Orientation, VideoInfo
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
 ONE = 1 << 16

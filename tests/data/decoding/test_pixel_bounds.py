@@ -14,9 +14,8 @@ import pytest
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.image_folders import probe_images
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import probe, probe_images
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
@@ -89,7 +88,7 @@ def copied(source: str, path: Path) -> str:
 PROGRAM = """
 import sys
 from vidtrain.data.audit.inspection import inspect_video
-from vidtrain.data.decoding.image_folders import probe_images
+from vidtrain.data.decoding.metadata import probe_images
 from vidtrain.data.decoding.metadata import probe
 
 def peak():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.decoding import swscale
+from vidtrain.data.decoding import conversion
 from vidtrain.data.decoding.conversion import INTERPOLATIONS, ViewConverter
 
 X86 = pytest.mark.skipif(
@@ -20,8 +20,8 @@ X86 = pytest.mark.skipif(
 @pytest.fixture
 def gathering():
     """Lets a test choose; afterwards it is as it is in every process that converts."""
-    yield swscale.allow_gather
-    swscale.allow_gather(False)
+    yield conversion.allow_gather
+    conversion.allow_gather(False)
 
 
 @X86
@@ -44,12 +44,12 @@ def test_the_same_bits(interpolation, pixel_format, gathering):
 
 PROGRAM = """
 import ctypes, av.frame
-from vidtrain.data.decoding import swscale
+from vidtrain.data.decoding import conversion
 
 libavutil = ctypes.CDLL(av.frame.__file__)
 bit = lambda: libavutil.av_get_cpu_flags() >> 25 & 1
 detected = bit()
-print(swscale.disable_slow_gather(), bit(), swscale.allow_gather(True), bit() == detected)
+print(conversion.disable_slow_gather(), bit(), conversion.allow_gather(True), bit() == detected)
 """
 
 
@@ -61,10 +61,10 @@ def test_ffmpeg_is_told():
 
 def test_another_processor_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert not swscale.allow_gather(False)
+    assert not conversion.allow_gather(False)
 
 
 @X86
 def test_a_library_without_the_functions_is_left_alone(monkeypatch):
-    monkeypatch.setattr(swscale.av.frame, "__file__", "libc.so.6")
-    assert not swscale.allow_gather(False)
+    monkeypatch.setattr(conversion.av.frame, "__file__", "libc.so.6")
+    assert not conversion.allow_gather(False)

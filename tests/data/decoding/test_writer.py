@@ -3,10 +3,9 @@ import pytest
 import torch
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.decoder import all_frames, decode_views, write_video
 from vidtrain.data.decoding.metadata import probe
 from vidtrain.data.decoding.video import DecodeError
-from vidtrain.data.decoding.writer import all_frames, write_video
 
 GOPS = {"b-frames": {"b_frames": 2}, "open gops": {"b_frames": 3, "options": {"x264-params": "open-gop=1"}}}
 

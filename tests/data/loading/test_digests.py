@@ -5,7 +5,7 @@ import shutil
 from PIL import Image
 
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.loading.digests import manifest_digest
+from vidtrain.data.loading.file_checks import manifest_digest
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sources.motion import Motion
 

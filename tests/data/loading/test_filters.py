@@ -1,7 +1,7 @@
 import pytest
 
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.loading.filters import VideoFilter
+from vidtrain.data.loading.file_checks import VideoFilter
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.errors import UserError
 

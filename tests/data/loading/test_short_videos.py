@@ -1,7 +1,7 @@
 """Videos that a protocol refuses, named before anything is computed."""
 
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.loading.short_videos import refused_videos
+from vidtrain.data.loading.file_checks import refused_videos
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.data.sources.motion import Motion

@@ -12,11 +12,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtrain.data.audit.duplicates import FRAMES, PICTURE
+from vidtrain.data.decoding.container import ffmpeg_errors, frames_in_order, opened
 from vidtrain.data.decoding.conversion import color_of
-from vidtrain.data.decoding.damage import frames_in_order
-from vidtrain.data.decoding.ffmpeg_log import ffmpeg_errors
-from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
-from vidtrain.data.decoding.video import DecodeError, VideoInfo, opened
+from vidtrain.data.decoding.video import DecodeError, Orientation, VideoInfo, displayed_size, orientation_of
 from vidtrain.data.processes import watchdog
 
 THUMBNAIL = 160  # pixels of the longer side

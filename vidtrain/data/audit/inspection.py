@@ -12,14 +12,11 @@ import numpy as np
 from vidtrain.data.audit.duplicates import PICTURE, sign
 from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, save_jpeg
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.decoding.damage import damage_error
+from vidtrain.data.decoding.container import damage_error, ffmpeg_errors
 from vidtrain.data.decoding.decoder import decode_views, refused_frames, size_error
-from vidtrain.data.decoding.ffmpeg_log import ffmpeg_errors
-from vidtrain.data.decoding.image_folders import probe_images
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.metadata import file_digest
-from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS
-from vidtrain.data.decoding.video import DecodeError, VideoInfo
+from vidtrain.data.decoding.metadata import file_digest, probe_images
+from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, VideoInfo
 
 FORMAT = 6  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take

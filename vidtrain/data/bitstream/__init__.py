@@ -3,9 +3,7 @@
 Read entry_points.py first.
 
 entry_points.py  where in a file decoding can start, and what can be left out
-av1.py           what can be left out of AV1's
-bits.py          reading headers bit by bit
-h264.py          fields and frame numbers of H.264's packets
+headers.py       reading the headers of H.264 and AV1 bit by bit
 packets.py       decoding from byte ranges, without a container
 verifying.py     trying out where decoding can start, and what can be left out
 """

@@ -7,11 +7,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vidtrain.data.bitstream import av1, h264
+from vidtrain.data.bitstream.headers import (
+    PICTURE_PARAMETERS,
+    SEQUENCE_PARAMETERS,
+    SLICE_HEAD,
+    leaves_nothing,
+)
 
 H264_IDR, H264_SEI = 5, 6
 H264_PICTURES = range(1, 6)
-H264_PARAMETERS = (h264.SEQUENCE_PARAMETERS, h264.PICTURE_PARAMETERS)
+H264_PARAMETERS = (SEQUENCE_PARAMETERS, PICTURE_PARAMETERS)
 H264_LAYERS = (14, 15, 20, 21)  # of scalable and of multiview streams
 H264_REFERENCE = 0x60  # nal_ref_idc
 SEI_RECOVERY_POINT = 6
@@ -49,7 +54,7 @@ class CodedPicture:
     `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else 0. `disposable` says
     whether no other picture of its layer refers to it; False where that cannot be told. `slices` is how many pieces
     the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of further views,
-    sizes or qualities beside it. `headers` are, for H.264, what `h264.survey` looks at. `parameters` are the parameter
+    sizes or qualities beside it. `headers` are, for H.264, what `survey` looks at. `parameters` are the parameter
     sets of H.264 and HEVC that stand in its packet.
     """
 
@@ -71,7 +76,7 @@ def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
         kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
         return CodedPicture(disposable=kinds == [MPEG4_B_PICTURE])
     if codec == "av1":
-        return CodedPicture(disposable=av1.leaves_nothing(packet, extradata))
+        return CodedPicture(disposable=leaves_nothing(packet, extradata))
     return CodedPicture()
 
 
@@ -90,7 +95,7 @@ def _h264_picture(packet: bytes, extradata: bytes) -> CodedPicture:
             layered = True
     headers = parameters
     for unit in slices[:1] + slices[1:][-1:]:
-        headers += (unit[: h264.HEAD],)
+        headers += (unit[:SLICE_HEAD],)
     disposable = disposable and bool(slices) and not parameters
     return CodedPicture(0, disposable, len(slices), layered, headers, parameters)
 

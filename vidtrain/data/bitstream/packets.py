@@ -16,9 +16,8 @@ from contextlib import contextmanager
 import av
 import numpy as np
 
-from vidtrain.data.decoding.damage import damage_error, listened
-from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, decoder_options
-from vidtrain.data.decoding.video import DecodeError, PacketTable
+from vidtrain.data.decoding.container import damage_error, decoder_options, listened
+from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable
 from vidtrain.data.processes import watchdog
 
 # Ranges are read in one go, unless what lies between them is longer than they are and this many bytes.

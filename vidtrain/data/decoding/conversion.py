@@ -4,18 +4,20 @@ Where a filter does not take a format, libavfilter puts a conversion in front of
 the range. So nothing but what takes every format stands before the scale that is told both.
 """
 
+import ctypes
+import platform
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 
 import av
+import av.frame
 import numpy as np
 from av.filter import Graph
 from av.filter.context import FilterContext
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
-from vidtrain.data.decoding.swscale import disable_slow_gather
-from vidtrain.data.decoding.video import VideoInfo
+from vidtrain.data.decoding.video import Orientation, VideoInfo, displayed_size, orientation_of
 
 # Matrix coefficients (ITU-T H.273, table 4) to their name in the scale filter.
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
@@ -31,6 +33,9 @@ SIZE_CHANGES = ("scale", "refuse")
 # scaled YUV, swscale takes shortcuts that darken by a level. Without accurate_rnd swscale is off by one here and there,
 # differently on different processors.
 SCALE_FLAGS = "accurate_rnd+full_chroma_int"
+
+SLOW_GATHER = 0x2000000  # AV_CPU_FLAG_SLOW_GATHER of libavutil/cpu.h, on x86
+DETECT = -1  # forces no flags
 
 
 def color_of(frame: av.VideoFrame) -> tuple[str, str]:
@@ -193,3 +198,34 @@ def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
     """Where `length` from `begin` of `shown` lies among `pixels`: its beginning and its length, of one or more."""
     first = min(round(begin * pixels / shown), pixels - 1)
     return first, max(1, round((begin + length) * pixels / shown) - first)
+
+
+def allow_gather(allowed: bool) -> bool:
+    """Whether swscale may gather in what it sets up from here on, in all of this process.
+
+    swscale has two ways to shrink a row, which give the same bits: by AVX2's gather instructions, or by plain loads. It
+    gathers, unless FFmpeg holds a processor's gathers for slow, as it does with AMD's up to Zen 3 only. They are slow
+    on later ones as well, and on most of Intel's since the microcode against Gather Data Sampling; elsewhere there is
+    little between the two. On Zen 5 a box of 720 x 720 took twice as long with them (experiments/benchmarks/decoding).
+
+    Returns False where that cannot be said, and nothing is changed: on processors other than x86-64, and where
+    libavutil's functions are not found.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        # this finds the functions of the libraries that it is linked to
+        libavutil = ctypes.CDLL(av.frame.__file__)
+        read, force = libavutil.av_get_cpu_flags, libavutil.av_force_cpu_flags
+    except (OSError, AttributeError):
+        return False
+    force(DETECT)
+    if not allowed:
+        force(read() | SLOW_GATHER)
+    return True
+
+
+@cache
+def disable_slow_gather() -> bool:
+    """Forbids gather instructions in this process; only the first call does anything."""
+    return allow_gather(False)

@@ -4,8 +4,11 @@ Exact means: a frame read at random is, byte for byte, the one that reading the 
 decoder made up, for want of sound data, is not given out.
 """
 
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -14,12 +17,13 @@ from torch import Tensor
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.bitstream.packets import damaged_frames, decode_frames, decode_in_order
+from vidtrain.data.decoding.container import check_size, damage_error, sound_frames, sound_image
 from vidtrain.data.decoding.conversion import ViewConverter
-from vidtrain.data.decoding.damage import check_size, damage_error, sound_frames, sound_image
-from vidtrain.data.decoding.orientation import displayed_size, orientation_of
-from vidtrain.data.decoding.video import DecodeError, VideoInfo
+from vidtrain.data.decoding.video import DecodeError, VideoInfo, displayed_size, orientation_of
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
+CLOCK = 90_000  # ticks a second of written videos, what MPEG counts in
+ENCODING = {"preset": "veryfast", "crf": "20"}
 
 
 def decode_views(
@@ -146,3 +150,50 @@ def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.Vid
 def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     for index in wanted:
         yield index, sound_image(video.images[index], video.max_pixels)
+
+
+def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Every frame of `video` in the order in which they are shown, upright and scaled to `size` (height, width): uint8
+    [h w 3], RGB.
+
+    Raises `DecodeError` where one does not decode, or is damaged.
+    """
+    convert = ViewConverter.of(video, Crop(0, 0, video.width, video.height), size)
+    early: dict[int, np.ndarray] = {}  # decoded before those that are shown before them
+    due = 0
+    for index, frame in read_frames(video, list(range(video.num_frames)), in_order=True):
+        picture = np.empty((3, *size), np.uint8)
+        convert(frame, picture)
+        early[index] = picture
+        while due in early:
+            yield np.ascontiguousarray(early.pop(due).transpose(1, 2, 0))
+            due += 1
+    if due < video.num_frames:
+        raise DecodeError(video.path, f"frame {due} of {video.num_frames} does not decode")
+
+
+def write_video(path: Path, pictures: Iterable[np.ndarray], seconds: np.ndarray) -> None:
+    """Writes pictures, uint8 [h w 3] of even sides, as H.264 in MP4; each is shown at its time, increasing.
+
+    The file appears when it is whole.
+    """
+    times = np.round((seconds - seconds[0]) * CLOCK).astype(np.int64)
+    span = int(times[-1]) if len(times) > 1 else CLOCK // 25
+    mean = Fraction(max(1, len(times) - 1) * CLOCK, span).limit_denominator(1000)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=mean, options=ENCODING)
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.time_base = Fraction(1, CLOCK)
+            stream.codec_context.thread_count = 1
+            for number, (picture, time) in enumerate(zip(pictures, times, strict=True)):
+                if number == 0:
+                    stream.height, stream.width = picture.shape[:2]
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = int(time), Fraction(1, CLOCK)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

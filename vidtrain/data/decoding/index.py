@@ -14,10 +14,9 @@ from typing import Any
 import av
 import numpy as np
 
-from vidtrain.data.decoding.image_folders import probe_images
-from vidtrain.data.decoding.metadata import probe
-from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, larger
-from vidtrain.data.decoding.video import DecodeError, PacketTable, VideoInfo
+from vidtrain.data.decoding.container import larger
+from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable, VideoInfo
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_links
 

@@ -7,6 +7,7 @@ from byte ranges later only where both gave the same pixels.
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtrain.data.bitstream.av1 import has_layers
 from vidtrain.data.bitstream.entry_points import (
     TELLING_CODECS,
     CodedPicture,
@@ -27,18 +27,25 @@ from vidtrain.data.bitstream.entry_points import (
     needs_first_packet,
     pictures_apart,
 )
-from vidtrain.data.bitstream.h264 import Survey, survey
+from vidtrain.data.bitstream.headers import Survey, has_layers, survey
 from vidtrain.data.bitstream.verifying import Trial, fingerprint
+from vidtrain.data.decoding.container import aspect_of, larger, opened
 from vidtrain.data.decoding.frame_times import (
     StatedTimes,
     frame_times,
     states_decode_times,
     states_shown_times,
 )
-from vidtrain.data.decoding.orientation import displayed_size, orientation_of
-from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, larger
-from vidtrain.data.decoding.video import DecodeError, PacketTable, VideoInfo, aspect_of, opened
+from vidtrain.data.decoding.video import (
+    MAX_PIXELS,
+    DecodeError,
+    PacketTable,
+    VideoInfo,
+    displayed_size,
+    orientation_of,
+)
 from vidtrain.data.processes import watchdog
+from vidtrain.errors import UserError
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -48,6 +55,8 @@ HIGHEST_CODED_RATE = 300  # frames per second; what is more is the rate of such 
 # Matroska counts a packet's position from its block's header, whose length varies.
 HEADER = 64
 NONE = np.array([], dtype=np.int32)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+NUMBER = re.compile(r"(\d+)")
 
 
 @dataclass
@@ -291,3 +300,58 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
     if found is None:
         raise DecodeError(path, "it has neither frame times in order nor a frame rate")
     return scan.video(path, first, *found, table)
+
+
+def probe_images(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """The images of `folder` as a video of `frame_rate` frames a second, in the order of the numbers in their names.
+
+    Raises `DecodeError` where there is none, or the first one does not decode or has more than `max_pixels`.
+    """
+    try:
+        names = image_names(folder)
+    except OSError as error:
+        raise DecodeError(folder, error.strerror) from error
+    if not names:
+        raise DecodeError(folder, f"no images in it; looked for {' '.join(IMAGE_SUFFIXES)}")
+    images = tuple(os.path.join(folder, name) for name in sorted(names, key=_natural))
+    with opened(images[0], max_pixels) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise DecodeError(images[0], "no frame of it decodes")
+        aspect = aspect_of(stream, orientation_of(first))
+    if cause := larger(first.width, first.height, max_pixels):
+        raise DecodeError(images[0], cause)
+    way = orientation_of(first)
+    width, height = displayed_size(first.width, first.height, way)
+    tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
+    ticks = np.arange(len(images))
+    return VideoInfo(
+        folder,
+        ticks,
+        tick,
+        width,
+        height,
+        way.rotation,
+        images=images,
+        mirrored=way.mirrored,
+        max_pixels=max_pixels,
+        aspect=aspect,
+    )
+
+
+def check_frame_rate(frame_rate: float) -> None:
+    """Raises `UserError` for a rate that is none."""
+    if not 1e-3 <= frame_rate <= 1e5:
+        raise UserError(
+            f"dataset.source.frame_rate={frame_rate}: must be images a second, from 0.001 to 100000"
+        )
+
+
+def image_names(folder: str) -> list[str]:
+    """The names of the images in `folder`, hidden files left out, in no certain order."""
+    return [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """So that img_2 comes before img_10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in NUMBER.split(name)]

@@ -1,34 +1,85 @@
-"""What is known of a video before its frames are chosen, and where its packets lie in the file."""
+"""What is known of a video before its frames are chosen: times, size, how it is turned, and where its packets lie."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.stream import VideoStream
+from av.sidedata.sidedata import SideData, Type
 
-from vidtrain.data.decoding.orientation import Orientation
-from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS, decoder_options, too_large, why_refused
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
+
+MAX_PIXELS = 36_000_000  # of one picture: 8192 x 4320 are 35.4 million
 
 
 class DecodeError(UserError):
     """A video that cannot be read: `path` names the file, `cause` says why, in words."""
 
-    def __init__(self, path: str, cause: str):
+    def __init__(self, path: str, cause: str | None):
         super().__init__(path, cause)
         self.path = path
-        self.cause = cause
+        self.cause = cause or "unknown error"
 
     def __str__(self) -> str:
         return f"cannot read video {shown(self.path)}: {shown(self.cause)}"
+
+
+class Orientation(NamedTuple):
+    """How a coded picture is shown: mirrored left to right if `mirrored`, then turned by `rotation` degrees
+    counterclockwise, one of 0, 90, 180 and 270.
+
+    A file's container, its H.264 or HEVC messages or a photo's EXIF say it; FFmpeg gives all of them as a display
+    matrix beside the frame.
+    """
+
+    rotation: int = 0
+    mirrored: bool = False
+
+    @property
+    def swaps_sides(self) -> bool:
+        """Whether what is shown is as wide as what is coded is high."""
+        return self.rotation in (90, 270)
+
+    @property
+    def filters(self) -> tuple[list[tuple[str, str]], bool]:
+        """What turns a coded picture: filters (name, options), and whether its rows come last to first after them.
+
+        The filter that reverses rows hands out memory that runs backwards, which not everything takes.
+        """
+        return _FILTERS[self]
+
+    def turned(self, picture: np.ndarray) -> np.ndarray:
+        """A coded picture [h w ...] as it is shown."""
+        return np.rot90(picture[:, ::-1] if self.mirrored else picture, self.rotation // 90)
+
+    def coded_box(self, box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
+        """Where a `box` (left, top, width, height) of what is shown lies in the coded picture of `width` and
+        `height`."""
+        left, top, across, down = box
+        if self.rotation == 90:
+            left, top, across, down = width - top - down, left, down, across
+        elif self.rotation == 180:
+            left, top = width - left - across, height - top - down
+        elif self.rotation == 270:
+            left, top, across, down = top, height - left - across, down, across
+        return (width - left - across if self.mirrored else left), top, across, down
+
+
+_FILTERS = {
+    Orientation(0, False): ([], False),
+    Orientation(90, False): ([("transpose", "cclock")], False),
+    Orientation(180, False): ([("hflip", "")], True),
+    Orientation(270, False): ([("transpose", "clock")], False),
+    Orientation(0, True): ([("hflip", "")], False),
+    Orientation(90, True): ([("transpose", "cclock_flip")], False),
+    Orientation(180, True): ([], True),
+    Orientation(270, True): ([("transpose", "clock_flip")], False),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,49 +188,35 @@ class VideoInfo:
         return self.ticks * self.tick.numerator / self.tick.denominator
 
 
-def _is_animated_webp(location: str) -> bool:
-    """Whether the header of a RIFF file says so: WEBP, then VP8X with the flag of an animation."""
-    try:
-        if not os.path.isfile(location):  # a pipe would wait
-            return False
-        with open(location, "rb") as file:
-            start = file.read(21)
-    except OSError:  # which opening it says better
-        return False
-    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) == 21 and bool(start[20] & 2)
+def _unnamed(cls: type[Type], value: int) -> Type:
+    """A kind of side data that PyAV has no name for: with one beside a frame, it would give none of the others."""
+    kind = object.__new__(cls)
+    kind._name_, kind._value_ = f"UNNAMED_{value}", value  # type: ignore[assignment] # its stub has no values
+    return kind
 
 
-@contextmanager
-def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`, as do
-    pictures of more than `max_pixels`, before there is any memory for them."""
-    # an absolute path, as a colon in a relative one would stand behind a protocol
-    location, options = os.path.abspath(path), decoder_options(max_pixels)
-    if _is_animated_webp(location):  # FFmpeg skips its frames and calls the rest invalid data
-        raise DecodeError(
-            path, "it is an animated WebP, which FFmpeg does not decode; convert it to MP4 or GIF"
-        )
-    try:
-        if cause := too_large(location, max_pixels):
-            raise DecodeError(path, cause)
-        with av.open(location, options=options, metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
-                raise DecodeError(path, "there is no video stream in it")
-            if container.format.name == "tty":
-                raise DecodeError(path, "it is a text file")
-            if stream.codec_context is None:
-                raise DecodeError(path, "there is no decoder for its video")
-            stream.codec_context.options = options
-            # workers are processes already, and more threads would change nothing but the contention
-            stream.codec_context.thread_type = "NONE"
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.FFmpegError as error:
-        raise DecodeError(path, why_refused(location, error, max_pixels) or error.strerror) from error
+# such as EXIF, and the views of spatial video; enum's own way to add members later
+Type._missing_ = classmethod(_unnamed)  # type: ignore[method-assign, assignment]
 
 
-def aspect_of(stream: VideoStream, orientation: Orientation) -> Fraction:
-    """How many times as wide as high the pixels of a stream are, as it is shown; 1 where it does not say."""
-    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-    return 1 / aspect if orientation.swaps_sides else aspect
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """How `frame` is to be shown; a rotation by another angle counts as the nearest of the four."""
+    side_data = cast(Iterable[SideData], frame.side_data)  # its stub says a dict of motion vectors
+    matrix = next((data for data in side_data if data.type is Type.DISPLAYMATRIX), None)
+    if matrix is None:
+        return Orientation()
+    # what x and y add to the shown x and y, y downwards: x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).tolist()
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b  # undone first, what is left is a rotation
+    across, down = math.hypot(a, c), math.hypot(b, d)
+    if not across or not down:
+        return Orientation()
+    clockwise = math.degrees(math.atan2(b / down, a / across))
+    return Orientation(round(-clockwise / 90) * 90 % 360, mirrored)
+
+
+def displayed_size(width: int, height: int, orientation: Orientation) -> tuple[int, int]:
+    """Width and height of a coded picture of `width` and `height` as it is shown."""
+    return (height, width) if orientation.swaps_sides else (width, height)

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vidtrain.data.decoding.image_folders import SUFFIXES as IMAGE_SUFFIXES
-from vidtrain.data.decoding.image_folders import image_names
+from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
 from vidtrain.data.sources.class_folders import SUFFIXES, leads_back, walk
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError

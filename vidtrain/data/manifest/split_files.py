@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vidtrain.data.decoding.image_folders import SUFFIXES, image_names
+from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import guarded_cell, is_utf8
@@ -80,5 +80,5 @@ def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
 def _count_images(folder: str) -> int:
     count = len(image_names(folder))
     if not count:
-        raise UserError(f"no images in {folder}; looked for {' '.join(SUFFIXES)}")
+        raise UserError(f"no images in {folder}; looked for {' '.join(IMAGE_SUFFIXES)}")
     return count

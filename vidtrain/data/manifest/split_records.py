@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.decoding.image_folders import image_names
+from vidtrain.data.decoding.metadata import image_names
 from vidtrain.data.manifest.columns import Columns, Strings
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError

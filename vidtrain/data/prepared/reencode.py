@@ -16,6 +16,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import PictureType
 
+from vidtrain.data.decoding.container import damage_error, frames_in_order, opened, sound_image
 from vidtrain.data.decoding.conversion import (
     FULL_RANGE,
     MATRICES,
@@ -24,13 +25,16 @@ from vidtrain.data.decoding.conversion import (
     color_of,
     filter_graph,
 )
-from vidtrain.data.decoding.damage import damage_error, frames_in_order, sound_image
 from vidtrain.data.decoding.decoder import size_error
-from vidtrain.data.decoding.image_folders import probe_images
-from vidtrain.data.decoding.metadata import probe
-from vidtrain.data.decoding.orientation import Orientation, displayed_size, orientation_of
-from vidtrain.data.decoding.pixel_bounds import MAX_PIXELS
-from vidtrain.data.decoding.video import DecodeError, VideoInfo, opened
+from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.video import (
+    MAX_PIXELS,
+    DecodeError,
+    Orientation,
+    VideoInfo,
+    displayed_size,
+    orientation_of,
+)
 from vidtrain.data.processes import watchdog
 from vidtrain.errors import UserError
 

@@ -2,8 +2,6 @@
 
 Read clips.py first.
 
-clips.py     which frames make a clip (pure functions)
-policies.py  short videos; frames in another order
-temporal.py  cuts by time; random speed and direction
-vjepa2.py    V-JEPA 2's way to choose them
+clips.py     the protocol, and the indices of its clips
+temporal.py  cuts by time, ends of short videos, frame orders, random speed and direction
 """

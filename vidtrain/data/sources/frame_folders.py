@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtrain.data.decoding.image_folders import check_frame_rate
+from vidtrain.data.decoding.metadata import check_frame_rate
 from vidtrain.data.manifest.checks import check_splits
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.decoding.image_folders import check_frame_rate
+from vidtrain.data.decoding.metadata import check_frame_rate
 from vidtrain.data.manifest.splitting import GroupPattern
 from vidtrain.data.sources.delimiters import LABEL_WORDS, PATH_WORDS, find_cut, named_delimiter
 from vidtrain.data.sources.labels import LabelReader, class_list, is_integer

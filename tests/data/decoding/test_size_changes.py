@@ -13,11 +13,9 @@ from PIL import Image
 from vidtrain.audit import Ledger
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.augment.geometry import CenterCrops, Crop
-from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.image_folders import probe_images
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.decoder import all_frames, decode_views
+from vidtrain.data.decoding.metadata import probe, probe_images
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
-from vidtrain.data.decoding.writer import all_frames
 from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.samplers import SampleKey
 from vidtrain.data.manifest.manifest import Manifest, Record

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
-from vidtrain.data.sampling.policies import FRAME_ORDERS, frame_picks
+from vidtrain.data.sampling.temporal import FRAME_ORDERS, frame_picks
 
 
 def test_which_frames_an_order_shows():

@@ -10,11 +10,10 @@ import pytest
 
 from vidtrain.data.augment.geometry import CenterCrops, Crop, WholeFrame
 from vidtrain.data.decoding.conversion import ViewConverter
-from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.decoder import all_frames, decode_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.metadata import probe
 from vidtrain.data.decoding.video import DecodeError
-from vidtrain.data.decoding.writer import all_frames
 from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.samplers import SampleKey
 from vidtrain.data.manifest.manifest import Manifest, Record

@@ -1,0 +1,194 @@
+"""What is found out about every file of a split before anything is drawn from it, each in a guarded process."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.video import DecodeError
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.processes.workers import guarded
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.temporal import EmptyCut
+from vidtrain.errors import UserError
+
+Cut = tuple[str, float | None, float | None]  # path, start and end in seconds
+Item = TypeVar("Item")
+Finding = TypeVar("Finding")
+UNREADABLE = "unreadable"
+
+
+def _no_progress(done: int) -> None:
+    pass
+
+
+def _check_all(
+    check: Callable[[Item], Finding],
+    items: Iterable[Item],
+    num_workers: int,
+    time_limit: float,
+    progress: Callable[[int], None],
+) -> list[Finding | None]:
+    """The finding of each item, in their order; None also for a file that crashes or hangs.
+
+    The files are looked at by `num_workers` processes, for `time_limit` seconds each at most.
+    """
+    findings: dict[int, Finding | None] = {}
+    numbered = enumerate(items)
+    results = guarded(partial(_check_one, check), numbered, max(1, num_workers), time_limit, (__name__,))
+    for done, result in enumerate(results, start=1):
+        findings[result.item[0]] = result.value
+        progress(done)
+    return [findings[number] for number in range(len(findings))]
+
+
+def _check_one(check: Callable[[Item], Finding], item: tuple[int, Item]) -> Finding:
+    return check(item[1])
+
+
+def _cuts(manifest: Manifest) -> Iterable[Cut]:
+    return ((record.path, record.start, record.end) for record in manifest)
+
+
+@dataclass(frozen=True)
+class VideoFilter:
+    """Bounds on videos, both ends allowed; None is no bound. Lengths are those of a record's cut of its file.
+
+    Raises `UserError` for bounds that nothing can meet, with a line for each.
+    """
+
+    min_frames: int | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"data.{name}={value} must be above 0; null is no bound"
+            for name, value in vars(self).items()
+            if value is not None and value <= 0
+        ]
+        if self.min_seconds and self.max_seconds and self.min_seconds > self.max_seconds:
+            faults.append(f"data.min_seconds={self.min_seconds} is above data.max_seconds={self.max_seconds}")
+        if faults:
+            raise UserError("\n".join(faults))
+
+    @property
+    def keeps_all(self) -> bool:
+        return all(value is None for value in vars(self).values())
+
+    def kept(
+        self,
+        manifest: Manifest,
+        index: VideoIndex,
+        num_workers: int,
+        time_limit: float,
+        progress: Callable[[int], None] = _no_progress,
+    ) -> tuple[np.ndarray, dict[str, int]]:
+        """Which records to keep, int64 [k], and how many others by the bound that they do not meet.
+
+        A file that cannot be read is kept, for training to report. Raises `UserError` where nothing is left.
+        """
+        check = partial(self._unmet_bound, index, manifest.frame_rate)
+        unmet = _check_all(check, _cuts(manifest), num_workers, time_limit, progress)
+        kept = [number for number, bound in enumerate(unmet) if bound is None]
+        dropped = Counter(bound for bound in unmet if bound is not None)
+        if not kept:
+            raise UserError(
+                f"no training video is left of {len(manifest)}: "
+                + ", ".join(f"data.{name} drops {count}" for name, count in sorted(dropped.items()))
+            )
+        return np.array(kept, dtype=np.int64), dict(dropped)
+
+    def _unmet_bound(self, index: VideoIndex, frame_rate: float | None, cut: Cut) -> str | None:
+        path, start, end = cut
+        try:
+            if self.max_bytes is not None and os.path.getsize(path) > self.max_bytes:
+                return "max_bytes"
+            if self.min_frames is None and self.min_seconds is None and self.max_seconds is None:
+                return None
+            video = index.info(path, frame_rate)
+        except (DecodeError, OSError):
+            return None
+        times = video.timestamps - video.timestamps[0]
+        inside = times[(times >= (start or 0)) & (times < (np.inf if end is None else end))]
+        frame_seconds = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        seconds = inside[-1] - inside[0] + frame_seconds if len(inside) else 0.0
+        if self.min_frames is not None and len(inside) < self.min_frames:
+            return "min_frames"
+        if self.min_seconds is not None and seconds < self.min_seconds:
+            return "min_seconds"
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            return "max_seconds"
+        return None
+
+
+def refused_videos(
+    manifest: Manifest,
+    protocol: ClipProtocol,
+    index: VideoIndex,
+    num_workers: int,
+    time_limit: float,
+    progress: Callable[[int], None] = _no_progress,
+) -> list[tuple[str, str]]:
+    """The (path, why) of the records that `protocol` gives no clips of, in the order of the manifest.
+
+    A file that cannot be read, or has nothing between a record's start and end, is not among them: that shows when it
+    is read.
+    """
+    check = partial(_refusal, protocol, index, manifest.frame_rate)
+    refusals = _check_all(check, _cuts(manifest), num_workers, time_limit, progress)
+    return [(path, why) for path, why in zip(manifest.paths, refusals, strict=True) if why is not None]
+
+
+def _refusal(protocol: ClipProtocol, index: VideoIndex, frame_rate: float | None, cut: Cut) -> str | None:
+    path, start, end = cut
+    try:
+        video = index.info(path, frame_rate)
+        clip_indices(video.num_frames, video.timestamps, protocol, None, start=start, end=end)
+    except (DecodeError, EmptyCut):
+        return None
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def manifest_digest(
+    manifest: Manifest,
+    index: VideoIndex,
+    num_workers: int,
+    time_limit: float,
+    progress: Callable[[int], None] = _no_progress,
+) -> str:
+    """BLAKE2b (32 hex digits) over the contents and cuts of all records, in order; where the files lie does not matter.
+
+    What was computed from them is theirs as long as it is the same. A folder of images goes by its frame rate and the
+    names, sizes and times of its files.
+    """
+    check = partial(_file_digest, index, manifest.frame_rate)
+    digests = _check_all(check, manifest.paths, num_workers, time_limit, progress)
+    whole = hashlib.blake2b(digest_size=16)
+    for digest, record in zip(digests, manifest, strict=True):
+        whole.update(f"{digest or UNREADABLE} {record.start} {record.end}\n".encode())
+    return whole.hexdigest()
+
+
+def _file_digest(index: VideoIndex, frame_rate: float | None, path: str) -> str:
+    try:
+        video = index.info(path, frame_rate)
+    except DecodeError:
+        return UNREADABLE
+    if not video.images:
+        return video.digest.hex()
+    whole = hashlib.blake2b(f"{frame_rate}\n".encode(), digest_size=16)
+    for image in video.images:
+        status = os.stat(image)
+        row = f"{os.path.basename(image)} {status.st_size} {status.st_mtime_ns}\n"
+        whole.update(row.encode(errors="surrogateescape"))
+    return whole.hexdigest()
