@@ -93,7 +93,7 @@ DEEP_FUNCTIONS = {
     "config/stored_overrides.py:_leaves",
     "config/migration.py:_unknown",
 }
-LARGE_ROOMS = {"training", "models"}
+LARGE_ROOMS = {"models"}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 
 

@@ -20,7 +20,7 @@ from vidtrain.config.schemas import BenchmarkConfig, RunConfig
 from vidtrain.errors import UserError
 from vidtrain.runs.assemble import open_data
 from vidtrain.tracking.console import NullConsole
-from vidtrain.training.clock import PARTS
+from vidtrain.training.profiling import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = small(

@@ -26,7 +26,7 @@ from vidtrain.models.weights.card import CARD_KEY
 from vidtrain.models.weights.formats.torchvision import enum_weights
 from vidtrain.models.weights.published import published_classes, published_clips
 from vidtrain.train import train
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 SMALL = small(
     "clip.eval_clips=2",

@@ -27,7 +27,7 @@ from vidtrain.prediction import outputs as prediction_outputs
 from vidtrain.prediction.outputs import Outputs
 from vidtrain.prediction.setup import class_number
 from vidtrain.train import train
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 
 SMALL = small(

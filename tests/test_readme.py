@@ -16,10 +16,9 @@ import vidtrain.training
 from vidtrain.app import check
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF
-from vidtrain.training.parameter_groups import parameter_groups
+from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import in_steps
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase
+from vidtrain.training.stages import apply_phase, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 README, OWN_PARTS = (ROOT / "README.md").read_text(), ROOT / "experiments/own_parts"

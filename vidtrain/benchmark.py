@@ -162,7 +162,7 @@ def describe_model(
     from vidtrain.build import parts as build
     from vidtrain.features.frozen_encoder import heads_of
     from vidtrain.models.classifier import ManyHeads
-    from vidtrain.training.precision import PRECISIONS
+    from vidtrain.training.ranks.distributed import PRECISIONS
     from vidtrain.training.stages import apply_phase
 
     own = list(phase.trained.parameters())

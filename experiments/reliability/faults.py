@@ -35,8 +35,8 @@ from fault_injection import (
 from fork_server import Child
 
 from vidtrain.errors import UserError
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints.files import resumable
+from vidtrain.training import checkpoint
+from vidtrain.training.checkpoint import resumable
 
 SAME = "the same bits in the end"
 NOT_MOUNTED = "not tried: mounting is not allowed"

@@ -25,14 +25,12 @@ from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.loggers.logger import NullLogger
 from vidtrain.tracking.run_log import RunLog
-from vidtrain.training.clock import PARTS, StepClock
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy
-from vidtrain.training.memory import peak_memory
+from vidtrain.training.profiling import PARTS, StepClock, peak_memory
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import Run
+from vidtrain.training.run import PhaseSettings, Run, TrainerSettings
 from vidtrain.training.schedules import Constant
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
 CPU = torch.device("cpu")
 STEPS = 6

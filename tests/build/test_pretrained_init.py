@@ -15,7 +15,7 @@ from vidtrain.build import parts as build
 from vidtrain.build.pretrained_init import load_starting_point
 from vidtrain.errors import UserError
 from vidtrain.models.weights.formats.vjepa import VJEPA_2, VJEPA_PROBE
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 
 SMALL = [

@@ -24,12 +24,12 @@ from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES
 from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
 from vidtrain.predict import predict
 from vidtrain.runs.folder import check_unchanged, stored_settings
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 TRUSTED = [
     "vidtrain.models.vit3d.ViT3D",
     "vidtrain.data.sources.mixture.Part",
-    "vidtrain.training.timm_optimizer.timm_optimizer",  # a function
+    "vidtrain.training.optimizers.timm_optimizer",  # a function
     "torch.nn.LayerNorm",
     "torch.nn.modules.normalization.LayerNorm",
     "torch.optim.RMSprop",

@@ -106,7 +106,7 @@ def difference(one: Path, other: Path) -> str | None:
     """
     import torch
 
-    from vidtrain.training.checkpoints import checkpoint
+    from vidtrain.training import checkpoint
 
     names = sorted(path.name for path in (one / "checkpoints").glob("*.pt"))
     others = sorted(path.name for path in (other / "checkpoints").glob("*.pt") if "damaged" not in path.name)

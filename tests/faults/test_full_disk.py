@@ -6,7 +6,7 @@ import socket
 import pytest
 from fault_injection import difference, fill, small_disk, step_now
 
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 SMALL = 50_000  # bytes: more than any log of these runs, less than any checkpoint
 

@@ -8,7 +8,7 @@ import pytest
 from fault_injection import difference, saving, start_training, step_now
 
 from vidtrain.errors import UserError
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 STEPS = 12
 

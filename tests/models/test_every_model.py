@@ -11,9 +11,8 @@ from torch import nn
 
 from vidtrain.build import parts as build
 from vidtrain.config.targets import options
-from vidtrain.training.parameter_groups import decays, parameter_groups
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase
+from vidtrain.training.run import PhaseSettings
+from vidtrain.training.stages import apply_phase, decays, parameter_groups
 
 # Parameters of the encoder, and of all with 400 classes, for clips of 16x224x224. Published: torchvision's eight are
 # its `num_params`; SlowFast 34.57 M and Slow 32.45 M (PyTorchVideo's model zoo); ViT-S 22, B 86.2, L 303.9, H 631.6 M

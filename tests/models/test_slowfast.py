@@ -18,9 +18,8 @@ from vidtrain.models.linear_heads import FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
-from vidtrain.training.parameter_groups import parameter_groups
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase, set_train_mode
+from vidtrain.training.run import PhaseSettings
+from vidtrain.training.stages import apply_phase, parameter_groups, set_train_mode
 
 CONF = Path(__file__).parents[2] / "conf"
 CLASSES = 7

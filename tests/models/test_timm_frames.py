@@ -12,11 +12,16 @@ from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
-from vidtrain.training.batch_norm import batch_norms, prepare_batch_norm
-from vidtrain.training.parameter_groups import parameter_groups
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
+from vidtrain.training.run import PhaseSettings
+from vidtrain.training.stages import (
+    apply_phase,
+    batch_norms,
+    parameter_groups,
+    parameter_table,
+    prepare_batch_norm,
+    set_train_mode,
+)
 
 # name: side of the images, layers, blocks, width of pooled features, places of a frame
 MODELS = {

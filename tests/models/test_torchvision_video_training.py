@@ -13,9 +13,8 @@ from vidtrain.models.torchvision_video import (
     TorchvisionS3D,
     TorchvisionSwin,
 )
-from vidtrain.training.parameter_groups import parameter_groups
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase, set_train_mode
+from vidtrain.training.run import PhaseSettings
+from vidtrain.training.stages import apply_phase, parameter_groups, set_train_mode
 
 MEAN = partial(MeanPoolClassifier, norm=False)
 TRAINABLE = {  # with clips about as small as each of them takes

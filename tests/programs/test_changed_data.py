@@ -10,8 +10,7 @@ from small_run import small
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.train import train
-from vidtrain.training import loop
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint, loop
 
 SMALL = small("trainer.epochs=2", "trainer.batch_size=10", "trainer.save_every=1it", "logger=none")
 FOLDERS = [each for each in SMALL if "+dataset.source" not in each]

@@ -10,7 +10,7 @@ import torch
 from fork_server import run_program
 from small_run import small
 
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 OVERRIDES = small(
     "clip.eval_clips=2",

@@ -16,7 +16,7 @@ from vidtrain.features import cache as feature_cache
 from vidtrain.features.store import TokenStore
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 SMALL = [
     "dataset=listing",

@@ -14,7 +14,7 @@ from vidtrain.app import check
 from vidtrain.evaluate import evaluate
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 SMALL = small(
     "logger=none",

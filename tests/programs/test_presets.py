@@ -15,7 +15,7 @@ from vidtrain.data.decoding.metadata import image_names
 from vidtrain.data.sources.motion import Motion
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 TINY = [
     "logger=none",

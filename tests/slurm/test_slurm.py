@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_run import small
 
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 sys.path.append(str(Path(__file__).parent))
 from clock import TIMED

@@ -19,14 +19,13 @@ from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.loggers.logger import NullLogger
 from vidtrain.tracking.run_log import RunLog, read_metrics
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy, Loss
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
-from vidtrain.training.run import PhaseTask, Run
+from vidtrain.training.run import PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Constant
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
 CPU = torch.device("cpu")
 ALONE = Ranks(CPU)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.training.batch_norm import batch_norms, prepare_batch_norm
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.stages import batch_norms, prepare_batch_norm
 
 NORM = "encoder.blocks.0.1"
 

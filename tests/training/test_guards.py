@@ -8,7 +8,7 @@ import torch
 from vidtrain.errors import UserError
 from vidtrain.training.guards import check_faults, check_overfit
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Focal
-from vidtrain.training.settings import TrainerSettings
+from vidtrain.training.run import TrainerSettings
 
 
 def test_failed_reads_of_all_ranks_are_held_against_all_videos():

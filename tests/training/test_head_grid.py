@@ -10,7 +10,7 @@ from vidtrain.errors import UserError
 from vidtrain.features.head_table import head_table
 from vidtrain.training.heads import finite_mean
 from vidtrain.training.losses import BinaryCrossEntropy
-from vidtrain.training.settings import HeadGridSettings, PhaseSettings, TrainerSettings
+from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings
 from vidtrain.training.stages import apply_phase, check_together
 
 NAMES = ["lr0.1_wd0", "lr0.1_wd0.5", "lr0.01_wd0", "lr0.01_wd0.5"]

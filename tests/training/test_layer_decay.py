@@ -12,8 +12,8 @@ from timm.optim import param_groups_layer_decay
 from vidtrain.build import parts as build
 from vidtrain.models.timm_layers import layers_and_blocks
 from vidtrain.training.optimizers import OptimizerSet
-from vidtrain.training.parameter_groups import layer_powers, parameter_groups
-from vidtrain.training.settings import PhaseSettings
+from vidtrain.training.run import PhaseSettings
+from vidtrain.training.stages import layer_powers, parameter_groups
 
 # Powers of the decay, by the beginning of a parameter's name.
 # ViT: VideoMAE's get_num_layer_for_vit, of `blocks` n: patch_embed and positions n + 1, block i n - i, all else 0.

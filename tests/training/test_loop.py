@@ -10,7 +10,7 @@ import torch
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.training import loop
 from vidtrain.training.losses import CrossEntropy
-from vidtrain.training.settings import HeadGridSettings, PhaseSettings
+from vidtrain.training.run import HeadGridSettings, PhaseSettings
 from vidtrain.training.state import EpochSums, TrainState
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__")

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.parameter_groups import clip_gradients, set_rates
+from vidtrain.training import checkpoint
+from vidtrain.training.optimizers import clip_gradients, set_rates, timm_optimizer
 from vidtrain.training.schedules import Constant
-from vidtrain.training.timm_optimizer import timm_optimizer
 
 STEADY = Constant().in_steps(1, 1)
 

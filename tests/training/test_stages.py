@@ -11,11 +11,11 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.training.parameter_groups import parameter_groups, set_rates
-from vidtrain.training.preflight import check_gradients
+from vidtrain.training.guards import check_gradients
+from vidtrain.training.optimizers import set_rates
+from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import Constant, Cosine
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
+from vidtrain.training.stages import apply_phase, parameter_groups, parameter_table, set_train_mode
 
 
 @pytest.fixture

@@ -22,13 +22,11 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.runs.export import check_geometry
 from vidtrain.runs.export import check_settings as check_export
-from vidtrain.training.batch_norm import BATCH_NORMS
-from vidtrain.training.parameter_groups import CLIP_GRAD_BY
-from vidtrain.training.precision import PRECISIONS
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.optimizers import CLIP_GRAD_BY
+from vidtrain.training.ranks.distributed import PRECISIONS, Ranks
 from vidtrain.training.ranks.rendezvous import find_place
 from vidtrain.training.schedules import in_steps, steps
-from vidtrain.training.stages import apply_phase, check_together
+from vidtrain.training.stages import BATCH_NORMS, apply_phase, check_together
 from vidtrain.training.validation import METRIC_PREFIXES, selecting_weights
 
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")

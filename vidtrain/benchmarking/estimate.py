@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vidtrain.training.run import PhaseSettings, TrainerSettings
 from vidtrain.training.schedules import steps
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
 
 
 def estimate(

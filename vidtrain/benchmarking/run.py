@@ -26,9 +26,8 @@ from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.evaluation.views import view_table
 from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog
-from vidtrain.training.memory import peak_memory, reset_peak
-from vidtrain.training.precision import autocast
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.profiling import peak_memory, reset_peak
+from vidtrain.training.ranks.distributed import Ranks, autocast
 
 ENDLESS = 2**40  # steps: more than anybody makes
 ALONE_SECONDS = 3.0  # that the loader, or the model, is measured for without the other

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.training.batch_norm import prepare_batch_norm
-from vidtrain.training.clock import PARTS, StepClock
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.guards import check_phases
 from vidtrain.training.loop import train_step
 from vidtrain.training.phases import Phase
-from vidtrain.training.precision import autocast
+from vidtrain.training.profiling import PARTS, StepClock
+from vidtrain.training.ranks.distributed import autocast
 from vidtrain.training.run import Run
-from vidtrain.training.stages import set_train_mode
+from vidtrain.training.stages import prepare_batch_norm, set_train_mode
 from vidtrain.training.state import TrainState
 
 Advance = Callable[[int], None]

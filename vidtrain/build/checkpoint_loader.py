@@ -67,7 +67,7 @@ class LoadedCheckpoint:
         Raises `UserError` for weights that do not fit `cfg`, and for a graph that holds another kind of fusion.
         """
         from vidtrain.build import parts as build
-        from vidtrain.training.checkpoints import checkpoint
+        from vidtrain.training import checkpoint
 
         if self.weights is None:
             from vidtrain.models.onnx_classifier import OnnxClassifier
@@ -118,7 +118,7 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
     use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package. Then
     nothing in it is looked up in this environment either.
     """
-    from vidtrain.training.checkpoints import checkpoint
+    from vidtrain.training import checkpoint
 
     if path.suffix in EXPORTED:
         if weights is not None:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.training.checkpoints.files import resumable
+from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
+from vidtrain.training.run import PhaseSettings, TrainerSettings
 
 
 @dataclass

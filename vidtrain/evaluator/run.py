@@ -31,8 +31,7 @@ from vidtrain.evaluation.view_shards import ShardWriter
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import batch_views
 from vidtrain.files.escaping import shown
-from vidtrain.training.precision import autocast
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks, autocast
 
 # Of the clip's settings, those that change nothing in evaluation; the orders of frames are listed by themselves
 NOT_OF_VIEWS = ("train_clips", "repeated_augmentation", "frame_order")

@@ -29,8 +29,7 @@ from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import ManyHeads
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import PhaseTask
-from vidtrain.training.settings import PhaseSettings
+from vidtrain.training.run import PhaseSettings, PhaseTask
 
 MOST_SHOWN = 40  # heads in the closing table
 

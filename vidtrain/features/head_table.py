@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidtrain.training.heads import head_choices, head_names
-from vidtrain.training.settings import PhaseSettings
+from vidtrain.training.run import PhaseSettings
 from vidtrain.training.validation import HEADS
 
 

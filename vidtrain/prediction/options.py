@@ -25,7 +25,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     choices = {"format": FORMATS, "heat": HEATS}
     for key in (key for key in ("precision", "fusion") if cfg[key] is not None):
         from vidtrain.models.classifier import FUSIONS
-        from vidtrain.training.precision import PRECISIONS
+        from vidtrain.training.ranks.distributed import PRECISIONS
 
         choices[key] = {"precision": tuple(PRECISIONS), "fusion": FUSIONS}[key]
     if cfg.size_changes is not None:

@@ -16,8 +16,7 @@ from vidtrain.data.manifest.class_names import describe_alike, one_spelling
 from vidtrain.errors import UserError
 from vidtrain.models.heat_maps import kinds_of
 from vidtrain.prediction.run import Predictor
-from vidtrain.training.precision import autocast
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks, autocast
 
 # The program's option -> where the value stands in the configuration that the checkpoint carries
 CHANGES = {

@@ -29,14 +29,12 @@ from vidtrain.runs import folder as run_folder
 from vidtrain.tracking.loggers.logger import NullLogger
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints.resume import find_resume
+from vidtrain.training import checkpoint
 from vidtrain.training.losses import Loss, describe_loss
-from vidtrain.training.precision import autocast
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler
-from vidtrain.training.run import Console, Log, PhaseTask, Run
-from vidtrain.training.settings import PhaseSettings, TrainerSettings
+from vidtrain.training.resume import find_resume
+from vidtrain.training.run import Console, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.validation import check_monitor
 
 

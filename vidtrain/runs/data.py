@@ -20,7 +20,7 @@ from vidtrain.files.escaping import shown
 from vidtrain.runs.folder import CHANGES, SPLITS
 from vidtrain.runs.status import last_step
 from vidtrain.tracking.ledgers import JsonLines
-from vidtrain.training.checkpoints.files import resumable
+from vidtrain.training.checkpoint import resumable
 
 NAMED = 5  # of a kind, in a message
 RECORDED = 1000  # of a kind, in a record

@@ -33,7 +33,7 @@ from vidtrain.files.escaping import is_masked, masked
 from vidtrain.files.folders import RunLock, check_links
 from vidtrain.runs.status import clear_outcome, record_outcome
 from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.training.checkpoints.files import resumable
+from vidtrain.training.checkpoint import resumable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.ranks.distributed import Ranks

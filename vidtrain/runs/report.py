@@ -23,9 +23,9 @@ from vidtrain.reports.frames import WRONG_FRAMES, most_wrong, plot_wrong
 from vidtrain.runs.assemble import Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.tracking.run_log import RunLog, each_metric
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints.resume import load_best
+from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.resume import load_best
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES
 

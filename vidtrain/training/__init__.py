@@ -1,31 +1,23 @@
-"""The loop, stages, schedules, checkpoints, ranks.
+"""The loop: what the app assembles comes in as a `Run`; checkpoints, rows of the log and trained weights come out.
 
-Read first, in this order: run.py, loop.py, phases.py, objective.py, optimizers.py.
-To add a term of the loss: objective.py; a hook: `Run` and vidtrain.runs.assemble.Record; a setting: settings.py.
+Read first, in this order: loop.py, phases.py, run.py.
+To add a term of the loss: `Classification` in losses.py; a hook: `Run` and vidtrain.runs.assemble.Record; a setting:
+`TrainerSettings` in run.py.
 
-loop.py            the loop
-settings.py        what the loop owns, typed
-stages.py          what a phase trains
-parameter_groups.py  which parameters train at which rate and decay
-guards.py          why a run ends before its time
-clock.py           parts of a step, on a CPU or a GPU
-schedules.py       functions of the step
-state.py           where a run stands
-seeding.py         what a step draws from
-preflight.py       does every trainable parameter get a gradient?
-profiling.py       the profiler of debug=profile
-losses.py          cross-entropy, binary cross-entropy, focal; weights of classes
-ema.py             an average of the weights
-batch_norm.py      what batch norms do in fine-tuning
-precision.py       in which numbers forward passes run
-timm_optimizer.py  timm's optimizers by name
-validation.py      the weights and their average, on val
-memory.py          memory at its peak
-run.py             what the loop works with
-phases.py          what outlives a phase, and what outlives a step
-heads.py           the heads that a phase trains: one, or a grid
-objective.py       the loss of every head on a batch
-optimizers.py      the optimizer of a phase; in a grid, one for each head
-checkpoints/       written whole, read safely, resumed from
-ranks/             processes that train together
+loop.py        the loop
+phases.py      what outlives a phase, and what outlives a step
+run.py         what the loop works with: settings, and the parts that the app assembles
+stages.py      what a phase trains, at which rate and decay
+optimizers.py  the optimizer of a phase; in a grid, one for each head; timm's optimizers by name
+schedules.py   functions of the step
+losses.py      losses, weights of classes, and the loss of every head on a batch
+heads.py       the heads that a phase trains: one, or a grid
+ema.py         an average of the weights
+state.py       where a run stands
+validation.py  the weights and their average, on val
+guards.py      why a run ends before its time
+checkpoint.py  checkpoints: written whole, read safely, replaced in turn, while the disk may be full
+resume.py      which checkpoint a run goes on from, and which weights it reports
+profiling.py   parts of a step, memory at its peak, the profiler of debug=profile
+ranks/         processes that train together
 """

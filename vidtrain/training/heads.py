@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vidtrain.evaluation.report import Report
-from vidtrain.training.settings import HeadGridSettings
+from vidtrain.training.run import HeadGridSettings
 
 RAW, EMA = "raw", "ema"  # the weights as they are, and their average
 

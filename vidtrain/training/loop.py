@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 
-from vidtrain.training.clock import NO_CLOCK, NoClock, StepClock
 from vidtrain.training.guards import check_faults, raise_non_finite_loss
 from vidtrain.training.heads import finite_mean, head_value
-from vidtrain.training.memory import epoch_costs
-from vidtrain.training.phases import Phase, Trainer
+from vidtrain.training.phases import Phase, Trainer, seed_step
+from vidtrain.training.profiling import NO_CLOCK, NoClock, StepClock, epoch_costs
 from vidtrain.training.run import Run
-from vidtrain.training.seeding import seed_step
 from vidtrain.training.stages import set_train_mode
 from vidtrain.training.state import StepResult, TrainState
 from vidtrain.training.validation import (

@@ -5,13 +5,14 @@ accumulation steps; PyTorch's weighted mean, which divides by the weights of the
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vidtrain.errors import UserError
+from vidtrain.evaluation.fusion import fuse
 
 BALANCED = "balanced"
 
@@ -171,3 +172,32 @@ def describe_loss(loss: Loss, weights: Tensor | None) -> str:
     """A word for the log."""
     weighed = "" if weights is None else f", weights of classes {weights.min():.3g} to {weights.max():.3g}"
     return f"loss {loss}{weighed}"
+
+
+class HeadOutputs(NamedTuple):
+    """The answers of h heads for b videos."""
+
+    logits: Tensor  # [h b k], fused over the clips of a video
+    losses: Tensor  # [h], the mean over videos
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Clip logits [b n (h k)] of h heads and targets (classes [b], or shares [b k]) -> `HeadOutputs`.
+
+    `fusion` is the name of the model's, and `class_weights` [k] are what `loss.weights` gave.
+
+    Terms beside the loss are to be added here: `by_head` are the raw clip logits, while the fused `logits` are
+    log-probabilities where fusion is mean_probs or joint. They will show in train/loss and not in val/loss.
+    """
+
+    loss: Loss
+    class_weights: Tensor | None
+    fusion: str
+    num_classes: int
+
+    def __call__(self, clip_logits: Tensor, targets: Tensor) -> HeadOutputs:
+        by_head = clip_logits.split(self.num_classes, dim=-1)
+        logits = [fuse(head, self.fusion, self.loss.independent) for head in by_head]
+        losses = [self.loss(head, targets, self.class_weights) for head in logits]
+        return HeadOutputs(torch.stack(logits), torch.stack(losses))

@@ -1,23 +1,22 @@
 """The optimizer of a phase: one for encoder and head together; in a grid, one for each head of the grid."""
 
+import difflib
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from vidtrain.errors import UserError
 from vidtrain.training.heads import head_choices, head_names
-from vidtrain.training.parameter_groups import (
-    OptimizerFactory,
-    clip_gradients,
-    group_parts,
-    parameter_groups,
-    set_rates,
-    trainable,
-)
+from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import Schedule
-from vidtrain.training.settings import PhaseSettings
+from vidtrain.training.stages import group_parts, parameter_groups
+
+CLIP_GRAD_BY = ("norm", "value")
+OptimizerFactory = Callable[..., torch.optim.Optimizer]  # of groups; lr and weight_decay may be given anew
 
 
 class _PerLoss(NamedTuple):
@@ -142,3 +141,80 @@ def _packed(parts: Sequence[Any]) -> Any:
 
 def _unpacked(stored: Any) -> list[Any]:
     return stored if isinstance(stored, list) else [stored]
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    lr: Schedule,
+    weight_decay: Schedule,
+    step: int,
+    total_steps: int,
+) -> dict[str, float]:
+    """Puts step `step` of 1..`total_steps` in force; returns the rates by group, for the log."""
+    lr_now = optimizer.defaults["lr"] * lr(step, total_steps)
+    weight_decay_now = optimizer.defaults["weight_decay"] * weight_decay(step, total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr_now * group["lr_scale"]
+        group["weight_decay"] = weight_decay_now * group["wd_scale"]
+    rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups if group["wd_scale"]}
+    return rates | {"weight_decay": weight_decay_now}
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], bound: float | None, by: str) -> torch.Tensor:
+    """Clips gradients in place; returns their norm from before, on their device.
+
+    `by` norm scales all to a norm of `bound` at most; by value cuts each component to [-`bound`, `bound`]. Without a
+    bound they are measured only.
+    """
+    if by == "norm":
+        return nn.utils.clip_grad_norm_(parameters, bound or float("inf"))
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if bound:
+        nn.utils.clip_grad_value_(parameters, bound)
+    return norm
+
+
+def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def timm_optimizer(
+    params: list[dict],
+    name: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """timm's optimizer `name`, such as lion, lamb, adan or muon, for groups of parameters.
+
+    `options` are its further arguments. timm's optimizers do not read the groups' `lr_scale`, so `set_rates` alone
+    scales. Raises `UserError` for an unknown name or option, and for an optimizer that needs a package or a GPU that
+    is not there, or second derivatives, which the loop does not compute.
+    """
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # takes seconds
+
+    known = list_optimizers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise UserError(f"name={name} is no optimizer of timm; choose one of {', '.join(near)}")
+    info = get_optimizer_info(name)
+    if info.second_order:
+        raise UserError(f"name={name} needs second derivatives, which the training loop does not compute")
+    try:
+        build = get_optimizer_class(name)
+    except (ImportError, AssertionError) as error:
+        raise UserError(f"name={name}: {error}") from error
+    arguments = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    given = dict(options or {})
+    allowed = [each for each in arguments if each not in ("params", "lr", "weight_decay")]
+    for option in given:
+        if option not in allowed:
+            raise UserError(f"options.{option}: {name} takes {', '.join(allowed)}")
+    if info.has_momentum and arguments["momentum"].default == 0:
+        given.setdefault("momentum", 0.9)  # as timm has it; without, Nesterov's is refused
+    optimizer = build(params, lr=lr, weight_decay=weight_decay, **given)
+    for group in optimizer.param_groups:
+        # "corrected" weight decay is lr^2 / (the highest lr), which is the group's own
+        if group.keys() >= {"max_lr_snapshot", "lr_scale"}:
+            group["max_lr_snapshot"] *= group["lr_scale"]
+    return optimizer

@@ -12,27 +12,30 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.training.batch_norm import freeze_batch_norm, prepare_batch_norm
-from vidtrain.training.checkpoints.saver import Saver
+from vidtrain.training.checkpoint import Saver
 from vidtrain.training.ema import WeightAverage
-from vidtrain.training.guards import check_phases
+from vidtrain.training.guards import check_gradients, check_phases
 from vidtrain.training.heads import Heads
-from vidtrain.training.objective import Classification
+from vidtrain.training.losses import Classification
 from vidtrain.training.optimizers import OptimizerSet
-from vidtrain.training.precision import autocast
-from vidtrain.training.preflight import check_gradients
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
-from vidtrain.training.run import PhaseTask, Run, TrainBatch
+from vidtrain.training.ranks.distributed import Ranks, autocast
+from vidtrain.training.run import PhaseSettings, PhaseTask, Run, TrainBatch
 from vidtrain.training.schedules import Schedule, every, in_steps, steps, too_long
-from vidtrain.training.seeding import seed_step
-from vidtrain.training.settings import PhaseSettings
-from vidtrain.training.stages import apply_phase, parameter_table, set_train_mode
+from vidtrain.training.stages import (
+    apply_phase,
+    freeze_batch_norm,
+    parameter_table,
+    prepare_batch_norm,
+    set_train_mode,
+)
 from vidtrain.training.state import EpochSums, TrainState
 from vidtrain.training.validation import selecting_weights, settings_lines
 
@@ -238,3 +241,11 @@ class Trainer:
 
 def _mean_loss(objective: Classification, clip_logits: Tensor, targets: Tensor) -> Tensor:
     return objective(clip_logits, targets).losses.mean()
+
+
+def seed_step(seed: int, step: int, ranks: Ranks) -> None:
+    """Seeds what a step draws from: the CPU's generator and this rank's device's, no others (that takes longer)."""
+    number = int(np.random.SeedSequence([seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(number)
+    if ranks.device.type == "cuda":
+        torch.cuda.manual_seed(number)

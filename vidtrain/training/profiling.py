@@ -1,9 +1,125 @@
-"""A torch profiler over a few steps, or nothing with the same face."""
+"""What training costs: the time of a step by its parts, memory at its peak, the operators that a profiler sees."""
 
+import multiprocessing
+import resource
+import sys
+import time
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+# What a step's time is divided into, in this order: waiting for a batch, copying it to the device, color,
+# normalization and mixing there, the model and the loss, gradients, and clipping, update and average of the weights
+PARTS = ("load", "transfer", "augment", "forward", "backward", "optimizer")
+
+
+class StepClock:
+    """Divides the time of steps into named parts, which sum to the step without a gap.
+
+    On a GPU the marks are events in its own queue: they do not hold it up, and what the host does meanwhile counts
+    only where the GPU waits for it. `seconds` synchronizes before it reads them.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._last = self._now()
+        self._steps: list[list[tuple[str, object, object]]] = [[]]
+
+    def begin(self) -> None:
+        """The first step begins now; each other one where the one before it ends."""
+        self._last = self._now()
+
+    def mark(self, part: str) -> None:
+        """What happened since the last mark belongs to `part`."""
+        now = self._now()
+        self._steps[-1].append((part, self._last, now))
+        self._last = now
+
+    def end_step(self) -> None:
+        self._steps.append([])
+
+    def seconds(self) -> list[dict[str, float]]:
+        """The seconds of each part, for every step that has ended."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        found = []
+        for marks in self._steps[:-1]:
+            parts = dict.fromkeys(PARTS, 0.0)
+            for part, before, after in marks:
+                parts[part] += before.elapsed_time(after) / 1000 if self._on_gpu else after - before
+            found.append(parts)
+        return found
+
+    def _now(self) -> object:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class NoClock:
+    """Does not look at the time; what training itself steps with."""
+
+    def mark(self, part: str) -> None:
+        return None
+
+
+NO_CLOCK = NoClock()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forgets the GPU's peak; that of a process counts from its start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Bytes: what tensors and PyTorch's cache took of the GPU and all there is of it (None without a GPU), resident
+    memory of this process, and of its worker processes together (None where the system does not tell).
+
+    Memory that a worker shares with this process counts in both.
+    """
+    gpu = dict.fromkeys(("gpu_allocated", "gpu_reserved", "gpu_total"))
+    if device.type == "cuda":
+        gpu = {
+            "gpu_allocated": torch.cuda.max_memory_allocated(device),
+            "gpu_reserved": torch.cuda.max_memory_reserved(device),
+            "gpu_total": torch.cuda.get_device_properties(device).total_memory,
+        }
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {**gpu, "process": process, "workers": _peak_of_workers()}
+
+
+def epoch_costs(epoch_seconds: float, total_seconds: float, device: torch.device) -> dict[str, float]:
+    """What the log says an epoch has cost: seconds, and GB of memory at the peak so far (see `peak_memory`)."""
+    peak = peak_memory(device)
+    named = {"process": "process", "workers": "workers", "gpu_allocated": "gpu"}
+    memory = {f"memory/{name}_gb": peak[key] / 1e9 for key, name in named.items() if peak[key] is not None}
+    return {"time/epoch_s": epoch_seconds, "time/total_s": total_seconds, **memory}
+
+
+def _peak_of_workers() -> int | None:
+    if not Path("/proc/self/status").is_file():
+        return None
+    found = [_high_water_mark(child.pid) for child in multiprocessing.active_children()]
+    return sum(each for each in found if each is not None)
+
+
+def _high_water_mark(process: int) -> int | None:
+    """None for a process that has ended meanwhile."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # systems that emulate /proc may keep no peak, and tell what is resident now
+    values = {line.split(":")[0]: line.split() for line in lines}
+    for name in ("VmHWM", "VmRSS"):
+        if name in values:
+            return int(values[name][1]) * 1024
+    return None
 
 
 class NoProfiler:

@@ -1,11 +1,15 @@
-"""Stages: which parts of the model a phase trains. Everything else stays bit for bit."""
+"""Stages: which parts of the model a phase trains, and at which rate and decay. Everything else stays bit for bit."""
+
+import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidtrain.errors import UserError
-from vidtrain.training.batch_norm import batch_norms
-from vidtrain.training.settings import HeadGridSettings, PhaseSettings, TrainerSettings
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings
 
 
 def apply_phase(model: nn.Module, phase: PhaseSettings) -> None:
@@ -133,3 +137,110 @@ def _layer_name(encoder: nn.Module, layer: nn.Module) -> str:
     parts += [name for name, parameter in encoder.named_parameters() if parameter in gathered]
     largest = [part for part in parts if not any(part.startswith(f"{other}.") for other in parts)]
     return ", ".join(largest)
+
+
+Part = tuple[str, float, Iterable[tuple[str, nn.Parameter]]]  # name, lr scale, named parameters
+
+
+# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them
+NOT_DECAYED = re.compile(
+    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?)$"
+)
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, norms (one dimension), positions, absolute or relative, or class and
+    register tokens, as in ViT, Swin and MViT; to the query of an attentive pooler, as in V-JEPA."""
+    return parameter.ndim > 1 and not name.endswith("bias") and NOT_DECAYED.search(name) is None
+
+
+def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
+    """The trainable parameters of `model.encoder` and `model.head`, grouped by what scales them.
+
+    Each group holds `params`, a `name` such as `encoder.layer03.no_decay`, `lr_scale` and `wd_scale` (1 or 0).
+    With `layer_decay` d, a layer trains at d to its power of `layer_powers`, and the head at d^0.
+    """
+    parts: list[Part] = [("head", 1.0, model.head.named_parameters())]
+    names = {parameter: name for name, parameter in model.encoder.named_parameters()}
+    layers = list(model.encoder.layers)
+    for index, (layer, power) in enumerate(zip(layers, layer_powers(model.encoder), strict=True)):
+        scale = phase.encoder_lr_scale * phase.layer_decay**power
+        part = "encoder" if phase.layer_decay == 1 else f"encoder.layer{index:02d}"
+        parts.append((part, scale, [(names[parameter], parameter) for parameter in layer.parameters()]))
+
+    groups = group_parts(parts, phase.lr_scale)
+    held = {parameter for group in groups for parameter in group["params"]}
+    forgotten = [name for name, each in model.named_parameters() if each.requires_grad and each not in held]
+    if forgotten:
+        raise UserError(
+            f"parameters that train but lie in neither encoder.layers nor the head: {', '.join(forgotten[:8])}; "
+            "let the encoder's `layers` hold them"
+        )
+    return groups
+
+
+def layer_powers(encoder: nn.Module) -> list[int]:
+    """The power of `layer_decay` at which each of `encoder.layers` trains, as in BEiT, MAE, VideoMAE and timm.
+
+    It is 1 for the last block, one more for each block before it, and one more again for the stem: what lies before
+    the first block. What lies between two blocks (a patch merging) goes with the later one, and what follows the last
+    (a final norm) with the head, at power 0.
+    """
+    blocks = set(encoder.blocks)
+    layers = list(encoder.layers)
+    powers, met = [], 0
+    for layer in reversed(layers):
+        met += layer in blocks
+        powers.append(met + (met == len(blocks) and layer not in blocks))
+    return powers[::-1]
+
+
+def group_parts(parts: Iterable[Part], lr_scale: float) -> list[dict]:
+    """The trainable parameters of `parts` in groups as `parameter_groups` gives them."""
+    groups: dict[str, dict] = {}
+    for part, scale, named in parts:
+        for name, parameter in named:
+            if not parameter.requires_grad:
+                continue
+            decay = decays(name, parameter)
+            key = part if decay else f"{part}.no_decay"
+            group = {"name": key, "params": [], "lr_scale": lr_scale * scale, "wd_scale": float(decay)}
+            groups.setdefault(key, group)["params"].append(parameter)
+    return list(groups.values())
+
+
+BATCH_NORMS = {
+    "train": "normalize by the batch of each rank",
+    "sync": "normalize by the batch of all ranks",
+    "frozen_statistics": "keep their running statistics; scale and shift train",
+    "frozen": "keep their running statistics, scale and shift",
+}
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def prepare_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
+    """`model` with batch norms that can do as `mode` says, their parameters and buffers the same.
+
+    Raises `UserError` where they shall count over ranks that are not on GPUs, which PyTorch cannot.
+    """
+    if mode != "sync" or ranks.world_size == 1 or not batch_norms(model):
+        return model
+    if ranks.device.type != "cuda":
+        raise UserError(
+            f"trainer.batch_norm=sync needs a GPU for each of the {ranks.world_size} ranks, and this is a "
+            f"{ranks.device.type}; choose train or frozen, or start one process"
+        )
+    # timm's, as PyTorch's would lose the activations that its norms hold; imported here, as it takes seconds
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model)
+
+
+def freeze_batch_norm(model: nn.Module, mode: str) -> None:
+    """After a phase has said what trains: scales and shifts do not, where `mode` is frozen."""
+    if mode == "frozen":
+        for norm in batch_norms(model):
+            norm.requires_grad_(False)

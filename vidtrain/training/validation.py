@@ -9,12 +9,11 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report
 from vidtrain.files.escaping import shown
-from vidtrain.training.batch_norm import BATCH_NORMS, batch_norms
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import Stopped
-from vidtrain.training.run import Console, Log
-from vidtrain.training.settings import TrainerSettings
+from vidtrain.training.run import Console, Log, TrainerSettings
+from vidtrain.training.stages import BATCH_NORMS, batch_norms
 from vidtrain.training.state import EpochSums
 
 # Which weights -> under which name their metrics are logged

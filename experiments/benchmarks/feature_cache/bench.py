@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from vidtrain.tracking.run_log import read_metrics
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 COMMON = ["logger=none", "stage=head_only", "trainer.cpu_threads=1", "trainer.num_workers=1"]
 SPEED = [

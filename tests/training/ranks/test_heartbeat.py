@@ -12,7 +12,7 @@ import pytest
 import torch
 from ports import free_ports
 
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 STOPPED = ("step_5", "step_12", "evaluation_4")  # step 12 is the last, and evaluated

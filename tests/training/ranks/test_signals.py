@@ -10,7 +10,7 @@ import pytest
 import torch
 from clock import TIMED
 
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 from vidtrain.training.ranks.signals import EXIT_STOPPED, PreemptionHandler, Stopped
 
 

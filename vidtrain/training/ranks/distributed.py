@@ -20,6 +20,7 @@ from vidtrain.training.ranks.signals import EXIT_STOPPED, Stopped, leave_at_exit
 
 T = TypeVar("T")
 RANK_TIMEOUT = 60.0
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START_SECONDS = 600.0  # in which all ranks must have come to the meeting point
 
 
@@ -209,3 +210,9 @@ def _device(name: str, here: Place) -> torch.device:
             )
         torch.cuda.set_device(device)
     return device
+
+
+def autocast(ranks: Ranks, precision: str) -> torch.autocast:
+    """The context in which forward passes run; bf16 means bfloat16."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(ranks.device.type, dtype, enabled=dtype != torch.float32)

@@ -15,7 +15,7 @@ from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.loading import load_pretrained
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 ENCODER = {"image_size": "${clip.size}", "num_frames": "${clip.frames}", "embed_dim": 24, "depth": 2, "num_heads": 2,
            "patch_size": 8, "positions": "sincos", "rope_base_grid": None, "mlp_hidden": None, "norm_eps": 1e-6,

@@ -19,7 +19,7 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.files.torch_files import verify
-from vidtrain.training.checkpoints import checkpoint
+from vidtrain.training import checkpoint
 
 
 class Model(nn.Module):

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints import files as checkpoint_files
-from vidtrain.training.checkpoints.files import put_in_place, remove_strays, resumable, step_file, step_of
+from vidtrain.training import checkpoint
+from vidtrain.training.checkpoint import put_in_place, remove_strays, resumable, step_file, step_of
 
 CALLS = ("open", "fsync", "link", "replace", "unlink")  # of the kernel, in which saving can be cut
 
@@ -73,7 +72,7 @@ def test_without_hard_links_one_stays_resumable(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(checkpoint_files.os, "link", refused)
+    monkeypatch.setattr(checkpoint.os, "link", refused)
     for step in (1, 2, 3):
         save(tmp_path, step)
     assert steps(tmp_path) == {"last.pt": 3, "previous.pt": 2}
@@ -82,7 +81,7 @@ def test_without_hard_links_one_stays_resumable(tmp_path, monkeypatch):
 def test_after_a_damaged_one_was_set_aside_the_good_one_stays(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    assert checkpoint_files.set_aside(tmp_path / "last.pt") == tmp_path / "damaged_last.pt"
+    assert checkpoint.set_aside(tmp_path / "last.pt") == tmp_path / "damaged_last.pt"
     save(tmp_path, 3)
     assert steps(tmp_path) == {"last.pt": 3, "previous.pt": 1}
     assert sorted(os.listdir(tmp_path)) == ["damaged_last.pt", "last.pt", "previous.pt"]

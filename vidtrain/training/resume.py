@@ -6,8 +6,8 @@ from typing import Any
 
 from vidtrain.errors import UserError
 from vidtrain.files.torch_files import verify
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints.files import BEST, LAST, PREVIOUS, resumable, set_aside, step_of
+from vidtrain.training import checkpoint
+from vidtrain.training.checkpoint import BEST, LAST, PREVIOUS, resumable, set_aside, step_of
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console
 from vidtrain.training.state import TrainState

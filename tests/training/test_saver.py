@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
+from vidtrain.files import torch_files
 from vidtrain.tracking.console import NullConsole
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints import saver as saving
-from vidtrain.training.checkpoints.saver import Saver
+from vidtrain.training import checkpoint
+from vidtrain.training.checkpoint import Saver
 from vidtrain.training.ranks.distributed import Ranks
 
 
@@ -28,7 +28,7 @@ def disk(tmp_path, monkeypatch):
     """A saver into `folder`, whose disk is full while `full` is set; `rows` is what it logged."""
     made = SimpleNamespace(full=False, rows=[], console=Said(), folder=tmp_path)
     log = SimpleNamespace(log=lambda metrics, step: made.rows.append((step, metrics)))
-    write = checkpoint.write_torch_file
+    write = torch_files.write_torch_file
 
     def limited(payload, file):
         if made.full:
@@ -36,7 +36,7 @@ def disk(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(payload, file)
 
-    monkeypatch.setattr(checkpoint, "write_torch_file", limited)
+    monkeypatch.setattr(torch_files, "write_torch_file", limited)
     ranks = Ranks(torch.device("cpu"))
     made.saver = Saver(tmp_path, {"classes": ["a"]}, ranks, log, made.console)
 
@@ -90,7 +90,7 @@ def test_ten_failures_in_a_row_end_the_run(disk):
         match="10 checkpoints in a row .* at step 11; the newest checkpoint is of step 1. Free some space",
     ):
         disk.save(11)
-    assert saving.MOST_FAILED == 10
+    assert checkpoint.MOST_FAILED == 10
     assert disk.step("last.pt") == 1
 
 

@@ -6,9 +6,9 @@ from damage import flip
 
 from vidtrain.errors import UserError
 from vidtrain.tracking.console import NullConsole
-from vidtrain.training.checkpoints import checkpoint
-from vidtrain.training.checkpoints.resume import find_resume, load_best
+from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.resume import find_resume, load_best
 from vidtrain.training.state import EpochSums, TrainState
 
 ALONE = Ranks(torch.device("cpu"))

@@ -1,0 +1,237 @@
+"""Checkpoints: never half-written, never run as code, never loaded without saying what fitted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidtrain.errors import UserError
+from vidtrain.files.atomic import flush_folder
+
+if TYPE_CHECKING:  # names of files are needed before torch is imported, which takes seconds
+    from torch import Tensor, nn
+
+    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.run import Console, Log
+
+FORMAT = "vidtrain/1"
+
+
+class NotSaved(UserError):
+    """A checkpoint that could not be written; those of before are as they were."""
+
+
+def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
+    """Writes `payload` so that a crash at any instant leaves the old file or the new one, whole.
+
+    What stood at `path` becomes `previous`, if one is named. Raises `NotSaved` naming the file when it cannot be
+    written (a full disk, say); the old ones stay.
+    """
+    from vidtrain.files.torch_files import write_torch_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write_torch_file({"format": FORMAT, **payload}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            put_in_place(temporary, path, previous)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        cause = error.strerror or error
+        raise NotSaved(
+            f"could not write the checkpoint {path} ({cause}); the previous one is intact"
+        ) from error
+
+
+def load(path: Path | str) -> dict:
+    """Reads a checkpoint of ours onto the CPU, without running any code that it may hold, and verifies its checksums.
+
+    Raises `UserError` naming the file when it is absent, truncated, damaged, malicious or of another program.
+    """
+    from vidtrain.files.torch_files import read_torch_file
+
+    payload = read_torch_file(Path(path))
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path} was not written by vidtrain (its format is not {FORMAT!r})")
+    return payload
+
+
+def restore(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copies `weights` that must fit exactly; raises `UserError` naming the first that do not."""
+    own = model.state_dict()
+    wrong = [name for name in own.keys() ^ weights.keys()]
+    wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if wrong:
+        some = ", ".join(sorted(wrong)[:6])
+        raise UserError(
+            f"{source} is a checkpoint of another architecture than the configured model: {len(wrong)} tensors "
+            f"are missing, unexpected or of another shape ({some}{', ...' if wrong[6:] else ''})"
+        )
+    model.load_state_dict(weights)
+
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+DAMAGED = "damaged_"  # before the name of one that was passed over
+
+
+def step_file(step: int) -> str:
+    """The name of a checkpoint that is kept for good."""
+    return f"step_{step:07d}.pt"
+
+
+def resumable(folder: Path) -> list[Path]:
+    """What a run can be resumed from, unread: the last, the one before it, and those kept for good, newest first."""
+    latest = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+    return latest + sorted(folder.glob("step_*.pt"), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint that is kept for good; -1 where another file was given such a name."""
+    digits = path.stem.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def put_in_place(temporary: Path, path: Path, previous: Path | None) -> None:
+    """Renames `temporary` to `path`; what stood there becomes `previous`, if one is named.
+
+    At every instant `path` is the old file or the new one, whole, and `previous` is another than `path`. On a file
+    system without hard links, `path` is absent for an instant, and `previous` holds what it was.
+    """
+    if previous is not None and path.exists():
+        spare = previous.with_name(f".{previous.name}.tmp")
+        spare.unlink(missing_ok=True)
+        try:
+            os.link(path, spare)
+        except OSError:
+            os.replace(path, previous)
+            os.replace(temporary, path)
+        else:
+            os.replace(temporary, path)
+            os.replace(spare, previous)
+    else:
+        os.replace(temporary, path)
+    flush_folder(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that it is never taken for a good one again; gives its new name."""
+    aside = path.with_name(DAMAGED + path.name)
+    os.replace(path, aside)
+    return aside
+
+
+def remove_strays(folder: Path) -> None:
+    """Deletes what a process left that was killed while it saved. Only for who holds the run's folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+MOST_FAILED = 10  # saves in a row, before a run that saves nothing is ended
+
+
+class Saver:
+    """Writes the checkpoints of a run, on the main rank. A full disk costs it a checkpoint, not the run.
+
+    What a checkpoint speaks of is on the disk before it is: the rows of the logs up to its step, and the best weights.
+    So one that could not be written is made up for, and a resumed run misses nothing.
+
+    `metadata` goes into every checkpoint.
+    """
+
+    def __init__(self, folder: Path, metadata: Mapping[str, Any], ranks: Ranks, log: Log, console: Console):
+        self._folder = folder
+        self._metadata = metadata
+        self._ranks = ranks
+        self._log = log
+        self._console = console
+        self._unsaved_best: dict[str, Any] | None = None
+        self._failed = 0  # in a row
+        self._newest: int | None = None  # step of the last that was written by this process
+        if ranks.is_main:
+            remove_strays(folder)
+
+    def best(self, payload: Mapping[str, Any]) -> None:
+        """Writes best.pt, or keeps a copy of the weights and writes it before the next checkpoint."""
+        if not self._ranks.is_main:
+            return
+        self._unsaved_best = {**self._metadata, **payload}
+        try:
+            self._write_best()
+        except NotSaved as error:
+            weights = {name: _copy(tensor) for name, tensor in payload["model"].items()}
+            self._unsaved_best = {**self._metadata, **payload, "model": weights}
+            self._console.warn(
+                f"{error}. These weights are kept in memory and written with the next checkpoint"
+            )
+
+    def save(
+        self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool
+    ) -> bool:
+        """Writes last.pt, whose predecessor becomes previous.pt, and with `keep` a checkpoint for good; whether it did.
+
+        `unwritten` says of each rank why rows of its logs are not on the disk, if they are not: then nothing is
+        saved. A failure is a warning, counted as checkpoint/failed in the metrics, and the next call tries again.
+        Raises `UserError` on every rank where the checkpoint `must` be written, and after `MOST_FAILED` failures in
+        a row.
+        """
+        return self._ranks.on_main(lambda: self._save(payload, unwritten, keep, must))
+
+    def _save(
+        self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool
+    ) -> bool:
+        step = payload["state"]["total_step"]
+        try:
+            for rank, why in enumerate(unwritten):
+                if why is not None:
+                    raise NotSaved(f"no checkpoint at step {step}: rows of rank {rank}'s logs wait, {why}")
+            self._write_best()
+            whole = {**self._metadata, **payload}
+            if keep:
+                save(whole, self._folder / step_file(step))
+            save(whole, self._folder / LAST, self._folder / PREVIOUS)
+        except NotSaved as error:
+            self._failed += 1
+            self._log.log({"checkpoint/failed": self._failed}, step)
+            self._refuse_or_warn(str(error), step, must)
+        else:
+            if self._failed:
+                self._console.info(
+                    f"step {step}: the checkpoint is written, after {self._failed} that were not"
+                )
+            self._failed, self._newest = 0, step
+        return self._newest == step
+
+    def _refuse_or_warn(self, error: str, step: int, must: bool) -> None:
+        there = resumable(self._folder)
+        redo = "nothing was saved before" if not there else "the newest checkpoint stays as it was"
+        if self._newest is not None:
+            redo = f"the newest checkpoint is of step {self._newest}"
+        if must:
+            raise UserError(
+                f"{error}\nTraining is done at step {step}, and its end could not be saved; {redo}. Free some "
+                "space and resume with run_dir=: the steps since are taken again, and give the same weights"
+            )
+        if self._failed >= MOST_FAILED:
+            raise UserError(
+                f"{error}\n{self._failed} checkpoints in a row could not be written, the last at step {step}; {redo}. "
+                "Free some space and resume with run_dir="
+            )
+        self._console.warn(
+            f"step {step}: {error}. The run goes on and tries again with the next checkpoint (failure {self._failed} "
+            f"in a row; {MOST_FAILED} end the run)"
+        )
+
+    def _write_best(self) -> None:
+        if self._unsaved_best is not None:
+            save(self._unsaved_best, self._folder / BEST)
+            self._unsaved_best = None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
