@@ -109,8 +109,8 @@ def encode_all(copy: "PreparedCopy", files: Mapping[str, float | None], cfg: Dic
 def prepare(cfg: DictConfig) -> None:
     from vidtrain.build.data import index_folder, missing_hint
     from vidtrain.build.parts import instantiate_component
-    from vidtrain.data.manifest.checks import check_present
     from vidtrain.data.manifest.files import open_manifests
+    from vidtrain.data.manifest.splitting import check_present
     from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
     from vidtrain.files.folders import RunLock, check_links
     from vidtrain.tracking.console import make_console

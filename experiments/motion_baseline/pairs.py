@@ -6,7 +6,7 @@ python experiments/motion_baseline/pairs.py RUN/eval/test/predictions.csv
 import csv
 import sys
 
-from vidtrain.data.sources.motion_scenes import PAIRS
+from vidtrain.data.sources.motion import PAIRS
 
 PAIR_OF = {name: pair for pair in PAIRS for name in pair}
 

@@ -7,7 +7,7 @@ together. OUT/{train,val,test}/<class>/ is what dataset.source.root names; no fi
 import sys
 from pathlib import Path
 
-from vidtrain.data.sources.official_splits import UCF101
+from vidtrain.data.sources.published import UCF101
 
 
 def main(data: Path, out: Path, fold: int = 1) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidtrain.data.manifest.manifest import Record
-from vidtrain.data.sources.official_splits import UCF101
+from vidtrain.data.sources.published import UCF101
 
 
 def main(data: Path, out: Path, fold: int = 1) -> None:

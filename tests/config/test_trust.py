@@ -28,7 +28,7 @@ from vidtrain.training import checkpoint
 
 TRUSTED = [
     "vidtrain.models.vit3d.ViT3D",
-    "vidtrain.data.sources.mixture.Part",
+    "vidtrain.data.sources.listings.Part",
     "vidtrain.training.optimizers.timm_optimizer",  # a function
     "torch.nn.LayerNorm",
     "torch.nn.modules.normalization.LayerNorm",

@@ -227,7 +227,7 @@ def _with_paths(manifest: Manifest, paths: Iterable[str]) -> Manifest:
     strings = StringsBuilder()
     strings.extend(paths)
     columns = replace(manifest.columns, paths=strings.build())
-    return Manifest.from_columns(columns, manifest.classes, sources=manifest.sources)
+    return Manifest(columns, manifest.classes, sources=manifest.sources)
 
 
 def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) -> float:

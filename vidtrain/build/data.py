@@ -28,9 +28,9 @@ from vidtrain.data.loading.samplers import (
     records_by_source,
 )
 from vidtrain.data.manifest.balance import class_balance
-from vidtrain.data.manifest.checks import check_present
 from vidtrain.data.manifest.files import open_manifests
 from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import check_present
 from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.errors import UserError

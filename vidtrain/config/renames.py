@@ -23,6 +23,15 @@ TARGETS = {
     "vidtrain.launching.SlurmLauncher": "vidtrain.sweeps.submitit_launchers.SlurmLauncher",
     "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.grid.GridSweeper",
     "vidtrain.sweep_optuna.OptunaSweeper": "vidtrain.sweeps.optuna_sweeper.OptunaSweeper",
+    "vidtrain.data.sources.kinetics.Kinetics": "vidtrain.data.sources.published.Kinetics",
+    "vidtrain.data.sources.mixture.Mixture": "vidtrain.data.sources.listings.Mixture",
+    "vidtrain.data.sources.mixture.Part": "vidtrain.data.sources.listings.Part",
+    "vidtrain.data.sources.npy_listings.NpyListing": "vidtrain.data.sources.listings.NpyListing",
+    "vidtrain.data.sources.official_splits.HMDB51": "vidtrain.data.sources.published.HMDB51",
+    "vidtrain.data.sources.official_splits.UCF101": "vidtrain.data.sources.published.UCF101",
+    "vidtrain.data.sources.something_something.SomethingSomething": (
+        "vidtrain.data.sources.published.SomethingSomething"
+    ),
 }
 # Keys of a run's configuration
 KEYS = {

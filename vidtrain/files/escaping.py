@@ -32,6 +32,12 @@ def shown(name: object) -> str:
     return _UNSEEN_IN_NAMES.sub(_spell, str(name))
 
 
+def shown_some(names: Sequence[object], most: int) -> str:
+    """The first `most` of `names` as in `shown`, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
+
+
 def shown_lines(text: object) -> str:
     """As `shown`, for a message of ours that holds names: its line breaks stay."""
     return _UNSEEN_IN_LINES.sub(_spell, str(text))

@@ -13,8 +13,7 @@ from typing import Any
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.metadata import file_digest
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.split_changes import SplitChanges, split_changes
-from vidtrain.data.manifest.split_records import SplitRecord
+from vidtrain.data.manifest.split_records import SplitChanges, SplitRecord, split_changes
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.runs.folder import CHANGES, SPLITS

@@ -85,7 +85,7 @@ def read_once(folder: Path) -> dict[str, float]:
 def open_again(folder: Path, forget: bool) -> float:
     """Seconds; with `forget` the file is dropped from the system's cache first."""
     if forget:
-        for path in (folder / "index").rglob("*.manifest"):
+        for path in (folder / "index").rglob("*.npy"):
             with open(path, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     started = time.perf_counter()
@@ -180,7 +180,7 @@ def measure(folder: Path, records: int, count: int) -> None:
     write_listing(folder / "val.csv", VAL_RECORDS, 2)
     listing = (folder / "train.csv").stat().st_size / records
     first = fresh(read_once, folder)
-    on_disk = sum(path.stat().st_size for path in (folder / "index").rglob("train.manifest")) / records
+    on_disk = sum(path.stat().st_size for path in (folder / "index").rglob("train/*")) / records
     warm = statistics.median(fresh(open_again, folder, False) for _ in range(REPEATS))
     cold = statistics.median(fresh(open_again, folder, True) for _ in range(REPEATS))
     order = fresh(shuffle, records)

@@ -6,7 +6,6 @@ import unicodedata
 import numpy as np
 import pytest
 
-from vidtrain.data.manifest.checks import check_present
 from vidtrain.data.manifest.class_names import (
     appearance,
     check_appearance,
@@ -15,15 +14,12 @@ from vidtrain.data.manifest.class_names import (
     spelled_classes,
 )
 from vidtrain.data.manifest.manifest import Manifest, Record, in_order_of
+from vidtrain.data.manifest.splitting import check_present
 from vidtrain.data.sources.class_folders import ClassFolders
 from vidtrain.data.sources.frame_folders import FrameFolders
-from vidtrain.data.sources.kinetics import Kinetics
 from vidtrain.data.sources.labels import class_list
-from vidtrain.data.sources.listings import Listing
-from vidtrain.data.sources.mixture import Mixture, Part
-from vidtrain.data.sources.npy_listings import NpyListing
-from vidtrain.data.sources.official_splits import HMDB51, UCF101
-from vidtrain.data.sources.something_something import SomethingSomething
+from vidtrain.data.sources.listings import Listing, Mixture, NpyListing, Part
+from vidtrain.data.sources.published import HMDB51, UCF101, Kinetics, SomethingSomething
 from vidtrain.errors import UserError
 
 NFC, NFD = "café", "cafe\u0301"  # one code point and two, as Linux and macOS write the folder

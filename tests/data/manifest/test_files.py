@@ -109,11 +109,11 @@ def test_what_nobody_opened_for_long_is_removed(listing, tmp_path):
     assert len(list((tmp_path / "manifests").iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", ["train.manifest", "val.manifest", "splits.json"])
+@pytest.mark.parametrize("damage", ["train/labels.npy", "val/manifest.json", "splits.json"])
 def test_a_damaged_one_is_made_anew_with_a_word(listing, tmp_path, caplog, damage):
     open_manifests(Listed(str(listing)), tmp_path)
     (place,) = (tmp_path / "manifests").iterdir()
-    (place / damage).write_text("nonsense, and enough of it to pass for a header")
+    (place / damage).write_text("nonsense")
     assert paths(open_manifests(Listed(str(listing)), tmp_path))["train"] == ["1.mp4"]
     assert "made anew" in caplog.text
     assert len(READ) == 2
@@ -122,9 +122,9 @@ def test_a_damaged_one_is_made_anew_with_a_word(listing, tmp_path, caplog, damag
 def test_a_damaged_one_of_a_source_that_walks_is_made_anew(listing, tmp_path, caplog):
     open_manifests(Walked(str(listing)), tmp_path)
     (place,) = (tmp_path / "manifests").iterdir()
-    (place / "train.manifest").write_bytes(b"")
+    (place / "train" / "labels.npy").write_bytes(b"")
     assert paths(open_manifests(Walked(str(listing)), tmp_path)) == {"train": ["1.mp4 2.mp4"]}
-    assert "is no manifest: it has 0 bytes; it is made anew" in caplog.text
+    assert "made anew" in caplog.text
 
 
 def test_processes_may_start_together(listing, tmp_path):

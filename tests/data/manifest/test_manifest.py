@@ -1,5 +1,6 @@
 import multiprocessing
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_reads_like_a_sequence():
     manifest = Manifest(RECORDS, ["jump", "run"])
     assert len(manifest) == 3
     assert manifest[2] == manifest[-1] == Record("c.mp4", 1, "b")
-    assert list(manifest) == list(manifest.records) == RECORDS
+    assert list(manifest) == list(manifest[:]) == RECORDS
     assert manifest.classes == ("jump", "run")
     assert manifest.labels.dtype == np.int64
     assert manifest.labels.tolist() == [0, 1, 1]
@@ -110,22 +111,21 @@ def test_splits_must_share_their_classes():
 
 
 def test_a_saved_one_comes_back(tmp_path):
-    path = tmp_path / "m"
-    digest = rich().save(path)
-    found = Manifest.open(path)
+    digest = rich().save(tmp_path / "m")
+    found = Manifest.open(tmp_path / "m")
     assert contents(found) == contents(rich())
     assert is_mapped(found)
-    assert rich().save(path) == digest  # over the open one, whose pages stay
-    assert list(found) == RICH
-    assert found.subset([1, 2]).save(path) != digest
-    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+    assert rich().save(tmp_path / "again") == digest
+    assert found.subset([1, 2]).save(tmp_path / "part") != digest
+    with pytest.raises(FileExistsError):  # what is mapped is never written over
+        rich().save(tmp_path / "m")
 
 
 def test_one_in_memory_is_pickled_whole():
     assert contents(pickle.loads(pickle.dumps(rich()))) == contents(rich())
 
 
-def test_one_from_a_file_is_pickled_as_its_name(tmp_path, monkeypatch):
+def test_one_from_a_folder_is_pickled_as_its_name(tmp_path, monkeypatch):
     records = [Record(f"/videos/{i:06d}.mp4", 0, "all") for i in range(5000)]
     Manifest(records, ["a"]).save(tmp_path / "m")
     monkeypatch.chdir(tmp_path)
@@ -133,6 +133,7 @@ def test_one_from_a_file_is_pickled_as_its_name(tmp_path, monkeypatch):
     assert len(data) < 400
     monkeypatch.chdir("/")
     assert list(pickle.loads(data)) == records
+    shutil.rmtree(tmp_path / "m")
     Manifest(records[1:], ["a"]).save(tmp_path / "m")
     with pytest.raises(UserError, match="was replaced while it was in use"):
         pickle.loads(data)
@@ -145,34 +146,41 @@ def test_a_spawned_process_maps_the_same_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("file", "damage", "message"),
     [
-        (lambda data: data[:5], "is no manifest: it has 5 bytes"),
-        (lambda data: b"PK" + data[2:], "is no manifest of this package"),
-        (
-            lambda data: data[:40] + b"!" + data[41:],
-            "damaged .its header does not fit its checksum.; delete it",
-        ),
-        (lambda data: data[:-64], "damaged .* bytes follow its header"),
-        (lambda data: data + b"more", "damaged .* bytes follow its header"),
+        ("manifest.json", lambda data: data[:5], "damaged"),
+        ("manifest.json", lambda data: b"[]", "damaged"),
+        ("manifest.json", lambda data: data.replace(b'"frame_rate"', b'"framerate"'), "damaged .*frame_rate"),
+        ("labels.npy", lambda data: b"", "damaged"),
+        ("labels.npy", lambda data: b"PK" + data[2:], "damaged"),
+        ("starts.npy", lambda data: data[:-4], "damaged"),
+        ("paths.npy", lambda data: data[:-4], "damaged"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, damage, message):
-    path = tmp_path / "m"
-    rich().save(path)
+def test_a_damaged_one_is_named(tmp_path, file, damage, message):
+    rich().save(tmp_path / "m")
+    path = tmp_path / "m" / file
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"{path}.*{message}"):
-        Manifest.open(path)
-
-
-def test_damaged_offsets_are_found(tmp_path):
-    manifest = Manifest(RECORDS, ["jump", "run"])
-    manifest.columns.paths.offsets[1] = 99
-    manifest.save(tmp_path / "m")
-    with pytest.raises(UserError, match="damaged .paths.offsets do not increase"):
+    with pytest.raises(UserError, match=f"the manifest {tmp_path}/m is {message}.*delete it"):
         Manifest.open(tmp_path / "m")
 
 
-def test_an_absent_file_is_named(tmp_path):
+def test_damaged_columns_are_found(tmp_path):
+    manifest = Manifest(RECORDS, ["jump", "run"])
+    manifest.columns.paths.offsets[1] = 99
+    manifest.save(tmp_path / "m")
+    with pytest.raises(UserError, match="damaged .the offsets of its paths do not increase"):
+        Manifest.open(tmp_path / "m")
+    rich().save(tmp_path / "rich")
+    for name, values in (("sources", [0, 1]), ("label_offsets", [0, 2]), ("paths.offsets", [0, 1, 2, 3, 4])):
+        whole = (tmp_path / "rich" / f"{name}.npy").read_bytes()
+        np.save(tmp_path / "rich" / f"{name}.npy", np.array(values))
+        with pytest.raises(UserError, match="damaged .its (columns|labels|paths) are"):
+            Manifest.open(tmp_path / "rich")
+        (tmp_path / "rich" / f"{name}.npy").write_bytes(whole)
+    assert contents(Manifest.open(tmp_path / "rich")) == contents(rich())
+
+
+def test_an_absent_one_is_named(tmp_path):
     with pytest.raises(UserError, match="the manifest .*/none cannot be opened: No such file"):
         Manifest.open(tmp_path / "none")

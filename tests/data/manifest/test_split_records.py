@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.manifest.manifest import Manifest, Record
-from vidtrain.data.manifest.split_changes import split_changes
-from vidtrain.data.manifest.split_records import GONE, NOT_LOOKED_AT, SplitRecord
+from vidtrain.data.manifest.split_records import GONE, NOT_LOOKED_AT, SplitRecord, split_changes
 from vidtrain.errors import UserError
 
 CLASSES = ("blue", "red")
@@ -94,13 +93,13 @@ def test_files_of_a_listing_that_are_gone_or_there_again(root):
 def test_labels_and_classes(root):
     before, manifest = of(root), listed(root)
     columns = manifest.columns
-    other = Manifest.from_columns(columns.relabeled(np.array([1, 0])), CLASSES)
+    other = Manifest(columns.relabeled(np.array([1, 0])), CLASSES)
     assert kinds(before, SplitRecord.of(other))["in another class"][0] == f"{root}/blue/0.mp4 (blue -> red)"
-    swapped = Manifest.from_columns(columns.relabeled(np.array([1, 0])), CLASSES[::-1])
+    swapped = Manifest(columns.relabeled(np.array([1, 0])), CLASSES[::-1])
     assert kinds(before, SplitRecord.of(swapped)) == {
         "different among the classes": ["the same classes in another order"]
     }
-    more = Manifest.from_columns(columns, (*CLASSES, "white"))
+    more = Manifest(columns, (*CLASSES, "white"))
     assert kinds(before, SplitRecord.of(more)) == {"different among the classes": ["white is new"]}
     several = Manifest([Record("a", 0, "a", (0, 1)), Record("b", 1, "b")], CLASSES)
     fewer = Manifest([Record("a", 0, "a"), Record("b", 1, "b", (1, 0))], CLASSES)

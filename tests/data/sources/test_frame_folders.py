@@ -81,7 +81,7 @@ def test_missing_folders(folders, caplog):
         ({"annotations": ANNOTATIONS, "frame_rate": 0}, "frame_rate=0: must be images a second"),
         ({"annotations": ANNOTATIONS, "classes": ["a"]}, "names the classes; take dataset.source.classes back"),
         ({"annotations": ANNOTATIONS, "group_pattern": "a"}, "group_pattern groups nothing there"),
-        ({"annotations": "{"}, "annotations.json is no annotations file"),
+        ({"annotations": "{"}, "annotations.json is no JSON"),
         ({"annotations": {"train": []}}, "is no annotations file: KeyError.'categories'"),
         ({"annotations": {**ANNOTATIONS, "val": []}}, "lists no videos for val"),
         ({"annotations": {**ANNOTATIONS, "val": [{"video": "v3", "target": 5}]}}, r"v3: label 5 is outside 0\.\.1"),

@@ -8,8 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from vidtrain.data.sources.motion import Motion
-from vidtrain.data.sources.motion_scenes import CLASSES, PAIRS, SHAPES, render
+from vidtrain.data.sources.motion import CLASSES, PAIRS, SHAPES, Motion, render
 from vidtrain.errors import UserError
 
 REPO = Path(__file__).resolve().parents[3]
@@ -65,7 +64,7 @@ def test_no_test_split(tmp_path):
 
 def test_files_are_what_they_should_be(tmp_path):
     manifests = Motion(str(tmp_path / "motion"), 1, 1, 0).manifests()
-    for record in manifests["train"].records:
+    for record in manifests["train"]:
         assert 1_000 < Path(record.path).stat().st_size < 50_000
         with av.open(record.path) as container:
             stream = container.streams.video[0]

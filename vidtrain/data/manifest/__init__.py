@@ -2,15 +2,11 @@
 
 Read manifest.py first.
 
-manifest.py       records and class names
+manifest.py       records and class names, in memory and in a folder of columns
 balance.py        how often each class is drawn
-checks.py         what no dataset may be
 class_names.py    one spelling for each class
-columns.py        how millions of them lie in memory
-files.py          what a source found, kept for all runs
-format.py         the file of a manifest, mapped into memory
-split_changes.py  what differs in it now, by name
-split_files.py    the files that split writes
-split_records.py  what a split held at some time, in some bytes a video
-splitting.py      train, val and test; groups kept whole
+columns.py        how millions of records lie in memory
+files.py          what a source gave, kept for all runs
+split_records.py  what a split held at some time, in some bytes a video, and what differs in it now
+splitting.py      train, val and test: made, checked, and written as lists
 """

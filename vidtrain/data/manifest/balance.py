@@ -110,11 +110,8 @@ def class_shares(manifest: Manifest, balance: float) -> np.ndarray:
         per_source = np.array([source.weight for source in manifest.sources], dtype=np.float64)
         counts = np.bincount(columns.sources, minlength=len(per_source))
         weights = (per_source / per_source.sum() / np.maximum(counts, 1))[columns.sources]
-    labels = columns.labels
-    if columns.label_offsets is not None:
-        labels = columns.all_labels
-        weights = np.repeat(weights, np.diff(columns.label_offsets.astype(np.int64)))
-    return np.bincount(labels, weights=weights, minlength=len(manifest.classes))
+    of_labels = np.repeat(weights, columns.label_counts)
+    return np.bincount(columns.every_label, weights=of_labels, minlength=len(manifest.classes))
 
 
 def describe_shares(shares: np.ndarray, balance: float) -> str:

@@ -3,12 +3,14 @@
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, pairwise, repeat
+from dataclasses import dataclass, replace
+from itertools import pairwise, repeat
+from typing import overload
 
 import numpy as np
 
 CHUNK = 1 << 16  # strings turned at a time
+CHECKED_AT_A_TIME = 1 << 20
 LARGEST_SMALL = 2**32 - 1
 OWN_PATH = -1  # the group code of a record that is a group of its own
 
@@ -24,14 +26,18 @@ class Strings(Sequence[str]):
         self.blob = blob
         self.offsets = offsets
         self.prefix = prefix
-        self._bytes = memoryview(blob)
+        self._bytes = blob.data
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+            return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]  # negative ones count from the end
         text = self._bytes[int(self.offsets[place]) : int(self.offsets[place + 1])]
         return self.prefix + str(text, "utf-8", "surrogateescape")
@@ -45,18 +51,20 @@ class Strings(Sequence[str]):
         return Strings, (self.blob, self.offsets, self.prefix)
 
     def take(self, indices: np.ndarray) -> "Strings":
-        starts, ends = self.offsets[indices], self.offsets[indices + 1]
-        offsets = running_sum(ends - starts)
-        blob = np.empty(int(offsets[-1]), dtype=np.uint8)
-        for first in range(0, len(indices), CHUNK):
+        return self._gather(self.offsets[indices], self.offsets[indices + 1], self.prefix)
+
+    def with_common_folder(self, folder: str) -> "Strings":
+        """The same strings with `folder`, which all of them begin with, as their prefix."""
+        length = len(folder.encode("utf-8", "surrogateescape"))
+        return self._gather(self.offsets[:-1] + length, self.offsets[1:], folder)
+
+    def _gather(self, starts: np.ndarray, ends: np.ndarray, prefix: str) -> "Strings":
+        gathered = bytearray()
+        for first in range(0, len(starts), CHUNK):
             part = slice(first, first + CHUNK)
-            texts = [
-                self._bytes[start:end]
-                for start, end in zip(starts[part].tolist(), ends[part].tolist(), strict=True)
-            ]
-            data = np.frombuffer(b"".join(texts), dtype=np.uint8)
-            blob[int(offsets[first]) : int(offsets[first]) + len(data)] = data
-        return Strings(blob, offsets, self.prefix)
+            pairs = zip(starts[part].tolist(), ends[part].tolist(), strict=True)
+            gathered += b"".join([self._bytes[start:end] for start, end in pairs])
+        return Strings(np.frombuffer(gathered, dtype=np.uint8), running_sum(ends - starts), prefix)
 
 
 def running_sum(lengths: np.ndarray) -> np.ndarray:
@@ -96,24 +104,11 @@ class StringsBuilder:
     def build(self) -> Strings:
         """What was gathered, with the folder that all have in common, if any, as the prefix."""
         offsets = running_sum(np.frombuffer(self._lengths, dtype=np.uint32))
-        if not len(self):
-            return Strings(np.zeros(0, dtype=np.uint8), offsets)
-        # what the first and the last in order have in common, all have
-        common = os.path.commonprefix([self._least, self._greatest])
-        prefix = common[: common.rfind("/") + 1]
         strings = Strings(np.frombuffer(self._blob, dtype=np.uint8), offsets)
-        return _without_prefix(strings, prefix) if prefix else strings
-
-
-def _without_prefix(strings: Strings, prefix: str) -> Strings:
-    length = len(prefix.encode("utf-8", "surrogateescape"))
-    shorter = bytearray()
-    data = memoryview(strings.blob)
-    for first in range(0, len(strings), CHUNK):
-        bounds = strings.offsets[first : first + CHUNK + 1].tolist()
-        shorter += b"".join([data[start + length : end] for start, end in pairwise(bounds)])
-    offsets = running_sum(np.diff(strings.offsets) - strings.offsets.dtype.type(length))
-    return Strings(np.frombuffer(shorter, dtype=np.uint8), offsets, prefix)
+        # what the first and the last in order have in common, all have
+        common = os.path.commonprefix([self._least or "", self._greatest])
+        folder = common[: common.rfind("/") + 1]
+        return strings.with_common_folder(folder) if folder else strings
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,18 +134,42 @@ class Columns:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def every_label(self) -> np.ndarray:
+        """All labels of all records, in order."""
+        return self.labels if self.all_labels is None else self.all_labels
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """How many labels each record has, int64 [n]."""
+        if self.label_offsets is None:
+            return np.ones(len(self), dtype=np.int64)
+        return np.diff(self.label_offsets.astype(np.int64))
+
+    def labels_of(self, place: int) -> tuple[int, ...]:
+        """All labels of one record."""
+        if self.label_offsets is None:
+            return (int(self.labels[place]),)
+        first, last = self.label_offsets[place : place + 2].tolist()
+        return tuple(self.every_label[first:last].tolist())
+
+    def cut_of(self, place: int) -> tuple[float | None, float | None]:
+        """Start and end of one record in seconds, None where the file is not cut."""
+        start, end = (
+            None if times is None or np.isnan(times[place]) else float(times[place])
+            for times in (self.starts, self.ends)
+        )
+        return start, end
+
     def take(self, indices: np.ndarray) -> "Columns":
         """The records at `indices` int64 [m], in that order."""
         label_offsets = all_labels = groups = names = None
         if self.label_offsets is not None:
-            starts, ends = self.label_offsets[indices], self.label_offsets[indices + 1]
-            pieces = [
-                self.all_labels[first:last]
-                for first, last in zip(starts.tolist(), ends.tolist(), strict=True)
-            ]
-            label_offsets = running_sum(ends - starts)
-            all_labels = np.concatenate(pieces) if pieces else self.all_labels[:0]
-        if self.groups is not None:
+            counts = self.label_counts[indices]
+            label_offsets = running_sum(counts)
+            shifts = self.label_offsets[indices].astype(np.int64) - label_offsets[:-1]
+            all_labels = self.every_label[np.arange(counts.sum()) + np.repeat(shifts, counts)]
+        if self.groups is not None and self.group_names is not None:
             used, codes = np.unique(self.groups[indices], return_inverse=True)
             own = int(np.count_nonzero(used == OWN_PATH))  # 0 or 1; it sorts first
             groups, names = (codes - own).astype(np.int32), self.group_names.take(used[own:])
@@ -161,15 +180,39 @@ class Columns:
             all_labels,
             groups,
             names,
-            *(None if each is None else each[indices] for each in (self.starts, self.ends, self.sources)),
+            *(
+                None if column is None else column[indices]
+                for column in (self.starts, self.ends, self.sources)
+            ),
         )
 
-    def relabeled(self, new: np.ndarray) -> "Columns":
-        """The same records with label `new[l]` for label l."""
-        changed = {"labels": new[self.labels].astype(np.int32)}
-        if self.all_labels is not None:
-            changed["all_labels"] = new[self.all_labels].astype(np.int32)
-        return Columns(**{**self.__dict__, **changed})
+    def relabeled(self, new: np.ndarray | None) -> "Columns":
+        """The same records with label `new[l]` for label l; None leaves labels as they are."""
+        if new is None:
+            return self
+        all_labels = None if self.all_labels is None else new[self.all_labels].astype(np.int32)
+        return replace(self, labels=new[self.labels].astype(np.int32), all_labels=all_labels)
+
+    def check(self) -> None:
+        """Raises `ValueError` where the lengths of columns or the order of offsets show that they are damaged."""
+        one_a_record = (self.labels, self.groups, self.starts, self.ends, self.sources)
+        if any(column is not None and column.shape != (len(self),) for column in one_a_record):
+            raise ValueError("its columns are of different lengths")
+        spans = [("paths", self.paths.offsets, self.paths.blob, len(self))]
+        if self.group_names is not None:
+            names = self.group_names
+            spans.append(("group_names", names.offsets, names.blob, len(names)))
+        if self.label_offsets is not None:
+            spans.append(("labels", self.label_offsets, self.every_label, len(self)))
+        for name, offsets, values, count in spans:
+            if offsets.dtype.kind not in "iu" or offsets.shape != (count + 1,) or values.ndim != 1:
+                raise ValueError(f"its {name} are of another kind or length")
+            if offsets[0] != 0 or offsets[-1] != len(values):
+                raise ValueError(f"its {name} are not whole")
+            for first in range(0, count, CHECKED_AT_A_TIME):
+                part = offsets[first : first + CHECKED_AT_A_TIME + 1]
+                if np.any(part[1:] < part[:-1]):
+                    raise ValueError(f"the offsets of its {name} do not increase")
 
 
 class _Optional:
@@ -180,11 +223,12 @@ class _Optional:
         self._values: array | None = None
 
     def extend(self, values: Sequence[float] | None, before: int, count: int) -> None:
-        if values is None and self._values is None:
-            return
         if self._values is None:
+            # NaN, which is a fill, differs from itself
+            if values is None or all(value == self._fill or value != value for value in values):
+                return
             self._values = array(self._code, [self._fill]) * before
-        self._values.extend(values if values is not None else repeat(self._fill, count))
+        self._values.extend(repeat(self._fill, count) if values is None else values)
 
     def build(self, dtype: type) -> np.ndarray | None:
         return None if self._values is None else np.frombuffer(self._values, dtype=dtype)
@@ -209,13 +253,14 @@ class ColumnsBuilder:
     def extend(
         self,
         paths: Sequence[str],
-        labels: Sequence[int] | Sequence[Sequence[int]],
+        labels: Sequence[int],
         groups: Sequence[str] | None = None,
         starts: Sequence[float] | None = None,
         ends: Sequence[float] | None = None,
-        source: int = 0,
+        sources: Sequence[int] | None = None,
+        label_counts: Sequence[int] | None = None,
     ) -> None:
-        """Adds records. `labels` are sequences where the builder is one for several labels a record.
+        """Adds records. `labels` are those of all of them in order, `label_counts` how many each has: None means one.
 
         Without `groups`, each record is a group of its own. NaN in `starts` or `ends` means not cut there.
         """
@@ -228,15 +273,13 @@ class ColumnsBuilder:
                 for group, path in zip(groups, paths, strict=True)
             ]
         self._paths.extend(paths)
-        if self._label_counts is None:
-            self._labels.extend(labels)
-        else:
-            self._labels.extend(chain.from_iterable(labels))
-            self._label_counts.extend(map(len, labels))
+        self._labels.extend(labels)
+        if self._label_counts is not None:
+            self._label_counts.extend(repeat(1, count) if label_counts is None else label_counts)
         self._groups.extend(codes, before, count)
         self._starts.extend(starts, before, count)
         self._ends.extend(ends, before, count)
-        self._sources.extend([source] * count if source else None, before, count)
+        self._sources.extend(sources, before, count)
 
     def build(self) -> Columns:
         labels = np.frombuffer(self._labels, dtype=np.int32)

@@ -1,6 +1,8 @@
-"""What a source found, kept on disk: read once, then mapped into the memory of all processes and runs.
+"""Manifests kept on disk: a source is read once, then mapped into the memory of all processes and runs.
 
-    folder/manifests/SOURCE-CONTENTS/{train,val,test}.manifest
+    folder/manifests/SOURCE-CONTENTS/
+      splits.json         the names of the splits, and what the source warned of
+      {train,val,test}/   a .npy file for each column
 
 SOURCE stands for the source's settings, CONTENTS for the files that it reads, or, where it does not say which
 those are, for what it found.
@@ -14,10 +16,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vidtrain.data.manifest.format import FORMAT
 from vidtrain.data.manifest.manifest import Manifest, Source
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_links
@@ -25,9 +26,10 @@ from vidtrain.files.folders import check_links
 # A run that lasts for weeks may still have one open, perhaps on another machine, where removing it would end that run.
 KEEP_DAYS = 30
 UNFINISHED = ".unfinished-"
-WARNINGS = "warnings.json"
+SPLITS = "splits.json"
 SECONDS_A_DAY = 86_400
-READING = 3  # to be raised when sources make other manifests of the same files
+# To be raised when sources make other manifests of the same files, or manifests are stored in another way
+FORMAT = 4
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +49,15 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
     # before they are read: files that change meanwhile are read again next time
     state = None if inputs is None else _state_of(inputs)
     if state is not None:
-        place = kept / f"{_key_of(source)}-{state}"
-        stored = _open_stored(place)
+        stored = _open_stored(kept / f"{_key_of(source)}-{state}", repeat_warnings=True)
         if stored is not None:
-            for words in _warnings_of(place):
-                logger.warning("%s", words)
             return stored
-    with _listening() as heard:
-        found = source.manifests()
+    with _listening() as warnings:
+        manifests = source.manifests()
     for _ in range(2):  # again where what lay there is damaged
         try:
             kept.mkdir(parents=True, exist_ok=True)
-            place = _store(found, heard.words, kept, _key_of(source), state)
+            place = _store(manifests, warnings, kept, _key_of(source), state)
             _remove_unused(kept)
         except OSError as error:
             raise UserError(
@@ -73,7 +72,7 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
 
 def _key_of(source: Source) -> str:
     kind = type(source)
-    return _short_hash(f"{FORMAT} {READING} {kind.__module__} {source!r}".encode("utf-8", "surrogateescape"))
+    return _short_hash(f"{FORMAT} {kind.__module__} {source!r}".encode("utf-8", "surrogateescape"))
 
 
 def _state_of(inputs: Sequence[Path]) -> str:
@@ -91,34 +90,26 @@ def _short_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-class _Heard(logging.Handler):
-    """Keeps what is warned of, to be said again."""
+class _Keeper(logging.Handler):
+    """Keeps the warnings that it handles, to be logged again."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.words: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.words.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 @contextmanager
-def _listening() -> Iterator[_Heard]:
+def _listening() -> Iterator[list[str]]:
     """Hears the warnings of sources, which come through the loggers of this package."""
-    wing, heard = logging.getLogger("vidtrain.data"), _Heard()
-    wing.addHandler(heard)
+    package, keeper = logging.getLogger("vidtrain.data"), _Keeper()
+    package.addHandler(keeper)
     try:
-        yield heard
+        yield keeper.messages
     finally:
-        wing.removeHandler(heard)
-
-
-def _warnings_of(place: Path) -> list[str]:
-    """What the source warned of when it was read. A stored manifest of before there were any has none."""
-    try:
-        return json.loads((place / WARNINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
+        package.removeHandler(keeper)
 
 
 def _store(
@@ -127,10 +118,10 @@ def _store(
     """Writes all splits, or none; returns their folder."""
     unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=kept))
     try:
-        digests = {split: each.save(unfinished / f"{split}.manifest") for split, each in manifests.items()}
+        digests = {split: manifest.save(unfinished / split) for split, manifest in manifests.items()}
         place = kept / f"{key}-{state or _short_hash(json.dumps(digests).encode())}"
-        (unfinished / "splits.json").write_text(json.dumps(list(manifests)), encoding="utf-8")
-        (unfinished / WARNINGS).write_text(json.dumps(list(warnings)), encoding="utf-8")
+        about = {"splits": list(manifests), "warnings": list(warnings)}
+        (unfinished / SPLITS).write_text(json.dumps(about), encoding="utf-8")
         unfinished.chmod(0o755)  # made for this user alone, but others may share the cache
         try:
             unfinished.rename(place)
@@ -143,34 +134,29 @@ def _store(
     return place
 
 
-def _open_stored(place: Path) -> dict[str, Manifest] | None:
+def _open_stored(place: Path, repeat_warnings: bool = False) -> dict[str, Manifest] | None:
+    """The splits in the folder `place`; None where there is none, or one that is damaged, which is removed."""
     try:
-        splits = json.loads((place / "splits.json").read_text(encoding="utf-8"))
+        about = json.loads((place / SPLITS).read_text(encoding="utf-8"))
+        manifests = {split: Manifest.open(place / split) for split in about["splits"]}
+        warnings = list(about["warnings"]) if repeat_warnings else []
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, UserError) as error:
         logger.warning("%s is damaged (%s) and made anew", place, error)
         shutil.rmtree(place, ignore_errors=True)
         return None
-    try:
-        found = {split: Manifest.open(place / f"{split}.manifest") for split in splits}
-    except UserError as error:
-        logger.warning("%s; it is made anew", error)
-        shutil.rmtree(place, ignore_errors=True)
-        return None
-    try:
+    for message in warnings:
+        logger.warning("%s", message)
+    with suppress(PermissionError):  # it is another user's, who keeps it for us
         os.utime(place)  # its last use
-    except PermissionError:  # it is another user's, who keeps it for us
-        logger.debug("%s is another user's", place)
-    return found
+    return manifests
 
 
 def _remove_unused(kept: Path) -> None:
     oldest = time.time() - KEEP_DAYS * SECONDS_A_DAY
     for place in kept.iterdir():
-        ours = (place / "splits.json").is_file() or place.name.startswith(UNFINISHED)
-        try:
+        ours = (place / SPLITS).is_file() or place.name.startswith(UNFINISHED)
+        with suppress(FileNotFoundError):  # another process has given it its final name meanwhile
             if ours and place.stat().st_mtime < oldest:
                 shutil.rmtree(place, ignore_errors=True)
-        except FileNotFoundError:  # another process has given it its final name meanwhile
-            continue

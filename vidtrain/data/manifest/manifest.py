@@ -1,19 +1,23 @@
 """What a dataset is to the rest of the package: records of path, label and group, and the class names."""
 
-import math
+import hashlib
+import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
 from vidtrain.data.manifest.class_names import check_appearance, check_text, describe_alike, spelled_classes
-from vidtrain.data.manifest.columns import OWN_PATH, Columns, ColumnsBuilder, Strings
-from vidtrain.data.manifest.format import read_columns, write_columns
+from vidtrain.data.manifest.columns import CHUNK, OWN_PATH, Columns, ColumnsBuilder, Strings
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import replacing
+
+HEAD = "manifest.json"  # beside a .npy file for each column
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,8 @@ class SourceInfo(NamedTuple):
 class Manifest(Sequence[Record]):
     """The videos of one split and the class names that their labels index.
 
-    Records are kept in columns, and made when asked for. One that was saved is a map of its file into memory:
-    all processes share the same pages, and it goes to a worker process as the file's name, however that starts.
+    Records are kept in columns, and made when asked for. One that was saved is mapped into memory from its folder:
+    all processes share the same pages, and it goes to a worker process as the folder's name, however that starts.
 
     Where `frame_rate` is given, every record is a folder of images, that many a second.
 
@@ -64,55 +68,34 @@ class Manifest(Sequence[Record]):
 
     def __init__(
         self,
-        records: Iterable[Record],
+        records: Iterable[Record] | Columns,
         classes: Sequence[str],
         frame_rate: float | None = None,
         sources: Sequence[SourceInfo] = (),
     ):
-        self._set(_columns_of(tuple(records)), classes, frame_rate, sources)
-
-    @classmethod
-    def from_columns(
-        cls,
-        columns: Columns,
-        classes: Sequence[str],
-        frame_rate: float | None = None,
-        sources: Sequence[SourceInfo] = (),
-    ) -> "Manifest":
-        manifest = cls.__new__(cls)
-        manifest._set(columns, classes, frame_rate, sources)
-        return manifest
-
-    def _set(
-        self,
-        columns: Columns,
-        classes: Sequence[str],
-        frame_rate: float | None,
-        sources: Sequence[SourceInfo],
-    ) -> None:
-        self.columns = columns
+        if not isinstance(records, Columns):
+            records = tuple(records)
+            records = columns_of(records, multi_label=any(len(record.labels) > 1 for record in records))
+        self.columns = records
         self.classes = spelled_classes(classes)  # those of sources and files that do not care, too
         self.frame_rate = frame_rate
         self.sources = tuple(sources) or (SourceInfo("all"),)
-        self._file: tuple[Path, str] | None = None  # and its digest
+        self._saved: tuple[Path, str] | None = None  # the folder and the digest
         if not self.classes:
             raise UserError("the dataset names no classes")
-        if len(set(self.classes)) < len(self.classes):
-            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        twice = sorted(name for name, count in Counter(self.classes).items() if count > 1)
+        if twice:
             raise UserError(f"the dataset names a class more than once: {', '.join(twice)}")
-        if not len(columns):
+        if not len(self.columns):
             raise UserError(f"the dataset holds no videos of its {len(self.classes)} classes")
         self._check_labels()
 
     def _check_labels(self) -> None:
-        columns, largest = self.columns, len(self.classes) - 1
-        labels = columns.labels if columns.all_labels is None else columns.all_labels
+        labels, largest = self.columns.every_label, len(self.classes) - 1
         if labels.min() >= 0 and labels.max() <= largest:
             return
         place = int(np.flatnonzero((labels < 0) | (labels > largest))[0])
-        record = place
-        if columns.label_offsets is not None:
-            record = int(np.searchsorted(columns.label_offsets, place, side="right")) - 1
+        record = int(np.searchsorted(np.cumsum(self.columns.label_counts), place, side="right"))
         raise UserError(
             f"{self.paths[record]}: label {labels[place]} is outside 0..{largest}, "
             f"the labels of the {len(self.classes)} classes"
@@ -121,26 +104,24 @@ class Manifest(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.columns)
 
-    def __getitem__(self, index: int) -> Record:
-        index = range(len(self))[index]
-        columns, path = self.columns, self.columns.paths[index]
-        label, labels = int(columns.labels[index]), ()
-        if columns.label_offsets is not None:
-            first, last = columns.label_offsets[index : index + 2].tolist()
-            labels = tuple(columns.all_labels[first:last].tolist())
-        code = OWN_PATH if columns.groups is None else int(columns.groups[index])
-        group = path if code == OWN_PATH else columns.group_names[code]
-        start, end = (
-            None if times is None or math.isnan(times[index]) else float(times[index])
-            for times in (columns.starts, columns.ends)
-        )
-        source = 0 if columns.sources is None else int(columns.sources[index])
-        return Record(path, label, group, labels, start, end, source)
-
-    @property
-    def records(self) -> Sequence[Record]:
-        """The records, made one at a time: the manifest itself."""
-        return self
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Manifest": ...
+    def __getitem__(self, index: int | slice) -> "Record | Manifest":
+        if isinstance(index, slice):
+            return self.subset(range(*index.indices(len(self))))
+        place = range(len(self))[index]  # negative ones count from the end
+        columns, path, labels = self.columns, self.columns.paths[place], self.columns.labels_of(place)
+        group = path
+        if (
+            columns.groups is not None
+            and columns.group_names is not None
+            and columns.groups[place] != OWN_PATH
+        ):
+            group = columns.group_names[int(columns.groups[place])]
+        source = 0 if columns.sources is None else int(columns.sources[place])
+        return Record(path, labels[0], group, labels, *columns.cut_of(place), source)
 
     @property
     def paths(self) -> Strings:
@@ -159,58 +140,90 @@ class Manifest(Sequence[Record]):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Manifest":
         """The records at `indices`, in that order; in memory, until it is saved."""
-        indices = np.asarray(indices, dtype=np.int64)
-        return Manifest.from_columns(self.columns.take(indices), self.classes, self.frame_rate, self.sources)
+        columns = self.columns.take(np.asarray(indices, dtype=np.int64))
+        return Manifest(columns, self.classes, self.frame_rate, self.sources)
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> str:
-        """Writes it to `path`, whole or not at all; returns a digest of the contents."""
-        head = {
+    def save(self, folder: Path) -> str:
+        """Writes it into the new `folder`, a .npy file a column; returns a digest of the contents."""
+        head: dict[str, Any] = {
             "classes": self.classes,
             "frame_rate": self.frame_rate,
             "sources": self.sources,
+            "prefixes": {},
         }
-        return write_columns(Path(path), head, self.columns)
+        arrays: dict[str, np.ndarray] = {}
+        for name, column in vars(self.columns).items():
+            if isinstance(column, Strings):
+                head["prefixes"][name] = column.prefix
+                arrays |= {name: column.blob, f"{name}.offsets": column.offsets}
+            elif column is not None:
+                arrays[name] = column
+        head["arrays"] = list(arrays)
+        digest = hashlib.blake2b(json.dumps(head).encode(), digest_size=16)
+        folder.mkdir()
+        for name, values in arrays.items():
+            digest.update(np.ascontiguousarray(values).data)
+            with open(folder / f"{name}.npy", "wb") as file:
+                np.save(file, values)
+                file.flush()
+                os.fsync(file.fileno())
+        with replacing(folder / HEAD) as head_file:
+            json.dump({**head, "digest": digest.hexdigest()}, head_file)
+        return digest.hexdigest()
 
     @classmethod
-    def open(cls, path: Path) -> "Manifest":
-        """A saved manifest, mapped into memory. Raises `UserError` for a file that is damaged or something else."""
-        path = Path(path).absolute()  # a worker that opens it again may stand in another folder
-        head, columns = read_columns(path)
-        sources = [SourceInfo(*each) for each in head["sources"]]
-        manifest = cls.from_columns(columns, head["classes"], head["frame_rate"], sources)
-        manifest._file = path, head["digest"]
+    def open(cls, folder: Path) -> "Manifest":
+        """A saved manifest, mapped into memory. Raises `UserError` for one that is damaged or something else."""
+        folder = Path(folder).absolute()  # a worker that opens it again may stand in another folder
+        try:
+            head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
+            # plain arrays over the maps: indexing np.memmap itself costs microseconds
+            arrays: dict[str, Any] = {
+                name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+                for name in head["arrays"]
+            }
+            for name, prefix in head["prefixes"].items():
+                arrays[name] = Strings(arrays[name], arrays.pop(f"{name}.offsets"), prefix)
+            columns = Columns(**arrays)
+            columns.check()
+            sources = [SourceInfo(*source) for source in head["sources"]]
+            manifest = cls(columns, head["classes"], head["frame_rate"], sources)
+            manifest._saved = folder, head["digest"]
+        except FileNotFoundError as error:
+            raise UserError(f"the manifest {folder} cannot be opened: {error.strerror}") from error
+        except (OSError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the manifest {folder} is damaged ({error}); delete it to have it made anew"
+            ) from error
         return manifest
 
     def __reduce__(self):
-        if self._file is not None:
-            return _reopen, self._file
-        return Manifest.from_columns, (self.columns, self.classes, self.frame_rate, self.sources)
+        if self._saved is not None:
+            return _reopen, self._saved
+        return Manifest, (self.columns, self.classes, self.frame_rate, self.sources)
 
 
-def _reopen(path: Path, digest: str) -> Manifest:
-    manifest = Manifest.open(path)
-    if manifest._file[1] != digest:
-        raise UserError(f"{path} was replaced while it was in use; start again")
+def _reopen(folder: Path, digest: str) -> Manifest:
+    manifest = Manifest.open(folder)
+    if manifest._saved != (folder, digest):
+        raise UserError(f"{folder} was replaced while it was in use; start again")
     return manifest
 
 
-def _columns_of(records: Sequence[Record]) -> Columns:
-    multi_label = any(len(record.labels) > 1 for record in records)
-    builder = ColumnsBuilder(multi_label)
-    for source, alike in groupby(records, key=attrgetter("source")):
-        part = list(alike)
-        times = [
-            [math.nan if time is None else time for time in map(attrgetter(name), part)]
-            for name in ("start", "end")
-        ]
+def columns_of(records: Iterable[Record], multi_label: bool) -> Columns:
+    """The columns of `records`; `multi_label` says whether one may have several labels."""
+    builder, waiting = ColumnsBuilder(multi_label), iter(records)
+    while part := list(islice(waiting, CHUNK)):
         builder.extend(
             [record.path for record in part],
-            [record.labels if multi_label else record.label for record in part],
+            [label for record in part for label in record.labels],
             [record.group for record in part],
-            *(None if all(map(math.isnan, column)) else column for column in times),
-            source=source,
+            [np.nan if record.start is None else record.start for record in part],
+            [np.nan if record.end is None else record.end for record in part],
+            [record.source for record in part],
+            [len(record.labels) for record in part],
         )
     return builder.build()
 
@@ -232,8 +245,7 @@ def in_order_of(manifest: Manifest, classes: Sequence[str]) -> Manifest:
     if manifest.classes == tuple(classes):
         return manifest
     order = np.array([classes.index(name) for name in manifest.classes], dtype=np.int32)
-    columns = manifest.columns.relabeled(order)
-    return Manifest.from_columns(columns, classes, manifest.frame_rate, manifest.sources)
+    return Manifest(manifest.columns.relabeled(order), classes, manifest.frame_rate, manifest.sources)
 
 
 def check_same_classes(manifests: Mapping[str, Manifest]) -> None:

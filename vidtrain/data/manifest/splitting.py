@@ -1,20 +1,35 @@
-"""Splitting a dataset so that classes keep their shares and groups stay whole."""
+"""Train, val and test: made so that classes keep their shares and groups stay whole, checked, and written as lists."""
 
+import csv
+import io
+import json
+import logging
 import math
+import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from vidtrain.data.manifest.checks import path_hashes
+from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
+from vidtrain.data.manifest.class_names import NO_UTF8
 from vidtrain.data.manifest.columns import OWN_PATH
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.manifest import Manifest, Record, check_same_classes
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.escaping import guarded_cell, is_utf8, shown, shown_some
 
 SPLITS = ("train", "val", "test")
-NAMED = 5
+SAMPLED = 20  # files of a split that are looked for before anything starts
+NAMED = 8  # how many of the faulty a message names
+
+logger = logging.getLogger(__name__)
 
 
 def shares_of(values: Sequence[float]) -> dict[str, float]:
@@ -33,8 +48,8 @@ def shares_of(values: Sequence[float]) -> dict[str, float]:
 
 def split_manifest(manifest: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, Manifest]:
     """Splits by name with about the stated shares of every class and of the whole; see `split_indices`."""
-    found = split_indices(manifest, shares, seed)
-    return {split: manifest.subset(indices) for split, indices in found.items()}
+    indices = split_indices(manifest, shares, seed)
+    return {split: manifest.subset(of_split) for split, of_split in indices.items()}
 
 
 def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[str, Manifest]:
@@ -42,26 +57,27 @@ def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[st
     if not 0 < share < 1:
         raise UserError(f"dataset.source.val_share={share}: must lie between 0 and 1")
     parts = split_manifest(manifests["train"], {"train": 1 - share, "val": share}, seed)
-    return {**parts, **{split: each for split, each in manifests.items() if split not in parts}}
+    return {**parts, **{split: manifest for split, manifest in manifests.items() if split not in parts}}
 
 
 def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int) -> dict[str, Manifest]:
-    """Makes sure of a val split: the given one, or a share held out from train; 0 does without.
+    """Makes sure of a val split: the given one, or a share held out from train; 0 does without. Checks all splits.
 
-    Raises `UserError` where there is none or both.
+    Raises `UserError` where there is none or both, and as `check_splits` does.
     """
     if val_share is not None and "val" in manifests:
         raise UserError(
             f"dataset.source.val_share={val_share}, but dataset.source.val is given; take one of them back (=null)"
         )
-    if "val" in manifests or val_share == 0:
-        return manifests
-    if val_share is None:
+    if val_share is None and "val" not in manifests:
         raise UserError(
             "there is no val split to select on: give one, or hold out a share of train's groups with "
             "dataset.source.val_share=0.1"
         )
-    return hold_out(manifests, val_share, seed)
+    if val_share:
+        manifests = hold_out(manifests, val_share, seed)
+    check_splits(manifests)
+    return manifests
 
 
 def split_indices(manifest: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
@@ -134,10 +150,10 @@ def _fill_empty(splits: Sequence[_Split], contents: Sequence[Content]) -> None:
     for split in splits:
         if split.groups:
             continue
-        donor = max(splits, key=lambda each: len(each.groups))
+        donor = max(splits, key=lambda other: len(other.groups))
         group = min(
             donor.groups,
-            key=lambda each: (contents[each][0], -min(donor.counts[label] for label in contents[each][1])),
+            key=lambda group: (contents[group][0], -min(donor.counts[label] for label in contents[group][1])),
         )
         donor.take(group, contents[group], sign=-1)
         split.take(group, contents[group])
@@ -145,12 +161,10 @@ def _fill_empty(splits: Sequence[_Split], contents: Sequence[Content]) -> None:
 
 def group_numbers(manifest: Manifest) -> np.ndarray:
     """The number of every record's group, int64 [n], from 0 in order of appearance."""
-    columns = manifest.columns
-    if columns.groups is None:
-        keys = path_hashes(manifest)
-    else:
-        own = columns.groups == OWN_PATH
-        keys = np.where(own, path_hashes(manifest) if own.any() else 0, columns.groups)
+    codes = manifest.columns.groups
+    keys = path_hashes(manifest) if codes is None or (codes == OWN_PATH).any() else codes
+    if codes is not None:
+        keys = np.where(codes == OWN_PATH, keys, codes)
     _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))  # hashes differ from process to process
@@ -160,11 +174,8 @@ def group_numbers(manifest: Manifest) -> np.ndarray:
 def _groups_of(manifest: Manifest) -> tuple[np.ndarray, list[Content]]:
     """The number of every record's group, and what each group holds."""
     columns, numbers = manifest.columns, group_numbers(manifest)
-    labels, owners = columns.labels, numbers
-    if columns.label_offsets is not None:
-        labels = columns.all_labels
-        owners = np.repeat(numbers, np.diff(columns.label_offsets).astype(np.int64))
-    pairs, counts = np.unique(owners * len(manifest.classes) + labels, return_counts=True)
+    owners = np.repeat(numbers, columns.label_counts)
+    pairs, counts = np.unique(owners * len(manifest.classes) + columns.every_label, return_counts=True)
     contents: list[Content] = [(size, {}) for size in np.bincount(numbers).tolist()]
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         group, label = divmod(pair, len(manifest.classes))
@@ -190,13 +201,261 @@ class GroupPattern:
                 f"dataset.source.group_pattern={self.pattern!r} is no regular expression: {error}"
             ) from error
 
+    def group(self, name: str) -> str | None:
+        """The group of one name; None where the pattern is not found in it."""
+        match = re.search(self.pattern, name)
+        return ("/".join(match.groups("")) or match[0]) if match else None
+
     def groups(self, names: Sequence[str]) -> list[str]:
         """Raises `UserError` naming those that it is not found in: they would be split from their group."""
-        found = [re.search(self.pattern, name) for name in names]
-        missed = [name for name, match in zip(names, found, strict=True) if match is None]
+        groups = [(name, self.group(name)) for name in names]
+        missed = [name for name, group in groups if group is None]
         if missed:
             raise UserError(
                 f"dataset.source.group_pattern={self.pattern!r} is not found in {len(missed)} of {len(names)} names, "
                 f"such as {', '.join(missed[:NAMED])}"
             )
-        return ["/".join(match.groups("")) or match[0] for match in found]
+        return [group for _, group in groups if group is not None]
+
+
+# --- what no dataset may be -------------------------------------------------------------------------------
+
+
+def check_splits(manifests: Mapping[str, Manifest]) -> None:
+    """Raises `UserError` unless the splits have the same classes and no video in common, nor one twice as two classes.
+
+    A file that splits share is a fault where the parts that they take of it overlap. Warns of files that are listed
+    twice, and of groups (and files, in parts) that splits share.
+    """
+    check_same_classes(manifests)
+    hashes = {split: path_hashes(manifest) for split, manifest in manifests.items()}
+    for split, manifest in manifests.items():
+        _check_repeated(split, manifest, hashes[split])
+    for first, second in combinations(manifests, 2):
+        _check_shared(first, second, manifests, hashes)
+        _warn_of_shared_groups(first, second, manifests)
+
+
+def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[str], None]) -> None:
+    """Looks for a few files of every split, spread over it: where most are missing, something is wrong with all.
+
+    Raises `UserError` with the count, a path and `hint` where more than half of a split's are missing; warns of fewer.
+    """
+    messages, most_missing = [], False
+    for split, manifest in manifests.items():
+        count = min(len(manifest), SAMPLED)
+        tried = [manifest.paths[number * len(manifest) // count] for number in range(count)]
+        missing = [path for path in tried if not os.path.exists(path)]
+        if not missing:
+            continue
+        message = (
+            f"{len(missing)} of {count} {split} videos that were looked for are missing, such as {missing[0]}"
+        )
+        if any(not is_utf8(path) for path in missing):
+            message += f" (what lists them {NO_UTF8})"
+        elif any(_in_other_form(path) for path in missing):
+            message += (
+                " (they are there in another of Unicode's forms, NFC or NFD: list names as the disk has them)"
+            )
+        messages.append(message)
+        most_missing |= 2 * len(missing) > count
+    if most_missing:
+        raise UserError("; ".join(messages) + f": {hint}")
+    for message in messages:
+        warn(message)
+
+
+def _in_other_form(path: str) -> bool:
+    forms = {unicodedata.normalize(form, path) for form in ("NFC", "NFD")} - {path}
+    return any(map(os.path.exists, forms))
+
+
+def path_hashes(manifest: Manifest) -> np.ndarray:
+    """A number for every path, int64 [n], which means something within this process only."""
+    return np.fromiter(map(hash, manifest.paths), dtype=np.int64, count=len(manifest))
+
+
+def _by_path(manifest: Manifest, chosen: np.ndarray) -> dict[str, list[Record]]:
+    """The records at the true places of `chosen`, by path."""
+    by_path = defaultdict(list)
+    for index in np.flatnonzero(chosen).tolist():
+        record = manifest[index]
+        by_path[record.path].append(record)
+    return by_path
+
+
+def _check_repeated(split: str, manifest: Manifest, hashes: np.ndarray) -> None:
+    values, counts = np.unique(hashes, return_counts=True)
+    if len(values) == len(hashes):
+        return
+    contradictory, twice = [], []
+    for path, records in _by_path(manifest, np.isin(hashes, values[counts > 1])).items():
+        for one, other in combinations(records, 2):
+            # parts of a file may well show different things, and listings may share videos
+            if (one.start, one.end, one.source) != (other.start, other.end, other.source):
+                continue
+            if set(one.labels) == set(other.labels):
+                twice.append(path)
+            else:
+                names = [shown(manifest.classes[record.label]) for record in (one, other)]
+                contradictory.append(f"{path} as {' and '.join(names)}")
+    if contradictory:
+        raise UserError(
+            f"{split} lists videos more than once, with different labels: {shown_some(contradictory, NAMED)}; "
+            "keep one, or give several labels in one field (dataset.source.label_separator)"
+        )
+    if twice:
+        logger.warning("%s lists %d videos more than once, such as %s", split, len(set(twice)), twice[0])
+
+
+def _check_shared(
+    first: str, second: str, manifests: Mapping[str, Manifest], hashes: Mapping[str, np.ndarray]
+) -> None:
+    shared = np.intersect1d(hashes[first], hashes[second])
+    if not len(shared):
+        return
+    here, there = (_by_path(manifests[split], np.isin(hashes[split], shared)) for split in (first, second))
+    files = sorted(here.keys() & there.keys())
+    same = [path for path in files if any(overlap(a, b) for a in here[path] for b in there[path])]
+    if same:
+        raise UserError(
+            f"{len(same)} videos are in both {first} and {second}: {shown_some(same, NAMED)}; remove them from one"
+        )
+    if files:
+        message = "%d files are in both %s and %s, in different parts, such as %s"
+        logger.warning(message, len(files), first, second, files[0])
+
+
+class Cut(Protocol):
+    """What has a start and an end in seconds, open where None."""
+
+    @property
+    def start(self) -> float | None: ...
+    @property
+    def end(self) -> float | None: ...
+
+
+def overlap(one: Cut, other: Cut) -> bool:
+    """Whether two records of one file have a moment in common."""
+    ends = (np.inf if record.end is None else record.end for record in (one, other))
+    return max(one.start or 0.0, other.start or 0.0) < min(ends)
+
+
+def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Manifest]) -> None:
+    columns = [manifests[split].columns for split in (first, second)]
+    names = [list(part.group_names or ()) for part in columns]
+    shared = sorted(set(names[0]) & set(names[1]))
+    if not shared:
+        return
+    counts = []
+    for part, known in zip(columns, names, strict=True):
+        codes = [code for code, name in enumerate(known) if name in set(shared)]
+        counts.append(int(np.isin(np.asarray(part.groups), codes).sum()))
+    message = "%d groups are in both %s (%d videos) and %s (%d videos), such as %s: their videos may be alike"
+    logger.warning(message, len(shared), first, counts[0], second, counts[1], shared[0])
+
+
+# --- the files that vidtrain.split writes -----------------------------------------------------------------
+
+
+def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
+    """A row for every record: path (relative to `folder` where there is one), labels with `separator` between them,
+    group, and the times of cuts where there are any.
+
+    Fields are guarded as in `vidtrain.files.escaping.csv_lines`, and listings are read so. A path that is no UTF-8 is
+    written as its bytes. Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
+    """
+    cut = manifest.columns.starts is not None or manifest.columns.ends is not None
+    rows = [["path", "label", "group", *(("start", "end") if cut else ())]]
+    for record in manifest:
+        path = os.path.abspath(record.path)
+        path = os.path.relpath(path, folder) if folder else path
+        label = separator.join(manifest.classes[number] for number in record.labels)
+        times = ["" if time is None else repr(time) for time in (record.start, record.end)]
+        group = path if record.group == record.path else record.group
+        if any(end in name for name in (path, label, group) for end in "\r\n"):
+            raise UserError(f"{path!r} cannot be listed: its name has a line break; rename it")
+        if not is_utf8(label):
+            raise UserError(f"{path!r} cannot be listed: its label {label!r} is not UTF-8; rename the folder")
+        rows.append([path, label, group, *(times if cut else ())])
+    # spaces around a field would not count without quotes
+    bare = all(field == field.strip() for row in rows for field in row)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
+    writer.writerows([guarded_cell(field) for field in row] for row in rows)
+    return text.getvalue()
+
+
+def annotations_text(splits: Mapping[str, Manifest], root: str, folders: bool) -> str:
+    """All splits as JSON, an entry a line; paths are relative to `root`, and `folders` says that they hold images."""
+    classes = next(iter(splits.values())).classes
+    parts = [f'"categories": {json.dumps({name: number for number, name in enumerate(classes)})}']
+    for name, manifest in splits.items():
+        entries = ",\n".join(json.dumps(_annotation(record, root, folders)) for record in manifest)
+        parts.append(f'"{name}": [\n{entries}\n]')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "video": os.path.relpath(record.path, root or "."),
+        "target": record.label if len(record.labels) == 1 else list(record.labels),
+    }
+    if folder:
+        count = len(image_names(record.path))
+        if not count:
+            raise UserError(f"no images in {record.path}; looked for {' '.join(IMAGE_SUFFIXES)}")
+        entry["segment"] = [0, count - 1]
+    if record.group != record.path:
+        entry["group"] = record.group
+    cut = {"start": record.start, "end": record.end}
+    return entry | {name: time for name, time in cut.items() if time is not None}
+
+
+def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
+    """Writes files by name into the folder `out`. Raises `UserError` where another split is there, unless `overwrite`,
+    or nothing can be written."""
+    for name in texts:
+        if (out / name).is_dir():
+            raise UserError(f"{out / name} is a folder: choose another out=")
+    # a split that has no test must not stand beside the test of another
+    stale = [out / "test.csv"] if "test.csv" not in texts and (out / "test.csv").exists() else []
+    other = [
+        name
+        for name, text in texts.items()
+        if (out / name).exists() and (out / name).read_bytes() != text.encode(errors="surrogateescape")
+    ]
+    other += [path.name for path in stale]
+    if other and not overwrite:
+        raise UserError(
+            f"{out} holds another split ({', '.join(other)}): choose another folder with out=, or overwrite=true"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in stale:
+            path.unlink()
+        for name, text in texts.items():
+            write_text_atomic(out / name, text)
+    except OSError as error:
+        raise UserError(f"cannot write into out={out}: {error.strerror}; choose another folder") from error
+
+
+def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str, int, str, int, int, str]]:
+    """For each split its name, videos, share of all, groups, classes, and the fewest and most videos of a class."""
+    counts = {name: class_counts(part) for name, part in splits.items()}
+    return [
+        (
+            name,
+            len(part),
+            f"{len(part) / len(pool):.1%}",
+            int(group_numbers(part).max()) + 1,
+            int(np.count_nonzero(counts[name])),
+            f"{counts[name].min()} to {counts[name].max()}",
+        )
+        for name, part in splits.items()
+    ]
+
+
+def class_counts(manifest: Manifest) -> np.ndarray:
+    """How many records are of each class, int64 [k]."""
+    return np.bincount(manifest.columns.every_label, minlength=len(manifest.classes))

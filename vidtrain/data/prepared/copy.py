@@ -206,7 +206,7 @@ class PreparedCopy:
         if shifts.any():
             moved = {name: getattr(columns, name) for name in ("starts", "ends")}
             columns = replace(columns, **{k: None if v is None else v + shifts for k, v in moved.items()})
-        return Manifest.from_columns(columns, manifest.classes, sources=manifest.sources)
+        return Manifest(columns, manifest.classes, sources=manifest.sources)
 
     def _name(self, source: str) -> str:
         path, root = os.path.abspath(source), os.path.join(self.root, "")

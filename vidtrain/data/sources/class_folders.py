@@ -1,4 +1,4 @@
-"""The plainest source: root/split/class/video."""
+"""The plainest source, root/split/class/video; and finding on disk what other datasets' annotations name."""
 
 import logging
 import os
@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidtrain.data.manifest.checks import check_splits
 from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.splitting import GroupPattern, shares_of, split_manifest
+from vidtrain.data.manifest.splitting import GroupPattern, check_splits, shares_of, split_manifest
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import shown
+from vidtrain.files.escaping import shown, shown_some
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +20,7 @@ SUFFIXES = (
     ".divx", ".dv", ".f4v", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2ts", ".m2v", ".mts", ".mxf", ".ogg",
     ".ogv", ".rm", ".rmvb", ".vob", ".y4m",
 )  # fmt: skip
+NAMED = 10  # missing videos
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class ClassFolders:
             manifests = split_manifest(self.pool(), shares_of(self.split), self.seed)
         else:
             root = self._existing_root()
-            found = [split for split in self.splits if split != "test" or (root / split).is_dir()]
-            manifests = {split: self._read(root / split, split) for split in found}
+            there = [split for split in self.splits if split != "test" or (root / split).is_dir()]
+            manifests = {split: self._read(root / split, split) for split in there}
         check_splits(manifests)
         return manifests
 
@@ -91,32 +91,29 @@ class ClassFolders:
         for label, paths in enumerate(by_class.values()):
             names = [os.path.relpath(path, self.root) for path in paths] if pattern else []
             builder.extend(paths, [label] * len(paths), pattern.groups(names) if pattern else None)
-        return Manifest.from_columns(builder.build(), tuple(by_class))
+        return Manifest(builder.build(), tuple(by_class))
 
     def _videos(self, folder: Path, split: str | None) -> dict[str, list[str]]:
+        """The videos of every class."""
         if not folder.is_dir():
             raise UserError(f"no folder {folder} for split {split!r}; {self._layout()}")
-        classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        classes = sorted(path for path in entries if path.is_dir())
         if not classes:
             raise UserError(f"no class folders in {folder}; {self._layout()}")
-        passed: list[str] = [str(path) for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-        found: dict[str, list[str]] = {}
+        passed: list[str] = [str(path) for path in entries if path.is_file()]
+        videos: dict[str, list[str]] = {}
         for path in classes:
             name = one_spelling(path.name)
             if not name:
                 raise UserError(f"{path} names no class, as nothing is seen of its name; rename the folder")
-            if name in found:
+            if name in videos:
                 logger.warning("the class %s of %s lies in two folders that are spelled alike", name, folder)
-            found[name] = found.get(name, []) + sorted(walk(path, self.suffixes, passed))
-        found = dict(sorted(found.items()))
+            videos.setdefault(name, []).extend(sorted(walk(path, self.suffixes, passed)))
         if passed:
-            logger.warning(
-                "%d files in %s are not taken for videos of a class, such as %s",
-                len(passed),
-                folder,
-                min(passed),
-            )
-        return found
+            message = "%d files in %s are not taken for videos of a class, such as %s"
+            logger.warning(message, len(passed), folder, min(passed))
+        return dict(sorted(videos.items()))
 
     def _layout(self) -> str:
         if self.split is not None:
@@ -148,3 +145,46 @@ def walk(folder: Path, suffixes: Sequence[str], passed: list[str] | None = None)
                 yield os.path.join(parent, name)
             elif passed is not None:
                 passed.append(os.path.join(parent, name))
+
+
+class VideoFiles:
+    """The videos below `root`, by their path there without its suffix, in any of Unicode's forms."""
+
+    def __init__(self, root: str):
+        if not Path(root).is_dir():
+            raise UserError(f"no folder {root} of videos")
+        self.root = root
+        # as on disk; and in one spelling, as annotations and disk may differ in that
+        self._paths: dict[str, list[str]] = {}
+        self._alike: dict[str, list[str]] = {}
+        for path in walk(Path(root), SUFFIXES):
+            stem = os.path.splitext(path[len(os.path.join(root, "")) :])[0]
+            self._paths.setdefault(stem, []).append(path)
+            self._alike.setdefault(_path_in_one_spelling(stem), []).append(path)
+
+    def find(self, *stems: str) -> str | None:
+        """The file of the first of `stems` that there is. Raises `UserError` where that has two."""
+        as_spelled = [self._paths[stem] for stem in stems if stem in self._paths]
+        spellings = map(_path_in_one_spelling, stems if not as_spelled else ())
+        for paths in as_spelled or [self._alike[stem] for stem in spellings if stem in self._alike]:
+            if len(paths) > 1:
+                raise UserError(f"two files of one name: {', '.join(paths)}; remove one")
+            return paths[0]
+        return None
+
+
+def _path_in_one_spelling(path: str) -> str:
+    return os.sep.join(map(one_spelling, path.split(os.sep)))
+
+
+def check_missing(missing: Sequence[str], total: int, root: str, max_share: float, allow: str) -> None:
+    """Raises `UserError` if more than `max_share` of the `total` annotated videos are `missing`; warns of fewer.
+
+    `allow` says what lets them be missing.
+    """
+    if not missing:
+        return
+    message = f"{len(missing)} of {total} annotated videos are not in {root}: {shown_some(missing, NAMED)}"
+    if len(missing) > max_share * total:
+        raise UserError(f"{message}; to go on without them, say {allow}")
+    logger.warning("%s", message)

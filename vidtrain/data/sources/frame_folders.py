@@ -1,6 +1,5 @@
 """Source: videos as folders of images, with annotations.json or a CSV of ground truth."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.data.decoding.metadata import check_frame_rate
-from vidtrain.data.manifest.checks import check_splits
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.splitting import GroupPattern, shares_of, split_manifest
-from vidtrain.data.sources.labels import LabelReader, class_list, in_order
-from vidtrain.data.sources.tables import Faults, open_text, read_table
-from vidtrain.data.sources.video_files import check_missing
+from vidtrain.data.manifest.splitting import SPLITS, GroupPattern, check_splits, shares_of, split_manifest
+from vidtrain.data.sources.class_folders import check_missing
+from vidtrain.data.sources.labels import LabelReader, in_order
+from vidtrain.data.sources.tables import Faults, read_json, read_table
 from vidtrain.errors import UserError
 
 MOST_CLASSES = 2**31
@@ -73,60 +71,50 @@ class FrameFolders:
 
     def pool(self) -> Manifest:
         """All videos of the ground truth, not split."""
-        path = Path(self.ground_truth)
+        path = Path(str(self.ground_truth))
         rows = list(read_table(path, ",", COLUMNS))
-        kept, missing = [], []
-        for line, fields in rows:
-            if self._is_folder(fields["folder_name"]):
-                kept.append((line, fields))
-            else:
-                missing.append(fields["folder_name"])
+        kept = [(line, fields) for line, fields in rows if self._is_folder(fields["folder_name"])]
+        missing = [fields["folder_name"] for _, fields in rows if not self._is_folder(fields["folder_name"])]
         self._check_missing(missing, len(rows))
         if not kept:
             raise UserError(f"{path} lists no videos that there are in {self.root}")
-        names = [fields["folder_name"] for _, fields in kept]
-        texts = [fields["label"] for _, fields in kept]
-        known = None if self.classes is None else class_list(self.classes)
-        labels, faults = LabelReader("names", known, None), Faults(path)
-        numbers = labels.read(texts, lambda place, why: faults.add(kept[place][0], why))
+        names, texts, groups = (
+            [fields[column] for _, fields in kept] for column in COLUMNS[1:] + COLUMNS[:1]
+        )
+        labels, faults = LabelReader("names", self.classes, None), Faults(path)
+        numbers, _ = labels.read(texts, lambda place, why: faults.add(kept[place][0], why))
         faults.raise_if_any()
-        groups = [fields["youtube_id"] for _, fields in kept]
         if self.group_pattern is not None:
             groups = GroupPattern(self.group_pattern).groups(names)
         builder = ColumnsBuilder()
-        builder.extend([self._folder(name) for name in names], numbers, groups)
-        classes, order = labels.settle()
-        columns = builder.build()
-        columns = columns if order is None else columns.relabeled(order)
-        return Manifest.from_columns(columns, classes, self.frame_rate)
+        builder.extend(list(map(self._folder, names)), numbers, groups)
+        return Manifest(*labels.settle(builder.build()), self.frame_rate)
 
     def _annotated(self, path: Path) -> dict[str, Manifest]:
-        with open_text(path) as file:
-            try:
-                found = json.load(file)
-                classes = in_order(found["categories"], path)
-                splits = {split: found[split] for split in ("train", "val", "test") if split in found}
-                entries = {split: [self._entry(each) for each in listed] for split, listed in splits.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path} is no annotations file: {error!r}") from error
-        absent = [split for split in ("train", "val") if split not in entries or not entries[split]]
+        content = read_json(path)
+        try:
+            classes = in_order(content["categories"], path)
+            splits = {split: list(map(self._entry, content[split])) for split in SPLITS if split in content}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no annotations file: {error!r}") from error
+        absent = [split for split in ("train", "val") if split not in splits or not splits[split]]
         if absent:
             raise UserError(f"{path} lists no videos for {' and '.join(absent)}")
-        total = sum(map(len, entries.values()))
-        missing = [each[0] for listed in entries.values() for each in listed if not self._is_folder(each[0])]
-        self._check_missing(missing, total)
-        gone = set(missing)
-        multi_label = any(len(each[1]) > 1 for listed in entries.values() for each in listed)
+        every = [entry for entries in splits.values() for entry in entries]
+        missing = [entry[0] for entry in every if not self._is_folder(entry[0])]
+        self._check_missing(missing, len(every))
+        gone, multi_label = set(missing), any(len(entry[1]) > 1 for entry in every)
         manifests = {}
-        for split, listed in entries.items():
+        for split, entries in splits.items():
             builder = ColumnsBuilder(multi_label)
-            for video, labels, group, start, end in listed:
+            for video, labels, group, start, end in entries:
                 if video not in gone:
                     folder = self._folder(video)
-                    label = labels if multi_label else labels[0]
-                    builder.extend([folder], [label], [group or folder], [start], [end])
-            if listed:
-                manifests[split] = Manifest.from_columns(builder.build(), classes, self.frame_rate)
+                    builder.extend(
+                        [folder], labels, [group or folder], [start], [end], label_counts=[len(labels)]
+                    )
+            if entries:
+                manifests[split] = Manifest(builder.build(), classes, self.frame_rate)
         return manifests
 
     def _entry(self, entry: dict[str, Any]) -> tuple[str, list[int], str | None, float, float]:

@@ -1,14 +1,15 @@
 """From what a listing calls a class to its number."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from vidtrain.data.manifest.class_names import NO_UTF8, LookAlikes, spelled, spelled_list
-from vidtrain.data.sources.tables import open_text
+from vidtrain.data.manifest.columns import Columns
+from vidtrain.data.sources.tables import open_text, read_json
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8
 
@@ -29,20 +30,16 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(classes, str):
         return spelled_list([str(name) for name in classes], "the list of classes")
     path = Path(classes)
-    with open_text(path) as file:
-        text = file.read()
     if path.suffix != ".json":
-        return spelled_list([line for line in text.splitlines() if line.strip()], path)
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if isinstance(found, dict):
-        nested = "categories" in found and isinstance(found["categories"], dict)
-        return in_order(found["categories"] if nested else found, path)
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        with open_text(path) as file:
+            return spelled_list([line for line in file.read().splitlines() if line.strip()], path)
+    content = read_json(path)
+    if isinstance(content, dict):
+        nested = "categories" in content and isinstance(content["categories"], dict)
+        return in_order(content["categories"] if nested else content, path)
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path} must hold a list of class names, or an object of numbers by name")
-    return spelled_list(found, path)
+    return spelled_list(content, path)
 
 
 def in_order(numbers: dict[str, object], path: Path) -> tuple[str, ...]:
@@ -63,18 +60,18 @@ class LabelReader:
     """Turns the label texts of a dataset's listings into numbers.
 
     `kind` says what labels are: "names", or "integers" that are the class numbers themselves; None takes what the
-    first label is, unless that is in `classes`, and holds all others to it. The classes are `classes`, in that order;
-    else the names that train has, sorted, or the integers from 0 to the largest one of train. `separator` stands
-    between several labels of a record; `splits` says whether the source takes one. Without it, a label that looks like
-    several, such as "1;2", is a fault: it would become a class of its own.
+    first label is, unless that is in `classes`, and holds all others to it. The classes are `classes` (see
+    `class_list`), in that order; else the names that train has, sorted, or the integers from 0 to the largest one of
+    train. `separator` stands between several labels of a record; `splits` says whether the source takes one. Without
+    it, a label that looks like several, such as "1;2", is a fault: it would become a class of its own.
 
-    Train is read first, then `settle` is called, then the other splits are read; their labels must be known.
+    Train is read and settled first, then the other splits are; their labels must be known.
     """
 
     def __init__(
         self,
         kind: str | None,
-        classes: Sequence[str] | None,
+        classes: str | Sequence[str] | None,
         separator: str | None,
         splits: bool = False,
     ):
@@ -83,31 +80,32 @@ class LabelReader:
         if separator == "":
             raise UserError("dataset.source.label_separator must hold a character, or be null")
         self._kind = kind
-        self._classes = None if classes is None else tuple(classes)
+        self._classes = () if classes is None else class_list(classes)
         self._separator = separator
         self._splits = splits
         self._settled = self._given = classes is not None
-        self._codes = {name: code for code, name in enumerate(classes or ())}
+        self._codes = {name: code for code, name in enumerate(self._classes)}
         self._seen: set[int] = set()
 
     @property
     def multi_label(self) -> bool:
         return self._separator is not None
 
-    def read(self, texts: Sequence[str], complain: Complain) -> list[int] | list[list[int]]:
-        """Numbers of as many labels; those of texts that are complained about mean nothing."""
+    def read(self, texts: Sequence[str], complain: Complain) -> tuple[list[int], list[int] | None]:
+        """The numbers of as many labels, and, where there may be several, how many each text has. Numbers of texts that
+        are complained about mean nothing."""
         texts = spelled(texts)
         if self._separator is None:
-            return self._read_single(texts, complain)
+            return self._read_single(texts, complain), None
         parts = [text.split(self._separator) for text in texts]
-        flat = spelled([part for each in parts for part in each])
-        owners = [place for place, each in enumerate(parts) for _ in each]
-        numbers = iter(self._read_single(flat, lambda place, why: complain(owners[place], why)))
-        found = [[next(numbers) for _ in each] for each in parts]
-        for place, each in enumerate(found):
-            if len(set(each)) < len(each):
+        owners = [place for place, labels in enumerate(parts) for _ in labels]
+        flat = spelled([label for labels in parts for label in labels])
+        numbers = self._read_single(flat, lambda place, why: complain(owners[place], why))
+        remaining = iter(numbers)
+        for place, labels in enumerate(parts):
+            if len(set(islice(remaining, len(labels)))) < len(labels):
                 complain(place, f"a label twice: {texts[place]!r}")
-        return found
+        return numbers, list(map(len, parts))
 
     def _read_single(self, texts: list[str], complain: Complain) -> list[int]:
         if not texts:
@@ -125,8 +123,8 @@ class LabelReader:
             for place, text in enumerate(texts):
                 if not is_integer(text):
                     why = f"label {text!r} is no integer, as others are (dataset.source.label_kind)"
-                    complain(place, _empty_or(text, self._several(text) or why))
-            texts = [_plain(text) if is_integer(text) else "0" for text in texts]
+                    complain(place, (self._several(text) or why) if text else "no label")
+            texts = list(map(_plain, texts))
         numbers = list(map(int, texts))
         self._seen.update(numbers)
         largest = len(self._classes) - 1 if self._settled else np.iinfo(np.int32).max
@@ -147,10 +145,10 @@ class LabelReader:
             numbers = [codes[text] if text in codes else 0 for text in texts]
         if bad:
             alike = LookAlikes(codes if self._settled else ())
-            why = {text: _empty_or(text, self._several(text) or self._unknown(text, alike)) for text in bad}
+            why = {text: self._several(text) or self._unknown(text, alike) for text in bad}
             for place, text in enumerate(texts):
                 if text in bad:
-                    complain(place, why[text])
+                    complain(place, why[text] if text else "no label")
         return numbers
 
     def _unknown(self, text: str, alike: LookAlikes) -> str:
@@ -166,36 +164,36 @@ class LabelReader:
         separator = None if self._separator is not None else _separator_in(text)
         if separator is None:
             return ""
-        if not self._splits:
-            way = "this source takes one label a video, and dataset=listing several"
-        else:
+        way = "this source takes one label a video, and dataset=listing several"
+        if self._splits:
             way = f"say 'dataset.source.label_separator=\"{separator}\"'"  # in both quotes, as a shell needs
-        given = "is not among the classes given" if self._given else "looks like several"
-        return f"label {text!r} {given}: {way}, or, if it is one name, list it in dataset.source.classes"
+        looks = "is not among the classes given" if self._given else "looks like several"
+        return f"label {text!r} {looks}: {way}, or, if it is one name, list it in dataset.source.classes"
 
-    def settle(self) -> tuple[tuple[str, ...], np.ndarray | None]:
-        """The classes, now that train is read; and the final number of each number given out, if they change.
+    def settle(self, columns: Columns) -> tuple[Columns, tuple[str, ...]]:
+        """What was read, with the final numbers of its labels, and the classes: the first time, for train, those are
+        settled.
 
         Raises `UserError` where train lacks one of the integers up to its largest and no classes are given.
         """
         if self._settled:
-            return self._classes, None
+            return columns, self._classes
         self._settled = True
         if self._kind == "names":
-            found, self._classes = list(self._codes), tuple(sorted(self._codes))
+            first_seen, self._classes = list(self._codes), tuple(sorted(self._codes))
             self._codes = {name: code for code, name in enumerate(self._classes)}
-            return self._classes, np.array([self._codes[name] for name in found], dtype=np.int32)
+            order = np.array([self._codes[name] for name in first_seen], dtype=np.int32)
+            return columns.relabeled(order), self._classes
         largest = max(self._seen, default=-1)
         if len(self._seen) <= largest:
-            absent = (number for number in range(largest) if number not in self._seen)
-            named = ", ".join(str(number) for number, _ in zip(absent, range(NAMED), strict=False))
+            absent = (str(number) for number in range(largest) if number not in self._seen)
             raise UserError(
                 f"train has labels up to {largest}, but none of {largest + 1 - len(self._seen)} below it, such as "
-                f"{named}: name all classes with dataset.source.classes, or say dataset.source.label_kind=names if the "
-                "integers are but names"
+                f"{', '.join(islice(absent, NAMED))}: name all classes with dataset.source.classes, or say "
+                "dataset.source.label_kind=names if the integers are but names"
             )
         self._classes = tuple(str(number) for number in range(largest + 1))
-        return self._classes, None
+        return columns, self._classes
 
 
 def is_integer(text: str) -> bool:
@@ -208,6 +206,8 @@ def _is_plain(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
+    if not is_integer(text):
+        return "0"
     return text if _is_plain(text) else f"{float(text):.0f}"
 
 
@@ -219,7 +219,3 @@ def _separator_in(text: str) -> str | None:
         if len(parts) > 1 and all(parts) and (separator in (";", "|") or all(map(is_integer, parts))):
             return separator
     return None
-
-
-def _empty_or(text: str, why: str) -> str:
-    return why if text else "no label"

@@ -1,18 +1,39 @@
 """How the lines of a listing are laid out: as said, or as its first lines show."""
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from vidtrain.data.decoding.metadata import check_frame_rate
 from vidtrain.data.manifest.splitting import GroupPattern
-from vidtrain.data.sources.delimiters import LABEL_WORDS, PATH_WORDS, find_cut, named_delimiter
-from vidtrain.data.sources.labels import LabelReader, class_list, is_integer
-from vidtrain.data.sources.tables import DELIMITERS, LAST_SPACE, first_rows, open_text
+from vidtrain.data.sources.class_folders import SUFFIXES
+from vidtrain.data.sources.labels import LabelReader, is_integer
+from vidtrain.data.sources.tables import DELIMITERS, LAST_SPACE, fields_of, numbered_lines
 from vidtrain.errors import UserError
 
+PATH_WORDS = ("path", "video", "video_path", "file", "filename", "file_name")
+LABEL_WORDS = ("label", "labels", "class", "class_name", "class_id", "label_id", "category", "target")
 FOLDER_WORDS = ("folder", "folder_name", "clip", "clip_path", "video_name", "video_id", "name", "id")
+# What a column is called where there is a header, and where it stands where there is none
+COLUMNS: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "path": (PATH_WORDS, 0),
+    "label": (LABEL_WORDS, 1),
+    "group": (("group",), None),
+    "start": (("start",), None),
+    "end": (("end",), None),
+}
+# A semicolon often stands between the labels of one field, so it is taken only where none of these fits
+FIRST_TRIED = (",", "\t", "::")
+SAMPLE = 200  # lines that are looked at
+ENDINGS = tuple(SUFFIXES)
+# The end of a video's path, and more after it
+VIDEO_INSIDE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})[^\w.]+\S", re.IGNORECASE)
+
+Column = str | int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +54,11 @@ class ListingFormat:
     root: str | None = None
     delimiter: str | None = None
     header: bool | None = None
-    path_column: str | int | None = None
-    label_column: str | int | None = None
-    group_column: str | int | None = None
-    start_column: str | int | None = None
-    end_column: str | int | None = None
+    path_column: Column = None
+    label_column: Column = None
+    group_column: Column = None
+    start_column: Column = None
+    end_column: Column = None
     label_separator: str | None = None
     label_kind: str | None = None
     classes: str | Sequence[str] | None = None
@@ -46,7 +67,7 @@ class ListingFormat:
 
     def __post_init__(self) -> None:
         if self.delimiter is not None:
-            named_delimiter(self.delimiter)
+            _named_delimiter(self.delimiter)
         if self.frame_rate is not None:
             check_frame_rate(self.frame_rate)
         if self.group_column is not None and self.group_pattern is not None:
@@ -58,132 +79,280 @@ class ListingFormat:
         LabelReader(self.label_kind, None, self.label_separator)  # refuses what is no kind or separator
 
     def label_reader(self) -> LabelReader:
-        known = None if self.classes is None else class_list(self.classes)
-        return LabelReader(self.label_kind, known, self.label_separator, splits=True)
+        return LabelReader(self.label_kind, self.classes, self.label_separator, splits=True)
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """The columns that were asked for, path's first."""
+        return {name: getattr(self, f"{name}_column") for name in COLUMNS}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How lines become fields: `width` of them; where cut at their last spaces, what shows that a line is whole."""
+
+    delimiter: str
+    width: int
+    whole: Callable[[Sequence[str]], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A listing's layout, with nothing left to recognize: where the columns are."""
+    """A listing's layout, with nothing left to recognize: `places` says which field is the path, the label ..."""
 
-    delimiter: str
-    width: int
-    whole: Callable[[Sequence[str]], bool] | None  # what a line must be, as in `Cut`
+    cut: Cut
     header: bool
-    path: int
-    label: int
-    group: int | None
-    start: int | None
-    end: int | None
+    places: dict[str, int]
 
 
 def recognize(path: Path, layout: ListingFormat) -> Table:
     """The layout of the listing at `path`. Raises `UserError` where it is ambiguous, or not as `layout` says."""
-    asked = (
-        layout.path_column,
-        layout.label_column,
-        layout.group_column,
-        layout.start_column,
-        layout.end_column,
-    )
-    given = None if layout.delimiter is None else named_delimiter(layout.delimiter)
-    cut = find_cut(path, given, layout.label_separator, asked, layout.header)
-    delimiter, width = cut.delimiter, cut.width
-    if width < 2:
+    lines = [line for _, line in islice(numbered_lines(path), SAMPLE)]
+    if not lines:
+        raise UserError(f"{path} holds no lines")
+    line_1 = f"Line 1 is {lines[0].rstrip()!r}"
+    cut = _find_cut(lines, layout, path)
+    if cut.width < 2:
         raise UserError(
-            f"{path}: with dataset.source.delimiter={DELIMITERS[delimiter]} its lines have one field, and two are "
-            f"needed, a path and a label. Line 1 is {_first_line(path)!r}"
+            f"{path}: with dataset.source.delimiter={DELIMITERS[cut.delimiter]} its lines have one field, and two are "
+            f"needed, a path and a label. {line_1}"
         )
-    rows = first_rows(path, delimiter, 2, width)
+    rows = [fields_of(line, cut.delimiter, cut.width) for line in lines[:2]]
     header = layout.header
     if header is None:
-        whole = all(len(row) == width for row in rows)  # else reading complains
-        header = any(isinstance(column, str) for column in asked) or (
-            whole and _names_columns(path, rows, layout)
-        )
-    names = rows[0] if header else None
-    if names is None and width > 2 and None in asked[:2]:
-        raise UserError(
-            f"{path}: line 1 has {width} fields and does not name them: say which ones are the path and the label, by "
-            "number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
-            "dataset.source.header=true; or quote fields that hold the delimiter"
-            + (
-                f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces. "
-                if delimiter == " "
-                else ". "
+        header = _columns_are_named(layout) or (
+            all(len(row) == cut.width for row in rows)  # else reading complains
+            and _names_columns(
+                rows, layout, f"{path}: line 1 may be a header (names of columns) or a video", line_1
             )
-            + f"Line 1 is {_first_line(path)!r}"
         )
-
-    def place(key: str, words: Sequence[str], otherwise: int | None) -> int | None:
-        return _place(path, key, getattr(layout, key), names, words, otherwise, width)
-
-    return Table(
-        delimiter,
-        width,
-        cut.whole,
-        header,
-        place("path_column", PATH_WORDS, 0),
-        place("label_column", LABEL_WORDS, 1),
-        place("group_column", ("group",), None),
-        place("start_column", ("start",), None),
-        place("end_column", ("end",), None),
-    )
+    if not header and cut.width > 2 and None in (layout.path_column, layout.label_column):
+        spaces = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces"
+        raise UserError(
+            f"{path}: line 1 has {cut.width} fields and does not name them: say which ones are the path and the label, "
+            "by number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
+            "dataset.source.header=true; or quote fields that hold the delimiter"
+            f"{spaces if cut.delimiter == ' ' else ''}. {line_1}"
+        )
+    names = [name.strip() for name in rows[0]] if header else None
+    places = {name: _place(path, name, asked, names, cut.width) for name, asked in layout.columns.items()}
+    return Table(cut, header, {name: place for name, place in places.items() if place is not None})
 
 
-def _names_columns(path: Path, rows: Sequence[Sequence[str]], layout: ListingFormat) -> bool:
+def _columns_are_named(layout: ListingFormat) -> bool:
+    return any(isinstance(column, str) for column in layout.columns.values())
+
+
+def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, question: str, line_1: str) -> bool:
     """Whether the first row is a header, told by its words; raises `UserError` where it may be either."""
     words = {field.strip().lower() for field in rows[0]}
     if words & set(PATH_WORDS) and words & set(LABEL_WORDS):
         return True
-    at = layout.path_column or 0, 1 if layout.label_column is None else layout.label_column
+    asked = (layout.path_column, 0), (layout.label_column, 1)
+    at = [column if isinstance(column, int) else usual for column, usual in asked]
     if len(rows) > 1 and max(at) < len(rows[0]):
         (first, label), (second, next_label) = ([row[place].strip() for place in at] for row in rows)
         odd_path = not os.path.splitext(first)[1] and bool(os.path.splitext(second)[1])
         named = first.lower() in (*PATH_WORDS, *FOLDER_WORDS) or label.lower() in LABEL_WORDS
         if named or odd_path or (is_integer(next_label) and not label[:1].isdecimal()):
             raise UserError(
-                f"{path}: line 1 may be a header (names of columns) or a video: say dataset.source.header=true, and "
-                "which column holds what with dataset.source.path_column and dataset.source.label_column, or "
-                f"dataset.source.header=false. Line 1 is {_first_line(path)!r}"
+                f"{question}: say dataset.source.header=true, and which column holds what with "
+                "dataset.source.path_column and dataset.source.label_column, or dataset.source.header=false. "
+                + line_1
             )
     return False
 
 
-def _place(
-    path: Path,
-    key: str,
-    asked: str | int | None,
-    names: Sequence[str] | None,
-    words: Sequence[str],
-    otherwise: int | None,
-    width: int,
-) -> int | None:
+def _place(path: Path, name: str, asked: Column, named: Sequence[str] | None, width: int) -> int | None:
+    words, usual = COLUMNS[name]
+    setting = f"dataset.source.{name}_column"
     if isinstance(asked, int):
         if not 0 <= asked < width:
-            raise UserError(f"dataset.source.{key}={asked}: {path} has {width} columns, numbered from 0")
+            raise UserError(f"{setting}={asked}: {path} has {width} columns, numbered from 0")
         return asked
-    named = [] if names is None else [name.strip() for name in names]
     if asked is not None:
-        if named.count(asked) != 1:
-            has = ", ".join(named) or "without names"
-            raise UserError(f"dataset.source.{key}={asked}: {path} has the columns {has}")
+        if named is None or named.count(asked) != 1:
+            has = ", ".join(named or ()) or "without names"
+            raise UserError(f"{setting}={asked}: {path} has the columns {has}")
         return named.index(asked)
-    found = [name for name in named if name.lower() in words]
-    if len(found) > 1:
+    if named is None:
+        return usual
+    fitting = [column for column in named if column.lower() in words]
+    if len(fitting) > 1:
         raise UserError(
-            f"{path} has the columns {' and '.join(found)}: say which one with dataset.source.{key}={found[0]}"
+            f"{path} has the columns {' and '.join(fitting)}: say which one with {setting}={fitting[0]}"
         )
-    if not found and names is not None and otherwise is not None:
+    if not fitting and usual is not None:
         # a guess by position could take a path for a label
         raise UserError(
             f"{path}: line 1 is a header with the columns {', '.join(named)}, none of which is called "
-            f"{' or '.join(words[:2])}: say which one it is with dataset.source.{key}=NAME. If line 1 is a video, "
+            f"{' or '.join(words[:2])}: say which one it is with {setting}=NAME. If line 1 is a video, "
             "say dataset.source.header=false"
         )
-    return named.index(found[0]) if found else otherwise
+    return named.index(fitting[0]) if fitting else None
 
 
-def _first_line(path: Path) -> str:
-    with open_text(path) as file:
-        return next((line.rstrip() for line in file if line.strip()), "")
+# --- what stands between fields ---------------------------------------------------------------------------
+
+
+def _named_delimiter(text: str) -> str:
+    """The delimiter that `text` names (comma, tab, space, semicolon, last_space) or is; `UserError` for others."""
+    by_name = {name: delimiter for delimiter, name in DELIMITERS.items()}
+    by_name |= {text: text for text in (*DELIMITERS, LAST_SPACE)} | {"\\t": "\t"}
+    if text not in by_name:
+        choices = ", ".join((*DELIMITERS.values(), LAST_SPACE))
+        raise UserError(f"dataset.source.delimiter={text!r}: choose one of {choices}")
+    return by_name[text]
+
+
+def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path) -> Cut:
+    """The cut that `layout` names or, where it names none, that gives most of the first lines the same fields.
+
+    It is never at the separator of labels. Spaces may stand in the path where it is the first field and lines are whole
+    when they are cut at the last ones. A few lines that do not fit are left for reading to complain about. Raises
+    `UserError` where none fits, or several.
+    """
+    columns, separator = list(layout.columns.values()), layout.label_separator
+    delimiter = None if layout.delimiter is None else _named_delimiter(layout.delimiter)
+    if delimiter is not None and delimiter not in (" ", LAST_SPACE):
+        return Cut(delimiter, _usual_width(sample, delimiter))
+    by_header = [] if layout.header is False else _cutting_header(sample[0], separator, columns)
+    if delimiter is None and len(by_header) == 1:
+        return Cut(by_header[0], len(fields_of(sample[0], by_header[0])))
+    headed = _is_headed(sample[0], layout)
+    last = max([1, *(column for column in columns if isinstance(column, int))])
+    width = len(sample[0].split()) if headed else 1 + last
+    if delimiter == LAST_SPACE:
+        return Cut(LAST_SPACE, width)
+    first = (None, 0, sample[0].split()[0]) if headed else (None, 0)
+    spaced = None
+    if columns[0] in first and separator != " ":
+        spaced = _cut_at_last_spaces(sample[headed:], width)
+    if delimiter == " ":
+        return spaced or Cut(delimiter, _usual_width(sample, delimiter))
+    fitting = _fitting(sample, separator)
+    telling = {cut: width for cut, width in fitting.items() if _names_videos(sample, cut, width, columns[0])}
+    others = (telling if spaced is not None and spaced.whole is _names_video else fitting).keys() - {" "}
+    if spaced is not None and not others:
+        return spaced
+    if not telling and _most(VIDEO_INSIDE.search(line) is not None for line in sample):
+        fitting = {}  # each of them cuts within paths or leaves them together with labels
+    fitting = telling or fitting
+    numbered = any(_end_in_integers(sample[headed:], *cut) for cut in fitting.items())
+    if spaced is not None and not telling and not numbered:
+        fitting = {**fitting, LAST_SPACE: width}  # where that has integers for labels
+        fitting.pop(" ", None)
+    if len(fitting) != 1:
+        raise UserError(f"{path}{_none_or_several(fitting, sample[0])}")
+    return Cut(*next(iter(fitting.items())))
+
+
+def _most(answers: Iterable[bool]) -> bool:
+    """Whether at least half of the answers are yes."""
+    yes_or_no = list(answers)
+    return 2 * sum(yes_or_no) >= len(yes_or_no)
+
+
+def _names_video(fields: Sequence[str]) -> bool:
+    """Whether the first field ends like a video's path."""
+    return fields[0].lower().endswith(ENDINGS)
+
+
+def _ends_in_integer(fields: Sequence[str]) -> bool:
+    return is_integer(fields[-1])
+
+
+def _cutting_header(line: str, separator: str | None, columns: Sequence[Column]) -> list[str]:
+    """The delimiters but spaces that cut the first line into the names of columns: those asked for by name, else the
+    usual ones of paths and labels."""
+    asked = {column for column in columns if isinstance(column, str)}
+    cutting = []
+    for delimiter in DELIMITERS:
+        names = [field.strip() for field in fields_of(line, delimiter)]
+        if delimiter in (" ", separator) or len(names) < 2:
+            continue
+        usual = names[0].lower() in PATH_WORDS and any(name.lower() in LABEL_WORDS for name in names[1:])
+        if asked <= set(names) if asked else usual:
+            cutting.append(delimiter)
+    return cutting
+
+
+def _is_headed(line: str, layout: ListingFormat) -> bool:
+    """Whether a line of words with spaces between them names the columns."""
+    if layout.header is not None:
+        return layout.header
+    words = [word.lower() for word in line.split()]
+    usual = words[0] in PATH_WORDS and any(word in LABEL_WORDS for word in words[1:])
+    return usual or _columns_are_named(layout)
+
+
+def _cut_at_last_spaces(lines: Sequence[str], width: int) -> Cut | None:
+    """At the last spaces, if that makes at least half of `lines` whole: the path a video's, else the label a number."""
+    rows = [
+        fields for fields in (fields_of(line, LAST_SPACE, width) for line in lines) if len(fields) == width
+    ]
+    for whole in (_names_video, _ends_in_integer):
+        kept = [fields for fields in rows if whole(fields)]
+        if not kept or 2 * len(kept) < len(lines):
+            continue
+        if whole is _names_video or not _has_other_columns(lines, kept, width):
+            return Cut(LAST_SPACE, width, whole)
+    return None
+
+
+def _has_other_columns(lines: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether what would be paths with spaces seem to be columns, such as a folder and the number of its images."""
+    widths = {len(fields_of(line, " ")) for line in lines}
+    numbered = all(is_integer(fields[0].split()[-1]) for fields in rows)
+    return (len(widths) == 1 and widths != {width}) or numbered
+
+
+def _fitting(sample: Sequence[str], separator: str | None) -> dict[str, int]:
+    """The delimiters that may be meant, and how many fields each gives most lines."""
+    likely, certain = {}, {}
+    for delimiter in DELIMITERS:
+        widths = Counter(width for line in sample if (width := len(fields_of(line, delimiter))) > 1)
+        for width, lines in widths.most_common(1) if delimiter != separator else ():
+            if 2 * lines >= len(sample):
+                likely[delimiter] = width
+            if lines == len(sample):
+                certain[delimiter] = width
+    if any(delimiter in likely for delimiter in FIRST_TRIED):
+        likely.pop(";", None)
+        certain.pop(";", None)
+    if certain.keys() == {" "}:
+        return likely  # as many spaces in every line say little, where most lines hold another delimiter
+    return certain or likely
+
+
+def _names_videos(sample: Sequence[str], delimiter: str, width: int, column: Column) -> bool:
+    """Whether at least half of the lines hold a field that ends like a video's path; of spaces, in the path's place."""
+    rows = [[field.strip().lower() for field in fields_of(line, delimiter)] for line in sample]
+    of_width = [fields if len(fields) == width else [] for fields in rows]
+    if delimiter == " " and not isinstance(column, str):
+        of_width = [fields[column or 0 :][:1] for fields in of_width]
+    return _most(any(field.endswith(ENDINGS) for field in fields) for fields in of_width)
+
+
+def _end_in_integers(lines: Sequence[str], delimiter: str, width: int) -> bool:
+    """Whether the last field of at least half of the lines is a class number."""
+    rows = [fields_of(line, delimiter) for line in lines]
+    return _most(len(fields) == width and _ends_in_integer(fields) for fields in rows)
+
+
+def _none_or_several(fitting: dict[str, int], line: str) -> str:
+    line_1 = f"Line 1 is {line.rstrip()!r}"
+    if not fitting:
+        return (
+            " must hold two or more fields a line, such as a path and a label, and none of "
+            f"{', '.join(DELIMITERS.values())} cuts its lines into fields, as many in each. Quote fields that hold "
+            f"the delimiter, or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces. {line_1}"
+        )
+    names = [DELIMITERS[delimiter] if delimiter in DELIMITERS else delimiter for delimiter in fitting]
+    say = " or ".join(f"dataset.source.delimiter={name}" for name in names)
+    return f": its delimiter may be {' or '.join(names)}; say {say}. {line_1}"
+
+
+def _usual_width(sample: Sequence[str], delimiter: str) -> int:
+    """How many fields most of the lines have."""
+    return Counter(len(fields_of(line, delimiter)) for line in sample).most_common(1)[0][0]

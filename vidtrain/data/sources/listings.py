@@ -1,20 +1,26 @@
-"""Source: listing files, one line a video."""
+"""Sources: listing files, one line a video; NumPy files of paths; and several sources mixed as one."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.manifest.checks import check_splits
-from vidtrain.data.manifest.columns import Columns, ColumnsBuilder
-from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.splitting import GroupPattern, complete
+from vidtrain.data.manifest.class_names import describe_alike
+from vidtrain.data.manifest.columns import CHUNK, Columns, ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest, Record, Source, SourceInfo, columns_of
+from vidtrain.data.manifest.splitting import SPLITS, GroupPattern, check_splits, complete
 from vidtrain.data.sources.labels import LabelReader
 from vidtrain.data.sources.listing_format import ListingFormat, recognize
-from vidtrain.data.sources.tables import Faults, Rows, listed_file, read_rows
+from vidtrain.data.sources.tables import Faults, Rows, read_rows
 from vidtrain.errors import UserError
+
+WITHOUT = {
+    "val": "dataset.source.val=null dataset.source.val_share=0.1",
+    "test": "dataset.source.test=null",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,97 +40,338 @@ class Listing(ListingFormat):
     seed: int = 0
 
     def inputs(self) -> list[Path]:
-        return [*self._files().values(), *([Path(self.classes)] if isinstance(self.classes, str) else [])]
+        return [*self._files().values(), *_file_of(self.classes)]
 
     def manifests(self) -> dict[str, Manifest]:
-        labels, found = self.label_reader(), {}
-        for split, path in self._files().items():
-            columns = read_listing(path, self, labels)
-            if split == "train":
-                classes, order = labels.settle()
-                columns = columns if order is None else columns.relabeled(order)
-            found[split] = Manifest.from_columns(columns, classes, self.frame_rate)
-        found = complete(found, self.val_share, self.seed)
-        check_splits(found)
-        return found
+        labels = self.label_reader()
+        manifests = {
+            split: Manifest(*labels.settle(read_listing(path, self, labels)), self.frame_rate)
+            for split, path in self._files().items()
+        }
+        return complete(manifests, self.val_share, self.seed)
 
     def _files(self) -> dict[str, Path]:
         named = {"train": self.train, "val": self.val, "test": self.test}
-        return {split: listed_file(split, path) for split, path in named.items() if path is not None}
+        return {split: _listed_file(split, path) for split, path in named.items() if path is not None}
+
+
+def _file_of(classes: str | Sequence[str] | None) -> list[Path]:
+    return [Path(classes)] if isinstance(classes, str) else []
+
+
+def _listed_file(split: str, name: str) -> Path:
+    """The file that the setting of a split names. Raises `UserError` where there is none, and says what to do."""
+    if not Path(name).exists():
+        without = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
+        raise UserError(f"dataset.source.{split}={name}: there is no such file{without}")
+    return Path(name)
 
 
 def read_listing(path: Path, layout: ListingFormat, labels: LabelReader) -> Columns:
     """The records of one listing; `labels` gives their numbers. Raises `UserError` naming the lines at fault."""
     table = recognize(path, layout)
+    cut, places = table.cut, table.places
     faults = Faults(path)
     builder = ColumnsBuilder(labels.multi_label)
     folder = os.path.join(path.parent if layout.root is None else layout.root, "")
     pattern = None if layout.group_pattern is None else GroupPattern(layout.group_pattern)
-    for rows in read_rows(path, table.delimiter, table.width, faults, table.header, table.whole):
-        listed = [fields[table.path] for fields in rows.fields]
-        numbers = labels.read([fields[table.label] for fields in rows.fields], _complain(faults, rows))
+    for rows in read_rows(path, cut.delimiter, cut.width, faults, table.header, cut.whole):
+        complain = _complain(faults, rows)
+        listed = rows.column(places["path"])
+        numbers, counts = labels.read(rows.column(places["label"]), complain)
         groups = None
         if pattern is not None:
             groups = pattern.groups(listed)
-        elif table.group is not None:
-            groups = _filled(rows, table.group, "no group", faults)
-        starts, ends = _times(rows, table.start, table.end, faults)
-        paths = _resolved(listed, folder, faults, rows)
+        elif "group" in places:
+            groups = rows.column(places["group"])
+            for place in _empty(groups):
+                complain(place, "no group")
+        starts, ends = _times(rows, places, complain)
+        paths = _resolved(listed, folder, complain)
         if groups is not None:  # one that is named by its own path, however that is written, is no group
             groups = [p if g == name else g for p, g, name in zip(paths, groups, listed, strict=True)]
-        builder.extend(paths, numbers, groups, starts, ends)
+        builder.extend(paths, numbers, groups, starts, ends, label_counts=counts)
     faults.raise_if_any()
     if not len(builder):
         raise UserError(f"{path} lists no videos")
     return builder.build()
 
 
+def read_pool(path: Path, layout: ListingFormat) -> Manifest:
+    """All videos of one listing, not split."""
+    labels = layout.label_reader()
+    return Manifest(*labels.settle(read_listing(path, layout, labels)), layout.frame_rate)
+
+
 def _complain(faults: Faults, rows: Rows) -> Callable[[int, str], None]:
     return lambda place, why: faults.add(rows.lines[place], why)
 
 
-def _filled(rows: Rows, column: int, why: str, faults: Faults) -> list[str]:
-    values = [fields[column] for fields in rows.fields]
-    for place, value in enumerate(values) if not all(values) else ():
-        if not value:
-            faults.add(rows.lines[place], why)
-    return values
+def _empty(values: Sequence[str]) -> list[int]:
+    return [] if all(values) else [place for place, value in enumerate(values) if not value]
 
 
-def _resolved(listed: Sequence[str], folder: str, faults: Faults, rows: Rows) -> list[str]:
+def _resolved(listed: Sequence[str], folder: str, complain: Callable[[int, str], None]) -> list[str]:
     """Paths as they are to be opened."""
-    if not all(listed) or "\0" in "".join(listed):
+    for place in _empty(listed):
+        complain(place, "no path")
+    if "\0" in "".join(listed):
         for place, name in enumerate(listed):
-            if not name or "\0" in name:
-                faults.add(rows.lines[place], "a path with a zero byte" if name else "no path")
+            if "\0" in name:
+                complain(place, "a path with a zero byte")
     paths = [name if name.startswith("/") else folder + name for name in listed]
     # two ways to write one path would pass for two videos
-    odd = ("/.", "//")
     return [
-        os.path.normpath(path) if path.endswith("/") or any(each in path for each in odd) else path
+        os.path.normpath(path) if path.endswith("/") or "/." in path or "//" in path else path
         for path in paths
     ]
 
 
 def _times(
-    rows: Rows, start: int | None, end: int | None, faults: Faults
+    rows: Rows, places: Mapping[str, int], complain: Callable[[int, str], None]
 ) -> tuple[list[float] | None, list[float] | None]:
-    """Seconds, NaN where a field is empty."""
-    columns = []
-    for column in (start, end):
-        if column is None:
-            columns.append(None)
-            continue
-        values = []
-        for line, fields in zip(rows.lines, rows.fields, strict=True):
+    """Starts and ends in seconds, NaN where a field is empty; None without such a column."""
+
+    def seconds(name: str) -> list[float] | None:
+        if name not in places:
+            return None
+        times = []
+        for place, text in enumerate(rows.column(places[name])):
             try:
-                values.append(float(fields[column]) if fields[column] else np.nan)
+                times.append(float(text) if text else math.nan)
             except ValueError:
-                faults.add(line, f"{fields[column]!r} is no time in seconds")
-                values.append(np.nan)
-        columns.append(values)
-    starts, ends = (np.array(np.nan if each is None else each) for each in columns)
+                complain(place, f"{text!r} is no time in seconds")
+                times.append(math.nan)
+        return times
+
+    columns = seconds("start"), seconds("end")
+    starts, ends = (np.array(np.nan if column is None else column) for column in columns)
     wrong = (starts < 0) | (ends <= np.nan_to_num(starts)) | np.isinf(starts) | np.isinf(ends)
     for place in np.flatnonzero(wrong).tolist():
-        faults.add(rows.lines[place], "a video must start at 0 s or later, and end later than it starts")
-    return columns[0], columns[1]
+        complain(place, "a video must start at 0 s or later, and end later than it starts")
+    return columns
+
+
+# --- NumPy files ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpyListing:
+    """Arrays of paths (.npy), one for each split, with their labels in a second array, or without any, all 0.
+
+    Arrays are one-dimensional; paths are text, labels are integers (also as floats, such as 2.0) or
+    class names. Paths are relative to
+    `root`, else to the array's folder. `classes` are names, or a file of them; without, they come from
+    train's labels (`LabelReader`). `val_share` and `seed` hold out val where there is none, as in a `Listing`.
+
+    Arrays of Python objects, and what NumPy stores as such, are refused: loading them may run code.
+    """
+
+    train: str
+    train_labels: str | None = None
+    val: str | None = None
+    val_labels: str | None = None
+    test: str | None = None
+    test_labels: str | None = None
+    root: str | None = None
+    classes: str | Sequence[str] | None = None
+    group_pattern: str | None = None
+    val_share: float | None = None
+    seed: int = 0
+
+    def inputs(self) -> list[Path]:
+        files = [path for pair in self._files().values() for path in pair if path is not None]
+        return [*files, *_file_of(self.classes)]
+
+    def manifests(self) -> dict[str, Manifest]:
+        labels = LabelReader(None, self.classes, None)
+        manifests = {
+            split: Manifest(*labels.settle(self._read(*files, labels)))
+            for split, files in self._files().items()
+        }
+        return complete(manifests, self.val_share, self.seed)
+
+    def _files(self) -> dict[str, tuple[Path, Path | None]]:
+        named = {
+            "train": (self.train, self.train_labels),
+            "val": (self.val, self.val_labels),
+            "test": (self.test, self.test_labels),
+        }
+        files = {}
+        for split, (paths, labels) in named.items():
+            if paths is None:
+                if labels is not None:
+                    raise UserError(
+                        f"dataset.source.{split}_labels={labels} is given, but not dataset.source.{split}, the paths"
+                    )
+                continue
+            if (labels is None) != (self.train_labels is None):
+                has, lacks = ("train", split) if labels is None else (split, "train")
+                raise UserError(
+                    f"{has} has labels and {lacks} has none: give dataset.source.{lacks}_labels, too, or take "
+                    f"dataset.source.{has}_labels back, and all videos are of class 0"
+                )
+            files[split] = _listed_file(split, paths), None if labels is None else Path(labels)
+        return files
+
+    def _read(self, path: Path, label_path: Path | None, labels: LabelReader) -> Columns:
+        paths = _load(path, "US")
+        values = np.zeros(len(paths), np.int64) if label_path is None else _label_array(label_path)
+        if len(values) != len(paths):
+            raise UserError(f"{path} holds {len(paths)} paths, {label_path} {len(values)} labels")
+        if not len(paths):
+            raise UserError(f"{path} lists no videos")
+        folder = path.parent if self.root is None else Path(self.root)
+        pattern = None if self.group_pattern is None else GroupPattern(self.group_pattern)
+        builder = ColumnsBuilder()
+
+        def complain(place: int, why: str) -> None:
+            raise UserError(f"{label_path or 'labels of 0'}: entry {len(builder) + place}: {why}")
+
+        for first in range(0, len(paths), CHUNK):
+            part = slice(first, first + CHUNK)
+            listed = _texts(paths[part])
+            if not all(listed):
+                raise UserError(f"{path}: entry {first + listed.index('')} is no path but empty")
+            numbers, _ = labels.read(_texts(values[part]), complain)
+            groups = None if pattern is None else pattern.groups(listed)
+            builder.extend([os.path.normpath(folder / name) for name in listed], numbers, groups)
+        return builder.build()
+
+
+def _label_array(path: Path) -> np.ndarray:
+    """Labels; integers that were saved as floats are integers again."""
+    labels = _load(path, "USiuf")
+    if labels.dtype.kind != "f":
+        return labels
+    with np.errstate(invalid="ignore"):
+        whole = (labels == np.floor(labels)) & (np.abs(labels) < 2.0**31)
+    if not whole.all():
+        place = int(np.flatnonzero(~whole)[0])
+        raise UserError(f"{path}: entry {place}: label {labels[place]} is no integer")
+    return labels.astype(np.int64)
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    if values.dtype.kind == "S":
+        return [os.fsdecode(value) for value in values.tolist()]
+    return list(map(str, values.tolist()))
+
+
+def _load(path: Path, kinds: str) -> np.ndarray:
+    """A one-dimensional array whose dtype is of one of `kinds`, mapped, not read."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, EOFError) as error:
+        if "allow_pickle" not in str(error) and "Python objects" not in str(error):
+            raise UserError(f"{path} is no array that NumPy can load: {error}") from error
+        raise UserError(
+            f"{path} holds Python objects, and loading those may run code. Where you trust it, save it again as "
+            f"text: np.save({path.name!r}, np.load({path.name!r}, allow_pickle=True).astype(np.str_))"
+        ) from error
+    is_array = isinstance(array, np.ndarray)
+    if not is_array or array.ndim != 1 or array.dtype.kind not in kinds:
+        content = f"{array.dtype} of shape {list(array.shape)}" if is_array else "several arrays"
+        wanted = "text" if "i" not in kinds else "integers or text"
+        raise UserError(f"{path} must hold one row of {wanted}; it holds {content}")
+    return array
+
+
+# --- several sources as one -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture, which knows it by name.
+
+    `weight` is the share of training samples that are drawn from it, relative to the weights of the other parts.
+    `frames` are its frames per clip; null: the run's.
+    """
+
+    source: Source
+    weight: float = 1.0
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise UserError(f"weight={self.weight}: must be above 0; to leave a part out, set it to null")
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"frames={self.frames}: must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The videos of all `parts`, by name, which have the same classes in the same order. A part of None is left out.
+
+    A part may lack val and test (a `Listing` with val_share=0), but one must have val. Every record knows its part,
+    and `Manifest.sources` what is to be known of that. Raises `UserError` where parts do not fit together.
+    """
+
+    parts: Mapping[str, Part | None]
+
+    def __post_init__(self) -> None:
+        if not self._chosen():
+            raise UserError("dataset.source.parts holds no part; a mixture needs one or more")
+
+    def _chosen(self) -> dict[str, Part]:
+        return {name: part for name, part in self.parts.items() if part is not None}
+
+    def inputs(self) -> list[Path] | None:
+        """The files of all parts; None where a part does not say which it reads."""
+        files: list[Path] = []
+        for part in self._chosen().values():
+            own = part.source.inputs() if hasattr(part.source, "inputs") else None
+            if own is None:
+                return None
+            files += own
+        return files
+
+    def manifests(self) -> dict[str, Manifest]:
+        parts = self._chosen()
+        by_part = {name: _manifests_of(name, part) for name, part in parts.items()}
+        first, *others = ((name, manifests["train"]) for name, manifests in by_part.items())
+        for other in others:
+            _check_alike(*first, *other)
+        infos = tuple(SourceInfo(name, float(part.weight), part.frames) for name, part in parts.items())
+        mixed = {}
+        for split in SPLITS:
+            columns = columns_of(_numbered(by_part.values(), split), first[1].multi_label)
+            if len(columns):
+                mixed[split] = Manifest(columns, first[1].classes, first[1].frame_rate, infos)
+        if "val" not in mixed:
+            raise UserError("no part of the mixture has a val split to select on; one must")
+        check_splits(mixed)
+        return mixed
+
+
+def _manifests_of(name: str, part: Part) -> dict[str, Manifest]:
+    try:
+        return part.source.manifests()
+    except UserError as error:
+        # sources name their settings as if they were the dataset's only one
+        own = str(error).replace("dataset.source.", f"dataset.source.parts.{name}.source.")
+        raise UserError(f"part {name} of the mixture: {own}") from error
+
+
+def _numbered(parts: Iterable[dict[str, Manifest]], split: str) -> Iterator[Record]:
+    """The records of a split of all parts, in turn, with their parts' numbers as sources."""
+    for number, manifests in enumerate(parts):
+        if split in manifests:
+            yield from (replace(record, source=number) for record in manifests[split])
+
+
+def _check_alike(name: str, reference: Manifest, other: str, train: Manifest) -> None:
+    if train.classes != reference.classes:
+        differing = sorted(set(train.classes) ^ set(reference.classes)) or ["only their order"]
+        raise UserError(
+            f"the classes of {other} ({len(train.classes)}) and {name} ({len(reference.classes)}) differ: "
+            f"{', '.join(differing[:8])}; give both the same list with "
+            f"dataset.source.parts.{other}.source.classes" + describe_alike(train.classes, reference.classes)
+        )
+    if (train.frame_rate, train.multi_label) != (reference.frame_rate, reference.multi_label):
+        raise UserError(
+            f"{other} and {name} cannot be mixed: one holds folders of images (or of another frame rate), "
+            "or videos of several labels, and the other does not"
+        )

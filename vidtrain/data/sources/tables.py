@@ -3,11 +3,11 @@
 import codecs
 import csv
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import plain_cell
@@ -23,10 +23,6 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-WITHOUT = {
-    "val": "dataset.source.val=null dataset.source.val_share=0.1",
-    "test": "dataset.source.test=null",
-}
 UNIT = "\x1f"  # stands for a delimiter of two characters, which the csv module does not take
 SNIFFED = 4096  # bytes that are looked at to recognize the encoding
 ROWS = 1 << 16  # read at a time
@@ -43,7 +39,7 @@ class Faults:
 
     def add(self, line: int, why: str) -> None:
         self._count += 1
-        if len(self._lines) < NAMED:
+        if self.room:
             self._lines.append(f"{self._path}:{line}: {why}")
 
     @property
@@ -51,11 +47,11 @@ class Faults:
         """Whether the next one will be told."""
         return len(self._lines) < NAMED
 
-    def raise_if_any(self, hint: str = "") -> None:
+    def raise_if_any(self) -> None:
         if self._count:
             lines = self._lines + ([f"and {self._count - NAMED} more"] if self._count > NAMED else [])
             count = "one line cannot" if self._count == 1 else f"{self._count} lines cannot"
-            raise UserError(f"{count} be read:\n  " + "\n  ".join(lines) + (f"\n{hint}" if hint else ""))
+            raise UserError(f"{count} be read:\n  " + "\n  ".join(lines))
 
 
 @dataclass(frozen=True)
@@ -65,13 +61,8 @@ class Rows:
     lines: list[int]
     fields: list[list[str]]
 
-
-def listed_file(split: str, name: str) -> Path:
-    """The file that the setting of a split names. Raises `UserError` where there is none, and says what to do."""
-    if not Path(name).exists():
-        without = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
-        raise UserError(f"dataset.source.{split}={name}: there is no such file{without}")
-    return Path(name)
+    def column(self, place: int) -> list[str]:
+        return [fields[place] for fields in self.fields]
 
 
 def open_text(path: Path, keep_line_ends: bool = False) -> TextIO:
@@ -108,6 +99,22 @@ def _encoding(start: bytes) -> str:
     return "utf-8-sig"
 
 
+def read_json(path: Path) -> Any:
+    with open_text(path) as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that hold anything but white space, with their numbers from 1."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
 def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
     """The fields of one line. Spaces around those without quotes do not count, nor does a ' that keeps spreadsheets
     from computing with a field (`vidtrain.files.escaping.csv_lines`). Raises `csv.Error`.
@@ -138,17 +145,13 @@ def _cut(line: str, delimiter: str, width: int) -> list[str]:
 
 
 def _from_right(line: str, width: int) -> list[str]:
-    if '"' in line:
-        try:
-            quoted = split_line(line, " ")
-        except csv.Error:
-            quoted = []
-        if len(quoted) == width:
-            return quoted
-    whole = line.split(" ")
-    if len(whole) == width and all(whole):
-        return whole
-    fields, rest = [], line.strip(" ")
+    quoted, bare = fields_of(line, " ") if '"' in line else [], line.split(" ")
+    if len(quoted) == width:
+        return quoted
+    if len(bare) == width and all(bare):
+        return bare
+    fields: list[str] = []
+    rest = line.strip(" ")
     while rest and len(fields) < width - 1:
         rest, _, field = rest.rpartition(" ")
         rest = rest.rstrip(" ")
@@ -156,19 +159,12 @@ def _from_right(line: str, width: int) -> list[str]:
     return [rest, *reversed(fields)] if rest else fields[::-1]
 
 
-def width_of(line: str, delimiter: str, width: int = 2) -> int:
-    """How many fields a line has; 0 for one that cannot be cut."""
+def fields_of(line: str, delimiter: str, width: int = 2) -> list[str]:
+    """As `split_line`; [] for a line that cannot be cut."""
     try:
-        return len(split_line(line, delimiter, width))
+        return split_line(line, delimiter, width)
     except csv.Error:
-        return 0
-
-
-def first_rows(path: Path, delimiter: str, count: int, width: int = 2) -> list[list[str]]:
-    """The fields of the first lines that hold any; [] for one that cannot be cut."""
-    with open_text(path) as file:
-        lines = list(islice((line for line in file if line.strip()), count))
-    return [split_line(line, delimiter, width) if width_of(line, delimiter, width) else [] for line in lines]
+        return []
 
 
 def read_rows(
@@ -184,46 +180,38 @@ def read_rows(
     Lines of another number of fields than `width`, with a quote that does not end, or that are not `whole` go to
     `faults`.
     """
-    lines: list[int] = []
-    fields: list[list[str]] = []
-    with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            if header:
-                header = False
-                continue
-            try:
-                found = split_line(line, delimiter, width)
-            except csv.Error as error:
-                faults.add(number, f"{error}: {line.rstrip()!r}")
-                continue
-            if len(found) != width:
-                faults.add(number, _wrong_width(found, width, delimiter, line))
-                continue
-            if whole is not None and not whole(found):
-                faults.add(number, _not_whole(found, line))
-                continue
-            lines.append(number)
-            fields.append(found)
-            if len(fields) == ROWS:
-                yield Rows(lines, fields)
-                lines, fields = [], []
-    if fields:
-        yield Rows(lines, fields)
+    rows = Rows([], [])
+    numbered = numbered_lines(path)
+    if header:
+        next(numbered, None)
+    for number, line in numbered:
+        try:
+            fields = split_line(line, delimiter, width)
+        except csv.Error as error:
+            faults.add(number, f"{error}: {line.rstrip()!r}")
+            continue
+        if len(fields) != width:
+            faults.add(number, _wrong_width(fields, width, delimiter, line))
+        elif whole is not None and not whole(fields):
+            faults.add(
+                number,
+                f"{line.rstrip()!r} is not like other lines: cut at its last space, it is the path {fields[0]!r} and "
+                f"{fields[-1]!r}; quote fields that hold spaces",
+            )
+        else:
+            rows.lines.append(number)
+            rows.fields.append(fields)
+            if len(rows.lines) == ROWS:
+                yield rows
+                rows = Rows([], [])
+    if rows.lines:
+        yield rows
 
 
-def _not_whole(found: Sequence[str], line: str) -> str:
-    return (
-        f"{line.rstrip()!r} is not like other lines: cut at its last space, it is the path {found[0]!r} and "
-        f"{found[-1]!r}; quote fields that hold spaces"
-    )
-
-
-def _wrong_width(found: Sequence[str], width: int, delimiter: str, line: str) -> str:
+def _wrong_width(fields: Sequence[str], width: int, delimiter: str, line: str) -> str:
     name = DELIMITERS[delimiter] if delimiter in DELIMITERS else repr(delimiter)
-    advice = f'; a {name} inside a field needs quotes around it: "..."' if len(found) > width else ""
-    return f"{len(found)} fields, not {width}: {line.rstrip()!r}{advice}"
+    advice = f'; a {name} inside a field needs quotes around it: "..."' if len(fields) > width else ""
+    return f"{len(fields)} fields, not {width}: {line.rstrip()!r}{advice}"
 
 
 def read_table(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -231,10 +219,10 @@ def read_table(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tu
 
     Raises `UserError` where columns that are `needed` are missing, and, at the end, for the lines that cannot be read.
     """
-    header = first_rows(path, delimiter, 1)
+    _, header = next(numbered_lines(path), (0, ""))
     if not header:
         raise UserError(f"{path} holds no lines")
-    columns = [name.strip() for name in header[0]]
+    columns = [name.strip() for name in fields_of(header, delimiter)]
     missing = [name for name in needed if name not in columns]
     if missing:
         raise UserError(f"{path}: line 1 lacks the columns {', '.join(missing)}; it has {', '.join(columns)}")

@@ -1,7 +1,7 @@
 import pytest
 
-from vidtrain.data.manifest.checks import check_present, check_splits
 from vidtrain.data.manifest.manifest import Manifest, Record, SourceInfo
+from vidtrain.data.manifest.splitting import check_present, check_splits
 from vidtrain.errors import UserError
 
 

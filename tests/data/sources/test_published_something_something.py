@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vidtrain.data.manifest.manifest import Record
-from vidtrain.data.sources.something_something import SomethingSomething
+from vidtrain.data.sources.published import SomethingSomething
 from vidtrain.errors import UserError
 
 CLASSES = {"Holding something": "1", "Moving something up": "0", "Putting something on something": "2"}

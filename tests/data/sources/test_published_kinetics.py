@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from vidtrain.data.manifest.manifest import Record
-from vidtrain.data.sources.kinetics import Kinetics
+from vidtrain.data.sources.published import Kinetics
 from vidtrain.errors import UserError
 
 HEAD = "label,youtube_id,time_start,time_end,split\n"

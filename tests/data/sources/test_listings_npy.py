@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.manifest.manifest import Record
-from vidtrain.data.sources.npy_listings import NpyListing
+from vidtrain.data.sources.listings import NpyListing
 from vidtrain.errors import UserError
 
 # NumPy 1 has no such type

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidtrain.data.sources.official_splits import HMDB51, UCF101, film
+from vidtrain.data.sources.published import HMDB51, UCF101, film
 from vidtrain.errors import UserError
 
 

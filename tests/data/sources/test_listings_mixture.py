@@ -2,8 +2,7 @@ import pytest
 
 from vidtrain.data.manifest.manifest import Record, SourceInfo
 from vidtrain.data.sources.class_folders import ClassFolders
-from vidtrain.data.sources.listings import Listing
-from vidtrain.data.sources.mixture import Mixture, Part
+from vidtrain.data.sources.listings import Listing, Mixture, Part
 from vidtrain.errors import UserError
 
 

@@ -1,0 +1,378 @@
+"""Sources: UCF-101, HMDB51, Kinetics and Something-Something v2, by the annotations that they are published with."""
+
+import logging
+import math
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from vidtrain.data.manifest.class_names import describe_alike, one_spelling, spelled_list
+from vidtrain.data.manifest.columns import ColumnsBuilder
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, hold_out
+from vidtrain.data.sources.class_folders import ClassFolders, VideoFiles, check_missing
+from vidtrain.data.sources.labels import class_list, in_order
+from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_rows, read_table
+from vidtrain.errors import UserError
+
+UCF_GROUP = r"v_(\w+)_g(\d+)_"
+HMDB_SPLITS = {"1": "train", "2": "test", "0": None}  # 0 marks what a fold leaves out
+NEW_SPLIT = (0.8, 0.1, 0.1)
+KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+KINETICS_SPLITS = {
+    "train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"
+}  # fmt: skip
+ALLOW_SHARE = "dataset.source.max_missing_share=0.1, or as it is"
+
+logger = logging.getLogger(__name__)
+
+
+class Listed(NamedTuple):
+    """A video as annotations name it: its `name` there, without suffix; where its file may lie, first choice first;
+    and where the uncut video may lie of which it is the part from `start` to `end` (seconds)."""
+
+    name: str
+    places: Sequence[str]
+    label: int
+    group: str | None = None
+    uncut: Sequence[str] = ()
+    start: float = math.nan
+    end: float = math.nan
+
+
+def _located(
+    listed: Iterable[tuple[str, Listed]], classes: Sequence[str], root: str, max_missing: float, allow: str
+) -> dict[str, Manifest]:
+    """The videos of each split that are below `root`. Raises `UserError` where more than a share of `max_missing` are
+    not; `allow` says what lets them be missing."""
+    files, missing, total = VideoFiles(root), [], 0
+    builders: dict[str, ColumnsBuilder] = {}
+    for split, video in listed:
+        total += 1
+        builder = builders.setdefault(split, ColumnsBuilder())
+        path, cut = files.find(*video.places), (math.nan, math.nan)
+        if path is None and video.uncut:
+            path, cut = files.find(*video.uncut), (video.start, video.end)
+        if path is None:
+            missing.append(video.name)
+        else:
+            builder.extend([path], [video.label], [video.group or path], cut[:1], cut[1:])
+    check_missing(missing, total, root, max_missing, allow)
+    return {split: Manifest(builders[split].build(), classes) for split in SPLITS if split in builders}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialSplits(ABC):
+    """What UCF-101 and HMDB51 share.
+
+    Videos lie at `root/<class>/<video>` or `root/<video>`, with any suffix; `annotations` is the folder of the split
+    files, and `fold` is 1, 2 or 3. With fold null no split files are read: videos in class folders are split anew,
+    80/10/10, groups kept whole.
+
+    The official splits have no val. `val` says where it comes from: "train" holds out `val_share` of it, groups
+    kept whole, drawn from `seed`; "test" selects on the test videos, so that what is then reported is too high.
+
+    Raises `UserError` for split files that do not hold what they should, and for videos that are not on disk,
+    unless `allow_missing`.
+    """
+
+    root: str
+    annotations: str
+    fold: int | None = 1
+    val: str = "train"
+    val_share: float = 0.1
+    seed: int = 0
+    allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fold not in (None, 1, 2, 3):
+            raise UserError(f"dataset.source.fold={self.fold}: choose 1, 2 or 3, or null to split anew")
+        if self.val not in ("train", "test"):
+            raise UserError(
+                f"dataset.source.val={self.val}: choose train, to hold out dataset.source.val_share of it, or test, to "
+                "select on test"
+            )
+
+    def manifests(self) -> dict[str, Manifest]:
+        if self.fold is None:
+            pattern = self._group_pattern()
+            return ClassFolders(self.root, split=NEW_SPLIT, group_pattern=pattern, seed=self.seed).manifests()
+        if not Path(self.annotations).is_dir():
+            raise UserError(
+                f"no folder {self.annotations} of split files; name it with dataset.source.annotations="
+            )
+        classes, listed = self._read_lists()
+        allowed = 1.0 if self.allow_missing else 0.0
+        manifests = _located(listed, classes, self.root, allowed, "dataset.source.allow_missing=true")
+        check_splits(manifests)
+        if self.val == "test":
+            logger.warning("val is the test split: what is selected on it is reported too high on it")
+            return {**manifests, "val": manifests["test"], "test": manifests["test"]}
+        return hold_out(manifests, self.val_share, self.seed)
+
+    @abstractmethod
+    def _group_pattern(self) -> str:
+        """A regular expression that finds a video's group in its path."""
+
+    @abstractmethod
+    def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
+        """The class names, and the videos of train and test, each with its split."""
+
+
+def _in_class(name: str, class_name: str, label: int, group: str) -> Listed:
+    bare = PurePosixPath(name).name
+    return Listed(name, (f"{class_name}/{bare}", name, bare), label, group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UCF101(OfficialSplits):
+    """UCF-101: classInd.txt, trainlist0N.txt (`Class/v_Class_g01_c01.avi 1`) and testlist0N.txt (no label).
+
+    The clips of one g number of a class are cut from one video, and so are a group.
+    """
+
+    def _group_pattern(self) -> str:
+        return UCF_GROUP
+
+    def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
+        folder = Path(self.annotations)
+        classes = self._classes(folder / "classInd.txt")
+        codes = {name: label for label, name in enumerate(classes)}
+        return classes, [
+            (split, video)
+            for split in ("train", "test")
+            for video in self._listed(folder / f"{split}list{self.fold:02d}.txt", codes)
+        ]
+
+    def _classes(self, path: Path) -> tuple[str, ...]:
+        faults = Faults(path)
+        classes: list[str] = []
+        for number, line in numbered_lines(path):
+            code, _, name = line.strip().partition(" ")
+            if code != str(len(classes) + 1) or not name:
+                faults.add(number, f"{line.strip()!r} should be {len(classes) + 1} and a class name")
+            classes.append(name)
+        faults.raise_if_any()
+        return spelled_list(classes, path)
+
+    def _listed(self, path: Path, codes: dict[str, int]) -> Iterator[Listed]:
+        faults = Faults(path)
+        for number, line in numbered_lines(path):
+            name, _, label = one_spelling(line).partition(" ")
+            class_name = name.partition("/")[0]
+            group = re.search(UCF_GROUP, name)
+            if class_name not in codes:
+                faults.add(number, f"{line.strip()!r} does not begin with a class of classInd.txt")
+            elif label and label != str(codes[class_name] + 1):
+                right = f"{class_name} is {codes[class_name] + 1}"
+                faults.add(number, f"{line.strip()!r}: label {label}, but {right}")
+            elif group is None:
+                faults.add(number, f"{line.strip()!r} is not named like v_Class_g01_c01.avi")
+            else:
+                stem = os.path.splitext(name)[0]
+                yield _in_class(stem, class_name, codes[class_name], "/".join(group.groups()))
+        faults.raise_if_any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMDB51(OfficialSplits):
+    """HMDB51: `<class>_test_split<N>.txt` for every class, lines of `video.avi` and 1 (train), 2 (test) or 0 (neither).
+
+    A name begins with the film that the clip is from, then comes its class; the clips of a film are a group.
+    """
+
+    def _group_pattern(self) -> str:
+        # the film's name ends where the class begins: the folder that the clip lies in
+        return r"^([^/]+)/(?:.*/)?(.+)_\1_[^/]*$"
+
+    def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
+        ending = f"_test_split{self.fold}.txt"
+        paths = sorted(Path(self.annotations).glob(f"*{ending}"))
+        if not paths:
+            raise UserError(
+                f"no files *{ending} in {self.annotations}; name their folder with dataset.source.annotations="
+            )
+        classes = spelled_list([path.name.removesuffix(ending) for path in paths], self.annotations)
+        listed = []
+        for label, (class_name, path) in enumerate(zip(classes, paths, strict=True)):
+            faults = Faults(path)
+            for number, line in numbered_lines(path):
+                name, _, code = line.strip().rpartition(" ")
+                if not name or code not in HMDB_SPLITS:
+                    faults.add(number, f"{line.strip()!r} should be a video and 0, 1 or 2")
+                    continue
+                split, stem = HMDB_SPLITS[code], one_spelling(os.path.splitext(name.strip())[0])
+                if split is not None:
+                    group = f"{class_name}/{film(stem, class_name)}"
+                    listed.append((split, _in_class(f"{class_name}/{stem}", class_name, label, group)))
+            faults.raise_if_any()
+        return classes, listed
+
+
+def film(stem: str, class_name: str) -> str:
+    """What a clip of HMDB51 is from: its name up to the class; without it, up to the number of the clip."""
+    head, found, _ = stem.rpartition(f"_{class_name}_")
+    return head if found else stem.rpartition("_")[0] or stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kinetics:
+    """Videos named by CSV files with the columns label, youtube_id, time_start, time_end and split.
+
+    A trimmed file `<youtube_id>_<start>_<end>`, both in seconds as six digits, is taken whole; of an untrimmed one,
+    `<youtube_id>`, the part from time_start to time_end. Both lie in `root`, in a folder of their split (as
+    it is written in the CSV), of their label (with spaces or underscores), or both, with any suffix. A
+    YouTube video is a group.
+
+    The classes are the labels of train, sorted, or `classes`. `val_share` and `seed` hold out val where there is none,
+    as in a `Listing`. Raises `UserError` where more than `max_missing_share` of the videos are not on disk.
+    """
+
+    root: str
+    annotations: Sequence[str]
+    classes: str | Sequence[str] | None = None
+    max_missing_share: float = 0.0
+    val_share: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_missing_share <= 1:
+            raise UserError(
+                f"dataset.source.max_missing_share={self.max_missing_share}: must lie between 0 and 1"
+            )
+
+    def manifests(self) -> dict[str, Manifest]:
+        rows = [
+            (Path(path), line, fields | {"label": one_spelling(fields["label"])})
+            for path in self.annotations
+            for line, fields in read_table(Path(path), ",", KINETICS_COLUMNS)
+        ]
+        trained = {fields["label"] for _, _, fields in rows if fields["split"] == "train"}
+        if not trained:
+            raise UserError(f"no rows of split train in {', '.join(self.annotations)}")
+        classes = sorted(trained) if self.classes is None else class_list(self.classes)
+        manifests = _located(
+            self._listed(rows, classes), classes, self.root, self.max_missing_share, ALLOW_SHARE
+        )
+        return complete(manifests, self.val_share, self.seed)
+
+    def _listed(
+        self, rows: Sequence[tuple[Path, int, dict[str, str]]], classes: Sequence[str]
+    ) -> Iterator[tuple[str, Listed]]:
+        codes = {name: code for code, name in enumerate(classes)}
+        faults = {path: Faults(path) for path, _, _ in rows}
+        for path, line, fields in rows:
+            why = _kinetics_fault(fields, codes, told=faults[path].room)
+            if why is not None:
+                faults[path].add(line, why)
+                continue
+            split, label, name = fields["split"], fields["label"], fields["youtube_id"]
+            start, end = float(fields["time_start"]), float(fields["time_end"])
+            trimmed = f"{name}_{int(start):06d}_{int(end):06d}"
+            folders = _kinetics_folders(split, label)
+            places, uncut = ([os.path.join(folder, stem) for folder in folders] for stem in (trimmed, name))
+            yield KINETICS_SPLITS[split], Listed(name, places, codes[label], name, uncut, start, end)
+        for faults_of_file in faults.values():
+            faults_of_file.raise_if_any()
+
+
+def _kinetics_fault(fields: dict[str, str], codes: dict[str, int], told: bool) -> str | None:
+    """What is wrong with a row; all of it where it is `told`."""
+    split, label = fields["split"], fields["label"]
+    if split not in KINETICS_SPLITS:
+        return f"split {split!r} is none of {', '.join(KINETICS_SPLITS)}"
+    if label not in codes:
+        why = "not among the classes" if label else "empty: leave a list without labels out"
+        return f"label {label!r} is {why}{describe_alike([label], codes) if told else ''}"
+    try:
+        start, end = float(fields["time_start"]), float(fields["time_end"])
+    except ValueError:
+        return f"{fields['time_start']!r} to {fields['time_end']!r} are no seconds"
+    return None if 0 <= start < end < math.inf else f"{start:g} to {end:g} s is no part of a video"
+
+
+def _kinetics_folders(split: str, label: str) -> list[str]:
+    labels = dict.fromkeys((label, label.replace(" ", "_")))
+    splits = (split, KINETICS_SPLITS[split])
+    return [*(os.path.join(name, each) for name in splits for each in labels), *labels, *splits, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SomethingSomething:
+    """Something-Something v2: videos `root/<id>.webm` named by JSON files; a class is a template without its brackets.
+
+    `labels` numbers the classes ({"Moving something up": "0"}); `train` and `val` list {"id", "template"}, of which
+    "Moving [something] up" is one. The test list has no templates: `test_answers` gives its labels, as lines of
+    `id;Moving something up`; without, there is no test split.
+
+    Raises `UserError` where more than `max_missing_share` of the videos are not on disk.
+    """
+
+    root: str
+    labels: str
+    train: str
+    val: str
+    test: str | None = None
+    test_answers: str | None = None
+    max_missing_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.test is not None and self.test_answers is None:
+            raise UserError(
+                f"dataset.source.test={self.test} has no labels: give dataset.source.test_answers (lines of "
+                "id;label), or dataset.source.test=null"
+            )
+
+    def manifests(self) -> dict[str, Manifest]:
+        path = Path(self.labels)
+        numbers = read_json(path)
+        if not isinstance(numbers, dict):
+            raise UserError(f"{path} must hold an object of numbers by label")
+        classes = in_order(numbers, path)
+        manifests = _located(self._listed(classes), classes, self.root, self.max_missing_share, ALLOW_SHARE)
+        check_splits(manifests)
+        return manifests
+
+    def _listed(self, classes: Sequence[str]) -> Iterator[tuple[str, Listed]]:
+        codes = {name: code for code, name in enumerate(classes)}
+        for split, path in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if path is None:
+                continue
+            answers = _answers(Path(str(self.test_answers))) if split == "test" else None
+            for video, name in self._videos(Path(path), answers):
+                if name not in codes:
+                    raise UserError(
+                        f"{split}: video {video} has the label {name!r}, which {self.labels} does not number"
+                    )
+                yield split, Listed(video, (video,), codes[name])
+
+    def _videos(self, path: Path, answers: dict[str, str] | None) -> Iterator[tuple[str, str]]:
+        """The id and the class name of every video that `path` lists."""
+        entries = read_json(path)
+        if not isinstance(entries, list):
+            raise UserError(f"{path} must hold a list of videos")
+        needed = ("id", "template") if answers is None else ("id",)
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not all(
+                key in entry and isinstance(entry[key], str) for key in needed
+            ):
+                raise UserError(f"{path}: entry {number} lacks {' or '.join(needed)}: {str(entry)[:200]}")
+            if answers is None:
+                yield entry["id"], one_spelling(entry["template"].replace("[", "").replace("]", ""))
+            elif entry["id"] in answers:
+                yield entry["id"], one_spelling(answers[entry["id"]])
+            else:
+                raise UserError(f"{path}: video {entry['id']} has no label in {self.test_answers}")
+
+
+def _answers(path: Path) -> dict[str, str]:
+    faults = Faults(path)
+    answers: dict[str, str] = {}
+    for rows in read_rows(path, ";", 2, faults, header=False):
+        answers |= dict(zip(rows.column(0), rows.column(1), strict=True))
+    faults.raise_if_any()
+    return answers
