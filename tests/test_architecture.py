@@ -85,7 +85,6 @@ def test_the_loop_stays_readable_in_one_sitting():
 LONG_FUNCTIONS = {
     "models/vit3d.py:__init__",
     "models/resnext3d.py:__init__",
-    "comparison/run.py:compare_runs",
     "benchmark.py:benchmark",
 }
 DEEP_FUNCTIONS = {

@@ -2,11 +2,9 @@
 
 Read run.py first.
 
-run.py         from runs to one summary of how they compare
-bootstrap.py   paired bootstrap, seed spread, McNemar's exact test
-importance.py  how much of the variance a setting accounts for
-notes.py       what a reader must know before believing it
+run.py         from runs to one summary of how they compare, with what a reader must know before believing it
 paired.py      two recipes: difference, classes, videos that flipped
 recipes.py     which settings differ; which runs are one recipe over seeds
 runs.py        what finished runs left in their folders
+statistics.py  paired bootstrap, seed spread, McNemar's exact test; what a setting accounts for
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.comparison.bootstrap import (
+from vidtrain.comparison.statistics import (
     SCORES,
     mcnemar,
     percentile_interval,
@@ -114,127 +114,119 @@ def compare(
 
     `same_seed` names the (baseline's, other's) runs that are paired in McNemar's test.
     """
-    found = align([*baseline, *other])
-    if not found.paths:
+    shared = align([*baseline, *other])
+    if not shared.paths:
         return None
     n, rng = len(baseline), np.random.default_rng(seed)
-    observed = _observed(found, metric)
-    sampled = _resampled(found, metric, draws, rng)
-    over_videos = sampled[:, n:].mean(axis=1) - sampled[:, :n].mean(axis=1)
-    with_seeds = None
+    observed, sampled = _observe(shared, metric, draws, rng)
+    over_videos, with_seeds = _difference(sampled, n), None
     if n > 1 and len(other) > 1:
         noise = seed_noise(observed[n:], draws, rng) - seed_noise(observed[:n], draws, rng)
         with_seeds = percentile_interval(over_videos + noise, confidence)
-    correct = found.correct
+    correct = shared.correct
     return Comparison(
         metric=metric,
-        shared=len(found.paths),
-        units=len(found.paths) if found.groups is None else int(found.groups.max()) + 1,
-        relabeled=found.relabeled,
-        unshared=found.unshared,
-        below_folders=found.below_folders,
+        shared=len(shared.paths),
+        units=len(shared.paths) if shared.groups is None else int(shared.groups.max()) + 1,
+        relabeled=shared.relabeled,
+        unshared=shared.unshared,
+        below_folders=shared.below_folders,
         of_baseline=observed[:n].tolist(),
         of_other=observed[n:].tolist(),
-        difference=float(observed[n:].mean() - observed[:n].mean()),
+        difference=float(_difference(observed, n)),
         interval=percentile_interval(over_videos, confidence),
         interval_with_seeds=with_seeds,
         pairs=[Pair(a, b, *mcnemar(correct[a], correct[n + b])) for a, b in same_seed],
-        classes=class_changes(found, n, draws, confidence, rng),
-        videos=video_changes(found, n),
+        classes=class_changes(shared, n, draws, confidence, rng),
+        videos=video_changes(shared, n),
     )
 
 
-def _observed(found: Aligned, metric: str) -> np.ndarray:
-    """The metric of every run [r] on the shared videos."""
+def _difference(by_run: np.ndarray, n: int) -> np.ndarray:
+    """The mean over the last axis, r runs of which the first `n` are the baseline's: the other runs less those."""
+    return by_run[..., n:].mean(axis=-1) - by_run[..., :n].mean(axis=-1)
+
+
+def _observe(
+    shared: Aligned, metric: str, draws: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of every run on the shared videos [r], and on videos drawn from them [draws r]."""
     if metric in MEANS:
-        return _hits(found, metric).mean(axis=1)
-    once = np.ones((1, len(found.paths)))
-    return scores(metric, found.labels, found.predictions, len(found.classes), once)[0]
+        hits = shared.top5 if metric == "top5" else shared.correct
+        return hits.mean(axis=1), resampled_means(hits, shared.groups, draws, rng)
+    units = np.arange(len(shared.paths)) if shared.groups is None else shared.groups
+    marks = (metric, shared.labels, shared.predictions, len(shared.classes))
+    return scores(*marks, np.ones((1, len(units))))[0], resampled_scores(*marks, units, draws, rng)
 
 
-def _resampled(found: Aligned, metric: str, draws: int, rng) -> np.ndarray:
-    if metric in MEANS:
-        return resampled_means(_hits(found, metric), found.groups, draws, rng)
-    units = np.arange(len(found.paths)) if found.groups is None else found.groups
-    return resampled_scores(metric, found.labels, found.predictions, len(found.classes), units, draws, rng)
-
-
-def _hits(found: Aligned, metric: str) -> np.ndarray:
-    return found.top5 if metric == "top5" else found.correct
-
-
-def class_changes(found: Aligned, n: int, draws: int, confidence: float, rng) -> list[ClassChange]:
+def class_changes(
+    shared: Aligned, n: int, draws: int, confidence: float, rng: np.random.Generator
+) -> list[ClassChange]:
     """A row for every class that is labeled; the first `n` runs are the baseline's."""
-    k, changes = len(found.classes), []
-    by_class = _by_class(found.labels, k)
-    predicted = [_by_class(marks, k) for marks in found.predictions]
+    k, changes = len(shared.classes), []
+    labeled = _videos_by_class(shared.labels, k)
+    predicted = [_videos_by_class(marks, k) for marks in shared.predictions]
     known: dict[tuple[bytes, ...], np.ndarray] = {}
 
-    def drawn_of(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    def resample(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         """Means [draws] of a class. Of thousands of small classes many have the same changes, and so the same draws."""
         if k <= MOST_DRAWN or groups is not None:
             return resampled_means(change[None], groups, draws, rng)[:, 0]
-        key = tuple(each.tobytes() for each in np.unique(change, return_counts=True))
+        key = tuple(part.tobytes() for part in np.unique(change, return_counts=True))
         if key not in known:
             if len(known) == MOST_DRAWN:
                 known.clear()
             known[key] = resampled_means(change[None], None, draws, rng)[:, 0]
         return known[key]
 
-    for code, name in enumerate(found.classes):
-        mine = by_class[code]
-        if not len(mine):
+    for number, name in enumerate(shared.classes):
+        videos = labeled[number]
+        if not len(videos):
             continue
-        hits = np.stack([np.isin(mine, run[code]) for run in predicted])
+        hits = np.stack([np.isin(videos, run[number]) for run in predicted])
         recall = hits.mean(axis=1)
-        f1 = 2 * hits.sum(axis=1) / np.array([len(mine) + len(run[code]) for run in predicted])
-        groups = None
-        if found.groups is not None:
-            groups = np.unique(found.groups[mine], return_inverse=True)[1]
-        change = hits[n:].mean(axis=0) - hits[:n].mean(axis=0)
-        sampled = drawn_of(change, groups)
+        f1 = 2 * hits.sum(axis=1) / np.array([len(videos) + len(run[number]) for run in predicted])
+        groups = shared.groups
+        if groups is not None:
+            groups = np.unique(groups[videos], return_inverse=True)[1]
+        sampled = resample(_difference(hits.T, n), groups)
         if min(n, len(hits) - n) > 1:
             sampled = sampled + seed_noise(recall[n:], draws, rng) - seed_noise(recall[:n], draws, rng)
         changes.append(
             ClassChange(
                 name=name,
-                support=len(mine),
+                support=len(videos),
                 recall_baseline=float(recall[:n].mean()),
                 recall_other=float(recall[n:].mean()),
-                recall_difference=float(recall[n:].mean() - recall[:n].mean()),
+                recall_difference=float(_difference(recall, n)),
                 interval=percentile_interval(sampled, confidence),
                 f1_baseline=float(f1[:n].mean()),
                 f1_other=float(f1[n:].mean()),
-                f1_difference=float(f1[n:].mean() - f1[:n].mean()),
+                f1_difference=float(_difference(f1, n)),
             )
         )
     return changes
 
 
-def _by_class(marks: np.ndarray, k: int) -> list[np.ndarray]:
+def _videos_by_class(marks: np.ndarray, k: int) -> list[np.ndarray]:
     """The videos that are marked with each of k classes."""
     videos, classes = np.divmod(marks, k)
     order = np.argsort(classes, kind="stable")
     return np.split(videos[order], np.searchsorted(classes[order], np.arange(1, k)))
 
 
-def video_changes(found: Aligned, n: int) -> list[Video]:
+def video_changes(shared: Aligned, n: int) -> list[Video]:
     """A row for every shared video, those that changed most first; the first `n` runs are the baseline's."""
-    correct = found.correct
-    before, after = correct[:n].mean(axis=0), correct[n:].mean(axis=0)
-    order = np.argsort(-np.abs(after - before), kind="stable")
+    before, after = shared.correct[:n].mean(axis=0), shared.correct[n:].mean(axis=0)
+    answers = list(zip(*shared.answers, strict=True))
     return [
         Video(
-            path=found.paths[row],
-            label=found.texts[row],
+            path=shared.paths[row],
+            label=shared.texts[row],
             baseline=float(before[row]),
             other=float(after[row]),
-            prediction_baseline=_most_common([run[row] for run in found.answers[:n]]),
-            prediction_other=_most_common([run[row] for run in found.answers[n:]]),
+            prediction_baseline=Counter(answers[row][:n]).most_common(1)[0][0],
+            prediction_other=Counter(answers[row][n:]).most_common(1)[0][0],
         )
-        for row in order
+        for row in np.argsort(-np.abs(after - before), kind="stable").tolist()
     ]
-
-
-def _most_common(answers: Sequence[str]) -> str:
-    return Counter(answers).most_common(1)[0][0]

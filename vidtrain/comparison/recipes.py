@@ -1,6 +1,6 @@
 """Which settings tell runs apart, and which runs are one recipe over several seeds."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ def differing(runs: Sequence[Settings], ignored: Collection[str]) -> dict[str, l
     keys = dict.fromkeys(key for run in runs for key in run)
     values = {key: [run[key] if key in run else ABSENT for run in runs] for key in keys}
     return {
-        key: row for key, row in values.items() if not _is_below(key, ignored) and len(_distinct(row)) > 1
+        key: row for key, row in values.items() if not _is_below(key, ignored) and len(set(_texts(row))) > 1
     }
 
 
@@ -38,32 +38,25 @@ def swept(
     These are the keys that differ. Those that only follow from another choice stand under its name: all that lies
     below a config group by the option of the group (`augmentation=none`), and what an experiment sets by its name.
     """
-    said = [_assignments(each) for each in overrides]
+    assigned = [_assignments(run) for run in overrides]
     differ = differing(runs, ignored)
-    explicit = {key for run in said for key in run}
+    explicit = {key for run in assigned for key in run}
     # a choice is an override of what is no single setting: a group, or an experiment
     single = {key for run in runs for key in run}
     choices: dict[str, list[Any]] = {
-        name: [run[name] if name in run else UNNAMED for run in said]
+        name: [run[name] if name in run else UNNAMED for run in assigned]
         for name in sorted(explicit - single)
         if not _is_below(name, ignored)
     }
-    # an experiment has no settings of its own, and may set any
-    nodes = {name: name.partition("@")[2] or name for name in choices}
-    own = {name for name, node in nodes.items() if any(key.startswith(f"{node}.") for key in single)}
     kept: dict[str, list[Any]] = {}
     followers: dict[str, list[list[Any]]] = {}
     for key, row in differ.items():
-        leaders = (
-            name
-            for name, options in choices.items()
-            if (name not in own or key.startswith(f"{nodes[name]}.")) and _follows(row, options)
-        )
+        leaders = (name for name in choices if _may_set(name, key, single) and _follows(row, choices[name]))
         leader = None if key in explicit else next(leaders, None)
         if leader:
             followers.setdefault(leader, []).append(row)
         elif key in explicit or not any(
-            name in explicit and _texts(row) == _texts(each) for name, each in differ.items() if name != key
+            name in explicit and _texts(row) == _texts(other) for name, other in differ.items() if name != key
         ):
             kept[key] = row
     for name, rows in followers.items():
@@ -71,18 +64,22 @@ def swept(
     return {**{name: kept[name] for name in choices if name in kept}, **kept}
 
 
+def _may_set(choice: str, key: str, single: Collection[str]) -> bool:
+    """Whether a key is below the group of a choice; an experiment has no settings of its own, and may set any."""
+    node = f"{choice.partition('@')[2] or choice}."
+    return key.startswith(node) or not any(name.startswith(node) for name in single)
+
+
 def _follows(row: Sequence[Any], options: Sequence[Any]) -> bool:
     """Whether equal options always come with equal values."""
-    seen: dict[str, str] = {}
-    return all(
-        seen.setdefault(str(option), text) == text for option, text in zip(options, _texts(row), strict=True)
-    )
+    pairs = set(zip(_texts(options), _texts(row), strict=True))
+    return len(pairs) == len(set(_texts(options)))
 
 
 def _name_alike(options: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
     """The options by run; runs with equal settings get one name, and rather the one that was given."""
     alike = list(zip(*map(_texts, rows), strict=True))
-    names: dict[tuple, Any] = {}
+    names: dict[tuple[str, ...], Any] = {}
     for settings, option in zip(alike, options, strict=True):
         if settings not in names or names[settings] == UNNAMED:
             names[settings] = option
@@ -101,28 +98,28 @@ def recipes(
     must not be mixed (how a run was evaluated).
     """
     differ, keys = differing(settings, ignored), swept(settings, overrides, ignored)
-    members: dict[tuple, list[int]] = {}
+    members: dict[tuple[str, ...], list[int]] = {}
     for run, what in enumerate(apart):
-        members.setdefault((str(what), *(str(row[run]) for row in differ.values())), []).append(run)
-    found = [
+        members.setdefault(_texts([what, *(row[run] for row in differ.values())]), []).append(run)
+    return keys, [
         Recipe(number, {key: row[runs[0]] for key, row in keys.items()}, runs)
         for number, runs in enumerate(members.values(), start=1)
     ]
-    return keys, found
 
 
 def labels(found: Sequence[Recipe], compared: Collection[int]) -> dict[int, str]:
     """A label for every recipe by number. Those that are `compared` are told by what differs between them, others by
     all that was swept; with nothing to tell it is empty.
     """
-    among = [each for each in found if each.number in compared]
-    keys = [key for key in found[0].settings if len(_distinct([each.settings[key] for each in among])) > 1]
-    said = {}
-    for each in found:
-        named = keys if each.number in compared and keys else list(each.settings)
-        short = short_names(named)
-        said[each.number] = label({short[key]: each.settings[key] for key in named})
-    return said
+    keys = list(found[0].settings)
+    among = [recipe.settings for recipe in found if recipe.number in compared]
+    differing_keys = [key for key in keys if len(set(_texts([settings[key] for settings in among]))) > 1]
+    words = {}
+    for recipe in found:
+        shown = differing_keys if recipe.number in compared and differing_keys else keys
+        short = short_names(shown)
+        words[recipe.number] = label({short[key]: recipe.settings[key] for key in shown})
+    return words
 
 
 def label(settings: Settings) -> str:
@@ -138,10 +135,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     names = {}
     for key in keys:
         parts = key.split(".")
-        ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        taken = [other for other in keys if other != key]
+        ends = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        others = [f".{other}" for other in keys if other != key]
         names[key] = next(
-            (end for end in ends if not any(f".{other}".endswith(f".{end}") for other in taken)), key
+            (end for end in ends if not any(other.endswith(f".{end}") for other in others)), key
         )
     return names
 
@@ -159,17 +156,13 @@ def _plain(value: Any) -> str:
 
 
 def _assignments(overrides: Sequence[str]) -> dict[str, str]:
-    pairs = [each.lstrip("+~").partition("=") for each in overrides]
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs}
 
 
 def _is_below(key: str, above: Collection[str]) -> bool:
-    return any(key == each or key.startswith(f"{each}.") for each in above)
+    return any(key == node or key.startswith(f"{node}.") for node in above)
 
 
-def _texts(row: Sequence[Any]) -> tuple[str, ...]:
+def _texts(row: Iterable[Any]) -> tuple[str, ...]:
     return tuple(map(str, row))
-
-
-def _distinct(row: Sequence[Any]) -> set[str]:
-    return set(_texts(row))

@@ -1,27 +1,30 @@
 """From the runs that were read to one summary of how they compare: plain data, for the tables, charts and the page."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vidtrain.comparison.importance import importance, spread
-from vidtrain.comparison.notes import Situation, notes, repeat_of, setting
 from vidtrain.comparison.paired import RESAMPLED, Comparison, compare
 from vidtrain.comparison.recipes import Recipe, differing, labels, recipes, short_names
 from vidtrain.comparison.runs import Run
+from vidtrain.comparison.statistics import importance, spread
 from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.runs.folder import FREE
+from vidtrain.tracking.console import Console, NullConsole
 
 # What changes names, speed or what is recorded, and no result
 IGNORED = (*FREE, "name", "trainer.cpu_threads", "trainer.eval_batch_size", "trainer.log_every")
 SHOWN_FLIPS = 200
 FEWEST_TRIALS = 3  # recipes from which on it is a sweep
+LISTED = 8  # runs or recipes in a note
 
 Plain = dict[str, Any]
+How = tuple[str, str, bool]  # split, protocol, whether videos have several labels
 
 
 @dataclass(frozen=True)
@@ -39,106 +42,86 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Study:
+    """What is compared: the runs as recipes, how each recipe was evaluated, and the recipes that may be held against
+    the baseline, which is one of them. `keys` are the swept settings with every run's value."""
+
+    runs: Sequence[Run]
+    recipes: Sequence[Recipe]
+    keys: Mapping[str, Sequence[Any]]
+    how: Sequence[How]
+    baseline: Recipe
+    alike: Sequence[Recipe]
+    metric: str
+    tested: str  # the metric that intervals are of
+    ignored: Sequence[str]
+
+    def runs_of(self, recipe: Recipe) -> list[Run]:
+        return [self.runs[place] for place in recipe.runs]
+
+
+Comparisons = dict[tuple[int, int], Comparison]
+
+
+@dataclass(frozen=True)
 class Compared:
     """The summary, and what is too long for it: each comparison by (baseline, recipe), with the videos that came out
     differently."""
 
     summary: Plain
-    comparisons: dict[tuple[int, int], Comparison]
+    comparisons: Comparisons
 
 
-def compare_runs(runs: Sequence[Run], options: Options, console) -> Compared:
+def compare_runs(runs: Sequence[Run], options: Options, console: Console | NullConsole) -> Compared:
     """Groups runs into recipes and holds every recipe against the baseline, on the videos that they share.
 
     Raises `UserError` for a metric that not all runs report and for a baseline that is none of the runs.
     """
-    metric = _metric(runs, options.metric)
-    ignored = (*IGNORED, *options.repeats)
-    apart = [(run.split, run.protocol, run.predictions.several) for run in runs]
-    keys, found = _recipes(runs, apart, ignored)
-    baseline = found[_baseline(runs, found, options.baseline)]
-    asked = [apart[each.runs[0]] for each in found]
-    of_baseline = apart[baseline.runs[0]]
-    alike = [
-        each for each, how in zip(found, asked, strict=True)
-        if how == of_baseline or (options.across_protocols and how[2] == of_baseline[2])
-    ]  # fmt: skip
-    several = of_baseline[2]
-    tested = metric if metric in RESAMPLED else ("exact_match" if several else "top1")
-
-    comparisons: dict[tuple[int, int], Comparison] = {}
-    disjoint = []
-    others = [each for each in alike if each is not baseline]
+    study = _study(runs, options)
+    others = [recipe for recipe in study.alike if recipe is not study.baseline]
+    comparisons: Comparisons = {}
     with console.phase("comparing", len(others)):
         for done, other in enumerate(others, start=1):
             pair = compare(
-                [runs[each].predictions for each in baseline.runs],
-                [runs[each].predictions for each in other.runs],
-                _same_seeds(runs, baseline, other, options.repeats),
-                tested,
+                [run.predictions for run in study.runs_of(study.baseline)],
+                [run.predictions for run in study.runs_of(other)],
+                _same_seeds(study, other, options.repeats),
+                study.tested,
                 options.bootstrap,
                 options.confidence,
                 options.seed,
             )
-            if pair is None:
-                disjoint.append(other.number)
-            else:
+            if pair is not None:
                 changed = [video for video in pair.videos if video.baseline != video.other]
-                comparisons[baseline.number, other.number] = replace(pair, videos=changed)
+                comparisons[study.baseline.number, other.number] = replace(pair, videos=changed)
             console.advance(done, {"recipe": other.number})
-
-    compared = [each.number for each in alike if each.number not in disjoint]
-    trials = [run for each in found if each.number in compared for run in each.runs]
-    known = [run for run in trials if _value(runs[run], metric) is not None]
-    swept = {key: [row[run] for run in known] for key, row in keys.items()}
-    repeated = {key: [setting(runs[run], key) for run in known] for key in options.repeats}
-    credit = importance(
-        [_value(runs[run], metric) for run in known],
-        {key: row for key, row in {**swept, **repeated}.items() if len(set(map(str, row))) > 1},
-    )
-    is_sweep = len(compared) >= (2 if options.sweep else FEWEST_TRIALS)
-    chosen = _chosen(runs, [each for each in found if each.number in compared]) if is_sweep else None
-    names, told = _names(runs), labels(found, compared)
-    settings = differing([runs[each.runs[0]].settings for each in found], ignored)
-    summary: Plain = {
-        "metric": metric,
-        "tested": tested,
-        "higher_is_better": DIRECTIONS[metric] == "max",
-        "tested_higher_is_better": DIRECTIONS[tested] == "max",
-        "confidence": options.confidence,
-        "draws": options.bootstrap,
-        "seed": options.seed,
-        "repeats": options.repeats,
-        "baseline": baseline.number,
-        "keys": short_names(list(keys)),
-        "recipes": [
-            _recipe(each, runs, told[each.number], names, metric, each.number in compared) for each in found
-        ],
-        "runs": [
-            _run(run, names[place], _number(found, place), keys, place, metric, options.repeats)
-            for place, run in enumerate(runs)
-        ],
-        "settings": settings,
-        "comparisons": [_comparison(pair, numbers) for numbers, pair in comparisons.items()],
-        "importance": [asdict(each) for each in credit] if is_sweep else [],
-        "is_sweep": is_sweep and bool(keys) and len(known) > 1,
-        "chosen": chosen,
-        "notes": notes(
-            Situation(runs, found, asked, alike, disjoint, comparisons, metric, tested),
-            options.repeats,
-            options.confidence,
-            options.across_protocols,
-        ),
-    }
-    return Compared(summary, comparisons)
+    return Compared(_summary(study, comparisons, options), comparisons)
 
 
 # --- what there is to compare -----------------------------------------------------------------------------
 
 
+def _study(runs: Sequence[Run], options: Options) -> Study:
+    metric = _metric(runs, options.metric)
+    ignored = (*IGNORED, *options.repeats)
+    how = [(run.split, run.protocol, run.predictions.several) for run in runs]
+    keys, found = _recipes(runs, how, ignored)
+    baseline = _recipe_of(found, _place_of_baseline(runs, options.baseline))
+    of_baseline = how[baseline.runs[0]]
+    several = of_baseline[2]
+    alike = [
+        recipe
+        for recipe in found
+        if how[recipe.runs[0]] == of_baseline
+        or (options.across_protocols and how[recipe.runs[0]][2] == several)
+    ]
+    tested = metric if metric in RESAMPLED else ("exact_match" if several else "top1")
+    of_recipes = [how[recipe.runs[0]] for recipe in found]
+    return Study(runs, found, keys, of_recipes, baseline, alike, metric, tested, ignored)
+
+
 def _metric(runs: Sequence[Run], asked: str | None) -> str:
-    reported = [set(run.metrics) for run in runs]
-    shared = sorted(set.intersection(*reported) & set(DIRECTIONS))
+    shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(DIRECTIONS))
     metric = asked or next((name for name in ("top1", "exact_match") if name in shared), None)
     if metric is None:
         raise UserError(
@@ -148,37 +131,30 @@ def _metric(runs: Sequence[Run], asked: str | None) -> str:
         lacking = [str(run.folder) for run in runs if metric not in run.metrics]
         why = f"{lacking[0]} does not report it" if lacking else "it is not known which way is better"
         raise UserError(f"metric={metric}: {why}{suggest(metric, shared)}")
-    if not any(_value(run, metric) is not None for run in runs):
+    if all(run.metrics[metric] is None for run in runs):
         raise UserError(f"metric={metric} is not a number in any of the runs; choose another")
     return metric
 
 
-def _recipes(runs: Sequence[Run], apart: Sequence[Any], ignored: Sequence[str]):
+def _recipes(
+    runs: Sequence[Run], how: Sequence[How], ignored: Sequence[str]
+) -> tuple[dict[str, list[Any]], list[Recipe]]:
     """Recipes by settings. Runs whose settings are all the same are told apart by their training data, and where all
     are one recipe by their code, if that differs."""
     settings, overrides = [run.settings for run in runs], [run.overrides for run in runs]
-    keys, found = recipes(settings, overrides, apart, ignored)
-    if any(len({run.digests["train"] for run in _telling(runs, each)}) > 1 for each in found):
-        settings = [{**run.settings, "training data": _data(run)} for run in runs]
-        keys, found = recipes(settings, overrides, apart, ignored)
-    commits = {run.commit for run in runs}
-    if len(found) == 1 and len(commits) > 1:
-        settings = [{**one, "commit": run.commit} for one, run in zip(settings, runs, strict=True)]
-        keys, found = recipes(settings, overrides, apart, ignored)
+    data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
+    keys, found = recipes(settings, overrides, how, ignored)
+    if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in found):
+        settings = [{**own, "training data": digest} for own, digest in zip(settings, data, strict=True)]
+        keys, found = recipes(settings, overrides, how, ignored)
+    if len(found) == 1 and len({run.commit for run in runs}) > 1:
+        settings = [{**own, "commit": run.commit} for own, run in zip(settings, runs, strict=True)]
+        keys, found = recipes(settings, overrides, how, ignored)
     return keys, found
 
 
-def _telling(runs: Sequence[Run], recipe: Recipe) -> list[Run]:
-    """The runs of a recipe that say what they were trained on."""
-    return [runs[run] for run in recipe.runs if "train" in runs[run].digests]
-
-
-def _data(run: Run) -> str | None:
-    return run.digests["train"][:8] if "train" in run.digests else None
-
-
-def _baseline(runs: Sequence[Run], found: Sequence[Recipe], asked: str | None) -> int:
-    """The place of the baseline among the recipes."""
+def _place_of_baseline(runs: Sequence[Run], asked: str | None) -> int:
+    """The place of the baseline's run among all."""
     if asked is None:
         return 0
     folders = [run.folder.resolve() for run in runs]
@@ -186,123 +162,281 @@ def _baseline(runs: Sequence[Run], found: Sequence[Recipe], asked: str | None) -
         raise UserError(
             f"baseline={asked} is none of the runs{suggest(asked, [str(run.folder) for run in runs])}"
         )
-    return _number(found, folders.index(Path(asked).resolve())) - 1
+    return folders.index(Path(asked).resolve())
 
 
-def _number(found: Sequence[Recipe], place: int) -> int:
-    return next(each.number for each in found if place in each.runs)
+def _recipe_of(found: Sequence[Recipe], run: int) -> Recipe:
+    return next(recipe for recipe in found if run in recipe.runs)
 
 
-def _same_seeds(runs: Sequence[Run], baseline: Recipe, other: Recipe, repeats: Sequence[str]):
-    """The runs of two recipes that share what is repeated, each taken once."""
-    if len(baseline.runs) == len(other.runs) == 1:
+def _same_seeds(study: Study, other: Recipe, repeats: Sequence[str]) -> list[tuple[int, int]]:
+    """The runs of the baseline and of another recipe that share what is repeated, each taken once."""
+    if len(study.baseline.runs) == len(other.runs) == 1:
         return [(0, 0)]
-    free = dict(enumerate([repeat_of(runs[run], repeats) for run in other.runs]))
+    free = {b: _repeat_of(run, repeats) for b, run in enumerate(study.runs_of(other))}
     pairs = []
-    for a, run in enumerate(baseline.runs):
-        b = next((b for b, what in free.items() if what == repeat_of(runs[run], repeats)), None)
+    for a, run in enumerate(study.runs_of(study.baseline)):
+        b = next((b for b, repeat in free.items() if repeat == _repeat_of(run, repeats)), None)
         if b is not None:
             pairs.append((a, b))
             del free[b]
     return pairs
 
 
-def _value(run: Run, metric: str) -> float | None:
-    return run.metrics[metric]
+def _repeat_of(run: Run, repeats: Sequence[str]) -> dict[str, Any]:
+    return {key: run.settings[key] if key in run.settings else None for key in repeats}
 
 
-def _chosen(runs: Sequence[Run], compared: Sequence[Recipe]) -> Plain | None:
+# --- as plain data ----------------------------------------------------------------------------------------
+
+
+def _summary(study: Study, comparisons: Comparisons, options: Options) -> Plain:
+    baseline, metric = study.baseline, study.metric
+    held = {number for _, number in comparisons} | {baseline.number}
+    compared = [recipe for recipe in study.recipes if recipe.number in held]
+    trials = [place for recipe in compared for place in recipe.runs]
+    known = [place for place in trials if study.runs[place].metrics[metric] is not None]
+    is_sweep = len(compared) >= (2 if options.sweep else FEWEST_TRIALS)
+    names, told = _names(study.runs), labels(study.recipes, held)
+    return {
+        "metric": metric,
+        "tested": study.tested,
+        "higher_is_better": DIRECTIONS[metric] == "max",
+        "tested_higher_is_better": DIRECTIONS[study.tested] == "max",
+        "confidence": options.confidence,
+        "draws": options.bootstrap,
+        "seed": options.seed,
+        "repeats": options.repeats,
+        "baseline": baseline.number,
+        "keys": short_names(list(study.keys)),
+        "recipes": [
+            {**_recipe(study, recipe, told[recipe.number], names), "compared": recipe.number in held}
+            for recipe in study.recipes
+        ],
+        "runs": [_run(study, place, names[place], options.repeats) for place in range(len(study.runs))],
+        "settings": differing([study.runs_of(recipe)[0].settings for recipe in study.recipes], study.ignored),
+        "comparisons": [_comparison(pair, numbers) for numbers, pair in comparisons.items()],
+        "importance": _importance(study, known, options.repeats) if is_sweep else [],
+        "is_sweep": is_sweep and bool(study.keys) and len(known) > 1,
+        "chosen": _chosen(study, compared) if is_sweep else None,
+        "notes": list(_notes(study, comparisons, options)),
+    }
+
+
+def _importance(study: Study, known: Sequence[int], repeats: Sequence[str]) -> list[Plain]:
+    """What each setting, or what is repeated, accounts for between the `known` runs."""
+    values = [study.runs[place].metrics[study.metric] for place in known]
+    repeated = [_repeat_of(study.runs[place], repeats) for place in known]
+    rows = {key: [row[place] for place in known] for key, row in study.keys.items()}
+    rows |= {key: [of_run[key] for of_run in repeated] for key in repeats}
+    varied = {key: row for key, row in rows.items() if len(set(map(str, row))) > 1}
+    return [asdict(row) for row in importance([value for value in values if value is not None], varied)]
+
+
+def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
     """The recipe that is the best on val in the mean of its runs, which is how one chooses; None where runs were not
     selected by the same metric."""
-    monitors = {runs[run].monitor for each in compared for run in each.runs}
+    monitors = {run.monitor for recipe in compared for run in study.runs_of(recipe)}
     if len(monitors) != 1:
         return None
     (monitor,) = monitors
-    means = {each.number: spread([runs[run].best for run in each.runs])[0] for each in compared}
-    number = (max if DIRECTIONS[monitor] == "max" else min)(means, key=lambda each: means[each])
+    means = {recipe.number: spread([run.best for run in study.runs_of(recipe)])[0] for recipe in compared}
+    number = (max if DIRECTIONS[monitor] == "max" else min)(means, key=lambda number: means[number])
     return {"recipe": number, "monitor": monitor, "mean": means[number]}
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """The folders of runs, below what they have in common."""
     folders = [os.path.abspath(run.folder) for run in runs]
-    if len(folders) < 2:
-        return [os.path.basename(each) for each in folders]
-    common = os.path.commonpath([os.path.dirname(each) for each in folders])
-    return [os.path.relpath(each, common) for each in folders]
+    common = os.path.commonpath([os.path.dirname(folder) for folder in folders])
+    return [os.path.relpath(folder, common) for folder in folders]
 
 
-# --- as plain data ----------------------------------------------------------------------------------------
-
-
-def _recipe(
-    recipe: Recipe, runs: Sequence[Run], label: str, names: Sequence[str], metric: str, compared: bool
-) -> Plain:
-    mine = [runs[run] for run in recipe.runs]
-    first = mine[0]
-    averages = {}
+def _recipe(study: Study, recipe: Recipe, label: str, names: Sequence[str]) -> Plain:
+    runs = study.runs_of(recipe)
+    first = runs[0]
+    averages: dict[str, tuple[float | None, float | None]] = {}
     for name in first.metrics:
-        values = [run.metrics[name] for run in mine if name in run.metrics and run.metrics[name] is not None]
-        averages[name] = spread(values) if values else (None, None)
-    best = [run.best for run in mine if run.monitor == first.monitor]
+        values = [run.metrics[name] for run in runs if name in run.metrics]
+        known = [value for value in values if value is not None]
+        averages[name] = spread(known) if known else (None, None)
     return {
         "number": recipe.number,
-        "label": label or ("all runs" if len(mine) == len(runs) else names[recipe.runs[0]]),
+        "label": label or ("all runs" if len(runs) == len(study.runs) else names[recipe.runs[0]]),
         "settings": recipe.settings,
-        "runs": [names[run] for run in recipe.runs],
-        "n": len(mine),
+        "runs": [names[place] for place in recipe.runs],
+        "n": len(runs),
         "split": first.split,
         "protocol": first.protocol,
-        "compared": compared,
-        "values": [_value(run, metric) for run in mine],
-        "mean": averages[metric][0],
-        "deviation": averages[metric][1],
+        "values": [run.metrics[study.metric] for run in runs],
+        "mean": averages[study.metric][0],
+        "deviation": averages[study.metric][1],
         "metrics": averages,
         "monitor": first.monitor,
-        "best": spread(best),
+        "best": spread([run.best for run in runs if run.monitor == first.monitor]),
     }
 
 
-def _run(run: Run, name: str, recipe: int, keys, place: int, metric: str, repeats: Sequence[str]) -> Plain:
-    curve = run.validated(metric)
+RUN_KEYS = (
+    "monitor", "best", "best_step", "steps", "minutes", "split", "protocol", "coverage", "commit", "metrics",
+)  # fmt: skip
+
+
+def _run(study: Study, place: int, name: str, repeats: Sequence[str]) -> Plain:
+    run = study.runs[place]
     final = run.validated(run.monitor)
     return {
         "name": name,
         "folder": str(run.folder),
-        "recipe": recipe,
-        "settings": {key: row[place] for key, row in keys.items()},
-        "repeats": {key: setting(run, key) for key in repeats},
-        "monitor": run.monitor,
-        "best": run.best,
-        "best_step": run.best_step,
+        "recipe": _recipe_of(study.recipes, place).number,
+        "settings": {key: row[place] for key, row in study.keys.items()},
+        "repeats": _repeat_of(run, repeats),
+        **{key: getattr(run, key) for key in RUN_KEYS},
         "final": final[-1][1] if final else None,
-        "steps": run.steps,
-        "minutes": run.minutes,
-        "split": run.split,
-        "protocol": run.protocol,
-        "coverage": run.coverage,
-        "commit": run.commit,
-        "metrics": run.metrics,
-        "curve": curve,
+        "curve": run.validated(study.metric),
     }
 
 
 def _comparison(pair: Comparison, numbers: tuple[int, int]) -> Plain:
     low, high = pair.widest
-    told_apart = low > 0 or high < 0
-    flipped = [each for each in pair.videos if each.flipped]
-    better = DIRECTIONS[pair.metric] == "max"
     verdict = "not told apart"
-    if told_apart:
-        verdict = "better" if (pair.difference > 0) == better else "worse"
+    if low > 0 or high < 0:
+        verdict = "better" if (pair.difference > 0) == (DIRECTIONS[pair.metric] == "max") else "worse"
+    flipped = [video for video in pair.videos if video.flipped]
     plain = asdict(replace(pair, videos=[]))
+    del plain["videos"]
     return {
-        **{key: value for key, value in plain.items() if key != "videos"},
+        **plain,
         "baseline": numbers[0],
         "other": numbers[1],
         "widest": pair.widest,
         "verdict": verdict,
-        "gained": sum(each.other > 0.5 for each in flipped),
-        "lost": sum(each.baseline > 0.5 for each in flipped),
-        "flips": [asdict(each) for each in flipped[:SHOWN_FLIPS]],
+        "gained": sum(video.other > 0.5 for video in flipped),
+        "lost": sum(video.baseline > 0.5 for video in flipped),
+        "flips": [asdict(video) for video in flipped[:SHOWN_FLIPS]],
     }
+
+
+# --- what a reader must know before believing it ----------------------------------------------------------
+
+
+def _notes(study: Study, comparisons: Comparisons, options: Options) -> Iterator[str]:
+    yield from _on_protocols(study, options.across_protocols)
+    yield from _on_videos(study, comparisons)
+    yield from _on_data(study.runs)
+    yield from _on_seeds(study, comparisons, options.repeats)
+    if len(comparisons) > 1:
+        expected = len(comparisons) * (1 - options.confidence)
+        yield (
+            f"{len(comparisons)} recipes are held against the baseline: were all equally good, about {expected:.2g} of "
+            f"their intervals at {options.confidence:.0%} would miss 0 by chance. Confirm a winner on new seeds."
+        )
+    yield from _on_runs(study.runs)
+
+
+def _on_protocols(study: Study, across_protocols: bool) -> Iterator[str]:
+    counts: Counter[How] = Counter()
+    for recipe, how in zip(study.recipes, study.how, strict=True):
+        counts[how] += len(recipe.runs)
+    if len(counts) > 1:
+        listed = "; ".join(
+            f"{protocol} on {split}{', several labels a video' if several else ''} "
+            f"({count} run{'' if count == 1 else 's'})"
+            for (split, protocol, several), count in counts.items()
+        )
+        done = (
+            "They are compared all the same, as across_protocols=true asks: a difference may come from that alone."
+            if across_protocols
+            else "Only what was evaluated as the baseline was is compared with it. To make runs alike, evaluate their "
+            "checkpoints again with python -m vidtrain.evaluate; or say across_protocols=true."
+        )
+        yield f"The runs were evaluated in different ways: {listed}. {done}"
+    if len(study.alike) == 1 and len(study.recipes) > 1:
+        yield "Nothing else was evaluated as the baseline was, so there is no comparison."
+
+
+def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
+    disjoint = {recipe.number for recipe in study.alike} - {study.baseline.number}
+    disjoint -= {number for _, number in comparisons}
+    if disjoint:
+        yield f"No video is shared with the baseline by {_list_recipes(sorted(disjoint))}."
+    if study.metric != study.tested:
+        yield (
+            f"Intervals are of {study.tested}: predictions.csv does not hold what {study.metric} is made of."
+        )
+    for (_, number), pair in comparisons.items():
+        if any(pair.unshared) or pair.relabeled:
+            read = pair.shared + pair.relabeled + max(pair.unshared)
+            also = f"; one run read up to {read}" if any(pair.unshared) else ""
+            also += f"; {pair.relabeled} more are labeled differently and left out" if pair.relabeled else ""
+            yield (
+                f"Recipe {number} is compared on the {pair.shared} videos that all runs of it and of the baseline "
+                f"read{also}."
+            )
+    if any(pair.below_folders for pair in comparisons.values()):
+        yield "Videos were matched by their paths below each run's folder of videos, as those folders differ."
+
+
+def _on_data(runs: Sequence[Run]) -> Iterator[str]:
+    """What the splits of the runs held when they were started, as their folders say."""
+    from vidtrain.runs.data import difference
+
+    for split, doing in (("train", "trained"), ("val", "selected"), ("test", "evaluated")):
+        by_digest: dict[str, list[Run]] = {}
+        for run in runs:
+            if split in run.digests:
+                by_digest.setdefault(run.digests[split], []).append(run)
+        first, *others = list(by_digest.values()) or [[]]
+        for other in others[:LISTED]:
+            named = ", ".join(str(run.folder) for run in other[:LISTED])
+            what = difference(first[0].folder, other[0].folder, split)
+            yield (
+                f"The runs were not {doing} on the same data: {named} not on those of {first[0].folder}"
+                f"{f' ({what})' if what else ''}."
+            )
+    changed = [str(run.folder) for run in runs if run.data_changed]
+    if changed:
+        listed = ", ".join(changed[:LISTED])
+        yield f"Went on with other data in mid-run (data_changes.jsonl in their folders): {listed}."
+
+
+def _on_seeds(study: Study, comparisons: Comparisons, repeats: Sequence[str]) -> Iterator[str]:
+    repeated = ", ".join(repeats)
+    if len(study.recipes) == 1:
+        say = " To hold its runs against each other, say repeats=[]." if repeats else ""
+        yield f"All runs are one recipe{f', repeated over {repeated}' if repeats else ''}.{say}"
+    once = [recipe.number for recipe in study.alike if len(recipe.runs) == 1]
+    if once and comparisons:
+        yield (
+            f"Run just once: {_list_recipes(once)}. Their intervals tell what other videos would change, and not what "
+            "another seed would."
+        )
+    twice = [
+        recipe.number
+        for recipe in study.recipes
+        if len({str(_repeat_of(run, repeats)) for run in study.runs_of(recipe)}) < len(recipe.runs)
+    ]
+    if twice:
+        yield (
+            f"Several runs have the same {repeated or 'settings'}, and count as if they were independent: "
+            f"{_list_recipes(twice)}."
+        )
+
+
+def _on_runs(runs: Sequence[Run]) -> Iterator[str]:
+    commits = sorted({str(run.commit) for run in runs})
+    if len(commits) > 1:
+        yield f"The runs were made by different code: {', '.join(commits)}."
+    selected = sorted({run.split for run in runs if run.split.startswith("val")})
+    if selected:
+        yield f"Numbers on {', '.join(selected)} selected the checkpoints too, so they are too good."
+    incomplete = [run for run in runs if len(set(run.coverage.split("/"))) > 1]
+    if incomplete:
+        listed = ", ".join(f"{run.folder} {run.coverage}" for run in incomplete[:LISTED])
+        yield f"Not every video could be read: {listed}{' and others' if len(incomplete) > LISTED else ''}."
+
+
+def _list_recipes(numbers: Sequence[int]) -> str:
+    listed = ", ".join(map(str, numbers[:LISTED]))
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return f"recipe{'' if len(numbers) == 1 else 's'} {listed}{more}"

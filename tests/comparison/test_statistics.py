@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.comparison.bootstrap import (
+from vidtrain.comparison.statistics import (
     SCORES,
+    importance,
     mcnemar,
     percentile_interval,
     resampled_means,
     resampled_scores,
     scores,
     seed_noise,
+    spread,
 )
 from vidtrain.evaluation.metrics import count_labels, from_label_counts, from_predictions
 
@@ -90,10 +92,10 @@ def test_scores_are_those_of_the_evaluation():
     once = np.ones((1, 200))
     for run, row in enumerate(predictions):
         expected = from_predictions(torch.tensor(row), torch.tensor(labels), 9)
-        for name in expected.keys() & SCORES.keys():
+        for name in expected.keys() & set(SCORES):
             found = scores(name, marks(labels, 9), coded, 9, once)[0, run]
             assert found == pytest.approx(expected[name], rel=1e-5), name  # torchmetrics counts in float32
-    assert len(expected.keys() & SCORES.keys()) == 7
+    assert len(expected.keys() & set(SCORES)) == 7
 
 
 def test_scores_of_several_labels_are_those_of_the_evaluation():
@@ -136,3 +138,45 @@ def test_seed_noise_is_students_t():
 def test_intervals_drop_what_rounding_leaves():
     low, high = percentile_interval(np.array([-5e-17, 0.0, 5e-17]), 0.9)
     assert (low, high) == (0.0, 0.0) and math.copysign(1, low) == 1
+
+
+# --- what a setting accounts for --------------------------------------------------------------------------
+
+
+def test_a_setting_that_explains_everything_and_one_that_explains_nothing():
+    first, second = importance([1.0, 1.0, 3.0, 3.0], {"b": ["x", "y", "x", "y"], "a": [1, 1, 2, 2]})
+    assert (first.key, first.values, first.runs, first.binned) == ("a", 2, 4, False)
+    assert (first.share, first.adjusted) == (1.0, 1.0)
+    assert (second.key, second.share, second.adjusted) == ("b", 0.0, 0.0)
+
+
+def test_the_part_that_chance_explains_is_taken_away():
+    (found,) = importance([1.0, 2.0, 2.0, 5.0], {"a": [1, 1, 2, 2]})
+    # total 9, within 0.5 + 4.5, between 4; less one times 5 / 2
+    assert found.share == pytest.approx(4 / 9) and found.adjusted == pytest.approx(1.5 / 9)
+
+
+def test_values_that_were_run_once_tell_nothing():
+    (found,) = importance([1.0, 2.0, 4.0], {"a": ["x", "y", "z"]})
+    assert found.share == 1.0 and found.adjusted is None
+
+
+def test_numbers_that_hardly_repeat_are_binned():
+    generator = rng()
+    lr = generator.uniform(0, 1, 40)
+    found = {
+        each.key: each
+        for each in importance(np.round(lr), {"lr": lr.tolist(), "noise": generator.random(40).tolist()})
+    }
+    assert (found["lr"].binned, found["lr"].values) == (True, 4)
+    assert found["lr"].adjusted > 0.7 > 0.2 > found["noise"].adjusted
+
+
+def test_runs_that_are_all_alike():
+    assert importance([0.5, 0.5], {"a": [1, 2]}) == []
+    assert importance([], {}) == []
+
+
+def test_spread():
+    assert spread([0.2]) == (0.2, None)
+    assert spread([0.1, 0.2, 0.3]) == (pytest.approx(0.2), pytest.approx(0.1))
