@@ -95,7 +95,7 @@ def _train(
     log = assemble.open_log(cfg, ranks, console, folder, start.step)
     status = "failed"
     try:
-        ranks.on_main(lambda: log.logger.start(run_folder.logged_run(folder, run_id, cfg, start.step)))
+        ranks.on_main(lambda: log.loggers.start(run_folder.logged_run(folder, run_id, cfg, start.step)))
         state = _fit(cfg, data, parts, start, evaluation, log)
         result = report.report_best(
             data, parts, start.model, fusion, evaluation.protocol, state, ranks, log, console

@@ -23,7 +23,7 @@ from vidtrain.evaluation.views import ViewTable
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import NullLogger
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy
@@ -116,7 +116,7 @@ def a_run(tmp_path):
             settings=settings,
             ranks=Ranks(CPU),
             seed=0,
-            log=RunLog(folder, NullLogger(), NullConsole(), is_main=True, rank=0),
+            log=RunLog(folder, Loggers({}), NullConsole(), is_main=True, rank=0),
             console=NullConsole(),
             checkpoints=folder / "checkpoints",
             metadata={},

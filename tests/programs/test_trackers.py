@@ -80,7 +80,7 @@ def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path,
         log(self, metrics, step)
         if not struck:
             while not services(b"wandb-core"):
-                self.logger.log({}, step)  # it is given time to start
+                self.loggers.log({}, step)  # it is given time to start
             struck.extend(services(b"wandb-core"))
             os.kill(struck[0], how)
 

@@ -19,14 +19,16 @@ import torch
 from vidtrain.errors import UserError
 from vidtrain.tracking import run_log
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import Metric, NullLogger
+from vidtrain.tracking.loggers.logger import Metric
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, environment, git_state, read_metrics, write_provenance
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-class RecordingLogger(NullLogger):
+class RecordingLoggers(Loggers):
     def __init__(self) -> None:
+        super().__init__({})
         self.calls: list[tuple[Any, ...]] = []
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
@@ -54,7 +56,7 @@ class RecordingConsole(NullConsole):
 
 
 def main_log(run_dir: Path) -> RunLog:
-    return RunLog(run_dir, NullLogger(), NullConsole(), is_main=True, rank=0)
+    return RunLog(run_dir, Loggers({}), NullConsole(), is_main=True, rank=0)
 
 
 def contents(run_dir: Path) -> dict[str, str]:
@@ -62,8 +64,8 @@ def contents(run_dir: Path) -> dict[str, str]:
 
 
 def test_main_rank_writes_and_logs(tmp_path: Path):
-    logger = RecordingLogger()
-    log = RunLog(tmp_path, logger, NullConsole(), is_main=True, rank=0)
+    loggers = RecordingLoggers()
+    log = RunLog(tmp_path, loggers, NullConsole(), is_main=True, rank=0)
     log.log({"train/loss": 0.5, "phase": "full", "val/top5": None}, step=3)
     log.step({"step": 3, "loss": 0.5})
     log.fault("a.mp4", "no frames", step=3, split="train")
@@ -77,7 +79,7 @@ def test_main_rank_writes_and_logs(tmp_path: Path):
         "steps_rank0.csv": "step,loss\n3,0.5\n",
         "summary.json": '{\n  "test/top1": 0.75,\n  "worst": null\n}\n',
     }
-    assert logger.calls == [
+    assert loggers.calls == [
         ("log", {"train/loss": 0.5, "phase": "full", "val/top5": None}, 3),
         ("image", "curves", tmp_path / "curves.png", 3),
         ("checkpoint", "best", tmp_path / "best.pt"),
@@ -88,8 +90,8 @@ def test_main_rank_writes_and_logs(tmp_path: Path):
 
 
 def test_other_ranks_write_only_their_own_files(tmp_path: Path):
-    logger = RecordingLogger()
-    log = RunLog(tmp_path, logger, NullConsole(), is_main=False, rank=2)
+    loggers = RecordingLoggers()
+    log = RunLog(tmp_path, loggers, NullConsole(), is_main=False, rank=2)
     log.log({"train/loss": 0.5}, step=1)
     log.step({"step": 1})
     log.fault("a.mp4", "no frames", step=1, split="train")
@@ -98,7 +100,7 @@ def test_other_ranks_write_only_their_own_files(tmp_path: Path):
     log.rewind(1, 3)
     log.close("finished")
     assert list(contents(tmp_path)) == ["faults_rank2.jsonl", "steps_rank2.csv"]
-    assert logger.calls == []
+    assert loggers.calls == []
 
 
 def test_rewound_and_repeated_rows_equal_those_of_an_undisturbed_run(tmp_path: Path):
@@ -143,9 +145,9 @@ def test_rows_flushed_before_a_checkpoint_survive_kill_9(tmp_path: Path):
 import os, signal
 from pathlib import Path
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import NullLogger
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog
-log = RunLog(Path({str(tmp_path)!r}), NullLogger(), NullConsole(), is_main=True, rank=0)
+log = RunLog(Path({str(tmp_path)!r}), Loggers({{}}), NullConsole(), is_main=True, rank=0)
 for step in range(1, 8):
     log.step({{"step": step}})
     log.log({{"loss": 0.5}}, step)
@@ -161,7 +163,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_each_unreadable_video_is_shown_once_and_only_the_first_twenty(tmp_path: Path):
     console = RecordingConsole()
-    log = RunLog(tmp_path, NullLogger(), console, is_main=True, rank=0)
+    log = RunLog(tmp_path, Loggers({}), console, is_main=True, rank=0)
     for step in range(60):
         log.fault(f"{step // 2}.mp4", "torn", step, "train")
     assert console.warnings[0] == "unreadable video in train: 0.mp4 (torn)"
@@ -173,7 +175,7 @@ def test_each_unreadable_video_is_shown_once_and_only_the_first_twenty(tmp_path:
 
 def test_a_full_disk_is_said_once_and_rows_are_written_when_there_is_room(tmp_path: Path):
     console = RecordingConsole()
-    log = RunLog(tmp_path, NullLogger(), console, is_main=True, rank=0)
+    log = RunLog(tmp_path, Loggers({}), console, is_main=True, rank=0)
     log.log({"loss": 0.5}, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))  # what it is like on a full disk
@@ -194,8 +196,8 @@ def test_a_full_disk_is_said_once_and_rows_are_written_when_there_is_room(tmp_pa
 
 @pytest.mark.parametrize("status", ["finished", "failed"])
 def test_rows_lost_at_the_end_are_an_error_or_a_warning(tmp_path: Path, status: str):
-    console, logger = RecordingConsole(), RecordingLogger()
-    log = RunLog(tmp_path, logger, console, is_main=True, rank=0)
+    console, loggers = RecordingConsole(), RecordingLoggers()
+    log = RunLog(tmp_path, loggers, console, is_main=True, rank=0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     lost = f"cannot write {tmp_path}/metrics.jsonl (File too large): 1 rows are lost; free some space."
@@ -210,7 +212,7 @@ def test_rows_lost_at_the_end_are_an_error_or_a_warning(tmp_path: Path, status: 
             assert console.warnings[1:] == [lost]  # what ended the run is the error
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert logger.calls[-1] == ("close", "failed")
+    assert loggers.calls[-1] == ("close", "failed")
 
 
 def test_reading_metrics_of_a_new_or_absent_run(tmp_path: Path):
@@ -230,7 +232,7 @@ def test_importing_the_log_is_light():
 
 def test_ranks_that_are_no_more_are_rewound_too(tmp_path: Path):
     for rank in range(3):
-        log = RunLog(tmp_path, NullLogger(), NullConsole(), is_main=rank == 0, rank=rank)
+        log = RunLog(tmp_path, Loggers({}), NullConsole(), is_main=rank == 0, rank=rank)
         for step in (1, 2, 3):
             log.step({"step": step})
             log.fault(f"{step}.mp4", "torn", step, "train")

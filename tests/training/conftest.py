@@ -17,7 +17,7 @@ from vidtrain.features.frozen_encoder import head_task
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import NullLogger
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.training import checkpoint
 from vidtrain.training.loop import fit
@@ -125,7 +125,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
         def frozen(phase: PhaseSettings) -> PhaseTask:
             return head_task(model, phase, ToFloat(), mix, batches, evaluate)
 
-        log = RunLog(folder, NullLogger(), NullConsole(), ranks.is_main, ranks.rank)
+        log = RunLog(folder, Loggers({}), NullConsole(), ranks.is_main, ranks.rank)
         log.rewind(resume["state"]["total_step"] if resume else 0, ranks.world_size)
         console = Lines()
         weights = loss.weights(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))

@@ -9,7 +9,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,9 +32,9 @@ class _Dtype:
             raise pickle.UnpicklingError(f"an array of dtype {code!r}")
         self._code, self._order = code, "="
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         order, *more = state[1:5]
-        if order not in ("<", ">", "|", "=") or any(each is not None for each in more):
+        if order not in ("<", ">", "|", "=") or any(field is not None for field in more):
             raise pickle.UnpicklingError(f"an array of a dtype with fields, {self._code!r}")
         self._order = order
 
@@ -46,12 +46,13 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array of numbers, text or bytes, made of as many bytes as it takes."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
         whole = isinstance(kind, _Dtype) and isinstance(data, bytes) and min(shape, default=0) >= 0
         if not whole or math.prod(shape) * kind.dtype.itemsize != len(data):
             raise pickle.UnpicklingError("an array whose bytes are not those of its shape and dtype")
-        super().__setstate__((1, shape, kind.dtype, bool(fortran), data))
+        # NumPy's stub asks for its own bool, and its code for Python's
+        super().__setstate__((1, shape, kind.dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
 class _Kind:
@@ -70,7 +71,7 @@ def _reconstruct(kind: type, shape: Any, code: Any) -> _Array:
 
 # What published checkpoints hold beside tensors. Each is plain data: making one runs nothing. The functions that make
 # numbers and arrays of NumPy again have had two homes, and ours stand in their place.
-PLAIN = [
+PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     pathlib.PosixPath,
     _Array,
@@ -165,7 +166,8 @@ def _is_misread(entry: zipfile.ZipInfo) -> bool:
 def _check_bounds(payload: Any, path: Path, size: int) -> None:
     """Raises `UserError` for what stands for far more than the `size` bytes of its file: views that repeat a number,
     and containers that hold one another."""
-    waiting, seen = [(payload, 0)], 0
+    waiting: list[tuple[Any, int]] = [(payload, 0)]
+    containers = 0
     while waiting:
         node, depth = waiting.pop()
         if isinstance(node, torch.Tensor):
@@ -175,14 +177,15 @@ def _check_bounds(payload: Any, path: Path, size: int) -> None:
                     f"checkpoint {path} is refused: it has {size:,} bytes, and a tensor of {list(node.shape)}"
                 )
         elif isinstance(node, Mapping | list | tuple):
-            seen += 1
-            if seen > MOST_CONTAINERS or depth > DEEPEST:
+            containers += 1
+            if containers > MOST_CONTAINERS or depth > DEEPEST:
                 raise UserError(
                     f"checkpoint {path} is refused: it holds more than {MOST_CONTAINERS:,} lists and dictionaries, or "
                     f"is nested deeper than {DEEPEST}"
                 )
-            waiting += [(each, depth + 1) for each in (node.values() if isinstance(node, Mapping) else node)
-                        if isinstance(each, torch.Tensor | Mapping | list | tuple)]  # fmt: skip
+            for item in node.values() if isinstance(node, Mapping) else node:
+                if isinstance(item, torch.Tensor | Mapping | list | tuple):
+                    waiting.append((item, depth + 1))
 
 
 def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
@@ -208,5 +211,5 @@ def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
             f"unpickling those can run code ({reason})"
         ) from error
     except Exception as error:  # what is left of a damaged pickle makes its reader raise anything
-        said = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"checkpoint {path} is damaged: {said[0]}; copy it again") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {path} is damaged: {reason}; copy it again") from error

@@ -26,7 +26,6 @@ from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
-from vidtrain.tracking.loggers.logger import NullLogger
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training import checkpoint
@@ -239,9 +238,9 @@ def val_evaluation(
 
 
 def open_log(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path, step: int) -> RunLog:
-    """The record of the run, as of `step`; its logger, which repeats it elsewhere, is still to be started."""
-    logger = Loggers(build.instantiate_component(cfg.logger)) if ranks.is_main else NullLogger()
-    log = RunLog(folder, logger, console, ranks.is_main, ranks.rank)
+    """The record of the run, as of `step`; its loggers, which repeat it elsewhere, are still to be started."""
+    loggers = Loggers(build.instantiate_component(cfg.logger) if ranks.is_main else {})
+    log = RunLog(folder, loggers, console, ranks.is_main, ranks.rank)
     log.rewind(step, ranks.world_size)
     return log
 

@@ -26,24 +26,25 @@ from vidtrain.files.escaping import shown
 from vidtrain.files.folders import IN_CHECKOUT, ROOT
 from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.ledgers import JsonLines, Ledger, StepTable, each_json_line
-from vidtrain.tracking.loggers.logger import Logger, Metric, NullLogger
+from vidtrain.tracking.loggers.logger import Metric
+from vidtrain.tracking.loggers.process import Loggers
 
 FAULTS_SHOWN = 20
 MOST_HELD = 100_000  # rows of a file that wait in memory for a full disk; some ten megabytes
 
 
 class RunLog:
-    """The writer of one rank. The program has started `logger`; ranks but the main one need none.
+    """The writer of one rank. The program has started `loggers`; only the main rank calls them.
 
     A full disk does not end the run: rows wait in memory, `MOST_HELD` of each file, and are written when there is room.
     """
 
     def __init__(
-        self, run_dir: Path, logger: Logger, console: Console | NullConsole, is_main: bool, rank: int
+        self, run_dir: Path, loggers: Loggers, console: Console | NullConsole, is_main: bool, rank: int
     ):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
-        self.logger = logger if is_main else NullLogger()
+        self.loggers = loggers if is_main else Loggers({})
         self.console = console
         self.is_main = is_main
         self._metrics = JsonLines(run_dir / "metrics.jsonl", MOST_HELD)
@@ -58,7 +59,7 @@ class RunLog:
         if self.is_main:
             self._metrics.append({"step": step, **metrics})
             self._watch(self._metrics)
-            self.logger.log(metrics, step)
+            self.loggers.log(metrics, step)
 
     def step(self, row: Mapping[str, Metric]) -> None:
         """Records one optimizer step of this rank; the row has a "step" and always the same keys."""
@@ -78,18 +79,18 @@ class RunLog:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Hands the logger a picture of the run folder, as of step `step`."""
-        self.logger.image(name, path, step)
+        """Hands loggers a picture of the run folder, as of step `step`."""
+        self.loggers.image(name, path, step)
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """Offers the logger a checkpoint; it keeps those that it was asked to."""
-        self.logger.checkpoint(name, path)
+        """Offers loggers a checkpoint; they keep those that they were asked to."""
+        self.loggers.checkpoint(name, path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Records the closing numbers, in place of any earlier ones."""
         if self.is_main:
             write_json_atomic(self.run_dir / "summary.json", values)
-            self.logger.summary(values)
+            self.loggers.summary(values)
 
     def rewind(self, step: int, world_size: int) -> None:
         """Drops what was recorded after `step`, the one that a resumed run of `world_size` ranks starts from.
@@ -128,7 +129,7 @@ class RunLog:
                 ledger.close()
             except UserError as error:
                 lost.append(str(error))
-        self.logger.close("failed" if lost else status)
+        self.loggers.close("failed" if lost else status)
         if lost and status == "finished":
             raise UserError("\n".join(lost))
         for message in lost:

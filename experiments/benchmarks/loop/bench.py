@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import NullLogger
+from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.loop import fit
 from vidtrain.training.ranks.distributed import Ranks
@@ -54,7 +54,7 @@ def main(overrides: list[str]) -> None:
             yield batch
 
     with tempfile.TemporaryDirectory() as folder:
-        log = RunLog(Path(folder), NullLogger(), NullConsole(), is_main=True, rank=0)
+        log = RunLog(Path(folder), Loggers({}), NullConsole(), is_main=True, rank=0)
         rows = []
         log.step = rows.append
         fit(run_of(cfg, model, ranks, log, Path(folder), batches, STEPS))

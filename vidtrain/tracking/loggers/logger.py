@@ -32,9 +32,7 @@ class Logger(Protocol):
     """
 
     label: str  # what messages call it
-    waits_for_start: (
-        bool  # whether training must wait for `start`, which may refuse; else it begins meanwhile
-    )
+    waits_for_start: bool  # training waits for `start`, which may refuse; else it begins meanwhile
     start_seconds: float  # that `start` may take
     close_seconds: float  # that all that is left may take once the run has ended
 
@@ -55,19 +53,13 @@ class Logger(Protocol):
         at what was logged."""
 
 
-class NullLogger:
-    """Logs nothing."""
-
-    def start(self, run: LoggedRun) -> None: ...
-    def log(self, metrics: Mapping[str, Metric], step: int) -> None: ...
-    def image(self, name: str, path: Path, step: int) -> None: ...
-    def checkpoint(self, name: str, path: Path) -> None: ...
-    def summary(self, values: Mapping[str, Any]) -> None: ...
-    def close(self, status: str) -> None: ...
-
-
 def require_packages(names: Sequence[str], option: str, extra: str) -> None:
     """Raise UserError where a package of `names` is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"logger={option} needs {', '.join(missing)}: {install_hint(extra)}")
+
+
+def check_artifacts(logger: str, artifacts: str | None) -> None:
+    if artifacts not in (None, "best"):
+        raise UserError(f'logger.{logger}.artifacts is "{artifacts}": it must be best, or null for none.')

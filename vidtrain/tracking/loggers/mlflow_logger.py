@@ -5,21 +5,21 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import masked
-from vidtrain.tracking.loggers.logger import LoggedRun, Metric, require_packages
-from vidtrain.tracking.loggers.wandb_logger import check_artifacts
+from vidtrain.tracking.loggers.logger import LoggedRun, Metric, check_artifacts, require_packages
 
 SQLITE = "sqlite:///"
 MOST_PARAMETERS = 100  # in one call, as MLflow bounds it
 LONGEST_VALUE = 500  # characters of a parameter, as the oldest stores bound it
 RUN_ID = "vidtrain.run_id"
-STATUSES = {"finished": "FINISHED"}  # and FAILED for every other
 
 
+@dataclass
 class MlflowLogger:
     """Logs a run to the MLflow store `tracking_uri`: sqlite:///FILE, or http://... of a server.
 
@@ -27,25 +27,21 @@ class MlflowLogger:
     `artifacts="best"`, the best checkpoint become artifacts: of a SQLite store in mlartifacts/ beside its file.
     """
 
+    tracking_uri: str
+    experiment: str | None = None
+    tags: Mapping[str, str] | None = None
+    artifacts: Literal["best"] | None = None
+
     label = "MLflow"
     waits_for_start = False
     start_seconds = 120.0  # a new store is made by dozens of migrations
     close_seconds = 60.0
 
-    def __init__(
-        self,
-        tracking_uri: str,
-        experiment: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        artifacts: Literal["best"] | None = None,
-    ):
-        needed = ["mlflow", *(["sqlalchemy", "alembic"] if tracking_uri.startswith(SQLITE) else [])]
-        require_packages(needed, "mlflow", "mlflow")
-        check_artifacts("mlflow", artifacts)
-        self.tracking_uri = tracking_uri
-        self.experiment = experiment
-        self.tags = dict(tags or {})
-        self.artifacts = artifacts
+    def __post_init__(self) -> None:
+        store_packages = ["sqlalchemy", "alembic"] if self.tracking_uri.startswith(SQLITE) else []
+        require_packages(["mlflow", *store_packages], "mlflow", "mlflow")
+        check_artifacts("mlflow", self.artifacts)
+        self.tags = dict(self.tags or {})  # plain, as it goes to another process
 
     def start(self, run: LoggedRun) -> None:
         """Begin an MLflow run, or go on with the one of the same run id."""
@@ -61,9 +57,9 @@ class MlflowLogger:
             raise UserError(f"logger.mlflow.experiment={name} names a folder too, and leads out of its place")
         with one_at_a_time(place):
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
-            found = self._client.get_experiment_by_name(name)
-            where = (place.parent / "mlartifacts" / name).resolve().as_uri() if place else None
-            experiment = found.experiment_id if found else self._client.create_experiment(name, where)
+            present = self._client.get_experiment_by_name(name)
+            artifacts = (place.parent / "mlartifacts" / name).resolve().as_uri() if place else None
+            experiment = present.experiment_id if present else self._client.create_experiment(name, artifacts)
         earlier = self._client.search_runs(
             [experiment], f"tags.`{RUN_ID}` = '{run.id}'", order_by=["attributes.start_time DESC"]
         )
@@ -73,7 +69,7 @@ class MlflowLogger:
             self._run = earlier[0].info.run_id
             self._client.set_terminated(self._run, "RUNNING")
         else:
-            tags = {RUN_ID: run.id, "run_dir": str(run.folder.resolve()), **self.tags}
+            tags = {RUN_ID: run.id, "run_dir": str(run.folder.resolve()), **(self.tags or {})}
             self._run = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
             self._log_settings(run.settings)
 
@@ -86,8 +82,9 @@ class MlflowLogger:
         new = {key: value for key, value in numbers.items() if self._last_step(key) < step}
         self._known |= dict.fromkeys(new, step)
         if new:
-            points = [Point(key, float(value), now, step) for key, value in new.items()]
-            self._client.log_batch(self._run, metrics=points)
+            self._client.log_batch(
+                self._run, [Point(key, float(value), now, step) for key, value in new.items()]
+            )
 
     def image(self, name: str, path: Path, step: int) -> None:
         self._client.log_artifact(self._run, str(path), "plots")
@@ -100,7 +97,7 @@ class MlflowLogger:
         self._client.log_dict(self._run, dict(values), "summary.json")
 
     def close(self, status: str) -> str | None:
-        self._client.set_terminated(self._run, STATUSES[status] if status in STATUSES else "FAILED")
+        self._client.set_terminated(self._run, "FINISHED" if status == "finished" else "FAILED")
         return f"to compare runs, mlflow ui --backend-store-uri {masked(self.tracking_uri)}"
 
     def _place(self) -> Path | None:

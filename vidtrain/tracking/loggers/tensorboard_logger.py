@@ -1,7 +1,7 @@
 """TensorBoard: event files in the run folder."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,14 @@ class TensorBoardLogger:
             self._text("settings", f"{run.name} ({run.group})\n\n{rows}", 0)
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        values = [Summary.Value(tag=key, simple_value=float(value)) for key, value in numbers.items()]
-        self._add(Summary(value=values), step)
+        self._add([{"tag": key, "simple_value": float(value)} for key, value in numbers.items()], step)
 
     def image(self, name: str, path: Path, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         width, height = png_size(path)
-        image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()
-        )
-        self._add(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        data = path.read_bytes()
+        image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": data}
+        self._add([{"tag": name, "image": image}], step)
 
     def checkpoint(self, name: str, path: Path) -> None:
         """TensorBoard keeps no files; this one lies in the run folder."""
@@ -65,16 +59,17 @@ class TensorBoardLogger:
         self._writer.close()
         return f"to look at this run, tensorboard --logdir {self._folder}"
 
-    def _text(self, tag: str, words: str, step: int) -> None:
+    def _text(self, tag: str, text: str, step: int) -> None:
         from tensorboard.plugins.text.summary_v2 import text_pb
 
-        self._add(text_pb(tag, words), step)
+        self._add(text_pb(tag, text).value, step)
 
-    def _add(self, summary: Any, step: int) -> None:
+    def _add(self, values: Sequence[Any], step: int) -> None:
+        """Adds values of a summary, each a message of TensorBoard's or its fields."""
         from tensorboard.compat.proto.event_pb2 import Event
 
-        if summary.value:
-            self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        if values:
+            self._writer.add_event(Event(wall_time=time.time(), step=step, summary={"value": values}))
 
 
 def png_size(path: Path) -> tuple[int, int]:

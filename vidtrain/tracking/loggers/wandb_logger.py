@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.loggers.logger import LoggedRun, Metric
+from vidtrain.tracking.loggers.logger import LoggedRun, Metric, check_artifacts
 
 if TYPE_CHECKING:
     import wandb
@@ -22,9 +23,11 @@ log = logging.getLogger(__name__)
 FINISH_TIMEOUT_S = 120.0
 OFFLINE_CLOSE_S = 30.0
 LEAST_FREE = 256 << 10  # bytes on the disk: W&B itself drops rows without a word when it is full
+STEPS = "mirrored_steps.json"  # the last step of each metric that an ended logger had
 HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
 
 
+@dataclass
 class WandbLogger:
     """Logs a run to W&B: at once (`mode="online"`), or into files for `wandb sync` (`mode="offline"`).
 
@@ -32,34 +35,26 @@ class WandbLogger:
     network becomes offline there. `artifacts="best"` uploads the best checkpoint.
     """
 
-    label = "W&B"
+    project: str
+    mode: Literal["offline", "online"] = "offline"
+    entity: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    tags: Sequence[str] = ()
+    notes: str | None = None
+    artifacts: Literal["best"] | None = None
 
-    def __init__(
-        self,
-        project: str,
-        mode: Literal["offline", "online"] = "offline",
-        entity: str | None = None,
-        group: str | None = None,
-        job_type: str | None = None,
-        tags: Sequence[str] = (),
-        notes: str | None = None,
-        artifacts: Literal["best"] | None = None,
-    ):
-        if mode not in ("offline", "online"):
-            raise UserError(f'logger.wandb.mode is "{mode}": it must be "offline" or "online".')
-        check_artifacts("wandb", artifacts)
-        self.project = project
-        self.mode = mode
-        self.entity = entity
-        self.group = group
-        self.job_type = job_type
-        self.tags = list(tags)
-        self.notes = notes
-        self.artifacts = artifacts
-        self.waits_for_start = mode == "online"  # there may be no key
-        self.init_seconds = 15.0  # for the server to answer
-        self.start_seconds = 60.0
-        self.close_seconds = FINISH_TIMEOUT_S if mode == "online" else OFFLINE_CLOSE_S
+    label = "W&B"
+    init_seconds = 15.0  # for the server to answer
+    start_seconds = 60.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("offline", "online"):
+            raise UserError(f'logger.wandb.mode is "{self.mode}": it must be "offline" or "online".')
+        check_artifacts("wandb", self.artifacts)
+        self.tags = list(self.tags)
+        self.waits_for_start = self.mode == "online"  # there may be no key
+        self.close_seconds = FINISH_TIMEOUT_S if self.mode == "online" else OFFLINE_CLOSE_S
 
     def start(self, run: LoggedRun) -> None:
         """Begin the W&B run, or go on with it. Raises UserError where online has no usable key."""
@@ -67,10 +62,9 @@ class WandbLogger:
         self._folder.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
         os.environ["WANDB_DATA_DIR"] = str(self._folder)  # where artifacts wait for `wandb sync`
         self._steps = read_steps(self._folder, run.step)
-        self._online = self.mode == "online"
-        begun = self._begin_online(run) if self._online else None
-        self._online = begun is not None
-        self._run = begun or self._init("offline", run)
+        online = self._begin_online(run) if self.mode == "online" else None
+        self._online = online is not None
+        self._run = online or self._init("offline", run)
         # A resumed run logs steps that W&B has seen already, and its own counter would drop them.
         self._run.define_metric("*", step_metric="step")
 
@@ -78,10 +72,9 @@ class WandbLogger:
         if shutil.disk_usage(self._folder).free < LEAST_FREE:
             raise OSError(f"no space left for {self._folder}")
         # rows that a resumed run logs again are there already
+        values = {key: value for key, value in metrics.items() if value is not None}
         new = {
-            key: value
-            for key, value in metrics.items()
-            if value is not None and (key not in self._steps or self._steps[key] < step)
+            key: value for key, value in values.items() if key not in self._steps or self._steps[key] < step
         }
         self._steps |= dict.fromkeys(new, step)
         if new:
@@ -122,7 +115,7 @@ class WandbLogger:
             end_service()  # it holds the run id
             return None
 
-    def _init(self, mode: str, run: LoggedRun) -> "wandb.Run":
+    def _init(self, mode: Literal["offline", "online"], run: LoggedRun) -> "wandb.Run":
         import wandb  # takes seconds, and only runs that logger need it
 
         return wandb.init(
@@ -149,21 +142,13 @@ class WandbLogger:
         )
 
 
-STEPS = "mirrored_steps.json"  # the last step of each metric that an ended logger had
-
-
 def read_steps(folder: Path, start: int) -> dict[str, int]:
     """The last step of each metric that an earlier attempt logged, of a run that goes on from step `start`; empty
     for a new run, and where the attempt's logger was killed, too: it may have lost rows, and they come again."""
     path = folder / STEPS
-    found = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
+    steps = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
     path.unlink(missing_ok=True)  # until this attempt's logger has ended
-    return found
-
-
-def check_artifacts(logger: str, artifacts: str | None) -> None:
-    if artifacts not in (None, "best"):
-        raise UserError(f'logger.{logger}.artifacts is "{artifacts}": it must be best, or null for none.')
+    return steps
 
 
 def require_key() -> None:
@@ -192,8 +177,8 @@ def one_line(error: Exception) -> str:
 
 def _netrc_has(host: str) -> bool:
     """Whether `wandb login` has left a key for the host."""
-    names = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
-    for path in (Path(name).expanduser() for name in names):
+    for name in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
+        path = Path(name).expanduser()
         if path.is_file():
             try:
                 return netrc.netrc(path).authenticators(host) is not None
