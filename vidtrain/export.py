@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.app.launch import launch
 from vidtrain.build.checkpoint_loader import find_checkpoint, open_trained
 from vidtrain.config.migration import LOSS, migrate
+from vidtrain.config.published import STRIDES, published_clips, put_published
 from vidtrain.config.references import settled
 from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import check_targets
@@ -23,7 +24,6 @@ from vidtrain.files.folders import check_inside
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from torch import nn
 
-    from vidtrain.models.weights.published import PublishedClips
 
 SETTINGS = ("formats", "input", "precision", "opset", "max_difference", "card")
 GEOMETRY = "vidtrain.data.augment.geometry"
@@ -127,10 +127,10 @@ def published(
     from vidtrain.build import parts as build
     from vidtrain.models.weights.files import as_sources, locate
     from vidtrain.models.weights.loading import load_pretrained
-    from vidtrain.models.weights.published import num_classes, published_classes, published_clips
+    from vidtrain.models.weights.published import num_classes, published_classes
 
     sources = as_sources(cfg.pretrained)
-    config = published_config(cfg, published_clips(sources[-1]), "_".join(sources))
+    config = published_config(cfg, "_".join(sources))
     with torch.device("meta"):
         shape_only = build.instantiate_component(config.model, num_classes=2)
     paths = [locate(each, cfg.pretrained_revision) for each in sources]
@@ -150,25 +150,20 @@ def published(
     return config, model, named, {"weights": {"pretrained": sources}, "metrics": None}, out
 
 
-def published_config(cfg: DictConfig, clips: "PublishedClips | None", name: str) -> DictConfig:
-    """A run's configuration that says how published weights see clips: as they were published, but for what the user
-    says otherwise. Raises `UserError` for what neither tells."""
+def published_config(cfg: DictConfig, name: str) -> DictConfig:
+    """A run's configuration that says how published weights see clips: as the model option has it, but for what the
+    user says otherwise. Raises `UserError` for what neither tells."""
     from vidtrain.app.check import try_clip
 
     clip = cast(dict[str, Any], OmegaConf.to_container(cfg.clip))
     given = {key: value for key, value in clip.items() if value is not None}
-    short_side = given.pop("short_side", None if clips is None else clips.short_side)
-    known = {}
-    if clips is not None:
-        known = {"frames": clips.frames, "size": list(clips.size), "interpolation": clips.interpolation}
-        known |= {"mean": list(clips.mean), "std": list(clips.std)}
-        if not given.keys() & {"frame_step", "duration", "sampling"}:
-            known["fps"] = clips.fps
-    absent = [f"clip.{key}" for key in ("frames", "size", "mean", "std") if key not in given | known]
+    known = published_clips(cfg) | given
+    short_side = given.pop("short_side", known.get("short_side"))
+    absent = [f"clip.{key}" for key in ("frames", "size", "mean", "std") if key not in known]
+    if known.keys().isdisjoint(STRIDES) and known.get("sampling") != "uniform":
+        absent.append("a stride, such as clip.frame_step=4")
     if absent:
-        raise UserError(
-            f"{name} does not tell the clips that it was made for: give {', '.join(absent)} and a stride"
-        )
+        raise UserError(f"the model does not tell the clips that {name} is for: give {', '.join(absent)}")
     stages = dict.fromkeys(("temporal", "rand_augment", "color", "erasing", "mixing"))
     geometry = {
         "_target_": f"{GEOMETRY}.CenterCrops",
@@ -180,13 +175,14 @@ def published_config(cfg: DictConfig, clips: "PublishedClips | None", name: str)
     config = migrate(
         {
             "name": name,
-            "clip": known | given,
+            "clip": given,
             "model": OmegaConf.to_container(cfg.model),
             "augmentation": {"train": train, "eval": geometry, **stages},
             "loss": LOSS,
         },
         name,
     )
+    put_published(config)
     try_clip(config)
     return config
 

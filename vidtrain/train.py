@@ -52,6 +52,7 @@ def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | 
         try:
             with ExitStack() as stack:
                 ranks.on_main(lambda: stack.enter_context(run_folder.held(folder)) and None)
+                run_folder.keep_published(folder, cfg, ranks)
                 summary = ranks.on_main(lambda: run_folder.finished(folder))
                 if summary:
                     why = "is finished, and was started with other settings"

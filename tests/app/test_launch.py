@@ -56,14 +56,7 @@ def faults(*overrides):
         ("clip.frames=7", "clip.frames"),
         ("clip.size=30", "clip.size"),
         ("clip.size=big", "clip.size: big must be one number of pixels, or [height, width]"),
-        ("clip.fps=12", "clip: a clip's stride is given by exactly one of frame_step, fps and duration"),
-        ("clip.fps=12", "to keep fps=12, add clip.frame_step=null"),
-        ("clip.duration=2", "to keep duration=2, add clip.frame_step=null"),
         ("clip.frame_step=null", "none is given; add clip.frame_step=4, say"),
-        (
-            "clip.sampling=uniform",
-            "uniform spans the whole video and takes no stride: add clip.frame_step=null",
-        ),
         (
             "clip.short_video_policy=pad",
             "clip.short_video_policy: pad: choose one of repeat_last, wrap, error",

@@ -29,6 +29,7 @@ from vidtrain.config.overrides import (
     parses,
     search_path,
 )
+from vidtrain.config.published import put_published
 from vidtrain.config.references import as_said
 from vidtrain.config.renames import accept_old_keys, rename_arguments
 from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
@@ -143,6 +144,8 @@ def help_text(config_name: str, overrides: Sequence[str], folders: Sequence[Path
         kept = [first_of_sweep(override, folders) for override in overrides]
         cfg = compose(config_name, kept, return_hydra_config=True)
         settings = _without_hydra(cfg)
+        if "clip" in settings and "model" in settings:
+            put_published(settings)
         return Template(cfg.hydra.help.template).safe_substitute(CONFIG=OmegaConf.to_yaml(settings))
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import nn
 
+from vidtrain.config.published import describe_published, unseen_clips
+from vidtrain.config.references import as_said
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks
@@ -51,6 +54,11 @@ def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console
 
     Several sources, such as an encoder and a probe, are loaded in turn. Returns a word for the log.
     """
+    if HydraConfig.initialized():
+        context = HydraConfig.get()
+        line = describe_published(cfg, as_said(context.overrides.task), context.runtime.choices)
+        if line is not None:
+            console.info(line)
     sources = _sources(cfg)
     if not sources:
         return "from scratch"
@@ -75,6 +83,8 @@ def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console
     if fresh:
         shown = ", ".join(fresh[:6]) + (", ..." if fresh[6:] else "")
         console.info(f"initialized at random: {len(fresh)} tensors: {shown}")
+    for warning in unseen_clips(cfg, sources) if cfg.init_from is None else []:
+        console.warn(warning)
     if ranks.is_main:
         record = {"sources": [found.as_dict() for found in reports], "initialized": fresh}
         write_json_atomic(folder / "starting_point.json", record)

@@ -6,21 +6,24 @@ Untyped nodes are components, checked by vidtrain.config.targets.check_targets.
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, SI
 
 from vidtrain.training.run import PhaseSettings, TrainerSettings
 
 
 @dataclass
 class ClipSettings:
-    """What the model gets to see of a video. The stride is given by exactly one of three."""
+    """What the model gets to see of a video. The stride is given by one of three.
 
-    frames: int = 16
-    frame_step: int | None = None  # frames from one to the next
-    fps: float | None = None  # frames per second of the clip
-    duration: float | None = None  # seconds that the clip covers
-    size: Any = 224  # pixels: one number, or [height, width]
-    interpolation: str = "bicubic"  # or bilinear, a little faster and softer
+    `${of_model:KEY,DEFAULT}` is as the chosen model was published, and the default for a model that was not.
+    """
+
+    frames: int = SI("${of_model:frames,8}")
+    frame_step: int | None = SI("${of_model:frame_step,3}")  # frames from one to the next
+    fps: float | None = SI("${of_model:fps,null}")  # or frames per second of the clip
+    duration: float | None = None  # or seconds that the clip covers
+    size: Any = SI("${of_model:size,32}")  # pixels: one number, or [height, width]
+    interpolation: str = SI("${of_model:interpolation,bicubic}")  # or bilinear, a little faster and softer
     sample_aspect: str = "ignore"  # pixels that are not square: as if they were; apply: as players show them
     train_clips: int = 1
     repeated_augmentation: int = (
@@ -31,8 +34,8 @@ class ClipSettings:
     overlap: bool = True  # whether clips of one video may share frames
     short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
     frame_order: str = "forward"  # probes of what time is worth: reversed, shuffled, single_frame
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # ImageNet's
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    mean: list[float] = SI("${of_model:mean,[0.485,0.456,0.406]}")  # of ImageNet
+    std: list[float] = SI("${of_model:std,[0.229,0.224,0.225]}")
 
 
 @dataclass

@@ -12,6 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vidtrain.config.published import register_published
 from vidtrain.config.references import guard_environment
 from vidtrain.config.renames import rename_target
 from vidtrain.config.schemas import (
@@ -33,6 +34,7 @@ def register_schemas() -> None:
     """Makes the schemas known to Hydra, by the names that conf/*.yaml put first in their defaults, and the resolver
     `${options:GROUP}` and `${groups:}` of the programs' help."""
     guard_environment()
+    register_published()
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     OmegaConf.register_new_resolver("groups", _groups, replace=True)
     store = ConfigStore.instance()

@@ -1,6 +1,6 @@
 """From the clips of a video to logits; the same in training and in evaluation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -12,6 +12,7 @@ from vidtrain.models.checks import check_choice
 from vidtrain.models.positions import Grid
 
 FUSIONS = ("mean_logits", "mean_probs", "joint")
+PUBLISHED = ("frames", "frame_step", "fps", "size", "short_side", "interpolation", "mean", "std", "fusion")
 ENCODER_MEMBERS = {
     "embed_dim": "the head, for the width of its input",
     "grid": "the head, heat maps and cached features, for the place of each token",
@@ -64,7 +65,10 @@ class VideoClassifier(nn.Module):
     clip is judged alone, and whoever evaluates takes the mean. For joint the head attends to the tokens of
     all clips together, so there is one row of logits: [b 1 k].
 
-    Raises UserError for an unknown fusion, and for an encoder that lacks one of those four members.
+    `published` are the clips that the model's published weights were made for, by keys of `PUBLISHED`. Nothing is
+    computed with them here: `clip` of a configuration takes them as its defaults.
+
+    Raises UserError for an unknown fusion or key, and for an encoder that lacks one of those four members.
     """
 
     fusion: str
@@ -72,9 +76,18 @@ class VideoClassifier(nn.Module):
     encoder: Encoder
     head: nn.Module
 
-    def __init__(self, encoder: Encoder, head: HeadFactory, num_classes: int, fusion: str = "mean_logits"):
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: HeadFactory,
+        num_classes: int,
+        fusion: str = "mean_logits",
+        published: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         check_choice("model.fusion", fusion, FUSIONS)
+        for key in published or ():
+            check_choice("model.published", key, PUBLISHED)
         check_encoder(encoder)
         self.encoder = encoder
         self.head = head(embed_dim=encoder.embed_dim, num_classes=num_classes)

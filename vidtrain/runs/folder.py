@@ -23,6 +23,7 @@ from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 from yaml import parse as parse_yaml
 
 from vidtrain.config.migration import defaults_of, migrate, targets_of
+from vidtrain.config.published import unset_keys
 from vidtrain.config.references import as_said, fingerprints, read, refers, settled
 from vidtrain.config.renames import rename_override
 from vidtrain.config.stored_overrides import check_stored, overrides_of
@@ -48,8 +49,8 @@ FAILED = "failed"  # in run.json: why the first attempt ended before it saved an
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
 FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.decode_timeout_s", "data.max_pixels",
         "data.allow_changed", "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export",
-        "logger", "trainer.device", "trainer.num_workers", "trainer.save_every", "trainer.keep_every",
-        "trainer.profile", "trainer.rank_timeout")  # fmt: skip
+        "logger", "model.published", "trainer.device", "trainer.num_workers", "trainer.save_every",
+        "trainer.keep_every", "trainer.profile", "trainer.rank_timeout")  # fmt: skip
 
 
 def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -246,6 +247,20 @@ def record(path: Path, cfg: DictConfig) -> str:
     return _read_json(path / "run.json")["id"]
 
 
+def keep_published(path: Path, cfg: DictConfig, ranks: "Ranks") -> None:
+    """Puts into `cfg` the clips that the model brought when the run in a folder was started: conf/ may have changed."""
+    keys = unset_keys(cfg)
+
+    def when_started() -> dict[str, Any]:
+        if not (finished(path) or resumable(path / "checkpoints")):
+            return {}
+        settings = stored_settings(path)
+        return {key: settings[key] for key in keys if key in settings}
+
+    for key, value in ranks.on_main(when_started).items():
+        OmegaConf.update(cfg, key, value)
+
+
 def logged_run(path: Path, run_id: str, cfg: DictConfig, step: int) -> LoggedRun:
     """What trackers are told of the run in a folder, which starts from `step`. Trials of a sweep are a group."""
     sweep = path.resolve().parent
@@ -317,7 +332,8 @@ def stored_settings(path: Path) -> dict[str, Any]:
 
 def _settled(stored: DictConfig, kept: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
-        return put_back(flat(settled(stored)), kept)
+        settings = put_back(flat(settled(stored)), kept)
+        return {key: value for key, value in settings.items() if not key.startswith("model.published")}
     except OmegaConfBaseException as error:
         cause = str(error).splitlines()[0]
         raise UserError(

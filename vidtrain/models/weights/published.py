@@ -1,8 +1,6 @@
-"""What is known of published weights beside their tensors: class names, and the clips that they were evaluated on."""
+"""What is known of published weights beside their tensors: the names and the number of their classes."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -11,42 +9,6 @@ from vidtrain.errors import UserError
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 from vidtrain.models.weights.loading import recognize
-
-
-@dataclass(frozen=True)
-class PublishedClips:
-    """Clips of `frames` frames at `fps` a second, `size` (height, width), cut from frames whose short side was scaled
-    to `short_side` pixels, normalized by `mean` and `std` for values in [0, 1]."""
-
-    frames: int
-    fps: float
-    size: tuple[int, int]
-    short_side: int
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def published_clips(source: str) -> PublishedClips | None:
-    """The clips that the weights named `source` were evaluated on; None where their name does not tell."""
-    if not is_enum_name(source):
-        return None
-    weights = enum_weights(source)
-    shown = weights.transforms()
-    # torchvision states the frames of a clip in a sentence only
-    said = {key: re.search(rf"`{key}=([\d.]+)`", weights.meta["_docs"]) for key in ("clip_len", "frame_rate")}
-    if not all(said.values()):
-        return None
-    return PublishedClips(
-        frames=int(said["clip_len"][1]),
-        fps=float(said["frame_rate"][1]),
-        size=tuple(shown.crop_size),
-        # frames of another shape than 4:3 would be distorted by the other side, so the short one alone is taken
-        short_side=min(shown.resize_size),
-        interpolation=shown.interpolation.value,
-        mean=tuple(shown.mean),
-        std=tuple(shown.std),
-    )
 
 
 def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
