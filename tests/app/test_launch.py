@@ -119,7 +119,7 @@ def test_clip_and_data_tell_all_their_faults():
     ]
     found = faults(*clip, "data.min_frames=0", "data.max_seconds=-2")
     keys = [line.split("': ")[1].split(":")[0] for line in found if line.startswith("override")]
-    assert sorted(keys) == ["clip", "clip.eval_clips", "clip.fps", "clip.frames", "clip.short_video_policy",
+    assert sorted(keys) == ["clip.eval_clips", "clip.fps", "clip.frames", "clip.short_video_policy",
                             "clip.size", "data.max_seconds", "data.min_frames"]  # fmt: skip
 
 

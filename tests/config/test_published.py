@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from composing import config_of
+from omegaconf import OmegaConf
 from torchvision.models import get_model_weights
 
 from vidtrain.app.check import check_run
@@ -119,9 +120,9 @@ def test_a_run_keeps_the_clips_that_its_model_brought(tmp_path):
     )
     record(tmp_path, before)
     (tmp_path / "summary.json").write_text(json.dumps({"status": "finished"}))
-    text = (tmp_path / "config.yaml").read_text()
-    start, end = text.index("  published:"), text.index("loss:")
-    (tmp_path / "config.yaml").write_text(text[:start] + text[end:])  # as it was without the key
+    stored = OmegaConf.load(tmp_path / "config.yaml")
+    del stored.model.published  # as it was without the key
+    OmegaConf.save(stored, tmp_path / "config.yaml")
     now = config_of("train", "model=r3d_18")
     keep_published(tmp_path, now, Ranks(torch.device("cpu")))
     assert {key: now.clip[key] for key in DEFAULT} == DEFAULT
