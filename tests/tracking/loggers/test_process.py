@@ -15,7 +15,6 @@ from vidtrain.errors import UserError
 from vidtrain.tracking.loggers import process as process_module
 from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.tracking.loggers.process import Loggers, descendants
-from vidtrain.tracking.loggers.service import Frames, frame
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
@@ -199,11 +198,3 @@ def test_it_closes_what_it_logs_when_training_is_killed_and_a_fork_lives_on(tmp_
         time.sleep(0.1)
     os.kill(int(result.stdout), signal.SIGKILL)
     assert (tmp_path / "notes").read_text().splitlines() == expected
-
-
-def test_messages_come_whole_out_of_pieces():
-    data = frame(("log", {"loss": 0.5}, 1)) + frame(("close",))
-    frames = Frames()
-    found = [message for byte in data for message in frames.add(bytes([byte]))]
-    assert found == [("log", {"loss": 0.5}, 1), ("close",)]
-    assert Frames().add(data) == found

@@ -5,8 +5,10 @@ exit; because a process can be ended; because the interpreter's lock is not shar
 forked at any time, which threads that hold locks make unsafe.
 """
 
+import json
 import logging
 import os
+import pickle
 import select
 import signal
 import socket
@@ -22,7 +24,6 @@ from typing import IO, Any
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import hidden, shown
 from vidtrain.tracking.loggers.logger import LoggedRun, Logger, Metric
-from vidtrain.tracking.loggers.service import RECEIVED, Frames, frame
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class LoggerProcess:
         self._name = name
         self._logger = logger
         self._process: subprocess.Popen[bytes] | None = None  # before it starts, and once it has been ended
-        self._answers = Frames()
+        self._answer = b""  # the part of one that has come
         self._outbox = bytearray()  # calls that wait until the socket takes them
         self._started = False  # `start` has returned there
         self._refusal: str | None = None
@@ -142,7 +143,7 @@ class LoggerProcess:
         if len(self._outbox) > MOST_WAITING and call in ("log", "image"):
             self._dropped_rows += 1
         else:
-            self._outbox += frame((call, arguments))
+            self._outbox += pickle.dumps((call, arguments))
         self._exchange(0.0)
         # what starts up may not take anything for as long as it is allowed to
         limit = STALL_SECONDS if self._started else max(STALL_SECONDS, self._logger.start_seconds)
@@ -176,15 +177,16 @@ class LoggerProcess:
                 self._taken_at = time.monotonic()
         while self._process is not None:
             try:
-                data = self._connection.recv(RECEIVED)
+                data = self._connection.recv(1 << 16)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if not data:
                 self._give_up("its process has ended")
-            for kind, text in self._answers.add(data):
-                self._hear(kind, text)
+            *lines, self._answer = (self._answer + data).split(b"\n")
+            for line in lines:
+                self._hear(*json.loads(line))
 
     def _hear(self, kind: str, text: str | None) -> None:
         match kind:

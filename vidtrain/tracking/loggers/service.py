@@ -1,18 +1,21 @@
 """The process of one logger: it makes the calls that the training process sends, one after another.
 
-python -m vidtrain.tracking.loggers.service DESCRIPTOR, started by process.py. DESCRIPTOR is that of a socket. Messages
-are pickled tuples, each after its length: calls come in, answers go out.
+python -m vidtrain.tracking.loggers.service DESCRIPTOR, started by process.py. DESCRIPTOR is that of a socket: calls
+come in, pickled, and answers go out, a line of JSON for each.
 """
 
+import json
 import logging
 import os
 import pickle
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 from vidtrain.errors import UserError
@@ -21,32 +24,6 @@ from vidtrain.files.escaping import hide_these, mask_streams
 # A scheduler signals every process of a job; this one ends when the training process has
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_EVERY = 2.0  # seconds between looks at whether the training process lives
-LENGTH_BYTES = 4
-RECEIVED = 1 << 16  # bytes at once
-
-
-def frame(message: tuple[Any, ...]) -> bytes:
-    data = pickle.dumps(message)
-    return len(data).to_bytes(LENGTH_BYTES, "big") + data
-
-
-class Frames:
-    """Whole messages out of bytes that come in pieces."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def add(self, data: bytes) -> list[tuple[Any, ...]]:
-        """The messages that `data` completes."""
-        self._bytes += data
-        messages = []
-        while len(self._bytes) >= LENGTH_BYTES:
-            end = LENGTH_BYTES + int.from_bytes(self._bytes[:LENGTH_BYTES], "big")
-            if len(self._bytes) < end:
-                break
-            messages.append(pickle.loads(bytes(self._bytes[LENGTH_BYTES:end])))
-            del self._bytes[:end]
-        return messages
 
 
 class Relay(logging.Handler):
@@ -84,27 +61,24 @@ def serve(connection: socket.socket) -> None:
         answer(connection, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def calls(connection: socket.socket) -> Iterator[tuple[Any, ...]]:
-    """The calls of the training process until it has ended, which its forked workers may hide for a while."""
-    parent, frames = os.getppid(), Frames()
-    connection.settimeout(LOOK_EVERY)
-    while True:
-        try:
-            data = connection.recv(RECEIVED)
-        except TimeoutError:
-            if os.getppid() != parent:
-                return
-            continue
-        except OSError:
-            return
-        if not data:
-            return
-        yield from frames.add(data)
+def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The calls of the training process until it has ended."""
+    Thread(target=hang_up_with, args=(os.getppid(), connection), daemon=True).start()
+    with connection.makefile("rb") as stream, suppress(EOFError, OSError, pickle.UnpicklingError):
+        while True:
+            yield pickle.load(stream)
+
+
+def hang_up_with(parent: int, connection: socket.socket) -> None:
+    """Ends what can be read once `parent` has ended: its forked workers hold the other end open for a while."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    connection.shutdown(socket.SHUT_RD)
 
 
 def answer(connection: socket.socket, kind: str, text: str | None = None) -> None:
     with suppress(OSError):  # nobody is left to hear it
-        connection.sendall(frame((kind, text)))
+        connection.sendall(json.dumps([kind, text]).encode() + b"\n")
 
 
 def main() -> None:
