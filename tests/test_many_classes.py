@@ -22,7 +22,7 @@ before, began = peak(), time.perf_counter()
 found = report(ViewTable(torch.arange(300), labels, logits, [], 300), "mean_logits", "")
 sums = EpochSums.zeros(k, False, torch.device("cpu"))
 sums.add(torch.tensor([1.0]), logits[:8].transpose(0, 1), labels[:8])
-sums.metrics()
+sums.metrics(loss_scale=None)
 classes = [f"class {number}" for number in range(k)]
 write_report(found, out, [f"{number}.mp4" for number in range(300)], classes)
 pairs = found.confusion.labels, found.confusion.predictions, found.confusion.counts

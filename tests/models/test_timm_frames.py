@@ -129,7 +129,9 @@ def test_a_stage_trains_the_last_blocks_and_what_follows():
         *("network.blocks.4", "network.blocks.5", "network.norm.weight", "network.norm.bias"),
         *("linear.weight", "linear.bias"),
     }
-    rows = parameter_table(model, parameter_groups(model, PhaseSettings()), lr=1e-3)
+    groups = parameter_groups(model, PhaseSettings())
+    peak_lrs = {parameter: 1e-3 * group["lr_scale"] for group in groups for parameter in group["params"]}
+    rows = parameter_table(model, peak_lrs)
     assert [row[0] for row in rows] == [
         "encoder.network.patch_embed, network.cls_token, network.pos_embed",
         *(f"encoder.network.blocks.{index}" for index in range(5)),

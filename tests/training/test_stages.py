@@ -151,7 +151,9 @@ def test_rates_are_peak_times_scale_times_factor(model):
 
 def test_the_table_counts_what_is_trained(model):
     apply_phase(model, PhaseSettings(encoder_blocks=0))
-    rows = parameter_table(model, parameter_groups(model, PhaseSettings()), lr=1e-3)
+    groups = parameter_groups(model, PhaseSettings())
+    peak_lrs = {parameter: 1e-3 * group["lr_scale"] for group in groups for parameter in group["params"]}
+    rows = parameter_table(model, peak_lrs)
     by_part = {row[0]: row[1:] for row in rows}
     assert by_part["encoder.patch_embed"] == ("9,240", "0", "frozen")
     head = sum(parameter.numel() for parameter in model.head.parameters())

@@ -7,7 +7,6 @@ depends on (seed, step) alone, so a run that was killed and resumed ends with th
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,13 +18,7 @@ from vidtrain.training.profiling import NO_CLOCK, NoClock, StepClock, epoch_cost
 from vidtrain.training.run import Run
 from vidtrain.training.stages import set_train_mode
 from vidtrain.training.state import StepResult, TrainState
-from vidtrain.training.validation import (
-    METRIC_PREFIXES,
-    report_epoch,
-    validate,
-    validation_lines,
-    validation_row,
-)
+from vidtrain.training.validation import training_line, validate, validation_lines, validation_row
 
 
 def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
@@ -76,15 +69,14 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
 
     # A phase ends with its last step, or early when validation has stopped improving
     phase.ended = (at_end or trainer.out_of_patience) and not state.eval_pending
-    keep, save_now = phase.keep_at(state.step), phase.save_at(state.step)
+    keep = phase.keep_at(state.step)
+    saving = phase.ended or stopping or keep or phase.save_at(state.step)
     if phase.ended:
         end_phase(trainer, phase)  # sets state.step to 0, for the next phase
-    if phase.ended or stopping or keep or save_now:
-        saved = save(trainer, phase, keep=keep)
+    saved = saving and save(trainer, phase, keep)
     if stopping:
-        run.console.info(
-            f"a signal ends the run at step {state.total_step}, which is {'' if saved else 'not '}saved"
-        )
+        not_saved = "" if saved else "not "
+        run.console.info(f"a signal ends the run at step {state.total_step}, which is {not_saved}saved")
         run.preemption.stop_if(True)
 
 
@@ -95,8 +87,7 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
     """
     run, task, settings = phase.run, phase.task, phase.run.settings
     device, clips_seen, data_seconds = run.ranks.device, 0, 0.0
-    # Dropout and drop-path are drawn from the step's own seed: no generator state to keep
-    seed_step(run.seed, state.total_step, run.ranks)
+    seed_step(run.seed, state.total_step, run.ranks)  # dropout and drop-path draw from it
     rates = phase.optimizers.set_rates(phase.lr, phase.weight_decay, state.step + 1, phase.total)
     losses, indices = [], []  # of each micro-batch
     for micro in range(settings.accumulation):
@@ -121,13 +112,11 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
         clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
         clock.mark("backward")
     norms = phase.optimizers.clip(settings.clip_grad, settings.clip_grad_by)
-    # a row for each micro-batch and one for the norms, with a column for each head
+    # A row for each micro-batch and one for the norms, with a column for each head: the one wait for the device
     *by_micro, grad_norms = torch.stack([row.double() for row in (*losses, norms)]).tolist()
     micro_losses = [finite_mean(values) for values in by_micro]
     for loss, videos in zip(micro_losses, indices, strict=True):
-        if not math.isfinite(
-            loss
-        ):  # refused before the weights move, so the checkpoints hold none of this step
+        if not math.isfinite(loss):  # the weights have not moved, so no checkpoint holds any of this step
             files = [run.train_paths[index] for index in videos.tolist()]
             raise_non_finite_loss(loss, state.total_step + 1, files, run.checkpoints)
     if run.ranks.is_main:
@@ -161,11 +150,14 @@ def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float)
 
 
 def log_epoch(trainer: Trainer, phase: Phase) -> None:
+    """Logs what the sums of the epoch come to over all ranks, and what it took."""
     run, state = trainer.run, trainer.state
+    metrics = phase.sums.reduced(run.ranks).metrics(phase.optimizers.loss_scale)
     costs = epoch_costs(time.perf_counter() - phase.epoch_started, state.seconds, run.ranks.device)
     about = position(trainer, phase)
-    scale = phase.optimizers.loss_scale
-    report_epoch(phase.sums, scale, run.ranks, run.log, run.console, about, costs, state.total_step)
+    row = {f"train/{name}": value for name, value in metrics.items()}
+    run.log.log({**about, **row, **costs}, state.total_step)
+    run.console.info(training_line(about["epoch"], metrics))
 
 
 def position(trainer: Trainer, phase: Phase) -> dict[str, Any]:
@@ -193,14 +185,7 @@ def evaluate(trainer: Trainer, phase: Phase) -> bool:
     for line in validation_lines(about["epoch"], reports, monitor, selected, improved):
         run.console.info(line)
     if improved:
-        best = {
-            "model": trainer.average.tensors if selected == "ema" else trainer.model.state_dict(),
-            "weights": selected if selected in METRIC_PREFIXES else "raw",
-            "head": None if phase.settings.heads is None else selected,
-            "state": asdict(state),
-            "metrics": reports[selected].metrics,
-        }
-        trainer.saver.best(best)
+        trainer.saver.best(trainer.best_checkpoint(phase, selected, reports[selected].metrics))
     run.on_validation(value)
     return True
 

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -13,13 +13,13 @@ from vidtrain.errors import UserError
 from vidtrain.training.heads import head_choices, head_names
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import Schedule
-from vidtrain.training.stages import group_parts, parameter_groups
+from vidtrain.training.stages import Classifier, ScaledModule, group_parameters, parameter_groups
 
 CLIP_GRAD_BY = ("norm", "value")
 OptimizerFactory = Callable[..., torch.optim.Optimizer]  # of groups; lr and weight_decay may be given anew
 
 
-class _PerLoss(NamedTuple):
+class _Member(NamedTuple):
     """What one loss trains. The members of a set, the losses [h] and the norms [h] are parallel lists.
 
     To give parts of one model optimizers of their own, put several optimizers into one member, with one scaler.
@@ -33,31 +33,31 @@ class _PerLoss(NamedTuple):
 class OptimizerSet:
     """The optimizers of a phase with the interface of one. In a grid, each head has its own rate and weight decay."""
 
-    def __init__(self, members: Sequence[_PerLoss]):
+    def __init__(self, members: Sequence[_Member]):
         self._members = list(members)
 
     @classmethod
     def make(
         cls,
         factory: OptimizerFactory,
-        model: nn.Module,
+        model: Classifier,
         phase: PhaseSettings,
         device_type: str,
         precision: str,
     ) -> Self:
-        """`model` has `encoder` and `head`; in a grid, `head` is a list of heads."""
-
-        def member(part: nn.Module, optimizer: torch.optim.Optimizer) -> _PerLoss:
+        def member(module: nn.Module, optimizer: torch.optim.Optimizer) -> _Member:
+            trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
             scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
-            return _PerLoss(trainable(part), optimizer, scaler)
+            return _Member(trainable, optimizer, scaler)
 
-        if phase.heads is None:
+        if phase.heads is None or not isinstance(model.head, nn.ModuleList):
             return cls([member(model, factory(parameter_groups(model, phase)))])
         members = []
         choices = zip(model.head, head_names(phase.heads), head_choices(phase.heads), strict=True)
         for head, name, (lr, decay) in choices:
-            groups = group_parts([(f"head.{name}", 1.0, head.named_parameters())], phase.lr_scale)
-            members.append(member(head, factory(groups, lr=lr, weight_decay=decay)))
+            modules: list[ScaledModule] = [(f"head.{name}", 1.0, head.named_parameters())]
+            optimizer = factory(group_parameters(modules, phase.lr_scale), lr=lr, weight_decay=decay)
+            members.append(member(head, optimizer))
         return cls(members)
 
     # --- the parts of a step, in their order -----------------------------------------------------------
@@ -65,14 +65,14 @@ class OptimizerSet:
     def set_rates(self, lr: Schedule, weight_decay: Schedule, step: int, total: int) -> dict[str, float]:
         """Puts the rates of step `step` of 1..`total` in force; returns the learning rates by group, and
         the largest weight decay as `weight_decay`."""
-        by_member = [set_rates(each.optimizer, lr, weight_decay, step, total) for each in self._members]
-        rates = {name: rate for member in by_member for name, rate in member.items()}
-        return rates | {"weight_decay": max(member["weight_decay"] for member in by_member)}
+        by_member = [set_rates(member.optimizer, lr, weight_decay, step, total) for member in self._members]
+        rates = {name: rate for member_rates in by_member for name, rate in member_rates.items()}
+        return rates | {"weight_decay": max(member_rates["weight_decay"] for member_rates in by_member)}
 
     def backward(self, losses: Tensor) -> None:
         """Adds the gradients of `losses` [h]. No head's gradient depends on another head's loss."""
         pairs = zip(self._members, losses.unbind(), strict=True)
-        sum(member.scaler.scale(loss) for member, loss in pairs).backward()
+        torch.autograd.backward([member.scaler.scale(loss) for member, loss in pairs])
 
     def clip(self, bound: float | None, by: str) -> Tensor:
         """Unscales and clips the gradients, each head's by itself (see `clip_gradients`); their norms [h] before."""
@@ -90,14 +90,19 @@ class OptimizerSet:
     # --- what is shown and kept of them ----------------------------------------------------------------
 
     @property
-    def groups(self) -> list[dict]:
+    def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all optimizers."""
         return [group for member in self._members for group in member.optimizer.param_groups]
 
     @property
-    def peak_lr(self) -> float:
-        """The largest learning rate that an optimizer was made with, of which groups take shares."""
-        return max(member.optimizer.defaults["lr"] for member in self._members)
+    def peak_lrs(self) -> dict[Tensor, float]:
+        """The learning rate of each parameter where its schedule is at its peak."""
+        return {
+            parameter: member.optimizer.defaults["lr"] * group["lr_scale"]
+            for member in self._members
+            for group in member.optimizer.param_groups
+            for parameter in group["params"]
+        }
 
     @property
     def lr(self) -> float:
@@ -121,26 +126,20 @@ class OptimizerSet:
 
     def state_dicts(self) -> dict[str, Any]:
         """What a checkpoint holds of them: `optimizer` and `scaler`, of several a list each."""
-        return {
-            "optimizer": _packed([member.optimizer for member in self._members]),
-            "scaler": _packed([member.scaler for member in self._members]),
-        }
+        optimizers = [member.optimizer.state_dict() for member in self._members]
+        scalers = [member.scaler.state_dict() for member in self._members]
+        if len(self._members) == 1:
+            return {"optimizer": optimizers[0], "scaler": scalers[0]}
+        return {"optimizer": optimizers, "scaler": scalers}
 
     def load(self, optimizer: Any, scaler: Any) -> None:
         """Takes up what `state_dicts` gave."""
-        states = zip(self._members, _unpacked(optimizer), _unpacked(scaler), strict=True)
-        for member, optimizer_state, scaler_state in states:
+        optimizers, scalers = (
+            stored if isinstance(stored, list) else [stored] for stored in (optimizer, scaler)
+        )
+        for member, optimizer_state, scaler_state in zip(self._members, optimizers, scalers, strict=True):
             member.optimizer.load_state_dict(optimizer_state)
             member.scaler.load_state_dict(scaler_state)
-
-
-def _packed(parts: Sequence[Any]) -> Any:
-    states = [part.state_dict() for part in parts]
-    return states[0] if len(states) == 1 else states
-
-
-def _unpacked(stored: Any) -> list[Any]:
-    return stored if isinstance(stored, list) else [stored]
 
 
 def set_rates(
@@ -160,22 +159,18 @@ def set_rates(
     return rates | {"weight_decay": weight_decay_now}
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], bound: float | None, by: str) -> torch.Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], bound: float | None, by: str) -> Tensor:
     """Clips gradients in place; returns their norm from before, on their device.
 
     `by` norm scales all to a norm of `bound` at most; by value cuts each component to [-`bound`, `bound`]. Without a
     bound they are measured only.
     """
     if by == "norm":
-        return nn.utils.clip_grad_norm_(parameters, bound or float("inf"))
-    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        return nn.utils.clip_grad_norm_(parameters, bound or math.inf)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if bound:
         nn.utils.clip_grad_value_(parameters, bound)
     return norm
-
-
-def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def timm_optimizer(
@@ -193,7 +188,7 @@ def timm_optimizer(
     """
     from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # takes seconds
 
-    known = list_optimizers()
+    known: list[str] = list_optimizers()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known
         raise UserError(f"name={name} is no optimizer of timm; choose one of {', '.join(near)}")
@@ -201,18 +196,18 @@ def timm_optimizer(
     if info.second_order:
         raise UserError(f"name={name} needs second derivatives, which the training loop does not compute")
     try:
-        build = get_optimizer_class(name)
+        build: Callable[..., torch.optim.Optimizer] = get_optimizer_class(name)
     except (ImportError, AssertionError) as error:
         raise UserError(f"name={name}: {error}") from error
     arguments = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
-    given = dict(options or {})
-    allowed = [each for each in arguments if each not in ("params", "lr", "weight_decay")]
-    for option in given:
+    settings = dict(options or {})
+    allowed = [argument for argument in arguments if argument not in ("params", "lr", "weight_decay")]
+    for option in settings:
         if option not in allowed:
             raise UserError(f"options.{option}: {name} takes {', '.join(allowed)}")
     if info.has_momentum and arguments["momentum"].default == 0:
-        given.setdefault("momentum", 0.9)  # as timm has it; without, Nesterov's is refused
-    optimizer = build(params, lr=lr, weight_decay=weight_decay, **given)
+        settings.setdefault("momentum", 0.9)  # as timm has it; without, Nesterov's is refused
+    optimizer = build(params, lr=lr, weight_decay=weight_decay, **settings)
     for group in optimizer.param_groups:
         # "corrected" weight decay is lr^2 / (the highest lr), which is the group's own
         if group.keys() >= {"max_lr_snapshot", "lr_scale"}:

@@ -14,15 +14,16 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.training.checkpoint import Saver
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.guards import check_gradients, check_phases
-from vidtrain.training.heads import Heads
+from vidtrain.training.heads import EMA, RAW, Heads
 from vidtrain.training.losses import Classification
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
@@ -55,7 +56,8 @@ class Phase:
     lr: Schedule
     weight_decay: Schedule
     average: WeightAverage | None
-    forward: nn.Module  # the task's model, wrapped in DDP and compiled where the run asks for it
+    ddp: DistributedDataParallel | None  # the task's model, of several ranks
+    forward: Callable[[Tensor], Tensor]  # the task's model or `ddp`, compiled where the run asks for it
     autocast: AbstractContextManager
     sums: EpochSums
     # after which steps of the phase each happens; its last step ends in an evaluation and a checkpoint anyway
@@ -68,7 +70,7 @@ class Phase:
     epoch_started: float = 0.0  # by time.perf_counter
 
     @classmethod
-    def make(cls, run: Run, model: nn.Module, name: str, average: WeightAverage | None) -> Self:
+    def make(cls, run: Run, model: VideoClassifier, name: str, average: WeightAverage | None) -> Self:
         """The phase `name` of `run`. `model` is the run's, after `prepare_batch_norm`."""
         settings, trainer_settings, ranks = run.phases[name], run.settings, run.ranks
         total = phase_steps(run, settings)
@@ -78,9 +80,15 @@ class Phase:
         selecting = selecting_weights(trainer_settings.monitor_weights, trainer_settings.ema)
         precision = trainer_settings.precision
 
-        def due(duration: str | None) -> Callable[[int], bool]:
+        def at(duration: str | None) -> Callable[[int], bool]:
             return every(duration, total, run.steps_per_epoch) if duration else lambda step: False
 
+        ddp = None
+        if ranks.world_size > 1:
+            ddp = DistributedDataParallel(
+                task.model, [ranks.device.index] if ranks.device.type == "cuda" else None
+            )
+        forward = ddp or task.model
         return cls(
             run=run,
             name=name,
@@ -93,12 +101,13 @@ class Phase:
             lr=in_steps(run.lr, total, run.steps_per_epoch),
             weight_decay=in_steps(run.weight_decay, total, run.steps_per_epoch),
             average=average,
-            forward=_wrapped(run, task.model),
+            ddp=ddp,
+            forward=torch.compile(forward) if trainer_settings.compile else forward,
             autocast=autocast(ranks, precision),
             sums=EpochSums.zeros(model.num_classes, run.multi_label, ranks.device),
-            evaluate_at=due(trainer_settings.eval_every),
-            save_at=due(trainer_settings.save_every),
-            keep_at=due(trainer_settings.keep_every),
+            evaluate_at=at(trainer_settings.eval_every),
+            save_at=at(trainer_settings.save_every),
+            keep_at=at(trainer_settings.keep_every),
         )
 
     def next_batch(self, step: int) -> TrainBatch:
@@ -114,7 +123,7 @@ class Phase:
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
         """Gradients cross ranks once a step, with the `last` micro-batch."""
-        return nullcontext() if last or self.run.ranks.world_size == 1 else self.forward.no_sync()
+        return nullcontext() if last or self.ddp is None else self.ddp.no_sync()
 
     def start_epoch(self) -> None:
         self.sums = EpochSums.zeros(self.objective.num_classes, self.run.multi_label, self.run.ranks.device)
@@ -126,20 +135,12 @@ def phase_steps(run: Run, phase: PhaseSettings) -> int:
     return steps(phase.duration, run.settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
 
 
-def _wrapped(run: Run, model: nn.Module) -> nn.Module:
-    ranks, wrapped = run.ranks, model
-    if ranks.world_size > 1:
-        devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, devices)
-    return torch.compile(wrapped) if run.settings.compile else wrapped
-
-
 @dataclass
 class Trainer:
     """What a run keeps from phase to phase."""
 
     run: Run
-    model: nn.Module
+    model: VideoClassifier
     state: TrainState
     average: WeightAverage | None
     saver: Saver
@@ -202,8 +203,8 @@ class Trainer:
         )
         first = next(batches, None)  # None where only the phase's last evaluation is still to come
         title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {phase.total} steps"
-        table = parameter_table(model, phase.optimizers.groups, phase.optimizers.peak_lr)
-        run.console.table(title, ("part", "parameters", "trained", "peak lr"), table)
+        table = parameter_table(model, phase.optimizers.peak_lrs, phase.heads.names)
+        run.console.table(title, ("module", "parameters", "trained", "peak lr"), table)
         if phase.settings.heads is not None:
             run.console.info(phase.heads.describe(model))
         if first is None:
@@ -228,7 +229,7 @@ class Trainer:
             optimizers["optimizer"] = None
         return {
             "model": self.model.state_dict(),
-            "weights": "raw",
+            "weights": RAW,
             "ema": None if self.average is None else self.average.tensors,
             "heads": None if phase.settings.heads is None else phase.task.model.head.state_dict(),
             **optimizers,
@@ -236,6 +237,17 @@ class Trainer:
                 {name: value.cpu() for name, value in phase.sums.tensors().items()}
             ),
             "state": asdict(self.state),
+        }
+
+    def best_checkpoint(self, phase: Phase, selected: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """What best.pt holds: the weights whose report val `selected`."""
+        averaged = self.average is not None and selected == EMA
+        return {
+            "model": self.average.tensors if averaged else self.model.state_dict(),
+            "weights": EMA if averaged else RAW,
+            "head": None if phase.settings.heads is None else selected,
+            "state": asdict(self.state),
+            "metrics": metrics,
         }
 
 

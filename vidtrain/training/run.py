@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the settings are read before torch is imported, which takes
     from torch import Tensor, nn
 
     from vidtrain.evaluation.report import Report
+    from vidtrain.models.classifier import ManyHeads, VideoClassifier
     from vidtrain.training.losses import Loss
     from vidtrain.training.optimizers import OptimizerFactory
     from vidtrain.training.ranks.distributed import Ranks
@@ -146,7 +147,7 @@ class PhaseTask:
     split and gives a report for each head.
     """
 
-    model: nn.Module
+    model: VideoClassifier | ManyHeads
     transform: nn.Module
     mix: Callable[..., tuple[Tensor, Tensor]]
     train_batches: Callable[[int, int], Iterable[TrainBatch]]
@@ -157,7 +158,7 @@ class PhaseTask:
 class Run:
     """The parts of a run. None of them knows Hydra or the programs."""
 
-    model: nn.Module  # a VideoClassifier, on its device
+    model: VideoClassifier  # on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
     mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
     train_batches: Callable[[int, int], Iterable[TrainBatch]]  # micro-batches of steps from, up to
@@ -184,8 +185,9 @@ class Run:
     # the signals that stop the run; one that nobody entered hears none
     preemption: PreemptionHandler = field(default_factory=PreemptionHandler)
 
-    def task(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
+    def task(self, model: VideoClassifier, phase: PhaseSettings) -> PhaseTask:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""
         if phase.heads is not None or phase.cache_features:
+            assert self.frozen is not None
             return self.frozen(phase)
         return PhaseTask(model, self.transform, self.mix, self.train_batches, lambda: [self.evaluate()])

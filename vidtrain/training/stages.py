@@ -1,37 +1,42 @@
 """Stages: which parts of the model a phase trains, and at which rate and decay. Everything else stays bit for bit."""
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings
+from vidtrain.training.run import PhaseSettings, TrainerSettings
+
+Classifier = VideoClassifier | ManyHeads
+Table = list[tuple[str, str, str, str]]
+ScaledModule = tuple[str, float, Iterable[tuple[str, nn.Parameter]]]  # name, lr scale, named parameters
+BATCH_NORMS = {
+    "train": "normalize by the batch of each rank",
+    "sync": "normalize by the batch of all ranks",
+    "frozen_statistics": "keep their running statistics; scale and shift train",
+    "frozen": "keep their running statistics, scale and shift",
+}
+# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them
+NOT_DECAYED = re.compile(
+    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?)$"
+)
 
 
-def apply_phase(model: nn.Module, phase: PhaseSettings) -> None:
-    """Sets `requires_grad` of every parameter: the head trains, and the encoder's last blocks as asked.
+def apply_phase(model: Classifier, phase: PhaseSettings) -> None:
+    """Sets `requires_grad` of every parameter: the head trains, and the encoder's last blocks as configured.
 
     What follows the first trained block (a final norm) trains with it. Raises `UserError` when the encoder
     has fewer blocks, for rates that are none, and for what needs a frozen encoder where it trains.
     """
-    check_rates(phase)
+    check_phase(phase)
     model.head.requires_grad_(True)
     model.encoder.requires_grad_(phase.encoder_blocks is None)
-    if phase.encoder_blocks is not None and phase.encoder_blocks < 0:
-        raise UserError(
-            f"encoder_blocks={phase.encoder_blocks}: write how many of the last blocks train, 0 or more"
-        )
-    if phase.heads is not None:
-        check_frozen("heads", phase)
-        check_head_grid(phase.heads)
-    if phase.cache_features:
-        check_frozen("cache_features", phase)
-        if phase.cache_views < 1:
-            raise UserError(f"cache_views={phase.cache_views} must be 1 or more")
     if phase.encoder_blocks:
         layers, blocks = list(model.encoder.layers), list(model.encoder.blocks)
         if phase.encoder_blocks > len(blocks):
@@ -44,27 +49,40 @@ def apply_phase(model: nn.Module, phase: PhaseSettings) -> None:
             layer.requires_grad_(True)
 
 
-def check_rates(phase: PhaseSettings) -> None:
-    """Raises `UserError` for factors of the learning rate that would train uphill, or not at all."""
+def check_phase(phase: PhaseSettings) -> None:
+    """Raises `UserError` for settings that are wrong whatever the model is."""
     for key in ("lr_scale", "encoder_lr_scale"):
         scale = getattr(phase, key)
-        if not 0 < scale < float("inf"):
+        if not 0 < scale < math.inf:
             instead = "; encoder_blocks=0 freezes the encoder" if key == "encoder_lr_scale" else ""
             raise UserError(f"{key}={scale:g} must be above 0{instead}")
     if not 0 < phase.layer_decay <= 1:
         raise UserError(
             f"layer_decay={phase.layer_decay:g} must be above 0, and 1 at most, which decays nothing"
         )
-
-
-def check_frozen(key: str, phase: PhaseSettings) -> None:
-    """Raises `UserError` where the encoder trains, which `key` does not allow."""
     blocks = phase.encoder_blocks
-    if blocks != 0:
-        raise UserError(
-            f"{key} needs a frozen encoder, and encoder_blocks={'null' if blocks is None else blocks} trains it; set "
-            "encoder_blocks=0"
-        )
+    if blocks is not None and blocks < 0:
+        raise UserError(f"encoder_blocks={blocks}: write how many of the last blocks train, 0 or more")
+    for key, needs_frozen in (("heads", phase.heads is not None), ("cache_features", phase.cache_features)):
+        if needs_frozen and blocks != 0:
+            raise UserError(
+                f"{key} needs a frozen encoder, and encoder_blocks={'null' if blocks is None else blocks} trains it; "
+                "set encoder_blocks=0"
+            )
+    if phase.cache_features and phase.cache_views < 1:
+        raise UserError(f"cache_views={phase.cache_views} must be 1 or more")
+    if phase.heads is not None:
+        _check_grid("lr", phase.heads.lr, "above 0")
+        _check_grid("weight_decay", phase.heads.weight_decay, "0 or more")
+
+
+def _check_grid(key: str, values: Sequence[float], bound: str) -> None:
+    if not values:
+        raise UserError(f"heads.{key}=[] must hold a number or more, such as [1e-3, 1e-4]")
+    if any(not 0 <= value < math.inf or (value == 0 and bound == "above 0") for value in values):
+        raise UserError(f"heads.{key}={values}: every number must be {bound}")
+    if len(set(values)) < len(values):
+        raise UserError(f"heads.{key}={values} holds a number twice")
 
 
 def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
@@ -76,58 +94,53 @@ def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
         )
 
 
-def check_head_grid(heads: HeadGridSettings) -> None:
-    """Raises `UserError` for a grid without a head, and for values that are none."""
-    for key, values, least in (
-        ("lr", heads.lr, "above 0"),
-        ("weight_decay", heads.weight_decay, "0 or more"),
-    ):
-        if not values:
-            raise UserError(f"heads.{key}=[] must hold a number or more, such as [1e-3, 1e-4]")
-        wrong = [each for each in values if not 0 <= each < float("inf") or (key == "lr" and each == 0)]
-        if wrong:
-            raise UserError(f"heads.{key}={values}: every number must be {least}")
-        if len(set(values)) < len(values):
-            raise UserError(f"heads.{key}={values} holds a number twice")
-
-
-def set_train_mode(model: nn.Module, batch_norm: str = "train") -> None:
+def set_train_mode(model: Classifier, batch_norm: str = "train") -> None:
     """Training mode for what trains, evaluation mode for what is frozen.
 
     A frozen layer in training mode would still move its batch statistics and drop paths. Where `batch_norm` (one of
     `BATCH_NORMS`) freezes the statistics, batch norms are in evaluation mode in layers that train, too.
     """
     model.train()
-    for part in (*model.encoder.layers, model.head):
-        if not any(parameter.requires_grad for parameter in part.parameters()):
-            part.eval()
-    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
-        model.encoder.eval()
+    for module in (*model.encoder.layers, model.head, model.encoder):
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            module.eval()
     if batch_norm in ("frozen", "frozen_statistics"):
         for norm in batch_norms(model):
             norm.eval()
 
 
-def parameter_table(model: nn.Module, groups: list[dict], lr: float) -> list[tuple[str, str, str, str]]:
-    """Rows (part, parameters, trained, peak learning rate) for the trainable-parameter table."""
-    rates: dict[torch.Tensor, float] = {
-        parameter: lr * group["lr_scale"] for group in groups for parameter in group["params"]
-    }
-    names = [("encoder." + _layer_name(model.encoder, layer), layer) for layer in model.encoder.layers]
+def parameter_table(
+    model: Classifier, peak_lrs: Mapping[Tensor, float], heads: Sequence[str] = ("",)
+) -> Table:
+    """Rows (module, parameters, trained, peak learning rate): a row for each layer, and for each of the `heads`.
+
+    `peak_lrs` are of the parameters that an optimizer has.
+    """
+    modules: list[tuple[str, Iterable[nn.Parameter]]] = [
+        ("encoder." + _layer_name(model.encoder, layer), layer.parameters()) for layer in model.encoder.layers
+    ]
+    if isinstance(model, ManyHeads):
+        names = (f"head.{name}" for name in heads)
+        modules += [(name, head.parameters()) for name, head in zip(names, model.head, strict=True)]
+    else:
+        modules.append(("head", model.head.parameters()))
     rows = []
-    for name, part in [*names, ("head", model.head)]:
-        parameters = list(part.parameters())
-        count = sum(parameter.numel() for parameter in parameters)
-        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        rate = max((rates[parameter] for parameter in parameters if parameter in rates), default=None)
-        rows.append((name, f"{count:,}", f"{trained:,}", "frozen" if rate is None else f"{rate:.3g}"))
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    rows.append(("total", f"{total:,}", f"{trained:,}", f"{trained / max(1, total):.1%}"))
-    return rows
+    for name, own in modules:
+        parameters = list(own)
+        count, trained = _count(parameters)
+        peak = max((peak_lrs[parameter] for parameter in parameters if parameter in peak_lrs), default=None)
+        rows.append((name, f"{count:,}", f"{trained:,}", "frozen" if peak is None else f"{peak:.3g}"))
+    total, trained = _count(model.parameters())
+    return [*rows, ("total", f"{total:,}", f"{trained:,}", f"{trained / max(1, total):.1%}")]
 
 
-def _layer_name(encoder: nn.Module, layer: nn.Module) -> str:
+def _count(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """How many numbers there are, and how many of them train."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+
+
+def _layer_name(encoder: Encoder, layer: nn.Module) -> str:
     """The layer's name in the encoder; where it only gathers parts of the encoder, theirs."""
     names = {module: name for name, module in encoder.named_modules()}
     if layer in names:
@@ -139,13 +152,7 @@ def _layer_name(encoder: nn.Module, layer: nn.Module) -> str:
     return ", ".join(largest)
 
 
-Part = tuple[str, float, Iterable[tuple[str, nn.Parameter]]]  # name, lr scale, named parameters
-
-
-# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them
-NOT_DECAYED = re.compile(
-    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?)$"
-)
+# --- parameter groups: they carry scales, the schedules carry the rest -----------------------------------
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -154,32 +161,49 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias") and NOT_DECAYED.search(name) is None
 
 
-def parameter_groups(model: nn.Module, phase: PhaseSettings) -> list[dict]:
+def parameter_groups(model: Classifier, phase: PhaseSettings) -> list[dict[str, Any]]:
     """The trainable parameters of `model.encoder` and `model.head`, grouped by what scales them.
 
     Each group holds `params`, a `name` such as `encoder.layer03.no_decay`, `lr_scale` and `wd_scale` (1 or 0).
     With `layer_decay` d, a layer trains at d to its power of `layer_powers`, and the head at d^0.
     """
-    parts: list[Part] = [("head", 1.0, model.head.named_parameters())]
+    modules: list[ScaledModule] = [("head", 1.0, model.head.named_parameters())]
     names = {parameter: name for name, parameter in model.encoder.named_parameters()}
     layers = list(model.encoder.layers)
     for index, (layer, power) in enumerate(zip(layers, layer_powers(model.encoder), strict=True)):
         scale = phase.encoder_lr_scale * phase.layer_decay**power
-        part = "encoder" if phase.layer_decay == 1 else f"encoder.layer{index:02d}"
-        parts.append((part, scale, [(names[parameter], parameter) for parameter in layer.parameters()]))
-
-    groups = group_parts(parts, phase.lr_scale)
-    held = {parameter for group in groups for parameter in group["params"]}
-    forgotten = [name for name, each in model.named_parameters() if each.requires_grad and each not in held]
-    if forgotten:
+        name = "encoder" if phase.layer_decay == 1 else f"encoder.layer{index:02d}"
+        modules.append((name, scale, [(names[parameter], parameter) for parameter in layer.parameters()]))
+    groups = group_parameters(modules, phase.lr_scale)
+    grouped = {parameter for group in groups for parameter in group["params"]}
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter not in grouped
+    ]
+    if missing:
         raise UserError(
-            f"parameters that train but lie in neither encoder.layers nor the head: {', '.join(forgotten[:8])}; "
+            f"parameters that train but lie in neither encoder.layers nor the head: {', '.join(missing[:8])}; "
             "let the encoder's `layers` hold them"
         )
     return groups
 
 
-def layer_powers(encoder: nn.Module) -> list[int]:
+def group_parameters(modules: Iterable[ScaledModule], lr_scale: float) -> list[dict[str, Any]]:
+    """The trainable parameters of `modules` in groups as `parameter_groups` gives them."""
+    groups: dict[str, dict[str, Any]] = {}
+    for module, scale, parameters in modules:
+        for name, parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            decay = decays(name, parameter)
+            group_name = module if decay else f"{module}.no_decay"
+            group = {"name": group_name, "params": [], "lr_scale": lr_scale * scale, "wd_scale": float(decay)}
+            groups.setdefault(group_name, group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def layer_powers(encoder: Encoder) -> list[int]:
     """The power of `layer_decay` at which each of `encoder.layers` trains, as in BEiT, MAE, VideoMAE and timm.
 
     It is 1 for the last block, one more for each block before it, and one more again for the stem: what lies before
@@ -187,41 +211,21 @@ def layer_powers(encoder: nn.Module) -> list[int]:
     (a final norm) with the head, at power 0.
     """
     blocks = set(encoder.blocks)
-    layers = list(encoder.layers)
-    powers, met = [], 0
-    for layer in reversed(layers):
-        met += layer in blocks
-        powers.append(met + (met == len(blocks) and layer not in blocks))
+    powers, passed = [], 0
+    for layer in reversed(list(encoder.layers)):
+        passed += layer in blocks
+        powers.append(passed + (passed == len(blocks) and layer not in blocks))
     return powers[::-1]
 
 
-def group_parts(parts: Iterable[Part], lr_scale: float) -> list[dict]:
-    """The trainable parameters of `parts` in groups as `parameter_groups` gives them."""
-    groups: dict[str, dict] = {}
-    for part, scale, named in parts:
-        for name, parameter in named:
-            if not parameter.requires_grad:
-                continue
-            decay = decays(name, parameter)
-            key = part if decay else f"{part}.no_decay"
-            group = {"name": key, "params": [], "lr_scale": lr_scale * scale, "wd_scale": float(decay)}
-            groups.setdefault(key, group)["params"].append(parameter)
-    return list(groups.values())
-
-
-BATCH_NORMS = {
-    "train": "normalize by the batch of each rank",
-    "sync": "normalize by the batch of all ranks",
-    "frozen_statistics": "keep their running statistics; scale and shift train",
-    "frozen": "keep their running statistics, scale and shift",
-}
+# --- batch norms in fine-tuning: follow the batches, stay as they are, or count over all ranks -----------
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def prepare_batch_norm(model: nn.Module, mode: str, ranks: Ranks) -> nn.Module:
+def prepare_batch_norm(model: VideoClassifier, mode: str, ranks: Ranks) -> VideoClassifier:
     """`model` with batch norms that can do as `mode` says, their parameters and buffers the same.
 
     Raises `UserError` where they shall count over ranks that are not on GPUs, which PyTorch cannot.

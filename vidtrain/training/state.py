@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.evaluation.metrics import count_labels, from_class_counts, from_label_counts
+from vidtrain.training.ranks.distributed import Ranks
 
 RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
 
@@ -98,31 +99,41 @@ class EpochSums:
             predicted, k = head_logits.argmax(-1), self.counts.shape[1]
             once = counts.expand_as(labels)
             cells = torch.cat([labels, k + labels, 2 * k + predicted])
-            found = torch.cat([once * (predicted == labels), once, once])
-            self.counts.view(-1).index_put_((cells,), found, accumulate=True)
+            hits_and_counts = torch.cat([once * (predicted == labels), once, once])
+            self.counts.view(-1).index_put_((cells,), hits_and_counts, accumulate=True)
 
-    def metrics(self) -> dict[str, float]:
-        """What the sums (already reduced over ranks) come to."""
+    def reduced(self, ranks: Ranks) -> Self:
+        """The sums over all ranks."""
+        return type(self)(**{name: ranks.sum(tensor) for name, tensor in self.tensors().items()})
+
+    def metrics(self, loss_scale: float | None) -> dict[str, float]:
+        """What sums over all ranks come to; of fp16 there is a `loss_scale`, and what was skipped for it."""
+        by_class = from_label_counts if self.counts.ndim == 3 else from_class_counts
         loss = (self.loss / self.samples).item()
-        found = (from_label_counts if self.counts.ndim == 3 else from_class_counts)(self.counts)
-        return {"loss": loss, **found, "faults": int(self.faults)}
+        metrics = {"loss": loss, **by_class(self.counts), "faults": int(self.faults)}
+        if loss_scale is not None:
+            metrics |= {"skipped_steps": int(self.skipped), "loss_scale": loss_scale}
+        return metrics
 
     def tensors(self) -> dict[str, Tensor]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def restore(self, shares: list[dict[str, Tensor]], rank: int, world_size: int) -> None:
-        """Takes up the sums that `shares` hold by rank; with another number of ranks, rank 0 takes them all."""
-        mine = shares[rank : rank + 1] if len(shares) == world_size else shares if rank == 0 else []
-        for share in mine:
-            for name, tensor in _up_to_date(share).items():
+    def restore(self, by_rank: list[dict[str, Tensor]], rank: int, world_size: int) -> None:
+        """Takes up the sums that a checkpoint holds by rank; with another number of ranks, rank 0 takes them all."""
+        if len(by_rank) == world_size:
+            by_rank = by_rank[rank : rank + 1]
+        elif rank != 0:
+            return
+        for stored in by_rank:
+            for name, tensor in _migrated(stored).items():
                 own = getattr(self, name)
                 own += tensor.to(own.device)
 
 
-def _up_to_date(share: dict[str, Tensor]) -> dict[str, Tensor]:
+def _migrated(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sums as they are kept now: earlier checkpoints have a matrix of classes by classes, "confusion"."""
-    if "confusion" not in share:
-        return share
-    table = share["confusion"]
+    if "confusion" not in sums:
+        return sums
+    table = sums["confusion"]
     counts = table if table.ndim == 3 else torch.stack([table.diagonal(), table.sum(dim=1), table.sum(dim=0)])
-    return {"counts": counts, **{name: each for name, each in share.items() if name != "confusion"}}
+    return {"counts": counts, **{name: tensor for name, tensor in sums.items() if name != "confusion"}}

@@ -1,7 +1,6 @@
 """Validation: of the weights as they are, and of their average where one is kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -12,9 +11,8 @@ from vidtrain.files.escaping import shown
 from vidtrain.training.ema import WeightAverage
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import Stopped
-from vidtrain.training.run import Console, Log, TrainerSettings
+from vidtrain.training.run import TrainerSettings
 from vidtrain.training.stages import BATCH_NORMS, batch_norms
-from vidtrain.training.state import EpochSums
 
 # Which weights -> under which name their metrics are logged
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
@@ -113,32 +111,12 @@ def validation_row(found: Mapping[str, Report], selecting: str) -> dict[str, flo
     return row
 
 
-def report_epoch(
-    sums: EpochSums,
-    loss_scale: float | None,
-    ranks: Ranks,
-    log: Log,
-    console: Console,
-    about: Mapping[str, Any],
-    costs: Mapping[str, float],
-    step: int,
-) -> None:
-    """Logs and shows what the `sums` of an epoch come to over all ranks; `about` says which, `costs` what it took.
-
-    Of fp16 there is a `loss_scale`, and what was skipped for it.
-    """
-    reduced = EpochSums(**{key: ranks.sum(value) for key, value in sums.tensors().items()})
-    trained, scaling = reduced.metrics(), ""
-    if loss_scale is not None:
-        trained |= {"skipped_steps": int(reduced.skipped), "loss_scale": loss_scale}
-        scaling = f"; fp16: {int(reduced.skipped)} steps skipped, loss scale {loss_scale:g}"
-    log.log({**about, **{f"train/{key}": value for key, value in trained.items()}, **costs}, step)
-    console.info(training_line(about["epoch"], trained) + scaling)
-
-
 def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
     shown = ["loss", "top1" if "top1" in metrics else "f1_micro"]
-    return f"epoch {epoch:.4g}: train " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown)
+    line = f"epoch {epoch:.4g}: train " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown)
+    if "loss_scale" not in metrics:
+        return line
+    return f"{line}; fp16: {metrics['skipped_steps']} steps skipped, loss scale {metrics['loss_scale']:g}"
 
 
 def validation_lines(
