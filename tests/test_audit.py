@@ -128,7 +128,7 @@ def test_the_page_and_the_table(audited):
     out, _ = audited
     page = (out / "report.html").read_text()
     assert "<img src=x" not in page and "<b>walk" not in page
-    assert "a&lt;img src=x onerror=&quot;x&quot;&gt;.mp4" in page
+    assert "a&lt;img src=x onerror=&#34;x&#34;&gt;.mp4" in page
     assert page.count("data:image/jpeg;base64,") > 10
     rows = list(csv.DictReader((out / "files.csv").open()))
     assert len(rows) == 26
@@ -198,10 +198,9 @@ class Quiet:
 
 def read(files, tmp_path, *changes):
     cfg = configured("dataset=motion", "num_workers=2", *changes)
-    ledger = audit.Ledger(tmp_path / "files.jsonl")
-    paths = dict.fromkeys(map(str, files))
-    found = audit.read_all(paths, ledger, cfg, tmp_path, tmp_path / "index", Quiet())
-    return {Path(path).name: each.cause for path, each in found.items()}, len(read_json_lines(ledger.path))
+    ledger, paths = tmp_path / "files.jsonl", dict.fromkeys(map(str, files))
+    found = audit.inspect_all(paths, tmp_path, cfg, Quiet())
+    return {Path(path).name: each.cause for path, each in found.items()}, len(read_json_lines(ledger))
 
 
 def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):

@@ -5,7 +5,6 @@ python -m vidtrain.split path=/data/mine out=/data/mine_split
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,24 +31,28 @@ RENAMED = {"root": "path", "split": "shares"}
 def check(cfg: Any) -> list[tuple[str, str]]:
     from vidtrain.data.manifest.splitting import shares_of
 
-    faults = []
-    if cfg.source not in SOURCES:
-        faults.append(("source", f"{cfg.source} is unknown{suggest(cfg.source, SOURCES)}"))
-    for key in ("path", "out"):
-        if cfg[key] is None:
-            faults.append((key, f"must be given: {key}=..."))
-    if cfg.paths not in PATHS:
-        faults.append(("paths", f"{cfg.paths} is unknown{suggest(cfg.paths, PATHS)}"))
-    if (cfg.source == "frame_folders") != (cfg.ground_truth is not None):
-        faults.append(("ground_truth", "goes with source=frame_folders, and only with it"))
-    if cfg.group_column is not None and cfg.source != "listing":
-        faults.append(("group_column", f"goes with source=listing; {cfg.source} has no columns"))
-    if cfg.classes is not None and cfg.source == "class_folders":
-        faults.append(("classes", "class_folders are the classes; take it back"))
-    if cfg.seed < 0:
-        faults.append(("seed", f"{cfg.seed} must be 0 or more"))
-    if not cfg.frame_rate > 0:
-        faults.append(("frame_rate", f"{cfg.frame_rate} must be above 0 images a second"))
+    source, truth = cfg.source, cfg.ground_truth is not None
+    no_columns = f"goes with source=listing; {source} has no columns"
+    checks = (
+        ("source", source in SOURCES, f"{source} is unknown{suggest(source, SOURCES)}"),
+        ("path", cfg.path is not None, "must be given: path=..."),
+        ("out", cfg.out is not None, "must be given: out=..."),
+        ("paths", cfg.paths in PATHS, f"{cfg.paths} is unknown{suggest(cfg.paths, PATHS)}"),
+        (
+            "ground_truth",
+            truth == (source == "frame_folders"),
+            "goes with source=frame_folders, and only with it",
+        ),
+        ("group_column", cfg.group_column is None or source == "listing", no_columns),
+        (
+            "classes",
+            cfg.classes is None or source != "class_folders",
+            "class_folders are the classes; take it back",
+        ),
+        ("seed", cfg.seed >= 0, f"{cfg.seed} must be 0 or more"),
+        ("frame_rate", cfg.frame_rate > 0, f"{cfg.frame_rate} must be above 0 images a second"),
+    )
+    faults = [(key, fault) for key, right, fault in checks if not right]
     try:
         shares_of(list(cfg.shares))
     except UserError as error:
@@ -58,40 +61,32 @@ def check(cfg: Any) -> list[tuple[str, str]]:
 
 
 def split(cfg: Any) -> None:
-    from vidtrain.data.manifest.splitting import (
-        annotations_text,
-        check_splits,
-        class_counts,
-        csv_text,
-        shares_of,
-        split_manifest,
-        split_rows,
-        write_split,
-    )
+    from vidtrain.data.manifest import splitting
     from vidtrain.tracking.console import make_console
 
     console, out = make_console(is_main=True), Path(cfg.out)
     pool = read_pool(cfg)
-    check_splits({"all": pool})
-    splits = split_manifest(pool, shares_of(list(cfg.shares)), cfg.seed)
-    separator = _separator(cfg) if pool.multi_label else ""
+    splitting.check_splits({"all": pool})
+    splits = splitting.split_manifest(pool, splitting.shares_of(list(cfg.shares)), cfg.seed)
+    separator = (cfg.listing.label_separator or SEPARATOR) if pool.multi_label else ""
     folder = None if cfg.paths == "absolute" else out
-    texts = {f"{name}.csv": csv_text(part, separator, folder) for name, part in splits.items()}
-    texts[ANNOTATIONS] = annotations_text(splits, _root(cfg), cfg.source == "frame_folders")
-    write_split(out, texts, cfg.overwrite)
+    root = cfg.path  # what the paths of annotations.json are relative to
+    if cfg.source == "listing":
+        root = os.path.dirname(cfg.path) if cfg.listing.root is None else cfg.listing.root
+    texts = {f"{name}.csv": splitting.csv_text(part, separator, folder) for name, part in splits.items()}
+    texts[ANNOTATIONS] = splitting.annotations_text(splits, root, cfg.source == "frame_folders")
+    splitting.write_split(out, texts, cfg.overwrite)
     columns = ("split", "videos", "share", "groups", "classes", "videos a class")
-    console.table(f"{len(pool)} videos of {len(pool.classes)} classes", columns, split_rows(pool, splits))
+    title, rows = f"{len(pool)} videos of {len(pool.classes)} classes", splitting.split_rows(pool, splits)
+    console.table(title, columns, rows)
     for name, part in splits.items():
-        absent = [pool.classes[label] for label, count in enumerate(class_counts(part)) if not count]
+        absent = splitting.absent_classes(part)
         if absent:
-            console.warn(
-                f"{name} lacks {len(absent)} of {len(pool.classes)} classes, which have too few groups: "
-                f"{shown_some(absent, NAMED)}"
-            )
+            few = f"{len(absent)} of {len(pool.classes)} classes, which have too few groups"
+            console.warn(f"{name} lacks {few}: {shown_some(absent, NAMED)}")
     console.info(f"wrote {', '.join(texts)} into {out}")
-    console.info(
-        f"train with: python -m vidtrain.train {' '.join(_training_overrides(cfg, pool, list(splits)))}"
-    )
+    overrides = _training_overrides(cfg, pool, "test" in splits, separator)
+    console.info(f"train with: python -m vidtrain.train {' '.join(overrides)}")
 
 
 def read_pool(cfg: Any) -> "Manifest":
@@ -119,15 +114,14 @@ def read_pool(cfg: Any) -> "Manifest":
     except UserError as error:
 
         def here(match: re.Match[str]) -> str:
-            name = match[1]
             if cfg.source == "listing":
-                return name if name in BESIDE_LISTING else f"listing.{name}"
-            return RENAMED[name] if name in RENAMED else name
+                return match[1] if match[1] in BESIDE_LISTING else f"listing.{match[1]}"
+            return RENAMED[match[1]] if match[1] in RENAMED else match[1]
 
         raise UserError(re.sub(r"\+?dataset\.source\.(\w+)", here, str(error))) from error
 
 
-def _training_overrides(cfg: Any, pool: "Manifest", splits: Sequence[str]) -> list[str]:
+def _training_overrides(cfg: Any, pool: "Manifest", has_test: bool, separator: str) -> list[str]:
     """What the training app must be told to read what was written, as it is written in a shell."""
     out = os.path.abspath(cfg.out)
     settings: dict[str, Any] = {"dataset": "listing", "dataset.name": os.path.basename(out)}
@@ -139,25 +133,13 @@ def _training_overrides(cfg: Any, pool: "Manifest", splits: Sequence[str]) -> li
         settings["dataset.folder"] = out
         # a class may be absent from train, and others be named by numbers
         settings["dataset.source.classes"] = os.path.join(out, ANNOTATIONS)
-        if "test" not in splits:
+        if not has_test:
             settings["dataset.source.test"] = None
     if pool.frame_rate is not None:
         settings["dataset.source.frame_rate"] = pool.frame_rate
     if pool.multi_label:
-        settings["dataset.source.label_separator"] = _separator(cfg)
-        settings |= {"loss": "bce", "trainer.monitor": "map"}
+        settings |= {"dataset.source.label_separator": separator, "loss": "bce", "trainer.monitor": "map"}
     return [quoted(key, value) for key, value in settings.items()]
-
-
-def _separator(cfg: Any) -> str:
-    return cfg.listing.label_separator or SEPARATOR
-
-
-def _root(cfg: Any) -> str:
-    """What the paths of annotations.json are relative to."""
-    if cfg.source != "listing":
-        return cfg.path
-    return os.path.dirname(cfg.path) if cfg.listing.root is None else cfg.listing.root
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ copy. Nothing is advised that was not measured here."""
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,6 @@ from vidtrain.build import parts as build
 from vidtrain.config.schemas_data import PrepareConfig
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch
-from vidtrain.data.manifest.columns import StringsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
@@ -220,14 +219,7 @@ def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[float | None, str | N
                     return None, None, False, f"a prepared copy was not tried: {made.cause or made.refusal}"
                 paths.append(str(Path(folder) / f"{number}.mp4"))
                 meter.console.advance(number + 1, {})
-        return _gain(cfg, few, _with_paths(few, paths), meter.console), name, False, None
-
-
-def _with_paths(manifest: Manifest, paths: Iterable[str]) -> Manifest:
-    strings = StringsBuilder()
-    strings.extend(paths)
-    columns = replace(manifest.columns, paths=strings.build())
-    return Manifest(columns, manifest.classes, sources=manifest.sources)
+        return _gain(cfg, few, few.with_paths(paths), meter.console), name, False, None
 
 
 def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) -> float:

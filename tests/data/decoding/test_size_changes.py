@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtrain.audit import Ledger
-from vidtrain.data.audit.inspection import inspect_video
+from vidtrain.data.audit.inspection import KnownFiles, inspect_video
 from vidtrain.data.augment.geometry import CenterCrops, Crop
 from vidtrain.data.decoding.decoder import all_frames, decode_views
 from vidtrain.data.decoding.metadata import probe, probe_images
@@ -267,11 +266,10 @@ def test_datasets_pass_it_on(changing):
     assert refused.clips is None and "changes its size from 96x64 to 192x160" in refused.faults[0].cause
 
 
-def test_the_audit_looks_again_where_the_setting_is_another(changing, tmp_path):
-    ledger = Ledger(tmp_path / "files.jsonl")
+def test_the_audit_looks_again_where_the_setting_is_another(changing):
     for how in ("scale", "refuse"):
         found = inspect_video(changing, None, None, None, size_changes=how)
-        ledger.add(changing, found, 60.0, False, how)
-        read = Ledger(tmp_path / "files.jsonl")
-        known = {each: read.find(changing, 60.0, False, each) is not None for each in ("scale", "refuse")}
-        assert known == {"scale": how == "scale", "refuse": how == "refuse"}
+        rows = [KnownFiles([], 60.0, False, how).row(changing, found, False)]
+        for other in ("scale", "refuse"):
+            known = KnownFiles(rows, 60.0, False, other).find(changing)
+            assert known == (found if how == other else None)

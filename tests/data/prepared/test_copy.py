@@ -222,11 +222,11 @@ def test_copies_of_an_earlier_version(tmp_path, sources, copy, caplog):
     assert copy.redirect(manifest).paths[0] == str(copy.target(sources[0]))
     assert "4 of 4 files of the prepared copy" in caplog.text and COMMAND in caplog.text
     assert list(copy.pending(sources)) == sources
-    assert copy.older(sources) == dict.fromkeys(sources, Made(bytes=4))
+    assert copy.pending(sources) == dict.fromkeys(sources, Made(bytes=4))
     os.remove(sources[1])  # whose copy is all there is
     os.remove(copy.target(sources[2]))
     assert list(copy.pending(sources)) == [sources[0], *sources[2:]]
-    assert list(copy.older(sources)) == [sources[0], sources[3]]
+    assert [source for source, made in copy.pending(sources).items() if made] == [sources[0], sources[3]]
     for source in (sources[0], *sources[2:]):
         make(copy, source)
     caplog.clear()

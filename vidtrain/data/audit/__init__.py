@@ -1,9 +1,8 @@
-"""What is wrong with a dataset.
+"""What is wrong with a dataset: manifests enter, findings in plain values leave. Read summary.py first.
 
-inspection.py   what there is to know of one file
-full_decode.py  decoding past every error
 duplicates.py   videos that look alike
-findings.py     balance, groups across splits, copies
-shortcuts.py    what gives a class away without a look
+findings.py     groups across splits, copies, and what gives a class away without a look
+full_decode.py  decoding past every error
+inspection.py   what there is to know of one file
 summary.py      an audit in numbers
 """

@@ -1,7 +1,7 @@
-"""What the records of a dataset have to do with each other: balance, groups on both sides of a split, copies."""
+"""What the records of a dataset have to do with each other: groups on both sides of a split, copies, and shortcuts,
+which tell a class without a look at its videos."""
 
 import logging
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,17 @@ import numpy as np
 from vidtrain.data.audit.duplicates import Signature, clusters, near_duplicates
 from vidtrain.data.audit.inspection import Inspection
 from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.splitting import GroupPattern, overlap
 from vidtrain.errors import UserError
 
+HALVINGS = 10  # how often videos are halved to cross-check what an attribute tells
+BINS = 10  # equal shares of the videos, that a quantity is cut into
+# Called out: what an attribute adds to the majority class, in accuracy, if it is not within the noise
+SHORTCUT_GAIN, NOISE = 0.1, 3.0
+# A value gives a class away that has it this often, where it makes the class this much more likely
+MOST_OF_CLASS, LIFT = 0.5, 2.0
+
+Inspections = Mapping[str, Inspection]
 logger = logging.getLogger(__name__)
 
 
@@ -28,38 +37,45 @@ class Entry:
     start: float | None = None
     end: float | None = None
 
-    def overlaps(self, other: "Entry") -> bool:
-        """Whether both show the same moment, if they are of one file."""
-        starts = (self.start or 0.0, other.start or 0.0)
-        ends = [np.inf if each is None else each for each in (self.end, other.end)]
-        return max(starts) < min(ends)
-
 
 def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None) -> list[Entry]:
-    """Every record of every split. Where `group_pattern` is found in a path, what its parentheses hold, or all of it
-    where there are none, is the group; elsewhere it is what the source says, which is warned of.
+    """Every record of every split. Where `group_pattern` (`GroupPattern`) is found in a path, it says the group;
+    elsewhere it is what the source says, which is warned of.
 
     Raises `UserError` where it is found in none.
     """
-    pattern = re.compile(group_pattern) if group_pattern is not None else None
-    found, unmatched = [], []
+    pattern = None if group_pattern is None else GroupPattern(group_pattern)
+    records, unmatched = [], []
     for split, manifest in manifests.items():
         for record in manifest:
-            match = pattern.search(record.path) if pattern else None
-            if pattern and not match:
+            group = pattern.group(record.path) if pattern else None
+            if group is None:
                 unmatched.append(record.path)
-            group = ("/".join(match.groups("")) or match[0]) if match else record.group
             names = tuple(manifest.classes[label] for label in record.labels)
-            found.append(Entry(record.path, split, names, group, record.start, record.end))
-    if unmatched:
-        where = f"is found in {len(found) - len(unmatched)} of {len(found)} paths, and not in {unmatched[0]}"
-        if len(unmatched) == len(found):
+            records.append(
+                Entry(
+                    record.path,
+                    split,
+                    names,
+                    record.group if group is None else group,
+                    record.start,
+                    record.end,
+                )
+            )
+    if pattern and unmatched:
+        matched = len(records) - len(unmatched)
+        where = f"is found in {matched} of {len(records)} paths, and not in {unmatched[0]}"
+        if not matched:
             raise UserError(f"group_pattern={group_pattern} {where}")
         logger.warning("group_pattern=%s %s; there the dataset's own groups count", group_pattern, where)
-    return found
+    return records
 
 
-# --- groups and balance -----------------------------------------------------------------------------------
+def records_by_path(records: Iterable[Entry]) -> dict[str, list[Entry]]:
+    by_path: dict[str, list[Entry]] = defaultdict(list)
+    for entry in records:
+        by_path[entry.path].append(entry)
+    return by_path
 
 
 def groups_across_splits(records: Iterable[Entry]) -> dict[str, dict[str, int]]:
@@ -98,45 +114,33 @@ class Copies:
         return len(self.splits) > 1
 
 
-def copies(
-    records: Iterable[Entry], inspections: Mapping[str, Inspection], max_distance: float
-) -> list[Copies]:
+def copies(records: Iterable[Entry], inspections: Inspections, max_distance: float) -> list[Copies]:
     """Sets of files that are alike: those in several splits first, then exact copies, then the most alike."""
-    by_path: dict[str, list[Entry]] = defaultdict(list)
-    for entry in records:
-        by_path[entry.path].append(entry)
+    by_path = records_by_path(records)
     paths = [path for path in by_path if not inspections[path].cause]
     by_digest: dict[str, list[int]] = defaultdict(list)
     for number, path in enumerate(paths):
         by_digest[inspections[path].digest].append(number)
-    ones = [same[0] for same in by_digest.values()]
-    signatures = [Signature.from_text(inspections[paths[number]].signature) for number in ones]
+    firsts = [same[0] for same in by_digest.values()]
+    signatures = [Signature.from_text(inspections[paths[number]].signature) for number in firsts]
     near = near_duplicates(signatures, max_distance)
-    near_links = {(ones[pair.first], ones[pair.second]): pair.distance for pair in near}
+    near_links = {(firsts[pair.first], firsts[pair.second]): pair.distance for pair in near}
     exact_links = [(same[0], other) for same in by_digest.values() for other in same[1:]]
-
-    linked: dict[int, list[float]] = defaultdict(list)  # the distances of each one to later ones
-    for (one, _), bits in near_links.items():
-        linked[one].append(bits)
-
-    found = []
+    distances: dict[int, list[float]] = defaultdict(list)  # of each one to later ones
+    for (first, _), bits in near_links.items():
+        distances[first].append(bits)
+    sets = []
     for members in clusters(len(paths), [*exact_links, *near_links]):
-        distances = [bits for one in members if one in linked for bits in linked[one]]
-        kind = "near" if distances else "exact"
+        bits_apart = [bits for number in members if number in distances for bits in distances[number]]
         names = tuple(paths[number] for number in members)
-        found.append(_copies(kind, names, by_path, max(distances, default=0.0)))
+        sets.append(_copies("near" if bits_apart else "exact", names, by_path, max(bits_apart, default=0.0)))
     for path, listed in by_path.items():
-        if _overlapping(listed):
-            found.append(_copies("listed twice", (path,), by_path, 0.0))
+        in_order = sorted(listed, key=lambda entry: entry.start or 0.0)
+        if any(overlap(one, other) for one, other in pairwise(in_order)):
+            sets.append(_copies("listed twice", (path,), by_path, 0.0))
     return sorted(
-        found, key=lambda each: (not each.across_splits, each.kind == "near", each.distance, each.paths)
+        sets, key=lambda same: (not same.across_splits, same.kind == "near", same.distance, same.paths)
     )
-
-
-def _overlapping(listed: Sequence[Entry]) -> bool:
-    """Whether two records of one file show the same moment: of those in order of their starts, two neighbors do."""
-    in_order = sorted(listed, key=lambda entry: entry.start or 0.0)
-    return any(one.overlaps(other) for one, other in pairwise(in_order))
 
 
 def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]], distance: float) -> Copies:
@@ -144,3 +148,163 @@ def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]
     splits = tuple(dict.fromkeys(entry.split for entry in listed))
     classes = tuple(dict.fromkeys(name for entry in listed for name in entry.classes))
     return Copies(kind, paths, splits, classes, distance)
+
+
+# --- shortcuts --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Giveaway:
+    """A value that tells a class: it is that of `of_class` of the class's videos, and `of_value` of the videos with
+    it are of the class, which is `lift` times the class's share.
+    """
+
+    name: str
+    value: str
+    of_class: float
+    of_value: float
+    lift: float
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How well an attribute of the files alone tells the class.
+
+    `accuracy` is that of guessing the class that is most common with a value, learned from one half of the videos
+    and held against the other, on average over halvings that keep groups whole. `fitted` is the same without the
+    halving, `baseline` the share of the most common class. Leaving one video out instead would say 0 for balanced
+    classes: each is in the minority by just the one left out.
+    """
+
+    attribute: str
+    values: int
+    accuracy: float
+    fitted: float
+    baseline: float
+    called_out: bool
+    giveaways: tuple[Giveaway, ...]
+
+    @property
+    def gain(self) -> float:
+        return self.accuracy - self.baseline
+
+
+def attributes(inspections: Sequence[Inspection]) -> dict[str, list[str]]:
+    """By attribute, the value of every file; quantities in bins of equal shares."""
+    return {
+        "frame rate": [f"{each.rate:.2f}/s" for each in inspections],
+        "frame size": [f"{each.width}x{each.height}" for each in inspections],
+        "duration": _binned([each.duration for each in inspections], 1.0, "s"),
+        "file size": _binned([each.size for each in inspections], 1e3, "kB"),
+        "bit rate": _binned([8 * each.size / (each.duration or 1.0) for each in inspections], 1e3, "kb/s"),
+        "codec": [each.codec for each in inspections],
+        "pixel format": [each.pixel_format for each in inspections],
+        "container": [each.container for each in inspections],
+        "audio": ["with audio" if each.audio else "no audio" for each in inspections],
+        "rotation": ["mirrored, " * each.mirrored + f"rotated by {each.rotation}" for each in inspections],
+    }
+
+
+def _binned(values: Sequence[float], unit: float, name: str) -> list[str]:
+    scaled = np.array(values) / unit
+    edges = np.unique(np.quantile(scaled, np.linspace(0, 1, BINS + 1)))
+    bins = np.clip(np.searchsorted(edges, scaled, side="right") - 1, 0, max(0, len(edges) - 2))
+    return [f"{edges[each]:.4g} to {edges[min(each + 1, len(edges) - 1)]:.4g} {name}" for each in bins]
+
+
+def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0) -> list[Shortcut]:
+    """What the attributes of readable files tell of their class, best first; nothing where videos have several
+    classes, or all have one.
+    """
+    known = [entry for entry in records if not inspections[entry.path].cause]
+    if len({entry.classes for entry in known}) < 2 or any(len(entry.classes) > 1 for entry in known):
+        return []
+    names = sorted({entry.classes[0] for entry in known})
+    number = {name: place for place, name in enumerate(names)}
+    labels = np.array([number[entry.classes[0]] for entry in known])
+    groups = np.unique([entry.group for entry in known], return_inverse=True)[1]
+    table = attributes([inspections[entry.path] for entry in known])
+    found = [_shortcut(name, values, labels, groups, names, seed) for name, values in table.items()]
+    return sorted(found, key=lambda each: -each.gain)
+
+
+def _shortcut(
+    attribute: str, values: list[str], labels: np.ndarray, groups: np.ndarray, names: list[str], seed: int
+) -> Shortcut:
+    spelled, codes = np.unique(values, return_inverse=True)
+    of_class = np.bincount(labels, minlength=len(names))
+    baseline = float(of_class.max() / len(labels))
+    rng = np.random.default_rng(seed)
+    hits = []
+    for _ in range(HALVINGS):
+        half = _half(labels, groups, rng)
+        for learn in (half, ~half):
+            most = np.bincount(labels[learn], minlength=len(names)).argmax()
+            pairs, counts = _pairs(codes[learn], labels[learn], len(names))
+            guess = _most_common_class(pairs, counts, len(spelled), len(names), most)
+            hits.append((guess[codes[~learn]] == labels[~learn]).sum())
+    accuracy = float(sum(hits) / (HALVINGS * len(labels)))
+    noise = NOISE * np.sqrt(baseline * (1 - baseline) / len(labels))
+    called_out = accuracy - baseline >= max(SHORTCUT_GAIN, noise)
+    pairs, counts = _pairs(codes, labels, len(names))
+    best = np.zeros(len(spelled), dtype=np.int64)
+    np.maximum.at(best, pairs // len(names), counts)
+    return Shortcut(
+        attribute=attribute,
+        values=len(spelled),
+        accuracy=accuracy,
+        fitted=float(best.sum() / len(labels)),
+        baseline=baseline,
+        called_out=bool(called_out),
+        giveaways=_giveaways(pairs, counts, spelled, names) if called_out else (),
+    )
+
+
+def _half(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random half of the videos, bool [n], that has whole groups and about half of every class: what one half had
+    too much of, the other would lack, and guessing would look worse than it is.
+    """
+    sizes = np.bincount(groups)
+    class_of = np.zeros(len(sizes), dtype=np.int64)
+    class_of[groups] = labels
+    filled = np.zeros((labels.max() + 1, 2), dtype=np.int64)
+    side = np.zeros(len(sizes), dtype=bool)
+    for group in rng.permutation(len(sizes)):
+        side[group] = filled[class_of[group]].argmin()
+        filled[class_of[group], int(side[group])] += sizes[group]
+    return side[groups]
+
+
+def _pairs(codes: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of a value and a class that occur, as value * classes + class in order, and how many videos have each.
+
+    A table of all pairs has no room where every file has a size of its own and there are thousands of classes.
+    """
+    return np.unique(codes * num_classes + labels, return_counts=True)
+
+
+def _most_common_class(
+    pairs: np.ndarray, counts: np.ndarray, num_values: int, num_classes: int, otherwise: int
+) -> np.ndarray:
+    """The most common class [values] with each value, of equal ones the first; `otherwise` of a value not seen."""
+    values, classes = np.divmod(pairs, num_classes)
+    found = np.full(num_values, otherwise)
+    rarest_first = np.lexsort((-classes, counts))  # what is written last stays
+    found[values[rarest_first]] = classes[rarest_first]
+    return found
+
+
+def _giveaways(
+    pairs: np.ndarray, counts: np.ndarray, spelled: np.ndarray, names: list[str]
+) -> tuple[Giveaway, ...]:
+    values, classes = np.divmod(pairs, len(names))
+    by_class = np.bincount(classes, counts, minlength=len(names))
+    of_class = counts / by_class[classes]
+    of_value = counts / np.bincount(values, counts)[values]
+    lift = of_value / (by_class[classes] / counts.sum())
+    found = [
+        Giveaway(names[c], str(spelled[v]), float(of_class[row]), float(of_value[row]), float(lift[row]))
+        for row, (v, c) in enumerate(zip(values, classes, strict=True))
+        if of_class[row] >= MOST_OF_CLASS and lift[row] >= LIFT
+    ]
+    return tuple(sorted(found, key=lambda each: (-each.lift * each.of_class, each.name)))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -17,6 +18,7 @@ from vidtrain.data.decoding.conversion import color_of
 from vidtrain.data.decoding.video import DecodeError, Orientation, VideoInfo, displayed_size, orientation_of
 from vidtrain.data.processes import watchdog
 
+T = TypeVar("T")
 THUMBNAIL = 160  # pixels of the longer side
 MOST_CHANGES = 1000  # of the picture's size or format that are noted
 
@@ -116,14 +118,14 @@ def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", seen: Seen) -> 
     seen.pictures, seen.thumbnail = pictures.spread, pictures.thumbnail
 
 
-def _note(changes: list, index: int, value: object) -> None:
+def _note(changes: list[tuple[int, T]], index: int, value: T) -> None:
     if (not changes or changes[-1][1] != value) and len(changes) < MOST_CHANGES:
         changes.append((index, value))
 
 
 def _stated(container: InputContainer, stream: VideoStream) -> Seen:
     audio = len(container.streams.audio) > 0
-    duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     if not duration and not audio and container.duration:  # which may be that of longer sound
         duration = container.duration / av.time_base
     return Seen(
@@ -144,7 +146,7 @@ def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Itera
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
-            seen.errors.append(error.strerror)
+            seen.errors.append(str(error.strerror))
             packet = None  # what the decoder still holds is asked for
         if packet is not None and empty is not None:
             empty.look(packet)
@@ -155,7 +157,7 @@ def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Itera
         except EOFError:  # demuxing has already asked it for what it held
             packet = None
         except av.FFmpegError as error:
-            seen.errors.append(error.strerror)
+            seen.errors.append(str(error.strerror))
         if packet is None:
             if empty is not None:
                 seen.stated_frames -= empty.among(seen.stated_frames)
@@ -165,7 +167,7 @@ def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Itera
 class _EmptyChunks:
     """Counts the chunks of an AVI that hold no picture: each makes the one before stay for another interval."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._packets = self._empty = self._widest = 0
         self._last: int | None = None
 
@@ -214,8 +216,3 @@ class Pictures:
         small = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1)
         way = orientation_of(frame) if self._orientation is None else self._orientation
         return np.ascontiguousarray(way.turned(small.to_ndarray()))
-
-
-def save_jpeg(picture: np.ndarray, path: str) -> None:
-    """Writes `picture` uint8 [h w 3] to a file whose name ends in .jpg."""
-    av.VideoFrame.from_ndarray(picture, format="rgb24").save(path, qscale=4)

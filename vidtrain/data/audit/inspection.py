@@ -2,15 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 
 from vidtrain.data.audit.duplicates import PICTURE, sign
-from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file, save_jpeg
+from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.container import damage_error, ffmpeg_errors
 from vidtrain.data.decoding.decoder import decode_views, refused_frames, size_error
@@ -79,6 +81,11 @@ class Inspection:
     signature: str = ""
     thumbnail: str = ""
 
+    @classmethod
+    def of_failure(cls, path: str, cause: str) -> "Inspection":
+        """Of a file that could not be inspected."""
+        return cls(max(0, _stamp(path)[0]), cause)
+
 
 def inspect_video(
     path: str,
@@ -128,7 +135,7 @@ def _inspection(path: str, info: VideoInfo, seen: Seen, refused: int, thumbnails
     if not len(signature):
         issues.append(("no contrast", "uniform pictures throughout"))
     return Inspection(
-        size=_size(info),
+        size=sum(os.path.getsize(path) for path in info.images or (info.path,)),
         issues=tuple(issues),
         num_frames=seen.num_frames,
         stated_frames=seen.stated_frames,
@@ -202,15 +209,11 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int)
     )
 
 
-def _size(info: VideoInfo) -> int:
-    return sum(os.path.getsize(path) for path in info.images or (info.path,))
-
-
 def _thumbnail(path: str, seen: Seen, folder: Path | None) -> str:
     if folder is None or seen.thumbnail is None:
         return ""
     name = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest() + ".jpg"
-    save_jpeg(seen.thumbnail, str(folder / name))
+    av.VideoFrame.from_ndarray(seen.thumbnail, format="rgb24").save(str(folder / name), qscale=4)
     return name
 
 
@@ -303,3 +306,51 @@ def _first(errors: list[str]) -> str:
 
 def _joined(words: str, reason: str) -> str:
     return f"{words}; {reason}" if reason else words
+
+
+class KnownFiles:
+    """What was found of files so far, by path, size and time of modification, from the rows of a ledger.
+
+    A file that hung is read again under a longer `timeout_s` (seconds), with `retry` every one that could not be read,
+    and with other `size_changes` every one whose picture changes its size.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], timeout_s: float, retry: bool, size_changes: str):
+        self._rows = {row["path"]: row for row in rows}
+        self._timeout_s, self._retry, self._size_changes = timeout_s, retry, size_changes
+
+    def find(self, path: str) -> Inspection | None:
+        """What is known of the file as it is now."""
+        row = self._rows[path] if path in self._rows else None
+        if row is None or (row["stamp"], row["format"]) != (_stamp(path), FORMAT):
+            return None
+        stored = row["found"]
+        bounded = "data.max_pixels" in stored["cause"]  # which may be another by now
+        longer = row["hung"] and self._timeout_s > row["decode_timeout_s"]
+        if stored["cause"] and (self._retry or bounded or longer):
+            return None
+        changes_size = "size changes" in str((stored["cause"], stored["issues"]))
+        if changes_size and row["size_changes"] != self._size_changes:
+            return None
+        return Inspection(**{**stored, "issues": tuple(map(tuple, stored["issues"]))})
+
+    def row(self, path: str, inspection: Inspection, hung: bool) -> dict[str, Any]:
+        """The row of a ledger that says what was found of a file."""
+        return {
+            "path": path,
+            "stamp": _stamp(path),
+            "format": FORMAT,
+            "decode_timeout_s": self._timeout_s,
+            "hung": hung,
+            "size_changes": self._size_changes,
+            "found": asdict(inspection),
+        }
+
+
+def _stamp(path: str) -> list[int]:
+    """Size and time of modification, by which a changed file is known."""
+    try:
+        status = os.stat(path)
+    except OSError:  # that it cannot be reached is found, with the cause, by reading it
+        return [-1, -1]
+    return [status.st_size, status.st_mtime_ns]

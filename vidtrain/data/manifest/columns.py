@@ -186,6 +186,15 @@ class Columns:
             ),
         )
 
+    def with_paths(self, paths: Sequence[str], shifts: np.ndarray | None = None) -> "Columns":
+        """The same records with other paths, cut later by `shifts` (seconds [n])."""
+        strings = StringsBuilder()
+        strings.extend(paths)
+        later = 0.0 if shifts is None else shifts
+        starts = None if self.starts is None else self.starts + later
+        ends = None if self.ends is None else self.ends + later
+        return replace(self, paths=strings.build(), starts=starts, ends=ends)
+
     def relabeled(self, new: np.ndarray | None) -> "Columns":
         """The same records with label `new[l]` for label l; None leaves labels as they are."""
         if new is None:

@@ -143,6 +143,10 @@ class Manifest(Sequence[Record]):
         columns = self.columns.take(np.asarray(indices, dtype=np.int64))
         return Manifest(columns, self.classes, self.frame_rate, self.sources)
 
+    def with_paths(self, paths: Sequence[str], shifts: np.ndarray | None = None) -> "Manifest":
+        """The same records of files at other `paths`, whose times are later by `shifts` (seconds [n])."""
+        return Manifest(self.columns.with_paths(paths, shifts), self.classes, sources=self.sources)
+
     # --- files --------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> str:

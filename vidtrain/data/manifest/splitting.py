@@ -442,7 +442,7 @@ def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
 
 def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str, int, str, int, int, str]]:
     """For each split its name, videos, share of all, groups, classes, and the fewest and most videos of a class."""
-    counts = {name: class_counts(part) for name, part in splits.items()}
+    counts = {name: _class_counts(part) for name, part in splits.items()}
     return [
         (
             name,
@@ -456,6 +456,10 @@ def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str
     ]
 
 
-def class_counts(manifest: Manifest) -> np.ndarray:
-    """How many records are of each class, int64 [k]."""
+def absent_classes(manifest: Manifest) -> list[str]:
+    """The classes that no record is of."""
+    return [manifest.classes[label] for label in np.flatnonzero(_class_counts(manifest) == 0).tolist()]
+
+
+def _class_counts(manifest: Manifest) -> np.ndarray:
     return np.bincount(manifest.columns.every_label, minlength=len(manifest.classes))

@@ -15,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from typing import Any
 import av
 import numpy as np
 
-from vidtrain.data.manifest.columns import StringsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.prepared.reencode import TEMPORARY, EncodeSettings, Made
 from vidtrain.errors import UserError
@@ -119,30 +118,18 @@ class PreparedCopy:
                 (os.fsencode(self._name(source)), *before, self._key, made.bytes, made.shift, made.cause),
             )
 
-    def pending(self, sources: Iterable[str]) -> Iterator[str]:
+    def pending(self, sources: Iterable[str]) -> dict[str, Made | None]:
         """Those of `sources` that must be prepared: not done yet, changed since, with other settings, or whose copy
-        is gone; and those of `older`. What could not be read is tried again. A source that is gone itself keeps its
-        copy.
+        is gone; and those whose copy stands, but is of an older format and may be wrong, with what was made of them.
+        What could not be read is tried again. A source that is gone itself keeps its copy.
         """
+        waiting: dict[str, Made | None] = {}
         for source, entry in self._entries(sources):
-            if (
-                entry is None
-                or entry.made.cause
-                or not self._stands(source, entry)
-                or self._dated(source, entry)
-            ):
-                yield source
-
-    def older(self, sources: Iterable[str]) -> dict[str, Made]:
-        """What was made of those of `sources` whose copy stands, but is of an older format, and so may be wrong."""
-        return {
-            source: entry.made
-            for source, entry in self._entries(sources)
-            if entry is not None and self._stands(source, entry) and self._dated(source, entry)
-        }
-
-    def _dated(self, source: str, entry: Entry) -> bool:
-        return entry.older and not entry.made.cause and signature(source) is not None
+            if entry is None or entry.made.cause or not self._stands(source, entry):
+                waiting[source] = None
+            elif entry.older and signature(source) is not None:
+                waiting[source] = entry.made
+        return waiting
 
     def _stands(self, source: str, entry: Entry) -> bool:
         same = signature(source) in ((entry.source_bytes, entry.modified), None)
@@ -154,15 +141,15 @@ class PreparedCopy:
         Returns the counts `videos`, `unreadable` and, over what was prepared, `source_bytes` and `bytes`; and what is
         unreadable, as (path, cause).
         """
-        counts = {"videos": len(sources), "unreadable": 0, "source_bytes": 0, "bytes": 0}
-        unreadable = []
-        for source, entry in self._entries(sources):
-            if entry.made.cause:
-                unreadable.append((source, entry.made.cause))
-            else:
-                counts["source_bytes"] += entry.source_bytes
-                counts["bytes"] += entry.made.bytes
-        counts["unreadable"] = len(unreadable)
+        entries = [(source, entry) for source, entry in self._entries(sources) if entry is not None]
+        unreadable = [(source, entry.made.cause) for source, entry in entries if entry.made.cause]
+        prepared = [entry for _, entry in entries if not entry.made.cause]
+        counts = {
+            "videos": len(sources),
+            "unreadable": len(unreadable),
+            "source_bytes": sum(entry.source_bytes for entry in prepared),
+            "bytes": sum(entry.made.bytes for entry in prepared),
+        }
         text = csv_text([("path", "cause"), *unreadable])
         # a path may be no UTF-8: its bytes are kept
         (self.folder / "unreadable.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -180,15 +167,16 @@ class PreparedCopy:
         A source that could not be read keeps its own path, so that reading it fails and is reported as ever. Raises
         `UserError` where the copy lacks files. Whether sources have changed since, only preparing again finds out.
         """
-        paths, shifts, missing = StringsBuilder(), np.zeros(len(manifest)), []
-        older = 0
+        paths: list[str] = []
+        missing: list[str] = []
+        shifts, older = np.zeros(len(manifest)), 0
         for index, (source, entry) in enumerate(self._entries(manifest.paths)):
             if entry is None:
                 missing.append(source)
-            else:
-                paths.extend([source if entry.made.cause else str(self.target(source))])
-                shifts[index] = entry.made.shift
-                older += entry.older and not entry.made.cause
+                continue
+            paths.append(source if entry.made.cause else str(self.target(source)))
+            shifts[index] = entry.made.shift
+            older += entry.older and not entry.made.cause
         if missing:
             more = ", ..." if len(missing) > NAMED else ""
             raise UserError(
@@ -202,11 +190,7 @@ class PreparedCopy:
                 "and times wrong; this looks at them again, and makes anew what it must: %s",
                 older, len(manifest), self.folder, self.command,
             )  # fmt: skip
-        columns = replace(manifest.columns, paths=paths.build())
-        if shifts.any():
-            moved = {name: getattr(columns, name) for name in ("starts", "ends")}
-            columns = replace(columns, **{k: None if v is None else v + shifts for k, v in moved.items()})
-        return Manifest(columns, manifest.classes, sources=manifest.sources)
+        return manifest.with_paths(paths, shifts)
 
     def _name(self, source: str) -> str:
         path, root = os.path.abspath(source), os.path.join(self.root, "")
@@ -236,7 +220,9 @@ class PreparedCopy:
                     f" WHERE settings IN (?, ?) AND source IN ({', '.join('?' * len(names))})",
                     (self._key, self._older_key, *names),
                 )
-                found = {row[0]: Entry(*row[1:3], Made(*row[3:6]), row[6] == self._older_key) for row in rows}
+                found = {
+                    row[0]: Entry(row[1], row[2], Made(*row[3:6]), row[6] == self._older_key) for row in rows
+                }
                 for source, name in zip(chunk, names, strict=True):
                     yield source, found[name] if name in found else None
 
@@ -315,4 +301,4 @@ def _root(known: str | None, sources: Sequence[str], folder: Path) -> str:
             f"{folder} is a prepared copy of files in {known}, and {len(paths) - inside} of {len(paths)} files "
             "lie elsewhere: prepare them under another name with name="
         )
-    return known if inside else common
+    return known if known and inside else common

@@ -87,7 +87,8 @@ class EncodeSettings:
         short = min(width, height)
         if short <= self.short_side:
             return max(2, width // 2 * 2), max(2, height // 2 * 2)
-        return tuple((side * self.short_side + short) // (2 * short) * 2 for side in (width, height))
+        shrunk = [(side * self.short_side + short) // (2 * short) * 2 for side in (width, height)]
+        return shrunk[0], shrunk[1]
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,9 @@ def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
         raise DecodeError(
             video.path, f"{video.num_frames - len(times)} of {video.num_frames} frames do not decode"
         )
-    timed = None not in times and (np.diff(times) > 0).all()
-    if timed and not _same_times(np.array(times), time_base, video.ticks, video.tick):
+    ticks = np.array([time for time in times if time is not None])
+    timed = len(ticks) == len(times) and (np.diff(ticks) > 0).all()
+    if timed and time_base and not _same_times(ticks, time_base, video.ticks, video.tick):
         raise DecodeError(video.path, "its frames do not come at the times that its packets say")
 
 
@@ -292,8 +294,8 @@ class Converter:
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame, way), layout
-        self._graph.push(frame)
-        return self._graph.pull()
+        self._graph.vpush(frame)
+        return self._graph.vpull()
 
     def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
         width, height = self._size[::-1] if way.swaps_sides else self._size

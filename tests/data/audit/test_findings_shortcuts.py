@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.audit.findings import Entry
+from vidtrain.data.audit.findings import Entry, shortcuts
 from vidtrain.data.audit.inspection import Inspection
-from vidtrain.data.audit.shortcuts import shortcuts
 
 
 def dataset(rows):
