@@ -17,7 +17,7 @@ from composing import config_of
 
 from vidtrain.data.decoding.metadata import probe
 from vidtrain.data.prepared.copy import PreparedCopy
-from vidtrain.data.sources.class_folders import ClassFolders
+from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.prepare import check, prepare
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from fork_server import run_program
 from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.build import parts as build
-from vidtrain.data.sources.frame_folders import FrameFolders
+from vidtrain.data.sources.folders import FrameFolders
 from vidtrain.data.sources.listings import Listing
 from vidtrain.errors import UserError
 from vidtrain.split import check, split

@@ -91,8 +91,7 @@ def split(cfg: Any) -> None:
 
 def read_pool(cfg: Any) -> "Manifest":
     """All videos of the configured source; faults name this program's settings."""
-    from vidtrain.data.sources.class_folders import ClassFolders
-    from vidtrain.data.sources.frame_folders import FrameFolders
+    from vidtrain.data.sources.folders import ClassFolders, FrameFolders
     from vidtrain.data.sources.listings import ListingFormat, read_pool
 
     named_like_splits = [name for name in SPLITS if os.path.isdir(os.path.join(cfg.path, name))]

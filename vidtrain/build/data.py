@@ -25,9 +25,9 @@ from vidtrain.data.loading.samplers import (
     MixtureSource,
     MixtureStream,
     TrainStream,
+    class_balance,
     records_by_source,
 )
-from vidtrain.data.manifest.balance import class_balance
 from vidtrain.data.manifest.files import open_manifests
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import check_present

@@ -23,6 +23,8 @@ TARGETS = {
     "vidtrain.launching.SlurmLauncher": "vidtrain.sweeps.submitit_launchers.SlurmLauncher",
     "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.grid.GridSweeper",
     "vidtrain.sweep_optuna.OptunaSweeper": "vidtrain.sweeps.optuna_sweeper.OptunaSweeper",
+    "vidtrain.data.sources.class_folders.ClassFolders": "vidtrain.data.sources.folders.ClassFolders",
+    "vidtrain.data.sources.frame_folders.FrameFolders": "vidtrain.data.sources.folders.FrameFolders",
     "vidtrain.data.sources.kinetics.Kinetics": "vidtrain.data.sources.published.Kinetics",
     "vidtrain.data.sources.mixture.Mixture": "vidtrain.data.sources.listings.Mixture",
     "vidtrain.data.sources.mixture.Part": "vidtrain.data.sources.listings.Part",

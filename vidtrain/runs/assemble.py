@@ -15,7 +15,7 @@ from vidtrain import __version__
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.pretrained_init import load_starting_point
-from vidtrain.data.manifest.balance import class_shares, describe_shares
+from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError

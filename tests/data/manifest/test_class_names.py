@@ -15,8 +15,7 @@ from vidtrain.data.manifest.class_names import (
 )
 from vidtrain.data.manifest.manifest import Manifest, Record, in_order_of
 from vidtrain.data.manifest.splitting import check_present
-from vidtrain.data.sources.class_folders import ClassFolders
-from vidtrain.data.sources.frame_folders import FrameFolders
+from vidtrain.data.sources.folders import ClassFolders, FrameFolders
 from vidtrain.data.sources.labels import class_list
 from vidtrain.data.sources.listings import Listing, Mixture, NpyListing, Part
 from vidtrain.data.sources.published import HMDB51, UCF101, Kinetics, SomethingSomething

@@ -5,7 +5,7 @@ import pytest
 
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.manifest.splitting import GroupPattern, hold_out, shares_of, split_indices, split_manifest
-from vidtrain.data.sources.class_folders import ClassFolders
+from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.errors import UserError
 
 EIGHT_ONE_ONE = {"train": 0.8, "val": 0.1, "test": 0.1}

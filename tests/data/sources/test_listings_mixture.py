@@ -1,7 +1,7 @@
 import pytest
 
 from vidtrain.data.manifest.manifest import Record, SourceInfo
-from vidtrain.data.sources.class_folders import ClassFolders
+from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.data.sources.listings import Listing, Mixture, Part
 from vidtrain.errors import UserError
 

@@ -6,7 +6,7 @@ dataset.py      from a sample's key to uint8 clips; batches
 file_checks.py  what every file of a split is looked at for: bounds, a protocol that refuses it, its content's hash
 loaders.py      batches, read ahead by worker processes
 quarantine.py   files that are not tried again
-samplers.py     which samples a step reads
+samplers.py     which samples, in which order, and how often each class is drawn
 video_paths.py  which videos are meant by files, folders, patterns and listings
 windows.py      videos of any length, whole or in windows
 """

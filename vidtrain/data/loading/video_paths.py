@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
-from vidtrain.data.sources.class_folders import SUFFIXES, leads_back, walk
+from vidtrain.data.sources.folders import SUFFIXES, leads_back, walk
 from vidtrain.data.sources.tables import open_text
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import plain_cell, shown

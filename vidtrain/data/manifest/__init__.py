@@ -3,7 +3,6 @@
 Read manifest.py first.
 
 manifest.py       records and class names, in memory and in a folder of columns
-balance.py        how often each class is drawn
 class_names.py    one spelling for each class
 columns.py        how millions of records lie in memory
 files.py          what a source gave, kept for all runs

@@ -1,7 +1,6 @@
-"""What gives manifests: class_folders.py is the plainest, so read it first.
+"""What gives manifests: folders.py has the plainest, so read it first.
 
-class_folders.py   root/split/class/video, or root/class/video; finding on disk what annotations name
-frame_folders.py   folders of images
+folders.py         root/split/class/video, or root/class/video; folders of images; finding what annotations name
 labels.py          from a listing's labels to classes
 listing_format.py  how the lines of a listing are laid out
 listings.py        CSV, TSV and other listings, one line a video; NumPy files of paths; several sources mixed

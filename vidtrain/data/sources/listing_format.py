@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vidtrain.data.decoding.metadata import check_frame_rate
 from vidtrain.data.manifest.splitting import GroupPattern
-from vidtrain.data.sources.class_folders import SUFFIXES
+from vidtrain.data.sources.folders import SUFFIXES
 from vidtrain.data.sources.labels import LabelReader, is_integer
 from vidtrain.data.sources.tables import DELIMITERS, LAST_SPACE, fields_of, numbered_lines
 from vidtrain.errors import UserError

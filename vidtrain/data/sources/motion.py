@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.sources.class_folders import ClassFolders
+from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.errors import UserError
 
 FPS = 25

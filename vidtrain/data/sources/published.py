@@ -14,7 +14,7 @@ from vidtrain.data.manifest.class_names import describe_alike, one_spelling, spe
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, hold_out
-from vidtrain.data.sources.class_folders import ClassFolders, VideoFiles, check_missing
+from vidtrain.data.sources.folders import ClassFolders, VideoFiles, check_missing
 from vidtrain.data.sources.labels import class_list, in_order
 from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_rows, read_table
 from vidtrain.errors import UserError

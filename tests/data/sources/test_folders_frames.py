@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vidtrain.data.manifest.manifest import Record
-from vidtrain.data.sources.frame_folders import FrameFolders
+from vidtrain.data.sources.folders import FrameFolders
 from vidtrain.errors import UserError
 
 ANNOTATIONS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from vidtrain.data.manifest.manifest import Record
-from vidtrain.data.sources.class_folders import ClassFolders
+from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.errors import UserError
 
 

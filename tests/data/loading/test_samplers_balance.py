@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.loading.samplers import TrainStream
-from vidtrain.data.manifest.balance import ClassBalance, class_balance, class_shares, describe_shares
+from vidtrain.data.loading.samplers import (
+    ClassBalance,
+    TrainStream,
+    class_balance,
+    class_shares,
+    describe_shares,
+)
 from vidtrain.data.manifest.manifest import Manifest, Record, SourceInfo
 from vidtrain.errors import UserError
 
