@@ -134,7 +134,8 @@ class Cluster:
     def stop(self) -> None:
         with suppress(subprocess.SubprocessError, OSError, RuntimeError):  # it may never have come up
             self.run("scancel", "--user=root")
-        time.sleep(1)
+        with suppress(TimeoutError):
+            wait_for(lambda: not self._processes(), "the jobs to end", 1.0)
         for name in reversed(list(self._daemons)):
             daemon = self._daemons[name]
             daemon.terminate()
@@ -193,10 +194,10 @@ class Cluster:
 
     def job(self, job: str) -> dict[str, str]:
         """What scontrol tells of a job."""
-        for _ in range(5):  # a controller that has just lost a node can be late to answer
+        for _ in range(20):  # a controller that has just lost a node can be late to answer
             with suppress(RuntimeError, subprocess.TimeoutExpired):
                 return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "-o", "show", "job", job)))
-            time.sleep(2)
+            time.sleep(0.5)
         raise RuntimeError(f"scontrol tells nothing of job {job}")
 
     def restarts(self, job: str) -> int:
@@ -204,11 +205,11 @@ class Cluster:
 
     def release(self, job: str) -> None:
         """Lets a requeued job that waits start now, and not in two minutes."""
-        time.sleep(3)  # nodes refuse what is started again within the second in which it was ended
+        time.sleep(1.2)  # nodes refuse what is started again within the second in which it was ended
         while self.job(job)["JobState"] == "PENDING":
             with suppress(RuntimeError):  # it has started by itself
                 self.run("scontrol", "update", f"jobid={job}", "starttime=now")
-            time.sleep(2)
+            time.sleep(0.3)
 
     def tasks(self, job: str, module: str) -> list[int]:
         """The processes of a job that run a Python module, in the order of their ranks."""

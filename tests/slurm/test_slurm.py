@@ -128,7 +128,7 @@ def ended(slurm, job, seconds=PATIENCE):
             slurm.release(job)
         return found["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
-    wait_for(is_over, f"job {job} to end", seconds, every=0.5)
+    wait_for(is_over, f"job {job} to end", seconds, every=0.2)
     return slurm.job(job)
 
 
@@ -152,7 +152,7 @@ def reach(slurm, job, folder, attempt):
         )  # two epochs are saved
 
     try:
-        wait_for(there, f"steps of attempt {attempt}", PATIENCE, every=0.3)
+        wait_for(there, f"steps of attempt {attempt}", PATIENCE, every=0.1)
     except TimeoutError as error:
         error.add_note(output_of(slurm, folder)[-5000:])
         raise
@@ -189,7 +189,7 @@ def requeue(slurm, job):
 def preempt(slurm, job):
     """A job of a partition that goes first takes all nodes."""
     other = slurm.run(
-        "sbatch", "--parsable", "-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
+        "sbatch", "--parsable", "-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 0.2"
     )
     ended(slurm, other.strip())
 
