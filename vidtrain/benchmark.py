@@ -113,7 +113,7 @@ def benchmark(cfg: DictConfig) -> float:
         return found["clips_per_s"]
 
 
-# --- what is said of it -----------------------------------------------------------------------------------
+# --- the report --------------------------------------------------------------------------------------------
 
 
 def settings_of(cfg: DictConfig, phase: "PhaseSteps", workers: int) -> dict[str, Any]:

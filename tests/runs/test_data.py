@@ -144,8 +144,8 @@ def test_a_folder_of_before_there_was_a_record_goes_on_with_a_note(start, data, 
     saved(start)
     start()
     assert console.lines == [
-        f"{start.folder} does not say what the data of the run were when it was started, as runs of before that was "
-        "recorded: nothing is held against it, and it is recorded from here on"
+        f"{start.folder} does not say what the data of the run were when it was started, as runs from before that was "
+        "recorded: nothing is compared with them, and they are recorded from here on"
     ]
     (data / "train/red/0.mp4").unlink()
     with pytest.raises(UserError, match="1 removed"):

@@ -1,9 +1,9 @@
 """What bounds a run, and which setting to change: pure functions of measured rates.
 
-All rates are clips per second of all ranks. Alone, the loader delivers and the model takes so many; together they make
-fewer where one waits for the other, or where both want the same cores. The expected rates rest on this model of it:
-with workers, the lesser of both, and on a CPU no more than the cores allow for the work of both; without, one after the
-other. What the run reaches less than that now, it is expected to miss again.
+All rates are clips per second of all ranks: those of the loader alone, of the model alone, and of both together. The
+last is lower where one waits for the other, or where both want the same cores. Expected rates follow a model: with
+workers, the lower rate of the two, and on a CPU no more than the cores allow for the work of both; without workers, one
+after the other. A run that reaches a share of this now is expected to reach the same share after the change.
 """
 
 import itertools
@@ -139,8 +139,11 @@ def _crowded(m: Measured, alone: str, waits: float) -> str:
 def expected(
     m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float = 1.0
 ) -> float:
-    """Clips per second of a run with so many workers and threads, whose loader and model do so much alone; `decoding`
-    is what a clip costs to decode, as a share of what it costs now."""
+    """Clips per second of a run with this number of workers and threads.
+
+    `loader` and `compute` are the rates of its loader and its model alone; `decoding` is what a clip costs to decode,
+    as a share of what it costs now.
+    """
     reached = min(1.0, m.run / _together(m, m.workers, m.loader, m.compute, m.threads, 1.0))
     return reached * _together(m, workers, loader, compute, threads, decoding)
 

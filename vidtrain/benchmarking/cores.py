@@ -40,7 +40,7 @@ def _work_done(processes: int, seconds: float) -> int:
 
 
 def _count(connection: Connection, seconds: float) -> None:
-    """Sends how often a small sum is done within so many seconds."""
+    """Sends how often a small sum is done within `seconds`."""
     done, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         sum(range(2000))

@@ -19,8 +19,8 @@ def estimate(
 ) -> dict[str, Any]:
     """Seconds of an epoch, an evaluation and the whole run, and what they hold.
 
-    A step of the phase `measured` takes so many `seconds`, and steps of the others are taken to be as long. `videos`
-    counts those of each split, of which `videos_per_s` are evaluated.
+    A step takes `seconds` in the phase `measured`, and is assumed to take as long in the others. `videos` is the number
+    of videos of each split, and `videos_per_s` how fast they are evaluated.
     """
     evaluation = _evaluated(videos["val"], settings) / videos_per_s * (1 if settings.ema is None else 2)
     training = evaluations = 0

@@ -74,7 +74,7 @@ class Meter:
 
     @contextmanager
     def batches(self, workers: int) -> Iterator[Iterator]:
-        """Micro-batches of training, read by so many workers, which end with the context."""
+        """Micro-batches of training, read by `workers` processes, which end with the context."""
         cfg = changed(self.cfg, {"trainer.num_workers": workers})
         make, _ = build_data.train_batches(cfg, self.data.splits["train"], self.data.reading, self.ranks)
         batches = iter(make(0, ENDLESS))
@@ -84,8 +84,8 @@ class Meter:
             batches.close()
 
     def loader_gain(self, workers: int) -> float:
-        """How many times as much the loader delivers alone with so many workers as with those of the run; in turn, as
-        the machine may be busy in between."""
+        """How many times as fast the loader alone is with `workers` as with those of the run. Both are timed in turn,
+        as the machine may be busy in between."""
 
         def time_with(count: int) -> Timed:
             with self.batches(count) as batches:
@@ -173,7 +173,7 @@ class Meter:
 
 def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Any]:
     """The run as it is set: the model alone, the loader alone, and both together, in turn; and the batch that the model
-    alone was measured with. Of several ranks the times are those of the slowest."""
+    alone was measured with. Times are those of the slowest rank."""
     cfg, ranks = meter.cfg, meter.ranks
     with meter.batches(meter.workers) as batches:
         batch = next(batches)

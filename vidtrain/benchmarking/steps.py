@@ -1,4 +1,4 @@
-"""Where the time of training goes: the loop's own steps under a clock, the loader without them, and they without it.
+"""Where the time of training goes: the loop's own steps under a clock, the loader alone, and the model alone.
 
 The steps are `vidtrain.training.loop.train_step` itself, without what a run does between them: the log, validation,
 checkpoints.
@@ -31,7 +31,7 @@ Advance = Callable[[int], None]
 class PhaseSteps:
     """The optimizer steps of the phase `name` of `run`, one at a time, as the loop makes them.
 
-    Of `run` the evaluation and the checkpoints are not used. Raises `UserError` as the loop does for what cannot be
+    The evaluation and the checkpoints of `run` are not used. Raises `UserError` as the loop does for what cannot be
     trained.
     """
 
@@ -107,7 +107,7 @@ class Timed:
 
 
 def time_steps(phase: PhaseSteps, batches: Iterator, warmup: int, count: int, advance: Advance) -> Timed:
-    """Makes `warmup` steps, then times `count` more; `advance` is told how many steps are made."""
+    """Makes `warmup` steps, then times `count` more; `advance` gets the number of steps so far."""
     device = phase.run.ranks.device
     set_train_mode(phase.trained, phase.run.settings.batch_norm)
     unused = StepClock(device)
@@ -125,8 +125,8 @@ def time_steps(phase: PhaseSteps, batches: Iterator, warmup: int, count: int, ad
 
 
 def time_compute(phase: PhaseSteps, batch, warmup: int, seconds: float, most: int, advance: Advance) -> Timed:
-    """Steps on the same `batch` again and again, for about so many `seconds`, 3 to `most` steps: as nothing is read,
-    it is the rate that the model could take. All ranks make as many."""
+    """Steps on the same `batch`, for about `seconds`, 3 to `most` steps: as nothing is read, this is the rate of the
+    model alone. All ranks make the same number of steps."""
     same = itertools.repeat(batch)
     trial = time_steps(phase, same, max(1, warmup), 1, advance)
     slowest = max(phase.run.ranks.gather_objects(trial.seconds))
@@ -137,7 +137,7 @@ def time_compute(phase: PhaseSteps, batch, warmup: int, seconds: float, most: in
 def time_loader(
     batches: Iterator, workers: int, accumulation: int, seconds: float, advance: Advance
 ) -> Timed:
-    """Takes batches as fast as they come, for about so many `seconds`, and at least two of each worker.
+    """Takes batches as fast as they come, for about `seconds`, and at least two of each worker.
 
     The first of each worker is not counted: workers begin together, so theirs come together. What is left is a
     steady stream, and nothing is read ahead when this returns. It takes whole steps.
@@ -186,7 +186,7 @@ def summarize(timed: Timed) -> dict[str, dict[str, float]]:
 
 
 def slowest_rank(by_rank: Sequence[Mapping[str, Mapping[str, float]]]) -> int:
-    """The rank that the others wait for, of what `summarize` says of each.
+    """The rank that the others wait for, from the summary of each.
 
     Ranks wait for each other while gradients cross, in the backward pass: the slowest is the one that takes longest
     outside of it.
@@ -201,5 +201,5 @@ def rate(by_rank: Sequence[tuple[int, float]]) -> float:
 
 
 def nbytes(batch: object) -> int:
-    """What is copied to the device of a batch."""
+    """The number of bytes of a batch that are copied to the device."""
     return sum(field.nbytes for field in batch if isinstance(field, Tensor))

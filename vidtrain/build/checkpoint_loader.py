@@ -157,9 +157,10 @@ def _is_below(key: str, places: Sequence[str]) -> bool:
 
 
 def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Mapping[str, Tensor]":
-    """Of a checkpoint the raw weights or their average; None is what "model" holds: of best.pt those that validation
-    selected, of last.pt the raw ones."""
-    held = payload["weights"] if "weights" in payload else "raw"  # checkpoints of before there was an average
+    """The raw weights of a checkpoint, or their average. None is what "model" holds: in best.pt those that validation
+    selected, in last.pt the raw ones."""
+    # checkpoints from before there was an average do not say
+    held = payload["weights"] if "weights" in payload else "raw"
     if wanted in (None, held):
         return payload["model"]
     if wanted == "ema" and "ema" in payload and payload["ema"] is not None:

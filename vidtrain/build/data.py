@@ -81,8 +81,8 @@ def index_folder(cfg: DictConfig) -> Path:
 
 
 def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None:
-    """Of a checkpoint that may be from elsewhere: the index is kept where it names one that is there already, or below
-    the data root that was said now; else in the usual place, as files are made and old ones removed in there.
+    """Decides where the index lies for a checkpoint that may be from elsewhere: where it names one that exists, or
+    below the data root of this command line; else in the usual place, as files are made and old ones removed there.
 
     Raises `UserError` for a name of a dataset that leads out of that folder.
     """

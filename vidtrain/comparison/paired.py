@@ -169,7 +169,7 @@ def class_changes(
     known: dict[tuple[bytes, ...], np.ndarray] = {}
 
     def resample(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """Means [draws] of a class. Of thousands of small classes many have the same changes, and so the same draws."""
+        """Means [draws] of a class. Many of thousands of small classes have the same changes, and so the same draws."""
         if k <= MOST_DRAWN or groups is not None:
             return resampled_means(change[None], groups, draws, rng)[:, 0]
         key = tuple(part.tobytes() for part in np.unique(change, return_counts=True))

@@ -219,7 +219,7 @@ def _digests(folder: Path) -> dict[str, str]:
     path = folder / "dataset.json"
     found = read_json(path) if path.is_file() else {}
     if "digests" not in found or not isinstance(found["digests"], dict):
-        return {}  # of before they were recorded
+        return {}  # a run from before they were recorded
     return {str(split): str(digest) for split, digest in found["digests"].items()}
 
 

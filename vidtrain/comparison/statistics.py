@@ -39,8 +39,8 @@ def resampled_means(
 
 
 def _weights(counts: np.ndarray, draws: int, width: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each kind of unit is drawn [b m], of which there are `counts` [m], so many draws at a time that b rows
-    of `width` fit into memory."""
+    """How often each kind of unit is drawn [b m], where `counts` [m] are the numbers of units. b draws come at a time:
+    as many as there is memory for in rows of `width`."""
     total, step = counts.sum(), max(1, CELLS // width)
     for start in range(0, draws, step):
         yield rng.multinomial(total, counts / total, size=min(step, draws - start))

@@ -16,7 +16,7 @@ from vidtrain.config.targets import components
 from vidtrain.config.trust import is_trusted
 from vidtrain.errors import UserError
 
-# The loss of before there was a choice
+# The loss that runs had before there was a choice
 LOSS = {"_target_": "vidtrain.training.losses.CrossEntropy", "label_smoothing": 0.0, "class_weights": None}
 
 

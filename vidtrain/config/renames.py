@@ -95,7 +95,7 @@ def _rename_value(key: str, value: Any) -> Any:
 
 
 def rename_override(override: str, program: str = "train") -> str:
-    """An override as it is written now; of before there could be several loggers, a key was logger.KEY."""
+    """An override as it is written now; before there could be several loggers, a key was logger.KEY."""
     name, equals, value = override.partition("=")
     key = name.lstrip("+~")
     mark = name.removesuffix(key)

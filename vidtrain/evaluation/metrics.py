@@ -49,7 +49,7 @@ DIRECTIONS = ONE_LABEL | SEVERAL_LABELS
 
 
 def metric_names(num_classes: int, multi_label: bool) -> tuple[str, ...]:
-    """The metrics of a dataset with so many classes."""
+    """The metrics of a dataset with `num_classes` classes."""
     if multi_label:
         return tuple(SEVERAL_LABELS)
     # with five classes or fewer, top-5 is always right and says nothing
@@ -211,7 +211,8 @@ def from_label_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each class, float64 [k]; nan for one that no video has. Equal logits are one point of the curve."""
+    """The average precision of each class, float64 [k]; nan for one that no video has. Equal logits are one point of
+    the curve."""
     from torchmetrics.functional.classification import binary_average_precision
 
     # in double precision a sigmoid keeps the order of logits up to 36

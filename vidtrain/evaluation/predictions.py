@@ -87,7 +87,7 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
     columns = dict(zip(header, map(list, zip(*rows[1:], strict=True)), strict=False))
     if not columns:
         raise UserError(f"{path} names no video")
-    for name in columns.keys() & {"label", "prediction", *TOP5}:  # as classes of before they had one spelling
+    for name in columns.keys() & {"label", "prediction", *TOP5}:  # files from before classes had one spelling
         columns[name] = [unicodedata.normalize("NFC", text) for text in columns[name]]
     likeliest = [columns[name] for name in TOP5 if name in columns]
     return Predictions(

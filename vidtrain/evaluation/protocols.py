@@ -22,7 +22,7 @@ from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.escaping import csv_text
 
-MOST_SUBSETS = 20  # of so many clips that a curve's point is the mean over
+MOST_SUBSETS = 20  # choices of clips that a point of the curve is the mean over
 RULE = {
     "dense": "c of n clips: clip round(i (n - 1) / (c - 1)) for i = 0 ... c - 1, halves up; for one clip n // 2",
     "parts": "c of n clips: clip floor((2 i + 1) n / (2 c)) for i = 0 ... c - 1, the nearest by their middles",
@@ -188,8 +188,8 @@ def headline(multi_label: bool) -> str:
 def curve(views: StoredViews, fusion: str) -> list[Point]:
     """The metric against the number of clips, for each number of crops, in the table's first order.
 
-    Every point is the mean over subsets of so many clips: all of them, or where there are more, `MOST_SUBSETS` drawn
-    with a fixed seed. Empty for views that cannot be taken apart.
+    Every point is the mean over the subsets of that many clips: all subsets, or where there are more, `MOST_SUBSETS`
+    drawn with a fixed seed. Empty for views that cannot be taken apart.
     """
     about = views.about
     if about["joint"]:
@@ -274,12 +274,12 @@ def notes(about: Mapping[str, Any]) -> list[str]:
         ]
     return [
         rule_of(about["sampling"], about["overlap"]) + " (clips counted from 0).",
-        "same_as_afresh: whether evaluating with so many clips would read the same frames; where it is false they are "
-        "only near, and an evaluation of its own may differ.",
+        "same_as_afresh: whether an evaluation with this number of clips would read the same frames; where it is false "
+        "they are only near, and an evaluation of its own may differ.",
         "vote: each view votes for its first class; of classes with as many votes, that with the higher mean "
         "probability wins. Its loss and top-5 count the mean probability as one more vote.",
-        f"views_curve: each point is the mean over choices of so many clips, all or {MOST_SUBSETS} drawn with a fixed "
-        "seed; protocols takes the one choice above.",
+        f"views_curve: each point is the mean over choices of this number of clips, all or {MOST_SUBSETS} drawn with a "
+        "fixed seed; protocols takes the one choice above.",
     ]
 
 

@@ -33,7 +33,7 @@ from vidtrain.evaluation.views import batch_views
 from vidtrain.files.escaping import shown
 from vidtrain.training.ranks.distributed import Ranks, autocast
 
-# Of the clip's settings, those that change nothing in evaluation; the orders of frames are listed by themselves
+# Settings of the clip that change nothing in evaluation; the orders of frames are listed by themselves
 NOT_OF_VIEWS = ("train_clips", "repeated_augmentation", "frame_order")
 MOST_REFUSED = 10  # videos that are listed
 
@@ -78,7 +78,7 @@ class Pass:
         clip = {
             f"clip.{key}": value for key, value in self.settings["clip"].items() if key not in NOT_OF_VIEWS
         }
-        if clip.get("clip.sample_aspect") == "ignore":  # as tables from before there was a choice were made
+        if clip.get("clip.sample_aspect") == "ignore":  # tables from before there was a choice lack it
             del clip["clip.sample_aspect"]
         return {
             "checkpoint": _digest(self.source),

@@ -135,7 +135,7 @@ def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> st
     clip = with_first_names("clip", config["clip"])  # so that tokens from before a renaming are found
     chosen["clip"] = {name: value for name, value in clip.items() if not name.startswith(other)}
     if chosen["clip"].get("sample_aspect") == "ignore":
-        del chosen["clip"]["sample_aspect"]  # as tokens from before there was a choice were made
+        del chosen["clip"]["sample_aspect"]  # tokens from before there was a choice lack it
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -55,7 +55,7 @@ class TokenStore:
         return {**self.key, "rows": self.rows, "shape": list(self.shape), "chunk": self.chunk}
 
     def prepare(self) -> None:
-        """Makes the files where they are absent; else holds them against the key."""
+        """Makes the files where they are absent; else compares them with the key."""
         header = self.folder / "key.json"
         check_links(self.folder)
         try:
@@ -133,7 +133,7 @@ class TokenStore:
             os.close(handle)
 
     def add_faults(self, faults: Sequence[tuple[str, str]], rank: int) -> None:
-        """Files that could not be read, and why; before the chunk that they would have been in is written."""
+        """Records files that could not be read, and why. Call it before their chunk is written."""
         if faults:
             with open(self.folder / f"faults_rank{rank}.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps([path, cause]) + "\n" for path, cause in faults)
@@ -142,7 +142,7 @@ class TokenStore:
 
     @cached_property
     def causes(self) -> dict[str, str]:
-        """Why a file could not be read, by path; of a line that a kill cut short nothing is known."""
+        """Why a file could not be read, by path; a line that a kill cut short is passed over."""
         found = {}
         for path in sorted(self.folder.glob("faults_rank*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():

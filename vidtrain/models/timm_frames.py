@@ -160,7 +160,7 @@ def _no_places(name: str, reason: str) -> str:
 
 
 def backbone_options(name: str, image_size: tuple[int, int], drop_path: float) -> dict[str, Any]:
-    """Of the options that some image models have and others lack, those that this one has.
+    """Those of the options that only some image models have, for this one.
 
     Raises UserError for a `drop_path` in a model without.
     """

@@ -272,7 +272,7 @@ def _spelled(character: str) -> str | None:
 
 
 def shortened(name: str, length: int = NAME_LENGTH) -> str:
-    """A name on one line, in at most so many columns, of which the characters of East Asian scripts take two."""
+    """A name on one line, in at most `length` columns. Characters of East Asian scripts take two."""
     name = shown(name)
     widths = np.cumsum([_columns(character) for character in name])
     if not name or widths[-1] <= length:

@@ -131,8 +131,8 @@ def draw_contact_sheet(
     boxes: Sequence[Box],
     clips: Sequence[SeenClip],
 ) -> None:
-    """Draws the whole `frame`, uint8 [h w 3], with the boxes that the model saw; the `top` classes; and of every clip
-    up to 8 frames, as they went into the model and below that under the heat map. Of many clips the first 4 are shown.
+    """Draws the whole `frame`, uint8 [h w 3], with the boxes that the model saw; the `top` classes; and up to 8 frames
+    of each of the first 4 clips, as they went into the model and below that under the heat map.
     """
     shown = clips[:MOST_CLIPS]
     height, width = clips[0].frames.shape[1:3]

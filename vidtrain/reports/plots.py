@@ -24,7 +24,7 @@ from vidtrain.reports.charts import (
 )
 
 SMOOTH_FROM = 100
-"""A curve of at least so many points is drawn pale, with its running mean on top."""
+"""A curve of at least this many points is drawn pale, with its running mean on top."""
 COUNTS_UP_TO = 30
 """Largest number of classes whose confusion matrix has its counts written in the cells."""
 WHOLE_UP_TO = 400
@@ -66,7 +66,7 @@ PANELS = (
 
 
 class Curve:
-    """The points of a curve, or of so many that they have no room, stretches of as many points each.
+    """The points of a curve, or where there is no room for all, stretches of equal numbers of points.
 
     A stretch has the means of its steps and of its known values, and the lowest and the highest of those.
     """
@@ -229,8 +229,8 @@ def plot_confusion(
 ) -> None:
     """Draw (true classes, predicted ones, counts), each [m], of the pairs that occur, as shares of each true class.
 
-    Rows are true classes, 0 where a class has no video. Of more than 400 classes the most confused 100 are drawn;
-    shares are of all videos of a class all the same.
+    Rows are true classes, 0 where a class has no video. Where there are more than 400 classes, the 100 that are most
+    confused are drawn; shares still count all videos of a class.
     """
     labels, predictions, counted = pairs
     shown = np.arange(len(classes))

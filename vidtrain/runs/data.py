@@ -43,8 +43,8 @@ def begin(
     before = _recorded(folder)
     if not before:
         console.info(
-            f"{folder} does not say what the data of the run were when it was started, as runs of before that was "
-            "recorded: nothing is held against it, and it is recorded from here on"
+            f"{folder} does not say what the data of the run were when it was started, as runs from before that was "
+            "recorded: nothing is compared with them, and they are recorded from here on"
         )
     found = {split: _changes(before[split], now[split], index) for split in before.keys() & now.keys()}
     differing = {split: found[split] for split in splits if split in found and found[split].any}

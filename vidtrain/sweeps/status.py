@@ -53,7 +53,7 @@ class TrialState:
 def trial_state(
     sweep: Path, trial: Trial, objective: str | None = None, jobs: dict[str, str] | None = None
 ) -> TrialState:
-    """Of one trial. `objective` is the metric whose last validation is of interest, `jobs` what `slurm_jobs` found."""
+    """The state of one trial. `objective` is the metric of which the last is shown, `jobs` what `slurm_jobs` gave."""
     folder = sweep / trial.folder
     done = finished(folder)
     if done is not None:
@@ -154,7 +154,7 @@ def slurm_jobs(sweep: Path) -> dict[str, str] | None:
 
 
 def states_of(folder: Path, record: SweepRecord, jobs: dict[str, str] | None = None) -> list[TrialState]:
-    """Of every trial. `jobs` is what `slurm_jobs` found, and may be left out where no trial waits in SLURM."""
+    """The state of every trial. `jobs` is what `slurm_jobs` gave, and is not needed where no trial waits in SLURM."""
     return [trial_state(folder, trial, record.objective, jobs) for trial in record.trials]
 
 
@@ -220,7 +220,8 @@ def shortened(cause: str) -> str:
 
 
 def _seconds_left(record: SweepRecord, states: Sequence[TrialState]) -> float | None:
-    """Of all trials: as many at a time as run now, each as long as those that finished; None where it is not known."""
+    """Seconds until all trials are done, if as many run at a time as now, and each as long as those that finished; None
+    where it is not known."""
     took = [each.minutes for each in states if each.state == FINISHED and each.minutes]
     running = [each for each in states if each.state == RUNNING]
     if not took or not running:

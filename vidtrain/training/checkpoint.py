@@ -20,7 +20,7 @@ FORMAT = "vidtrain/1"
 
 
 class NotSaved(UserError):
-    """A checkpoint that could not be written; those of before are as they were."""
+    """A checkpoint that could not be written; earlier ones are as they were."""
 
 
 def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:

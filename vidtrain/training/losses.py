@@ -40,7 +40,7 @@ class CrossEntropy:
 
     `label_smoothing` gives that share of every target to all classes alike. `class_weights` are null, "balanced" or a
     number for each class. Balanced is n / (k n_c) for a class that n_c of the n samples drawn in training are of: every
-    class then weighs the same. Of a list only the proportions count: weights are scaled to a mean of 1 over the
+    class then weighs the same. Only the proportions of a list count: weights are scaled to a mean of 1 over the
     training samples, which leaves the learning rate its meaning.
 
     Raises `UserError` for values out of bounds.

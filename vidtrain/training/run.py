@@ -56,7 +56,7 @@ class TrainerSettings:
     keep_every: str | None = None  # how often a checkpoint is kept for good
     log_every: int = 10  # steps between rows of metrics.jsonl
 
-    max_eval_videos: int | None = None  # evaluate about so many videos only, for a quick look; null: all
+    max_eval_videos: int | None = None  # evaluate only about this many videos, for a quick look; null: all
     max_unreadable_fraction: float = 0.02  # share of unreadable training videos that ends the run
     overfit_one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
     profile: bool = False  # write a torch profiler trace of a few steps (debug=profile)

@@ -2,7 +2,7 @@
 
 A frame's signature is made of its 32x32 picture: a hash of 64 bits, the signs of the lowest frequencies but the mean
 of its gray cosine transform, and its colors on a grid of 4x4. A video has the signatures of up to 32 frames, evenly
-spread: with so many, a trimmed copy has frames within a few hundredths of a second of frames of the original,
+spread: with that number, a trimmed copy has frames within a few hundredths of a second of frames of the original,
 wherever it was cut.
 
 Frames of one video are held against those of the other with the nearest hash, and the half of them that fit best
@@ -33,7 +33,7 @@ MAX_COLOR_DISTANCE = 6.0  # levels of 256
 # A hash of a picture with hardly any contrast would be a hash of its noise. In gray levels of 256.
 LEAST_CONTRAST = 4.0
 # Videos are compared where some frame of one differs from some frame of the other by at most 3 bits: one of 4 bands
-# of 16 bits is then the same in both. Of the 540 copies above none is lost by this.
+# of 16 bits is then the same in both. None of the 540 copies above is lost by this.
 BANDS = 4
 FRAME_DISTANCE = BANDS - 1
 BLOCK = 1 << 22  # pairs compared at once
@@ -148,7 +148,7 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
 
 
 def _blocks(bucket: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of a bucket, so many at once that comparing them with all of it takes bounded memory."""
+    """Rows of a bucket, in blocks small enough that comparing one with the whole bucket takes bounded memory."""
     if len(bucket) < 2:
         return
     step = max(1, BLOCK // len(bucket))

@@ -29,7 +29,7 @@ CONFIGURATION_BYTES = 4  # of an av1C record, before the units that it carries
 
 
 class Bits:
-    """Reads numbers of so many bits, the highest first; raises IndexError past the end."""
+    """Reads numbers of a given count of bits, the highest first; raises IndexError past the end."""
 
     def __init__(self, data: bytes):
         data = data[:MOST_BYTES]
@@ -58,7 +58,7 @@ class Bits:
         return numbers
 
     def golomb(self) -> int:
-        """A number in Exp-Golomb code: so many zeros, and one more bit than that (ITU-T H.264, 9.1)."""
+        """A number in Exp-Golomb code: n zeros, then n + 1 bits (ITU-T H.264, 9.1)."""
         zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
         return self.read(2 * zeros + 1) - 1
 

@@ -73,7 +73,7 @@ def _frames(
     try:
         frames, complains = listened(decoder, packet)
     except av.FFmpegError:
-        damaged.add(number)  # of none where it was asked for what it holds
+        damaged.add(number)  # -1 where the decoder was asked for what it still holds
         return
     if complains:
         damaged.add(number)
@@ -86,7 +86,7 @@ def _frames(
 def decode_frames(
     path: str, table: PacketTable, wanted: Sequence[int], max_pixels: int = MAX_PIXELS
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The shown frames with the indices `wanted` (sorted, each once), in no certain order; of one that comes twice, the
+    """The shown frames with the indices `wanted` (sorted, each once), in no certain order; where one comes twice, the
     second counts.
 
     Raises `DecodeError`, perhaps at the end only, where the file has become another one, or where a frame or one that

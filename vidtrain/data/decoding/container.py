@@ -26,8 +26,8 @@ from vidtrain.data.decoding.frame_times import states_shown_times
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, Orientation
 from vidtrain.data.processes import watchdog
 
-# Of all video streams of a file together, each of which is decoded a little to find out about it: as many largest
-# pictures
+# A little of each video stream is decoded to find out about it. This bounds what all streams of a file may take
+# together, in pictures of the largest size
 MOST_TOGETHER = 4
 PADDING = 1 << 16
 IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # how they begin

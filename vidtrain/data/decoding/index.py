@@ -22,7 +22,7 @@ from vidtrain.files.folders import check_links
 
 log = logging.getLogger(__name__)
 
-# Of the entries, which also rest on the decoder that probed; those of another format are made anew
+# The version of the entries, which also depend on the decoder that probed; those of another format are made anew
 FORMAT = "6 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 # Pixels that are not square: shown as if they were, or as players show them
 SAMPLE_ASPECTS = ("ignore", "apply")

@@ -92,7 +92,7 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
             self._quarantine.flush(now=True)
 
     def _receive(self, seconds: float) -> bool:
-        """Takes the batches that there are, waiting for the first at most so long; whether anything came."""
+        """Takes the batches that there are, after waiting at most `seconds` for the first; whether anything came."""
         events = self.collect(seconds)
         for event in events:
             if isinstance(event, Answer):

@@ -122,7 +122,8 @@ def clip_indices(
     Only frames that appear at `start` <= t < `end`, in seconds after the first frame, take part.
 
     `jitter` draws speed and direction of every training clip, after the starts, which it leaves where they are: a
-    clip that would now run over the end starts so much earlier, and no rate stretches a clip over more than the video.
+    clip that would now run over the end starts earlier by as much, and no rate stretches a clip over more than the
+    video.
 
     Raises `UserError` where the policy for short videos is "error" and this is one, where nothing appears between
     `start` and `end`, and where `jitter` does not go with the protocol.

@@ -33,7 +33,7 @@ X264 = {"crf": "20", "preset": "veryfast", "threads": "1", "mbtree": "0"}
 MARKER = "dataset.json"
 # Written into the marker; to be raised when the same parameters give other videos.
 RECIPE = 1
-UNIT = 80  # lengths of scenes are in the unit of a frame of so many pixels, and scaled to the size asked for
+UNIT = 80  # pixels of the frame that lengths of scenes are given for; they are scaled to the size that is set
 
 logger = logging.getLogger(__name__)
 

@@ -56,8 +56,8 @@ class PreemptionHandler:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, a signal only sets the flag; what is within must look. Raises `Stopped` at its end if nobody
-        has."""
+        """Within it, a signal only sets the flag, which the code within must look at. Raises `Stopped` at its end if
+        the flag is set."""
         self._deferred = True
         yield  # after an exception it stays so: ending is not to be disturbed either
         self._deferred = False
@@ -73,7 +73,7 @@ class PreemptionHandler:
             raise Stopped(signal.SIGTERM if self.number is None else self.number)
 
     def until_stop_requested(self, items: Iterable) -> Iterator:
-        """`items` up to the signal: whoever uses them must not take them for all."""
+        """`items` up to the signal: they may not be all."""
         for item in items:
             if self.stop_requested:
                 return
@@ -90,8 +90,8 @@ class PreemptionHandler:
 
 
 def leave_at_exit(status: int, seconds: float = 0.0) -> None:
-    """Has the process end with `status`, so many seconds after Python would take itself down: that could wait for ranks
-    that have gone, and a caller could have turned a failure into success."""
+    """Ends the process with `status` when Python exits, `seconds` later: Python's own end could wait for ranks that
+    have gone, and a caller could have turned a failure into success."""
 
     def leave() -> None:
         time.sleep(seconds)
