@@ -298,8 +298,9 @@ def keep_freed_memory() -> bool:
     """Lets this process keep up to 512 MiB that it has freed, for its own use.
 
     Each clip has a decoder, whose pictures come to tens of megabytes. glibc gives amounts of that size back to the
-    kernel, which fills them with zeros page by page when the next clip asks for them: a tenth of the time of a 1080p
-    clip (experiments/benchmarks/decoding). Returns False where the C library is another than glibc, and nothing is changed.
+    kernel, which fills them with zeros page by page when the next clip asks for them: a tenth of the time of a
+    1080p clip (experiments/benchmarks/decoding). Returns False where the C library is another than glibc, and
+    nothing is changed.
     """
     libc = ctypes.CDLL(None)
     return hasattr(libc, "mallopt") and all([libc.mallopt(which, size) == 1 for which, size in KEPT.items()])
