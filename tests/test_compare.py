@@ -217,7 +217,7 @@ def test_moved_videos_are_found_by_their_place_in_the_folder(two):
 def test_one_recipe(two):
     found = run(two / "a0", two / "a1", two / "a2", out=two / "out")
     assert found["recipes"][0]["label"] == "all runs" and found["comparisons"] == []
-    assert "To hold its runs against each other, say repeats=[]." in found["notes"][0]
+    assert "To compare its runs with each other, say repeats=[]." in found["notes"][0]
     apart = run(two / "a0", two / "a1", out=two / "out", repeats="[]")
     assert [each["label"] for each in apart["recipes"]] == ["seed=0", "seed=1"]
 
@@ -371,7 +371,7 @@ def with_data(folder, root, count, split="train", content=b"x"):
 
 
 def test_runs_that_were_evaluated_on_files_of_other_content_are_told(tmp_path):
-    """Of the same names and labels, so that their predictions can be held against each other all the same."""
+    """Of the same names and labels, so that their predictions can be compared with each other all the same."""
     folders = [write_run(tmp_path / f"r{seed}", list(range(12)), seed) for seed in range(2)]
     with_data(folders[0], tmp_path / "data", 9, "test")
     with_data(folders[1], tmp_path / "copy", 9, "test")

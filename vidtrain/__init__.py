@@ -5,7 +5,7 @@ The root holds the programs, each with a main(), and errors.py:
 train.py        the training app: compose, check, build, fit, evaluate
 evaluate.py     evaluates a checkpoint without training
 predict.py      says what is in videos, and where the model looked
-compare.py      holds runs against each other, offline, from their folders
+compare.py      compares runs, offline, from their folders
 sweep.py        shows where the trials of a sweep stand, and runs what is missing
 export.py       writes a trained model as ONNX, torch.export or safetensors, with a card
 benchmark.py    measures where the time of a run goes, and says what to change

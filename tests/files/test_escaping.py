@@ -156,7 +156,7 @@ def test_no_name_ends_the_code_that_it_stands_in(name):
     assert "\n" not in text and not acts(text)
 
 
-# --- outputs: every one is held against the same names ----------------------------------------------------
+# --- outputs: every one is compared with the same names ----------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -1,4 +1,4 @@
-"""Exported graphs of every kind of model, held against PyTorch: batches of any size, inputs, precisions, faults."""
+"""Exported graphs of every kind of model, compared with PyTorch: batches of any size, inputs, precisions, faults."""
 
 import sys
 from functools import partial

@@ -469,7 +469,7 @@ def test_other_classes_than_the_checkpoints_are_refused(finished, config, tmp_pa
 
 
 def test_classes_of_a_checkpoint_in_another_order_or_spelling(finished, config, tmp_path):
-    """As an earlier version had them of macOS's folders: labels are held against the checkpoint's own order."""
+    """As an earlier version had them of macOS's folders: labels are compared with the checkpoint's own order."""
     _, folder, _ = finished
     payload = checkpoint.load(folder / "checkpoints/best.pt")
     names = payload["classes"]

@@ -16,9 +16,9 @@ from vidtrain.training.ranks.distributed import Ranks
 
 def check_starting_point(cfg: DictConfig, model: nn.Module | None) -> None:
     """Raises `UserError` for a name of weights that nothing can be found under, and for a file on this machine that
-    does not fit `model`, which may lie on the meta device, or be None where there is none to hold it against.
+    does not fit `model`, which may lie on the meta device, or be None where there is none to compare it with.
 
-    Goes to no network: what is yet to be downloaded is held against the model when it is loaded. A run that is
+    Goes to no network: what is yet to be downloaded is compared with the model when it is loaded. A run that is
     resumed needs no starting point.
     """
     if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):

@@ -1,4 +1,4 @@
-"""Two recipes, each run once or over several seeds, held against each other on the videos that all their runs share."""
+"""Two recipes, each run once or over several seeds, compared on the videos that all their runs share."""
 
 from collections import Counter
 from collections.abc import Sequence

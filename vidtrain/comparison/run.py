@@ -43,7 +43,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared: the runs as recipes, how each recipe was evaluated, and the recipes that may be held against
+    """What is compared: the runs as recipes, how each recipe was evaluated, and the recipes that may be compared with
     the baseline, which is one of them. `keys` are the swept settings with every run's value."""
 
     runs: Sequence[Run]
@@ -73,7 +73,7 @@ class Compared:
 
 
 def compare_runs(runs: Sequence[Run], options: Options, console: Console | NullConsole) -> Compared:
-    """Groups runs into recipes and holds every recipe against the baseline, on the videos that they share.
+    """Groups runs into recipes and compares every recipe with the baseline, on the videos that they share.
 
     Raises `UserError` for a metric that not all runs report and for a baseline that is none of the runs.
     """
@@ -328,8 +328,8 @@ def _notes(study: Study, comparisons: Comparisons, options: Options) -> Iterator
     if len(comparisons) > 1:
         expected = len(comparisons) * (1 - options.confidence)
         yield (
-            f"{len(comparisons)} recipes are held against the baseline: were all equally good, about {expected:.2g} of "
-            f"their intervals at {options.confidence:.0%} would miss 0 by chance. Confirm a winner on new seeds."
+            f"{len(comparisons)} recipes are compared with the baseline: were all equally good, about {expected:.2g} "
+            f"of their intervals at {options.confidence:.0%} would miss 0 by chance. Confirm a winner on new seeds."
         )
     yield from _on_runs(study.runs)
 
@@ -403,7 +403,7 @@ def _on_data(runs: Sequence[Run]) -> Iterator[str]:
 def _on_seeds(study: Study, comparisons: Comparisons, repeats: Sequence[str]) -> Iterator[str]:
     repeated = ", ".join(repeats)
     if len(study.recipes) == 1:
-        say = " To hold its runs against each other, say repeats=[]." if repeats else ""
+        say = " To compare its runs with each other, say repeats=[]." if repeats else ""
         yield f"All runs are one recipe{f', repeated over {repeated}' if repeats else ''}.{say}"
     once = [recipe.number for recipe in study.alike if len(recipe.runs) == 1]
     if once and comparisons:

@@ -233,7 +233,7 @@ class CompareConfig:
     runs: Any = None  # run folders, folders of them such as a sweep, or patterns: one, or a list
     metric: str | None = None  # null: top1, or exact_match where videos have several labels
     split: str | None = None  # the folder below eval/; null: what each run closed with
-    baseline: str | None = None  # a run of the recipe that others are held against; null: the first
+    baseline: str | None = None  # a run of the recipe that others are compared with; null: the first
     repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that do not make another recipe
     across_protocols: bool = False  # compare runs that were evaluated in different ways too
     bootstrap: int = 10000  # draws

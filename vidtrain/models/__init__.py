@@ -14,9 +14,9 @@ resnext3d.py             ResNet3D and ResNeXt3D, basic or bottleneck, pre- or po
 torchvision_video.py     torchvision's video models
 recompute.py             activation checkpointing, for every encoder
 linear_heads.py          heads of one linear layer: over the mean of the tokens, or at every place
-exporting.py             from a classifier to a graph, held against PyTorch
+exporting.py             from a classifier to a graph, compared with PyTorch
 export_formats.py        the files that graphs are written into
 heat_maps.py             where in a clip an answer comes from: attention, Grad-CAM
 onnx_classifier.py       an exported graph as a model
-weights/                 published weights: found, recognized, held against the model, placed
+weights/                 published weights: found, recognized, compared with the model, placed
 """

@@ -1,4 +1,4 @@
-"""From a VideoClassifier to a graph that other programs run, held against PyTorch before anyone relies on it.
+"""From a VideoClassifier to a graph that other programs run, compared with PyTorch before anyone relies on it.
 
 The files that it is written into: vidtrain.models.export_formats.
 """
@@ -21,7 +21,7 @@ SAMPLES = (
     (1, 1),
     (3, 1),
     (2, 2),
-)  # videos and views of the batches that a graph is held against PyTorch with
+)  # videos and views of the batches that a graph is compared with PyTorch with
 
 
 class ClipGraph(nn.Module):

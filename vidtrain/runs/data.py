@@ -1,4 +1,4 @@
-"""What the data of a run were when it was started: recorded in its folder, and held against what is there later.
+"""What the data of a run were when it was started: recorded in its folder, and compared with what is there later.
 
 splits/SPLIT.npz     paths, labels, cuts, sizes and times (vidtrain.data.manifest.split_records)
 data_changes.jsonl   where the run went on with other data all the same: a row a split, with what differed
@@ -29,7 +29,7 @@ ALLOW = "data.allow_changed=true"
 def begin(
     folder: Path, splits: Mapping[str, Manifest], index: VideoIndex, allowed: bool, console: Any
 ) -> dict[str, str]:
-    """Records what the splits of a new run hold, or holds them against what those of a run to resume held; for the main
+    """Records what the splits of a new run hold, or compares them with what those of a run to resume held; for the main
     rank alone. Returns a digest of each split.
 
     Raises `UserError` naming what differs where training data or labels do, unless that is `allowed`; what differs

@@ -220,7 +220,7 @@ def finished(path: Path) -> dict[str, Any] | None:
 
 
 def record(path: Path, cfg: DictConfig) -> str:
-    """Writes config.yaml and run.json into a run folder, or holds `cfg` against those of a run to resume.
+    """Writes config.yaml and run.json into a run folder, or compares `cfg` with those of a run to resume.
 
     Returns the run's id. A run that has saved nothing yet is begun anew. Raises `UserError` naming the settings
     that differ from those the run was started with, unless they change nothing that is computed.
@@ -280,7 +280,7 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
     # an argument that one of them leaves out is the same where the other says its default
     taken = [defaults_of(each, own) | settings for each, settings in ((earlier, before), (cfg, now))]
     changed, seen = [], _read_when_started(path)
-    is_held = (path / SPLITS).is_dir()  # then what the data are is held against it, wherever they lie
+    is_held = (path / SPLITS).is_dir()  # then what the data are is compared with it, wherever they lie
     for key in sorted(before.keys() | now.keys()):
         old, new = (settings[key] if key in settings else ABSENT for settings in taken)
         if _is_free(key) or (is_held and _lies_elsewhere(cfg, key, old, new)):

@@ -48,7 +48,7 @@ def on_validation(
     """What the loop calls with every validated objective: raises `Pruned`, on every rank, where the study of the sweep
     says that the trial is not worth going on with. For a run that is no such trial it does nothing.
 
-    A study holds a trial against others at the same number of validations, so that is what is reported as its step.
+    A study compares a trial with others at the same number of validations, so that is what is reported as its step.
     To be called when the run's metrics.jsonl has been rewound to where the run starts from. Unless `started_by_sweep`,
     which wrote trial.json itself, the folder may be from elsewhere: it then chooses no other study than that of the
     sweep that it lies in, and no other pruner than conf/ ships.

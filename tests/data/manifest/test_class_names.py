@@ -1,4 +1,4 @@
-"""One class has one spelling, in every source and wherever classes are held against each other."""
+"""One class has one spelling, in every source and wherever classes are compared with each other."""
 
 import json
 import unicodedata

@@ -5,7 +5,7 @@ of its gray cosine transform, and its colors on a grid of 4x4. A video has the s
 spread: with that number, a trimmed copy has frames within a few hundredths of a second of frames of the original,
 wherever it was cut.
 
-Frames of one video are held against those of the other with the nearest hash, and the half of them that fit best
+Frames of one video are compared with those of the other with the nearest hash, and the half of them that fit best
 counts, of the video that fits better into the other. So copies that share only a part are near, too. Videos are near
 duplicates where both their mean distance in bits and that of their colors keep within their bounds.
 

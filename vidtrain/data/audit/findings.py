@@ -171,7 +171,7 @@ class Shortcut:
     """How well an attribute of the files alone tells the class.
 
     `accuracy` is that of guessing the class that is most common with a value, learned from one half of the videos
-    and held against the other, on average over halvings that keep groups whole. `fitted` is the same without the
+    and compared with the other, on average over halvings that keep groups whole. `fitted` is the same without the
     halving, `baseline` the share of the most common class. Leaving one video out instead would say 0 for balanced
     classes: each is in the minority by just the one left out.
     """

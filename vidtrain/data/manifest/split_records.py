@@ -124,7 +124,7 @@ class SplitRecord:
                 zlib.error) as error:  # fmt: skip
             raise UserError(
                 f"{path}, which says what the data of the run were, cannot be read ({error}): put a good copy in its "
-                "place, or delete it, and nothing is held against it"
+                "place, or delete it, and nothing is compared with it"
             ) from error
 
     def _check(self) -> None:
@@ -219,7 +219,7 @@ def _unknown(path: str, size: int, modified: int) -> None:
 
 
 def split_changes(before: SplitRecord, now: SplitRecord, same: Same = _unknown) -> SplitChanges:
-    """What differs in `now`. The files may all lie elsewhere: then only their bytes are held against each other, as
+    """What differs in `now`. The files may all lie elsewhere: then only their bytes are compared with each other, as
     copies have times of their own. `same` is asked about files that have another time in the same place."""
     changes = SplitChanges()
     names = changes.names

@@ -38,7 +38,7 @@ Column = str | int | None
 
 @dataclass(frozen=True, kw_only=True)
 class ListingFormat:
-    """How the lines of a listing are to be read. What is null is recognized, and held against every line.
+    """How the lines of a listing are to be read. What is null is recognized, and compared with every line.
 
     `delimiter` is comma, tab, space, semicolon or "::", or the character itself; fields that hold it must be quoted.
     With last_space, the path is the first field and may hold spaces without quotes.

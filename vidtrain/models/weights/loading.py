@@ -30,7 +30,7 @@ def load_pretrained(model: nn.Module, source: str, path: Path, min_match: float)
 def check_pretrained(model: nn.Module, source: str, path: Path, min_match: float) -> None:
     """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing.
 
-    `model` may lie on the meta device, so a file can be held against a configuration before any data is seen.
+    `model` may lie on the meta device, so a file can be compared with a configuration before any data is seen.
     """
     format, converted = _read_for(model, source, path)
     own = model.state_dict()

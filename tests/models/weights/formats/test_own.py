@@ -1,4 +1,4 @@
-"""Checkpoints and exported models of our own as starting points: what shows in no tensor is held against the model."""
+"""Checkpoints and exported models of our own as starting points: what shows in no tensor is compared with the model."""
 
 import json
 from functools import partial

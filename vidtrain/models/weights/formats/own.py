@@ -1,6 +1,6 @@
 """Checkpoints that this project wrote, and models that it exported to safetensors.
 
-They carry the configuration of their model, so what shows in no tensor, such as the number of heads, is held against
+They carry the configuration of their model, so what shows in no tensor, such as the number of heads, is compared with
 the model that takes them.
 """
 
