@@ -371,7 +371,7 @@ def with_data(folder, root, count, split="train", content=b"x"):
 
 
 def test_runs_that_were_evaluated_on_files_of_other_content_are_told(tmp_path):
-    """Of the same names and labels, so that their predictions can be compared with each other all the same."""
+    """Of the same names and labels, so that their predictions can be compared with each other anyway."""
     folders = [write_run(tmp_path / f"r{seed}", list(range(12)), seed) for seed in range(2)]
     with_data(folders[0], tmp_path / "data", 9, "test")
     with_data(folders[1], tmp_path / "copy", 9, "test")

@@ -201,7 +201,7 @@ def test_status_shows_every_trial(start, task, tmp_path, monkeypatch):
     assert "1 3 diverged - - the loss is nan" in words
     assert "3 0.3 running 4/12 0.2500 process" in words  # 8 steps an epoch: 4, and half of 16
     assert f"resume {folder}" in words
-    renamed = folder.rename(tmp_path / "a sweep")  # what is said can be copied all the same
+    renamed = folder.rename(tmp_path / "a sweep")  # the command can be copied anyway
     assert f"resume '{renamed}'" in " ".join(start("status", str(renamed), program=sweep.main)[1].split())
     renamed.rename(folder)
     assert start("status", str(tmp_path), program=sweep.main)[0] == 2

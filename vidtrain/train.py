@@ -102,7 +102,7 @@ def _train(
             data, parts, start.model, fusion, evaluation.protocol, state, ranks, log, console
         )
         status = "finished"
-        if ranks.is_main:  # last, as a run that ends here is finished all the same
+        if ranks.is_main:  # last, as a run that ends here is finished anyway
             report.draw_pictures(data, result, state, log, console)
     except Pruned:
         status = "pruned"

@@ -101,7 +101,7 @@ def test_other_training_data_are_refused_by_name(start, data, console):
         f"  train: 1 replaced by another file: {data}/train/red/1.mp4 (6 -> 7 bytes)\n"
         f"  val: 1 replaced by another file: {data}/val/red/0.mp4 (3 -> 7 bytes)\n"
         "Training would go on with other data in mid-run. Put them back, or start a new run (init_from takes the "
-        "weights of this one); data.allow_changed=true goes on all the same, and data_changes.jsonl then says with what"
+        "weights of this one); data.allow_changed=true goes on anyway, and data_changes.jsonl then says with what"
     )
     assert not changed_in_mid_run(start.folder)
     start(allowed=True)

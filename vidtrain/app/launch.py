@@ -177,7 +177,9 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
 def report(faults: Sequence[tuple[str, str, str]]) -> None:
     """Prints faults as (where, key, what is wrong) and ends the program, if there are any."""
     if faults and find_place().rank:  # every rank finds the same ones, and the first prints them
-        time.sleep(FIRST_RANK_S)  # whoever started the ranks ends all when one has ended: not before it has
+        time.sleep(
+            FIRST_RANK_S
+        )  # a launcher ends all ranks when one has ended: the first must have printed them
         sys.exit(EXIT_USER_ERROR)
     if faults:
         fail(describe(faults))

@@ -30,7 +30,7 @@ class LoadedCheckpoint:
     `config` is the configuration that it was trained with, with its references to other settings. `weights` are its
     state dict, or None where `source` is a graph, which holds them itself. `card` is what an exported file says of
     itself. `computed` are the values that `config` does not hold, because they would be looked up in the environment of
-    whoever reads them: by dotted key, such as `${oc.env:DATA}` of data_root.
+    the reader: by dotted key, such as `${oc.env:DATA}` of data_root.
     """
 
     source: Path

@@ -345,7 +345,7 @@ def _on_protocols(study: Study, across_protocols: bool) -> Iterator[str]:
             for (split, protocol, several), count in counts.items()
         )
         done = (
-            "They are compared all the same, as across_protocols=true asks: a difference may come from that alone."
+            "They are compared anyway, as across_protocols=true asks: a difference may come from that alone."
             if across_protocols
             else "Only what was evaluated as the baseline was is compared with it. To make runs alike, evaluate their "
             "checkpoints again with python -m vidtrain.evaluate; or say across_protocols=true."

@@ -3,7 +3,7 @@
 A checkpoint, an exported file and a run's folder carry a configuration, and a name in it is enough to call any function
 of any package. So everything here is decided from plain data, before anything that it names is imported: parts are
 what conf/ ships, and layers and optimizers of PyTorch and timm. References to other settings are followed; all that
-OmegaConf would compute (`${oc.env:NAME}`, the environment of whoever reads the file, above all) stays text.
+OmegaConf would compute (`${oc.env:NAME}`, above all the reader's environment) stays text.
 """
 
 import importlib

@@ -131,7 +131,7 @@ def merge(
     """Puts the units together, in the order of the split, and views.json last: from then on the table is complete.
 
     `logits_shape` is [orders, clips, crops, classes]; `names` spells a label. The files are the same, byte for byte,
-    whoever made the units.
+    whichever process made the units.
     """
     places = units_done(folder).values()
     missing, videos, unit_like = [], 0, None

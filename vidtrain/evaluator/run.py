@@ -109,7 +109,7 @@ class Pass:
         return {"read in the environment": found} if found else {}
 
     def about(self, geometry: EvalGeometry) -> dict[str, Any]:
-        """What views.json says of the table, whoever computes it."""
+        """What views.json says of the table, the same on whichever machine it is computed."""
         count, asked = self.cfg.clip.eval_clips, len(range(0, len(self.manifest), self._every))
         names = [f"clip {number + 1} of {count}" for number in range(count)]
         return {
@@ -281,7 +281,7 @@ def refuse_short(work: Pass, dataset: VideoDataset, ranks: Ranks, console: Any) 
             f"{work.split} cannot be judged with {build.frames_text(work.cfg, work.orders[0])}, "
             f"{build.pluralize(work.cfg.clip.eval_clips, 'clip')}:\n  "
             + "\n  ".join(lines + more)
-            + "\nShow them all the same with short_video_policy=repeat_last or wrap"
+            + "\nShow them anyway with short_video_policy=repeat_last or wrap"
         )
 
 

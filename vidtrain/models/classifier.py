@@ -62,7 +62,7 @@ class VideoClassifier(nn.Module):
     """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
 
     `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each
-    clip is judged alone, and whoever evaluates takes the mean. For joint the head attends to the tokens of
+    clip is judged alone, and the evaluation takes the mean. For joint the head attends to the tokens of
     all clips together, so there is one row of logits: [b 1 k].
 
     `published` are the clips that the model's published weights were made for, by keys of `PUBLISHED`. Nothing is

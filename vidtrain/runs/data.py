@@ -1,7 +1,7 @@
 """What the data of a run were when it was started: recorded in its folder, and compared with what is there later.
 
 splits/SPLIT.npz     paths, labels, cuts, sizes and times (vidtrain.data.manifest.split_records)
-data_changes.jsonl   where the run went on with other data all the same: a row a split, with what differed
+data_changes.jsonl   where the run went on with other data anyway: a row a split, with what differed
 """
 
 import json
@@ -54,7 +54,7 @@ def begin(
         raise UserError(
             f"the data are not those that the run in {folder} was started with:\n  {said}\n"
             "Training would go on with other data in mid-run. Put them back, or start a new run (init_from takes the "
-            f"weights of this one); {ALLOW} goes on all the same, and {CHANGES} then says with what"
+            f"weights of this one); {ALLOW} goes on anyway, and {CHANGES} then says with what"
         )
     if differing:
         console.warn(f"the data are not those that the run was started with ({CHANGES} has all):\n  {said}")

@@ -102,7 +102,7 @@ class RunAttempt:
         try:
             return max(last_step(self._folder) or 0, self._step)
         except (OSError, UserError):
-            # the fault that ended the attempt may have damaged its logs; it is recorded all the same
+            # the fault that ended the attempt may have damaged its logs; it is recorded anyway
             return self._step
 
     def status_after(self, signature: str) -> int:

@@ -91,7 +91,7 @@ class LocalLauncher(_VisibleFailures, submitit_launcher.LocalLauncher):
 
 class Queue(SlurmInfoWatcher):
     """How submitit learns how its jobs do: of squeue, where it would ask sacct, which not every cluster has, and where
-    it would wait for ever for a job that was cancelled. A job that has left the queue has ended; one that lost its node
+    it would wait forever for a job that was cancelled. A job that has left the queue has ended; one that lost its node
     or was preempted may go on, and has not. Each trial of a sweep waits in a thread of its own, and all ask here."""
 
     _one: "Queue | None" = None

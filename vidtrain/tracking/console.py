@@ -126,7 +126,7 @@ class LineView:
 
 
 class Console:
-    """Messages, tables and progress on `out`, where names from outside are but text. `clock` gives seconds."""
+    """Messages, tables and progress on `out`, where names from outside are plain text. `clock` gives seconds."""
 
     def __init__(self, out: "rich.console.Console", clock: Callable[[], float] = time.monotonic):
         self._out = out
@@ -241,7 +241,7 @@ STATUS_UNREAD = 141  # what a shell shows of a program that writes to a pipe whi
 
 class PatientStream:
     """`sys.stdout` or `sys.stderr`, which may be a file on a full disk, or what nobody reads any more, such as
-    `| tee log` that was ended: a run goes on without the words. What it records lies in its folder."""
+    `| tee log` that was ended: a run goes on without its messages. What it records lies in its folder."""
 
     def __init__(self, name: str):
         self._name = name
@@ -312,12 +312,13 @@ def as_data(stream: TextIO) -> TextIO:
 
 
 class OneLineNames(logging.Formatter):
-    """Words of a log without the characters that a terminal obeys; a name that goes into them stays on one line."""
+    """Formats log messages without the characters that a terminal obeys; names in them stay on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         named = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
             named.args = tuple(
-                shown(each) if isinstance(each, str | os.PathLike) else each for each in record.args
+                shown(argument) if isinstance(argument, str | os.PathLike) else argument
+                for argument in record.args
             )
         return shown_lines(super().format(named))

@@ -200,7 +200,7 @@ def pack(video: VideoInfo) -> bytes:
 
 
 def unpack(path: str, entry: bytes) -> VideoInfo:
-    """The inverse of `pack`. Raises `ValueError` for what it did not make, whoever did."""
+    """The inverse of `pack`. Raises `ValueError` for what it did not make."""
     try:
         video = _unpacked(path, entry)
         check_entry(video)

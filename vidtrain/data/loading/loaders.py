@@ -1,6 +1,6 @@
 """Batches of the samplers, read ahead by worker processes that may fail without ending the run.
 
-Batches come in the order of the tasks, whoever reads them. What a lost worker owed is read again.
+Batches come in the order of the tasks, whichever worker reads them. What a lost worker had to read is read again.
 """
 
 import queue

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the copies
 # In copies of this one, what was turned, mirrored or has pixels that are not square may be wrong, and times in some
-# containers. They are used all the same, and looked at again when their folder is prepared again
+# containers. They are used anyway, and looked at again when their folder is prepared again
 OLDER_FORMAT = 1
 NAMED = 5  # files that a message names
 AT_A_TIME = 10_000  # sources asked for at once

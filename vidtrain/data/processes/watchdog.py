@@ -2,11 +2,12 @@
 
 Before the first byte of a file is read, a worker notes its path in memory that outlives it, and sets a timer of the
 kernel, whose signal ends the process when the file takes longer than the time limit. That works wherever it hangs,
-inside a C library that holds the interpreter's lock too, and while nobody looks on. Whoever started the worker then
-finds the path in its note.
+also inside a C library that holds the interpreter's lock, and while nobody looks on. The process that started the
+worker then finds the path in its note.
 
-A stopped or frozen process gets no signal. So the note also holds when there was progress last, and whoever waits for
-the worker ends it where that is too long ago. The time limit is one without progress: a long file takes its time.
+A stopped or frozen process gets no signal. So the note also holds when there was progress last, and the process that
+waits for the worker ends it where that is too long ago. The time limit is one without progress: a long file may take
+longer.
 """
 
 import ctypes

@@ -37,24 +37,24 @@ class Logger(Protocol):
     close_seconds: float  # that all that is left may take once the run has ended
 
     def start(self, run: LoggedRun) -> None:
-        """Begin to log, or go on where a run of the same id ended."""
+        """Begins to log, or goes on where a run of the same id ended."""
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None: ...
 
     def image(self, name: str, path: Path, step: int) -> None: ...
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """Keep a checkpoint file, if the logger was asked to."""
+        """Keeps a checkpoint file, if the logger was asked to."""
 
     def summary(self, values: Mapping[str, Any]) -> None: ...
 
     def close(self, status: str) -> str | None:
-        """End the run. `status` is "finished" for one that reached its end, else any other word. Returns how to look
+        """Ends the run. `status` is "finished" for one that reached its end, else any other word. Returns how to look
         at what was logged."""
 
 
 def require_packages(names: Sequence[str], option: str, extra: str) -> None:
-    """Raise UserError where a package of `names` is not installed."""
+    """Raises UserError where a package of `names` is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"logger={option} needs {', '.join(missing)}: {install_hint(extra)}")

@@ -44,7 +44,7 @@ class MlflowLogger:
         self.tags = dict(self.tags or {})  # plain, as it goes to another process
 
     def start(self, run: LoggedRun) -> None:
-        """Begin an MLflow run, or go on with the one of the same run id."""
+        """Begins an MLflow run, or goes on with the one of the same run id."""
         # a server that does not answer is given up soon; the defaults add up to many minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")

@@ -1,6 +1,6 @@
 """Loggers in processes of their own: whatever they do there, the run that they show goes on.
 
-A process and not a thread, because a service that was stopped hangs its caller for ever, also at the interpreter's
+A process and not a thread, because a service that was stopped hangs its caller forever, also at the interpreter's
 exit; because a process can be ended; because the interpreter's lock is not shared; and because data workers may be
 forked at any time, which threads that hold locks make unsafe.
 """

@@ -23,7 +23,7 @@ class TensorBoardLogger:
         require_packages(["tensorboard"], "tensorboard", "tensorboard")
 
     def start(self, run: LoggedRun) -> None:
-        """Open a new event file. Of what earlier attempts wrote, TensorBoard then hides the steps that come again."""
+        """Opens a new event file. TensorBoard then hides the steps of earlier attempts that come again."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

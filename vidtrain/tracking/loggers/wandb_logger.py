@@ -57,7 +57,7 @@ class WandbLogger:
         self.close_seconds = FINISH_TIMEOUT_S if self.mode == "online" else OFFLINE_CLOSE_S
 
     def start(self, run: LoggedRun) -> None:
-        """Begin the W&B run, or go on with it. Raises UserError where online has no usable key."""
+        """Begins the W&B run, or goes on with it. Raises UserError where online has no usable key."""
         self._folder = run.folder / "wandb"
         self._folder.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
         os.environ["WANDB_DATA_DIR"] = str(self._folder)  # where artifacts wait for `wandb sync`
@@ -152,7 +152,7 @@ def read_steps(folder: Path, start: int) -> dict[str, int]:
 
 
 def require_key() -> None:
-    """Raise UserError where W&B would have to ask for a key: on a terminal it waits for it for ever."""
+    """Raises UserError where W&B would have to ask for a key: on a terminal it waits for one forever."""
     import wandb
 
     settings = wandb.setup().settings
@@ -163,7 +163,7 @@ def require_key() -> None:
 
 
 def end_service() -> None:
-    """Let go of W&B's service process, so that the next run starts a new one."""
+    """Ends W&B's service process, so that the next run starts a new one."""
     import wandb
 
     with suppress(Exception):  # it is given up for a failure that has been reported
