@@ -102,7 +102,7 @@ def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence], below: 
 
 
 def resume_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line of vidtrain.train that goes on with a sweep: that which is stored, then what is said now.
+    """The command line of vidtrain.train that goes on with a sweep: the stored one, then what this command line adds.
 
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
     to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.

@@ -43,7 +43,7 @@ class LoadedCheckpoint:
     def check_computed(self, used: Sequence[str], options: Mapping[str, str], cfg: DictConfig) -> None:
         """Raises `UserError` where what is `used` of the configuration would be looked up in this environment.
 
-        `options` are those of the program, with the key that each sets; what is said in `cfg` needs no looking up.
+        `options` are those of the program, with the key that each sets; what `cfg` sets needs no looking up.
         """
         said = [key for option, key in options.items() if cfg[option] is not None]
         lines = [

@@ -103,8 +103,8 @@ def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None
 
 
 def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
-    """Of a checkpoint that may be from elsewhere: raises `UserError` where its dataset would be made in a place that
-    nobody chose here. One that is there already is read; below the data root that was said, or the usual one, it is
+    """Raises `UserError` where the dataset of a checkpoint, which may be from elsewhere, would be made in a place that
+    nobody chose here. One that exists is read; below the data root of this command line, or the usual one, it is
     made."""
     chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
     for path, node in components(cfg.dataset.source, "dataset.source"):

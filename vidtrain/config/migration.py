@@ -55,8 +55,8 @@ def _target(node: DictConfig) -> str:
 def defaults_of(config: DictConfig, known: Collection[str] = ()) -> dict[str, Any]:
     """What the components of a configuration take for the arguments that it leaves out, by dotted key.
 
-    So that two configurations can be compared of which one was written before an argument was added to conf/. Of
-    components that are neither this package's nor `known` nothing is said: a name in a file must not import anything.
+    So two configurations can be compared, of which one was written before an argument was added to conf/. Components
+    that are neither this package's nor `known` are left out: a name in a file must not import anything.
     """
     found = {}
     for path, node in components(config):

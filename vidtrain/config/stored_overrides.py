@@ -47,9 +47,10 @@ def overrides_of(record: Any, source: str) -> list[str]:
 def check_stored(
     taken: Sequence[str], source: str, command: str, hydra: bool = False, said: Collection[str] = ()
 ) -> None:
-    """Raises `UserError` for overrides that must not be taken from the file `source`, unless they are `said` too.
+    """Raises `UserError` for overrides that must not be taken from the file `source`, unless they are also in `said`,
+    those of this command line.
 
-    `command` is the command line to say them with; `hydra` tells whether settings of Hydra's may be among them.
+    `command` is the command line to repeat them on; `hydra` tells whether settings of Hydra's may be among them.
     """
     refused = [each for each in taken if each not in said and not may_be_taken(each, hydra)]
     if refused:
@@ -71,7 +72,7 @@ def may_be_taken(override: str, hydra: bool = False) -> bool:
     except HydraException:
         return False
     key = parsed.key_or_group
-    if key == "run_dir":  # where to write is said now, or is a place in the sweep
+    if key == "run_dir":  # this command line says where to write, or the sweep does
         return False
     own = f"{key}@{parsed.package or ''}"
     if "hydra" in re.split(r"\W", own):

@@ -99,7 +99,7 @@ def spread_evenly(count: int, most: int) -> list[int]:
 def save_png(figure: Figure, path: Path) -> None:
     """Written beside and renamed, as a reader may look at any time.
 
-    Names are drawn in any script; what no font here has is said in NAME_names.txt beside the picture. A figure too
+    Names are drawn in any script; what no font here has is spelled in NAME_names.txt beside the picture. A figure too
     large for memory is drawn less finely.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,7 +292,7 @@ def _columns(character: str) -> int:
 def prepare(figure: Figure) -> Legend:
     """Every text of a figure as it can be drawn, in fonts that have it, and taken literally: a $ begins no formula.
 
-    What has got a number is said below the picture; the caller writes the legend.
+    A note below the picture says which texts became numbers; the caller writes the legend.
     """
     legend = Legend()
     axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]

@@ -123,7 +123,7 @@ def _folder_in(arguments: Sequence[str]) -> Path | None:
 
 
 def _replaces(said: str, stored: str) -> bool:
-    """Whether what is said now stands in place of what is stored."""
+    """Whether an override of this command line replaces a stored one."""
     keys = [each.lstrip("+~").partition("=")[0] for each in (said, stored)]
     # a key that is only there because it was added can be set, but not without adding it
     return keys[0] == keys[1] and (said.startswith("+") or not stored.startswith("+"))

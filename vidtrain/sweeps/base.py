@@ -77,7 +77,7 @@ class TrialSweeper(Sweeper):
     def _sweep(self, arguments: Sequence[str]) -> bool:
         """Whether a trial failed."""
         parsed = OverridesParser.create(self._context.config_loader).parse_overrides(list(arguments))
-        given = {each.get_key_element(): each for each in parsed}  # what is said again counts
+        given = {each.get_key_element(): each for each in parsed}  # the last of a key counts
         if "run_dir" in given:
             raise UserError(
                 "run_dir gives all trials of a sweep one folder; name the sweep's with hydra.sweep.dir="
@@ -109,7 +109,7 @@ class TrialSweeper(Sweeper):
         return self._close()
 
     def _open(self, first: DictConfig) -> SweepRecord:
-        """The record of this sweep: a new one, or that in the folder with what is said now."""
+        """The record of this sweep: a new one, or that in the folder with what this command line changes."""
         from vidtrain.evaluation.metrics import DIRECTIONS
 
         overrides, choices = self._config.hydra.overrides, self._config.hydra.runtime.choices

@@ -142,7 +142,7 @@ def tell(study: optuna.Study, number: int, objective: float | None, status: str)
 class Pruning:
     """A trial's side of a study: reports each validation, and asks whether to go on.
 
-    A storage that cannot be reached ends no training: it is said once, and the trial goes on to its end.
+    A storage that cannot be reached ends no training: a warning says so once, and the trial goes on to its end.
     """
 
     def __init__(self, number: int, how: Mapping[str, Any], validations: int, console: Any):

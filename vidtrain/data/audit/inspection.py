@@ -123,7 +123,7 @@ def inspect_video(
 
 
 def _inspection(path: str, info: VideoInfo, seen: Seen, refused: int, thumbnails: Path | None) -> Inspection:
-    """What is said of a file that can be read, but for `refused` of its frames."""
+    """The report on a file that can be read, except for `refused` of its frames."""
     signature = sign(np.stack(seen.pictures))
     rate, duration = _rate_and_duration(info, seen)
     issues = [

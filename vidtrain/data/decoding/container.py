@@ -3,7 +3,7 @@
 A file of a few kilobytes can say that its pictures take gigabytes. FFmpeg's decoders refuse larger pictures before they
 allocate any, where they are told so; what a file says of itself is looked at before any decoder is opened.
 
-Of frames that they could not make out, decoders say so, some in the log alone. Such frames are made up, and nobody
+Decoders report frames that they could not decode, some of them only in the log. They make such frames up, and nobody
 should see them.
 """
 
@@ -33,8 +33,9 @@ PADDING = 1 << 16
 IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # how they begin
 OPENING = {"metadata_errors": "ignore"}
 TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")  # libavutil's words
-# Decoders that set no mark on a frame that they could not make out: they only say so in their log. What those of
-# UNMARKING say of NOT_PIXELS is not about the picture; of what those of OF_PIXELS say, these words are.
+# Decoders that set no mark on a frame that they could not decode, and only report it in their log. A message of those
+# in UNMARKING is about the picture unless it holds a word of NOT_PIXELS; one of those in OF_PIXELS if it holds one of
+# theirs.
 UNMARKING = ("hevc", "vvc")
 NOT_PIXELS = ("SEI", "VUI", "VPS")
 OF_PIXELS = {"mjpeg": ("overread", "error y=", "error count")}
@@ -158,7 +159,7 @@ def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
     """What FFmpeg logs as an error meanwhile, as (level, who, words)."""
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # else what was said of one file would not be said of the next one
+    av.logging.set_skip_repeated(False)  # else a message on one file would not be repeated for the next one
     try:
         with av.logging.Capture(local=True) as log:
             yield log
@@ -182,7 +183,7 @@ def listened(decoder: av.CodecContext, packet: av.Packet | None) -> tuple[list[a
 
 
 def damage_error(path: str, first: int, count: int = 1) -> DecodeError:
-    """What is said of `count` wanted frames, of which `first` is the first, that the decoder made up."""
+    """The error for `count` wanted frames, beginning at `first`, that the decoder made up."""
     which = f"frame {first} is" if count == 1 else f"{count} wanted frames, from frame {first} on, are"
     return DecodeError(path, f"{which} damaged: the decoder made up what it could not read")
 

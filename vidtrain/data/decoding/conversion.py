@@ -201,14 +201,14 @@ def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
 
 
 def allow_gather(allowed: bool) -> bool:
-    """Whether swscale may gather in what it sets up from here on, in all of this process.
+    """Sets whether swscale may gather in what it sets up from here on, in all of this process.
 
     swscale has two ways to shrink a row, which give the same bits: by AVX2's gather instructions, or by plain loads. It
     gathers, unless FFmpeg holds a processor's gathers for slow, as it does with AMD's up to Zen 3 only. They are slow
     on later ones as well, and on most of Intel's since the microcode against Gather Data Sampling; elsewhere there is
     little between the two. On Zen 5 a box of 720 x 720 took twice as long with them (experiments/benchmarks/decoding).
 
-    Returns False where that cannot be said, and nothing is changed: on processors other than x86-64, and where
+    Returns False where that cannot be set, and nothing is changed: on processors other than x86-64, and where
     libavutil's functions are not found.
     """
     if platform.machine() not in ("x86_64", "AMD64"):

@@ -89,7 +89,7 @@ def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
 
 
 def size_error(path: str, index: int, shape: tuple[int, int], width: int, height: int) -> DecodeError:
-    """What is said where frames of another size than the first one's, `shape`, are refused."""
+    """The error for a frame whose size differs from that of the first, `shape`."""
     sizes = f"from {shape[0]}x{shape[1]} to {width}x{height}"
     return DecodeError(
         path,

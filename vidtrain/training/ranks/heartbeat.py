@@ -1,8 +1,8 @@
 """Ranks that watch over each other, so that none waits for one that has gone.
 
 Every rank counts up a beat of its own in the store where the ranks have met. Rank 0 looks at all of them, the others
-at rank 0. A rank that fails leaves its verdict there, as does one that misses another's beat, and every rank ends with the
-first verdict. That works wherever the main thread is, in a collective too.
+at rank 0. A rank that fails leaves its verdict there, as does one that misses another's beat, and every rank ends with
+the first verdict. It holds wherever the main thread is, in a collective too.
 """
 
 import _thread
