@@ -122,6 +122,11 @@ def test_integers_as_names(listing):
 def test_group_pattern(listing):
     found = train(listing("x/v_g01_c1.mp4,run\nx/v_g02_c1.mp4,run\n", "g03_,run\n", group_pattern=r"g(\d+)_"))
     assert [record.group for record in found] == ["01", "02"]
+    # it says more than a column does that nobody asked for
+    headed = listing(
+        "path,label,group\na_1.mp4,jump,x\nb_2.mp4,run,x\n", "o_1.mp4,run\n", group_pattern=r"_(\d)"
+    )
+    assert [record.group for record in train(headed)] == ["1", "2"]
 
 
 def test_folders_of_images(listing):

@@ -95,15 +95,13 @@ class TestPairs:
     def test_motion_is_what_the_name_says(self, pair):
         times = np.linspace(-0.5, 0.5, 32)
         for draw in range(200):
-            paths = PAIRS[pair](np.random.default_rng(draw), times)
-            x, y = (np.array([getattr(path, axis) for path in paths]) for axis in ("x", "y"))
-            radius = paths[0].radius
-            opacity = np.broadcast_to(paths[0].opacity, 32)
-            heading = np.unwrap(np.arctan2(np.diff(y[0]), np.diff(x[0])))
+            track = PAIRS[pair](np.random.default_rng(draw), times)
+            x, y, radius, opacity = track.x, track.y, track.radius, np.broadcast_to(track.opacity, 32)
+            heading = np.unwrap(np.arctan2(np.diff(y), np.diff(x)))
             # over any 16 frames in a row, in pixels or in parts
             change = {
-                "move_right": (x[0, 15:] - x[0, :-15]) / 10,
-                "move_down": (y[0, 15:] - y[0, :-15]) / 10,
+                "move_right": (x[15:] - x[:-15]) / 10,
+                "move_down": (y[15:] - y[:-15]) / 10,
                 "turn_clockwise": (heading[15:] - heading[:-15]) / 1,
                 "grow": (radius[15:] / radius[:-15] - 1) / 0.4,
                 "appear": (opacity[15:] - opacity[:-15]) / 0.3,
@@ -116,13 +114,11 @@ class TestPairs:
         """What a frame shows is distributed alike in both classes at the middle of the video."""
         times = np.linspace(-0.5, 0.5, 32)
         draws = [PAIRS[pair](np.random.default_rng(draw), times) for draw in range(400)]
-        for values in (
-            np.array([[path.x, path.y, path.radius] for path in paths]) for paths in zip(*draws, strict=True)
-        ):
-            forward, backward = values[..., 16], values[..., 15]
-            spread = values[..., 16].std(axis=0) + 1e-6
-            # half a frame off the middle, on either side
-            assert (abs(forward.mean(axis=0) - backward.mean(axis=0)) / spread < 0.4).all()
+        values = np.array([[track.x, track.y, track.radius] for track in draws])
+        forward, backward = values[..., 16], values[..., 15]
+        spread = values[..., 16].std(axis=0) + 1e-6
+        # half a frame off the middle, on either side
+        assert (abs(forward.mean(axis=0) - backward.mean(axis=0)) / spread < 0.4).all()
 
 
 def test_shapes_are_visible_and_varied():

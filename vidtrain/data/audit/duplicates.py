@@ -117,22 +117,22 @@ def distance(first: Signature, second: Signature) -> tuple[float, float]:
 def _fit(bits: np.ndarray, colors: np.ndarray, other_colors: np.ndarray) -> tuple[float, float]:
     """How the frames of the rows fit into those of the columns."""
     nearest = bits.argmin(axis=1)
-    found = bits[np.arange(len(bits)), nearest]
-    half = np.argsort(found, kind="stable")[: (len(found) + 1) // 2]
+    least = bits.min(axis=1)
+    half = np.argsort(least, kind="stable")[: (len(least) + 1) // 2]
     apart = np.abs(colors[half].astype(np.int16) - other_colors[nearest[half]])
-    return float(found[half].mean()), float(apart.mean())
+    return float(least[half].mean()), float(apart.mean())
 
 
 def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
     """Pairs of videos of which two frames are close, the lower index first, each once."""
     count = len(hashes)
-    videos = np.repeat(np.arange(count, dtype=np.uint64), [len(each) for each in hashes])
+    videos = np.repeat(np.arange(count, dtype=np.uint64), list(map(len, hashes)))
     if not len(videos):
         return
     values, videos = np.unique(np.stack([np.concatenate(hashes), videos]), axis=1)
     videos = videos.astype(np.int64)
     # a pair is one number: a set of tuples takes twenty times the memory
-    found = [np.zeros(0, dtype=np.int64)]
+    pairs = [np.zeros(0, dtype=np.int64)]
     for band in range(BANDS):
         keys = (values >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(keys, kind="stable")
@@ -142,8 +142,8 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
                 close &= videos[rows][:, None] < videos[bucket][None]
                 one, other = np.nonzero(close)
                 if len(one):
-                    found.append(np.unique(videos[rows[one]] * count + videos[bucket[other]]))
-    for pair in np.unique(np.concatenate(found)):
+                    pairs.append(np.unique(videos[rows[one]] * count + videos[bucket[other]]))
+    for pair in np.unique(np.concatenate(pairs)):
         yield divmod(int(pair), count)
 
 
@@ -167,16 +167,15 @@ def clusters(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Sets of two or more of `count` things that `pairs` link, directly or by way of others."""
     parents = list(range(count))
 
-    def root(each: int) -> int:
-        while parents[each] != each:
-            parents[each] = parents[parents[each]]
-            each = parents[each]
-        return each
+    def root(thing: int) -> int:
+        while parents[thing] != thing:
+            parents[thing] = thing = parents[parents[thing]]
+        return thing
 
     for first, second in pairs:
         low, high = sorted((root(first), root(second)))
         parents[high] = low
     members: dict[int, list[int]] = {}
-    for each in range(count):
-        members.setdefault(root(each), []).append(each)
-    return [each for each in members.values() if len(each) > 1]
+    for thing in range(count):
+        members.setdefault(root(thing), []).append(thing)
+    return [linked for linked in members.values() if len(linked) > 1]

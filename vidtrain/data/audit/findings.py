@@ -192,16 +192,16 @@ class Shortcut:
 def attributes(inspections: Sequence[Inspection]) -> dict[str, list[str]]:
     """By attribute, the value of every file; quantities in bins of equal shares."""
     return {
-        "frame rate": [f"{each.rate:.2f}/s" for each in inspections],
-        "frame size": [f"{each.width}x{each.height}" for each in inspections],
-        "duration": _binned([each.duration for each in inspections], 1.0, "s"),
-        "file size": _binned([each.size for each in inspections], 1e3, "kB"),
-        "bit rate": _binned([8 * each.size / (each.duration or 1.0) for each in inspections], 1e3, "kb/s"),
-        "codec": [each.codec for each in inspections],
-        "pixel format": [each.pixel_format for each in inspections],
-        "container": [each.container for each in inspections],
-        "audio": ["with audio" if each.audio else "no audio" for each in inspections],
-        "rotation": ["mirrored, " * each.mirrored + f"rotated by {each.rotation}" for each in inspections],
+        "frame rate": [f"{file.rate:.2f}/s" for file in inspections],
+        "frame size": [f"{file.width}x{file.height}" for file in inspections],
+        "duration": _binned([file.duration for file in inspections], 1.0, "s"),
+        "file size": _binned([file.size for file in inspections], 1e3, "kB"),
+        "bit rate": _binned([8 * file.size / (file.duration or 1.0) for file in inspections], 1e3, "kb/s"),
+        "codec": [file.codec for file in inspections],
+        "pixel format": [file.pixel_format for file in inspections],
+        "container": [file.container for file in inspections],
+        "audio": ["with audio" if file.audio else "no audio" for file in inspections],
+        "rotation": ["mirrored, " * file.mirrored + f"rotated by {file.rotation}" for file in inspections],
     }
 
 
@@ -209,7 +209,7 @@ def _binned(values: Sequence[float], unit: float, name: str) -> list[str]:
     scaled = np.array(values) / unit
     edges = np.unique(np.quantile(scaled, np.linspace(0, 1, BINS + 1)))
     bins = np.clip(np.searchsorted(edges, scaled, side="right") - 1, 0, max(0, len(edges) - 2))
-    return [f"{edges[each]:.4g} to {edges[min(each + 1, len(edges) - 1)]:.4g} {name}" for each in bins]
+    return [f"{edges[low]:.4g} to {edges[min(low + 1, len(edges) - 1)]:.4g} {name}" for low in bins]
 
 
 def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0) -> list[Shortcut]:
@@ -224,8 +224,8 @@ def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0)
     labels = np.array([number[entry.classes[0]] for entry in known])
     groups = np.unique([entry.group for entry in known], return_inverse=True)[1]
     table = attributes([inspections[entry.path] for entry in known])
-    found = [_shortcut(name, values, labels, groups, names, seed) for name, values in table.items()]
-    return sorted(found, key=lambda each: -each.gain)
+    told = [_shortcut(name, values, labels, groups, names, seed) for name, values in table.items()]
+    return sorted(told, key=lambda shortcut: -shortcut.gain)
 
 
 def _shortcut(
@@ -239,7 +239,7 @@ def _shortcut(
     for _ in range(HALVINGS):
         half = _half(labels, groups, rng)
         for learn in (half, ~half):
-            most = np.bincount(labels[learn], minlength=len(names)).argmax()
+            most = int(np.bincount(labels[learn], minlength=len(names)).argmax())
             pairs, counts = _pairs(codes[learn], labels[learn], len(names))
             guess = _most_common_class(pairs, counts, len(spelled), len(names), most)
             hits.append((guess[codes[~learn]] == labels[~learn]).sum())
@@ -288,10 +288,10 @@ def _most_common_class(
 ) -> np.ndarray:
     """The most common class [values] with each value, of equal ones the first; `otherwise` of a value not seen."""
     values, classes = np.divmod(pairs, num_classes)
-    found = np.full(num_values, otherwise)
+    most_common = np.full(num_values, otherwise)
     rarest_first = np.lexsort((-classes, counts))  # what is written last stays
-    found[values[rarest_first]] = classes[rarest_first]
-    return found
+    most_common[values[rarest_first]] = classes[rarest_first]
+    return most_common
 
 
 def _giveaways(
@@ -302,9 +302,9 @@ def _giveaways(
     of_class = counts / by_class[classes]
     of_value = counts / np.bincount(values, counts)[values]
     lift = of_value / (by_class[classes] / counts.sum())
-    found = [
+    giveaways = [
         Giveaway(names[c], str(spelled[v]), float(of_class[row]), float(of_value[row]), float(lift[row]))
         for row, (v, c) in enumerate(zip(values, classes, strict=True))
         if of_class[row] >= MOST_OF_CLASS and lift[row] >= LIFT
     ]
-    return tuple(sorted(found, key=lambda each: (-each.lift * each.of_class, each.name)))
+    return tuple(sorted(giveaways, key=lambda giveaway: (-giveaway.lift * giveaway.of_class, giveaway.name)))

@@ -106,8 +106,8 @@ def inspect_video(
             known = _index(index, max_pixels)
             info = known.info(path) if frame_rate is None else probe_images(path, frame_rate, max_pixels)
         except DecodeError as error:
-            told = not log or "data.max_pixels" in error.cause  # in words that name the setting
-            cause = _joined(error.cause, "" if told else log[0][2].strip(" .\n"))
+            names_setting = "data.max_pixels" in error.cause
+            cause = _joined(error.cause, log[0][2].strip(" .\n") if log and not names_setting else "")
             return _unreadable(path, cause, thumbnails, max_pixels)
     try:
         seen = decode_all(info)

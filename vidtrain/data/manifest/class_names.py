@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8
@@ -40,20 +40,24 @@ def spelled(names: Sequence[str]) -> list[str]:
 
 def spelled_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Class names that were stored, in one spelling; as they are where two would become one."""
-    given = tuple(names)
-    found = tuple(map(one_spelling, given))
-    return found if len(set(found)) == len(set(given)) else given
+    stored = tuple(names)
+    spellings = tuple(map(one_spelling, stored))
+    return spellings if len(set(spellings)) == len(set(stored)) else stored
 
 
 def spelled_list(names: Sequence[str], where: object) -> tuple[str, ...]:
     """A list of classes in one spelling. Raises `UserError` where two of them become one, or one is no UTF-8."""
     check_text(names, where)
-    first_with: dict[str, str] = {}
-    for name in names:
-        other = first_with.setdefault(one_spelling(name), name)
-        if other != name:
-            raise UserError(f"{where} names one class in two spellings: {tell_apart(other, name)}")
+    for pair in _alike(names, one_spelling):
+        raise UserError(f"{where} names one class in two spellings: {tell_apart(*pair)}")
     return tuple(map(one_spelling, names))
+
+
+def _alike(names: Iterable[str], key: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Pairs of different names that have the same `key`."""
+    first_with: dict[str, str] = {}
+    firsts = ((first_with.setdefault(key(name), name), name) for name in names)
+    return [(first, name) for first, name in firsts if first != name]
 
 
 def check_text(names: Iterable[str], where: object) -> None:
@@ -76,12 +80,7 @@ def check_appearance(names: Iterable[str], where: str) -> None:
     names = tuple(names)
     if "".join(names).isascii() and not any("  " in name or not name.isprintable() for name in names):
         return
-    first_with: dict[str, str] = {}
-    pairs = []
-    for name in names:
-        other = first_with.setdefault(appearance(name), name)
-        if other != name:
-            pairs.append(tell_apart(other, name))
+    pairs = [tell_apart(*pair) for pair in _alike(names, appearance)]
     if pairs:
         more = f"; and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
         raise UserError(
@@ -106,11 +105,9 @@ def describe_alike(some: Iterable[str], others: Iterable[str]) -> str:
     """Which of `some` look like one of `others`, with what tells them apart, to follow a message; "" for none."""
     known = LookAlikes(others)
     pairs = [pair for pair in map(known.describe, some) if pair is not None]
-    return (
-        f"; they look alike but are spelled with other code points: {'; '.join(pairs[:NAMED])}"
-        if pairs
-        else ""
-    )
+    if not pairs:
+        return ""
+    return f"; they look alike but are spelled with other code points: {'; '.join(pairs[:NAMED])}"
 
 
 def tell_apart(one: str, other: str) -> str:

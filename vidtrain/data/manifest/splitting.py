@@ -218,6 +218,11 @@ class GroupPattern:
         return [group for _, group in groups if group is not None]
 
 
+def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
+    """The groups of names by a `GroupPattern`; None without one. Raises `UserError` as that does, even of no names."""
+    return None if pattern is None else GroupPattern(pattern).groups(names)
+
+
 # --- what no dataset may be -------------------------------------------------------------------------------
 
 

@@ -26,7 +26,8 @@ import numpy as np
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.prepared.reencode import TEMPORARY, EncodeSettings, Made
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import csv_text, masked, shown
+from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+from vidtrain.files.escaping import csv_text, shown
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +76,8 @@ class PreparedCopy:
         facts = _facts(folder)
         if facts is None:
             others = sorted(path.parent.name for path in folder.parent.glob("*/prepared.json"))
-            raise UserError(
-                f"no prepared copy {folder.name} in {folder.parent}; "
-                + (
-                    f"there are: {', '.join(others)}"
-                    if others
-                    else "make one with python -m vidtrain.prepare"
-                )
-            )
+            hint = f"there are: {', '.join(others)}" if others else "make one with python -m vidtrain.prepare"
+            raise UserError(f"no prepared copy {folder.name} in {folder.parent}; {hint}")
         try:
             settings = EncodeSettings(**facts["settings"])
         except TypeError as error:
@@ -132,8 +127,9 @@ class PreparedCopy:
         return waiting
 
     def _stands(self, source: str, entry: Entry) -> bool:
+        copy = signature(str(self.target(source)))
         same = signature(source) in ((entry.source_bytes, entry.modified), None)
-        return same and _size(self.target(source)) == entry.made.bytes
+        return same and copy is not None and copy[0] == entry.made.bytes
 
     def finish(self, sources: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
         """Writes prepared.json and unreadable.csv over `sources`, all recorded.
@@ -151,8 +147,7 @@ class PreparedCopy:
             "bytes": sum(entry.made.bytes for entry in prepared),
         }
         text = csv_text([("path", "cause"), *unreadable])
-        # a path may be no UTF-8: its bytes are kept
-        (self.folder / "unreadable.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_text_atomic(self.folder / "unreadable.csv", text)
         self._write_facts({"complete": True, **counts})
         return counts, unreadable
 
@@ -220,24 +215,23 @@ class PreparedCopy:
                     f" WHERE settings IN (?, ?) AND source IN ({', '.join('?' * len(names))})",
                     (self._key, self._older_key, *names),
                 )
-                found = {
+                entries = {
                     row[0]: Entry(row[1], row[2], Made(*row[3:6]), row[6] == self._older_key) for row in rows
                 }
                 for source, name in zip(chunk, names, strict=True):
-                    yield source, found[name] if name in found else None
+                    yield source, entries[name] if name in entries else None
 
     def _write_facts(self, more: dict[str, Any]) -> None:
+        libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
         facts = {
             "format": FORMAT,
             "root": self.root,
             "settings": self._stated,
             "command": self.command,
-            "versions": {"av": av.__version__, **{k: _dotted(v) for k, v in av.library_versions.items()}},
+            "versions": {"av": av.__version__, **libraries},
             **more,
         }
-        temporary = self.folder / f".prepared.json{TEMPORARY}"
-        temporary.write_text(masked(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "prepared.json")
+        write_json_atomic(self.folder / "prepared.json", facts)
 
 
 def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
@@ -248,28 +242,15 @@ def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
 def signature(source: str) -> tuple[int, int] | None:
     """Bytes and time of modification (ns) of a file; of a folder of images their sum and the latest. None: gone."""
     try:
-        if not os.path.isdir(source):
-            status = os.stat(source)
-            return status.st_size, status.st_mtime_ns
-        with os.scandir(source) as entries:
-            statuses = [entry.stat() for entry in entries]
+        if os.path.isdir(source):
+            with os.scandir(source) as entries:
+                statuses = [entry.stat() for entry in entries]
+        else:
+            statuses = [os.stat(source)]
     except OSError:
         return None
-    return (
-        sum(status.st_size for status in statuses),
-        max((status.st_mtime_ns for status in statuses), default=0),
-    )
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
+    latest = max((status.st_mtime_ns for status in statuses), default=0)
+    return sum(status.st_size for status in statuses), latest
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
@@ -278,12 +259,12 @@ def _facts(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: facts[key] for key in ("root", "settings", "command")}
+        known = {key: facts[key] for key in ("root", "settings", "command")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
-    if [type(each) for each in found.values()] != [str, dict, str]:
+    if list(map(type, known.values())) != [str, dict, str]:
         raise _damaged(path, TypeError("root and command are text, and settings a mapping"))
-    return found
+    return known
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

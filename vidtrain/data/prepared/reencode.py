@@ -241,7 +241,7 @@ def _codec_options(settings: EncodeSettings) -> dict[str, str]:
 def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
     """All frames in order, as many as `video` says and at its times; raises `DecodeError` where they are not."""
     times: list[int | None] = []
-    for frame in _images(video) if video.images else _in_order(video):
+    for frame in _decoded(video):
         if len(times) == video.num_frames:
             raise DecodeError(video.path, f"it holds more than the {video.num_frames} frames found at first")
         times.append(None if video.images else frame.pts)
@@ -257,12 +257,10 @@ def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
         raise DecodeError(video.path, "its frames do not come at the times that its packets say")
 
 
-def _images(video: VideoInfo) -> Iterator[av.VideoFrame]:
-    for path in video.images:
-        yield sound_image(path, video.max_pixels)
-
-
-def _in_order(video: VideoInfo) -> Iterator[av.VideoFrame]:
+def _decoded(video: VideoInfo) -> Iterator[av.VideoFrame]:
+    if video.images:
+        yield from (sound_image(path, video.max_pixels) for path in video.images)
+        return
     for index, (frame, made_up) in enumerate(frames_in_order(video.path, video.max_pixels)):
         if made_up:
             raise damage_error(video.path, index)

@@ -11,7 +11,7 @@ from vidtrain.data.decoding.metadata import check_frame_rate
 from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.splitting import SPLITS, GroupPattern, check_splits, shares_of, split_manifest
+from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
 from vidtrain.data.sources.tables import Faults, read_json, read_table
 from vidtrain.errors import UserError
@@ -54,8 +54,7 @@ class ClassFolders:
     def __post_init__(self) -> None:
         if self.split is not None:
             shares_of(self.split)
-        if self.group_pattern is not None:
-            GroupPattern(self.group_pattern)
+        groups_by(self.group_pattern, [])
 
     def manifests(self) -> dict[str, Manifest]:
         if self.split is not None:
@@ -92,11 +91,12 @@ class ClassFolders:
                 f"no videos in {folder} for {', '.join(map(shown, empty))}; "
                 f"looked for {' '.join(self.suffixes)}; {self._layout()}"
             )
-        pattern = None if self.group_pattern is None else GroupPattern(self.group_pattern)
         builder = ColumnsBuilder()
         for label, paths in enumerate(by_class.values()):
-            names = [os.path.relpath(path, self.root) for path in paths] if pattern else []
-            builder.extend(paths, [label] * len(paths), pattern.groups(names) if pattern else None)
+            names = (
+                [os.path.relpath(path, self.root) for path in paths] if self.group_pattern is not None else []
+            )
+            builder.extend(paths, [label] * len(paths), groups_by(self.group_pattern, names))
         return Manifest(builder.build(), tuple(by_class))
 
     def _videos(self, folder: Path, split: str | None) -> dict[str, list[str]]:
@@ -238,8 +238,7 @@ class FrameFolders:
                 "take it back"
             )
         shares_of(self.split)
-        if self.group_pattern is not None:
-            GroupPattern(self.group_pattern)
+        groups_by(self.group_pattern, [])
 
     def manifests(self) -> dict[str, Manifest]:
         if self.annotations is None:
@@ -264,10 +263,10 @@ class FrameFolders:
         labels, faults = LabelReader("names", self.classes, None), Faults(path)
         numbers, _ = labels.read(texts, lambda place, why: faults.add(kept[place][0], why))
         faults.raise_if_any()
-        if self.group_pattern is not None:
-            groups = GroupPattern(self.group_pattern).groups(names)
         builder = ColumnsBuilder()
-        builder.extend(list(map(self._folder, names)), numbers, groups)
+        builder.extend(
+            list(map(self._folder, names)), numbers, groups_by(self.group_pattern, names) or groups
+        )
         return Manifest(*labels.settle(builder.build()), self.frame_rate)
 
     def _annotated(self, path: Path) -> dict[str, Manifest]:

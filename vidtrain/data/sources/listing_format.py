@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from vidtrain.data.decoding.metadata import check_frame_rate
-from vidtrain.data.manifest.splitting import GroupPattern
+from vidtrain.data.manifest.splitting import groups_by
 from vidtrain.data.sources.folders import SUFFIXES
 from vidtrain.data.sources.labels import LabelReader, is_integer
 from vidtrain.data.sources.tables import DELIMITERS, LAST_SPACE, fields_of, numbered_lines
@@ -74,8 +74,7 @@ class ListingFormat:
             raise UserError(
                 "dataset.source.group_column and dataset.source.group_pattern are both given; take one of them back"
             )
-        if self.group_pattern is not None:
-            GroupPattern(self.group_pattern)
+        groups_by(self.group_pattern, [])
         LabelReader(self.label_kind, None, self.label_separator)  # refuses what is no kind or separator
 
     def label_reader(self) -> LabelReader:
@@ -135,7 +134,9 @@ def recognize(path: Path, layout: ListingFormat) -> Table:
             f"{spaces if cut.delimiter == ' ' else ''}. {line_1}"
         )
     names = [name.strip() for name in rows[0]] if header else None
-    places = {name: _place(path, name, asked, names, cut.width) for name, asked in layout.columns.items()}
+    places = {
+        which: _place(path, which, column, names, cut.width) for which, column in layout.columns.items()
+    }
     return Table(cut, header, {name: place for name, place in places.items() if place is not None})
 
 
@@ -148,8 +149,8 @@ def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, questio
     words = {field.strip().lower() for field in rows[0]}
     if words & set(PATH_WORDS) and words & set(LABEL_WORDS):
         return True
-    asked = (layout.path_column, 0), (layout.label_column, 1)
-    at = [column if isinstance(column, int) else usual for column, usual in asked]
+    columns = (layout.path_column, 0), (layout.label_column, 1)
+    at = [column if isinstance(column, int) else usual for column, usual in columns]
     if len(rows) > 1 and max(at) < len(rows[0]):
         (first, label), (second, next_label) = ([row[place].strip() for place in at] for row in rows)
         odd_path = not os.path.splitext(first)[1] and bool(os.path.splitext(second)[1])
@@ -163,21 +164,21 @@ def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, questio
     return False
 
 
-def _place(path: Path, name: str, asked: Column, named: Sequence[str] | None, width: int) -> int | None:
-    words, usual = COLUMNS[name]
-    setting = f"dataset.source.{name}_column"
-    if isinstance(asked, int):
-        if not 0 <= asked < width:
-            raise UserError(f"{setting}={asked}: {path} has {width} columns, numbered from 0")
-        return asked
-    if asked is not None:
-        if named is None or named.count(asked) != 1:
+def _place(path: Path, which: str, column: Column, named: Sequence[str] | None, width: int) -> int | None:
+    words, usual = COLUMNS[which]
+    setting = f"dataset.source.{which}_column"
+    if isinstance(column, int):
+        if not 0 <= column < width:
+            raise UserError(f"{setting}={column}: {path} has {width} columns, numbered from 0")
+        return column
+    if column is not None:
+        if named is None or named.count(column) != 1:
             has = ", ".join(named or ()) or "without names"
-            raise UserError(f"{setting}={asked}: {path} has the columns {has}")
-        return named.index(asked)
+            raise UserError(f"{setting}={column}: {path} has the columns {has}")
+        return named.index(column)
     if named is None:
         return usual
-    fitting = [column for column in named if column.lower() in words]
+    fitting = [name for name in named if name.lower() in words]
     if len(fitting) > 1:
         raise UserError(
             f"{path} has the columns {' and '.join(fitting)}: say which one with {setting}={fitting[0]}"
@@ -265,14 +266,14 @@ def _ends_in_integer(fields: Sequence[str]) -> bool:
 def _cutting_header(line: str, separator: str | None, columns: Sequence[Column]) -> list[str]:
     """The delimiters but spaces that cut the first line into the names of columns: those asked for by name, else the
     usual ones of paths and labels."""
-    asked = {column for column in columns if isinstance(column, str)}
+    named = {column for column in columns if isinstance(column, str)}
     cutting = []
     for delimiter in DELIMITERS:
         names = [field.strip() for field in fields_of(line, delimiter)]
         if delimiter in (" ", separator) or len(names) < 2:
             continue
         usual = names[0].lower() in PATH_WORDS and any(name.lower() in LABEL_WORDS for name in names[1:])
-        if asked <= set(names) if asked else usual:
+        if named <= set(names) if named else usual:
             cutting.append(delimiter)
     return cutting
 

@@ -11,16 +11,13 @@ import numpy as np
 from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.columns import CHUNK, Columns, ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest, Record, Source, SourceInfo, columns_of
-from vidtrain.data.manifest.splitting import SPLITS, GroupPattern, check_splits, complete
+from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, groups_by
 from vidtrain.data.sources.labels import LabelReader
 from vidtrain.data.sources.listing_format import ListingFormat, recognize
 from vidtrain.data.sources.tables import Faults, Rows, read_rows
 from vidtrain.errors import UserError
 
-WITHOUT = {
-    "val": "dataset.source.val=null dataset.source.val_share=0.1",
-    "test": "dataset.source.test=null",
-}
+WITHOUT = {"val": "dataset.source.val=null dataset.source.val_share=0.1", "test": "dataset.source.test=null"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +71,12 @@ def read_listing(path: Path, layout: ListingFormat, labels: LabelReader) -> Colu
     faults = Faults(path)
     builder = ColumnsBuilder(labels.multi_label)
     folder = os.path.join(path.parent if layout.root is None else layout.root, "")
-    pattern = None if layout.group_pattern is None else GroupPattern(layout.group_pattern)
     for rows in read_rows(path, cut.delimiter, cut.width, faults, table.header, cut.whole):
         complain = _complain(faults, rows)
         listed = rows.column(places["path"])
         numbers, counts = labels.read(rows.column(places["label"]), complain)
-        groups = None
-        if pattern is not None:
-            groups = pattern.groups(listed)
-        elif "group" in places:
+        groups = groups_by(layout.group_pattern, listed)
+        if groups is None and "group" in places:
             groups = rows.column(places["group"])
             for place in _empty(groups):
                 complain(place, "no group")
@@ -222,7 +216,6 @@ class NpyListing:
         if not len(paths):
             raise UserError(f"{path} lists no videos")
         folder = path.parent if self.root is None else Path(self.root)
-        pattern = None if self.group_pattern is None else GroupPattern(self.group_pattern)
         builder = ColumnsBuilder()
 
         def complain(place: int, why: str) -> None:
@@ -234,7 +227,7 @@ class NpyListing:
             if not all(listed):
                 raise UserError(f"{path}: entry {first + listed.index('')} is no path but empty")
             numbers, _ = labels.read(_texts(values[part]), complain)
-            groups = None if pattern is None else pattern.groups(listed)
+            groups = groups_by(self.group_pattern, listed)
             builder.extend([os.path.normpath(folder / name) for name in listed], numbers, groups)
         return builder.build()
 

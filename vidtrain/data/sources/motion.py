@@ -58,7 +58,7 @@ class Motion:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        smallest = {
+        least = {
             "train_per_class": 1,
             "val_per_class": 1,
             "test_per_class": 0,
@@ -66,9 +66,9 @@ class Motion:
             "size": 16,
             "seed": 0,
         }
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)}: must be {least} or more")
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise UserError(f"{name}={getattr(self, name)}: must be {smallest} or more")
         if self.size % 2:
             raise UserError(f"size={self.size}: must be even, as H.264's color planes are half as large")
 
@@ -85,10 +85,10 @@ class Motion:
                 ) from error
         self._check_marker(root)
         manifests = ClassFolders(self.root, splits=tuple(self._splits())).manifests()
-        found, made = sum(map(len, manifests.values())), self._count()
-        if found != made:
+        count = sum(map(len, manifests.values()))
+        if count != self._count():
             raise UserError(
-                f"{root} holds {found} of the {made} videos made; delete it to have it made again"
+                f"{root} holds {count} of the {self._count()} videos made; delete it to have it made again"
             )
         return manifests
 
@@ -104,11 +104,11 @@ class Motion:
         return {"recipe": RECIPE, **parameters, "videos": self._count()}
 
     def _check_marker(self, root: Path) -> None:
-        found, wanted = json.loads((root / MARKER).read_text(encoding="utf-8")), self._marker()
+        stored = json.loads((root / MARKER).read_text(encoding="utf-8"))
         differing = [
-            f"{name} is {found.get(name)}, not {value}"
-            for name, value in wanted.items()
-            if found.get(name) != value
+            f"{name} is {stored.get(name)}, not {value}"
+            for name, value in self._marker().items()
+            if stored.get(name) != value
         ]
         if differing:
             raise UserError(
@@ -135,21 +135,19 @@ class Motion:
         logger.info("made %.1f MB in %.1f s", megabytes, time.perf_counter() - started)
 
     def _write_videos(self, root: Path) -> None:
-        def write(split: int, label: int, number: int) -> None:
-            rng = np.random.default_rng(np.random.SeedSequence([self.seed, split, label, number]))
-            path = folders[split, label] / f"{CLASSES[label]}_{number:03d}.mp4"
-            _encode(path, render(CLASSES[label], self.frames, self.size, rng))
+        def write(key: tuple[int, int, int], path: Path) -> None:
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, *key]))
+            _encode(path, render(CLASSES[key[1]], self.frames, self.size, rng))
 
-        folders, videos = {}, []
-        for split, (name, count) in enumerate(self._splits().items()):
-            for label, class_name in enumerate(CLASSES):
-                folders[split, label] = root / name / class_name
-                folders[split, label].mkdir(parents=True)
-                videos += [(split, label, number) for number in range(count)]
+        videos: dict[tuple[int, int, int], Path] = {}  # by the numbers of their split, class and own
+        for split, (split_name, count) in enumerate(self._splits().items()):
+            for label, name in enumerate(CLASSES):
+                folder = root / split_name / name
+                folder.mkdir(parents=True)
+                videos |= {(split, label, n): folder / f"{name}_{n:03d}.mp4" for n in range(count)}
         # numpy and x264 let go of the interpreter, so threads are enough
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(write, *zip(*videos, strict=True)):  # raises what a thread raised
-                pass
+            list(pool.map(write, videos.keys(), videos.values()))  # raises what a thread raised
 
 
 def _encode(path: Path, frames: np.ndarray) -> None:
@@ -174,6 +172,8 @@ def _locked(root: Path) -> Iterator[None]:
 
 # --- what the videos show: moving shapes on varied backgrounds; time runs from -1/2 to 1/2 -----------------
 
+Draws = np.random.Generator
+
 
 @dataclass(frozen=True)
 class Track:
@@ -185,57 +185,46 @@ class Track:
     opacity: np.ndarray | float = 1.0
 
 
-def _slide(rng: np.random.Generator, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A crossing of the frame at constant speed: position along the way, across it, and radius."""
+def _move_right(rng: Draws, time: np.ndarray) -> Track:
+    """A crossing of the frame at constant speed."""
     travel = rng.uniform(26, 46)
     room = (60 - travel) / 2  # keeps the center 10 from the border
     along = 40 + rng.uniform(-room, room) + travel * time
     across = rng.uniform(20, 60) + rng.uniform(-6, 6) * time
-    return along, across, np.full_like(time, rng.uniform(7, 11))
+    return Track(along, across, np.full_like(time, rng.uniform(7, 11)))
 
 
-def _move_right(rng: np.random.Generator, time: np.ndarray) -> list[Track]:
-    along, across, radius = _slide(rng, time)
-    return [Track(along, across, radius)]
+def _move_down(rng: Draws, time: np.ndarray) -> Track:
+    right = _move_right(rng, time)
+    return Track(right.y, right.x, right.radius)
 
 
-def _move_down(rng: np.random.Generator, time: np.ndarray) -> list[Track]:
-    along, across, radius = _slide(rng, time)
-    return [Track(across, along, radius)]
-
-
-def _turn_clockwise(rng: np.random.Generator, time: np.ndarray) -> list[Track]:
+def _turn_clockwise(rng: Draws, time: np.ndarray) -> Track:
     """An arc around the center, more often over it than under it; clockwise on the screen, where y points down."""
     angle = rng.normal(-math.pi / 2, 0.7) + rng.uniform(0.5, 0.9) * 2 * math.pi * time
     orbit = rng.uniform(16, 22)
     x, y = rng.uniform(37, 43, 2)
-    return [
-        Track(x + orbit * np.cos(angle), y + orbit * np.sin(angle), np.full_like(time, rng.uniform(7, 10)))
-    ]
+    radius = np.full_like(time, rng.uniform(7, 10))
+    return Track(x + orbit * np.cos(angle), y + orbit * np.sin(angle), radius)
 
 
-def _grow(rng: np.random.Generator, time: np.ndarray) -> list[Track]:
+def _grow(rng: Draws, time: np.ndarray) -> Track:
     x, y = rng.uniform(28, 52, 2)
     radius = rng.uniform(11, 15) * rng.uniform(2.5, 3.5) ** time
-    return [Track(np.full_like(time, x), np.full_like(time, y), radius)]
+    return Track(np.full_like(time, x), np.full_like(time, y), radius)
 
 
-def _appear(rng: np.random.Generator, time: np.ndarray) -> list[Track]:
+def _appear(rng: Draws, time: np.ndarray) -> Track:
     """Out of the background, while drifting a little in any direction."""
     angle, drift = rng.uniform(0, 2 * math.pi), rng.uniform(0, 8)
     x, y = rng.uniform(24, 56, 2)
-    return [
-        Track(
-            x + drift * math.cos(angle) * time,
-            y + drift * math.sin(angle) * time,
-            np.full_like(time, rng.uniform(7, 10)),
-            opacity=0.5 + rng.uniform(0.7, 0.9) * time,
-        )
-    ]
+    across, down = drift * math.cos(angle) * time, drift * math.sin(angle) * time
+    radius = np.full_like(time, rng.uniform(7, 10))
+    return Track(x + across, y + down, radius, opacity=0.5 + rng.uniform(0.7, 0.9) * time)
 
 
 # The first class of each pair as it is drawn; the second is the first played backwards.
-PAIRS: dict[tuple[str, str], Callable[[np.random.Generator, np.ndarray], list[Track]]] = {
+PAIRS: dict[tuple[str, str], Callable[[Draws, np.ndarray], Track]] = {
     ("move_right", "move_left"): _move_right,
     ("move_down", "move_up"): _move_down,
     ("turn_clockwise", "turn_counterclockwise"): _turn_clockwise,
@@ -261,16 +250,12 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _no_blend(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.zeros_like(x + y)
-
-
-def _gradient(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _gradient(rng: Draws, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     angle = rng.uniform(0, 2 * math.pi)
     return 0.5 + (math.cos(angle) * (x - 40) + math.sin(angle) * (y - 40)) / (1.2 * UNIT)
 
 
-def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _texture(rng: Draws, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     waves = np.full_like(x + y, 0.5)
     for _ in range(3):
         angle, phase = rng.uniform(0, 2 * math.pi), rng.uniform(0, 2 * math.pi)
@@ -281,19 +266,22 @@ def _texture(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 
 # How two colors blend into a background: the share of the second at each place.
-BACKGROUNDS = {"plain": _no_blend, "gradient": _gradient, "texture": _texture}
+BACKGROUNDS: dict[str, Callable[[Draws, np.ndarray, np.ndarray], np.ndarray]] = {
+    "plain": lambda rng, x, y: np.zeros_like(x + y),
+    "gradient": _gradient,
+    "texture": _texture,
+}
 
 
-def render(class_name: str, frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def render(class_name: str, frames: int, size: int, rng: Draws) -> np.ndarray:
     """One video of a class, uint8 RGB [t h w 3]; everything in it is drawn from `rng`."""
     names = next(pair for pair in PAIRS if class_name in pair)
-    time = np.linspace(-0.5, 0.5, frames)
-    tracks = PAIRS[names](rng, time)
-    video = _draw(tracks, frames, size, rng)
+    track = PAIRS[names](rng, np.linspace(-0.5, 0.5, frames))
+    video = _draw(track, frames, size, rng)
     return video if class_name == names[0] else np.ascontiguousarray(video[::-1])
 
 
-def _draw(tracks: list[Track], frames: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(track: Track, frames: int, size: int, rng: Draws) -> np.ndarray:
     shake = rng.normal(0, 0.4, (2, frames, 1, 1))  # a hand that holds the camera
     pixel = UNIT / size
     places = (np.arange(size) + 0.5) * pixel
@@ -306,18 +294,18 @@ def _draw(tracks: list[Track], frames: int, size: int, rng: np.random.Generator)
     video = np.empty((3, *blend.shape), np.float32)  # c t h w: numpy is slow over a last axis of 3
     video[:] = first[:, None, None, None]
     _mix_in(video, second, blend)
-    for track in tracks:
-        color = _contrasting_color(rng, (first, second))
-        shape = SHAPES[rng.choice(list(SHAPES))]
-        angle = rng.uniform(0, 2 * math.pi)
-        center_x, center_y, radius = (
-            values.astype(np.float32)[:, None, None] for values in (track.x, track.y, track.radius)
-        )
-        dx, dy = (x - center_x) / radius, (y - center_y) / radius
-        cos, sin = math.cos(angle), math.sin(angle)
-        distance = shape(cos * dx + sin * dy, cos * dy - sin * dx) * (radius / pixel)
-        opacity = np.broadcast_to(track.opacity, frames).astype(np.float32)[:, None, None]
-        _mix_in(video, color, opacity * np.clip(0.5 - distance, 0, 1))
+
+    color = _contrasting_color(rng, (first, second))
+    shape = SHAPES[rng.choice(list(SHAPES))]
+    angle = rng.uniform(0, 2 * math.pi)
+    center_x, center_y, radius = (
+        values.astype(np.float32)[:, None, None] for values in (track.x, track.y, track.radius)
+    )
+    dx, dy = (x - center_x) / radius, (y - center_y) / radius
+    cos, sin = math.cos(angle), math.sin(angle)
+    distance = shape(cos * dx + sin * dy, cos * dy - sin * dx) * (radius / pixel)
+    opacity = np.broadcast_to(track.opacity, frames).astype(np.float32)[:, None, None]
+    _mix_in(video, color, opacity * np.clip(0.5 - distance, 0, 1))
     video += rng.uniform(0, 0.025) * (rng.random(blend.shape, np.float32) - 0.5)  # gray grain
     video *= 255
     np.clip(video.round(out=video), 0, 255, out=video)
@@ -330,7 +318,7 @@ def _mix_in(video: np.ndarray, color: np.ndarray, share: np.ndarray) -> None:
         plane += share * (value - plane)
 
 
-def _contrasting_color(rng: np.random.Generator, background: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _contrasting_color(rng: Draws, background: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Of a few random bright colors, the one farthest from both of the darker background."""
     colors = rng.uniform(0.5, 1, (8, 3))
     distances = [np.linalg.norm(colors - color, axis=1) for color in background]

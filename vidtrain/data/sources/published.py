@@ -298,7 +298,7 @@ def _kinetics_fault(fields: dict[str, str], codes: dict[str, int], told: bool) -
 def _kinetics_folders(split: str, label: str) -> list[str]:
     labels = dict.fromkeys((label, label.replace(" ", "_")))
     splits = (split, KINETICS_SPLITS[split])
-    return [*(os.path.join(name, each) for name in splits for each in labels), *labels, *splits, ""]
+    return [*(os.path.join(folder, name) for folder in splits for name in labels), *labels, *splits, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
