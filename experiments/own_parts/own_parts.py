@@ -78,6 +78,20 @@ class ConvFrames(nn.Module):
         return rearrange(x, "b d t h w -> b (t h w) d")
 
 
+class ClipNet(nn.Sequential):
+    """A whole model: clips [b 3 t h w] to logits [b k]. It knows nothing of encoders and heads."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__(
+            nn.Conv3d(3, width, (3, 8, 8), (1, 8, 8), (1, 0, 0)),
+            nn.BatchNorm3d(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(width, num_classes),
+        )
+
+
 class MaxPoolClassifier(nn.Module):
     """A head: the largest value of each channel over all tokens, then a linear layer."""
 

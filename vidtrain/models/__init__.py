@@ -13,6 +13,7 @@ slowfast.py              SlowFast, and its slow pathway alone
 resnext3d.py             ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 torchvision_video.py     torchvision's video models
 recompute.py             activation checkpointing, for every encoder
+whole_module.py          any module that maps clips to logits, as it is
 linear_heads.py          heads of one linear layer: over the mean of the tokens, or at every place
 exporting.py             from a classifier to a graph, compared with PyTorch
 export_formats.py        the files that graphs are written into

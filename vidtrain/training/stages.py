@@ -37,6 +37,9 @@ def apply_phase(model: Classifier, phase: PhaseSettings) -> None:
     check_phase(phase)
     model.head.requires_grad_(True)
     model.encoder.requires_grad_(phase.encoder_blocks is None)
+    if phase.cache_features and next(model.encoder.parameters(), None) is None:
+        name = type(model.encoder).__name__
+        raise UserError(f"cache_features: {name} has no parameters, so nothing is saved")
     if phase.encoder_blocks:
         layers, blocks = list(model.encoder.layers), list(model.encoder.blocks)
         if phase.encoder_blocks > len(blocks):
