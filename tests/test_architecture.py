@@ -88,11 +88,10 @@ LONG_FUNCTIONS = {
     "benchmark.py:benchmark",
 }
 DEEP_FUNCTIONS = {
-    "models/weights/formats/timm_frames.py:_convert",
     "config/stored_overrides.py:_leaves",
     "config/migration.py:_unknown",
 }
-LARGE_ROOMS = {"models"}
+LARGE_ROOMS = set()
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 
 

@@ -217,7 +217,7 @@ def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
 def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
     from safetensors.torch import save_file
 
-    from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+    from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
     from vidtrain.models.weights.files import read
     from vidtrain.models.weights.formats.own import OWN
 

@@ -126,8 +126,7 @@ def published(
 
     from vidtrain.build import parts as build
     from vidtrain.models.weights.files import as_sources, locate
-    from vidtrain.models.weights.loading import load_pretrained
-    from vidtrain.models.weights.published import num_classes, published_classes
+    from vidtrain.models.weights.loading import load_pretrained, num_classes, published_classes
 
     sources = as_sources(cfg.pretrained)
     config = published_config(cfg, "_".join(sources))

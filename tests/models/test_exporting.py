@@ -12,7 +12,9 @@ from vidtrain.evaluation.fusion import fuse, probabilities
 from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import (
+    OnnxClassifier,
     check_onnx,
+    onnx_runner,
     program_runner,
     save_onnx,
     save_program,
@@ -29,7 +31,6 @@ from vidtrain.models.exporting import (
     trace,
 )
 from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolClassifier
-from vidtrain.models.onnx_classifier import OnnxClassifier, onnx_runner
 from vidtrain.models.resnext3d import ResNeXt3D
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read_safetensors

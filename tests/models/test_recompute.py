@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidtrain.models.recompute import recompute_activations
+from vidtrain.models.classifier import recompute_activations
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from composing import config_of
 from timm.optim import param_groups_layer_decay
 
 from vidtrain.build import parts as build
-from vidtrain.models.timm_layers import layers_and_blocks
+from vidtrain.models.timm_frames import layers_and_blocks
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import layer_powers, parameter_groups

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from vidtrain.config.trust import as_text, check_trust, first_lines
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.errors import UserError
-from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     import torch
@@ -70,7 +70,7 @@ class LoadedCheckpoint:
         from vidtrain.training import checkpoint
 
         if self.weights is None:
-            from vidtrain.models.onnx_classifier import OnnxClassifier
+            from vidtrain.models.export_formats import OnnxClassifier
 
             check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)
             return OnnxClassifier(self.source, cfg.model.fusion)
@@ -181,7 +181,7 @@ def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Map
 
 def _open_exported(path: Path) -> LoadedCheckpoint:
     if path.suffix == ".onnx":
-        from vidtrain.models.onnx_classifier import OnnxClassifier
+        from vidtrain.models.export_formats import OnnxClassifier
 
         metadata, weights = OnnxClassifier(path, fusion="").metadata, None
     else:

@@ -12,6 +12,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, Node, OmegaConf
 
 TARGETS = {
+    "vidtrain.data.augment.color.ColorJitter": "vidtrain.data.augment.device.ColorJitter",
     "vidtrain.training.timm_optimizer.timm_optimizer": "vidtrain.training.optimizers.timm_optimizer",
     "vidtrain.data.temporal.TemporalJitter": "vidtrain.data.sampling.temporal.TemporalJitter",
     **{

@@ -12,8 +12,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vidtrain.models.checks import check_heads, check_positive
+from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
-from vidtrain.models.recompute import recompute_activations
 from vidtrain.models.vit3d import Block, Mlp, init_weights, mlp_width, rescale_residual_branches
 
 

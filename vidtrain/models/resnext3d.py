@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.checks import check_choice, check_multiple, check_positive
+from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
-from vidtrain.models.recompute import recompute_activations
 from vidtrain.models.resnet3d_parts import (
     Bottleneck,
     ResidualBlock,

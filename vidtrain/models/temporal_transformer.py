@@ -5,8 +5,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.models.checks import check_choice, check_drop_path, check_multiple, check_positive
+from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid, fit_table, sincos_1d
-from vidtrain.models.recompute import recompute_activations
 from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residual_branches
 
 POSITIONS = ("sincos", "learned")

@@ -15,8 +15,8 @@ from torchvision.models.video.mvit import MSBlockConfig
 
 from vidtrain.errors import UserError
 from vidtrain.models.checks import check_choice, check_drop_path
+from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
-from vidtrain.models.recompute import recompute_activations
 
 RESNETS = {"r3d_18": 8, "r2plus1d_18": 8, "mc3_18": 1}  # frames to one token
 SWINS = ("swin3d_t", "swin3d_s", "swin3d_b")

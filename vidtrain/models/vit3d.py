@@ -21,6 +21,7 @@ from vidtrain.models.checks import (
     check_out_layers,
     check_positive,
 )
+from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import (
     ROTARY,
     STRETCHED,
@@ -31,7 +32,6 @@ from vidtrain.models.positions import (
     rotary_table,
     rotate,
 )
-from vidtrain.models.recompute import recompute_activations
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin) of positions.rotary_table
 ACTIVATIONS = ("gelu", "swiglu")

@@ -23,8 +23,8 @@ from vidtrain.evaluation.fusion import probabilities
 from vidtrain.files.atomic import strict_json, write_json_atomic
 from vidtrain.files.escaping import is_utf8, masked_values
 from vidtrain.models import export_formats, exporting
-from vidtrain.models.onnx_classifier import INPUT_NAME, OUTPUT_NAMES, onnx_runner
-from vidtrain.models.weights.card import CARD_FORMAT, CARD_KEY
+from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES, onnx_runner
+from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 from vidtrain.reports.charts import warn_of_failure
 from vidtrain.reports.model_card import write_model_card
 

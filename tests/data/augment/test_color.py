@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.data.augment.color import ColorJitter
+from vidtrain.data.augment.device import ColorJitter
 from vidtrain.errors import UserError
 
 SEEDS = torch.tensor([0, 7, 2**63 - 2])

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from vidtrain.data.augment.color import ColorJitter
-from vidtrain.data.augment.device import DeviceTransform
+from vidtrain.data.augment.device import ColorJitter, DeviceTransform
 from vidtrain.data.augment.erasing import RandomErasing
 from vidtrain.data.augment.rand_augment import RandAugment
 

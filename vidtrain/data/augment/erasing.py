@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidtrain.data.augment.streams import stream
+from vidtrain.data.augment.device import stream
 from vidtrain.errors import UserError
 
 MODES = ("pixel", "constant")

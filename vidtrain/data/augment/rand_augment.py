@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from vidtrain.data.augment.streams import stream
+from vidtrain.data.augment.device import stream
 from vidtrain.errors import UserError
 
 MOST = 10  # the magnitude at which every range ends

@@ -1,11 +1,11 @@
 """Published weights: found, recognized, compared with the model, placed.
 
 files.py      finding weights by name, reading any container
-format.py     what a published format must say of itself
-loading.py    recognized, compared with the model, placed
-report.py     what found its place, and what did not
-resize.py     patch embeddings and position tables of another size
-published.py  what the publishers of weights say of clips and classes
-card.py       where an exported file says what it is
+format.py     what a published format must say of itself, and the report of what found its place
+loading.py    recognized, compared with the model, placed; the classes of a published head
 formats/      one file a family
 """
+
+# Where an exported file says what its model is; here, as reading it takes no torch
+CARD_FORMAT = "vidtrain-export/1"
+CARD_KEY = "vidtrain_card"  # of the file's metadata: JSON

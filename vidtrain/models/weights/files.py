@@ -13,7 +13,7 @@ from torch import Tensor
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.files.torch_files import read_torch_file, verify
-from vidtrain.models.weights.card import CARD_KEY
+from vidtrain.models.weights import CARD_KEY
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 

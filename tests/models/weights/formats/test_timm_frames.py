@@ -12,7 +12,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.formats.timm_frames import TIMM_FRAMES
+from vidtrain.models.weights.formats.timm_images import TIMM_FRAMES
 
 OURS = "encoder.network."
 

@@ -16,7 +16,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.formats.timm_vit import TIMM_VIT
+from vidtrain.models.weights.formats.timm_images import TIMM_VIT
 
 DIM, DEPTH, PATCH = 128, 2, 8
 WITHOUT_TOKENS = {"class_token": False, "global_pool": "avg", "fc_norm": False}

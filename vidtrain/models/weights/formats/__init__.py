@@ -1,34 +1,34 @@
 """The published formats that are known here. Adding one is one file, and its names in the list below.
 
-own.py                    our checkpoints
-vit3d.py                  what the formats of ViT-3D share
-vjepa.py                  V-JEPA 1, 2, 2.1: original encoders and probes
-vjepa_transformers.py     V-JEPA 2 as transformers saves it
-videomae.py               VideoMAE, original: fine-tuned and pretrained
-videomae_transformers.py  VideoMAE as transformers saves it
-torchvision.py            torchvision's video weights, by enum name or file
-pytorchvideo.py           PyTorchVideo's SlowFast and Slow
-classy_vision.py          Classy Vision's ResNeXt3D
-timm_vit.py               image ViTs of timm, inflated to tubelets
-timm_frames.py            image models of timm, by their own names
+own.py            our checkpoints
+vit3d.py          what the formats of ViT-3D share: heads, joined layers, patches and positions of other sizes
+vjepa.py          V-JEPA 1, 2, 2.1: original encoders and probes, and as transformers saves them
+videomae.py       VideoMAE: fine-tuned and pretrained, original and of transformers
+torchvision.py    torchvision's video weights, by enum name or file
+pytorchvideo.py   PyTorchVideo's SlowFast and Slow
+classy_vision.py  Classy Vision's ResNeXt3D
+timm_images.py    image models of timm: ViTs inflated to tubelets, and any of them frame by frame
 """
 
 from vidtrain.models.weights.format import Format
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D
 from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
-from vidtrain.models.weights.formats.timm_frames import TIMM_FRAMES
-from vidtrain.models.weights.formats.timm_vit import TIMM_VIT
+from vidtrain.models.weights.formats.timm_images import TIMM_FRAMES, TIMM_VIT
 from vidtrain.models.weights.formats.torchvision import (
     TORCHVISION_MVIT,
     TORCHVISION_RESNET,
     TORCHVISION_S3D,
     TORCHVISION_SWIN,
 )
-from vidtrain.models.weights.formats.videomae import VIDEOMAE, VIDEOMAE_PRETRAINED
-from vidtrain.models.weights.formats.videomae_transformers import VIDEOMAE_TRANSFORMERS
-from vidtrain.models.weights.formats.vjepa import VJEPA_1, VJEPA_2, VJEPA_2_1, VJEPA_PROBE
-from vidtrain.models.weights.formats.vjepa_transformers import VJEPA_2_TRANSFORMERS
+from vidtrain.models.weights.formats.videomae import VIDEOMAE, VIDEOMAE_PRETRAINED, VIDEOMAE_TRANSFORMERS
+from vidtrain.models.weights.formats.vjepa import (
+    VJEPA_1,
+    VJEPA_2,
+    VJEPA_2_1,
+    VJEPA_2_TRANSFORMERS,
+    VJEPA_PROBE,
+)
 
 FORMATS: tuple[Format, ...] = (
     OWN,
