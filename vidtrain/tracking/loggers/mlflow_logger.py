@@ -52,13 +52,14 @@ class MlflowLogger:
         from mlflow import MlflowClient
 
         name = self.experiment or run.group
-        place = self._place()
-        if place is not None and (".." in Path(name).parts or Path(name).is_absolute()):
-            raise UserError(f"logger.mlflow.experiment={name} names a folder too, and leads out of its place")
-        with one_at_a_time(place):
+        with locked_store(self.tracking_uri) as store:
+            if store is not None and (".." in Path(name).parts or Path(name).is_absolute()):
+                raise UserError(
+                    f"logger.mlflow.experiment={name} names a folder too, and leads out of its place"
+                )
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
             present = self._client.get_experiment_by_name(name)
-            artifacts = (place.parent / "mlartifacts" / name).resolve().as_uri() if place else None
+            artifacts = (store.parent / "mlartifacts" / name).resolve().as_uri() if store else None
             experiment = present.experiment_id if present else self._client.create_experiment(name, artifacts)
         earlier = self._client.search_runs(
             [experiment], f"tags.`{RUN_ID}` = '{run.id}'", order_by=["attributes.start_time DESC"]
@@ -100,14 +101,6 @@ class MlflowLogger:
         self._client.set_terminated(self._run, "FINISHED" if status == "finished" else "FAILED")
         return f"to compare runs, mlflow ui --backend-store-uri {masked(self.tracking_uri)}"
 
-    def _place(self) -> Path | None:
-        """The file of a SQLite store, whose folder is made; None for a server."""
-        if not self.tracking_uri.startswith(SQLITE):
-            return None
-        place = Path(self.tracking_uri.removeprefix(SQLITE))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
-
     def _last_step(self, key: str) -> int:
         """The last step at which the run has this metric; -1 where it has none."""
         if key not in self._known:
@@ -124,11 +117,16 @@ class MlflowLogger:
 
 
 @contextmanager
-def one_at_a_time(place: Path | None) -> Iterator[None]:
-    """Runs of a sweep that start together must not make the same store, or experiment, at once."""
-    if place is None:
-        yield
+def locked_store(tracking_uri: str) -> Iterator[Path | None]:
+    """The file of a SQLite store, in a folder that is made; None for a server.
+
+    Runs of a sweep that start together must not make the same store, or experiment, at once.
+    """
+    if not tracking_uri.startswith(SQLITE):
+        yield None
         return
-    with place.with_name(f".{place.name}.lock").open("w", encoding="utf-8") as file:
+    store = Path(tracking_uri.removeprefix(SQLITE))
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with store.with_name(f".{store.name}.lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield store
