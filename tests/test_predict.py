@@ -20,7 +20,7 @@ from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import open_trained
 from vidtrain.config.command_line import positional_to_override
 from vidtrain.config.migration import migrate
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.errors import UserError
 from vidtrain.predict import check, predict
 from vidtrain.prediction import outputs as prediction_outputs
@@ -299,7 +299,7 @@ def test_windows_tell_what_happens_when(run, long_video, tmp_path):
     (video,) = found["videos"]
     assert (video["seconds"], video["windows"], len(video["segments"])) == (5.12, 10, len(segments))
     assert rows_of(tmp_path / "predictions.csv")[0]["class"] == segments[0]["class"]
-    assert probe(str(tmp_path / "long/labeled.mp4")).num_frames == 128
+    assert read_metadata(str(tmp_path / "long/labeled.mp4")).num_frames == 128
 
 
 def test_smoothing_a_length_and_a_threshold(run, long_video, tmp_path):
@@ -310,7 +310,7 @@ def test_smoothing_a_length_and_a_threshold(run, long_video, tmp_path):
 
 
 def test_part_of_a_video_that_cannot_be_read_leaves_a_gap(run, long_video, tmp_path, capsys):
-    video = probe(str(long_video))
+    video = read_metadata(str(long_video))
     damaged = tmp_path / "damaged.mp4"
     shutil.copy(long_video, damaged)
     first = int(video.packets.starts[0]) if len(video.packets.starts) == 1 else int(video.packets.starts[-1])
@@ -346,7 +346,7 @@ def test_a_sheet_and_a_labeled_video(run, test_split, tmp_path, heat):
     folder = tmp_path / Path(test_split[2]).stem
     assert {path.name for path in folder.iterdir()} == {"sheet.png", "labeled.mp4"}
     assert Image.open(folder / "sheet.png").width > 1500
-    made = probe(str(folder / "labeled.mp4"))
+    made = read_metadata(str(folder / "labeled.mp4"))
     assert (made.num_frames, made.width, made.height) == (32, 240, 240 + 10 + 126)
     np.testing.assert_allclose(made.timestamps, np.arange(32) / 25, atol=1e-4)
 

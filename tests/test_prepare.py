@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from composing import config_of
 
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.prepared.copy import PreparedCopy
 from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.prepare import check, prepare
@@ -71,7 +71,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
     assert list(copies.rglob(".long.avi.mp4.*"))
     done = {path: path.stat().st_mtime_ns for path in copies.rglob("[!.]*.mp4")}
     assert 4 <= len(done) < 9
-    assert all(probe(str(path)).num_frames in (10, 11) for path in done)
+    assert all(read_metadata(str(path)).num_frames in (10, 11) for path in done)
 
     cfg = config_of("prepare", *overrides(tmp_path, "max_unreadable_share=0.05"))
     with pytest.raises(SystemExit) as status:
@@ -96,7 +96,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
             assert after.path == str(
                 copies / "files" / f"{os.path.relpath(before.path, tmp_path / 'mine')}.mp4"
             )
-            assert probe(after.path).num_frames == probe(before.path).num_frames
+            assert read_metadata(after.path).num_frames == read_metadata(before.path).num_frames
     assert len(sources) == 10
 
 

@@ -239,7 +239,7 @@ def _compute(
     title = f"{work.split}, {len(shown)} orders of frames" if len(shown) > 1 else work.split
     try:
         with console.phase(title, len(units)):
-            for number, (unit, batch) in enumerate(zip(units.mine, loader, strict=True), start=1):
+            for number, (unit, batch) in enumerate(zip(units.units, loader, strict=True), start=1):
                 found = batch_views(model, batch, transform, ranks.device, context, crops, shown)
                 spans = [_frames(dataset, index, frames) for index in found.indices.tolist()]
                 nothing = np.zeros((0, dataset.protocol.num_clips, frames))

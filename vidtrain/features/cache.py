@@ -53,13 +53,13 @@ class CachedSplit:
 
     def batch(self, keys: Sequence[SampleKey]) -> Batch:
         """What the loader would give, with tokens float16 [b n m d] in place of clips."""
-        rows = np.array([key.epoch % self.views * len(self.dataset) + key.index for key in keys])
+        rows = np.array([key.epoch % self.views * len(self.dataset) + key.record for key in keys])
         read = self.store.read[rows]
         manifest, causes = self.dataset.manifest, self.store.causes
         faults = []
         for key, found in zip(keys, read.tolist(), strict=True):
-            if found != key.index:
-                path = manifest.paths[key.index]
+            if found != key.record:
+                path = manifest.paths[key.record]
                 cause = causes[path] if path in causes else "it could not be read for the cache"
                 faults.append(Fault(path, cause))
         rows, read = rows[read >= 0], read[read >= 0]
@@ -210,7 +210,7 @@ def _chunk(
     places = (
         np.arange(len(asked))
         if dataset.training
-        else np.isin([key.index for key in asked], found).nonzero()[0]
+        else np.isin([key.record for key in asked], found).nonzero()[0]
     )
     encoded = encoding(batch, dataset.training)
     _check_range(encoded, batch, dataset)

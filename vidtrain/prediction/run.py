@@ -243,21 +243,21 @@ class Reader:
                 else:
                     self.clock.waited += now - asked
                 read = batch.indices.tolist()
-                failed = [key.index for key in keys if key.index not in set(read)]
+                failed = [key.record for key in keys if key.record not in set(read)]
                 for index, fault in zip(failed, batch.faults, strict=True):
                     self._note([fault], dataset.chunks[index])
                 logits, heat = predictor(batch.clips) if read else (None, None)
                 self.clock.total = time.perf_counter() - begun
                 row = 0
                 for key in keys:
-                    if key.index in failed:
+                    if key.record in failed:
                         yield None, None, None
                     else:
-                        rows = slice(row, row + sizes[key.index])
+                        rows = slice(row, row + sizes[key.record])
                         row = rows.stop
                         kept = (
                             batch.clips[rows]
-                            if keep_pixels and dataset.chunks[key.index].length is None
+                            if keep_pixels and dataset.chunks[key.record].length is None
                             else None
                         )
                         yield (
@@ -265,7 +265,7 @@ class Reader:
                             None if heat is None else heat[rows].half(),
                             kept,
                         )
-                done += sum(sizes[key.index] for key in keys)
+                done += sum(sizes[key.record] for key in keys)
                 self.console.advance(done, {"waiting for videos": f"{self.clock.data_share:.0%}"})
 
     def _note(self, faults: Sequence[Any], chunk: Chunk | None = None) -> None:

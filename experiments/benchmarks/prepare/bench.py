@@ -20,7 +20,7 @@ import torch
 
 from vidtrain.data.augment.geometry import Crop, RandomResizedCrop
 from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
 SETTINGS = EncodeSettings(
@@ -117,7 +117,7 @@ def main() -> None:
         made = prepare_file(Job(str(source), copy, SETTINGS, None))
         assert not made.cause and not made.refusal, made
         seconds[name] = time.perf_counter() - started
-        pairs[name] = probe(str(source)), probe(str(copy))
+        pairs[name] = read_metadata(str(source)), read_metadata(str(copy))
 
     times = {name: ([], []) for name in ROWS}
     order = np.random.default_rng(0)

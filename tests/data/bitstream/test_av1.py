@@ -6,7 +6,7 @@ import pytest
 
 from vidtrain.data.bitstream.headers import has_layers, leaves_nothing
 from vidtrain.data.bitstream.packets import decode_frames
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 
 # The beginnings of what SVT-AV1 wrote; a header needs no more
 CONFIGURATION = bytes.fromhex("81000c000a0b000000043cfecc02f80040")
@@ -56,7 +56,7 @@ class TestHeaders:
 def test_frames_are_exact_without_them(tmp_path, name, structure, least, write_video, patches):
     options = {"preset": "10", "crf": "40", "svtav1-params": f"pred-struct={structure}:lp=1:keyint=24"}
     path = write_video(tmp_path / name, patches(49, 128, 96), "libsvtav1", options)
-    video = probe(path)
+    video = read_metadata(path)
     assert video.packets.disposable.sum() >= least
     with av.open(path) as container:
         every = [frame.to_ndarray() for frame in container.decode(video=0)]

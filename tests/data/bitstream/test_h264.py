@@ -13,7 +13,7 @@ from vidtrain.data.bitstream.headers import Survey, survey
 from vidtrain.data.decoding.container import opened
 from vidtrain.data.decoding.decoder import read_frames
 from vidtrain.data.decoding.index import pack, unpack
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import VideoInfo
 
 FRAMES = 20
@@ -32,7 +32,7 @@ def stream() -> tuple[list[list[bytes]], list[np.ndarray]]:
 def test_two_fields_are_one_frame(tmp_path, stream, name, apart):
     pictures, lumas = stream
     path = muxed(tmp_path / name, pictures, apart, sound=name.endswith("mov"))
-    video = probe(path)
+    video = read_metadata(path)
     assert video.num_frames == FRAMES
     if not name.endswith("avi"):  # without times of presentation
         np.testing.assert_allclose(video.timestamps - video.timestamps[0], np.arange(FRAMES) / 25, atol=0.001)
@@ -49,7 +49,7 @@ def test_a_bare_stream(tmp_path, stream):
     pictures, lumas = stream
     path = tmp_path / "video.h264"
     path.write_bytes(b"".join(b"".join(parts) for parts in pictures))
-    video = probe(str(path))
+    video = read_metadata(str(path))
     assert (video.num_frames, video.packets.second.sum()) == (FRAMES, PACKETS - FRAMES)
     assert_frames(video, lumas)
 
@@ -72,7 +72,7 @@ def assert_frames(video: VideoInfo, lumas: Sequence[np.ndarray]) -> None:
 def test_a_field_without_the_other_is_left_to_the_decoder(tmp_path, stream):
     pictures, lumas = stream
     lost = [parts[:1] if number == 10 else parts for number, parts in enumerate(pictures)]
-    video = probe(muxed(tmp_path / "video.mp4", lost, apart=True))
+    video = read_metadata(muxed(tmp_path / "video.mp4", lost, apart=True))
     with opened(video.path, video.max_pixels) as (container, decoded):
         every = [frame.to_ndarray() for frame in container.decode(decoded)]
     assert video.num_frames == len(every) < FRAMES

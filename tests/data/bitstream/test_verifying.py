@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from field_streams import HEIGHT, mpeg2_fields, muxed
 
-from vidtrain.data.bitstream import packets, verifying
+from vidtrain.data.bitstream import packets
 from vidtrain.data.decoding.container import opened
 from vidtrain.data.decoding.decoder import read_frames
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import VideoInfo
 
 NO_REFERENCE = 0b1_00_11111  # of a unit's header: nal_ref_idc becomes 0
@@ -66,9 +66,9 @@ def test_nothing_is_left_out_where_that_changes_others(
     monkeypatch.setattr(packets, "_dependent", lambda *_: [])
     options = {"x264-params": f"bframes=0:ref=2:keyint=16:slices={slices}"}
     path = write_video(tmp_path / name, patches(48), options=options)
-    assert not probe(path).packets.disposable.any()
+    assert not read_metadata(path).packets.disposable.any()
     lying(path)
-    video = probe(path)
+    video = read_metadata(path)
     assert not video.packets.disposable.any()
     assert differing(video) == 0
 
@@ -76,7 +76,7 @@ def test_nothing_is_left_out_where_that_changes_others(
 def test_fields_of_mpeg4(tmp_path, write_video, patches):
     """How far apart the first two fields were decides for all later B pictures of the decoder."""
     options = {"flags": "+ildct+ilme"}
-    video = probe(write_video(tmp_path / "video.avi", patches(60), "mpeg4", options, b_frames=2))
+    video = read_metadata(write_video(tmp_path / "video.avi", patches(60), "mpeg4", options, b_frames=2))
     assert not video.packets.disposable.any()
     assert differing(video) == 0
 
@@ -94,7 +94,7 @@ def test_fields_of_mpeg4(tmp_path, write_video, patches):
 def test_fields_of_mpeg2(tmp_path, name, apart):
     """Parsers put the two fields of a frame into one packet, but not every file was made by one."""
     pictures, lumas = mpeg2_fields(14)
-    video = probe(muxed(tmp_path / name, pictures, apart, bare=".m2v"))
+    video = read_metadata(muxed(tmp_path / name, pictures, apart, bare=".m2v"))
     assert video.num_frames == 14
     np.testing.assert_allclose(video.timestamps - video.timestamps[0], np.arange(14) / 25, atol=0.001)
     for wanted in [*([index] for index in range(14)), list(range(0, 14, 3))]:
@@ -114,7 +114,7 @@ def test_fields_of_mpeg2(tmp_path, name, apart):
     ],
 )
 def test_what_can_be_left_out_still_is(tmp_path, write_video, patches, name, codec, options):
-    video = probe(
+    video = read_metadata(
         write_video(tmp_path / name, patches(40), codec, options, b_frames=2 if codec == "mpeg4" else 3)
     )
     assert video.packets.disposable.sum() >= 9
@@ -125,8 +125,8 @@ def test_what_can_be_left_out_still_is(tmp_path, write_video, patches, name, cod
 def test_long_streams_of_an_unusual_kind_are_not_tried(
     tmp_path, write_video, patches, monkeypatch, slices, left_out
 ):
-    monkeypatch.setattr(verifying, "MOST_TRIED", 40 * 96 * 64 - 1)
+    monkeypatch.setattr(packets, "MOST_TRIED", 40 * 96 * 64 - 1)
     options = {"x264-params": f"slices={slices}:bframes=3"}
-    video = probe(write_video(tmp_path / "video.mp4", patches(40), options=options))
+    video = read_metadata(write_video(tmp_path / "video.mp4", patches(40), options=options))
     assert video.packets.disposable.any() == left_out
     assert differing(video) == 0

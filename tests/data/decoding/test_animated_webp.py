@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError
 
 
@@ -14,8 +14,8 @@ def write(path, count):
 
 def test_an_animated_webp_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(DecodeError, match="it is an animated WebP, which FFmpeg does not decode; convert it"):
-        probe(write(tmp_path / "a.webp", 3))
+        read_metadata(write(tmp_path / "a.webp", 3))
 
 
 def test_a_still_webp_is_a_picture(tmp_path):
-    assert probe(write(tmp_path / "a.webp", 1)).num_frames == 1
+    assert read_metadata(write(tmp_path / "a.webp", 1)).num_frames == 1

@@ -14,7 +14,7 @@ from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.augment.geometry import CenterCrops, Crop, RandomResizedCrop
 from vidtrain.data.bitstream import packets
 from vidtrain.data.decoding.decoder import all_frames, decode_views, read_frames, refused_frames
-from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.samplers import SampleKey
@@ -85,13 +85,13 @@ def alone(video: VideoInfo, index: int) -> np.ndarray | None:
         return None
 
 
-def test_single_reads_of_60_damaged_files(tmp_path, write_video, patches):
-    """48 of them gave frames that differ from reading in order, by up to 201 levels, without a word."""
+def test_single_reads_of_30_damaged_files(tmp_path, write_video, patches):
+    """Four of five gave frames that differ from reading in order, by up to 201 levels, without a word."""
     sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)
     silent = owning_up = 0
     refused = set()
-    for path in damaged_copies(sound, tmp_path, 60):
-        (expected, says_so), video = in_order(path), probe(path)
+    for path in damaged_copies(sound, tmp_path, 30):
+        (expected, says_so), video = in_order(path), read_metadata(path)
         assert len(expected) == video.num_frames == COUNT
         found = {index: alone(video, index) for index in (0, 13, 17, 25, 31, 35, 37, 44)}
         silent += any(
@@ -103,7 +103,7 @@ def test_single_reads_of_60_damaged_files(tmp_path, write_video, patches):
         else:
             assert all(pixels is not None for pixels in found.values())
     assert silent == 0
-    assert owning_up > 30
+    assert owning_up > 15
     assert refused == {2, 3}  # those of the damaged group of 12 alone
 
 
@@ -122,8 +122,8 @@ def test_what_decoders_own_up_to(tmp_path, write_video, patches, name):
     codec, options = CODECS[name]
     sound = write_video(tmp_path / name, patches(COUNT, 192, 128), codec, options)
     whole = Crop(0, 0, 192, 128)
-    assert refused_frames(probe(sound)) == []
-    for path in damaged_copies(sound, tmp_path, 12):
+    assert refused_frames(read_metadata(sound)) == []
+    for path in damaged_copies(sound, tmp_path, 6):
         (_, says_so), video = in_order(path), probe_or_none(path)
         if video is None:  # nothing of it is read, and the file is named
             assert says_so
@@ -139,7 +139,7 @@ def test_what_decoders_own_up_to(tmp_path, write_video, patches, name):
 
 def probe_or_none(path: str) -> VideoInfo | None:
     try:
-        return probe(path)
+        return read_metadata(path)
     except DecodeError:
         return None
 
@@ -148,14 +148,14 @@ def test_a_decoder_that_only_logs(tmp_path, write_video, patches):
     """FFmpeg's HEVC decoder marks no frame; what it says of a damaged one is heard, the second time too."""
     sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), "libx265", X265)
     positions = [positions for key, _, positions in coded(sound) if key][2]
-    assert refused_frames(probe(sound)) == []
+    assert refused_frames(read_metadata(sound)) == []
     for position in positions[len(positions) // 4 :]:
         path = flipped(sound, tmp_path / "damaged.mp4", position, 3)
-        if refused := refused_frames(probe(path)):
+        if refused := refused_frames(read_metadata(path)):
             break
     assert 24 in refused and set(refused) <= set(range(20, 36))  # what leads its group may refer to it too
     for _ in range(2):
-        assert [alone(probe(path), index) is None for index in (0, 12, 24, 35, 36)] == [0, 0, 1, 1, 0]
+        assert [alone(read_metadata(path), index) is None for index in (0, 12, 24, 35, 36)] == [0, 0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
@@ -169,14 +169,14 @@ def test_pictures_that_refer_to_a_damaged_one(tmp_path, write_video, patches, su
     packets_shown = sorted(coded(sound), key=lambda packet: packet[1])
     for position in packets_shown[place][2][40:]:
         path = flipped(sound, tmp_path / f"damaged.{suffix}", position, 5)
-        if refused := refused_frames(probe(path)):
+        if refused := refused_frames(read_metadata(path)):
             break
     assert place - before > 1 and refused == list(range(before + 1, 24))
 
 
 def test_a_start_that_is_none_is_read_in_order(tmp_path, write_video, patches, monkeypatch):
     """Where decoding from a start makes up pictures, and in order does not, those of the latter are given out."""
-    video = probe(write_video(tmp_path / "video.mp4", patches(COUNT, 192, 128), options=X264))
+    video = read_metadata(write_video(tmp_path / "video.mp4", patches(COUNT, 192, 128), options=X264))
     table = video.packets
     false = int(table.order[18])  # within a group
     starts = np.unique([*table.starts, false]).astype(np.int32)
@@ -196,9 +196,9 @@ def test_a_start_that_is_none_is_read_in_order(tmp_path, write_video, patches, m
 
 def test_damage_ends_a_rendered_copy(tmp_path, write_video, patches):
     sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)
-    path = next(each for each in damaged_copies(sound, tmp_path, 60) if refused_frames(probe(each)))
+    path = next(each for each in damaged_copies(sound, tmp_path, 60) if refused_frames(read_metadata(each)))
     with pytest.raises(DecodeError, match="damaged"):
-        list(all_frames(probe(path), (64, 96)))
+        list(all_frames(read_metadata(path), (64, 96)))
 
 
 def test_images(tmp_path, patches):
@@ -206,7 +206,7 @@ def test_images(tmp_path, patches):
     logs."""
     for number, frame in enumerate(patches(4)):
         frame.save(str(tmp_path / f"{number}.jpg"))
-    video = probe_images(str(tmp_path), 10.0)
+    video = read_image_folder(str(tmp_path), 10.0)
     assert refused_frames(video) == []
     assert len(decode_views(video, [(np.arange(4), Crop(0, 0, 96, 64))], (8, 8))) == 1
     cut = tmp_path / "2.jpg"
@@ -225,14 +225,14 @@ def test_images(tmp_path, patches):
 @pytest.mark.parametrize("suffix", ["avi", "mov"])
 def test_damage_in_motion_jpeg(tmp_path, write_video, patches, suffix):
     sound = write_video(tmp_path / f"sound.{suffix}", patches(12, 192, 128, "yuvj420p"), "mjpeg")
-    assert refused_frames(probe(sound)) == []
+    assert refused_frames(read_metadata(sound)) == []
     positions = coded(sound)[5][2]
     data = bytearray(Path(sound).read_bytes())
     for position in positions[len(positions) // 2 :][:40]:
         data[position] = 0
     damaged = tmp_path / f"damaged.{suffix}"
     damaged.write_bytes(data)
-    video = probe(str(damaged))
+    video = read_metadata(str(damaged))
     assert refused_frames(video) == [5]
     assert [alone(video, index) is None for index in (4, 5, 6)] == [False, True, False]
 
@@ -241,7 +241,7 @@ def test_audit_and_prepare_say_the_same(tmp_path, write_video, patches):
     """The audit counts what readers refuse; no copy is made of what a decoder made up."""
     sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)
     for path in damaged_copies(sound, tmp_path, 60):
-        if len(refused := refused_frames(probe(path))) == 12:
+        if len(refused := refused_frames(read_metadata(path))) == 12:
             break
     found = inspect_video(path, None, None, None)
     assert found.cause == ""
@@ -256,7 +256,7 @@ def test_audit_and_prepare_say_the_same(tmp_path, write_video, patches):
 def test_training_and_evaluation_miss_what_is_damaged(tmp_path, write_video, patches):
     """In training another video is drawn, in evaluation none is; both name the file and say why."""
     sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)
-    path = next(each for each in damaged_copies(sound, tmp_path, 60) if refused_frames(probe(each)))
+    path = next(each for each in damaged_copies(sound, tmp_path, 60) if refused_frames(read_metadata(each)))
     records = [Record(each, label, each) for label, each in enumerate((path, sound))]
     manifest = Manifest(records, ("a", "b"))
     whole = ClipProtocol(COUNT, frame_step=1)
@@ -265,6 +265,6 @@ def test_training_and_evaluation_miss_what_is_damaged(tmp_path, write_video, pat
     assert missed.clips is None and read.clips is not None and read.faults == []
     crop = RandomResizedCrop()
     drawn = VideoDataset(manifest, whole, crop, (64, 64), 0, True, 9)[SampleKey(0, 0)]
-    assert drawn.clips is not None and drawn.index == 1
+    assert drawn.clips is not None and drawn.record == 1
     for fault in (missed.faults[0], drawn.faults[0]):
         assert fault.path == path and "are damaged: the decoder made up what it could not read" in fault.cause

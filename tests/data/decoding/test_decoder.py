@@ -15,7 +15,7 @@ import pytest
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.conversion import ViewConverter
 from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 
 
@@ -124,7 +124,7 @@ class TestExactness:
     @pytest.mark.parametrize("kind", X264)
     def test_h264(self, tmp_path, kind, suffix, write_video, patches):
         path = write_video(tmp_path / f"video.{suffix}", patches(72), options={"x264-params": X264[kind]})
-        video = probe(path)
+        video = read_metadata(path)
         if kind in STARTS:  # keyframes that only begin a recovery do not count
             assert len(video.packets.starts) == STARTS[kind]
         assert compare_at_random(video, 25)[1] == 0
@@ -165,7 +165,7 @@ class TestExactness:
         path = write_video(
             tmp_path / name, frames, codec, options, b_frames=b_frames, container_options=container
         )
-        video = probe(path)
+        video = read_metadata(path)
         assert (video.num_frames, video.width, video.height) == (40, width, height)
         if not name.endswith((".ts", ".mpg")):  # which put frames into pieces, apart in the file
             assert video.packets is not None
@@ -174,7 +174,7 @@ class TestExactness:
     @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
     def test_variable_frame_rate(self, tmp_path, suffix, write_video, patches):
         times = 500 + np.cumsum(np.random.default_rng(0).integers(5, 90, 50))
-        video = probe(write_video(tmp_path / f"video.{suffix}", patches(50), times=times))
+        video = read_metadata(write_video(tmp_path / f"video.{suffix}", patches(50), times=times))
         assert np.allclose(video.timestamps, times / 1000, atol=1e-9)
         assert compare_at_random(video, 20)[1] == 0
 
@@ -186,7 +186,7 @@ class TestExactness:
             times=40 * (np.arange(40) - 10),
             container_options={"avoid_negative_ts": "disabled"},
         )
-        video = probe(path)
+        video = read_metadata(path)
         assert video.num_frames == 30
         assert compare_at_random(video, 10)[1] == 0
 
@@ -207,7 +207,7 @@ class TestExactness:
                 container.mux(audio.encode(sound))
             container.mux(video.encode(None))
         assert path.stat().st_size > 1_900_000
-        assert compare_at_random(probe(str(path)), 20)[1] == 0
+        assert compare_at_random(read_metadata(str(path)), 20)[1] == 0
 
     def test_headers_that_change_within_a_file(self, tmp_path, write_video, patches):
         """An MP4 with two sample descriptions, as joined files have: only its container tells them apart."""
@@ -218,7 +218,7 @@ class TestExactness:
             )
         ]
         (tmp_path / "joined.mp4").write_bytes(joined(*parts))
-        video = probe(str(tmp_path / "joined.mp4"))
+        video = read_metadata(str(tmp_path / "joined.mp4"))
         assert video.num_frames == 40 and video.packets is None
         assert compare_at_random(video, 10)[1] == 0
 
@@ -229,7 +229,7 @@ class TestExactness:
         compared = differing = 0
         wrong = []
         for path in sound:
-            some, bad = compare_at_random(probe(str(path)), 2)
+            some, bad = compare_at_random(read_metadata(str(path)), 2)
             compared, differing = compared + some, differing + bad
             wrong += [path.name] * bool(bad)
         outcome = f"{len(sound)} files, {compared} frames compared, {differing} differ: {wrong}"
@@ -241,7 +241,7 @@ class TestExactness:
         read = []
         for path in paths:
             try:
-                video = probe(path)
+                video = read_metadata(path)
                 crop, size = full_frame(video)
                 decode_views(video, [(np.arange(video.num_frames), crop)], size)
                 read.append(path)
@@ -267,7 +267,9 @@ class TestPixels:
         path = write_video(tmp_path / "red.mp4", frames, options={"crf": "1"}, color=color)
         for size in ((64, 64), (24, 40)):
             pixels = (
-                decode_views(probe(path), [(np.array([1]), Crop(0, 0, 64, 64))], size).numpy().astype(int)
+                decode_views(read_metadata(path), [(np.array([1]), Crop(0, 0, 64, 64))], size)
+                .numpy()
+                .astype(int)
             )
             assert pixels.shape == (1, 3, 1, *size)
             assert (abs(pixels - np.array([255, 0, 0]).reshape(1, 3, 1, 1, 1)) <= 3).all(), pixels[
@@ -275,7 +277,7 @@ class TestPixels:
             ]
 
     def test_bicubic_is_sharper_than_bilinear(self, tmp_path, write_video, patches):
-        video = probe(write_video(tmp_path / "video.mp4", patches(3)))
+        video = read_metadata(write_video(tmp_path / "video.mp4", patches(3)))
         crop, size = full_frame(video)
         view = [(np.array([1]), crop)]
         bicubic, again, bilinear = (
@@ -288,7 +290,7 @@ class TestPixels:
         picture = np.zeros((64, 96, 3), np.uint8)
         picture[:, :32, 0] = picture[:, 32:64, 1] = picture[:32, 64:, 2] = 255  # red, green, blue over black
         path = write_video(tmp_path / "video.mp4", [flat(picture)] * 3, options={"crf": "1"})
-        video = probe(path)
+        video = read_metadata(path)
         views = [
             (np.array([0, 2]), Crop(0, 0, 32, 64)),
             (np.array([0, 2]), Crop(32, 32, 64, 32)),
@@ -306,7 +308,7 @@ class TestPixels:
         """Against PyAV's own, at full size; its one-step RGB is some 40 dB from exact, biased by 2."""
         smooth = [frame.reformat(width=192, height=128) for frame in patches(12, 24, 16, "rgb24")]
         frames = [frame.reformat(format="yuv420p") for frame in smooth]
-        video = probe(write_video(tmp_path / "video.mp4", frames))
+        video = read_metadata(write_video(tmp_path / "video.mp4", frames))
         crop, size = full_frame(video)
         found = decode_views(video, [(np.arange(12), crop)], size)[0].numpy().transpose(1, 2, 3, 0)
         with av.open(video.path) as container:
@@ -323,7 +325,7 @@ class TestPixels:
         picture = np.zeros((64, 96, 3), np.uint8)
         picture[:32, :48, 0] = 255
         path = write_video(tmp_path / "video.mp4", [flat(picture, "yuv420p")] * 3, rotation=rotation)
-        video = probe(path)
+        video = read_metadata(path)
         assert video.rotation == rotation % 360
         assert (video.width, video.height) == ((64, 96) if rotation in (90, -90, 270) else (96, 64))
         crop, _ = full_frame(video)
@@ -332,7 +334,7 @@ class TestPixels:
         assert bright == {corner}
 
     def test_one_pass_serves_repeated_frames_and_boxes(self, tmp_path, write_video, patches):
-        video = probe(write_video(tmp_path / "video.mp4", patches(40)))
+        video = read_metadata(write_video(tmp_path / "video.mp4", patches(40)))
         crop, size = full_frame(video)
         part = Crop(10, 6, 48, 40)
         clips = [np.array([5, 5, 30]), np.array([30, 0, 5])]
@@ -363,7 +365,7 @@ class TestFaults:
         }.items():
             path = str(tmp_path / name)
             with pytest.raises(DecodeError, match=cause) as caught:
-                probe(path)
+                read_metadata(path)
             assert caught.value.path == path
             assert str(caught.value).startswith(f"cannot read video {path}: ")
 
@@ -387,7 +389,7 @@ class TestFaults:
         text.write_text("path,label\n" * 50)
         for path, cause in ((song, "there is no video stream in it"), (text, "it is a text file")):
             with pytest.raises(DecodeError, match=cause):
-                probe(str(path))
+                read_metadata(str(path))
 
     def test_storage_that_fails_is_named(self, tmp_path, write_video, patches, monkeypatch):
         path = write_video(tmp_path / "video.mp4", patches(5))
@@ -397,10 +399,10 @@ class TestFaults:
 
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(DecodeError, match="Input/output error"):
-            probe(path)
+            read_metadata(path)
 
     def test_frames_that_are_not_there(self, tmp_path, write_video, patches):
-        video = probe(write_video(tmp_path / "video.mp4", patches(20)))
+        video = read_metadata(write_video(tmp_path / "video.mp4", patches(20)))
         table = video.packets
         lying = replace(
             video,
@@ -423,7 +425,7 @@ class TestFaults:
                 decode_views(replace(lying, packets=packets), [(np.array([3, 19, 20, 21]), crop)], size)
 
     def test_callers_mistakes_are_not_the_files(self, tmp_path, write_video, patches):
-        video = probe(write_video(tmp_path / "video.mp4", patches(20)))
+        video = read_metadata(write_video(tmp_path / "video.mp4", patches(20)))
         crop, size = full_frame(video)
         with pytest.raises(ValueError, match="frames 0..20 of the 20"):
             decode_views(video, [(np.array([0, 20]), crop)], size)

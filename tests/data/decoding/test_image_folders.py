@@ -7,7 +7,7 @@ from PIL import Image
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.metadata import probe_images
+from vidtrain.data.decoding.metadata import read_image_folder
 from vidtrain.data.decoding.video import DecodeError
 
 
@@ -32,7 +32,7 @@ def test_images_are_frames_in_the_order_of_their_numbers(tmp_path):
 def test_real_frame_folders(shared_data):
     """Against Pillow, whose JPEG decoder and full-size RGB differ from ours by rounding and chroma only."""
     folder = next((shared_data / "k400_tiny" / "k400tiny_images").iterdir())
-    video = probe_images(str(folder), 10)
+    video = read_image_folder(str(folder), 10)
     assert video.num_frames == 40
     found = decode_views(video, [(np.array([0, 39]), Crop(0, 0, video.width, video.height))], (336, 336))
     for place, index in enumerate((0, 39)):
@@ -49,5 +49,5 @@ def test_folders_without_sound_images_are_named(tmp_path):
     (tmp_path / "broken" / "1.jpg").write_bytes(b"not an image")
     for name, cause in (("absent", "No such file"), ("empty", "no images in it"), ("broken", "Invalid data")):
         with pytest.raises(DecodeError, match=cause) as caught:
-            probe_images(os.fspath(tmp_path / name), 25)
+            read_image_folder(os.fspath(tmp_path / name), 25)
         assert name in caught.value.path

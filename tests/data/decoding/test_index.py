@@ -16,7 +16,7 @@ from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding import index as index_module
 from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex, pack, unpack
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.errors import UserError
 
@@ -33,9 +33,9 @@ def probed(monkeypatch) -> list[str]:
 
     def counted(path: str, *more: int) -> VideoInfo:
         paths.append(path)
-        return probe(path, *more)
+        return read_metadata(path, *more)
 
-    monkeypatch.setattr(index_module, "probe", counted)
+    monkeypatch.setattr(index_module, "read_metadata", counted)
     return paths
 
 
@@ -55,7 +55,7 @@ def same(a: VideoInfo, b: VideoInfo) -> bool:
 
 
 def test_an_entry_gives_back_what_was_probed(clip):
-    video = probe(clip)
+    video = read_metadata(clip)
     entry = pack(video)
     assert same(unpack(clip, entry), video)
     assert len(entry) < 1200  # 40 frames: about 900 bytes of extradata and digest, 4 a frame
@@ -148,7 +148,7 @@ def test_an_index_that_fails_later_costs_time_only(
         assert index.info(clip).num_frames == 5
         other.execute("COMMIT")
     assert [record.message for record in caplog.records] == [
-        f"the video index {path} fails (database is locked): files are probed without it"
+        f"the video index {path} fails (database is locked): files are read without it"
     ]
     VideoIndex(path).info(clip)
     with sqlite3.connect(path) as other:
@@ -224,10 +224,10 @@ def test_a_crafted_row_is_passed_over_and_made_anew(tmp_path, clip, probed, capl
 
 
 def test_a_row_that_points_outside_of_its_file_is_passed_over(clip):
-    video = probe(clip)
+    video = read_metadata(clip)
     table = video.packets
     for name, value in (("order", 10**6), ("starts", -1), ("sizes", -5), ("positions", -1)):
         array = getattr(table, name).copy()
         array[-1] = value
-        with pytest.raises(ValueError, match="not what probing finds"):
+        with pytest.raises(ValueError, match="not what reading a file finds"):
             unpack(clip, pack(replace(video, packets=replace(table, **{name: array}))))

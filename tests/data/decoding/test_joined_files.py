@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.decoding.decoder import read_frames
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 
 COUNT = 48  # frames of each part: four groups of 12, all but the first open
 OPEN = "keyint=12:min-keyint=12:scenecut=0:bframes=2:open-gop=1"
@@ -65,7 +65,7 @@ def test_decoding_starts_where_the_parameters_are_known(tmp_path, write_video, p
         write_video(tmp_path / f"{value}.mp4", patches(COUNT), encoder, {name: f"{start}{value}"}, b_frames=2)
         for value in values
     ]
-    video = probe(joined(codec, parts, tmp_path / f"joined.{suffix}"))
+    video = read_metadata(joined(codec, parts, tmp_path / f"joined.{suffix}"))
     with av.open(video.path) as container:
         every = [frame.to_ndarray() for frame in container.decode(video=0)]
     # any group of the first part, and the beginning of the second, whose other groups carry no parameters

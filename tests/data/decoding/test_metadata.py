@@ -10,7 +10,7 @@ import pytest
 
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.decoding.decoder import read_frames
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import VideoInfo
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.data.sampling.temporal import cut
@@ -84,7 +84,7 @@ def assert_exact(video: VideoInfo) -> None:
 def test_the_rate_is_that_of_the_encoder(encoded, name, codec, options, rate):
     if codec == "mpeg2video" and rate == 15:
         pytest.skip("MPEG-2 knows no such rate")
-    video = probe(encoded(name, codec, range(40), rate, **options))
+    video = read_metadata(encoded(name, codec, range(40), rate, **options))
     times = video.timestamps - video.timestamps[0]
     np.testing.assert_allclose(times, np.arange(40) / rate, atol=1e-4)
     assert_exact(video)
@@ -101,18 +101,18 @@ def test_the_rate_is_that_of_the_encoder(encoded, name, codec, options, rate):
 )
 def test_bare_streams_of_an_unusual_rate(encoded, name, codec, options, rate):
     """FFmpeg guesses 25 or twice the rate of such ones; their own parameters say it."""
-    video = probe(encoded(name, codec, range(40), rate, **options))
+    video = read_metadata(encoded(name, codec, range(40), rate, **options))
     assert (video.num_frames, 1 / video.tick) == (40, rate)
     assert video.ticks.tolist() == list(range(40))
 
 
 def test_a_bare_stream_that_counts_in_a_clock(encoded):
     """Its parameters say 90,000 fields a second, which is a clock, and no rate of frames."""
-    assert 1 / probe(encoded("bare.h264", "libx264", range(40), 45_000)).tick == 25
+    assert 1 / read_metadata(encoded("bare.h264", "libx264", range(40), 45_000)).tick == 25
 
 
 def test_copied_into_avi(tmp_path, encoded):
-    video = probe(copied(encoded("source.ts", "libx264", range(40)), tmp_path / "copy.avi"))
+    video = read_metadata(copied(encoded("source.ts", "libx264", range(40)), tmp_path / "copy.avi"))
     np.testing.assert_allclose(video.timestamps, np.arange(40) / 30, atol=1e-6)
     assert_exact(video)
     found = inspect_video(video.path, None, None, None)
@@ -123,7 +123,7 @@ def test_copied_into_avi(tmp_path, encoded):
 def test_frames_dropped_from_an_avi(tmp_path, encoded, b_frames):
     shown = [number for number in range(60) if number % 5 != 3 and not 30 <= number < 40]
     source = encoded("source.ts", "libx264", shown, b_frames=b_frames)
-    video = probe(copied(source, tmp_path / "copy.avi"))
+    video = read_metadata(copied(source, tmp_path / "copy.avi"))
     times = 30 * (video.timestamps - video.timestamps[0])
     held_back = 2 if b_frames else 0  # which the file does not say anything of
     np.testing.assert_allclose(times[: len(shown) - held_back], shown[: len(shown) - held_back], atol=1e-6)
@@ -161,7 +161,7 @@ def test_two_pictures_in_a_packet(tmp_path, encoded):
             packet.pts = packet.dts = number
             packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 30), stream, number == 0
             write.mux(packet)
-    video = probe(str(tmp_path / "packed.avi"))
+    video = read_metadata(str(tmp_path / "packed.avi"))
     np.testing.assert_allclose(
         video.timestamps - video.timestamps[0], np.arange(video.num_frames) / 30, atol=1e-6
     )
@@ -182,19 +182,19 @@ def test_an_mp4_that_has_decode_times_only(tmp_path, encoded, codec):
     ):
         assert changed != data
         (tmp_path / "changed.mp4").write_bytes(changed)
-        video = probe(str(tmp_path / "changed.mp4"))
+        video = read_metadata(str(tmp_path / "changed.mp4"))
         assert video.num_frames == frames or (frames is None and 36 < video.num_frames <= 40)
         np.testing.assert_allclose(np.diff(video.timestamps), 1 / 30, atol=1e-6)
         assert_exact(video)
-    assert probe(str(path)).num_frames == 40
+    assert read_metadata(str(path)).num_frames == 40
 
 
 def test_cuts_and_clips_by_time_are_those_of_the_source(tmp_path, encoded):
     source = encoded("source.ts", "libx264", range(60))
     videos = [
-        probe(source),
-        probe(copied(source, tmp_path / "copy.avi")),
-        probe(copied(source, tmp_path / "bare.h264")),
+        read_metadata(source),
+        read_metadata(copied(source, tmp_path / "copy.avi")),
+        read_metadata(copied(source, tmp_path / "bare.h264")),
     ]
     by_rate, by_length = ClipProtocol(8, fps=7.5), ClipProtocol(8, duration=1.6)
     for video in videos:
@@ -220,7 +220,7 @@ def test_cuts_and_clips_by_time_are_those_of_the_source(tmp_path, encoded):
 def test_files_that_were_read_wrong(shared_data, name, frames, rate):
     if not (shared_data / "odd" / name).is_file():
         pytest.skip(f"needs odd/{name} among the real videos")
-    video = probe(str(shared_data / "odd" / name))
+    video = read_metadata(str(shared_data / "odd" / name))
     np.testing.assert_allclose(np.diff(video.timestamps), 1 / rate, atol=1e-4)
     assert video.num_frames == frames
     assert_exact(video)

@@ -15,7 +15,7 @@ from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.conversion import MATRICES, ViewConverter
 from vidtrain.data.decoding.decoder import all_frames, decode_views
 from vidtrain.data.decoding.index import pack, unpack
-from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import Orientation, VideoInfo
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
@@ -60,7 +60,7 @@ def written(path, frames, matrix, codec="libx264", color=None, options=None) -> 
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return probe(str(path))
+    return read_metadata(str(path))
 
 
 @pytest.mark.parametrize("name", EIGHT)
@@ -88,7 +88,7 @@ def test_eight_orientations(tmp_path, patches, name):
     )  # even corners: nothing moves
 
     made = prepare_file(Job(video.path, tmp_path / "copy.mp4", SETTINGS, None))
-    copy = probe(str(tmp_path / "copy.mp4"))
+    copy = read_metadata(str(tmp_path / "copy.mp4"))
     assert not made.cause and copy.orientation == Orientation()
     assert abs(whole(copy) - expected).mean() < 8  # its colors, at half the size, are resampled
 
@@ -105,7 +105,7 @@ def test_as_ffmpeg_shows_it(tmp_path, patches, name):
 
 @pytest.mark.parametrize(("name", "way"), [("hflip", (0, True)), ("vflip", (180, True))])
 def test_real_mirrored_files(shared_data, name, way):
-    upright, video = (probe(str(shared_data / "odd" / f"{each}.mp4")) for each in ("base", name))
+    upright, video = (read_metadata(str(shared_data / "odd" / f"{each}.mp4")) for each in ("base", name))
     assert video.orientation == way
     axis = 2 if name == "hflip" else 1
     np.testing.assert_array_equal(whole(video), np.flip(whole(upright), axis))
@@ -113,7 +113,7 @@ def test_real_mirrored_files(shared_data, name, way):
 
 @pytest.mark.parametrize("name", ["q422_709", "q422_10pc"])
 def test_real_422_files(shared_data, name):
-    upright, video = (probe(str(shared_data / "odd" / f"{each}{name}.mp4")) for each in ("", "R_"))
+    upright, video = (read_metadata(str(shared_data / "odd" / f"{each}{name}.mp4")) for each in ("", "R_"))
     assert video.rotation == 270
     np.testing.assert_array_equal(whole(video), np.rot90(whole(upright), -1, (1, 2)))
 
@@ -166,7 +166,7 @@ def test_turned_copies_keep_their_colors(tmp_path, pixel_format, color):
         matrix, way, turn = EIGHT[name]
         video = written(tmp_path / f"{name}.mp4", [frame] * 3, matrix, color=color)
         assert prepare_file(Job(video.path, tmp_path / "copy.mp4", SETTINGS, None)).cause == ""
-        for found in (video, probe(str(tmp_path / "copy.mp4"))):
+        for found in (video, read_metadata(str(tmp_path / "copy.mp4"))):
             off = abs(whole(found)[1] - turn(colors))[8::16, 8::16]
             assert off.max() <= 5, (way, found.path)
 
@@ -180,11 +180,13 @@ def test_images_held_in_several_ways(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = number
         Image.fromarray(picture).save(tmp_path / f"{number}.jpg", exif=exif, quality=98, subsampling=0)
-    video = probe_images(str(tmp_path), 25)
+    video = read_image_folder(str(tmp_path), 25)
     expected = np.stack(
         [np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"{n}.jpg"))) for n in range(1, 9)]
     )
     assert abs(whole(video) - expected).max() <= 6
     assert abs(np.stack(list(all_frames(video, (64, 64)))) - expected.astype(int)).max() <= 6
     made = prepare_file(Job(str(tmp_path), tmp_path / "copy.mp4", SETTINGS, 25))
-    assert made.cause == "" and abs(whole(probe(str(tmp_path / "copy.mp4"))) - expected).mean() < 15  # 4:2:0
+    assert (
+        made.cause == "" and abs(whole(read_metadata(str(tmp_path / "copy.mp4"))) - expected).mean() < 15
+    )  # 4:2:0

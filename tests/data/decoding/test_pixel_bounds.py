@@ -15,7 +15,7 @@ from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
@@ -88,8 +88,8 @@ def copied(source: str, path: Path) -> str:
 PROGRAM = """
 import sys
 from vidtrain.data.audit.inspection import inspect_video
-from vidtrain.data.decoding.metadata import probe_images
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_image_folder
+from vidtrain.data.decoding.metadata import read_metadata
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
@@ -127,8 +127,8 @@ def test_the_bound_holds_wherever_a_file_is_opened(tmp_path, name, write_video, 
     frames = patches(6, pixel_format="yuvj420p" if codec == "mjpeg" else "yuv420p")
     path = write_video(tmp_path / name, frames, codec)
     words = "its picture of 96x64 has more pixels than data.max_pixels=6143"
-    assert probe(path, 6144).num_frames == 6
-    for read in (lambda: probe(path, 6143), lambda: VideoIndex(None, 6143).info(path)):
+    assert read_metadata(path, 6144).num_frames == 6
+    for read in (lambda: read_metadata(path, 6143), lambda: VideoIndex(None, 6143).info(path)):
         with pytest.raises(DecodeError, match=words):
             read()
     assert inspect_video(path, None, None, None, 6143).cause == words
@@ -145,10 +145,10 @@ def test_images(tmp_path, patches):
         size = (96, 64) if number < 2 else (400, 300)
         frame.to_image().resize(size).save(tmp_path / f"{number}.png")
     with pytest.raises(DecodeError, match="picture of 96x64 has more pixels than data.max_pixels=100"):
-        probe_images(str(tmp_path), 25, 100)
+        read_image_folder(str(tmp_path), 25, 100)
     with pytest.raises(DecodeError, match="picture of 96x64 has more pixels than data.max_pixels=6143"):
-        probe(str(tmp_path / "1.png"), 6143)  # whose size is in no header that is read before
-    video = probe_images(str(tmp_path), 25, 10_000)
+        read_metadata(str(tmp_path / "1.png"), 6143)  # whose size is in no header that is read before
+    video = read_image_folder(str(tmp_path), 25, 10_000)
     with pytest.raises(DecodeError, match=r"2.png: its picture of 400x300 has more pixels than .*=10000"):
         decode_views(video, [(np.arange(3), Crop(0, 0, 96, 64))], (64, 96))
 
@@ -166,8 +166,8 @@ def test_many_streams_are_counted_together(tmp_path, patches):
                 container.mux(stream.encode(frame))
         for stream in streams:
             container.mux(stream.encode(None))
-    assert probe(str(path), 9216).num_frames == 3
+    assert read_metadata(str(path), 9216).num_frames == 3
     with pytest.raises(
         DecodeError, match="its 6 video streams have 36864 pixels together, more than 4 times"
     ):
-        probe(str(path), 9215)
+        read_metadata(str(path), 9215)

@@ -12,7 +12,7 @@ from vidtrain.data.augment.geometry import CenterCrops, Crop, WholeFrame
 from vidtrain.data.decoding.conversion import ViewConverter
 from vidtrain.data.decoding.decoder import all_frames, decode_views
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.samplers import SampleKey
@@ -72,7 +72,7 @@ def test_what_is_known_of_a_file(tmp_path, stretched, name, aspect, rotation, sh
 
 def test_boxes_are_cut_in_square_pixels(tmp_path, stretched):
     path = stretched(tmp_path / "a.mp4", Fraction(2))
-    plain, square = probe(path), probe(path).with_square_pixels()
+    plain, square = read_metadata(path), read_metadata(path).with_square_pixels()
     [box] = CenterCrops()(square.width, square.height, (64, 64))
     assert box == Crop(16, 0, 64, 64)
     np.testing.assert_array_equal(read(square, box, (64, 64)), read(plain, Crop(8, 0, 32, 64), (64, 64)))
@@ -95,7 +95,7 @@ def test_a_box_has_a_pixel_at_least():
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="there is no ffmpeg to compare with")
 def test_as_ffmpeg_shows_it(tmp_path, stretched):
     path = stretched(tmp_path / "a.mp4", Fraction(16, 15), width=90, height=72)
-    video = probe(path).with_square_pixels()
+    video = read_metadata(path).with_square_pixels()
     assert (video.width, video.height) == (96, 72)
     command = ["ffmpeg", "-v", "error", "-i", path, "-vf", "scale=iw*sar:ih:flags=bicubic"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
@@ -108,7 +108,7 @@ def test_a_dataset_and_its_copy_agree(tmp_path, stretched):
     source = stretched(tmp_path / "a.mp4", Fraction(16, 11), width=176, height=144)
     settings = EncodeSettings(short_side=64, gop=12, b_frames=3, crf=4, preset="fast")
     assert prepare_file(Job(source, tmp_path / "copy.mp4", settings, None)).cause == ""
-    copy = probe(str(tmp_path / "copy.mp4"))
+    copy = read_metadata(str(tmp_path / "copy.mp4"))
     assert ((copy.width, copy.height), copy.aspect) == (
         (78, 64),
         Fraction(512, 351),

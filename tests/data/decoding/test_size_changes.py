@@ -13,7 +13,7 @@ from PIL import Image
 from vidtrain.data.audit.inspection import KnownFiles, inspect_video
 from vidtrain.data.augment.geometry import CenterCrops, Crop
 from vidtrain.data.decoding.decoder import all_frames, decode_views
-from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.samplers import SampleKey
@@ -69,7 +69,7 @@ def read(video: VideoInfo, *indices: int, crop: Crop = WHOLE, **how) -> np.ndarr
 
 
 def test_frames_are_scaled_to_the_first_ones_shape(changing):
-    video = probe(changing)
+    video = read_metadata(changing)
     assert (video.width, video.height, video.num_frames) == (96, 64, 36)
     pixels = read(video, *range(36))
     for part in range(3):
@@ -83,7 +83,7 @@ def test_frames_are_scaled_to_the_first_ones_shape(changing):
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_crop_means_the_same_part_in_every_size(changing, flip):
     crop = Crop(24, 10, 40, 30, flip)
-    pixels = read(probe(changing), 5, 17, 29, crop=crop)
+    pixels = read(read_metadata(changing), 5, 17, 29, crop=crop)
     for part in range(3):
         expected = ramp(96, 64, 3 * part).to_ndarray(format="rgb24").astype(int)[10:40, 24:64]
         apart = np.abs(pixels[part] - (expected[:, ::-1] if flip else expected))
@@ -91,7 +91,7 @@ def test_a_crop_means_the_same_part_in_every_size(changing, flip):
 
 
 def test_what_is_said_where_that_is_refused(changing):
-    video = probe(changing)
+    video = read_metadata(changing)
     assert len(read(video, 0, 11, size_changes="refuse")) == 2
     words = r"changes its size from 96x64 to 192x160 at frame 12 \(size changes are refused by data.size_changes\)"
     with pytest.raises(DecodeError, match=words):
@@ -99,7 +99,7 @@ def test_what_is_said_where_that_is_refused(changing):
 
 
 def test_range_and_pixel_format_change_too(tmp_path):
-    video = probe(joined(tmp_path / "range.ts", (96, 64), (96, 64), full_range=True))
+    video = read_metadata(joined(tmp_path / "range.ts", (96, 64), (96, 64), full_range=True))
     pixels = read(video, 5, 17)
     expected = ramp(96, 64, 3).to_ndarray(format="rgb24").astype(int)
     assert np.abs(pixels[1] - expected)[2:-2, 2:-2].max() < 8
@@ -114,7 +114,7 @@ def test_an_image_with_a_palette_among_others_of_another_size(tmp_path):
     ramp(96, 64, 0).reformat(format="rgb24").save(str(tmp_path / "0.png"))
     picture = Image.fromarray(ramp(48, 32, 0).to_ndarray(format="rgb24")).convert("P", palette=Image.ADAPTIVE)
     picture.save(tmp_path / "1.png")
-    video, crop = probe_images(str(tmp_path), 5.0), Crop(20, 10, 40, 32)
+    video, crop = read_image_folder(str(tmp_path), 5.0), Crop(20, 10, 40, 32)
     whole = read(video, 1)
     assert np.abs(whole - read(video, 0)).max() < 16
     assert np.array_equal(read(video, 1, crop=crop), whole[:, 10:42, 20:60])
@@ -125,7 +125,7 @@ def test_images_of_several_sizes_and_formats(tmp_path):
         name = tmp_path / f"{number}.{'png' if number == 2 else 'jpg'}"
         frame = ramp(*size, 0).reformat(format="rgb24" if number == 2 else "yuvj420p", dst_color_range=2)
         frame.save(str(name))
-    video = probe_images(str(tmp_path), 5.0)
+    video = read_image_folder(str(tmp_path), 5.0)
     pixels = read(video, 0, 1, 2)
     assert np.abs(pixels - pixels[:1]).max() < 14
     with pytest.raises(DecodeError, match="from 96x64 to 48x32 at frame 1 "):
@@ -145,20 +145,20 @@ def test_a_prepared_copy_and_a_rendered_one(changing, tmp_path):
     target = tmp_path / "copy.mp4"
     made = prepare_file(Job(changing, target, EncodeSettings(64, 12, 2, 8, "veryfast"), None))
     assert made.cause == ""
-    copy = probe(str(target))
+    copy = read_metadata(str(target))
     assert (copy.width, copy.height, copy.num_frames) == (96, 64, 36)
-    apart = np.abs(read(copy, *range(36)) - read(probe(changing), *range(36)))[:, 2:-2, 2:-2]
+    apart = np.abs(read(copy, *range(36)) - read(read_metadata(changing), *range(36)))[:, 2:-2, 2:-2]
     assert apart.mean() < 2
     refusing = EncodeSettings(64, 12, 2, 8, "veryfast", "refuse")
     refused = prepare_file(Job(changing, tmp_path / "b.mp4", refusing, None))
     assert refused.cause.startswith("the picture changes its size from 96x64 to 192x160 at frame 12")
-    assert {picture.shape for picture in all_frames(probe(changing), (64, 96))} == {(64, 96, 3)}
+    assert {picture.shape for picture in all_frames(read_metadata(changing), (64, 96))} == {(64, 96, 3)}
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
 def test_as_ffmpeg_shows_a_real_one(shared_data):
     path = str(shared_data / "odd" / "sizechange.ts")
-    video = probe(path)
+    video = read_metadata(path)
     command = [
         "ffmpeg",
         "-v",
@@ -209,7 +209,7 @@ def test_single_reads_where_each_packet_may_have_another_size(tmp_path):
                 for packet in encoder.encode(frame):
                     packet.stream = stream
                     container.mux(packet)
-    video = probe(path)
+    video = read_metadata(path)
     assert video.num_frames == 36 and video.packets is not None and len(video.packets.starts) >= 3
     together = read(video, *range(36))
     assert (together[:12].mean((0, 1, 2)) + 5 < together[24:].mean((0, 1, 2))).any()
@@ -239,7 +239,7 @@ def test_no_later_picture_is_larger_than_allowed(changing, tmp_path, suffix):
         found = inspect_video(path, None, None, None, most)
         assert (made.cause, found.cause[: len(words)]) == ((words, words) if most == limit else ("", ""))
     if suffix == "mkv":
-        video = probe(path, limit)
+        video = read_metadata(path, limit)
         read(video, 5)
         with pytest.raises(DecodeError, match="192x160 has more pixels"):
             read(video, 17)
@@ -248,7 +248,7 @@ def test_no_later_picture_is_larger_than_allowed(changing, tmp_path, suffix):
 def test_no_later_image_is_larger_than_allowed(tmp_path):
     for number, size in enumerate([(96, 64), (192, 160)]):
         ramp(*size, 0).reformat(format="yuvj420p", dst_color_range=2).save(str(tmp_path / f"{number}.jpg"))
-    video = probe_images(str(tmp_path), 5.0, 96 * 64)
+    video = read_image_folder(str(tmp_path), 5.0, 96 * 64)
     read(video, 0)
     with pytest.raises(
         DecodeError, match=r"1\.jpg: its picture of 192x160 has more pixels than data.max_pixels=6144"

@@ -94,7 +94,7 @@ class TestTraining:
         ]
         assert (sample.clips.shape, sample.clips.dtype) == ((1, 3, 3, 4, 24, 32), torch.uint8)
         assert (sample.seeds.shape, sample.seeds.dtype) == ((1, 3), torch.int64)
-        assert (int(sample.target), sample.index, sample.faults, sample.refusal) == (1, 3, [], None)
+        assert (int(sample.target), sample.record, sample.faults, sample.refusal) == (1, 3, [], None)
 
     @pytest.mark.parametrize("geometry", [CROPS, ShortSideCrop((1.0, 1.5))])
     def test_only_the_key_matters(self, folder, geometry):
@@ -201,7 +201,7 @@ class TestTraining:
         assert [dataset[SampleKey(0, i)].clips.shape[3] for i in (0, 1, 3)] == [2, 6, 2]
         for epoch in range(6):  # only 1 is of the same source and sound
             sample = dataset[SampleKey(epoch, 2)]
-            assert sample.refusal or (sample.index == 1 and sample.clips.shape[3] == 6)
+            assert sample.refusal or (sample.record == 1 and sample.clips.shape[3] == 6)
 
     def test_many_labels(self, folder):
         records = [
@@ -233,13 +233,13 @@ class TestUnreadableInTraining:
         sample = dataset[SampleKey(0, 2)]
         assert {Path(fault.path).name for fault in sample.faults} == {f"{broken}.mp4"}
         assert all(fault.cause for fault in sample.faults)
-        assert sample.refusal is None and sample.index in (0, 1, 3, 4)
+        assert sample.refusal is None and sample.record in (0, 1, 3, 4)
         # the replacement is what this epoch reads at that index, label and all
-        expected = dataset[SampleKey(0, sample.index)]
+        expected = dataset[SampleKey(0, sample.record)]
         assert torch.equal(sample.clips, expected.clips) and torch.equal(sample.seeds, expected.seeds)
-        assert int(sample.target) == [0, 1, 0, 1, 0][sample.index]
+        assert int(sample.target) == [0, 1, 0, 1, 0][sample.record]
         again = dataset[SampleKey(0, 2)]
-        assert (again.index, again.faults) == (sample.index, sample.faults)
+        assert (again.record, again.faults) == (sample.record, sample.faults)
 
     def test_causes(self, folder):
         read = [training(folder, "0", name)[SampleKey(0, 1)] for name in ("empty", "garbage", "absent")]
@@ -260,7 +260,7 @@ class TestUnreadableInTraining:
                             "end times of this record")  # fmt: skip
         train = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CROPS, SIZE, 0, True, 9)
         sample = train[SampleKey(0, 1)]
-        assert set(sample.faults) == {fault} and (sample.index, sample.refusal) == (0, None)
+        assert set(sample.faults) == {fault} and (sample.record, sample.refusal) == (0, None)
         found = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CenterCrops(), SIZE, 0, False)[
             SampleKey(0, 1)
         ]
@@ -332,7 +332,7 @@ class TestEvaluation:
 
     def test_nothing_replaces_an_unreadable_video(self, folder):
         sample = evaluation(folder, "0", "garbage")[SampleKey(0, 1)]
-        assert (sample.clips, sample.index, sample.refusal) == (None, 1, None)
+        assert (sample.clips, sample.record, sample.refusal) == (None, 1, None)
         assert [Path(fault.path).name for fault in sample.faults] == ["garbage.mp4"]
 
     @pytest.mark.parametrize("workers", [0, 2])

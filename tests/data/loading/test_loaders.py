@@ -41,7 +41,7 @@ class Videos:
         return str(self.root / f"{index}.mp4")
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        index, found = key.index, []
+        index, found = key.record, []
         while True:
             target = torch.tensor(index % 3)
             try:
@@ -51,7 +51,7 @@ class Videos:
                 found.append(Fault(error.path, error.cause))
             if not self.training:
                 return Sample(None, target, index, torch.empty(0, dtype=torch.int64), found)
-            index = int(draw(0, key.epoch, key.index, len(found)).integers(COUNT))
+            index = int(draw(0, key.epoch, key.record, len(found)).integers(COUNT))
 
     def read(self, epoch: int, index: int) -> torch.Tensor:
         with open(self.root / f"{index}.tried", "ab") as file:
@@ -121,7 +121,7 @@ def alone(videos: Videos, **steps: int) -> list[Batch]:
 
 def at(position: int) -> int:
     """The file that is read at a position of the first pass."""
-    return [key.index for batch in stream() for key in batch][position]
+    return [key.record for batch in stream() for key in batch][position]
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ class TestTraining:
     @pytest.mark.parametrize("places", [(1, 5), (0, 1), (60, 119), (119,)])
     def test_several_culprits(self, folder, places):
         """In the first two batches at once, in one batch, in the second pass too, in the last batch."""
-        steps = [key.index for batch in stream() for key in batch]
+        steps = [key.record for batch in stream() for key in batch]
         culprits = {steps[place] for place in places}
         videos = Videos(folder(), True, dict.fromkeys(culprits, by_signal(signal.SIGSEGV)))
         read = train(videos)
@@ -391,7 +391,7 @@ SCRIPT = textwrap.dedent("""
         def __init__(self, fault):
             self.quarantine, self.fault = Quarantine(), fault
         def __getitem__(self, key):
-            return self.quarantine.attempt(f"{key.index}.mp4", lambda: self.read(key.index))
+            return self.quarantine.attempt(f"{key.record}.mp4", lambda: self.read(key.record))
         def read(self, index):
             if self.fault == "hang" and index == 1:
                 time.sleep(100)

@@ -9,7 +9,6 @@ from vidtrain.data.loading.samplers import (
     MixtureSource,
     MixtureStream,
     TrainStream,
-    _order,
     records_by_source,
 )
 from vidtrain.errors import UserError
@@ -34,7 +33,7 @@ def test_the_stream_crosses_passes_and_drops_nothing():
 def test_a_pass_holds_every_sample_once():
     keys = [key for batch in stream(num_samples=97, batch_size=8, stop_step=97) for key in batch]
     for epoch in range(8):
-        assert sorted(key.index for key in keys if key.epoch == epoch) == list(range(97))
+        assert sorted(key.record for key in keys if key.epoch == epoch) == list(range(97))
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (1, 3), (2, 3), (6, 2)])
@@ -66,17 +65,17 @@ def test_a_batch_that_cannot_be_shared_names_one_that_can():
 def test_evaluation_reads_every_video_once_at_any_world_size(world_size):
     shards = [EvalShard(10, batch_size=3, rank=rank, world_size=world_size) for rank in range(world_size)]
     keys = [key for shard in shards for batch in shard for key in batch]
-    assert sorted(key.index for key in keys) == list(range(10))
+    assert sorted(key.record for key in keys) == list(range(10))
     assert all(len(list(shard)) == len(shard) for shard in shards)
 
 
 def test_a_quick_look_takes_every_third_video():
     shards = [EvalShard(10, batch_size=3, rank=rank, world_size=2, every=3) for rank in range(2)]
-    assert [[key.index for batch in shard for key in batch] for shard in shards] == [[0, 6], [3, 9]]
+    assert [[key.record for batch in shard for key in batch] for shard in shards] == [[0, 6], [3, 9]]
 
 
 def test_a_pass_takes_four_bytes_a_sample():
-    order = _order(1000, seed=3, epoch=2)
+    order = TrainStream(1000, 1, 3, 0, 1)._order(2)
     assert order.dtype == np.int32
     generator = np.random.default_rng(np.random.SeedSequence(3, spawn_key=(2,)))
     assert order.tolist() == generator.permutation(1000).tolist()
@@ -111,7 +110,7 @@ def mixture(**changes):
 
 class TestMixture:
     def test_first_draws(self):
-        assert [[key.index for key in batch] for batch in mixture(batch_size=3, stop_step=6)] == [
+        assert [[key.record for key in batch] for batch in mixture(batch_size=3, stop_step=6)] == [
             [1999, 1600, 1111],
             [1600, 1500, 2000],
             [9, 8, 3],
@@ -149,22 +148,22 @@ class TestMixture:
         assert list(mixture(seed=1)) != list(mixture())
 
     def test_every_step_has_one_number_of_frames(self):
-        kinds = [{key.index in LONG for key in batch} for batch in mixture(stop_step=500)]
+        kinds = [{key.record in LONG for key in batch} for batch in mixture(stop_step=500)]
         assert {True} in kinds and {False} in kinds and {True, False} not in kinds
 
     def test_ranks_agree_on_the_number_of_frames(self):
         ranks = [list(mixture(world_size=3, rank=rank, stop_step=50)) for rank in range(3)]
         for parts in zip(*ranks, strict=True):
-            assert len({key.index in LONG for part in parts for key in part}) == 1
+            assert len({key.record in LONG for part in parts for key in part}) == 1
 
     def test_sources_have_their_share(self):
         """The half of the long ones is drawn step by step, the split of the others sample by sample."""
         long, few, many = 0, 0, 0
         for key, *others in mixture(stop_step=4000, seed=5):
-            if key.index in LONG:
+            if key.record in LONG:
                 long += 1
                 continue
-            small = sum(each.index < 10 for each in (key, *others))
+            small = sum(each.record < 10 for each in (key, *others))
             few, many = few + small, many + 12 - small
         assert abs(long - 2000) < 3.3 * np.sqrt(4000 * 0.5 * 0.5)
         total = few + many
@@ -174,7 +173,7 @@ class TestMixture:
     def test_records_of_a_source_are_drawn_alike(self):
         sources = [MixtureSource("a", range(20), 1.0, 16), MixtureSource("b", range(20, 60), 2.0, 16)]
         keys = [key for batch in mixture(sources=sources, batch_size=60, stop_step=1000) for key in batch]
-        counts = np.bincount([key.index for key in keys], minlength=60)
+        counts = np.bincount([key.record for key in keys], minlength=60)
         # each of 20 has a third of a twentieth, each of 40 two thirds of a fortieth: all of them 1000
         chi_square = ((counts - 1000.0) ** 2 / 1000).sum()
         assert chi_square < 98.3  # 59 degrees of freedom, 0.1 %
@@ -184,19 +183,19 @@ class TestMixture:
         """As a source for every class would be."""
         sources = [MixtureSource(str(k), range(k * 7, k * 7 + 7), 1.0 + k % 2, 8) for k in range(100)]
         keys = [key for batch in mixture(sources=sources, batch_size=150, stop_step=200) for key in batch]
-        counts = np.bincount([key.index // 7 for key in keys], minlength=100)
+        counts = np.bincount([key.record // 7 for key in keys], minlength=100)
         expected = 200.0 * (1 + np.arange(100) % 2)
         assert ((counts - expected) ** 2 / expected).sum() < 148.2  # 99 degrees of freedom, 0.1 %
 
     def test_a_record_drawn_again_has_another_key(self):
         keys = [key for batch in mixture(stop_step=200) for key in batch]
         assert len(set(keys)) == len(keys) == 2400
-        assert len({key.index for key in keys}) < 1200
+        assert len({key.record for key in keys}) < 1200
 
     def test_the_last_of_ten_million_can_be_drawn(self):
         sources = [MixtureSource("huge", Slices(10_000_000), 1.0, 16)]
         drawn = [
-            key.index for batch in mixture(sources=sources, batch_size=1000, stop_step=20) for key in batch
+            key.record for batch in mixture(sources=sources, batch_size=1000, stop_step=20) for key in batch
         ]
         assert 0 <= min(drawn) < 5_000 and 9_995_000 < max(drawn) < 10_000_000
 
@@ -225,7 +224,7 @@ class TestMixture:
 class TestEvalUnits:
     def units(self, **changes):
         found = EvalUnits(**{"num_samples": 7, "batch_size": 2} | changes)
-        return dict(zip(found.mine, ([key.index for key in keys] for keys in found), strict=True))
+        return dict(zip(found.units, ([key.record for key in keys] for keys in found), strict=True))
 
     def test_they_are_cut_from_the_whole_split(self):
         assert self.units() == {0: [0, 1], 1: [2, 3], 2: [4, 5], 3: [6]}

@@ -76,7 +76,7 @@ def test_a_video_that_comes_again_is_augmented_differently():
     """The only video of class 3 has a third of the draws."""
     keys = [key for batch in stream() for key in batch]
     assert len(set(keys)) == len(keys) == 84
-    assert sum(key.index == 7 for key in keys) == 28
+    assert sum(key.record == 7 for key in keys) == 28
 
 
 def manifest(labels, sources=(), **more) -> Manifest:

@@ -45,7 +45,7 @@ def test_chunks_fill_batches_in_order():
     chunks = list(chunks_of("a", [0.0, 1.0, 2.0, 3.0, 4.0], 2.0, at_once=2))
     assert [chunk.starts for chunk in chunks] == [(0.0, 1.0), (2.0, 3.0), (4.0,)]
     tasks = tasks_of([2, 2, 1, 1, 2, 1], at_once=4)
-    assert [[key.index for key in task] for task in tasks] == [[0, 1], [2, 3, 4], [5]]
+    assert [[key.record for key in task] for task in tasks] == [[0, 1], [2, 3, 4], [5]]
     assert tasks_of([], 4) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.bitstream.entry_points import coded_picture
 from vidtrain.data.decoding.decoder import decode_views
-from vidtrain.data.decoding.metadata import probe
+from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, Made, Timing, prepare_file
 from vidtrain.errors import UserError
@@ -31,7 +31,7 @@ def prepared(tmp_path):
         assert (made.cause, made.refusal) == ("", "")
         assert made.bytes == target.stat().st_size
         assert [path.name for path in target.parent.iterdir()] == ["copy.mp4"]
-        return probe(str(target))
+        return read_metadata(str(target))
 
     return prepare
 
@@ -90,7 +90,9 @@ def test_the_frames_keep_their_times(tmp_path, write_video, prepared, times, suf
     copy = prepared(source)
     assert [tick * copy.tick for tick in copy.ticks.tolist()] == [Fraction(time, 1000) for time in times]
     assert copy.packets is not None  # it is read from byte ranges
-    assert_looks_the_same(probe(source), copy, least=36)  # of every frame, so none took another's place
+    assert_looks_the_same(
+        read_metadata(source), copy, least=36
+    )  # of every frame, so none took another's place
 
 
 def test_a_beginning_between_milliseconds_is_kept(tmp_path, patches, prepared):
@@ -102,7 +104,7 @@ def test_a_beginning_between_milliseconds_is_kept(tmp_path, patches, prepared):
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    ticks = probe(str(source)).ticks
+    ticks = read_metadata(str(source)).ticks
     assert ticks[0] % 90 != 0 and np.diff(ticks).tolist() == [3003] * 9
     copy = prepared(str(source))
     assert (copy.ticks.tolist(), copy.tick) == (ticks.tolist(), Fraction(1, 90_000))
@@ -112,7 +114,7 @@ def test_a_file_without_times_has_those_of_its_rate(tmp_path, write_video, patch
     source = write_video(tmp_path / "source.avi", patches(20), codec="mpeg4", b_frames=2)
     times = prepared(source).timestamps
     np.testing.assert_allclose(times - times[0], np.arange(20) / 25, rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(times, probe(source).timestamps)
+    np.testing.assert_array_equal(times, read_metadata(source).timestamps)
 
 
 def video(ticks: list[int], tick: Fraction) -> VideoInfo:
@@ -154,7 +156,7 @@ def test_colors(tmp_path, write_video, prepared, color, pixel_format, kept, shor
     frames = waves(13, width=144, height=96, pixel_format=pixel_format)
     source = write_video(tmp_path / "source.mp4", frames, color=color, options={"crf": "5"})
     copy = prepared(source, EncodeSettings(short_side, 12, 3, 5, "fast"))
-    assert_looks_the_same(probe(source), copy, least=36)
+    assert_looks_the_same(read_metadata(source), copy, least=36)
     with av.open(copy.path) as container:
         frame = next(container.decode(video=0))
         assert (frame.colorspace, frame.color_range) == kept
@@ -163,7 +165,7 @@ def test_colors(tmp_path, write_video, prepared, color, pixel_format, kept, shor
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_rotation_is_baked_in(tmp_path, write_video, prepared, rotation):
-    source = probe(write_video(tmp_path / "source.mp4", waves(8, 192, 128), rotation=rotation))
+    source = read_metadata(write_video(tmp_path / "source.mp4", waves(8, 192, 128), rotation=rotation))
     copy = prepared(source.path)
     assert source.rotation == rotation
     assert (copy.width, copy.height, copy.rotation) == ((64, 96, 0) if rotation % 180 else (96, 64, 0))
@@ -275,7 +277,7 @@ def test_a_copy_by_an_earlier_version_stays_if_it_is_right(tmp_path, write_video
 
 def test_unreadable_files_leave_nothing(tmp_path, write_video, patches):
     damaged = write_video(tmp_path / "damaged.mp4", patches(40))
-    table = probe(damaged).packets
+    table = read_metadata(damaged).packets
     with open(damaged, "r+b") as file:
         file.seek(int(table.positions[20]))
         file.write(b"\xff" * int(table.sizes[20]))
@@ -297,9 +299,11 @@ def test_a_file_with_fewer_frames_than_it_says_is_not_taken_for_whole(
     tmp_path, write_video, patches, monkeypatch
 ):
     source = write_video(tmp_path / "source.mp4", patches(20))
-    found = probe(source)
+    found = read_metadata(source)
     ticks = np.append(found.ticks, found.ticks[-1] + 1)
-    monkeypatch.setattr("vidtrain.data.prepared.reencode.probe", lambda path, *_: replace(found, ticks=ticks))
+    monkeypatch.setattr(
+        "vidtrain.data.prepared.reencode.read_metadata", lambda path, *_: replace(found, ticks=ticks)
+    )
     made = prepare_file(Job(source, tmp_path / "copy.mp4", SETTINGS, None))
     assert made.cause == "1 of 21 frames do not decode"
     assert [path.name for path in tmp_path.iterdir()] == ["source.mp4"]

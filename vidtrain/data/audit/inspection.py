@@ -17,7 +17,7 @@ from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.container import damage_error, ffmpeg_errors
 from vidtrain.data.decoding.decoder import decode_views, refused_frames, size_error
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.decoding.metadata import file_digest, probe_images
+from vidtrain.data.decoding.metadata import file_digest, read_image_folder
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, VideoInfo
 
 FORMAT = 6  # of what is found; a file inspected under another is inspected anew
@@ -104,7 +104,7 @@ def inspect_video(
     with ffmpeg_errors() as log:
         try:
             known = _index(index, max_pixels)
-            info = known.info(path) if frame_rate is None else probe_images(path, frame_rate, max_pixels)
+            info = known.info(path) if frame_rate is None else read_image_folder(path, frame_rate, max_pixels)
         except DecodeError as error:
             names_setting = "data.max_pixels" in error.cause
             cause = _joined(error.cause, log[0][2].strip(" .\n") if log and not names_setting else "")

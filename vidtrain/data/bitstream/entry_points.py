@@ -4,7 +4,7 @@ A container's keyframe flag is not enough: it also marks pictures that only begi
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vidtrain.data.bitstream.headers import (
@@ -34,30 +34,19 @@ MPEG4_PICTURE = re.compile(rb"\x00\x00\x01\xb6(.)", re.DOTALL)
 TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
 
 
-def is_clean_start(codec: str, packet: bytes, extradata: bytes) -> bool:
-    """Whether the keyframe in `packet` and all frames shown after it decode exactly without what came before.
-
-    `codec` is one of `TELLING_CODECS`; `extradata` is the stream's configuration record.
-    """
-    if codec == "h264":
-        return _h264_clean(packet, extradata)
-    if codec == "hevc":
-        kinds = [(unit[0] >> 1) & 63 for unit in _units(packet, _length_size("hevc", extradata))]
-        return next((kind in HEVC_RANDOM_ACCESS for kind in kinds if kind in HEVC_PICTURES), False)
-    return True  # keyframes of VP9 and AV1 reset every reference
-
-
 @dataclass(slots=True)
 class CodedPicture:
     """What the bits of one picture tell.
 
-    `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else 0. `disposable` says
-    whether no other picture of its layer refers to it; False where that cannot be told. `slices` is how many pieces
-    the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of further views,
-    sizes or qualities beside it. `headers` are, for H.264, what `survey` looks at. `parameters` are the parameter
-    sets of H.264 and HEVC that stand in its packet.
+    `clean` says of a keyframe whether it and all frames shown after it decode exactly without what came before; False
+    where that cannot be told. `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else
+    0. `disposable` says whether no other picture of its layer refers to it; False where that cannot be told. `slices`
+    is how many pieces the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of
+    further views, sizes or qualities beside it. `headers` are, for H.264, what `survey` looks at. `parameters` are the
+    parameter sets of H.264 and HEVC that stand in its packet.
     """
 
+    clean: bool = False
     layer: int = 0
     disposable: bool = False
     slices: int = 1
@@ -69,52 +58,59 @@ class CodedPicture:
 def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:
     """What the bits of the picture in `packet` tell; `extradata` is the stream's configuration record."""
     if codec == "h264":
-        return _h264_picture(packet, extradata)
+        return _h264_picture(list(_units(packet, _length_size(extradata, at=4, least=7))))
     if codec == "hevc":
-        return _hevc_picture(packet, extradata)
+        return _hevc_picture(list(_units(packet, _length_size(extradata, at=21, least=23))))
     if codec == "mpeg4":
         kinds = [match[1][0] >> 6 for match in MPEG4_PICTURE.finditer(packet)]
         return CodedPicture(disposable=kinds == [MPEG4_B_PICTURE])
-    if codec == "av1":
-        return CodedPicture(disposable=leaves_nothing(packet, extradata))
-    return CodedPicture()
+    # keyframes of VP9 and AV1 reset every reference
+    disposable = codec == "av1" and leaves_nothing(packet, extradata)
+    return CodedPicture(clean=codec in TELLING_CODECS, disposable=disposable)
 
 
-def _h264_picture(packet: bytes, extradata: bytes) -> CodedPicture:
-    slices: list[bytes] = []
-    parameters: tuple[bytes, ...] = ()
-    disposable, layered = True, False
-    for unit in _units(packet, _length_size("h264", extradata)):
-        kind = unit[0] & 31
-        if kind in H264_PICTURES:
-            slices.append(unit)
-            disposable = disposable and not unit[0] & H264_REFERENCE
-        elif kind in H264_PARAMETERS:
-            parameters += (unit,)
-        elif kind in H264_LAYERS:
-            layered = True
-    headers = parameters
-    for unit in slices[:1] + slices[1:][-1:]:
-        headers += (unit[:SLICE_HEAD],)
-    disposable = disposable and bool(slices) and not parameters
-    return CodedPicture(0, disposable, len(slices), layered, headers, parameters)
-
-
-def _hevc_picture(packet: bytes, extradata: bytes) -> CodedPicture:
-    units = [unit for unit in _units(packet, _length_size("hevc", extradata)) if len(unit) > 1]
-    pictures = [((unit[0] >> 1) & 63, (unit[1] & 7) - 1) for unit in units]
-    parameters = [unit for unit, (kind, _) in zip(units, pictures, strict=True) if kind in HEVC_PARAMETERS]
-    pictures = [(kind, layer) for kind, layer in pictures if kind in HEVC_PICTURES]
-    top_layer = max((layer for _, layer in pictures), default=0)
-    passed_over = bool(pictures) and all(
-        kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer in pictures
-    )
+def _h264_picture(units: Sequence[bytes]) -> CodedPicture:
+    kinds = [unit[0] & 31 for unit in units]
+    slices = [unit for unit, kind in zip(units, kinds, strict=True) if kind in H264_PICTURES]
+    parameters = tuple(unit for unit, kind in zip(units, kinds, strict=True) if kind in H264_PARAMETERS)
+    heads = tuple(unit[:SLICE_HEAD] for unit in slices[:1] + slices[1:][-1:])
     return CodedPicture(
+        clean=_h264_clean(units),
+        disposable=bool(slices) and not parameters and not any(unit[0] & H264_REFERENCE for unit in slices),
+        slices=len(slices),
+        layered=any(kind in H264_LAYERS for kind in kinds),
+        headers=parameters + heads,
+        parameters=parameters,
+    )
+
+
+def _h264_clean(units: Sequence[bytes]) -> bool:
+    """An IDR picture, or an open group's first picture, whose recovery is complete at once."""
+    for unit in units:
+        kind = unit[0] & 31
+        if kind == H264_SEI and _recovers_at_once(unit):
+            return True
+        if kind in H264_PICTURES:
+            return kind == H264_IDR
+    return False
+
+
+def _hevc_picture(units: Sequence[bytes]) -> CodedPicture:
+    units = [unit for unit in units if len(unit) > 1]
+    kinds = [(unit[0] >> 1) & 63 for unit in units]
+    parameters = tuple(unit for unit, kind in zip(units, kinds, strict=True) if kind in HEVC_PARAMETERS)
+    pictures = [
+        (kind, (unit[1] & 7) - 1) for unit, kind in zip(units, kinds, strict=True) if kind in HEVC_PICTURES
+    ]
+    top_layer = max((layer for _, layer in pictures), default=0)
+    passed_over = all(kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer in pictures)
+    return CodedPicture(
+        clean=bool(pictures) and pictures[0][0] in HEVC_RANDOM_ACCESS,
         layer=top_layer,
-        disposable=passed_over and not parameters,
+        disposable=bool(pictures) and passed_over and not parameters,
         slices=len(pictures),
         layered=any((unit[0] & 1) << 5 | unit[1] >> 3 for unit in units),  # nuh_layer_id
-        parameters=tuple(parameters),
+        parameters=parameters,
     )
 
 
@@ -163,20 +159,8 @@ def needs_first_packet(codec: str, first_packet: bytes, pixel_format: str) -> bo
     return note is not None and int(note[1]) < (151 if "444" in pixel_format else 34)
 
 
-def _h264_clean(packet: bytes, extradata: bytes) -> bool:
-    """An IDR picture, or an open group's first picture, whose recovery is complete at once."""
-    for unit in _units(packet, _length_size("h264", extradata)):
-        kind = unit[0] & 31
-        if kind == H264_SEI and _recovers_at_once(unit):
-            return True
-        if kind in H264_PICTURES:
-            return kind == H264_IDR
-    return False
-
-
-def _length_size(codec: str, extradata: bytes) -> int | None:
+def _length_size(extradata: bytes, at: int, least: int) -> int | None:
     """How many bytes tell a unit's length, as in MP4 and Matroska; None where start codes stand between units."""
-    at, least = (4, 7) if codec == "h264" else (21, 23)
     return (extradata[at] & 3) + 1 if len(extradata) >= least and extradata[0] == 1 else None
 
 

@@ -112,15 +112,17 @@ def survey(extradata: bytes, pictures: Sequence[Sequence[bytes]]) -> Survey:
     parameters = _Parameters()
     parameters.learn_record(extradata)
     slices = [parameters.read(units) for units in pictures]
-    second, first, paired = [], None, True
-    for each in slices:
-        is_field = each is not None and each.parity != 0
-        joins = is_field and first is not None and _completes(first, each)
+    second: list[bool] = []
+    first: _Slice | None = None
+    paired = True
+    for picture in slices:
+        field = picture if picture is not None and picture.parity else None
+        joins = field is not None and first is not None and _completes(first, field)
         paired = paired and (first is None or joins)
         second.append(joins)
-        first = each if is_field and not joins else None
-    frames = [each for each, joins in zip(slices, second, strict=True) if not joins]
-    has_b = not {each.kind for each in slices if each is not None}.isdisjoint(B_SLICES)
+        first = None if joins else field
+    frames = [picture for picture, joins in zip(slices, second, strict=True) if not joins]
+    has_b = any(picture is not None and picture.kind in B_SLICES for picture in slices)
     return Survey(second, paired and first is None, _run_on(frames), has_b)
 
 
@@ -133,25 +135,25 @@ def _completes(first: _Slice, other: _Slice) -> bool:
 def _run_on(frames: Sequence[_Slice | None]) -> bool:
     """Whether each frame's number is one more than that of the last one that others may refer to (7.4.3)."""
     last: int | None = None
-    for each in frames:
-        if each is None:
+    for frame in frames:
+        if frame is None:
             last = None
             continue
-        if each.idr:
+        if frame.idr:
             last = -1
         if last is None:
-            last = each.frame_num
-        elif each.frame_num != (last + 1) % each.most_frame_nums:
+            last = frame.frame_num
+        elif frame.frame_num != (last + 1) % frame.most_frame_nums:
             return False
-        elif each.reference:
-            last = each.frame_num
+        elif frame.reference:
+            last = frame.frame_num
     return True
 
 
 class _Parameters:
     """The parameter sets that have been seen, by their numbers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sequences: dict[int, _Sequence] = {}
         self._pictures: dict[int, int] = {}
 

@@ -6,15 +6,24 @@ would find out is in the `PacketTable`.
 Decoders make up what a damaged picture lacks from what they decoded before it, so a frame read at random would differ
 from the one that reading in order gives. Where they say that they did, it is read in order, and if that is damaged
 too, it is not given out.
+
+`Trial` finds out what a table may say, by decoding. Pictures that nothing refers to can be left out, say the bits. But
+decoders carry more from picture to picture than references: what stands in for a missing one, or how far B pictures lie
+apart. Leaving out one may change what follows.
 """
 
 import os
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import av
 import numpy as np
+from av.codec.context import ThreadType
+from av.video.codeccontext import VideoCodecContext
 
 from vidtrain.data.decoding.container import damage_error, decoder_options, listened
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable
@@ -23,17 +32,24 @@ from vidtrain.data.processes import watchdog
 # Ranges are read in one go, unless what lies between them is longer than they are and this many bytes.
 WASTE = 1 << 20
 MOST_AT_ONCE = 64 << 20
+# Frames up to which a file is decoded again, to be read from byte ranges later.
+MOST_VERIFIED = 100_000
+# Pixels up to which a stream is decoded just to see what can be left out, some 20 s each time; of longer ones, nothing.
+MOST_TRIED = 1 << 32
+Marks = dict[int, int | None]
 
 
-def new_decoder(table: PacketTable, max_pixels: int = MAX_PIXELS) -> av.CodecContext:
+def new_decoder(table: PacketTable, max_pixels: int = MAX_PIXELS) -> VideoCodecContext:
     """A decoder for the table's packets, on one thread, which refuses pictures of more than `max_pixels`."""
     decoder = av.CodecContext.create(table.codec, "r")
+    if not isinstance(decoder, VideoCodecContext):
+        raise ValueError(f"{table.codec} is no codec of videos")
     decoder.extradata = table.extradata or None
     decoder.width, decoder.height = table.width, table.height
     decoder.colorspace, decoder.color_range = table.color
     if table.tag:
         decoder.codec_tag = table.tag
-    decoder.thread_type = "NONE"
+    decoder.thread_type = ThreadType.NONE
     decoder.thread_count = 1
     # without it the H.264 decoder guesses how far pictures are reordered, and drops those that it gets wrong
     decoder.options = {"strict": "1", **decoder_options(max_pixels)}
@@ -41,7 +57,7 @@ def new_decoder(table: PacketTable, max_pixels: int = MAX_PIXELS) -> av.CodecCon
 
 
 def decode_numbers(
-    decoder: av.CodecContext,
+    decoder: VideoCodecContext,
     numbers: Sequence[int],
     read: Callable[[int], memoryview | bytes],
     damaged: set[int] | None = None,
@@ -55,7 +71,7 @@ def decode_numbers(
         data = read(number)
         # libavcodec's padding is behind it, which a packet made of bytes lacks
         packet = av.Packet(len(data))
-        packet.update(data)
+        packet.update(data)  # type: ignore[arg-type]  # of any buffer
         packet.pts = packet.dts = number  # decoders hand it on to the frame, through any reordering
         yield from _frames(decoder, packet, number, damaged)
     yield from _frames(decoder, None, -1, damaged)
@@ -63,24 +79,25 @@ def decode_numbers(
 
 
 def _frames(
-    decoder: av.CodecContext, packet: av.Packet | None, number: int, damaged: set[int] | None
+    decoder: VideoCodecContext, packet: av.Packet | None, number: int, damaged: set[int] | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """What the decoder gives out for `packet`, None asking for what it still holds; as `decode_numbers`."""
     watchdog.progress()
     if damaged is None:
-        yield from ((frame.pts, frame) for frame in decoder.decode(packet))
-        return
-    try:
-        frames, complains = listened(decoder, packet)
-    except av.FFmpegError:
-        damaged.add(number)  # -1 where the decoder was asked for what it still holds
-        return
-    if complains:
-        damaged.add(number)
+        frames = decoder.decode(packet)
+    else:
+        try:
+            frames, complains = listened(decoder, packet)
+        except av.FFmpegError:
+            damaged.add(number)  # -1 where the decoder was asked for what it still holds
+            return
+        if complains:
+            damaged.add(number)
     for frame in frames:
-        if frame.is_corrupt:
-            damaged.add(frame.pts)
-        yield frame.pts, frame
+        origin = -1 if frame.pts is None else frame.pts
+        if damaged is not None and frame.is_corrupt:
+            damaged.add(origin)
+        yield origin, frame
 
 
 def decode_frames(
@@ -94,11 +111,10 @@ def decode_frames(
     """
     index_of = {int(table.order[index]): index for index in wanted}
     doubtful: list[int] = []
-    with _opened(path) as file:
-        decoder = new_decoder(table, max_pixels)
+    with _opened(path, table, max_pixels) as source:
         for numbers in _runs(table, wanted):
             damaged: set[int] = set()
-            yield from _run(path, decoder, file, table, numbers, index_of, damaged)
+            yield from source.run(numbers, index_of, damaged)
             doubtful += _dependent(table, [number for number in numbers if number in index_of], damaged)
             if doubtful and len(numbers) == numbers[-1] + 1:  # it was read in order, with nothing left out
                 raise _damage(path, table, doubtful)
@@ -113,75 +129,88 @@ def decode_in_order(
     """As `decode_frames`, by decoding every packet from the first one on; each frame comes once."""
     index_of = {int(table.order[index]): index for index in wanted}
     damaged: set[int] = set()
-    with _opened(path) as file:
-        decoder = new_decoder(table, max_pixels)
-        numbers = range(table.last_part(max(index_of)) + 1)
-        yield from _run(path, decoder, file, table, numbers, index_of, damaged)
+    with _opened(path, table, max_pixels) as source:
+        yield from source.run(range(table.last_part(max(index_of)) + 1), index_of, damaged)
     if refused := _dependent(table, list(index_of), damaged):
         raise _damage(path, table, refused)
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[int]:
-    try:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            yield file
-        finally:
-            os.close(file)
-    except (av.FFmpegError, OSError) as error:
-        raise DecodeError(path, error.strerror) from error
 
 
 def damaged_frames(path: str, table: PacketTable, max_pixels: int = MAX_PIXELS) -> list[int]:
     """Indices of the frames that `decode_frames` refuses, found by decoding all of the file. Raises `DecodeError`."""
     damaged: set[int] = set()
-    with _opened(path) as file:
-        decoder = new_decoder(table, max_pixels)
-        for _ in _run(path, decoder, file, table, range(len(table.sizes)), {}, damaged):
+    with _opened(path, table, max_pixels) as source:
+        for _ in source.run(range(len(table.sizes)), {}, damaged):
             pass
     return sorted(int(table.shown[number]) for number in _dependent(table, table.order.tolist(), damaged))
 
 
-def _run(
-    path: str,
-    decoder: av.CodecContext,
-    file: int,
-    table: PacketTable,
-    numbers: Sequence[int],
-    index_of: dict[int, int],
-    damaged: set[int],
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decodes the packets `numbers` and gives the frames of those in `index_of` with their index. What is damaged, or
-    does not come out, is noted in `damaged` by the end."""
-    out = set()
-    for number, frame in decode_numbers(decoder, numbers, _reader(path, file, table, numbers), damaged):
-        out.add(number)
-        if number in index_of:
-            yield index_of[number], frame
-    # what is shown before the first may refer to pictures from before it: then it is broken, and nobody needs it
-    places = table.shown[np.asarray(numbers)]
-    first = max(0, int(places[0]))
-    damaged.update(
-        n for n, place in zip(numbers, places.tolist(), strict=True) if place >= 0 and n not in out
-    )
-    damaged.difference_update(
-        [n for n in damaged if n < 0 or (0 <= table.shown[n] < first and n not in index_of)]
-    )
+@dataclass(frozen=True)
+class _Source:
+    """An open file, and the decoder for its packets."""
+
+    path: str
+    file: int
+    table: PacketTable
+    decoder: VideoCodecContext
+
+    def run(
+        self, numbers: Sequence[int], index_of: dict[int, int], damaged: set[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decodes the packets `numbers` and gives the frames of those in `index_of` with their index. What is damaged,
+        or does not come out, is noted in `damaged` by the end."""
+        table, out = self.table, set()
+        for number, frame in decode_numbers(self.decoder, numbers, self._reader(numbers), damaged):
+            out.add(number)
+            if number in index_of:
+                yield index_of[number], frame
+        # what is shown before the first may refer to pictures from before it: then it is broken, and nobody needs it
+        places = table.shown[np.asarray(numbers)]
+        first = max(0, int(places[0]))
+        shown = zip(numbers, places.tolist(), strict=True)
+        damaged.update(number for number, place in shown if place >= 0 and number not in out)
+        damaged.difference_update(
+            [n for n in damaged if n < 0 or (0 <= table.shown[n] < first and n not in index_of)]
+        )
+
+    def _reader(self, numbers: Sequence[int]) -> Callable[[int], memoryview]:
+        """What reads the packets `numbers`: in one go, if little lies between them."""
+        positions, sizes = self.table.positions[numbers], self.table.sizes[numbers]
+        begin, end = int(positions.min()), int((positions + sizes).max())
+        block = None
+        if end - begin <= min(2 * int(sizes.sum()) + WASTE, MOST_AT_ONCE):
+            block = memoryview(os.pread(self.file, end - begin, begin))
+
+        def read(number: int) -> memoryview:
+            at, size = int(self.table.positions[number]), int(self.table.sizes[number])
+            data = memoryview(os.pread(self.file, size, at)) if block is None else block[at - begin :][:size]
+            if len(data) < size:
+                raise DecodeError(self.path, "the file is shorter than it was when it was indexed")
+            return data
+
+        return read
 
 
-def _dependent(table: PacketTable, asked: Sequence[int], damaged: Set[int]) -> list[int]:
-    """Which of the packets `asked` are damaged, or may refer to one that is: one between their start and them."""
+@contextmanager
+def _opened(path: str, table: PacketTable, max_pixels: int) -> Iterator[_Source]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            yield _Source(path, file.fileno(), table, new_decoder(table, max_pixels))
+    except (av.FFmpegError, OSError) as error:
+        raise DecodeError(path, error.strerror) from error
+
+
+def _dependent(table: PacketTable, numbers: Sequence[int], damaged: Set[int]) -> list[int]:
+    """Which of the packets `numbers` are damaged, or may refer to one that is: one between their start and them."""
     if not damaged:
         return []
     worst = sorted(number for number in damaged if not table.disposable[number])
-    found = []
-    for number in asked:
+    dependent = []
+    for number in numbers:
         start, parts = table.start_of(int(table.shown[number])), range(number, table.last_part(number) + 1)
         refers = bisect_left(worst, start) < bisect_right(worst, parts[-1])
         if refers or not damaged.isdisjoint(parts):
-            found.append(number)
-    return found
+            dependent.append(number)
+    return dependent
 
 
 def _damage(path: str, table: PacketTable, numbers: Sequence[int]) -> DecodeError:
@@ -205,18 +234,146 @@ def _runs(table: PacketTable, wanted: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def _reader(path: str, file: int, table: PacketTable, numbers: Sequence[int]) -> Callable[[int], memoryview]:
-    positions, sizes = table.positions[numbers], table.sizes[numbers]
-    begin, end = int(positions.min()), int((positions + sizes).max())
-    block = None
-    if end - begin <= min(2 * int(sizes.sum()) + WASTE, MOST_AT_ONCE):
-        block = memoryview(os.pread(file, end - begin, begin))
+class CodedFrame(Protocol):
+    """What a container says of a packet: decoding may start there, or it is not to be shown."""
 
-    def read(number: int) -> memoryview:
-        at, size = int(table.positions[number]), int(table.sizes[number])
-        data = memoryview(os.pread(file, size, at)) if block is None else block[at - begin :][:size]
-        if len(data) < size:
-            raise DecodeError(path, "the file is shorter than it was when it was indexed")
-        return data
+    keyframe: bool
+    hidden: bool
 
-    return read
+
+def fingerprint(frame: av.VideoFrame) -> int | None:
+    """A hash of the frame's pixels; None for formats that have no array form."""
+    try:
+        return zlib.crc32(np.ascontiguousarray(frame.to_ndarray()).data)
+    except AssertionError:  # PyAV makes no array of an odd size whose colors are at half of it
+        return _fingerprint_of_planes(frame)
+    except (ValueError, TypeError):
+        return None
+
+
+def _fingerprint_of_planes(frame: av.VideoFrame) -> int:
+    """A hash of what the planes show, without what pads their lines."""
+    checksum = 0
+    for number, plane in enumerate(frame.planes):
+        parts = [part for part in frame.format.components if part.plane == number]
+        shown = min(plane.line_size, plane.width * sum(-(-part.bits // 8) for part in parts))
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+        checksum = zlib.crc32(np.ascontiguousarray(lines[:, :shown]).data, checksum)
+    return checksum
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The packets of the file at `path`, to be decoded as `table` says."""
+
+    path: str
+    table: PacketTable
+    max_pixels: int
+
+    def can_leave_out(self) -> bool:
+        """Whether all other frames stay the same when the table's disposable packets are left out; False where it would
+        take too long to see."""
+        table = self.table
+        if not table.disposable.any():
+            return True
+        if len(table.sizes) * table.width * table.height > MOST_TRIED:
+            return False
+        try:
+            marks = self._marks(range(len(table.sizes)))
+        except av.FFmpegError:
+            return False
+        return None not in marks.values() and self._same_without(_halves(table), marks)
+
+    def verified(self, shown: Sequence[int | None], pictures: Sequence[CodedFrame]) -> PacketTable | None:
+        """The table that gives the frames whose fingerprints are `shown`; None where there is none."""
+        if None in shown or len(shown) > MOST_VERIFIED:
+            return None
+        try:
+            marks = self._marks(range(len(pictures)))
+        except av.FFmpegError:  # only the container's own way reads it
+            return None
+        # a packed stream's filler, which its container's decoder passes over, may come out as a frame
+        candidates = iter([(number, mark) for number, mark in marks.items() if not pictures[number].hidden])
+        order = [next((number for number, other in candidates if other == mark), -1) for mark in shown]
+        if -1 in order:
+            return None
+        trial = replace(
+            self, table=replace(self.table, order=np.array(order, np.int32), second=self._seconds(marks))
+        )
+        starts, same = trial._starts(shown, [number for number in order if pictures[number].keyframe])
+        remaining = _halves(trial.table)[1 if same else 0 :]
+        disposable = self.table.disposable
+        if same is False or not trial._same_without(remaining, marks):
+            disposable = np.zeros_like(disposable)
+        # the frames shown first are decoded from the very beginning, whatever stands there
+        starts = sorted({0, *starts}) if order[0] not in starts else sorted(starts)
+        return replace(trial.table, starts=np.array(starts, np.int32), disposable=disposable)
+
+    def _seconds(self, marks: Marks) -> np.ndarray:
+        """Which packets complete the frame before: of MPEG-2, whose headers are not looked at, those that give none."""
+        if not self.table.codec.startswith("mpeg2"):
+            return self.table.second
+        return np.array(
+            [number > 0 and number not in marks for number in range(len(self.table.sizes))], dtype=bool
+        )
+
+    def _starts(self, shown: Sequence[int | None], keys: Sequence[int]) -> tuple[list[int], bool | None]:
+        """Which of the keyframes `keys`, tried as a start, give what is shown from them up to the next one.
+
+        Half of what nothing refers to is left out meanwhile. The second value says whether that gave the same
+        everywhere; it is None where a keyframe is no start either way.
+        """
+        order, half = self.table.order.tolist(), _halves(self.table)[0]
+        starts: list[int] = []
+        same: bool | None = True
+        place = {number: index for index, number in enumerate(order)}
+        bounds = [place[key] for key in keys] + [len(order)]
+        for key, begin, end in zip(keys, bounds[:-1], bounds[1:], strict=True):
+            expected = dict(zip(order[begin:end], shown[begin:end], strict=True))
+            every = range(key, max(map(self.table.last_part, expected), default=key) + 1)
+            if self._same(expected, [number for number in every if half[number]]):
+                starts.append(key)
+            elif self._same(expected, every):
+                starts.append(key)
+                same = False
+            else:
+                same = same and None
+        return starts, same
+
+    def _same_without(self, trials: Sequence[np.ndarray], marks: Marks) -> bool:
+        """Whether the frames of each of `trials`, bool [m], are those that all packets give, with `marks`."""
+        return all(self._same(marks, np.flatnonzero(trial).tolist()) for trial in trials)
+
+    def _same(self, marks: Marks, numbers: Sequence[int]) -> bool:
+        """Whether decoding the packets `numbers` alone gives their frames with the fingerprints `marks`."""
+        try:
+            alone = self._marks(numbers)
+        except av.FFmpegError:
+            return False
+        return all(alone.get(number) == marks[number] for number in numbers if number in marks)
+
+    def _marks(self, numbers: Sequence[int]) -> Marks:
+        """The fingerprint of each frame that decoding the packets `numbers` gives, by its packet, as they come out."""
+        marks = {}
+        with open(self.path, "rb") as file:
+
+            def read(number: int) -> bytes:
+                return os.pread(
+                    file.fileno(), int(self.table.sizes[number]), int(self.table.positions[number])
+                )
+
+            for number, frame in decode_numbers(new_decoder(self.table, self.max_pixels), numbers, read):
+                marks[number] = fingerprint(frame)
+                watchdog.progress()
+        return marks
+
+
+def _halves(table: PacketTable) -> list[np.ndarray]:
+    """Which packets to decode in two trials, bool [m] each: every second one of the disposable pictures, or the others.
+
+    So each of them is missing once, and is decoded once beside a missing one. There is one trial where there are none.
+    """
+    if not table.disposable.any():
+        return [~table.disposable]
+    turn = np.cumsum(table.disposable & ~table.second) % 2
+    return [~table.disposable | (turn == kept) for kept in (0, 1)]

@@ -17,8 +17,10 @@ from fractions import Fraction
 
 import av
 import av.logging
+from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
@@ -30,8 +32,7 @@ from vidtrain.data.processes import watchdog
 # together, in pictures of the largest size
 MOST_TOGETHER = 4
 PADDING = 1 << 16
-IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # how they begin
-OPENING = {"metadata_errors": "ignore"}
+IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # how JPEG and PNG begin
 TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")  # libavutil's words
 # Decoders that set no mark on a frame that they could not decode, and only report it in their log. A message of those
 # in UNMARKING is about the picture unless it holds a word of NOT_PIXELS; one of those in OF_PIXELS if it holds one of
@@ -42,16 +43,13 @@ OF_PIXELS = {"mjpeg": ("overread", "error y=", "error count")}
 MOST_REORDERED = 16  # frames by which H.264 and HEVC may show a picture later than one that refers to it
 
 
-def _is_animated_webp(location: str) -> bool:
-    """Whether the header of a RIFF file says so: WEBP, then VP8X with the flag of an animation."""
-    try:
-        if not os.path.isfile(location):  # a pipe would wait
-            return False
-        with open(location, "rb") as file:
-            start = file.read(21)
-    except OSError:  # which opening it says better
-        return False
-    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) == 21 and bool(start[20] & 2)
+def _first_bytes(location: str) -> bytes:
+    """How a file begins; nothing of one that cannot be opened, or is none, as a pipe would wait."""
+    with suppress(OSError):
+        if os.path.isfile(location):
+            with open(location, "rb") as file:
+                return file.read(21)
+    return b""
 
 
 @contextmanager
@@ -60,16 +58,20 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
     pictures of more than `max_pixels`, before there is any memory for them."""
     # an absolute path, as a colon in a relative one would stand behind a protocol
     location, options = os.path.abspath(path), decoder_options(max_pixels)
-    if _is_animated_webp(location):  # FFmpeg skips its frames and calls the rest invalid data
+    first_bytes = _first_bytes(location)
+    # RIFF, WEBP, then VP8X with the flag of an animation: FFmpeg skips its frames and calls the rest invalid data
+    if len(first_bytes) == 21 and first_bytes[8:16] == b"WEBPVP8X" and first_bytes[20] & 2:
         raise DecodeError(
             path, "it is an animated WebP, which FFmpeg does not decode; convert it to MP4 or GIF"
         )
     try:
-        if cause := too_large(location, max_pixels):
+        # of images nothing is known before their decoder looks, and a folder of them would take a fifth longer
+        if not first_bytes.startswith(IMAGES) and (cause := too_large(location, max_pixels)):
             raise DecodeError(path, cause)
         with av.open(location, options=options, metadata_errors="ignore") as container:
             stream = container.streams.best("video")
-            if stream is None or stream.disposition & Disposition.attached_pic:  # the cover of a song
+            # the cover of a song is no video
+            if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
                 raise DecodeError(path, "there is no video stream in it")
             if container.format.name == "tty":
                 raise DecodeError(path, "it is a text file")
@@ -77,7 +79,7 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
                 raise DecodeError(path, "there is no decoder for its video")
             stream.codec_context.options = options
             # workers are processes already, and more threads would change nothing but the contention
-            stream.codec_context.thread_type = "NONE"
+            stream.codec_context.thread_type = ThreadType.NONE
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:
@@ -98,33 +100,23 @@ def decoder_options(max_pixels: int) -> dict[str, str]:
 def too_large(path: str, max_pixels: int) -> str:
     """Why the pictures that the file says it has are too large; empty if they are not, or it cannot be opened. No
     decoder is."""
-    if _is_image(path):
-        return ""
     sizes = []
     with (
         av.logging.Capture(local=True),  # that no decoder may be opened is no error
         suppress(av.FFmpegError),  # which opening it in earnest gives again
-        av.open(path, options={"codec_whitelist": "none"}, **OPENING) as container,
+        av.open(path, options={"codec_whitelist": "none"}, metadata_errors="ignore") as container,
     ):
         contexts = [stream.codec_context for stream in container.streams.video]
-        sizes = [(each.width, each.height) for each in contexts if each is not None]
+        sizes = [(context.width, context.height) for context in contexts if context is not None]
     pixels = [width * height for width, height in sizes]
-    if pixels and (words := larger(*sizes[pixels.index(max(pixels))], max_pixels)):
-        return words
+    if pixels and (cause := larger(*sizes[pixels.index(max(pixels))], max_pixels)):
+        return cause
     if sum(pixels) > MOST_TOGETHER * max_pixels:
         return (
             f"its {len(pixels)} video streams have {sum(pixels)} pixels together, more than {MOST_TOGETHER} times "
             f"data.max_pixels={max_pixels}"
         )
     return ""
-
-
-def _is_image(path: str) -> bool:
-    """Whether it is a JPEG or PNG image, of which nothing is known before its decoder looks, and there is one picture;
-    a folder of them would take a fifth longer."""
-    with suppress(OSError), open(path, "rb") as file:
-        return file.read(4).startswith(IMAGES)
-    return False
 
 
 def larger(width: int, height: int, max_pixels: int) -> str:
@@ -144,19 +136,20 @@ def why_refused(path: str, error: av.FFmpegError, max_pixels: int) -> str:
     with (
         ffmpeg_errors() as log,
         suppress(av.FFmpegError),
-        av.open(path, options=decoder_options(max_pixels), **OPENING) as container,
+        av.open(path, options=decoder_options(max_pixels), metadata_errors="ignore") as container,
     ):
         stream = container.streams.best("video")
-        stream.codec_context.options = decoder_options(max_pixels)
-        for _ in container.decode(stream):
-            watchdog.progress()
-    found = next(filter(None, (TOO_LARGE.search(each) for _, _, each in log)), None)
-    return larger(int(found[1]), int(found[2]), max_pixels) if found else ""
+        if isinstance(stream, VideoStream):
+            stream.codec_context.options = decoder_options(max_pixels)
+            for _ in container.decode(stream):
+                watchdog.progress()
+    size = next(filter(None, (TOO_LARGE.search(line) for _, _, line in log)), None)
+    return larger(int(size[1]), int(size[2]), max_pixels) if size else ""
 
 
 @contextmanager
 def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
-    """What FFmpeg logs as an error meanwhile, as (level, who, words)."""
+    """What FFmpeg logs as an error meanwhile, as (level, sender, message)."""
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # else a message on one file would not be repeated for the next one
@@ -168,7 +161,7 @@ def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_skip_repeated(skip)
 
 
-def listened(decoder: av.CodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
+def listened(decoder: VideoCodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
     """What the decoder gives out for `packet`, None asking for what it holds; and whether a decoder that marks no
     frames called the packet damaged."""
     codec = decoder.codec.canonical_name
@@ -176,10 +169,10 @@ def listened(decoder: av.CodecContext, packet: av.Packet | None) -> tuple[list[a
         return decoder.decode(packet), False
     with ffmpeg_errors() as log:
         frames = decoder.decode(packet)
-    said = [words for _, who, words in log if who == decoder.name]
+    messages = [message for _, sender, message in log if sender == decoder.name]
     if codec in OF_PIXELS:
-        return frames, any(word in words for words in said for word in OF_PIXELS[codec])
-    return frames, any(not any(word in words for word in NOT_PIXELS) for words in said)
+        return frames, any(word in message for message in messages for word in OF_PIXELS[codec])
+    return frames, any(not any(word in message for word in NOT_PIXELS) for message in messages)
 
 
 def damage_error(path: str, first: int, count: int = 1) -> DecodeError:
@@ -230,22 +223,16 @@ def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFram
     """Every frame of a video file in order with its index, None in place of one that is damaged or may refer to one
     that is. A few frames are held until it is known. Raises `DecodeError`.
     """
-    # index, frame, whether it is sound; of B pictures, which may refer to one that is shown later
-    held: deque[list] = deque()
+    held: deque[tuple[int, av.VideoFrame | None]] = (
+        deque()
+    )  # B pictures, which may refer to one that is shown later
     sound = True
     for index, (frame, made_up) in enumerate(frames_in_order(path, max_pixels)):
         if made_up:
-            for entry in held:
-                entry[2] = False
+            held = deque((earlier, None) for earlier, _ in held)
         sound = not made_up and (sound or (frame.key_frame and frame.pict_type == PictureType.I))
-        held.append([index, frame, sound])
+        held.append((index, frame if sound else None))
         at_most = MOST_REORDERED if frame.pict_type == PictureType.B else 0
         while len(held) > at_most:
-            yield _settled(held.popleft())
-    while held:
-        yield _settled(held.popleft())
-
-
-def _settled(entry: list) -> tuple[int, av.VideoFrame | None]:
-    index, frame, sound = entry
-    return index, frame if sound else None
+            yield held.popleft()
+    yield from held

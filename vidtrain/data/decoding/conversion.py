@@ -7,6 +7,7 @@ the range. So nothing but what takes every format stands before the scale that i
 import ctypes
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
@@ -93,6 +94,7 @@ def _same_colors(frame: av.VideoFrame) -> str:
     )
 
 
+@dataclass(eq=False)
 class ViewConverter:
     """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
 
@@ -105,24 +107,17 @@ class ViewConverter:
     lie at the nearest of the frames' pixels.
     """
 
-    def __init__(
-        self,
-        crop: Crop,
-        size: tuple[int, int],
-        rotation: int | None,
-        interpolation: str = "bicubic",
-        mirrored: bool = False,
-        shape: tuple[int, int] | None = None,
-        shown: tuple[int, int] | None = None,
-    ):
-        self.crop = crop
-        self.shown = shown
-        self.size = size
-        self.orientation = None if rotation is None else Orientation(rotation, mirrored)
-        self.interpolation = interpolation
-        self.shape = shape
+    crop: Crop
+    size: tuple[int, int]
+    rotation: int | None
+    interpolation: str = "bicubic"
+    mirrored: bool = False
+    shape: tuple[int, int] | None = None
+    shown: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
         self._upside_down = False
-        self._layout: tuple = ()
+        self._layout: tuple[object, ...] = ()
         self._graph: Graph
 
     @classmethod
@@ -136,17 +131,16 @@ class ViewConverter:
 
     def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Writes the view of `frame` into `out`, uint8 [3 h w]."""
-        way = orientation_of(frame) if self.orientation is None else self.orientation
+        way = orientation_of(frame) if self.rotation is None else Orientation(self.rotation, self.mirrored)
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame, way), layout
-        self._graph.push(frame)
-        view = self._graph.pull()
+        self._graph.vpush(frame)
+        view = self._graph.vpull()
         rows = slice(None, None, -1 if self._upside_down else 1)
         for channel, plane in zip((1, 2, 0), view.planes, strict=True):  # green, blue, red: the order of gbrp
-            out[channel] = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[
-                rows, : view.width
-            ]
+            lines = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+            out[channel] = lines[rows, : view.width]
 
     def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
         height, width = self.size[::-1] if way.swaps_sides else self.size

@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -51,14 +52,14 @@ def decode_views(
             places[index][crop].append((view, place))
     converters: dict[Crop, ViewConverter] = {}
 
-    found = set()
+    decoded = set()
     for index, frame in read_frames(video, sorted(places)):
         if size_changes == "refuse":
             way = orientation_of(frame) if video.images else video.orientation
             shown = displayed_size(frame.width, frame.height, way)
             if shown != video.picture:
                 raise size_error(video.path, index, video.picture, *shown)
-        found.add(index)
+        decoded.add(index)
         for crop, wanted in places[index].items():
             if crop not in converters:
                 converters[crop] = ViewConverter.of(video, crop, size, interpolation)
@@ -66,7 +67,7 @@ def decode_views(
             converters[crop](frame, pixels[view, :, place])
             for other_view, other_place in others:
                 pixels[other_view, :, other_place] = pixels[view, :, place]
-    if missing := sorted(places.keys() - found):
+    if missing := sorted(places.keys() - decoded):
         raise DecodeError(
             video.path,
             f"{len(missing)} of {len(places)} wanted frames do not decode, the first is {missing[0]}",
@@ -106,50 +107,37 @@ def read_frames(
     what a decoder reorders.
     """
     if video.images:
-        yield from _images(video, wanted)
-    elif video.packets is not None:
+        yield from ((index, sound_image(video.images[index], video.max_pixels)) for index in wanted)
+        return
+    if video.packets is not None:
         decode = decode_in_order if in_order else decode_frames
         for index, frame in decode(video.path, video.packets, wanted, video.max_pixels):
             check_size(video.path, frame, video.max_pixels)
             yield index, frame
-    else:
-        yield from _in_order(video, wanted)
+        return
+    # by reading the file from its beginning, as its container gives it
+    indices = set(wanted)
+    for index, sound in islice(sound_frames(video.path, video.max_pixels), max(wanted, default=-1) + 1):
+        if index in indices:
+            if sound is None:
+                raise damage_error(video.path, index)
+            yield index, sound
 
 
 def refused_frames(video: VideoInfo) -> list[int]:
     """Indices of the frames that are not given out as they are damaged, found by decoding all of the file. Raises
     `DecodeError` where that cannot be done."""
     if video.images:
-        return [index for index, path in enumerate(video.images) if not _is_sound(path, video.max_pixels)]
+        damaged = []
+        for index, path in enumerate(video.images):
+            try:
+                sound_image(path, video.max_pixels)
+            except DecodeError:
+                damaged.append(index)
+        return damaged
     if video.packets is not None:
         return damaged_frames(video.path, video.packets, video.max_pixels)
     return [index for index, frame in sound_frames(video.path, video.max_pixels) if frame is None]
-
-
-def _is_sound(image: str, max_pixels: int) -> bool:
-    try:
-        sound_image(image, max_pixels)
-    except DecodeError:
-        return False
-    return True
-
-
-def _in_order(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """By reading the file from its beginning, as its container gives it."""
-    remaining = set(wanted)
-    for index, frame in sound_frames(video.path, video.max_pixels):
-        if index in remaining:
-            if frame is None:
-                raise damage_error(video.path, index)
-            remaining.remove(index)
-            yield index, frame
-        if not remaining:
-            return
-
-
-def _images(video: VideoInfo, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    for index in wanted:
-        yield index, sound_image(video.images[index], video.max_pixels)
 
 
 def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -160,16 +148,16 @@ def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """
     convert = ViewConverter.of(video, Crop(0, 0, video.width, video.height), size)
     early: dict[int, np.ndarray] = {}  # decoded before those that are shown before them
-    due = 0
+    shown = 0
     for index, frame in read_frames(video, list(range(video.num_frames)), in_order=True):
         picture = np.empty((3, *size), np.uint8)
         convert(frame, picture)
         early[index] = picture
-        while due in early:
-            yield np.ascontiguousarray(early.pop(due).transpose(1, 2, 0))
-            due += 1
-    if due < video.num_frames:
-        raise DecodeError(video.path, f"frame {due} of {video.num_frames} does not decode")
+        while shown in early:
+            yield np.ascontiguousarray(early.pop(shown).transpose(1, 2, 0))
+            shown += 1
+    if shown < video.num_frames:
+        raise DecodeError(video.path, f"frame {shown} of {video.num_frames} does not decode")
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], seconds: np.ndarray) -> None:

@@ -76,9 +76,8 @@ def _by_decode_times(stated: StatedTimes) -> np.ndarray | None:
     held_back = sum(time is None for time in stated.let_out)
     if sent is None or len(sent) < 2:
         return None
-    if len(sent) == count:
-        times = sent[held_back if held_back < count else 0 :]
-    else:  # some packets show nothing
+    times: np.ndarray | None = sent[held_back if held_back < count else 0 :]
+    if len(sent) != count:  # some packets show nothing
         times = _increasing([time for time in stated.let_out if time is not None])
     if times is None or len(times) < 1:
         return None
@@ -95,11 +94,11 @@ def _filled(times: Ticks) -> np.ndarray | None:
     ticks = np.array([times[index] for index in known], dtype=np.int64)
     usual = float(np.median(np.diff(ticks) / np.diff(known)))
     places = np.arange(len(times))
-    found = np.interp(places, known, ticks)
+    filled = np.interp(places, known, ticks)
     before, behind = places < known[0], places > known[-1]
-    found[before] = ticks[0] - usual * (known[0] - places[before])
-    found[behind] = ticks[-1] + usual * (places[behind] - known[-1])
-    return _increasing(np.rint(found * FINER).astype(np.int64).tolist())
+    filled[before] = ticks[0] - usual * (known[0] - places[before])
+    filled[behind] = ticks[-1] + usual * (places[behind] - known[-1])
+    return _increasing(np.rint(filled * FINER).astype(np.int64).tolist())
 
 
 def _longest_increasing(times: Ticks) -> list[int]:

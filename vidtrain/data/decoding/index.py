@@ -1,4 +1,4 @@
-"""The per-file index: what probing found, made once and kept on disk for all workers and runs."""
+"""The per-file index: what reading a file found, done once and kept on disk for all workers and runs."""
 
 import json
 import logging
@@ -15,14 +15,14 @@ import av
 import numpy as np
 
 from vidtrain.data.decoding.container import larger
-from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable, VideoInfo
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_links
 
 log = logging.getLogger(__name__)
 
-# The version of the entries, which also depend on the decoder that probed; those of another format are made anew
+# The version of the entries, which also depend on the decoder that read them; those of another format are made anew
 FORMAT = "6 libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
 # Pixels that are not square: shown as if they were, or as players show them
 SAMPLE_ASPECTS = ("ignore", "apply")
@@ -42,7 +42,7 @@ class VideoIndex:
     `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
     index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
     file cannot be made, or is something else. It only saves time: where it fails later, a warning says so, and files
-    are probed again.
+    are read again.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class VideoIndex:
                 ) from error
 
     def info(self, video: str, frame_rate: float | None = None) -> VideoInfo:
-        """What the file `video` holds, probed if it is new or has changed. Raises `DecodeError`.
+        """What the file `video` holds, read if it is new or has changed. Raises `DecodeError`.
 
         With a `frame_rate` it is a folder of images, which is listed anew in each process.
         """
@@ -83,24 +83,24 @@ class VideoIndex:
         if (key, frame_rate) in self._remembered:
             self._remembered.move_to_end((key, frame_rate))
             return self._remembered[key, frame_rate]
-        found = probe_images(video, frame_rate, self._max_pixels) if frame_rate else self._read(key)
-        if found is None:
-            found = probe(video, self._max_pixels)
-            self._write(key, found)
-        elif cause := larger(found.width, found.height, self._max_pixels):  # probed when more were allowed
+        info = read_image_folder(video, frame_rate, self._max_pixels) if frame_rate else self._read(key)
+        if info is None:
+            info = read_metadata(video, self._max_pixels)
+            self._write(key, info)
+        elif cause := larger(info.width, info.height, self._max_pixels):  # read when more were allowed
             raise DecodeError(video, cause)
         if self._sample_aspect == "apply":
-            found = found.with_square_pixels()
-            if cause := larger(found.width, found.height, self._max_pixels):
+            info = info.with_square_pixels()
+            if cause := larger(info.width, info.height, self._max_pixels):
                 raise DecodeError(video, f"with square pixels (clip.sample_aspect=apply) {cause}")
-        self._remember((key, frame_rate), found)
-        return found
+        self._remember((key, frame_rate), info)
+        return info
 
     def known_digest(self, video: str, size: int, modified: int) -> bytes | None:
         """The hash of what a file held when it had this size and time of modification; None where that is not known any
         more."""
-        found = self._read((video, size, modified))
-        return found.digest if found is not None and found.digest else None
+        info = self._read((video, size, modified))
+        return info.digest if info is not None and info.digest else None
 
     def close(self) -> None:
         if self._database is not None:
@@ -115,11 +115,12 @@ class VideoIndex:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        VideoIndex.__init__(self, **state)
 
     def _connect(self) -> sqlite3.Connection:
         # a connection must not cross a fork, so it belongs to the process that opened it
         if self._database is None or self._database[0] != os.getpid():
+            assert self._path is not None
             self._inherited.append(self._database)  # closing it here would touch the locks of its owner
             connection = sqlite3.connect(self._path, timeout=WAIT_SECONDS, check_same_thread=False)
             # nothing in it that cannot be made again, so no write waits for the disk
@@ -139,11 +140,11 @@ class VideoIndex:
             self._warn(error)
             return None
 
-    def _write(self, key: tuple[str, int, int], found: VideoInfo) -> None:
+    def _write(self, key: tuple[str, int, int], info: VideoInfo) -> None:
         if self._path is None:
             return
         path, size, modified = key
-        row = (os.fsencode(path), size, modified, FORMAT, pack(found))
+        row = (os.fsencode(path), size, modified, FORMAT, pack(info))
         try:
             with self._connect() as transaction:
                 transaction.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", row)
@@ -152,12 +153,12 @@ class VideoIndex:
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            log.warning("the video index %s fails (%s): files are probed without it", self._path, error)
+            log.warning("the video index %s fails (%s): files are read without it", self._path, error)
         self._warned = True
 
-    def _remember(self, key: tuple, found: VideoInfo) -> None:
-        self._remembered[key] = found
-        self._remembered_bytes += _weight(found)
+    def _remember(self, key: tuple, info: VideoInfo) -> None:
+        self._remembered[key] = info
+        self._remembered_bytes += _weight(info)
         while self._remembered_bytes > REMEMBERED_BYTES and len(self._remembered) > 1:
             _, forgotten = self._remembered.popitem(last=False)
             self._remembered_bytes -= _weight(forgotten)
@@ -169,41 +170,44 @@ def _weight(video: VideoInfo) -> int:
 
 
 # Arrays are kept as differences, which are small and alike, and so compress to a byte or two a frame.
-ARRAYS = ("positions", "sizes", "order", "starts", "disposable", "second")
+ARRAYS: dict[str, type] = {
+    "positions": np.int64,
+    "sizes": np.int32,
+    "order": np.int32,
+    "starts": np.int32,
+    "disposable": bool,
+    "second": bool,
+}
 
 
 def pack(video: VideoInfo) -> bytes:
     """A `VideoInfo`, all but its path, as bytes."""
     table = video.packets
-    head = {
+    arrays = {"ticks": video.ticks}
+    head: dict[str, object] = {
         "tick": [video.tick.numerator, video.tick.denominator],
         "shape": [video.width, video.height, video.rotation, video.mirrored],
         "aspect": [video.aspect.numerator, video.aspect.denominator],
         "digest": video.digest.hex(),
-        "arrays": {"ticks": len(video.ticks)},
     }
-    parts = [_differences(video.ticks)]
     if table is not None:
-        head["decoder"] = {
-            "codec": table.codec,
-            "tag": table.tag,
-            "extradata": table.extradata.hex(),
-            "width": table.width,
-            "height": table.height,
-            "color": list(table.color),
-        }
-        for name in ARRAYS:
-            head["arrays"][name] = len(getattr(table, name))
-            parts.append(_differences(getattr(table, name)))
+        names = ("codec", "tag", "width", "height", "color")
+        decoder = {name: getattr(table, name) for name in names}
+        head["decoder"] = decoder | {"extradata": table.extradata.hex()}
+        arrays |= {name: getattr(table, name) for name in ARRAYS}
+    head["arrays"] = {name: len(values) for name, values in arrays.items()}
     text = json.dumps(head).encode()
-    return zlib.compress(len(text).to_bytes(4, "little") + text + b"".join(parts), 1)
+    differences = [
+        np.diff(values.astype(np.int64), prepend=np.int64(0)).tobytes() for values in arrays.values()
+    ]
+    return zlib.compress(len(text).to_bytes(4, "little") + text + b"".join(differences), 1)
 
 
 def unpack(path: str, entry: bytes) -> VideoInfo:
     """The inverse of `pack`. Raises `ValueError` for what it did not make."""
     try:
         video = _unpacked(path, entry)
-        check_entry(video)
+        _check_entry(video)
     # of a row that is of another type or lacks a part, of nested JSON, of numbers that fit nowhere
     except (zlib.error, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"an entry is damaged: {type(error).__name__}: {error}") from error
@@ -224,22 +228,9 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
     table = None
     if "decoder" in head:
         decoder = head["decoder"]
-        table = PacketTable(
-            codec=decoder["codec"],
-            tag=decoder["tag"],
-            extradata=bytes.fromhex(decoder["extradata"]),
-            width=decoder["width"],
-            height=decoder["height"],
-            color=tuple(decoder["color"]),
-            positions=arrays["positions"],
-            sizes=arrays["sizes"].astype(np.int32),
-            order=arrays["order"].astype(np.int32),
-            starts=arrays["starts"].astype(np.int32),
-            disposable=arrays["disposable"].astype(bool),
-            second=arrays["second"].astype(bool),
-        )
+        decoder |= {"extradata": bytes.fromhex(decoder["extradata"]), "color": tuple(decoder["color"])}
+        table = PacketTable(**decoder, **{name: arrays[name].astype(kind) for name, kind in ARRAYS.items()})
     width, height, rotation, mirrored = head["shape"]
-    digest = bytes.fromhex(head["digest"])
     return VideoInfo(
         path,
         arrays["ticks"],
@@ -248,17 +239,17 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
         height,
         rotation,
         table,
-        digest=digest,
+        digest=bytes.fromhex(head["digest"]),
         mirrored=mirrored,
         aspect=Fraction(*head["aspect"]),
     )
 
 
-def check_entry(video: VideoInfo) -> None:
+def _check_entry(video: VideoInfo) -> None:
     """Raises `ValueError` for an entry that reading would stumble over: of wrong types, or pointing outside itself."""
     table, whole = video.packets, (video.width, video.height, video.rotation)
     sound = (
-        all(type(each) is int for each in whole)
+        all(type(number) is int for number in whole)
         and min(video.width, video.height) > 0
         and video.rotation in (0, 90, 180, 270)
         and type(video.mirrored) is bool
@@ -271,17 +262,15 @@ def check_entry(video: VideoInfo) -> None:
         packets = len(table.positions)
         sound = (
             type(table.codec) is type(table.tag) is str
-            and all(type(each) is int and each >= 0 for each in (table.width, table.height, *table.color))
+            and all(
+                type(number) is int and number >= 0 for number in (table.width, table.height, *table.color)
+            )
             and len(table.color) == 2
             and len(table.sizes) == len(table.disposable) == len(table.second) == packets
             and len(table.order) == video.num_frames
             and len(table.starts) > 0
             and bool((table.positions >= 0).all() and (table.sizes >= 0).all())
-            and all(each.min() >= 0 and each.max() < packets for each in (table.order, table.starts))
+            and all(numbers.min() >= 0 and numbers.max() < packets for numbers in (table.order, table.starts))
         )
     if not sound:
-        raise ValueError("an entry is not what probing finds")
-
-
-def _differences(values: np.ndarray) -> bytes:
-    return np.diff(values.astype(np.int64), prepend=np.int64(0)).tobytes()
+        raise ValueError("an entry is not what reading a file finds")

@@ -23,12 +23,11 @@ from vidtrain.data.bitstream.entry_points import (
     CodedPicture,
     ParametersInMidStream,
     coded_picture,
-    is_clean_start,
     needs_first_packet,
     pictures_apart,
 )
 from vidtrain.data.bitstream.headers import Survey, has_layers, survey
-from vidtrain.data.bitstream.verifying import Trial, fingerprint
+from vidtrain.data.bitstream.packets import Trial, fingerprint
 from vidtrain.data.decoding.container import aspect_of, larger, opened
 from vidtrain.data.decoding.frame_times import (
     StatedTimes,
@@ -72,7 +71,7 @@ class _Picture:
     coded: CodedPicture
 
 
-def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """What the video file at `path` holds. Raises `DecodeError` for whatever is not a video that can be read, and for
     pictures of more than `max_pixels`."""
     try:
@@ -91,8 +90,13 @@ def probe(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
                 raise DecodeError(path, cause)
             video = scan.believed(path)
         digest = file_digest([path])
-        if video is None or not scan.regular:
-            video = _decoded_if_possible(path, scan, video)
+        # where a picture seems to be missing, others decode to what depends on where decoding began
+        if video is None or not scan.survey.regular:
+            try:
+                video = _decoded(path, scan)
+            except DecodeError:
+                if video is None:  # else one does not decode, and the others can still be read
+                    raise
     except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
         raise DecodeError(path, error.strerror or str(error)) from error
     return replace(video, digest=digest, max_pixels=max_pixels)
@@ -117,7 +121,7 @@ class _Scan:
         self.max_pixels = max_pixels
         self.codec = decoder.codec.canonical_name
         self.timed = container.format.name in TIMED_CONTAINERS
-        self.time_base = stream.time_base
+        self.time_base = stream.time_base or Fraction(1, av.time_base)
         self.rate = _rate(container, stream)
         self.reorders = decoder.has_b_frames
         self.first: av.VideoFrame | None = None
@@ -149,7 +153,7 @@ class _Scan:
         if self.first is not None:
             self.aspect = aspect_of(stream, orientation_of(self.first))
         self.survey = self._survey(extradata)
-        second = np.array(self.survey.second if self.survey else [False] * len(self.pictures), dtype=bool)
+        second = np.array(self.survey.second, dtype=bool)
         disposable, self.unusual = self._disposable(second, extradata)
         self.setup = PacketTable(
             codec=decoder.name,
@@ -169,48 +173,40 @@ class _Scan:
     def _picture(
         self, packet: av.Packet, data: bytes, extradata: bytes, place: int | None, offset: int
     ) -> _Picture:
-        clean = (
-            packet.is_keyframe
-            and self.codec in TELLING_CODECS
-            and is_clean_start(self.codec, data, extradata)
-        )
+        coded = coded_picture(self.codec, data, extradata)
         return _Picture(
             position=None if place is None else place + offset,
             size=len(data),
             pts=packet.pts,
             keyframe=packet.is_keyframe and offset == 0,
-            clean=clean,
+            clean=packet.is_keyframe and coded.clean,
             hidden=packet.is_discard,
-            coded=coded_picture(self.codec, data, extradata),
+            coded=coded,
         )
 
-    def _survey(self, extradata: bytes) -> Survey | None:
+    def _survey(self, extradata: bytes) -> Survey:
         if self.codec != "h264":
-            return None
-        found = survey(extradata, [picture.coded.headers for picture in self.pictures])
-        for picture, second in zip(self.pictures, found.second, strict=True):
+            return Survey([False] * len(self.pictures), paired=True, regular=True, has_b=True)
+        result = survey(extradata, [picture.coded.headers for picture in self.pictures])
+        for picture, second in zip(self.pictures, result.second, strict=True):
             if second:  # decoding cannot start there
                 picture.keyframe = picture.clean = False
-        return found
+        return result
 
     def _disposable(self, second: np.ndarray, extradata: bytes) -> tuple[np.ndarray, bool]:
         """Which pictures nothing refers to, and whether the stream is of a kind of which that must be tried."""
         coded = [picture.coded for picture in self.pictures]
-        top_layer = max((each.layer for each in coded), default=0)
+        top_layer = max((picture.layer for picture in coded), default=0)
         # what is in a lower layer may be referred to from above
-        found = np.array([each.disposable and each.layer == top_layer for each in coded], dtype=bool)
+        disposable = np.array(
+            [picture.disposable and picture.layer == top_layer for picture in coded], dtype=bool
+        )
         firsts = np.flatnonzero(second) - 1
         # a frame's two fields go together
-        found[firsts] = found[firsts + 1] = found[firsts] & found[firsts + 1]
-        several = any(each.slices > 1 or each.layered for each in coded) or (
-            self.codec == "av1" and has_layers(extradata)
-        )
-        return found, bool(several or top_layer or second.any())
-
-    @property
-    def regular(self) -> bool:
-        """Whether no picture seems to be missing. Others decode to what depends on where decoding began."""
-        return self.survey is None or self.survey.regular
+        disposable[firsts] = disposable[firsts + 1] = disposable[firsts] & disposable[firsts + 1]
+        several = any(picture.slices > 1 or picture.layered for picture in coded)
+        layered = self.codec == "av1" and has_layers(extradata)
+        return disposable, bool(several or layered or top_layer or second.any())
 
     @property
     def in_place(self) -> bool:
@@ -222,12 +218,12 @@ class _Scan:
         times = [self.pictures[number].pts for number in firsts.tolist()]
         if not self.timed or self.codec not in TELLING_CODECS or self.first is None or None in times:
             return None
-        if not self.sound or any(picture.hidden for picture in self.pictures) or len(set(times)) < len(times):
+        if not self.sound or not self.survey.paired or any(picture.hidden for picture in self.pictures):
             return None
-        if self.survey is not None and not self.survey.paired:
+        if len(set(times)) < len(times):
             return None
         ticks = np.array(times, dtype=np.int64)
-        if self.reorders and (np.diff(ticks) > 0).all() and (self.survey is None or self.survey.has_b):
+        if self.reorders and (np.diff(ticks) > 0).all() and self.survey.has_b:
             return None  # pictures are reordered, but not by these times, which are those of decoding
         order = firsts[np.argsort(ticks)].astype(np.int32)
         # pictures that lead the first keyframe are in the file but cannot be decoded, so they are never shown
@@ -237,7 +233,7 @@ class _Scan:
         if needs_first_packet(self.codec, self.opening, self.first.format.name):
             starts = starts[:1]
         table = replace(self.setup, order=order, starts=starts)
-        if not self.regular or (self.unusual and not self.trial(path).can_leave_out()):
+        if not self.survey.regular or (self.unusual and not self.trial(path).can_leave_out()):
             table = replace(table, disposable=np.zeros_like(table.disposable))
         return self.video(path, self.first, np.sort(ticks), self.time_base, table)
 
@@ -247,11 +243,16 @@ class _Scan:
     def video(
         self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
     ) -> VideoInfo:
-        way = orientation_of(first)
-        width, height = displayed_size(first.width, first.height, way)
-        return VideoInfo(
-            path, ticks, tick, width, height, way.rotation, table, mirrored=way.mirrored, aspect=self.aspect
-        )
+        return replace(_like_first(path, first, ticks, tick, self.aspect), packets=table)
+
+
+def _like_first(
+    path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, aspect: Fraction
+) -> VideoInfo:
+    """A video that is shown as its first frame says."""
+    way = orientation_of(first)
+    width, height = displayed_size(first.width, first.height, way)
+    return VideoInfo(path, ticks, tick, width, height, way.rotation, mirrored=way.mirrored, aspect=aspect)
 
 
 def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
@@ -268,18 +269,8 @@ def _place(packet: av.Packet, data: bytes, file: int) -> int | None:
     """Where in the file the bytes of a packet lie, having looked."""
     if packet.pos is None or packet.pos < 0:
         return None
-    found = os.pread(file, len(data) + HEADER, packet.pos).find(data)
-    return None if found < 0 else packet.pos + found
-
-
-def _decoded_if_possible(path: str, scan: _Scan, believed: VideoInfo | None) -> VideoInfo:
-    """What decoding gives, or what the packets tell where one does not decode: then the others can still be read."""
-    try:
-        return _decoded(path, scan)
-    except DecodeError:
-        if believed is None:
-            raise
-        return believed
+    offset = os.pread(file, len(data) + HEADER, packet.pos).find(data)
+    return None if offset < 0 else packet.pos + offset
 
 
 def _decoded(path: str, scan: _Scan) -> VideoInfo:
@@ -296,13 +287,13 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
     if first is None:
         raise DecodeError(path, "no frame of it decodes")
     table = scan.trial(path).verified(shown, scan.pictures) if scan.in_place else None
-    found = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
-    if found is None:
+    ticks_and_tick = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
+    if ticks_and_tick is None:
         raise DecodeError(path, "it has neither frame times in order nor a frame rate")
-    return scan.video(path, first, *found, table)
+    return scan.video(path, first, *ticks_and_tick, table)
 
 
-def probe_images(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """The images of `folder` as a video of `frame_rate` frames a second, in the order of the numbers in their names.
 
     Raises `DecodeError` where there is none, or the first one does not decode or has more than `max_pixels`.
@@ -321,22 +312,9 @@ def probe_images(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -
         aspect = aspect_of(stream, orientation_of(first))
     if cause := larger(first.width, first.height, max_pixels):
         raise DecodeError(images[0], cause)
-    way = orientation_of(first)
-    width, height = displayed_size(first.width, first.height, way)
     tick = 1 / Fraction(frame_rate).limit_denominator(1_000_000)
-    ticks = np.arange(len(images))
-    return VideoInfo(
-        folder,
-        ticks,
-        tick,
-        width,
-        height,
-        way.rotation,
-        images=images,
-        mirrored=way.mirrored,
-        max_pixels=max_pixels,
-        aspect=aspect,
-    )
+    video = _like_first(folder, first, np.arange(len(images)), tick, aspect)
+    return replace(video, images=images, max_pixels=max_pixels)
 
 
 def check_frame_rate(frame_rate: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidtrain.data.augment.geometry import EvalGeometry, TrainGeometry
+from vidtrain.data.augment.geometry import Crop, EvalGeometry, TrainGeometry
 from vidtrain.data.decoding.decoder import View, decode_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
     clips: Tensor | None
     target: Tensor
-    index: int
+    record: int
     seeds: Tensor
     faults: list[Fault]
     refusal: str | None = None
@@ -101,32 +101,31 @@ class VideoDataset(Dataset):
     def _protocols(self) -> tuple[ClipProtocol, ...]:
         """The protocol of each source."""
         frames = [source.frames or self.protocol.frames for source in self.manifest.sources]
-        return tuple(replace(self.protocol, frames=each) for each in frames) if self.training else ()
+        return tuple(replace(self.protocol, frames=count) for count in frames) if self.training else ()
 
     def __getitem__(self, key: SampleKey) -> Sample:
         epoch, index = key
         faults: list[Fault] = []
-        nothing = torch.empty(0, dtype=torch.int64)
         while True:
             record = self.manifest[index]
-            target = self.target(record)
+            unread = Sample(None, self.target(record), index, torch.empty(0, dtype=torch.int64), faults)
             try:
-                read = partial(self._read, record, epoch, index)
+                read = partial(self._read, record, (self.seed, epoch, index))
                 clips, seeds = self.quarantine.attempt(record.path, read)
-                return Sample(clips, target, index, seeds, faults)
+                return unread._replace(clips=clips, seeds=seeds)
             except DecodeError as error:
                 faults.append(Fault(error.path, error.cause))
             except EmptyCut as error:
                 faults.append(Fault(record.path, str(error)))
             except UserError as error:  # the protocol does not allow this video
-                return Sample(None, target, index, nothing, faults, f"{shown(record.path)}: {error}")
+                return unread._replace(refusal=f"{shown(record.path)}: {error}")
             if not self.training:
-                return Sample(None, target, index, nothing, faults)
+                return unread
             if len(faults) > self.max_retries:
                 files = "\n  ".join(f"{shown(fault.path)}: {shown(fault.cause)}" for fault in faults)
                 refusal = f"{len(faults)} videos in a row could not be read:\n  {files}"
-                return Sample(None, target, index, nothing, faults, refusal)
-            rng = draw(self.seed, epoch, key.index, len(faults), 1)
+                return unread._replace(refusal=refusal)
+            rng = draw(self.seed, epoch, key.record, len(faults), 1)
             sources = self.manifest.columns.sources
             # one of the same source, whose clips have as many frames
             index = int(
@@ -143,72 +142,57 @@ class VideoDataset(Dataset):
         target[list(record.labels)] = 1
         return target
 
-    def _read(self, record: Record, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        info = partial(self.index.info, record.path, self.manifest.frame_rate)
-        video = self.quarantine.opened(record.path, info)
-        if self.training:
-            views, seeds = [], []
-            for copy in range(self.copies):
-                more, more_seeds = self._train_views(video, record, (self.seed, epoch, index), copy)
-                views, seeds = views + more, seeds + more_seeds
-            size = self.size
-        else:
-            clips = self._clip_indices(video, record, self.protocol, None, None)
-            crops = self.geometry(video.width, video.height, self.size)
-            views = [(frames, crop) for frames in clips for crop in crops]
-            seeds = [0] * len(views)
-            size = self.geometry.output_size(video.width, video.height, self.size)
-        pixels = decode_views(video, views, size, self.interpolation, self.size_changes)
-        copies = self.copies if self.training else 1
-        return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=copies), torch.tensor(seeds).view(
-            copies, -1
-        )
+    def open_video(self, path: str) -> VideoInfo:
+        """What is known of a file of the dataset. Raises `DecodeError`."""
+        return self.quarantine.opened(path, partial(self.index.info, path, self.manifest.frame_rate))
 
-    def _train_views(
-        self, video: VideoInfo, record: Record, key: tuple[int, int, int], copy: int
-    ) -> tuple[list[View], list[int]]:
-        # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
-        more = (copy, 2) if copy else ()
-        protocol = self._protocols[record.source]
-        clips = self._clip_indices(video, record, protocol, draw(*key, 0, *more), self.jitter)
-        where = [draw(*key, view + 1, *more) for view in range(len(clips))]
-        views = [
-            (frames, self.geometry(video.width, video.height, self.size, len(frames), rng))
-            for frames, rng in zip(clips, where, strict=True)
-        ]
-        return views, [int(rng.integers(2**63 - 1)) for rng in where]
+    def eval_crops(self, video: VideoInfo) -> list[Crop]:
+        """The boxes that evaluation cuts from every frame of a video."""
+        geometry = cast(EvalGeometry, self.geometry)  # as `training` says
+        return geometry(video.width, video.height, self.size)
 
-    def _clip_indices(
-        self,
-        video: VideoInfo,
-        record: Record,
-        protocol: ClipProtocol,
-        rng: np.random.Generator | None,
-        jitter: TemporalJitter | None,
-    ) -> np.ndarray:
-        return clip_indices(
-            video.num_frames,
-            video.timestamps,
-            protocol,
-            rng,
-            start=record.start,
-            end=record.end,
-            jitter=jitter,
-        )
+    def eval_clips(self, video: VideoInfo, clips: np.ndarray) -> Tensor:
+        """Every crop of each of `clips`, int64 [n t], as evaluation shows it: uint8 [(n crops) c t h w]."""
+        geometry = cast(EvalGeometry, self.geometry)
+        views = [(frames, crop) for frames in clips for crop in self.eval_crops(video)]
+        size = geometry.output_size(video.width, video.height, self.size)
+        return decode_views(video, views, size, self.interpolation, self.size_changes)
+
+    def _read(self, record: Record, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        video = self.open_video(record.path)
+        cut = partial(clip_indices, video.num_frames, video.timestamps, start=record.start, end=record.end)
+        if not self.training:
+            pixels = self.eval_clips(video, cut(self.protocol, None))
+            return pixels[None], torch.zeros(1, len(pixels), dtype=torch.int64)
+        views: list[View] = []
+        seeds: list[int] = []
+        geometry = cast(TrainGeometry, self.geometry)
+        for copy in range(self.copies):
+            # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
+            more = (copy, 2) if copy else ()
+            clips = cut(self._protocols[record.source], draw(*key, 0, *more), jitter=self.jitter)
+            for number, frames in enumerate(clips, start=1):
+                rng = draw(*key, number, *more)
+                views.append((frames, geometry(video.width, video.height, self.size, len(frames), rng)))
+                seeds.append(int(rng.integers(2**63 - 1)))
+        pixels = decode_views(video, views, self.size, self.interpolation, self.size_changes)
+        copies = rearrange(pixels, "(m n) c t h w -> m n c t h w", m=self.copies)
+        return copies, torch.tensor(seeds).view(self.copies, -1)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Puts side by side what could be read (perhaps nothing) and gathers every fault."""
-    read = [sample for sample in samples if sample.clips is not None]
-    counts = torch.tensor([len(sample.clips) for sample in read], dtype=torch.int64)
+    read = [(sample, sample.clips) for sample in samples if sample.clips is not None]
+    counts = torch.tensor([len(clips) for _, clips in read], dtype=torch.int64)
+    records = torch.tensor([sample.record for sample, _ in read], dtype=torch.int64)
     nothing = torch.empty(0, dtype=torch.int64)
     return Batch(
-        clips=torch.cat([sample.clips for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
-        labels=torch.stack([sample.target for sample in read]).repeat_interleave(counts, 0)
+        clips=torch.cat([clips for _, clips in read]) if read else nothing.to(torch.uint8),
+        labels=torch.stack([sample.target for sample, _ in read]).repeat_interleave(counts, 0)
         if read
         else nothing,
-        indices=torch.tensor([sample.index for sample in read], dtype=torch.int64).repeat_interleave(counts),
-        seeds=torch.cat([sample.seeds for sample in read]) if read else nothing,
+        indices=records.repeat_interleave(counts),
+        seeds=torch.cat([sample.seeds for sample, _ in read]) if read else nothing,
         faults=[fault for sample in samples for fault in sample.faults],
         refusal=next((sample.refusal for sample in samples if sample.refusal), None),
     )

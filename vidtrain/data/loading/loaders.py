@@ -7,12 +7,12 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from vidtrain.data.loading.dataset import Batch, Sample, VideoDataset, collate
 from vidtrain.data.loading.quarantine import Losses, Quarantine
@@ -117,6 +117,7 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
         return blamed
 
 
+@dataclass(eq=False)
 class Loader:
     """The batches of `sampler`, in its order and the same with any number of workers; iterate as often as you like.
 
@@ -127,51 +128,42 @@ class Loader:
     Raises what `BatchWorkers.batches` does.
     """
 
-    def __init__(
-        self,
-        dataset: Readable,
-        sampler: Sampler,
-        num_workers: int,
-        pin_memory: bool,
-        keep: bool,
-        first: int,
-        time_limit: float,
-        start_method: StartMethod,
-    ):
-        self._dataset = dataset
-        self._sampler = sampler
-        self._num_workers = num_workers
-        self._pin_memory = pin_memory
-        self._keep = keep
-        self._first = first
-        self._time_limit = time_limit
-        self._start_method = start_method
+    dataset: Readable
+    sampler: Sampler
+    num_workers: int
+    pin_memory: bool
+    keep: bool
+    first: int
+    time_limit: float
+    start_method: StartMethod
+
+    def __post_init__(self) -> None:
         self._kept: list[BatchWorkers] = []
         weakref.finalize(self, _close, self._kept)
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._num_workers == 0:
-            for task in enumerate(self._sampler, self._first):
-                batch = _read(self._dataset, task)
-                yield pinned(batch) if self._pin_memory else batch
+        if self.num_workers == 0:
+            for task in enumerate(self.sampler, self.first):
+                batch = _read(self.dataset, task)
+                yield pinned(batch) if self.pin_memory else batch
             return
         pool = (
             self._kept.pop()
             if self._kept
-            else BatchWorkers(self._dataset, self._num_workers, self._time_limit, self._start_method)
+            else BatchWorkers(self.dataset, self.num_workers, self.time_limit, self.start_method)
         )
         whole = False
         try:
-            if self._pin_memory:
-                yield from _pinned_ahead(pool, self._sampler, self._first)
+            if self.pin_memory:
+                yield from _pinned_ahead(pool, self.sampler, self.first)
             else:
-                yield from pool.batches(self._sampler, self._first)
+                yield from pool.batches(self.sampler, self.first)
             whole = True
         finally:
-            if whole and self._keep:
+            if whole and self.keep:
                 self._kept.append(pool)
             else:
                 pool.close()
@@ -204,10 +196,12 @@ def eval_loader(
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
-    tensors = {
-        name: value.pin_memory() for name, value in batch._asdict().items() if isinstance(value, Tensor)
-    }
-    return batch._replace(**tensors)
+    return batch._replace(
+        clips=batch.clips.pin_memory(),
+        labels=batch.labels.pin_memory(),
+        indices=batch.indices.pin_memory(),
+        seeds=batch.seeds.pin_memory(),
+    )
 
 
 def _pinned_ahead(pool: BatchWorkers, sampler: Sampler, first: int) -> Iterator[Batch]:

@@ -15,6 +15,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -34,11 +35,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 RETRY_SECONDS = 10.0
 
 
-class Signature(NamedTuple):
-    """What tells a mended file from the broken one: bytes and ns; None where there is no file."""
-
-    size: int | None
-    modified: int | None
+Signature = tuple[
+    int | None, int | None
+]  # size in bytes, time of modification in ns; None where there is no file
 
 
 class Entry(NamedTuple):
@@ -50,6 +49,10 @@ class Entry(NamedTuple):
     since: int
     size: int | None
     modified: int | None
+
+    @property
+    def signature(self) -> Signature:
+        return self.size, self.modified
 
 
 class Quarantine:
@@ -81,50 +84,44 @@ class Quarantine:
 
         Raises `DecodeError` where that fails too, and at once for a file that is not to be read.
         """
-        if video in self._blamed:
-            entry = self._blamed[video]
-            if self.number >= entry.since and _signature(video) == (entry.size, entry.modified):
-                raise DecodeError(video, entry.cause)
-        try:
-            with reading(video):
-                return read()
-        except DecodeError:
-            pass  # storage has its moments: only what fails twice is the file's fault
+        entry = self._blamed.get(video)
+        if entry is not None and self.number >= entry.since and _signature(video) == entry.signature:
+            raise DecodeError(video, entry.cause)
+        # storage has its moments: only what fails twice is the file's fault
+        with suppress(DecodeError), reading(video):
+            return read()
         with reading(video):
             return read()
 
-    def opened(self, video: str, probe: Callable[[], Result]) -> Result:
-        """What `probe()` finds of the file as a whole. Raises `DecodeError`, without trying after the second time."""
-        found = _signature(video)
+    def opened(self, video: str, read: Callable[[], Result]) -> Result:
+        """What `read()` finds of the file as a whole. Raises `DecodeError`, without trying after the second time."""
+        signature = _signature(video)
         times = 0
         if video in self._failed:
-            signature, times, error = self._failed[video]
-            times = times if signature == found else 0
+            before, times, error = self._failed[video]
+            times = times if before == signature else 0
             if times == 2:
                 raise DecodeError(error.path, error.cause)
         try:
-            return probe()
+            return read()
         except DecodeError as error:
-            self._failed[video] = found, times + 1, DecodeError(error.path, error.cause)
+            self._failed[video] = signature, times + 1, DecodeError(error.path, error.cause)
             raise
 
     def blame(self, video: str, cause: str, number: int) -> None:
         """Puts a file that ended worker processes in batch `number` into quarantine from that batch on."""
         entry = Entry(self._split, video, cause, number, *_signature(video))
         self._learn(entry)
-        if self._path is None:
-            return
-        self._held.append(json.dumps(entry._asdict()))
-        self._write()
+        if self._path is not None:
+            self._held.append(json.dumps(entry._asdict()))
+            self.flush(now=True)
 
     def flush(self, now: bool = False) -> None:
         """Tries again to write what waits for a full disk: at most every few seconds, unless it is to be `now`."""
-        if self._held and (now or time.monotonic() - self._tried > RETRY_SECONDS):
-            self._write()
-
-    def _write(self) -> None:
-        self._tried = time.monotonic()
+        if self._path is None or not (now or time.monotonic() - self._tried > RETRY_SECONDS):
+            return
         while self._held:
+            self._tried = time.monotonic()
             try:
                 _append(self._path, self._held[0])
             except OSError as error:
@@ -146,11 +143,9 @@ class Quarantine:
         return list(self._blamed.values())
 
     def _learn(self, entry: Entry) -> None:
-        if entry.path in self._blamed:
-            before = self._blamed[entry.path]
-            if (before.size, before.modified) == (entry.size, entry.modified) and before.since <= entry.since:
-                return
-        self._blamed[entry.path] = entry
+        known = self._blamed.get(entry.path)
+        if known is None or known.signature != entry.signature or known.since > entry.since:
+            self._blamed[entry.path] = entry
 
 
 def _entries(path: Path) -> list[Entry]:
@@ -172,24 +167,27 @@ def _entries(path: Path) -> list[Entry]:
 
 def _append(path: Path, line: str) -> None:
     # the empty line before it ends half a line that a killed process may have left
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     data = f"\n{line}\n".encode()
-    try:
-        end = os.fstat(descriptor).st_size
-        if os.write(descriptor, data) < len(data):  # room for a part
-            os.ftruncate(descriptor, end)
+    with open(path, "ab", buffering=0) as file:
+        end = os.fstat(file.fileno()).st_size
+        if os.write(file.fileno(), data) < len(data):  # room for a part
+            file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.fsync(file.fileno())
 
 
 def _signature(video: str) -> Signature:
     try:
         status = os.stat(video)
     except OSError:  # that there is no such file can change too
-        return Signature(None, None)
-    return Signature(status.st_size, status.st_mtime_ns)
+        return None, None
+    return status.st_size, status.st_mtime_ns
+
+
+class _Loss(NamedTuple):
+    when: float
+    video: str | None
+    cause: str
 
 
 class Losses:
@@ -204,7 +202,7 @@ class Losses:
         self._quarantine = quarantine
         self._time_limit = time_limit
         self._ended: Counter[tuple[int, str]] = Counter()
-        self._unexplained: deque[tuple[float, str | None, str]] = deque()  # when, file, cause
+        self._unexplained: deque[_Loss] = deque()
         self._stood_still = -math.inf  # when the last of them hung that counts
 
     def add(self, status: int | None, video: str | None, number: int) -> bool:
@@ -219,14 +217,13 @@ class Losses:
             if self._ended[number, video] > 1:
                 log.warning("%s ended two worker processes (%s); this run reads it no more", video, cause)
                 self._quarantine.blame(video, cause, number)
-                self._unexplained = deque(each for each in self._unexplained if each[1] != video)
+                self._unexplained = deque(loss for loss in self._unexplained if loss.video != video)
                 return True
-        now = time.monotonic()
-        with_another = status == -signal.SIGALRM and now - self._stood_still < self._time_limit / 2
-        if not with_another:
-            self._unexplained.append((now, video, cause))
-            self._stood_still = now if status == -signal.SIGALRM else self._stood_still
-        while self._unexplained[0][0] < now - LOST_WITHIN:
+        now, hung = time.monotonic(), status == -signal.SIGALRM
+        if not hung or now - self._stood_still >= self._time_limit / 2:
+            self._unexplained.append(_Loss(now, video, cause))
+            self._stood_still = now if hung else self._stood_still
+        while self._unexplained and self._unexplained[0].when < now - LOST_WITHIN:
             self._unexplained.popleft()
         if len(self._unexplained) > MOST_LOST:
             raise UserError(self._refusal())
@@ -238,8 +235,8 @@ class Losses:
 
     def _refusal(self) -> str:
         lines = "\n  ".join(
-            f"{cause}, with {'no file in hand' if video is None else shown(video)}"
-            for _, video, cause in list(self._unexplained)[-5:]
+            f"{loss.cause}, with {'no file in hand' if loss.video is None else shown(loss.video)}"
+            for loss in list(self._unexplained)[-5:]
         )
         return (
             f"{len(self._unexplained)} worker processes were lost within an hour, and no file ended two of them; the "

@@ -20,32 +20,36 @@ class SampleKey(NamedTuple):
     """
 
     epoch: int
-    index: int
+    record: int
 
 
-def _order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of the samples, of 4 bytes each unless there are more than 2^31."""
-    order = np.arange(num_samples, dtype=np.int32 if num_samples <= 2**31 else np.int64)
-    # spawn_key: a stream of its own, apart from those that the samples' draws are keyed by
-    np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).shuffle(order)
-    return order
+class _Stream:
+    """Optimizer steps of `batch_size` samples, shared by ranks and their accumulation steps."""
 
+    batch_size: int
+    start_step: int
+    stop_step: int
+    accumulation: int
+    rank: int
+    world_size: int
 
-def _check_shares(batch_size: int, accumulation: int, world_size: int) -> None:
-    shares = accumulation * world_size
-    if batch_size % shares:
-        nearest = max(shares, round(batch_size / shares) * shares)
-        raise UserError(
-            f"trainer.batch_size={batch_size} cannot be shared by {world_size} rank(s) x "
-            f"{accumulation} accumulation step(s); choose a multiple of {shares}, such as {nearest}"
-        )
+    def __post_init__(self) -> None:
+        shares = self.accumulation * self.world_size
+        if self.batch_size % shares:
+            nearest = max(shares, round(self.batch_size / shares) * shares)
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} cannot be shared by {self.world_size} rank(s) x "
+                f"{self.accumulation} accumulation step(s); choose a multiple of {shares}, such as {nearest}"
+            )
 
+    def __len__(self) -> int:
+        return (self.stop_step - self.start_step) * self.accumulation
 
-def _micro_batches(batch_size: int, accumulation: int, rank: int, world_size: int) -> list[range]:
-    """Which samples of a step this rank reads, one micro-batch after the other."""
-    size = batch_size // (accumulation * world_size)
-    firsts = [(part * world_size + rank) * size for part in range(accumulation)]
-    return [range(first, first + size) for first in firsts]
+    def _micro_batches(self) -> list[range]:
+        """Which samples of a step this rank reads, one micro-batch after the other."""
+        size = self.batch_size // (self.accumulation * self.world_size)
+        firsts = [(part * self.world_size + self.rank) * size for part in range(self.accumulation)]
+        return [range(first, first + size) for first in firsts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +166,7 @@ def describe_shares(shares: np.ndarray, balance: float) -> str:
 
 
 @dataclass(frozen=True)
-class TrainStream:
+class TrainStream(_Stream):
     """One endless shuffled stream of samples, cut into the micro-batches of this rank.
 
     Pass p of the stream is the permutation keyed by (seed, p), and optimizer step s reads its positions
@@ -185,34 +189,32 @@ class TrainStream:
     world_size: int = 1
     balance: ClassBalance | None = None
 
-    def __post_init__(self) -> None:
-        _check_shares(self.batch_size, self.accumulation, self.world_size)
-
     @property
     def steps_per_pass(self) -> int:
         return max(1, self.num_samples // self.batch_size)
 
-    def __len__(self) -> int:
-        return (self.stop_step - self.start_step) * self.accumulation
-
     def __iter__(self) -> Iterator[list[SampleKey]]:
         current, order = -1, np.empty(0)
-        mine = _micro_batches(self.batch_size, self.accumulation, self.rank, self.world_size)
+        micro_batches = self._micro_batches()
         for step in range(self.start_step, self.stop_step):
-            for micro_batch in mine:
+            for micro_batch in micro_batches:
                 keys = []
                 for sample in micro_batch:
                     place = step * self.batch_size + sample
                     epoch, position = divmod(place, self.num_samples)
                     if epoch != current:
-                        current, order = epoch, self._pass(epoch)
+                        current, order = epoch, self._order(epoch)
                     keys.append(SampleKey(place if self.balance else epoch, int(order[position])))
                 yield keys
 
-    def _pass(self, epoch: int) -> np.ndarray:
-        if self.balance is None:
-            return _order(self.num_samples, self.seed, epoch)
-        return self.balance.order(self.seed, epoch)
+    def _order(self, epoch: int) -> np.ndarray:
+        """The records that a pass reads: a permutation, of 4 bytes each unless there are more than 2^31."""
+        if self.balance is not None:
+            return self.balance.order(self.seed, epoch)
+        order = np.arange(self.num_samples, dtype=np.int32 if self.num_samples <= 2**31 else np.int64)
+        # spawn_key: a stream of its own, apart from those that the samples' draws are keyed by
+        np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,))).shuffle(order)
+        return order
 
 
 class MixtureSource(NamedTuple):
@@ -227,18 +229,18 @@ class MixtureSource(NamedTuple):
 
 def records_by_source(codes: np.ndarray, num_sources: int) -> list[np.ndarray | range]:
     """The records of each source, given the source [n] of every record; where they stand together, a range."""
-    found: list[np.ndarray | range] = []
+    by_source: list[np.ndarray | range] = []
     for source in range(num_sources):
         records = np.flatnonzero(codes == source)
         if len(records) and records[-1] - records[0] == len(records) - 1:
-            found.append(range(int(records[0]), int(records[-1]) + 1))
+            by_source.append(range(int(records[0]), int(records[-1]) + 1))
         else:
-            found.append(records.astype(np.int32) if len(codes) <= 2**31 else records)
-    return found
+            by_source.append(records.astype(np.int32) if len(codes) <= 2**31 else records)
+    return by_source
 
 
 @dataclass(frozen=True)
-class MixtureStream:
+class MixtureStream(_Stream):
     """An endless stream of samples drawn from several sources, cut into the micro-batches of this rank.
 
     Every sample is drawn with replacement: first its source, as often as its weight says, then one of its records,
@@ -264,7 +266,7 @@ class MixtureStream:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        _check_shares(self.batch_size, self.accumulation, self.world_size)
+        super().__post_init__()
         for source in self.sources:
             if not 0 < source.weight < np.inf:
                 raise UserError(f"source {source.name}: weight {source.weight} must be above 0")
@@ -278,14 +280,11 @@ class MixtureStream:
         """Steps that draw as many samples as there are records in all sources."""
         return max(1, sum(len(source.records) for source in self.sources) // self.batch_size)
 
-    def __len__(self) -> int:
-        return (self.stop_step - self.start_step) * self.accumulation
-
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        mine = _micro_batches(self.batch_size, self.accumulation, self.rank, self.world_size)
+        micro_batches = self._micro_batches()
         for step in range(self.start_step, self.stop_step):
             sources, places = self._draw(step)
-            for micro_batch in mine:
+            for micro_batch in micro_batches:
                 yield [
                     SampleKey(step * self.batch_size + p, int(self.sources[sources[p]].records[places[p]]))
                     for p in micro_batch
@@ -310,8 +309,8 @@ class MixtureStream:
         weights = np.array([source.weight for source in self.sources], dtype=np.float64)
         counts = np.array([len(source.records) for source in self.sources])
         groups, totals = [], []
-        for each in np.unique(frames):
-            members = np.flatnonzero(frames == each)
+        for count in np.unique(frames):
+            members = np.flatnonzero(frames == count)
             groups.append((members, _running_share(weights[members]), counts[members]))
             totals.append(weights[members].sum())
         return _running_share(np.array(totals)), groups
@@ -336,14 +335,14 @@ class EvalShard:
     every: int = 1
 
     def __len__(self) -> int:
-        return -(-len(self._mine()) // self.batch_size)
+        return -(-len(self._samples) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        mine = self._mine()
-        for first in range(0, len(mine), self.batch_size):
-            yield [SampleKey(0, index) for index in mine[first : first + self.batch_size]]
+        for first in range(0, len(self._samples), self.batch_size):
+            yield [SampleKey(0, index) for index in self._samples[first : first + self.batch_size]]
 
-    def _mine(self) -> range:
+    @property
+    def _samples(self) -> range:
         return range(self.rank * self.every, self.num_samples, self.world_size * self.every)
 
 
@@ -355,7 +354,7 @@ class EvalUnits:
     In the last bit, logits depend on how many videos a batch holds. Here that follows from the split alone, so that
     any number of ranks computes the same. Those units that are not `done` are dealt to the ranks in turn.
 
-    Iterating yields the keys of each unit in `mine`, in order.
+    Iterating yields the keys of each of this rank's `units`, in order.
     """
 
     num_samples: int
@@ -370,15 +369,15 @@ class EvalUnits:
         return -(-len(self._samples) // self.batch_size)
 
     @cached_property
-    def mine(self) -> list[int]:
+    def units(self) -> list[int]:
         left = [unit for unit in range(self.total) if unit not in self.done]
         return left[self.rank :: self.world_size]
 
     def __len__(self) -> int:
-        return len(self.mine)
+        return len(self.units)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for unit in self.mine:
+        for unit in self.units:
             first = unit * self.batch_size
             yield [SampleKey(0, index) for index in self._samples[first : first + self.batch_size]]
 

@@ -25,19 +25,25 @@ def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple
     is named or listed itself is taken whatever its suffix. With a `frame_rate`, a video is a folder that holds
     images, and folders and patterns stand for those in them.
     """
-    found: dict[str, None] = {}
+    videos: dict[str, None] = {}
     faults = []
     for place in places:
         try:
-            found |= dict.fromkeys(_videos_of(place, frame_rate is not None))
+            videos |= dict.fromkeys(_videos_of(place, frame_rate is not None))
         except UserError as error:
             faults.append(str(error))
-    return list(found), faults
+    return list(videos), faults
 
 
 def _videos_of(place: str, folders: bool) -> list[str]:
     if os.path.isdir(place):
-        return _below(place, folders)
+        videos = _below(place, folders)
+        if not videos:
+            what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
+            raise UserError(
+                f"{shown(place)}: there are no {what} in this folder; looked for {' '.join(suffixes)}"
+            )
+        return videos
     if os.path.splitext(place)[1].lower() in LISTINGS and os.path.isfile(place):
         return _listed(Path(place))
     if os.path.exists(place):
@@ -49,25 +55,18 @@ def _videos_of(place: str, folders: bool) -> list[str]:
     matches = sorted(glob.glob(place, recursive=True))
     if not matches:
         raise UserError(f"{shown(place)}: nothing matches this pattern")
-    # ** names folders beside the files in them, which then are those files again
-    again = "**" in place and not folders
-    videos = [] if folders else [each for each in matches if each.lower().endswith(SUFFIXES)]
-    for each in matches:
-        if os.path.isdir(each) and not again:
-            videos += _below(each, folders, empty=True)
+    videos = [] if folders else [match for match in matches if match.lower().endswith(SUFFIXES)]
+    if (
+        folders or "**" not in place
+    ):  # ** names folders beside the files in them, which then are those files again
+        videos += [video for match in matches if os.path.isdir(match) for video in _below(match, folders)]
     if not videos:
         raise UserError(f"{shown(place)}: none of the {len(matches)} matches is a video")
     return videos
 
 
-def _below(folder: str, folders: bool, empty: bool = False) -> list[str]:
-    found = sorted(_image_folders(folder) if folders else walk(Path(folder), SUFFIXES))
-    if not found and not empty:
-        what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
-        raise UserError(
-            f"{shown(folder)}: there are no {what} in this folder; looked for {' '.join(suffixes)}"
-        )
-    return found
+def _below(folder: str, folders: bool) -> list[str]:
+    return sorted(_image_folders(folder) if folders else walk(Path(folder), SUFFIXES))
 
 
 def _image_folders(folder: str) -> Iterator[str]:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.loading.dataset import Fault, Sample, VideoDataset
@@ -73,19 +72,17 @@ class WindowDataset(Dataset):
         return len(self.chunks)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        chunk = self.chunks[key.index]
+        chunk = self.chunks[key.record]
         try:
             clips = self.quarantine.attempt(chunk.path, partial(self._read, chunk))
         except (DecodeError, UserError) as error:
             return _without(key, error.cause if isinstance(error, DecodeError) else str(error), chunk.path)
         seeds = torch.zeros(clips.shape[:2], dtype=torch.int64)
-        return Sample(clips, torch.tensor(0), key.index, seeds, [])
+        return Sample(clips, torch.tensor(0), key.record, seeds, [])
 
     def views(self, chunk: Chunk) -> Views:
         """Which frames and boxes show a chunk. Raises `DecodeError`, and `UserError` where the protocol refuses."""
-        videos = self.videos
-        info = partial(videos.index.info, chunk.path, videos.manifest.frame_rate)
-        video = self.quarantine.opened(chunk.path, info)
+        video = self.videos.open_video(chunk.path)
         times = video.timestamps - video.timestamps[0]
         windows = []
         for start in chunk.starts:
@@ -95,15 +92,13 @@ class WindowDataset(Dataset):
                 begin = float(times[max(0, np.searchsorted(times, start + ROUNDING, side="right") - 1)])
                 end = begin + chunk.length
             windows.append(
-                clip_indices(video.num_frames, video.timestamps, videos.protocol, None, begin, end)
+                clip_indices(video.num_frames, video.timestamps, self.videos.protocol, None, begin, end)
             )
-        return Views(video, np.stack(windows), videos.geometry(video.width, video.height, videos.size))
+        return Views(video, np.stack(windows), self.videos.eval_crops(video))
 
     def _read(self, chunk: Chunk) -> Tensor:
-        video, frames, crops = self.views(chunk)
-        size = self.videos.geometry.output_size(video.width, video.height, self.videos.size)
-        views = [(clip, crop) for window in frames for clip in window for crop in crops]
-        pixels = decode_views(video, views, size, self.videos.interpolation, self.videos.size_changes)
+        video, frames, _ = self.views(chunk)
+        pixels = self.videos.eval_clips(video, rearrange(frames, "m n t -> (m n) t"))
         return rearrange(pixels, "(m n) c t h w -> m n c t h w", m=len(frames))
 
 
@@ -117,7 +112,7 @@ class LengthDataset(Dataset):
     quarantine: Quarantine
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        path = self.paths[key.index]
+        path = self.paths[key.record]
         info = partial(self.index.info, path, self.frame_rate)
         try:
             video = self.quarantine.attempt(path, lambda: self.quarantine.opened(path, info))
@@ -125,12 +120,12 @@ class LengthDataset(Dataset):
             return _without(key, error.cause, path)
         whole = cut(video.timestamps, None, None, alone=1.0)
         from_beginning = video.packets is None and not video.images
-        found = torch.tensor([[whole.length, whole.usual, from_beginning]], dtype=torch.float64)
-        return Sample(found, torch.tensor(0), key.index, torch.zeros(1, 1, dtype=torch.int64), [])
+        length = torch.tensor([[whole.length, whole.usual, from_beginning]], dtype=torch.float64)
+        return Sample(length, torch.tensor(0), key.record, torch.zeros(1, 1, dtype=torch.int64), [])
 
 
 def _without(key: SampleKey, cause: str, path: str) -> Sample:
-    return Sample(None, torch.tensor(0), key.index, torch.empty(0, dtype=torch.int64), [Fault(path, cause)])
+    return Sample(None, torch.tensor(0), key.record, torch.empty(0, dtype=torch.int64), [Fault(path, cause)])
 
 
 def tasks_of(sizes: Sequence[int], at_once: int) -> list[list[SampleKey]]:

@@ -26,7 +26,7 @@ from vidtrain.data.decoding.conversion import (
     filter_graph,
 )
 from vidtrain.data.decoding.decoder import size_error
-from vidtrain.data.decoding.metadata import probe, probe_images
+from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import (
     MAX_PIXELS,
     DecodeError,
@@ -127,9 +127,9 @@ def prepare_file(job: Job) -> Made:
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         if job.frame_rate:
-            video = probe_images(job.source, job.frame_rate, job.max_pixels)
+            video = read_image_folder(job.source, job.frame_rate, job.max_pixels)
         else:
-            video = probe(job.source, job.max_pixels)
+            video = read_metadata(job.source, job.max_pixels)
         timing = Timing.of(video)
         size = job.settings.size(video.width, video.height)
         if job.older is not None and holds(video, job.target, timing, size):
@@ -348,7 +348,7 @@ def holds(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
     """Reads the file `copy` back; raises `DecodeError` of `video` unless it holds the same frames at the same times."""
     try:
-        found = probe(str(copy))
+        found = read_metadata(str(copy))
         with opened(str(copy)) as (container, stream):
             decoded = 0
             for _ in container.decode(stream):

@@ -49,14 +49,16 @@ def new_note(context: BaseContext) -> Note:
     try:
         return Note(context.RawArray(ctypes.c_char, LONGEST_PATH), context.RawValue(ctypes.c_double, 0.0))
     except OSError as error:
+        # where multiprocessing looks before the folder for temporary files
+        folders = heap.Arena._dir_candidates  # type: ignore[attr-defined]  # there is no public way
         place = tempfile.gettempdir()
-        if not heap.Arena._dir_candidates:
+        if not folders:
             raise UserError(
                 f"no memory can be shared with worker processes, as {place} cannot be written either ({error}): set "
                 "TMPDIR to a folder that can"
             ) from error
         log.warning("/dev/shm cannot be written (%s): what workers share lies in %s", error.strerror, place)
-        heap.Arena._dir_candidates = []  # where multiprocessing looks before the folder for temporary files
+        folders.clear()
         return new_note(context)
 
 
@@ -71,32 +73,23 @@ def seconds_left(note: Note, since: float, time_limit: float) -> float:
     return max(0.0, max(note.beat.value, since) + limit - time.monotonic())
 
 
-class _Watch(NamedTuple):
-    note: Note
-    time_limit: float
-
-
-_watch: _Watch | None = None  # this process's, where it is a worker
+_watch: tuple[Note, float] | None = None  # this process's note and time limit, where it is a worker
 
 
 def arm(note: Note, time_limit: float) -> None:
     """Has this process, a worker, watched from now on; the time limit (s) counts anew for every file."""
     global _watch
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
-    _watch = _Watch(note, time_limit)
-    rearm()
-
-
-def rearm() -> None:
-    """Starts the clock, also for work between files: a fork can hang on a lock that it has inherited."""
-    _watch.note.beat.value = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, _watch.time_limit)
+    _watch = note, time_limit
+    progress()
 
 
 def progress() -> None:
-    """Starts the clock anew where a long file is being worked through: a hang is no progress, not much work."""
+    """Starts the clock anew. A hang is no progress, much work is; outside of a worker process nothing happens."""
     if _watch is not None:
-        rearm()
+        note, time_limit = _watch
+        note.beat.value = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, time_limit)
 
 
 def disarm() -> None:
@@ -110,32 +103,25 @@ def reading(video: str) -> Iterator[None]:
     if _watch is None:
         yield
         return
-    _watch.note.path.value = os.fsencode(video)[: LONGEST_PATH - 1]
-    rearm()
+    note, _ = _watch
+    note.path.value = os.fsencode(video)[: LONGEST_PATH - 1]
+    progress()
     try:
         yield
     finally:
-        _watch.note.path.value = b""
-        rearm()
-
-
-def exit_status_text(status: int | None) -> str:
-    """How a process ended; multiprocessing gives a signal as a negative status."""
-    if status is None or status >= 0:
-        return f"exit status {status}"
-    names = {known.value: known.name for known in signal.Signals}
-    return f"signal {-status} ({names[-status]})" if -status in names else f"signal {-status}"
-
-
-def hung(time_limit: float) -> str:
-    """The failure of a file that made no progress for `time_limit` seconds."""
-    return f"hung: over {time_limit:g} s"
+        note.path.value = b""
+        progress()  # also for work between files: a fork can hang on a lock that it has inherited
 
 
 def describe_exit(status: int | None, time_limit: float) -> str:
-    """The failure of the file that a worker had in hand when it ended."""
+    """Why there is nothing of the file that a worker had in hand when it ended; multiprocessing gives a signal as a
+    negative status."""
     if status == -signal.SIGALRM:
-        return hung(time_limit)
-    if status == -signal.SIGKILL:
-        return f"killed: {exit_status_text(status)}, perhaps for want of memory"
-    return f"crashed: {exit_status_text(status)}"
+        return f"hung: over {time_limit:g} s"
+    if status is None or status >= 0:
+        return f"crashed: exit status {status}"
+    names = {known.value: f" ({known.name})" for known in signal.Signals}
+    cause = f"signal {-status}{names.get(-status, '')}"
+    return (
+        f"killed: {cause}, perhaps for want of memory" if status == -signal.SIGKILL else f"crashed: {cause}"
+    )

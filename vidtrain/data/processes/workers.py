@@ -47,6 +47,7 @@ KEPT = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 512 << 20, M_TOP_PAD: 16 <
 Task = TypeVar("Task")
 Value = TypeVar("Value")
 StartMethod = Literal["fork", "spawn", "forkserver"]
+Context = ForkContext | SpawnContext | ForkServerContext
 
 
 class Raised(NamedTuple):
@@ -94,7 +95,7 @@ class Workers(Generic[Task, Value]):
         start_method: StartMethod,
         preload: Sequence[str] = (),
     ):
-        self._context = multiprocessing.get_context(start_method)
+        self._context: Context = multiprocessing.get_context(start_method)  # type: ignore[assignment]  # of any text
         self._context.set_forkserver_preload([__name__, *preload])
         self._function = function
         self._count = count
@@ -139,12 +140,7 @@ class Workers(Generic[Task, Value]):
 class _Worker(Generic[Task, Value]):
     """One process, seen from its owner. It owes `tasks`, and is at the first."""
 
-    def __init__(
-        self,
-        context: ForkContext | SpawnContext | ForkServerContext,
-        function: Callable[[Task], Value],
-        time_limit: float,
-    ):
+    def __init__(self, context: Context, function: Callable[[Task], Value], time_limit: float):
         self.tasks: deque[Task] = deque()
         self._time_limit = time_limit
         self._since = time.monotonic()  # it has had its first task
@@ -223,7 +219,7 @@ def _serve(
             if os.getppid() != parent:
                 return
             task = connection.recv()
-            watchdog.rearm()  # should the owner be killed while this hangs in a decoder, the kernel still ends it
+            watchdog.progress()  # should the owner be killed while this hangs in a decoder, the kernel still ends it
             answer = _call(function, task)
             watchdog.disarm()
             send(connection, answer)

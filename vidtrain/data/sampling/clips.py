@@ -1,7 +1,7 @@
 """Which frames make a clip: a pure function of frame count, timestamps, protocol and generator."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from vidtrain.data.sampling.temporal import (
     SHORT_POLICIES,
     Stretch,
     TemporalJitter,
+    behind_end,
     cut,
+    frame_picks,
     with_middle,
 )
 from vidtrain.errors import UserError
@@ -69,18 +71,18 @@ class ClipProtocol:
             )
             if value not in known
         ]
-        strides = {"frame_step": self.frame_step, "fps": self.fps, "duration": self.duration}
-        given = {name: value for name, value in strides.items() if value is not None}
-        if self.sampling == "uniform" and given:
-            faults.append(f"sampling=uniform spans the whole video and takes no stride: add {_null(given)}")
-        if self.sampling in SAMPLINGS and self.sampling != "uniform" and len(given) != 1:
+        settings = {"frame_step": self.frame_step, "fps": self.fps, "duration": self.duration}
+        strides = {name: value for name, value in settings.items() if value is not None}
+        if self.sampling == "uniform" and strides:
+            faults.append(f"sampling=uniform spans the whole video and takes no stride: add {_null(strides)}")
+        if self.sampling in SAMPLINGS and self.sampling != "uniform" and len(strides) != 1:
             keep = [
-                f"to keep {name}={value:g}, add {_null(other for other in given if other != name)}"
-                for name, value in given.items()
+                f"to keep {name}={value:g}, add {_null(other for other in strides if other != name)}"
+                for name, value in strides.items()
             ]
             way = "; ".join(keep) or "none is given; add clip.frame_step=4, say"
             faults.append(f"a clip's stride is given by exactly one of frame_step, fps and duration: {way}")
-        for name, value in {"frames": self.frames, "num_clips": self.num_clips, **given}.items():
+        for name, value in {"frames": self.frames, "num_clips": self.num_clips, **strides}.items():
             if not 0 < value < math.inf:
                 faults.append(f"{name}={value}: must be above 0")
         if self.sampling == "vjepa2" and self.short_video_policy == "wrap":
@@ -91,14 +93,14 @@ class ClipProtocol:
             raise UserError("\n".join(faults))
 
     @property
-    def stride(self) -> float | None:
-        """Distance between frames of a clip: in frames where `frame_step` is given, else in seconds; None for
-        "uniform", which has none."""
+    def stride(self) -> float:
+        """Distance between frames of a clip: in frames where `frame_step` is given, else in seconds; 1 for "uniform",
+        which has none."""
         if self.frame_step is not None:
             return self.frame_step
         if self.duration is not None:
             return self.duration / self.frames
-        return None if self.fps is None else 1 / self.fps
+        return 1.0 if self.fps is None else 1 / self.fps
 
 
 def clip_indices(
@@ -134,14 +136,14 @@ def clip_indices(
         check_jitter(protocol, jitter)
         if rng is None:
             raise ValueError("temporal jitter is for training, which has a generator")
-    video = cut(timestamps, start, end, alone=protocol.stride or 1.0)
+    video = cut(timestamps, start, end, alone=protocol.stride)
     places, positions = SAMPLINGS[protocol.sampling](video, protocol, rng, jitter)
-    in_order = FRAME_ORDERS[protocol.frame_order](positions)
+    picks = frame_picks(protocol.frame_order, protocol.frames)
     if protocol.middle:
-        in_order = with_middle(in_order)
+        picks = np.append(picks, protocol.frames)
     clips = [
         place.stretch.first + place.stretch.shown(clip + ROUNDING)
-        for place, clip in zip(places, in_order, strict=True)
+        for place, clip in zip(places, with_middle(positions)[:, picks], strict=True)
     ]
     return np.stack(clips).astype(np.int64)
 
@@ -161,17 +163,31 @@ def _null(names: Iterable[str]) -> str:
 
 
 class Place(NamedTuple):
-    """Where a clip lies: it is clip `number` of the `count` that share a stretch of the video."""
+    """Where a clip lies: it is clip `number` of the `total` that share a stretch of the video."""
 
     stretch: Stretch
     number: int
-    count: int
+    total: int
 
 
 def _places(video: Stretch, protocol: ClipProtocol) -> list[Place]:
     if protocol.overlap:
         return [Place(video, number, protocol.num_clips) for number in range(protocol.num_clips)]
     return [Place(part, 0, 1) for part in video.parts(protocol.num_clips)]
+
+
+def _speeds(
+    jitter: TemporalJitter | None, num_clips: int, rng: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `TemporalJitter.draw` gives, or one that changes nothing."""
+    if jitter is None or rng is None:
+        return np.ones(num_clips), np.zeros(num_clips, dtype=bool)
+    return jitter.draw(num_clips, rng)
+
+
+def _turned(positions: Sequence[np.ndarray], backwards: np.ndarray) -> np.ndarray:
+    forwards = np.stack(positions)
+    return np.where(backwards[:, None], forwards[:, ::-1], forwards)
 
 
 def _dense(
@@ -181,48 +197,36 @@ def _dense(
     places = _places(video.in_frames() if protocol.frame_step is not None else video, protocol)
     offsets = np.arange(protocol.frames) * protocol.stride
     starts = [_start(place, offsets[-1], rng) for place in places]
-    if jitter is None:
-        clips = [
-            start + offsets
-            if start is not None
-            else _short(place.stretch, offsets, protocol.short_video_policy)
-            for place, start in zip(places, starts, strict=True)
-        ]
-        return places, np.stack(clips)
-    rates, backwards = jitter.draw(len(places), rng)
+    rates, backwards = _speeds(jitter, len(places), rng)
     clips = [
         _at_rate(place.stretch, start, offsets, rate, protocol.short_video_policy)
         for place, start, rate in zip(places, starts, rates, strict=True)
     ]
-    return places, _turned(np.stack(clips), backwards)
+    return places, _turned(clips, backwards)
 
 
 def _start(place: Place, span: float, rng: np.random.Generator | None) -> float | None:
     """The time at which a frame appears that a clip can start with; None in a stretch that is too short for it."""
-    stretch, number, count = place
+    stretch, number, total = place
     if not stretch.holds(span):
         return None
     if rng is not None:
         # the last start also counts for how long it is shown: so each is drawn as often as it is shown long
-        return stretch.clock[stretch.shown((number + rng.random()) * (stretch.length - span) / count)]
+        return stretch.clock[stretch.shown((number + rng.random()) * (stretch.length - span) / total)]
     latest = max(stretch.last - span, 0.0)
-    start = latest / 2 if count == 1 else number * latest / (count - 1)
+    start = latest / 2 if total == 1 else number * latest / (total - 1)
     return stretch.clock[stretch.shown(start + ROUNDING)]
 
 
-def _short(stretch: Stretch, positions: np.ndarray, policy: str) -> np.ndarray:
-    return SHORT_POLICIES[policy](positions, stretch.last, stretch.length)
-
-
 def _at_rate(
-    stretch: Stretch, start: float | None, offsets: np.ndarray, rate: float, short: str
+    stretch: Stretch, start: float | None, offsets: np.ndarray, rate: float, policy: str
 ) -> np.ndarray:
     """The positions [t] of a clip whose stride is multiplied by `rate`."""
     span = offsets[-1]
     if span > 0:
         rate = min(rate, max(1.0, stretch.last / span))
     if start is None:
-        return _short(stretch, offsets * rate, short)
+        return behind_end(policy, offsets * rate, stretch)
     if rate > 1:
         latest = stretch.last - span * rate
         start = stretch.clock[stretch.shown(min(start, latest) + ROUNDING)]
@@ -233,72 +237,67 @@ def _uniform(
     video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
 ) -> tuple[list[Place], np.ndarray]:
     places = _places(video.in_frames(), protocol)
-    positions = np.stack([_over_all(place, protocol, rng) for place in places])
-    if jitter is None:
-        return places, positions
-    return places, _turned(positions, jitter.draw(len(places), rng)[1])
+    positions = [_over_all(place, protocol, rng) for place in places]
+    return places, _turned(positions, _speeds(jitter, len(places), rng)[1])
 
 
 def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | None) -> np.ndarray:
     """One frame [t] of each of t equal segments."""
-    stretch, number, count = place
+    stretch, number, total = place
     frames, segments = len(stretch.clock), np.arange(protocol.frames)
     if frames < protocol.frames:
-        return _short(stretch, segments, protocol.short_video_policy)
+        return behind_end(protocol.short_video_policy, segments, stretch)
     if rng is not None:
         drawn = np.floor((segments + rng.random(protocol.frames)) * frames / protocol.frames)
         return drawn.clip(max=frames - 1)  # a product just below a whole number may round to it
     # in whole numbers, so that nothing rounds
-    above, below = (1, 2) if count == 1 else (number, count)
+    above, below = (1, 2) if total == 1 else (number, total)
     return (segments * below + above) * frames // (protocol.frames * below)
 
 
-def _reference(
+def _vjepa2(
     video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
 ) -> tuple[list[Place], np.ndarray]:
-    step = reference_step(protocol.frames, protocol.frame_step, protocol.fps, protocol.duration, video)
+    step = _vjepa2_step(protocol, video)
     counted = video.in_frames()
     num_frames, num_clips = len(counted.clock), protocol.num_clips
     if protocol.short_video_policy == "error" and num_frames < protocol.frames * step:
-        _short(counted, np.arange(protocol.frames) * step, "error")
-    positions = reference_clips(num_frames, protocol.frames, step, num_clips, protocol.overlap, rng)
+        behind_end("error", np.arange(protocol.frames) * step, counted)
+    positions = _vjepa2_clips(num_frames, protocol.frames, step, num_clips, protocol.overlap, rng)
     return [Place(counted, number, num_clips) for number in range(num_clips)], positions
 
 
-def reference_step(
-    frames: int, frame_step: int | None, fps: float | None, duration: float | None, video: Stretch
-) -> int:
+def _vjepa2_step(protocol: ClipProtocol, video: Stretch) -> int:
     """The stride in whole frames: `frame_step`, floor(F / fps) or floor(duration * F / frames), where F is the
-    video's average frame rate rounded up. Exactly one of the three is given.
+    video's average frame rate rounded up.
 
     The original takes the rate that the file states; this one has it from the timestamps. Raises `UserError` where
     the stride is less than a frame.
     """
-    if frame_step is not None:
-        return frame_step
-    if len(video.clock) == 1:  # has no rate, and shows the same with any stride
+    if protocol.frame_step is not None:
+        return protocol.frame_step
+    count = len(video.clock)
+    if count == 1:  # has no rate, and shows the same with any stride
         return 1
-    rate = _rate_rounded_up(video)
-    step = int(rate // fps) if fps is not None else int(duration * rate / frames)
+    rate = round(count / video.length)
+    # a rate of 30 must not become 31 because timestamps are rounded
+    if not rate or abs(count / rate - video.length) > ROUNDING:
+        rate = math.ceil(count / video.length)
+    if protocol.fps is not None:
+        step, setting = int(rate // protocol.fps), f"fps={protocol.fps:g}"
+    else:
+        duration = protocol.duration or 0.0  # it is given where neither of the others is
+        step = int(duration * rate / protocol.frames)
+        setting = f"duration={duration:g} for {protocol.frames} frames"
     if step < 1:
-        asked = f"fps={fps:g}" if fps is not None else f"duration={duration:g} for {frames} frames"
         raise UserError(
-            f"{asked} needs more than the {rate} frames a second of the video, which sampling=vjepa2 does not "
+            f"{setting} needs more than the {rate} frames a second of the video, which sampling=vjepa2 does not "
             "allow; choose another, or sampling=dense, which shows frames more than once"
         )
     return step
 
 
-def _rate_rounded_up(video: Stretch) -> int:
-    count = len(video.clock)
-    whole = round(count / video.length)
-    # a rate of 30 must not become 31 because timestamps are rounded
-    if whole and abs(count / whole - video.length) <= ROUNDING:
-        return whole
-    return math.ceil(count / video.length)
-
-
-def reference_clips(
+def _vjepa2_clips(
     num_frames: int, frames: int, step: int, num_clips: int, overlap: bool, rng: np.random.Generator | None
 ) -> np.ndarray:
     """Frame indices int64 [num_clips frames] of a video of N = `num_frames`.
@@ -312,7 +311,9 @@ def reference_clips(
     - else with it: s // step numbers from 0 to s = min(L, N) - 1 in even distances, then s repeated, none above
       s - 1; plus i * ((N - L) // (num_clips - 1)) where N > L.
 
-    The original draws `end` from NumPy's global generator; here it comes from `rng`, one draw a clip.
+    These are the formulas of facebookresearch/vjepa2, src/datasets/video_dataset.py. They differ from a plain stride:
+    the frames of a clip divide its length evenly up to its end, so that 16 frames 4 apart lie at 0, 4, 8, 12, 17, ...,
+    63. The original draws `end` from NumPy's global generator; here it comes from `rng`, one draw a clip.
     """
     length, part = frames * step, num_frames // num_clips
     clips = []
@@ -337,8 +338,4 @@ def _padded(end: int, step: int, frames: int) -> np.ndarray:
     return places.clip(max=end - 1)
 
 
-def _turned(positions: np.ndarray, backwards: np.ndarray) -> np.ndarray:
-    return np.where(backwards[:, None], positions[:, ::-1], positions)
-
-
-SAMPLINGS = {"dense": _dense, "uniform": _uniform, "vjepa2": _reference}
+SAMPLINGS = {"dense": _dense, "uniform": _uniform, "vjepa2": _vjepa2}
