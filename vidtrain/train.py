@@ -78,6 +78,7 @@ def _train(
     attempt: RunAttempt,
 ) -> float | None:
     """Data, model, fit, report."""
+    from vidtrain.build.parts import protocol_text
     from vidtrain.runs import assemble, report
     from vidtrain.runs.export import export_run
     from vidtrain.sweeps.trial import check_objective
@@ -90,17 +91,19 @@ def _train(
     start = assemble.load_model(cfg, data, ranks, console, folder)
     attempt.begin(start.step)
     fusion = start.model.fusion
-    evaluation = assemble.val_evaluation(cfg, data, parts, fusion, ranks, console, preemption)
+    val = data.open_split("val", data.splits["val"], ranks)
+    protocol = protocol_text(cfg, fusion)
+    evaluation = assemble.ValEvaluation(
+        val, parts, len(data.classes), fusion, protocol, ranks, console, preemption
+    )
     console.info(start.describe())
-    console.info(parts.describe(ranks, evaluation.protocol))
+    console.info(parts.describe(ranks, protocol))
     log = assemble.open_log(cfg, ranks, console, folder, start.step)
     status = "failed"
     try:
         ranks.on_main(lambda: log.loggers.start(run_folder.logged_run(folder, run_id, cfg, start.step)))
         state = _fit(cfg, data, parts, start, evaluation, log)
-        result = report.report_best(
-            data, parts, start.model, fusion, evaluation.protocol, state, ranks, log, console
-        )
+        result = report.report_best(data, parts, start.model, fusion, protocol, state, ranks, log, console)
         status = "finished"
         if ranks.is_main:  # last, as a run that ends here is finished anyway
             report.draw_pictures(data, result, state, log, console)

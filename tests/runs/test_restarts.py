@@ -19,7 +19,7 @@ from vidtrain.runs.restarts import (
     write_requeue_flag,
 )
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.heartbeat import Verdict
+from vidtrain.training.ranks.heartbeat import RunEnd
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 RANKS = Ranks(torch.device("cpu"))
@@ -94,7 +94,7 @@ def test_rows_of_before_there_was_from_count_as_they_did(tmp_path, scheduler):
     assert status() == 75
 
 
-def test_one_that_is_stopped_leaves_with_75_and_no_verdict(tmp_path, scheduler, capsys):
+def test_one_that_is_stopped_leaves_with_75_and_no_requeue_flag(tmp_path, scheduler, capsys):
     with (
         pytest.raises(SystemExit) as ended,
         write_requeue_flag(),
@@ -155,7 +155,7 @@ def test_a_lost_rank_is_tried_three_times_without_progress(tmp_path, scheduler):
         mine = RunAttempt(tmp_path, RANKS)
         mine.begin(5)
         statuses.append(mine.status_after(LOST))
-        mine.record_lost(Verdict(1, "n2", "is gone", statuses[-1]))
+        mine.record_lost(RunEnd(1, "n2", "is gone", statuses[-1]))
     assert statuses == [75, 75, 75, 1]
     assert read_attempts(tmp_path)[-1]["cause"] == "rank 1 on n2 is gone"
 
@@ -189,7 +189,7 @@ def test_by_hand_they_are_not_counted(tmp_path):
         RunAttempt(tmp_path, RANKS).begin(8)
 
 
-def test_a_signal_before_there_is_a_run_gives_no_verdict(scheduler):
+def test_a_signal_before_there_is_a_run_gives_no_requeue_flag(scheduler):
     with pytest.raises(Stopped), write_requeue_flag(), PreemptionHandler():
         signal.raise_signal(signal.SIGTERM)
     assert not scheduler.exists()

@@ -7,9 +7,9 @@ from torch import nn
 from vidtrain.errors import UserError
 from vidtrain.training import checkpoint
 from vidtrain.training.optimizers import clip_gradients, set_rates, timm_optimizer
-from vidtrain.training.schedules import Constant
+from vidtrain.training.schedules import Constant, in_steps
 
-STEADY = Constant().in_steps(1, 1)
+STEADY = in_steps(Constant(), 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_rates_are_scaled_once(name):
         group = {"name": "encoder", "params": [weight], "lr_scale": scale, "wd_scale": 1.0}
         optimizer = timm_optimizer([group], name, lr, 0.5)
         for step in range(3):
-            set_rates(optimizer, Constant(warmup="2it").in_steps(3, 3), STEADY, step + 1, 3)
+            set_rates(optimizer, in_steps(Constant(warmup="2it"), 3, 3), STEADY, step + 1, 3)
             weight.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
             optimizer.step()
         weights.append(weight.detach())

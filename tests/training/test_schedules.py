@@ -5,7 +5,15 @@ import math
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.training.schedules import Constant, Cosine, MultiStep, WarmupStableDecay, steps, too_long
+from vidtrain.training.schedules import (
+    Constant,
+    Cosine,
+    MultiStep,
+    WarmupStableDecay,
+    in_steps,
+    steps,
+    too_long,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +31,7 @@ def test_a_duration_without_unit_is_refused(duration):
 
 
 def table(schedule, total, at):
-    schedule = schedule.in_steps(total, steps_per_epoch=10)
+    schedule = in_steps(schedule, total, steps_per_epoch=10)
     return [round(schedule(step, total), 6) for step in at]
 
 
@@ -58,7 +66,7 @@ def test_factors(schedule, expected):
 
 def test_rising_cosine_is_v_jepas_weight_decay():
     """final + (ref - final) (1 + cos(pi s / T)) / 2 with ref 0.04 and final 0.4, as V-JEPA pretrains."""
-    schedule = Cosine(warmup="0it", final=10.0).in_steps(300, 100)
+    schedule = in_steps(Cosine(warmup="0it", final=10.0), 300, 100)
     for step in (1, 75, 150, 299, 300):
         reference = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * step / 300))
         assert 0.04 * schedule(step, 300) == pytest.approx(reference, rel=1e-12)
@@ -69,7 +77,7 @@ def test_cosine_agrees_with_torch():
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.1)
-    ours = Cosine(warmup="0it", final=0.1).in_steps(50, 10)
+    ours = in_steps(Cosine(warmup="0it", final=0.1), 50, 10)
     for step in range(1, 51):
         optimizer.step()
         theirs.step()  # after s calls it stands where our step s does
@@ -95,7 +103,7 @@ def test_a_factor_that_is_none_is_refused(factor):
 
 def test_what_does_not_fit_into_a_phase():
     def words(schedule):
-        return too_long(schedule.in_steps(20, 10), 20)
+        return too_long(in_steps(schedule, 20, 10), 20)
 
     assert words(WarmupStableDecay(warmup="50%", anneal="50%")) is None
     assert words(WarmupStableDecay(warmup="1ep", anneal="15it")) == (

@@ -14,7 +14,7 @@ from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.guards import check_gradients
 from vidtrain.training.optimizers import set_rates
 from vidtrain.training.run import PhaseSettings
-from vidtrain.training.schedules import Constant, Cosine
+from vidtrain.training.schedules import Constant, Cosine, in_steps
 from vidtrain.training.stages import apply_phase, parameter_groups, parameter_table, set_train_mode
 
 
@@ -138,8 +138,8 @@ def test_rates_are_peak_times_scale_times_factor(model):
     optimizer = torch.optim.AdamW(
         parameter_groups(model, PhaseSettings(encoder_lr_scale=0.1)), lr=2e-3, weight_decay=0.04
     )
-    lr = Constant(warmup="4it").in_steps(10, 10)
-    weight_decay = Cosine(warmup="0it", final=10.0).in_steps(10, 10)
+    lr = in_steps(Constant(warmup="4it"), 10, 10)
+    weight_decay = in_steps(Cosine(warmup="0it", final=10.0), 10, 10)
     found = set_rates(optimizer, lr, weight_decay, 1, 10)
     assert found == pytest.approx({"lr/head": 5e-4, "lr/encoder": 5e-5, "weight_decay": 0.0488}, rel=1e-3)
     set_rates(optimizer, lr, weight_decay, 10, 10)

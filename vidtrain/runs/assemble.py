@@ -24,16 +24,20 @@ from vidtrain.evaluation.views import split_heads, view_table
 from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
+from vidtrain.tracking import console as tracking
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training import checkpoint
 from vidtrain.training.losses import Loss, describe_loss
+from vidtrain.training.optimizers import OptimizerFactory
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.resume import find_resume
 from vidtrain.training.run import Console, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
+from vidtrain.training.schedules import Schedule
 from vidtrain.training.validation import check_monitor
 
 
@@ -98,7 +102,7 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | No
 class Start:
     """A model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch."""
 
-    model: nn.Module
+    model: VideoClassifier
     resume: dict[str, Any] | None  # the run's own last checkpoint
     origin: str  # in words
 
@@ -141,6 +145,10 @@ class Parts:
     loss: Loss
     class_weights: Tensor | None
     about_loss: str
+    optimizer: OptimizerFactory
+    lr: Schedule
+    weight_decay: Schedule
+    seed: int
 
     def describe(self, ranks: Ranks, protocol: str) -> str:
         return (
@@ -176,6 +184,10 @@ def make_parts(
         loss=loss,
         class_weights=class_weights,
         about_loss=f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}",
+        optimizer=build.instantiate_component(cfg.optimizer),
+        lr=build.instantiate_component(cfg.schedule.lr),
+        weight_decay=build.instantiate_component(cfg.schedule.weight_decay),
+        seed=cfg.seed,
     )
 
 
@@ -214,30 +226,26 @@ class ValEvaluation:
 
     def of_batches(self, model: nn.Module, batches: Iterable, transform: nn.Module) -> list[Report]:
         """The same for other inputs of the same videos, such as cached features."""
-        seen, ranks = self.preemption.until_stop_requested(batches), self.ranks
-        context, videos = self.parts.autocast, len(self.val.manifest)
-        table = view_table(model, seen, transform, videos, ranks.device, context, self.val.crops)
-        self.preemption.stop_if(ranks.any_rank(self.preemption.stop_requested))  # the table may not be whole
-        independent = self.parts.loss.independent
-        tables = split_heads(table, self.num_classes)
-        return [report(each, self.fusion, self.protocol, independent) for each in tables]
+        table = view_table(
+            model,
+            self.preemption.until_stop_requested(batches),
+            transform,
+            len(self.val.manifest),
+            self.ranks.device,
+            self.parts.autocast,
+            self.val.crops,
+        )
+        # after a signal the table may not be whole
+        self.preemption.stop_if(self.ranks.any_rank(self.preemption.stop_requested))
+        return [
+            report(head_table, self.fusion, self.protocol, self.parts.loss.independent)
+            for head_table in split_heads(table, self.num_classes)
+        ]
 
 
-def val_evaluation(
-    cfg: DictConfig,
-    data: RunData,
-    parts: Parts,
-    fusion: str,
-    ranks: Ranks,
-    console: Console,
-    preemption: PreemptionHandler,
-) -> ValEvaluation:
-    val = data.open_split("val", data.splits["val"], ranks)
-    protocol = build.protocol_text(cfg, fusion)
-    return ValEvaluation(val, parts, len(data.classes), fusion, protocol, ranks, console, preemption)
-
-
-def open_log(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path, step: int) -> RunLog:
+def open_log(
+    cfg: DictConfig, ranks: Ranks, console: "tracking.Console | tracking.NullConsole", folder: Path, step: int
+) -> RunLog:
     """The record of the run, as of `step`; its loggers, which repeat it elsewhere, are still to be started."""
     loggers = Loggers(build.instantiate_component(cfg.logger) if ranks.is_main else {})
     log = RunLog(folder, loggers, console, ranks.is_main, ranks.rank)
@@ -263,7 +271,7 @@ def assemble(
     cfg: DictConfig,
     data: RunData,
     parts: Parts,
-    model: nn.Module,
+    model: VideoClassifier,
     evaluation: ValEvaluation | None,
     ranks: Ranks,
     record: Record,
@@ -301,13 +309,13 @@ def assemble(
         loss=parts.loss,
         class_weights=parts.class_weights,
         multi_label=data.train.multi_label,
-        optimizer=build.instantiate_component(cfg.optimizer),
-        lr=build.instantiate_component(cfg.schedule.lr),
-        weight_decay=build.instantiate_component(cfg.schedule.weight_decay),
+        optimizer=parts.optimizer,
+        lr=parts.lr,
+        weight_decay=parts.weight_decay,
         phases=parts.phases,
         settings=parts.settings,
         ranks=ranks,
-        seed=cfg.seed,
+        seed=parts.seed,
         log=record.log,
         console=record.console,
         checkpoints=record.folder / "checkpoints",

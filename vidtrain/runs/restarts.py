@@ -22,7 +22,7 @@ from vidtrain.training.ranks.signals import EXIT_STOPPED, PreemptionHandler, Sto
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.ranks.distributed import Ranks
-    from vidtrain.training.ranks.heartbeat import Verdict
+    from vidtrain.training.ranks.heartbeat import RunEnd
 
 ATTEMPTS = "attempts.jsonl"
 REQUEUE_FLAG = "VIDTRAIN_VERDICT"  # set by requeue.sh: the file that keeps a job out of the queue
@@ -122,14 +122,14 @@ class RunAttempt:
 
     def end_failed(self, error: Exception) -> None:
         """Ends the process, or returns where the caller should raise `error`. The first rank to fail records it."""
-        vigil, is_users = self._ranks.vigil, isinstance(error, UserError)
+        monitor, is_users = self._ranks.monitor, isinstance(error, UserError)
         signature = signature_of(error)
         status = 2 if is_users else self.status_after(signature)
-        if vigil is not None:
-            found = vigil.verdict_on(error, status)
-            if not vigil.speaks(error, found):
-                words = shown_lines(f"error: rank {self._ranks.rank} ends, as {found.words}")
-                print(words, file=sys.stderr, flush=True)
+        if monitor is not None:
+            found = monitor.end_after(error, status)
+            if not monitor.should_report(error, found):
+                line = shown_lines(f"error: rank {self._ranks.rank} ends, as {found.message}")
+                print(line, file=sys.stderr, flush=True)
                 sys.exit(found.status)
             if found.rank != self._ranks.rank:
                 return
@@ -151,22 +151,22 @@ class RunAttempt:
             print("error: the job goes back into the queue, once", file=sys.stderr, flush=True)
             sys.exit(status)
 
-    def record_lost(self, found: "Verdict") -> None:
+    def record_lost(self, found: "RunEnd") -> None:
         """Records that another rank has gone."""
         again = found.status == EXIT_STOPPED
         if not again:
             _write_flag(FAILED)  # the process may be ended without coming back to `write_requeue_flag`
-        self.record(FAILED, rank=found.rank, signature=LOST, again=again, cause=found.words, traceback=None)
+        self.record(FAILED, rank=found.rank, signature=LOST, again=again, cause=found.message, traceback=None)
 
 
 @contextmanager
 def run_attempt(folder: Path, ranks: "Ranks", preemption: PreemptionHandler) -> Iterator[RunAttempt]:
     """Within it, the ranks of a run end together, and attempts.jsonl records how."""
     this = RunAttempt(folder, ranks)
-    if ranks.vigil is not None:
-        ranks.vigil.stop_signal = lambda: preemption.number
-        ranks.vigil.lost_status = lambda: this.status_after(LOST)
-        ranks.vigil.on_lost = this.record_lost
+    if ranks.monitor is not None:
+        ranks.monitor.stop_signal = lambda: preemption.number
+        ranks.monitor.lost_status = lambda: this.status_after(LOST)
+        ranks.monitor.on_lost = this.record_lost
     try:
         yield this
     except Stopped as stop:

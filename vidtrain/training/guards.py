@@ -11,12 +11,12 @@ from vidtrain.errors import DivergedError, UserError
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vidtrain.training.run import PhaseSettings, TrainerSettings
 from vidtrain.training.schedules import steps
-from vidtrain.training.stages import apply_phase, parameter_groups
+from vidtrain.training.stages import Classifier, apply_phase, parameter_groups
 
 OVERFIT_LOSS = 0.05  # what the loss of one batch must come below in debug=overfit
 
 
-def check_phases(model: nn.Module, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
+def check_phases(model: Classifier, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
     """Every phase before the first one starts: a fault of the last would cost the training of the others."""
     for name, phase in phases.items():
         if steps(phase.duration, epochs * per_epoch, per_epoch) < 1:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from vidtrain.evaluation.report import Report
+from vidtrain.models.classifier import ManyHeads, VideoClassifier
 from vidtrain.training.run import HeadGridSettings
 
 RAW, EMA = "raw", "ema"  # the weights as they are, and their average
@@ -71,13 +71,13 @@ class Heads:
 
         return min(reports, key=cost)
 
-    def put_into(self, model: nn.Module, trained: nn.Module, name: str) -> None:
+    def put_into(self, model: VideoClassifier, trained: VideoClassifier | ManyHeads, name: str) -> None:
         """Copies the head `name` of a grid, which `trained` holds, into `model`. An ordinary phase trains the head of
         `model` itself, so nothing is to be done."""
-        if self.grid is not None:
+        if isinstance(trained, ManyHeads) and self.grid is not None:
             model.head.load_state_dict(trained.head[self.names.index(name)].state_dict())
 
-    def describe(self, trained: nn.Module) -> str:
+    def describe(self, trained: VideoClassifier | ManyHeads) -> str:
         """What a grid costs in memory, for the log."""
         count = sum(parameter.numel() for parameter in trained.head.parameters())
         size = 4 * count * torch.float32.itemsize / 1e9

@@ -61,11 +61,11 @@ class CrossEntropy:
         if self.class_weights == BALANCED:
             # a class without samples has nothing to be balanced
             return torch.where(present, 1 / (present.sum() * shares), 1.0).float()
-        given = _listed("class_weights", self.class_weights, shares)
-        mean = (given * shares).sum() / shares.sum()
+        weights = _listed("class_weights", self.class_weights, shares)
+        mean = (weights * shares).sum() / shares.sum()
         if mean == 0:
             raise UserError("loss.class_weights are 0 for every class that there are training videos of")
-        return (given / mean).float()
+        return (weights / mean).float()
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         total = F.cross_entropy(
@@ -155,11 +155,11 @@ def _check_share(name: str, value: float) -> None:
 def _check_weights(name: str, value: str | list[float] | None) -> None:
     if isinstance(value, str) and value != BALANCED:
         raise UserError(f"{name}={value}: write balanced, a number for each class, or null")
-    if isinstance(value, list) and not all(0 <= each < float("inf") for each in value):
+    if isinstance(value, list) and not all(0 <= weight < float("inf") for weight in value):
         raise UserError(f"{name}={value}: every weight must be a number of 0 or more")
 
 
-def _listed(name: str, values: list[float], class_shares: Tensor) -> Tensor:
+def _listed(name: str, values: str | list[float], class_shares: Tensor) -> Tensor:
     if len(values) != len(class_shares):
         raise UserError(
             f"loss.{name} has {len(values)} numbers, and the dataset {len(class_shares)} classes; give one for "

@@ -188,7 +188,7 @@ def timm_optimizer(
     """
     from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # takes seconds
 
-    known: list[str] = list_optimizers()
+    known = [str(optimizer) for optimizer in list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known
         raise UserError(f"name={name} is no optimizer of timm; choose one of {', '.join(near)}")

@@ -241,10 +241,10 @@ class Trainer:
 
     def best_checkpoint(self, phase: Phase, selected: str, metrics: Mapping[str, float]) -> dict[str, Any]:
         """What best.pt holds: the weights whose report val `selected`."""
-        averaged = self.average is not None and selected == EMA
+        average = self.average if selected == EMA else None
         return {
-            "model": self.average.tensors if averaged else self.model.state_dict(),
-            "weights": EMA if averaged else RAW,
+            "model": self.model.state_dict() if average is None else average.tensors,
+            "weights": RAW if average is None else EMA,
             "head": None if phase.settings.heads is None else selected,
             "state": asdict(self.state),
             "metrics": metrics,

@@ -14,6 +14,9 @@ from torch.profiler import ProfilerActivity, profile, schedule
 PARTS = ("load", "transfer", "augment", "forward", "backward", "optimizer")
 
 
+Instant = float | torch.cuda.Event  # by the host, or in the queue of the GPU
+
+
 class StepClock:
     """Divides the time of steps into named parts, which sum to the step without a gap.
 
@@ -24,7 +27,7 @@ class StepClock:
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
         self._last = self._now()
-        self._steps: list[list[tuple[str, object, object]]] = [[]]
+        self._steps: list[list[tuple[str, Instant, Instant]]] = [[]]
 
     def begin(self) -> None:
         """The first step begins now; each other one where the one before it ends."""
@@ -43,20 +46,27 @@ class StepClock:
         """The seconds of each part, for every step that has ended."""
         if self._on_gpu:
             torch.cuda.synchronize()
-        found = []
+        by_step = []
         for marks in self._steps[:-1]:
             parts = dict.fromkeys(PARTS, 0.0)
             for part, before, after in marks:
-                parts[part] += before.elapsed_time(after) / 1000 if self._on_gpu else after - before
-            found.append(parts)
-        return found
+                parts[part] += _seconds_between(before, after)
+            by_step.append(parts)
+        return by_step
 
-    def _now(self) -> object:
+    def _now(self) -> Instant:
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _seconds_between(before: Instant, after: Instant) -> float:
+    if isinstance(before, float) or isinstance(after, float):
+        assert isinstance(before, float) and isinstance(after, float)
+        return after - before
+    return before.elapsed_time(after) / 1000
 
 
 class NoClock:
@@ -97,18 +107,19 @@ def epoch_costs(epoch_seconds: float, total_seconds: float, device: torch.device
     """What the log says an epoch has cost: seconds, and GB of memory at the peak so far (see `peak_memory`)."""
     peak = peak_memory(device)
     named = {"process": "process", "workers": "workers", "gpu_allocated": "gpu"}
-    memory = {f"memory/{name}_gb": peak[key] / 1e9 for key, name in named.items() if peak[key] is not None}
+    sizes = {f"memory/{name}_gb": peak[key] for key, name in named.items()}
+    memory = {name: size / 1e9 for name, size in sizes.items() if size is not None}
     return {"time/epoch_s": epoch_seconds, "time/total_s": total_seconds, **memory}
 
 
 def _peak_of_workers() -> int | None:
     if not Path("/proc/self/status").is_file():
         return None
-    found = [_high_water_mark(child.pid) for child in multiprocessing.active_children()]
-    return sum(each for each in found if each is not None)
+    peaks = [_high_water_mark(child.pid) for child in multiprocessing.active_children()]
+    return sum(peak for peak in peaks if peak is not None)
 
 
-def _high_water_mark(process: int) -> int | None:
+def _high_water_mark(process: int | None) -> int | None:
     """None for a process that has ended meanwhile."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()

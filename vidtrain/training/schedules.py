@@ -7,8 +7,8 @@ in V-JEPA's reference: the factor of step s is in force when the s-th optimizer 
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Protocol
 
 from vidtrain.errors import UserError
 
@@ -47,8 +47,15 @@ def in_steps(schedule: Schedule, total_steps: int, steps_per_epoch: int) -> Sche
 
     Raises `UserError` where what is configured as a schedule is none.
     """
-    if isinstance(schedule, WithDurations):
-        schedule = schedule.in_steps(total_steps, steps_per_epoch)
+    if isinstance(schedule, WithDurations) and is_dataclass(schedule) and not isinstance(schedule, type):
+
+        def convert(value: str | Sequence[str]) -> int | list[int]:
+            if isinstance(value, str):
+                return steps(value, total_steps, steps_per_epoch)
+            return [steps(part, total_steps, steps_per_epoch) for part in value]
+
+        durations = [field.name for field in fields(schedule) if field.metadata]
+        schedule = replace(schedule, **{name: convert(getattr(schedule, name)) for name in durations})
     name = type(schedule).__name__
     if not callable(schedule):
         raise UserError(f"{name} is no schedule: it must be callable as (step, total_steps) -> factor")
@@ -68,15 +75,6 @@ class WithDurations:
             if not 0 <= factor < math.inf:
                 raise UserError(f"schedule {name}={factor} must be a factor of 0 or more")
 
-    def in_steps(self, total_steps: int, steps_per_epoch: int) -> Self:
-        def convert(value: str | Sequence[str]) -> int | list[int]:
-            if isinstance(value, str):
-                return steps(value, total_steps, steps_per_epoch)
-            return [steps(each, total_steps, steps_per_epoch) for each in value]
-
-        durations = [each.name for each in fields(self) if each.metadata]
-        return replace(self, **{name: convert(getattr(self, name)) for name in durations})
-
 
 def too_long(schedule: Schedule, total_steps: int) -> str | None:
     """What does not fit into a phase of `total_steps`, in words; None where all of it does. Durations are in steps."""
@@ -85,11 +83,6 @@ def too_long(schedule: Schedule, total_steps: int) -> str | None:
         return None
     named = " and ".join(f"{name} ({length} steps)" for name, length in parts.items())
     return f"{named} take longer than the phase, which has {total_steps} steps: its peak is never reached"
-
-
-def _warmup(step: int, warmup: int, start: float) -> float | None:
-    """The linear way from `start` to 1, or None once it is over."""
-    return start + step / warmup * (1 - start) if step < warmup else None
 
 
 @dataclass(frozen=True)
@@ -111,13 +104,13 @@ class WarmupStableDecay(WithDurations):
             raise UserError(f"schedule shape {self.shape!r} is unknown: choose linear or cosine")
 
     def __call__(self, step: int, total_steps: int) -> float:
-        rising = _warmup(step, self.warmup, self.start)
-        if rising is not None:
-            return rising
-        into_anneal = step - (total_steps - self.anneal)
+        warmup, anneal = int(self.warmup), int(self.anneal)
+        if step < warmup:
+            return _rise(step, warmup, self.start)
+        into_anneal = step - (total_steps - anneal)
         if into_anneal < 0:
             return 1.0
-        progress = into_anneal / max(1, self.anneal)
+        progress = into_anneal / max(1, anneal)
         if self.shape == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1 + progress * (self.final - 1)
@@ -135,10 +128,10 @@ class Cosine(WithDurations):
     final: float = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
-        rising = _warmup(step, self.warmup, self.start)
-        if rising is not None:
-            return rising
-        progress = (step - self.warmup) / max(1, total_steps - self.warmup)
+        warmup = int(self.warmup)
+        if step < warmup:
+            return _rise(step, warmup, self.start)
+        progress = (step - warmup) / max(1, total_steps - warmup)
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -152,11 +145,10 @@ class MultiStep(WithDurations):
     start: float = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
-        rising = _warmup(step, self.warmup, self.start)
-        if rising is not None:
-            return rising
+        if step < int(self.warmup):
+            return _rise(step, int(self.warmup), self.start)
         # step counts from 1: a milestone of m has m steps before it
-        return self.gamma ** sum(step > milestone for milestone in self.milestones)
+        return self.gamma ** sum(step > int(milestone) for milestone in self.milestones)
 
 
 @dataclass(frozen=True)
@@ -167,5 +159,9 @@ class Constant(WithDurations):
     start: float = 0.0
 
     def __call__(self, step: int, total_steps: int) -> float:
-        rising = _warmup(step, self.warmup, self.start)
-        return 1.0 if rising is None else rising
+        return _rise(step, int(self.warmup), self.start) if step < int(self.warmup) else 1.0
+
+
+def _rise(step: int, warmup: int, start: float) -> float:
+    """The linear way from `start` to 1, before it is over."""
+    return start + step / warmup * (1 - start)

@@ -104,7 +104,8 @@ def set_train_mode(model: Classifier, batch_norm: str = "train") -> None:
     `BATCH_NORMS`) freezes the statistics, batch norms are in evaluation mode in layers that train, too.
     """
     model.train()
-    for module in (*model.encoder.layers, model.head, model.encoder):
+    modules: list[nn.Module | Encoder] = [*model.encoder.layers, model.head, model.encoder]
+    for module in modules:
         if not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
     if batch_norm in ("frozen", "frozen_statistics"):

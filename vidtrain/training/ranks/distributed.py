@@ -33,7 +33,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    vigil: RankMonitor | None = None  # of several ranks
+    monitor: RankMonitor | None = None  # of several ranks
 
     @property
     def is_main(self) -> bool:
@@ -50,18 +50,19 @@ class Ranks:
     def on_main(self, make: Callable[[], T]) -> T:
         """What `make()` gives on rank 0, on every rank; a `UserError` there is raised on every rank, so that none
         waits for one that has gone."""
-        made, refused = None, None
+        value: T | None = None
+        refused: UserError | None = None
         if self.is_main:
             try:
-                made = make()
+                value = make()
             except UserError as error:
                 refused = error
-        value, refusal = self.broadcast_object((made, refused and str(refused)))
+        shared, refusal = self.broadcast_object((value, refused and str(refused)))
         if refused is not None:
             raise refused
         if refusal is not None:
             raise RefusedByMain(refusal)
-        return cast(T, value)  # rank 0 made it, or refused
+        return cast(T, shared)  # rank 0 made it, or refused
 
     def gather_objects(self, value: T) -> list[T]:
         """Every rank's `value`, in the order of the ranks, on every rank."""
@@ -133,7 +134,7 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
         else:
             store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
             dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
-        vigil = RankMonitor(connect, here.rank, here.world_size, rank_timeout)
+        monitor = RankMonitor(connect, here.rank, here.world_size, rank_timeout)
     except RuntimeError as error:
         if not isinstance(error, dist.DistNetworkError | dist.DistStoreError) and not of_peers(error):
             raise
@@ -145,17 +146,17 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
             world_size=here.world_size,
             local_rank=here.local_rank,
             local_world_size=here.local_world_size,
-            vigil=vigil,
+            monitor=monitor,
         )
     except BaseException as error:
-        verdict = vigil.verdict_on(error, status_of(error))
-        leave_at_exit(verdict.status, LINGER_SECONDS)
-        if isinstance(error, SystemExit | Stopped) or vigil.speaks(error, verdict):
+        run_end = monitor.end_after(error, status_of(error))
+        leave_at_exit(run_end.status, LINGER_SECONDS)
+        if isinstance(error, SystemExit | Stopped) or monitor.should_report(error, run_end):
             raise  # those that were stopped all know
-        print(shown_lines(f"error: rank {here.rank} ends, as {verdict.words}"), file=sys.stderr, flush=True)
-        sys.exit(verdict.status)
+        print(shown_lines(f"error: rank {here.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True)
+        sys.exit(run_end.status)
     dist.barrier()
-    vigil.close()
+    monitor.close()
     try:
         dist.barrier()  # the store goes with rank 0
     except RuntimeError as error:

@@ -49,13 +49,13 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place:
         return Place("local", rank, tasks, rank, tasks) if tasks > 1 else Place()
     if _number(environ, "SLURM_STEP_NUM_TASKS", 1) == 1 or "SLURM_PROCID" not in environ:
         return Place()
-    tasks = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    by_node = tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
     return Place(
         "slurm",
         int(environ["SLURM_PROCID"]),
         int(environ["SLURM_STEP_NUM_TASKS"]),
         int(environ["SLURM_LOCALID"]),
-        tasks[int(environ["SLURM_NODEID"])],
+        by_node[int(environ["SLURM_NODEID"])],
     )
 
 
@@ -63,10 +63,10 @@ def tasks_per_node(text: str) -> list[int]:
     """SLURM's short form in full: `2(x3),1` is [2, 2, 2, 1]."""
     counts = []
     for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if found is None:
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
             raise UserError(f"SLURM_STEP_TASKS_PER_NODE={text} cannot be read; was it set by hand?")
-        counts += [int(found[1])] * int(found[2] or 1)
+        counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
@@ -90,14 +90,16 @@ def meeting_point(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
         return "127.0.0.1", port
     first = _scontrol("hostnames", environ["SLURM_STEP_NODELIST"]).split()[0]
     # a node's name need not resolve: its address always does
-    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("node", first))
-    return found[1] if found else first, port
+    address = re.search(r"\bNodeAddr=(\S+)", _scontrol("node", first))
+    return address[1] if address else first, port
 
 
 def _scontrol(*what: str) -> str:
     """What scontrol shows. A controller that has just lost a node can be late to answer: it is asked a few times."""
     command = ["scontrol", "--oneliner", "show", *what]
-    for tries_left in reversed(range(SCONTROL_TRIES)):
+    for attempt in range(SCONTROL_TRIES):
+        if attempt:
+            time.sleep(SCONTROL_PAUSE)
         try:
             return subprocess.run(
                 command,
@@ -107,14 +109,15 @@ def _scontrol(*what: str) -> str:
                 errors="replace",
                 timeout=SCONTROL_SECONDS,
             ).stdout
-        except (OSError, subprocess.SubprocessError) as error:
-            if tries_left and isinstance(error, subprocess.SubprocessError):
-                time.sleep(SCONTROL_PAUSE)
-                continue
-            raise UserError(
-                f"where the ranks meet is not known, as `{' '.join(command)}` failed ({error}): set MASTER_ADDR to the "
-                "address of the first node"
-            ) from error
+        except subprocess.SubprocessError as error:
+            cause: Exception = error
+        except OSError as error:
+            cause = error
+            break
+    raise UserError(
+        f"where the ranks meet is not known, as `{' '.join(command)}` failed ({cause}): set MASTER_ADDR to the "
+        "address of the first node"
+    ) from cause
 
 
 def _number(environ: Mapping[str, str], name: str, absent: int) -> int:

@@ -10,10 +10,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from types import FrameType
+from typing import Any, Self, TypeVar
 
+T = TypeVar("T")
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is tried again
 EXIT_INTERRUPTED = 130  # what shells give for Ctrl-C
 # A scheduler's: SLURM sends TERM when it preempts, requeues or ends a job, and others ahead of that on request
@@ -38,7 +40,7 @@ class PreemptionHandler:
     def __init__(self) -> None:
         self.number: int | None = None  # of the signal that has come
         self._deferred = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -72,7 +74,7 @@ class PreemptionHandler:
         if agreed:
             raise Stopped(signal.SIGTERM if self.number is None else self.number)
 
-    def until_stop_requested(self, items: Iterable) -> Iterator:
+    def until_stop_requested(self, items: Iterable[T]) -> Iterator[T]:
         """`items` up to the signal: they may not be all."""
         for item in items:
             if self.stop_requested:
