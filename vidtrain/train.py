@@ -91,11 +91,9 @@ def _train(
     start = assemble.load_model(cfg, data, ranks, console, folder)
     attempt.begin(start.step)
     fusion = start.model.fusion
-    val = data.open_split("val", data.splits["val"], ranks)
+    val, num_classes = data.open_split("val", data.splits["val"], ranks), len(data.classes)
     protocol = protocol_text(cfg, fusion)
-    evaluation = assemble.ValEvaluation(
-        val, parts, len(data.classes), fusion, protocol, ranks, console, preemption
-    )
+    evaluation = assemble.ValEvaluation(val, parts, num_classes, fusion, protocol, ranks, console, preemption)
     console.info(start.describe())
     console.info(parts.describe(ranks, protocol))
     log = assemble.open_log(cfg, ranks, console, folder, start.step)
@@ -136,9 +134,7 @@ def _fit(
 
     ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
     hook = trial.on_validation(folder, ranks, console, run_folder.is_started_by_sweep())
-    record = Record(
-        log=log, console=console, folder=folder, on_validation=hook, preemption=evaluation.preemption
-    )
+    record = Record(log, console, folder, hook, evaluation.preemption)
     run = assemble(cfg, data, parts, start.model, evaluation, ranks, record)
     state = fit(run, start.resume)
     if parts.settings.overfit_one_batch:

@@ -253,7 +253,7 @@ def open_log(
     return log
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Record:
     """Where a run is recorded, and who is called while it trains; the benchmark records nothing.
 

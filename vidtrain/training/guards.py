@@ -30,15 +30,14 @@ def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
     heart: all answers are right and, where the loss asks for certainty, the loss is near zero."""
     right = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
     plain = isinstance(loss, CrossEntropy | BinaryCrossEntropy) and loss.label_smoothing == 0
-    found = [f"{right:.0%} of its videos are right"] if right < 1 else []
-    found += (
-        [f"its loss of {metrics['loss']:.4f} is above {OVERFIT_LOSS}"]
-        if plain and metrics["loss"] > OVERFIT_LOSS
-        else []
-    )
-    if found or not metrics["loss"] < float("inf"):
+    problems = []
+    if right < 1:
+        problems.append(f"{right:.0%} of its videos are right")
+    if plain and metrics["loss"] > OVERFIT_LOSS:
+        problems.append(f"its loss of {metrics['loss']:.4f} is above {OVERFIT_LOSS}")
+    if problems or not metrics["loss"] < float("inf"):
         raise UserError(
-            f"one batch was not learned: after {steps} steps {' and '.join(found) or 'its loss is not finite'}; the "
+            f"one batch was not learned: after {steps} steps {' and '.join(problems) or 'its loss is not finite'}; the "
             "model, the rate or the labels are at fault, or it needs more steps"
         )
 

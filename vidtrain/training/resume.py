@@ -22,69 +22,61 @@ def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dic
     one. Raises `UserError` on every rank, naming each cause, where there are checkpoints and none verifies: nothing
     starts from scratch by itself.
     """
-    mine: list[dict[str, Any]] = []
+    loaded: list[dict[str, Any]] = []  # on this rank
 
-    def look() -> tuple[Path, list[str]] | None:
-        found = _newest(folder)
-        if found is None:
+    def choose() -> tuple[Path, list[str]] | None:
+        newest = _newest(folder)
+        if newest is None:
             return None
-        path, payload, passed = found
-        mine.append(payload)
-        return path, [*passed, *_best_lost(folder, payload)]
+        path, payload, warnings = newest
+        loaded.append(payload)
+        return path, [*warnings, *_lost_best(folder, payload)]
 
-    found = ranks.on_main(look)
-    if found is None:
+    chosen = ranks.on_main(choose)
+    if chosen is None:
         return None
-    path, said = found
-    for line in said:
-        console.warn(line)
-    refusal = None
-    if not ranks.is_main:
-        refusal = _refusal(lambda: mine.append(_load_whole(path)))
-    refusals = [each for each in ranks.gather_objects(refusal) if each is not None]
+    path, warnings = chosen
+    for warning in warnings:
+        console.warn(warning)
+    refusal = None if ranks.is_main else _refusal(lambda: loaded.append(_load_whole(path)))
+    refusals = [refusal for refusal in ranks.gather_objects(refusal) if refusal is not None]
     if refusals:
         raise UserError(refusals[0])
-    return path, mine[0]
+    return path, loaded[0]
 
 
 def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The newest checkpoint that verifies, and warnings of those that were passed over."""
     candidates = resumable(folder)
     if not candidates:
         return None
-    found: tuple[Path, dict[str, Any]] | None = None
+    newest: tuple[Path, dict[str, Any]] | None = None
     damaged: dict[Path, str] = {}
-
-    def tried(path: Path) -> dict[str, Any] | None:
-        try:
-            return _load_whole(path)
-        except UserError as error:
-            damaged[path] = str(error)
-            return None
-
     for path in candidates:
         # last.pt is newer than previous.pt; of those kept for good the name says the step
         kept = path.name not in (LAST, PREVIOUS)
-        if found is not None and not (kept and step_of(path) > found[1]["state"]["total_step"]):
+        if newest is not None and not (kept and step_of(path) > newest[1]["state"]["total_step"]):
             continue
-        payload = tried(path)
-        if payload is not None:
-            found = path, payload
-    causes = "".join(f"\n  {cause}" for cause in damaged.values())
-    if found is None:
+        try:
+            newest = path, _load_whole(path)
+        except UserError as error:
+            damaged[path] = str(error)
+    if newest is None:
+        causes = "".join(f"\n  {cause}" for cause in damaged.values())
         raise UserError(
             f"none of the checkpoints in {folder} can be used, and a run does not start from scratch by itself:"
             f"{causes}\nPut a good copy of one in its place. If there is none, start a new run in another run_dir; "
             f"where best.pt is good, init_from={folder / BEST} takes its weights"
         )
-    path, payload = found
-    said = []
-    for bad, cause in damaged.items():
-        aside = set_aside(bad)
-        said.append(f"passed over {bad.name}, and renamed it {aside.name}: {cause}")
-    if said:
+    path, payload = newest
+    warnings = [
+        f"passed over {bad.name}, and renamed it {set_aside(bad).name}: {cause}"
+        for bad, cause in damaged.items()
+    ]
+    if warnings:
         step = payload["state"]["total_step"]
-        said.append(f"resuming from {path.name} instead, at step {step}: the steps since are taken again")
-    return path, payload, said
+        warnings.append(f"resuming from {path.name} instead, at step {step}: the steps since are taken again")
+    return path, payload, warnings
 
 
 def _load_whole(path: Path) -> dict[str, Any]:
@@ -97,13 +89,12 @@ def _load_whole(path: Path) -> dict[str, Any]:
     return payload
 
 
-def _best_lost(folder: Path, payload: Mapping[str, Any]) -> list[str]:
-    """Said at once, not after hours of training: what val selected so far is no more."""
-    best = payload["state"]["best"]
+def _lost_best(folder: Path, payload: Mapping[str, Any]) -> list[str]:
+    """A warning where the weights that val selected so far are no more: at once, not after hours of training."""
+    best, path = payload["state"]["best"], folder / BEST
     if best is None:
         return []
-    path = folder / BEST
-    lost = f"checkpoint {path} is not there" if not path.is_file() else _refusal(lambda: verify(path))
+    lost = _refusal(lambda: verify(path)) if path.is_file() else f"checkpoint {path} is not there"
     if lost is None:
         return []
     return [

@@ -19,16 +19,16 @@ METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
 HEADS = "val_heads"  # and those of each head of a grid, by its name
 
 
-def selecting_weights(asked: str | None, ema: float | None) -> str:
+def selecting_weights(monitor_weights: str | None, ema: float | None) -> str:
     """Whose metrics select the best checkpoint, which holds them: `trainer.monitor_weights`, or what null means.
 
     Raises `UserError` for an average that is not kept.
     """
-    if asked == "ema" and ema is None:
+    if monitor_weights == "ema" and ema is None:
         raise UserError(
             "trainer.monitor_weights=ema, and no average is kept: set trainer.ema, such as 0.999, or choose raw"
         )
-    return asked or ("raw" if ema is None else "ema")
+    return monitor_weights or ("raw" if ema is None else "ema")
 
 
 def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool], independent: bool) -> None:
@@ -42,7 +42,7 @@ def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool]
             "loss=bce (or focal), with trainer.monitor=map"
         )
     if any(several.values()) and not all(several.values()):
-        splits = ", ".join(split for split, each in several.items() if each)
+        splits = ", ".join(split for split, has_several in several.items() if has_several)
         raise UserError(
             f"videos of dataset {name} may have several labels in {splits} only; all splits must agree"
         )
@@ -87,25 +87,25 @@ def validate(
     """
     ranks.share_buffers(model)
     try:
-        found = dict(zip(names, evaluate(), strict=True))
+        reports = dict(zip(names, evaluate(), strict=True))
         if average is not None:
             with average.in_place():
                 ranks.share_buffers(model)
-                [found["ema"]] = evaluate()
+                [reports["ema"]] = evaluate()
     except Stopped:
         return None
-    return found
+    return reports
 
 
-def validation_row(found: Mapping[str, Report], selecting: str) -> dict[str, float]:
+def validation_row(reports: Mapping[str, Report], selecting: str) -> dict[str, float]:
     """All metrics by the names they are logged under; of a grid of heads those of every head, and of the selected one
     as those of the run."""
     row = (
         {}
         if selecting in METRIC_PREFIXES
-        else {f"val/{key}": value for key, value in found[selecting].metrics.items()}
+        else {f"val/{key}": value for key, value in reports[selecting].metrics.items()}
     )
-    for weights, report in found.items():
+    for weights, report in reports.items():
         prefix = METRIC_PREFIXES[weights] if weights in METRIC_PREFIXES else f"{HEADS}/{weights}"
         row |= {f"{prefix}/{key}": value for key, value in report.metrics.items()}
     return row
@@ -120,16 +120,16 @@ def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
 
 
 def validation_lines(
-    epoch: float, found: Mapping[str, Report], monitor: str, selecting: str, improved: bool
+    epoch: float, reports: Mapping[str, Report], monitor: str, selecting: str, improved: bool
 ) -> list[str]:
     """A line for each of the weights, of a grid for the best head; `selecting` names those that `monitor` is read
     from."""
     lines = []
     several = selecting not in METRIC_PREFIXES
-    for weights, report in {selecting: found[selecting]}.items() if several else found.items():
+    for weights, report in {selecting: reports[selecting]}.items() if several else reports.items():
         shown = dict.fromkeys(("loss", "top1", "clip_top1", "map", "f1_micro", "f1_macro", monitor))
         values = ", ".join(f"{key} {report.metrics[key]:.4f}" for key in shown if key in report.metrics)
         best = f" (best {monitor})" if improved and weights == selecting else ""
-        name = f"val, {weights} of {len(found)} heads:" if several else METRIC_PREFIXES[weights]
+        name = f"val, {weights} of {len(reports)} heads:" if several else METRIC_PREFIXES[weights]
         lines.append(f"epoch {epoch:.4g}: {name} {values}, coverage {report.coverage}{best}")
     return lines
