@@ -1,3 +1,4 @@
+import math
 import struct
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vidtrain.reports import plots
+from vidtrain.reports.charts import stretches
 from vidtrain.reports.plots import plot_confusion, plot_curves, plot_views
 
 REPO = Path(__file__).resolve().parents[2]
@@ -132,14 +134,14 @@ def test_the_most_confused_of_many_classes_are_drawn(tmp_path: Path, drawn):
 
 
 def test_a_long_curve_is_drawn_by_stretches():
-    curve = plots.Curve(most=4)
-    for step in range(10):
-        curve.add(step, None if step == 2 else 9.0 if step == 5 else 1.0)
-    steps, values, low, high = curve.arrays()
-    assert not curve.whole and len(steps) == 3  # of four points each, the last of two
+    values = [1.0] * 10
+    values[2], values[5] = math.nan, 9.0
+    steps, means, low, high = stretches(range(10), values, most=3)  # of four points each, the last of two
     np.testing.assert_array_equal(steps, [1.5, 5.5, 8.5])
-    np.testing.assert_array_equal(values, [1.0, 3.0, 1.0])
+    np.testing.assert_array_equal(means, [1.0, 3.0, 1.0])
     np.testing.assert_array_equal((low, high), ([1.0, 1.0, 1.0], [1.0, 9.0, 1.0]))
+    nothing = stretches([0, 1, 2], [math.nan, math.nan, 1.0], most=2)
+    np.testing.assert_array_equal(nothing[1:], [[math.nan, 1.0]] * 3)
 
 
 def test_pyplot_stays_unloaded():

@@ -97,8 +97,7 @@ def find_runs(places: Sequence[str]) -> Found:
                 faults.append(f"{folder}: {_progress(folder)}; finish it with {again}, or leave it out")
             else:
                 left_out[folder] = _progress(folder)
-    if faults:
-        raise UserError("these runs cannot be compared:\n  " + "\n  ".join(faults))
+    _raise_all(faults)
     return Found(list(runs.values()), list(left_out.items()), sweeps)
 
 
@@ -107,13 +106,13 @@ def _runs_below(folder: Path, sweeps: list[Path]) -> list[Path]:
     run folder holds no others."""
     if (folder / SWEEP).is_file():
         sweeps.append(folder)
-        return [folder / each.folder for each in SweepRecord.read(folder).trials]
+        return [folder / trial.folder for trial in SweepRecord.read(folder).trials]
     if (folder / "run.json").is_file() or (folder / TRIAL).is_file():
         return [folder]
     if not folder.is_dir():
         return []
-    inside = sorted((each for each in folder.iterdir() if each.is_dir()), key=_by_number)
-    return [run for each in inside for run in _runs_below(each, sweeps)]
+    inside = sorted((child for child in folder.iterdir() if child.is_dir()), key=_by_number)
+    return [run for child in inside for run in _runs_below(child, sweeps)]
 
 
 def _by_number(folder: Path) -> tuple[bool, int, str]:
@@ -127,15 +126,13 @@ def _progress(folder: Path) -> str:
         return f"the run {ENDED_AS[ended['status']]}: {shortened(' '.join(ended['cause'].split()))}"
     if not (folder / "run.json").is_file():
         return "the run has not begun"
-    record = read_json(folder / "run.json")
+    record = _read(folder / "run.json")
     if FAILED in record:
         return f"the run failed: {record[FAILED].splitlines()[0]}"
     step = last_step(folder)
-    return (
-        "the run logged nothing yet"
-        if step is None
-        else f"the run is not finished, its last logged step is {step}"
-    )
+    if step is None:
+        return "the run logged nothing yet"
+    return f"the run is not finished, its last logged step is {step}"
 
 
 def read_run(folder: Path, split: str | None) -> Run:
@@ -145,32 +142,29 @@ def read_run(folder: Path, split: str | None) -> Run:
     """
     from vidtrain.evaluation.predictions import read_predictions
 
-    summary, record = read_json(folder / "summary.json"), read_json(folder / "run.json")
-    closing = folder / "eval" / (split or _key(summary, "split", folder / "summary.json"))
+    record = _read(folder / "run.json", "overrides")
+    summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
+    closing = folder / "eval" / (split or summary["split"])
     if not closing.is_dir():
-        known = sorted(each.parent.name for each in folder.glob("eval/*/metrics.json"))
+        known = sorted(file.parent.name for file in folder.glob("eval/*/metrics.json"))
         raise UserError(
             f"{folder} has no evaluation {closing.name}; it has {', '.join(known) or 'none'}. Choose one with split=, "
             f"or make it: python -m vidtrain.evaluate ... out={closing}"
         )
-    evaluated = read_json(closing / "metrics.json")
-    metrics = _key(evaluated, "metrics", closing / "metrics.json")
-
-    def closed(key: str) -> Any:
-        return _key(summary, key, folder / "summary.json")
-
+    evaluated = _read(closing / "metrics.json", "metrics", "protocol", "coverage")
+    metrics = evaluated["metrics"]
     return Run(
         folder=folder,
         settings=stored_settings(folder),
-        overrides=_key(record, "overrides", folder / "run.json"),
-        monitor=closed("monitor"),
-        best=closed("best"),
-        best_step=closed("best_step"),
-        steps=closed("steps"),
-        minutes=closed("minutes"),
+        overrides=record["overrides"],
+        monitor=summary["monitor"],
+        best=summary["best"],
+        best_step=summary["best_step"],
+        steps=summary["steps"],
+        minutes=summary["minutes"],
         split=closing.name,
-        protocol=_key(evaluated, "protocol", closing / "metrics.json"),
-        coverage=_key(evaluated, "coverage", closing / "metrics.json"),
+        protocol=evaluated["protocol"],
+        coverage=evaluated["coverage"],
         metrics={
             # JSON of metrics may hold NaN, of what was nothing to measure in
             name: value if isinstance(value, int | float) and math.isfinite(value) else None
@@ -178,8 +172,8 @@ def read_run(folder: Path, split: str | None) -> Run:
         },
         history=[row for row in each_metric(folder) if any(key.startswith("val/") for key in row)],
         predictions=read_predictions(closing / "predictions.csv", several="exact_match" in metrics),
-        commit=_commit(folder),
-        digests=_digests(folder),
+        commit=_commit(folder / "git.json"),
+        digests=_digests(folder / "dataset.json"),
         data_changed=(folder / CHANGES).is_file(),
     )
 
@@ -193,42 +187,35 @@ def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int]
         except UserError as error:
             faults.append(str(error))
         advance(number)
-    if faults:
-        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
-        raise UserError("these runs cannot be compared:\n  " + "\n  ".join(faults[:MOST_FAULTS] + more))
+    if len(faults) > MOST_FAULTS:
+        faults = [*faults[:MOST_FAULTS], f"and {len(faults) - MOST_FAULTS} more"]
+    _raise_all(faults)
     return runs
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _raise_all(faults: Sequence[str]) -> None:
+    if faults:
+        raise UserError("these runs cannot be compared:\n  " + "\n  ".join(faults))
+
+
+def _read(path: Path, *needed: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise UserError(f"{path} is not what a run writes: it holds no mapping")
-    return found
+    for key in needed:
+        if key not in record:
+            raise UserError(f"{path} has no {key}: it was made by other code, or changed")
+    return record
 
 
-def _key(found: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in found:
-        raise UserError(f"{path} has no {key}: it was made by other code, or changed")
-    return found[key]
+def _digests(path: Path) -> dict[str, str]:
+    digests = _read(path).get("digests") if path.is_file() else None  # older runs record none
+    return {str(split): str(digest) for split, digest in digests.items()} if isinstance(digests, dict) else {}
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    path = folder / "dataset.json"
-    found = read_json(path) if path.is_file() else {}
-    if "digests" not in found or not isinstance(found["digests"], dict):
-        return {}  # a run from before they were recorded
-    return {str(split): str(digest) for split, digest in found["digests"].items()}
-
-
-def _commit(folder: Path) -> str | None:
-    path = folder / "git.json"
-    if not path.is_file():
-        return None
-    git = read_json(path)
-    commit = _key(git, "commit", path)
-    if commit is None:
-        return None
-    return commit[:12] + (" with changes" if git["dirty"] else "")
+def _commit(path: Path) -> str | None:
+    git = _read(path, "commit", "dirty") if path.is_file() else {"commit": None}
+    return git["commit"] and git["commit"][:12] + (" with changes" if git["dirty"] else "")

@@ -236,3 +236,8 @@ class MaskedStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def markdown_cell(text: object) -> str:
+    """Markdown as the cell of a table: a bar stays in it after an odd number of backslashes."""
+    return re.sub(r"(\\*)\|", lambda bar: 2 * bar[1] + r"\|", str(text))

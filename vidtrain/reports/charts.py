@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
+from numpy.typing import ArrayLike
 
 from vidtrain.files.escaping import legend_of, shown, shown_lines
 
@@ -87,13 +88,33 @@ def write_beside(
 def color_bar(figure: Figure, image: ScalarMappable, label: str = "", **where: Any) -> None:
     bar = figure.colorbar(image, **where)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8)
+    bar.ax.tick_params(labelsize=8, length=0)
     bar.set_label(label, fontsize=9)
 
 
 def spread_evenly(count: int, most: int) -> list[int]:
     """Up to `most` of `count` places, evenly spread, both ends included."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def stretches(
+    places: ArrayLike, values: ArrayLike, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of n `places` and `values` [n ...], at most `most` stretches of as many each: the mean place, and the mean, the
+    lowest and the highest of the values that are finite; NaN where none is."""
+    places, values = np.asarray(places, np.float64), np.ma.masked_invalid(values)
+    together = max(1, -(-len(places) // most))
+    starts = np.arange(0, len(places), together)
+    known = ~np.ma.getmaskarray(values)
+    counts = np.add.reduceat(known.astype(np.float64), starts)
+    low = np.minimum.reduceat(values.filled(np.inf), starts)
+    high = np.maximum.reduceat(values.filled(-np.inf), starts)
+    with np.errstate(invalid="ignore"):
+        means = np.add.reduceat(values.filled(0.0), starts) / counts
+    sizes = np.diff([*starts, len(places)])
+    # of what stays the same, a sum is rounded
+    means, low, high = (np.where(counts > 0, of, np.nan) for of in (means.clip(low, high), low, high))
+    return np.add.reduceat(places, starts) / sizes, means, low, high
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -22,17 +22,18 @@ from vidtrain.reports.charts import (
     save_png,
     shortened,
     spread_evenly,
+    stretches,
     style,
     warn_of_failure,
     write_beside,
 )
 from vidtrain.reports.compare_page import NAME_LENGTH, name_of, ranked
-from vidtrain.reports.plots import Curve
 
 Plain = Mapping[str, Any]
 
 MOST_RECIPES = 30
 MOST_LINES = 200  # runs in the picture of curves
+MOST_POINTS = 2000  # of a line
 MOST_CLASSES = 40
 MOST_COLUMNS = 8  # recipes in the picture of classes
 FEW = 10  # videos of a class, below which a bootstrap's interval is narrower than what is known
@@ -134,10 +135,8 @@ def plot_validation(summary: Plain, path: Path) -> None:
     drawn = [run for run in summary["runs"] if run["curve"] and run["recipe"] in colors]
     named = set()
     for run in (drawn[place] for place in spread_evenly(len(drawn), MOST_LINES)):
-        curve, number = Curve(), run["recipe"]
-        for step, value in run["curve"]:
-            curve.add(step, value)
-        steps, values = curve.arrays()[:2]
+        number = run["recipe"]
+        steps, values = stretches(*zip(*run["curve"], strict=True), most=MOST_POINTS)[:2]
         axes.plot(
             steps,
             values,

@@ -78,77 +78,65 @@ def _largest_first(rows: Iterable[Plain], key: str) -> list[Plain]:
 
 def write_tables(summary: Plain, changed: Iterable[tuple[int, int, Plain]], folder: Path) -> None:
     """Writes the tables into `folder`. `changed` are (baseline, recipe, video) of videos that came out differently."""
+    recipes = (f"recipe {recipe['number']}" for recipe in summary["recipes"])
     tables = {
-        "runs": _runs(summary),
-        "recipes": _recipes(summary),
-        "settings": _settings(summary),
-        "per_class": _per_class(summary),
-        "flips": _flips(changed),
+        "runs": _run_rows(summary),
+        "recipes": _recipe_rows(summary),
+        "settings": [["setting", *recipes], *([key, *row] for key, row in summary["settings"].items())],
+        "per_class": _class_rows(summary),
+        "flips": _video_rows(changed),
     }
     for name, rows in tables.items():
         write_text_atomic(folder / f"{name}.csv", csv_text(rows))
 
 
-def _runs(summary: Plain) -> Rows:
+def _run_rows(summary: Plain) -> Rows:
     """A row for every run: its settings that differ, how it went on val, and every metric."""
     metrics = list(dict.fromkeys(name for run in summary["runs"] for name in run["metrics"]))
-    columns = (
+    keys = (
         "split", "protocol", "coverage", "monitor", "best", "best_step", "final", "steps", "minutes", "commit",
     )  # fmt: skip
-    rows: Rows = [["run", "folder", "recipe", *summary["keys"], *summary["repeats"], *columns, *metrics]]
+    rows: Rows = [["run", "folder", "recipe", *summary["keys"], *summary["repeats"], *keys, *metrics]]
     for run in summary["runs"]:
-        own = run["metrics"]
-        rows.append(
-            [
-                *(run[key] for key in ("name", "folder", "recipe")),
-                *run["settings"].values(),
-                *run["repeats"].values(),
-                *(run[key] for key in columns),
-                *(own[name] if name in own else None for name in metrics),
-            ]
+        first = (
+            run["name"],
+            run["folder"],
+            run["recipe"],
+            *run["settings"].values(),
+            *run["repeats"].values(),
         )
+        last = (run["metrics"][name] if name in run["metrics"] else None for name in metrics)
+        rows.append([*first, *(run[key] for key in keys), *last])
     return rows
 
 
-def _recipes(summary: Plain) -> Rows:
-    """A row for every recipe: mean and deviation of every metric over its runs, and the difference that was tested."""
+def _recipe_rows(summary: Plain) -> Rows:
+    """A row for every recipe: the difference that was tested, and mean and deviation of every metric over its runs."""
     metrics = list(dict.fromkeys(name for recipe in summary["recipes"] for name in recipe["metrics"]))
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
-    difference = (
-        f"{summary['tested']}_difference", "low", "high", "low_with_seeds", "high_with_seeds", "verdict",
-        "shared_videos",
-    )  # fmt: skip
-    averages = [f"{name}_{what}" for name in metrics for what in ("mean", "deviation")]
+    averages = (f"{name}_{what}" for name in metrics for what in ("mean", "deviation"))
     rows: Rows = [
-        ["recipe", "label", "runs", *summary["keys"], "split", "protocol", "baseline", *difference, *averages]
+        [
+            *("recipe", "label", "runs", *summary["keys"], "split", "protocol", "baseline"),
+            *(f"{summary['tested']}_difference", "low", "high", "low_with_seeds", "high_with_seeds"),
+            *("verdict", "shared_videos", *averages),
+        ]
     ]
     for recipe in summary["recipes"]:
-        tested: list[Any] = [None] * len(difference)
-        if recipe["number"] in pairs:
-            pair = pairs[recipe["number"]]
+        number, own = recipe["number"], recipe["metrics"]
+        tested: Sequence[Any] = [None] * 7
+        if number in pairs:
+            pair = pairs[number]
             with_seeds = pair["interval_with_seeds"] or (None, None)
-            tested = [pair["difference"], *pair["interval"], *with_seeds, pair["verdict"], pair["shared"]]
-        own = recipe["metrics"]
-        rows.append(
-            [
-                *(recipe[key] for key in ("number", "label", "n")),
-                *recipe["settings"].values(),
-                *(recipe[key] for key in ("split", "protocol")),
-                int(recipe["number"] == summary["baseline"]),
-                *tested,
-                *(value for name in metrics for value in (own[name] if name in own else (None, None))),
-            ]
-        )
+            tested = (pair["difference"], *pair["interval"], *with_seeds, pair["verdict"], pair["shared"])
+        first = (number, recipe["label"], recipe["n"], *recipe["settings"].values())
+        how = (recipe["split"], recipe["protocol"], int(number == summary["baseline"]))
+        last = (value for name in metrics for value in (own[name] if name in own else (None, None)))
+        rows.append([*first, *how, *tested, *last])
     return rows
 
 
-def _settings(summary: Plain) -> Rows:
-    """A row for every setting that is not the same in all recipes."""
-    header = ["setting", *(f"recipe {recipe['number']}" for recipe in summary["recipes"])]
-    return [header, *([key, *row] for key, row in summary["settings"].items())]
-
-
-def _per_class(summary: Plain) -> Rows:
+def _class_rows(summary: Plain) -> Rows:
     """A row for every class of every comparison."""
     keys = (
         "name", "support", "recall_baseline", "recall_other", "recall_difference", "f1_baseline", "f1_other",
@@ -164,7 +152,7 @@ def _per_class(summary: Plain) -> Rows:
     return rows
 
 
-def _flips(changed: Iterable[tuple[int, int, Plain]]) -> Rows:
+def _video_rows(changed: Iterable[tuple[int, int, Plain]]) -> Rows:
     """A row for every video that another share of the runs got right, with those shares."""
     columns = {
         "path": "path", "label": "label", "baseline": "right_in_baseline", "other": "right_in_recipe",

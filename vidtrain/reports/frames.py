@@ -225,7 +225,9 @@ def draw_timeline(
     """
     chosen = shown_classes(chances, stretches)
     colors = dict(zip(chosen, [*COLORS, *[OTHER] * MOST_CLASSES], strict=False))
-    edges, shown = thinned(edges, chances[:, chosen], MOST_WINDOWS)
+    together = max(1, -(-len(chances) // MOST_WINDOWS))
+    shown = stretches(edges[:-1], chances[:, chosen], MOST_WINDOWS)[1]
+    edges = np.append(edges[:-1:together], edges[-1])
     height = 0.32 * len(chosen)
     figure = Figure(figsize=(13, 1.9 + height), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
@@ -268,20 +270,6 @@ def _label_times(axes: Axes, start: float, end: float) -> None:
     axes.set_xlabel(f"time ({form})", fontsize=9)
     axes.tick_params(labelsize=9)
     axes.spines[:].set_visible(False)
-
-
-def thinned(edges: np.ndarray, chances: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `edges` [w + 1] and `chances` [w k] of windows; where there are more than `most`, of stretches of several of
-    them: their means, NaN where none of a stretch could be read."""
-    together = -(-len(chances) // most)
-    if together == 1:
-        return edges, chances
-    starts = np.arange(0, len(chances), together)
-    known = np.isfinite(chances)
-    counts = np.add.reduceat(known.astype(np.int64), starts)
-    sums = np.add.reduceat(np.where(known, chances, 0.0), starts)
-    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    return np.append(edges[starts], edges[-1]), means
 
 
 def shown_classes(chances: np.ndarray, stretches: Sequence[Stretch]) -> list[int]:

@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.files.escaping import shown
+from vidtrain.files import escaping
 
 if TYPE_CHECKING:  # --help should not wait for it
     from jinja2 import Environment
@@ -28,19 +28,22 @@ class Number(str):
 
 
 @cache
-def templates() -> "Environment":
+def templates(markdown: bool = False) -> "Environment":
+    """The templates, of pages or of Markdown, which escapes names by its own filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=not markdown,
         undefined=StrictUndefined,
-        finalize=_as_text,
+        finalize=None if markdown else _as_text,
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.do"],
     )
     numbers = {"four": four, "signed": signed, "interval": interval, "percent": percent, "setting": setting}
+    names = {"md": escaping.markdown, "code": escaping.markdown_code, "cell": escaping.markdown_cell}
+    environment.filters.update(names if markdown else numbers)
     environment.globals.update(
         numbers,
         most_rows=MOST_ROWS,
@@ -48,12 +51,12 @@ def templates() -> "Environment":
         by_kind=_by_kind,
         most_unlike=most_unlike,
     )
-    environment.filters.update(numbers)
     return environment
 
 
 def render(template: str, **values: Any) -> str:
-    return templates().get_template(template).render(**values)
+    """The text of a template, NAME.html.jinja or NAME.md.jinja."""
+    return templates(markdown=".md." in template).get_template(template).render(**values)
 
 
 def four(value: float | None) -> Number | None:
@@ -85,7 +88,7 @@ def _as_text(value: object) -> object:
         return value
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "–" if value is None else shown(value)
+    return "–" if value is None else escaping.shown(value)
 
 
 def _numeric_columns(rows: Sequence[Sequence[object]], count: int) -> list[bool]:

@@ -1,6 +1,7 @@
 """The charts of a run: curves, confusion matrix, what views are worth; drawn without a display."""
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from vidtrain.reports.charts import (
     save_png,
     shortened,
     spread_evenly,
+    stretches,
     style,
     write_beside,
 )
@@ -30,7 +32,7 @@ COUNTS_UP_TO = 30
 WHOLE_UP_TO = 400
 """Largest number of classes whose confusion matrix is drawn whole."""
 MOST_CONFUSED = 100
-POINTS = 2000  # of a curve, at least, before its points are taken together; twice as many at most
+POINTS = 2000  # of a curve; of more, several are taken together
 MOST_CURVES = 60  # of a panel
 MOST_BORDERS = 50  # between phases
 LEAST_SPAN = 0.05  # of a metric's axis in the chart of views: else noise in the last video looks like a trend
@@ -65,50 +67,7 @@ PANELS = (
 # --- curves -----------------------------------------------------------------------------------------------
 
 
-class Curve:
-    """The points of a curve, or where there is no room for all, stretches of equal numbers of points.
-
-    A stretch has the means of its steps and of its known values, and the lowest and the highest of those.
-    """
-
-    def __init__(self, most: int = 2 * POINTS):
-        self._most = most
-        self._in_each = 1
-        # of each: points, sum of steps, known values, their sum, lowest, highest
-        self._stretches: list[list[float]] = []
-
-    def add(self, step: float, value: float | None) -> None:
-        point = [1, step, 0, 0.0, math.inf, -math.inf]
-        if value is not None and math.isfinite(value):
-            point = [1, step, 1, value, value, value]
-        if self._stretches and self._stretches[-1][0] < self._in_each:
-            self._stretches[-1] = _together(self._stretches[-1], point)
-            return
-        if len(self._stretches) == self._most:
-            pairs = zip(self._stretches[::2], self._stretches[1::2], strict=True)
-            self._stretches = [_together(*pair) for pair in pairs]
-            self._in_each *= 2
-        self._stretches.append(point)
-
-    @property
-    def whole(self) -> bool:
-        """Whether every point is there."""
-        return self._in_each == 1
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, values, and the lowest and the highest of each stretch; NaN where none is known."""
-        points, steps, known, sums, low, high = np.array(self._stretches, dtype=np.float64).T
-        nothing = np.full(len(points), np.nan)
-        values = np.divide(sums, known, out=nothing.copy(), where=known > 0)
-        values = np.clip(values, low, high)  # of what stays the same, a sum is rounded
-        return steps / points, values, np.where(known > 0, low, nothing), np.where(known > 0, high, nothing)
-
-
-def _together(one: list[float], other: list[float]) -> list[float]:
-    sums = [a + b for a, b in zip(one[:4], other[:4], strict=True)]
-    return [*sums, min(one[4], other[4]), max(one[5], other[5])]
-
-
+Curve = tuple[array, array]  # steps, and values with NaN for those that are not known
 Curves = dict[str, Curve]
 
 
@@ -116,8 +75,8 @@ def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Draw the rows of metrics.jsonl over the step, one panel for each kind of number that they hold.
 
     Borders between phases are dashed lines, where rows carry "phase". Unknown (null) values leave gaps. Rows are taken
-    one at a time; of a curve of very many points, stretches are drawn: their means, and from their lowest to their
-    highest value.
+    one at a time; of a curve of more than 2000 points, stretches are drawn: their means, and from their lowest to
+    their highest value.
     """
     logged, borders = _read_curves(metrics_rows)
     charts = [(panel, curves) for panel in PANELS if (curves := _curves_of(panel, logged))]
@@ -145,7 +104,9 @@ def _read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[
     for row in rows:
         for key, value in row.items():
             if key in keys or key.startswith(prefixes):
-                logged.setdefault(key, Curve()).add(row["step"], value)
+                steps, values = logged.setdefault(key, (array("d"), array("d")))
+                steps.append(row["step"])
+                values.append(math.nan if value is None else value)
         phase = row["phase"] if "phase" in row else None
         if phase is not None:
             if (not borders or borders[-1][1] != phase) and len(borders) < MOST_BORDERS:
@@ -158,7 +119,7 @@ def _curves_of(panel: Panel, logged: Curves) -> Curves:
     """Those of a panel, in its order, for which there is any value; of very many, some evenly spread."""
     keys = [key for key in panel.keys if key in logged]
     keys += [key for key in logged if panel.prefix and key.startswith(panel.prefix)]
-    keys = [key for key in keys if np.isfinite(logged[key].arrays()[1]).any()]
+    keys = [key for key in keys if np.isfinite(logged[key][1]).any()]
     return {keys[place]: logged[keys[place]] for place in spread_evenly(len(keys), MOST_CURVES)}
 
 
@@ -167,10 +128,10 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
     if len(curves) > len(COLORS):
         colors = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     for color, (key, curve) in zip(colors, curves.items(), strict=False):
-        steps, values, low, high = curve.arrays()
+        steps, values, low, high = stretches(*curve, POINTS)
         label = key.removeprefix(panel.prefix).replace("_", " ").replace("/", " ")
         marker = "o" if len(steps) == 1 or (key.startswith("val/") and len(steps) <= 60) else None
-        if not curve.whole:
+        if len(curve[0]) > POINTS:
             axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0.6)
         if len(steps) >= SMOOTH_FROM and key.startswith("train/"):
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
@@ -193,7 +154,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
 
 def _spans_a_decade(curves: Curves) -> bool:
     """A narrower range has too few round numbers to label a logarithmic axis."""
-    values = np.concatenate([curve.arrays()[1] for curve in curves.values()])
+    values = np.concatenate([values for _, values in curves.values()])
     positive = values[values > 0]
     return bool(positive.size) and positive.max() >= 10 * positive.min()
 
@@ -380,12 +341,14 @@ def _draw_orders(axes: Axes, probes: Sequence[Any], metric: str, classes: int) -
     values = [probe.protocol.metrics[metric] for probe in probes]
     style(axes, f"By order of frames, {probes[0].protocol.name}")
     _draw_columns(axes, names, values, [COLORS[0], *[COLORS[5]] * (len(names) - 1)])
+    highest = max(0.05, *(value for value in values if not math.isnan(value)))
     if metric == "top1":
+        highest = max(highest, 1 / classes)
         axes.axhline(1 / classes, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)))
         right = axes.get_yaxis_transform()
         look = {"xycoords": right, "fontsize": 7.5, "va": "center", "color": "0.35"}
         write_beside(axes, f"1 of {classes}\nclasses", (1, 1 / classes), (3, 0), **look)
-    axes.set_ylim(0, max(1.05 * max(values), 0.05) if max(values) == max(values) else 1)
+    axes.set_ylim(0, 1.1 * highest)
 
 
 def _draw_crops(axes: Axes, protocols: Sequence[Any], metric: str) -> None:
