@@ -109,20 +109,27 @@ def png_width(path: Path) -> int:
     return struct.unpack(">I", head[16:20])[0]
 
 
-@pytest.fixture
+HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 1200, 600)  # how a PNG begins
+
+
+@pytest.fixture(autouse=True)
 def drawn(monkeypatch):
-    """The figures that were saved, by name."""
+    """The figures that were drawn, by name; files hold the beginning of a PNG, as rendering takes a second each."""
     figures = {}
 
-    def remember(save):
-        def keep(figure, path):
-            figures[path.stem] = figure
-            save(figure, path)
+    def keep(figure, path):
+        figures[path.stem] = figure
+        path.write_bytes(HEAD)
 
-        return keep
-
-    monkeypatch.setattr(compare_charts, "save_png", remember(compare_charts.save_png))
+    monkeypatch.setattr(compare_charts, "save_png", keep)
     return figures
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """All pictures of a sweep as files, which are made before `drawn` replaces how they are saved."""
+    folder = tmp_path_factory.mktemp("rendered")
+    return folder, draw(sweep(), folder, LOUD)
 
 
 def test_what_comes_from_outside_is_text_only(tmp_path):
@@ -148,10 +155,15 @@ def test_it_needs_nothing_else(tmp_path):
     assert found.count("data:image/png;base64,") == 5
 
 
-def test_pictures_have_their_natural_size(tmp_path):
-    images = [attributes for tag, attributes in Reader(page(summary(), tmp_path)).tags if tag == "img"]
+def test_pictures_have_their_natural_size(rendered):
+    folder, names = rendered
+    images = [
+        attributes for tag, attributes in Reader(compare_page(sweep(), names, folder)).tags if tag == "img"
+    ]
     assert images[0]["alt"] == "comparison"
-    assert int(images[0]["width"]) == round(png_width(tmp_path / "comparison.png") * 96 / 150)
+    for image in images:
+        width = png_width(folder / f"{image['alt'].replace(' ', '_')}.png")
+        assert int(image["width"]) == round(width * 96 / 150) and width > 600
 
 
 def test_nothing_to_compare(tmp_path):

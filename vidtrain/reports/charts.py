@@ -97,7 +97,7 @@ def spread_evenly(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def stretches(
+def thinned(
     places: ArrayLike, values: ArrayLike, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of n `places` and `values` [n ...], at most `most` stretches of as many each: the mean place, and the mean, the
@@ -324,7 +324,7 @@ def prepare(figure: Figure) -> Legend:
             drawn = [drawable(name, legend) for name in named]
             if drawn != named:
                 axis.set_ticklabels(drawn)
-    texts = figure.findobj(lambda artist: isinstance(artist, Text))
+    texts = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
     for text in texts:
         text.set_parse_math(False)
         text.set_text(drawable(text.get_text(), legend))

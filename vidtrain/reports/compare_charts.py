@@ -22,8 +22,8 @@ from vidtrain.reports.charts import (
     save_png,
     shortened,
     spread_evenly,
-    stretches,
     style,
+    thinned,
     warn_of_failure,
     write_beside,
 )
@@ -136,7 +136,8 @@ def plot_validation(summary: Plain, path: Path) -> None:
     named = set()
     for run in (drawn[place] for place in spread_evenly(len(drawn), MOST_LINES)):
         number = run["recipe"]
-        steps, values = stretches(*zip(*run["curve"], strict=True), most=MOST_POINTS)[:2]
+        by_step = np.array(run["curve"])
+        steps, values = thinned(by_step[:, 0], by_step[:, 1], MOST_POINTS)[:2]
         axes.plot(
             steps,
             values,
@@ -310,14 +311,14 @@ def _smooth(places: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_axis(axes: Axes, x: int, axis: Axis, last: bool) -> None:
-    line = {"color": "0.35", "linewidth": 1.0, "zorder": 3.0}
-    axes.plot([x, x], [0, 1], **line)
+    ticks = [place for place, _ in axis.ticks]
+    axes.vlines(x, 0, 1, colors="0.35", linewidth=1, zorder=3)
+    axes.hlines(ticks, x - 0.012, x + 0.012, colors="0.35", linewidth=1, zorder=3)
     axes.text(x, 1.09, axis.name, ha="center", va="bottom", fontsize=9.5, fontweight="bold")
     # above the lines, which are level here; nothing is to the right of the last axis
     offset, side = ((6, 0), "center") if last else ((4, 2), "bottom")
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4}
     for place, words in axis.ticks:
-        axes.plot([x - 0.012, x + 0.012], [place, place], **line)
         write_beside(axes, words, (x, place), offset, va=side, fontsize=8.5, bbox=box, zorder=4)
 
 

@@ -79,7 +79,7 @@ def _largest_first(rows: Iterable[Plain], key: str) -> list[Plain]:
 def write_tables(summary: Plain, changed: Iterable[tuple[int, int, Plain]], folder: Path) -> None:
     """Writes the tables into `folder`. `changed` are (baseline, recipe, video) of videos that came out differently."""
     recipes = (f"recipe {recipe['number']}" for recipe in summary["recipes"])
-    tables = {
+    tables: dict[str, Rows] = {
         "runs": _run_rows(summary),
         "recipes": _recipe_rows(summary),
         "settings": [["setting", *recipes], *([key, *row] for key, row in summary["settings"].items())],

@@ -21,6 +21,7 @@ from vidtrain.reports.charts import (
     save_png,
     shortened,
     spread_evenly,
+    thinned,
     write_beside,
 )
 
@@ -139,7 +140,8 @@ def draw_contact_sheet(
     lines = len(shown) * (1 if clips[0].heat is None else 2)
     frame_inches = lines * (CELL * min(height / width, 2) + 0.25)
     figure = Figure(figsize=(CELL * SEEN_FRAMES + 0.6, TOP + frame_inches), layout="constrained")
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=[TOP, frame_inches]))
+    parts = figure.add_gridspec(2, 1, height_ratios=[TOP, frame_inches])
+    above, below = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
     above.suptitle(title, fontsize=11, x=0.01, ha="left")
     whole, bars = above.subplots(1, 2, width_ratios=[1, 1.4])
     for box in boxes:
@@ -152,7 +154,7 @@ def draw_contact_sheet(
     for clip in shown:
         places = spread_evenly(len(clip.frames), SEEN_FRAMES)
         labels = [f"{clip.times[place]:.2f} s" for place in places]
-        _draw_frames(next(rows), clip.frames[places], labels, f"{clip.name}\nas seen")
+        _draw_frames(next(rows), list(clip.frames[places]), labels, f"{clip.name}\nas seen")
         if clip.heat is not None and clip.shares is not None:
             steps = [step_of(place, len(clip.frames), len(clip.heat)) for place in places]
             heated = [
@@ -226,7 +228,7 @@ def draw_timeline(
     chosen = shown_classes(chances, stretches)
     colors = dict(zip(chosen, [*COLORS, *[OTHER] * MOST_CLASSES], strict=False))
     together = max(1, -(-len(chances) // MOST_WINDOWS))
-    shown = stretches(edges[:-1], chances[:, chosen], MOST_WINDOWS)[1]
+    shown = thinned(edges[:-1], chances[:, chosen], MOST_WINDOWS)[1]
     edges = np.append(edges[:-1:together], edges[-1])
     height = 0.32 * len(chosen)
     figure = Figure(figsize=(13, 1.9 + height), layout="constrained")

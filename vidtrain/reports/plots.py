@@ -20,8 +20,8 @@ from vidtrain.reports.charts import (
     save_png,
     shortened,
     spread_evenly,
-    stretches,
     style,
+    thinned,
     write_beside,
 )
 
@@ -128,7 +128,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
     if len(curves) > len(COLORS):
         colors = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     for color, (key, curve) in zip(colors, curves.items(), strict=False):
-        steps, values, low, high = stretches(*curve, POINTS)
+        steps, values, low, high = thinned(*curve, POINTS)
         label = key.removeprefix(panel.prefix).replace("_", " ").replace("/", " ")
         marker = "o" if len(steps) == 1 or (key.startswith("val/") and len(steps) <= 60) else None
         if len(curve[0]) > POINTS:
@@ -251,8 +251,9 @@ def _draw_confusion(
     axes.set_ylabel("true class")
     axes.set_title(title, fontsize=11)
     axes.spines[:].set_visible(False)
-    for draw in (axes.hlines, axes.vlines):
-        draw(np.arange(1, k) - 0.5, -0.5, k - 0.5, colors="0.9", linewidth=min(0.6, cell))
+    borders = np.arange(1, k) - 0.5
+    axes.hlines(borders, -0.5, k - 0.5, colors="0.9", linewidth=min(0.6, cell))
+    axes.vlines(borders, -0.5, k - 0.5, colors="0.9", linewidth=min(0.6, cell))
     if k <= COUNTS_UP_TO:
         for row, column in np.argwhere(counts > 0).tolist():
             color = "white" if shares[row, column] > 0.55 else "0.2"
