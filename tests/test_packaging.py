@@ -72,6 +72,12 @@ def test_every_program_of_the_wheel_says_what_it_does(installed, script, tmp_pat
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_the_templates_of_pages(installed, tmp_path):
+    code = "from vidtrain.reports.pages import render; print(render('style.css')[:5])"
+    assert run(str(installed / "python"), "-c", code, folder=tmp_path).strip() == ":root"
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_what_the_slurm_launcher_needs(installed, tmp_path):
     code = """
 from vidtrain.sweeps import submitit_launchers as launching

@@ -40,7 +40,7 @@ def check(cfg: CompareConfig) -> list[tuple[str, str]]:
     faults = []
     if cfg.runs is None:
         faults.append(("runs", "must be given: python -m vidtrain.compare RUN RUN, or the folder of a sweep"))
-    elif not all(isinstance(each, str) for each in _places(cfg)):
+    elif not all(isinstance(place, str) for place in _places(cfg)):
         faults.append(("runs", f"{cfg.runs} must be a folder, or a list of folders"))
     if cfg.metric is not None and cfg.metric not in DIRECTIONS:
         faults.append(("metric", f"{cfg.metric} is unknown{suggest(cfg.metric, list(DIRECTIONS))}"))
@@ -95,14 +95,14 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.tracking.console import make_console
 
     console, started = make_console(is_main=True), time.monotonic()
-    found = find_runs(_places(cfg))
-    for folder, why in found.left_out:
+    finished = find_runs(_places(cfg))
+    for folder, why in finished.left_out:
         console.warn(f"left out: {shown(folder)}: {why}")
-    if len(found.runs) < 2:
-        named = ", ".join(map(str, found.runs)) or "none"
+    if len(finished.runs) < 2:
+        named = ", ".join(map(str, finished.runs)) or "none"
         raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {named}")
-    with console.phase("reading", len(found.runs)):
-        runs = read_all(found.runs, cfg.split, lambda done: console.advance(done, {}))
+    with console.phase("reading", len(finished.runs)):
+        runs = read_all(finished.runs, cfg.split, lambda done: console.advance(done, {}))
     options = Options(
         metric=cfg.metric,
         baseline=cfg.baseline,
@@ -111,10 +111,10 @@ def compare(cfg: CompareConfig) -> None:
         bootstrap=cfg.bootstrap,
         confidence=cfg.confidence,
         seed=cfg.seed,
-        sweep=bool(found.sweeps),
+        sweep=bool(finished.sweeps),
     )
     compared = compare_runs(runs, options, console)
-    left_out = [{"folder": str(folder), "why": why} for folder, why in found.left_out]
+    left_out = [{"folder": str(folder), "why": why} for folder, why in finished.left_out]
     summary = {**compared.summary, "left_out": left_out}
     changed = [
         (*numbers, {**asdict(video), "flipped": int(video.flipped)})

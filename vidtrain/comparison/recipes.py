@@ -107,19 +107,19 @@ def recipes(
     ]
 
 
-def labels(found: Sequence[Recipe], compared: Collection[int]) -> dict[int, str]:
+def labels(grouped: Sequence[Recipe], compared: Collection[int]) -> dict[int, str]:
     """A label for every recipe by number. Those that are `compared` are told by what differs between them, others by
     all that was swept; with nothing to tell it is empty.
     """
-    keys = list(found[0].settings)
-    among = [recipe.settings for recipe in found if recipe.number in compared]
+    keys = list(grouped[0].settings)
+    among = [recipe.settings for recipe in grouped if recipe.number in compared]
     differing_keys = [key for key in keys if len(set(_texts([settings[key] for settings in among]))) > 1]
-    words = {}
-    for recipe in found:
+    names = {}
+    for recipe in grouped:
         shown = differing_keys if recipe.number in compared and differing_keys else keys
         short = short_names(shown)
-        words[recipe.number] = label({short[key]: recipe.settings[key] for key in shown})
-    return words
+        names[recipe.number] = label({short[key]: recipe.settings[key] for key in shown})
+    return names
 
 
 def label(settings: Settings) -> str:

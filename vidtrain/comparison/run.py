@@ -105,24 +105,24 @@ def _study(runs: Sequence[Run], options: Options) -> Study:
     metric = _metric(runs, options.metric)
     ignored = (*IGNORED, *options.repeats)
     how = [(run.split, run.protocol, run.predictions.several) for run in runs]
-    keys, found = _recipes(runs, how, ignored)
-    baseline = _recipe_of(found, _place_of_baseline(runs, options.baseline))
+    keys, grouped = _recipes(runs, how, ignored)
+    baseline = _recipe_of(grouped, _place_of_baseline(runs, options.baseline))
     of_baseline = how[baseline.runs[0]]
     several = of_baseline[2]
     alike = [
         recipe
-        for recipe in found
+        for recipe in grouped
         if how[recipe.runs[0]] == of_baseline
         or (options.across_protocols and how[recipe.runs[0]][2] == several)
     ]
     tested = metric if metric in RESAMPLED else ("exact_match" if several else "top1")
-    of_recipes = [how[recipe.runs[0]] for recipe in found]
-    return Study(runs, found, keys, of_recipes, baseline, alike, metric, tested, ignored)
+    of_recipes = [how[recipe.runs[0]] for recipe in grouped]
+    return Study(runs, grouped, keys, of_recipes, baseline, alike, metric, tested, ignored)
 
 
-def _metric(runs: Sequence[Run], asked: str | None) -> str:
+def _metric(runs: Sequence[Run], wanted: str | None) -> str:
     shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(DIRECTIONS))
-    metric = asked or next((name for name in ("top1", "exact_match") if name in shared), None)
+    metric = wanted or next((name for name in ("top1", "exact_match") if name in shared), None)
     if metric is None:
         raise UserError(
             f"the runs do not share top1 or exact_match; choose metric= from {', '.join(shared) or 'none'}"
@@ -143,30 +143,30 @@ def _recipes(
     are one recipe by their code, if that differs."""
     settings, overrides = [run.settings for run in runs], [run.overrides for run in runs]
     data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
-    keys, found = recipes(settings, overrides, how, ignored)
-    if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in found):
+    keys, grouped = recipes(settings, overrides, how, ignored)
+    if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in grouped):
         settings = [{**own, "training data": digest} for own, digest in zip(settings, data, strict=True)]
-        keys, found = recipes(settings, overrides, how, ignored)
-    if len(found) == 1 and len({run.commit for run in runs}) > 1:
+        keys, grouped = recipes(settings, overrides, how, ignored)
+    if len(grouped) == 1 and len({run.commit for run in runs}) > 1:
         settings = [{**own, "commit": run.commit} for own, run in zip(settings, runs, strict=True)]
-        keys, found = recipes(settings, overrides, how, ignored)
-    return keys, found
+        keys, grouped = recipes(settings, overrides, how, ignored)
+    return keys, grouped
 
 
-def _place_of_baseline(runs: Sequence[Run], asked: str | None) -> int:
+def _place_of_baseline(runs: Sequence[Run], wanted: str | None) -> int:
     """The place of the baseline's run among all."""
-    if asked is None:
+    if wanted is None:
         return 0
     folders = [run.folder.resolve() for run in runs]
-    if Path(asked).resolve() not in folders:
+    if Path(wanted).resolve() not in folders:
         raise UserError(
-            f"baseline={asked} is none of the runs{suggest(asked, [str(run.folder) for run in runs])}"
+            f"baseline={wanted} is none of the runs{suggest(wanted, [str(run.folder) for run in runs])}"
         )
-    return folders.index(Path(asked).resolve())
+    return folders.index(Path(wanted).resolve())
 
 
-def _recipe_of(found: Sequence[Recipe], run: int) -> Recipe:
-    return next(recipe for recipe in found if run in recipe.runs)
+def _recipe_of(grouped: Sequence[Recipe], run: int) -> Recipe:
+    return next(recipe for recipe in grouped if run in recipe.runs)
 
 
 def _same_seeds(study: Study, other: Recipe, repeats: Sequence[str]) -> list[tuple[int, int]]:

@@ -164,7 +164,7 @@ def plot_classes(summary: Plain, path: Path) -> None:
     """Differences in recall: bars with intervals for a single recipe, shaded cells for several."""
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
     shown = [recipe for recipe in ranked(summary) if recipe["number"] in pairs][:MOST_COLUMNS]
-    changes = [{each["name"]: each for each in pairs[recipe["number"]]["classes"]} for recipe in shown]
+    changes = [{row["name"]: row for row in pairs[recipe["number"]]["classes"]} for recipe in shown]
     names = [name for name in changes[0] if all(name in change for change in changes)]
     table = {name: [change[name]["recall_difference"] for change in changes] for name in names}
     kept = sorted(names, key=lambda name: -max(map(abs, table[name])))[:MOST_CLASSES]

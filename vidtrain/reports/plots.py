@@ -306,28 +306,21 @@ def plot_views(
 
 def _draw_clips(axes: Axes, points: Sequence[Any], fusion: str) -> None:
     for color, crops in zip(COLORS, sorted({point.crops for point in points}), strict=False):
-        shown = [point for point in points if point.crops == crops]
-        clips, means = [point.clips for point in shown], [point.mean for point in shown]
-        lowest, highest = [point.lowest for point in shown], [point.highest for point in shown]
+        rows = [(p.clips, p.mean, p.lowest, p.highest) for p in points if p.crops == crops]
+        clips, means, lowest, highest = zip(*rows, strict=True)
         axes.fill_between(clips, lowest, highest, color=color, alpha=0.15, linewidth=0)
         axes.plot(clips, means, color=color, marker="o", markersize=3.5, label=_crops(crops))
     _style_of_clips(axes, f"By clips, {fusion}", "clips a video: mean over choices of them, and their range")
 
 
 def _draw_fusions(axes: Axes, about: Mapping[str, Any], protocols: Sequence[Any], metric: str) -> None:
-    crops = len(about["crops"])
-    fusions = dict.fromkeys(protocol.fusion for protocol in protocols)
-    for number, (color, fusion) in enumerate(zip(COLORS, fusions, strict=False)):
-        shown = [
-            protocol
-            for protocol in protocols
-            if protocol.fusion == fusion
-            and protocol.order == about["orders"][0]
-            and len(protocol.crops.numbers) == crops
-        ]
-        clips, values = [one.num_clips for one in shown], [one.metrics[metric] for one in shown]
+    order, crops = about["orders"][0], len(about["crops"])
+    shown = [one for one in protocols if one.order == order and len(one.crops.numbers) == crops]
+    for number, fusion in enumerate(dict.fromkeys(protocol.fusion for protocol in protocols)):
+        points = [(one.num_clips, one.metrics[metric]) for one in shown if one.fusion == fusion]
         line = ("-", "--", ":")[number % 3]  # equal curves stay visible
-        axes.plot(clips, values, line, color=color, marker="o", markersize=3.5, label=fusion)
+        clips, values = zip(*points, strict=True)
+        axes.plot(clips, values, line, color=COLORS[number], marker="o", markersize=3.5, label=fusion)
     _style_of_clips(axes, f"By fusion, {_crops(crops)}", "clips a video: evenly spaced ones of the table")
 
 
