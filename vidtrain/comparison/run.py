@@ -24,7 +24,6 @@ FEWEST_TRIALS = 3  # recipes from which on it is a sweep
 LISTED = 8  # runs or recipes in a note
 
 Plain = dict[str, Any]
-How = tuple[str, str, bool]  # split, protocol, whether videos have several labels
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared: the runs as recipes, how each recipe was evaluated, and the recipes that may be compared with
-    the baseline, which is one of them. `keys` are the swept settings with every run's value."""
+    """What is compared: the runs as recipes, and the recipes that may be held against the baseline, which is one of
+    them. `keys` are the swept settings with every run's value."""
 
     runs: Sequence[Run]
     recipes: Sequence[Recipe]
     keys: Mapping[str, Sequence[Any]]
-    how: Sequence[How]
     baseline: Recipe
     alike: Sequence[Recipe]
     metric: str
@@ -104,20 +102,17 @@ def compare_runs(runs: Sequence[Run], options: Options, console: Console | NullC
 def _study(runs: Sequence[Run], options: Options) -> Study:
     metric = _metric(runs, options.metric)
     ignored = (*IGNORED, *options.repeats)
-    how = [(run.split, run.protocol, run.predictions.several) for run in runs]
-    keys, grouped = _recipes(runs, how, ignored)
+    keys, grouped = _recipes(runs, ignored)
     baseline = _recipe_of(grouped, _place_of_baseline(runs, options.baseline))
-    of_baseline = how[baseline.runs[0]]
-    several = of_baseline[2]
+    how = runs[baseline.runs[0]].how
+    tested = metric if metric in RESAMPLED else ("exact_match" if how.several else "top1")
     alike = [
         recipe
         for recipe in grouped
-        if how[recipe.runs[0]] == of_baseline
-        or (options.across_protocols and how[recipe.runs[0]][2] == several)
+        if (other := runs[recipe.runs[0]].how) == how
+        or (options.across_protocols and other.several == how.several)
     ]
-    tested = metric if metric in RESAMPLED else ("exact_match" if several else "top1")
-    of_recipes = [how[recipe.runs[0]] for recipe in grouped]
-    return Study(runs, grouped, keys, of_recipes, baseline, alike, metric, tested, ignored)
+    return Study(runs, grouped, keys, baseline, alike, metric, tested, ignored)
 
 
 def _metric(runs: Sequence[Run], wanted: str | None) -> str:
@@ -136,12 +131,11 @@ def _metric(runs: Sequence[Run], wanted: str | None) -> str:
     return metric
 
 
-def _recipes(
-    runs: Sequence[Run], how: Sequence[How], ignored: Sequence[str]
-) -> tuple[dict[str, list[Any]], list[Recipe]]:
+def _recipes(runs: Sequence[Run], ignored: Sequence[str]) -> tuple[dict[str, list[Any]], list[Recipe]]:
     """Recipes by settings. Runs whose settings are all the same are told apart by their training data, and where all
     are one recipe by their code, if that differs."""
     settings, overrides = [run.settings for run in runs], [run.overrides for run in runs]
+    how = [run.how for run in runs]
     data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
     keys, grouped = recipes(settings, overrides, how, ignored)
     if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in grouped):
@@ -335,14 +329,12 @@ def _notes(study: Study, comparisons: Comparisons, options: Options) -> Iterator
 
 
 def _on_protocols(study: Study, across_protocols: bool) -> Iterator[str]:
-    counts: Counter[How] = Counter()
-    for recipe, how in zip(study.recipes, study.how, strict=True):
-        counts[how] += len(recipe.runs)
+    counts = Counter(run.how for run in study.runs)
     if len(counts) > 1:
         listed = "; ".join(
-            f"{protocol} on {split}{', several labels a video' if several else ''} "
+            f"{how.protocol} on {how.split}{', several labels a video' if how.several else ''} "
             f"({count} run{'' if count == 1 else 's'})"
-            for (split, protocol, several), count in counts.items()
+            for how, count in counts.items()
         )
         done = (
             "They are compared anyway, as across_protocols=true asks: a difference may come from that alone."

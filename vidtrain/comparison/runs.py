@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vidtrain.config.overrides import quoted
 from vidtrain.errors import UserError
@@ -27,6 +27,14 @@ ENDED_AS = {
     OUT_OF_MEMORY: "ran out of memory",
     PRUNED: "was ended by its sweep",
 }
+
+
+class How(NamedTuple):
+    """How a run was evaluated; with `several` labels a video or with one."""
+
+    split: str
+    protocol: str
+    several: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,10 @@ class Run:
     commit: str | None
     digests: dict[str, str]  # of what its splits held, where it says so
     data_changed: bool  # whether it went on with other data in mid-run
+
+    @property
+    def how(self) -> How:
+        return How(self.split, self.protocol, self.predictions.several)
 
     def validated(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric on val."""
