@@ -288,11 +288,11 @@ def plot_views(
         panels.append(partial(_draw_fusions, about=about, protocols=protocols, metric=metric))
     if len(probes) > 1:
         panels.append(partial(_draw_orders, probes=probes, metric=metric, classes=len(about["classes"])))
-    figure = Figure(figsize=(5.0 * max(1, len(panels)), 3.7), layout="constrained")
-    for number, draw in enumerate(
-        panels or [partial(_draw_crops, protocols=protocols, metric=metric)], start=1
-    ):
-        axes = figure.add_subplot(1, max(1, len(panels)), number)
+    if not panels:
+        panels.append(partial(_draw_crops, protocols=protocols, metric=metric))
+    figure = Figure(figsize=(5.0 * len(panels), 3.7), layout="constrained")
+    for number, draw in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), number)
         draw(axes)
         low, high = axes.get_ylim()
         if high - low < LEAST_SPAN:
