@@ -20,7 +20,7 @@ from vidtrain.files.escaping import shown
 from vidtrain.files.folders import check_links
 
 if TYPE_CHECKING:  # --help should not wait for numpy
-    from vidtrain.tracking.console import Console
+    from vidtrain.tracking.console import Console, NullConsole
 
 FEWEST_DRAWS = 100
 MOST_SHOWN = 30  # recipes in the console's table
@@ -57,7 +57,7 @@ def _places(cfg: CompareConfig) -> list[Any]:
     return [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
 
 
-def show(summary: Mapping[str, Any], console: "Console") -> None:
+def show(summary: Mapping[str, Any], console: "Console | NullConsole") -> None:
     """The recipes as a table, the best first, and what a reader must know."""
     from vidtrain.reports.compare_page import chosen_words, ranked
     from vidtrain.reports.pages import four, interval, signed
@@ -67,7 +67,7 @@ def show(summary: Mapping[str, Any], console: "Console") -> None:
     rows = []
     for recipe in recipes[:MOST_SHOWN]:
         number = recipe["number"]
-        tested = ("", "", "baseline" if number == summary["baseline"] else "")
+        tested: tuple[str | None, ...] = ("", "", "baseline" if number == summary["baseline"] else "")
         if number in pairs:
             pair = pairs[number]
             tested = (signed(pair["difference"]), interval(pair["widest"]), pair["verdict"])
