@@ -42,7 +42,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared: the runs as recipes, and the recipes that may be held against the baseline, which is one of
+    """What is compared: the runs as recipes, and the recipes that may be compared with the baseline, which is one of
     them. `keys` are the swept settings with every run's value."""
 
     runs: Sequence[Run]
