@@ -183,9 +183,9 @@ def _check_bounds(payload: Any, path: Path, size: int) -> None:
                     f"checkpoint {path} is refused: it holds more than {MOST_CONTAINERS:,} lists and dictionaries, or "
                     f"is nested deeper than {DEEPEST}"
                 )
-            for item in node.values() if isinstance(node, Mapping) else node:
-                if isinstance(item, torch.Tensor | Mapping | list | tuple):
-                    waiting.append((item, depth + 1))
+            items = node.values() if isinstance(node, Mapping) else node
+            kinds = (torch.Tensor, Mapping, list, tuple)
+            waiting += [(item, depth + 1) for item in items if isinstance(item, kinds)]
 
 
 def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
