@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vidtrain.data.audit.findings import (
+    Copies,
     Entry,
     Inspections,
     balance,
@@ -105,19 +106,21 @@ def summarize(
         "distributions": _distributions(readable, classes, inspections),
         "shortcuts": [{**asdict(shortcut), "gain": shortcut.gain} for shortcut in told],
         "copies": [
-            {
-                "kind": each.kind,
-                "distance": each.distance,
-                "splits": list(each.splits),
-                "across_splits": each.across_splits,
-                "classes_differ": len(each.classes) > 1,
-                "files": list(map(describe, each.paths)),
-            }
-            for each in alike
+            {**_about(alike_files), "files": list(map(describe, alike_files.paths))} for alike_files in alike
         ],
         "groups_known": groups_known,
         "groups_across_splits": crossing,
         "samples": _samples(readable, classes, describe),
+    }
+
+
+def _about(alike_files: Copies) -> Plain:
+    return {
+        "kind": alike_files.kind,
+        "distance": alike_files.distance,
+        "splits": list(alike_files.splits),
+        "across_splits": alike_files.across_splits,
+        "classes_differ": len(alike_files.classes) > 1,
     }
 
 
