@@ -77,7 +77,7 @@ class AttentivePooler(nn.Module):
             Block(embed_dim, num_heads, mlp_hidden, "gelu", qkv_bias=True, drop_path=0.0, norm_eps=norm_eps)
             for _ in range(depth - 1)
         )
-        self.cross_attention_block = (
+        self.cross_attention_block: CrossAttentionBlock | CrossAttention = (
             CrossAttentionBlock(embed_dim, num_heads, mlp_hidden, norm_eps)
             if complete_block
             else CrossAttention(embed_dim, num_heads)
@@ -86,7 +86,7 @@ class AttentivePooler(nn.Module):
         self.apply(init_weights)
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
         rescale_residual_branches(self.blocks)
-        if complete_block:
+        if isinstance(self.cross_attention_block, CrossAttentionBlock):
             with torch.no_grad():
                 self.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, depth - 1)))
         if activation_checkpointing:

@@ -34,6 +34,9 @@ class ClipGraph(nn.Module):
     Raises UserError for an unknown input or precision.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: nn.Module,

@@ -40,10 +40,10 @@ def pooler_attention(pooler: AttentivePooler, tokens: Tensor) -> Tensor:
     """
     for block in pooler.blocks:
         tokens = block(tokens, None)
-    last, queries = pooler.cross_attention_block, pooler.query_tokens
+    last = pooler.cross_attention_block
     if isinstance(last, CrossAttentionBlock):
         tokens, last = last.norm1(tokens), last.xattn
-    q = rearrange(last.q(queries), "1 m (h d) -> h m d", h=last.num_heads)
+    q = rearrange(last.q(pooler.query_tokens), "1 m (h d) -> h m d", h=last.num_heads)
     k, _ = rearrange(last.kv(tokens), "b n (two h d) -> two b h n d", two=2, h=last.num_heads)
     weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)
     return reduce(weights, "b h m n -> b n", "mean")
@@ -54,11 +54,10 @@ def attention_map(model: VideoClassifier, tokens: Tensor, grid: Grid) -> Tensor:
 
     Where clips are judged jointly the weights of a video sum to 1 over all of them, else those of each clip.
     """
+    assert isinstance(model.head, AttentiveClassifier)
     n, tokens = tokens.shape[1], tokens.float()
-    if model.fusion == "joint":
-        weights = pooler_attention(model.head.pooler, rearrange(tokens, "b n m d -> b (n m) d"))
-    else:
-        weights = pooler_attention(model.head.pooler, rearrange(tokens, "b n m d -> (b n) m d"))
+    together = "b n m d -> b (n m) d" if model.fusion == "joint" else "b n m d -> (b n) m d"
+    weights = pooler_attention(model.head.pooler, rearrange(tokens, together))
     return _at_places(model, weights.reshape(-1, n, tokens.shape[2]), grid)
 
 

@@ -1,7 +1,5 @@
 """Pieces of residual networks over video [b c t h w], shared by SlowFast and ResNeXt3D."""
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
@@ -22,7 +20,15 @@ class Stem(nn.Module):
         return self.pool(self.norm(self.conv(x)).relu_())
 
 
-class Bottleneck(nn.Module):
+class Branch(nn.Module):
+    """A residual branch; `last` is the module that it ends with."""
+
+    @property
+    def last(self) -> nn.BatchNorm3d | nn.Conv3d:
+        raise NotImplementedError
+
+
+class Bottleneck(Branch):
     """Branch of three convolutions, each with a batch norm: a x 1 x 1, b x 3 x 3 in groups, 1 x 1 x 1.
 
     `temporal_kernels` are a and b. The strides are those of the middle one.
@@ -48,7 +54,7 @@ class Bottleneck(nn.Module):
         self.norm_c = nn.BatchNorm3d(dim_out)
 
     @property
-    def last(self) -> nn.Module:
+    def last(self) -> nn.BatchNorm3d:
         return self.norm_c
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,9 +76,9 @@ class Shortcut(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(shortcut(x) + branch(x)). `branch.last` is the module that the branch ends with."""
+    """relu(shortcut(x) + branch(x))."""
 
-    def __init__(self, branch: nn.Module, shortcut: nn.Module | None):
+    def __init__(self, branch: Branch, shortcut: nn.Module | None):
         super().__init__()
         self.branch = branch
         self.shortcut = nn.Identity() if shortcut is None else shortcut
@@ -90,7 +96,7 @@ class StagedEncoder(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """Residual blocks in order of depth."""
-        return [block for stage in self.stages for block in stage]
+        return [block for stage in self.stages for block in stage.children()]
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -119,7 +125,7 @@ def convolution(
     )
 
 
-def init_residual_network(encoder: nn.Module, blocks: Iterable[ResidualBlock], zero_init: bool) -> None:
+def init_residual_network(encoder: nn.Module, zero_init: bool) -> None:
     """Convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Norms already start at one and zero.
 
     With `zero_init` every branch starts as zero, so that a block passes on its shortcut (Goyal et al. 2017,
@@ -128,9 +134,9 @@ def init_residual_network(encoder: nn.Module, blocks: Iterable[ResidualBlock], z
     for module in encoder.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    if zero_init:
-        for block in blocks:
-            nn.init.zeros_(block.branch.last.weight)
+    for module in encoder.modules():
+        if zero_init and isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.branch.last.weight)
 
 
 def check_odd(key: str, value: int) -> None:

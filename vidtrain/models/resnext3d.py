@@ -17,6 +17,7 @@ from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
 from vidtrain.models.resnet3d_parts import (
     Bottleneck,
+    Branch,
     ResidualBlock,
     Shortcut,
     StagedEncoder,
@@ -33,7 +34,7 @@ RESIDUALS = (BASIC, POSTACTIVATED, PREACTIVATED)
 SHORTCUTS = ("postactivated_shortcut", "preactivated_shortcut")
 
 
-class BasicBranch(nn.Module):
+class BasicBranch(Branch):
     """Branch of two 3 x 3 x 3 convolutions in groups, each with a batch norm; the first has the strides."""
 
     def __init__(self, dim_in: int, dim_out: int, temporal_stride: int, spatial_stride: int, groups: int):
@@ -44,7 +45,7 @@ class BasicBranch(nn.Module):
         self.norm_b = nn.BatchNorm3d(dim_out)
 
     @property
-    def last(self) -> nn.Module:
+    def last(self) -> nn.BatchNorm3d:
         return self.norm_b
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class BasicBranch(nn.Module):
         return self.norm_b(self.conv_b(x))
 
 
-class PreactivatedBottleneck(nn.Module):
+class PreactivatedBottleneck(Branch):
     """Branch of three convolutions as in Bottleneck, each after its batch norm and ReLU.
 
     With `norm_first=False` the first convolution has neither: it follows the stem, which ends with both.
@@ -79,7 +80,7 @@ class PreactivatedBottleneck(nn.Module):
         self.conv_c = convolution(dim_inner, dim_out, 1, 1)
 
     @property
-    def last(self) -> nn.Module:
+    def last(self) -> nn.Conv3d:
         return self.conv_c
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class ResNeXt3D(StagedEncoder):
         ends_bare = residual_transformation_type == PREACTIVATED
         self.norm = nn.Sequential(nn.BatchNorm3d(self.embed_dim), nn.ReLU()) if ends_bare else nn.Identity()
 
-        init_residual_network(self, self.blocks, zero_init_residual_transform)
+        init_residual_network(self, zero_init_residual_transform)
         if activation_checkpointing:
             recompute_activations(self.blocks)
 
@@ -226,6 +227,7 @@ def residual_block(
 ) -> ResidualBlock:
     """A block of the kinds named; it has a shortcut of its own where channels or size change."""
     strides = (temporal_stride, spatial_stride)
+    branch: Branch
     if residual == BASIC:
         branch = BasicBranch(dim_in, dim_out, *strides, groups)
     elif residual == POSTACTIVATED:

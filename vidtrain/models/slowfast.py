@@ -123,8 +123,7 @@ class SlowFast(StagedEncoder):
             fusions = [FastToSlow(fast_in, alpha, fusion_ratio, fusion_kernel), *[None] * (count - 1)]
             self.stages.append(nn.ModuleList(map(TwoPathBlock, slow, fast, fusions)))
 
-        both = [path for block in self.blocks for path in (block.slow, block.fast)]
-        init_residual_network(self, both, zero_init_residual)
+        init_residual_network(self, zero_init_residual)
         if activation_checkpointing:
             recompute_activations(self.blocks)
 
@@ -177,7 +176,7 @@ class SlowOnly(StagedEncoder):
             )
             for stage, count in enumerate(NUM_BLOCKS[depth])
         )
-        init_residual_network(self, self.blocks, zero_init_residual)
+        init_residual_network(self, zero_init_residual)
         if activation_checkpointing:
             recompute_activations(self.blocks)
 

@@ -132,7 +132,7 @@ class TorchvisionMViT(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         network = MViT(
             # whole windows of the stem, and enough of them that the last stage has one left
-            spatial_size=tuple(max(32, 4 * length) for length in _windows((height, width), (4, 4))),
+            spatial_size=tuple(max(32, 4 * length) for length in _windows((1, height, width), (1, 4, 4))[1:]),
             temporal_size=2 * math.ceil(num_frames / 2),
             block_setting=mvit_v2_s_blocks(),
             residual_pool=True,
@@ -258,6 +258,7 @@ class TorchvisionSwin(nn.Module):
         return rearrange(self.norm(x), "b t h w d -> b (t h w) d")
 
 
-def _windows(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+def _windows(sizes: Grid, strides: Grid) -> Grid:
     """Windows that cover each size: every layer of these networks that has a stride pads at the edge."""
-    return tuple(math.ceil(size / stride) for size, stride in zip(sizes, strides, strict=True))
+    t, h, w = (math.ceil(size / stride) for size, stride in zip(sizes, strides, strict=True))
+    return t, h, w

@@ -5,7 +5,7 @@ Parameter names and initialization are those of V-JEPA and VideoMAE, so publishe
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ class PatchEmbed3D(nn.Module):
 
     With `modality_embed` a learned vector that says "video" is added to every token, as in V-JEPA 2.1.
     """
+
+    pos_embed: nn.Parameter  # where positions are learned
 
     def __init__(
         self,
@@ -83,6 +85,9 @@ class SelfAttention(nn.Module):
 
 class Mlp(nn.Sequential):
     """fc2(gelu(fc1(x))), by the names of published weights."""
+
+    fc1: nn.Linear
+    fc2: nn.Linear
 
     def __init__(self, dim: int, hidden: int):
         layers = {"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, dim)}
@@ -138,6 +143,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = SelfAttention(dim, num_heads, qkv_bias, attention_dropout)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp: SwiGLU | Mlp
         self.mlp = SwiGLU(dim, mlp_hidden) if activation == "swiglu" else Mlp(dim, mlp_hidden)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -165,6 +171,9 @@ class ViT3D(nn.Module):
 
     Raises UserError for sizes that do not fit together, at construction and for a clip that does not fit.
     """
+
+    norm: nn.Module
+    pos_embed: Tensor
 
     def __init__(
         self,
@@ -287,12 +296,13 @@ class ViT3D(nn.Module):
         else:
             table = self.patch_embed.pos_embed if self.positions == "learned" else self.pos_embed
             x = x + fit_table(table, grid, cut=self.positions not in STRETCHED)
-        given = []
+        outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x, rotary)
             if index in self.out_layers:
-                given.append(self.norm[str(index)](x) if self.norm_per_layer else self.norm(x))
-        return given[0] if len(given) == 1 else torch.cat(given, dim=1)
+                norm = self.norm[str(index)] if isinstance(self.norm, nn.ModuleDict) else self.norm
+                outputs.append(norm(x))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def mlp_width(dim: int, ratio: float, activation: str) -> int:
@@ -313,12 +323,13 @@ def init_weights(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def rescale_residual_branches(blocks: nn.ModuleList) -> None:
+def rescale_residual_branches(blocks: Iterable[nn.Module]) -> None:
     """Divides what block l (from 1) adds to the residual stream by sqrt(2 l), so its variance grows slowly.
 
     The reference scales `mlp.fc2` for SwiGLU too, which is not the output there; here it is the output.
     """
     for level, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
         mlp_output = block.mlp.fc3 if isinstance(block.mlp, SwiGLU) else block.mlp.fc2
         for linear in (block.attn.proj, mlp_output):
             linear.weight.div_(math.sqrt(2 * level))

@@ -87,6 +87,9 @@ class DeviceTransform(nn.Module):
     bfloat16 is refused, for its 8 bits do not hold 256 colors once they are shifted and scaled.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         mean: Sequence[float],
