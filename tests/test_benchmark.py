@@ -14,7 +14,7 @@ from vidtrain.app.check import ranks_to_come
 from vidtrain.app.launch import find_faults
 from vidtrain.benchmark import benchmark, check
 from vidtrain.benchmarking.advice import Advice
-from vidtrain.benchmarking.run import Meter
+from vidtrain.benchmarking.measure import Meter
 from vidtrain.benchmarking.variants import follow
 from vidtrain.config.schemas import BenchmarkConfig, RunConfig
 from vidtrain.errors import UserError
@@ -37,7 +37,7 @@ SMALL = small(
 def quickly():
     """Rates of so small a run need not be right."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vidtrain.benchmarking.run.ALONE_SECONDS", 0.1)
+        patch.setattr("vidtrain.benchmarking.measure.ALONE_SECONDS", 0.1)
         yield
 
 

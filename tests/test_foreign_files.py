@@ -129,7 +129,7 @@ def test_the_study_of_a_sweep(bomb, tmp_path):
     from omegaconf import OmegaConf
     from optuna.distributions import FloatDistribution
 
-    from vidtrain.sweeps.study import ask, open_study, sqlite_file
+    from vidtrain.sweeps.optuna_sweeper import ask, open_study, sqlite_file
 
     study = open_study("sweep", sqlite_file(tmp_path / "study.db"), "max")
     for sampler in ("cma", "gp", "nsga2"):

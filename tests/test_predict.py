@@ -18,8 +18,8 @@ from vidtrain.app.launch import find_faults
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import open_trained
-from vidtrain.config.command_line import positional_to_override
-from vidtrain.config.migration import migrate
+from vidtrain.config.overrides import positional_to_override
+from vidtrain.config.renames import migrate
 from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.errors import UserError
 from vidtrain.predict import check, predict

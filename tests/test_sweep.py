@@ -14,7 +14,7 @@ from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.folders import RunLock
 from vidtrain.runs.folder import attempt, choose, finished
 from vidtrain.runs.status import read_outcome
-from vidtrain.sweeps import trial as sweep_trial
+from vidtrain.sweeps import record as sweep_trial
 from vidtrain.sweeps.record import SweepRecord
 from vidtrain.sweeps.status import states_of
 from vidtrain.tracking.console import make_console

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
-from vidtrain.config.targets import check_targets
+from vidtrain.config.schemas import AuditConfig
+from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.files.folders import check_links
 from vidtrain.training.ranks.rendezvous import cores
 
@@ -26,26 +27,13 @@ if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
 EXIT_BOUND_EXCEEDED = 3
 # Imported once by the process that workers are forked from; the first is what this program itself imports
 PRELOAD = ("vidtrain.app.launch", "vidtrain.data.audit.inspection")
-LEAST = {"num_workers": "1 or more", "max_distance": "0 or more", "data.max_pixels": "1 or more"}
 SHOWN = 10  # unreadable files
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    from vidtrain.data.audit.summary import Bounds
-    from vidtrain.data.decoding.conversion import SIZE_CHANGES
-
-    faults = check_targets(cfg)
+    faults = check_targets(cfg) + check_settings(cfg, AuditConfig)
     if cfg.dataset is None:
         faults.append(("dataset", "must be chosen: dataset=OPTION"))
-    if cfg.decode_timeout_s <= 0:
-        faults.append(("decode_timeout_s", f"{cfg.decode_timeout_s} must be above 0 seconds"))
-    if cfg.data.size_changes not in SIZE_CHANGES:
-        faults.append(("data.size_changes", f"{cfg.data.size_changes} must be {' or '.join(SIZE_CHANGES)}"))
-    bounds = {key: "0 or more, or null for no bound" for key in Bounds.__dataclass_fields__}
-    for key, range_text in {**LEAST, **bounds}.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < int(range_text[0]):
-            faults.append((key, f"{value} must be {range_text}"))
     if cfg.group_pattern is not None:
         try:
             re.compile(cfg.group_pattern)

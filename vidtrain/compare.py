@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.app.launch import fail, launch
-from vidtrain.config.command_line import positional_to_override
+from vidtrain.config.overrides import positional_to_override
 from vidtrain.config.schemas import CompareConfig
-from vidtrain.config.targets import suggest
+from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import check_links
@@ -22,7 +22,6 @@ from vidtrain.files.folders import check_links
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.tracking.console import Console, NullConsole
 
-FEWEST_DRAWS = 100
 MOST_SHOWN = 30  # recipes in the console's table
 
 
@@ -35,21 +34,11 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
 
 
 def check(cfg: CompareConfig) -> list[tuple[str, str]]:
-    from vidtrain.evaluation.metrics import DIRECTIONS
-
-    faults = []
+    faults = check_settings(cfg, CompareConfig)
     if cfg.runs is None:
         faults.append(("runs", "must be given: python -m vidtrain.compare RUN RUN, or the folder of a sweep"))
     elif not all(isinstance(place, str) for place in _places(cfg)):
         faults.append(("runs", f"{cfg.runs} must be a folder, or a list of folders"))
-    if cfg.metric is not None and cfg.metric not in DIRECTIONS:
-        faults.append(("metric", f"{cfg.metric} is unknown{suggest(cfg.metric, list(DIRECTIONS))}"))
-    if cfg.bootstrap < FEWEST_DRAWS:
-        faults.append(("bootstrap", f"{cfg.bootstrap} must be {FEWEST_DRAWS} draws or more"))
-    if not 0 < cfg.confidence < 1:
-        faults.append(("confidence", f"{cfg.confidence} must be between 0 and 1, such as 0.95"))
-    if cfg.seed < 0:
-        faults.append(("seed", f"{cfg.seed} must be 0 or more"))
     return faults
 
 

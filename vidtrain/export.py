@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.app.launch import launch
 from vidtrain.build.checkpoint_loader import find_checkpoint, open_trained
-from vidtrain.config.migration import LOSS, migrate
 from vidtrain.config.published import STRIDES, published_clips, put_published
 from vidtrain.config.references import settled
+from vidtrain.config.renames import LOSS, migrate
 from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import check_targets
 from vidtrain.config.trust import with_references

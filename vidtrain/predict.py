@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
 from vidtrain.build.checkpoint_loader import find_checkpoint, open_trained
-from vidtrain.config.command_line import positional_to_override
+from vidtrain.config.overrides import positional_to_override
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.prediction.options import FILES, check, find_videos

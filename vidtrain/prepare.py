@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
-from vidtrain.config.targets import check_targets
+from vidtrain.config.schemas import PrepareConfig
+from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
@@ -38,7 +39,7 @@ def settings_of(cfg: DictConfig) -> "EncodeSettings":
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg)
+    faults = check_targets(cfg) + check_settings(cfg, PrepareConfig)
     if cfg.dataset is None:
         faults.append(("dataset", "must be chosen: dataset=OPTION"))
     try:
@@ -48,15 +49,6 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append((key, why))  # data.size_changes among them
     if cfg.name is not None and (Path(cfg.name).name != cfg.name or cfg.name == ".."):
         faults.append(("name", f"{cfg.name!r} must be the name of a folder, not a path"))
-    share = cfg.max_unreadable_share
-    for key, value, fits, range_text in (
-        ("num_workers", cfg.num_workers, (cfg.num_workers or 0) >= 1, "be 1 or more, or null for one a core"),
-        ("data.max_pixels", cfg.data.max_pixels, cfg.data.max_pixels >= 1, "be 1 or more"),
-        ("decode_timeout_s", cfg.decode_timeout_s, cfg.decode_timeout_s > 0, "be above 0 seconds"),
-        ("max_unreadable_share", share, 0 <= (share or 0) <= 1, "lie between 0 and 1, or be null"),
-    ):
-        if value is not None and not fits:
-            faults.append((key, f"{value} must {range_text}"))
     return faults
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vidtrain.app.launch import launch
 from vidtrain.config.overrides import quoted
-from vidtrain.config.targets import suggest
+from vidtrain.config.schemas import SplitConfig
+from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_some
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:  # --help should not wait for numpy
 
 SEPARATOR = "|"  # between the labels of a record, where the listing names none
 ANNOTATIONS = "annotations.json"
-SOURCES = ("class_folders", "listing", "frame_folders")
 SPLITS = ("train", "val", "test")
-PATHS = ("absolute", "relative")
 NAMED = 10
 # Settings of a listing that stand beside it here, and settings of sources that have another name here
 BESIDE_LISTING = ("group_column", "group_pattern", "classes")
@@ -31,28 +30,16 @@ RENAMED = {"root": "path", "split": "shares"}
 def check(cfg: Any) -> list[tuple[str, str]]:
     from vidtrain.data.manifest.splitting import shares_of
 
-    source, truth = cfg.source, cfg.ground_truth is not None
-    no_columns = f"goes with source=listing; {source} has no columns"
-    checks = (
-        ("source", source in SOURCES, f"{source} is unknown{suggest(source, SOURCES)}"),
-        ("path", cfg.path is not None, "must be given: path=..."),
-        ("out", cfg.out is not None, "must be given: out=..."),
-        ("paths", cfg.paths in PATHS, f"{cfg.paths} is unknown{suggest(cfg.paths, PATHS)}"),
-        (
-            "ground_truth",
-            truth == (source == "frame_folders"),
-            "goes with source=frame_folders, and only with it",
-        ),
-        ("group_column", cfg.group_column is None or source == "listing", no_columns),
-        (
-            "classes",
-            cfg.classes is None or source != "class_folders",
-            "class_folders are the classes; take it back",
-        ),
-        ("seed", cfg.seed >= 0, f"{cfg.seed} must be 0 or more"),
-        ("frame_rate", cfg.frame_rate > 0, f"{cfg.frame_rate} must be above 0 images a second"),
-    )
-    faults = [(key, fault) for key, right, fault in checks if not right]
+    faults = check_settings(cfg, SplitConfig)
+    for key in ("path", "out"):
+        if cfg[key] is None:
+            faults.append((key, f"must be given: {key}=..."))
+    if (cfg.source == "frame_folders") != (cfg.ground_truth is not None):
+        faults.append(("ground_truth", "goes with source=frame_folders, and only with it"))
+    if cfg.group_column is not None and cfg.source != "listing":
+        faults.append(("group_column", f"goes with source=listing; {cfg.source} has no columns"))
+    if cfg.classes is not None and cfg.source == "class_folders":
+        faults.append(("classes", "class_folders are the classes; take it back"))
     try:
         shares_of(list(cfg.shares))
     except UserError as error:

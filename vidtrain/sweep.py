@@ -9,24 +9,20 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vidtrain.app.launch import fail, launch, warn
-from vidtrain.config.command_line import bare_words
-from vidtrain.config.overrides import in_quotes
+from vidtrain.config.overrides import bare_words, in_quotes, unquoted
 from vidtrain.config.renames import rename_arguments
 from vidtrain.config.schemas import SweepConfig
-from vidtrain.config.targets import suggest
+from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.tracking.console import use_utf8
 
-if TYPE_CHECKING:  # --help should not wait for them
-    from rich.console import Group
-
-ACTIONS = ("status", "resume")
-LEAST_SECONDS = 0.2
+NOT_OF_TRAINING = ("-m", "--multirun", "action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=",
+                   "hydra.mode=")  # fmt: skip
 
 
 def with_words(arguments: Sequence[str]) -> list[str]:
@@ -36,69 +32,48 @@ def with_words(arguments: Sequence[str]) -> list[str]:
     """
     bare, rest = bare_words(arguments)
     if len(bare) > 2:
-        raise UserError(f"{shlex.join(bare)}: one of {' or '.join(ACTIONS)}, and the folder of one sweep")
+        raise UserError(f"{shlex.join(bare)}: one of status or resume, and the folder of one sweep")
     words = dict(zip(("action", "folder"), bare, strict=False))
     return [*rest, *(f"{key}={in_quotes(value)}" for key, value in words.items())]
 
 
 def check(cfg: SweepConfig) -> list[tuple[str, str]]:
-    faults = []
-    if cfg.action not in ACTIONS:
-        said = "must be given: python -m vidtrain.sweep status DIR, or resume DIR"
-        faults.append(
-            (
-                "action",
-                said if cfg.action is None else f"{cfg.action} is unknown{suggest(cfg.action, ACTIONS)}",
-            )
-        )
+    faults = check_settings(cfg, SweepConfig)
+    if cfg.action is None:
+        faults.append(("action", "must be given: python -m vidtrain.sweep status DIR, or resume DIR"))
     if cfg.folder is None:
         faults.append(("folder", "must be given: the folder of a sweep, such as multirun/motion/NAME"))
-    if cfg.interval < LEAST_SECONDS:
-        faults.append(("interval", f"{cfg.interval} must be {LEAST_SECONDS} seconds or more"))
     return faults
 
 
 def status(cfg: SweepConfig) -> None:
     """Prints the table of a sweep's trials; with watch=true on a terminal, again and again until all have ended."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     from vidtrain.sweeps.record import SweepRecord
     from vidtrain.sweeps.status import ENDED, slurm_jobs, states_of, table_of
-    from vidtrain.tracking.console import make_console
+    from vidtrain.tracking.console import make_console, make_table
 
-    folder = Path(cfg.folder).absolute()
-
-    def look() -> tuple[bool, tuple]:
-        record = SweepRecord.read(folder)
-        states = states_of(folder, record, slurm_jobs(folder))
-        over = len(states) >= record.planned and all(each.state in ENDED for each in states)
-        return over, table_of(folder, record, states)
-
-    out = Console()
-    if not cfg.watch or not out.is_terminal:
-        _, (title, columns, rows, below) = look()
-        console = make_console(is_main=True)
-        console.table(title, columns, rows)
-        for line in below:
-            console.info(line)
-        return
-    with Live(console=out, auto_refresh=False) as live:
+    assert cfg.folder is not None  # see check
+    folder, console, terminal = Path(cfg.folder).absolute(), make_console(is_main=True), Console()
+    watches = cfg.watch and terminal.is_terminal
+    with Live(console=terminal, auto_refresh=False) if watches else nullcontext() as live:
         while True:
-            over, found = look()
-            live.update(_drawn(*found), refresh=True)
-            if over:
+            record = SweepRecord.read(folder)
+            states = states_of(folder, record, slurm_jobs(folder))
+            title, columns, rows, below = table_of(folder, record, states)
+            if live is None:
+                console.table(title, columns, rows)
+                for line in below:
+                    console.info(line)
+                return
+            lines = (Text(shown_lines(line)) for line in below)
+            live.update(Group(make_table(title, columns, rows), *lines), refresh=True)
+            if len(states) >= record.planned and all(state.state in ENDED for state in states):
                 return
             time.sleep(cfg.interval)
-
-
-def _drawn(title: str, columns: Sequence[str], rows: Sequence[Sequence], below: Sequence[str]) -> "Group":
-    from rich.console import Group
-    from rich.text import Text
-
-    from vidtrain.tracking.console import make_table
-
-    return Group(make_table(title, columns, rows), *(Text(shown_lines(line)) for line in below))
 
 
 def resume_arguments(arguments: Sequence[str]) -> list[str]:
@@ -107,52 +82,50 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
     to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.
     """
-    from vidtrain.config.stored_overrides import check_stored
+    from vidtrain.config.trust import check_stored
     from vidtrain.runs.folder import check_whole
     from vidtrain.sweeps.record import SWEEP, SweepRecord
 
-    said = dict(each.partition("=")[::2] for each in arguments if each.startswith(("folder=", "retry=")))
-    if "folder" not in said:
+    own = dict(each.partition("=")[::2] for each in arguments if each.startswith(("folder=", "retry=")))
+    if "folder" not in own:
         raise UserError("resume what? python -m vidtrain.sweep resume DIR, the folder of a sweep")
-    if "retry" in said and said["retry"] not in ("true", "false"):
-        raise UserError(f"retry={said['retry']}: true or false")
-    folder = Path(_bare(said["folder"])).absolute()
+    if "retry" in own and own["retry"] not in ("true", "false"):
+        raise UserError(f"retry={own['retry']}: true or false")
+    folder = Path(unquoted(own["folder"])).absolute()
     record = SweepRecord.read(folder)
-    if not Path(record.started_in).is_dir():
+    _go_to(record.started_in, folder / SWEEP)
+    now = [each for each in arguments if not each.startswith(NOT_OF_TRAINING)]
+    if "retry" in own:
+        now.append(f"hydra.sweeper.retry={own['retry']}")
+    replaced = {each.lstrip("+~").partition("=")[0] for each in now}
+    replaced |= {"hydra.sweep.dir", "hydra.sweeper.retry"}
+    stored = [
+        each
+        for each in [*record.hydra, *record.task]
+        if each.lstrip("+~").partition("=")[0] not in replaced
+        # another launcher has other settings
+        and not ("hydra/launcher" in replaced and each.lstrip("+~").startswith("hydra.launcher."))
+    ]
+    check_whole(stored, str(folder / SWEEP))
+    command = f"python -m vidtrain.sweep resume {shlex.quote(str(folder))}"
+    check_stored(stored, str(folder / SWEEP), command, hydra=True)
+    return ["-m", *stored, *now, f"hydra.sweep.dir={in_quotes(str(folder))}"]
+
+
+def _go_to(folder: str, source: Path) -> None:
+    """Changes into the folder that a sweep was started in, as its record `source` says."""
+    if not Path(folder).is_dir():
         raise UserError(
-            f"the sweep in {folder} was started in {record.started_in}, which is not there; make it, or correct "
-            f"started_in in {folder / 'sweep.json'}"
+            f"the sweep in {source.parent} was started in {folder}, which is not there; make it, or correct "
+            f"started_in in {source}"
         )
-    if Path(record.started_in).resolve() != Path.cwd():
-        print(shown_lines(f"going to {record.started_in}, where the sweep was started"), flush=True)
-        os.chdir(record.started_in)
+    if Path(folder).resolve() != Path.cwd():
+        print(shown_lines(f"going to {folder}, where the sweep was started"), flush=True)
+        os.chdir(folder)
         # the processes that training starts would else import what lies there, and the record may be from elsewhere
         os.environ["PYTHONSAFEPATH"] = "1"
         paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    mine = ("action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=", "hydra.mode=")
-    now = [each for each in arguments if not each.startswith(mine) and each not in ("-m", "--multirun")]
-    if "retry" in said:
-        now.append(f"hydra.sweeper.retry={said['retry']}")
-    keys = {each.lstrip("+~").partition("=")[0] for each in now}
-    source, command = (
-        str(folder / "sweep.json"),
-        f"python -m vidtrain.sweep resume {shlex.quote(str(folder))}",
-    )
-    stored = [
-        each
-        for each in [*record.hydra, *record.task]
-        if each.lstrip("+~").partition("=")[0] not in {*keys, "hydra.sweep.dir", "hydra.sweeper.retry"}
-        # another launcher has other settings
-        and not ("hydra/launcher" in keys and each.lstrip("+~").startswith("hydra.launcher."))
-    ]
-    check_whole(stored, str(folder / SWEEP))
-    check_stored(stored, source, command, hydra=True)
-    return ["-m", *stored, *now, f"hydra.sweep.dir={in_quotes(str(folder))}"]
-
-
-def _bare(text: str) -> str:
-    return text[1:-1].replace("\\'", "'").replace("\\\\", "\\") if text.startswith("'") else text
 
 
 def main() -> None:

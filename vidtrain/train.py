@@ -81,7 +81,7 @@ def _train(
     from vidtrain.build.parts import protocol_text
     from vidtrain.runs import assemble, report
     from vidtrain.runs.export import export_run
-    from vidtrain.sweeps.trial import check_objective
+    from vidtrain.sweeps.record import check_objective
 
     run_id = assemble.set_up(cfg, ranks, console, folder)
     data = assemble.open_data(cfg, ranks, console, folder)
@@ -128,12 +128,12 @@ def _fit(
 ) -> "TrainState":
     """Trains all phases, from where the run starts."""
     from vidtrain.runs.assemble import Record, assemble
-    from vidtrain.sweeps import trial
+    from vidtrain.sweeps.record import on_validation
     from vidtrain.training.guards import check_overfit
     from vidtrain.training.loop import fit
 
     ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
-    hook = trial.on_validation(folder, ranks, console, run_folder.is_started_by_sweep())
+    hook = on_validation(folder, ranks, console, run_folder.is_started_by_sweep())
     record = Record(log, console, folder, hook, evaluation.preemption)
     run = assemble(cfg, data, parts, start.model, evaluation, ranks, record)
     state = fit(run, start.resume)

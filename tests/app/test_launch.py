@@ -12,8 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from vidtrain.app import check
 from vidtrain.app.launch import find_faults
 from vidtrain.build.checkpoint_loader import find_checkpoint
-from vidtrain.config.command_line import flags_last
-from vidtrain.config.overrides import quoted
+from vidtrain.config.overrides import flags_last, quoted
 from vidtrain.config.targets import register_schemas
 from vidtrain.errors import UserError
 from vidtrain.runs.folder import with_stored_overrides

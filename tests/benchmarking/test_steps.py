@@ -11,11 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.benchmarking import steps as benchmarking
-from vidtrain.benchmarking.cores import cores_served
-from vidtrain.benchmarking.estimate import estimate
-from vidtrain.benchmarking.flops import count_flops, known_peak
-from vidtrain.benchmarking.steps import PhaseSteps, Timed
+from vidtrain.benchmarking import measure as benchmarking
+from vidtrain.benchmarking.measure import PhaseSteps, Timed
+from vidtrain.benchmarking.report import count_flops, estimate, known_peak
+from vidtrain.benchmarking.variants import cores_served
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
@@ -28,7 +27,7 @@ from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import CrossEntropy
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import PhaseSettings, Run, TrainerSettings
 from vidtrain.training.schedules import Constant
 
@@ -349,10 +348,10 @@ def test_one_process_has_the_core_it_has():
 def test_what_is_changed_for_a_trial_is_put_back(a_run):
     phase = PhaseSteps(a_run(), "full")
     before = phase.phase.autocast
-    with phase.precise("bf16"):
+    with phase.using(autocast=autocast(phase.run.ranks, "bf16")):
         assert phase.phase.autocast.fast_dtype is torch.bfloat16
     assert phase.phase.autocast is before
     plain = phase.phase.forward
-    with phase.compiled():
+    with phase.using(forward=torch.compile(plain)):
         assert phase.phase.forward is not plain
     assert phase.phase.forward is plain

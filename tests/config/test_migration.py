@@ -8,15 +8,16 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from vidtrain.config.migration import defaults_of, migrate
 from vidtrain.config.renames import (
     TARGETS,
     accept_old_keys,
+    migrate,
     rename_arguments,
     rename_override,
     rename_settings,
     with_first_names,
 )
+from vidtrain.config.trust import defaults_of
 from vidtrain.errors import UserError
 from vidtrain.evaluator.options import as_trained
 

@@ -10,10 +10,10 @@ import torch
 
 from vidtrain import sweep
 from vidtrain.app.launch import launch
-from vidtrain.config.stored_overrides import check_trials, is_trusted_pruner, may_be_taken
+from vidtrain.config.trust import check_trials, is_trusted_pruner, may_be_taken
 from vidtrain.errors import UserError
 from vidtrain.runs.folder import with_stored_overrides
-from vidtrain.sweeps import trial as sweep_trial
+from vidtrain.sweeps import record as sweep_trial
 from vidtrain.sweeps.record import SweepRecord, Trial
 from vidtrain.sweeps.status import forget_results
 from vidtrain.tracking.console import make_console
@@ -281,7 +281,7 @@ def test_pruners_that_a_trial_may_name(pruner, trusted):
 
 def test_a_trial_that_was_handed_over_builds_no_pruner_of_its_own(tmp_path, capsys):
     pytest.importorskip("optuna", minversion="4", reason="needs the extra optuna")
-    from vidtrain.sweeps.study import open_study, sqlite_file
+    from vidtrain.sweeps.optuna_sweeper import open_study, sqlite_file
 
     folder, ran = tmp_path / "sweep" / "0", tmp_path / "ran"
     folder.mkdir(parents=True)
@@ -315,7 +315,7 @@ def test_a_trial_that_was_handed_over_builds_no_pruner_of_its_own(tmp_path, caps
 @pytest.mark.parametrize(("drawn", "taken"), [("0.1", True), ("{_target_: os.mkdir}", False)])
 def test_a_study_that_was_changed_draws_no_other_values(drawn, taken, tmp_path):
     optuna = pytest.importorskip("optuna", minversion="4", reason="needs the extra optuna")
-    from vidtrain.sweeps.study import open_study, sqlite_file, unsettled
+    from vidtrain.sweeps.optuna_sweeper import open_study, sqlite_file, unsettled
 
     key, choices = "loss.label_smoothing", optuna.distributions.CategoricalDistribution
     study = open_study("sweep", sqlite_file(tmp_path / "study.db"), "max")

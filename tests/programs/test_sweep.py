@@ -12,7 +12,7 @@ from vidtrain.comparison.runs import find_runs
 from vidtrain.errors import UserError
 from vidtrain.runs.folder import finished
 from vidtrain.runs.status import read_outcome
-from vidtrain.sweeps import trial as sweep_trial
+from vidtrain.sweeps import record as sweep_trial
 
 SMALL = small(
     "logger=none",

@@ -121,7 +121,7 @@ def test_folders_and_data_may_have_names_that_are_no_utf8(tmp_path):
 
 
 def test_an_older_folder_differs_only_in_what_it_says(tmp_path):
-    from vidtrain.config.migration import migrate
+    from vidtrain.config.renames import migrate
 
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config()))
     now = migrate(OmegaConf.to_container(config()), "now")
@@ -141,7 +141,7 @@ def test_an_older_folder_differs_only_in_what_it_says(tmp_path):
 
 
 def with_secrets(**changes):
-    from vidtrain.config.migration import migrate
+    from vidtrain.config.renames import migrate
 
     found = config(
         data_root="${oc.env:PLACE}", optimizer={"_target_": "torch.optim.AdamW", "lr": "${oc.env:LR}"}

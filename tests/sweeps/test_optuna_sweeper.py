@@ -16,9 +16,9 @@ from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.folders import RunLock
 from vidtrain.runs.folder import attempt, choose, finished
 from vidtrain.runs.status import read_outcome
-from vidtrain.sweeps import trial as sweep_trial
+from vidtrain.sweeps import record as sweep_trial
+from vidtrain.sweeps.optuna_sweeper import distribution, open_study, overrides_of, sqlite_file
 from vidtrain.sweeps.record import SweepRecord
-from vidtrain.sweeps.study import distribution, open_study, overrides_of, sqlite_file
 from vidtrain.tracking.console import make_console
 from vidtrain.training.ranks.distributed import Ranks
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_searched_is_refused(start, tmp_path):
 
 
 def test_a_study_that_cannot_be_reached_ends_no_training(tmp_path, capsys):
-    from vidtrain.sweeps.study import Pruning
+    from vidtrain.sweeps.optuna_sweeper import Pruning
 
     how = {
         "storage": sqlite_file(tmp_path / "gone.db"),

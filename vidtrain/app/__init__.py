@@ -2,8 +2,7 @@
 
 Read launch.py first.
 
-launch.py           compose, report faults, end with a clear word
-check.py            all faults of a configuration that show without data, found at once
-launcher_plugin.py  our launchers as Hydra's
-sweep_plugin.py     our sweepers as Hydra's
+launch.py   compose, report faults, end with a clear word
+check.py    all faults of a configuration that show without data, found at once
+plugins.py  our sweepers and launchers as Hydra's
 """

@@ -13,41 +13,46 @@ from torch import nn
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.pretrained_init import check_starting_point
-from vidtrain.config.targets import check_targets, suggest
+from vidtrain.config.schemas import ExportSettings, RunConfig, to_phases, to_settings
+from vidtrain.config.targets import Faults, check_settings, check_targets
 from vidtrain.data.augment.geometry import WholeFrame
-from vidtrain.data.decoding.conversion import INTERPOLATIONS, SIZE_CHANGES
-from vidtrain.data.decoding.index import SAMPLE_ASPECTS
 from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.runs.export import check_geometry
 from vidtrain.runs.export import check_settings as check_export
-from vidtrain.training.optimizers import CLIP_GRAD_BY
-from vidtrain.training.ranks.distributed import PRECISIONS, Ranks
+from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import find_place
+from vidtrain.training.run import TrainerSettings
 from vidtrain.training.schedules import in_steps, steps
-from vidtrain.training.stages import BATCH_NORMS, apply_phase, check_together
-from vidtrain.training.validation import METRIC_PREFIXES, selecting_weights
+from vidtrain.training.stages import apply_phase, check_together
+from vidtrain.training.validation import selecting_weights
 
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")
-GROUPS = (
-    "name",
-    "clip",
-    "dataset",
-    "augmentation",
-    "model",
-    "loss",
-    "optimizer",
-    "schedule",
-    "stage",
-    "trainer",
-    "logger",
+GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer", "schedule", "stage", "trainer",
+          "logger")  # fmt: skip
+# A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
+RESTS_ON = defaultdict(
+    tuple,
+    model=("clip",),
+    augmentation=("clip",),
+    stage=("clip", "model", "augmentation"),
+    export=("augmentation",),
 )
+# Plain values, typed by the schema: they can be tried whatever else is wrong with them
+TYPED = ("clip", "data")
+LINE_BY_LINE = (*TYPED, "dataset")  # each line of what these say is a fault of its own
+# What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
+PARTS = {
+    "dataset": {"source": False},
+    "augmentation": {"train": False, "eval": False, "temporal": True, "color": True, "rand_augment": True,
+                     "erasing": True, "mixing": True},
+    "model": {"encoder": False, "head": False},
+    "schedule": {"lr": False, "weight_decay": False},
+}  # fmt: skip
 
 
-def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
-    """Every fault of a configuration that shows without data, as (key, what is wrong); for evaluation, only of
-    what evaluating uses.
+def check_run(cfg: DictConfig, training: bool = True) -> Faults:
+    """Every fault of a configuration that shows without data; for evaluation, only of what evaluating uses.
 
     What the signatures allow is built for trial, the model without memory, so that the rules live in the
     constructors alone.
@@ -61,7 +66,9 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         return [(error.full_key or "", str(error).splitlines()[0])]
-    used = cfg if training else OmegaConf.masked_copy(cfg, [key for key in cfg if key not in TRAINING_ONLY])
+    used = cfg
+    if not training:
+        used = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in TRAINING_ONLY])
     faults = _check_parts(cfg, training)
     if faults:
         return faults
@@ -77,7 +84,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         "loss": lambda: build.instantiate_component(cfg.loss),
         "optimizer": lambda: _try_optimizer(cfg),
         "schedule": lambda: [
-            in_steps(each, 1000, 100) for each in build.instantiate_component(cfg.schedule).values()
+            in_steps(schedule, 1000, 100) for schedule in build.instantiate_component(cfg.schedule).values()
         ],
         "trainer": lambda: (
             build_data.stream(cfg, None, ranks_to_come(), 0, 1),
@@ -87,12 +94,12 @@ def check_run(cfg: DictConfig, training: bool = True) -> list[tuple[str, str]]:
         "pretrained" if cfg.init_from is None else "init_from": lambda: check_starting_point(
             cfg, None if broken & {"clip", "model"} else build.model_without_memory(cfg)
         ),
-        "export": lambda: check_geometry(cfg, OmegaConf.to_object(cfg.export)),
+        "export": lambda: check_geometry(cfg, to_settings(cfg.export, ExportSettings)),
     }
     if training:
-        found = check_export(OmegaConf.to_object(cfg.export))
-        faults += [(f"export.{key}", why) for key, why in found]
-        broken |= {"export"} if found else set()
+        of_export = check_export(to_settings(cfg.export, ExportSettings))
+        faults += [(f"export.{key}", why) for key, why in of_export]
+        broken |= {"export"} if of_export else set()
     for key, trial in trials.items():
         if not training and key in (*TRAINING_ONLY, "trainer"):
             continue
@@ -113,32 +120,7 @@ def _is_chosen(cfg: DictConfig, group: str) -> bool:
     return group != "dataset" or not OmegaConf.is_dict(cfg.dataset) or set(cfg.dataset) != {"flip"}
 
 
-# A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
-RESTS_ON = defaultdict(
-    tuple,
-    model=("clip",),
-    augmentation=("clip",),
-    stage=("clip", "model", "augmentation"),
-    export=("augmentation",),
-)
-
-TYPED = (
-    "clip",
-    "data",
-)  # plain values, typed by the schema: they can be tried whatever else is wrong with them
-LINE_BY_LINE = (*TYPED, "dataset")  # each line of what these say is a fault of its own
-
-# What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
-PARTS = {
-    "dataset": {"source": False},
-    "augmentation": {"train": False, "eval": False, "temporal": True, "color": True, "rand_augment": True,
-                     "erasing": True, "mixing": True},
-    "model": {"encoder": False, "head": False},
-    "schedule": {"lr": False, "weight_decay": False},
-}  # fmt: skip
-
-
-def _check_parts(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
+def _check_parts(cfg: DictConfig, training: bool) -> Faults:
     faults = []
     for group, parts in PARTS.items():
         if not training and group in TRAINING_ONLY:
@@ -147,15 +129,9 @@ def _check_parts(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
             node = OmegaConf.select(cfg, f"{group}.{name}")
             if (node is None and may_be_null) or (isinstance(node, DictConfig) and "_target_" in node):
                 continue
-            given = (
-                "null"
-                if node is None
-                else f"{node!r}"
-                if not isinstance(node, DictConfig)
-                else "a mapping without it"
-            )
-            null = ", or null" if may_be_null else ""
-            faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {given}"))
+            what = "a mapping without it" if isinstance(node, DictConfig) else repr(node)
+            what, null = "null" if node is None else what, ", or null" if may_be_null else ""
+            faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {what}"))
     extra = [name for name in cfg.schedule if name not in PARTS["schedule"]] if training else []
     return faults + [
         (f"schedule.{name}", "schedule has no such part; it has lr and weight_decay") for name in extra
@@ -173,63 +149,8 @@ def _try_optimizer(cfg: DictConfig) -> None:
         )
 
 
-CHOICES = {
-    "trainer.monitor": DIRECTIONS,
-    "trainer.monitor_weights": METRIC_PREFIXES,
-    "trainer.precision": PRECISIONS,
-    "trainer.clip_grad_by": CLIP_GRAD_BY,
-    "trainer.batch_norm": BATCH_NORMS,
-    "clip.interpolation": INTERPOLATIONS,
-    "data.size_changes": SIZE_CHANGES,
-    "clip.sample_aspect": SAMPLE_ASPECTS,
-}
-
-# Settings with a least value; null is allowed where the schema allows it
-LEAST = {
-    "seed": 0,
-    "clip.train_clips": 1,
-    "clip.repeated_augmentation": 1,
-    "clip.eval_clips": 1,
-    "data.max_pixels": 1,
-    "trainer.epochs": 1,
-    "trainer.batch_size": 1,
-    "trainer.accumulation": 1,
-    "trainer.steps_per_epoch": 1,
-    "trainer.eval_batch_size": 1,
-    "trainer.max_eval_videos": 1,
-    "trainer.num_workers": 0,
-    "trainer.cpu_threads": 1,
-    "trainer.patience": 1,
-    "trainer.log_every": 1,
-}
-
-
-def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
-    faults = []
-    for key, known in CHOICES.items():
-        chosen = OmegaConf.select(cfg, key)
-        if chosen is not None and chosen not in known:  # null, or a checkpoint from before there was the key
-            faults.append((key, f"{chosen} is unknown{suggest(chosen, list(known))}"))
-    for key, least in LEAST.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < least:
-            faults.append((key, f"{value} must be {least} or more"))
-    rank_timeout = OmegaConf.select(cfg, "trainer.rank_timeout")
-    if rank_timeout is not None and not rank_timeout >= 5:
-        faults.append(("trainer.rank_timeout", f"{rank_timeout} must be 5 seconds or more"))
-    if not cfg.data.decode_timeout_s > 0:
-        faults.append(("data.decode_timeout_s", f"{cfg.data.decode_timeout_s} must be above 0 seconds"))
-    if cfg.trainer.clip_grad is not None and cfg.trainer.clip_grad <= 0:
-        faults.append(("trainer.clip_grad", f"{cfg.trainer.clip_grad} must be above 0; null does not clip"))
-    ema = OmegaConf.select(cfg, "trainer.ema")
-    if ema is not None and not 0 < ema < 1:
-        faults.append(
-            ("trainer.ema", f"{ema} must lie between 0 and 1, such as 0.999; null keeps no average")
-        )
-    for key in ("data.class_balanced_sampling", "trainer.max_unreadable_fraction"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not 0 <= value <= 1:
-            faults.append((key, f"{value} must lie between 0 and 1"))
+def _check_settings(cfg: DictConfig, training: bool) -> Faults:
+    faults = check_settings(cfg, RunConfig)
     for key in ("mean", "std"):
         values = list(cfg.clip[key])
         if len(values) != 3 or (key == "std" and min(values) <= 0):
@@ -248,19 +169,20 @@ def _check_settings(cfg: DictConfig, training: bool) -> list[tuple[str, str]]:
     return faults
 
 
-def _lines(cfg: DictConfig, key: str, error: Exception) -> list[tuple[str, str]]:
+def _lines(cfg: DictConfig, group: str, error: Exception) -> Faults:
     """The faults of a message, a line each; of one that begins with `name=value`, that setting is the key."""
     faults = []
     for line in str(error).splitlines():
-        found = re.match(r"([a-z_.]+)=(.+)", line.removeprefix(f"{key}."))
-        known = found is not None and OmegaConf.select(cfg, f"{key}.{found[1]}", default=None) is not None
-        faults.append((f"{key}.{found[1]}", found[2]) if known else (key, line))
+        name, equals, why = line.removeprefix(f"{group}.").partition("=")
+        is_key = equals and re.fullmatch(r"[a-z_.]+", name)
+        known = is_key and OmegaConf.select(cfg, f"{group}.{name}", default=None) is not None
+        faults.append((f"{group}.{name}", why) if known else (group, line))
     return faults
 
 
 def try_clip(cfg: DictConfig) -> None:
     """Raises `UserError` with a line for each fault of the clips."""
-    said = []
+    lines: list[str] = []
     for trial in (
         lambda: build.clip_size(cfg),
         lambda: build.clip_protocol(cfg, training=True),
@@ -269,19 +191,19 @@ def try_clip(cfg: DictConfig) -> None:
         try:
             trial()
         except UserError as error:
-            said += str(error).splitlines()
-    # the number of clips has two names here, and LEAST tells which one is wrong
-    said = [line for line in dict.fromkeys(said) if not line.startswith("num_clips=")]
-    if said:
-        raise UserError("\n".join(said))
+            lines += str(error).splitlines()
+    # the number of clips has two names here, and its range tells which one is wrong
+    lines = [line for line in dict.fromkeys(lines) if not line.startswith("num_clips=")]
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def _phases_of(cfg: DictConfig) -> None:
     model = build.model_without_memory(cfg)
-    for name, phase in OmegaConf.to_object(cfg.stage).items():
+    for name, phase in to_phases(cfg.stage).items():
         try:
             apply_phase(model, phase)
-            check_together(phase, OmegaConf.to_object(cfg.trainer))
+            check_together(phase, to_settings(cfg.trainer, TrainerSettings))
             if phase.cache_features:
                 _check_cache(cfg)
         except UserError as error:

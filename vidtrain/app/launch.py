@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
@@ -11,27 +12,25 @@ from typing import NoReturn, TypeVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
-
-# The parser that hydra.main itself uses: the only way to tell Hydra's flags from overrides as it does
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.app.launcher_plugin import sweep_faults, use_own_launchers
-from vidtrain.app.sweep_plugin import is_trial, use_own_sweepers
-from vidtrain.config.command_line import flags_last, parsed
+from vidtrain.app.plugins import is_trial, sweep_faults, use_own_plugins
 from vidtrain.config.overrides import (
     explain_grammar,
     explain_sweep,
     first_of_sweep,
+    flags_last,
     is_sweep,
+    parsed,
     parses,
     search_path,
 )
 from vidtrain.config.published import put_published
-from vidtrain.config.references import as_said
 from vidtrain.config.renames import accept_old_keys, rename_arguments
+from vidtrain.config.schemas import to_list
 from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
@@ -50,6 +49,7 @@ from vidtrain.training.ranks.rendezvous import find_place
 Config = TypeVar("Config")  # the schema's dataclass, or DictConfig
 Task = Callable[[DictConfig], float | None]
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
+Fault = tuple[str, str, str]  # where, key, what is wrong
 Stored = Mapping[str, str]  # override -> the file that it is from, of those that were not given now
 NONE_STORED: Stored = MappingProxyType({})
 EXIT_USER_ERROR = 2
@@ -76,8 +76,7 @@ def launch(
     take_every_character()
     mask_streams()
     register_schemas()
-    use_own_sweepers()
-    use_own_launchers()
+    use_own_plugins()
     accept_old_keys(config_name, warn)
     sys.argv[1:] = rename_arguments(sys.argv[1:], config_name, warn)
     try:
@@ -88,22 +87,26 @@ def launch(
     sys.argv[1:] = flags_last(sys.argv[1:])
     name = arguments.config_name or config_name
     only_asks = arguments.hydra_help or arguments.info or arguments.shell_completion
-    # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
-    if not only_asks and not arguments.config_path:
-        check_or_none: Check = (lambda cfg: []) if arguments.cfg or arguments.help else find
-        several = arguments.multirun or any(each.startswith("hydra.mode=") for each in arguments.overrides)
-        refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
-        report(refused + find_faults(name, overrides, check_or_none, stored, several, folders))
 
     def job(cfg: DictConfig) -> float | None:
         return _check_and_run(cfg, run, find, stored, folders)
 
     try:
-        if arguments.help and not arguments.config_path:
-            print(help_text(name, overrides, folders), flush=True)
-        else:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-    except BrokenPipeError:  # of what Hydra itself prints, such as the help
+        # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
+        if not only_asks and not arguments.config_path:
+            check_or_none: Check = (lambda cfg: []) if arguments.cfg or arguments.help else find
+            several = arguments.multirun or any(
+                override.startswith("hydra.mode=") for override in arguments.overrides
+            )
+            refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                composed = _compose(name, overrides, folders)
+                report(refused + _faults_of(composed, overrides, check_or_none, stored, several, folders))
+            if arguments.help:
+                print(help_text(composed.cfg), flush=True)
+                return
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except BrokenPipeError:  # of what Hydra itself prints, such as --info
         _end_if_unread()
 
 
@@ -116,7 +119,7 @@ def _check_and_run(
     logging.basicConfig(level=logging.WARNING, handlers=[words], force=True)
     logging.getLogger("vidtrain").setLevel(logging.INFO)
     context = HydraConfig.get()
-    overrides, choices = as_said(context.overrides.task), context.runtime.choices
+    overrides, choices = to_list(context.overrides.task), context.runtime.choices
     try:
         with write_requeue_flag():
             faults = [(where(key, overrides, choices, stored, folders), key, why) for key, why in check(cfg)]
@@ -138,15 +141,12 @@ def _check_and_run(
         fail("interrupted", status=130)
 
 
-def help_text(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) -> str:
+def help_text(cfg: DictConfig) -> str:
     """The program's help, as conf/hydra/help has it: Hydra would read every option of every group for it first."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        kept = [first_of_sweep(override, folders) for override in overrides]
-        cfg = compose(config_name, kept, return_hydra_config=True)
-        settings = _without_hydra(cfg)
-        if "clip" in settings and "model" in settings:
-            put_published(settings)
-        return Template(cfg.hydra.help.template).safe_substitute(CONFIG=OmegaConf.to_yaml(settings))
+    settings = _without_hydra(cfg)
+    if "clip" in settings and "model" in settings:
+        put_published(settings)
+    return Template(cfg.hydra.help.template).safe_substitute(CONFIG=OmegaConf.to_yaml(settings))
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
@@ -174,8 +174,8 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
     sys.exit(status)
 
 
-def report(faults: Sequence[tuple[str, str, str]]) -> None:
-    """Prints faults as (where, key, what is wrong) and ends the program, if there are any."""
+def report(faults: Sequence[Fault]) -> None:
+    """Prints faults and ends the program, if there are any."""
     if faults and find_place().rank:  # every rank finds the same ones, and the first prints them
         time.sleep(
             FIRST_RANK_S
@@ -185,14 +185,22 @@ def report(faults: Sequence[tuple[str, str, str]]) -> None:
         fail(describe(faults))
 
 
-def describe(faults: Sequence[tuple[str, str, str]]) -> str:
-    """Faults as (where, key, what is wrong) in words."""
+def describe(faults: Sequence[Fault]) -> str:
     count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
     return f"{count} in the configuration; nothing was started\n  " + "\n  ".join(fault_lines(faults))
 
 
-def fault_lines(faults: Sequence[tuple[str, str, str]]) -> list[str]:
+def fault_lines(faults: Sequence[Fault]) -> list[str]:
     return [f"{place}: {key}: {why}" for place, key, why in faults]
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """What composes: a configuration, Hydra's own included, the overrides in it, and the others with their errors."""
+
+    cfg: DictConfig
+    kept: list[str]
+    refused: list[tuple[str, Exception]]
 
 
 def find_faults(
@@ -202,53 +210,60 @@ def find_faults(
     stored: Stored = NONE_STORED,
     sweeps: bool = True,
     folders: Sequence[Path] = (CONF,),
-) -> list[tuple[str, str, str]]:
-    """Faults (where, key, what) of all overrides that do not compose; where all do, those that `check` finds.
+) -> list[Fault]:
+    """Faults of all overrides that do not compose; where all do, those that `check` finds.
 
     `sweeps` says whether overrides may hold several values, for a run of each. `folders` are those that hold options:
     conf/, and those of the user that `overrides` put on Hydra's search path.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        refused: list[tuple[str, Exception]] = []
-        try:
-            kept = [first_of_sweep(override, folders) for override in overrides]
-            cfg = compose(config_name, kept, return_hydra_config=True)
-        except REFUSALS:
-            cfg, kept, refused = _compose_what_can_be(config_name, overrides, folders)
-        choices = cfg.hydra.runtime.choices
-        mine = _without_hydra(cfg)
-        faults = [
-            (f"override {label(each, stored)}", *_explain(each, mine, choices, error, folders))
-            for each, error in refused
-        ]
-        if not sweeps:
-            several = [each for each in overrides if is_sweep(each)]
-            faults += [(f"override {label(each, stored)}", *explain_sweep(each)) for each in several]
-        if faults:  # they are answered at once: `check` imports torch, which takes seconds
-            return faults
-        return [(where(key, kept, choices, stored, folders), key, why) for key, why in check(mine)]
+        composed = _compose(config_name, overrides, folders)
+        return _faults_of(composed, overrides, check, stored, sweeps, folders)
 
 
-def _compose_what_can_be(
-    config_name: str, overrides: Sequence[str], folders: Sequence[Path]
-) -> tuple[DictConfig, list[str], list[tuple[str, Exception]]]:
-    """The configuration with every override that composes, those, and the others with their errors.
+def _faults_of(
+    composed: _Composed,
+    overrides: Sequence[str],
+    check: Check,
+    stored: Stored,
+    sweeps: bool,
+    folders: Sequence[Path],
+) -> list[Fault]:
+    choices, settings = composed.cfg.hydra.runtime.choices, _without_hydra(composed.cfg)
+    faults = [
+        (f"override {label(override, stored)}", *_explain(override, settings, choices, error, folders))
+        for override, error in composed.refused
+    ]
+    if not sweeps:
+        several = filter(is_sweep, overrides)
+        faults += [(f"override {label(override, stored)}", *explain_sweep(override)) for override in several]
+    if faults:  # they are answered at once: `check` imports torch, which takes seconds
+        return faults
+    return [(where(key, composed.kept, choices, stored, folders), key, why) for key, why in check(settings)]
+
+
+def _compose(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) -> _Composed:
+    """The configuration with every override that composes.
 
     What one override may set depends on what others chose, so those refused are tried again as long as that
     lets another one in.
     """
-    kept: list[str] = []
-    waiting = list(overrides)
+    try:
+        kept = [first_of_sweep(override, folders) for override in overrides]
+        return _Composed(compose(config_name, kept, return_hydra_config=True), kept, [])
+    except REFUSALS:  # one by one, to see which
+        kept, waiting = [], list(overrides)
     while True:
         refused: list[tuple[str, Exception]] = []
         for override in waiting:
             try:
-                compose(config_name, [*kept, first_of_sweep(override, folders)])
-                kept.append(first_of_sweep(override, folders))
+                first = first_of_sweep(override, folders)
+                compose(config_name, [*kept, first])
+                kept.append(first)
             except REFUSALS as error:
                 refused.append((override, error))
         if not refused or len(refused) == len(waiting):
-            return compose(config_name, kept, return_hydra_config=True), kept, refused
+            return _Composed(compose(config_name, kept, return_hydra_config=True), kept, refused)
         waiting = [override for override, _ in refused]
 
 

@@ -1,12 +1,9 @@
 """Where the time of a training step goes, and which setting would change it.
 
-Read run.py first.
+Read measure.py first.
 
-run.py       what benchmark does
+measure.py   the parts of a step, the loader alone, the model alone
+variants.py  the same with other settings, so that advice is measured; processor cores that are free now
 advice.py    what bounds a run, and what to change
-cores.py     processor cores that are free now
-estimate.py  what a whole run would take
-flops.py     parameters and FLOPs
-steps.py     the parts of a step, timed
-variants.py  the same with other settings, so that advice is measured
+report.py    parameters, FLOPs, what a whole run would take, and the tables
 """

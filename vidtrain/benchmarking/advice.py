@@ -7,11 +7,12 @@ after the other. A run that reaches a share of this now is expected to reach the
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from vidtrain.errors import UserError
 
+Setting = int | float | str | bool
 WAITS = 0.10  # share of a step spent waiting for data, from which on the model is held up
 NEAR = 0.10  # rates that differ by less are level
 CROWDED = 0.80  # of what the slower of both does alone: below it they are in each other's way
@@ -76,7 +77,7 @@ class Advice:
     `changes` says what of training itself another value changes; `resting` on what the expectation rests.
     """
 
-    settings: Mapping[str, int | float | str | bool]
+    settings: Mapping[str, Setting]
     clips_per_s: float
     gain: float
     resting: str
@@ -85,8 +86,11 @@ class Advice:
 
     @property
     def text(self) -> str:
-        return " ".join(f"{key}={str(value).lower() if value is True or value is False else value}"
-                        for key, value in self.settings.items())  # fmt: skip
+        words = {
+            key: str(value).lower() if isinstance(value, bool) else value
+            for key, value in self.settings.items()
+        }
+        return " ".join(f"{key}={value}" for key, value in words.items())
 
 
 # --- what bounds it ---------------------------------------------------------------------------------------
@@ -98,39 +102,30 @@ def verdict(m: Measured) -> Verdict:
     work = total - m.parts["load"]
     waits = m.parts["load"] / total
     alone = f"alone the loader delivers {m.loader:.4g} clips/s and the model takes {m.compute:.4g}"
-    if m.workers == 0 and waits >= WAITS:
-        return Verdict(
-            "decoding",
-            f"decoding bounds: without workers a step spends {waits:.0%} of its time reading; {alone}, together "
-            f"{m.run:.4g}",
-        )
-    if waits >= WAITS:
-        if m.loader <= (1 - NEAR) * m.compute:
-            text = f"decoding bounds: a step waits {waits:.0%} of its time for data; {alone}"
-            return Verdict("decoding", text)
-        if m.run < CROWDED * min(m.loader, m.compute):
-            return Verdict("cores", _crowded(m, alone, waits))
-        return Verdict(
-            "balanced", f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}"
-        )
-    if m.device == "cpu" and m.workers > 0 and m.run < CROWDED * m.compute:
-        return Verdict("cores", _crowded(m, alone, waits))
-    where = ", ".join(
-        f"{part} {seconds / work:.0%}" for part, seconds in m.parts.items() if part != "load" and seconds
-    )
-    if m.parts["transfer"] >= COPIES * work:
-        return Verdict("transfer", f"copying to the device bounds: of a step's work {where}; {alone}")
-    if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
-        text = f"the model bounds, and the loader just keeps up: {alone}; of a step's work {where}"
-        return Verdict("balanced", text)
-    return Verdict("compute", f"the model bounds: {alone}; of a step's work {where}")
-
-
-def _crowded(m: Measured, alone: str, waits: float) -> str:
-    return (
+    shares = {part: seconds / work for part, seconds in m.parts.items() if part != "load" and seconds}
+    spent = "of a step's work " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+    crowded = (
         f"the cores bound: {alone}, together they make {m.run:.4g}; workers ({m.workers}) and computing threads "
         f"({m.threads}) share the cores ({m.cores}), and a step waits {waits:.0%} of its time for data"
     )
+    if waits >= WAITS:
+        if m.workers == 0:
+            reads = f"without workers a step spends {waits:.0%} of its time reading"
+            return Verdict("decoding", f"decoding bounds: {reads}; {alone}, together {m.run:.4g}")
+        if m.loader <= (1 - NEAR) * m.compute:
+            waiting = f"a step waits {waits:.0%} of its time for data"
+            return Verdict("decoding", f"decoding bounds: {waiting}; {alone}")
+        if m.run < CROWDED * min(m.loader, m.compute):
+            return Verdict("cores", crowded)
+        level = f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}"
+        return Verdict("balanced", level)
+    if m.device == "cpu" and m.workers > 0 and m.run < CROWDED * m.compute:
+        return Verdict("cores", crowded)
+    if m.parts["transfer"] >= COPIES * work:
+        return Verdict("transfer", f"copying to the device bounds: {spent}; {alone}")
+    if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
+        return Verdict("balanced", f"the model bounds, and the loader just keeps up: {alone}; {spent}")
+    return Verdict("compute", f"the model bounds: {alone}; {spent}")
 
 
 # --- what to change ---------------------------------------------------------------------------------------
@@ -165,29 +160,20 @@ def _together(
 def advise(m: Measured) -> list[Advice]:
     """Changes that are expected to make the run at least `WORTH` times as fast, the best first; those that change
     what is trained come after those that do not. All rest on what was measured; what was not is not advised."""
-    bound = verdict(m).bound
-    found = [*_processes(m), *_prepared(m), *_variants(m)]
-    if m.checkpointing and m.free_memory is not None and m.free_memory > 0.5:
-        # the backward pass makes the forward pass once more
-        work = sum(m.parts.values()) - m.parts["load"]
-        faster = m.compute * work / (work - m.parts["forward"])
-        rate = expected(m, m.workers, m.loader, faster, m.threads)
-        key = {"model.encoder.activation_checkpointing": False}
-        resting = f"{m.free_memory:.0%} of the GPU's memory is free; forward passes would not run twice"
-        found.append(Advice(key, rate, rate / m.run, resting))
-    worth = [each for each in found if each.gain >= WORTH]
-    if bound == "transfer":
+    advice = [*_processes(m), *_prepared(m), *_variants(m), *_kept_activations(m)]
+    worth = [each for each in advice if each.gain >= WORTH]
+    if verdict(m).bound == "transfer":
         worth = [each for each in worth if "trainer.num_workers" not in each.settings]
     return sorted(worth, key=lambda each: (each.changes is not None, -each.clips_per_s))
 
 
-def _processes(m: Measured) -> list[Advice]:
+def _processes(m: Measured) -> Iterator[Advice]:
     """Another number of workers or of computing threads, or both, as far as they were measured; the fewest changes
     and workers of those that are about as good as the best."""
-    rates = dict(m.threaded) | {m.threads: m.compute}
+    computes = {**m.threaded, m.threads: m.compute}
     tried = []
-    for (workers, loader), (threads, compute) in itertools.product(m.loaders.items(), rates.items()):
-        settings = {}
+    for (workers, loader), (threads, compute) in itertools.product(m.loaders.items(), computes.items()):
+        settings: dict[str, Setting] = {}
         if workers != m.workers:
             settings["trainer.num_workers"] = workers
         if threads != m.threads:
@@ -196,26 +182,24 @@ def _processes(m: Measured) -> list[Advice]:
             rate = expected(m, workers, loader, compute, threads)
             tried.append((rate, len(settings), workers, threads, settings))
     if not tried:
-        return []
+        return
     best = max(rate for rate, *_ in tried)
-    rate, _, workers, threads, settings = min(
-        (each for each in tried if each[0] >= 0.97 * best), key=lambda each: each[1:4]
-    )
+    as_good = [each for each in tried if each[0] >= 0.97 * best]
+    rate, _, workers, threads, settings = min(as_good, key=lambda each: each[1:4])
     resting = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
     if threads != m.threads:
-        resting += f", computing threads ({threads}) take {rates[threads]:.4g}"
+        resting += f", computing threads ({threads}) take {computes[threads]:.4g}"
     if m.device == "cpu":
         resting += f"; {m.cores} cores do the work of {m.capacity:.2g}"
-    return [Advice(settings, rate, rate / m.run, resting)]
+    yield Advice(settings, rate, rate / m.run, resting)
 
 
-def _prepared(m: Measured) -> list[Advice]:
-    if m.prepared is None:
-        return []
-    rate = expected(m, m.workers, m.loader * m.prepared, m.compute, m.threads, 1 / m.prepared)
-    first = None if m.prepared_exists else "vidtrain.prepare"
-    resting = f"measured on a few videos: the copy is read {m.prepared:.2g} times as fast"
-    return [Advice({"data.prepared": m.prepared_name}, rate, rate / m.run, resting, first)]
+def _prepared(m: Measured) -> Iterator[Advice]:
+    if m.prepared is not None and m.prepared_name is not None:
+        rate = expected(m, m.workers, m.loader * m.prepared, m.compute, m.threads, 1 / m.prepared)
+        first = None if m.prepared_exists else "vidtrain.prepare"
+        resting = f"measured on a few videos: the copy is read {m.prepared:.2g} times as fast"
+        yield Advice({"data.prepared": m.prepared_name}, rate, rate / m.run, resting, first)
 
 
 CHANGES = {
@@ -224,40 +208,42 @@ CHANGES = {
 }
 
 
-def _variants(m: Measured) -> list[Advice]:
+def _variants(m: Measured) -> Iterator[Advice]:
     """Settings of the model alone that were tried."""
-    found = []
     for setting, compute in m.computes.items():
-        key, _, value = setting.partition("=")
+        key, _, text = setting.partition("=")
         rate = expected(m, m.workers, m.loader, compute, m.threads)
         resting = f"measured alone: the model takes {compute:.4g} clips/s"
-        typed = {"true": True, "false": False}[value] if value in ("true", "false") else value
-        typed = int(value) if value.isdigit() else typed
-        found.append(
-            Advice(
-                {key: typed}, rate, rate / m.run, resting, changes=CHANGES[key] if key in CHANGES else None
-            )
-        )
-    return found
+        value: Setting = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
+        yield Advice({key: value}, rate, rate / m.run, resting, changes=CHANGES.get(key))
+
+
+def _kept_activations(m: Measured) -> Iterator[Advice]:
+    if m.checkpointing and m.free_memory is not None and m.free_memory > 0.5:
+        # the backward pass makes the forward pass once more
+        work = sum(m.parts.values()) - m.parts["load"]
+        faster = m.compute * work / (work - m.parts["forward"])
+        rate = expected(m, m.workers, m.loader, faster, m.threads)
+        resting = f"{m.free_memory:.0%} of the GPU's memory is free; forward passes would not run twice"
+        yield Advice({"model.encoder.activation_checkpointing": False}, rate, rate / m.run, resting)
+
+
+NOTHING = {
+    "decoding": "no setting tried would be faster. What would: fewer frames to decode (clip.frame_step, clip.frames), "
+    "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller sources, or more cores",
+    "cores": "no setting tried would be faster: the cores are used up. What would: more cores, or a smaller run",
+    "transfer": "what is copied is uint8 from page-locked memory already; fewer or smaller frames (clip) would be less",
+    "balanced": "loader and model keep pace: a faster run needs both a faster loader and a faster model",
+    "compute": "no setting tried would be faster: a smaller model or smaller clips, or another device",
+}
 
 
 def nothing_to_change(m: Measured, bound: str) -> str:
     """What is left where no setting that was tried makes the run faster."""
-    if bound == "decoding":
+    share = m.parts["optimizer"] / (sum(m.parts.values()) - m.parts["load"])
+    if bound == "compute" and share > LARGE_OPTIMIZER:
         return (
-            "no setting tried would be faster. What would: fewer frames to decode (clip.frame_step, clip.frames), "
-            "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller sources, or more cores"
+            f"the optimizer takes {share:.0%} of a step's work, which a larger trainer.batch_size would spread over "
+            "more clips"
         )
-    if bound == "cores":
-        return "no setting tried would be faster: the cores are used up. What would: more cores, or a smaller run"
-    if bound == "transfer":
-        return "what is copied is uint8 from page-locked memory already; fewer or smaller frames (clip) would be less"
-    if bound == "balanced":
-        return "loader and model keep pace: a faster run needs both a faster loader and a faster model"
-    work = sum(m.parts.values()) - m.parts["load"]
-    if m.parts["optimizer"] > LARGE_OPTIMIZER * work:
-        return (
-            f"the optimizer takes {m.parts['optimizer'] / work:.0%} of a step's work, which a larger "
-            "trainer.batch_size would spread over more clips"
-        )
-    return "no setting tried would be faster: a smaller model or smaller clips, or another device"
+    return NOTHING[bound]

@@ -1,6 +1,7 @@
 """Other settings of a run, measured where they could make it faster: workers, threads, precision, batches, a prepared
 copy. Nothing is advised that was not measured here."""
 
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -8,20 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch._dynamo.exc import TorchDynamoException
 
 from vidtrain.benchmarking.advice import Advice, Measured, verdict
-from vidtrain.benchmarking.cores import cores_served
-from vidtrain.benchmarking.run import KEEPS_UP, Meter, changed, plural
-from vidtrain.benchmarking.steps import PhaseSteps
+from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.config.schemas_data import PrepareConfig
+from vidtrain.config.schemas import PrepareConfig
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
@@ -29,8 +30,10 @@ from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 from vidtrain.errors import UserError
 from vidtrain.runs.assemble import open_data
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.distributed import Ranks, autocast
+from vidtrain.training.run import Console
 
+KEEPS_UP = 1.2  # times the model's rate: more workers than that need no measuring
 VIDEOS = 6  # that a prepared copy is tried on
 READINGS = 3  # of each, in turn
 CROWDED_BY_OTHERS = 0.85  # share of the cores asked for, below which others use the machine
@@ -73,8 +76,9 @@ def explore(
         m = replace(m, threaded=_threaded(meter, phase, batch, m))
         computes, more = _computes(meter, phase, batch, m)
         m, notes = replace(m, computes=computes), notes + more
-    if m.served is not None and m.cores > 1:
-        m = replace(m, served=min(m.served, _served(meter)))  # what others use now they may use then
+    served = _served(meter) if m.served is not None and m.cores > 1 else None
+    if m.served is not None and served is not None:
+        m = replace(m, served=min(m.served, served))  # what others use now they may use then
     return m, notes
 
 
@@ -105,7 +109,7 @@ def _threaded(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> dic
     found = {}
     counts = {1, m.cores // 2, m.cores - m.workers, m.cores} - {m.threads}
     for threads in sorted(count for count in counts if 1 <= count <= m.cores):
-        what = f", {plural(threads, 'thread')}"
+        what = f", {build.pluralize(threads, 'thread')}"
         found[threads] = m.compute * meter.compute_gain(phase, batch, what, partial(_threads, threads))
     return found
 
@@ -131,7 +135,8 @@ def _computes(
         found[setting] = m.compute * meter.compute_gain(phase, batch, what, variant, other)
 
     if cfg.trainer.precision == "fp32":
-        try_it("trainer.precision=bf16", ", bf16", partial(phase.precise, "bf16"))
+        in_bf16 = partial(phase.using, autocast=autocast(ranks, "bf16"))
+        try_it("trainer.precision=bf16", ", bf16", in_bf16)
     if m.free_memory is None or m.free_memory > HALF_FREE:
         twice = f"trainer.batch_size={2 * cfg.trainer.batch_size}"
         if cfg.trainer.accumulation > 1 and cfg.trainer.accumulation % 2 == 0:
@@ -143,22 +148,23 @@ def _computes(
     on_gpu = ranks.device.type == "cuda"
     if not cfg.trainer.compile and (on_gpu if cfg.compile_trial is None else cfg.compile_trial):
         try:
-            try_it("trainer.compile=true", ", compiled", phase.compiled)
-        except (
-            RuntimeError,
-            torch._dynamo.exc.TorchDynamoException,
-        ) as error:  # no compiler, or a model beyond it
+            compiled = partial(phase.using, forward=torch.compile(phase.phase.forward))
+            try_it("trainer.compile=true", ", compiled", compiled)
+        except (RuntimeError, TorchDynamoException) as error:  # no compiler, or a model beyond it
             notes.append(f"trainer.compile=true was tried and fails: {str(error).splitlines()[0]}")
     return found, notes
 
 
 def doubled(batch: Batch) -> Batch:
     """The samples of a batch twice."""
-    fields = {name: torch.cat([value, value]) for name, value in batch._asdict().items()
-              if isinstance(value, torch.Tensor)}  # fmt: skip
-    if batch.clips.is_pinned():
-        fields = {name: value.pin_memory() for name, value in fields.items()}
-    return batch._replace(**fields)
+
+    def twice(values: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([values, values])
+        return both.pin_memory() if values.is_pinned() else both
+
+    return Batch(
+        twice(batch.clips), twice(batch.labels), twice(batch.indices), twice(batch.seeds), batch.faults
+    )
 
 
 # --- following advice -------------------------------------------------------------------------------------
@@ -222,7 +228,7 @@ def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[float | None, str | N
         return _gain(cfg, few, few.with_paths(paths), meter.console), name, False, None
 
 
-def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) -> float:
+def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Console) -> float:
     """How many times as fast the clips of `copies` are read, by medians of readings in turn."""
     alone = {"trainer.num_workers": 0, "trainer.batch_size": len(sources), "trainer.accumulation": 1}
     reading = build_data.Reading(VideoIndex(None, cfg.data.max_pixels, cfg.clip.sample_aspect), None)
@@ -231,7 +237,7 @@ def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) ->
     for manifest in (sources, copies):
         make, _ = build_data.train_batches(changed(cfg, alone), manifest, reading, here)
         streams.append(iter(make(0, READINGS + 1)))
-    seconds = ([], [])
+    seconds: tuple[list[float], list[float]] = ([], [])
     with console.phase("reading them", READINGS):
         for number in range(READINGS + 1):
             for stream, times in zip(streams, seconds, strict=True):
@@ -242,3 +248,46 @@ def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Any) ->
     # the first reading looks into the files as well
     before, after = (statistics.median(times[1:]) for times in seconds)
     return before / after
+
+
+# --- cores: others may use the machine too ----------------------------------------------------------------
+
+
+def cores_served(processes: int, seconds: float = 0.4, rounds: int = 3) -> float:
+    """How many times as much `processes` busy processes get done at once as one does: medians of `rounds`, in turn.
+
+    It is their number where each has a core to itself, and less where others use the machine, or where cores share
+    their arithmetic.
+    """
+    if processes == 1:
+        return 1.0
+    ratios = []
+    for _ in range(rounds):
+        alone = _work_done(1, seconds)
+        ratios.append(_work_done(processes, seconds) / alone)
+    return min(float(processes), max(1.0, statistics.median(ratios)))
+
+
+def _work_done(processes: int, seconds: float) -> int:
+    context = multiprocessing.get_context("fork")  # which takes milliseconds
+    connections, workers = [], []
+    for _ in range(processes):
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=_count, args=(theirs, seconds), daemon=True)
+        worker.start()
+        theirs.close()
+        connections.append(ours)
+        workers.append(worker)
+    done = sum(connection.recv() for connection in connections)
+    for worker in workers:
+        worker.join()
+    return done
+
+
+def _count(connection: Connection, seconds: float) -> None:
+    """Sends how often a small sum is done within `seconds`."""
+    done, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        sum(range(2000))
+        done += 1
+    connection.send(done)

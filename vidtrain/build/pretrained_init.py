@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vidtrain.config.published import describe_published, unseen_clips
-from vidtrain.config.references import as_said
+from vidtrain.config.schemas import to_list
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks
@@ -56,7 +56,7 @@ def load_starting_point(cfg: DictConfig, model: nn.Module, ranks: Ranks, console
     """
     if HydraConfig.initialized():
         context = HydraConfig.get()
-        line = describe_published(cfg, as_said(context.overrides.task), context.runtime.choices)
+        line = describe_published(cfg, to_list(context.overrides.task), context.runtime.choices)
         if line is not None:
             console.info(line)
     sources = _sources(cfg)

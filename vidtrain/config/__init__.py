@@ -2,15 +2,11 @@
 
 Read schemas.py first.
 
-schemas.py           typed configuration of every program
-migration.py         configurations of earlier versions, brought up to date
-overrides.py         overrides that hold several values
-command_line.py      flags, overrides, and bare words such as paths
-references.py        references to the environment, which stay where a configuration is stored
-schemas_data.py      the same of audit, prepare and split
-stored_overrides.py  overrides that may be taken from the folder of a run or a sweep
-targets.py           check_targets checks components against their signatures
-trust.py             what a configuration from elsewhere may name and refer to
-type_checks.py       what a constructor's annotations allow of plain values
-renames.py           components and keys that have another name since
+schemas.py     every setting of every program, its default, and what it may be
+targets.py     check_settings and check_targets find every fault at once
+overrides.py   the command line: flags, bare words such as paths, overrides, also of several values
+published.py   the clips that a model was published with
+references.py  references to the environment, which stay where a configuration is stored
+renames.py     components, keys and values that have another name since; stored configurations brought up to date
+trust.py       what a configuration or an override from elsewhere may name, refer to and set
 """

@@ -49,7 +49,8 @@ def _plain(value: Any) -> Any:
 
 
 def _refers_to_model(node: Any, key: str) -> bool:
-    written = node._get_node(key)._value() if isinstance(node, DictConfig) and key in node else None
+    child = node._get_node(key) if isinstance(node, DictConfig) and key in node else None
+    written = None if child is None else child._value()
     return isinstance(written, str) and (written.startswith("${of_model:") or written == FUSION)
 
 
@@ -104,7 +105,8 @@ def unseen_clips(cfg: DictConfig, sources: Sequence[str]) -> list[str]:
             from timm import get_pretrained_cfg
 
             weights = get_pretrained_cfg(source.removeprefix("timm:"))
-            seen |= {"size": weights.input_size[-1], "mean": list(weights.mean), "std": list(weights.std)}
+            if weights is not None:
+                seen |= {"size": weights.input_size[-1], "mean": list(weights.mean), "std": list(weights.std)}
     warnings = []
     for key in ("size", "mean", "std"):
         value = _plain(cfg.clip[key])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
@@ -30,10 +30,10 @@ def guard_environment() -> None:
 def _read(name: str, default: Any = ABSENT) -> str | None:
     if _closed.get():
         raise _NotRead(name)
-    found = oc.env(name) if default is ABSENT else oc.env(name, default)
-    if found is not None:
-        hide(name, found)
-    return found
+    value = oc.env(name) if default is ABSENT else oc.env(name, default)
+    if value is not None:
+        hide(name, value)
+    return value
 
 
 @contextmanager
@@ -56,22 +56,24 @@ def settled(config: DictConfig) -> dict[str, Any]:
         return masked_values(_plain(config))
 
 
-def _plain(node: Container) -> Any:
+def _plain(node: DictConfig | ListConfig) -> Any:
     if isinstance(node, DictConfig):
         return {key: _value(node, key) for key in node}
     return [_value(node, place) for place in range(len(node))]
 
 
-def _value(parent: Container, key: Any) -> Any:
+def _value(parent: DictConfig | ListConfig, key: Any) -> Any:
     child = parent._get_node(key)
+    assert isinstance(child, Node)  # `key` is one of the parent's
     if child._is_missing():
         return "???"
+    if child._is_none():
+        return None
     if not child._is_interpolation():
-        inside = isinstance(child, DictConfig | ListConfig) and not child._is_none()
-        return _plain(child) if inside else None if child._is_none() else parent[key]
+        return _plain(child) if isinstance(child, DictConfig | ListConfig) else parent[key]
     try:
-        found = parent[key]
-        return _plain(found) if isinstance(found, DictConfig | ListConfig) else found
+        value = parent[key]
+        return _plain(value) if isinstance(value, DictConfig | ListConfig) else value
     except OmegaConfBaseException as error:
         if leads_to_environment(error):
             return child._value()
@@ -85,11 +87,6 @@ def leads_to_environment(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def as_said(overrides: ListConfig) -> list[str]:
-    """Overrides as Hydra keeps them, word for word: looking at one in the ordinary way follows its references."""
-    return OmegaConf.to_container(overrides)
 
 
 def fingerprints(config: DictConfig, keys: Mapping[str, Any]) -> dict[str, str]:
@@ -114,5 +111,5 @@ def refers(value: Any) -> bool:
 def read(config: DictConfig, key: str) -> Any:
     """What a setting is where all of its references are followed, as plain values."""
     guard_environment()
-    found = OmegaConf.select(config, key)
-    return OmegaConf.to_container(found, resolve=True) if isinstance(found, Container) else found
+    value = OmegaConf.select(config, key)
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value

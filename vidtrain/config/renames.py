@@ -1,7 +1,10 @@
-"""What has another name since: components, keys and values, as earlier versions stored them and users still write."""
+"""What has another name since: components, keys and values, as earlier versions stored them and users still write; and
+`migrate`, which brings a stored configuration up to date."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 # There is no public way to see a file of a configuration before it is merged into the schema
@@ -10,6 +13,10 @@ from hydra._internal.config_repository import IConfigRepository
 from hydra.core.default_element import ResultDefault
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vidtrain.config.schemas import RunConfig, as_mapping, to_dict
+from vidtrain.errors import UserError
 
 TARGETS = {
     "vidtrain.data.augment.color.ColorJitter": "vidtrain.data.augment.device.ColorJitter",
@@ -22,7 +29,8 @@ TARGETS = {
     },
     "vidtrain.launching.LocalLauncher": "vidtrain.sweeps.submitit_launchers.LocalLauncher",
     "vidtrain.launching.SlurmLauncher": "vidtrain.sweeps.submitit_launchers.SlurmLauncher",
-    "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.grid.GridSweeper",
+    "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.base.GridSweeper",
+    "vidtrain.sweeps.grid.GridSweeper": "vidtrain.sweeps.base.GridSweeper",
     "vidtrain.sweep_optuna.OptunaSweeper": "vidtrain.sweeps.optuna_sweeper.OptunaSweeper",
     "vidtrain.data.sources.class_folders.ClassFolders": "vidtrain.data.sources.folders.ClassFolders",
     "vidtrain.data.sources.frame_folders.FrameFolders": "vidtrain.data.sources.folders.FrameFolders",
@@ -172,4 +180,49 @@ def accept_old_keys(program: str, warn: Callable[[str], object]) -> None:
                     warn(text)
         return result
 
-    ConfigLoaderImpl._load_single_config = load
+    setattr(ConfigLoaderImpl, "_load_single_config", load)  # noqa: B010
+
+
+# --- stored configurations --------------------------------------------------------------------------------
+
+# The loss that runs had before there was a choice
+LOSS = {"_target_": "vidtrain.training.losses.CrossEntropy", "label_smoothing": 0.0, "class_weights": None}
+
+
+def migrate(stored: Mapping[str, Any], source: str) -> DictConfig:
+    """A stored configuration with everything that the schema has gained since, at its default.
+
+    `source` names the file that it is from. Raises `UserError` naming the keys that this version does not know.
+    """
+    config = OmegaConf.create({"loss": LOSS, **rename_targets(stored)})
+    rename_keys(config)
+    unknown = list(_unknown(to_dict(config), RunConfig))
+    if unknown:
+        raise UserError(
+            f"{source} is from another version of vidtrain: its configuration holds {', '.join(unknown)}, which this "
+            "version does not know; use the version that wrote it, or train anew"
+        )
+    try:
+        return as_mapping(OmegaConf.merge(OmegaConf.structured(RunConfig), config))
+    except OmegaConfBaseException as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(
+            f"{source} is from another version of vidtrain: {error.full_key}: {cause}; use the version that wrote it"
+        ) from error
+
+
+def _unknown(stored: Any, hint: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of `stored` that its type in the schema has no field for; components are not looked into."""
+    if not isinstance(stored, Mapping):  # a reference, or what does not belong there
+        return
+    if is_dataclass(hint):
+        below = typing.get_type_hints(hint)
+    elif typing.get_origin(hint) is dict:
+        below = dict.fromkeys(stored, typing.get_args(hint)[1])
+    else:
+        return
+    for key, value in stored.items():
+        if key in below:
+            yield from _unknown(value, below[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -1,14 +1,74 @@
-"""The typed configuration of the programs; those for datasets are in schemas_data.py.
+"""The typed configuration of the programs: every setting, its default, and what it may be.
 
-Untyped nodes are components, checked by vidtrain.config.targets.check_targets.
+Untyped nodes are components, checked by vidtrain.config.targets.check_targets; `check_settings` checks the others.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from omegaconf import MISSING, SI
+from omegaconf import MISSING, SI, DictConfig, OmegaConf
 
-from vidtrain.training.run import PhaseSettings, TrainerSettings
+from vidtrain.training.run import (
+    PhaseSettings,
+    TrainerSettings,
+    a_metric,
+    above,
+    at_least,
+    between,
+    one_of,
+    setting,
+    share,
+)
+
+FRAME_ORDERS = one_of("forward", "reversed", "shuffled", "single_frame")
+FUSIONS = one_of("mean_logits", "mean_probs", "joint", "vote")
+PRECISIONS = one_of("fp32", "bf16", "fp16")
+SHORT_POLICIES = one_of("repeat_last", "wrap", "error")
+SIZE_CHANGES = one_of("scale", "refuse")
+BOUND = at_least(0, rest=", or null for no bound")
+MAX_PIXELS = 36_000_000
+
+Settings = TypeVar("Settings")
+
+
+# --- from OmegaConf's unions to one type ------------------------------------------------------------------
+
+
+def to_settings(node: Any, schema: type[Settings]) -> Settings:
+    """The dataclass that a node of a composed configuration stands for."""
+    settings = OmegaConf.to_object(node)
+    if not isinstance(settings, schema):
+        raise TypeError(f"a node of {schema.__name__}, not of {type(settings).__name__}")
+    return settings
+
+
+def to_phases(stage: DictConfig) -> dict[str, PhaseSettings]:
+    return {str(name): to_settings(stage[name], PhaseSettings) for name in stage}
+
+
+def to_dict(node: Any, resolve: bool = False) -> dict[str, Any]:
+    """A mapping as plain values; `resolve` follows its references."""
+    plain: Any = OmegaConf.to_container(node, resolve=resolve)
+    if not isinstance(plain, dict):
+        raise TypeError(f"a mapping, not a {type(plain).__name__}")
+    return plain
+
+
+def to_list(node: Any) -> list[Any]:
+    """A list as plain values, word for word: references stay."""
+    plain: Any = OmegaConf.to_container(node)
+    if not isinstance(plain, list):
+        raise TypeError(f"a list, not a {type(plain).__name__}")
+    return plain
+
+
+def as_mapping(node: Any) -> DictConfig:
+    if not isinstance(node, DictConfig):
+        raise TypeError(f"a mapping, not a {type(node).__name__}")
+    return node
+
+
+# --- the settings -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -23,13 +83,14 @@ class ClipSettings:
     fps: float | None = SI("${of_model:fps,null}")  # or frames per second of the clip
     duration: float | None = None  # or seconds that the clip covers
     size: Any = SI("${of_model:size,32}")  # pixels: one number, or [height, width]
-    interpolation: str = SI("${of_model:interpolation,bicubic}")  # or bilinear, a little faster and softer
-    sample_aspect: str = "ignore"  # pixels that are not square: as if they were; apply: as players show them
-    train_clips: int = 1
-    repeated_augmentation: int = (
-        1  # differently augmented copies of each training video, from one decoding of it
-    )
-    eval_clips: int = 1
+    # bilinear is a little faster and softer
+    interpolation: str = setting(SI("${of_model:interpolation,bicubic}"), one_of("bicubic", "bilinear"))
+    # pixels that are not square: as if they were; apply: as players show them
+    sample_aspect: str = setting("ignore", one_of("ignore", "apply"))
+    train_clips: int = setting(1, at_least(1))
+    # differently augmented copies of each training video, from one decoding of it
+    repeated_augmentation: int = setting(1, at_least(1))
+    eval_clips: int = setting(1, at_least(1))
     sampling: str = "dense"  # dense; uniform: over the whole video, without a stride; vjepa2: its indices
     overlap: bool = True  # whether clips of one video may share frames
     short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
@@ -50,17 +111,15 @@ class DataSettings:
     min_seconds: float | None = None
     max_seconds: float | None = None
     max_bytes: int | None = None
-    decode_timeout_s: float = (
-        60.0  # seconds without progress in reading one video, after which its worker is ended
-    )
-    max_pixels: int = (
-        36_000_000  # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
-    )
-    size_changes: str = "scale"  # frames of another size than the first: scale (to it, as players do), refuse
+    # without progress in reading one video, after which its worker is ended
+    decode_timeout_s: float = setting(60.0, above(0, " seconds"))
+    # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
+    max_pixels: int = setting(MAX_PIXELS, at_least(1))
+    # frames of another size than the first: scale (to it, as players do), refuse
+    size_changes: str = setting("scale", SIZE_CHANGES)
     allow_changed: bool = False  # resume though training data or labels differ from when the run was started
-    class_balanced_sampling: float = (
-        0.0  # how evenly training draws classes: 0 as the videos are, 1 all alike
-    )
+    # how evenly training draws classes: 0 as the videos are, 1 all alike
+    class_balanced_sampling: float = setting(0.0, share())
 
 
 @dataclass
@@ -80,7 +139,7 @@ class RunConfig:
     """The training app's configuration. Untyped nodes are components, checked by `check_targets`."""
 
     name: str = MISSING
-    seed: int = 0
+    seed: int = setting(0, at_least(0))
     run_dir: str | None = None
     data_root: str = "data"
     init_from: str | None = None
@@ -91,9 +150,8 @@ class RunConfig:
     init_match: float = 0.9  # the least share of the encoder's tensors that must match
     clip: ClipSettings = field(default_factory=ClipSettings)
     data: DataSettings = field(default_factory=DataSettings)
-    dataset: Any = field(
-        default_factory=lambda: {"flip": 0.5}
-    )  # a chance to be mirrored, unless it says another
+    # a chance to be mirrored, unless it says another
+    dataset: Any = field(default_factory=lambda: {"flip": 0.5})
     augmentation: Any = MISSING
     model: Any = MISSING
     loss: Any = MISSING
@@ -109,13 +167,14 @@ class RunConfig:
 class BenchmarkConfig(RunConfig):
     """The benchmarking program's configuration: that of a run, and how it is measured."""
 
-    steps: int = 50  # optimizer steps that are timed
-    warmup: int = 5  # steps before them that are not
+    steps: int = setting(50, at_least(2))  # optimizer steps that are timed
+    warmup: int = setting(5, at_least(0))  # steps before them that are not
     phase: str | None = None  # the phase of the stage; null: the first
     compile_trial: bool | None = None  # try torch.compile, which may take minutes; null: on a GPU
-    peak_tflops: float | None = None  # of the device, for its utilization; null: as its name tells
+    # of the device, for its utilization; null: as its name tells
+    peak_tflops: float | None = setting(None, above(0))
     prove: bool = False  # follow the first advice that can be followed, and measure before and after
-    rounds: int = 3  # of before and after, in turn
+    rounds: int = setting(3, at_least(1))  # of before and after, in turn
     out: str | None = None  # folder for benchmark.json; null: outputs/benchmark/NAME/TIME
 
 
@@ -125,7 +184,8 @@ class EvaluateConfig:
 
     checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     from_table: str | None = None  # or the folder of an earlier evaluation: no video and no model is opened
-    weights: str | None = None  # raw, ema (their average), of a checkpoint that holds both: last.pt
+    # of a checkpoint that holds both, last.pt: ema is their average
+    weights: str | None = setting(None, one_of("raw", "ema"))
     split: str = "test"
     out: str | None = (
         None  # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
@@ -134,18 +194,19 @@ class EvaluateConfig:
     allow_changed: bool = False  # evaluate though labels differ from when the run was started
     data_root: str | None = None
     prepared: str | None = None  # the name of a prepared copy to read
-    eval_clips: int | None = None
-    crops: int | None = None
-    fusion: str | None = None  # mean_logits, mean_probs, joint, vote
-    frame_order: str | None = None  # forward, reversed, shuffled, single_frame
-    frame_order_ablations: list[str] = field(
-        default_factory=list
-    )  # other orders of frames, judged in the same pass
-    short_video_policy: str | None = None  # videos shorter than a clip: repeat_last, wrap, error
-    max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
-    batch_size: int | None = None
-    num_workers: int | None = None
-    cpu_threads: int | None = None
+    eval_clips: int | None = setting(None, at_least(1))
+    crops: int | None = setting(None, at_least(1))
+    fusion: str | None = setting(None, FUSIONS)
+    frame_order: str | None = setting(None, FRAME_ORDERS)
+    # other orders of frames, judged in the same pass
+    frame_order_ablations: list[str] = field(default_factory=list, metadata=FRAME_ORDERS)
+    short_video_policy: str | None = setting(None, SHORT_POLICIES)  # videos shorter than a clip
+    max_pixels: int | None = setting(
+        None, at_least(1)
+    )  # of one picture; a file with larger ones is not decoded
+    batch_size: int | None = setting(None, at_least(1))
+    num_workers: int | None = setting(None, at_least(0))
+    cpu_threads: int | None = setting(None, at_least(1))
     precision: str | None = None
     device: str = "auto"
     dataset: Any = None
@@ -168,26 +229,29 @@ class PredictConfig:
 
     checkpoint: str = MISSING  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     videos: Any = None  # files, folders, patterns or listings: one, or a list
-    frame_rate: float | None = None  # videos are folders of images, that many a second
-    format: str = "table"  # of the results on standard output: table, json, csv
-    topk: int = 5
+    frame_rate: float | None = setting(None, above(0))  # videos are folders of images, that many a second
+    format: str = setting("table", one_of("table", "json", "csv"))  # of the results on standard output
+    topk: int = setting(5, at_least(1))
     out: str | None = (
         None  # folder, or .csv or .json file; null: outputs/predict/TIME where a folder is needed
     )
     logits: bool = False  # write logits.npz, of every view and of the video
     windows: WindowSettings = field(default_factory=WindowSettings)
     render: bool = False  # a labeled video and a sheet of what the model saw, with where it looked
-    heat: str = "auto"  # where it looked: attention (of an attentive pooler), grad_cam, none; auto: the first there is
+    # where it looked: attention of an attentive pooler; auto: the first there is
+    heat: str = setting("auto", one_of("auto", "attention", "grad_cam", "none"))
     heat_class: str | None = None  # the class that grad_cam is of; null: the most probable one
-    eval_clips: int | None = None  # with windows, null is 1
-    crops: int | None = None
-    fusion: str | None = None
-    batch_size: int | None = None  # videos, or windows
-    num_workers: int | None = None  # processes that decode; null: as many as there are cores for
-    decode_timeout_s: float | None = None  # seconds without progress in reading one video
-    max_pixels: int | None = None  # of one picture; a file with larger ones is not decoded
-    size_changes: str | None = None  # scale, refuse
-    precision: str | None = None
+    eval_clips: int | None = setting(None, at_least(1))  # with windows, null is 1
+    crops: int | None = setting(None, at_least(1))
+    fusion: str | None = setting(None, one_of("mean_logits", "mean_probs", "joint"))
+    batch_size: int | None = setting(None, at_least(1))  # videos, or windows
+    # processes that decode; null: as many as there are cores for
+    num_workers: int | None = setting(None, at_least(0))
+    decode_timeout_s: float | None = setting(None, above(0))  # without progress in reading one video
+    # of one picture; a file with larger ones is not decoded
+    max_pixels: int | None = setting(None, at_least(1))
+    size_changes: str | None = setting(None, SIZE_CHANGES)
+    precision: str | None = setting(None, PRECISIONS)
     device: str = "auto"
     trust_targets: bool = False  # build parts of other packages that the checkpoint names
 
@@ -231,14 +295,16 @@ class CompareConfig:
     """The comparing program's configuration."""
 
     runs: Any = None  # run folders, folders of them such as a sweep, or patterns: one, or a list
-    metric: str | None = None  # null: top1, or exact_match where videos have several labels
+    # null: top1, or exact_match where videos have several labels
+    metric: str | None = setting(None, a_metric())
     split: str | None = None  # the folder below eval/; null: what each run closed with
     baseline: str | None = None  # a run of the recipe that others are compared with; null: the first
     repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that do not make another recipe
     across_protocols: bool = False  # compare runs that were evaluated in different ways too
-    bootstrap: int = 10000  # draws
-    confidence: float = 0.95  # of the intervals
-    seed: int = 0  # of the draws
+    bootstrap: int = setting(10000, at_least(100, " draws"))
+    # of the intervals
+    confidence: float = setting(0.95, between(0, 1, ", such as 0.95"))
+    seed: int = setting(0, at_least(0))  # of the draws
     out: str | None = None  # folder for the page, tables and pictures; null: outputs/compare/TIME
 
 
@@ -246,8 +312,101 @@ class CompareConfig:
 class SweepConfig:
     """The configuration of the program that looks at sweeps."""
 
-    action: str | None = None  # status or resume; may be written without action=
+    action: str | None = setting(None, one_of("status", "resume"))  # may be written without action=
     folder: str | None = None  # of the sweep; may be written without folder=
     watch: bool = False  # draw the table again and again on a terminal, until all trials have ended
-    interval: float = 2.0  # seconds between two drawings
+    interval: float = setting(2.0, at_least(0.2, " seconds"))  # between two drawings
     retry: bool = False  # resume: run those again that failed, diverged or ran out of memory
+
+
+# --- audit, prepare, split ---
+
+
+@dataclass
+class IndexSettings:
+    """As in training."""
+
+    index_root: str = "${data_root}/index"  # what is found of files and listings is kept there
+    max_pixels: int = setting(MAX_PIXELS, at_least(1))  # a file with larger pictures is not decoded
+    # frames of another size than the first are scaled to it, or refused
+    size_changes: str = setting("scale", SIZE_CHANGES)
+
+
+@dataclass
+class AuditConfig:
+    """The audit program's configuration. For a bound, null means that there is none."""
+
+    dataset: Any = None
+    data_root: str = "data"
+    out: str | None = None  # folder for the page and the ledger; null: outputs/audit/NAME
+    num_workers: int | None = setting(None, at_least(1))  # processes that read; null: one a core
+    decode_timeout_s: float = setting(60.0, above(0, " seconds"))  # without progress in reading one file
+    retry: bool = False  # read again what could not be read before
+    group_pattern: str | None = None  # regular expression that finds a video's group in its path
+    # bits of 64 by which frames of near duplicates may differ: vidtrain.data.audit.duplicates
+    max_distance: float = setting(6.5, at_least(0))
+    max_unreadable_share: float | None = setting(0.0, BOUND)  # of the files
+    max_damaged_share: float | None = setting(None, BOUND)  # truncated or damaged, of the files
+    max_absent_classes: int | None = setting(None, BOUND)  # classes without a readable video in some split
+    max_duplicates_across_splits: int | None = setting(0, BOUND)  # sets of alike files
+    max_groups_across_splits: int | None = setting(0, BOUND)
+    # accuracy that an attribute of the files gives above chance
+    max_shortcut_gain: float | None = setting(None, BOUND)
+    data: IndexSettings = field(default_factory=IndexSettings)
+
+
+@dataclass
+class PrepareConfig:
+    """The preparing program's configuration."""
+
+    dataset: Any = None
+    data_root: str = "data"  # the copy lies in data_root/prepared/DATASET/NAME
+    name: str | None = None  # of the copy; null: made from the settings, such as short256_gop12
+    short_side: int = 256  # pixels; smaller videos keep their size
+    gop: int = 12  # frames from one clean start to the next
+    b_frames: int = 3  # pictures in a row that nothing refers to, so that they can be passed over
+    crf: int = 20  # x264's constant quality: 0 is the best, 51 the worst
+    preset: str = "medium"  # x264's effort, from ultrafast to placebo
+    # processes that encode, one thread each; null: one a core
+    num_workers: int | None = setting(None, at_least(1))
+    # without progress in reading or encoding one file
+    decode_timeout_s: float = setting(120.0, above(0, " seconds"))
+    # as training takes by default; null: any
+    max_unreadable_share: float | None = setting(0.02, share(", or be null"))
+    data: IndexSettings = field(default_factory=IndexSettings)
+
+
+@dataclass
+class SplitListingSettings:
+    """How to read a listing; what is null is recognized (vidtrain.data.sources.listing_format.ListingFormat)."""
+
+    root: str | None = None  # what paths are relative to; null: the listing's folder
+    delimiter: str | None = None  # comma, tab, space, semicolon, "::" or last_space
+    header: bool | None = None  # whether line 1 names the columns
+    path_column: int | str | None = None
+    label_column: int | str | None = None
+    start_column: int | str | None = None
+    end_column: int | str | None = None
+    label_separator: str | None = None
+    label_kind: str | None = None  # names, integers
+    frame_rate: float | None = None  # paths are folders of images, that many a second
+
+
+@dataclass
+class SplitConfig:
+    """The splitting program's configuration."""
+
+    source: str = setting("class_folders", one_of("class_folders", "listing", "frame_folders"))
+    path: str | None = None  # the folder of the class folders or frame folders, or the listing
+    ground_truth: str | None = None  # for frame folders: CSV of youtube_id, folder_name, label
+    # of frame folders, for the command to train with
+    frame_rate: float = setting(25.0, above(0, " images a second"))
+    out: str | None = None  # folder for train.csv, val.csv, test.csv and annotations.json
+    shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # of train, val and test
+    seed: int = setting(0, at_least(0))
+    group_column: int | str | None = None  # of the listing; null: the column named group, if there is one
+    group_pattern: str | None = None  # regular expression that finds a video's group in its path
+    classes: Any = None  # a list, or a file of class names in order; null: those of the videos, sorted
+    listing: SplitListingSettings = field(default_factory=SplitListingSettings)
+    paths: str = setting("absolute", one_of("absolute", "relative"))  # in the CSV files; relative: to out
+    overwrite: bool = False  # what another split left in out

@@ -1,8 +1,12 @@
-"""The configuration: its typed schema, and a check that reports every fault at once, before anything is built."""
+"""Two checks that report every fault at once, before anything is built: check_targets holds components against the
+signatures of what they name, check_settings holds settings against the ranges and choices of their dataclass."""
 
 import difflib
 import inspect
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,45 +16,40 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vidtrain.config import schemas
 from vidtrain.config.published import register_published
 from vidtrain.config.references import guard_environment
 from vidtrain.config.renames import rename_target
-from vidtrain.config.schemas import (
-    BenchmarkConfig,
-    CompareConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PredictConfig,
-    RunConfig,
-    SweepConfig,
-)
-from vidtrain.config.schemas_data import AuditConfig, PrepareConfig, SplitConfig
-from vidtrain.config.type_checks import fits, hints_of, spell
 from vidtrain.errors import UserError
 from vidtrain.files.folders import CONF
 
+Faults = list[tuple[str, str]]  # (key, what is wrong)
+PROGRAMS = {
+    "run": schemas.RunConfig,
+    "benchmark": schemas.BenchmarkConfig,
+    "evaluate": schemas.EvaluateConfig,
+    "export": schemas.ExportConfig,
+    "audit": schemas.AuditConfig,
+    "predict": schemas.PredictConfig,
+    "prepare": schemas.PrepareConfig,
+    "split": schemas.SplitConfig,
+    "compare": schemas.CompareConfig,
+    "sweep": schemas.SweepConfig,
+}
+
 
 def register_schemas() -> None:
-    """Makes the schemas known to Hydra, by the names that conf/*.yaml put first in their defaults, and the resolver
+    """Makes the schemas known to Hydra, by the names that conf/*.yaml put first in their defaults, and the resolvers
     `${options:GROUP}` and `${groups:}` of the programs' help."""
     guard_environment()
     register_published()
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
     OmegaConf.register_new_resolver("groups", _groups, replace=True)
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    store.store(name="benchmark_schema", node=BenchmarkConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
-    store.store(name="export_schema", node=ExportConfig)
-    store.store(name="audit_schema", node=AuditConfig)
-    store.store(name="predict_schema", node=PredictConfig)
-    store.store(name="prepare_schema", node=PrepareConfig)
-    store.store(name="split_schema", node=SplitConfig)
-    store.store(name="compare_schema", node=CompareConfig)
-    store.store(name="sweep_schema", node=SweepConfig)
+    for program, schema in PROGRAMS.items():
+        ConfigStore.instance().store(name=f"{program}_schema", node=schema)
 
 
-# --- what fits what ---------------------------------------------------------------------------------------
+# --- what there is ----------------------------------------------------------------------------------------
 
 
 def options(group: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
@@ -66,7 +65,7 @@ def _groups() -> str:
     """A line for each group with its options: ours alone, where Hydra lists those of every installed package."""
     folders = sorted({path.parent.relative_to(CONF) for path in CONF.glob("*/**/*.yaml")})
     return "\n".join(
-        f"{each}: {', '.join(options(str(each)))}" for each in folders if each.parts[0] != "hydra"
+        f"{folder}: {', '.join(options(str(folder)))}" for folder in folders if folder.parts[0] != "hydra"
     )
 
 
@@ -85,67 +84,102 @@ def components(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
             yield path, node
         for key in node:
             if not OmegaConf.is_missing(node, key):
-                yield from components(node._get_node(key), f"{path}.{key}" if path else str(key))
+                yield from components(node._get_node(key), f"{path}.{key!s}" if path else str(key))
     elif isinstance(node, ListConfig) and not node._is_none():
         for index in range(len(node)):
             yield from components(node._get_node(index), f"{path}[{index}]")
 
 
-def check_targets(cfg: DictConfig) -> list[tuple[str, str]]:
-    """Holds every component's arguments against its target's signature; returns faults as (key, what is wrong).
+# --- settings against their dataclass ---------------------------------------------------------------------
+
+
+def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
+    """The settings of `cfg` that lie out of the range, or are none of the choices, that the fields of `schema` give.
+
+    Null is allowed where the type allows it. What is not there, in a checkpoint from before, has no fault.
+    """
+    faults: Faults = []
+    hints = typing.get_type_hints(schema)
+    for setting in fields(schema):
+        try:
+            value = OmegaConf.select(cfg, setting.name)
+        except OmegaConfBaseException:  # a reference that leads nowhere, which others report
+            continue
+        key, rules = f"{prefix}{setting.name}", setting.metadata
+        if value is None:
+            continue
+        if is_dataclass(hints[setting.name]):
+            faults += check_settings(value, hints[setting.name], f"{key}.")
+        elif "choices" in rules:
+            known = list(rules["choices"]())
+            chosen = list(value) if isinstance(value, ListConfig) else [value]
+            faults += [
+                (key, f"{word} is unknown{suggest(word, known)}") for word in chosen if word not in known
+            ]
+        elif "allows" in rules and not rules["allows"](value):
+            faults.append((key, f"{value} {rules['must']}"))
+    return faults
+
+
+# --- components against signatures ------------------------------------------------------------------------
+
+
+def check_targets(cfg: DictConfig) -> Faults:
+    """Holds every component's arguments against its target's signature.
 
     Finds targets that do not exist, arguments that they do not take, required ones that are absent (unless
     the node is partial), and plain values (numbers, text, lists) of another type than annotated.
     """
-    faults = []
-    for path, node in components(cfg):
-        if OmegaConf.is_missing(node, "_target_"):
-            faults.append((f"{path}._target_", "must be given a value"))
-            continue
-        try:
-            target = get_object(node["_target_"])
-        except Exception as error:  # importing a target runs foreign code, which may raise anything
-            renamed = rename_target(str(node["_target_"]))
-            hint = f"; it is called {renamed} now" if renamed != node["_target_"] else ""
-            faults.append((f"{path}._target_", f"{node['_target_']} cannot be imported: {error}{hint}"))
-            continue
-        try:
-            parameters = inspect.signature(target).parameters
-        except (TypeError, ValueError):  # not callable, or a built-in that does not tell
-            faults.append(
-                (
-                    f"{path}._target_",
-                    f"{node['_target_']} is nothing that a component can be: a class or function with named arguments",
-                )
-            )
-            continue
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        hints = hints_of(target)
-        given = [str(key) for key in node if not str(key).startswith("_")]
-        for name in given:
-            if name not in names and not takes_any:
-                known = [each for each in names if each not in given]
-                faults.append(
-                    (f"{path}.{name}", f"{node['_target_']} has no such argument{suggest(name, known)}")
-                )
-                continue
-            if OmegaConf.is_missing(node, name):
-                faults.append((f"{path}.{name}", "must be given a value"))
-                continue
-            try:
-                value = node[name]
-            except OmegaConfBaseException as error:
-                faults.append((f"{path}.{name}", str(error).splitlines()[0]))
-                continue
-            # what is referred to is checked where it stands
-            if name in hints and not OmegaConf.is_interpolation(node, name) and not fits(value, hints[name]):
-                faults.append((f"{path}.{name}", f"{value!r} is not {spell(hints[name])}"))
-        if not OmegaConf.select(node, "_partial_"):
-            for name in names:
-                if parameters[name].default is inspect.Parameter.empty and name not in given:
-                    faults.append((f"{path}.{name}", f"{node['_target_']} needs this argument"))
-    return faults
+    return [fault for path, node in components(cfg) for fault in _check_component(path, node)]
+
+
+def _check_component(path: str, node: DictConfig) -> Iterator[tuple[str, str]]:
+    if OmegaConf.is_missing(node, "_target_"):
+        yield f"{path}._target_", "must be given a value"
+        return
+    named = node["_target_"]
+    try:
+        target = get_object(named)
+    except Exception as error:  # importing a target runs foreign code, which may raise anything
+        renamed = rename_target(str(named))
+        hint = f"; it is called {renamed} now" if renamed != named else ""
+        yield f"{path}._target_", f"{named} cannot be imported: {error}{hint}"
+        return
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # not callable, or a built-in that does not tell
+        what = "a class or function with named arguments"
+        yield f"{path}._target_", f"{named} is nothing that a component can be: {what}"
+        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    hints = hints_of(target)
+    arguments = [str(key) for key in node if not str(key).startswith("_")]
+    for name in arguments:
+        if name in names or takes_any:
+            why = _wrong_value(node, name, hints)
+        else:
+            others = [other for other in names if other not in arguments]
+            why = f"{named} has no such argument{suggest(name, others)}"
+        if why is not None:
+            yield f"{path}.{name}", why
+    if not OmegaConf.select(node, "_partial_"):
+        for name in names:
+            if parameters[name].default is inspect.Parameter.empty and name not in arguments:
+                yield f"{path}.{name}", f"{named} needs this argument"
+
+
+def _wrong_value(node: DictConfig, name: str, hints: Mapping[str, Any]) -> str | None:
+    if OmegaConf.is_missing(node, name):
+        return "must be given a value"
+    try:
+        value = node[name]
+    except OmegaConfBaseException as error:
+        return str(error).splitlines()[0]
+    # what is referred to is checked where it stands
+    if name in hints and not OmegaConf.is_interpolation(node, name) and not fits(value, hints[name]):
+        return f"{value!r} is not {spell(hints[name])}"
+    return None
 
 
 def reason(error: BaseException) -> str:
@@ -153,6 +187,9 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return str(error)
+
+
+# --- where a fault lies -----------------------------------------------------------------------------------
 
 
 def label(override: str, stored: Mapping[str, str]) -> str:
@@ -163,7 +200,7 @@ def label(override: str, stored: Mapping[str, str]) -> str:
 def where(
     key: str,
     overrides: Sequence[str],
-    choices: dict[str, str],
+    choices: Mapping[str, str],
     stored: Mapping[str, str] = MappingProxyType({}),
     folders: Sequence[Path] = (CONF,),
 ) -> str:
@@ -181,3 +218,75 @@ def where(
         return "the configuration"
     own = [path for folder in folders[1:] if (path := folder / group / f"{option}.yaml").is_file()]
     return str(own[0]) if own else f"conf/{group}/{option}.yaml"
+
+
+# --- what annotations allow of the plain values that YAML holds -------------------------------------------
+
+PLAIN_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+
+
+def hints_of(target: Any) -> dict[str, Any]:
+    """Annotations by argument; one that cannot be resolved here says nothing and is left out."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints: dict[str, Any] = {}
+    for name, hint in inspect.get_annotations(inspect.unwrap(function)).items():
+        try:
+            holder = type("holder", (), {"__annotations__": {name: hint}})
+            hints |= typing.get_type_hints(holder, globalns=inspect.unwrap(function).__globals__)
+        except (NameError, TypeError):
+            continue
+    return hints
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Those of a union that YAML can mean: beside a plain one, it cannot be a class such as Tensor."""
+    arguments = typing.get_args(hint)
+    return [each for each in arguments if each in PLAIN_WORDS or typing.get_origin(each)] or list(arguments)
+
+
+def _is_pair(origin: Any, arguments: tuple[Any, ...]) -> bool:
+    """Whether a hint is a tuple of a fixed number of values."""
+    return origin is tuple and bool(arguments) and arguments[-1] is not Ellipsis
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may stand for a parameter annotated `hint`; what is not plain always may."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, DictConfig):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, each) for each in _alternatives(hint))
+    if origin is typing.Literal:
+        return value in arguments
+    if hint in PLAIN_WORDS:
+        allowed = int | float if hint is float else hint
+        return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+    if origin in (dict, Mapping):
+        return False
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, ListConfig):
+            return False
+        if _is_pair(origin, arguments):
+            return len(value) == len(arguments) and all(map(fits, value, arguments))
+        return not arguments or all(fits(each, arguments[0]) for each in value)
+    return True
+
+
+def spell(hint: Any) -> str:
+    """An annotation in words, such as `a list of float, or null`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        plain = _alternatives(hint)
+        spelled = " or ".join(spell(each) for each in plain if each is not type(None))
+        return spelled + (", or null" if type(None) in plain else "")
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if _is_pair(origin, arguments):
+        return f"a list of {len(arguments)}: {', '.join(map(spell, arguments))}"
+    if origin in (dict, Mapping):
+        return "a mapping: {name: ...}"
+    if origin in (list, tuple, Sequence):
+        return f"a list of {spell(arguments[0])}" if arguments else "a list"
+    if hint in PLAIN_WORDS:
+        return PLAIN_WORDS[hint]
+    return hint.__name__ if isinstance(hint, type) else str(hint)

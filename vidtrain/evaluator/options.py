@@ -9,10 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.build.checkpoint_loader import find_checkpoint
-from vidtrain.config.migration import migrate
+from vidtrain.config.renames import migrate
 from vidtrain.config.schemas import EvaluateConfig
-from vidtrain.config.targets import check_targets, suggest
-from vidtrain.data.sampling.temporal import FRAME_ORDERS, SHORT_POLICIES
+from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 
 # The program's option -> where the value stands in the configuration that the checkpoint carries
@@ -37,30 +36,13 @@ USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation", "model",
 # Options that a stored table is read with; all others are settled when the table is made
 TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_order", "num_workers", "cpu_threads",
                  "device")  # fmt: skip
-CHOICES = {
-    "weights": ("raw", "ema"),
-    "frame_order": FRAME_ORDERS,
-    "short_video_policy": SHORT_POLICIES,
-    "fusion": ("mean_logits", "mean_probs", "joint", "vote"),
-}
-LEAST = {"eval_clips": 1, "crops": 1, "batch_size": 1, "num_workers": 0, "cpu_threads": 1}
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg)
-    for key, known in CHOICES.items():
-        if cfg[key] is not None and cfg[key] not in known:
-            faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], list(known))}"))
-    for number, order in enumerate(cfg.frame_order_ablations):
-        if order not in FRAME_ORDERS:
-            faults.append(
-                ("frame_order_ablations", f"{order} is unknown{suggest(order, list(FRAME_ORDERS))}")
-            )
-        elif order in cfg.frame_order_ablations[:number]:
-            faults.append(("frame_order_ablations", f"{order} is listed twice"))
-    for key, least in LEAST.items():
-        if cfg[key] is not None and cfg[key] < least:
-            faults.append((key, f"{cfg[key]} must be {least} or more"))
+    faults = check_targets(cfg) + check_settings(cfg, EvaluateConfig)
+    orders = list(cfg.frame_order_ablations)
+    twice = [order for number, order in enumerate(orders) if order in orders[:number]]
+    faults += [("frame_order_ablations", f"{order} is listed twice") for order in twice]
     if cfg.from_table is not None:
         defaults = OmegaConf.structured(EvaluateConfig)
         faults += [

@@ -11,36 +11,16 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vidtrain.build.checkpoint_loader import find_checkpoint
-from vidtrain.config.targets import check_targets, suggest
+from vidtrain.config.schemas import PredictConfig
+from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 
-FORMATS = ("table", "json", "csv")
-HEATS = ("auto", "attention", "grad_cam", "none")
 FILES = (".csv", ".json")
-LEAST = {"topk": 1, "eval_clips": 1, "crops": 1, "batch_size": 1, "num_workers": 0, "max_pixels": 1}
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg) + _check_places(cfg) + _check_windows(cfg.windows)
-    choices = {"format": FORMATS, "heat": HEATS}
-    for key in (key for key in ("precision", "fusion") if cfg[key] is not None):
-        from vidtrain.models.classifier import FUSIONS
-        from vidtrain.training.ranks.distributed import PRECISIONS
-
-        choices[key] = {"precision": tuple(PRECISIONS), "fusion": FUSIONS}[key]
-    if cfg.size_changes is not None:
-        from vidtrain.data.decoding.conversion import SIZE_CHANGES
-
-        choices["size_changes"] = SIZE_CHANGES
-    for key, known in choices.items():
-        if cfg[key] not in known:
-            faults.append((key, f"{cfg[key]} is unknown{suggest(cfg[key], known)}"))
-    for key, lowest in LEAST.items():
-        if cfg[key] is not None and cfg[key] < lowest:
-            faults.append((key, f"{cfg[key]} must be {lowest} or more"))
-    for key in ("frame_rate", "decode_timeout_s"):
-        if cfg[key] is not None and not cfg[key] > 0:
-            faults.append((key, f"{cfg[key]} must be above 0"))
+    faults = check_targets(cfg) + check_settings(cfg, PredictConfig)
+    faults += _check_places(cfg) + _check_windows(cfg.windows)
     if cfg.heat_class is not None and not cfg.render:
         faults.append(("heat_class", "is the class of the heat map of render=true, which is not asked for"))
     if cfg.heat_class is not None and cfg.heat in ("attention", "none"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from vidtrain.app.check import try_clip
 from vidtrain.build import parts as build
-from vidtrain.config.migration import migrate
+from vidtrain.config.renames import migrate
 from vidtrain.config.targets import check_targets, suggest
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.manifest.class_names import describe_alike, one_spelling

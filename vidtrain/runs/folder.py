@@ -22,12 +22,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 from yaml import parse as parse_yaml
 
-from vidtrain.config.migration import defaults_of, migrate, targets_of
 from vidtrain.config.published import unset_keys
-from vidtrain.config.references import as_said, fingerprints, read, refers, settled
-from vidtrain.config.renames import rename_override
-from vidtrain.config.stored_overrides import check_stored, overrides_of
-from vidtrain.config.trust import DEEPEST, put_back, set_aside
+from vidtrain.config.references import fingerprints, read, refers, settled
+from vidtrain.config.renames import migrate, rename_override
+from vidtrain.config.schemas import to_list
+from vidtrain.config.trust import (
+    DEEPEST,
+    check_stored,
+    defaults_of,
+    overrides_of,
+    put_back,
+    set_aside,
+    targets_of,
+)
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import is_masked, masked
@@ -226,7 +233,7 @@ def record(path: Path, cfg: DictConfig) -> str:
     that differ from those the run was started with, unless they change nothing that is computed.
     """
     if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
-        overrides = as_said(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        overrides = to_list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         run_id = hashlib.sha256(f"{path.resolve()} {started}".encode(errors="surrogateescape")).hexdigest()[
             :12

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.app.launch import fail
 from vidtrain.config.overrides import first_value, in_quotes, values
-from vidtrain.config.references import as_said
-from vidtrain.config.stored_overrides import check_trials
+from vidtrain.config.schemas import to_list
+from vidtrain.config.trust import check_trials
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.files.folders import RunLock, check_links, is_held
-from vidtrain.runs.folder import finished
+from vidtrain.runs.folder import FREE, finished
 from vidtrain.runs.status import clear_outcome, free_cuda_memory, read_outcome, record_outcome
-from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, write_trial
+from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, changed_settings, write_trial
 from vidtrain.sweeps.status import (
     ENDED,
     FAULTY,
@@ -52,18 +53,25 @@ from vidtrain.tracking.console import make_console
 EXIT_FAILED_TRIALS, EXIT_INTERRUPTED = 1, 130
 LOOK_SECONDS = 5  # from one look at a trial of an earlier launcher to the next
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-SLURM = "vidtrain.sweeps.submitit_launchers.SlurmLauncher"
 
 
 class TrialSweeper(Sweeper):
     """What both have in common. `n_jobs` trials run at a time, where the launcher can; `retry` runs those that failed
     again; `params` are further overrides, of a configuration file."""
 
-    def __init__(self, n_jobs: int | None, retry: bool, params: Mapping[str, Any]):
-        self._n_jobs, self.retry, self._params = n_jobs, retry, params
+    def __init__(self, n_jobs: int | None, retry: bool, params: Mapping[str, Any] | None):
+        self._n_jobs, self.retry, self._params = n_jobs, retry, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._context, self._task, self._config = hydra_context, task_function, config
+
+    @abstractmethod
+    def check_swept(self) -> None:
+        """Raises `UserError` for what cannot be swept."""
+
+    @abstractmethod
+    def run_missing(self) -> None:
+        """Runs what is missing."""
 
     def sweep(self, arguments: list[str]) -> None:
         self.console = make_console(is_main=True)
@@ -77,47 +85,53 @@ class TrialSweeper(Sweeper):
     def _sweep(self, arguments: Sequence[str]) -> bool:
         """Whether a trial failed."""
         parsed = OverridesParser.create(self._context.config_loader).parse_overrides(list(arguments))
-        given = {each.get_key_element(): each for each in parsed}  # the last of a key counts
-        if "run_dir" in given:
+        self.overrides = {
+            override.get_key_element(): override for override in parsed
+        }  # the last of a key counts
+        self.swept = {
+            key: override for key, override in self.overrides.items() if override.is_sweep_override()
+        }
+        if "run_dir" in self.overrides:
             raise UserError(
                 "run_dir gives all trials of a sweep one folder; name the sweep's with hydra.sweep.dir="
             )
-        if not any(each.is_sweep_override() for each in given.values()):
+        if not self.swept:
             raise UserError(
                 "-m sweeps, and no setting has several values: write optimizer.lr=1e-4,3e-4, or leave -m out"
             )
-        if "trainer.monitor" in given and given["trainer.monitor"].is_sweep_override():
+        if "trainer.monitor" in self.swept:
             raise UserError("trainer.monitor is what trials are compared by: give one")
-        self.said = given
-        first = self._compose([first_value(each) for each in given.values()])
+        first = self._compose([first_value(override) for override in self.overrides.values()])
         self.folder = Path(first.hydra.sweep.dir).absolute()
-        self.check_said(first)
+        self.check_swept()
         check_links(self.folder)
         with RunLock(self.folder):
             self.record = self._open(first)
             try:
                 self.run_missing()
             except (KeyboardInterrupt, SystemExit) as stop:
-                words = shown_lines(
-                    f"to go on: python -m vidtrain.sweep resume {shlex.quote(str(self.folder))}"
-                )
-                print(words, file=sys.stderr, flush=True)
+                command = f"python -m vidtrain.sweep resume {shlex.quote(str(self.folder))}"
+                print(shown_lines(f"to go on: {command}"), file=sys.stderr, flush=True)
                 if self._at_a_time() is None:
                     raise
                 # the threads wait for jobs, which go on; leaving in the ordinary way would wait for them too
                 os._exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_FAILED_TRIALS)
         return self._close()
 
+    @property
+    def fixed(self) -> list[str]:
+        """The overrides that all trials share."""
+        return [first_value(override) for key, override in self.overrides.items() if key not in self.swept]
+
     def _open(self, first: DictConfig) -> SweepRecord:
         """The record of this sweep: a new one, or that in the folder with what this command line changes."""
         from vidtrain.evaluation.metrics import DIRECTIONS
 
         overrides, choices = self._config.hydra.overrides, self._config.hydra.runtime.choices
-        swept = {key: each for key, each in self.said.items() if each.is_sweep_override()}
         record = SweepRecord(
             program="vidtrain.train",
-            hydra=[each for each in as_said(overrides.hydra) if not each.startswith("hydra.mode=")],
-            task=as_said(overrides.task),
+            hydra=[each for each in to_list(overrides.hydra) if not each.startswith("hydra.mode=")],
+            task=to_list(overrides.task),
             started_in=os.getcwd(),
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
             launcher=choices["hydra/launcher"],
@@ -125,10 +139,10 @@ class TrialSweeper(Sweeper):
             objective=first.trainer.monitor,
             direction=DIRECTIONS[first.trainer.monitor],
             planned=0,
-            keys=list(swept),
+            keys=list(self.swept),
         )
         if not (self.folder / SWEEP).is_file():
-            others = [each.name for each in self.folder.iterdir() if each.name != ".lock"]
+            others = [path.name for path in self.folder.iterdir() if path.name != ".lock"]
             if others:
                 raise UserError(
                     f"{self.folder} holds {min(others)} and no {SWEEP}: it is no sweep to go on with; choose another "
@@ -136,41 +150,28 @@ class TrialSweeper(Sweeper):
                 )
             return record
         earlier = SweepRecord.read(self.folder)
-        changed = [
-            f"{what}: {old} -> {new}"
-            for what, old, new in (
-                ("hydra/sweeper", earlier.sweeper, record.sweeper),
-                ("trainer.monitor", earlier.objective, record.objective),
-            )
-            if old != new
-        ]
-        if changed:
-            self.refuse(changed)
-        listed = [
-            each for each in self.said.values() if not each.is_interval_sweep()
-        ]  # numbers need no saying
-        said = {value for each in listed for value in values(each)}
-        check_trials(earlier.trials, said, str(self.folder / SWEEP))
+        compared = {
+            "hydra/sweeper": (earlier.sweeper, record.sweeper),
+            "trainer.monitor": (earlier.objective, record.objective),
+        }
+        self.refuse([f"{what}: {old} -> {new}" for what, (old, new) in compared.items() if old != new])
+        listed = [override for override in self.overrides.values() if not override.is_interval_sweep()]
+        allowed = {value for override in listed for value in values(override)}  # numbers are harmless
+        check_trials(earlier.trials, allowed, str(self.folder / SWEEP))
         record.started, record.trials, record.planned = earlier.started, earlier.trials, earlier.planned
-        record.complete([first_value(each) for each in self.said.values() if not each.is_sweep_override()])
+        record.complete(self.fixed)
         record.space = earlier.space
         record.keys = list(dict.fromkeys([*earlier.keys, *record.keys]))
         return record
 
     def refuse(self, changed: Sequence[str]) -> None:
-        raise UserError(
-            f"the sweep in {self.folder} was started with other settings:\n  "
-            + "\n  ".join(changed)
-            + "\nIts trials would not be comparable: take these back, or choose another hydra.sweep.dir"
-        )
-
-    @abstractmethod
-    def check_said(self, first: DictConfig) -> None:
-        """Raises `UserError` for what cannot be swept."""
-
-    @abstractmethod
-    def run_missing(self) -> None:
-        """Runs what is missing."""
+        """Raises `UserError` where settings have changed."""
+        if changed:
+            raise UserError(
+                f"the sweep in {self.folder} was started with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nIts trials would not be comparable: take these back, or choose another hydra.sweep.dir"
+            )
 
     # --- trials ---------------------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class TrialSweeper(Sweeper):
         with open_dict(cfg):
             cfg.hydra.job.num = number
         trial = Trial(number, str(cfg.hydra.sweep.subdir), list(overrides))
-        if trial.folder in {each.folder for each in self.record.trials}:
+        if trial.folder in {other.folder for other in self.record.trials}:
             raise UserError(
                 f"hydra.sweep.subdir gives two trials the folder {trial.folder}; leave it as it is"
             )
@@ -200,20 +201,20 @@ class TrialSweeper(Sweeper):
 
     def _outlived(self, trial: Trial) -> bool:
         """Waits for a trial of an earlier launcher that still runs, or waits in SLURM. Whether it has ended."""
-        said = False
+        waited = False
         while True:
             state = trial_state(self.folder, trial, jobs=slurm_jobs(self.folder))
             if state.state not in (RUNNING, QUEUED):
-                return said and state.state in ENDED
-            if not said:
+                return waited and state.state in ENDED
+            if not waited:
                 self.console.info(
                     f"trial {trial.number} is {state.state} already, {state.where}: waiting for it"
                 )
-            said = True
+            waited = True
             time.sleep(LOOK_SECONDS)
 
     def run_all(
-        self, trials: Iterator[Trial], ended: Callable[[TrialState], None], pruning: Any = None
+        self, trials: Iterator[Trial], ended: Callable[[TrialState], object], pruning: Any = None
     ) -> None:
         """Launches trials as there is room for them; `ended` is told what became of each."""
         at_a_time = self._at_a_time()
@@ -222,62 +223,58 @@ class TrialSweeper(Sweeper):
                 ended(self._settled(trial, self._launch(trial, pruning)))
             return
         pool = ThreadPoolExecutor(at_a_time)  # they do nothing but wait
-        running: dict[Future, Trial] = {}
+        running: dict[Future[Exception | None], Trial] = {}
         while True:
-            while len(running) < at_a_time and (trial := next(trials, None)) is not None:
-                running[pool.submit(self._launch, trial, pruning)] = trial
+            while len(running) < at_a_time and (following := next(trials, None)) is not None:
+                running[pool.submit(self._launch, following, pruning)] = following
             if not running:
                 return
-            for each in wait(running, return_when=FIRST_COMPLETED).done:
-                ended(self._settled(running.pop(each), each.result()))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended(self._settled(running.pop(future), future.result()))
 
     def _at_a_time(self) -> int | None:
         """None for a launcher that works in this process, and so one after the other."""
-        target = self._config.hydra.launcher._target_
-        if target == IN_PROCESS:
+        launcher = self._config.hydra.launcher
+        if launcher._target_ == IN_PROCESS:
             return None
         if self._n_jobs is not None:
             return self._n_jobs
         # SLURM's queue knows what there is room for; elsewhere trials would compete
-        launcher = self._config.hydra.launcher
         return launcher.array_parallelism if "array_parallelism" in launcher else 1
 
     def _launch(self, trial: Trial, pruning: Any) -> Exception | None:
         """Runs a trial to its end, through a launcher of its own, so that one that fails ends no other. Returns what it
         raised: the trial's own exception, or the launcher's word on a job that left no result."""
-        folder = self.folder / trial.folder
         if self._outlived(trial):
             return None
-        clear_outcome(folder)
+        clear_outcome(self.folder / trial.folder)
         write_trial(self.folder, trial, pruning)
-        config = copy.deepcopy(self._config)
-        # said outright, for what they refer to may differ from trial to trial
-        pinned = [
-            f"hydra.sweep.dir={in_quotes(str(self.folder))}",
-            f"hydra.sweep.subdir={in_quotes(trial.folder)}",
-        ]
-        with open_dict(config):
-            config.hydra.overrides.hydra.extend(pinned)
-            config.hydra.sweep.dir, config.hydra.sweep.subdir = str(self.folder), trial.folder
-            own = config.hydra.launcher
-            if "submitit_folder" in own:  # the names in it are the numbers of the trial's jobs
-                forget_results(self.folder, trial)
-                own.submitit_folder = str(self.folder / ".submitit" / str(trial.number) / "%j")
-                own.name = f"{own.name}-{trial.number}"
         if self._at_a_time() is None:
-            values = trial.values()
-            swept = " ".join(f"{key}={values[key]}" for key in self.record.keys if key in values)
+            swept = trial.text(self.record.keys)
             self.console.info(f"\ntrial {trial.number} of {self.record.planned}: {swept}")
         try:
             launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=self._context, task_function=self._task, config=config
+                hydra_context=self._context, task_function=self._task, config=self._config_of(trial)
             )
             (returned,) = launcher.launch([trial.overrides], initial_job_idx=trial.number)
-        except (
-            Exception
-        ) as error:  # submitit raises for a job that was cancelled, killed, or ended without a result
+        except Exception as error:  # of submitit: a job that was cancelled, killed, or ended without a result
             return None if self._outlived(trial) else error  # it may be wrong: the job may have been requeued
         return returned._return_value if returned.status == JobStatus.FAILED else None
+
+    def _config_of(self, trial: Trial) -> DictConfig:
+        """Hydra's configuration for the launcher of a trial, with the folders as text: what they refer to may differ
+        from trial to trial."""
+        config = copy.deepcopy(self._config)
+        folders = {"hydra.sweep.dir": str(self.folder), "hydra.sweep.subdir": trial.folder}
+        with open_dict(config):
+            config.hydra.overrides.hydra.extend(f"{key}={in_quotes(value)}" for key, value in folders.items())
+            config.hydra.sweep.dir, config.hydra.sweep.subdir = str(self.folder), trial.folder
+            launcher = config.hydra.launcher
+            if "submitit_folder" in launcher:  # the names in it are the numbers of the trial's jobs
+                forget_results(self.folder, trial)
+                launcher.submitit_folder = str(self.folder / ".submitit" / str(trial.number) / "%j")
+                launcher.name = f"{launcher.name}-{trial.number}"
+        return config
 
     def _settled(self, trial: Trial, error: Exception | None) -> TrialState:
         """What became of a launched trial; recorded here where it could not record it itself."""
@@ -299,4 +296,44 @@ class TrialSweeper(Sweeper):
         self.console.table(title, columns, rows)
         for line in below:
             self.console.info(line)
-        return any(each.state in FAULTY for each in states)
+        return any(state.state in FAULTY for state in states)
+
+
+class GridSweeper(TrialSweeper):
+    """Every combination of the values that overrides hold, the last one varied fastest."""
+
+    def __init__(
+        self, n_jobs: int | None = None, retry: bool = False, params: Mapping[str, Any] | None = None
+    ):
+        super().__init__(n_jobs, retry, params)
+
+    def check_swept(self) -> None:
+        for key, override in self.swept.items():
+            if override.is_interval_sweep():
+                raise UserError(
+                    f"{key}: a grid has no end of values in an interval; list some, or hydra/sweeper=optuna"
+                )
+
+    def run_missing(self) -> None:
+        combinations = [list(each) for each in product(*map(values, self.overrides.values()))]
+        trials = self.record.trials
+        if trials:
+            self.refuse(changed_settings([trial.overrides for trial in trials], combinations, FREE))
+        known, faults = len(trials), []
+        for overrides in combinations:
+            if self.record.find(overrides, FREE) is None:
+                try:
+                    self.add(overrides, self.record.next_number())
+                except UserError as error:
+                    faults.append(str(error))
+        if faults:
+            raise UserError("these trials cannot be composed; nothing was started\n  " + "\n  ".join(faults))
+        self.record.planned = len(trials)
+        self.record.write(self.folder)
+        missing = [trial for trial in trials if self.is_to_run(trial)]
+        counts = {"trials": len(trials), "to run": len(missing)}
+        if known:
+            counts |= {"new": len(trials) - known, "ended": len(trials) - len(missing)}
+        counted = ", ".join(f"{count} {what}" for what, count in counts.items())
+        self.console.info(f"sweep {self.folder}: {counted}")
+        self.run_all(iter(missing), lambda state: None)

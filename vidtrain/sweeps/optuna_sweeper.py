@@ -1,16 +1,45 @@
 """hydra/sweeper=optuna: a search with a persistent Optuna study, which may end trials early."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.config.overrides import first_value
+from vidtrain.build import parts as build
+from vidtrain.config.renames import rename_override
+from vidtrain.config.schemas import as_mapping, to_dict
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import is_masked
+from vidtrain.files.folders import install_hint
 from vidtrain.runs.folder import FREE
+from vidtrain.runs.status import PRUNED
 from vidtrain.sweeps.base import TrialSweeper
 from vidtrain.sweeps.record import Trial, changed_settings
 from vidtrain.sweeps.status import ENDED, TrialState, trial_state
+
+try:
+    import optuna
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+    from optuna.trial import TrialState as OptunaState
+except ImportError as error:
+    raise UserError(f"hydra/sweeper=optuna needs Optuna 4 or later: {install_hint('optuna')}") from error
+
+if TYPE_CHECKING:
+    from vidtrain.training.run import Console
+
+Space = Mapping[str, BaseDistribution]
+LOCKED_SECONDS = 60  # that a process waits for the others at the same SQLite file
+
+optuna.logging.set_verbosity(logging.WARNING)
 
 
 class OptunaSweeper(TrialSweeper):
@@ -28,82 +57,240 @@ class OptunaSweeper(TrialSweeper):
         retry: bool = False,
         params: Mapping[str, Any] | None = None,
     ):
-        super().__init__(n_jobs, retry, params or {})
+        super().__init__(n_jobs, retry, params)
         self._n_trials, self._seed, self._storage = n_trials, seed, storage
         self._sampler, self._pruner = sampler, pruner
 
-    def check_said(self, first: DictConfig) -> None:
-        from vidtrain.build import parts as build
-        from vidtrain.sweeps import study as sweep_study
-
-        if "seed" in self.said and self.said["seed"].is_sweep_override():
+    def check_swept(self) -> None:
+        if "seed" in self.swept:
             raise UserError(
                 "seed: Optuna would search for the luckiest seed. Search with one, and run what it finds with several: "
                 "hydra/sweeper=grid seed=0,1,2"
             )
-        self._space = {
-            key: sweep_study.distribution(each) for key, each in self.said.items() if each.is_sweep_override()
-        }
+        self._space = {key: distribution(override) for key, override in self.swept.items()}
         build.instantiate_component(self._pruner)  # a fault in it shows before the first trial
 
     def run_missing(self) -> None:
-        from vidtrain.sweeps import study as sweep_study
-
         record, folder = self.record, self.folder
-        fixed = [first_value(each) for each in self.said.values() if not each.is_sweep_override()]
-        space = {key: self.said[key].get_value_string().replace(" ", "") for key in self._space}
+        space = {key: override.get_value_string().replace(" ", "") for key, override in self.swept.items()}
         if record.trials:
-            known = [
-                [each for each in one.overrides if each.partition("=")[0] not in space]
-                for one in record.trials
-            ]
-            changed = changed_settings(known, [fixed], FREE)
-            changed += [
-                f"{key}: {_known(record.space, key)} -> {_known(space, key)}"
-                for key in {**record.space, **space}
-                if _known(record.space, key) != _known(space, key)
-            ]
-            if changed:
-                self.refuse(changed)
-        storage = self._storage or sweep_study.sqlite_file(folder / "study.db")
-        study = sweep_study.open_study(folder.name, storage, record.direction)
+            self._refuse_changes(space)
+        storage = self._storage or sqlite_file(folder / "study.db")
+        study = open_study(folder.name, storage, record.direction)
         record.space, record.planned = space, max(self._n_trials, len(record.trials))
         record.write(folder)
-
-        def known_trial(number: int, drawn: Sequence[str]) -> Trial:
-            for each in record.trials:
-                if each.number == number:
-                    return each
-            trial = self.add([*fixed, *drawn], number)
-            record.write(folder)
-            return trial
-
-        def ended(state: TrialState) -> None:
-            if state.state in ENDED:
-                sweep_study.tell(study, state.number, state.objective, state.state)
-
-        def missing() -> Iterator[Trial]:
-            for number, drawn in list(sweep_study.unsettled(study, self._space)):
-                trial = known_trial(number, drawn)
-                if self.is_to_run(trial):
-                    yield trial
-                else:
-                    ended(trial_state(folder, trial))
-            # Optuna has no way back from failed: one that is run again counts, but not for the search
-            for trial in [each for each in record.trials if self.retry]:
-                if self.is_to_run(trial):
-                    yield trial
-            while len(record.trials) < record.planned:
-                yield known_trial(*sweep_study.ask(study, self._space, self._sampler, self._seed))
-
-        done = sum(trial_state(folder, each).state in ENDED for each in record.trials)
+        done = sum(trial_state(folder, trial).state in ENDED for trial in record.trials)
         self.console.info(f"sweep {folder}: {record.planned} trials of a search; {done} have ended")
         pruning = None
         if self._pruner is not None:
-            pruner = OmegaConf.to_container(self._pruner, resolve=True)
+            pruner = to_dict(self._pruner, resolve=True)
             pruning = {"storage": storage, "study": folder.name, "pruner": pruner}
-        self.run_all(missing(), ended, pruning)
+        self.run_all(self._missing(study), lambda state: self._tell(study, state), pruning)
+
+    def _refuse_changes(self, space: Mapping[str, str]) -> None:
+        earlier = self.record.space
+        known = [
+            [override for override in trial.overrides if override.partition("=")[0] not in space]
+            for trial in self.record.trials
+        ]
+        changed = changed_settings(known, [self.fixed], FREE)
+        for key in {**earlier, **space}:
+            old, new = (each.get(key, "not searched") for each in (earlier, space))
+            changed += [f"{key}: {old} -> {new}"] if old != new else []
+        self.refuse(changed)
+
+    def _missing(self, study: optuna.Study) -> Iterator[Trial]:
+        for number, drawn in list(unsettled(study, self._space)):
+            trial = self._known_trial(number, drawn)
+            if self.is_to_run(trial):
+                yield trial
+            else:
+                self._tell(study, trial_state(self.folder, trial))
+        if (
+            self.retry
+        ):  # Optuna has no way back from failed: one that is run again counts, but not for the search
+            yield from filter(self.is_to_run, list(self.record.trials))
+        while len(self.record.trials) < self.record.planned:
+            yield self._known_trial(*ask(study, self._space, self._sampler, self._seed))
+
+    def _known_trial(self, number: int, drawn: Sequence[str]) -> Trial:
+        for trial in self.record.trials:
+            if trial.number == number:
+                return trial
+        trial = self.add([*self.fixed, *drawn], number)
+        self.record.write(self.folder)
+        return trial
+
+    def _tell(self, study: optuna.Study, state: TrialState) -> None:
+        if state.state in ENDED:
+            tell(study, state.number, state.objective, state.state)
 
 
-def _known(space: Mapping[str, str], key: str) -> str:
-    return space[key] if key in space else "not searched"
+# --- the study ----------------------------------------------------------------------------------------------
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What an override searches: `interval(1e-5, 1e-2)`, with whole bounds or in int(...) of whole numbers, in
+    tag(log, ...) on a logarithmic scale; `range(1, 9, 2)`; anything else that holds several values one by one."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high, log = value.start, value.end, "log" in value.tags
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log)
+        assert low is not None and high is not None  # Hydra parses none without both
+        return FloatDistribution(float(low), float(high), log=log)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        numbers = value.range()  # leaves its end out, where a distribution holds it
+        if isinstance(numbers, range) and numbers.step > 0 and len(numbers):
+            return IntDistribution(numbers[0], numbers[-1], step=numbers.step)
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def open_study(name: str, storage: str, direction: str) -> optuna.Study:
+    """The study of a sweep, made where it is absent; `direction` is max or min."""
+    goal: Literal["maximize", "minimize"] = "maximize" if direction == "max" else "minimize"
+    try:
+        return optuna.create_study(
+            study_name=name, storage=_storage(storage), direction=goal, load_if_exists=True
+        )
+    except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
+        raise UserError(f"hydra.sweeper.storage={storage} cannot be opened: {error}") from error
+
+
+def sqlite_file(path: Path) -> str:
+    return f"sqlite:///{path.absolute()}"
+
+
+def _with_password(url: str) -> str:
+    """trial.json holds the address of a study without its password, which the configuration of the sweep has."""
+    if not is_masked(url):
+        return url
+    stored: Any = HydraConfig.get() if HydraConfig.initialized() else None
+    storage = None if stored is None else OmegaConf.select(stored, "sweeper.storage")
+    if storage is None:
+        raise KeyError("its password is not stored; it is known where the sweep is resumed")
+    return storage
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    arguments = {"connect_args": {"timeout": LOCKED_SECONDS}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+
+
+def as_drawn(study: optuna.Study, space: Space) -> Space:
+    """The space by the names and choices that the trials of a study have: those of when it was begun."""
+    drawn = {
+        name: each for trial in study.get_trials(deepcopy=False) for name, each in trial.distributions.items()
+    }
+    named = {}
+    for key, searched in space.items():
+        name = next((old for old in drawn if rename_override(f"{old}=") == f"{key}="), key)
+        if isinstance(searched, CategoricalDistribution) and isinstance(
+            old := drawn.get(name), CategoricalDistribution
+        ):
+            renamed = [rename_override(f"{name}={choice}") for choice in old.choices]
+            searched = old if renamed == [f"{key}={choice}" for choice in searched.choices] else searched
+        named[name] = searched
+    return named
+
+
+def ask(study: optuna.Study, space: Space, sampler: DictConfig, seed: int | None) -> tuple[int, list[str]]:
+    """The next trial, as its number and the overrides that it sets.
+
+    The sampler is made anew for each trial, from a seed of its own where `sampler` gives none: a sweep that was
+    interrupted then does not draw its first trials a second time.
+    """
+    number = len(study.get_trials(deepcopy=False))
+    own = {} if seed is None or "seed" in sampler else {"seed": seed + number}
+    study.sampler = build.instantiate_component(as_mapping(OmegaConf.merge(sampler, own)))
+    space = as_drawn(study, space)
+    trial = study.ask(dict(space))
+    return trial.number, overrides_of(trial.params, space)
+
+
+def overrides_of(params: Mapping[str, Any], space: Iterable[str]) -> list[str]:
+    """`key=value` of a trial's parameters, in the order of the space. Floats are written so that they come back."""
+    values = {key: repr(params[key]) if isinstance(params[key], float) else params[key] for key in space}
+    return [rename_override(f"{key}={value}") for key, value in values.items()]
+
+
+def unsettled(study: optuna.Study, space: Space) -> Iterator[tuple[int, list[str]]]:
+    """Trials that were asked for and not told of: what a launcher that was killed had under way."""
+    space = as_drawn(study, space)
+    for trial in study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
+        params = trial.params
+        if params.keys() != space.keys():  # killed while it drew them
+            study.tell(trial.number, state=OptunaState.FAIL)
+            continue
+        strange = [f"{key}={params[key]}" for key in space if not _holds(space[key], params[key])]
+        if strange:
+            raise UserError(
+                f"the study has trial {trial.number} with {', '.join(strange)}, which is not searched: it is of "
+                "another sweep, or was changed"
+            )
+        yield trial.number, overrides_of(params, space)
+
+
+def _holds(searched: BaseDistribution, value: Any) -> bool:
+    """Whether a value that a study's database holds is one of those that are searched."""
+    try:
+        return searched._contains(searched.to_internal_repr(value))
+    except (ValueError, TypeError):  # of a choice that is none, or of text for a number
+        return False
+
+
+def tell(study: optuna.Study, number: int, objective: float | None, status: str) -> None:
+    """What became of a trial: its objective where it finished, else that it was pruned or failed. A failed one gets no
+    value at all."""
+    if study.get_trials(deepcopy=False)[number].state.is_finished():
+        return
+    if objective is not None:
+        study.tell(number, objective)
+    else:
+        study.tell(number, state=OptunaState.PRUNED if status == PRUNED else OptunaState.FAIL)
+
+
+class Pruning:
+    """A trial's side of a study: reports each validation, and asks whether to go on.
+
+    A storage that cannot be reached ends no training: a warning says so once, and the trial goes on to its end.
+    """
+
+    def __init__(self, number: int, how: Mapping[str, Any], validations: int, console: "Console"):
+        self._number, self._console, self._done = number, console, validations
+        self._how = how
+        self._trial: optuna.Trial | None = None
+        self._reported: set[int] = set()
+        self._try(self._open)
+
+    def __call__(self, value: float) -> str | None:
+        """Why the trial is to end now, or None."""
+        self._done += 1
+        trial = self._trial
+        return None if trial is None else self._try(lambda: self._ask(trial, value))
+
+    def _open(self) -> None:
+        pruner = build.instantiate_component(OmegaConf.create(self._how["pruner"]))
+        storage = _storage(_with_password(self._how["storage"]))
+        study = optuna.load_study(study_name=self._how["study"], storage=storage, pruner=pruner)
+        frozen = study.get_trials(deepcopy=False)[self._number]
+        if frozen.state == OptunaState.RUNNING:  # else it has been told of, and is run again by hand
+            self._trial = optuna.Trial(study, frozen._trial_id)
+            self._reported = set(frozen.intermediate_values)
+
+    def _ask(self, trial: optuna.Trial, value: float) -> str | None:
+        if self._done not in self._reported:  # before it was resumed
+            trial.report(value, self._done)
+        if not trial.should_prune():
+            return None
+        name = self._how["pruner"]["_target_"].rsplit(".", 1)[-1]
+        return f"pruned by {name} after {self._done} validations, the last of {value:.4f}"
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (optuna.exceptions.OptunaError, LookupError, RuntimeError, ValueError, TypeError) as error:
+            self._trial = None
+            cause = str(error).splitlines()[0]
+            self._console.warn(f"the sweep's study cannot be reached, so this trial is not pruned: {cause}")
+            return None

@@ -1,18 +1,26 @@
-"""What a sweep is made of: sweep.json in its folder, and trial.json in the folder of each trial.
+"""What a sweep is made of: sweep.json in its folder, and trial.json in the folder of each trial; and what a run does
+as a trial: it is judged on val alone, and may be ended early.
 
 A trial is known by its overrides, so that starting the same sweep again in the same folder finds what is there.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vidtrain.config.renames import rename_override
-from vidtrain.errors import UserError
+from vidtrain.config.trust import is_trusted_pruner
+from vidtrain.errors import Pruned, UserError
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import is_masked, masked
+from vidtrain.tracking.run_log import read_metrics
+
+if TYPE_CHECKING:
+    from vidtrain.data.manifest.manifest import Manifest
+    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.run import Console
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
 
@@ -27,7 +35,12 @@ class Trial:
 
     def values(self) -> dict[str, str]:
         """What each override sets, by key as it was written."""
-        return {key: value for key, _, value in (each.partition("=") for each in self.overrides)}
+        return dict(override.partition("=")[::2] for override in self.overrides)
+
+    def text(self, keys: Iterable[str]) -> str:
+        """Its values of some keys, as overrides."""
+        values = self.values()
+        return " ".join(f"{key}={values[key]}" for key in keys if key in values)
 
 
 @dataclass
@@ -51,7 +64,8 @@ class SweepRecord:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises `UserError` where the folder holds no sweep, or its record is damaged."""
+        """The record in a folder, with the names that settings have now. Raises `UserError` where the folder holds no
+        sweep, or its record is damaged."""
         path = folder / SWEEP
         if not path.is_file():
             why = "there is no such folder" if not folder.is_dir() else f"it holds no {SWEEP}"
@@ -59,32 +73,30 @@ class SweepRecord:
                 f"{folder} is not the folder of a sweep: {why}. Give the one that python -m vidtrain.train -m named"
             )
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            trials = [Trial(**each) for each in found["trials"]]
-            values = {each.name: found[each.name] for each in fields(cls)} | {"trials": trials}
-            for each in trials:
-                _check_types(isinstance(each.number, int), isinstance(each.folder, str))
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            trials = [Trial(**trial) for trial in stored["trials"]]
+            values = {each.name: stored[each.name] for each in fields(cls)} | {"trials": trials}
+            _check_types(
+                *(isinstance(trial.number, int) and isinstance(trial.folder, str) for trial in trials)
+            )
             for texts in (
                 values["hydra"],
                 values["task"],
                 values["keys"],
-                *(each.overrides for each in trials),
+                *(trial.overrides for trial in trials),
             ):
-                _check_types(isinstance(texts, list), all(isinstance(each, str) for each in texts))
+                _check_types(isinstance(texts, list), all(isinstance(text, str) for text in texts))
             return cls(**values)._renamed()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): it is damaged, or from other code") from error
 
     def _renamed(self) -> Self:
-        """With the names that settings have now."""
-        self.hydra, self.task = (
-            [rename_override(each) for each in texts] for texts in (self.hydra, self.task)
-        )
+        self.hydra, self.task = (list(map(rename_override, texts)) for texts in (self.hydra, self.task))
         for trial in self.trials:
-            trial.overrides = [rename_override(each) for each in trial.overrides]
+            trial.overrides = list(map(rename_override, trial.overrides))
         self.keys = [rename_override(f"{key}=").removesuffix("=") for key in self.keys]
-        space = [rename_override(f"{key}={value}").partition("=") for key, value in self.space.items()]
-        self.space = {key: value for key, _, value in space}
+        space = [rename_override(f"{key}={value}") for key, value in self.space.items()]
+        self.space = dict(override.partition("=")[::2] for override in space)
         return self
 
     def write(self, folder: Path) -> None:
@@ -93,26 +105,25 @@ class SweepRecord:
     def find(self, overrides: Sequence[str], free: Sequence[str]) -> Trial | None:
         """The trial of these overrides, whatever their order; keys that begin with one of `free` do not matter."""
         wanted = _identity(overrides, free)
-        return next((each for each in self.trials if _identity(each.overrides, free) == wanted), None)
+        return next((trial for trial in self.trials if _identity(trial.overrides, free) == wanted), None)
 
-    def complete(self, said: Sequence[str]) -> None:
-        """Puts the passwords of addresses, which are not stored, back into the trials: `said` are the overrides of the
-        command line."""
-        by_key = {each.partition("=")[0]: each for each in said}
+    def complete(self, overrides: Sequence[str]) -> None:
+        """Puts the passwords of addresses, which are not stored, back into the trials, from the command line's."""
+        by_key = {override.partition("=")[0]: override for override in overrides}
         for trial in self.trials:
             trial.overrides = [
-                by_key[key] if is_masked(each) and (key := each.partition("=")[0]) in by_key else each
-                for each in trial.overrides
+                by_key[key] if is_masked(stored) and (key := stored.partition("=")[0]) in by_key else stored
+                for stored in trial.overrides
             ]
 
-    def best(self, objectives: dict[int, float]) -> int | None:
+    def best(self, objectives: Mapping[int, float]) -> int | None:
         """The number of the best of some trials, by number -> objective."""
         if not objectives:
             return None
         return (max if self.direction == "max" else min)(objectives, key=lambda number: objectives[number])
 
     def next_number(self) -> int:
-        return max((each.number for each in self.trials), default=-1) + 1
+        return max((trial.number for trial in self.trials), default=-1) + 1
 
 
 def _check_types(*right: bool) -> None:
@@ -130,17 +141,17 @@ def changed_settings(
 ) -> list[str]:
     """Settings that all trials of a sweep share and that all of another share with another value, as lines for a
     message. They are why another cannot be added to it: its trials would differ in more than what is swept."""
-    old, new = (_shared(each, free) for each in (before, now))
+    old, new = (_shared(trials, free) for trials in (before, now))
+    pairs = {key: [_value(shared, key) for shared in (old, new)] for key in sorted(old.keys() | new.keys())}
     return [
-        f"{key}: {_said(old, key)} -> {_said(new, key)}"
-        for key in sorted(old.keys() | new.keys())
-        if _said(old, key) != _said(new, key)
-        and not (_varies(before, key) or _varies(now, key))  # one of them sweeps over it
+        f"{key}: {earlier} -> {later}"
+        for key, (earlier, later) in pairs.items()
+        if earlier != later and not (_varies(before, key) or _varies(now, key))  # one of them sweeps over it
     ]
 
 
 def _shared(trials: Sequence[Sequence[str]], free: Sequence[str]) -> dict[str, str]:
-    sets = [_identity(each, free) for each in trials]
+    sets = [_identity(overrides, free) for overrides in trials]
     return dict(each.partition("=")[::2] for each in (frozenset.intersection(*sets) if sets else ()))
 
 
@@ -148,14 +159,14 @@ def _varies(trials: Sequence[Sequence[str]], key: str) -> bool:
     return len({each for trial in trials for each in trial if each.partition("=")[0] == key}) > 1
 
 
-def _said(shared: dict[str, str], key: str) -> str:
+def _value(shared: Mapping[str, str], key: str) -> str:
     return shared[key] if key in shared else "not said"
 
 
 # --- the trial's own record, which is how a run knows that it is one -----------------------------------------
 
 
-def write_trial(sweep: Path, trial: Trial, pruning: dict[str, Any] | None) -> None:
+def write_trial(sweep: Path, trial: Trial, pruning: Mapping[str, Any] | None) -> None:
     """`pruning` is for a study that may end the trial early: storage, study and pruner."""
     folder = sweep / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +179,76 @@ def read_trial(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("number", "folder", "overrides", "sweep", "pruning")}
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {key: stored[key] for key in ("number", "folder", "overrides", "sweep", "pruning")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it, and resume the sweep") from error
+
+
+# --- what a run does as a trial -----------------------------------------------------------------------------
+
+
+def check_objective(folder: Path, splits: Mapping[str, "Manifest"]) -> None:
+    """Raises `UserError` for a trial whose val shares videos with test: the sweep would choose by what it reports."""
+    if read_trial(folder) is None or "test" not in splits:
+        return
+    shared = set(splits["val"].paths) & set(splits["test"].paths)
+    if shared:
+        raise UserError(
+            f"val and test share {len(shared)} videos, such as {min(shared)}: a sweep chooses by val, and what it "
+            "chose would then be reported on the same videos. Hold val out of train, such as with "
+            "dataset.source.val=train or dataset.source.val_share=0.1"
+        )
+
+
+def _is_of_its_sweep(folder: Path, pruning: Any) -> bool:
+    if not isinstance(pruning, Mapping) or not {"storage", "study", "pruner"} <= pruning.keys():
+        return False
+    begin, _, name = str(pruning["storage"]).partition(":///")
+    path = Path(name)
+    return (
+        begin == "sqlite"
+        and path.parent.resolve() in folder.resolve().parents
+        and path.name == "study.db"
+        and path.is_file()
+        and isinstance(pruning["study"], str)
+        and is_trusted_pruner(pruning["pruner"])
+    )
+
+
+def on_validation(
+    folder: Path, ranks: "Ranks", console: "Console", started_by_sweep: bool = False
+) -> Callable[[float], None]:
+    """What the loop calls with every validated objective: raises `Pruned`, on every rank, where the study of the sweep
+    says that the trial is not worth going on with. For a run that is no such trial it does nothing.
+
+    A study compares a trial with others at the same number of validations, so that is what is reported as its step.
+    To be called when the run's metrics.jsonl has been rewound to where the run starts from. Unless `started_by_sweep`,
+    which wrote trial.json itself, the folder may be from elsewhere: it then chooses no other study than that of the
+    sweep that it lies in, and no other pruner than conf/ ships.
+    """
+    trial = ranks.on_main(lambda: read_trial(folder))
+    if trial is None or trial["pruning"] is None:
+        return lambda value: None
+    if not started_by_sweep and not _is_of_its_sweep(folder, trial["pruning"]):
+        console.warn(
+            f"{folder / TRIAL} names a study that does not lie in the sweep's folder, or a pruner that vidtrain does "
+            "not ship, so this trial is not pruned; python -m vidtrain.sweep resume runs it with both"
+        )
+        return lambda value: None
+    number, how = trial["number"], trial["pruning"]
+    why_to_end: list[Callable[[float], str | None]] = []  # of the main rank alone
+
+    def begin() -> None:
+        from vidtrain.sweeps.optuna_sweeper import Pruning
+
+        done = sum(any(key.startswith("val") for key in row) for row in read_metrics(folder))
+        why_to_end.append(Pruning(number, how, done, console))
+
+    def ask(value: float) -> None:
+        cause = ranks.on_main(lambda: why_to_end[0](value))
+        if cause is not None:
+            raise Pruned(cause)
+
+    ranks.on_main(begin)
+    return ask

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,39 +64,39 @@ def trial_state(
     ended = None if held else read_outcome(folder)
     logged = folder / "metrics.jsonl"
     rows = read_metrics(folder) if logged.is_file() else []
-    step = max((row["step"] for row in rows), default=None)
     values = [row[f"val/{objective}"] for row in rows if f"val/{objective}" in row]
-    seen = {
-        "objective": values[-1] if values else None,
-        "step": step,
-        "total": _total_steps(folder, rows),
-        "minutes": max((row["time/total_s"] / 60 for row in rows if "time/total_s" in row), default=None),
-    }
+    state = TrialState(
+        trial.number,
+        WAITING,
+        objective=values[-1] if values else None,
+        step=max((row["step"] for row in rows), default=None),
+        total=_total_steps(folder, rows),
+        minutes=max((row["time/total_s"] / 60 for row in rows if "time/total_s" in row), default=None),
+    )
     waiting = [] if held or not jobs else [job for job in _jobs_of(sweep, trial) if job in jobs]
-    if waiting:  # perhaps to try again what failed
-        where = f"job {waiting[0]}, {jobs[waiting[0]].lower()}"
-        return TrialState(trial.number, QUEUED, **seen, where=where)
+    if jobs and waiting:  # perhaps to try again what failed
+        return replace(state, state=QUEUED, where=f"job {waiting[0]}, {jobs[waiting[0]].lower()}")
     if ended is not None:
         cause = " ".join(ended["cause"].split())
         if ended["status"] not in (PRUNED, DIVERGED) and ended["exception"] not in ("UserError", cause):
             cause = f"{ended['exception']}: {cause}"
-        return TrialState(trial.number, ended["status"], **seen, cause=cause)
+        return replace(state, state=ended["status"], cause=cause)
     if held:
-        age = time.time() - max(path.stat().st_mtime for path in (logged, folder / ".lock") if path.exists())
-        return TrialState(trial.number, RUNNING, **seen, age=age, where=holder(folder).partition(",")[0])
+        written = max(path.stat().st_mtime for path in (logged, folder / ".lock") if path.exists())
+        where = holder(folder).partition(",")[0]
+        return replace(state, state=RUNNING, age=time.time() - written, where=where)
     if (folder / "run.json").is_file():
-        age = time.time() - logged.stat().st_mtime if rows else None
-        return TrialState(trial.number, STALLED, **seen, age=age)
+        return replace(state, state=STALLED, age=time.time() - logged.stat().st_mtime if rows else None)
     return TrialState(trial.number, WAITING)
 
 
 def _total_steps(folder: Path, rows: Sequence[dict[str, Any]]) -> int | None:
     """How many steps the run is to make, from its settings and a row that says how far its epochs are."""
-    told = next((row for row in reversed(rows) if "epoch" in row and row["epoch"]), None)
-    if told is None:
+    last = next((row for row in reversed(rows) if "epoch" in row and row["epoch"]), None)
+    if last is None:
         return None
     settings = stored_settings(folder)
-    per_epoch = round(told["step"] / told["epoch"])
+    per_epoch = round(last["step"] / last["epoch"])
     durations = [
         value for key, value in settings.items() if key.startswith("stage.") and key.endswith(".duration")
     ]
@@ -137,17 +137,18 @@ def slurm_jobs(sweep: Path) -> dict[str, str] | None:
         return None
     command = ["squeue", "--noheader", "--me", "--format=%i %T"]
     try:
-        said = subprocess.run(
+        squeue = subprocess.run(
             command,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=SQUEUE_SECONDS,
             check=True,
-        ).stdout
+        )
     except (subprocess.SubprocessError, OSError):
         return None  # no controller to ask: what the folders say still holds
-    return dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line)
+    lines = (line.split(maxsplit=1) for line in squeue.stdout.splitlines() if " " in line)
+    return {job: state for job, state in lines}
 
 
 # --- all of them --------------------------------------------------------------------------------------------
@@ -162,11 +163,13 @@ def table_of(
     folder: Path, record: SweepRecord, states: Sequence[TrialState]
 ) -> tuple[str, list[str], list[list[Any]], list[str]]:
     """A title, columns, rows and closing lines for a console."""
-    counts = Counter(each.state for each in states)
+    counts = Counter(state.state for state in states)
     counted = ", ".join(f"{counts[state]} {state.replace('_', ' ')}" for state in ORDER if counts[state])
     to_come = record.planned - len(states)
     more = f", {to_come} to be drawn" if to_come > 0 else ""
-    best = record.best({each.number: each.objective for each in states if each.state == FINISHED})
+    finished_states = [state for state in states if state.state == FINISHED]
+    objectives = {state.number: state.objective for state in finished_states if state.objective is not None}
+    best = record.best(objectives)
     columns = ["trial", *map(_short, record.keys), "state", "step", f"val {record.objective}", ""]
     rows = []
     for trial, state in zip(record.trials, states, strict=True):
@@ -184,10 +187,8 @@ def table_of(
         )
     below, named = [], shlex.quote(str(folder))
     if best is not None:
-        chosen = next(each for each in record.trials if each.number == best)
-        value = next(each.objective for each in states if each.number == best)
-        swept = " ".join(f"{key}={chosen.values()[key]}" for key in record.keys if key in chosen.values())
-        below.append(f"best on val: trial {best}, {record.objective} {value:.4f}: {swept}")
+        swept = next(trial for trial in record.trials if trial.number == best).text(record.keys)
+        below.append(f"best on val: trial {best}, {record.objective} {objectives[best]:.4f}: {swept}")
     left = _seconds_left(record, states)
     if left is not None:
         below.append(f"about {format_seconds(left)} left, as long as finished trials took")

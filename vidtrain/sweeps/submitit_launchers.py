@@ -6,7 +6,7 @@ hydra/launcher=slurm and local. Only imported where one of them is chosen, as it
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -16,6 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
+from vidtrain.config.renames import accept_old_keys
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import masked, shown_lines
 from vidtrain.files.folders import ROOT
@@ -27,7 +28,7 @@ ENDED = "COMPLETED"
 FINAL = {ENDED, "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}
 
 
-class _VisibleFailures:
+class _VisibleFailures(submitit_launcher.BaseSubmititLauncher):
     """What is mixed into both: the part that runs in the job.
 
     Hydra and submitit take a job that raised for one that is completed, with exit status 0. Here its exception is the
@@ -42,6 +43,7 @@ class _VisibleFailures:
         job_id: str,
         singleton_state: dict[type, Singleton],
     ) -> JobReturn:
+        accept_old_keys("train", lambda text: None)  # a process of its own; the launching one has warned
         try:
             returned = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
         except SystemExit as error:  # Hydra lets it through
@@ -52,10 +54,10 @@ class _VisibleFailures:
             leave_at_exit(error.code if isinstance(error.code, int) else 1)
             return returned
         if returned.status == JobStatus.FAILED:
-            error = returned._return_value
-            users = isinstance(error, UserError)
-            said = f"error: {error}" if users else "".join(traceback.format_exception(error))
-            print(shown_lines(masked(said)), file=sys.stderr)
+            raised = returned._return_value
+            users = isinstance(raised, UserError)
+            text = f"error: {raised}" if users else "".join(traceback.format_exception(raised))
+            print(shown_lines(masked(text)), file=sys.stderr)
             leave_at_exit(2 if users else 1)
         return returned
 
@@ -119,9 +121,9 @@ class Queue(SlurmInfoWatcher):
             return None
         return ["squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%N"]
 
-    def read_info(self, string: bytes | str) -> dict[str, Mapping[str, str]]:
+    def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
         text = string if isinstance(string, str) else string.decode()
-        found = super().read_info("JobID|State|NodeList\n" + text)
+        jobs = super().read_info("JobID|State|NodeList\n" + text)
         gone = {"State": ENDED, "NodeList": ""}
         # of those alone that were there to be asked for: another may have been submitted since squeue looked
-        return {each: found[each] if each in found else gone for each in self._asked}
+        return {job: jobs[job] if job in jobs else gone for job in self._asked}

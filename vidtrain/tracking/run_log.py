@@ -151,6 +151,15 @@ class RunLog:
 class NullRunLog:
     """For steps that are measured: what they meet is counted, and not recorded."""
 
+    def log(self, metrics: Mapping[str, object], step: int) -> None:
+        return None
+
+    def step(self, row: Mapping[str, object]) -> None:
+        return None
+
+    def flush(self) -> str | None:
+        return None
+
     def fault(self, path: str, cause: str, step: int, split: str) -> None:
         return None
 

@@ -21,6 +21,48 @@ if TYPE_CHECKING:  # the settings are read before torch is imported, which takes
     from vidtrain.training.schedules import Schedule
 
 
+# --- what a setting may be, as the metadata of its field; null is allowed where its type allows it ---------
+
+
+def setting(default: Any, rules: Mapping[str, Any]) -> Any:
+    """A field of a dataclass that may be what `rules` say."""
+    return field(default=default, metadata=rules)
+
+
+def at_least(least: float, unit: str = "", rest: str = "") -> Mapping[str, Any]:
+    return {"allows": lambda value: value >= least, "must": f"must be {least}{unit} or more{rest}"}
+
+
+def between(low: float, high: float, rest: str = "") -> Mapping[str, Any]:
+    """The bounds themselves are not allowed."""
+    return {"allows": lambda value: low < value < high, "must": f"must lie between {low} and {high}{rest}"}
+
+
+def above(bound: float, rest: str = "") -> Mapping[str, Any]:
+    return {"allows": lambda value: value > bound, "must": f"must be above {bound}{rest}"}
+
+
+def share(rest: str = "") -> Mapping[str, Any]:
+    """From 0 to 1."""
+    return {"allows": lambda value: 0 <= value <= 1, "must": f"must lie between 0 and 1{rest}"}
+
+
+def one_of(*choices: str) -> Mapping[str, Any]:
+    return {"choices": lambda: choices}
+
+
+def a_metric() -> Mapping[str, Any]:
+    def names() -> list[str]:
+        from vidtrain.evaluation.metrics import DIRECTIONS  # imports torch
+
+        return list(DIRECTIONS)
+
+    return {"choices": names}
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
 @dataclass
 class TrainerSettings:
     """How a run is trained, whatever is trained on whatever.
@@ -28,39 +70,51 @@ class TrainerSettings:
     A duration is text: `3ep` epochs, `500it` optimizer steps, `10%` of the phase.
     """
 
-    epochs: int = 30  # the run's length; phases take shares of it
-    batch_size: int = 32  # videos per optimizer step, over all ranks and accumulation steps
-    accumulation: int = 1  # micro-batches per optimizer step and rank
-    steps_per_epoch: int | None = None  # null: as many as the training split holds batches
-    eval_batch_size: int = 16  # videos per evaluation batch and rank
+    epochs: int = setting(28, at_least(1))  # the run's length; phases take shares of it
+    # videos per optimizer step, over all ranks and accumulation steps
+    batch_size: int = setting(16, at_least(1))
+    accumulation: int = setting(1, at_least(1))  # micro-batches per optimizer step and rank
+    # null: as many as the training split holds batches
+    steps_per_epoch: int | None = setting(None, at_least(1))
+    eval_batch_size: int = setting(16, at_least(1))  # videos per evaluation batch and rank
 
     device: str = "auto"  # auto, cpu, cuda
-    precision: str = "fp32"  # fp32, bf16, fp16 (with a GradScaler: skipped steps and the scale are logged)
+    # fp16 with a GradScaler: skipped steps and the scale are logged
+    precision: str = setting("fp32", one_of("fp32", "bf16", "fp16"))
     compile: bool = False  # torch.compile
-    num_workers: int | None = None  # decoding processes per rank; null: its share of the cores, at most 8
-    cpu_threads: int | None = (
-        None  # computing threads per rank without a GPU; null: half of its share of the cores
-    )
+    # decoding processes per rank; null: its share of the cores, at most 8
+    num_workers: int | None = setting(None, at_least(0))
+    # computing threads per rank without a GPU; null: half of its share of the cores
+    cpu_threads: int | None = setting(None, at_least(1))
 
-    clip_grad: float | None = 1.0  # largest gradient norm, or component; null: measured, not clipped
-    clip_grad_by: str = "norm"  # norm, value
-    batch_norm: str = "train"  # train, sync (over ranks), frozen_statistics, frozen (with scale and shift)
-    ema: float | None = None  # decay of an average of the weights, such as 0.9999; null: none is kept
+    # largest gradient norm, or component; null: measured, not clipped
+    clip_grad: float | None = setting(1.0, above(0, "; null does not clip"))
+    clip_grad_by: str = setting("norm", one_of("norm", "value"))
+    # sync: over ranks; frozen: with scale and shift
+    batch_norm: str = setting("train", one_of("train", "sync", "frozen_statistics", "frozen"))
+    # decay of an average of the weights, such as 0.9999; null: none is kept
+    ema: float | None = setting(None, between(0, 1, ", such as 0.999; null keeps no average"))
     ema_warmup: bool = True  # a smaller decay at first: (1 + step) / (10 + step)
 
-    monitor: str = "top1"  # what makes a checkpoint the best, on val: map where videos have several labels
-    monitor_weights: str | None = None  # whose, and what best.pt holds: raw, ema; null: ema where it is kept
-    patience: int | None = None  # evaluations without a new best of the run that end a phase; null: never
+    # what makes a checkpoint the best, on val: map where videos have several labels
+    monitor: str = setting("top1", a_metric())
+    # whose, and what best.pt holds; null: ema where it is kept
+    monitor_weights: str | None = setting(None, one_of("raw", "ema"))
+    # evaluations without a new best of the run that end a phase; null: never
+    patience: int | None = setting(None, at_least(1))
     eval_every: str = "1ep"
     save_every: str = "1ep"  # how often last.pt is written; the one before stays as previous.pt
     keep_every: str | None = None  # how often a checkpoint is kept for good
-    log_every: int = 10  # steps between rows of metrics.jsonl
+    log_every: int = setting(10, at_least(1))  # steps between rows of metrics.jsonl
 
-    max_eval_videos: int | None = None  # evaluate only about this many videos, for a quick look; null: all
-    max_unreadable_fraction: float = 0.02  # share of unreadable training videos that ends the run
+    # evaluate only about this many videos, for a quick look; null: all
+    max_eval_videos: int | None = setting(None, at_least(1))
+    # share of unreadable training videos that ends the run
+    max_unreadable_fraction: float = setting(0.02, share())
     overfit_one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
     profile: bool = False  # write a torch profiler trace of a few steps (debug=profile)
-    rank_timeout: float = 60.0  # seconds without a sign of life of a rank that end the others
+    # seconds without a sign of life of a rank that end the others
+    rank_timeout: float = setting(60.0, at_least(5, " seconds"))
     deterministic: bool = False  # only deterministic CUDA kernels, where resuming must give the same bits
 
 

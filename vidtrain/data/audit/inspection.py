@@ -326,7 +326,7 @@ class KnownFiles:
             return None
         stored = row["found"]
         bounded = "data.max_pixels" in stored["cause"]  # which may be another by now
-        longer = row["hung"] and self._timeout_s > row["decode_timeout_s"]
+        longer = row["hung"] and self._timeout_s > row["time_limit"]
         if stored["cause"] and (self._retry or bounded or longer):
             return None
         changes_size = "size changes" in str((stored["cause"], stored["issues"]))
@@ -340,7 +340,7 @@ class KnownFiles:
             "path": path,
             "stamp": _stamp(path),
             "format": FORMAT,
-            "decode_timeout_s": self._timeout_s,
+            "time_limit": self._timeout_s,
             "hung": hung,
             "size_changes": self._size_changes,
             "found": asdict(inspection),

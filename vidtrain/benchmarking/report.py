@@ -1,0 +1,289 @@
+"""What a benchmark reports: settings and device, arithmetic, what a whole run would take, and the tables."""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidtrain.benchmarking.measure import PhaseSteps, changed, phase_name
+from vidtrain.build import parts as build
+from vidtrain.config.references import settled
+from vidtrain.features.frozen_encoder import heads_of
+from vidtrain.models.classifier import ManyHeads
+from vidtrain.tracking.console import format_seconds
+from vidtrain.training.ranks.distributed import PRECISIONS, Ranks
+from vidtrain.training.ranks.rendezvous import cores
+from vidtrain.training.run import Console, PhaseSettings, TrainerSettings
+from vidtrain.training.schedules import steps
+from vidtrain.training.stages import apply_phase
+
+# --- what was measured ------------------------------------------------------------------------------------
+
+
+def device_name(ranks: Ranks) -> str:
+    return torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+
+
+def describe_settings(cfg: DictConfig, phase: PhaseSteps, ranks: Ranks, workers: int) -> dict[str, Any]:
+    """The device, and the settings that a reader of the numbers asks for first."""
+    trainer = phase.run.settings
+    return {
+        "device": {
+            "type": ranks.device.type,
+            "name": device_name(ranks),
+            "ranks": ranks.world_size,
+            "cores": cores(),
+            "cores_per_rank": build.share_of_cores(ranks),
+            "torch": str(torch.__version__),
+        },
+        "settings": {
+            **{key: getattr(trainer, key) for key in ("batch_size", "accumulation", "precision", "compile")},
+            "num_workers": workers,
+            "cpu_threads": torch.get_num_threads(),
+            "ema": trainer.ema,
+            "prepared": cfg.data.prepared,
+            "clip": settled(cfg.clip),
+        },
+    }
+
+
+def describe_model(cfg: DictConfig, phase: PhaseSteps, ranks: Ranks, clips_per_s: float) -> dict[str, Any]:
+    """Parameters, FLOPs, and how much of the device's arithmetic the steps use."""
+    parameters = list(phase.trained.parameters())
+    # a model's arithmetic is the same whether activations are kept or made again
+    if "activation_checkpointing" in cfg.model.encoder:
+        cfg = changed(cfg, {"model.encoder.activation_checkpointing": False})
+    with torch.device("meta"):
+        model = build.instantiate_component(cfg.model, num_classes=phase.model.num_classes)
+        clip = torch.empty(1, 1, 3, cfg.clip.frames, *build.clip_size(cfg))
+    settings = phase.run.phases[phase_name(cfg)]
+    apply_phase(model, settings)
+    trained = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
+    forward, both = count_flops(trained, clip)
+    precision = phase.run.settings.precision
+    peak = cfg.peak_tflops * 1e12 if cfg.peak_tflops else known_peak(device_name(ranks), precision)
+    per_second = both * clips_per_s / ranks.world_size
+    product = matmul_rate(ranks.device, PRECISIONS[precision])
+    return {
+        "parameters": {
+            "total": sum(each.numel() for each in parameters),
+            "trained": sum(each.numel() for each in parameters if each.requires_grad),
+        },
+        "flops": {
+            "forward_per_clip": forward,
+            "training_per_clip": both,
+            "per_second_and_rank": per_second,
+            "peak": peak,
+            "utilization": per_second / peak if peak else None,
+            "matmul": product,
+            "share_of_matmul": per_second / product,
+        },
+    }
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """The tables, the verdict and the advice."""
+    parts = [
+        (name, *(1000 * values[key] for key in ("mean", "median", "p25", "p75")), f"{values['share']:.1%}")
+        for name, values in result["parts"].items()
+    ]
+    ranks, planned, flops = result["device"]["ranks"], result["estimate"], result["flops"]
+    which = f", rank {result['slowest_rank']} of {ranks}, the slowest" if ranks > 1 else ""
+    title = f"{result['steps']} steps of phase {result['phase']}{which}: milliseconds"
+    console.table(title, ("part", "mean", "median", "25%", "75%", "share"), parts)
+    both = f"forward {flops['forward_per_clip'] / 1e9:.4g}, training {flops['training_per_clip'] / 1e9:.4g}"
+    rows = [
+        ("steps/s", f"{result['steps_per_s']:.4g}"),
+        ("clips/s", f"{result['clips_per_s']:.4g}"),
+        ("loader alone, clips/s", f"{result['alone']['loader']:.4g}"),
+        ("model alone, clips/s", f"{result['alone']['compute']:.4g}"),
+        ("evaluation, videos/s", f"{result['evaluation_videos_per_s']:.4g}"),
+        ("an epoch's training", format_seconds(planned["epoch_training_s"])),
+        ("an evaluation", format_seconds(planned["evaluation_s"])),
+        ("the whole run", format_seconds(planned["total_s"])),
+        ("parameters", f"{result['parameters']['total']:,}, trained {result['parameters']['trained']:,}"),
+        ("GFLOPs a clip", both),
+        ("arithmetic", _arithmetic(flops)),
+        ("peak memory", _memory_text(result["memory"][result["slowest_rank"]])),
+    ]
+    if result["faults"]:
+        rows.append(("unreadable videos", str(result["faults"])))
+    console.table("the run", ("", ""), rows)
+    console.info(f"the whole run: {planned['holds']}")
+    console.info(result["verdict"]["text"])
+    for advice in result["advice"]:
+        changes = f"; {advice['changes']}" if advice["changes"] else ""
+        console.info(
+            f"advice: {advice['text']}{_before(advice)}: {advice['clips_per_s']:.4g} clips/s expected, "
+            f"{advice['gain']:.2f} times as fast ({advice['resting']}){changes}"
+        )
+    for note in result["notes"]:
+        console.info(f"note: {note}")
+
+
+def _before(advice: Mapping[str, Any]) -> str:
+    """The command that must be run before: the preparing program, for a copy of a name such as short256_gop12."""
+    if not advice["first"]:
+        return ""
+    short_side, gop = advice["settings"]["data.prepared"].removeprefix("short").split("_gop")
+    return f", after python -m {advice['first']} dataset=... short_side={short_side} gop={gop}"
+
+
+def _arithmetic(flops: Mapping[str, Any]) -> str:
+    text = f"{flops['per_second_and_rank'] / 1e12:.4g} TFLOP/s"
+    if flops["utilization"] is not None:
+        text += f", {flops['utilization']:.1%} of the peak of {flops['peak'] / 1e12:.4g}"
+    return f"{text}; {flops['share_of_matmul']:.1%} of what a large matrix product reaches"
+
+
+def _memory_text(memory: Mapping[str, int | None]) -> str:
+    mb = {name: f"{size / 1e6:,.0f}" for name, size in memory.items() if size}
+    parts = []
+    if "gpu_total" in mb:
+        reserved = f"{mb.get('gpu_reserved', '0')} reserved of {mb['gpu_total']}"
+        parts.append(f"GPU {mb.get('gpu_allocated', '0')} MB allocated, {reserved}")
+    parts.append(f"process {mb['process']} MB")
+    return ", ".join(parts + ([f"workers {mb['workers']} MB"] if "workers" in mb else []))
+
+
+def show_proof(proof: Mapping[str, Any], console: Console) -> None:
+    rounds = enumerate(zip(proof["before"], proof["after"], strict=True), 1)
+    rows = [(str(number), before, after, after / before) for number, (before, after) in rounds]
+    rows.append(("median", proof["median_before"], proof["median_after"], proof["gain"]))
+    title = f"following {proof['followed']}: clips/s, in turn"
+    console.table(title, ("round", "before", "after", "times"), rows)
+    console.info(f"expected {proof['expected_gain']:.2f} times as fast, measured {proof['gain']:.2f} times")
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------
+
+# Dense peak TFLOP/s of tensor cores in 16 bits, and of float32 without TensorFloat-32, from NVIDIA's data sheets.
+# The first pattern that a device's name matches counts.
+PEAKS = (
+    (r"\bH200\b", 989.0, 67.0),
+    (r"\bH100 PCIe\b", 756.0, 51.0),
+    (r"\bH100\b", 989.0, 67.0),
+    (r"\bA100\b", 312.0, 19.5),
+    (r"\bL40S\b", 362.0, 91.6),
+    (r"\bL4\b", 121.0, 30.3),
+    (r"\bA40\b", 149.7, 37.4),
+    (r"\bA10\b", 125.0, 31.2),
+    (r"\bV100\b", 125.0, 15.7),
+    (r"\bT4\b", 65.0, 8.1),
+)
+MATMUL = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices whose product is timed
+
+
+def _convolution_backward(
+    grad_shape, input_shape, weight_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups,
+    output_mask, out_shape=None, **_,
+) -> int:  # fmt: skip
+    """FLOPs of a convolution's gradients: as many for the input's and for the weight's as the forward pass has.
+
+    PyTorch's own formula takes grouped convolutions for dense ones.
+    """
+    positions = math.prod(input_shape if transposed else grad_shape)
+    return 2 * positions * math.prod(weight_shape[1:]) * sum(output_mask[:2])
+
+
+FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+def count_flops(model: nn.Module, clip: torch.Tensor) -> tuple[int, int]:
+    """FLOPs of one forward pass of `clip` float [1 n c t h w], and of a forward and backward pass of what trains.
+
+    Counts matrix products and convolutions, two FLOPs for a multiplication with its addition; what is recomputed in
+    the backward pass counts as often as it runs. A model and a clip on the meta device take neither time nor memory.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)  # the counter does not stand no_grad
+    # fused attention is not counted on every device, the products that it stands for are
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        model(clip)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with sdpa_kernel(SDPBackend.MATH), counter as both:
+        model(clip).float().sum().backward()
+    model.zero_grad(set_to_none=True)
+    return forward.get_total_flops(), both.get_total_flops()
+
+
+def known_peak(name: str, precision: str) -> float | None:
+    """Peak FLOP/s of a GPU by its `name`, in `precision` (fp32, bf16, fp16); None where it is not known."""
+    for pattern, half, single in PEAKS:
+        if re.search(pattern, name):
+            return (single if precision == "fp32" else half) * 1e12
+    return None
+
+
+@torch.no_grad()
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s that the product of two large matrices reaches here and now: the best of `repeats`."""
+    size = MATMUL[device.type]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first one warms up
+        started = time.perf_counter()
+        _ = left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+# --- a whole run ------------------------------------------------------------------------------------------
+
+
+def estimate(
+    phases: Mapping[str, PhaseSettings],
+    settings: TrainerSettings,
+    steps_per_epoch: int,
+    videos: Mapping[str, int],
+    measured: str,
+    seconds: float,
+    videos_per_s: float,
+) -> dict[str, Any]:
+    """Seconds of an epoch, an evaluation and the whole run, and what they hold.
+
+    A step takes `seconds` in the phase `measured`, and is assumed to take as long in the others. `videos` is the number
+    of videos of each split, and `videos_per_s` how fast they are evaluated.
+    """
+    evaluation = _evaluated(videos["val"], settings) / videos_per_s * (1 if settings.ema is None else 2)
+    training = evaluations = 0
+    for each in phases.values():
+        total = steps(each.duration, settings.epochs * steps_per_epoch, steps_per_epoch)
+        stride = max(1, steps(settings.eval_every, total, steps_per_epoch))
+        training += total
+        evaluations += math.ceil(total / stride)
+    closing = _evaluated(videos["test" if "test" in videos else "val"], settings) / videos_per_s
+    others = ", ".join(name for name in phases if name != measured)
+    assumed = f"; a step of {others} is taken to be as long as one of {measured}" if others else ""
+    early = "" if settings.patience is None else "; a phase may end early"
+    return {
+        "steps_per_epoch": steps_per_epoch,
+        "steps": training,
+        "epoch_training_s": steps_per_epoch * seconds,
+        "evaluation_s": evaluation,
+        "evaluations": evaluations,
+        "final_evaluation_s": closing,
+        "total_s": training * seconds + evaluations * evaluation + closing,
+        "holds": "training steps, validations and the last evaluation; not checkpoints, compiling, nor the start of "
+        f"workers{assumed}{early}",
+    }
+
+
+def _evaluated(videos: int, settings: TrainerSettings) -> int:
+    """How many videos an evaluation reads of a split."""
+    every = math.ceil(videos / (settings.max_eval_videos or videos))
+    return math.ceil(videos / every)
