@@ -229,7 +229,8 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
     if "decoder" in head:
         decoder = head["decoder"]
         decoder |= {"extradata": bytes.fromhex(decoder["extradata"]), "color": tuple(decoder["color"])}
-        table = PacketTable(**decoder, **{name: arrays[name].astype(kind) for name, kind in ARRAYS.items()})
+        decoder |= {name: arrays[name].astype(kind) for name, kind in ARRAYS.items()}
+        table = PacketTable(**decoder)
     width, height, rotation, mirrored = head["shape"]
     return VideoInfo(
         path,
