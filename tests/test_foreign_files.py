@@ -17,7 +17,7 @@ from vidtrain.data.prepared.copy import SCHEMA, PreparedCopy
 from vidtrain.data.prepared.reencode import EncodeSettings
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
-from vidtrain.evaluation.view_shards import HEADER, MARK, find_units
+from vidtrain.evaluation.view_store import HEADER, MARK, find_units
 from vidtrain.features.store import TokenStore
 
 

@@ -24,8 +24,8 @@ from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.errors import UserError
 from vidtrain.predict import check, predict
 from vidtrain.prediction import outputs as prediction_outputs
+from vidtrain.prediction.options import class_number
 from vidtrain.prediction.outputs import Outputs
-from vidtrain.prediction.setup import class_number
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks

@@ -12,8 +12,8 @@ from vidtrain.app.launch import launch
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.folders import RunLock
+from vidtrain.runs.attempts import read_outcome
 from vidtrain.runs.folder import attempt, choose, finished
-from vidtrain.runs.status import read_outcome
 from vidtrain.sweeps import record as sweep_trial
 from vidtrain.sweeps.record import SweepRecord
 from vidtrain.sweeps.status import states_of
@@ -38,7 +38,7 @@ class Task:
         self.mended = False
 
     def __call__(self, cfg) -> float:
-        folder = choose(cfg, RANKS)
+        folder = choose(cfg.run_dir, cfg.name, RANKS)
         with RunLock(folder), attempt(folder):
             assert finished(folder) is None, "a trial that finished was run again"
             self.ran.append(folder.name)

@@ -13,7 +13,7 @@ from vidtrain.app.launch import fail, launch, warn
 from vidtrain.config.renames import rename_arguments
 from vidtrain.errors import Pruned, UserError
 from vidtrain.runs import folder as run_folder
-from vidtrain.runs.restarts import RunAttempt, run_attempt
+from vidtrain.runs.attempts import RunAttempt, run_attempt
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
@@ -48,7 +48,7 @@ def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | 
 
     with join_ranks(cfg.trainer.device, cfg.trainer.rank_timeout) as ranks:
         console = make_console(ranks.is_main)
-        folder = run_folder.choose(cfg, ranks)
+        folder = run_folder.choose(cfg.run_dir, cfg.name, ranks)
         try:
             with ExitStack() as stack:
                 ranks.on_main(lambda: stack.enter_context(run_folder.held(folder)) and None)
@@ -78,7 +78,8 @@ def _train(
     attempt: RunAttempt,
 ) -> float | None:
     """Data, model, fit, report."""
-    from vidtrain.build.parts import protocol_text
+    from vidtrain.build.parts import model_spec, protocol_text
+    from vidtrain.config.schemas import ExportSettings, to_settings
     from vidtrain.runs import assemble, report
     from vidtrain.runs.export import export_run
     from vidtrain.sweeps.record import check_objective
@@ -112,7 +113,8 @@ def _train(
         log.close(status)
     report.show(result, state, parts.settings.monitor, console)
     if cfg.export.formats or cfg.export.card:
-        ranks.on_main(lambda: export_run(cfg, start.model, data.classes, folder, console))
+        settings, spec = to_settings(cfg.export, ExportSettings), model_spec(cfg)
+        ranks.on_main(lambda: export_run(settings, spec, start.model, data.classes, folder, console))
     duration = f"{state.total_step} steps in {state.seconds / 60:.1f} minutes"
     console.info(f"trained {duration}; everything lies in {folder}")
     return state.best

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import open_trained
-from vidtrain.build.pretrained_init import check_starting_point
+from vidtrain.build.parts import check_starting_point
 from vidtrain.config.targets import CONF
 from vidtrain.config.trust import as_text, check_trust, is_computed, is_trusted, shipped, with_references
 from vidtrain.errors import UserError

@@ -8,7 +8,7 @@ import torch
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
-from vidtrain.evaluation.view_shards import ShardWriter, find_units
+from vidtrain.evaluation.view_store import ShardWriter, find_units
 from vidtrain.evaluation.views import BatchViews
 
 IDENTITY = {"checkpoint": "ab12", "orders": ["forward", "reversed"], "clip.eval_clips": 2}

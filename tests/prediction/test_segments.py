@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vidtrain.prediction.segments import Segment, segments, smoothed, window_edges
+from vidtrain.prediction.run import Segment, segments, smoothed, window_edges
 
 
 def chances(*answers, sure=0.8, classes=3):

@@ -292,6 +292,6 @@ def test_killed_it_goes_on_with_another_number_of_ranks(root, tmp_path):
 
 
 def units_seen(folder):
-    from vidtrain.evaluation.view_shards import _units_in
+    from vidtrain.evaluation.view_store import _units_in
 
     return [unit for path in folder.glob("rank*.bin") for unit, _ in _units_in(path)]

@@ -12,7 +12,7 @@ from fork_server import run_program
 from vidtrain.app import check
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
-from vidtrain.features import cache as feature_cache
+from vidtrain.features import frozen_encoder
 from vidtrain.features.store import TokenStore
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
@@ -86,7 +86,7 @@ def test_it_trains_as_without_a_cache_and_encodes_once(config, tmp_path, capsys,
             assert row[key] == pytest.approx(other[key], abs=1e-4), key
 
     # again, from what is there, without the encoder
-    monkeypatch.setattr(feature_cache, "_chunk", None)
+    monkeypatch.setattr(frozen_encoder, "_chunk", None)
     train(config(f"run_dir={tmp_path}/again", *CACHED))
     assert "listing-train: reading 4.61e-05 GB of tokens" in " ".join(capsys.readouterr().out.split())
     assert untimed(tmp_path / "again") == cached
@@ -203,7 +203,7 @@ def test_what_does_not_go_together_shows_before_the_start(config, overrides, why
 
 
 def test_tokens_beyond_float16_are_refused_by_name(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "LARGEST", 0.5)
+    monkeypatch.setattr(frozen_encoder, "LARGEST", 0.5)
     with pytest.raises(UserError, match=r"tokens of .*\.mp4 reach \d.*train without cache_features"):
         train(config(f"run_dir={tmp_path}/run", *CACHED))
 

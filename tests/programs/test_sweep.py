@@ -10,8 +10,8 @@ from small_run import small
 from vidtrain import compare, sweep, train
 from vidtrain.comparison.runs import find_runs
 from vidtrain.errors import UserError
+from vidtrain.runs.attempts import read_outcome
 from vidtrain.runs.folder import finished
-from vidtrain.runs.status import read_outcome
 from vidtrain.sweeps import record as sweep_trial
 
 SMALL = small(

@@ -14,8 +14,8 @@ from vidtrain.app.launch import launch
 from vidtrain.errors import DivergedError, Pruned
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.folders import RunLock
+from vidtrain.runs.attempts import read_outcome
 from vidtrain.runs.folder import attempt, choose, finished
-from vidtrain.runs.status import read_outcome
 from vidtrain.sweeps import record as sweep_trial
 from vidtrain.sweeps.optuna_sweeper import distribution, open_study, overrides_of, sqlite_file
 from vidtrain.sweeps.record import SweepRecord
@@ -59,7 +59,7 @@ class Task:
         self.stop_at: int | None = None
 
     def __call__(self, cfg) -> float | None:
-        folder = choose(cfg, RANKS)
+        folder = choose(cfg.run_dir, cfg.name, RANKS)
         number = int(folder.name)
         try:
             with RunLock(folder), attempt(folder):

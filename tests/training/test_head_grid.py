@@ -7,7 +7,7 @@ import torch
 from clock import TIMED
 
 from vidtrain.errors import UserError
-from vidtrain.features.head_table import head_table
+from vidtrain.runs.report import head_table
 from vidtrain.training.heads import finite_mean
 from vidtrain.training.losses import BinaryCrossEntropy
 from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings

@@ -12,7 +12,6 @@ from torch import nn
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.build.pretrained_init import check_starting_point
 from vidtrain.config.schemas import ExportSettings, RunConfig, to_phases, to_settings
 from vidtrain.config.targets import Faults, check_settings, check_targets
 from vidtrain.data.augment.geometry import WholeFrame
@@ -83,23 +82,22 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         "stage": lambda: _phases_of(cfg),
         "loss": lambda: build.instantiate_component(cfg.loss),
         "optimizer": lambda: _try_optimizer(cfg),
-        "schedule": lambda: [
-            in_steps(schedule, 1000, 100) for schedule in build.instantiate_component(cfg.schedule).values()
-        ],
+        "schedule": lambda: _try_schedule(cfg),
         "trainer": lambda: (
             build_data.stream(cfg, None, ranks_to_come(), 0, 1),
             selecting_weights(cfg.trainer.monitor_weights, cfg.trainer.ema),
         ),
         "logger": lambda: build.instantiate_component(cfg.logger),
-        "pretrained" if cfg.init_from is None else "init_from": lambda: check_starting_point(
+        "pretrained" if cfg.init_from is None else "init_from": lambda: build.check_starting_point(
             cfg, None if broken & {"clip", "model"} else build.model_without_memory(cfg)
         ),
-        "export": lambda: check_geometry(cfg, to_settings(cfg.export, ExportSettings)),
+        "export": lambda: check_geometry(build.instantiate_component(cfg.augmentation.eval), export),
     }
     if training:
-        of_export = check_export(to_settings(cfg.export, ExportSettings))
-        faults += [(f"export.{key}", why) for key, why in of_export]
-        broken |= {"export"} if of_export else set()
+        export = to_settings(cfg.export, ExportSettings)
+        if of_export := [(f"export.{key}", why) for key, why in check_export(export)]:
+            faults += of_export
+            broken.add("export")
     for key, trial in trials.items():
         if not training and key in (*TRAINING_ONLY, "trainer"):
             continue
@@ -111,6 +109,11 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
             faults += _lines(cfg, key, error) if key in LINE_BY_LINE else [(key, str(error))]
             broken.add(key)
     return faults
+
+
+def _try_schedule(cfg: DictConfig) -> None:
+    for schedule in build.instantiate_component(cfg.schedule).values():
+        in_steps(schedule, 1000, 100)
 
 
 def _is_chosen(cfg: DictConfig, group: str) -> bool:

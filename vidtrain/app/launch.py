@@ -35,7 +35,7 @@ from vidtrain.config.targets import CONF, is_group, label, options, register_sch
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
 from vidtrain.files.escaping import mask_streams, masked, shown_lines
-from vidtrain.runs.restarts import write_requeue_flag
+from vidtrain.runs.attempts import write_requeue_flag
 from vidtrain.tracking.console import (
     STATUS_UNREAD,
     OneLineNames,

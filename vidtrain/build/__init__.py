@@ -2,8 +2,7 @@
 
 Read parts.py first.
 
-parts.py              from configuration to parts
+parts.py              from configuration to parts, and to the weights that a run starts from
 checkpoint_loader.py  opening what was trained: a run, a checkpoint, an exported file
 data.py               from configuration to manifests and batches
-pretrained_init.py    the weights that a run starts from
 """

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from vidtrain.config.published import STRIDES, published_clips, put_published
+from vidtrain.config.renames import LOSS, migrate
+from vidtrain.config.schemas import to_dict
 from vidtrain.config.trust import as_text, check_trust, first_lines
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.errors import UserError
@@ -17,10 +20,14 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     import torch
     from torch import Tensor, nn
 
+    from vidtrain.models.classifier import VideoClassifier
+    from vidtrain.models.export_formats import OnnxClassifier
     from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.run import Console
 
 NEEDED = ("model", "classes", "config")
 EXPORTED = (".onnx", ".safetensors")
+GEOMETRY = "vidtrain.data.augment.geometry"
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,13 @@ class LoadedCheckpoint:
 
         `options` are those of the program, with the key that each sets; what `cfg` sets needs no looking up.
         """
-        said = [key for option, key in options.items() if cfg[option] is not None]
+        given_now = [key for option, key in options.items() if cfg[option] is not None]
         lines = [
             f"{key}: {text}"
             + "".join(f"; say {option}=" for option, place in options.items() if place == key)
             for key, text in self.computed.items()
             if any(_is_below(key, [place]) or _is_below(place, [key]) for place in used)
-            and not _is_below(key, said)
+            and not _is_below(key, given_now)
         ]
         if lines:
             raise UserError(
@@ -61,30 +68,32 @@ class LoadedCheckpoint:
                 + "\nIf you trust it, say trust_targets=true, and they are looked up"
             )
 
-    def model(self, cfg: DictConfig, ranks: "Ranks") -> "nn.Module":
+    def model(self, cfg: DictConfig, ranks: "Ranks") -> "VideoClassifier | OnnxClassifier":
         """The model with its weights on the ranks' device; `cfg` is `config`, as the caller changed it.
 
         Raises `UserError` for weights that do not fit `cfg`, and for a graph that holds another kind of fusion.
         """
         from vidtrain.build import parts as build
+        from vidtrain.models.export_formats import OnnxClassifier
         from vidtrain.training import checkpoint
 
         if self.weights is None:
-            from vidtrain.models.export_formats import OnnxClassifier
-
             check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)
             return OnnxClassifier(self.source, cfg.model.fusion)
         model = build.model(cfg, len(self.classes), ranks)
         checkpoint.restore(model, self.weights, str(self.source))
         return model
 
-    def transform(self, cfg: DictConfig, model: "nn.Module", device: "torch.device") -> "nn.Module":
+    def transform(
+        self, cfg: DictConfig, model: "VideoClassifier | OnnxClassifier", device: "torch.device"
+    ) -> "nn.Module":
         """From uint8 clips to what `model` takes: normalized floats, or what they are for a graph that normalizes."""
         from torch import nn
 
         from vidtrain.build import parts as build
+        from vidtrain.models.export_formats import OnnxClassifier
 
-        if self.weights is None and model.takes_uint8:
+        if isinstance(model, OnnxClassifier) and model.takes_uint8:
             return nn.Identity()
         return build.device_transform(cfg, device)
 
@@ -107,6 +116,33 @@ def find_checkpoint(named: str) -> Path:
             f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it"
         )
     raise UserError(f"checkpoint={named} is a folder and no run's; name a run's folder, or a file")
+
+
+def check_checkpoint(named: str) -> list[tuple[str, str]]:
+    """The fault of a checkpoint's name, as (key, what is wrong), if there is one."""
+    try:
+        find_checkpoint(named)
+    except UserError as error:
+        return [("checkpoint", str(error).removeprefix("checkpoint="))]
+    return []
+
+
+def changed_config(config: Mapping[str, Any], cfg: DictConfig, places: Mapping[str, str]) -> DictConfig:
+    """The configuration that a checkpoint carries, with what the command line `cfg` changes of it.
+
+    `places` says where the value of each of the program's options stands; None changes nothing.
+    """
+    trained = migrate(config, f"the checkpoint {cfg.checkpoint}")
+    for option, place in places.items():
+        if cfg[option] is not None:
+            OmegaConf.update(trained, place, cfg[option], merge=False)
+    return trained
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that wrote a checkpoint, where it still lies there."""
+    folder = checkpoint.resolve().parent.parent
+    return folder if (folder / "run.json").is_file() else None
 
 
 def open_trained(path: Path, trust_targets: bool, weights: str | None = None) -> LoadedCheckpoint:
@@ -209,3 +245,71 @@ def check_fusion(exported: str, wanted: str, source: Path) -> None:
         raise UserError(
             f"{source} was exported with model.fusion={exported}, which cannot become {wanted} any more"
         )
+
+
+# --- published weights ----------------------------------------------------------------------------------------
+
+
+def published_config(cfg: DictConfig, name: str) -> DictConfig:
+    """A run's configuration that says how published weights see clips: as the model option has it, but for what the
+    user says otherwise. Raises `UserError` for what neither tells."""
+    chosen = {key: value for key, value in to_dict(cfg.clip).items() if value is not None}
+    known = published_clips(cfg) | chosen
+    short_side = chosen.pop("short_side", known.get("short_side"))
+    absent = [f"clip.{key}" for key in ("frames", "size", "mean", "std") if key not in known]
+    if known.keys().isdisjoint(STRIDES) and known.get("sampling") != "uniform":
+        absent.append("a stride, such as clip.frame_step=4")
+    if absent:
+        raise UserError(f"the model does not tell the clips that {name} is for: give {', '.join(absent)}")
+    train = {"_target_": f"{GEOMETRY}.ShortSideCrop", "short_side_ratio": [1.0, 1.0], "flip": 0.0}
+    crops = {
+        "_target_": f"{GEOMETRY}.CenterCrops",
+        "short_side": short_side,
+        "short_side_ratio": None,
+        "crops": 1,
+    }
+    stages = dict.fromkeys(("temporal", "rand_augment", "color", "erasing", "mixing"))
+    config = migrate(
+        {
+            "name": name,
+            "clip": chosen,
+            "model": to_dict(cfg.model),
+            "augmentation": {"train": train, "eval": crops, **stages},
+            "loss": LOSS,
+        },
+        name,
+    )
+    put_published(config)
+    return config
+
+
+def load_published(
+    config: DictConfig, cfg: DictConfig, sources: Sequence[str], ranks: "Ranks", console: "Console"
+) -> "tuple[VideoClassifier, Sequence[str]]":
+    """The model of `config` with published weights, as the options `cfg` want them, and the names of its classes."""
+    from vidtrain.build import parts as build
+    from vidtrain.data.sources.labels import class_list
+    from vidtrain.models.weights.files import locate
+    from vidtrain.models.weights.loading import load_pretrained, num_classes, published_classes
+
+    paths = [locate(source, cfg.pretrained_revision) for source in sources]
+    count = num_classes(sources, paths, build.model_without_memory(config))
+    classes = published_classes(sources[-1], paths[-1])
+    if cfg.classes is not None:
+        try:
+            classes = tuple(class_list(cfg.classes if isinstance(cfg.classes, str) else list(cfg.classes)))
+        except UserError as error:
+            raise UserError(
+                f"classes={cfg.classes}: {error}; give a list, or a file with a name a line"
+            ) from error
+    if classes is None:
+        raise UserError(
+            f"pretrained={sources[-1]} does not name its {count} classes; give classes=FILE, with a name in each line"
+        )
+    if len(classes) != count:
+        raise UserError(f"classes: {len(classes)} names for the {count} classes of {sources[-1]}")
+    model = build.model(config, count, ranks)
+    for source, path in zip(sources, paths, strict=True):
+        report = load_pretrained(model, source, path, cfg.init_match)
+        console.info("weights of " + "\n  ".join(report.lines()))
+    return model, classes

@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.build.parts import clip_protocol, clip_size, instantiate_component, num_workers, share_of_cores
 from vidtrain.config.schemas import DataSettings
@@ -35,6 +34,7 @@ from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import Console
 from vidtrain.training.validation import check_dataset
 
 INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # as the schema has them
@@ -49,7 +49,7 @@ class EvalData:
     loader: Loader
     crops: int
 
-    def batches(self, console: Any) -> Iterator[Batch]:
+    def batches(self, console: Console) -> Iterator[Batch]:
         """This rank's batches, with their progress shown."""
         with console.phase(self.split, len(self.loader)):
             for number, batch in enumerate(self.loader, start=1):
@@ -80,7 +80,7 @@ def index_folder(cfg: DictConfig) -> Path:
     return Path(cfg.data.index_root) / cfg.dataset.name
 
 
-def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None:
+def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Console) -> None:
     """Decides where the index lies for a checkpoint that may be from elsewhere: where it names one that exists, or
     below the data root of this command line; else in the usual place, as files are made and old ones removed there.
 
@@ -91,14 +91,14 @@ def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Any) -> None
         raise UserError(
             f"dataset.name={cfg.dataset.name}, of the checkpoint, is no name of a folder; say dataset="
         )
-    raw = cfg.data._get_node("index_root")._value()
-    if index_file(cfg).is_file() or (said_data_root and raw == INDEX_ROOT):
+    follows_data_root = OmegaConf.to_container(cfg.data)["index_root"] == INDEX_ROOT
+    if index_file(cfg).is_file() or (said_data_root and follows_data_root):
         return
-    asked, usual = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
-    if asked != usual:
+    named, usual = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
+    if named != usual:
         cfg.data.index_root = usual
         console.info(
-            f"no index of the videos is in {asked}, which the checkpoint names; it is made in {usual}"
+            f"no index of the videos is in {named}, which the checkpoint names; it is made in {usual}"
         )
 
 
@@ -108,7 +108,7 @@ def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
     made."""
     chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
     for path, node in components(cfg.dataset.source, "dataset.source"):
-        if node._get_node("_target_")._value() != f"{Motion.__module__}.{Motion.__qualname__}":
+        if OmegaConf.to_container(node)["_target_"] != f"{Motion.__module__}.{Motion.__qualname__}":
             continue
         root = instantiate_component(node).root
         if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):
@@ -122,22 +122,21 @@ def index_file(cfg: DictConfig) -> Path:
     return index_folder(cfg) / "videos.sqlite"
 
 
-def manifests(cfg: DictConfig, ranks: Ranks, console: Any) -> dict[str, Manifest]:
+def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Manifest]:
     """The splits of the configured dataset, as they are to be read; rank 0 is first, for it may have to make them."""
     source, folder = instantiate_component(cfg.dataset.source), index_folder(cfg)
-    mine: list[dict[str, Manifest]] = []
-    ranks.on_main(lambda: mine.append(open_manifests(source, folder)))
-    found = mine[0] if mine else open_manifests(source, folder)
-    several = {split: manifest.multi_label for split, manifest in found.items()}
-    check_dataset(
-        cfg.dataset.name, found["train"].classes, several, instantiate_component(cfg.loss).independent
-    )
+    made_first: list[dict[str, Manifest]] = []
+    ranks.on_main(lambda: made_first.append(open_manifests(source, folder)))
+    splits = made_first[0] if made_first else open_manifests(source, folder)
+    several = {split: manifest.multi_label for split, manifest in splits.items()}
+    independent = instantiate_component(cfg.loss).independent
+    check_dataset(cfg.dataset.name, splits["train"].classes, several, independent)
     if cfg.data.prepared is not None:
         copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
-        found = {split: copy.redirect(manifest) for split, manifest in found.items()}
+        splits = {split: copy.redirect(manifest) for split, manifest in splits.items()}
         console.info(f"reading the prepared copy {copy.folder}")
-    ranks.on_main(lambda: check_present(found, missing_hint(cfg), console.warn))
-    return found
+    ranks.on_main(lambda: check_present(splits, missing_hint(cfg), console.warn))
+    return splits
 
 
 def missing_hint(cfg: DictConfig) -> str:
@@ -154,7 +153,7 @@ def video_filter(cfg: DictConfig) -> VideoFilter:
     return VideoFilter(cfg.data.min_frames, cfg.data.min_seconds, cfg.data.max_seconds, cfg.data.max_bytes)
 
 
-def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, console: Any) -> Manifest:
+def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, console: Console) -> Manifest:
     """The training videos within the bounds of `data`; all of them where there are none."""
     bounds = video_filter(cfg)
     if bounds.keeps_all:
@@ -173,9 +172,8 @@ def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, 
     return train.subset(kept)
 
 
-def one_batch(found: dict[str, Manifest], size: int, seed: int) -> dict[str, Manifest]:
+def one_batch(train: Manifest, size: int, seed: int) -> dict[str, Manifest]:
     """A dataset that is the first training batch and nothing else, to train and to validate on."""
-    train = found["train"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     few = train.subset(order)
     return {"train": few, "val": few}
@@ -190,8 +188,8 @@ def train_batches(
     pin = ranks.device.type == "cuda"
 
     def batches(start: int, stop: int) -> Iterable[Batch]:
-        mine = stream(cfg, manifest, ranks, start, stop)
-        return train_loader(dataset, mine, workers, pin, cfg.data.decode_timeout_s)
+        samples = stream(cfg, manifest, ranks, start, stop)
+        return train_loader(dataset, samples, workers, pin, cfg.data.decode_timeout_s)
 
     per_pass = stream(cfg, manifest, ranks, 0, 0).steps_per_pass
     return batches, cfg.trainer.steps_per_epoch or per_pass
@@ -234,8 +232,8 @@ def stream(
         return TrainStream(len(manifest), balance=balance, **where)
     records = records_by_source(manifest.columns.sources, len(manifest.sources))
     sources = [
-        MixtureSource(source.name, mine, source.weight, source.frames or cfg.clip.frames)
-        for source, mine in zip(manifest.sources, records, strict=True)
+        MixtureSource(source.name, own, source.weight, source.frames or cfg.clip.frames)
+        for source, own in zip(manifest.sources, records, strict=True)
     ]
     return MixtureStream(sources, **where)
 
@@ -245,7 +243,7 @@ def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading,
     shard = eval_shard(cfg, dataset, ranks)
     workers = num_workers(cfg.trainer.num_workers, ranks)
     loader = eval_loader(dataset, shard, workers, ranks.device.type == "cuda", cfg.data.decode_timeout_s)
-    return EvalData(split, manifest, loader, dataset.geometry.crops)
+    return EvalData(split, manifest, loader, instantiate_component(cfg.augmentation.eval).crops)
 
 
 def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading) -> VideoDataset:

@@ -1,23 +1,34 @@
 """From configuration to parts: the one place where names become objects. Used by every program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from vidtrain.config.published import describe_published, unseen_clips
+from vidtrain.config.references import settled
+from vidtrain.config.schemas import to_dict, to_list
 from vidtrain.config.targets import reason
+from vidtrain.config.trust import with_references
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import write_json_atomic
+from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import cores
+from vidtrain.training.run import Console
 
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
@@ -94,17 +105,17 @@ def share_of_cores(ranks: Ranks) -> int:
     return max(1, cores() // ranks.local_world_size)
 
 
-def num_workers(asked: int | None, ranks: Ranks) -> int:
-    """Decoding processes for this rank: as asked, or its share of the cores, of which computing takes half."""
+def num_workers(setting: int | None, ranks: Ranks) -> int:
+    """Decoding processes for this rank: as set, or its share of the cores, of which computing takes half."""
     share = share_of_cores(ranks) if ranks.device.type == "cuda" else share_of_cores(ranks) // 2
-    return max(1, min(MOST_WORKERS, share)) if asked is None else asked
+    return max(1, min(MOST_WORKERS, share)) if setting is None else setting
 
 
-def set_cpu_threads(asked: int | None, ranks: Ranks) -> None:
+def set_cpu_threads(setting: int | None, ranks: Ranks) -> None:
     """How many threads compute on a CPU. It must not follow the number of workers, which may change when a
     run is resumed: sums over another number of threads differ in the last bit."""
     if ranks.device.type == "cpu":
-        torch.set_num_threads(asked or max(1, share_of_cores(ranks) // 2))
+        torch.set_num_threads(setting or max(1, share_of_cores(ranks) // 2))
 
 
 def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:
@@ -134,3 +145,125 @@ def model_without_memory(cfg: DictConfig) -> VideoClassifier:
     """The configured model, with shapes but no values, to be checked. Raises `UserError` for what does not fit."""
     with torch.device("meta"):
         return instantiate_component(cfg.model, num_classes=2)
+
+
+# --- what others must know of a trained model -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What must be known of a trained model to use it without its configuration, in plain values.
+
+    `clip` are the settings of its clips, [height, width] `size` of theirs, and `geometry` cuts them out of frames.
+    `settings` is the whole configuration with its references followed, but for those to the environment; `config` the
+    same with its references, as far as there are values.
+    """
+
+    name: str
+    clip: Mapping[str, Any]
+    size: tuple[int, int]
+    geometry: EvalGeometry
+    fusion: str
+    independent: bool  # whether classes are judged each by itself
+    protocol: str
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def model_spec(cfg: DictConfig) -> ModelSpec:
+    # published weights have no dataset, optimizer ...
+    there = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)])
+    return ModelSpec(
+        name=cfg.name,
+        clip=to_dict(cfg.clip, resolve=True),
+        size=clip_size(cfg),
+        geometry=instantiate_component(cfg.augmentation.eval),
+        fusion=cfg.model.fusion,
+        independent=instantiate_component(cfg.loss).independent,
+        protocol=protocol_text(cfg, cfg.model.fusion),
+        settings=with_references(settled(cfg)),
+        config=masked_values(with_references(to_dict(there))),
+    )
+
+
+# --- where weights start: init_from, else pretrained, else from scratch ----------------------------------------
+
+
+def check_starting_point(cfg: DictConfig, model: VideoClassifier | None) -> None:
+    """Raises `UserError` for a name of weights that nothing can be found under, and for a file on this machine that
+    does not fit `model`, which may lie on the meta device, or be None where there is none to hold it against.
+
+    Goes to no network: what is yet to be downloaded is held against the model when it is loaded. A run that is
+    resumed needs no starting point.
+    """
+    if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):
+        return
+    sources = _sources(cfg)
+    if not sources:
+        return
+    from vidtrain.models.weights.files import check_source
+    from vidtrain.models.weights.loading import check_pretrained
+
+    if cfg.init_from is None:
+        for source in sources:
+            check_source(source)
+        sources = [source for source in sources if Path(source).exists()]
+    if model is not None:
+        for source in sources:
+            check_pretrained(model, source, Path(source), cfg.init_match)
+
+
+def _sources(cfg: DictConfig) -> list[str]:
+    """A checkpoint of ours, of a run's folder the best one, comes before published weights."""
+    if cfg.init_from is None:
+        if cfg.pretrained is None:
+            return []
+        from vidtrain.models.weights.files import as_sources  # which, with all formats, takes seconds
+
+        return as_sources(cfg.pretrained)
+    best = Path(cfg.init_from) / "checkpoints" / "best.pt"
+    return [str(best) if best.is_file() else cfg.init_from]
+
+
+def load_starting_point(
+    cfg: DictConfig, model: VideoClassifier, ranks: Ranks, console: Console, folder: Path
+) -> str:
+    """Loads the weights that the configuration names; says in the log and in starting_point.json what fitted.
+
+    Several sources, such as an encoder and a probe, are loaded in turn. Returns a word for the log.
+    """
+    if HydraConfig.initialized():
+        context = HydraConfig.get()
+        line = describe_published(cfg, to_list(context.overrides.task), context.runtime.choices)
+        if line is not None:
+            console.info(line)
+    sources = _sources(cfg)
+    if not sources:
+        return "from scratch"
+    from vidtrain.models.weights.files import locate
+    from vidtrain.models.weights.loading import load_pretrained
+
+    if cfg.init_from is not None:
+        paths = [Path(source) for source in sources]
+        if cfg.pretrained is not None:
+            console.info("init_from comes before pretrained, which is not used")
+    else:  # downloaded once; the others find it where rank 0 put it
+        paths = ranks.on_main(lambda: [locate(source, cfg.pretrained_revision) for source in sources])
+    reports = [
+        load_pretrained(model, source, path, cfg.init_match)
+        for source, path in zip(sources, paths, strict=True)
+    ]
+    for report in reports:
+        console.info("weights of " + "\n  ".join(report.lines()))
+    loaded = {name for report in reports for name in report.loaded}
+    fresh = [name for name in model.state_dict() if name not in loaded]
+    if fresh:
+        shown = ", ".join(fresh[:6]) + (", ..." if fresh[6:] else "")
+        console.info(f"initialized at random: {len(fresh)} tensors: {shown}")
+    if cfg.init_from is None:
+        for warning in unseen_clips(cfg, sources):
+            console.warn(warning)
+    if ranks.is_main:
+        record = {"sources": [report.as_dict() for report in reports], "initialized": fresh}
+        write_json_atomic(folder / "starting_point.json", record)
+    return "starts from " + " and ".join(sources)

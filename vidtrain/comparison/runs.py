@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vidtrain.config.overrides import quoted
 from vidtrain.errors import UserError
+from vidtrain.runs.attempts import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
+from vidtrain.runs.attempts import FAILED as FAULTY
 from vidtrain.runs.folder import CHANGES, FAILED, finished, stored_settings
-from vidtrain.runs.status import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
-from vidtrain.runs.status import FAILED as FAULTY
 from vidtrain.sweeps.record import SWEEP, TRIAL, SweepRecord
 from vidtrain.sweeps.status import shortened
 from vidtrain.tracking.run_log import each_metric

@@ -5,13 +5,15 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from vidtrain.files.escaping import hide, masked_values
+
+Settings = TypeVar("Settings")
 
 RESOLVER = "oc.env"
 ABSENT = object()

@@ -1,8 +1,7 @@
 """From clip logits to numbers.
 
 views.py        the logits of every view, gathered over ranks
-view_shards.py  views appended as they come, safe against kills
-view_store.py   the complete table: a folder of plain files
+view_store.py   the table as a folder of plain files, filled safe against kills
 protocols.py    every protocol that a table holds, and temporal probes; the same as CSV and JSON
 fusion.py       clip fusion by name
 metrics.py      clip-level and video-level metrics, of one label a video or several

@@ -71,8 +71,8 @@ def from_predictions(predictions: Tensor, labels: Tensor, num_classes: int) -> d
 def class_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts int64 [3 k] of each class: of videos that are of it and were taken for it, that are of it, and that were
     taken for it."""
-    found = (labels[predictions == labels], labels, predictions)
-    return torch.stack([torch.bincount(each, minlength=num_classes) for each in found])
+    columns = (labels[predictions == labels], labels, predictions)
+    return torch.stack([torch.bincount(column, minlength=num_classes) for column in columns])
 
 
 def from_class_counts(counts: Tensor) -> dict[str, float]:
@@ -132,8 +132,8 @@ def parts(v: int, k: int) -> Iterator[slice]:
 
 def first_classes(logits: Tensor, count: int) -> Tensor:
     """The first `count` classes of `ranking`, or all where there are fewer: int64 [v count]."""
-    found = [ranking(logits[rows])[:, :count].clone() for rows in parts(*logits.shape)]
-    return torch.cat(found) if found else torch.empty(0, min(count, logits.shape[1]), dtype=torch.int64)
+    firsts = [ranking(logits[rows])[:, :count].clone() for rows in parts(*logits.shape)]
+    return torch.cat(firsts) if firsts else torch.empty(0, min(count, logits.shape[1]), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,18 @@ class Confusion:
     def by_class(self) -> Tensor:
         """Counts int64 [3 k] as `class_counts` gives them."""
         right = self.labels == self.predictions
-        found = torch.zeros(3, self.num_classes, dtype=torch.int64)
-        found[0, self.labels[right]] = self.counts[right]
-        found[1].index_add_(0, self.labels, self.counts)
-        found[2].index_add_(0, self.predictions, self.counts)
-        return found
+        counts = torch.zeros(3, self.num_classes, dtype=torch.int64)
+        counts[0, self.labels[right]] = self.counts[right]
+        counts[1].index_add_(0, self.labels, self.counts)
+        counts[2].index_add_(0, self.predictions, self.counts)
+        return counts
 
     def row(self, label: int) -> Tensor:
         """What videos of a class were taken for: counts int64 [k]."""
         first, last = torch.searchsorted(self.labels, torch.tensor([label, label + 1])).tolist()
-        found = torch.zeros(self.num_classes, dtype=torch.int64)
-        found[self.predictions[first:last]] = self.counts[first:last]
-        return found
+        counts = torch.zeros(self.num_classes, dtype=torch.int64)
+        counts[self.predictions[first:last]] = self.counts[first:last]
+        return counts
 
     def tolist(self) -> list[list[int]]:
         """All rows, with the zeros."""
@@ -179,7 +179,7 @@ def per_class(confusion: Confusion) -> list[dict[str, float | None]]:
     columns = (hits / predicted, hits / labeled, 2 * hits / (labeled + predicted))
     return [
         {"support": int(n), "precision": _or_none(p), "recall": _or_none(r), "f1": _or_none(f)}
-        for n, p, r, f in zip(labeled.tolist(), *(each.tolist() for each in columns), strict=True)
+        for n, p, r, f in zip(labeled.tolist(), *(column.tolist() for column in columns), strict=True)
     ]
 
 

@@ -95,7 +95,7 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
         labels=list(map(sys.intern, columns["label"])),
         predictions=list(map(sys.intern, columns["prediction"])),
         top5=np.array(
-            [any(each[row] == label for each in likeliest) for row, label in enumerate(columns["label"])]
+            [any(column[row] == label for column in likeliest) for row, label in enumerate(columns["label"])]
         ),
         groups=columns["group"] if "group" in columns else None,
         several=several,
@@ -108,15 +108,15 @@ def align(runs: Sequence[Predictions]) -> Aligned:
     Where no path is shared at all, the paths below the folder that holds all videos of a run are tried, and taken if
     then the labels agree. A path that comes another number of times in another run is not shared.
     """
-    found = _share([_keys(run.paths) for run in runs], runs)
+    shared = _share([_keys(run.paths) for run in runs], runs)
     below_folders = False
-    if not found.rows[0] and not found.relabeled:
+    if not shared.rows[0] and not shared.relabeled:
         moved = _share([_keys(_below_folder(run.paths)) for run in runs], runs)
         if moved.rows[0] and not moved.relabeled:
-            found, below_folders = moved, True
-    rows = found.rows
+            shared, below_folders = moved, True
+    rows = shared.rows
     texts = [runs[0].labels[row] for row in rows[0]]
-    answers = [[run.predictions[row] for row in each] for run, each in zip(runs, rows, strict=True)]
+    answers = [[run.predictions[row] for row in own] for run, own in zip(runs, rows, strict=True)]
     several = runs[0].several
     classes = sorted({name for text in (*texts, *chain(*answers)) for name in _names(text, several)})
     number = {name: code for code, name in enumerate(classes)}
@@ -138,14 +138,14 @@ def align(runs: Sequence[Predictions]) -> Aligned:
         texts=texts,
         answers=answers,
         labels=marks(texts),
-        predictions=[marks(each) for each in answers],
+        predictions=[marks(column) for column in answers],
         correct=np.array(
-            [[a == b for a, b in zip(each, texts, strict=True)] for each in answers], dtype=bool
+            [[a == b for a, b in zip(column, texts, strict=True)] for column in answers], dtype=bool
         ),
-        top5=np.array([run.top5[each] for run, each in zip(runs, rows, strict=True)], dtype=bool),
+        top5=np.array([run.top5[own] for run, own in zip(runs, rows, strict=True)], dtype=bool),
         groups=groups,
-        relabeled=found.relabeled,
-        unshared=[len(run.paths) - len(rows[0]) - found.relabeled for run in runs],
+        relabeled=shared.relabeled,
+        unshared=[len(run.paths) - len(rows[0]) - shared.relabeled for run in runs],
         below_folders=below_folders,
     )
 
@@ -161,20 +161,20 @@ class _Shared:
 
 
 def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> _Shared:
-    times = [Counter(path for path, _ in each) for each in keys]
-    places = [{key: row for row, key in enumerate(each)} for each in keys]
+    times = [Counter(path for path, _ in own) for own in keys]
+    places = [{key: row for row, key in enumerate(own)} for own in keys]
     rows: list[list[int]] = [[] for _ in runs]
     relabeled = 0
     for key in keys[0]:
         path = key[0]
         if any(path not in count or count[path] != times[0][path] for count in times[1:]):
             continue
-        found = [place[key] for place in places]
-        if len({run.labels[row] for run, row in zip(runs, found, strict=True)}) > 1:
+        at = [place[key] for place in places]
+        if len({run.labels[row] for run, row in zip(runs, at, strict=True)}) > 1:
             relabeled += 1
             continue
-        for each, row in zip(rows, found, strict=True):
-            each.append(row)
+        for own, row in zip(rows, at, strict=True):
+            own.append(row)
     return _Shared(rows, relabeled)
 
 

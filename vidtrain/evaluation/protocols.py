@@ -5,7 +5,6 @@ evaluating with c clips would read, and so is every number; else they come as ne
 """
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import first_classes, from_label_logits, from_logits
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import ViewTable
+from vidtrain.files.atomic import strict_json
 from vidtrain.files.escaping import csv_text
 
 MOST_SUBSETS = 20  # choices of clips that a point of the curve is the mean over
@@ -84,10 +84,6 @@ class Probe:
     same_class: float
 
 
-def rule_of(sampling: str, overlap: bool) -> str:
-    return RULE["parts" if sampling != "vjepa2" and not overlap else sampling]
-
-
 def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
     """Which c of n clips stand for an evaluation with c clips, and whether they are the same ones.
 
@@ -148,36 +144,28 @@ def all_protocols(views: StoredViews, fusions: Sequence[str]) -> list[Protocol]:
     """Every order, number of crops, number of clips and fusion."""
     held = views.about["num_clips"]
     counts = [held] if views.about["joint"] else range(1, held + 1)
-    found = []
+    protocols = []
     for order in views.about["orders"]:
         for crops in crop_counts(views):
             for clips in counts:
-                found += measured(views, order, *choose(views, clips, crops), fusions)
-    return found
+                protocols += measured(views, order, *choose(views, clips, crops), fusions)
+    return protocols
 
 
 def measured(
     views: StoredViews, order: str, clips: Choice, crops: Choice, fusions: Sequence[str]
 ) -> list[Protocol]:
     """The metrics of some views under each fusion."""
-    table = views.table(order, clips.numbers, crops.numbers)
-    independent = views.about["independent"]
+    table, independent = views.table(order, clips.numbers, crops.numbers), views.about["independent"]
     labels = table.labels.repeat_interleave(table.logits.shape[1], dim=0)
-    by_view = {
-        f"clip_{key}": value
-        for key, value in _metrics(table.logits.flatten(0, 1), labels, independent).items()
-    }
-    return [
-        Protocol(
-            order,
-            views.about["num_clips"] if views.about["joint"] else len(clips.numbers),
-            clips,
-            crops,
-            fusion,
-            _metrics(fuse(table.logits, fusion, independent), table.labels, independent) | by_view,
-        )
-        for fusion in fusions
-    ]
+    of_views = _metrics(table.logits.flatten(0, 1), labels, independent)
+    of_views = {f"clip_{key}": value for key, value in of_views.items()}
+    count = views.about["num_clips"] if views.about["joint"] else len(clips.numbers)
+    protocols = []
+    for fusion in fusions:
+        metrics = _metrics(fuse(table.logits, fusion, independent), table.labels, independent)
+        protocols.append(Protocol(order, count, clips, crops, fusion, metrics | of_views))
+    return protocols
 
 
 def headline(multi_label: bool) -> str:
@@ -194,22 +182,19 @@ def curve(views: StoredViews, fusion: str) -> list[Point]:
     about = views.about
     if about["joint"]:
         return []
-    independent, name = about["independent"], headline(views.labels.ndim == 2)
+    name, clips = headline(views.labels.ndim == 2), about["num_clips"]
     points = []
     for crops in crop_counts(views):
-        whole = views.table(
-            about["orders"][0], range(about["num_clips"]), crop_choice(len(about["crops"]), crops).numbers
-        )
-        logits = whole.logits.unflatten(1, (about["num_clips"], crops))
-        for count in range(1, about["num_clips"] + 1):
-            values = [
-                _metrics(
-                    fuse(logits[:, list(subset)].flatten(1, 2), fusion, independent),
-                    whole.labels,
-                    independent,
-                )[name]
-                for subset in subsets(about["num_clips"], count)
-            ]
+        taken = crop_choice(len(about["crops"]), crops).numbers
+        whole = views.table(about["orders"][0], range(clips), taken)
+        logits = whole.logits.unflatten(1, (clips, crops))
+
+        def metric(subset: Sequence[int], whole: ViewTable = whole, logits: Tensor = logits) -> float:
+            fused = fuse(logits[:, list(subset)].flatten(1, 2), fusion, about["independent"])
+            return _metrics(fused, whole.labels, about["independent"])[name]
+
+        for count in range(1, clips + 1):
+            values = [metric(subset) for subset in subsets(clips, count)]
             points.append(Point(count, crops, len(values), float(np.mean(values)), min(values), max(values)))
     return points
 
@@ -219,30 +204,28 @@ def subsets(n: int, c: int) -> list[tuple[int, ...]]:
     if math.comb(n, c) <= MOST_SUBSETS:
         return list(itertools.combinations(range(n), c))
     rng = np.random.default_rng([n, c])
-    found: set[tuple[int, ...]] = set()
-    while len(found) < MOST_SUBSETS:
-        found.add(tuple(sorted(rng.choice(n, c, replace=False).tolist())))
-    return sorted(found)
+    chosen: set[tuple[int, ...]] = set()
+    while len(chosen) < MOST_SUBSETS:
+        chosen.add(tuple(sorted(rng.choice(n, c, replace=False).tolist())))
+    return sorted(chosen)
 
 
 def probes(views: StoredViews, clips: Choice, crops: Choice, fusion: str) -> list[Probe]:
     """The same protocol in every order of frames, the first order first."""
     independent, name = views.about["independent"], headline(views.labels.ndim == 2)
-    found: list[Probe] = []
-    first: Tensor | None = None
-    for order in views.about["orders"]:
-        [protocol] = measured(views, order, clips, crops, [fusion])
-        classes = answers(views.table(order, clips.numbers, crops.numbers), fusion, independent)
-        first = classes if first is None else first
-        base = found[0].protocol.metrics[name] if found else protocol.metrics[name]
-        same = (classes == first).double().mean().item()
-        found.append(Probe(protocol, protocol.metrics[name] - base, same))
-    return found
+    orders = views.about["orders"]
+    protocols = [measured(views, order, clips, crops, [fusion])[0] for order in orders]
+    base = protocols[0].metrics[name]
 
+    def classes_of(order: str) -> Tensor:
+        table = views.table(order, clips.numbers, crops.numbers)
+        return first_classes(fuse(table.logits, fusion, independent), 1)
 
-def answers(table: ViewTable, fusion: str, independent: bool) -> Tensor:
-    """The first class [v] of each video."""
-    return first_classes(fuse(table.logits, fusion, independent), 1)[:, 0]
+    first = classes_of(orders[0])
+    return [
+        Probe(protocol, protocol.metrics[name] - base, (classes_of(order) == first).double().mean().item())
+        for order, protocol in zip(orders, protocols, strict=True)
+    ]
 
 
 def _metrics(logits: Tensor, labels: Tensor, independent: bool) -> dict[str, float]:
@@ -267,13 +250,15 @@ def as_row(protocol: Protocol) -> dict[str, Any]:
 
 def notes(about: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the protocols, in words."""
+    sampling = about["sampling"]
     if about["joint"]:
         return [
             f"The model attends over the tokens of all {about['num_clips']} clips jointly: its views cannot be taken "
             "apart by clips. The table has one row per crop, and only crops and the order of frames vary."
         ]
     return [
-        rule_of(about["sampling"], about["overlap"]) + " (clips counted from 0).",
+        RULE["parts" if sampling != "vjepa2" and not about["overlap"] else sampling]
+        + " (clips counted from 0).",
         "same_as_afresh: whether an evaluation with this number of clips would read the same frames; where it is false "
         "they are only near, and an evaluation of its own may differ.",
         "vote: each view votes for its first class; of classes with as many votes, that with the higher mean "
@@ -319,9 +304,7 @@ def write_protocols(
         "probes": probe_rows,
         "views_curve": curve_rows,
     }
-    (folder / "protocols.json").write_text(
-        json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    (folder / "protocols.json").write_text(strict_json(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -342,11 +325,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6f}" if math.isfinite(value) else ""
     return value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -34,7 +34,7 @@ MOST_CLASSES = 1000
 
 @dataclass
 class Report:
-    """What one evaluation found. `metrics` are of videos, those that start with `clip_` of single views."""
+    """What one evaluation result. `metrics` are of videos, those that start with `clip_` of single views."""
 
     metrics: dict[str, float]
     confusion: Confusion | None  # None where videos may have several labels
@@ -53,11 +53,10 @@ class Report:
     @property
     def ranked_chances(self) -> Tensor:
         """The probabilities [v 5] of `ranked`."""
-        found = [
-            self._chances(self.logits[rows]).gather(1, self.ranked[rows])
-            for rows in parts(*self.logits.shape)
-        ]
-        return torch.cat(found)
+        rows_at_once = parts(*self.logits.shape)
+        return torch.cat(
+            [self._chances(self.logits[rows]).gather(1, self.ranked[rows]) for rows in rows_at_once]
+        )
 
     def _chances(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
@@ -104,7 +103,7 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
 
 
 def write_report(
-    found: Report, folder: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
+    result: Report, folder: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
 ) -> None:
     """Writes metrics.json, predictions.csv, per_class.csv and, where videos have one label, confusion.csv into
     `folder`; of more than 1000 classes confusion_pairs.csv instead of the last.
@@ -114,19 +113,19 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = {
-        "metrics": found.metrics,
-        "coverage": found.coverage,
-        "protocol": found.protocol,
-        "missing": [{"path": path, "cause": cause} for path, cause in found.table.missing],
+        "metrics": result.metrics,
+        "coverage": result.coverage,
+        "protocol": result.protocol,
+        "missing": [{"path": path, "cause": cause} for path, cause in result.table.missing],
     }
     (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _write_predictions(found, folder / "predictions.csv", paths, classes)
-    if found.confusion is not None:
-        _write_confusion(found.confusion, folder, classes)
-        by_class = per_class(found.confusion)
+    _write_predictions(result, folder / "predictions.csv", paths, classes)
+    if result.confusion is not None:
+        _write_confusion(result.confusion, folder, classes)
+        by_class = per_class(result.confusion)
     else:
-        by_class = per_label(found.logits, found.table.labels)
-    rows = [[name, *each.values()] for name, each in zip(classes, by_class, strict=True)]
+        by_class = per_label(result.logits, result.table.labels)
+    rows = [[name, *metrics.values()] for name, metrics in zip(classes, by_class, strict=True)]
     _write(folder / "per_class.csv", [["class", *by_class[0]], *rows])
 
 
@@ -137,25 +136,25 @@ def _write_confusion(confusion: Confusion, folder: Path, classes: Sequence[str])
         rows = ([name, *confusion.row(k).tolist()] for k, name in enumerate(classes))
         _write(matrix, chain([["label \\ prediction", *classes]], rows))
         return
-    columns = (confusion.labels, confusion.predictions, confusion.counts)
-    counted = zip(*(each.tolist() for each in columns), strict=True)
+    columns = (confusion.labels.tolist(), confusion.predictions.tolist(), confusion.counts.tolist())
+    counted = zip(*columns, strict=True)
     rows = ([classes[label], classes[prediction], count] for label, prediction, count in counted)
     _write(pairs, chain([["label", "prediction", "videos"]], rows))
 
 
 def _write_predictions(
-    found: Report, path: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
+    result: Report, path: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
 ) -> None:
-    top, chances = found.ranked, found.ranked_chances
-    if found.confusion is None:
-        labels = [row.nonzero().flatten().tolist() for row in found.table.labels]
-        predictions = [row.nonzero().flatten().tolist() for row in found.logits > 0]
+    top, chances = result.ranked, result.ranked_chances
+    if result.confusion is None:
+        labels = [row.nonzero().flatten().tolist() for row in result.table.labels]
+        predictions = [row.nonzero().flatten().tolist() for row in result.logits > 0]
     else:
-        labels, predictions = ([[k] for k in each.tolist()] for each in (found.table.labels, top[:, 0]))
+        labels, predictions = ([[k] for k in row.tolist()] for row in (result.table.labels, top[:, 0]))
     header = [f"{what}{rank + 1}" for rank in range(top.shape[1]) for what in ("top", "p")]
     rows: list[list[object]] = [["path", "label", "prediction", "correct", *header]]
-    for row, index in enumerate(found.table.indices.tolist()):
-        label, prediction = (";".join(classes[k] for k in each[row]) for each in (labels, predictions))
+    for row, index in enumerate(result.table.indices.tolist()):
+        label, prediction = (";".join(classes[k] for k in rows_of[row]) for rows_of in (labels, predictions))
         names = [classes[k] for k in top[row].tolist()]
         shares = [f"{p:.6f}" for p in chances[row].tolist()]
         pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]

@@ -7,33 +7,39 @@
     videos.csv   a row per video: its index in the split, path, label, first and last frame of each clip
 
 `identity.json` says what the table is made of, from the beginning on. While it is made, every rank appends units of
-work to a file below units/; at the end they are put together in the order of the split and removed.
+work to a file below units/, so that a process killed at any instant loses none before; at the end they are put together
+in the order of the split and removed.
 """
 
 import csv
+import io
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.view_shards import Place, find_units
-from vidtrain.evaluation.views import ViewTable
-from vidtrain.files.atomic import replacing
+from vidtrain.evaluation.views import BatchViews, ViewTable
+from vidtrain.files.atomic import flush_folder, replacing
 from vidtrain.files.escaping import csv_text, read_records
 
 FORMAT = "vidtrain-views/1"
 FOLDER = "views"
 IDENTITY, VIEWS, UNITS = "identity.json", "views.json", "units"
 LOGITS, LABELS, FRAMES, VIDEOS = "logits.npy", "labels.npy", "frames.npy", "videos.csv"
+MARK = b"VIEWS\0\0\1"
+SMALL = 1 << 20
+HEADER = struct.Struct("<8sqqI")  # mark, unit, bytes that follow, their CRC-32
 MOST_SHOWN = 8  # differences that are listed
 AXES = {
     LOGITS: ["video", "order", "clip", "crop", "class"],
@@ -58,7 +64,7 @@ class StoredViews:
 
     @property
     def missing(self) -> list[tuple[str, str]]:
-        return [(each["path"], each["cause"]) for each in self.about["missing"]]
+        return [(video["path"], video["cause"]) for video in self.about["missing"]]
 
     def table(self, order: str, clips: Sequence[int], crops: Sequence[int]) -> ViewTable:
         """The views of the given clips and crops, by their numbers from 0."""
@@ -72,45 +78,155 @@ class StoredViews:
         )
 
 
+# --- units of work ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What was kept of one unit: as `BatchViews`, and `frames` int32 [b n t], the frame indices of each clip."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    frames: np.ndarray
+    missing: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in which file a unit lies."""
+
+    path: Path
+    start: int
+    size: int
+
+    def read(self) -> Unit:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            data = io.BytesIO(file.read(self.size))
+        try:
+            arrays = np.load(data, allow_pickle=False)
+            whole = sum(member.file_size for member in arrays.zip.infolist())
+            if whole > 2 * self.size + SMALL:  # nothing in it is compressed
+                raise ValueError(f"they would become {whole:,} bytes")
+            missing = [(str(path), str(cause)) for path, cause in json.loads(arrays["missing"].tobytes())]
+            return Unit(arrays["indices"], arrays["labels"], arrays["logits"], arrays["frames"], missing)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError, RecursionError,
+                zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+            raise UserError(
+                f"{self.path} holds something else than views ({error}); make the table again with overwrite=true"
+            ) from error
+
+
+class ShardWriter:
+    """Appends units to a file of its own, each on the disk before `append` returns."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = open(path, "ab")  # noqa: SIM115
+            flush_folder(path.parent)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; choose another folder with out="
+            ) from error
+
+    def append(self, unit: int, views: BatchViews, frames: np.ndarray) -> None:
+        """Raises `UserError` where the disk is full, say; what was appended before stays."""
+        payload = io.BytesIO()
+        np.savez(
+            payload,
+            indices=views.indices.numpy(),
+            labels=views.labels.numpy(),
+            logits=views.logits.numpy(),
+            frames=frames.astype(np.int32),
+            missing=np.frombuffer(json.dumps(views.missing).encode(), dtype=np.uint8),
+        )
+        data = payload.getvalue()
+        try:
+            self._file.write(HEADER.pack(MARK, unit, len(data), zlib.crc32(data)) + data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; what was judged before is kept, and the same command "
+                "goes on from there"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def find_units(folder: Path) -> dict[int, Place]:
+    """The whole units in the files of a folder, by number; what a killed process left half-written at the end of one
+    is cut off, so that more can be appended."""
+    units: dict[int, Place] = {}
+    for path in sorted(folder.glob("rank*.bin")):
+        whole = 0
+        for unit, place in _units_in(path):
+            units.setdefault(unit, place)
+            whole = place.start + place.size
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+    return dict(sorted(units.items()))
+
+
+def _units_in(path: Path) -> Iterator[tuple[int, Place]]:
+    with open(path, "rb") as file:
+        while len(header := file.read(HEADER.size)) == HEADER.size:
+            mark, unit, size, checksum = HEADER.unpack(header)
+            if mark != MARK or size < 0:
+                return
+            start = file.tell()
+            data = file.read(size)
+            if len(data) < size or zlib.crc32(data) != checksum:
+                return
+            yield unit, Place(path, start, size)
+
+
+# --- the folder ---------------------------------------------------------------------------------------------
+
+
 def begin(
     folder: Path,
     identity: Mapping[str, Any],
-    asked: int | None,
-    usual: int,
+    cpu_threads: int | None,
+    default_threads: int,
     overwrite: bool,
     renamed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> int:
     """Makes `folder` the home of a table, or finds it again; returns how many threads are to compute it.
 
-    Those are as `asked`, else as the table was begun with, else `usual`: with another number sums differ in the last
-    bit. `renamed` gives a stored identity the names of now. Raises `UserError` naming what differs where the folder
-    holds another table, unless `overwrite`.
+    Those are `cpu_threads`, else as the table was begun with, else `default_threads`: with another number sums differ
+    in the last bit. `renamed` gives a stored identity the names of now. Raises `UserError` naming what differs where
+    the folder holds another table, unless `overwrite`.
     """
     path = folder / IDENTITY
     if overwrite:
         _clear(folder)
-    if path.is_file():
-        stored = _read_json(path)
-        before, now = renamed(stored["identity"]), json.loads(json.dumps(identity))
-        if asked is not None:
-            before, now = before | {"cpu_threads": stored["cpu_threads"]}, now | {"cpu_threads": asked}
-        changed = [
-            f"{key}: {_short(before, key)} -> {_short(now, key)}"
-            for key in sorted(before.keys() | now.keys())
-            if key not in before or key not in now or before[key] != now[key]
-        ]
-        if changed:
-            more = [f"and {len(changed) - MOST_SHOWN} more"] if len(changed) > MOST_SHOWN else []
-            raise UserError(
-                f"{folder} holds the views of another evaluation, and no table is made of two:\n  "
-                + "\n  ".join(changed[:MOST_SHOWN] + more)
-                + "\nGive this one another folder with out=, or replace that one with overwrite=true"
-            )
-        return stored["cpu_threads"]
-    folder.mkdir(parents=True, exist_ok=True)
-    cpu_threads = asked or usual
-    _write_json(path, {"format": FORMAT, "identity": dict(identity), "cpu_threads": cpu_threads})
-    return cpu_threads
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        threads = cpu_threads or default_threads
+        _write_json(path, {"format": FORMAT, "identity": dict(identity), "cpu_threads": threads})
+        return threads
+    stored = _read_json(path)
+    before, now = renamed(stored["identity"]), json.loads(json.dumps(identity))
+    if cpu_threads is not None:
+        before, now = before | {"cpu_threads": stored["cpu_threads"]}, now | {"cpu_threads": cpu_threads}
+    changed = [
+        f"{key}: {_short(before, key)} -> {_short(now, key)}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+    if changed:
+        more = [f"and {len(changed) - MOST_SHOWN} more"] if len(changed) > MOST_SHOWN else []
+        raise UserError(
+            f"{folder} holds the views of another evaluation, and no table is made of two:\n  "
+            + "\n  ".join(changed[:MOST_SHOWN] + more)
+            + "\nGive this one another folder with out=, or replace that one with overwrite=true"
+        )
+    return stored["cpu_threads"]
 
 
 def is_complete(folder: Path) -> bool:
@@ -125,40 +241,48 @@ def merge(
     folder: Path,
     about: Mapping[str, Any],
     paths: Sequence[str],
-    names: Callable[[np.ndarray], str],
+    spell: Callable[[np.ndarray], str],
     logits_shape: tuple[int, int, int, int],
 ) -> None:
     """Puts the units together, in the order of the split, and views.json last: from then on the table is complete.
 
-    `logits_shape` is [orders, clips, crops, classes]; `names` spells a label. The files are the same, byte for byte,
+    `logits_shape` is [orders, clips, crops, classes]; `spell` spells a label. The files are the same, byte for byte,
     whichever process made the units.
     """
     places = units_done(folder).values()
-    missing, videos, unit_like = [], 0, None
+    missing: list[tuple[str, str]] = []
+    videos, labels, frames = 0, np.zeros(0, np.int64), np.zeros((0, 0, 0), np.int32)
     for place in places:
         unit = place.read()
         missing += unit.missing
         videos += len(unit.indices)
         if len(unit.indices):
-            unit_like = unit
-    labels = np.zeros(0, np.int64) if unit_like is None else unit_like.labels
-    frames_shape = (0, 0) if unit_like is None else unit_like.frames.shape[1:]
+            labels, frames = unit.labels, unit.frames
     arrays = {
         LOGITS: _new_array(folder / LOGITS, np.dtype(np.float32), (videos, *logits_shape)),
-        FRAMES: _new_array(folder / FRAMES, np.dtype(np.int32), (videos, *frames_shape)),
+        FRAMES: _new_array(folder / FRAMES, np.dtype(np.int32), (videos, *frames.shape[1:])),
         LABELS: _new_array(folder / LABELS, labels.dtype, (videos, *labels.shape[1:])),
     }
-    _fill(arrays, places, folder, paths, names, frames_shape[0])
-    for name, array in arrays.items():
+    with open(
+        _unfinished(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        spans = [f"clip{clip + 1}_{end}" for clip in range(frames.shape[1]) for end in ("first", "last")]
+        file.write(csv_text([["index", "path", "label", *spans]], end="\r\n"))
+        first = 0
+        for place in places:
+            unit = place.read()
+            rows = slice(first, first := first + len(unit.indices))
+            if len(unit.indices):
+                for name, values in ((LOGITS, unit.logits), (FRAMES, unit.frames), (LABELS, unit.labels)):
+                    arrays[name][rows] = values
+            file.write(csv_text(_video_rows(unit, paths, spell), end="\r\n"))
+    for array in arrays.values():
         if isinstance(array, np.memmap):
             array.flush()
-        else:
-            with open(_making(folder / name), "wb") as file:
-                np.save(file, array)
     for name in (*arrays, VIDEOS):
-        with open(_making(folder / name), "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(_making(folder / name), folder / name)
+        with open(_unfinished(folder / name), "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(_unfinished(folder / name), folder / name)
     whole = {
         "format": FORMAT,
         "videos": videos,
@@ -173,35 +297,20 @@ def merge(
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """An array in a file beside `path`, or in memory where it is empty, which cannot be mapped."""
-    if not shape[0]:
-        return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(_making(path), "w+", dtype, shape)
+    """Zeros in a file beside `path`, mapped unless there are none: what is empty cannot be."""
+    if shape[0]:
+        return np.lib.format.open_memmap(_unfinished(path), "w+", dtype, shape)
+    with open(_unfinished(path), "wb") as file:
+        np.save(file, np.zeros(shape, dtype))
+    return np.zeros(shape, dtype)
 
 
-def _fill(
-    arrays: Mapping[str, np.ndarray],
-    places: Iterable[Place],
-    folder: Path,
-    paths: Sequence[str],
-    names: Callable[[np.ndarray], str],
-    clips: int,
-) -> None:
-    """Copies the units into the arrays, one after another, and writes the row of each video into videos.csv."""
-    first = 0
-    with open(_making(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        spans = [f"clip{clip + 1}_{end}" for clip in range(clips) for end in ("first", "last")]
-        file.write(csv_text([["index", "path", "label", *spans]], end="\r\n"))
-        for place in places:
-            unit = place.read()
-            last = first + len(unit.indices)
-            if last > first:
-                for name, values in ((LOGITS, unit.logits), (FRAMES, unit.frames), (LABELS, unit.labels)):
-                    arrays[name][first:last] = values
-            for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
-                ends = [int(end) for clip in frames for end in (clip.min(), clip.max())]
-                file.write(csv_text([[index, paths[index], names(label), *ends]], end="\r\n"))
-            first = last
+def _video_rows(
+    unit: Unit, paths: Sequence[str], spell: Callable[[np.ndarray], str]
+) -> Iterator[list[object]]:
+    for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
+        ends = [int(end) for clip in frames for end in (clip.min(), clip.max())]
+        yield [index, paths[index], spell(label), *ends]
 
 
 def clean(folder: Path) -> None:
@@ -248,14 +357,11 @@ def open_views(named: Path) -> StoredViews:
 
 
 def _write_json(path: Path, value: object) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    # a byte that is no UTF-8 is spelled as JSON does, so that the file stays UTF-8
-    text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
     with replacing(path) as file:
-        file.write(text + "\n")
+        file.write(json.dumps(value, indent=2) + "\n")
 
 
-def _making(path: Path) -> Path:
+def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 

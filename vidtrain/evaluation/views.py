@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,35 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 
-# What one rank has seen: indices, labels and logits of each batch, and the (path, cause) of what could not be read
-Share = tuple[list[Tensor], list[Tensor], list[Tensor], list[tuple[str, str]]]
+
+class ClipModel(Protocol):
+    """A module that maps clips to clip logits [b n k], as a VideoClassifier does."""
+
+    fusion: str
+    num_classes: int
+
+    def __call__(self, clips: Tensor) -> Tensor: ...
+
+    def eval(self) -> object: ...
+
+
+class EvalBatch(Protocol):
+    """A batch as the loader gives it: what `data.loading.dataset.Batch` holds."""
+
+    @property
+    def clips(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def indices(self) -> Tensor: ...
+
+    @property
+    def faults(self) -> Sequence[tuple[str, str]]: ...
+
+    @property
+    def refusal(self) -> str | None: ...
 
 
 @dataclass
@@ -49,8 +76,8 @@ class BatchViews:
 
 @torch.no_grad()
 def batch_views(
-    model: nn.Module,
-    batch: Any,
+    model: ClipModel,
+    batch: EvalBatch,
     transform: nn.Module,
     device: torch.device,
     autocast: AbstractContextManager,
@@ -65,7 +92,7 @@ def batch_views(
     """
     if batch.refusal:
         raise UserError(batch.refusal)
-    missing = [tuple(fault) for fault in batch.faults]
+    missing = [(path, cause) for path, cause in batch.faults]
     if not len(batch.labels):
         nothing = torch.empty(0, len(orders), 1, 1, model.num_classes)
         return BatchViews(batch.indices, batch.labels, nothing, missing)
@@ -86,8 +113,8 @@ def batch_views(
 
 
 def view_table(
-    model: nn.Module,
-    batches: Iterable,
+    model: ClipModel,
+    batches: Iterable[EvalBatch],
     transform: nn.Module,
     total: int,
     device: torch.device,
@@ -100,36 +127,24 @@ def view_table(
     Every rank returns the whole table, sorted by index.
     """
     model.eval()
-    share: Share = ([], [], [], [])
-    indices, labels, logits, missing = share
-    for batch in batches:
-        views = batch_views(model, batch, transform, device, autocast, crops)
-        missing += views.missing
-        if len(views.labels):
-            indices.append(views.indices)
-            labels.append(views.labels)
-            logits.append(rearrange(views.logits, "b 1 n s k -> b (n s) k"))
-    return _gather(share, total, model.num_classes)
-
-
-def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
-    """A table for each head of a model that gives the logits [v n (h k)] of several side by side."""
-    return [replace(table, logits=logits) for logits in table.logits.split(num_classes, dim=-1)]
-
-
-def _gather(share: Share, total: int, num_classes: int) -> ViewTable:
+    share = [batch_views(model, batch, transform, device, autocast, crops) for batch in batches]
     shares = [share]
     if dist.is_initialized():
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, share)
         shares = gathered
-    indices = [tensor for share in shares for tensor in share[0]]
-    labels = [tensor for share in shares for tensor in share[1]]
-    logits = [tensor for share in shares for tensor in share[2]]
-    missing = sorted(fault for share in shares for fault in share[3])
-    if not indices:
+    views = [batch for share in shares for batch in share]
+    missing = sorted(fault for batch in views for fault in batch.missing)
+    read = [batch for batch in views if len(batch.labels)]
+    if not read:
         none = torch.empty(0, dtype=torch.int64)
-        return ViewTable(none, none, torch.empty(0, 1, num_classes), missing, total)
-    index = torch.cat(indices)
-    order = index.argsort()
-    return ViewTable(index[order], torch.cat(labels)[order], torch.cat(logits)[order], missing, total)
+        return ViewTable(none, none, torch.empty(0, 1, model.num_classes), missing, total)
+    indices, labels = (torch.cat([getattr(batch, name) for batch in read]) for name in ("indices", "labels"))
+    logits = torch.cat([rearrange(batch.logits, "b 1 n s k -> b (n s) k") for batch in read])
+    order = indices.argsort()
+    return ViewTable(indices[order], labels[order], logits[order], missing, total)
+
+
+def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
+    """A table for each head of a model that gives the logits [v n (h k)] of several side by side."""
+    return [replace(table, logits=logits) for logits in table.logits.split(num_classes, dim=-1)]

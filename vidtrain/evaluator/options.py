@@ -4,15 +4,16 @@ Imports no torch, so that a mistake is answered at once.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.build.checkpoint_loader import find_checkpoint
-from vidtrain.config.renames import migrate
+from vidtrain.build.checkpoint_loader import changed_config, check_checkpoint
+from vidtrain.config.references import fingerprints, settled
 from vidtrain.config.schemas import EvaluateConfig
 from vidtrain.config.targets import check_settings, check_targets
-from vidtrain.errors import UserError
+from vidtrain.files.folders import check_inside, check_links
 
 # The program's option -> where the value stands in the configuration that the checkpoint carries
 CHANGES = {
@@ -36,6 +37,9 @@ USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation", "model",
 # Options that a stored table is read with; all others are settled when the table is made
 TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_order", "num_workers", "cpu_threads",
                  "device")  # fmt: skip
+# Of the clip's settings, those that change nothing in evaluation; the orders of frames are listed by themselves
+NOT_OF_VIEWS = ("clip.train_clips", "clip.repeated_augmentation", "clip.frame_order")
+VIEWS = "views"  # the folder of the view table, below that of the tables made of it
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -45,20 +49,15 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults += [("frame_order_ablations", f"{order} is listed twice") for order in twice]
     if cfg.from_table is not None:
         defaults = OmegaConf.structured(EvaluateConfig)
-        faults += [
+        return faults + [
             (key, "cannot be changed in a stored table (from_table); leave it out")
             for key in defaults
             if key not in TABLE_OPTIONS and cfg[key] != defaults[key]
         ]
-        return faults
     if cfg.checkpoint is None:
         what = "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
         return [*faults, ("checkpoint", f"must be given: {what}")]
-    try:
-        find_checkpoint(cfg.checkpoint)
-    except UserError as error:
-        faults.append(("checkpoint", str(error).removeprefix("checkpoint=")))
-    return faults
+    return faults + check_checkpoint(cfg.checkpoint)
 
 
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
@@ -66,10 +65,48 @@ def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 
     A vote is not a fusion of the model: it needs clips that are judged one by one.
     """
-    trained = migrate(config, f"the checkpoint {cfg.checkpoint}")
-    for option, place in CHANGES.items():
-        if cfg[option] is not None and not (option == "fusion" and cfg[option] == "vote"):
-            OmegaConf.update(trained, place, cfg[option], merge=False)
-    if cfg.fusion == "vote" and trained.model.fusion == "joint":
+    if cfg.fusion != "vote":
+        return changed_config(config, cfg, CHANGES)
+    trained = changed_config(config, cfg, {key: place for key, place in CHANGES.items() if key != "fusion"})
+    if trained.model.fusion == "joint":
         trained.model.fusion = "mean_logits"
     return trained
+
+
+def view_settings(trained: DictConfig) -> dict[str, Any]:
+    """The settings that decide on views, as plain values by dotted key; and of those that lead to the environment, what
+    tells whether they still read the same there."""
+    settings = {f"clip.{key}": value for key, value in settled(trained.clip).items()}
+    settings |= {
+        f"augmentation.eval.{key}": value for key, value in settled(trained.augmentation.eval).items()
+    }
+    read = fingerprints(trained, settings)
+    for key in NOT_OF_VIEWS:
+        del settings[key]
+    if settings["clip.sample_aspect"] == "ignore":  # as tables from before there was a choice were made
+        del settings["clip.sample_aspect"]
+    return settings | ({"read in the environment": read} if read else {})
+
+
+def output_folder(cfg: DictConfig, trained: DictConfig, checkpoint: Path) -> Path:
+    """The folder for the tables of an evaluation: `out`, or one below the run's, named by the views.
+
+    Raises `UserError` where a link leads out of the run's folder.
+    """
+    from vidtrain.build.parts import instantiate_component
+
+    crops = instantiate_component(trained.augmentation.eval).crops
+    order, run = trained.clip.frame_order, checkpoint.resolve().parents[1]
+    parts = (
+        cfg.split,
+        f"{trained.clip.eval_clips}x{crops}",
+        "joint" if trained.model.fusion == "joint" else "",
+        "" if order == "forward" else order,
+        "" if checkpoint.stem == "best" else checkpoint.stem,
+        cfg.weights or "",
+    )
+    out = Path(cfg.out or run / "eval" / "_".join(part for part in parts if part))
+    if cfg.out is None:
+        check_inside(out, run)
+    check_links(out / VIEWS, below=True)
+    return out

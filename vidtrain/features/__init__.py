@@ -1,9 +1,7 @@
-"""What a frozen encoder allows: many heads at once, and heads on cached features.
+"""From a frozen encoder and clips to the phases that train heads on it; tokens are kept on disk on demand.
 
 Read frozen_encoder.py first.
 
-frozen_encoder.py  many heads, or heads on cached features: what a frozen encoder allows
-cache.py           tokens of a frozen encoder, computed once and kept
-head_table.py      the heads of a grid, the best first
-store.py           tokens on disk, whole or pending
+frozen_encoder.py  what a phase on a frozen encoder trains and reads
+store.py           tokens on disk, safe against kills
 """

@@ -1,40 +1,47 @@
-"""What a phase on a frozen encoder trains and reads: heads that each clip is encoded once for, in all or for good."""
+"""What phases on a frozen encoder train and read: heads that each clip is encoded once for, in all or for good.
+
+Cached tokens lie on disk. A cached view is what training would make of a video in an epoch of its own: cached epoch e
+is epoch e mod V of training without a cache, to the rounding of float16.
+"""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
 
-from vidtrain.build import data as build_data
-from vidtrain.build import parts as build
-from vidtrain.data.loading.dataset import VideoDataset
+from vidtrain.build.parts import share_of_cores
+from vidtrain.config.renames import with_first_names
+from vidtrain.data.loading.dataset import Batch, Fault, VideoDataset
 from vidtrain.data.loading.file_checks import manifest_digest
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.loading.loaders import START_METHOD, Loader
+from vidtrain.data.loading.samplers import EvalShard, MixtureStream, SampleKey, TrainStream
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report
-from vidtrain.features.cache import (
-    AsFloat,
-    CachedSplit,
-    Encoding,
-    open_split,
-    protocol_digest,
-    same_grid,
-    weights_digest,
-)
-from vidtrain.files.atomic import write_text_atomic
-from vidtrain.files.escaping import csv_text
-from vidtrain.models.classifier import ManyHeads
+from vidtrain.features.store import LARGEST, TokenStore
+from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier, encode
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import PhaseSettings, PhaseTask
+from vidtrain.training.run import Console, PhaseSettings, PhaseTask
 
-MOST_SHOWN = 40  # heads in the closing table
+FORMAT = "vidtrain-features/1"
+CHUNK = 16  # readings of a video: what a kill may cost
+# What decides the tokens of a split, apart from weights and files
+DECIDING = {
+    True: ("clip", "seed", "augmentation.train", "augmentation.temporal", "augmentation.color",
+           "augmentation.rand_augment", "augmentation.erasing"),
+    False: ("clip", "augmentation.eval"),
+}  # fmt: skip
 
 
-def heads_of(model: nn.Module, phase: PhaseSettings) -> list[nn.Module]:
+def heads_of(model: VideoClassifier, phase: PhaseSettings) -> list[nn.Module]:
     """The heads that a phase trains: copies of the model's, as many as the grid has; or the model's own.
 
     All start from the same weights, so that they differ by their rate and weight decay alone.
@@ -46,12 +53,12 @@ def heads_of(model: nn.Module, phase: PhaseSettings) -> list[nn.Module]:
 
 
 def head_task(
-    model: nn.Module,
+    model: VideoClassifier,
     phase: PhaseSettings,
     transform: nn.Module,
     mix: Callable,
     train_batches: Callable,
-    evaluate: Callable[[nn.Module], list[Report]],
+    evaluate: Callable[[ManyHeads], list[Report]],
 ) -> PhaseTask:
     """The heads of a phase on clips."""
     heads = ManyHeads(model, heads_of(model, phase))
@@ -62,91 +69,248 @@ def head_task(
 class CachedFeatureTask:
     """What a run gives to phases that train on cached features; calling it makes such a phase.
 
-    `config` is `cfg` in plain values, and `judge` makes reports, one a head, of what a model gives for batches after
-    a transform.
+    `stream` gives the samples of the training steps from, up to, and `val_shard` those of an evaluation, in which a
+    video has `val_views`. `evaluate` makes reports, one a head, of what a model gives for batches after a transform.
+    `config` is the run's in plain values: nothing but digests is made of it. The tokens lie below the folder `root`;
+    `batch_size` readings of a video are encoded at once.
     """
 
-    cfg: Any
-    config: Mapping[str, Any]
-    splits: Mapping[str, Manifest]
-    reading: build_data.Reading
-    ranks: Ranks
-    console: Any
+    train: VideoDataset
+    val: VideoDataset
+    val_views: int
+    stream: Callable[[int, int], TrainStream | MixtureStream]
+    val_shard: EvalShard
+    evaluate: Callable[[ManyHeads, Iterable[Batch], nn.Module], list[Report]]
     transform: nn.Module
     context: AbstractContextManager
-    judge: Callable[[nn.Module, Iterable, nn.Module], list[Report]]
+    config: Mapping[str, Any]
+    root: Path
+    batch_size: int
+    num_workers: int
+    decode_timeout_s: float
+    ranks: Ranks
+    console: Console
 
-    def __call__(self, model: nn.Module, phase: PhaseSettings) -> PhaseTask:
-        """Encodes what is not cached yet. Raises `UserError` for clips of different shapes and as `open_split` does."""
-        cfg, ranks, splits = self.cfg, self.ranks, self.splits
-        train = build_data.train_dataset(cfg, splits["train"], self.reading)
-        val = build_data.eval_dataset(cfg, "val", splits["val"], self.reading)
-        if any(source.frames not in (None, cfg.clip.frames) for source in splits["train"].sources):
+    def __call__(self, model: VideoClassifier, phase: PhaseSettings) -> PhaseTask:
+        """Encodes what is not cached yet.
+
+        Raises `UserError` for clips of different shapes, for tokens that float16 does not hold, and as `TokenStore`
+        and reading do.
+        """
+        train, val = self.train, self.val
+        if any(source.frames not in (None, train.protocol.frames) for source in train.manifest.sources):
             raise UserError(
                 "cache_features needs clips of one shape, and a listing of the mixture has its own frames: set its "
                 "dataset.source.parts.NAME.frames=null"
             )
-        grid = same_grid(train, val, model.encoder)
+        # frames that keep their own shape have no common grid, and are refused before
+        grid = model.encoder.grid(train.protocol.frames, *train.size)
+        if model.encoder.grid(val.protocol.frames, *val.size) != grid:
+            raise UserError("cache_features needs clips of one size in training and evaluation")
         weights = weights_digest(model.encoder, self.config["model"]["encoder"])
-        cached_train = self._open("train", train, phase.cache_views, cfg.clip.train_clips, model, weights)
-        cached_val = self._open("val", val, 1, cfg.clip.eval_clips * val.geometry.crops, model, weights)
+        cached_train = self._open("train", train, phase.cache_views, train.protocol.num_clips, model, weights)
+        cached_val = self._open("val", val, 1, self.val_views, model, weights)
         heads = ManyHeads(model, heads_of(model, phase), grid)
-
-        def train_batches(start: int, stop: int) -> Iterable:
-            return cached_train.batches(build_data.stream(cfg, splits["train"], ranks, start, stop))
-
-        def evaluate() -> list[Report]:
-            return self.judge(heads, cached_val.batches(build_data.eval_shard(cfg, val, ranks)), AsFloat())
-
         return PhaseTask(
-            heads, AsFloat(), lambda clips, labels, key: (clips, labels), train_batches, evaluate
+            heads,
+            AsFloat(),
+            lambda clips, labels, key: (clips, labels),
+            lambda start, stop: cached_train.batches(self.stream(start, stop)),
+            lambda: self.evaluate(heads, cached_val.batches(self.val_shard), AsFloat()),
         )
 
     def _open(
-        self, split: str, dataset: VideoDataset, views: int, clips: int, model: nn.Module, weights: str
-    ) -> CachedSplit:
-        cfg, ranks = self.cfg, self.ranks
+        self, split: str, dataset: VideoDataset, views: int, clips: int, model: VideoClassifier, weights: str
+    ) -> "CachedSplit":
+        """The cached tokens of a split in `views` readings of `clips` views each, computed now where they are not all
+        there."""
+        ranks, console = self.ranks, self.console
+        encoder = TokenEncoder(model.encoder, self.transform, self.context, ranks.device, self.batch_size)
+        digests = {
+            "weights": weights,
+            "protocol": protocol_digest(self.config, dataset.training, views),
+            "videos": ranks.on_main(lambda: self._videos_digest(split, dataset)),
+        }
+        name = f"{self.config['dataset']['name']}-{split}"
+        folder = self.root / "-".join([name, *(digest[:12] for digest in digests.values())])
+        shape = (_copies(dataset), clips, *encoder.token_shape(dataset.protocol.frames, dataset.size))
+        key = {"format": FORMAT, "dataset": name, **digests}
+        store = TokenStore(folder, key, views * len(dataset), shape, CHUNK)
+        ranks.on_main(store.prepare)
+        pending = ranks.broadcast_object(store.pending())
+        size = f"{store.bytes / 1e9:.3g} GB of tokens in {store.folder}"
+        if pending:
+            whole = store.num_chunks - len(pending)
+            started = f", of which {whole} of {store.num_chunks} chunks are there" if whole else ""
+            console.info(f"{name}: encoding {len(dataset)} videos {views} times, {size}{started}")
+            self._encode(store, pending[ranks.rank :: ranks.world_size], dataset, encoder, name)
+            ranks.barrier()
+        else:
+            console.info(f"{name}: reading {size}")
+        return CachedSplit(store, dataset, views)
 
-        def videos() -> str:
-            with self.console.phase(f"looking at the files of {split}", len(dataset)):
-                workers, show = build.share_of_cores(ranks), lambda done: self.console.advance(done, {})
-                return manifest_digest(
-                    dataset.manifest, self.reading.index, workers, cfg.data.decode_timeout_s, show
-                )
+    def _videos_digest(self, split: str, dataset: VideoDataset) -> str:
+        def show(done: int) -> None:
+            self.console.advance(done, {})
 
-        return open_split(
-            dataset,
-            views,
-            Encoding(model.encoder, self.transform, self.context, ranks.device, cfg.trainer.eval_batch_size),
-            {
-                "weights": weights,
-                "protocol": protocol_digest(self.config, dataset.training, views),
-                "videos": ranks.on_main(videos),
-            },
-            Path(cfg.data.features_root),
-            f"{cfg.dataset.name}-{split}",
-            clips,
-            build.num_workers(cfg.trainer.num_workers, ranks),
-            cfg.data.decode_timeout_s,
-            ranks,
-            self.console,
+        with self.console.phase(f"looking at the files of {split}", len(dataset)):
+            workers = share_of_cores(self.ranks)
+            return manifest_digest(dataset.manifest, dataset.index, workers, self.decode_timeout_s, show)
+
+    def _encode(
+        self,
+        store: TokenStore,
+        chunks: Sequence[int],
+        dataset: VideoDataset,
+        encoder: "TokenEncoder",
+        name: str,
+    ) -> None:
+        # of a fixed chunk: the same bits at any number of ranks, and after a kill
+        keys = [[SampleKey(*divmod(row, len(dataset))) for row in store.rows_of(chunk)] for chunk in chunks]
+        pin = self.ranks.device.type == "cuda"
+        loader = Loader(dataset, keys, self.num_workers, pin, False, 0, self.decode_timeout_s, START_METHOD)
+        with self.console.phase(f"encoding {name}", len(keys)):
+            for done, (chunk, samples, batch) in enumerate(zip(chunks, keys, loader, strict=True), start=1):
+                if batch.refusal:
+                    raise UserError(batch.refusal)
+                store.add_faults([(fault.path, fault.cause) for fault in batch.faults], self.ranks.rank)
+                store.write(chunk, *_chunk(store, samples, batch, encoder, dataset))
+                self.console.advance(done, {})
+
+
+class AsFloat(nn.Module):
+    """Cached tokens as the heads take them, in place of the transform of clips."""
+
+    def forward(self, tokens: Tensor, seeds: Tensor | None = None) -> Tensor:
+        return tokens.float()
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """The tokens of a split; row view * videos + video holds the views [m n] of one reading of a video."""
+
+    store: TokenStore
+    dataset: VideoDataset
+    views: int
+
+    def batches(self, sampler: Iterable[list[SampleKey]]) -> Iterator[Batch]:
+        """What the loader would give, with tokens float16 [b n m d] in place of clips."""
+        return map(self._batch, sampler)
+
+    def _batch(self, keys: Sequence[SampleKey]) -> Batch:
+        rows = np.array([key.epoch % self.views * len(self.dataset) + key.record for key in keys])
+        read = self.store.read[rows]
+        manifest, causes = self.dataset.manifest, self.store.causes
+        faults = []
+        for key, index in zip(keys, read.tolist(), strict=True):
+            if index != key.record:
+                path = manifest.paths[key.record]
+                cause = causes[path] if path in causes else "it could not be read for the cache"
+                faults.append(Fault(path, cause))
+        rows, read = rows[read >= 0], read[read >= 0]
+        tokens = torch.from_numpy(self.store.tokens[rows])
+        copies = tokens.shape[1]
+        labels = [self.dataset.target(manifest[index]) for index in read.tolist()]
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(
+            clips=rearrange(tokens, "b c n m d -> (b c) n m d"),
+            labels=torch.stack(labels).repeat_interleave(copies, 0) if labels else nothing,
+            indices=torch.from_numpy(read).repeat_interleave(copies),
+            seeds=torch.zeros(len(read) * copies, tokens.shape[2], dtype=torch.int64),
+            faults=faults,
         )
 
 
-def write_head_table(table: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """heads.csv: a row for each head, the best first."""
-    write_text_atomic(path, csv_text([list(table[0]), *(list(row.values()) for row in table)]))
+@dataclass(frozen=True)
+class TokenEncoder:
+    """How clips become tokens: the frozen encoder, on its device, in a precision, after a transform."""
+
+    encoder: Encoder
+    transform: nn.Module
+    context: AbstractContextManager
+    device: torch.device
+    batch_size: int  # readings of a video that are encoded at once
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, training: bool) -> Tensor:
+        """Tokens float32 [b n m d] on the CPU."""
+        self.encoder.eval()
+        tokens = []
+        parts = zip(batch.clips.split(self.batch_size), batch.seeds.split(self.batch_size), strict=True)
+        for clips, seeds in parts:
+            clips = self.transform(clips.to(self.device), seeds if training else None)
+            with self.context:
+                tokens.append(encode(self.encoder, clips).float().cpu())
+        return torch.cat(tokens)
+
+    def token_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, ...]:
+        """The tokens of a clip, and their dimension."""
+        clip = torch.zeros(1, 1, 3, frames, *size, dtype=torch.uint8)
+        one = torch.zeros(1, dtype=torch.int64)
+        return tuple(self(Batch(clip, one, one, one, []), False).shape[2:])
 
 
-def show_head_table(console: Any, table: Sequence[Mapping[str, Any]], monitor: str) -> None:
-    """The closing table of a grid; the first row is the head that best.pt holds, unless a later phase did better."""
-    shown = [name for name in (monitor, "top1", "map", "loss") if name in table[0]]
-    columns = ("", "phase", "lr", "weight decay", "step", *(f"val {name}" for name in dict.fromkeys(shown)))
-    rows = []
-    for place, row in enumerate(table[:MOST_SHOWN]):
-        values = ("diverged" if row[name] is None else f"{row[name]:.4f}" for name in dict.fromkeys(shown))
-        given = (row["phase"], f"{row['lr']:g}", f"{row['weight_decay']:g}", str(row["step"]))
-        rows.append(("best" if place == 0 else "", *given, *values))
-    console.table(f"{len(table)} heads, by {monitor} on val", columns, rows)
-    if len(table) > MOST_SHOWN:
-        console.info(f"{len(table) - MOST_SHOWN} more heads are in heads.csv")
+def weights_digest(encoder: Encoder, settings: Mapping[str, Any]) -> str:
+    """BLAKE2b over every tensor of the encoder, and over the settings that it was built with."""
+    whole = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in encoder.state_dict().items():
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> str:
+    """BLAKE2b over what decides how clips are cut, transformed and encoded."""
+    chosen: dict[str, Any] = {
+        "precision": config["trainer"]["precision"],
+        "views": views,
+        "training": training,
+    }
+    for key in DECIDING[training]:
+        group, _, name = key.partition(".")
+        chosen[key] = config[group][name] if name else config[group]
+    # how many clips the other one of training and evaluation has changes nothing
+    other = "eval_" if training else "train_"
+    clip = with_first_names("clip", config["clip"])  # so that tokens from before a renaming are found
+    chosen["clip"] = {name: value for name, value in clip.items() if not name.startswith(other)}
+    if chosen["clip"].get("sample_aspect") == "ignore":
+        del chosen["clip"]["sample_aspect"]  # as tokens from before there was a choice were made
+    return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _copies(dataset: VideoDataset) -> int:
+    return dataset.copies if dataset.training else 1
+
+
+def _chunk(
+    store: TokenStore,
+    samples: Sequence[SampleKey],
+    batch: Batch,
+    encoder: TokenEncoder,
+    dataset: VideoDataset,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a chunk's rows, zeros where a video is missing, and the records that they were read from.
+
+    Raises `UserError` for tokens beyond the range of float16.
+    """
+    tokens = np.zeros((len(samples), *store.shape), np.float16)
+    read = np.full(len(samples), -1, np.int64)
+    if not len(batch.indices):
+        return tokens, read
+    records = batch.indices[:: _copies(dataset)].numpy()
+    rows = np.arange(len(samples))
+    if (
+        not dataset.training
+    ):  # in training each sample is there, of another record where its own could not be read
+        rows = np.isin([key.record for key in samples], records).nonzero()[0]
+    encoded = encoder(batch, dataset.training)
+    largest = encoded.abs().flatten(1).amax(dim=1)
+    for place in (~(largest <= LARGEST)).nonzero().flatten().tolist():
+        path = dataset.manifest.paths[int(batch.indices[place])]
+        raise UserError(
+            f"tokens of {path} reach {largest[place]:.3g}, and float16, in which features are cached, ends at "
+            f"{LARGEST:.0f}: train without cache_features"
+        )
+    tokens[rows] = rearrange(encoded.half(), "(b c) n m d -> b c n m d", c=_copies(dataset)).numpy()
+    read[rows] = records
+    return tokens, read

@@ -122,7 +122,7 @@ class TokenStore:
             ) from error
 
     def _put(self, name: str, offset: int, values: np.ndarray) -> None:
-        data = memoryview(np.ascontiguousarray(values)).cast("B")
+        data = np.ascontiguousarray(values).data.cast("B")
         handle = os.open(self.folder / name, os.O_WRONLY)
         try:
             while len(data):
@@ -143,13 +143,13 @@ class TokenStore:
     @cached_property
     def causes(self) -> dict[str, str]:
         """Why a file could not be read, by path; a line that a kill cut short is passed over."""
-        found = {}
+        causes = {}
         for path in sorted(self.folder.glob("faults_rank*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("]"):
                     name, cause = json.loads(line)
-                    found[name] = cause
-        return found
+                    causes[name] = cause
+        return causes
 
     @cached_property
     def read(self) -> np.ndarray:

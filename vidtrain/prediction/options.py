@@ -1,21 +1,41 @@
-"""What is wrong with predict's settings, as far as the command line tells, and the videos that it names.
+"""What predict's settings mean and what is wrong with them: for the command line, the videos, and the checkpoint.
 
 Imports no torch, so that a mistake is answered at once.
 """
 
 import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from vidtrain.build.checkpoint_loader import find_checkpoint
+from vidtrain.build.checkpoint_loader import changed_config, check_checkpoint
 from vidtrain.config.schemas import PredictConfig
-from vidtrain.config.targets import check_settings, check_targets
+from vidtrain.config.targets import check_settings, check_targets, suggest
 from vidtrain.errors import UserError
+from vidtrain.files.folders import check_writable
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+    from vidtrain.models.classifier import VideoClassifier
+    from vidtrain.models.export_formats import OnnxClassifier
 
 FILES = (".csv", ".json")
+# The program's option -> where the value stands in the configuration that the checkpoint carries
+CHANGES = {
+    "eval_clips": "clip.eval_clips",
+    "crops": "augmentation.eval.crops",
+    "fusion": "model.fusion",
+    "batch_size": "trainer.eval_batch_size",
+    "precision": "trainer.precision",
+    "decode_timeout_s": "data.decode_timeout_s",
+    "max_pixels": "data.max_pixels",
+    "size_changes": "data.size_changes",
+}
+# What predicting uses of it; an exported file of published weights has no more
+USED = ("clip", "model", "loss", "augmentation.eval")
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -26,12 +46,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     if cfg.heat_class is not None and cfg.heat in ("attention", "none"):
         faults.append(("heat_class", f"heat={cfg.heat} is of no class; say heat=grad_cam"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        faults.append(
-            (
-                "device",
-                "predict runs in one process: without torchrun, start it once for each share of videos",
-            )
-        )
+        why = "predict runs in one process: without torchrun, start it once for each share of videos"
+        faults.append(("device", why))
     return faults
 
 
@@ -40,30 +56,25 @@ def _check_places(cfg: DictConfig) -> list[tuple[str, str]]:
     if OmegaConf.is_missing(cfg, "checkpoint"):
         faults.append(("checkpoint", "must be given: a run's folder, a checkpoint, or an exported file"))
     else:
-        try:
-            find_checkpoint(cfg.checkpoint)
-        except UserError as error:
-            faults.append(("checkpoint", str(error).removeprefix("checkpoint=")))
+        faults += check_checkpoint(cfg.checkpoint)
     if cfg.videos is None:
         faults.append(("videos", "must be given: files, folders, patterns in quotes, or listings"))
-    elif not isinstance(cfg.videos, str | ListConfig) or not all(
-        isinstance(place, str) for place in _places(cfg)
+    elif not (
+        isinstance(cfg.videos, str | ListConfig) and all(isinstance(item, str) for item in _places(cfg))
     ):
-        faults.append(
-            ("videos", f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them")
-        )
+        why = f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them"
+        faults.append(("videos", why))
     elif not _places(cfg):
         faults.append(("videos", "the list is empty"))
     else:
         faults += [("videos", why) for why in _find(tuple(_places(cfg)), cfg.frame_rate)[1]]
     if cfg.out is not None:
         out = Path(cfg.out)
-        asking = [name for name in ("logits", "render") if cfg[name]]
-        asking += ["windows.stride"] if cfg.windows.stride is not None else []
-        if out.suffix in FILES and asking:
-            faults.append(
-                ("out", f"{out} is one file, and {' and '.join(asking)} give several: name a folder")
-            )
+        several = [name for name in ("logits", "render") if cfg[name]]
+        several += ["windows.stride"] if cfg.windows.stride is not None else []
+        if out.suffix in FILES and several:
+            why = f"{out} is one file, and {' and '.join(several)} give several: name a folder"
+            faults.append(("out", why))
         elif out.is_file() and out.suffix not in FILES:
             faults.append(("out", f"{out} is a file: name a folder, or a file that ends with .csv or .json"))
     return faults
@@ -101,3 +112,95 @@ def _find(places: tuple[str, ...], frame_rate: float | None) -> tuple[list[str],
     from vidtrain.data.loading.video_paths import find_videos as find
 
     return find(places, frame_rate)
+
+
+def output_place(cfg: DictConfig) -> Path | None:
+    """The folder or file for the results; None where standard output is all. Raises `UserError` if it is read-only."""
+    if cfg.out:
+        out = Path(cfg.out)
+    elif cfg.logits or cfg.render or cfg.windows.stride is not None:  # these are several files
+        out = Path(f"outputs/predict/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    else:
+        return None
+    check_writable(out.parent if out.suffix in FILES else out)
+    return out
+
+
+# --- the checkpoint -------------------------------------------------------------------------------------------
+
+
+def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
+    """The configuration that a checkpoint carries, with what the command line changes of it."""
+    trained = changed_config(config, cfg, CHANGES)
+    trained.trainer.num_workers = cfg.num_workers  # of this machine, not of that which trained
+    if cfg.windows.stride is not None and cfg.eval_clips is None and trained.model.fusion != "joint":
+        trained.clip.eval_clips = 1  # clips of one window would show nearly the same
+    return trained
+
+
+def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]:
+    """The faults of what predicting uses of a checkpoint's configuration, as the command line changed it."""
+    absent = [key for key in USED if OmegaConf.select(trained, key) is None]
+    if absent:
+        return [(key, "is not in the checkpoint, and nothing can be predicted without") for key in absent]
+    faults = [fault for fault in check_targets(trained) if fault[0].startswith(USED)]
+    if faults:
+        return faults
+
+    from vidtrain.app.check import try_clip
+    from vidtrain.build import parts as build
+
+    def try_geometry() -> None:
+        build.instantiate_component(trained.augmentation.eval)(320, 240, build.clip_size(trained))
+
+    def try_model() -> None:
+        size = build.clip_size(trained)
+        build.model_without_memory(trained).encoder.grid(trained.clip.frames, *size)
+
+    trials: dict[str, Callable[[], object]] = {
+        "clip": lambda: try_clip(trained),
+        "augmentation.eval": try_geometry,
+        "model": try_model,
+        "loss": lambda: build.instantiate_component(trained.loss),
+    }
+    for key, trial in trials.items():
+        try:
+            trial()
+        except UserError as error:
+            faults.append((key, str(error)))
+    if cfg.windows.stride is not None and cfg.windows.length is None and trained.clip.sampling == "uniform":
+        why = "must be given: the checkpoint's clips (clip.sampling=uniform) have no length of their own"
+        faults.append(("windows.length", why))
+    return faults
+
+
+def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | None:
+    """The number of the class that `heat_class` names. Raises `UserError` where the checkpoint at `path` lacks it."""
+    from vidtrain.data.manifest.class_names import describe_alike, one_spelling
+
+    if name is None:
+        return None
+    spelled = one_spelling(name)
+    if spelled not in classes:
+        hint = describe_alike([spelled], classes) or suggest(spelled, list(classes))
+        raise UserError(f"heat_class={name} is no class of {path}{hint}")
+    return classes.index(spelled)
+
+
+def check_graph(
+    trained: DictConfig, model: "VideoClassifier | OnnxClassifier", clip_shape: tuple[int, ...], path: Path
+) -> None:
+    """Raises `UserError` for an exported graph that was made for other clips than are to be shown to it."""
+    from vidtrain.build.parts import instantiate_component
+    from vidtrain.data.augment.geometry import WholeFrame
+    from vidtrain.models.export_formats import OnnxClassifier
+
+    if not isinstance(model, OnnxClassifier):
+        return
+    if isinstance(instantiate_component(trained.augmentation.eval), WholeFrame):
+        raise UserError(f"{path} takes clips of one size, and its card asks for whole frames of any size")
+    if model.clip_shape != clip_shape:
+        raise UserError(
+            f"{path} takes clips of {list(model.clip_shape)} (channels, frames, height, width), and its card says "
+            f"{list(clip_shape)}: it was changed after it was exported; export it again"
+        )

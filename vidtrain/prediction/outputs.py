@@ -1,18 +1,243 @@
-"""What is made of every prediction as it comes: rows of results, numbers, pictures."""
+"""What predict leaves of every video: rows as a table, JSON or CSV; numbers and pictures in a folder of its name."""
 
+import os
+import sys
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
+
+from vidtrain.app.launch import fail
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.windows import WindowDataset
-from vidtrain.files.escaping import shown
+from vidtrain.files.atomic import strict_json, write_text_atomic
+from vidtrain.files.escaping import csv_text, shown, shown_lines
 from vidtrain.prediction import pictures
-from vidtrain.prediction.files import Results, write_logits, write_timeline
-from vidtrain.prediction.run import Failure, Prediction, Reader
-from vidtrain.prediction.segments import Segment, segments, smoothed, window_edges
+from vidtrain.prediction.run import (
+    Failure,
+    Plan,
+    Prediction,
+    Predictor,
+    Reader,
+    Segment,
+    segments,
+    smoothed,
+    window_edges,
+)
 from vidtrain.reports.charts import warn_of_failure
+from vidtrain.reports.frames import Stretch, draw_timeline
+from vidtrain.tracking.console import as_data, make_console
+from vidtrain.tracking.ledgers import Ledger
+from vidtrain.training.run import Console
+
+EXIT_UNREAD = 1
+MOST_SHOWN = 200  # rows of the table on a terminal
+MAX_NAMED = 20  # unreadable videos that the closing message lists
+
+
+@dataclass
+class Results:
+    """The results so far, as rows.
+
+    `about` says what gave them. A row is a video with its `topk` classes, the most probable first; or, in windows, a
+    stretch of one class.
+    """
+
+    about: dict[str, Any]
+    classes: Sequence[str]
+    topk: int
+    windows: bool
+    videos: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, prediction: Prediction, segments: Sequence[Segment]) -> None:
+        if not self.windows:
+            self.videos.append({"path": prediction.path, "top": self.top(prediction.chances[0])})
+            return
+        named = [
+            {"start_s": round(part.start, 3), "end_s": round(part.end, 3), "class": self.classes[part.class_index],
+             "probability": round(part.probability, 6)} for part in segments
+        ]  # fmt: skip
+        video = {
+            "path": prediction.path,
+            "seconds": round(prediction.seconds, 3),
+            "windows": len(prediction.starts),
+        }
+        self.videos.append(video | {"segments": named})
+
+    def top(self, chances: np.ndarray) -> list[dict[str, Any]]:
+        """The most probable classes of chances [k]; of equal ones the first."""
+        best = np.argsort(-chances, kind="stable")[: self.topk]
+        return [{"class": self.classes[k], "probability": round(float(chances[k]), 6)} for k in best.tolist()]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        if self.windows:
+            return ("path", "start_s", "end_s", "class", "probability")
+        return ("path", *_ranked(min(self.topk, len(self.classes))))
+
+    def rows(self, video: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows of one of `videos`; numbers as they are."""
+        if self.windows:
+            return [(video["path"], *part.values()) for part in video["segments"]]
+        return [(video["path"], *(value for answer in video["top"] for value in answer.values()))]
+
+    def as_csv(self) -> str:
+        return csv_text([self.columns, *(row for video in self.videos for row in self.rows(video))])
+
+    def as_json(self, failures: Sequence[Failure]) -> str:
+        whole = {**self.about, "videos": self.videos, "failures": [failure._asdict() for failure in failures]}
+        return strict_json(whole, indent=2) + "\n"
+
+
+class AsTheyCome:
+    """Gives every answer out as CSV as soon as it is there: to `stream`, and to the file `path`, each where there is
+    one. What a kill leaves in the file are whole rows.
+
+    Raises `UserError` where a row cannot be written.
+    """
+
+    def __init__(self, results: Results, stream: TextIO | None, path: Path | None):
+        self._results, self._stream, self._path = results, stream, path
+        self._given = 0
+        if path is not None:
+            path.unlink(missing_ok=True)  # of a call that was killed
+        self._file = None if path is None else Ledger(path)
+        self._write(csv_text([results.columns]))
+
+    def give(self) -> None:
+        """The answers that came since the last call."""
+        for video in self._results.videos[self._given :]:
+            self._write(csv_text(self._results.rows(video)))
+        self._given = len(self._results.videos)
+
+    def _write(self, text: str) -> None:
+        if self._file is not None and text:
+            self._file.write(text)
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
+
+    def close(self) -> None:
+        """The file goes, as others hold all of it."""
+        if self._file is not None and self._path is not None:
+            self._file.close()
+            self._path.unlink()
+
+
+def partial_of(out: Path) -> Path:
+    """The file that has the answers so far, while `out` has none yet."""
+    if out.suffix in (".csv", ".json"):
+        return out.with_name(f"{out.stem}.partial.csv")
+    return out / "predictions.partial.csv"
+
+
+def print_results(results: Results, failures: Sequence[Failure], form: str) -> None:
+    """Prints all results to standard output, as a table, JSON or CSV."""
+    if form == "table":
+        show(results, make_console(is_main=True))
+        return
+    text = results.as_json(failures) if form == "json" else results.as_csv()
+    sys.stdout.write(shown_lines(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def show(results: Results, console: Console) -> None:
+    """The results as a table on a terminal, with paths below the folder that they have in common."""
+    paths = [video["path"] for video in results.videos]
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
+    rows: list[tuple[str, ...]] = []
+    for video in results.videos:
+        name = os.path.relpath(video["path"], common)
+        if results.windows:
+            for part in video["segments"]:
+                times = (f"{part['start_s']:.1f}", f"{part['end_s']:.1f}")
+                rows.append((name, *times, part["class"], f"{part['probability']:.1%}"))
+        else:
+            rows.append(
+                (name, *(f"{answer['class']} {answer['probability']:.1%}" for answer in video["top"]))
+            )
+    ranks = tuple(str(rank + 1) for rank in range(min(results.topk, len(results.classes))))
+    columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *ranks)
+    console.table(f"{results.about['protocol']}\n{shown(common)}", columns, rows[:MOST_SHOWN])
+    if len(rows) > MOST_SHOWN:
+        console.info(f"and {len(rows) - MOST_SHOWN} more rows; format=csv or out=FOLDER gives them all")
+
+
+def write_results(results: Results, failures: Sequence[Failure], out: Path) -> None:
+    """Writes all results into the folder `out`, or one format into the file `out`."""
+    if out.suffix == ".json":
+        write_text_atomic(out, results.as_json(failures))
+    elif out.suffix == ".csv":
+        write_text_atomic(out, results.as_csv())
+    else:
+        write_text_atomic(out / "predictions.csv", results.as_csv())
+        write_text_atomic(out / "predictions.json", results.as_json(failures))
+        if failures:
+            write_text_atomic(out / "failures.csv", csv_text([Failure._fields, *failures]))
+        else:  # of an earlier call
+            (out / "failures.csv").unlink(missing_ok=True)
+
+
+def write_logits(prediction: Prediction, classes: Sequence[str], folder: Path) -> None:
+    """logits.npz: clip_logits [w v k], logits [w k], starts and ends [w] in seconds, classes [k]; w is 1, and the times
+    are those of nothing, where the video was judged as a whole."""
+    np.savez(
+        folder / "logits.npz",
+        clip_logits=prediction.clip_logits,
+        logits=prediction.logits,
+        starts=prediction.starts,
+        ends=prediction.ends,
+        classes=np.array(classes),
+    )
+
+
+def write_timeline(
+    prediction: Prediction, results: Results, segments: Sequence[Segment], folder: Path
+) -> None:
+    """timeline.csv, a row a window with its most probable classes, and segments.csv."""
+    count = min(results.topk, len(results.classes))
+    rows = [("start_s", "end_s", *_ranked(count))]
+    for start, end, chances in zip(prediction.starts, prediction.ends, prediction.chances, strict=True):
+        unread = np.isnan(chances).any()
+        cells = (
+            [""] * (2 * count)
+            if unread
+            else [value for answer in results.top(chances) for value in answer.values()]
+        )
+        rows.append((f"{start:.3f}", f"{end:.3f}", *cells))
+    write_text_atomic(folder / "timeline.csv", csv_text(rows))
+    columns = ("start_s", "end_s", "class", "probability")
+    named = [
+        (f"{part.start:.3f}", f"{part.end:.3f}", results.classes[part.class_index], f"{part.probability:.6f}")
+        for part in segments
+    ]
+    write_text_atomic(folder / "segments.csv", csv_text([columns, *named]))
+
+
+def _ranked(count: int) -> tuple[str, ...]:
+    """Columns of the most probable classes: top1, p1, top2, p2 ..."""
+    return tuple(f"{what}{rank + 1}" for rank in range(count) for what in ("top", "p"))
+
+
+def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
+    """A folder below `out` for each video: its place below the folder that all have in common, without its suffix
+    unless two would share one."""
+    absolute = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    places = [os.path.relpath(path, common) for path in absolute]
+    short = [os.path.splitext(place)[0] for place in places]
+    twice = {place for place, count in Counter(short).items() if count > 1}
+    return {
+        path: out / (place if bare in twice else bare)
+        for path, place, bare in zip(paths, places, short, strict=True)
+    }
+
+
+# --- each prediction as it comes ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,43 +266,52 @@ class Outputs:
     note: str
     from_even: bool
 
-    def take(self, found: Prediction) -> None:
-        chances, parts = found.chances, []
-        if self.labeling is not None:
-            chances = smoothed(found.chances, self.labeling.smooth)
-            edges = window_edges(found.starts, found.ends, found.seconds)
-            parts = segments(chances, edges, self.labeling.threshold, self.labeling.independent)
-        self.results.add(found, parts)
-        if found.path not in self.folders or not (self.logits or self.render or self.labeling):
+    def take(self, prediction: Prediction) -> None:
+        labeling, classes, console = self.labeling, self.reader.classes, self.reader.console
+        chances, edges, parts = prediction.chances, np.zeros(0), []
+        if labeling is not None:
+            chances = smoothed(prediction.chances, labeling.smooth)
+            edges = window_edges(prediction.starts, prediction.ends, prediction.seconds)
+            parts = segments(chances, edges, labeling.threshold, labeling.independent)
+        self.results.add(prediction, parts)
+        if prediction.path not in self.folders or not (self.logits or self.render or labeling):
             return
-        folder = self.folders[found.path]
+        folder = self.folders[prediction.path]
         folder.mkdir(parents=True, exist_ok=True)
         if self.logits:
-            write_logits(found, self.reader.classes, folder)
-        if self.labeling is not None:
-            write_timeline(found, self.results, parts, folder)
-            title = f"{shown(found.path)}: {len(found.starts)} windows"
-            path = folder / "timeline.png"
+            write_logits(prediction, classes, folder)
+        if labeling is not None:
+            write_timeline(prediction, self.results, parts, folder)
+            title, path = (
+                f"{shown(prediction.path)}: {len(prediction.starts)} windows",
+                folder / "timeline.png",
+            )
+            stretches = [Stretch(part.start, part.end, part.class_index) for part in parts]
             warn_of_failure(
-                str(path),
-                lambda: pictures.draw_video_timeline(found, self.reader.classes, chances, parts, title, path),
-                self.reader.console,
+                str(path), lambda: draw_timeline(path, title, classes, edges, chances, stretches), console
             )
         if self.render:
-            what = f"pictures of {found.path}"
-            warn_of_failure(what, lambda: self._render(found, parts, folder), self.reader.console)
+            what = f"pictures of {prediction.path}"
+            warn_of_failure(what, lambda: self._render(prediction, parts, folder), console)
 
-    def _render(self, found: Prediction, parts: Sequence[Segment], folder: Path) -> None:
-        dataset = WindowDataset(self.reader.videos, found.chunks)
-        about: Mapping[str, Any] = self.results.about
+    def _render(self, prediction: Prediction, parts: Sequence[Segment], folder: Path) -> None:
+        dataset = WindowDataset(self.reader.videos, prediction.chunks)
         try:
             if self.labeling is None:
-                top = [(each["class"], each["probability"]) for each in self.results.top(found.chances[0])]
-                title, note = f"{shown(found.path)}\n{about['protocol']}", self.note.format(shown(top[0][0]))
-                pictures.draw_sheet(found, dataset, top, title, note, self.from_even, folder / "sheet.png")
-            name = Path(found.path).name
+                best = self.results.top(prediction.chances[0])
+                top = [(answer["class"], answer["probability"]) for answer in best]
+                title, note = (
+                    f"{shown(prediction.path)}\n{self.results.about['protocol']}",
+                    self.note.format(shown(top[0][0])),
+                )
+                pictures.draw_sheet(
+                    prediction, dataset, top, title, note, self.from_even, folder / "sheet.png"
+                )
+            name = Path(prediction.path).name
             path = folder / "labeled.mp4"
-            pictures.draw_labeled_video(found, dataset, self.results.top, name, parts, self.from_even, path)
+            pictures.draw_labeled_video(
+                prediction, dataset, self.results.top, name, parts, self.from_even, path
+            )
         except DecodeError as error:  # in a part that no clip shows: the answer stands
             cause = f"its pictures could not be drawn: {error.cause}"
             self.reader.failures.append(Failure(error.path, cause))
@@ -89,3 +323,43 @@ def labeling(smooth: int, threshold: float | None, independent: bool) -> Labelin
     not."""
     usual = 0.5 if independent else 0.0
     return Labeling(smooth, usual if threshold is None else threshold, independent)
+
+
+def give_answers(
+    outputs: Outputs, predictor: Predictor, plans: Sequence[Plan], form: str, out: Path | None
+) -> None:
+    """Predicts, writes the results, as `form` to standard output too, and ends the program with status 1 if anything
+    could not be read."""
+    results, reader, started = outputs.results, outputs.reader, time.perf_counter()
+    console, streams = (
+        reader.console,
+        form == "csv" and not sys.stdout.isatty(),
+    )  # a terminal has the progress bar
+    partial = None if out is None else partial_of(out)
+    as_they_come = AsTheyCome(results, as_data(sys.stdout) if streams else None, partial)
+    try:
+        for prediction in reader.predictions(plans, predictor, pictures=outputs.render) if plans else ():
+            outputs.take(prediction)
+            as_they_come.give()
+    except BaseException:  # Ctrl-C too
+        if partial is not None:
+            console.warn(f"ended early: the answers to {len(results.videos)} videos are in {partial}")
+        raise
+    seconds = time.perf_counter() - started
+    if not streams:
+        print_results(results, reader.failures, form)
+    if out is not None:
+        write_results(results, reader.failures, out)
+    as_they_come.close()
+    console.info(
+        f"{len(results.videos)} of {len(reader.paths)} videos in {seconds:.1f} s with {reader.workers} reading "
+        f"processes; after the first batch, {reader.clock.data_share:.0%} of the time was waiting for them"
+    )
+    if out is not None:
+        console.info(f"results in {out}")
+    if reader.failures:
+        unread = {failure.path for failure in reader.failures}
+        where = f"; all are in {out / 'failures.csv'}" if out is not None and outputs.folders else ""
+        lines = [f"{shown(failure.path)}: {shown(failure.cause)}" for failure in reader.failures[:MAX_NAMED]]
+        what = f"{len(unread)} of {len(reader.paths)} videos could not be read, or not wholly{where}"
+        fail("\n  ".join([what, *lines]), status=EXIT_UNREAD)

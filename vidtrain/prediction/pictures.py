@@ -1,4 +1,4 @@
-"""Pictures of one prediction: what the model saw and where it looked, a labeled video, a timeline."""
+"""Pictures of one prediction: what the model saw and where it looked, and a labeled video."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -6,24 +6,27 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
+from torch import nn
 
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.decoder import all_frames, decode_views, write_video
 from vidtrain.data.decoding.video import VideoInfo
 from vidtrain.data.loading.windows import Views, WindowDataset
+from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
-from vidtrain.prediction.run import Prediction
-from vidtrain.prediction.segments import Segment, window_edges
+from vidtrain.models.attentive import AttentiveClassifier
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.export_formats import OnnxClassifier
+from vidtrain.models.heat_maps import kinds_of
+from vidtrain.prediction.run import Prediction, Segment, window_edges
 from vidtrain.reports.charts import COLORS, Legend, drawable
 from vidtrain.reports.frames import (
     BAR,
     Box,
     SeenClip,
     Span,
-    Stretch,
     caption,
     draw_contact_sheet,
-    draw_timeline,
     labeled,
     outlined,
     shade,
@@ -37,6 +40,56 @@ SHORT_SIDE = (240, 480)  # pixels, least and most, of labeled videos: captions n
 MOST_LINES = 5
 LEAST_RISE = 1.5
 BRIGHTEST = 99.5  # percentile of the heat that is drawn brightest: a single place would leave the rest dark
+
+
+# --- heat -----------------------------------------------------------------------------------------------------
+
+
+def heat_kind(
+    wanted: str,
+    heat_class: str | None,
+    model: VideoClassifier | OnnxClassifier,
+    clip_shape: tuple[int, int, int],
+) -> tuple[str | None, str]:
+    """Which heat map to draw of clips [t h w], and why none. Raises `UserError` for one that the model cannot have."""
+    if wanted == "none":
+        return None, "heat=none"
+    kinds = kinds_of(model, *clip_shape)
+    if not isinstance(model, VideoClassifier):
+        why = "an exported graph gives logits alone; name the run or its checkpoint"
+    elif not kinds:
+        why = "the model's head sees one token, which has no place"
+    else:
+        why = "it needs an attentive pooler, and the model's head is another; say heat=grad_cam"
+    if wanted == "auto" and heat_class is None:
+        return (kinds[0], "") if kinds else (None, why)
+    kind = "grad_cam" if wanted == "auto" else wanted
+    if kind not in kinds:
+        raise UserError(f"heat={kind} cannot be drawn: {why}")
+    return kind, ""
+
+
+def heat_note(kind: str | None, head: nn.Module | None, heat_class: str | None, why_none: str) -> str:
+    """What the colors of a sheet mean, with `{}` for the class where it is the most probable one."""
+    if isinstance(head, AttentiveClassifier) and kind == "attention":
+        blocks, heads = len(head.pooler.blocks), head.pooler.num_heads
+        before = f", after {blocks} blocks of self-attention over all of them" if blocks else ""
+        return (
+            f"Heat: attention that the pooler gives to the tokens, the mean of its {heads} heads{before}. "
+            "Below: the share of each time step in the clip's attention."
+        )
+    if kind == "grad_cam":
+        named = "{}" if heat_class is None else _braced(heat_class)
+        return (
+            f"Heat: Grad-CAM, what in the encoder's last features speaks for {named}. Below: the share of each "
+            "time step in the clip's heat."
+        )
+    return _braced(f"No heat map: {why_none}.")
+
+
+def _braced(text: str) -> str:
+    """Text whose braces stand for nothing else."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def scaled(heat: np.ndarray, from_even: bool) -> tuple[np.ndarray, float | None]:
@@ -55,8 +108,11 @@ def scaled(heat: np.ndarray, from_even: bool) -> tuple[np.ndarray, float | None]
     return np.nan_to_num((heat - floor) / (brightest - floor)).clip(0, 1), brightest / mean
 
 
+# --- pictures -------------------------------------------------------------------------------------------------
+
+
 def draw_sheet(
-    found: Prediction,
+    prediction: Prediction,
     dataset: WindowDataset,
     top: Sequence[tuple[str, float]],
     title: str,
@@ -65,25 +121,25 @@ def draw_sheet(
     path: Path,
 ) -> None:
     """sheet.png of a video that was judged as a whole. Raises `DecodeError`."""
-    assert found.pixels is not None, "the sheet needs the pixels that the model saw"
-    seen = dataset.views(found.chunks[0])
+    assert prediction.pixels is not None, "the sheet needs the pixels that the model saw"
+    seen = dataset.views(prediction.chunks[0])
     video, frames = seen.video, seen.frames[0]
     times = video.timestamps - video.timestamps[0]
     heat = None
-    if found.heat is not None:
-        heat, times_mean = scaled(found.heat[0], from_even)
+    if prediction.heat is not None:
+        heat, times_mean = scaled(prediction.heat[0], from_even)
         begin = "the mean" if from_even else "none"
         colors = (
             "there is none here" if times_mean is None else f"from {begin} to {times_mean:.1f} times the mean"
         )
         note += f" Colors: {colors}."
     clips = []
-    for view, pixels in enumerate(rearrange(found.pixels[0].numpy(), "v c t h w -> v t h w c")):
+    for view, pixels in enumerate(rearrange(prediction.pixels[0].numpy(), "v c t h w -> v t h w c")):
         clip, crop = divmod(view, len(seen.crops))
         name = f"clip {clip + 1}" + (f", crop {crop + 1}" if len(seen.crops) > 1 else "")
         shares = None
-        if found.heat is not None:
-            sums = found.heat[0, view].astype(np.float64).sum(axis=(1, 2))
+        if prediction.heat is not None:
+            sums = prediction.heat[0, view].astype(np.float64).sum(axis=(1, 2))
             shares = sums / max(float(sums.sum()), 1e-12)
         clips.append(
             SeenClip(name, pixels, times[frames[clip]], None if heat is None else heat[view], shares)
@@ -98,7 +154,7 @@ def draw_sheet(
 
 
 def draw_labeled_video(
-    found: Prediction,
+    prediction: Prediction,
     dataset: WindowDataset,
     top_of: TopOf,
     title: str,
@@ -111,39 +167,38 @@ def draw_labeled_video(
     `top_of` gives the most probable classes of chances [k]. A video that was judged as a whole has one answer;
     frames that lie in no clip stay as they are.
     """
-    seen = dataset.views(found.chunks[0])
+    seen = dataset.views(prediction.chunks[0])
     video = seen.video
     size = _even(video, SHORT_SIDE)
     times = video.timestamps - video.timestamps[0]
-    heat = None if found.heat is None else scaled(found.heat, from_even)[0]
-    windows = found.chunks[0].length is not None
-    lines = min(MOST_LINES, found.chances.shape[1], len(top_of(found.chances[0])))
-    edges = window_edges(found.starts, found.ends, found.seconds) if windows else None
-    seconds = found.seconds if windows else max(float(times[-1]), 1e-6)
+    heat = None if prediction.heat is None else scaled(prediction.heat, from_even)[0]
+    windows = prediction.chunks[0].length is not None
+    lines = min(MOST_LINES, prediction.chances.shape[1], len(top_of(prediction.chances[0])))
+    edges = window_edges(prediction.starts, prediction.ends, prediction.seconds) if windows else None
+    seconds = prediction.seconds if windows else max(float(times[-1]), 1e-6)
     spans = _spans(segments, seconds) if windows else _clip_spans(seen, times, seconds)
     band = strip(size[1], spans)
-    chunk_of = [number for number, chunk in enumerate(found.chunks) for _ in chunk.starts]
+    chunk_of = [number for number, chunk in enumerate(prediction.chunks) for _ in chunk.starts]
     legend = Legend()
 
+    def panel_of(window: int) -> np.ndarray:
+        return _panel(prediction.chances[window], top_of, size[1], title, lines, legend)
+
     def pictures() -> Iterator[np.ndarray]:
-        views, at_chunk, at_window, panel = seen, 0, -1, None
+        window, panel = 0, panel_of(0)
+        chunk, views = 0, seen
         for index, picture in enumerate(all_frames(video, size)):
-            window = 0
             if edges is not None:
-                window = min(
-                    int(np.searchsorted(edges, times[index], side="right")) - 1, len(found.starts) - 1
-                )
-            if window != at_window:
-                at_window, panel = (
-                    window,
-                    _panel(found.chances[window], top_of, size[1], title, lines, legend),
-                )
-            if chunk_of[window] != at_chunk:
-                at_chunk = chunk_of[window]
-                views = dataset.views(found.chunks[at_chunk])
-            row = window - chunk_of.index(at_chunk)
+                current = int(np.searchsorted(edges, times[index], side="right")) - 1
+                current = min(current, len(prediction.starts) - 1)
+                if current != window:
+                    window, panel = current, panel_of(current)
+            if chunk_of[window] != chunk:
+                chunk = chunk_of[window]
+                views = dataset.views(prediction.chunks[chunk])
+            frames = views.frames[window - chunk_of.index(chunk)]
             maps = None if heat is None else heat[window]
-            drawn = _with_heat(picture, index, views, views.frames[row], maps, size)
+            drawn = _with_heat(picture, index, views, frames, maps, size)
             yield labeled(drawn, panel, band, times[index] / seconds)
 
     write_video(path, pictures(), times)
@@ -156,7 +211,7 @@ def _panel(
     title = drawable(shown(title), legend)
     if np.isnan(chances).any():
         return caption(width, f"{title}: could not be read here", [], lines)
-    rows = [(drawable(shown(each["class"]), legend), each["probability"]) for each in top_of(chances)[:lines]]
+    rows = [(drawable(shown(top["class"]), legend), top["probability"]) for top in top_of(chances)[:lines]]
     return caption(width, title, rows, lines)
 
 
@@ -192,10 +247,14 @@ def _with_heat(
 
 
 def _spans(segments: Sequence[Segment], seconds: float) -> list[Span]:
-    classes = list(dict.fromkeys(each.class_index for each in segments))
+    classes = list(dict.fromkeys(segment.class_index for segment in segments))
     return [
-        (each.start / seconds, each.end / seconds, COLORS[classes.index(each.class_index) % len(COLORS)])
-        for each in segments
+        (
+            segment.start / seconds,
+            segment.end / seconds,
+            COLORS[classes.index(segment.class_index) % len(COLORS)],
+        )
+        for segment in segments
     ]
 
 
@@ -217,17 +276,3 @@ def _box(crop: Crop, video: VideoInfo, size: tuple[int, int]) -> Box:
     left, top = round(crop.left * across), round(crop.top * down)
     right, bottom = round((crop.left + crop.width) * across), round((crop.top + crop.height) * down)
     return left, top, right - left, bottom - top
-
-
-def draw_video_timeline(
-    found: Prediction,
-    classes: Sequence[str],
-    chances: np.ndarray,
-    segments: Sequence[Segment],
-    title: str,
-    path: Path,
-) -> None:
-    """timeline.png of a video in windows; `chances` [w k] as they were labeled."""
-    edges = window_edges(found.starts, found.ends, found.seconds)
-    stretches = [Stretch(each.start, each.end, each.class_index) for each in segments]
-    draw_timeline(path, title, classes, edges, chances, stretches)

@@ -1,20 +1,18 @@
 """What predict does: reads videos by worker processes, judges their clips in batches, and gives each an answer."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.build import data as build_data
-from vidtrain.build import parts as build
 from vidtrain.data.augment.geometry import WholeFrame
-from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.loading.dataset import Batch, Fault, VideoDataset
 from vidtrain.data.loading.loaders import eval_loader
 from vidtrain.data.loading.quarantine import Quarantine
 from vidtrain.data.loading.samplers import SampleKey
@@ -28,12 +26,13 @@ from vidtrain.data.loading.windows import (
     tasks_of,
     window_starts,
 )
-from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.files.escaping import shown
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.export_formats import OnnxClassifier
 from vidtrain.models.heat_maps import attention_map, grad_cam, tokens_and_logits
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import Console
 
 MEASURED_AT_ONCE = 4  # files in a batch whose lengths are found out
 
@@ -55,7 +54,7 @@ class Predictor:
     most probable one. `independent` tells whether classes are judged each by itself.
     """
 
-    model: nn.Module
+    model: VideoClassifier | OnnxClassifier
     transform: nn.Module
     device: torch.device
     context: AbstractContextManager
@@ -67,32 +66,31 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 clips [b (n crops) c t h w] -> clip logits float32 [b v k], heat [b (n crops) t h w]; on the CPU."""
-        count = len(clips)
+        count, model = len(clips), self.model
         clips = self.transform(clips.to(self.device, non_blocking=True))
-        joint = self.model.fusion == "joint"
-        if joint:
+        if model.fusion == "joint":
             clips = rearrange(clips, "b (n v) ... -> (b v) n ...", v=self.crops)
         heat = None
-        with self.context:
-            if self.heat is None:
-                logits = self.model(clips)
-            else:
-                tokens, logits = tokens_and_logits(self.model, clips)
-        if self.heat is not None:
-            heat = self._heat(tokens, logits, self.model.encoder.grid(*clips.shape[3:]), count)
+        if self.heat is None or not isinstance(model, VideoClassifier):
+            with self.context:
+                logits = model(clips)
+        else:
+            with self.context:
+                tokens, logits = tokens_and_logits(model, clips)
+            heat = self._heat(model, tokens, logits, model.encoder.grid(*clips.shape[3:]), count)
         return rearrange(logits, "(b v) n k -> b (n v) k", b=count).float().cpu(), heat
 
-    def _heat(self, tokens: Tensor, logits: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:
+    def _heat(
+        self, model: VideoClassifier, tokens: Tensor, logits: Tensor, grid: tuple[int, int, int], count: int
+    ) -> Tensor:
         if self.heat == "attention":
-            found = attention_map(self.model, tokens, grid)
+            heat = attention_map(model, tokens, grid)
         else:
-            fused = self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count))
-            classes = (
-                fused.argmax(dim=-1) if self.heat_class is None else fused.new_full((count,), self.heat_class)
-            )
-            classes = classes.long().repeat_interleave(len(tokens) // count)
-            found = grad_cam(self.model, tokens, grid, classes)
-        return rearrange(found, "(b v) n t h w -> b (n v) t h w", b=count).cpu()
+            classes = torch.full((count,), self.heat_class or 0, device=logits.device)
+            if self.heat_class is None:
+                classes = self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count)).argmax(dim=-1)
+            heat = grad_cam(model, tokens, grid, classes.repeat_interleave(len(tokens) // count))
+        return rearrange(heat, "(b v) n t h w -> b (n v) t h w", b=count).cpu()
 
     def fused(self, clip_logits: Tensor) -> Tensor:
         """Clip logits [b v k] -> logits [b k] of the videos."""
@@ -105,7 +103,7 @@ class Predictor:
 
 @dataclass
 class Prediction:
-    """What was found of one video, in w windows, or one that is all of it.
+    """The answer to one video, in w windows, or one that is all of it.
 
     `clip_logits` float32 [w v k], `logits` and `chances` [w k]; rows of windows that could not be read are NaN.
     `starts` and `ends` are in seconds (ends NaN for a whole video). `heat` float16 [w views t h w], and `pixels`
@@ -131,11 +129,23 @@ class Clock:
 
     waited: float = 0.0
     total: float = 0.0
-    starting: float = 0.0
 
     @property
     def data_share(self) -> float:
         return self.waited / self.total if self.total else 0.0
+
+    def watch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, timed."""
+        batches = iter(loader)
+        if (batch := next(batches, None)) is None:  # workers start, and read the first one
+            return
+        begun = time.perf_counter()
+        while batch is not None:
+            yield batch
+            called = time.perf_counter()
+            batch = next(batches, None)
+            now = time.perf_counter()
+            self.waited, self.total = self.waited + now - called, now - begun
 
 
 @dataclass(frozen=True)
@@ -147,29 +157,37 @@ class Plan:
     seconds: float = float("nan")
 
 
+class Judged(NamedTuple):
+    """The answers to a chunk of m windows: clip logits [m v k], heat, and the pixels of a whole video."""
+
+    logits: Tensor
+    heat: Tensor | None
+    pixels: Tensor | None
+
+
 @dataclass
 class Reader:
-    """Reads videos as the configuration `cfg` evaluates them, and plans their windows.
+    """Reads the clips of `videos`, of `batch_size` videos or windows at once, and plans their windows.
 
     `failures` gathers what could not be read.
     """
 
-    cfg: Any
-    ranks: Ranks
-    index: VideoIndex
-    paths: Sequence[str]
-    classes: Sequence[str]
-    frame_rate: float | None
-    console: Any
+    videos: VideoDataset
+    device: torch.device
+    workers: int
+    batch_size: int
+    decode_timeout_s: float
+    console: Console
     failures: list[Failure] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
-    def __post_init__(self) -> None:
-        manifest = Manifest([Record(path, 0, path) for path in self.paths], self.classes, self.frame_rate)
-        reading = build_data.Reading(self.index, None)
-        self.videos = build_data.eval_dataset(self.cfg, "predict", manifest, reading)
-        self.workers = build.num_workers(self.cfg.trainer.num_workers, self.ranks)
-        self.at_once = self.cfg.trainer.eval_batch_size
+    @property
+    def paths(self) -> Sequence[str]:
+        return self.videos.manifest.paths
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.videos.manifest.classes
 
     def whole(self) -> list[Plan]:
         """Every video as one."""
@@ -189,19 +207,21 @@ class Reader:
                     )
                 window = clip * protocol.num_clips
             starts = window_starts(video.seconds, window, stride, video.frame)
-            chunks = tuple(chunks_of(path, starts, window, self.at_once))
+            chunks = tuple(chunks_of(path, starts, window, self.batch_size))
             plans.append(Plan(path, chunks, video.seconds))
             if video.from_beginning and len(chunks) > 1:
                 self.console.warn(
-                    f"{shown(path)} has no index of its frames: every {self.at_once} windows are found by reading it "
-                    "from its beginning; vidtrain.prepare makes copies that are read faster"
+                    f"{shown(path)} has no index of its frames: every {self.batch_size} windows are found by reading "
+                    "it from its beginning; vidtrain.prepare makes copies that are read faster"
                 )
         return plans
 
     def _lengths(self) -> Iterator[tuple[str, Length]]:
-        dataset = LengthDataset(self.paths, self.index, self.frame_rate, Quarantine(None, "predict"))
+        videos = self.videos
+        quarantine = Quarantine(None, "predict")
+        dataset = LengthDataset(self.paths, videos.index, videos.manifest.frame_rate, quarantine)
         tasks = tasks_of([1] * len(self.paths), MEASURED_AT_ONCE)
-        loader = eval_loader(dataset, tasks, self.workers, False, self.cfg.data.decode_timeout_s)
+        loader = eval_loader(dataset, tasks, self.workers, False, self.decode_timeout_s)
         with self.console.phase("looking at lengths", len(tasks)):
             for number, batch in enumerate(loader, start=1):
                 self._note(batch.faults)
@@ -218,57 +238,42 @@ class Reader:
         judged = self._judged(WindowDataset(self.videos, chunks), predictor, keep_pixels=pictures)
         for plan in plans:
             parts = [next(judged) for _ in plan.chunks]
-            if any(logits is not None for logits, _, _ in parts):
+            if any(parts):
                 yield _joined(plan, parts, predictor)
+        next(judged, None)  # the bar reaches its end, and the clock stops
 
     def _judged(
         self, dataset: WindowDataset, predictor: Predictor, keep_pixels: bool
-    ) -> Iterator[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-        """(clip logits [m v k], heat, pixels) of every chunk, in order; logits None where it could not be read."""
+    ) -> Iterator[Judged | None]:
+        """Every chunk in order; None where it could not be read."""
         sizes = [len(chunk.starts) for chunk in dataset.chunks]
-        tasks = tasks_of(sizes, self.at_once)
+        tasks = tasks_of(sizes, self.batch_size)
         if isinstance(self.videos.geometry, WholeFrame):  # frames of any shape do not stack
             tasks = [[SampleKey(0, index)] for index in range(len(sizes))]
-        pin = self.ranks.device.type == "cuda"
-        batches = iter(eval_loader(dataset, tasks, self.workers, pin, self.cfg.data.decode_timeout_s))
-        begun = time.perf_counter()
+        loader = eval_loader(dataset, tasks, self.workers, self.device.type == "cuda", self.decode_timeout_s)
         with self.console.phase("videos" if max(sizes) == 1 else "windows", sum(sizes)):
             done = 0
-            for number, keys in enumerate(tasks):
-                asked = time.perf_counter()
-                batch = next(batches)
-                now = time.perf_counter()
-                if number == 0:  # workers start, and read the first one
-                    self.clock.starting, begun = now - asked, now
-                else:
-                    self.clock.waited += now - asked
-                read = batch.indices.tolist()
-                failed = [key.record for key in keys if key.record not in set(read)]
+            for keys, batch in zip(tasks, self.clock.watch(loader), strict=True):
+                indices = [key.record for key in keys]
+                read = set(batch.indices.tolist())
+                failed = [index for index in indices if index not in read]
                 for index, fault in zip(failed, batch.faults, strict=True):
                     self._note([fault], dataset.chunks[index])
-                logits, heat = predictor(batch.clips) if read else (None, None)
-                self.clock.total = time.perf_counter() - begun
+                logits, heat = predictor(batch.clips) if read else (torch.empty(0), None)
                 row = 0
-                for key in keys:
-                    if key.record in failed:
-                        yield None, None, None
-                    else:
-                        rows = slice(row, row + sizes[key.record])
-                        row = rows.stop
-                        kept = (
-                            batch.clips[rows]
-                            if keep_pixels and dataset.chunks[key.record].length is None
-                            else None
-                        )
-                        yield (
-                            None if logits is None else logits[rows],
-                            None if heat is None else heat[rows].half(),
-                            kept,
-                        )
-                done += sum(sizes[key.record] for key in keys)
+                for index in indices:
+                    if index not in read:
+                        yield None
+                        continue
+                    rows = slice(row, row + sizes[index])
+                    row = rows.stop
+                    keep = keep_pixels and dataset.chunks[index].length is None
+                    pixels = batch.clips[rows] if keep else None
+                    yield Judged(logits[rows], None if heat is None else heat[rows].half(), pixels)
+                done += sum(sizes[index] for index in indices)
                 self.console.advance(done, {"waiting for videos": f"{self.clock.data_share:.0%}"})
 
-    def _note(self, faults: Sequence[Any], chunk: Chunk | None = None) -> None:
+    def _note(self, faults: Sequence[Fault], chunk: Chunk | None = None) -> None:
         for fault in faults:
             start = end = None
             if chunk is not None and chunk.length is not None:
@@ -278,20 +283,21 @@ class Reader:
             self.console.warn(f"{shown(fault.path)}{part}: {shown(fault.cause)}")
 
 
-def _joined(plan: Plan, parts: Sequence[tuple], predictor: Predictor) -> Prediction:
+def _joined(plan: Plan, parts: Sequence[Judged | None], predictor: Predictor) -> Prediction:
     """The chunks of one video side by side, in tensors that have rows for what could not be read too."""
-    known = next(index for index, (logits, _, _) in enumerate(parts) if logits is not None)
+    example = next(part for part in parts if part is not None)
 
-    def side_by_side(place: int) -> Tensor:
-        example = parts[known][place]
-        rows = []
-        for part, chunk in zip(parts, plan.chunks, strict=True):
-            unread = example.new_full((len(chunk.starts), *example.shape[1:]), float("nan"))
-            rows.append(unread if part[place] is None else part[place])
+    def side_by_side(name: str) -> Tensor:
+        like = getattr(example, name)
+        rows = [
+            like.new_full((len(chunk.starts), *like.shape[1:]), float("nan"))
+            if part is None
+            else getattr(part, name)
+            for part, chunk in zip(parts, plan.chunks, strict=True)
+        ]
         return torch.cat(rows)
 
-    clip_logits = side_by_side(0)
-    heat = None if parts[known][1] is None else side_by_side(1)
+    clip_logits = side_by_side("logits")
     logits = predictor.fused(clip_logits)
     starts = np.array([start for chunk in plan.chunks for start in chunk.starts])
     length = plan.chunks[0].length
@@ -304,6 +310,63 @@ def _joined(plan: Plan, parts: Sequence[tuple], predictor: Predictor) -> Predict
         clip_logits=clip_logits.numpy(),
         logits=logits.numpy(),
         chances=predictor.chances(logits).numpy(),
-        heat=None if heat is None else heat.numpy(),
-        pixels=parts[known][2],
+        heat=None if example.heat is None else side_by_side("heat").numpy(),
+        pixels=example.pixels,
     )
+
+
+# --- segments: what happens when ------------------------------------------------------------------------------
+
+
+class Segment(NamedTuple):
+    """A class from `start` to `end`, in seconds, with the mean `probability` of its windows."""
+
+    start: float
+    end: float
+    class_index: int
+    probability: float
+
+
+def smoothed(chances: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each row of `chances` [w k] with up to `width` // 2 on either side; NaN rows stay, and count in
+    none."""
+    if width == 1:
+        return chances
+    known = ~np.isnan(chances[:, :1])
+    filled = np.where(known, chances, 0.0)
+    reach = min(width // 2, len(chances) - 1)
+    sums, counts = np.zeros_like(filled), np.zeros_like(filled[:, :1])
+    for shift in range(-reach, reach + 1):
+        into = slice(max(0, -shift), len(filled) - max(0, shift))
+        of = slice(max(0, shift), len(filled) - max(0, -shift))
+        sums[into] += filled[of]
+        counts[into] += known[of]
+    return np.where(known, sums / np.maximum(counts, 1), np.nan)
+
+
+def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.ndarray:
+    """Windows may overlap, or leave gaps: window i has the time from edge i to edge i + 1, halfway to the centers of
+    its neighbors; float64 [w + 1], from 0 to the video's end."""
+    centers = (starts + ends) / 2
+    return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [seconds]])
+
+
+def segments(chances: np.ndarray, edges: np.ndarray, threshold: float, independent: bool) -> list[Segment]:
+    """Adjacent windows with the same answer as one, in order of time.
+
+    The answer of a window is its most probable class, if that has the probability `threshold` or more; where classes
+    are judged independently, every class that has. Windows of NaN have none.
+    """
+    answers = np.nan_to_num(chances, nan=-1.0) >= threshold
+    if not independent:
+        best = np.nan_to_num(chances, nan=-1.0).argmax(axis=1)
+        answers &= best[:, None] == np.arange(chances.shape[1])
+    answers &= ~np.isnan(chances)
+    stretches = []
+    for index in np.flatnonzero(answers.any(axis=0)).tolist():
+        steps = np.diff(np.concatenate([[0], answers[:, index].astype(np.int8), [0]]))
+        runs = zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True)
+        for first, stop in runs:
+            mean = float(chances[first:stop, index].mean())
+            stretches.append(Segment(float(edges[first]), float(edges[stop]), index, mean))
+    return sorted(stretches, key=lambda segment: (segment.start, segment.class_index))

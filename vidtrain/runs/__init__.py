@@ -4,9 +4,8 @@ Read folder.py first.
 
 folder.py    choosing, recording and resuming a run's folder
 assemble.py  from configuration to a run; the one place where the loop's Run is assembled
+attempts.py  how attempts at a run end, and whether a scheduler should try again
 data.py      what the data of a run were when it was started, compared with what is there
 export.py    what export does, for the end of training too
 report.py    the close of a run: its best checkpoint on test, and the pictures
-restarts.py  the record of a run's attempts, and whether a scheduler should try again
-status.py    how the last attempt at an unfinished run ended
 """

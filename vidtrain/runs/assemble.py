@@ -1,9 +1,11 @@
 """From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +16,13 @@ from torch import Tensor, nn
 from vidtrain import __version__
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.build.pretrained_init import load_starting_point
+from vidtrain.config.published import put_published
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
-from vidtrain.evaluation.views import split_heads, view_table
+from vidtrain.evaluation.views import ClipModel, EvalBatch, split_heads, view_table
 from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
@@ -90,7 +92,7 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | No
         digests = ranks.on_main(lambda: run_data.begin(folder, splits, reading.index, allowed, console))
     splits["train"] = build_data.filtered(cfg, splits["train"], reading.index, ranks, console)
     if cfg.trainer.overfit_one_batch:
-        splits = build_data.one_batch(splits, cfg.trainer.batch_size, cfg.seed)
+        splits = build_data.one_batch(splits["train"], cfg.trainer.batch_size, cfg.seed)
 
     def open_split(split: str, manifest: Manifest, ranks: Ranks) -> build_data.EvalData:
         return build_data.eval_data(cfg, split, manifest, reading, ranks)
@@ -121,7 +123,7 @@ def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
     model = build.model(cfg, len(data.classes), ranks)
     resumable = find_resume(folder / "checkpoints", ranks, console)
     if resumable is None:
-        return Start(model, None, load_starting_point(cfg, model, ranks, console, folder))
+        return Start(model, None, build.load_starting_point(cfg, model, ranks, console, folder))
     newest, resume = resumable
     checkpoint.restore(model, resume["model"], str(newest))
     if spelled_classes(resume["classes"]) != data.classes:
@@ -220,11 +222,13 @@ class ValEvaluation:
     console: Console
     preemption: PreemptionHandler
 
-    def __call__(self, model: nn.Module) -> list[Report]:
+    def __call__(self, model: ClipModel) -> list[Report]:
         """A report for each head. Raises `Stopped` where a signal cut the evaluation short."""
         return self.of_batches(model, self.val.batches(self.console), self.parts.transform)
 
-    def of_batches(self, model: nn.Module, batches: Iterable, transform: nn.Module) -> list[Report]:
+    def of_batches(
+        self, model: ClipModel, batches: Iterable[EvalBatch], transform: nn.Module
+    ) -> list[Report]:
         """The same for other inputs of the same videos, such as cached features."""
         table = view_table(
             model,
@@ -278,23 +282,12 @@ def assemble(
 ) -> Run:
     """What the loop works with; without an `evaluation` there are no reports, and steps are all that can be made."""
 
-    def reports(trained: nn.Module) -> list[Report]:
+    def reports(trained: ClipModel) -> list[Report]:
         return [] if evaluation is None else evaluation(trained)
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
         if phase.cache_features and evaluation is not None:
-            cached = CachedFeatureTask(
-                cfg=cfg,
-                # nothing but digests is made of it
-                config=cast(Mapping[str, Any], OmegaConf.to_container(cfg, resolve=True)),
-                splits=data.splits,
-                reading=data.reading,
-                ranks=ranks,
-                console=record.console,
-                transform=parts.transform,
-                context=parts.autocast,
-                judge=evaluation.of_batches,
-            )
+            cached = cached_features(cfg, data, parts, evaluation, ranks, record.console)
             return cached(model, phase)
         return head_task(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
 
@@ -326,12 +319,42 @@ def assemble(
     )
 
 
+def cached_features(
+    cfg: DictConfig,
+    data: RunData,
+    parts: Parts,
+    evaluation: ValEvaluation,
+    ranks: Ranks,
+    console: Console,
+) -> CachedFeatureTask:
+    val = build_data.eval_dataset(cfg, "val", data.splits["val"], data.reading)
+    return CachedFeatureTask(
+        train=build_data.train_dataset(cfg, data.train, data.reading),
+        val=val,
+        val_views=cfg.clip.eval_clips * evaluation.val.crops,
+        stream=partial(build_data.stream, cfg, data.train, ranks),
+        val_shard=build_data.eval_shard(cfg, val, ranks),
+        evaluate=evaluation.of_batches,
+        transform=parts.transform,
+        context=parts.autocast,
+        config=cast(Mapping[str, Any], OmegaConf.to_container(cfg, resolve=True)),
+        root=Path(cfg.data.features_root),
+        batch_size=cfg.trainer.eval_batch_size,
+        num_workers=build.num_workers(cfg.trainer.num_workers, ranks),
+        decode_timeout_s=cfg.data.decode_timeout_s,
+        ranks=ranks,
+        console=console,
+    )
+
+
 def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> dict[str, Any]:
     """What a checkpoint needs to be used without the run."""
+    stored = copy.deepcopy(cfg)
+    put_published(stored)  # a reference to the model's clips would count as computed where it is read
     return {
         "classes": list(classes),
         # with its references, so that values can be changed
-        "config": masked_values(OmegaConf.to_container(cfg)),
+        "config": masked_values(OmegaConf.to_container(stored)),
         "protocol": build.protocol_text(cfg, fusion),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.metadata import file_digest
@@ -16,10 +16,13 @@ from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.split_records import SplitChanges, SplitRecord, split_changes
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
+from vidtrain.runs.attempts import last_step
 from vidtrain.runs.folder import CHANGES, SPLITS
-from vidtrain.runs.status import last_step
 from vidtrain.tracking.ledgers import JsonLines
 from vidtrain.training.checkpoint import resumable
+
+if TYPE_CHECKING:  # importing torch takes seconds, which comparing runs should not
+    from vidtrain.training.run import Console
 
 NAMED = 5  # of a kind, in a message
 RECORDED = 1000  # of a kind, in a record
@@ -27,7 +30,7 @@ ALLOW = "data.allow_changed=true"
 
 
 def begin(
-    folder: Path, splits: Mapping[str, Manifest], index: VideoIndex, allowed: bool, console: Any
+    folder: Path, splits: Mapping[str, Manifest], index: VideoIndex, allowed: bool, console: "Console"
 ) -> dict[str, str]:
     """Records what the splits of a new run hold, or compares them with what those of a run to resume held; for the main
     rank alone. Returns a digest of each split.
@@ -39,34 +42,34 @@ def begin(
     if not resumable(folder / "checkpoints"):
         (folder / CHANGES).unlink(missing_ok=True)
         _save(now, folder)
-        return {split: each.digest for split, each in now.items()}
+        return {split: record.digest for split, record in now.items()}
     before = _recorded(folder)
     if not before:
         console.info(
             f"{folder} does not say what the data of the run were when it was started, as runs from before that was "
             "recorded: nothing is compared with them, and they are recorded from here on"
         )
-    found = {split: _changes(before[split], now[split], index) for split in before.keys() & now.keys()}
-    differing = {split: found[split] for split in splits if split in found and found[split].any}
-    refused = any(decides(split, each) for split, each in differing.items())
-    said = "\n  ".join(_lines(differing))
+    compared = {split: _changes(before[split], now[split], index) for split in before.keys() & now.keys()}
+    differing = {split: compared[split] for split in splits if split in compared and compared[split].any}
+    refused = any(decides(split, changes) for split, changes in differing.items())
+    lines = "\n  ".join(_lines(differing))
     if refused and not allowed:
         raise UserError(
-            f"the data are not those that the run in {folder} was started with:\n  {said}\n"
+            f"the data are not those that the run in {folder} was started with:\n  {lines}\n"
             "Training would go on with other data in mid-run. Put them back, or start a new run (init_from takes the "
             f"weights of this one); {ALLOW} goes on anyway, and {CHANGES} then says with what"
         )
     if differing:
-        console.warn(f"the data are not those that the run was started with ({CHANGES} has all):\n  {said}")
+        console.warn(f"the data are not those that the run was started with ({CHANGES} has all):\n  {lines}")
     if any(split != "train" for split in differing):
         console.warn(
             "what val selected so far was selected on what val was then; numbers of now are of other videos"
         )
-    _say_touched(found, console)
+    _warn_of_touched(compared, console)
     _note(differing, folder)
     if differing or before.keys() != now.keys():
         _save(now, folder)
-    return {split: each.digest for split, each in now.items()}
+    return {split: record.digest for split, record in now.items()}
 
 
 def decides(split: str, changes: SplitChanges) -> bool:
@@ -75,7 +78,7 @@ def decides(split: str, changes: SplitChanges) -> bool:
 
 
 def hold_evaluated(
-    folder: Path, split: str, manifest: Manifest, index: VideoIndex, allowed: bool, console: Any
+    folder: Path, split: str, manifest: Manifest, index: VideoIndex, allowed: bool, console: "Console"
 ) -> dict[str, Any] | None:
     """Holds a split that is evaluated against what it was when the run in `folder` was started; for the main rank.
 
@@ -87,16 +90,16 @@ def hold_evaluated(
         console.info(f"{folder} does not say what {split} was when the run was started: it is taken as it is")
         return None
     changes = _changes(SplitRecord.open(path), SplitRecord.of(manifest), index)
-    _say_touched({split: changes}, console)
+    _warn_of_touched({split: changes}, console)
     if not changes.any:
         return None
-    said = "\n  ".join(_lines({split: changes}))
+    lines = "\n  ".join(_lines({split: changes}))
     if decides(split, changes) and not allowed:
         raise UserError(
-            f"{split} is not what it was when the run in {folder} was started:\n  {said}\n"
+            f"{split} is not what it was when the run in {folder} was started:\n  {lines}\n"
             "Put it back, name other data with dataset=, or say allow_changed=true: the evaluation then says so"
         )
-    console.warn(f"{split} is not what it was when the run in {folder} was started:\n  {said}")
+    console.warn(f"{split} is not what it was when the run in {folder} was started:\n  {lines}")
     return changes_record(changes)
 
 
@@ -114,20 +117,20 @@ def changed_in_mid_run(folder: Path) -> bool:
     return (folder / CHANGES).is_file()
 
 
-def epoch_steps(folder: Path, found: int, console: Any) -> int:
-    """The steps of an epoch: `found`, or, of a run that goes on with other data, as many as when it was started, so
-    that what is scheduled by steps and epochs stays where it was."""
+def epoch_steps(folder: Path, counted: int, console: "Console") -> int:
+    """The steps of an epoch: as `counted`, or, of a run that goes on with other data, as many as when it was started.
+    So what is scheduled by steps and epochs stays where it was."""
     path = folder / "dataset.json"
     if not changed_in_mid_run(folder) or not path.is_file():
-        return found
+        return counted
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): it says how many steps an epoch has") from error
-    recorded = facts["steps_per_epoch"] if "steps_per_epoch" in facts else found
-    if recorded != found:
+    recorded = facts["steps_per_epoch"] if "steps_per_epoch" in facts else counted
+    if recorded != counted:
         console.info(
-            f"an epoch keeps {recorded} steps, as when the run was started; its data would give {found}"
+            f"an epoch keeps {recorded} steps, as when the run was started; its data would give {counted}"
         )
     return recorded
 
@@ -138,7 +141,7 @@ def difference(one: Path, other: Path, split: str) -> str | None:
     if not all(path.is_file() for path in paths):
         return None
     changes = split_changes(SplitRecord.open(paths[0]), SplitRecord.open(paths[1]))
-    return "; ".join(_words(changes)) or "no file that both looked at"
+    return "; ".join(_lines_of(changes)) or "no file that both looked at"
 
 
 def _recorded(folder: Path) -> dict[str, SplitRecord]:
@@ -146,8 +149,8 @@ def _recorded(folder: Path) -> dict[str, SplitRecord]:
 
 
 def _save(records: Mapping[str, SplitRecord], folder: Path) -> None:
-    for split, each in records.items():
-        each.save(folder / SPLITS / f"{split}.npz")
+    for split, record in records.items():
+        record.save(folder / SPLITS / f"{split}.npz")
     for path in (folder / SPLITS).glob("*.npz"):
         if path.stem not in records:
             path.unlink()
@@ -181,18 +184,18 @@ def _note(differing: Mapping[str, SplitChanges], folder: Path) -> None:
 
 def _lines(differing: Mapping[str, SplitChanges]) -> Iterator[str]:
     for split, changes in differing.items():
-        for words in _words(changes):
-            yield f"{split}: {words}"
+        for line in _lines_of(changes):
+            yield f"{split}: {line}"
 
 
-def _words(changes: SplitChanges) -> Iterator[str]:
+def _lines_of(changes: SplitChanges) -> Iterator[str]:
     for kind, names in changes.kinds().items():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         yield f"{len(names)} {kind}: {', '.join(map(shown, names[:NAMED]))}{more}"
 
 
-def _say_touched(found: Mapping[str, SplitChanges], console: Any) -> None:
-    for split, changes in found.items():
+def _warn_of_touched(compared: Mapping[str, SplitChanges], console: "Console") -> None:
+    for split, changes in compared.items():
         if changes.touched:
             console.warn(
                 f"{split}: {len(changes.touched)} files have as many bytes as when the run was started and another "

@@ -5,31 +5,41 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from vidtrain import __version__
-from vidtrain.build import parts as build
-from vidtrain.config.references import settled
+from vidtrain.build.parts import ModelSpec
 from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import suggest
-from vidtrain.config.trust import with_references
 from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import probabilities
 from vidtrain.files.atomic import strict_json, write_json_atomic
-from vidtrain.files.escaping import is_utf8, masked_values
+from vidtrain.files.escaping import is_utf8
 from vidtrain.models import export_formats, exporting
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 from vidtrain.reports.charts import warn_of_failure
 from vidtrain.reports.model_card import write_model_card
+from vidtrain.training.run import Console
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
 GRAPHS = ("onnx", "torch_export")
+# of the clips' settings, those that a card says
+CLIP_KEYS = (
+    "frames",
+    "frame_step",
+    "fps",
+    "duration",
+    "sampling",
+    "overlap",
+    "short_video_policy",
+    "frame_order",
+    "eval_clips",
+)
 
 
 def check_settings(settings: ExportSettings) -> list[tuple[str, str]]:
@@ -52,46 +62,52 @@ def check_settings(settings: ExportSettings) -> list[tuple[str, str]]:
     return faults
 
 
-def check_geometry(cfg: DictConfig, settings: ExportSettings) -> None:
+def check_geometry(geometry: EvalGeometry, settings: ExportSettings) -> None:
     """Raises `UserError` where clips have the size of their video: a graph has one size."""
     graphs = [name for name in settings.formats or () if name in GRAPHS]
-    if graphs and isinstance(build.instantiate_component(cfg.augmentation.eval), WholeFrame):
+    if graphs and isinstance(geometry, WholeFrame):
         raise UserError(
             f"the model is evaluated on whole frames of any size, and {' and '.join(graphs)} hold one size: say "
             "formats=[safetensors]"
         )
 
 
-def export_run(cfg: DictConfig, model: nn.Module, classes: Sequence[str], folder: Path, console: Any) -> None:
-    """What `cfg.export` asks for of the best checkpoint, which `model` holds, into export/ of its finished run."""
-    settings, out = cast(ExportSettings, OmegaConf.to_object(cfg.export)), folder / "export"
-    card = None
+def export_run(
+    settings: ExportSettings,
+    spec: ModelSpec,
+    model: VideoClassifier,
+    classes: Sequence[str],
+    folder: Path,
+    console: Console,
+) -> None:
+    """What `settings` ask for of the best checkpoint, which `model` holds, into export/ of its finished run."""
+    out, card = folder / "export", None
     if settings.formats:
         best = folder / "checkpoints" / "best.pt"
         origin = {"weights": {"checkpoint": str(best)}} | recorded_metrics(folder, best.name)
-        card = export_model(cfg, model, classes, settings, out, origin, console)
+        card = export_model(spec, model, classes, settings, out, origin, console)
     if settings.card:
         what = f"the model card of {folder}"
-        path = warn_of_failure(what, lambda: write_model_card(folder, out, settled(cfg), card), console)
+        path = warn_of_failure(what, lambda: write_model_card(folder, out, spec.settings, card), console)
         if path is not None:
             console.info(f"model card {path}")
 
 
 def export_model(
-    cfg: DictConfig,
-    model: nn.Module,
+    spec: ModelSpec,
+    model: VideoClassifier,
     classes: Sequence[str],
     settings: ExportSettings,
     out: Path,
     origin: Mapping[str, Any],
-    console: Any,
+    console: Console,
 ) -> dict[str, Any]:
-    """Writes `model`, which `cfg` describes, into the folder `out`; returns the card that it writes there.
+    """Writes `model`, which `spec` describes, into the folder `out`; returns the card that it writes there.
 
     `origin` says where the weights are from and what they were measured to do. The model itself stays as it is.
     Raises `UserError` for what a format cannot express, and for a graph that differs from PyTorch too much.
     """
-    check_geometry(cfg, settings)
+    check_geometry(spec.geometry, settings)
     if not is_utf8(str(out)):
         raise UserError(
             f"nothing can be exported into {out}, as the name is not UTF-8, which the libraries that write such files "
@@ -99,9 +115,9 @@ def export_model(
         )
     out.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
-    card = make_card(cfg, model, classes, settings, origin)
+    card = make_card(spec, model, classes, settings, origin)
     inside = strict_json(card)  # in each file, so that one that was copied alone can be used
-    files = {}
+    files: dict[str, Any] = {}
     formats = settings.formats or []
     if "safetensors" in formats:
         path = out / FILES["safetensors"]
@@ -110,28 +126,25 @@ def export_model(
         console.info(f"{path}: reads back the same, {_megabytes(path)}")
     graphs = [name for name in GRAPHS if name in formats]
     if graphs:
-        files |= _write_graphs(cfg, model, settings, graphs, out, inside, console)
+        files |= _write_graphs(spec, model, settings, graphs, out, inside, console)
     card["files"] = files
     write_json_atomic(out / "card.json", card)
     return card
 
 
 def _write_graphs(
-    cfg: DictConfig,
-    model: nn.Module,
+    spec: ModelSpec,
+    model: VideoClassifier,
     settings: ExportSettings,
     graphs: Sequence[str],
     out: Path,
     inside: str,
-    console: Any,
+    console: Console,
 ) -> dict[str, Any]:
-    clip_shape = (cfg.clip.frames, *build.clip_size(cfg))
-    predict = partial(
-        probabilities, fusion=cfg.model.fusion, independent=build.instantiate_component(cfg.loss).independent
-    )
-    make = partial(
-        exporting.ClipGraph, model, predict, list(cfg.clip.mean), list(cfg.clip.std), settings.input
-    )
+    clip_shape = (spec.clip["frames"], *spec.size)
+    predict = partial(probabilities, fusion=spec.fusion, independent=spec.independent)
+    mean, std = list(spec.clip["mean"]), list(spec.clip["std"])
+    make = partial(exporting.ClipGraph, model, predict, mean, std, settings.input)
     expected = exporting.reference_outputs(make(), clip_shape)
     limit = settings.max_difference or exporting.MAX_DIFFERENCE[settings.precision]
     program = exporting.trace(make(precision=settings.precision), clip_shape)
@@ -147,96 +160,73 @@ def _write_graphs(
             export_formats.save_program(program, path, inside)
         try:
             run = onnx_runner(path) if name == "onnx" else export_formats.program_runner(path)
-            found = exporting.difference(run, expected)
-            exporting.check_difference(found, str(path), limit)
+            difference = exporting.difference(run, expected)
+            exporting.check_difference(difference, str(path), limit)
         except UserError:
             path.unlink()  # a file that is there is one that was checked
             raise
-        console.info(f"{path}: {found}, {_megabytes(path)}")
-        files[name] = facts | {"bytes": path.stat().st_size, "difference": found.as_dict()}
+        console.info(f"{path}: {difference}, {_megabytes(path)}")
+        files[name] = facts | {"bytes": path.stat().st_size, "difference": difference.as_dict()}
     return files
 
 
 def make_card(
-    cfg: DictConfig,
-    model: nn.Module,
+    spec: ModelSpec,
+    model: VideoClassifier,
     classes: Sequence[str],
     settings: ExportSettings,
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a program must know to use an exported file, as plain data."""
-    height, width = build.clip_size(cfg)
-    uint8 = settings.input == "uint8"
+    uint8, joint = settings.input == "uint8", spec.fusion == "joint"
+    pixels = "RGB, 0 to 255; the graph normalizes" if uint8 else "RGB / 255, minus mean, divided by std"
     return {
         "format": CARD_FORMAT,
-        "name": cfg.name,
+        "name": spec.name,
         "model": {
             "encoder": type(model.encoder).__name__,
             "head": type(model.head).__name__,
-            "parameters": sum(each.numel() for each in model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "precision": settings.precision,
         },
         "classes": list(classes),
         "input": {
             "name": INPUT_NAME,
             "dtype": settings.input,
-            "shape": ["videos", "views", 3, cfg.clip.frames, height, width],
-            "meaning": "RGB, 0 to 255; the graph normalizes"
-            if uint8
-            else "RGB / 255, minus mean, divided by std",
+            "shape": ["videos", "views", 3, spec.clip["frames"], *spec.size],
+            "meaning": pixels,
         },
         "outputs": {
-            OUTPUT_NAMES[0]: ["videos", 1 if cfg.model.fusion == "joint" else "views", len(classes)],
+            OUTPUT_NAMES[0]: ["videos", 1 if joint else "views", len(classes)],
             OUTPUT_NAMES[1]: ["videos", len(classes)],
         },
-        "probabilities": "sigmoid" if build.instantiate_component(cfg.loss).independent else "softmax",
-        "preprocessing": _preprocessing(cfg),
-        "fusion": cfg.model.fusion,
-        "protocol": build.protocol_text(cfg, cfg.model.fusion),
+        "probabilities": "sigmoid" if spec.independent else "softmax",
+        "preprocessing": _preprocessing(spec),
+        "fusion": spec.fusion,
+        "protocol": spec.protocol,
         **origin,
-        # published weights have no dataset, optimizer ...
-        "config": masked_values(
-            with_references(
-                OmegaConf.to_container(
-                    OmegaConf.masked_copy(
-                        cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)]
-                    )
-                )
-            )
-        ),
+        "config": spec.config,
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }
 
 
-def _preprocessing(cfg: DictConfig) -> dict[str, Any]:
+def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
     """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size."""
-    clip, size = cfg.clip, build.clip_size(cfg)
-    geometry: EvalGeometry = build.instantiate_component(cfg.augmentation.eval)
+    clip, geometry = spec.clip, spec.geometry
     short_side = geometry.short_side
     if short_side is None:
         ratio = None if isinstance(geometry, WholeFrame) else geometry.short_side_ratio
-        short_side = round((ratio or 1) * min(size))
-    keys = (
-        "frames",
-        "frame_step",
-        "fps",
-        "duration",
-        "sampling",
-        "overlap",
-        "short_video_policy",
-        "frame_order",
-        "eval_clips",
-    )
-    return {key: clip[key] for key in keys} | {
+        short_side = round((ratio or 1) * min(spec.size))
+    return {key: clip[key] for key in CLIP_KEYS} | {
         "short_side": short_side,
         "whole_frame": isinstance(geometry, WholeFrame),
         "crops": geometry.crops,
-        "height": size[0],
-        "width": size[1],
-        "interpolation": clip.interpolation,
-        "sample_aspect": clip.sample_aspect,
-        "mean": list(clip.mean),
-        "std": list(clip.std),
+        "height": spec.size[0],
+        "width": spec.size[1],
+        "interpolation": clip["interpolation"],
+        "sample_aspect": clip["sample_aspect"],
+        "mean": list(clip["mean"]),
+        "std": list(clip["std"]),
     }
 
 

@@ -39,7 +39,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import is_masked, masked
 from vidtrain.files.folders import RunLock, check_links
-from vidtrain.runs.status import clear_outcome, record_outcome
+from vidtrain.runs.attempts import clear_outcome, record_outcome
 from vidtrain.tracking.loggers.logger import LoggedRun
 from vidtrain.training.checkpoint import resumable
 
@@ -72,20 +72,23 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
     if folder is None or not (folder / "run.json").is_file():
         return list(arguments), {}
     record = folder / "run.json"
-    found = _read_json(record)
-    if "overrides" not in found:
+    stored = _read_json(record)
+    if "overrides" not in stored:
         raise UserError(f"{record} was not written by vidtrain: name another run_dir")
-    overrides = overrides_of(found, str(record))
-    if FAILED in found:
-        if all(each.startswith(("run_dir=", "-")) for each in arguments):
+    overrides = overrides_of(stored, str(record))
+    if FAILED in stored:
+        if all(argument.startswith(("run_dir=", "-")) for argument in arguments):
             again = shlex.join(["python", "-m", "vidtrain.train", *map(rename_override, overrides)])
             raise UserError(
                 f"the run in {record.parent} failed before it saved anything, so there is nothing to resume:\n  "
-                f"{found[FAILED]}\nStart it again with its settings, mended: {again}"
+                f"{stored[FAILED]}\nStart it again with its settings, mended: {again}"
             )
         return list(arguments), {}
-    stored = [rename_override(each) for each in overrides]
-    taken = [each for each in stored if not any(_replaces(said, each) for said in arguments)]
+    taken = [
+        override
+        for override in map(rename_override, overrides)
+        if not any(_replaces(argument, override) for argument in arguments)
+    ]
     check_whole(taken, str(record))
     check_stored(taken, str(record), f"python -m vidtrain.train {shlex.quote(f'run_dir={folder}')}")
     return taken + list(arguments), dict.fromkeys(taken, str(record))
@@ -93,7 +96,7 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
 
 def check_whole(overrides: Sequence[str], source: str) -> None:
     """Raises `UserError` for stored overrides whose password was not stored with them."""
-    lacking = [each for each in overrides if is_masked(each)]
+    lacking = [override for override in overrides if is_masked(override)]
     if lacking:
         key = lacking[0].lstrip("+~").partition("=")[0]
         raise UserError(
@@ -107,12 +110,12 @@ def check_names_a_run(arguments: Sequence[str]) -> None:
     resumed, and there is none: it must not silently become the default run. The one that is meant may have been killed
     before it noted anything.
     """
-    if not all(each.startswith(("run_dir=", "data.allow_changed=")) for each in arguments):
+    if not all(argument.startswith(("run_dir=", "data.allow_changed=")) for argument in arguments):
         return
     folder = _folder_in(arguments)
     if folder is not None and not (folder / "run.json").is_file():
         why = "there is no such folder" if not folder.exists() else "it holds no run.json"
-        named = [each for each in arguments if each.startswith("run_dir=")][-1]
+        named = [argument for argument in arguments if argument.startswith("run_dir=")][-1]
         raise UserError(
             f"{named} names no run to resume: {why}. A run that was started there was ended before it noted "
             "its settings: start it again with all of them. For a new run with every default say one of them: "
@@ -122,18 +125,18 @@ def check_names_a_run(arguments: Sequence[str]) -> None:
 
 def _folder_in(arguments: Sequence[str]) -> Path | None:
     """The folder that the last `run_dir=` names, without the quotes of Hydra's grammar; None where there is none."""
-    named = [each.partition("=")[2] for each in arguments if each.startswith("run_dir=")]
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")]
     if not named or named[-1] in ("", "null"):
         return None
-    found = re.fullmatch(r"""(['"])(.*)\1""", named[-1])
-    return Path(found[2].replace(f"\\{found[1]}", found[1]) if found else named[-1])
+    quoted = re.fullmatch(r"""(['"])(.*)\1""", named[-1])
+    return Path(quoted[2].replace(f"\\{quoted[1]}", quoted[1]) if quoted else named[-1])
 
 
-def _replaces(said: str, stored: str) -> bool:
+def _replaces(argument: str, stored: str) -> bool:
     """Whether an override of this command line replaces a stored one."""
-    keys = [each.lstrip("+~").partition("=")[0] for each in (said, stored)]
+    keys = {text.lstrip("+~").partition("=")[0] for text in (argument, stored)}
     # a key that is only there because it was added can be set, but not without adding it
-    return keys[0] == keys[1] and (said.startswith("+") or not stored.startswith("+"))
+    return len(keys) == 1 and (argument.startswith("+") or not stored.startswith("+"))
 
 
 @contextmanager
@@ -157,17 +160,17 @@ def attempt(path: Path) -> Iterator[None]:
         raise
 
 
-def choose(cfg: DictConfig, ranks: "Ranks") -> Path:
+def choose(run_dir: str | None, name: str, ranks: "Ranks") -> Path:
     """The run folder: as configured, else Hydra's of a sweep, else that of a SLURM job, else a new one named by the
     time."""
-    if cfg.run_dir is not None:
-        return Path(cfg.run_dir)
+    if run_dir is not None:
+        return Path(run_dir)
     if is_started_by_sweep():
         return Path(HydraConfig.get().runtime.output_dir)
     job = _job_name(os.environ)
     if job is not None:
-        return Path("outputs") / cfg.name / job
-    return ranks.on_main(lambda: _new(Path("outputs") / cfg.name))
+        return Path("outputs") / name / job
+    return ranks.on_main(lambda: _new(Path("outputs") / name))
 
 
 def is_started_by_sweep() -> bool:
@@ -222,8 +225,8 @@ def _new(parent: Path) -> Path:
 def finished(path: Path) -> dict[str, Any] | None:
     """The summary of a run that came to its end, or None."""
     summary = path / "summary.json"
-    found = _read_json(summary) if summary.is_file() else {"status": "absent"}
-    return found if found["status"] == "finished" else None
+    values = _read_json(summary) if summary.is_file() else {"status": ABSENT}
+    return values if values["status"] == "finished" else None
 
 
 def record(path: Path, cfg: DictConfig) -> str:
@@ -246,9 +249,9 @@ def record(path: Path, cfg: DictConfig) -> str:
                 run_id, started = earlier["id"], earlier["started"]
         stored = settled(cfg)
         write_text_atomic(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(stored)))
-        found = {"id": run_id, "started": started, "overrides": overrides}
+        entry = {"id": run_id, "started": started, "overrides": overrides}
         seen = fingerprints(cfg, {key: value for key, value in flat(stored).items() if not _is_free(key)})
-        write_json_atomic(path / "run.json", found | ({READ: seen} if seen else {}))
+        write_json_atomic(path / "run.json", entry | ({READ: seen} if seen else {}))
         return run_id
     check_unchanged(path, cfg, "was started with other settings, and resuming cannot change them")
     return _read_json(path / "run.json")["id"]
@@ -285,7 +288,7 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
     before, now = _settled(earlier, kept, path), flat(settled(cfg))
     own = targets_of(cfg)
     # an argument that one of them leaves out is the same where the other says its default
-    taken = [defaults_of(each, own) | settings for each, settings in ((earlier, before), (cfg, now))]
+    taken = [defaults_of(config, own) | values for config, values in ((earlier, before), (cfg, now))]
     changed, seen = [], _read_when_started(path)
     is_held = (path / SPLITS).is_dir()  # then what the data are is compared with it, wherever they lie
     for key in sorted(before.keys() | now.keys()):

@@ -1,6 +1,7 @@
 """The close of a run: its best checkpoint on the split that selected nothing, in tables, pictures and summary.json."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch import nn
 
 from vidtrain.errors import DivergedError
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.evaluation.report import Report
-from vidtrain.evaluator.report import evaluate_split, results_table
-from vidtrain.features.frozen_encoder import show_head_table, write_head_table
-from vidtrain.features.head_table import head_table
+from vidtrain.evaluation.report import Report, report, write_report
+from vidtrain.evaluation.views import view_table
+from vidtrain.evaluator.report import results_table, warn_missing
+from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.escaping import csv_text
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.reports import plots
 from vidtrain.reports.charts import warn_of_failure
 from vidtrain.reports.frames import WRONG_FRAMES, most_wrong, plot_wrong
@@ -24,10 +26,14 @@ from vidtrain.runs.assemble import Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
+from vidtrain.training.heads import head_choices, head_names
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.resume import load_best
+from vidtrain.training.run import Console, PhaseSettings
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES
+
+MOST_SHOWN = 40  # heads in the closing table
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,13 @@ class Result:
 def report_best(
     data: RunData,
     parts: Parts,
-    model: nn.Module,
+    model: VideoClassifier,
     fusion: str,
     protocol: str,
     state: TrainState,
     ranks: Ranks,
     log: RunLog,
-    console: Any,
+    console: Console,
 ) -> Result:
     """Gives `model` the best weights, evaluates them and writes what closes the run.
 
@@ -67,32 +73,32 @@ def report_best(
     best = load_best(file, state)
     checkpoint.restore(model, best["model"], str(file))
     split = "test" if "test" in data.splits else "val"
-    report = evaluate_split(
-        model,
-        data.open_split(split, data.splits[split], ranks),
-        parts.transform,
-        parts.autocast,
-        fusion,
-        protocol,
-        parts.loss.independent,
-        ranks,
-        console,
-        folder / "eval" / split,
+    videos = data.open_split(split, data.splits[split], ranks)
+    total = len(videos.manifest)
+    table = view_table(
+        model, videos.batches(console), parts.transform, total, ranks.device, parts.autocast, videos.crops
     )
+    result = report(table, fusion, protocol, parts.loss.independent)
+    warn_missing(console, result, split)
+    if ranks.is_main:
+        out = folder / "eval" / split
+        write_report(result, out, videos.manifest.paths, videos.manifest.classes)
     # checkpoints that are older than weight averaging do not name their weights
     weights = best["weights"] if "weights" in best else "raw"
-    result = Result(split, report, weights, _rank_heads(folder, parts) if ranks.is_main else [])
-    _write_summary(result, best, settings.monitor, state, log)
-    return result
+    closing = Result(split, result, weights, _rank_heads(folder, parts) if ranks.is_main else [])
+    _write_summary(closing, best, settings.monitor, state, log)
+    return closing
 
 
 def _rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
-    """The heads of a grid, the best first, written into heads.csv; empty where there is no grid."""
+    """The heads of a grid, the best first, written into heads.csv, a row each; empty where there is no grid."""
     monitor = parts.settings.monitor
     rows = [row for row in each_metric(folder) if any(key.startswith(HEADS) for key in row)]
     heads = head_table(rows, parts.phases, monitor, DIRECTIONS[monitor])
     if heads:
-        write_head_table(heads, folder / "heads.csv")
+        write_text_atomic(
+            folder / "heads.csv", csv_text([list(heads[0]), *(list(row.values()) for row in heads)])
+        )
     return heads
 
 
@@ -124,7 +130,7 @@ def _write_summary(
     )
 
 
-def draw_pictures(data: RunData, result: Result, state: TrainState, log: RunLog, console: Any) -> None:
+def draw_pictures(data: RunData, result: Result, state: TrainState, log: RunLog, console: Console) -> None:
     """Offers best.pt to the trackers, draws the pictures into the run folder's plots/ and shows them in the trackers.
 
     For the main rank alone. Where videos may have several labels there are curves only. A picture that fails is a
@@ -174,7 +180,7 @@ def draw_wrong(data: RunData, result: Result, path: Path) -> None:
     plot_wrong([strips[number] for number in drawn], [wrong[number] for number in drawn], title, path)
 
 
-def show(result: Result, state: TrainState, monitor: str, console: Any) -> None:
+def show(result: Result, state: TrainState, monitor: str, console: Console) -> None:
     """The closing tables."""
     if result.heads:
         show_head_table(console, result.heads, monitor)
@@ -182,3 +188,57 @@ def show(result: Result, state: TrainState, monitor: str, console: Any) -> None:
     value = f"{METRIC_PREFIXES[result.weights]} {monitor} {state.best:.4f}"
     title = f"best checkpoint ({value}) on {result.split}{selected}"
     results_table(console, title, result.report)
+
+
+def show_head_table(console: Console, table: Sequence[Mapping[str, Any]], monitor: str) -> None:
+    """The closing table of a grid; the first row is the head that best.pt holds, unless a later phase did better."""
+    names = list(dict.fromkeys(name for name in (monitor, "top1", "map", "loss") if name in table[0]))
+    columns = ("", "phase", "lr", "weight decay", "step", *(f"val {name}" for name in names))
+    rows = []
+    for place, row in enumerate(table[:MOST_SHOWN]):
+        values = ("diverged" if row[name] is None else f"{row[name]:.4f}" for name in names)
+        settings = (row["phase"], f"{row['lr']:g}", f"{row['weight_decay']:g}", str(row["step"]))
+        rows.append(("best" if place == 0 else "", *settings, *values))
+    console.table(f"{len(table)} heads, by {monitor} on val", columns, rows)
+    if len(table) > MOST_SHOWN:
+        console.info(f"{len(table) - MOST_SHOWN} more heads are in heads.csv")
+
+
+# --- heads of a grid ----------------------------------------------------------------------------------------
+
+
+def head_table(
+    rows: Sequence[Mapping[str, Any]], phases: Mapping[str, PhaseSettings], monitor: str, direction: str
+) -> list[dict[str, Any]]:
+    """A row for each head of every phase that has a grid, the best value of `monitor` first.
+
+    `rows` are those of metrics.jsonl. Each result has the phase, the head's name, its peak rate and weight decay, the
+    step of its best evaluation and all metrics of that. Heads that diverged before any evaluation come last.
+    Equal values are in the order in which training would have selected them: the earlier step, then the earlier head.
+    """
+    ranked = []
+    sign = -1 if direction == "max" else 1
+    for phase_name, phase in phases.items():
+        if phase.heads is None:
+            continue
+        choices = zip(head_names(phase.heads), head_choices(phase.heads), strict=True)
+        for place, (name, (lr, decay)) in enumerate(choices):
+            prefix = f"{HEADS}/{name}/"
+            judged = [row for row in rows if row.get("phase") == phase_name and f"{prefix}{monitor}" in row]
+            best = min(judged, key=lambda row: (_cost(row, prefix, monitor, sign), row["step"]), default=None)
+            if best is None:
+                continue
+            metrics = {
+                key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)
+            }
+            settings = {"phase": phase_name, "head": name, "lr": lr, "weight_decay": decay}
+            order = (_cost(best, prefix, monitor, sign), best["step"], place)
+            ranked.append((order, {**settings, "step": best["step"], **metrics}))
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _cost(row: Mapping[str, Any], prefix: str, monitor: str, sign: int) -> float:
+    # metrics.jsonl has null for what is not finite, and the loss of a head that has diverged is not
+    if row[f"{prefix}loss"] is None or row[f"{prefix}{monitor}"] is None:
+        return math.inf
+    return sign * row[f"{prefix}{monitor}"]

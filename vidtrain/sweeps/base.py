@@ -33,8 +33,8 @@ from vidtrain.config.trust import check_trials
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.files.folders import RunLock, check_links, is_held
+from vidtrain.runs.attempts import clear_outcome, free_cuda_memory, read_outcome, record_outcome
 from vidtrain.runs.folder import FREE, finished
-from vidtrain.runs.status import clear_outcome, free_cuda_memory, read_outcome, record_outcome
 from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, changed_settings, write_trial
 from vidtrain.sweeps.status import (
     ENDED,

@@ -15,8 +15,8 @@ from vidtrain.config.schemas import as_mapping, to_dict
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_masked
 from vidtrain.files.folders import install_hint
+from vidtrain.runs.attempts import PRUNED
 from vidtrain.runs.folder import FREE
-from vidtrain.runs.status import PRUNED
 from vidtrain.sweeps.base import TrialSweeper
 from vidtrain.sweeps.record import Trial, changed_settings
 from vidtrain.sweeps.status import ENDED, TrialState, trial_state

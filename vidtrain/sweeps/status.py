@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.files.folders import holder, is_held
+from vidtrain.runs.attempts import DIVERGED, FAILED, OUT_OF_MEMORY, PRUNED, read_outcome
 from vidtrain.runs.folder import finished, stored_settings
-from vidtrain.runs.status import DIVERGED, FAILED, OUT_OF_MEMORY, PRUNED, read_outcome
 from vidtrain.sweeps.record import SweepRecord, Trial
 from vidtrain.tracking.console import format_seconds
 from vidtrain.tracking.run_log import read_metrics

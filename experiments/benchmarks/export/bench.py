@@ -73,7 +73,9 @@ def row(name: str, precision: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         try:
-            card = export_model(cfg, model, CLASSES, settings, Path(folder), {"weights": "random"}, Silent())
+            card = export_model(
+                build.model_spec(cfg), model, CLASSES, settings, Path(folder), {"weights": "random"}, Silent()
+            )
         except UserError as error:
             return f"| {name} | {clip} | {parameters:.1f} | {str(error).splitlines()[0]} | | | | | |"
         seconds = time.perf_counter() - started

@@ -11,13 +11,10 @@ from vidtrain.models.weights.formats import (
     FORMATS,
     classy_vision,
     pytorchvideo,
-    timm_frames,
-    timm_vit,
+    timm_images,
     torchvision,
     videomae,
-    videomae_transformers,
     vjepa,
-    vjepa_transformers,
 )
 from vidtrain.models.weights.loading import recognize
 
@@ -26,10 +23,10 @@ MODELS = {
     vjepa.VJEPA_1: ("vjepa1_vitl", VIT, {"num_heads": 2}),
     vjepa.VJEPA_2: ("vjepa2_vitl", VIT, {"num_heads": 2}),
     vjepa.VJEPA_2_1: ("vjepa2_1_vitb", {"embed_dim": 48, "num_heads": 2}, {"num_heads": 2}),
-    vjepa_transformers.VJEPA_2_TRANSFORMERS: ("vjepa2_vitl", VIT, {"num_heads": 2}),
+    vjepa.VJEPA_2_TRANSFORMERS: ("vjepa2_vitl", VIT, {"num_heads": 2}),
     videomae.VIDEOMAE: ("videomae_base", VIT, {}),
     videomae.VIDEOMAE_PRETRAINED: ("videomae_base", VIT | {"final_norm": True}, {"norm": False}),
-    videomae_transformers.VIDEOMAE_TRANSFORMERS: ("videomae_base", VIT, {}),
+    videomae.VIDEOMAE_TRANSFORMERS: ("videomae_base", VIT, {}),
     torchvision.TORCHVISION_RESNET: ("r3d_18", {}, {}),
     torchvision.TORCHVISION_S3D: ("s3d", {}, {}),
     torchvision.TORCHVISION_MVIT: ("mvit_v2_s", {}, {}),
@@ -37,8 +34,8 @@ MODELS = {
     pytorchvideo.PYTORCHVIDEO_SLOWFAST: ("slowfast_r50", {"width": 16}, {}),
     pytorchvideo.PYTORCHVIDEO_SLOW: ("slow_r50", {"width": 16}, {}),
     classy_vision.CLASSY_VISION_RESNEXT3D: ("resnext3d_18", {"stage_planes": 8, "stem_planes": 8}, {}),
-    timm_vit.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
-    timm_frames.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
+    timm_images.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
+    timm_images.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
 }
 
 # What published files hold besides, and are known by
@@ -64,7 +61,7 @@ def test_what_a_format_writes_is_taken_for_that_format(format):
     assert recognize(weights, model) is format
     kinds = {each.encoder for each in FORMATS if each.recognizes(weights)}
     # an image model may be meant frame by frame or inflated; everything else is of one kind
-    assert kinds == {format.encoder} or format in (timm_vit.TIMM_VIT, timm_frames.TIMM_FRAMES)
+    assert kinds == {format.encoder} or format in (timm_images.TIMM_VIT, timm_images.TIMM_FRAMES)
 
 
 def test_every_format_is_tried_here():

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import conftest
 
 from vidtrain.errors import UserError
-from vidtrain.runs.restarts import run_attempt
+from vidtrain.runs.attempts import run_attempt
 from vidtrain.training.ranks.distributed import Ranks, join_ranks
 from vidtrain.training.ranks.signals import PreemptionHandler
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.build import parts as build
-from vidtrain.build.pretrained_init import load_starting_point
+from vidtrain.build.parts import load_starting_point
 from vidtrain.errors import UserError
 from vidtrain.models.weights.formats.vjepa import VJEPA_2, VJEPA_PROBE
 from vidtrain.training import checkpoint
