@@ -209,7 +209,7 @@ def test_prepare_and_audit_keep_their_index_where_training_does():
 
 
 def test_a_stored_override_is_named_with_its_file():
-    for override in ("optimizer.gone=3", "clip.fps=5"):
+    for override in ("optimizer.gone=3", "clip.frames=0"):
         [(place, _, _)] = find_faults("train", [override], check.check_run, {override: "RUN/run.json"})
         assert place == f"override '{override}', stored in RUN/run.json"
 

@@ -132,10 +132,14 @@ def test_which_states_are_the_end_of_a_job(state, done, monkeypatch):
 ENDING = """
 import sys
 from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from vidtrain.errors import UserError
 from vidtrain.sweeps.submitit_launchers import _VisibleFailures
 
-class Base:
+class Base(BaseSubmititLauncher):
+    def __init__(self):
+        pass
+
     def __call__(self, *_):
         returned = JobReturn(status=JobStatus.FAILED)
         if {error} is None:

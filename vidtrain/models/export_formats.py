@@ -132,6 +132,7 @@ def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mappin
             )
         except Exception as error:  # its own errors are of many kinds, and private
             raise UserError(f"ONNX {_why(error)}; formats=[torch_export] may do") from error
+    assert found is not None  # as dynamo=True is said
     written = found.model.opset_imports[""]
     if written != opset:
         raise UserError(

@@ -33,6 +33,10 @@ class TimmFrames(nn.Module):
     Raises UserError for a name that timm does not know, and for a clip that the model cannot take.
     """
 
+    network: Any  # timm's models say what they are by attributes of their own
+    embed_dim: int
+    prefix_tokens: int
+
     def __init__(
         self,
         backbone: str,
@@ -117,7 +121,8 @@ class TimmFrames(nn.Module):
             raise UserError(_no_places(self.backbone, f"but {shape}"))
         if features.ndim == 4:
             first = channels_first(features, network.head_hidden_size)
-            return tuple(features.shape[2:] if first else features.shape[1:3])
+            h, w = features.shape[2:] if first else features.shape[1:3]
+            return h, w
         places = features.shape[1] - prefix_tokens(network)
         rows = max(1, round((places * height / width) ** 0.5))  # of patches that are square
         if rows * (places // rows) != places:
@@ -125,7 +130,7 @@ class TimmFrames(nn.Module):
         return rows, places // rows
 
 
-def prefix_tokens(network: nn.Module) -> int:
+def prefix_tokens(network: Any) -> int:
     """How many tokens of no place, such as a class token, come before the others; not every timm model says it."""
     return network.num_prefix_tokens if hasattr(network, "num_prefix_tokens") else 0
 
@@ -135,7 +140,7 @@ def channels_first(features: Tensor, dim: int) -> bool:
     return features.shape[1] == dim
 
 
-def build_backbone(name: str, features: str, options: dict[str, Any]) -> nn.Module:
+def build_backbone(name: str, features: str, options: dict[str, Any]) -> Any:
     """timm's model without its classifier, and for spatial features without its pooling; not pretrained.
 
     Raises UserError where it cannot do without its pooling.
@@ -218,20 +223,23 @@ class DepthGroup(nn.Module):
         self.strays = nn.ParameterList(parameters)
 
 
-def layers_and_blocks(network: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+def layers_and_blocks(network: Any) -> tuple[list[nn.Module], list[nn.Module]]:
     """(layers, blocks) of a timm model, by what it says of itself (`group_matcher`).
 
     The layers hold every parameter once, in order of depth; one is a module of the network where it has a module
     of just these parameters, else a DepthGroup. Blocks are all but the stem and what comes after the last one.
     """
     matcher = network.group_matcher(coarse=False) if hasattr(network, "group_matcher") else MATCHER
-    named = [(name, None) for name, _ in network.named_parameters()]
-    depth_of = group_with_matcher([*named, (UNMATCHED, None)], matcher, reverse=True)
+    named = [(name, None) for name in (*dict(network.named_parameters()), UNMATCHED)]
+    depth_of = group_with_matcher(iter(named), matcher, reverse=True)
     tail = depth_of[UNMATCHED]
     modules: dict[int, list[nn.Module]] = {depth: [] for depth in range(tail + 1)}
     strays: dict[int, list[nn.Parameter]] = {depth: [] for depth in range(tail + 1)}
     for depth, part in _parts(network, "", depth_of):
-        (modules if isinstance(part, nn.Module) else strays)[depth].append(part)
+        if isinstance(part, nn.Parameter):
+            strays[depth].append(part)
+        else:
+            modules[depth].append(part)
 
     layers = {
         depth: modules[depth][0]

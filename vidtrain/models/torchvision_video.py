@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.video import MViT
 from torchvision.models.video.mvit import MSBlockConfig
+from torchvision.ops import StochasticDepth
 
 from vidtrain.errors import UserError
 from vidtrain.models.checks import check_choice, check_drop_path
@@ -234,7 +235,9 @@ class TorchvisionSwin(nn.Module):
         self.features = network.features
         self.norm = network.norm
         for index, block in enumerate(self.blocks):  # the builder's own rule, which it takes no rate for
-            block.stochastic_depth.p = drop_path * index / (len(self.blocks) - 1)
+            stochastic_depth = block.get_submodule("stochastic_depth")
+            assert isinstance(stochastic_depth, StochasticDepth)
+            stochastic_depth.p = drop_path * index / (len(self.blocks) - 1)
         if activation_checkpointing:
             recompute_activations(self.blocks)
 

@@ -80,7 +80,7 @@ def test_operations_against_pil(name):
     for picture in (smooth(), noise(3, 40, 48)):
         for magnitude in MAGNITUDES:
             for sign in (-1, 1):
-                found = transform.apply(picture[None].clone(), name, LEVELS[name](magnitude, sign))[0]
+                found = transform.apply_op(picture[None].clone(), name, LEVELS[name](magnitude, sign))[0]
                 expected = theirs(picture, name, magnitude, sign, Image.Resampling.BILINEAR)
                 apart = (found.short() - expected.short()).abs().max().item()
                 assert apart <= (0 if exact else 1), (magnitude, sign)
@@ -91,7 +91,7 @@ def test_bicubic_against_pil(name):
     """PIL's kernel is steeper (a = -1, torch has -0.75): a few colors apart where edges are soft."""
     for magnitude in MAGNITUDES:
         for sign in (-1, 1):
-            found = RandAugment().apply(smooth()[None], name, LEVELS[name](magnitude, sign))[0]
+            found = RandAugment().apply_op(smooth()[None], name, LEVELS[name](magnitude, sign))[0]
             expected = theirs(smooth(), name, magnitude, sign, Image.Resampling.BICUBIC)
             apart = (found.short() - expected.short()).abs().float()
             assert apart.max() <= 6 and apart.mean() < 1
@@ -101,8 +101,8 @@ def test_posterize_to_nothing_and_solarize_of_nothing():
     """The ends of the ranges: at magnitude 10 no bit is kept (PIL refuses that), at 0 no color is inverted."""
     assert (LEVELS["posterize"](10, 1), LEVELS["solarize"](0, 1)) == (0, 256)
     frames = noise(2, 3, 8, 8)
-    assert torch.equal(RandAugment().apply(frames, "posterize", 0), torch.zeros_like(frames))
-    assert torch.equal(RandAugment().apply(frames, "solarize", 256), frames)
+    assert torch.equal(RandAugment().apply_op(frames, "posterize", 0), torch.zeros_like(frames))
+    assert torch.equal(RandAugment().apply_op(frames, "solarize", 256), frames)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,9 +110,9 @@ def test_a_clip_gets_what_its_frames_get(name):
     """Frame by frame or together: the same bits, so statistics are each frame's own."""
     frames = torch.stack([smooth(), smooth().flip(2), smooth() // 2])
     amount = LEVELS[name](7, 1)
-    together = RandAugment().apply(frames.clone(), name, amount)
+    together = RandAugment().apply_op(frames.clone(), name, amount)
     for before, after in zip(frames, together, strict=True):
-        alone = RandAugment().apply(before[None].clone(), name, amount)[0]
+        alone = RandAugment().apply_op(before[None].clone(), name, amount)[0]
         assert (alone.short() - after.short()).abs().max() <= (1 if name in GEOMETRIC else 0)
 
 
@@ -161,7 +161,7 @@ class TestForward:
         for clip, after, seed in zip(clips, found, seeds.tolist(), strict=True):
             frames = clip.transpose(0, 1)
             for name, amount in transform.plan(seed):
-                frames = transform.apply(frames, name, amount)
+                frames = transform.apply_op(frames, name, amount)
             assert torch.equal(after, frames.transpose(0, 1))
 
     def test_batch_and_global_generators_do_not_matter(self):

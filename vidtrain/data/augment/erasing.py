@@ -54,7 +54,7 @@ class RandomErasing(nn.Module):
         if rng.random() >= self.probability:
             return None
         for _ in range(TRIES):
-            area = height * width * rng.uniform(*self.area)
+            area = height * width * rng.uniform(self.area[0], self.area[1])
             aspect = math.exp(rng.uniform(*np.log(self.aspect)))
             rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < rows < height and 0 < columns < width:

@@ -126,7 +126,7 @@ class RandomResizedCrop:
     def _draw(self, width: int, height: int, size: tuple[int, int], rng: np.random.Generator) -> Crop:
         shape = size[1] / size[0]
         for _ in range(10):
-            area = width * height * rng.uniform(*self.scale)
+            area = width * height * rng.uniform(self.scale[0], self.scale[1])
             aspect = shape * math.exp(rng.uniform(*np.log(self.ratio)))
             box = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < box[0] <= width and 0 < box[1] <= height:
@@ -159,7 +159,7 @@ class ShortSideCrop:
             )
         if self.short_side is not None:
             _check_range("short_side", self.short_side, 1)
-        else:
+        if self.short_side_ratio is not None:
             _check_range("short_side_ratio", self.short_side_ratio, 1)
         _check_flip(self.flip)
 
@@ -170,8 +170,9 @@ class ShortSideCrop:
         return _place(width, height, box, self.flip, rng)
 
     def _ratio(self, size: tuple[int, int], rng: np.random.Generator) -> float:
-        if self.short_side is None:
-            return rng.uniform(*self.short_side_ratio)
+        if self.short_side_ratio is not None:
+            return rng.uniform(self.short_side_ratio[0], self.short_side_ratio[1])
+        assert self.short_side is not None  # one of the two is given
         shortest, longest = self.short_side
         _ratio_in_pixels(shortest, size)  # refused whatever is drawn
         return _ratio_in_pixels(int(rng.integers(shortest, longest + 1)), size)

@@ -167,7 +167,7 @@ class RandAugment(nn.Module):
             if done[i]
         ]
 
-    def apply(self, frames: Tensor, name: str, amount: float) -> Tensor:
+    def apply_op(self, frames: Tensor, name: str, amount: float) -> Tensor:
         """One operation on uint8 frames [t c h w], to all of them alike."""
         if name in COLOR_OPS:
             return COLOR_OPS[name](frames, amount)
@@ -181,7 +181,7 @@ class RandAugment(nn.Module):
             frames = rearrange(view, "c t h w -> t c h w").contiguous()
             plan = self.plan(seed)
             for name, amount in plan:
-                frames = self.apply(frames, name, amount)
+                frames = self.apply_op(frames, name, amount)
             if plan:
                 view.copy_(rearrange(frames, "t c h w -> c t h w"))
         return augmented

@@ -167,6 +167,7 @@ def timm_hub_name(source: str) -> str:
         hint = f"; did you mean {' or '.join(near[:5])}?" if near else ""
         raise UserError(f"pretrained={source}: timm has no weights of that name{hint}")
     cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None  # for a name that timm lists
     if not cfg.hf_hub_id:
         raise UserError(
             f"pretrained={source}: timm has these weights at {cfg.url} only; download and name the file"

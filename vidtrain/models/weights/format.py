@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vidtrain.models.classifier import VideoClassifier
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -51,8 +53,14 @@ class Format:
     encoder: type[nn.Module]  # the class of encoder that its tensors fit
     models: str  # which models to choose for it: "model=videomae_base, or another videomae_*"
     recognizes: Callable[[Weights], bool]
-    convert: Callable[[Weights, nn.Module], Converted]
+    convert: Callable[[Weights, VideoClassifier], Converted]
     revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def known(prefix: str | None) -> str:
+    """The prefix of names in weights that a format has recognized by it."""
+    assert prefix is not None
+    return prefix
 
 
 class Renaming:

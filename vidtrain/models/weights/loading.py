@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.formats import FORMATS
@@ -16,7 +17,7 @@ from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_na
 LOGITS = "head.linear.weight"
 
 
-def load_pretrained(model: nn.Module, source: str, path: Path, min_match: float) -> LoadReport:
+def load_pretrained(model: VideoClassifier, source: str, path: Path, min_match: float) -> LoadReport:
     """Loads the published weights at `path`, which the user named `source`, into a VideoClassifier.
 
     Raises `UserError`, before anything is changed, when the file cannot be read, is of no known format or of
@@ -27,7 +28,7 @@ def load_pretrained(model: nn.Module, source: str, path: Path, min_match: float)
     return place(model, converted, source, format, min_match)
 
 
-def check_pretrained(model: nn.Module, source: str, path: Path, min_match: float) -> None:
+def check_pretrained(model: VideoClassifier, source: str, path: Path, min_match: float) -> None:
     """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing.
 
     `model` may lie on the meta device, so a file can be compared with a configuration before any data is seen.
@@ -40,13 +41,13 @@ def check_pretrained(model: nn.Module, source: str, path: Path, min_match: float
     match(model, converted, source, format, min_match)
 
 
-def _read_for(model: nn.Module, source: str, path: Path) -> tuple[Format, Converted]:
+def _read_for(model: VideoClassifier, source: str, path: Path) -> tuple[Format, Converted]:
     weights = read(path, source)
     format = recognize(weights, model)
     return format, format.convert(weights, model)
 
 
-def recognize(weights: Weights, model: nn.Module) -> Format:
+def recognize(weights: Weights, model: VideoClassifier) -> Format:
     """The format of `weights`. Raises `UserError` when it is unknown, or made for another kind of encoder."""
     found = [format for format in FORMATS if format.recognizes(weights)]
     if not found:
@@ -64,7 +65,7 @@ def recognize(weights: Weights, model: nn.Module) -> Format:
     )
 
 
-def check_settings(model: nn.Module, requires: Mapping[str, Any], source: str) -> None:
+def check_settings(model: VideoClassifier, requires: Mapping[str, Any], source: str) -> None:
     """Raises `UserError` naming every setting of the model with which the weights would compute something else."""
     wrong = _contradictions(model, requires)
     if wrong:
@@ -74,7 +75,7 @@ def check_settings(model: nn.Module, requires: Mapping[str, Any], source: str) -
         )
 
 
-def _contradictions(model: nn.Module, requires: Mapping[str, Any]) -> list[str]:
+def _contradictions(model: VideoClassifier, requires: Mapping[str, Any]) -> list[str]:
     values = {key: _setting(model, key) for key in requires}
     return [
         f"{_override(key, wanted)} (it is {_spell(values[key])})"
@@ -84,7 +85,7 @@ def _contradictions(model: nn.Module, requires: Mapping[str, Any]) -> list[str]:
 
 
 def place(
-    model: nn.Module, converted: Converted, source: str, format: Format, min_match: float
+    model: VideoClassifier, converted: Converted, source: str, format: Format, min_match: float
 ) -> LoadReport:
     """Copies the converted tensors into `model` by name and shape; a head for other classes stays as it is.
 
@@ -96,7 +97,7 @@ def place(
 
 
 def match(
-    model: nn.Module, converted: Converted, source: str, format: Format, min_match: float
+    model: VideoClassifier, converted: Converted, source: str, format: Format, min_match: float
 ) -> tuple[LoadReport, dict[str, Tensor]]:
     """What fits into `model` by name and shape, and the report of it; nothing is changed.
 
@@ -153,7 +154,7 @@ def _for(tensor: Tensor, own: Tensor) -> str:
     return f"{list(tensor.shape)} for {list(own.shape)}"
 
 
-def _setting(model: nn.Module, key: str) -> Any:
+def _setting(model: VideoClassifier, key: str) -> Any:
     """The value at a dotted path of attributes; "not there" where the model has no such part."""
     node = model
     for name in key.split("."):
@@ -201,12 +202,12 @@ def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
-def num_classes(sources: Sequence[str], paths: Sequence[Path], model: nn.Module) -> int:
+def num_classes(sources: Sequence[str], paths: Sequence[Path], model: VideoClassifier) -> int:
     """How many classes the published head tells apart, for a `model` of any number of classes (on the meta device).
 
     Raises UserError for weights without a head, which answer nothing.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for source, path in zip(sources, paths, strict=True):
         weights = read(path, source)
         found |= recognize(weights, model).convert(weights, model).tensors

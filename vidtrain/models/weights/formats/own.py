@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.weights.format import Converted, Format, Weights
 
 PREFIX = "model."
@@ -20,7 +21,7 @@ FREE |= {"activation_checkpointing", "zero_init_residual", "zero_init_residual_t
 OF_HEAD = {"out_layers", "final_norm", "features", "tokens"}
 
 
-def _convert(weights: Weights, model: nn.Module) -> Converted:
+def _convert(weights: Weights, model: VideoClassifier) -> Converted:
     """Raises UserError for another class of encoder; a head of another class is left out."""
     names = weights.tensors
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
@@ -55,7 +56,7 @@ def _convert(weights: Weights, model: nn.Module) -> Converted:
 
 def _settings(node: Mapping[str, Any], part: str, module: nn.Module, free: set[str]) -> dict[str, Any]:
     """The settings of an encoder or a head that the model's own has as an attribute, by where it has them."""
-    holders = {part: module}
+    holders: dict[str, Any] = {part: module}
     if hasattr(module, "pooler"):
         holders[f"{part}.pooler"] = module.pooler
     return {

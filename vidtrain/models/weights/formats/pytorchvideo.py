@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.slowfast import NUM_BLOCKS, SlowFast, SlowOnly
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 
@@ -93,7 +94,7 @@ def _is_slow(weights: Weights) -> bool:
     return tensors[stem].shape[2] == 1 and tensors[middle].shape[2] == 1
 
 
-def _convert_slowfast(weights: Weights, model: nn.Module) -> Converted:
+def _convert_slowfast(weights: Weights, model: VideoClassifier) -> Converted:
     tensors, left_out = _unwrapped(weights.tensors)
     found = SLOWFAST_NAMES.convert(tensors)
     found.left_out = left_out
@@ -110,13 +111,13 @@ def _convert_slowfast(weights: Weights, model: nn.Module) -> Converted:
     depth = _depth(tensors, "blocks.{stage}.multipathway_blocks.0.res_blocks.{index}")
     if depth is not None:
         requires["encoder.depth"] = depth
-    if (depth, fusion.shape[2]) in PUBLISHED_ALPHA:
+    if depth is not None and (depth, fusion.shape[2]) in PUBLISHED_ALPHA:
         requires["encoder.alpha"] = PUBLISHED_ALPHA[depth, fusion.shape[2]]
     found.requires = requires
     return found
 
 
-def _convert_slow(weights: Weights, model: nn.Module) -> Converted:
+def _convert_slow(weights: Weights, model: VideoClassifier) -> Converted:
     tensors, left_out = _unwrapped(weights.tensors)
     found = SLOW_NAMES.convert(tensors)
     found.left_out = left_out

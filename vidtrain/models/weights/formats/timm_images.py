@@ -14,10 +14,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
-from vidtrain.models.weights.formats.vit3d import fit_learned_table, fit_patch_embed
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
+from vidtrain.models.weights.formats.vit3d import fit_learned_table, fit_patch_embed, vit_of
 
 PREFIXES = ("", "model.", "state_dict.", "module.")
 BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -70,9 +71,9 @@ def _prefix(weights: Weights) -> str | None:
     return None
 
 
-def _convert(weights: Weights, model: nn.Module) -> Converted:
+def _convert(weights: Weights, model: VideoClassifier) -> Converted:
     """Raises UserError for a ViT that computes what ViT3D cannot."""
-    prefix = _prefix(weights)
+    prefix = known(_prefix(weights))
     tensors = {
         name.removeprefix(prefix): each for name, each in weights.tensors.items() if name.startswith(prefix)
     }
@@ -163,8 +164,8 @@ def _settings(tensors: Mapping[str, Tensor], name: str | None) -> dict[str, Any]
     }
 
 
-def _timm_model(name: str) -> nn.Module:
-    """The model as timm builds it, without memory for its weights."""
+def _timm_model(name: str) -> Any:
+    """The model as timm builds it, without memory for its weights; its parts are timm's own."""
     with torch.device("meta"):
         return timm.create_model(name, pretrained=False)
 
@@ -183,8 +184,8 @@ def _fold_layer_scale(found: Converted, tensors: Mapping[str, Tensor]) -> None:
                 found.changed[ours] = "multiplied by the layer scale that follows it"
 
 
-def _inflate(found: Converted, tensors: Mapping[str, Tensor], source: str, model: nn.Module) -> None:
-    encoder = model.encoder
+def _inflate(found: Converted, tensors: Mapping[str, Tensor], source: str, model: VideoClassifier) -> None:
+    encoder = vit_of(model)
     tubelet = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
     found.tensors[PATCHES], found.resized[PATCHES] = fit_patch_embed(found.tensors[PATCHES], tubelet)
     if encoder.positions != "learned":
@@ -237,8 +238,10 @@ def _is_image_model(weights: Weights) -> bool:
     return weights.source.startswith("timm:") or (4 in dims and 5 not in dims)
 
 
-def _convert_frames(weights: Weights, model: nn.Module) -> Converted:
-    network = model.encoder.network
+def _convert_frames(weights: Weights, model: VideoClassifier) -> Converted:
+    encoder = model.encoder
+    assert isinstance(encoder, TimmFrames)
+    network = encoder.network
     own = network.state_dict()
     prefix = max(PREFIXES, key=lambda each: sum(each + name in weights.tensors for name in own))
     name = architecture(weights)
@@ -250,26 +253,26 @@ def _convert_frames(weights: Weights, model: nn.Module) -> Converted:
         elif bare in own:
             found.tensors[OURS + bare] = tensor
             _fit(found, bare, tensor, own[bare], network)
-        elif (reason := _why_left_out(bare, network, model.encoder.features)) is not None:
+        elif (reason := _why_left_out(bare, network, encoder.features)) is not None:
             found.left_out[theirs] = reason
         else:
             found.unexpected.append(theirs)
     return found
 
 
-def _why_left_out(name: str, network: nn.Module, features: str) -> str | None:
+def _why_left_out(name: str, network: Any, features: str) -> str | None:
     if name.startswith(_classifiers(network)):
         return "answers for images; the head here is another"
     return f"not in the features that are used ({features})" if HEAD.match(name) else None
 
 
-def _classifiers(network: nn.Module) -> tuple[str, ...]:
+def _classifiers(network: Any) -> tuple[str, ...]:
     """Names of the layers that timm takes away with num_classes=0, such as fc or head.fc."""
     names = network.pretrained_cfg["classifier"]
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names or ()))
 
 
-def _fit(found: Converted, name: str, tensor: Tensor, own: Tensor, network: nn.Module) -> None:
+def _fit(found: Converted, name: str, tensor: Tensor, own: Tensor, network: Any) -> None:
     """Positions of another image size; what else differs in shape stays, and is reported as such."""
     if tensor.shape == own.shape:
         return

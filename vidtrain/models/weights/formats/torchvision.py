@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolClassifier
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
@@ -18,7 +19,7 @@ from vidtrain.models.torchvision_video import (
     TorchvisionS3D,
     TorchvisionSwin,
 )
-from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
 
 MODELS = ("r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
 ENUM_NAME = re.compile(r"[a-z]\w*_weights?\.(?!(pt|pth|pyth|bin|safetensors)$)\w+", re.IGNORECASE)
@@ -73,8 +74,8 @@ class Family:
     def recognizes(self, weights: Weights) -> bool:
         return self.prefix(weights) is not None
 
-    def convert(self, weights: Weights, model: nn.Module) -> Converted:
-        prefix = self.prefix(weights)
+    def convert(self, weights: Weights, model: VideoClassifier) -> Converted:
+        prefix = known(self.prefix(weights))
         tensors = {
             name.removeprefix(prefix): tensor
             for name, tensor in weights.tensors.items()
@@ -117,7 +118,7 @@ def fit_relative(table: Tensor, length: int) -> Tensor:
     return rearrange(F.interpolate(columns, size=length, mode="linear"), "1 d n -> n d").to(table.dtype)
 
 
-def _takes_head(model: nn.Module) -> bool:
+def _takes_head(model: VideoClassifier) -> bool:
     """Whether the model's head computes what torchvision's does: mean, dropout and a linear layer, of its tokens."""
     if isinstance(model.encoder, TorchvisionMViT) and model.encoder.tokens != "class":
         return False

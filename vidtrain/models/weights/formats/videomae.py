@@ -8,11 +8,12 @@ is set to zero and is dropped on the way back.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
 from vidtrain.models.weights.formats.vit3d import (
     explain_rest,
     first_prefix,
@@ -24,6 +25,7 @@ from vidtrain.models.weights.formats.vit3d import (
     set_aside,
     split,
     under,
+    vit_of,
 )
 
 WRAPPERS = ("module.", "model.", "")
@@ -51,13 +53,13 @@ def _prefix(tensors: Mapping[str, Tensor], inner: str) -> str | None:
     return prefix if there and f"{prefix}cls_token" not in tensors else None
 
 
-def _convert(weights: Weights, model: nn.Module, inner: str) -> Converted:
-    prefix = _prefix(weights.tensors, inner)
+def _convert(weights: Weights, model: VideoClassifier, inner: str) -> Converted:
+    prefix = known(_prefix(weights.tensors, inner))
     found = NAMES.convert(_join_biases(under(weights.tensors, prefix)))
     explain_rest(
         found, weights.tensors, prefix, {prefix.removesuffix(inner) + name: why for name, why in REST.items()}
     )
-    fit_patches(found, model.encoder)
+    fit_patches(found, vit_of(model))
     found.changed = {name: JOINED_BIAS for name in found.tensors if name.endswith(BIAS)}
     found.requires = heads_of(found) | {
         "encoder.positions": "sincos_1d",
@@ -70,7 +72,7 @@ def _convert(weights: Weights, model: nn.Module, inner: str) -> Converted:
     return found
 
 
-def _convert_finetuned(weights: Weights, model: nn.Module) -> Converted:
+def _convert_finetuned(weights: Weights, model: VideoClassifier) -> Converted:
     found = _convert(weights, model, "")
     found.requires["encoder.final_norm"] = False
     if isinstance(model.head, MeanPoolClassifier):
@@ -78,16 +80,16 @@ def _convert_finetuned(weights: Weights, model: nn.Module) -> Converted:
     return found
 
 
-def _convert_pretrained(weights: Weights, model: nn.Module) -> Converted:
+def _convert_pretrained(weights: Weights, model: VideoClassifier) -> Converted:
     found = _convert(weights, model, PRETRAINED)
     leave_out_norm(found, model, f"{PRETRAINED}norm")
     return found
 
 
-def leave_out_norm(found: Converted, model: nn.Module, theirs: str) -> None:
+def leave_out_norm(found: Converted, model: VideoClassifier, theirs: str) -> None:
     """Pretraining's last norm, unless the model has one there."""
     for kind in ("weight", "bias"):
-        if f"encoder.norm.{kind}" in found.tensors and not model.encoder.final_norm:
+        if f"encoder.norm.{kind}" in found.tensors and not vit_of(model).final_norm:
             del found.tensors[f"encoder.norm.{kind}"]
             found.left_out[f"{theirs}.{kind}"] = FRESH_NORM
 
@@ -170,12 +172,12 @@ def _is_transformers(weights: Weights) -> bool:
     return wanted <= base and patches[0].ndim == 5
 
 
-def _convert_transformers(weights: Weights, model: nn.Module) -> Converted:
+def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted:
     kept, left_out = set_aside(weights.tensors, REST)
     tensors = {_current(name.removeprefix(BASE_PREFIX)): each for name, each in kept.items()}
     found = TRANSFORMERS_NAMES.convert(join(tensors, "attention.qkv", PARTS, no_bias=(KEYS,)))
     found.left_out |= left_out
-    fit_patches(found, model.encoder)
+    fit_patches(found, vit_of(model))
     for name in found.tensors:
         if ".qkv." in name:
             found.changed[name] = JOINED_BIAS if name.endswith("bias") else "queries, keys and values joined"
@@ -192,12 +194,12 @@ def _convert_transformers(weights: Weights, model: nn.Module) -> Converted:
             "encoder.activation": weights.config["hidden_act"],
             "encoder.image_size": weights.config["image_size"],
         }
-    found.requires["encoder.norm_eps"] = one_of(model.encoder.norm_eps, epsilons)
+    found.requires["encoder.norm_eps"] = one_of(vit_of(model).norm_eps, epsilons)
     _settle_head(found, model)
     return found
 
 
-def _settle_head(found: Converted, model: nn.Module) -> None:
+def _settle_head(found: Converted, model: VideoClassifier) -> None:
     if not isinstance(model.head, MeanPoolClassifier):
         reason = f"a linear classifier, and the model's head is {type(model.head).__name__}"
         leave_out_head(found, TRANSFORMERS_NAMES, reason)

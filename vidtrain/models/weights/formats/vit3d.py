@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.positions import Grid
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Renaming
@@ -19,6 +20,12 @@ Setting = TypeVar("Setting", float, int)
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
 PATCHES = "encoder.patch_embed.proj.weight"
 KINDS = ("weight", "bias")
+
+
+def vit_of(model: VideoClassifier) -> ViT3D:
+    """The encoder of a model that a format of these is converted for: `Format.encoder` says that it is one."""
+    assert isinstance(model.encoder, ViT3D)
+    return model.encoder
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.models.attentive import AttentiveClassifier
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
 from vidtrain.models.weights.formats.vit3d import (
     activation_of,
     explain_rest,
@@ -29,6 +30,7 @@ from vidtrain.models.weights.formats.vit3d import (
     set_aside,
     split,
     under,
+    vit_of,
 )
 
 ROOTS = ("ema_encoder.", "target_encoder.", "encoder.", "")
@@ -104,13 +106,13 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
 # --- encoders ---
 
 
-def _convert(weights: Weights, model: nn.Module) -> tuple[Converted, dict[str, Tensor]]:
+def _convert(weights: Weights, model: VideoClassifier) -> tuple[Converted, dict[str, Tensor]]:
     """What all generations have in common; and the encoder's tensors by their published names."""
-    prefix = _prefix(weights.tensors)
+    prefix = known(_prefix(weights.tensors))
     own = under(weights.tensors, prefix)
     found = NAMES.convert(own)
     explain_rest(found, weights.tensors, prefix, PRETRAINING)
-    fit_patches(found, model.encoder)
+    fit_patches(found, vit_of(model))
     found.requires = heads_of(found) | {
         "encoder.norm_eps": 1e-6,
         "encoder.final_norm": True,
@@ -119,7 +121,7 @@ def _convert(weights: Weights, model: nn.Module) -> tuple[Converted, dict[str, T
     return found, own
 
 
-def _convert_1(weights: Weights, model: nn.Module) -> Converted:
+def _convert_1(weights: Weights, model: VideoClassifier) -> Converted:
     found, own = _convert(weights, model)
     table = own["pos_embed"].squeeze(0)
     side = math.isqrt(len(table) // 8)
@@ -146,7 +148,7 @@ def _kind_of(table: Tensor, grid: tuple[int, int, int], source: str) -> str:
     )
 
 
-def _convert_2(weights: Weights, model: nn.Module) -> Converted:
+def _convert_2(weights: Weights, model: VideoClassifier) -> Converted:
     found, _ = _convert(weights, model)
     found.requires |= {
         "encoder.positions": "rope",
@@ -157,7 +159,7 @@ def _convert_2(weights: Weights, model: nn.Module) -> Converted:
     return found
 
 
-def _convert_2_1(weights: Weights, model: nn.Module) -> Converted:
+def _convert_2_1(weights: Weights, model: VideoClassifier) -> Converted:
     found, own = _convert(weights, model)
     marked = "video_mod_embed" in own
     found.requires |= {
@@ -175,7 +177,7 @@ def _convert_2_1(weights: Weights, model: nn.Module) -> Converted:
         for kind in ("weight", "bias"):
             theirs = f"norms_block.{index}.{kind}"
             found.unexpected.remove(theirs)
-            if block in model.encoder.out_layers:
+            if block in vit_of(model).out_layers:
                 found.tensors[f"encoder.norm.{block}.{kind}"] = own[theirs]
             else:
                 found.left_out[theirs] = (
@@ -218,13 +220,13 @@ def _probe_prefix(tensors: Mapping[str, Tensor]) -> str | None:
     return first_prefix(tensors, PROBE_PREFIXES, "pooler.cross_attention_block.xattn.kv.weight")
 
 
-def _convert_probe(weights: Weights, model: nn.Module) -> Converted:
+def _convert_probe(weights: Weights, model: VideoClassifier) -> Converted:
     if not isinstance(model.head, AttentiveClassifier):
         raise UserError(
             f"{weights.source} is an attentive probe, and the model's head is {type(model.head).__name__}; "
             "choose model=vjepa2_vitl, or another with an attentive probe"
         )
-    prefix = _probe_prefix(weights.tensors)
+    prefix = known(_probe_prefix(weights.tensors))
     own = under(weights.tensors, prefix)
     found = NAMES.convert(own)
     explain_rest(found, weights.tensors, prefix, {"classifiers.": "another probe; the first is taken"})
@@ -322,7 +324,7 @@ def _is_transformers(weights: Weights) -> bool:
     } <= base
 
 
-def _convert_transformers(weights: Weights, model: nn.Module) -> Converted:
+def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted:
     kept, left_out = set_aside(
         weights.tensors, dict.fromkeys((f"{BASE_PREFIX}predictor.", "predictor."), PREDICTOR)
     )
@@ -331,7 +333,7 @@ def _convert_transformers(weights: Weights, model: nn.Module) -> Converted:
         tensors = join(tensors, whole, parts)
     found = TRANSFORMERS_NAMES.convert(tensors)
     found.left_out |= left_out
-    fit_patches(found, model.encoder)
+    fit_patches(found, vit_of(model))
     found.requires = heads_of(found) | {
         "encoder.positions": "rope",
         "encoder.rope_base_grid": None,
