@@ -63,6 +63,7 @@ def export(cfg: DictConfig) -> None:
 
     from vidtrain.app.check import try_clip
     from vidtrain.build import parts as build
+    from vidtrain.models.classifier import VideoClassifier
     from vidtrain.models.weights.files import as_sources
     from vidtrain.reports.model_card import write_model_card
     from vidtrain.runs.export import export_model, recorded_metrics
@@ -86,7 +87,9 @@ def export(cfg: DictConfig) -> None:
         if trained.weights is None:
             raise UserError(f"{path} is exported already; name the run or the checkpoint that it is from")
         folder, config = run_of(path), migrate(trained.config, str(path))
-        model, classes = trained.model(config, ranks), trained.classes
+        loaded, classes = trained.model(config, ranks), trained.classes
+        assert isinstance(loaded, VideoClassifier)  # a graph is refused above
+        model = loaded
         origin = {"weights": {"checkpoint": str(path)}, **recorded_metrics(folder, path.name)}
         out = folder / "export" if folder else Path("outputs/export") / path.stem
     if folder is not None and cfg.out is None:

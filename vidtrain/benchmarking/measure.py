@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
@@ -31,7 +31,7 @@ from vidtrain.training.phases import Phase
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory, reset_peak
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console, Run
-from vidtrain.training.stages import prepare_batch_norm, set_train_mode
+from vidtrain.training.stages import Classifier, prepare_batch_norm, set_train_mode
 from vidtrain.training.state import TrainState
 
 Advance = Callable[[int], None]
@@ -71,7 +71,7 @@ class PhaseSteps:
         self.state = TrainState()
 
     @property
-    def trained(self) -> nn.Module:
+    def trained(self) -> Classifier:
         """What trains: the model, or heads on its encoder."""
         return self.phase.task.model
 

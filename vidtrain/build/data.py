@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vidtrain.build.parts import clip_protocol, clip_size, instantiate_component, num_workers, share_of_cores
-from vidtrain.config.schemas import DataSettings
+from vidtrain.config.schemas import DataSettings, to_dict
 from vidtrain.config.targets import components
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.decoding.index import VideoIndex
@@ -91,7 +91,7 @@ def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Console) -> 
         raise UserError(
             f"dataset.name={cfg.dataset.name}, of the checkpoint, is no name of a folder; say dataset="
         )
-    follows_data_root = OmegaConf.to_container(cfg.data)["index_root"] == INDEX_ROOT
+    follows_data_root = to_dict(cfg.data)["index_root"] == INDEX_ROOT
     if index_file(cfg).is_file() or (said_data_root and follows_data_root):
         return
     named, usual = str(cfg.data.index_root), INDEX_ROOT.replace("${data_root}", DATA_ROOT)
@@ -108,7 +108,7 @@ def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
     made."""
     chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
     for path, node in components(cfg.dataset.source, "dataset.source"):
-        if OmegaConf.to_container(node)["_target_"] != f"{Motion.__module__}.{Motion.__qualname__}":
+        if to_dict(node)["_target_"] != f"{Motion.__module__}.{Motion.__qualname__}":
             continue
         root = instantiate_component(node).root
         if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):

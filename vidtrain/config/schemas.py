@@ -131,7 +131,7 @@ class ExportSettings:
     precision: str = "fp32"  # of the weights, and of what is computed with them: fp32, bf16, fp16
     opset: int = 18  # ONNX operator set
     max_difference: float | None = None  # to PyTorch, of the largest logit; null: 1e-3, bf16 1e-1, fp16 2e-2
-    card: bool = False  # a model card in Markdown, of a run
+    card: bool | None = False  # a model card in Markdown, of a run
 
 
 @dataclass

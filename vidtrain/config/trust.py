@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, QuotedString, Sweep
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, Node
 
 from vidtrain.config.renames import rename_target
 from vidtrain.config.schemas import RunConfig
@@ -405,7 +405,9 @@ def targets_of(config: DictConfig) -> frozenset[str]:
 
 def _target(node: DictConfig) -> str:
     """As it is written: a reference is no name."""
-    return str(node._get_node("_target_")._value())
+    written = node._get_node("_target_")
+    assert isinstance(written, Node)  # components have one
+    return str(written._value())
 
 
 def defaults_of(config: DictConfig, known: Collection[str] = ()) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def build_backbone(name: str, features: str, options: dict[str, Any]) -> Any:
 
     Raises UserError where it cannot do without its pooling.
     """
-    network = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    network: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
     if features == "spatial":
         try:
             network.reset_classifier(0, "")
@@ -181,7 +181,7 @@ def constructor_options(name: str) -> frozenset[str]:
     """Names of what the class of a timm model can be told."""
     with torch.device("meta"):
         kinds = type(timm.create_model(name, pretrained=False)).__mro__
-    return frozenset(each for kind in kinds for each in inspect.signature(kind.__init__).parameters)
+    return frozenset(each for kind in kinds for each in inspect.signature(kind).parameters)
 
 
 def check_name(name: str) -> None:

@@ -184,12 +184,29 @@ class Log(Protocol):
 class TrainBatch(Protocol):
     """A micro-batch as the loader gives it: what `data.dataset.Batch` holds."""
 
-    clips: Tensor  # uint8 [b n c t h w]
-    labels: Tensor  # int64 [b], or float32 [b k] of 0 and 1
-    indices: Tensor  # int64 [b], of the videos in `Run.train_paths`
-    seeds: Tensor  # int64 [b n], of what is drawn on the device
-    faults: Sequence[tuple[str, str]]  # (path, cause) of the videos that could not be read and were replaced
-    refusal: str | None  # why training must end here
+    @property
+    def clips(self) -> Tensor:
+        """uint8 [b n c t h w]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [b], or float32 [b k] of 0 and 1."""
+
+    @property
+    def indices(self) -> Tensor:
+        """int64 [b], of the videos in `Run.train_paths`."""
+
+    @property
+    def seeds(self) -> Tensor:
+        """int64 [b n], of what is drawn on the device."""
+
+    @property
+    def faults(self) -> Sequence[tuple[str, str]]:
+        """(path, cause) of the videos that could not be read and were replaced."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Why training must end here."""
 
 
 @dataclass(frozen=True)

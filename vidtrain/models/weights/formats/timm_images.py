@@ -195,7 +195,8 @@ def _inflate(found: Converted, tensors: Mapping[str, Tensor], source: str, model
     prefix = table.shape[1] - side * side
     if prefix > sum(tensors[name].shape[1] for name in TOKENS if name in tensors):
         raise UserError(f"{source}: pos_embed {list(table.shape)} is not that of a square image")
-    grid = tuple(encoder.patch_embed.pos_embed.shape[:3])
+    frames, height, width, _ = encoder.patch_embed.pos_embed.shape
+    grid = frames, height, width
     found.tensors[POSITIONS] = fit_learned_table(table, grid, prefix)
     notes = [f"positions repeated over {grid[0]} steps of time"]
     if grid[1:] != (side, side):

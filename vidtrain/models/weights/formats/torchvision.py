@@ -85,7 +85,7 @@ class Family:
         found.left_out = {name: "not of the model" for name in weights.tensors if not name.startswith(prefix)}
         for name in [name for name in found.tensors if name.startswith("head.")]:
             if not _takes_head(model):
-                found.left_out[prefix + self.renaming.to_theirs(name)] = (
+                found.left_out[f"{prefix}{self.renaming.to_theirs(name)}"] = (
                     "the model's head pools in another way"
                 )
                 del found.tensors[name]
