@@ -12,7 +12,7 @@ from vidtrain.data.loading.dataset import Batch, Fault, collate
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report, report, write_report
-from vidtrain.evaluation.views import ViewTable, view_table
+from vidtrain.evaluation.views import BatchViews, ViewTable, view_table
 
 CPU = torch.device("cpu")
 NOTHING = torch.empty(0, dtype=torch.int64)
@@ -124,12 +124,8 @@ class TestTable:
 
     def test_ranks_are_gathered(self, monkeypatch):
         """This rank and another: the whole table, by index."""
-        other = (
-            [torch.tensor([0, 2])],
-            [torch.tensor([1, 1])],
-            [torch.tensor([[[5.0, -5.0]], [[6.0, -6.0]]])],
-            [("a.mp4", "cut")],
-        )
+        logits = torch.tensor([[5.0, -5.0], [6.0, -6.0]]).view(2, 1, 1, 1, 2)
+        other = [BatchViews(torch.tensor([0, 2]), torch.tensor([1, 1]), logits, [("a.mp4", "cut")])]
 
         def all_gather_object(shares, mine):
             shares[:] = [other, mine]
