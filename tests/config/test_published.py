@@ -99,7 +99,9 @@ def test_weights_that_never_saw_such_clips_are_warned_about():
     assert warnings("own.pt", "model=vit3d_base", "clip.size=64") == []
 
 
-@pytest.mark.parametrize("model", ["r3d_18", "s3d", "mvit_v2_s", "swin3d_t"])  # others are of their families
+@pytest.mark.parametrize(
+    "model", ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b"]
+)
 def test_the_clips_of_torchvisions_models_are_those_that_it_states(model):
     weights = get_model_weights(model).KINETICS400_V1
     shown, published = weights.transforms(), published_clips(config_of("train", f"model={model}"))

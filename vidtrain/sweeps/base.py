@@ -267,7 +267,7 @@ class TrialSweeper(Sweeper):
         config = copy.deepcopy(self._config)
         folders = {"hydra.sweep.dir": str(self.folder), "hydra.sweep.subdir": trial.folder}
         with open_dict(config):
-            config.hydra.overrides.hydra.extend(f"{key}={in_quotes(value)}" for key, value in folders.items())
+            config.hydra.overrides.hydra += [f"{key}={in_quotes(value)}" for key, value in folders.items()]
             config.hydra.sweep.dir, config.hydra.sweep.subdir = str(self.folder), trial.folder
             launcher = config.hydra.launcher
             if "submitit_folder" in launcher:  # the names in it are the numbers of the trial's jobs
