@@ -242,7 +242,7 @@ def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
         (["dataset=motion", "decode_timeout_s=0"], ("decode_timeout_s", "0.0 must be above 0 seconds")),
         (
             ["dataset=motion", "data.size_changes=stretch"],
-            ("data.size_changes", "stretch must be scale or refuse"),
+            ("data.size_changes", "stretch is unknown; known: scale, refuse"),
         ),
         (["dataset=motion", "num_workers=0"], ("num_workers", "0 must be 1 or more")),
         (

@@ -316,7 +316,7 @@ def test_refusals_of_options(two, options, message):
         ("runs=[1,2]", "runs: [1, 2] must be a folder, or a list of folders"),
         ("metric=top2", "metric: top2 is unknown; did you mean top"),
         ("bootstrap=10", "bootstrap: 10 must be 100 draws or more"),
-        ("confidence=95", "confidence: 95.0 must be between 0 and 1"),
+        ("confidence=95", "confidence: 95.0 must lie between 0 and 1"),
     ],
 )
 def test_faults_are_named(override, message):

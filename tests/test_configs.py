@@ -17,8 +17,8 @@ register_schemas()
 
 OPTIONS = sorted(
     (str(path.parent.relative_to(CONF)), path.stem)
-    for path in CONF.glob("*/**/*.yaml")
-    if path.parts[len(CONF.parts)] != "hydra"
+    for path in CONF.glob("*/**/[!_]*.yaml")  # the others are what options have in common
+    if path.parts[len(CONF.parts)] != "hydra" and path.stem != "module"  # whose network the user names
 )
 
 

@@ -237,7 +237,7 @@ def test_weights_without_a_head_answer_nothing(run, tmp_path):
     [
         ([], "one of checkpoint=RUN and pretrained=WEIGHTS must be given"),
         (["checkpoint=a", "pretrained=b"], "must be given, and not both"),
-        (["checkpoint=/no/run"], "checkpoint=/no/run: there is no such file or folder"),
+        (["checkpoint=/no/run"], "checkpoint: /no/run: there is no such file or folder"),
         (["checkpoint={conf}"], "is a folder and no run's; name a run's folder, or a file"),
         (["pretrained=a"], "model: must be chosen for published weights: model=OPTION"),
         (["pretrained=a", "model=r3d_18", "card=true"], "published weights have none"),

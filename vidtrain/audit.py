@@ -50,8 +50,7 @@ def audit(cfg: DictConfig) -> None:
     from vidtrain.data.decoding.index import VideoIndex
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
     from vidtrain.files.folders import RunLock
-    from vidtrain.reports.charts import warn_of_failure
-    from vidtrain.reports.pages import audit_page
+    from vidtrain.reports.pages import audit_page, warn_of_failure
     from vidtrain.tracking.console import make_console
 
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name

@@ -78,9 +78,9 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.comparison.runs import find_runs, read_all
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
     from vidtrain.files.folders import RunLock
-    from vidtrain.reports.charts import warn_of_failure
     from vidtrain.reports.compare_charts import draw
     from vidtrain.reports.compare_page import compare_page, write_tables
+    from vidtrain.reports.pages import warn_of_failure
     from vidtrain.tracking.console import make_console
 
     console, started = make_console(is_main=True), time.monotonic()

@@ -46,7 +46,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         settings_of(cfg)
     except UserError as error:
         key, _, why = str(error).partition("=")
-        faults.append((key, why))  # data.size_changes among them
+        if key not in dict(faults):
+            faults.append((key, why))
     if cfg.name is not None and (Path(cfg.name).name != cfg.name or cfg.name == ".."):
         faults.append(("name", f"{cfg.name!r} must be the name of a folder, not a path"))
     return faults

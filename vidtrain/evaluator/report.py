@@ -20,7 +20,7 @@ from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.view_store import StoredViews, open_views
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import check_writable
-from vidtrain.reports.charts import warn_of_failure
+from vidtrain.reports.pages import warn_of_failure
 from vidtrain.reports.plots import plot_views
 from vidtrain.training.run import Console
 

@@ -28,8 +28,8 @@ from vidtrain.prediction.run import (
     smoothed,
     window_edges,
 )
-from vidtrain.reports.charts import warn_of_failure
 from vidtrain.reports.frames import Stretch, draw_timeline
+from vidtrain.reports.pages import warn_of_failure
 from vidtrain.tracking.console import as_data, make_console
 from vidtrain.tracking.ledgers import Ledger
 from vidtrain.training.run import Console

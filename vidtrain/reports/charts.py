@@ -7,10 +7,10 @@ emoji); other names get a number, with a `Legend`.
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib import font_manager, get_data_path, rcParams
@@ -38,25 +38,6 @@ INVISIBLE = ("Cf", "Mn", "Me")  # joiners, variation selectors and marks: nothin
 BETWEEN = " -_·"  # what stands between two words of one name
 SPELLED = re.compile(r"(?:HANGUL SYLLABLE|(?:HIRAGANA|KATAKANA) LETTER(?: SMALL)?) ([A-Z]+)")
 FLAG_LETTER = "REGIONAL INDICATOR SYMBOL LETTER "
-
-Result = TypeVar("Result")
-
-
-def warn_of_failure(what: str, make: Callable[[], Result], console: Any) -> Result | None:
-    """What `make` gives, or None with a warning on the console that names `what`, such as a path, and the cause.
-
-    What only shows results may fail, as the numbers that it shows are written before.
-    """
-    try:
-        return make()
-    except Exception as error:
-        # a full disk, no memory, a font, a name: whatever it is, only the picture is lost
-        cause = " ".join(str(error).split()) or "no more is known"
-        console.warn(
-            f"{shown(what)} could not be made ({type(error).__name__}: {cause[:300]}); the numbers are not concerned"
-        )
-        return None
-
 
 # --- axes and files ---------------------------------------------------------------------------------------
 

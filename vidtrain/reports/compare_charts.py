@@ -24,10 +24,10 @@ from vidtrain.reports.charts import (
     spread_evenly,
     style,
     thinned,
-    warn_of_failure,
     write_beside,
 )
 from vidtrain.reports.compare_page import NAME_LENGTH, name_of, ranked
+from vidtrain.reports.pages import warn_of_failure
 
 Plain = Mapping[str, Any]
 

@@ -5,10 +5,10 @@ spelled out before; only what a template writes itself is markup.
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vidtrain.files import escaping
 
@@ -21,6 +21,23 @@ MOST_CLASSES = 30  # of a chart
 MOST_ROWS = 200  # of a table; all of them are in summary.json
 
 Plain = Mapping[str, Any]
+
+Result = TypeVar("Result")
+
+
+def warn_of_failure(what: str, make: Callable[[], Result], console: Any) -> Result | None:
+    """What `make` gives, or None with a warning on the console that names `what`, such as a path, and the cause.
+
+    What only shows results may fail, as the numbers that it shows are written before.
+    """
+    try:
+        return make()
+    except Exception as error:
+        # a full disk, no memory, a font, a name: whatever it is, only the picture is lost
+        cause = " ".join(str(error).split()) or "no more is known"
+        why = f"{type(error).__name__}: {cause[:300]}"
+        console.warn(f"{escaping.shown(what)} could not be made ({why}); the numbers are not concerned")
+        return None
 
 
 class Number(str):

@@ -20,8 +20,8 @@ from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.reports import plots
-from vidtrain.reports.charts import warn_of_failure
 from vidtrain.reports.frames import WRONG_FRAMES, most_wrong, plot_wrong
+from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs.assemble import Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.tracking.run_log import RunLog, each_metric
