@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vidtrain.config.published import describe_published, put_published, unseen_clips
+from vidtrain.config.published import describe_published, unseen_clips, with_published
 from vidtrain.config.references import settled
 from vidtrain.config.schemas import to_dict, to_list
 from vidtrain.config.targets import reason
@@ -173,7 +173,6 @@ class ModelSpec:
 def model_spec(cfg: DictConfig) -> ModelSpec:
     # published weights have no dataset, optimizer ...
     there = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)])
-    put_published(there)  # a reference to the model's clips would count as computed where it is read
     return ModelSpec(
         name=cfg.name,
         clip=to_dict(cfg.clip, resolve=True),
@@ -183,7 +182,7 @@ def model_spec(cfg: DictConfig) -> ModelSpec:
         independent=instantiate_component(cfg.loss).independent,
         protocol=protocol_text(cfg, cfg.model.fusion),
         settings=with_references(settled(cfg)),
-        config=masked_values(with_references(to_dict(there))),
+        config=masked_values(with_references(to_dict(with_published(there)))),
     )
 
 

@@ -4,6 +4,7 @@ A model option holds them as `published`. `clip` takes from there what neither t
 defaults in the schema are `${of_model:KEY,DEFAULT}`. The fusion of such an option is a reference to `published` too.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,13 @@ def put_published(cfg: DictConfig) -> None:
     """Writes into `cfg` what its `unset_keys` refer to."""
     for key in unset_keys(cfg):
         OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
+
+
+def with_published(cfg: DictConfig) -> DictConfig:
+    """A copy to be stored: a reference to the model's clips would count as computed where it is read."""
+    stored = copy.deepcopy(cfg)
+    put_published(stored)
+    return stored
 
 
 def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> str | None:

@@ -103,6 +103,10 @@ def _rename_value(key: str, value: Any) -> Any:
     return value
 
 
+def _keys_of(program: str) -> dict[str, str]:
+    return KEYS | (PROGRAM_KEYS[program] if program in PROGRAM_KEYS else {})
+
+
 def rename_override(override: str, program: str = "train") -> str:
     """An override as it is written now; before there could be several loggers, a key was logger.KEY."""
     name, equals, value = override.partition("=")
@@ -110,7 +114,7 @@ def rename_override(override: str, program: str = "train") -> str:
     mark = name.removesuffix(key)
     if not equals and "~" not in mark:  # a flag, or a bare word
         return override
-    keys = KEYS | (PROGRAM_KEYS[program] if program in PROGRAM_KEYS else {})
+    keys = _keys_of(program)
     if key.endswith("._target_"):
         value = rename_target(value)
     elif key in keys:
@@ -126,7 +130,7 @@ def rename_keys(config: DictConfig, program: str = "train") -> list[str]:
     """Gives the keys and values of a configuration, or of a part of one, the names of now, in place; returns what it
     renamed, as `OLD is called NEW now`."""
     renamed = []
-    for old, new in (KEYS | (PROGRAM_KEYS[program] if program in PROGRAM_KEYS else {})).items():
+    for old, new in _keys_of(program).items():
         parent, _, name = old.rpartition(".")
         group = _plain_node(config, parent)
         if isinstance(group, DictConfig) and name in group:

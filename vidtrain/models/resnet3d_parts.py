@@ -1,5 +1,7 @@
 """Pieces of residual networks over video [b c t h w], shared by SlowFast and ResNeXt3D."""
 
+from abc import abstractmethod
+
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
@@ -21,11 +23,12 @@ class Stem(nn.Module):
 
 
 class Branch(nn.Module):
-    """A residual branch; `last` is the module that it ends with."""
+    """A residual branch."""
 
     @property
+    @abstractmethod
     def last(self) -> nn.BatchNorm3d | nn.Conv3d:
-        raise NotImplementedError
+        """The module that it ends with."""
 
 
 class Bottleneck(Branch):

@@ -1,6 +1,5 @@
 """From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from vidtrain import __version__
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.config.published import put_published
+from vidtrain.config.published import with_published
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest
@@ -349,12 +348,10 @@ def cached_features(
 
 def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> dict[str, Any]:
     """What a checkpoint needs to be used without the run."""
-    stored = copy.deepcopy(cfg)
-    put_published(stored)  # a reference to the model's clips would count as computed where it is read
     return {
         "classes": list(classes),
         # with its references, so that values can be changed
-        "config": masked_values(OmegaConf.to_container(stored)),
+        "config": masked_values(OmegaConf.to_container(with_published(cfg))),
         "protocol": build.protocol_text(cfg, fusion),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }
