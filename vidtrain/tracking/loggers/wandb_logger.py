@@ -97,7 +97,11 @@ class WandbLogger:
         self._run.summary.update(dict(values))
 
     def close(self, status: str) -> str | None:
-        self._run.finish(exit_code=0 if status == "finished" else 1)
+        import wandb
+
+        code = 0 if status == "finished" else 1
+        self._run.finish(exit_code=code)
+        wandb.teardown(exit_code=code)  # only its service's end says that the files are written
         (self._folder / STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
         return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
 
