@@ -15,12 +15,13 @@ FLOORS = (
     {"config"},
     {"build"},
     {"evaluator"},
-    {"features"},
+    {"features", "baseline_models"},
     {"runs"},
     {"app", "benchmarking"},
     {"sweeps"},
     {"prediction", "comparison"},
-    {"train", "evaluate", "predict", "compare", "sweep", "export", "benchmark", "split", "prepare", "audit"},
+    {"train", "evaluate", "predict", "compare", "sweep", "export", "benchmark"},
+    {"split", "prepare", "audit", "baselines"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Going on with a sweep is training
@@ -35,6 +36,7 @@ MAY_USE = {
     "mlflow": {"tracking"},
     "tensorboard": {"tracking"},
     "av": {"data"},
+    "sklearn": {"baseline_models"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

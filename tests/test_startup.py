@@ -25,6 +25,7 @@ SLOW = {
 BESIDE_TORCH = SLOW - {"torch", "av"}
 PROGRAMS = (
     *("train", "evaluate", "predict", "compare", "sweep", "export", "benchmark", "split", "prepare", "audit"),
+    "baselines",
 )
 
 

@@ -12,6 +12,7 @@ benchmark.py    measures where the time of a run goes, and says what to change
 split.py        makes train, val and test listings
 prepare.py      re-encodes a dataset once, for faster reading
 audit.py        reads every file and reports what is wrong
+baselines.py    says what simple models reach on a dataset
 errors.py       UserError, the fault that a user can mend
 
 Every other room may import the rooms above it in this list, and none below (tests/test_architecture.py keeps it):
@@ -27,6 +28,7 @@ config/         the configuration as text and types
 build/          from the configuration to parts
 evaluator/      the pass that fills a view table, and its report
 features/       what a frozen encoder allows
+baseline_models/  what simple models reach, and a run beside them
 runs/           the life of one run
 app/            from a command line to a program's task
 benchmarking/   where the time goes

@@ -10,14 +10,13 @@ from vidtrain.comparison.statistics import (
     SCORES,
     importance,
     mcnemar,
-    percentile_interval,
-    resampled_means,
     resampled_scores,
     scores,
     seed_noise,
     spread,
 )
 from vidtrain.evaluation.metrics import count_labels, from_label_counts, from_predictions
+from vidtrain.evaluation.resampling import percentile_interval, resampled_means
 
 
 def rng(seed: int = 0):

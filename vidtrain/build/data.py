@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from vidtrain.build.parts import clip_protocol, clip_size, instantiate_component, num_workers, share_of_cores
 from vidtrain.config.schemas import DataSettings, to_dict
 from vidtrain.config.targets import components
-from vidtrain.data.augment.geometry import WholeFrame
+from vidtrain.data.augment.geometry import SquashedFrame, WholeFrame
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch, VideoDataset
 from vidtrain.data.loading.file_checks import VideoFilter
@@ -31,6 +31,7 @@ from vidtrain.data.manifest.files import open_manifests
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import check_present
 from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
+from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.distributed import Ranks
@@ -131,12 +132,26 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Mani
     several = {split: manifest.multi_label for split, manifest in splits.items()}
     independent = instantiate_component(cfg.loss).independent
     check_dataset(cfg.dataset.name, splits["train"].classes, several, independent)
-    if cfg.data.prepared is not None:
-        copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
-        splits = {split: copy.redirect(manifest) for split, manifest in splits.items()}
-        console.info(f"reading the prepared copy {copy.folder}")
+    splits = redirected(cfg, splits, console)
     ranks.on_main(lambda: check_present(splits, missing_hint(cfg), console.warn))
     return splits
+
+
+def listed_splits(cfg: DictConfig, console: Console) -> dict[str, Manifest]:
+    """The splits of the configured dataset, as they are to be read, for a program that trains no model."""
+    splits = open_manifests(instantiate_component(cfg.dataset.source), index_folder(cfg))
+    splits = redirected(cfg, splits, console)
+    check_present(splits, missing_hint(cfg), console.warn)
+    return splits
+
+
+def redirected(cfg: DictConfig, splits: dict[str, Manifest], console: Console) -> dict[str, Manifest]:
+    """The same videos, those of `data.prepared` from that copy."""
+    if cfg.data.prepared is None:
+        return splits
+    copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
+    console.info(f"reading the prepared copy {copy.folder}")
+    return {split: copy.redirect(manifest) for split, manifest in splits.items()}
 
 
 def missing_hint(cfg: DictConfig) -> str:
@@ -259,6 +274,25 @@ def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Readi
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, split),
     )
+
+
+def whole_frames(cfg: DictConfig, split: str, manifest: Manifest, workers: int) -> EvalData:
+    """A split as baselines see it: a video at a time, in clips of uncut frames that are scaled to squares."""
+    dataset = VideoDataset(
+        manifest,
+        ClipProtocol(frames=cfg.frames, fps=cfg.fps, num_clips=cfg.clips),
+        SquashedFrame(),
+        (cfg.size, cfg.size),
+        seed=0,
+        training=False,
+        interpolation="bilinear",
+        size_changes=cfg.data.size_changes,
+        index=VideoIndex(index_file(cfg), cfg.data.max_pixels),
+        quarantine=Quarantine(None, split),
+    )
+    most = cfg.max_train_videos if split == "train" else cfg.max_eval_videos
+    shard = EvalShard(len(manifest), 1, every=math.ceil(len(manifest) / (most or len(manifest))))
+    return EvalData(split, manifest, eval_loader(dataset, shard, workers, False, cfg.decode_timeout_s), 1)
 
 
 def eval_shard(cfg: DictConfig, dataset: VideoDataset, ranks: Ranks) -> EvalShard:

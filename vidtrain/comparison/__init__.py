@@ -6,5 +6,5 @@ run.py         from runs to one summary of how they compare, with what a reader 
 paired.py      two recipes: difference, classes, videos that flipped
 recipes.py     which settings differ; which runs are one recipe over seeds
 runs.py        what finished runs left in their folders
-statistics.py  paired bootstrap, seed spread, McNemar's exact test; what a setting accounts for
+statistics.py  scores under resampling, seed spread, McNemar's exact test; what a setting accounts for
 """

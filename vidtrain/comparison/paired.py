@@ -9,13 +9,12 @@ import numpy as np
 from vidtrain.comparison.statistics import (
     SCORES,
     mcnemar,
-    percentile_interval,
-    resampled_means,
     resampled_scores,
     scores,
     seed_noise,
 )
 from vidtrain.evaluation.predictions import Aligned, Predictions, align
+from vidtrain.evaluation.resampling import percentile_interval, resampled_means
 
 MEANS = ("top1", "top5", "exact_match")
 RESAMPLED = (*MEANS, *SCORES)  # the metrics that follow from predictions.csv; of others there is no interval

@@ -1,49 +1,16 @@
-"""How sure a difference is, and what explains differences between runs.
-
-The bootstrap (Efron, 1979) draws as many videos as there are, with replacement, again and again; what the numbers do
-from one draw to the next is what they would do on other videos of the same kind. It is paired: every run is scored on
-the same draw, so what makes a video hard for all of them cancels out. Where videos come in groups (one person, one
-long recording) whole groups are drawn, as the videos of a group are no independent witnesses.
-"""
+"""How sure a difference is, and what explains differences between runs."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-CELLS = 1 << 22  # of the weights that are held at a time
+from vidtrain.evaluation.resampling import draw_weights
+
 MOST_BINS = 4
 RUNS_PER_BIN = 3
-
-
-def resampled_means(
-    values: np.ndarray, groups: np.ndarray | None, draws: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Means [draws r] of `values` [r v] over videos drawn with replacement, the same for all r rows.
-
-    Videos on which all rows are the same are exchangeable, so it draws how often each distinct column comes, which is
-    the same distribution and far fewer numbers than there are videos. `groups` [v] numbers what is drawn whole.
-    """
-    sums, sizes = values.astype(np.float64), np.ones(values.shape[1])
-    if groups is not None:
-        sums = np.stack([np.bincount(groups, row) for row in sums])
-        sizes = np.bincount(groups).astype(np.float64)
-    columns, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
-    means = [
-        (weights @ columns[:-1].T) / (weights @ columns[-1])[:, None]
-        for weights in _weights(counts, draws, len(counts), rng)
-    ]
-    return np.concatenate(means)
-
-
-def _weights(counts: np.ndarray, draws: int, width: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each kind of unit is drawn [b m], where `counts` [m] are the numbers of units. b draws come at a time:
-    as many as there is memory for in rows of `width`."""
-    total, step = counts.sum(), max(1, CELLS // width)
-    for start in range(0, draws, step):
-        yield rng.multinomial(total, counts / total, size=min(step, draws - start))
 
 
 # --- scores that are no mean over videos ------------------------------------------------------------------
@@ -108,7 +75,7 @@ def resampled_scores(
     return np.concatenate(
         [
             scores(metric, labels, predictions, k, weights[:, units].astype(np.float64))
-            for weights in _weights(once, draws, len(units), rng)
+            for weights in draw_weights(once, draws, len(units), rng)
         ]
     )
 
@@ -136,12 +103,6 @@ def seed_noise(scores: np.ndarray, draws: int, rng: np.random.Generator) -> np.n
     """
     n = len(scores)
     return rng.standard_t(n - 1, draws) * scores.std(ddof=1) / np.sqrt(n)
-
-
-def percentile_interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The middle `confidence` of `samples`, without what rounding leaves of a 0."""
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return round(float(low), 12) + 0.0, round(float(high), 12) + 0.0
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:

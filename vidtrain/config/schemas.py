@@ -356,6 +356,32 @@ class AuditConfig:
 
 
 @dataclass
+class PreparedIndexSettings(IndexSettings):
+    prepared: str | None = None  # read a copy that vidtrain.prepare made, by its name
+
+
+@dataclass
+class BaselinesConfig:
+    """The baselines program's configuration."""
+
+    dataset: Any = None
+    data_root: str = "data"
+    # image networks, frame by frame: random, imagenet (left out with a word where no weights are installed)
+    networks: list[str] = field(default_factory=lambda: ["random", "imagenet"])
+    clips: int = setting(8, at_least(1))  # spread over each video
+    frames: int = setting(4, at_least(1))  # of each clip
+    fps: float = setting(8.0, above(0, " frames a second"))
+    size: int = setting(128, at_least(32, " pixels"))  # frames are scaled to squares of that side
+    # spread over the split; null: all
+    max_train_videos: int | None = setting(2000, at_least(1))
+    max_eval_videos: int | None = setting(1000, at_least(1))
+    num_workers: int | None = setting(None, at_least(1))  # processes that decode; null: one a core
+    decode_timeout_s: float = setting(60.0, above(0, " seconds"))  # without progress in reading one video
+    anew: bool = False  # even where the answers of the same videos and settings are there
+    data: PreparedIndexSettings = field(default_factory=PreparedIndexSettings)
+
+
+@dataclass
 class PrepareConfig:
     """The preparing program's configuration."""
 

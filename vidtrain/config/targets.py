@@ -30,6 +30,7 @@ PROGRAMS = {
     "evaluate": schemas.EvaluateConfig,
     "export": schemas.ExportConfig,
     "audit": schemas.AuditConfig,
+    "baselines": schemas.BaselinesConfig,
     "predict": schemas.PredictConfig,
     "prepare": schemas.PrepareConfig,
     "split": schemas.SplitConfig,

@@ -47,13 +47,14 @@ class RunData:
     """What a run reads, and how.
 
     `open_split` gives the batches of a split's videos for evaluation, shared out over ranks. `digests` are of each
-    split as it lies on the disk; a measurement has none.
+    split as it lies on the disk; a measurement has none. `index_folder` holds what is known of the dataset.
     """
 
     name: str
     reading: build_data.Reading
     splits: dict[str, Manifest]
     digests: dict[str, str]
+    index_folder: Path
     open_split: Callable[[str, Manifest, Ranks], build_data.EvalData]
 
     @property
@@ -96,7 +97,7 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | No
     def open_split(split: str, manifest: Manifest, ranks: Ranks) -> build_data.EvalData:
         return build_data.eval_data(cfg, split, manifest, reading, ranks)
 
-    return RunData(cfg.dataset.name, reading, splits, digests, open_split)
+    return RunData(cfg.dataset.name, reading, splits, digests, build_data.index_folder(cfg), open_split)
 
 
 @dataclass(frozen=True)

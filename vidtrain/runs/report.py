@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from vidtrain.baseline_models.store import MOTION, find_baselines
+from vidtrain.baseline_models.verdict import Verdict, verdicts
 from vidtrain.errors import DivergedError
 from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.predictions import read_predictions
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.views import view_table
 from vidtrain.evaluator.report import results_table, warn_missing
@@ -34,6 +37,8 @@ from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES
 
 MOST_SHOWN = 40  # heads in the closing table
+TRY_MOTION = "Try experiment=few_labels, whose input shows differences of frames, more frames, or more videos"
+TRY_APPEARANCE = "Try pretrained weights (experiment=few_labels has some that install), or more videos"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Result:
     report: Report
     weights: str  # raw, or ema: their average
     heads: list[dict[str, Any]]  # of a grid, the best first
+    beside: list[Verdict]  # baselines of the same videos, the best first; empty where none are known
 
     @property
     def also_selected(self) -> bool:
@@ -80,14 +86,27 @@ def report_best(
     )
     result = report(table, fusion, protocol, parts.loss.independent)
     warn_missing(console, result, split)
+    beside: list[Verdict] = []
     if ranks.is_main:
         out = folder / "eval" / split
         write_report(result, out, videos.manifest.paths, videos.manifest.classes)
+        beside = beside_baselines(data, split, out / "predictions.csv")
     # checkpoints that are older than weight averaging do not name their weights
     weights = best["weights"] if "weights" in best else "raw"
-    closing = Result(split, result, weights, _rank_heads(folder, parts) if ranks.is_main else [])
+    closing = Result(split, result, weights, _rank_heads(folder, parts) if ranks.is_main else [], beside)
     _write_summary(closing, best, settings.monitor, state, log)
     return closing
+
+
+def beside_baselines(data: RunData, split: str, predictions: Path) -> list[Verdict]:
+    """The run's answers beside those of the baselines that are known for the same videos."""
+    known = find_baselines(data.index_folder, data.digests, split)
+    if known is None:
+        return []
+    manifest = data.splits[split]
+    several, grouped = manifest.multi_label, manifest.columns.groups is not None
+    groups = {record.path: record.group for record in manifest} if grouped else {}
+    return verdicts(read_predictions(predictions, several), known, split, groups)
 
 
 def _rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
@@ -125,6 +144,7 @@ def _write_summary(
             "split_also_selected": result.also_selected,
             "coverage": report.coverage,
             "protocol": report.protocol,
+            "baselines": [verdict.as_dict() for verdict in result.beside],
             **report.metrics,
         }
     )
@@ -188,6 +208,34 @@ def show(result: Result, state: TrainState, monitor: str, console: Console) -> N
     value = f"{METRIC_PREFIXES[result.weights]} {monitor} {state.best:.4f}"
     title = f"best checkpoint ({value}) on {result.split}{selected}"
     results_table(console, title, result.report)
+    show_baselines(result, console)
+
+
+def show_baselines(result: Result, console: Console) -> None:
+    """What the result is worth: what baselines reach on the same videos, or how to find that out."""
+    if not result.beside:
+        console.info(
+            "what that is worth: python -m vidtrain.baselines with the same dataset settings says what simple models "
+            "reach on these videos; a run then closes beside them"
+        )
+        return
+    rows = [
+        (verdict.name, f"{verdict.baseline:.4f}", f"{verdict.run:.4f}", verdict.text)
+        for verdict in result.beside
+    ]
+    columns = ("baseline", result.beside[0].metric, "this run", "difference, 95% interval")
+    console.table(f"beside baselines, on {result.split}", columns, rows)
+    best, not_better = result.beside[0], [verdict.name for verdict in result.beside if not verdict.is_better]
+    if MOTION in not_better:
+        console.warn(
+            f"not better than the {MOTION} by more than chance: nothing shows that the model sees more of the motion "
+            f"than where there is some. {TRY_MOTION}"
+        )
+    elif not_better:
+        console.warn(
+            f"not better than {best.name} by more than chance, on {best.videos} videos in {best.units} groups: a "
+            f"model of this size is not called for by these numbers. {TRY_APPEARANCE}"
+        )
 
 
 def show_head_table(console: Console, table: Sequence[Mapping[str, Any]], monitor: str) -> None:

@@ -276,5 +276,22 @@ class WholeFrame:
         return [Crop(0, 0, width, height)]
 
 
+@dataclass(frozen=True)
+class SquashedFrame:
+    """All there is to see in an output of one size: the frame uncut, its aspect ratio given up. For baselines alone."""
+
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        if self.crops != 1:
+            raise UserError(f"crops={self.crops}: a whole frame is one view; must be 1")
+
+    def output_size(self, width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
+    def __call__(self, width: int, height: int, size: tuple[int, int]) -> list[Crop]:
+        return [Crop(0, 0, width, height)]
+
+
 TrainGeometry = RandomResizedCrop | ShortSideCrop | FixedCrop
 EvalGeometry = CenterCrops | WholeFrame

@@ -1,0 +1,10 @@
+"""What simple models reach on a dataset: what a number of a trained one is worth.
+
+In come the clips of every video; out go answers of the majority class, of small pictures and of frozen image networks,
+kept with the dataset's index, and what a run's result is beside them. Start with descriptors.py.
+
+descriptors     from clips to vectors: mean frame, motion map, color histogram, features of an image network
+classifiers     from vectors and labels to probabilities: the majority, nearest neighbors, logistic regression
+store           the answers in the dataset's index folder, found again by what the splits hold
+verdict         a run beside the best baseline, paired over videos
+"""

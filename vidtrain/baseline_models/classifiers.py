@@ -1,0 +1,137 @@
+"""From vectors and labels to probabilities, with scikit-learn: how strong the simplest classifiers are.
+
+Targets are float64 [v k] of 0 and 1, one 1 a row where videos have one label. The one setting of a classifier is chosen
+on the training videos alone, by the log loss under cross-validation that keeps groups whole.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.preprocessing import StandardScaler
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of scikit-learn: the larger, the freer
+USUAL_PENALTY = 1e-2
+NEIGHBORS = (15, 9, 5, 3, 1)
+USUAL_NEIGHBORS = 5
+MOST_COMPONENTS = 256
+FOLDS = 5
+ITERATIONS = 1000
+LEAST_CHANCE = 1e-6  # in place of zero, which has no logarithm
+
+Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray, bool], "Predict"]
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Vectors [v d] to probabilities [v k]."""
+
+
+def majority(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
+    """Every video has the chances that classes have in training."""
+    return lambda others: np.tile(targets.mean(axis=0), (len(others), 1))
+
+
+def nearest_neighbors(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
+    """The share of each class among the nearest training videos, one video of no class in particular added.
+
+    Nearness is the cosine of what differs from the mean of training.
+    """
+    center = vectors.mean(axis=0)
+
+    def fit(vectors: np.ndarray, targets: np.ndarray, count: int) -> Predict:
+        count = min(count, len(vectors))
+        model = KNeighborsRegressor(count, metric="cosine").fit(vectors - center, targets)
+        usual = 0.5 if several else 1 / targets.shape[1]
+        return lambda others: (model.predict(others - center) * count + usual) / (count + 1)
+
+    count = select(fit, vectors, targets, groups, NEIGHBORS, USUAL_NEIGHBORS, several)
+    return fit(vectors, targets, count)
+
+
+def logistic_regression(
+    vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool
+) -> Predict:
+    """Multinomial, or with `several` labels a video one regression a class, with a quadratic penalty.
+
+    Vectors are standardized, then turned onto at most 256 principal components, which loses nothing where there are
+    fewer videos.
+    """
+    scaler = StandardScaler().fit(vectors)
+    components = PCA(min(MOST_COMPONENTS, *vectors.shape), svd_solver="full").fit(scaler.transform(vectors))
+
+    def turned(others: np.ndarray) -> np.ndarray:
+        return components.transform(scaler.transform(others))
+
+    known = turned(vectors)
+    penalty = select(
+        partial(_fit_logistic, several), known, targets, groups, PENALTIES, USUAL_PENALTY, several
+    )
+    predict = _fit_logistic(several, known, targets, penalty)
+    return lambda others: predict(turned(others))
+
+
+def _fit_logistic(several: bool, vectors: np.ndarray, targets: np.ndarray, penalty: float) -> Predict:
+    if several:
+        ones = [_fit_logistic(False, vectors, np.stack([1 - own, own], axis=1), penalty) for own in targets.T]
+        return lambda others: np.stack([predict(others)[:, 1] for predict in ones], axis=1)
+    labels = targets.argmax(axis=1)
+    classes = np.unique(labels)
+    if len(classes) == 1:
+        return majority(vectors, targets, labels, several)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps of it are a baseline, too
+        model = LogisticRegression(C=penalty, max_iter=ITERATIONS).fit(vectors, labels)
+
+    def predict(others: np.ndarray) -> np.ndarray:
+        chances = np.zeros((len(others), targets.shape[1]))
+        chances[:, classes] = model.predict_proba(others)
+        return chances
+
+    return predict
+
+
+def select(
+    fit: Callable[[np.ndarray, np.ndarray, Any], Predict],
+    vectors: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    choices: tuple[Any, ...],
+    usual: Any,
+    several: bool,
+) -> Any:
+    """The one of `choices` with the least log loss on videos of other groups, the first of equals; `usual` where there
+    is one group only."""
+    folds = list(_folds(vectors, groups))
+    if not folds:
+        return usual
+    losses = [
+        sum(
+            log_loss(fit(vectors[train], targets[train], choice)(vectors[test]), targets[test], several)
+            for train, test in folds
+        )
+        for choice in choices
+    ]
+    return choices[int(np.argmin(losses))]
+
+
+def _folds(vectors: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    count = min(FOLDS, len(np.unique(groups)))
+    return iter(()) if count < 2 else GroupKFold(count).split(vectors, groups=groups)
+
+
+def log_loss(chances: np.ndarray, targets: np.ndarray, several: bool) -> float:
+    """The sum over videos of the negative log probability of what they are."""
+    chances = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
+    loss = -(targets * np.log(chances)).sum()
+    return float(loss - ((1 - targets) * np.log(1 - chances)).sum()) if several else float(loss)
+
+
+def logits(chances: np.ndarray, several: bool) -> np.ndarray:
+    """What softmax, or with `several` labels sigmoid, turns into the probabilities [v k] again; float32."""
+    chances = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
+    return (np.log(chances) - (np.log(1 - chances) if several else 0.0)).astype(np.float32)

@@ -1,0 +1,78 @@
+"""A run beside a baseline: both on the same videos, and whether the difference is more than chance."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vidtrain.baseline_models.store import MOTION, Baselines
+from vidtrain.evaluation.predictions import Predictions, align
+from vidtrain.evaluation.resampling import percentile_interval, resampled_means
+
+CONFIDENCE = 0.95
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A run less a baseline in the share of videos that are right, over the `videos` that both answered for.
+
+    The interval holds 95% of the differences on other videos, drawn in whole groups (`units`, see
+    `evaluation.resampling`).
+    """
+
+    name: str
+    metric: str
+    baseline: float
+    run: float
+    difference: float
+    low: float
+    high: float
+    videos: int
+    units: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the run is better by more than chance."""
+        return self.low > 0
+
+    @property
+    def text(self) -> str:
+        return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> Verdict | None:
+    """A run's answers beside a baseline's; None where they share no video."""
+    shared = align([baseline, run])
+    if not shared.paths:
+        return None
+    correct = shared.correct.astype(np.float64)
+    sampled = resampled_means(correct[1:] - correct[:1], shared.groups, DRAWS, np.random.default_rng(0))
+    low, high = percentile_interval(sampled[:, 0], CONFIDENCE)
+    of_baseline, of_run = correct.mean(axis=1).tolist()
+    units = len(shared.paths) if shared.groups is None else int(shared.groups.max()) + 1
+    videos = len(shared.paths)
+    return Verdict(name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, units)
+
+
+def verdicts(run: Predictions, baselines: Baselines, split: str, groups: Mapping[str, str]) -> list[Verdict]:
+    """The run beside the best baseline of the split, then beside the motion map where that is another one.
+
+    `groups` says of each path what it must not be split from.
+    """
+    names = dict.fromkeys([baselines.best(split), MOTION])
+    run = _grouped(run, groups)
+    beside = (
+        compare_with(run, _grouped(baselines.predictions(split, name), groups), name, baselines.metric)
+        for name in names
+        if name in baselines.results[split]
+    )
+    return [verdict for verdict in beside if verdict is not None]
+
+
+def _grouped(predictions: Predictions, groups: Mapping[str, str]) -> Predictions:
+    return replace(predictions, groups=[groups.get(path, path) for path in predictions.paths])

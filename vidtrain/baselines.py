@@ -1,0 +1,143 @@
+"""Says what simple models reach on a dataset: what the number of a trained one is worth.
+
+python -m vidtrain.baselines dataset=class_folders dataset.source.root=/data/mine
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from vidtrain.app.launch import launch
+from vidtrain.config.schemas import BaselinesConfig
+from vidtrain.config.targets import check_settings, check_targets
+from vidtrain.errors import UserError
+from vidtrain.training.ranks.rendezvous import cores
+
+if TYPE_CHECKING:  # --help should not wait for torch
+    from vidtrain.baseline_models.descriptors import Descriptor
+    from vidtrain.baseline_models.measure import Described
+    from vidtrain.baseline_models.store import Baselines
+    from vidtrain.data.manifest.manifest import Manifest
+    from vidtrain.tracking.console import Console, NullConsole
+
+NETWORKS = ("random", "imagenet")
+NEIGHBORS_OF = ("mean_frame",)  # as for near duplicates, which a split by videos leaves on both sides
+SHOWN_MISSING = 5
+
+
+def check(cfg: DictConfig) -> list[tuple[str, str]]:
+    faults = check_targets(cfg) + check_settings(cfg, BaselinesConfig)
+    if cfg.dataset is None:
+        faults.append(("dataset", "must be chosen: dataset=OPTION"))
+    unknown = [name for name in cfg.networks if name not in NETWORKS]
+    if unknown:
+        faults.append(("networks", f"has no {unknown[0]}; choose from {', '.join(NETWORKS)}"))
+    return faults
+
+
+def baselines(cfg: DictConfig) -> None:
+    from vidtrain.baseline_models.store import folder_for, open_baselines
+    from vidtrain.build.data import index_folder, listed_splits
+    from vidtrain.data.manifest.split_records import SplitRecord
+    from vidtrain.files.folders import RunLock, check_links
+    from vidtrain.tracking.console import make_console
+
+    console = make_console(True)
+    splits = listed_splits(cfg, console)
+    if not splits.keys() - {"train"}:
+        raise UserError(f"dataset={cfg.dataset.name} has no val and no test: there is nothing to answer for")
+    digests = {split: SplitRecord.of(manifest).digest for split, manifest in splits.items()}
+    settings = {
+        key: cfg[key] for key in ("clips", "frames", "fps", "size", "max_train_videos", "max_eval_videos")
+    }
+    settings["networks"] = list(cfg.networks)
+    folder = folder_for(index_folder(cfg), digests, settings)
+    check_links(folder)
+    with RunLock(folder):
+        known = None if cfg.anew else open_baselines(folder)
+        if known is None:
+            measure_all(cfg, splits, folder, console).save(digests, settings)
+            known = open_baselines(folder)
+    assert known is not None  # it has just been saved
+    show(known, console)
+
+
+def measure_all(
+    cfg: DictConfig, splits: "Mapping[str, Manifest]", folder: Path, console: "Console | NullConsole"
+) -> "Baselines":
+    """Reads every video once and writes the answers of every baseline into `folder`."""
+    import numpy as np
+
+    from vidtrain.baseline_models.descriptors import PICTURES
+    from vidtrain.baseline_models.measure import answers
+    from vidtrain.baseline_models.store import Baselines
+    from vidtrain.evaluation.report import write_report
+
+    started = time.monotonic()
+    descriptors = PICTURES | network_features(cfg, console)
+    described = {split: describe(cfg, split, splits[split], descriptors, console) for split in splits}
+    several = splits["train"].multi_label
+    names = [splits["train"][index].group for index in described["train"].table.indices.tolist()]
+    groups = np.unique(np.array(names), return_inverse=True)[1]
+    plan = [(name, "logistic") for name in descriptors] + [(name, "neighbors") for name in NEIGHBORS_OF]
+    protocol = f"{cfg.clips} clips of {cfg.frames} frames at {cfg.fps:g} fps, {cfg.size}x{cfg.size}"
+    results: dict[str, dict[str, Any]] = {split: {} for split in splits if split != "train"}
+    made = Baselines(folder, "exact_match" if several else "top1", results, 0.0)
+    for name, reports in answers(described, groups, plan, protocol, several):
+        for split, report in reports.items():
+            results[split][name] = report.metrics
+            write_report(report, made.place(split, name), splits[split].paths, splits[split].classes)
+    return Baselines(folder, made.metric, results, round(time.monotonic() - started, 1))
+
+
+def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict[str, Descriptor]":
+    """The features of each of `networks`, by name; of those that no weights are installed for a word."""
+    from vidtrain.baseline_models.networks import image_network
+
+    features: dict[str, Descriptor] = {}
+    for name in cfg.networks:
+        try:
+            features[f"{name}_features"] = image_network(name, cfg.size)
+        except UserError as missing:  # a package that is not installed
+            console.info(f"{name}_features are left out: {missing}")
+    return features
+
+
+def describe(
+    cfg: DictConfig,
+    split: str,
+    manifest: "Manifest",
+    descriptors: "Mapping[str, Descriptor]",
+    console: "Console | NullConsole",
+) -> "Described":
+    from vidtrain.baseline_models.measure import describe_split
+    from vidtrain.build.data import whole_frames
+
+    videos = whole_frames(cfg, split, manifest, cfg.num_workers or cores())
+    described = describe_split(manifest, videos.batches(console), descriptors, len(videos.loader))
+    for path, cause in described.table.missing[:SHOWN_MISSING]:
+        console.warn(f"missing from {split}: {path} ({cause})")
+    return described
+
+
+def show(known: "Baselines", console: "Console | NullConsole") -> None:
+    """The table, the best of the last split first."""
+    splits = list(known.results)
+    last, metric = known.results[splits[-1]], known.metric
+    rows = [
+        (name, *(f"{known.results[split][name][metric]:.4f}" for split in splits))
+        for name in sorted(last, key=lambda name: -last[name][metric])
+    ]
+    console.table(f"baselines, {metric}", ("", *splits), rows)
+    console.info(f"answers in {known.folder}, made in {known.seconds:g} s")
+
+
+def main() -> None:
+    launch("baselines", baselines, check)
+
+
+if __name__ == "__main__":
+    main()
