@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 uv run python -m vidtrain.train experiment=classy_ucf101 run_dir=outputs/classy_ucf101/launch "$@"
-uv run python experiments/mean_frame/baseline.py dataset=ucf101 "$@"
+uv run python -m vidtrain.baselines dataset=ucf101 "$@"
