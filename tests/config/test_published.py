@@ -39,6 +39,7 @@ def clip(*overrides: str) -> dict:
         ),
         ("slowfast_r50", {"frames": 32, "frame_step": 2, "std": [0.225, 0.225, 0.225]}, "mean_logits"),
         ("timm_frames", DEFAULT | {"size": 224}, "mean_logits"),
+        ("efficientnet_lite0", DEFAULT | {"size": 224, "mean": [0.498039] * 3}, "mean_logits"),
     ],
 )
 def test_a_model_alone_has_the_clips_that_it_was_published_with(model, clips, fusion):
@@ -86,7 +87,7 @@ def test_the_log_says_where_each_value_is_from():
 
 def test_weights_that_never_saw_such_clips_are_warned_about():
     def warnings(source: str, *overrides: str) -> list[str]:
-        return unseen_clips(config_of("train", *overrides), [source])
+        return unseen_clips(config_of("train", *overrides), [source], {})
 
     assert warnings("vitl.pt", "model=vjepa2_vitl") == []
     assert warnings("vitl.pt", "model=vjepa2_vitl", "clip.size=[256,256]", "clip.frames=8") == []
@@ -97,6 +98,14 @@ def test_weights_that_never_saw_such_clips_are_warned_about():
     (color,) = warnings("timm:vit_base_patch16_224.augreg_in21k", "model=timm_frames")[:1]
     assert "clip.mean=[0.485,0.456,0.406]: they were trained with [0.5,0.5,0.5]" in color
     assert warnings("own.pt", "model=vit3d_base", "clip.size=64") == []
+    said = unseen_clips(
+        config_of("train", "model=timm_frames"), ["f.pth"], {"mean": [127 / 255] * 3, "size": 224}
+    )
+    assert [line.split(":")[0].rpartition(" ")[2] for line in said] == ["clip.mean=[0.485,0.456,0.406]"]
+    assert (
+        unseen_clips(config_of("train", "model=efficientnet_lite0"), ["f.pth"], {"mean": [127 / 255] * 3})
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from vidtrain.training.stages import apply_phase, decays, parameter_groups
 # its `num_params`; SlowFast 34.57 M and Slow 32.45 M (PyTorchVideo's model zoo); ViT-S 22, B 86.2, L 303.9, H 631.6 M
 # and g 1.01 B (VideoMAE and V-JEPA); ConvNeXt-T without its classifier 27.82 M (timm). ResNet3D-18 equals R3D-18.
 SIZES = {
+    "efficientnet_lite0": (3_371_008, 3_883_408),
     "mc3_18": (11_490_240, 11_695_440),
     "mvit_v2_s": (34_230_144, 34_537_744),
     "r2plus1d_18": (31_300_125, 31_505_325),

@@ -201,16 +201,17 @@ def check_starting_point(cfg: DictConfig, model: VideoClassifier | None) -> None
     sources = _sources(cfg)
     if not sources:
         return
-    from vidtrain.models.weights.files import check_source
+    from vidtrain.models.weights.files import check_source, local_path
     from vidtrain.models.weights.loading import check_pretrained
 
     if cfg.init_from is None:
         for source in sources:
             check_source(source)
-        sources = [source for source in sources if Path(source).exists()]
     if model is not None:
         for source in sources:
-            check_pretrained(model, source, Path(source), cfg.init_match)
+            path = Path(source) if cfg.init_from is not None else local_path(source)
+            if path is not None:
+                check_pretrained(model, source, path, cfg.init_match)
 
 
 def _sources(cfg: DictConfig) -> list[str]:
@@ -261,7 +262,8 @@ def load_starting_point(
         shown = ", ".join(fresh[:6]) + (", ..." if fresh[6:] else "")
         console.info(f"initialized at random: {len(fresh)} tensors: {shown}")
     if cfg.init_from is None:
-        for warning in unseen_clips(cfg, sources):
+        seen = {key: value for report in reports for key, value in report.seen.items()}
+        for warning in unseen_clips(cfg, sources, seen):
             console.warn(warning)
     if ranks.is_main:
         record = {"sources": [report.as_dict() for report in reports], "initialized": fresh}

@@ -104,10 +104,10 @@ def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mappi
     )
 
 
-def unseen_clips(cfg: DictConfig, sources: Sequence[str]) -> list[str]:
+def unseen_clips(cfg: DictConfig, sources: Sequence[str], of_files: Mapping[str, Any]) -> list[str]:
     """A warning for each of size, mean and std in which clips differ from what the weights `sources` have seen, as far
-    as their names and the model option tell."""
-    seen = published_clips(cfg)
+    as `of_files`, what their files tell, their names and the model option say."""
+    seen = published_clips(cfg) | dict(of_files)
     for source in sources:
         if source.startswith("timm:"):
             from timm import get_pretrained_cfg

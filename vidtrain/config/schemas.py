@@ -144,7 +144,7 @@ class RunConfig:
     data_root: str = "data"
     init_from: str | None = None
     pretrained: Any = (
-        None  # published weights: file, folder, hub name, timm:NAME, torchvision's name; or several
+        None  # published weights: file, folder, hub name, {timm,package}:NAME, torchvision's name; or several
     )
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
     init_match: float = 0.9  # the least share of the encoder's tensors that must match

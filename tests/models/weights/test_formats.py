@@ -10,6 +10,7 @@ from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats import (
     FORMATS,
     classy_vision,
+    efficientnet_lite,
     pytorchvideo,
     timm_images,
     torchvision,
@@ -34,6 +35,7 @@ MODELS = {
     pytorchvideo.PYTORCHVIDEO_SLOWFAST: ("slowfast_r50", {"width": 16}, {}),
     pytorchvideo.PYTORCHVIDEO_SLOW: ("slow_r50", {"width": 16}, {}),
     classy_vision.CLASSY_VISION_RESNEXT3D: ("resnext3d_18", {"stage_planes": 8, "stem_planes": 8}, {}),
+    efficientnet_lite.EFFICIENTNET_LITE: ("efficientnet_lite0", {}, {}),
     timm_images.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
     timm_images.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
 }

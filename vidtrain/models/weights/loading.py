@@ -106,7 +106,7 @@ def match(
     that is for another number of classes.
     """
     own = model.state_dict()
-    found = LoadReport(source, format.name, left_out=converted.left_out)
+    found = LoadReport(source, format.name, left_out=converted.left_out, seen=converted.seen)
     fitting: dict[str, Tensor] = {}
     held = [f"{part}." for part in ("encoder", "head") if any(map(_of(f"{part}."), converted.tensors))]
     judged = held[0] if held else "encoder."

@@ -7,11 +7,13 @@ videomae.py       VideoMAE: fine-tuned and pretrained, original and of transform
 torchvision.py    torchvision's video weights, by enum name or file
 pytorchvideo.py   PyTorchVideo's SlowFast and Slow
 classy_vision.py  Classy Vision's ResNeXt3D
+efficientnet_lite.py   EfficientNet-Lite, whose ImageNet weights the extra `weights` installs
 timm_images.py    image models of timm: ViTs inflated to tubelets, and any of them frame by frame
 """
 
 from vidtrain.models.weights.format import Format
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D
+from vidtrain.models.weights.formats.efficientnet_lite import EFFICIENTNET_LITE
 from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
 from vidtrain.models.weights.formats.timm_images import TIMM_FRAMES, TIMM_VIT
@@ -47,6 +49,7 @@ FORMATS: tuple[Format, ...] = (
     PYTORCHVIDEO_SLOWFAST,
     PYTORCHVIDEO_SLOW,
     CLASSY_VISION_RESNEXT3D,
+    EFFICIENTNET_LITE,
     TIMM_VIT,
     TIMM_FRAMES,  # last: any image model could be of timm
 )
