@@ -220,7 +220,7 @@ def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):
 
 def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     from vidtrain.data.audit.inspection import Inspection
-    from vidtrain.data.processes.workers import TaskResult
+    from vidtrain.data.loading.workers import TaskResult
 
     def interrupted(function, items, *rest):
         yield TaskResult(items[0], Inspection(1, digest="d"), "")
@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
     files = [tmp_path / "one", tmp_path / "two"]
     for path in files:
         path.write_text("x")
-    monkeypatch.setattr("vidtrain.data.processes.workers.guarded", interrupted)
+    monkeypatch.setattr("vidtrain.data.loading.workers.guarded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(files, tmp_path)
     assert [row["path"] for row in read_json_lines(tmp_path / "files.jsonl")] == [str(files[0])]

@@ -99,7 +99,7 @@ def inspect_all(
     read is added to the ledger in `out`, and what that knows already is not read again."""
     from vidtrain.build.data import index_file
     from vidtrain.data.audit.inspection import Inspection, KnownFiles, inspect_job
-    from vidtrain.data.processes.workers import guarded
+    from vidtrain.data.loading.workers import guarded
     from vidtrain.tracking.ledgers import JsonLines, read_json_lines
 
     ledger = out / "files.jsonl"

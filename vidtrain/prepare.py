@@ -102,9 +102,9 @@ def encode_all(
     copy: "PreparedCopy", files: Mapping[str, float | None], cfg: DictConfig, console: "Console | NullConsole"
 ) -> None:
     """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images."""
+    from vidtrain.data.loading.workers import guarded
     from vidtrain.data.prepared.copy import signature
     from vidtrain.data.prepared.reencode import Job, Made, prepare_file
-    from vidtrain.data.processes.workers import guarded
 
     waiting = copy.pending(files)
     done, older = len(files) - len(waiting), sum(made is not None for made in waiting.values())

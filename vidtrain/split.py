@@ -48,7 +48,7 @@ def check(cfg: Any) -> list[tuple[str, str]]:
 
 
 def split(cfg: Any) -> None:
-    from vidtrain.data.manifest import splitting
+    from vidtrain.data.manifest import files, splitting
     from vidtrain.tracking.console import make_console
 
     console, out = make_console(is_main=True), Path(cfg.out)
@@ -60,9 +60,9 @@ def split(cfg: Any) -> None:
     root = cfg.path  # what the paths of annotations.json are relative to
     if cfg.source == "listing":
         root = os.path.dirname(cfg.path) if cfg.listing.root is None else cfg.listing.root
-    texts = {f"{name}.csv": splitting.csv_text(part, separator, folder) for name, part in splits.items()}
-    texts[ANNOTATIONS] = splitting.annotations_text(splits, root, cfg.source == "frame_folders")
-    splitting.write_split(out, texts, cfg.overwrite)
+    texts = {f"{name}.csv": files.csv_text(part, separator, folder) for name, part in splits.items()}
+    texts[ANNOTATIONS] = files.annotations_text(splits, root, cfg.source == "frame_folders")
+    files.write_split(out, texts, cfg.overwrite)
     columns = ("split", "videos", "share", "groups", "classes", "videos a class")
     title, rows = f"{len(pool)} videos of {len(pool.classes)} classes", splitting.split_rows(pool, splits)
     console.table(title, columns, rows)

@@ -131,8 +131,8 @@ def _fit(
     """Trains all phases, from where the run starts."""
     from vidtrain.runs.assemble import Record, assemble
     from vidtrain.sweeps.record import on_validation
-    from vidtrain.training.guards import check_overfit
     from vidtrain.training.loop import fit
+    from vidtrain.training.validation import check_overfit
 
     ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
     hook = on_validation(folder, ranks, console, run_folder.is_started_by_sweep())

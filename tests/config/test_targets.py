@@ -13,7 +13,6 @@ from vidtrain.config.targets import check_settings, fits, spell
 from vidtrain.data.decoding.conversion import INTERPOLATIONS, SIZE_CHANGES
 from vidtrain.data.decoding.index import SAMPLE_ASPECTS
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.training.optimizers import CLIP_GRAD_BY
 from vidtrain.training.ranks.distributed import PRECISIONS
 from vidtrain.training.run import TrainerSettings
 from vidtrain.training.stages import BATCH_NORMS
@@ -62,7 +61,7 @@ CHOICES = {
     "clip.sample_aspect": SAMPLE_ASPECTS,
     "data.size_changes": SIZE_CHANGES,
     "trainer.precision": PRECISIONS,
-    "trainer.clip_grad_by": CLIP_GRAD_BY,
+    "trainer.clip_grad_by": ("norm", "value"),
     "trainer.batch_norm": BATCH_NORMS,
     "trainer.monitor": DIRECTIONS,
     "trainer.monitor_weights": METRIC_PREFIXES,

@@ -6,8 +6,7 @@ from timm.utils import ModelEmaV2
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.training.ema import WeightAverage, decay_at
-from vidtrain.training.validation import selecting_weights
+from vidtrain.training.validation import WeightAverage, decay_at, selecting_weights
 
 
 def test_the_decay_warms_up():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.training.guards import check_faults, check_overfit
+from vidtrain.training.loop import check_faults
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from vidtrain.training.run import TrainerSettings
+from vidtrain.training.validation import check_overfit
 
 
 def test_failed_reads_of_all_ranks_are_held_against_all_videos():

@@ -8,10 +8,9 @@ from clock import TIMED
 
 from vidtrain.errors import UserError
 from vidtrain.runs.report import head_table
-from vidtrain.training.heads import finite_mean
 from vidtrain.training.losses import BinaryCrossEntropy
 from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings
-from vidtrain.training.stages import apply_phase, check_together
+from vidtrain.training.stages import apply_phase, check_together, finite_mean
 
 NAMES = ["lr0.1_wd0", "lr0.1_wd0.5", "lr0.01_wd0", "lr0.01_wd0.5"]
 

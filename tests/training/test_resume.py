@@ -7,8 +7,8 @@ from damage import flip
 from vidtrain.errors import UserError
 from vidtrain.tracking.console import NullConsole
 from vidtrain.training import checkpoint
+from vidtrain.training.checkpoint import find_resume, load_best
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.resume import find_resume, load_best
 from vidtrain.training.state import EpochSums, TrainState
 
 ALONE = Ranks(torch.device("cpu"))

@@ -11,8 +11,8 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.training.guards import check_gradients
 from vidtrain.training.optimizers import set_rates
+from vidtrain.training.phases import check_gradients
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import Constant, Cosine, in_steps
 from vidtrain.training.stages import apply_phase, parameter_groups, parameter_table, set_train_mode

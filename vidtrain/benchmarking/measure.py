@@ -24,15 +24,14 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.views import view_table
 from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog
-from vidtrain.training.ema import WeightAverage
-from vidtrain.training.guards import check_phases
 from vidtrain.training.loop import train_step
 from vidtrain.training.phases import Phase
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory, reset_peak
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console, Run
-from vidtrain.training.stages import Classifier, prepare_batch_norm, set_train_mode
+from vidtrain.training.stages import Classifier, check_phases, prepare_batch_norm, set_train_mode
 from vidtrain.training.state import TrainState
+from vidtrain.training.validation import WeightAverage
 
 Advance = Callable[[int], None]
 Batches = Iterator[Batch]

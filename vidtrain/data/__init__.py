@@ -6,8 +6,6 @@ sources/               what gives manifests: one file a source
 manifest/          which videos there are, with which labels, in which split
 sampling/          which frames make a clip
 decoding/          from a file and frame numbers to exact pixels
-bitstream/         below the container: entry points, packets
-processes/         workers that may crash, hang or be killed
 loading/           from a manifest to uint8 batches
 prepared/          a dataset re-encoded once
 """

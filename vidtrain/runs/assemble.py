@@ -36,7 +36,6 @@ from vidtrain.training.losses import Loss, describe_loss
 from vidtrain.training.optimizers import OptimizerFactory
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler
-from vidtrain.training.resume import find_resume
 from vidtrain.training.run import Console, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.validation import check_monitor
@@ -121,7 +120,7 @@ class Start:
 
 def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path) -> Start:
     model = build.model(cfg, len(data.classes), ranks)
-    resumable = find_resume(folder / "checkpoints", ranks, console)
+    resumable = checkpoint.find_resume(folder / "checkpoints", ranks, console)
     if resumable is None:
         return Start(model, None, build.load_starting_point(cfg, model, ranks, console, folder))
     newest, resume = resumable

@@ -29,10 +29,9 @@ from vidtrain.runs.assemble import Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
-from vidtrain.training.heads import head_choices, head_names
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.resume import load_best
 from vidtrain.training.run import Console, PhaseSettings
+from vidtrain.training.stages import head_choices, head_names
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES
 
@@ -76,7 +75,7 @@ def report_best(
         raise DivergedError(f"no evaluation gave a finite {settings.monitor}: no best checkpoint to report")
     file = folder / "checkpoints" / "best.pt"
     ranks.barrier()
-    best = load_best(file, state)
+    best = checkpoint.load_best(file, state)
     checkpoint.restore(model, best["model"], str(file))
     split = "test" if "test" in data.splits else "val"
     videos = data.open_split(split, data.splits[split], ranks)

@@ -7,17 +7,13 @@ To add a term of the loss: `Classification` in losses.py; a hook: `Run` and vidt
 loop.py        the loop
 phases.py      what outlives a phase, and what outlives a step
 run.py         what the loop works with: settings, and the parts that the app assembles
-stages.py      what a phase trains, at which rate and decay
+stages.py      what a phase trains, at which rate and decay; its heads: one, or a grid
 optimizers.py  the optimizer of a phase; in a grid, one for each head; timm's optimizers by name
 schedules.py   functions of the step
 losses.py      losses, weights of classes, and the loss of every head on a batch
-heads.py       the heads that a phase trains: one, or a grid
-ema.py         an average of the weights
 state.py       where a run stands
 validation.py  the weights and their average, on val
-guards.py      why a run ends before its time
-checkpoint.py  checkpoints: written whole, read safely, replaced in turn, while the disk may be full
-resume.py      which checkpoint a run goes on from, and which weights it reports
+checkpoint.py  checkpoints: written whole, read safely, replaced in turn, while the disk may be full; which one is used
 profiling.py   parts of a step, memory at its peak, the profiler of debug=profile
 ranks/         processes that train together
 """

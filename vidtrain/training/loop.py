@@ -6,17 +6,17 @@ depends on (seed, step) alone, so a run that was killed and resumed ends with th
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vidtrain.training.guards import check_faults, raise_non_finite_loss
-from vidtrain.training.heads import finite_mean, head_value
+from vidtrain.errors import DivergedError, UserError
 from vidtrain.training.phases import Phase, Trainer, seed_step
 from vidtrain.training.profiling import NO_CLOCK, NoClock, StepClock, epoch_costs
-from vidtrain.training.run import Run
-from vidtrain.training.stages import set_train_mode
+from vidtrain.training.run import Run, TrainerSettings
+from vidtrain.training.stages import finite_mean, head_value, set_train_mode
 from vidtrain.training.state import StepResult, TrainState
 from vidtrain.training.validation import training_line, validate, validation_lines, validation_row
 
@@ -208,3 +208,25 @@ def save(trainer: Trainer, phase: Phase, keep: bool) -> bool:
     unwritten = run.ranks.gather_objects(run.log.flush())  # a resumed run never writes these rows again
     must = trainer.state.phase == len(run.phases)
     return trainer.saver.save(trainer.checkpoint(phase), unwritten, keep, must=must)
+
+
+def raise_non_finite_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
+    """Raises `DivergedError` for a loss that is not finite, on a micro-batch of these `files`."""
+    named = "\n  ".join(files)
+    raise DivergedError(
+        f"the loss is {loss} at step {step}, on these files:\n  {named}\n"
+        "Lower optimizer.lr, lengthen the warmup or use trainer.precision=fp32. Nothing after this step's "
+        f"beginning was saved in {checkpoints}"
+    )
+
+
+def check_faults(faults: int, settings: TrainerSettings, per_epoch: int) -> None:
+    """Ends the run as soon as this epoch's share of failed reads, of which all ranks together had `faults`, is sure to
+    pass the bound."""
+    videos = per_epoch * settings.batch_size
+    if faults > settings.max_unreadable_fraction * videos:
+        raise UserError(
+            f"{faults} reads failed of this epoch's {videos} videos, more than "
+            f"trainer.max_unreadable_fraction={settings.max_unreadable_fraction:.0%}; "
+            "faults_rank*.jsonl in the run folder names them"
+        )

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.training.heads import head_choices, head_names
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import Schedule
-from vidtrain.training.stages import Classifier, ScaledModule, group_parameters, parameter_groups
+from vidtrain.training.stages import (
+    Classifier,
+    ScaledModule,
+    group_parameters,
+    head_choices,
+    head_names,
+    parameter_groups,
+)
 
-CLIP_GRAD_BY = ("norm", "value")
 OptimizerFactory = Callable[..., torch.optim.Optimizer]  # of groups; lr and weight_decay may be given anew
 
 

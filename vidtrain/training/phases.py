@@ -9,36 +9,40 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vidtrain.data.loading.dataset import Batch
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.files.escaping import shown_some
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.training.checkpoint import Saver
-from vidtrain.training.ema import WeightAverage
-from vidtrain.training.guards import check_gradients, check_phases
-from vidtrain.training.heads import EMA, RAW, Heads
 from vidtrain.training.losses import Classification
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
 from vidtrain.training.ranks.distributed import Ranks, autocast
-from vidtrain.training.run import PhaseSettings, PhaseTask, Run, TrainBatch
+from vidtrain.training.run import PhaseSettings, PhaseTask, Run
 from vidtrain.training.schedules import Schedule, every, in_steps, steps, too_long
 from vidtrain.training.stages import (
+    EMA,
+    RAW,
+    Heads,
     apply_phase,
+    check_phases,
     freeze_batch_norm,
     parameter_table,
     prepare_batch_norm,
     set_train_mode,
 )
 from vidtrain.training.state import EpochSums, TrainState
-from vidtrain.training.validation import selecting_weights, settings_lines
+from vidtrain.training.validation import WeightAverage, selecting_weights, settings_lines
+
+NAMED = 8  # parameters that a message names
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Phase:
     save_at: Callable[[int], bool]
     keep_at: Callable[[int], bool]
     profiler: StepProfiler = field(default_factory=NoProfiler)
-    batches: Iterator[TrainBatch] = field(default_factory=lambda: iter(()))
+    batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
     ended: bool = False
     epoch_started: float = 0.0  # by time.perf_counter
 
@@ -73,7 +77,7 @@ class Phase:
     def make(cls, run: Run, model: VideoClassifier, name: str, average: WeightAverage | None) -> Self:
         """The phase `name` of `run`. `model` is the run's, after `prepare_batch_norm`."""
         settings, trainer_settings, ranks = run.phases[name], run.settings, run.ranks
-        total = phase_steps(run, settings)
+        total = steps(settings.duration, trainer_settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
         apply_phase(model, settings)
         freeze_batch_norm(model, trainer_settings.batch_norm)
         task = run.task(model, settings)
@@ -110,7 +114,7 @@ class Phase:
             keep_at=at(trainer_settings.keep_every),
         )
 
-    def next_batch(self, step: int) -> TrainBatch:
+    def next_batch(self, step: int) -> Batch:
         """The next micro-batch, of optimizer step `step`. Raises `UserError` where the batch holds a reason to
         end training (`refusal`)."""
         batch = next(self.batches)
@@ -128,11 +132,6 @@ class Phase:
     def start_epoch(self) -> None:
         self.sums = EpochSums.zeros(self.objective.num_classes, self.run.multi_label, self.run.ranks.device)
         self.epoch_started = time.perf_counter()
-
-
-def phase_steps(run: Run, phase: PhaseSettings) -> int:
-    """How many optimizer steps a phase takes."""
-    return steps(phase.duration, run.settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
 
 
 @dataclass
@@ -217,7 +216,11 @@ class Trainer:
         seed_step(run.seed, state.total_step, run.ranks)
         clips = phase.task.transform(first.clips.to(run.ranks.device), first.seeds)
         labels = first.labels.to(run.ranks.device)
-        loss = check_gradients(model, clips, labels, partial(_mean_loss, phase.objective), phase.autocast)
+
+        def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+            return phase.objective(logits, targets).losses.mean()
+
+        loss = check_gradients(model, clips, labels, mean_loss, phase.autocast)
         run.console.info(
             f"preflight passed: loss {loss:.3f}, a finite gradient in {phase.optimizers.num_tensors} tensors"
         )
@@ -251,8 +254,40 @@ class Trainer:
         }
 
 
-def _mean_loss(objective: Classification, clip_logits: Tensor, targets: Tensor) -> Tensor:
-    return objective(clip_logits, targets).losses.mean()
+def check_gradients(
+    model: nn.Module,
+    clips: Tensor,
+    labels: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    autocast: AbstractContextManager,
+) -> float:
+    """One forward and backward of `clips` float [b n c t h w]; returns the loss and leaves no trace.
+
+    `loss_of` maps what the model gives, clip logits [b n k], and labels to the loss.
+
+    Raises `UserError` naming the parameters whose gradient is absent or not finite, and where logits and
+    labels do not fit together.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch statistics move
+    with autocast:
+        loss = loss_of(model(clips), labels)
+    loss.backward()
+    silent, broken = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                silent.append(name)
+            elif not torch.isfinite(parameter.grad).all():
+                broken.append(name)
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    if silent:
+        raise UserError(f"trainable parameters that the loss does not reach: {shown_some(silent, NAMED)}")
+    if broken:
+        raise UserError(f"gradients that are not finite before the first step: {shown_some(broken, NAMED)}")
+    return loss.item()
 
 
 def seed_step(seed: int, step: int, ranks: Ranks) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -133,13 +134,7 @@ def _high_water_mark(process: int | None) -> int | None:
     return None
 
 
-class NoProfiler:
-    def __enter__(self) -> "NoProfiler":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
+class NoProfiler(nullcontext):
     def step(self) -> None:
         return None
 

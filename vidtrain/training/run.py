@@ -13,6 +13,7 @@ from vidtrain.training.ranks.signals import PreemptionHandler
 if TYPE_CHECKING:  # the settings are read before torch is imported, which takes seconds
     from torch import Tensor, nn
 
+    from vidtrain.data.loading.dataset import Batch
     from vidtrain.evaluation.report import Report
     from vidtrain.models.classifier import ManyHeads, VideoClassifier
     from vidtrain.training.losses import Loss
@@ -181,34 +182,6 @@ class Log(Protocol):
         """Puts every row on the disk; says why that failed, or None."""
 
 
-class TrainBatch(Protocol):
-    """A micro-batch as the loader gives it: what `data.dataset.Batch` holds."""
-
-    @property
-    def clips(self) -> Tensor:
-        """uint8 [b n c t h w]."""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [b], or float32 [b k] of 0 and 1."""
-
-    @property
-    def indices(self) -> Tensor:
-        """int64 [b], of the videos in `Run.train_paths`."""
-
-    @property
-    def seeds(self) -> Tensor:
-        """int64 [b n], of what is drawn on the device."""
-
-    @property
-    def faults(self) -> Sequence[tuple[str, str]]:
-        """(path, cause) of the videos that could not be read and were replaced."""
-
-    @property
-    def refusal(self) -> str | None:
-        """Why training must end here."""
-
-
 @dataclass(frozen=True)
 class PhaseTask:
     """What a phase trains and reads: the run's model on clips, or heads alone on a frozen encoder.
@@ -221,7 +194,7 @@ class PhaseTask:
     model: VideoClassifier | ManyHeads
     transform: nn.Module
     mix: Callable[..., tuple[Tensor, Tensor]]
-    train_batches: Callable[[int, int], Iterable[TrainBatch]]
+    train_batches: Callable[[int, int], Iterable[Batch]]
     evaluate: Callable[[], list[Report]]
 
 
@@ -232,7 +205,7 @@ class Run:
     model: VideoClassifier  # on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
     mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
-    train_batches: Callable[[int, int], Iterable[TrainBatch]]  # micro-batches of steps from, up to
+    train_batches: Callable[[int, int], Iterable[Batch]]  # micro-batches of steps from, up to
     train_paths: Sequence[str]  # by index, to name the files of a bad batch
     steps_per_epoch: int
     evaluate: Callable[[], Report]  # the val split, by all ranks

@@ -1,14 +1,16 @@
 """Validation: of the weights as they are, and of their average where one is kept."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.evaluation.report import Report
 from vidtrain.files.escaping import shown
-from vidtrain.training.ema import WeightAverage
+from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import Stopped
 from vidtrain.training.run import TrainerSettings
@@ -17,6 +19,68 @@ from vidtrain.training.stages import BATCH_NORMS, batch_norms
 # Which weights -> under which name their metrics are logged
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
 HEADS = "val_heads"  # and those of each head of a grid, by its name
+OVERFIT_LOSS = 0.05  # what the loss of one batch must come below in debug=overfit
+
+
+def decay_at(step: int, decay: float, warmup: bool) -> float:
+    """How much of the average stays at optimizer step `step` of 1, 2, ...
+
+    With `warmup` min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage: else the average
+    would remember the initial weights for thousands of steps.
+    """
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters and float buffers; other buffers are copied.
+
+    It starts as the model's weights. `tensors` holds it under the names of the model's state dict, on the same
+    device; it is all the state there is. The model must keep its tensors in place, as training does.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool):
+        self.decay = decay
+        self.warmup = warmup
+        live = model.state_dict(keep_vars=True)
+        by_id: dict[int, Tensor] = {}
+        for tensor in live.values():
+            if id(tensor) not in by_id:
+                by_id[id(tensor)] = tensor.detach().clone()
+        self.tensors = {name: by_id[id(tensor)] for name, tensor in live.items()}
+        # a tensor that two names share is here once
+        pairs = {id(tensor): (by_id[id(tensor)], tensor.detach()) for tensor in live.values()}
+        self._pairs = list(pairs.values())
+        self._floats = [pair for pair in self._pairs if pair[0].is_floating_point()]
+        self._others = [pair for pair in self._pairs if not pair[0].is_floating_point()]
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up the average of an earlier attempt."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after optimizer step `step` of the run."""
+        averages, weights = ([pair[i] for pair in self._floats] for i in (0, 1))
+        torch._foreach_lerp_(averages, weights, 1 - decay_at(step, self.decay, self.warmup))
+        for average, current in self._others:
+            average.copy_(current)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the average's weights for as long as the context lasts, then its own again, bit for bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for average, current in self._pairs:
+            own = current.clone()
+            current.copy_(average)
+            average.copy_(own)
 
 
 def selecting_weights(monitor_weights: str | None, ema: float | None) -> str:
@@ -55,6 +119,23 @@ def check_monitor(monitor: str, num_classes: int, multi_label: bool) -> None:
         kind = "of several labels a video" if multi_label else f"with {num_classes} classes"
         raise UserError(
             f"trainer.monitor={monitor} is no metric of a dataset {kind}; choose one of {', '.join(known)}"
+        )
+
+
+def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
+    """Raises `UserError` unless the `metrics` of the one batch that `steps` steps were made on say that it is known by
+    heart: all answers are right and, where the loss asks for certainty, the loss is near zero."""
+    right = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
+    plain = isinstance(loss, CrossEntropy | BinaryCrossEntropy) and loss.label_smoothing == 0
+    problems = []
+    if right < 1:
+        problems.append(f"{right:.0%} of its videos are right")
+    if plain and metrics["loss"] > OVERFIT_LOSS:
+        problems.append(f"its loss of {metrics['loss']:.4f} is above {OVERFIT_LOSS}")
+    if problems or not metrics["loss"] < float("inf"):
+        raise UserError(
+            f"one batch was not learned: after {steps} steps {' and '.join(problems) or 'its loss is not finite'}; the "
+            "model, the rate or the labels are at fault, or it needs more steps"
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from vidtrain.data.processes.workers import keep_freed_memory
+from vidtrain.data.loading.workers import keep_freed_memory
 
 
 @dataclass(frozen=True)

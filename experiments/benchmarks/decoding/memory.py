@@ -19,7 +19,7 @@ from works import SIZE, Shape, draw
 
 from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.processes.workers import keep_freed_memory
+from vidtrain.data.loading.workers import keep_freed_memory
 
 SETTLED = 1000  # clips after which caches and the allocator's arenas are taken to be full
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from vidtrain.data.augment.device import ColorJitter, DeviceTransform
-from vidtrain.data.augment.erasing import RandomErasing
+from vidtrain.data.augment.device import ColorJitter, DeviceTransform, RandomErasing
 from vidtrain.data.augment.rand_augment import RandAugment
 
 SEEDS = torch.tensor([[0, 7], [2**63 - 2, 41]])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.data.random_erasing import RandomErasing as TimmErasing
 
-from vidtrain.data.augment.erasing import RandomErasing
+from vidtrain.data.augment.device import RandomErasing, stream
 from vidtrain.errors import UserError
 
 HEIGHT, WIDTH = 48, 64
@@ -18,6 +18,11 @@ def ones(views: int = 1, frames: int = 3) -> torch.Tensor:
     return torch.full((views, 3, frames, HEIGHT, WIDTH), 9.0)
 
 
+def box_of(erasing: RandomErasing, seed: int, height: int = HEIGHT, width: int = WIDTH):
+    """The rows and columns that the view with this seed loses."""
+    return erasing.box(stream(seed, "erasing"), height, width)
+
+
 def size(box: tuple[slice, slice]) -> tuple[int, int]:
     return box[0].stop - box[0].start, box[1].stop - box[1].start
 
@@ -25,7 +30,7 @@ def size(box: tuple[slice, slice]) -> tuple[int, int]:
 def test_one_box_in_all_frames_and_channels():
     erasing = RandomErasing(1.0, mode="constant")
     for seed in range(20):
-        rows, columns = erasing.box(seed, HEIGHT, WIDTH)
+        rows, columns = box_of(erasing, seed)
         expected = ones()
         expected[..., rows, columns] = 0
         assert torch.equal(erasing(ones(), torch.tensor([seed])), expected)
@@ -37,7 +42,7 @@ def test_noise_is_fresh_for_every_pixel_and_standard_normal():
     found = erasing(ones(40, 4), seeds)
     values = []
     for clip, seed in zip(found, seeds.tolist(), strict=True):
-        rows, columns = erasing.box(seed, HEIGHT, WIDTH)
+        rows, columns = box_of(erasing, seed)
         inside = clip[:, :, rows, columns]
         assert (clip == 9).sum() == clip.numel() - inside.numel()
         assert inside.unique().numel() > 0.99 * inside.numel()
@@ -47,7 +52,7 @@ def test_noise_is_fresh_for_every_pixel_and_standard_normal():
 
 
 def test_share_of_clips_and_bounds_of_boxes():
-    boxes = [RandomErasing(0.25).box(seed, 224, 224) for seed in range(8000)]
+    boxes = [box_of(RandomErasing(0.25), seed, 224, 224) for seed in range(8000)]
     sizes = np.array([size(box) for box in boxes if box])
     assert len(sizes) / len(boxes) == pytest.approx(0.25, abs=0.015)
     areas, aspects = sizes.prod(1) / 224**2, sizes[:, 0] / sizes[:, 1]
@@ -65,7 +70,7 @@ def test_box_against_timm():
         rng = np.random.default_rng([seed, 2])
         rng.random()
         area, aspect = rng.uniform(0.02, 1 / 3), rng.uniform(math.log(0.3), math.log(1 / 0.3))
-        box = RandomErasing(1.0).box(seed, HEIGHT, WIDTH)
+        box = box_of(RandomErasing(1.0), seed)
         if size(box)[0] != round(math.sqrt(area * math.exp(aspect) * HEIGHT * WIDTH)):
             continue  # the first try did not fit
         picture = torch.ones(3, HEIGHT, WIDTH)
@@ -91,8 +96,8 @@ def test_view_alone_decides():
 
 
 def test_off_and_where_nothing_fits():
-    assert all(RandomErasing(0.0).box(seed, HEIGHT, WIDTH) is None for seed in range(200))
-    assert RandomErasing(1.0, (1.0, 1.0), (1.0, 1.0)).box(0, 8, 8) is None
+    assert all(box_of(RandomErasing(0.0), seed) is None for seed in range(200))
+    assert box_of(RandomErasing(1.0, (1.0, 1.0), (1.0, 1.0)), 0, 8, 8) is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from av.video.frame import PictureType
 
 from vidtrain.data.audit.inspection import inspect_video
 from vidtrain.data.augment.geometry import CenterCrops, Crop, RandomResizedCrop
-from vidtrain.data.bitstream import packets
+from vidtrain.data.decoding import packets
 from vidtrain.data.decoding.decoder import all_frames, decode_views, read_frames, refused_frames
 from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo

@@ -30,7 +30,7 @@ def full_frame(video: VideoInfo) -> tuple[Crop, tuple[int, int]]:
 def sequential(video: VideoInfo, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
     """The `wanted` frames as decoding the whole file in order gives them, and how many there are in all."""
     crop, size = full_frame(video)
-    convert = ViewConverter(crop, size, video.rotation)
+    convert = ViewConverter(crop, size, video.orientation)
     pixels, count = {}, 0
     with av.open(video.path, metadata_errors="ignore") as container:
         stream = container.streams.best("video")

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vidtrain.data.decoding.frame_times import StatedTimes, frame_times
+from vidtrain.data.decoding.container import StatedTimes, frame_times
 
 TICK, RATE = Fraction(1, 30), Fraction(25)
 NONE = [None]

@@ -145,9 +145,7 @@ def test_no_format_loses_its_colors(pixel_format):
             with av.logging.Capture(local=True) as log:
                 level = av.logging.get_level()
                 av.logging.set_level(av.logging.VERBOSE)
-                convert = ViewConverter(
-                    Crop(0, 0, width, height), (height, width), way.rotation, mirrored=way.mirrored
-                )
+                convert = ViewConverter(Crop(0, 0, width, height), (height, width), way)
                 convert(frame, view)
                 av.logging.set_level(level)
             words = [words for _, _, words in log if "auto-inserting" in words]

@@ -88,7 +88,7 @@ def test_a_box_has_a_pixel_at_least():
     frame = av.VideoFrame.from_ndarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16, format="gray")
     for left in range(400):
         view = np.empty((3, 1, 1), np.uint8)
-        ViewConverter(Crop(left, 0, 1, 1), (1, 1), 0, shown=(400, 4))(frame, view)
+        ViewConverter(Crop(left, 0, 1, 1), (1, 1), None, shown=(400, 4))(frame, view)
         assert view[0, 0, 0] == 16 * min(3, round(left / 100))
 
 

@@ -37,7 +37,7 @@ def test_the_same_bits(interpolation, pixel_format, gathering):
             for allowed in (True, False):
                 assert gathering(allowed)
                 views.append(np.empty((3, *size), np.uint8))
-                ViewConverter(crop, size, 0, interpolation)(frame, views[-1])
+                ViewConverter(crop, size, None, interpolation)(frame, views[-1])
             assert views[0].std() > 5
             np.testing.assert_array_equal(*views)
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.dataset import Batch, Fault, Sample, draw
 from vidtrain.data.loading.loaders import eval_loader, train_loader
 from vidtrain.data.loading.quarantine import Quarantine
 from vidtrain.data.loading.samplers import EvalShard, SampleKey, TrainStream
-from vidtrain.data.processes import watchdog
 from vidtrain.errors import UserError
 
 COUNT = 60

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidtrain.data.manifest.manifest import Manifest, Record
-from vidtrain.data.manifest.splitting import GroupPattern, hold_out, shares_of, split_indices, split_manifest
+from vidtrain.data.manifest.splitting import groups_by, hold_out, shares_of, split_indices, split_manifest
 from vidtrain.data.sources.folders import ClassFolders
 from vidtrain.errors import UserError
 
@@ -147,10 +147,10 @@ def test_too_few_groups():
 
 def test_group_patterns():
     names = ["Diving/v_Diving_g01_c02.avi", "Swing/v_Swing_g25_c01.avi"]
-    assert GroupPattern(r"_g(\d+)_").groups(names) == ["01", "25"]
-    assert GroupPattern(r"v_(\w+)_g(\d+)_").groups(names) == ["Diving/01", "Swing/25"]
-    assert GroupPattern(r"_g\d+_").groups(names) == ["_g01_", "_g25_"]
+    assert groups_by(r"_g(\d+)_", names) == ["01", "25"]
+    assert groups_by(r"v_(\w+)_g(\d+)_", names) == ["Diving/01", "Swing/25"]
+    assert groups_by(r"_g\d+_", names) == ["_g01_", "_g25_"]
     with pytest.raises(UserError, match="is not found in 1 of 2 names, such as x.avi"):
-        GroupPattern(r"_g(\d+)_").groups([names[0], "x.avi"])
+        groups_by(r"_g(\d+)_", [names[0], "x.avi"])
     with pytest.raises(UserError, match="is no regular expression"):
-        GroupPattern("(")
+        groups_by("(", [])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.bitstream.entry_points import coded_picture
 from vidtrain.data.decoding.decoder import decode_views
+from vidtrain.data.decoding.entry_points import coded_picture
 from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, Made, Timing, prepare_file

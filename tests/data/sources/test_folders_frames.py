@@ -80,7 +80,7 @@ def test_missing_folders(folders, caplog):
         ({"annotations": ANNOTATIONS, "truth": "x"}, "need one of dataset.source.annotations and"),
         ({"annotations": ANNOTATIONS, "frame_rate": 0}, "frame_rate=0: must be images a second"),
         ({"annotations": ANNOTATIONS, "classes": ["a"]}, "names the classes; take dataset.source.classes back"),
-        ({"annotations": ANNOTATIONS, "group_pattern": "a"}, "group_pattern groups nothing there"),
+        ({"annotations": ANNOTATIONS, "group_pattern": "a"}, "take dataset.source.group_pattern back"),
         ({"annotations": "{"}, "annotations.json is no JSON"),
         ({"annotations": {"train": []}}, "is no annotations file: KeyError.'categories'"),
         ({"annotations": {**ANNOTATIONS, "val": []}}, "lists no videos for val"),

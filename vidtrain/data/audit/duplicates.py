@@ -38,6 +38,11 @@ BANDS = 4
 FRAME_DISTANCE = BANDS - 1
 BLOCK = 1 << 22  # pairs compared at once
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+# The first 12 rows of the type-II cosine transform of 32 values, without its scale
+COSINES = np.cos(np.pi * (2 * np.arange(PICTURE) + 1) * np.arange(12)[:, None] / (2 * PICTURE))
+# Where the 64 lowest frequencies but the mean stand, dealt out so that every band gets low and high ones
+DOWN, ACROSS = np.mgrid[:12, :12]
+LOWEST = np.lexsort((DOWN.ravel(), (DOWN + ACROSS).ravel()))[1:65].reshape(-1, BANDS).T.ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,25 +82,11 @@ def sign(pictures: np.ndarray) -> Signature:
     gray, pictures = gray[kept], pictures[kept]
     if not len(gray):
         return Signature(np.zeros(0, np.uint64), np.zeros((0, 3 * GRID**2), np.uint8))
-    basis = _cosines()
-    coefficients = (basis @ gray @ basis.T).reshape(len(gray), -1)
-    bits = np.packbits(coefficients[:, _lowest()] > 0, axis=1)
+    coefficients = (COSINES @ gray @ COSINES.T).reshape(len(gray), -1)
+    bits = np.packbits(coefficients[:, LOWEST] > 0, axis=1)
     cell = PICTURE // GRID
     colors = pictures.reshape(-1, GRID, cell, GRID, cell, 3).mean(axis=(2, 4)).round().astype(np.uint8)
     return Signature(np.ascontiguousarray(bits).view(np.uint64)[:, 0], colors.reshape(len(colors), -1))
-
-
-def _cosines() -> np.ndarray:
-    """The first 12 rows of the type-II cosine transform of 32 values, without its scale."""
-    rows, columns = np.arange(12)[:, None], np.arange(PICTURE)[None]
-    return np.cos(np.pi * (2 * columns + 1) * rows / (2 * PICTURE))
-
-
-def _lowest() -> np.ndarray:
-    """Where the 64 lowest frequencies but the mean stand, dealt out so that every band gets low and high ones."""
-    down, across = np.mgrid[:12, :12]
-    by_frequency = np.lexsort((down.ravel(), (down + across).ravel()))[1:65]
-    return by_frequency.reshape(-1, BANDS).T.ravel()
 
 
 def near_duplicates(videos: Sequence[Signature], max_distance: float = MAX_DISTANCE) -> list[Pair]:
@@ -137,7 +128,11 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
         keys = (values >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(keys, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
-            for rows in _blocks(bucket):
+            if len(bucket) < 2:
+                continue
+            # rows in blocks small enough that comparing one with the whole bucket takes bounded memory
+            blocks = range(0, len(bucket), max(1, BLOCK // len(bucket)))
+            for rows in np.split(bucket, blocks[1:]):
                 close = _bit_count(values[rows][:, None] ^ values[bucket][None]) <= FRAME_DISTANCE
                 close &= videos[rows][:, None] < videos[bucket][None]
                 one, other = np.nonzero(close)
@@ -145,15 +140,6 @@ def _candidates(hashes: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
                     pairs.append(np.unique(videos[rows[one]] * count + videos[bucket[other]]))
     for pair in np.unique(np.concatenate(pairs)):
         yield divmod(int(pair), count)
-
-
-def _blocks(bucket: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of a bucket, in blocks small enough that comparing one with the whole bucket takes bounded memory."""
-    if len(bucket) < 2:
-        return
-    step = max(1, BLOCK // len(bucket))
-    for start in range(0, len(bucket), step):
-        yield bucket[start : start + step]
 
 
 def _bit_count(values: np.ndarray) -> np.ndarray:

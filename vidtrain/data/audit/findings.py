@@ -12,7 +12,7 @@ import numpy as np
 from vidtrain.data.audit.duplicates import Signature, clusters, near_duplicates
 from vidtrain.data.audit.inspection import Inspection
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.splitting import GroupPattern, overlap
+from vidtrain.data.manifest.splitting import group_in, overlap
 from vidtrain.errors import UserError
 
 HALVINGS = 10  # how often videos are halved to cross-check what an attribute tells
@@ -39,30 +39,21 @@ class Entry:
 
 
 def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None) -> list[Entry]:
-    """Every record of every split. Where `group_pattern` (`GroupPattern`) is found in a path, it says the group;
+    """Every record of every split. Where `group_pattern` (`group_in`) is found in a path, it says the group;
     elsewhere it is what the source says, which is warned of.
 
     Raises `UserError` where it is found in none.
     """
-    pattern = None if group_pattern is None else GroupPattern(group_pattern)
     records, unmatched = [], []
     for split, manifest in manifests.items():
         for record in manifest:
-            group = pattern.group(record.path) if pattern else None
+            group = group_in(group_pattern, record.path) if group_pattern else None
             if group is None:
                 unmatched.append(record.path)
+                group = record.group
             names = tuple(manifest.classes[label] for label in record.labels)
-            records.append(
-                Entry(
-                    record.path,
-                    split,
-                    names,
-                    record.group if group is None else group,
-                    record.start,
-                    record.end,
-                )
-            )
-    if pattern and unmatched:
+            records.append(Entry(record.path, split, names, group, record.start, record.end))
+    if group_pattern and unmatched:
         matched = len(records) - len(unmatched)
         where = f"is found in {matched} of {len(records)} paths, and not in {unmatched[0]}"
         if not matched:
@@ -112,6 +103,10 @@ class Copies:
     @property
     def across_splits(self) -> bool:
         return len(self.splits) > 1
+
+    @property
+    def classes_differ(self) -> bool:
+        return len(self.classes) > 1
 
 
 def copies(records: Iterable[Entry], inspections: Inspections, max_distance: float) -> list[Copies]:
@@ -223,41 +218,47 @@ def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0)
     number = {name: place for place, name in enumerate(names)}
     labels = np.array([number[entry.classes[0]] for entry in known])
     groups = np.unique([entry.group for entry in known], return_inverse=True)[1]
+    rng = np.random.default_rng(seed)
+    halves = [_half(labels, groups, rng) for _ in range(HALVINGS)]
     table = attributes([inspections[entry.path] for entry in known])
-    told = [_shortcut(name, values, labels, groups, names, seed) for name, values in table.items()]
+    told = [_shortcut(name, np.array(values), labels, halves, names) for name, values in table.items()]
     return sorted(told, key=lambda shortcut: -shortcut.gain)
 
 
 def _shortcut(
-    attribute: str, values: list[str], labels: np.ndarray, groups: np.ndarray, names: list[str], seed: int
+    attribute: str, values: np.ndarray, labels: np.ndarray, halves: Sequence[np.ndarray], names: list[str]
 ) -> Shortcut:
-    spelled, codes = np.unique(values, return_inverse=True)
-    of_class = np.bincount(labels, minlength=len(names))
-    baseline = float(of_class.max() / len(labels))
-    rng = np.random.default_rng(seed)
-    hits = []
-    for _ in range(HALVINGS):
-        half = _half(labels, groups, rng)
-        for learn in (half, ~half):
-            most = int(np.bincount(labels[learn], minlength=len(names)).argmax())
-            pairs, counts = _pairs(codes[learn], labels[learn], len(names))
-            guess = _most_common_class(pairs, counts, len(spelled), len(names), most)
-            hits.append((guess[codes[~learn]] == labels[~learn]).sum())
-    accuracy = float(sum(hits) / (HALVINGS * len(labels)))
-    noise = NOISE * np.sqrt(baseline * (1 - baseline) / len(labels))
-    called_out = accuracy - baseline >= max(SHORTCUT_GAIN, noise)
-    pairs, counts = _pairs(codes, labels, len(names))
-    best = np.zeros(len(spelled), dtype=np.int64)
-    np.maximum.at(best, pairs // len(names), counts)
+    total = len(labels)
+    hits = sum(
+        _right_guesses(values[learn], labels[learn], values[~learn], labels[~learn])
+        for half in halves
+        for learn in (half, ~half)
+    )
+    baseline, accuracy = float(np.bincount(labels).max() / total), hits / (len(halves) * total)
+    noise = NOISE * np.sqrt(baseline * (1 - baseline) / total)
+    called_out = bool(accuracy - baseline >= max(SHORTCUT_GAIN, noise))
     return Shortcut(
         attribute=attribute,
-        values=len(spelled),
+        values=len(set(values.tolist())),
         accuracy=accuracy,
-        fitted=float(best.sum() / len(labels)),
+        fitted=_right_guesses(values, labels, values, labels) / total,
         baseline=baseline,
-        called_out=bool(called_out),
-        giveaways=_giveaways(pairs, counts, spelled, names) if called_out else (),
+        called_out=called_out,
+        giveaways=_giveaways(values.tolist(), labels.tolist(), names) if called_out else (),
     )
+
+
+def _right_guesses(
+    values: np.ndarray, labels: np.ndarray, other_values: np.ndarray, other_labels: np.ndarray
+) -> int:
+    """How many of the others are of the class that is most common with their value, of equal ones the first; with a
+    value that is not among `values`, of the class that is most common at all."""
+    otherwise = int(np.bincount(labels).argmax())
+    counts = Counter(zip(values.tolist(), labels.tolist(), strict=True))
+    rarest_first = sorted(counts, key=lambda pair: (counts[pair], -pair[1]))  # what is written last stays
+    most_common = dict(rarest_first)
+    pairs = zip(other_values.tolist(), other_labels.tolist(), strict=True)
+    return sum(most_common.get(value, otherwise) == label for value, label in pairs)
 
 
 def _half(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -275,36 +276,12 @@ def _half(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> n
     return side[groups]
 
 
-def _pairs(codes: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of a value and a class that occur, as value * classes + class in order, and how many videos have each.
-
-    A table of all pairs has no room where every file has a size of its own and there are thousands of classes.
-    """
-    return np.unique(codes * num_classes + labels, return_counts=True)
-
-
-def _most_common_class(
-    pairs: np.ndarray, counts: np.ndarray, num_values: int, num_classes: int, otherwise: int
-) -> np.ndarray:
-    """The most common class [values] with each value, of equal ones the first; `otherwise` of a value not seen."""
-    values, classes = np.divmod(pairs, num_classes)
-    most_common = np.full(num_values, otherwise)
-    rarest_first = np.lexsort((-classes, counts))  # what is written last stays
-    most_common[values[rarest_first]] = classes[rarest_first]
-    return most_common
-
-
-def _giveaways(
-    pairs: np.ndarray, counts: np.ndarray, spelled: np.ndarray, names: list[str]
-) -> tuple[Giveaway, ...]:
-    values, classes = np.divmod(pairs, len(names))
-    by_class = np.bincount(classes, counts, minlength=len(names))
-    of_class = counts / by_class[classes]
-    of_value = counts / np.bincount(values, counts)[values]
-    lift = of_value / (by_class[classes] / counts.sum())
-    giveaways = [
-        Giveaway(names[c], str(spelled[v]), float(of_class[row]), float(of_value[row]), float(lift[row]))
-        for row, (v, c) in enumerate(zip(values, classes, strict=True))
-        if of_class[row] >= MOST_OF_CLASS and lift[row] >= LIFT
-    ]
+def _giveaways(values: list[str], labels: list[int], names: list[str]) -> tuple[Giveaway, ...]:
+    by_value, by_class = Counter(values), Counter(labels)
+    giveaways = []
+    for (value, label), count in sorted(Counter(zip(values, labels, strict=True)).items()):
+        of_class, of_value = count / by_class[label], count / by_value[value]
+        lift = of_value / (by_class[label] / len(labels))
+        if of_class >= MOST_OF_CLASS and lift >= LIFT:
+            giveaways.append(Giveaway(names[label], value, of_class, of_value, lift))
     return tuple(sorted(giveaways, key=lambda giveaway: (-giveaway.lift * giveaway.of_class, giveaway.name)))

@@ -13,10 +13,10 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtrain.data.audit.duplicates import FRAMES, PICTURE
+from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.container import ffmpeg_errors, frames_in_order, opened
 from vidtrain.data.decoding.conversion import color_of
 from vidtrain.data.decoding.video import DecodeError, Orientation, VideoInfo, displayed_size, orientation_of
-from vidtrain.data.processes import watchdog
 
 T = TypeVar("T")
 THUMBNAIL = 160  # pixels of the longer side
@@ -199,9 +199,11 @@ class Pictures:
         self.spread: list[np.ndarray] = []
         self.thumbnail: np.ndarray | None = None
 
+    def _way(self, frame: av.VideoFrame) -> Orientation:
+        return orientation_of(frame) if self._orientation is None else self._orientation
+
     def shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        way = orientation_of(frame) if self._orientation is None else self._orientation
-        return displayed_size(frame.width, frame.height, way)
+        return displayed_size(frame.width, frame.height, self._way(frame))
 
     def look(self, frame: av.VideoFrame, index: int) -> None:
         """Frames come in order; it is decided by `index` what is kept of them."""
@@ -214,5 +216,4 @@ class Pictures:
 
     def _small(self, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
         small = frame.reformat(width, height, "rgb24", interpolation="AREA", threads=1)
-        way = orientation_of(frame) if self._orientation is None else self._orientation
-        return np.ascontiguousarray(way.turned(small.to_ndarray()))
+        return np.ascontiguousarray(self._way(frame).turned(small.to_ndarray()))

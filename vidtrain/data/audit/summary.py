@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vidtrain.data.audit.findings import (
-    Copies,
     Entry,
     Inspections,
     balance,
@@ -33,6 +32,7 @@ MEANINGS = {
     "max_groups_across_splits": "groups in more than one split",
     "max_shortcut_gain": "accuracy that one attribute of the files gives above the most common class",
 }
+OF_COPIES = ("kind", "distance", "splits", "across_splits", "classes_differ")
 COLUMNS = ("split", "class", "group", "path", "start", "end", "cause", "issues", "copies")
 MEASURED = (
     "size", "num_frames", "stated_frames", "width", "height", "rotation", "mirrored", "sample_aspect",
@@ -64,7 +64,8 @@ def summarize(
     """All findings. `classes` gives their order; `inspections` holds every path of `records`."""
     splits = list(dict.fromkeys(entry.split for entry in records))
     by_path = records_by_path(records)
-    root = common_folder(list(by_path))
+    # so that what is shown of paths can be short
+    root = os.path.commonpath(sorted({os.path.dirname(os.path.abspath(path)) for path in by_path}))
     readable = [entry for entry in records if not inspections[entry.path].cause]
 
     def describe(path: str) -> Plain:
@@ -82,7 +83,7 @@ def summarize(
         "max_unreadable_share": len(unreadable) / len(by_path),
         "max_damaged_share": len(damaged) / len(by_path),
         "max_absent_classes": len(absent),
-        "max_duplicates_across_splits": sum(each.across_splits for each in alike),
+        "max_duplicates_across_splits": sum(same.across_splits for same in alike),
         "max_groups_across_splits": len(crossing) if groups_known else None,
         "max_shortcut_gain": max((shortcut.gain for shortcut in told), default=0.0),
     }
@@ -106,21 +107,12 @@ def summarize(
         "distributions": _distributions(readable, classes, inspections),
         "shortcuts": [{**asdict(shortcut), "gain": shortcut.gain} for shortcut in told],
         "copies": [
-            {**_about(alike_files), "files": list(map(describe, alike_files.paths))} for alike_files in alike
+            {key: getattr(same, key) for key in OF_COPIES} | {"files": list(map(describe, same.paths))}
+            for same in alike
         ],
         "groups_known": groups_known,
         "groups_across_splits": crossing,
         "samples": _samples(readable, classes, describe),
-    }
-
-
-def _about(alike_files: Copies) -> Plain:
-    return {
-        "kind": alike_files.kind,
-        "distance": alike_files.distance,
-        "splits": list(alike_files.splits),
-        "across_splits": alike_files.across_splits,
-        "classes_differ": len(alike_files.classes) > 1,
     }
 
 
@@ -150,12 +142,6 @@ def _empty_cuts(listed: Sequence[Entry], inspection: Inspection) -> list[tuple[s
         for start in starts
         if start >= inspection.duration
     ]
-
-
-def common_folder(paths: Sequence[str]) -> str:
-    """The folder below which all paths lie, so that what is shown of them can be short."""
-    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
-    return os.path.commonpath(sorted(folders))
 
 
 def _short(path: str, root: str) -> str:

@@ -98,8 +98,8 @@ def _same_colors(frame: av.VideoFrame) -> str:
 class ViewConverter:
     """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
 
-    The frames are shown as `rotation` (degrees counterclockwise, one of 0, 90, 180, 270; None: as each frame says
-    itself) and `mirrored` say (`Orientation`), and `crop` is in pixels of what is shown. `interpolation` is one of
+    The frames are shown as `orientation` says (None: as each frame says itself), and `crop` is in pixels of what is
+    shown. `interpolation` is one of
     `INTERPOLATIONS`. In the coded picture the crop's corner moves left and up to the next pixel that has a color sample
     of its own: by one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same
     pixels, turned. Frames of another size than `shape` (width, height, as they are shown; None: any) are scaled to it
@@ -109,9 +109,8 @@ class ViewConverter:
 
     crop: Crop
     size: tuple[int, int]
-    rotation: int | None
+    orientation: Orientation | None
     interpolation: str = "bicubic"
-    mirrored: bool = False
     shape: tuple[int, int] | None = None
     shown: tuple[int, int] | None = None
 
@@ -124,14 +123,14 @@ class ViewConverter:
     def of(
         cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic"
     ) -> "ViewConverter":
-        """For frames of `video`: a file's are all shown one way, while each image of a folder has its own."""
-        rotation = None if video.images else video.rotation
+        """For frames of `video`."""
+        orientation = None if video.images else video.orientation
         shown = (video.width, video.height) if video.pixels_of else None
-        return cls(crop, size, rotation, interpolation, video.mirrored, video.picture, shown)
+        return cls(crop, size, orientation, interpolation, video.picture, shown)
 
     def __call__(self, frame: av.VideoFrame, out: np.ndarray) -> None:
         """Writes the view of `frame` into `out`, uint8 [3 h w]."""
-        way = orientation_of(frame) if self.rotation is None else Orientation(self.rotation, self.mirrored)
+        way = orientation_of(frame) if self.orientation is None else self.orientation
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame, way), layout

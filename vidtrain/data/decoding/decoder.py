@@ -4,7 +4,6 @@ Exact means: a frame read at random is, byte for byte, the one that reading the 
 decoder made up, for want of sound data, is not given out.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor
 
 from vidtrain.data.augment.geometry import Crop
-from vidtrain.data.bitstream.packets import damaged_frames, decode_frames, decode_in_order
 from vidtrain.data.decoding.container import check_size, damage_error, sound_frames, sound_image
 from vidtrain.data.decoding.conversion import ViewConverter
-from vidtrain.data.decoding.video import DecodeError, VideoInfo, displayed_size, orientation_of
+from vidtrain.data.decoding.packets import damaged_frames, decode_frames, decode_in_order
+from vidtrain.data.decoding.video import DecodeError, VideoInfo, displayed_size
+from vidtrain.files.atomic import replacing_path
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
 CLOCK = 90_000  # ticks a second of written videos, what MPEG counts in
@@ -55,10 +55,7 @@ def decode_views(
     decoded = set()
     for index, frame in read_frames(video, sorted(places)):
         if size_changes == "refuse":
-            way = orientation_of(frame) if video.images else video.orientation
-            shown = displayed_size(frame.width, frame.height, way)
-            if shown != video.picture:
-                raise size_error(video.path, index, video.picture, *shown)
+            check_unchanged(video, index, frame)
         decoded.add(index)
         for crop, wanted in places[index].items():
             if crop not in converters:
@@ -87,6 +84,13 @@ def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
             inside = crop.left + crop.width <= video.width and crop.top + crop.height <= video.height
             if not inside or crop.left < 0 or crop.top < 0:
                 raise ValueError(f"{crop} in the {video.width}x{video.height} frame of {video.path}")
+
+
+def check_unchanged(video: VideoInfo, index: int, frame: av.VideoFrame) -> None:
+    """Raises `DecodeError` for a frame of another size than the first one's."""
+    shown = displayed_size(frame.width, frame.height, video.way_of(frame))
+    if shown != video.picture:
+        raise size_error(video.path, index, video.picture, *shown)
 
 
 def size_error(path: str, index: int, shape: tuple[int, int], width: int, height: int) -> DecodeError:
@@ -168,20 +172,18 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], seconds: np.ndarray)
     times = np.round((seconds - seconds[0]) * CLOCK).astype(np.int64)
     span = int(times[-1]) if len(times) > 1 else CLOCK // 25
     mean = Fraction(max(1, len(times) - 1) * CLOCK, span).limit_denominator(1000)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=mean, options=ENCODING)
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.time_base = Fraction(1, CLOCK)
-            stream.codec_context.thread_count = 1
-            for number, (picture, time) in enumerate(zip(pictures, times, strict=True)):
-                if number == 0:
-                    stream.height, stream.width = picture.shape[:2]
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-                frame.pts, frame.time_base = int(time), Fraction(1, CLOCK)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=mean, options=ENCODING)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, CLOCK)
+        stream.codec_context.thread_count = 1
+        for number, (picture, time) in enumerate(zip(pictures, times, strict=True)):
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = int(time), Fraction(1, CLOCK)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -18,23 +18,26 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtrain.data.bitstream.entry_points import (
+from vidtrain.data.decoding import watchdog
+from vidtrain.data.decoding.container import (
+    StatedTimes,
+    aspect_of,
+    frame_times,
+    larger,
+    opened,
+    states_decode_times,
+    states_shown_times,
+)
+from vidtrain.data.decoding.entry_points import (
     TELLING_CODECS,
-    CodedPicture,
+    ListedPicture,
     ParametersInMidStream,
     coded_picture,
     needs_first_packet,
     pictures_apart,
 )
-from vidtrain.data.bitstream.headers import Survey, has_layers, survey
-from vidtrain.data.bitstream.packets import Trial, fingerprint
-from vidtrain.data.decoding.container import aspect_of, larger, opened
-from vidtrain.data.decoding.frame_times import (
-    StatedTimes,
-    frame_times,
-    states_decode_times,
-    states_shown_times,
-)
+from vidtrain.data.decoding.headers import Survey, has_layers, survey
+from vidtrain.data.decoding.packets import Trial, fingerprint
 from vidtrain.data.decoding.video import (
     MAX_PIXELS,
     DecodeError,
@@ -43,7 +46,6 @@ from vidtrain.data.decoding.video import (
     displayed_size,
     orientation_of,
 )
-from vidtrain.data.processes import watchdog
 from vidtrain.errors import UserError
 
 # Containers that give every frame a presentation time.
@@ -56,19 +58,6 @@ HEADER = 64
 NONE = np.array([], dtype=np.int32)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = re.compile(r"(\d+)")
-
-
-@dataclass
-class _Picture:
-    """One coded picture as the container lists it; `position` is None where its bytes do not lie so in the file."""
-
-    position: int | None
-    size: int
-    pts: int | None
-    keyframe: bool
-    clean: bool
-    hidden: bool
-    coded: CodedPicture
 
 
 def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
@@ -127,7 +116,7 @@ class _Scan:
         self.first: av.VideoFrame | None = None
         self.aspect = Fraction(1)
         self.sound = True
-        self.pictures: list[_Picture] = []
+        self.pictures: list[ListedPicture] = []
         self.sent: list[int | None] = []
         stated = states_decode_times(container.format)
         self.opening = b""
@@ -172,9 +161,9 @@ class _Scan:
 
     def _picture(
         self, packet: av.Packet, data: bytes, extradata: bytes, place: int | None, offset: int
-    ) -> _Picture:
+    ) -> ListedPicture:
         coded = coded_picture(self.codec, data, extradata)
-        return _Picture(
+        return ListedPicture(
             position=None if place is None else place + offset,
             size=len(data),
             pts=packet.pts,
@@ -235,24 +224,24 @@ class _Scan:
         table = replace(self.setup, order=order, starts=starts)
         if not self.survey.regular or (self.unusual and not self.trial(path).can_leave_out()):
             table = replace(table, disposable=np.zeros_like(table.disposable))
-        return self.video(path, self.first, np.sort(ticks), self.time_base, table)
+        return _like_first(path, self.first, np.sort(ticks), self.time_base, self.aspect, table)
 
     def trial(self, path: str) -> Trial:
         return Trial(path, self.setup, self.max_pixels)
 
-    def video(
-        self, path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, table: PacketTable | None
-    ) -> VideoInfo:
-        return replace(_like_first(path, first, ticks, tick, self.aspect), packets=table)
-
 
 def _like_first(
-    path: str, first: av.VideoFrame, ticks: np.ndarray, tick: Fraction, aspect: Fraction
+    path: str,
+    first: av.VideoFrame,
+    ticks: np.ndarray,
+    tick: Fraction,
+    aspect: Fraction,
+    table: PacketTable | None = None,
 ) -> VideoInfo:
     """A video that is shown as its first frame says."""
-    way = orientation_of(first)
+    rotation, mirrored = way = orientation_of(first)
     width, height = displayed_size(first.width, first.height, way)
-    return VideoInfo(path, ticks, tick, width, height, way.rotation, mirrored=way.mirrored, aspect=aspect)
+    return VideoInfo(path, ticks, tick, width, height, rotation, table, mirrored=mirrored, aspect=aspect)
 
 
 def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
@@ -290,7 +279,7 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
     ticks_and_tick = frame_times(StatedTimes(times, let_out, scan.sent), scan.time_base, scan.rate)
     if ticks_and_tick is None:
         raise DecodeError(path, "it has neither frame times in order nor a frame rate")
-    return scan.video(path, first, *ticks_and_tick, table)
+    return _like_first(path, first, *ticks_and_tick, scan.aspect, table)
 
 
 def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:

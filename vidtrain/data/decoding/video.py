@@ -178,6 +178,10 @@ class VideoInfo:
     def orientation(self) -> Orientation:
         return Orientation(self.rotation, self.mirrored)
 
+    def way_of(self, frame: av.VideoFrame) -> Orientation:
+        """How a frame is shown: a file's are all shown one way, while each image of a folder has its own."""
+        return orientation_of(frame) if self.images else self.orientation
+
     @property
     def num_frames(self) -> int:
         return len(self.ticks)

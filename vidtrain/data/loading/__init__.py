@@ -7,6 +7,6 @@ file_checks.py  what every file of a split is looked at for: bounds, a protocol 
 loaders.py      batches, read ahead by worker processes
 quarantine.py   files that are not tried again
 samplers.py     which samples, in which order, and how often each class is drawn
-video_paths.py  which videos are meant by files, folders, patterns and listings
 windows.py      videos of any length, whole or in windows
+workers.py      processes that may crash, hang or be killed; any function on many files; tensors between processes
 """

@@ -12,8 +12,8 @@ import numpy as np
 
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError
+from vidtrain.data.loading.workers import guarded
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.processes.workers import guarded
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.data.sampling.temporal import EmptyCut
 from vidtrain.errors import UserError
@@ -37,19 +37,17 @@ def _check_all(
 ) -> list[Finding | None]:
     """The finding of each item, in their order; None also for a file that crashes or hangs.
 
-    The files are looked at by `num_workers` processes, for `time_limit` seconds each at most.
+    The files are looked at by `num_workers` processes, for `time_limit` seconds each at most, and each item once.
     """
-    findings: dict[int, Finding | None] = {}
-    numbered = enumerate(items)
-    results = guarded(partial(_check_one, check), numbered, max(1, num_workers), time_limit, (__name__,))
-    for done, result in enumerate(results, start=1):
-        findings[result.item[0]] = result.value
+    items = list(items)
+    repeated = Counter(items)
+    findings: dict[Item, Finding | None] = {}
+    done = 0
+    for result in guarded(check, repeated, max(1, num_workers), time_limit, (__name__,)):
+        findings[result.item] = result.value
+        done += repeated[result.item]
         progress(done)
-    return [findings[number] for number in range(len(findings))]
-
-
-def _check_one(check: Callable[[Item], Finding], item: tuple[int, Item]) -> Finding:
-    return check(item[1])
+    return [findings[item] for item in items]
 
 
 def _cuts(manifest: Manifest) -> Iterable[Cut]:

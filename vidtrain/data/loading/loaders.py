@@ -14,11 +14,11 @@ from typing import Protocol
 
 import torch
 
+from vidtrain.data.decoding.watchdog import TIME_LIMIT
 from vidtrain.data.loading.dataset import Batch, Sample, VideoDataset, collate
 from vidtrain.data.loading.quarantine import Losses, Quarantine
 from vidtrain.data.loading.samplers import EvalShard, EvalUnits, MixtureStream, SampleKey, TrainStream
-from vidtrain.data.processes.watchdog import TIME_LIMIT
-from vidtrain.data.processes.workers import TICK, Answer, Lost, Raised, StartMethod, Workers
+from vidtrain.data.loading.workers import TICK, Answer, Lost, Raised, StartMethod, Workers
 from vidtrain.errors import UserError
 
 PREFETCH = 4  # batches for each worker that are read and not yet used, or being read

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from vidtrain.data.decoding.video import DecodeError
-from vidtrain.data.processes.watchdog import describe_exit, reading
+from vidtrain.data.decoding.watchdog import describe_exit, reading
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 

@@ -1,4 +1,4 @@
-"""Manifests kept on disk: a source is read once, then mapped into the memory of all processes and runs.
+"""Manifests on disk: a source is read once, then mapped into the memory of all processes and runs; and lists of splits.
 
     folder/manifests/SOURCE-CONTENTS/
       splits.json         the names of the splits, and what the source warned of
@@ -8,19 +8,27 @@ SOURCE stands for the source's settings, CONTENTS for the files that it reads, o
 those are, for what it found.
 """
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from logging.handlers import BufferingHandler
 from pathlib import Path
+from typing import Any
 
-from vidtrain.data.manifest.manifest import Manifest, Source
+from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
+from vidtrain.data.manifest.manifest import Manifest, Record, Source
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.escaping import guarded_cell, is_utf8
 from vidtrain.files.folders import check_links
 
 # A run that lasts for weeks may still have one open, perhaps on another machine, where removing it would end that run.
@@ -90,37 +98,31 @@ def _short_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-class _Keeper(logging.Handler):
-    """Keeps the warnings that it handles, to be logged again."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
-def _listening() -> Iterator[list[str]]:
+def _listening() -> Iterator[list[logging.LogRecord]]:
     """Hears the warnings of sources, which come through the loggers of this package."""
-    package, keeper = logging.getLogger("vidtrain.data"), _Keeper()
+    package, keeper = logging.getLogger("vidtrain.data"), BufferingHandler(sys.maxsize)
+    keeper.setLevel(logging.WARNING)
     package.addHandler(keeper)
     try:
-        yield keeper.messages
+        yield keeper.buffer
     finally:
         package.removeHandler(keeper)
 
 
 def _store(
-    manifests: dict[str, Manifest], warnings: Sequence[str], kept: Path, key: str, state: str | None
+    manifests: dict[str, Manifest],
+    warnings: Sequence[logging.LogRecord],
+    kept: Path,
+    key: str,
+    state: str | None,
 ) -> Path:
     """Writes all splits, or none; returns their folder."""
     unfinished = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=kept))
     try:
         digests = {split: manifest.save(unfinished / split) for split, manifest in manifests.items()}
         place = kept / f"{key}-{state or _short_hash(json.dumps(digests).encode())}"
-        about = {"splits": list(manifests), "warnings": list(warnings)}
+        about = {"splits": list(manifests), "warnings": [warning.getMessage() for warning in warnings]}
         (unfinished / SPLITS).write_text(json.dumps(about), encoding="utf-8")
         unfinished.chmod(0o755)  # made for this user alone, but others may share the cache
         try:
@@ -160,3 +162,88 @@ def _remove_unused(kept: Path) -> None:
         with suppress(FileNotFoundError):  # another process has given it its final name meanwhile
             if ours and place.stat().st_mtime < oldest:
                 shutil.rmtree(place, ignore_errors=True)
+
+
+# --- the files that vidtrain.split writes -----------------------------------------------------------------
+
+
+def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
+    """A row for every record: path (relative to `folder` where there is one), labels with `separator` between them,
+    group, and the times of cuts where there are any.
+
+    Fields are guarded as in `vidtrain.files.escaping.csv_lines`, and listings are read so. A path that is no UTF-8 is
+    written as its bytes. Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
+    """
+    cut = manifest.columns.starts is not None or manifest.columns.ends is not None
+    rows = [["path", "label", "group", *(("start", "end") if cut else ())]]
+    for record in manifest:
+        path = os.path.abspath(record.path)
+        path = os.path.relpath(path, folder) if folder else path
+        label = separator.join(manifest.classes[number] for number in record.labels)
+        times = ["" if time is None else repr(time) for time in (record.start, record.end)]
+        group = path if record.group == record.path else record.group
+        if any(end in name for name in (path, label, group) for end in "\r\n"):
+            raise UserError(f"{path!r} cannot be listed: its name has a line break; rename it")
+        if not is_utf8(label):
+            raise UserError(f"{path!r} cannot be listed: its label {label!r} is not UTF-8; rename the folder")
+        rows.append([path, label, group, *(times if cut else ())])
+    # spaces around a field would not count without quotes
+    bare = all(field == field.strip() for row in rows for field in row)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
+    writer.writerows([guarded_cell(field) for field in row] for row in rows)
+    return text.getvalue()
+
+
+def annotations_text(splits: Mapping[str, Manifest], root: str, folders: bool) -> str:
+    """All splits as JSON, an entry a line; paths are relative to `root`, and `folders` says that they hold images."""
+    classes = next(iter(splits.values())).classes
+    parts = [f'"categories": {json.dumps({name: number for number, name in enumerate(classes)})}']
+    for name, manifest in splits.items():
+        entries = ",\n".join(json.dumps(_annotation(record, root, folders)) for record in manifest)
+        parts.append(f'"{name}": [\n{entries}\n]')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "video": os.path.relpath(record.path, root or "."),
+        "target": record.label if len(record.labels) == 1 else list(record.labels),
+    }
+    if folder:
+        count = len(image_names(record.path))
+        if not count:
+            raise UserError(f"no images in {record.path}; looked for {' '.join(IMAGE_SUFFIXES)}")
+        entry["segment"] = [0, count - 1]
+    if record.group != record.path:
+        entry["group"] = record.group
+    cut = {"start": record.start, "end": record.end}
+    return entry | {name: time for name, time in cut.items() if time is not None}
+
+
+def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
+    """Writes files by name into the folder `out`. Raises `UserError` where another split is there, unless `overwrite`,
+    or nothing can be written."""
+    for name in texts:
+        if (out / name).is_dir():
+            raise UserError(f"{out / name} is a folder: choose another out=")
+    # a split that has no test must not stand beside the test of another
+    stale = [out / "test.csv"] if "test.csv" not in texts and (out / "test.csv").exists() else []
+    other = [
+        name
+        for name, text in texts.items()
+        if (out / name).exists() and (out / name).read_bytes() != text.encode(errors="surrogateescape")
+    ]
+    other += [path.name for path in stale]
+    if other and not overwrite:
+        raise UserError(
+            f"{out} holds another split ({', '.join(other)}): choose another folder with out=, or overwrite=true"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in stale:
+            path.unlink()
+        for name, text in texts.items():
+            write_text_atomic(out / name, text)
+    except OSError as error:
+        raise UserError(f"cannot write into out={out}: {error.strerror}; choose another folder") from error

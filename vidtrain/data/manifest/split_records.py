@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from vidtrain.data.decoding.metadata import image_names
 from vidtrain.data.manifest.columns import Columns, Strings
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import flush_folder
+from vidtrain.files.atomic import replacing_path
 
 T = TypeVar("T")
 MOST_LOOKED_AT = 200_000
@@ -55,7 +54,11 @@ class SplitRecord:
         chosen = np.arange(0, len(manifest), max(1, -(-len(manifest) // most)))
         sizes = np.full(len(manifest), NOT_LOOKED_AT, dtype=np.int64)
         times = np.zeros(len(manifest), dtype=np.int64)
-        look = partial(_look_at, manifest.paths, manifest.frame_rate is not None)
+
+        def look(places: np.ndarray) -> list[tuple[int, int]]:
+            images = manifest.frame_rate is not None
+            return [_look(manifest.paths[place], images) for place in places.tolist()]
+
         parts = [chosen[first : first + AT_A_TIME] for first in range(0, len(chosen), AT_A_TIME)]
         with ThreadPoolExecutor(LOOKING) as pool:
             for part, looks in zip(parts, pool.map(look, parts), strict=True):
@@ -87,19 +90,17 @@ class SplitRecord:
         arrays |= {name: column for name in OPTIONAL if (column := getattr(columns, name)) is not None}
         for name, texts in (("prefix", [columns.paths.prefix]), ("classes", self.classes)):
             arrays[name] = np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with (
+                replacing_path(path) as temporary,
+                zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            ):
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-            temporary.replace(path)
-            flush_folder(path.parent)
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): free some space.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> "SplitRecord":
@@ -136,10 +137,6 @@ class SplitRecord:
             raise ValueError("its columns are of another kind")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise ValueError("its labels have no classes")
-
-
-def _look_at(paths: Strings, images: bool, places: np.ndarray) -> list[tuple[int, int]]:
-    return [_look(paths[place], images) for place in places.tolist()]
 
 
 def _look(path: str, images: bool) -> tuple[int, int]:

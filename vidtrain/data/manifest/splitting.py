@@ -1,8 +1,5 @@
-"""Train, val and test: made so that classes keep their shares and groups stay whole, checked, and written as lists."""
+"""Train, val and test: made so that classes keep their shares and groups stay whole, and checked."""
 
-import csv
-import io
-import json
 import logging
 import math
 import os
@@ -10,20 +7,16 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
 from vidtrain.data.manifest.class_names import NO_UTF8
 from vidtrain.data.manifest.columns import OWN_PATH
 from vidtrain.data.manifest.manifest import Manifest, Record, check_same_classes
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import write_text_atomic
-from vidtrain.files.escaping import guarded_cell, is_utf8, shown, shown_some
+from vidtrain.files.escaping import is_utf8, shown, shown_some
 
 SPLITS = ("train", "val", "test")
 SAMPLED = 20  # files of a split that are looked for before anything starts
@@ -183,44 +176,38 @@ def _groups_of(manifest: Manifest) -> tuple[np.ndarray, list[Content]]:
     return numbers, contents
 
 
-@dataclass(frozen=True)
-class GroupPattern:
-    """Groups from names: what the parentheses of a regular expression hold where it is found, or all that it matches.
+def group_in(pattern: str, name: str) -> str | None:
+    """The group of a name: what the parentheses of a regular expression hold where it is found in it, or all that it
+    matches; None where it is not found.
 
-    `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01. Raises `UserError`
-    for an expression that is none.
+    `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01.
     """
-
-    pattern: str
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise UserError(
-                f"dataset.source.group_pattern={self.pattern!r} is no regular expression: {error}"
-            ) from error
-
-    def group(self, name: str) -> str | None:
-        """The group of one name; None where the pattern is not found in it."""
-        match = re.search(self.pattern, name)
-        return ("/".join(match.groups("")) or match[0]) if match else None
-
-    def groups(self, names: Sequence[str]) -> list[str]:
-        """Raises `UserError` naming those that it is not found in: they would be split from their group."""
-        groups = [(name, self.group(name)) for name in names]
-        missed = [name for name, group in groups if group is None]
-        if missed:
-            raise UserError(
-                f"dataset.source.group_pattern={self.pattern!r} is not found in {len(missed)} of {len(names)} names, "
-                f"such as {', '.join(missed[:NAMED])}"
-            )
-        return [group for _, group in groups if group is not None]
+    match = re.search(pattern, name)
+    return ("/".join(match.groups("")) or match[0]) if match else None
 
 
 def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
-    """The groups of names by a `GroupPattern`; None without one. Raises `UserError` as that does, even of no names."""
-    return None if pattern is None else GroupPattern(pattern).groups(names)
+    """The group of each name, as in `group_in`; None without a pattern.
+
+    Raises `UserError` for a pattern that is no regular expression, even of no names, and for one that is not found in
+    some of them, which would be split from their group.
+    """
+    if pattern is None:
+        return None
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"dataset.source.group_pattern={pattern!r} is no regular expression: {error}"
+        ) from error
+    groups = [(name, group_in(pattern, name)) for name in names]
+    missed = [name for name, group in groups if group is None]
+    if missed:
+        raise UserError(
+            f"dataset.source.group_pattern={pattern!r} is not found in {len(missed)} of {len(names)} names, "
+            f"such as {', '.join(missed[:NAMED])}"
+        )
+    return [group for _, group in groups if group is not None]
 
 
 # --- what no dataset may be -------------------------------------------------------------------------------
@@ -360,89 +347,7 @@ def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Mani
     logger.warning(message, len(shared), first, counts[0], second, counts[1], shared[0])
 
 
-# --- the files that vidtrain.split writes -----------------------------------------------------------------
-
-
-def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
-    """A row for every record: path (relative to `folder` where there is one), labels with `separator` between them,
-    group, and the times of cuts where there are any.
-
-    Fields are guarded as in `vidtrain.files.escaping.csv_lines`, and listings are read so. A path that is no UTF-8 is
-    written as its bytes. Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
-    """
-    cut = manifest.columns.starts is not None or manifest.columns.ends is not None
-    rows = [["path", "label", "group", *(("start", "end") if cut else ())]]
-    for record in manifest:
-        path = os.path.abspath(record.path)
-        path = os.path.relpath(path, folder) if folder else path
-        label = separator.join(manifest.classes[number] for number in record.labels)
-        times = ["" if time is None else repr(time) for time in (record.start, record.end)]
-        group = path if record.group == record.path else record.group
-        if any(end in name for name in (path, label, group) for end in "\r\n"):
-            raise UserError(f"{path!r} cannot be listed: its name has a line break; rename it")
-        if not is_utf8(label):
-            raise UserError(f"{path!r} cannot be listed: its label {label!r} is not UTF-8; rename the folder")
-        rows.append([path, label, group, *(times if cut else ())])
-    # spaces around a field would not count without quotes
-    bare = all(field == field.strip() for row in rows for field in row)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
-    writer.writerows([guarded_cell(field) for field in row] for row in rows)
-    return text.getvalue()
-
-
-def annotations_text(splits: Mapping[str, Manifest], root: str, folders: bool) -> str:
-    """All splits as JSON, an entry a line; paths are relative to `root`, and `folders` says that they hold images."""
-    classes = next(iter(splits.values())).classes
-    parts = [f'"categories": {json.dumps({name: number for number, name in enumerate(classes)})}']
-    for name, manifest in splits.items():
-        entries = ",\n".join(json.dumps(_annotation(record, root, folders)) for record in manifest)
-        parts.append(f'"{name}": [\n{entries}\n]')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "video": os.path.relpath(record.path, root or "."),
-        "target": record.label if len(record.labels) == 1 else list(record.labels),
-    }
-    if folder:
-        count = len(image_names(record.path))
-        if not count:
-            raise UserError(f"no images in {record.path}; looked for {' '.join(IMAGE_SUFFIXES)}")
-        entry["segment"] = [0, count - 1]
-    if record.group != record.path:
-        entry["group"] = record.group
-    cut = {"start": record.start, "end": record.end}
-    return entry | {name: time for name, time in cut.items() if time is not None}
-
-
-def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
-    """Writes files by name into the folder `out`. Raises `UserError` where another split is there, unless `overwrite`,
-    or nothing can be written."""
-    for name in texts:
-        if (out / name).is_dir():
-            raise UserError(f"{out / name} is a folder: choose another out=")
-    # a split that has no test must not stand beside the test of another
-    stale = [out / "test.csv"] if "test.csv" not in texts and (out / "test.csv").exists() else []
-    other = [
-        name
-        for name, text in texts.items()
-        if (out / name).exists() and (out / name).read_bytes() != text.encode(errors="surrogateescape")
-    ]
-    other += [path.name for path in stale]
-    if other and not overwrite:
-        raise UserError(
-            f"{out} holds another split ({', '.join(other)}): choose another folder with out=, or overwrite=true"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path in stale:
-            path.unlink()
-        for name, text in texts.items():
-            write_text_atomic(out / name, text)
-    except OSError as error:
-        raise UserError(f"cannot write into out={out}: {error.strerror}; choose another folder") from error
+# --- what there is in splits ------------------------------------------------------------------------------
 
 
 def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str, int, str, int, int, str]]:

@@ -24,10 +24,10 @@ import av
 import numpy as np
 
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.prepared.reencode import TEMPORARY, EncodeSettings, Made
+from vidtrain.data.prepared.reencode import EncodeSettings, Made
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import write_json_atomic, write_text_atomic
-from vidtrain.files.escaping import csv_text, shown
+from vidtrain.files.atomic import TEMPORARY, write_json_atomic, write_text_atomic
+from vidtrain.files.escaping import csv_text, shown_some
 
 log = logging.getLogger(__name__)
 
@@ -173,10 +173,9 @@ class PreparedCopy:
             shifts[index] = entry.made.shift
             older += entry.older and not entry.made.cause
         if missing:
-            more = ", ..." if len(missing) > NAMED else ""
             raise UserError(
                 f"{len(missing)} of {len(manifest)} files are not in the prepared copy {self.folder} "
-                f"of the files in {self.root}: {', '.join(map(shown, missing[:NAMED]))}{more}\n"
+                f"of the files in {self.root}: {shown_some(missing, NAMED)}\n"
                 f"complete it with: {self.command}"
             )
         if older:

@@ -6,7 +6,6 @@ that nobody asked for are not decoded.
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import PictureType
 
+from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.container import damage_error, frames_in_order, opened, sound_image
 from vidtrain.data.decoding.conversion import (
     FULL_RANGE,
@@ -25,24 +25,16 @@ from vidtrain.data.decoding.conversion import (
     color_of,
     filter_graph,
 )
-from vidtrain.data.decoding.decoder import size_error
+from vidtrain.data.decoding.decoder import check_unchanged
 from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
-from vidtrain.data.decoding.video import (
-    MAX_PIXELS,
-    DecodeError,
-    Orientation,
-    VideoInfo,
-    displayed_size,
-    orientation_of,
-)
-from vidtrain.data.processes import watchdog
+from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, Orientation, VideoInfo
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import replacing_path
 
 PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
 )  # fmt: skip
 BT601, LIMITED_RANGE = 6, 1
-TEMPORARY = ".tmp"  # how the names of unfinished files end
 # Units of time per second where those of the source are too fine for MP4
 COARSER_SCALES = (1_000_000, 90_000, 1_000)
 LARGEST = 2**31 - 1  # MP4 keeps the distance of two frames, and the units a second, in 32 bits
@@ -122,8 +114,6 @@ class Made:
 
 def prepare_file(job: Job) -> Made:
     """Makes `job.target`, whole or not at all. What goes wrong is in the result, which crosses processes."""
-    # by process, so that two that work on one file do no harm
-    temporary = job.target.with_name(f".{job.target.name}.{os.getpid()}{TEMPORARY}")
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         if job.frame_rate:
@@ -134,12 +124,13 @@ def prepare_file(job: Job) -> Made:
         size = job.settings.size(video.width, video.height)
         if job.older is not None and holds(video, job.target, timing, size):
             return job.older
-        encode(video, temporary, timing, size, job.settings)
-        verify(video, temporary, timing, size)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        made = Made(os.path.getsize(temporary), timing.shift)
-        temporary.replace(job.target)
+        # by process, so that two that work on one file do no harm
+        with replacing_path(job.target) as temporary:
+            encode(video, temporary, timing, size, job.settings)
+            verify(video, temporary, timing, size)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            made = Made(os.path.getsize(temporary), timing.shift)
         return made
     except DecodeError as error:
         return Made(cause=error.cause if error.path == job.source else str(error))
@@ -147,9 +138,6 @@ def prepare_file(job: Job) -> Made:
         return Made(refusal=f"cannot write {job.target}: {error.strerror or error}")
     except av.FFmpegError as error:
         return Made(cause=f"it cannot be encoded: {error.strerror}")
-    finally:
-        with suppress(OSError):  # mostly, that it is not there
-            temporary.unlink()
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +186,10 @@ def encode(
     found to hold decodes, sound and at its time.
     """
     converter: Converter | None = None
-    durations = timing.durations
-    with av.open(str(target), "w", format="mp4", options=_container_options(timing.scale)) as container:
+    durations, scale = timing.durations, str(timing.scale)
+    # both time scales: the beginning of the first frame is kept in that of the movie
+    options = {"movflags": "+faststart", "video_track_timescale": scale, "movie_timescale": scale}
+    with av.open(str(target), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=timing.rate, options=_codec_options(settings))
         encoder = stream.codec_context
         for index, frame in enumerate(_frames(video)):
@@ -223,11 +213,6 @@ def encode(
             packet.stream = stream
             container.mux(packet)
             watchdog.progress()
-
-
-def _container_options(scale: int) -> dict[str, str]:
-    # both time scales: the beginning of the first frame is kept in that of the movie
-    return {"movflags": "+faststart", "video_track_timescale": str(scale), "movie_timescale": str(scale)}
 
 
 def _codec_options(settings: EncodeSettings) -> dict[str, str]:
@@ -285,10 +270,9 @@ class Converter:
 
     def __call__(self, frame: av.VideoFrame, index: int) -> av.VideoFrame:
         video = self._video
-        way = orientation_of(frame) if video.images else video.orientation
-        shown = displayed_size(frame.width, frame.height, way)
-        if self._size_changes == "refuse" and shown != video.picture:
-            raise size_error(video.path, index, video.picture, *shown)
+        way = video.way_of(frame)
+        if self._size_changes == "refuse":
+            check_unchanged(video, index, frame)
         layout = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, way)
         if layout != self._layout:
             self._graph, self._layout = self._build(frame, way), layout
@@ -335,8 +319,7 @@ def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
 def holds(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> bool:
     """Whether the file `copy`, by an earlier version, is what would be made of `video` now: one that is upright, with
     square pixels, the same frames and the same times. Raises `DecodeError` where the source cannot be read."""
-    ways = {orientation_of(frame) if video.images else video.orientation for frame in _frames(video)}
-    if ways != {Orientation()} or video.aspect != 1:
+    if {video.way_of(frame) for frame in _frames(video)} != {Orientation()} or video.aspect != 1:
         return False
     try:
         verify(video, copy, timing, size)

@@ -1,6 +1,6 @@
 """What gives manifests: folders.py has the plainest, so read it first.
 
-folders.py         root/split/class/video, or root/class/video; folders of images; finding what annotations name
+folders.py         root/split/class/video, or root/class/video; folders of images; finding what is named
 labels.py          from a listing's labels to classes
 listing_format.py  how the lines of a listing are laid out
 listings.py        CSV, TSV and other listings, one line a video; NumPy files of paths; several sources mixed

@@ -1,5 +1,6 @@
-"""Sources: class folders, the plainest, and folders of images; and finding on disk what annotations name."""
+"""Sources: class folders, the plainest, and folders of images; and finding on disk what annotations or people name."""
 
+import glob
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -7,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtrain.data.decoding.metadata import check_frame_rate
+from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, check_frame_rate, image_names
 from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
-from vidtrain.data.sources.tables import Faults, read_json, read_table
+from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_table
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown, shown_some
 
@@ -27,6 +28,7 @@ SUFFIXES = (
 NAMED = 10  # missing videos
 MOST_CLASSES = 2**31
 TRUTH_COLUMNS = ("youtube_id", "folder_name", "label")
+LISTINGS = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ClassFolders:
     over.
 
     `split` holds the shares of train, val and test that are dealt out, stratified, drawn from `seed`. Each
-    video is a group of its own, or, with `group_pattern`, belongs with those of the same group (`GroupPattern`, on
+    video is a group of its own, or, with `group_pattern`, belongs with those of the same group (`group_in`, on
     the path below `root`); groups stay whole.
 
     Raises `UserError` for shares and patterns that are none, and `manifests` where the layout is not as stated.
@@ -137,13 +139,19 @@ def leads_back(path: str) -> bool:
     return f"{os.path.realpath(os.path.dirname(path))}/".startswith(f"{os.path.realpath(path).rstrip('/')}/")
 
 
-def walk(folder: Path, suffixes: Sequence[str], passed: list[str] | None = None) -> Iterator[str]:
-    """The videos below `folder`; hidden files and folders are passed over. Other files are added to `passed`."""
-    endings = tuple(suffix.lower() for suffix in suffixes)
+def _levels(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from `folder` down, but for hidden ones, with the names of the files in it."""
     for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
         folders[:] = [
             name for name in folders if not (name.startswith(".") or leads_back(os.path.join(parent, name)))
         ]
+        yield parent, files
+
+
+def walk(folder: str | Path, suffixes: Sequence[str], passed: list[str] | None = None) -> Iterator[str]:
+    """The videos below `folder`; hidden files and folders are passed over. Other files are added to `passed`."""
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    for parent, files in _levels(folder):
         for name in files:
             if name.startswith("."):
                 continue
@@ -163,7 +171,7 @@ class VideoFiles:
         # as on disk; and in one spelling, as annotations and disk may differ in that
         self._paths: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
-        for path in walk(Path(root), SUFFIXES):
+        for path in walk(root, SUFFIXES):
             stem = os.path.splitext(path[len(os.path.join(root, "")) :])[0]
             self._paths.setdefault(stem, []).append(path)
             self._alike.setdefault(_path_in_one_spelling(stem), []).append(path)
@@ -196,6 +204,73 @@ def check_missing(missing: Sequence[str], total: int, root: str, max_share: floa
     logger.warning("%s", message)
 
 
+# --- what people name: files, folders, patterns and listings ----------------------------------------------
+
+
+def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple[list[str], list[str]]:
+    """The videos that `places` name, each once, in the order of the places and sorted within each; and what is wrong
+    with places, in words.
+
+    A place is a file, a folder (all videos below it), a pattern (`**` for any folders), or a listing: a .txt file
+    with a path a line, or a .csv file with a column `path`. Paths in a listing are relative to its folder. A file that
+    is named or listed itself is taken whatever its suffix. With a `frame_rate`, a video is a folder that holds
+    images, and folders and patterns stand for those in them.
+    """
+    videos: dict[str, None] = {}
+    faults = []
+    for place in places:
+        try:
+            videos |= dict.fromkeys(_videos_of(place, frame_rate is not None))
+        except UserError as error:
+            faults.append(str(error))
+    return list(videos), faults
+
+
+def _videos_of(place: str, folders: bool) -> list[str]:
+    if os.path.isdir(place):
+        videos = _below(place, folders)
+        if not videos:
+            what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
+            raise UserError(
+                f"{shown(place)}: there are no {what} in this folder; looked for {' '.join(suffixes)}"
+            )
+        return videos
+    if os.path.splitext(place)[1].lower() in LISTINGS and os.path.isfile(place):
+        return _listed(Path(place))
+    if os.path.exists(place):
+        if folders:
+            raise UserError(f"{shown(place)} is a file; with frame_rate, videos are folders of images")
+        return [place]
+    if not glob.has_magic(place):
+        raise UserError(f"{shown(place)}: there is no such file or folder")
+    matches = sorted(glob.glob(place, recursive=True))
+    if not matches:
+        raise UserError(f"{shown(place)}: nothing matches this pattern")
+    videos = [] if folders else [match for match in matches if match.lower().endswith(SUFFIXES)]
+    # ** names folders beside the files in them, which then are those files again
+    if folders or "**" not in place:
+        videos += [video for match in matches if os.path.isdir(match) for video in _below(match, folders)]
+    if not videos:
+        raise UserError(f"{shown(place)}: none of the {len(matches)} matches is a video")
+    return videos
+
+
+def _below(folder: str, folders: bool) -> list[str]:
+    if folders:
+        return sorted(parent for parent, _ in _levels(folder) if image_names(parent))
+    return sorted(walk(folder, SUFFIXES))
+
+
+def _listed(path: Path) -> list[str]:
+    if path.suffix.lower() == ".txt":
+        names = [line.strip() for _, line in numbered_lines(path)]
+    else:
+        names = [fields["path"] for _, fields in read_table(path, ",", ("path",)) if fields["path"]]
+    if not names:
+        raise UserError(f"{path} lists no videos")
+    return [os.path.join(path.parent, name) for name in names]
+
+
 # --- videos that are folders of images --------------------------------------------------------------------
 
 
@@ -208,7 +283,7 @@ class FrameFolders:
     ..., "test": ...}; a segment counts images from 0, both ends included; without one, all are taken.
     `ground_truth` is a CSV file with the columns youtube_id, folder_name and label, whose videos are split here:
     `split` are the shares of train, val and test, dealt out stratified, drawn from `seed`. Folders of one youtube_id
-    stay together, or, with `group_pattern`, those of one group (`GroupPattern`, on the folder's name).
+    stay together, or, with `group_pattern`, those of one group (`group_in`, on the folder's name).
 
     Raises `UserError` for files that do not hold this, and for folders that are not on disk, unless `allow_missing`.
     """
@@ -230,13 +305,12 @@ class FrameFolders:
                 "frame folders need one of dataset.source.annotations and dataset.source.ground_truth, and null for "
                 "the other"
             )
-        if self.annotations is not None and self.classes is not None:
-            raise UserError("dataset.source.annotations names the classes; take dataset.source.classes back")
-        if self.annotations is not None and self.group_pattern is not None:
-            raise UserError(
-                "dataset.source.annotations are split already, and dataset.source.group_pattern groups nothing there; "
-                "take it back"
-            )
+        for key, why in (
+            ("classes", "names the classes"),
+            ("group_pattern", "is split already, and says the groups"),
+        ):
+            if self.annotations is not None and getattr(self, key) is not None:
+                raise UserError(f"dataset.source.annotations {why}; take dataset.source.{key} back")
         shares_of(self.split)
         groups_by(self.group_pattern, [])
 
@@ -252,9 +326,8 @@ class FrameFolders:
         """All videos of the ground truth, not split."""
         path = Path(str(self.ground_truth))
         rows = list(read_table(path, ",", TRUTH_COLUMNS))
-        kept = [(line, fields) for line, fields in rows if self._is_folder(fields["folder_name"])]
-        missing = [fields["folder_name"] for _, fields in rows if not self._is_folder(fields["folder_name"])]
-        self._check_missing(missing, len(rows))
+        missing = self._missing([fields["folder_name"] for _, fields in rows])
+        kept = [(line, fields) for line, fields in rows if fields["folder_name"] not in missing]
         if not kept:
             raise UserError(f"{path} lists no videos that there are in {self.root}")
         names, texts, groups = (
@@ -280,18 +353,15 @@ class FrameFolders:
         if absent:
             raise UserError(f"{path} lists no videos for {' and '.join(absent)}")
         every = [entry for entries in splits.values() for entry in entries]
-        missing = [entry[0] for entry in every if not self._is_folder(entry[0])]
-        self._check_missing(missing, len(every))
-        gone, multi_label = set(missing), any(len(entry[1]) > 1 for entry in every)
+        missing = self._missing([entry[0] for entry in every])
+        multi_label = any(len(entry[1]) > 1 for entry in every)
         manifests = {}
         for split, entries in splits.items():
             builder = ColumnsBuilder(multi_label)
             for video, labels, group, start, end in entries:
-                if video not in gone:
-                    folder = self._folder(video)
-                    builder.extend(
-                        [folder], labels, [group or folder], [start], [end], label_counts=[len(labels)]
-                    )
+                if video not in missing:
+                    folder, count = self._folder(video), len(labels)
+                    builder.extend([folder], labels, [group or folder], [start], [end], label_counts=[count])
             if entries:
                 manifests[split] = Manifest(builder.build(), classes, self.frame_rate)
         return manifests
@@ -319,10 +389,10 @@ class FrameFolders:
         """Written one way only: two would pass for two videos."""
         return os.path.normpath(os.path.join(self.root, name))
 
-    def _is_folder(self, name: str) -> bool:
-        return bool(name) and os.path.isdir(self._folder(name))
-
-    def _check_missing(self, missing: Sequence[str], total: int) -> None:
+    def _missing(self, names: Sequence[str]) -> set[str]:
+        """Those of `names` that are no folders. Raises `UserError` unless there may be such."""
+        missing = [name for name in names if not name or not os.path.isdir(self._folder(name))]
         check_missing(
-            missing, total, self.root, 1.0 if self.allow_missing else 0.0, "dataset.source.allow_missing=true"
+            missing, len(names), self.root, float(self.allow_missing), "dataset.source.allow_missing=true"
         )
+        return set(missing)

@@ -46,7 +46,7 @@ class ListingFormat:
     column with a usual name (path, label, group, start, end) where there is a header; without one, the first for paths,
     the second for labels and none for the others. Paths are relative to `root`, else to the listing's folder.
 
-    Labels are read as `LabelReader` says. Groups come from a column or from `group_pattern` (`GroupPattern`, on the
+    Labels are read as `LabelReader` says. Groups come from a column or from `group_pattern` (`group_in`, on the
     path as listed); without, each video is one. `start` and `end` are seconds, empty where a video is not cut. With
     `frame_rate`, paths are folders of images, that many a second.
     """

@@ -3,23 +3,21 @@
 import logging
 import math
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from vidtrain.data.manifest.class_names import describe_alike, one_spelling, spelled_list
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, hold_out
+from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, group_in, hold_out
 from vidtrain.data.sources.folders import ClassFolders, VideoFiles, check_missing
 from vidtrain.data.sources.labels import class_list, in_order
 from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_rows, read_table
 from vidtrain.errors import UserError
 
-UCF_GROUP = r"v_(\w+)_g(\d+)_"
 HMDB_SPLITS = {"1": "train", "2": "test", "0": None}  # 0 marks what a fold leaves out
 NEW_SPLIT = (0.8, 0.1, 0.1)
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
@@ -80,6 +78,8 @@ class OfficialSplits(ABC):
     unless `allow_missing`.
     """
 
+    GROUP_PATTERN: ClassVar[str]  # finds a video's group in its path
+
     root: str
     annotations: str
     fold: int | None = 1
@@ -99,7 +99,7 @@ class OfficialSplits(ABC):
 
     def manifests(self) -> dict[str, Manifest]:
         if self.fold is None:
-            pattern = self._group_pattern()
+            pattern = self.GROUP_PATTERN
             return ClassFolders(self.root, split=NEW_SPLIT, group_pattern=pattern, seed=self.seed).manifests()
         if not Path(self.annotations).is_dir():
             raise UserError(
@@ -113,10 +113,6 @@ class OfficialSplits(ABC):
             logger.warning("val is the test split: what is selected on it is reported too high on it")
             return {**manifests, "val": manifests["test"], "test": manifests["test"]}
         return hold_out(manifests, self.val_share, self.seed)
-
-    @abstractmethod
-    def _group_pattern(self) -> str:
-        """A regular expression that finds a video's group in its path."""
 
     @abstractmethod
     def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
@@ -135,8 +131,7 @@ class UCF101(OfficialSplits):
     The clips of one g number of a class are cut from one video, and so are a group.
     """
 
-    def _group_pattern(self) -> str:
-        return UCF_GROUP
+    GROUP_PATTERN = r"v_(\w+)_g(\d+)_"
 
     def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
         folder = Path(self.annotations)
@@ -164,7 +159,7 @@ class UCF101(OfficialSplits):
         for number, line in numbered_lines(path):
             name, _, label = one_spelling(line).partition(" ")
             class_name = name.partition("/")[0]
-            group = re.search(UCF_GROUP, name)
+            group = group_in(self.GROUP_PATTERN, name)
             if class_name not in codes:
                 faults.add(number, f"{line.strip()!r} does not begin with a class of classInd.txt")
             elif label and label != str(codes[class_name] + 1):
@@ -174,7 +169,7 @@ class UCF101(OfficialSplits):
                 faults.add(number, f"{line.strip()!r} is not named like v_Class_g01_c01.avi")
             else:
                 stem = os.path.splitext(name)[0]
-                yield _in_class(stem, class_name, codes[class_name], "/".join(group.groups()))
+                yield _in_class(stem, class_name, codes[class_name], group)
         faults.raise_if_any()
 
 
@@ -185,9 +180,8 @@ class HMDB51(OfficialSplits):
     A name begins with the film that the clip is from, then comes its class; the clips of a film are a group.
     """
 
-    def _group_pattern(self) -> str:
-        # the film's name ends where the class begins: the folder that the clip lies in
-        return r"^([^/]+)/(?:.*/)?(.+)_\1_[^/]*$"
+    # the film's name ends where the class begins: the folder that the clip lies in
+    GROUP_PATTERN = r"^([^/]+)/(?:.*/)?(.+)_\1_[^/]*$"
 
     def _read_lists(self) -> tuple[Sequence[str], list[tuple[str, Listed]]]:
         ending = f"_test_split{self.fold}.txt"

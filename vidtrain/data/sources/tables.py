@@ -65,21 +65,20 @@ class Rows:
         return [fields[place] for fields in self.fields]
 
 
-def open_text(path: Path, keep_line_ends: bool = False) -> TextIO:
+def open_text(path: Path) -> TextIO:
     """A text file of UTF-8, or of UTF-16 or UTF-32 as spreadsheets save them.
 
     Bytes that are no UTF-8 pass through, since file names may hold them. Raises `UserError` for a file that cannot be
     read, or is damaged UTF-16.
     """
-    newline = "" if keep_line_ends else None
     try:
         # once, as a pipe allows; what is given back closes it
         file = open(path, "rb")  # noqa: SIM115
         encoding = _encoding(file.peek(SNIFFED)[:SNIFFED])
         if encoding == "utf-8-sig":
-            return io.TextIOWrapper(file, encoding, "surrogateescape", newline)
+            return io.TextIOWrapper(file, encoding, "surrogateescape")
         with file:
-            return io.StringIO(file.read().decode(encoding), newline=newline)
+            return io.StringIO(file.read().decode(encoding), newline=None)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is no {encoding.upper()}, as it seems to be: {error}; save it as UTF-8"

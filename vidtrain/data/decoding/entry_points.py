@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vidtrain.data.bitstream.headers import (
+from vidtrain.data.decoding.headers import (
     PICTURE_PARAMETERS,
     SEQUENCE_PARAMETERS,
     SLICE_HEAD,
@@ -53,6 +53,19 @@ class CodedPicture:
     layered: bool = False
     headers: tuple[bytes, ...] = ()
     parameters: tuple[bytes, ...] = ()
+
+
+@dataclass
+class ListedPicture:
+    """One coded picture as the container lists it; `position` is None where its bytes do not lie so in the file."""
+
+    position: int | None
+    size: int
+    pts: int | None
+    keyframe: bool
+    clean: bool
+    hidden: bool  # not to be shown
+    coded: CodedPicture
 
 
 def coded_picture(codec: str, packet: bytes, extradata: bytes) -> CodedPicture:

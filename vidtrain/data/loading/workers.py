@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtrain.data.processes import watchdog
-from vidtrain.data.processes.watchdog import START_SECONDS, describe_exit
+from vidtrain.data.decoding import watchdog
+from vidtrain.data.decoding.watchdog import START_SECONDS, describe_exit
 from vidtrain.errors import UserError
 
 # A scheduler or Ctrl-C signals every process of a job. Workers leave the answer to the main process.

@@ -9,7 +9,7 @@ from multiprocessing import heap
 
 import pytest
 
-from vidtrain.data.processes import watchdog
+from vidtrain.data.decoding import watchdog
 from vidtrain.errors import UserError
 
 FORK = multiprocessing.get_context("fork")

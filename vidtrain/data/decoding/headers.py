@@ -62,11 +62,6 @@ class Bits:
         zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
         return self.read(2 * zeros + 1) - 1
 
-    def signed_golomb(self) -> int:
-        """A number in Exp-Golomb code that counts 0, 1, -1, 2, -2 and so on."""
-        code = self.golomb()
-        return (code + 1) // 2 if code % 2 else -(code // 2)
-
 
 class _Sequence(NamedTuple):
     """What of the sequence parameters decides where a slice header's fields lie."""
@@ -242,14 +237,15 @@ def _sequence(bits: Bits) -> tuple[int, _Sequence]:
 
 
 def _skip_matrices(bits: Bits, count: int) -> None:
-    """Section 7.3.2.1.1.1: a list ends early where its next value is 0."""
+    """Section 7.3.2.1.1.1: a list ends early where its next value is 0. Codes count 0, 1, -1, 2, -2 and so on."""
     for matrix in range(count):
         if not bits.read(1):
             continue
         last = following = 8
         for _ in range(16 if matrix < 6 else 64):
             if following:
-                following = (last + bits.signed_golomb()) % 256
+                code = bits.golomb()
+                following = (last + ((code + 1) // 2 if code % 2 else -(code // 2))) % 256
             last = following or last
 
 

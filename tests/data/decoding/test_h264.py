@@ -8,10 +8,10 @@ import pytest
 from field_streams import HEIGHT, fields, muxed, parameters, picture
 
 from vidtrain.data.audit.inspection import inspect_video
-from vidtrain.data.bitstream.entry_points import coded_picture
-from vidtrain.data.bitstream.headers import Survey, survey
 from vidtrain.data.decoding.container import opened
 from vidtrain.data.decoding.decoder import read_frames
+from vidtrain.data.decoding.entry_points import coded_picture
+from vidtrain.data.decoding.headers import Survey, survey
 from vidtrain.data.decoding.index import pack, unpack
 from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import VideoInfo

@@ -18,16 +18,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import av
 import numpy as np
 from av.codec.context import ThreadType
 from av.video.codeccontext import VideoCodecContext
 
+from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.container import damage_error, decoder_options, listened
+from vidtrain.data.decoding.entry_points import ListedPicture
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable
-from vidtrain.data.processes import watchdog
 
 # Ranges are read in one go, unless what lies between them is longer than they are and this many bytes.
 WASTE = 1 << 20
@@ -234,13 +234,6 @@ def _runs(table: PacketTable, wanted: Sequence[int]) -> list[list[int]]:
     ]
 
 
-class CodedFrame(Protocol):
-    """What a container says of a packet: decoding may start there, or it is not to be shown."""
-
-    keyframe: bool
-    hidden: bool
-
-
 def fingerprint(frame: av.VideoFrame) -> int | None:
     """A hash of the frame's pixels; None for formats that have no array form."""
     try:
@@ -284,7 +277,7 @@ class Trial:
             return False
         return None not in marks.values() and self._same_without(_halves(table), marks)
 
-    def verified(self, shown: Sequence[int | None], pictures: Sequence[CodedFrame]) -> PacketTable | None:
+    def verified(self, shown: Sequence[int | None], pictures: Sequence[ListedPicture]) -> PacketTable | None:
         """The table that gives the frames whose fingerprints are `shown`; None where there is none."""
         if None in shown or len(shown) > MOST_VERIFIED:
             return None
@@ -297,9 +290,12 @@ class Trial:
         order = [next((number for number, other in candidates if other == mark), -1) for mark in shown]
         if -1 in order:
             return None
-        trial = replace(
-            self, table=replace(self.table, order=np.array(order, np.int32), second=self._seconds(marks))
-        )
+        second = self.table.second
+        if self.table.codec.startswith("mpeg2"):  # whose headers are not looked at: those that give no frame
+            second = np.array(
+                [number > 0 and number not in marks for number in range(len(pictures))], dtype=bool
+            )
+        trial = replace(self, table=replace(self.table, order=np.array(order, np.int32), second=second))
         starts, same = trial._starts(shown, [number for number in order if pictures[number].keyframe])
         remaining = _halves(trial.table)[1 if same else 0 :]
         disposable = self.table.disposable
@@ -308,14 +304,6 @@ class Trial:
         # the frames shown first are decoded from the very beginning, whatever stands there
         starts = sorted({0, *starts}) if order[0] not in starts else sorted(starts)
         return replace(trial.table, starts=np.array(starts, np.int32), disposable=disposable)
-
-    def _seconds(self, marks: Marks) -> np.ndarray:
-        """Which packets complete the frame before: of MPEG-2, whose headers are not looked at, those that give none."""
-        if not self.table.codec.startswith("mpeg2"):
-            return self.table.second
-        return np.array(
-            [number > 0 and number not in marks for number in range(len(self.table.sizes))], dtype=bool
-        )
 
     def _starts(self, shown: Sequence[int | None], keys: Sequence[int]) -> tuple[list[int], bool | None]:
         """Which of the keyframes `keys`, tried as a start, give what is shown from them up to the next one.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidtrain.data.processes import workers as transfer
+from vidtrain.data.loading import workers as transfer
 
 
 class Parcel(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource, sys
-from vidtrain.data.processes.workers import keep_freed_memory
+from vidtrain.data.loading.workers import keep_freed_memory
 
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(9)

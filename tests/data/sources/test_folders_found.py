@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.data.loading.video_paths import find_videos
+from vidtrain.data.sources.folders import find_videos
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_every_place_at_fault_is_named(folder: Path):
     for fault, words in zip(
         faults,
         ("there is no such file or folder", "nothing matches this pattern", "there are no videos in this folder",
-         "none of the 1 matches is a video", "lists no videos", "line 1 must name the columns"),
+         "none of the 1 matches is a video", "lists no videos", "line 1 lacks the columns path"),
         strict=True,
     ):  # fmt: skip
         assert words in fault

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
-from vidtrain.data.bitstream.headers import has_layers, leaves_nothing
-from vidtrain.data.bitstream.packets import decode_frames
+from vidtrain.data.decoding.headers import has_layers, leaves_nothing
 from vidtrain.data.decoding.metadata import read_metadata
+from vidtrain.data.decoding.packets import decode_frames
 
 # The beginnings of what SVT-AV1 wrote; a header needs no more
 CONFIGURATION = bytes.fromhex("81000c000a0b000000043cfecc02f80040")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.data.processes.workers import guarded
+from vidtrain.data.loading.workers import guarded
 
 # Workers import the function by name, so it lies in a module of its own
 MODULE = """
 import os, signal, time
-from vidtrain.data.processes import watchdog
+from vidtrain.data.decoding import watchdog
 
 def act(item):
     kind, value = item

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from field_streams import HEIGHT, mpeg2_fields, muxed
 
-from vidtrain.data.bitstream import packets
+from vidtrain.data.decoding import packets
 from vidtrain.data.decoding.container import opened
 from vidtrain.data.decoding.decoder import read_frames
 from vidtrain.data.decoding.metadata import read_metadata
