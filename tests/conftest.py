@@ -2,9 +2,12 @@
 
 import logging
 import os
+from collections import Counter
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# Else every process that a test starts compiles all of torch anew, which takes it longer than all the rest
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 from pathlib import Path
 
@@ -30,9 +33,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if single else None  # None: as many as there are cores
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m takes slow ones away
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With -n, the one file that takes minutes of waiting comes first, so that the others run beside it."""
-    items.sort(key=lambda item: "slurm" not in item.keywords)
+    """The longest files first, so that with -n no core is idle at the end: that of SLURM takes minutes, mostly of
+    waiting; of the others those with slow tests take longer, and those with many."""
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += 10_000 if "slurm" in item.keywords else 30 if "slow" in item.keywords else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +51,12 @@ def quiet_again():
         if type(handler) is logging.StreamHandler:
             logging.root.removeHandler(handler)
     logging.getLogger("vidtrain").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def without_pictures():
+    """Runs that the tests of a file start in this process end without pictures, as those of the fork server do."""
+    from pictures import pictures_drawn
+
+    with pictures_drawn(False):
+        yield

@@ -16,6 +16,7 @@ def _serve(requests: socket.socket) -> None:
     import torch
     import torchmetrics  # noqa: F401
     from hydra import compose, initialize_config_dir
+    from pictures import stop_drawing
 
     import vidtrain.app.check
     import vidtrain.build.parts
@@ -27,6 +28,7 @@ def _serve(requests: socket.socket) -> None:
     from vidtrain.config.targets import CONF, register_schemas
 
     torch.set_num_threads(1)  # threads do not survive a fork
+    stop_drawing()
     register_schemas()
     composed: dict[tuple[str, ...], Any] = {}
     while True:

@@ -1,6 +1,7 @@
 """The import rules of the design, read from the code itself."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,16 @@ def room(file: Path) -> str:
     return parts[0] if len(parts) > 1 else file.stem
 
 
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
 def imports(file: Path) -> set[str]:
     """Every module that a file imports, anywhere in it, as dotted names."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -93,11 +100,12 @@ LARGE_ROOMS = set()
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 
 
+@cache
 def functions() -> list[tuple[str, ast.FunctionDef]]:
     return [
         (f"{file.relative_to(PACKAGE)}:{node.name}", node)
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(tree(file))
         if isinstance(node, ast.FunctionDef)
     ]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from composing import config_of
 from omegaconf import OmegaConf
+from pictures import pictures_drawn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import small
@@ -28,12 +29,12 @@ from vidtrain.models.weights.loading import published_classes
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 SMALL = small(
     "clip.eval_clips=2",
     "logger=none",
     "trainer.epochs=1",
     "trainer.batch_size=4",
-    "trainer.cpu_threads=2",
     test=2,
 )
 
@@ -47,7 +48,8 @@ def run(tmp_path_factory):
     """A finished run that exported its best checkpoint at its end."""
     folder, data = tmp_path_factory.mktemp("runs") / "small", tmp_path_factory.mktemp("data")
     exporting = ["export.formats=[onnx,safetensors]", "export.card=true"]
-    train(config_of("train", *SMALL, *exporting, f"data_root={data}", f"run_dir={folder}"))
+    with pictures_drawn():
+        train(config_of("train", *SMALL, *exporting, f"data_root={data}", f"run_dir={folder}"))
     return folder
 
 

@@ -15,6 +15,7 @@ from vidtrain.config.targets import register_schemas
 from vidtrain.data.sources.motion import Motion
 from vidtrain.train import train
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 register_schemas()
 HERE = Path(__file__).resolve().parents[1] / "experiments/own_parts"
 OWN = [

@@ -30,6 +30,7 @@ from vidtrain.train import train
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 SMALL = small(
     "clip.eval_clips=2",
     "logger=none",

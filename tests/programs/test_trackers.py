@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from composing import config_of
+from pictures import pictures_drawn
 from small_run import small
 
 from vidtrain.app.check import check_run
@@ -48,7 +49,8 @@ def services(name: bytes) -> list[int]:
 def test_tensorboard_holds_every_number_of_the_metrics_and_the_pictures(data_root, tmp_path, caplog):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(composed(data_root, f"run_dir={tmp_path}", "logger=tensorboard"))
+    with pictures_drawn():
+        train(composed(data_root, f"run_dir={tmp_path}", "logger=tensorboard"))
     assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
     expected: dict[str, list[tuple[int, float]]] = {}
     for row in read_metrics(tmp_path):

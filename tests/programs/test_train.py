@@ -8,6 +8,7 @@ import pytest
 import torch
 from composing import config_of
 from omegaconf import OmegaConf
+from pictures import pictures_drawn
 from small_run import small
 
 from vidtrain.build import parts as build
@@ -21,7 +22,6 @@ SMALL = small(
     "logger=none",
     "trainer.epochs=2",
     "trainer.batch_size=4",
-    "trainer.cpu_threads=2",
     "trainer.log_every=1",
     depth=2,
 )
@@ -54,7 +54,8 @@ def finished(tmp_path_factory, data_root):
         "trainer.epochs=4",
     ]
     cfg = config_of("train", *overrides)
-    return cfg, folder, train(cfg)
+    with pictures_drawn():
+        return cfg, folder, train(cfg)
 
 
 def test_the_run_folder_holds_all_that_a_run_was(finished):
@@ -272,7 +273,8 @@ def test_pictures_come_after_the_summary_and_may_fail(config, tmp_path, capsys, 
 
     monkeypatch.setattr("vidtrain.reports.plots.plot_curves", no_memory)
     monkeypatch.setattr("vidtrain.reports.plots.plot_confusion", no_memory)
-    train(config(f"run_dir={tmp_path}", "trainer.epochs=1"))
+    with pictures_drawn():
+        train(config(f"run_dir={tmp_path}", "trainer.epochs=1"))
     assert seen == ["finished", "finished"]
     words = " ".join(capsys.readouterr().out.split())
     assert "plots/curves.png could not be made (MemoryError: 18 GB)" in words

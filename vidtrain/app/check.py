@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from vidtrain.config.targets import Faults, check_settings, check_targets
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
 from vidtrain.runs.export import check_geometry
 from vidtrain.runs.export import check_settings as check_export
 from vidtrain.training.ranks.distributed import Ranks
@@ -73,13 +75,14 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         return faults
     faults = check_targets(used) + _check_settings(cfg, training)
     broken = {key.split(".")[0] for key, _ in faults}
+    model = cache(partial(build.model_without_memory, cfg))  # one for all trials, as it takes a while
     trials: dict[str, Callable[[], object]] = {
         "clip": lambda: try_clip(cfg),
         "data": lambda: build_data.video_filter(cfg),
         "dataset": lambda: build.instantiate_component(cfg.dataset.source),
         "augmentation": lambda: _try_augmentation(cfg),
-        "model": lambda: _try_model(cfg),
-        "stage": lambda: _phases_of(cfg),
+        "model": lambda: _try_model(cfg, model()),
+        "stage": lambda: _phases_of(cfg, model()),
         "loss": lambda: build.instantiate_component(cfg.loss),
         "optimizer": lambda: _try_optimizer(cfg),
         "schedule": lambda: _try_schedule(cfg),
@@ -89,7 +92,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         ),
         "logger": lambda: build.instantiate_component(cfg.logger),
         "pretrained" if cfg.init_from is None else "init_from": lambda: build.check_starting_point(
-            cfg, None if broken & {"clip", "model"} else build.model_without_memory(cfg)
+            cfg, None if broken & {"clip", "model"} else model()
         ),
         "export": lambda: check_geometry(build.instantiate_component(cfg.augmentation.eval), export),
     }
@@ -201,8 +204,7 @@ def try_clip(cfg: DictConfig) -> None:
         raise UserError("\n".join(lines))
 
 
-def _phases_of(cfg: DictConfig) -> None:
-    model = build.model_without_memory(cfg)
+def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
     for name, phase in to_phases(cfg.stage).items():
         try:
             apply_phase(model, phase)
@@ -241,9 +243,9 @@ def _try_augmentation(cfg: DictConfig) -> None:
             )
 
 
-def _try_model(cfg: DictConfig) -> None:
+def _try_model(cfg: DictConfig, model: VideoClassifier) -> None:
     """Whether its encoder takes the clips, too."""
-    build.model_without_memory(cfg).encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
+    model.encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
 
 
 def ranks_to_come() -> Ranks:

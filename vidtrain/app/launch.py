@@ -88,16 +88,20 @@ def launch(
     name = arguments.config_name or config_name
     only_asks = arguments.hydra_help or arguments.info or arguments.shell_completion
 
+    several = arguments.multirun or any(
+        override.startswith("hydra.mode=") for override in arguments.overrides
+    )
+    # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
+    composes_here = not only_asks and not arguments.config_path
+
     def job(cfg: DictConfig) -> float | None:
-        return _check_and_run(cfg, run, find, stored, folders)
+        # a single run was checked before Hydra composed it once more; of a sweep only the first values were
+        is_checked = composes_here and not several
+        return _check_and_run(cfg, run, _find_none if is_checked else find, stored, folders)
 
     try:
-        # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
-        if not only_asks and not arguments.config_path:
-            check_or_none: Check = (lambda cfg: []) if arguments.cfg or arguments.help else find
-            several = arguments.multirun or any(
-                override.startswith("hydra.mode=") for override in arguments.overrides
-            )
+        if composes_here:
+            check_or_none = _find_none if arguments.cfg or arguments.help else find
             refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 composed = _compose(name, overrides, folders)
@@ -108,6 +112,10 @@ def launch(
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BrokenPipeError:  # of what Hydra itself prints, such as --info
         _end_if_unread()
+
+
+def _find_none(cfg: DictConfig) -> list[tuple[str, str]]:
+    return []
 
 
 def _check_and_run(

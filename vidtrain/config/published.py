@@ -50,7 +50,8 @@ def _plain(value: Any) -> Any:
 
 
 def _refers_to_model(node: Any, key: str) -> bool:
-    child = node._get_node(key) if isinstance(node, DictConfig) and key in node else None
+    # `key in node` would follow the reference, and that those of the other strides
+    child = node._get_node(key) if isinstance(node, DictConfig) and key in node.keys() else None  # noqa: SIM118
     written = None if child is None else child._value()
     return isinstance(written, str) and (written.startswith("${of_model:") or written == FUSION)
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def environment() -> dict[str, Any]:
     import torch  # here, because programs that answer --help import this module
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    packages = {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
+    packages = _installed()
     return {
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
@@ -226,6 +227,12 @@ def environment() -> dict[str, Any]:
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "packages": {name: packages[name] for name in sorted(packages, key=str.lower)},
     }
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """The version of every package that is installed, read once for all trials of a process."""
+    return {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
 
 
 def git_state(repo: Path) -> dict[str, Any]:

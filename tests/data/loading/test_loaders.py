@@ -226,8 +226,9 @@ class TestTraining:
         assert same(read, alone(Videos(folder(), True, dict.fromkeys(culprits, unreadable(SEGV)))))
 
     @pytest.mark.parametrize("when", ["reading", "waiting"])
-    def test_stopped_from_outside(self, folder, caplog, when):
+    def test_stopped_from_outside(self, folder, caplog, monkeypatch, when):
         """As by a debugger, or in a frozen cgroup: no signal but SIGKILL reaches it then."""
+        monkeypatch.setitem(watchdog.START_SECONDS, "fork", 3.0)  # one that waits may not have been up
         expected = alone(Videos(folder(), True, {}))
         faults = {at(9): once(by_signal(signal.SIGSTOP))} if when == "reading" else {}
         batches = iter(train_loader(Videos(folder(), True, faults), stream(), 2, False, 1.0))

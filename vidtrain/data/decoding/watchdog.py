@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 TIME_LIMIT = 60.0  # seconds without progress in one file
 GRACE = 2.0  # seconds beyond the time limit in which a worker ends by itself, if it can
-START_SECONDS = 120.0  # for a worker's imports, from a slow disk
+# for a worker to come up, by how it is started: a forked one has nothing to import, others may from a slow disk
+START_SECONDS = {"fork": 20.0, "forkserver": 120.0, "spawn": 120.0}
 LONGEST_PATH = 4096  # bytes, what Linux opens
 
 
@@ -67,9 +68,12 @@ def current_path(note: Note) -> str | None:
     return os.fsdecode(note.path.value) or None
 
 
-def seconds_left(note: Note, since: float, time_limit: float) -> float:
-    """For how much longer a worker may go without progress that has had something to do `since` (s, monotonic)."""
-    limit = time_limit + GRACE if note.beat.value else max(START_SECONDS, time_limit)
+def seconds_left(note: Note, since: float, time_limit: float, start_limit: float) -> float:
+    """For how much longer a worker may go without progress that has had something to do `since` (s, monotonic).
+
+    Before it is up that is `start_limit` seconds, afterwards `time_limit` seconds and a little.
+    """
+    limit = time_limit + GRACE if note.beat.value else start_limit
     return max(0.0, max(note.beat.value, since) + limit - time.monotonic())
 
 

@@ -143,6 +143,7 @@ class _Worker(Generic[Task, Value]):
     def __init__(self, context: Context, function: Callable[[Task], Value], time_limit: float):
         self.tasks: deque[Task] = deque()
         self._time_limit = time_limit
+        self._start_limit = max(START_SECONDS[context.get_start_method()], time_limit)
         self._since = time.monotonic()  # it has had its first task
         self._note = watchdog.new_note(context)
         self.connection, theirs = context.Pipe()
@@ -175,11 +176,14 @@ class _Worker(Generic[Task, Value]):
                 return self._lost()
             self._since = time.monotonic()
             return Answer(self.tasks.popleft(), value)
-        if self.tasks and not watchdog.seconds_left(self._note, self._since, self._time_limit):
+        if self.tasks and not self._seconds_left():
             return self._lost(-signal.SIGALRM)  # it was stopped, or is where no signal reaches it
         if not self._process.is_alive() and not self.connection.poll():
             return self._lost()  # and some other process has inherited its end of the connection
         return None
+
+    def _seconds_left(self) -> float:
+        return watchdog.seconds_left(self._note, self._since, self._time_limit, self._start_limit)
 
     def _lost(self, status: int | None = None) -> Lost[Task]:
         if status is None:  # it is ending by itself
@@ -285,7 +289,7 @@ def _result(event: Answer[Task, Value] | Lost[Task], time_limit: float) -> TaskR
             return TaskResult(event.task, None, f"failed: {event.value.kind}: {event.value.message}")
         return TaskResult(event.task, event.value, "")
     if not event.came_up:
-        cause = describe_exit(event.status, START_SECONDS)
+        cause = describe_exit(event.status, START_SECONDS["forkserver"])
         raise RuntimeError(f"a worker process did not come up: {cause}; its own message is above")
     return TaskResult(event.tasks[0], None, describe_exit(event.status, time_limit))
 
