@@ -1,6 +1,7 @@
 """Holds runs against each other: settings, metrics, classes and videos, with intervals; reads only their folders.
 
 python -m vidtrain.compare outputs/motion/A outputs/motion/B
+python -m vidtrain.compare outputs/motion/A        # the page that training left there, report.html, again
 """
 
 import sys
@@ -17,7 +18,7 @@ from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
-from vidtrain.files.folders import check_links
+from vidtrain.files.folders import RunLock, check_links
 
 if TYPE_CHECKING:  # --help should not wait for numpy
     from vidtrain.tracking.console import Console, NullConsole
@@ -77,7 +78,6 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.comparison.run import Options, compare_runs
     from vidtrain.comparison.runs import find_runs, read_all
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
-    from vidtrain.files.folders import RunLock
     from vidtrain.reports.compare_charts import draw
     from vidtrain.reports.compare_page import compare_page, write_tables
     from vidtrain.reports.pages import warn_of_failure
@@ -87,6 +87,8 @@ def compare(cfg: CompareConfig) -> None:
     finished = find_runs(_places(cfg))
     for folder, why in finished.left_out:
         console.warn(f"left out: {shown(folder)}: {why}")
+    if len(finished.runs) == 1 and not finished.sweeps and not finished.left_out:
+        return write_page_again(finished.runs[0], Path(cfg.out or finished.runs[0]), console)
     if len(finished.runs) < 2:
         named = ", ".join(map(str, finished.runs)) or "none"
         raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {named}")
@@ -123,6 +125,16 @@ def compare(cfg: CompareConfig) -> None:
         )
     show(summary, console)
     console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")
+
+
+def write_page_again(run: Path, out: Path, console: "Console | NullConsole") -> None:
+    """The page of a finished run, with what later evaluations found, into the folder `out`."""
+    from vidtrain.runs.page import PAGE, write_page
+
+    check_links(out, folders=False)
+    with RunLock(out):
+        write_page(run, out / PAGE)
+    console.info(f"{out / PAGE} of this run; name several to compare them")
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def test_many_learning_rates_share_a_short_legend(tmp_path: Path, drawn):
 
 def test_running_mean_leaves_unknown_values_out():
     values = np.array([1.0, np.nan, 3.0, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(plots._running_mean(values, 1), [1.0, 2.0, 3.0, 3.0, np.nan, np.nan])
+    np.testing.assert_array_equal(plots.running_mean(values, 1), [1.0, 2.0, 3.0, 3.0, np.nan, np.nan])
 
 
 def test_confusion_is_normalized_by_row_and_shows_counts(tmp_path: Path, drawn):

@@ -37,6 +37,9 @@ class RecordingLoggers(Loggers):
     def image(self, name: str, path: Path, step: int) -> None:
         self.calls.append(("image", name, path, step))
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        self.calls.append(("page", name, path, step))
+
     def checkpoint(self, name: str, path: Path) -> None:
         self.calls.append(("checkpoint", name, path))
 
@@ -70,6 +73,7 @@ def test_main_rank_writes_and_logs(tmp_path: Path):
     log.step({"step": 3, "loss": 0.5})
     log.fault("a.mp4", "no frames", step=3, split="train")
     log.image("curves", tmp_path / "curves.png", 3)
+    log.page("report", tmp_path / "report.html", 3)
     log.checkpoint("best", tmp_path / "best.pt")
     log.summary({"test/top1": 0.75, "worst": float("inf")})
     log.close("finished")
@@ -82,6 +86,7 @@ def test_main_rank_writes_and_logs(tmp_path: Path):
     assert loggers.calls == [
         ("log", {"train/loss": 0.5, "phase": "full", "val/top5": None}, 3),
         ("image", "curves", tmp_path / "curves.png", 3),
+        ("page", "report", tmp_path / "report.html", 3),
         ("checkpoint", "best", tmp_path / "best.pt"),
         ("summary", {"test/top1": 0.75, "worst": float("inf")}),
         ("close", "finished"),

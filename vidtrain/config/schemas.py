@@ -294,7 +294,8 @@ class ExportConfig(ExportSettings):
 class CompareConfig:
     """The comparing program's configuration."""
 
-    runs: Any = None  # run folders, folders of them such as a sweep, or patterns: one, or a list
+    # run folders, folders of them such as a sweep, or patterns: one, or a list; of a single run its page is made again
+    runs: Any = None
     # null: top1, or exact_match where videos have several labels
     metric: str | None = setting(None, a_metric())
     split: str | None = None  # the folder below eval/; null: what each run closed with
@@ -305,7 +306,9 @@ class CompareConfig:
     # of the intervals
     confidence: float = setting(0.95, between(0, 1, ", such as 0.95"))
     seed: int = setting(0, at_least(0))  # of the draws
-    out: str | None = None  # folder for the page, tables and pictures; null: outputs/compare/TIME
+    out: str | None = (
+        None  # folder for the page, tables and pictures; null: outputs/compare/TIME, or the single run
+    )
 
 
 @dataclass

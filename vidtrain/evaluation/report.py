@@ -58,6 +58,10 @@ class Report:
             [self._chances(self.logits[rows]).gather(1, self.ranked[rows]) for rows in rows_at_once]
         )
 
+    def chances_of(self, row: int) -> Tensor:
+        """The probabilities [k] of one video."""
+        return self._chances(self.logits[row])
+
     def _chances(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
 

@@ -10,7 +10,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from vidtrain.reports.charts import (
@@ -55,25 +54,9 @@ TEXT, PALE, EMPTY = (244, 244, 245), (161, 161, 170), (54, 54, 57)
 class Wrong:
     """A video whose class was missed: the true and the predicted class, and the probability of the latter."""
 
-    row: int  # of what was evaluated
     true: str
     predicted: str
     probability: float
-
-
-def most_wrong(
-    labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike, classes: Sequence[str]
-) -> tuple[list[Wrong], int]:
-    """Of videos with `labels` [v], those `predicted` [v] otherwise: at most 16, of the most `confidence` [v] first, and
-    how many there are."""
-    labels, predicted, confidence = np.asarray(labels), np.asarray(predicted), np.asarray(confidence)
-    rows = np.flatnonzero(predicted != labels)
-    order = rows[np.argsort(-confidence[rows], kind="stable")]
-    chosen = [
-        Wrong(row, classes[labels[row]], classes[predicted[row]], float(confidence[row]))
-        for row in order[:MOST_WRONG].tolist()
-    ]
-    return chosen, len(rows)
 
 
 def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str, path: Path) -> None:

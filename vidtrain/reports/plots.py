@@ -78,8 +78,8 @@ def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     one at a time; of a curve of more than 2000 points, stretches are drawn: their means, and from their lowest to
     their highest value.
     """
-    logged, borders = _read_curves(metrics_rows)
-    charts = [(panel, curves) for panel in PANELS if (curves := _curves_of(panel, logged))]
+    logged, borders = read_curves(metrics_rows)
+    charts = [(panel, curves) for panel in PANELS if (curves := curves_of(panel, logged))]
     columns = min(3, max(1, len(charts)))
     lines = max(1, -(-len(charts) // columns))
     figure = Figure(figsize=(5.4 * columns, 3.6 * lines), layout="constrained")
@@ -92,7 +92,7 @@ def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     save_png(figure, path)
 
 
-def _read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int, str]]]:
+def read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int, str]]]:
     """The curve of every key of a panel, in the order of logging; and the name of each phase after another with where
     it begins: at the first step logged, or at the last logged of the phase before, which is its end, as phases end
     with an evaluation."""
@@ -115,7 +115,7 @@ def _read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[
     return logged, borders
 
 
-def _curves_of(panel: Panel, logged: Curves) -> Curves:
+def curves_of(panel: Panel, logged: Curves) -> Curves:
     """Those of a panel, in its order, for which there is any value; of very many, some evenly spread."""
     keys = [key for key in panel.keys if key in logged]
     keys += [key for key in logged if panel.prefix and key.startswith(panel.prefix)]
@@ -135,11 +135,11 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
             axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0.6)
         if len(steps) >= SMOOTH_FROM and key.startswith("train/"):
             axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-            values = _running_mean(values, len(values) // 50)
+            values = running_mean(values, len(values) // 50)
         axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, markersize=3.5, label=label)
     style(axes, panel.title, "step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if panel.log_scale and _spans_a_decade(curves):
+    if panel.log_scale and spans_a_decade(curves):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -152,14 +152,14 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
         axes.legend(handles=handles, fontsize=8, framealpha=0.85, edgecolor="none")
 
 
-def _spans_a_decade(curves: Curves) -> bool:
+def spans_a_decade(curves: Curves) -> bool:
     """A narrower range has too few round numbers to label a logarithmic axis."""
     values = np.concatenate([values for _, values in curves.values()])
     positive = values[values > 0]
     return bool(positive.size) and positive.max() >= 10 * positive.min()
 
 
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over up to `width` values on either side; unknown ones are left out."""
     known = np.isfinite(values)
     kernel = np.ones(2 * width + 1)

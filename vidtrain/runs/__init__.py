@@ -7,5 +7,7 @@ assemble.py  from configuration to a run; the one place where the loop's Run is 
 attempts.py  how attempts at a run end, and whether a scheduler should try again
 data.py      what the data of a run were when it was started, compared with what is there
 export.py    what export does, for the end of training too
-report.py    the close of a run: its best checkpoint on test, and the pictures
+report.py    the close of a run: its best checkpoint on test, the pictures and the page
+examples.py  mistakes and doubtful right answers, as moving pictures of what the model saw
+page.py      report.html, from what lies in a run's folder
 """

@@ -7,10 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from einops import rearrange
-
 from vidtrain.baseline_models.store import MOTION, find_baselines
 from vidtrain.baseline_models.verdict import Verdict, verdicts
 from vidtrain.errors import DivergedError
@@ -23,10 +19,11 @@ from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.reports import plots
-from vidtrain.reports.frames import WRONG_FRAMES, most_wrong, plot_wrong
 from vidtrain.reports.pages import warn_of_failure
+from vidtrain.runs import examples
 from vidtrain.runs.assemble import Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
+from vidtrain.runs.page import PAGE, write_page
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
@@ -150,53 +147,37 @@ def _write_summary(
 
 
 def draw_pictures(data: RunData, result: Result, state: TrainState, log: RunLog, console: Console) -> None:
-    """Offers best.pt to the trackers, draws the pictures into the run folder's plots/ and shows them in the trackers.
+    """Offers best.pt to the trackers, draws the pictures into the run folder's plots/, writes report.html and shows
+    them in the trackers.
 
-    For the main rank alone. Where videos may have several labels there are curves only. A picture that fails is a
-    warning.
+    For the main rank alone. Where videos may have several labels there is no confusion. What fails is a warning.
     """
     log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
-    manifest, split, confusion = data.splits[result.split], result.split, result.report.confusion
+    manifest, split, report = data.splits[result.split], result.split, result.report
+    read = partial(examples.read, data, split, report)
+    shown = warn_of_failure(f"pictures of videos of {split}", read, console) or []
     pictures: dict[str, Callable[[Path], None]] = {
         "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
     }
+    confusion = report.confusion
     if confusion is not None:
         pairs = confusion.labels.numpy(), confusion.predictions.numpy(), confusion.counts.numpy()
         pictures[f"confusion_{split}"] = lambda path: plots.plot_confusion(pairs, manifest.classes, path)
-        pictures[f"wrong_{split}"] = lambda path: draw_wrong(data, result, path)
+        pictures[f"wrong_{split}"] = lambda path: examples.draw_wrong(shown, split, report, path)
     for name, plot in pictures.items():
         path = log.run_dir / "plots" / f"{name}.png"
         path.unlink(missing_ok=True)  # of an earlier attempt
         warn_of_failure(str(path), partial(plot, path), console)
         if path.is_file():
             log.image(name, path, state.total_step)
-
-
-def draw_wrong(data: RunData, result: Result, path: Path) -> None:
-    """Draws the videos that the model got wrong with the most confidence: frames of the middle view that it saw, from
-    the first to the last. Draws nothing where all are right, or no file can be read any more."""
-    report, manifest, split = result.report, data.splits[result.split], result.split
-    wrong, count = most_wrong(
-        report.table.labels, report.ranked[:, 0], report.ranked_chances[:, 0], manifest.classes
-    )
-    if not wrong:
-        return
-    rows = report.table.indices[[video.row for video in wrong]].tolist()
-    videos = data.open_split(split, manifest.subset(rows), Ranks(torch.device("cpu")))
-    strips = {}
-    for batch in videos.loader:
-        for index, views in zip(batch.indices.tolist(), batch.clips, strict=True):
-            view = views[len(views) // 2]
-            last = view.shape[1] - 1
-            places = np.unique(np.linspace(0, last, WRONG_FRAMES).round().astype(int))
-            strips[index] = rearrange(view[:, places], "c t h w -> t h w c").numpy()
-    drawn = [number for number in range(len(wrong)) if number in strips]  # a file may be gone meanwhile
-    if not drawn:
-        return
-    total = len(report.table.labels)
-    which = f"the {len(drawn)} most confident of {count:,}" if count > len(drawn) else f"{count}"
-    title = f"wrong on {split}: {which} (of {total:,} videos); frames as the model saw them, first to last"
-    plot_wrong([strips[number] for number in drawn], [wrong[number] for number in drawn], title, path)
+    videos = log.run_dir / "plots" / f"examples_{split}"
+    write = partial(examples.write_examples, shown, report, manifest.paths, videos)
+    warn_of_failure(str(videos), write, console)
+    page = log.run_dir / PAGE
+    page.unlink(missing_ok=True)  # of an earlier attempt
+    warn_of_failure(str(page), lambda: write_page(log.run_dir, page), console)
+    if page.is_file():
+        log.page("report", page, state.total_step)
 
 
 def show(result: Result, state: TrainState, monitor: str, console: Console) -> None:

@@ -83,6 +83,10 @@ class RunLog:
         """Hands loggers a picture of the run folder, as of step `step`."""
         self.loggers.image(name, path, step)
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        """Hands loggers an HTML page of the run folder, as of step `step`."""
+        self.loggers.page(name, path, step)
+
     def checkpoint(self, name: str, path: Path) -> None:
         """Offers loggers a checkpoint; they keep those that they were asked to."""
         self.loggers.checkpoint(name, path)

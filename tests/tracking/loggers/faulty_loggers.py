@@ -30,6 +30,9 @@ class Notes:
     def image(self, name, path, step):
         self._note("image", name, path.name, step)
 
+    def page(self, name, path, step):
+        self._note("page", name, path.name, step)
+
     def checkpoint(self, name, path):
         self._note("checkpoint", name, path.name)
 

@@ -34,6 +34,8 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
     picture, best = tmp_path / "curves.png", tmp_path / "best.pt"
     plot_curves([{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.4}], picture)
     best.write_bytes(b"weights")
+    page = tmp_path / "report.html"
+    page.write_text("<!DOCTYPE html><p>all of a run")
     uri = f"sqlite:///{store}"
     settings = {f"key.{number}": number for number in range(150)}
 
@@ -59,6 +61,7 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
         if step % 2 == 0:
             again.log({"val/top1": step / 8}, step)
     again.image("curves", picture, 6)
+    again.page("report", page, 6)
     again.checkpoint("best", best)
     again.checkpoint("last", tmp_path / "absent.pt")
     again.summary({"top1": 0.75})
@@ -80,9 +83,11 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
     accuracy = client.get_metric_history(run.info.run_id, "val/top1")
     assert [(point.step, point.value) for point in accuracy] == [(4, 0.5), (6, 0.75)]
     kept = sorted(
-        path.relative_to(store.parent) for path in store.parent.rglob("*") if path.suffix in (".png", ".pt")
+        path.relative_to(store.parent)
+        for path in store.parent.rglob("*")
+        if path.suffix in (".png", ".pt", ".html")
     )
-    assert [path.name for path in kept] == ["best.pt", "curves.png"]
+    assert [path.name for path in kept] == ["best.pt", "curves.png", "report.html"]
     assert kept[0].parts[:3] == ("mlartifacts", "motion", "sweep")
 
 

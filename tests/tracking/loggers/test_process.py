@@ -71,12 +71,19 @@ def test_every_call_arrives_in_order_at_each_of_several(notes, run, tmp_path, ca
     for step in range(500):
         loggers.log({"loss": step / 2}, step)
     loggers.image("curves", Path("plots/curves.png"), 500)
+    loggers.page("report", Path("report.html"), 500)
     loggers.checkpoint("best", Path("checkpoints/best.pt"))
     loggers.summary({"top1": 0.75})
     loggers.close("finished")
     loggers.log({"late": 1.0}, 501)
     rows = [f"log {step} {step / 2}" for step in range(500)]
-    closing = ["image curves curves.png 500", "checkpoint best best.pt", "summary 0.75", "close finished"]
+    closing = [
+        "image curves curves.png 500",
+        "page report report.html 500",
+        "checkpoint best best.pt",
+        "summary 0.75",
+        "close finished",
+    ]
     for name in "ab":
         assert (tmp_path / name).read_text().splitlines() == ["start abc", *rows, *closing]
     assert [record.getMessage() for record in caplog.records] == ["Notes: read the notes"] * 2

@@ -83,6 +83,8 @@ def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
     picture, best = tmp_path / "curves.png", tmp_path / "best.pt"
     plot_curves([{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": 0.4}], picture)
     best.write_bytes(b"weights")
+    page = tmp_path / "report.html"
+    page.write_text("<!DOCTYPE html><p>all of a run")
     for attempt in range(2):
         logger = WandbLogger("vidtrain", job_type="train", tags=["a"], notes="n", artifacts="best")
         loggers = Loggers({"wandb": logger})
@@ -95,6 +97,7 @@ def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
                 loggers.log({"val/top1": step / 10}, step)
         if attempt:
             loggers.image("curves", picture, 6)
+            loggers.page("report", page, 6)
             loggers.checkpoint("best", best)
             loggers.checkpoint("last", tmp_path / "absent.pt")
             loggers.summary({"test/top1": 0.75, "coverage": "12/12"})
@@ -106,13 +109,17 @@ def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
     held = [inspect(folder) for folder in folders]
     rows = [row for records in held for row in history(records)]
     images = [row for row in rows if any(key.startswith("curves") for key in row)]
+    pages = [row for row in rows if any(key.startswith("report") for key in row)]
     expected = []
     for step in range(1, 7):
         expected.append({"train/loss": 1 / step, "phase": "full", "step": step})
         if step % 2 == 0:
             expected.append({"val/top1": step / 10, "step": step})
     assert len(folders) == 2 and len(images) == 1 and images[0]["step"] == 6
-    assert [row for row in rows if row not in images] == expected
+    assert len(pages) == 1 and pages[0]["step"] == 6
+    (kept_page,) = folders[1].rglob("report*.html")
+    assert kept_page.read_text() == page.read_text()
+    assert [row for row in rows if row not in images + pages] == expected
     told = f"W&B: to upload this run, wandb sync {run.folder}/wandb/offline-run-*"
     assert caplog.records[-1].getMessage() == told
 

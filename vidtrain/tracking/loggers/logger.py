@@ -43,6 +43,9 @@ class Logger(Protocol):
 
     def image(self, name: str, path: Path, step: int) -> None: ...
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        """Shows or keeps an HTML file that needs nothing else."""
+
     def checkpoint(self, name: str, path: Path) -> None:
         """Keeps a checkpoint file, if the logger was asked to."""
 

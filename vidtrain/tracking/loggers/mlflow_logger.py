@@ -90,6 +90,9 @@ class MlflowLogger:
     def image(self, name: str, path: Path, step: int) -> None:
         self._client.log_artifact(self._run, str(path), "plots")
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        self._client.log_artifact(self._run, str(path))
+
     def checkpoint(self, name: str, path: Path) -> None:
         if self.artifacts == name:
             self._client.log_artifact(self._run, str(path), "checkpoints")

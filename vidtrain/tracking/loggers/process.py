@@ -55,6 +55,9 @@ class Loggers:
     def image(self, name: str, path: Path, step: int) -> None:
         self._send("image", name, path, step)
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        self._send("page", name, path, step)
+
     def checkpoint(self, name: str, path: Path) -> None:
         self._send("checkpoint", name, path)
 
@@ -140,7 +143,7 @@ class LoggerProcess:
         """Hands a call over. When too much waits already, a row is dropped and counted."""
         if self._process is None:
             return
-        if len(self._outbox) > MOST_WAITING and call in ("log", "image"):
+        if len(self._outbox) > MOST_WAITING and call in ("log", "image", "page"):
             self._dropped_rows += 1
         else:
             self._outbox += pickle.dumps((call, arguments))

@@ -47,6 +47,9 @@ class TensorBoardLogger:
         image = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": data}
         self._add([{"tag": name, "image": image}], step)
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        """TensorBoard shows no pages; this one lies in the run folder."""
+
     def checkpoint(self, name: str, path: Path) -> None:
         """TensorBoard keeps no files; this one lies in the run folder."""
 

@@ -85,6 +85,12 @@ class WandbLogger:
 
         self._run.log({name: wandb.Image(str(path)), "step": step})
 
+    def page(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        with path.open(encoding="utf-8") as file:  # as it is, without W&B's own style sheet
+            self._run.log({name: wandb.Html(file, inject=False), "step": step})
+
     def checkpoint(self, name: str, path: Path) -> None:
         import wandb
 

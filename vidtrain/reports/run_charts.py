@@ -1,0 +1,235 @@
+"""The charts of a run's page, as places in inline SVG: curves of the log, and differences to baselines.
+
+A page draws them in its own colors, so they follow dark mode; templates/run_charts.svg.jinja writes the markup.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from vidtrain.reports.charts import shortened, thinned
+from vidtrain.reports.plots import (
+    PANELS,
+    SMOOTH_FROM,
+    Curves,
+    Panel,
+    curves_of,
+    read_curves,
+    running_mean,
+    spans_a_decade,
+)
+
+Plain = dict[str, Any]
+
+# CSS pixels: as wide as a phone, so that words have their size there
+WIDTH, HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 20
+POINTS = 240  # of a curve; of more, several are taken together
+MOST_LINES = 6  # of a panel, which have colors of their own
+DOTS_UP_TO = 40  # points that are marked
+LONGEST_PHASE, LETTER = 13, 5.5  # characters of a phase's name, and about how wide one is
+ROW = 40  # of a baseline: its name above its interval
+BASELINE_LEFT, BASELINE_RIGHT, BASELINE_TOP = 12, 12, 8
+
+
+def linear(low: float, high: float, start: float, end: float) -> Any:
+    """The place of a value, or of an array of them, where `low` to `high` is shown as `start` to `end`."""
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers within a range."""
+    inside = 1e-9 * (high - low)
+    return [
+        float(tick)
+        for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
+        if low - inside <= tick <= high + inside
+    ]
+
+
+# --- curves -----------------------------------------------------------------------------------------------
+
+
+def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> list[Plain]:
+    """A chart for each kind of number in rows of metrics.jsonl, with where phases begin, and the best step."""
+    logged, borders = read_curves(rows)
+    panels = [(panel, curves) for panel in PANELS if (curves := curves_of(panel, logged))]
+    if not panels:
+        return []
+    steps = [
+        step for _, curves in panels for curve in curves.values() for step in (curve[0][0], curve[0][-1])
+    ]
+    low, high = min(steps), max(steps)
+    if low == high:
+        low, high = low - 1, high + 1
+    across = linear(low, high, LEFT, WIDTH - RIGHT)
+    marks = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "x_ticks": [(across(tick), _number(tick)) for tick in ticks(low, high, 5)],
+        "phases": _phases(borders, across),
+        "best": across(best_step) if best_step is not None and low <= best_step <= high else None,
+    }
+    return [{**marks, **_panel(panel, curves, across)} for panel, curves in panels]
+
+
+def _phases(borders: Sequence[tuple[int, str]], across: Any) -> list[Plain]:
+    """Where each of several phases begins; its name is to be shown where there is room behind the one before."""
+    if len(borders) < 2:
+        return []
+    phases: list[Plain] = []
+    free = 0.0
+    for step, name in borders:
+        x = max(across(step), LEFT)
+        shown = shortened(name, LONGEST_PHASE) if x >= free else ""
+        phases.append({"x": x, "name": name, "shown": shown, "first": not phases})
+        free = x + LETTER * (len(shown) + 1) if shown else free
+    return phases
+
+
+def _panel(panel: Panel, curves: Curves, across: Any) -> Plain:
+    """One chart: its lines with their names, and the ticks of its vertical axis."""
+    logarithmic = panel.log_scale and spans_a_decade(curves)
+    lines = []
+    for number, (key, curve) in enumerate(list(curves.items())[:MOST_LINES]):
+        steps, values, low, high = thinned(*curve, POINTS)
+        lines.append(
+            {
+                "name": key.removeprefix(panel.prefix).replace("_", " ").replace("/", " "),
+                "color": number,
+                "x": across(steps),
+                "y": values,
+                "band": (low, high) if len(curve[0]) > POINTS else None,
+                "smooth": key.startswith("train/") and len(steps) >= SMOOTH_FROM,
+            }
+        )
+    scale = np.log10 if logarithmic else np.asarray
+    shown = np.concatenate([values for line in lines for values in (line["y"], *(line["band"] or ()))])
+    values = scale(_positive(shown) if logarithmic else shown)
+    bottom, top = panel.whole_range or _padded(values[np.isfinite(values)])
+    down = linear(bottom, top, HEIGHT - BOTTOM, TOP)
+    inside = (
+        _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 4)]
+    )
+
+    def placed(values: np.ndarray) -> np.ndarray:
+        return down(scale(_positive(values) if logarithmic else values))
+
+    return {
+        "title": panel.title,
+        "y_ticks": [(down(value), text) for value, text in inside],
+        "lines": [_drawn(line, placed) for line in reversed(lines)],  # the first on top
+        "more": max(0, len(curves) - MOST_LINES),
+    }
+
+
+def _drawn(line: Plain, placed: Any) -> Plain:
+    x, y = line["x"], placed(line["y"])
+    smooth = placed(running_mean(line["y"], max(1, len(x) // 50))) if line["smooth"] else None
+    known = np.isfinite(y)
+    return {
+        "name": line["name"],
+        "color": line["color"],
+        "path": path(x, y if smooth is None else smooth),
+        "pale": "" if smooth is None else path(x, y),
+        "band": "" if line["band"] is None else _band(x, *map(placed, line["band"])),
+        "dots": list(zip(x[known].tolist(), y[known].tolist(), strict=True))
+        if known.sum() <= DOTS_UP_TO
+        else [],
+    }
+
+
+def path(x: np.ndarray, y: np.ndarray) -> str:
+    """The d of an SVG path through places; unknown ones leave gaps."""
+    parts, drawing = [], False
+    for across, down in zip(x.tolist(), y.tolist(), strict=True):
+        if math.isfinite(down):
+            parts.append(f"{'L' if drawing else 'M'}{across:.1f} {down:.1f}")
+        drawing = math.isfinite(down)
+    return "".join(parts)
+
+
+def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    known = np.isfinite(low) & np.isfinite(high)
+    there, back = path(x[known], high[known]), path(x[known][::-1], low[known][::-1])
+    return f"{there}{back.replace('M', 'L')}Z" if there else ""
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks at 1, 2 and 5 of each power of ten, or at the powers alone where these are many; `low` and `high` are
+    logarithms."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for digits in ((1, 2, 5), (1,)):
+        values = [digit * 10.0**power for power in powers for digit in digits]
+        inside = [(math.log10(value), _number(value)) for value in values if low <= math.log10(value) <= high]
+        if len(inside) <= 5:
+            break
+    return inside
+
+
+def _number(value: float) -> str:
+    """`0.25`, `1,200`, `12k`"""
+    value = 0.0 if abs(value) < 1e-12 else value
+    if abs(value) >= 1e4:
+        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+# --- differences to baselines -----------------------------------------------------------------------------
+
+
+def baseline_chart(baselines: Sequence[Mapping[str, Any]]) -> Plain | None:
+    """Dots and intervals of the differences `difference`, `low`, `high` to baselines, on one axis with 0; None where
+    none is known."""
+    known = [row for row in baselines if row["difference"] is not None]
+    if not known:
+        return None
+    bounds = [
+        0.0,
+        *(row[key] for row in known for key in ("low", "difference", "high") if row[key] is not None),
+    ]
+    margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
+    low, high = min(bounds) - margin, max(bounds) + margin
+    across = linear(low, high, BASELINE_LEFT, WIDTH - BASELINE_RIGHT)
+    bottom = BASELINE_TOP + ROW * len(known)
+    rows = []
+    for number, row in enumerate(known):
+        has_interval = row["low"] is not None and row["high"] is not None
+        rows.append(
+            {
+                "name": row["name"],
+                "words": f"{row['difference']:+.4f} in {row['metric']}",
+                "verdict": row["verdict"],
+                "y": BASELINE_TOP + ROW * number,
+                "dot": across(row["difference"]),
+                "interval": (across(row["low"]), across(row["high"])) if has_interval else None,
+            }
+        )
+    return {
+        "width": WIDTH,
+        "height": bottom + BOTTOM,
+        "top": BASELINE_TOP,
+        "bottom": bottom,
+        "zero": across(0.0),
+        "ticks": [
+            (across(tick), f"{tick:+.3g}" if abs(tick) > 1e-12 else "0") for tick in ticks(low, high, 5)
+        ],
+        "rows": rows,
+    }

@@ -1,0 +1,293 @@
+"""report.html of a finished run, made from what else lies in its folder: no video and no model is opened.
+
+Training writes it at its end; `python -m vidtrain.compare RUN` writes it again, with what later evaluations found.
+"""
+
+import csv
+import json
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from vidtrain.config.renames import rename_override
+from vidtrain.data.manifest.split_records import SplitRecord
+from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.protocols import headline
+from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.escaping import read_csv, read_records
+from vidtrain.reports.run_charts import curve_panels
+from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, run_page
+from vidtrain.runs.attempts import STARTED, read_attempts
+from vidtrain.runs.folder import SPLITS, stored_settings
+from vidtrain.tracking.ledgers import each_json_line
+from vidtrain.tracking.run_log import each_metric
+
+Plain = dict[str, Any]
+
+PAGE = "report.html"
+MOST_PICTURE = 1 << 20  # bytes of one; ours have some ten thousand
+WEBP, PNG = (b"RIFF", b"WEBP"), b"\x89PNG\r\n\x1a\n"
+VERSIONS = ("vidtrain", "torchvision", "timm", "av", "numpy")
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Writes the page of the finished run in `folder`. Raises `UserError` naming the file that is absent or damaged."""
+    try:
+        text = run_page(read_facts(folder), _pictures(folder))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{folder} has no page: what lies in it is not what a run writes ({cause})"
+        ) from error
+    write_text_atomic(page, text)
+
+
+def read_facts(folder: Path) -> Plain:
+    """All that the page of a run says, as plain values; None or empty where the run has nothing of it."""
+    summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
+    split, data = summary["split"], _read_if_there(folder / "dataset.json")
+    evaluation = folder / "eval" / _one_name(split)
+    evaluated = _read(evaluation / "metrics.json", "metrics", "protocol", "coverage", "missing")
+    several = "exact_match" in evaluated["metrics"]
+    settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
+    return {
+        "run": folder.resolve().name,
+        "summary": summary,
+        "evaluated": evaluated,
+        "metric": headline(several),
+        "model": {part: _setting(settings, f"model.{part}._target_") for part in ("encoder", "head")},
+        "dataset": _setting(settings, "dataset.name"),
+        "name": _setting(settings, "name"),
+        "data": data,
+        "start": _read_if_there(folder / "starting_point.json"),
+        "notes": _notes(folder, summary, evaluated),
+        "settings": _chosen(_overrides(folder)),
+        "baselines": [_judged(row) for row in summary["baselines"]] if "baselines" in summary else [],
+        "most_common": None if several else _most_common(by_class),
+        "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
+        "panels": curve_panels(each_metric(folder), summary["best_step"]),
+        "confusion": None if several else _confusion(evaluation),
+        "classes": _worst_first(by_class),
+        "probes": _probes(folder, headline(several)),
+        "audit": _audit(folder, _setting(settings, "dataset.name"), data),
+        "made_with": _made_with(folder, settings),
+    }
+
+
+# --- what was trained -------------------------------------------------------------------------------------
+
+
+def _overrides(folder: Path) -> list[str]:
+    return [rename_override(text) for text in _read(folder / "run.json", "overrides")["overrides"]]
+
+
+def _chosen(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """Settings and options that the command line chose, but for the folder."""
+    pairs = (text.partition("=") for text in overrides)
+    return [(key.lstrip("+"), value) for key, _, value in pairs if key != "run_dir"]
+
+
+def _notes(folder: Path, summary: Plain, evaluated: Plain) -> list[str]:
+    """What a reader of the number must know."""
+    notes = []
+    if "split_also_selected" in summary and summary["split_also_selected"]:
+        notes.append(f"There is no test split: {summary['split']} also selected the checkpoint, so its numbers are "
+                     "too good.")  # fmt: skip
+    if "data_changed" in summary and summary["data_changed"]:
+        notes.append("The run went on with other data in its middle: data_changes.jsonl says which.")
+    if evaluated["missing"]:
+        notes.append(
+            f"Videos that could not be read, and are not in the numbers: {len(evaluated['missing'])}."
+        )
+    faults = {
+        (row["split"], row["path"]) for row in chain(*map(each_json_line, folder.glob("faults_rank*.jsonl")))
+    }
+    training = sum(split == "train" for split, _ in faults)
+    if training:
+        notes.append(f"Videos of train that could not be read, and were replaced by others: {training}.")
+    return notes
+
+
+def _made_with(folder: Path, settings: Plain) -> Plain:
+    """How to make the run again."""
+    environment, git = (_read_if_there(folder / f"{name}.json") for name in ("environment", "git"))
+    words = [text for text in _overrides(folder) if not text.startswith("run_dir=")]
+    packages = environment["packages"] if environment else {}
+    return {
+        "command": shlex.join(["python", "-m", "vidtrain.train", *words]),
+        "environment": environment,
+        "git": git,
+        "versions": [f"{name} {packages[name]}" for name in VERSIONS if name in packages],
+        "seed": _setting(settings, "seed"),
+        "deterministic": _setting(settings, "trainer.deterministic"),
+        "attempts": sum(row["event"] == STARTED for row in read_attempts(folder)),
+    }
+
+
+# --- how good it is ---------------------------------------------------------------------------------------
+
+
+def _judged(row: Plain) -> Plain:
+    """A baseline with a verdict: whether the interval of the run's difference misses 0, and on which side."""
+    sign = -1 if row["metric"] in DIRECTIONS and DIRECTIONS[row["metric"]] == "min" else 1
+    bounds = [row[key] for key in ("low", "high")]
+    verdict = "alike"
+    if None not in bounds and (bounds[0] > 0 or bounds[1] < 0):
+        verdict = "better" if sign * bounds[0] > 0 else "worse"
+    return {**row, "verdict": verdict}
+
+
+def _most_common(by_class: Sequence[Mapping[str, Any]]) -> float | None:
+    """The accuracy of always answering the class that most videos are of."""
+    supports = [row["support"] for row in by_class]
+    return max(supports) / sum(supports) if supports and sum(supports) else None
+
+
+def _confusion(evaluation: Path) -> Plain | None:
+    """Counts of at most 30 classes as rows, and all pairs of classes that were taken for each other."""
+    matrix, listed = evaluation / "confusion.csv", evaluation / "confusion_pairs.csv"
+    if matrix.is_file():
+        header, *rows = _rows(matrix)
+        classes, counts = header[1:], [[int(cell) for cell in row[1:]] for row in rows]
+        pairs = [
+            (classes[label], classes[prediction], count, sum(row))
+            for label, row in enumerate(counts)
+            for prediction, count in enumerate(row)
+            if count and label != prediction
+        ]
+        few = len(classes) <= MATRIX_UP_TO
+        return {"classes": classes, "rows": counts if few else None, "pairs": _most_often(pairs)}
+    if not listed.is_file():
+        return None
+    counted = [(label, prediction, int(count)) for label, prediction, count in _rows(listed)[1:]]
+    totals: dict[str, int] = {}
+    for label, _, count in counted:
+        totals[label] = totals.setdefault(label, 0) + count
+    wrong = [
+        (label, prediction, count, totals[label])
+        for label, prediction, count in counted
+        if label != prediction
+    ]
+    return {"classes": list(totals), "rows": None, "pairs": _most_often(wrong)}
+
+
+def _most_often(pairs: Iterable[tuple[str, str, int, int]]) -> list[tuple[str, str, int, int]]:
+    return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def _worst_first(by_class: Sequence[Plain]) -> list[Plain]:
+    """By F1; classes without any video, of which nothing is known, come last."""
+    return sorted(by_class, key=lambda row: (not row["support"], -1.0 if row["f1"] is None else row["f1"]))
+
+
+def _probes(folder: Path, metric: str) -> list[Plain]:
+    """Evaluations below eval/ that showed the frames in several orders too."""
+    evaluations = []
+    for path in sorted(folder.glob("eval/*/protocols.json")):
+        rows = _read(path, "probes", "coverage")["probes"]
+        if rows:
+            of = {"name": path.parent.name, "coverage": _read(path, "coverage")["coverage"]}
+            evaluations.append({**of, "rows": [{**row, "value": row[metric]} for row in rows]})
+    return evaluations
+
+
+# --- what the data are ------------------------------------------------------------------------------------
+
+
+def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
+    """The audit of the same data, where it lies in its default place, outputs/audit/NAME, below the current folder:
+    of as many videos in each split, of the same classes, in the same folder as the run has recorded."""
+    path = Path("outputs/audit", _one_name(name or "-"), "summary.json")
+    if not (path.is_file() and data and (folder / SPLITS).is_dir()):
+        return None
+    audit = _read(path, "splits", "classes", "root", "bounds", "shortcuts")
+    records = {file.stem: SplitRecord.open(file) for file in (folder / SPLITS).glob("*.npz")}
+    counts = {split: len(record) for split, record in records.items()}
+    same = audit["splits"] == counts and {row["name"] for row in audit["classes"]} == set(data["classes"])
+    firsts = [os.path.abspath(record.columns.paths[0]) for record in records.values() if len(record)]
+    if not same or not all(os.path.commonpath([first, audit["root"]]) == audit["root"] for first in firsts):
+        return None
+    made = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    return {**audit, "file": str(path.resolve()), "made": made}
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def _pictures(folder: Path) -> list[Picture]:
+    """Moving pictures of videos; of a run from before there were any the sheet of its mistakes."""
+    split = _one_name(_read(folder / "summary.json", "split")["split"])
+    record = folder / "plots" / f"examples_{split}" / "examples.json"
+    if not record.is_file():
+        data = _picture(folder / "plots" / f"wrong_{split}.png")
+        return [Picture("sheet", data, {})] if data.startswith(PNG) else []
+    pictures = []
+    for video in _read(record, "examples")["examples"]:
+        data = _picture(record.with_name(_one_name(video["file"])))
+        if (data[:4], data[8:12]) == WEBP:
+            pictures.append(Picture(video["kind"], data, video))
+    return pictures
+
+
+def _picture(path: Path) -> bytes:
+    """A file of a folder that may be from elsewhere; nothing where it is absent, a link or too large."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_PICTURE:
+        return b""
+    return path.read_bytes()
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _one_name(name: str) -> str:
+    """A name that leads to no other folder. Raises ValueError."""
+    if Path(name).name != name:
+        raise ValueError(f"{name} is no name of a file or folder")
+    return name
+
+
+def _setting(settings: Plain, key: str) -> Any:
+    return settings[key] if key in settings else None
+
+
+def _read(path: Path, *needed: str) -> Plain:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"a run's page needs {path}, which cannot be read ({error})") from error
+    lacking = [key for key in needed if key not in record]
+    if lacking:
+        raise UserError(f"{path} has no {', '.join(lacking)}: it was made by other code, or changed")
+    return record
+
+
+def _read_if_there(path: Path) -> Plain | None:
+    return _read(path) if path.is_file() else None
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return read_csv(file)
+    except (OSError, csv.Error) as error:
+        raise UserError(f"a run's page needs {path}, which cannot be read ({error})") from error
+
+
+def _table(path: Path) -> list[Plain]:
+    """The rows of a CSV file by column, with numbers as such and None for empty cells."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [{key: _cell(key, text) for key, text in row.items()} for row in read_records(file)]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"a run's page needs {path}, which cannot be read ({error})") from error
+
+
+def _cell(column: str, text: str) -> Any:
+    if column in ("class", "phase", "head"):  # names, which may look like numbers
+        return text
+    return None if text == "" else int(text) if text.isdecimal() else float(text)
