@@ -1,4 +1,4 @@
-"""The exceptions that every wing shares."""
+"""The exceptions that every wing shares, and a check that many parts make."""
 
 
 class UserError(Exception):
@@ -11,6 +11,13 @@ class UserError(Exception):
 
 class DivergedError(UserError):
     """Training cannot go on: its loss, or what it selects by, is no finite number any more."""
+
+
+def check_share(**values: float) -> None:
+    """Raises `UserError` for a setting that does not lie between 0 and 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name}={value}: must lie between 0 and 1")
 
 
 class Pruned(Exception):

@@ -31,9 +31,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # what it is like on a full disk
     try:
-        with pytest.raises(
-            UserError, match=r"cannot write .*summary\.json \(File too large\): free some space"
-        ):
+        with pytest.raises(UserError, match=r"summary\.json \(File too large\)"):
             write_text_atomic(path, "new" * 10)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

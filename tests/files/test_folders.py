@@ -90,7 +90,7 @@ def test_released_folder_can_be_locked_again(tmp_path: Path):
 def test_holder_that_has_written_nothing_yet(tmp_path: Path):
     lock = RunLock(tmp_path)
     (tmp_path / ".lock").write_text("")
-    with pytest.raises(UserError, match="in use by another process, which has only just started"):
+    with pytest.raises(UserError, match="another process, .* just started"):
         RunLock(tmp_path)
     lock.release()
 
@@ -108,10 +108,10 @@ def test_file_system_without_locks_is_used_with_a_warning(
 
 def test_folder_that_cannot_be_made_or_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write into the run folder .*file/run \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"file/run \(Not a directory\)"):
         RunLock(tmp_path / "file" / "run")
     (tmp_path / "run" / ".lock").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"cannot write into the run folder .*run \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"run \(Is a directory\)"):
         RunLock(tmp_path / "run")
 
 
@@ -154,16 +154,14 @@ def test_only_links_that_lead_out_count(own, tmp_path):
     check_links(tmp_path / "absent", below=True)
     (folder / "wandb/run-1/deep").symlink_to(own.parent)
     check_links(folder)
-    with pytest.raises(UserError, match=r"run holds|wandb/run-1/deep -> .*home\nIn a folder from elsewhere"):
+    with pytest.raises(UserError, match="wandb/run-1/deep -> .*home"):
         check_links(folder, below=True)
     check_links(folder, below=True, folders=False)
     (folder / "wandb/run-1/gone").symlink_to(tmp_path / "home/new")  # would be made
     with pytest.raises(UserError, match="wandb/run-1/gone -> "):
         check_links(folder, below=True, folders=False)
     (folder / "eval").symlink_to(own.parent)
-    with pytest.raises(
-        UserError, match="eval/test is to be written into, and a link leads from it to .*home/test"
-    ):
+    with pytest.raises(UserError, match="eval/test .* a link .*home/test"):
         check_inside(folder / "eval/test", folder)
     check_inside(folder / "again/x", folder)
 
@@ -243,7 +241,7 @@ def test_where_a_checkpoint_has_its_dataset_made(tmp_path, monkeypatch):
         (True, config_of("train", f"data_root={tmp_path}/new", f"dataset.source.root={tmp_path}/other")),
         (True, config_of("train", f"data_root={tmp_path}/new", f"dataset.source.root={tmp_path}/new/../x")),
     ):
-        with pytest.raises(UserError, match="asks to make the motion dataset in dataset.source.root="):
+        with pytest.raises(UserError, match="motion dataset .*source.root="):
             check_made_here(cfg, said)
 
 
@@ -251,7 +249,7 @@ def test_settings_that_stand_for_any_size(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match="config.yaml cannot be read .it holds aliases"):
+    with pytest.raises(UserError, match="config.yaml .*aliases"):
         run_folder.stored_settings(tmp_path)
     (tmp_path / "config.yaml").write_text("a: " + "[" * 20_000 + "]" * 20_000 + "\n")
     with pytest.raises(UserError, match="config.yaml cannot be read"):

@@ -21,14 +21,14 @@ def test_a_compressed_archive_of_zeros(tmp_path, monkeypatch):
             bomb.writestr(name, big.read(name))
     (tmp_path / "big.pt").unlink()
     assert (tmp_path / "bomb.pt").stat().st_size < 100_000
-    with pytest.raises(UserError, match=r"bomb.pt is refused: it has .* would become 4,\d"):
+    with pytest.raises(UserError, match=r"bomb.pt is refused: .* 4,\d"):
         read_torch_file(tmp_path / "bomb.pt")
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_number_that_is_repeated(lazy, tmp_path):
     torch.save({"model": {"w": torch.zeros(1).expand(10**12)}}, tmp_path / "view.pt")
-    with pytest.raises(UserError, match=r"view.pt is refused: .* a tensor of \[1000000000000\]"):
+    with pytest.raises(UserError, match=r"view.pt is refused: .*\[1000000000000\]"):
         read_torch_file(tmp_path / "view.pt", lazy)
 
 

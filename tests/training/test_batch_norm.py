@@ -57,7 +57,7 @@ def test_resumed_they_are_the_same_bits(run_loop):
 
 
 def test_several_ranks_sync_on_gpus_only(small_model):
-    with pytest.raises(UserError, match="trainer.batch_norm=sync needs a GPU for each of the 2 ranks"):
+    with pytest.raises(UserError, match="trainer.batch_norm=sync .* 2 ranks"):
         prepare_batch_norm(small_model, "sync", Ranks(torch.device("cpu"), world_size=2))
     before = {name: parameter for name, parameter in small_model.named_parameters()}
     synced = prepare_batch_norm(small_model, "sync", Ranks(torch.device("cuda", 0), world_size=2))

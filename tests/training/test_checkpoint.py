@@ -50,7 +50,7 @@ def test_a_malicious_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="bomb.pt is refused: .* can run code"):
         checkpoint.load("bomb.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="plain.pt is truncated or not a PyTorch file"):
+    with pytest.raises(UserError, match="plain.pt is truncated"):
         checkpoint.load("plain.pt")
     assert not (tmp_path / "exploded").exists()
 
@@ -60,7 +60,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
     with pytest.raises(UserError, match=r"last\.pt is not a file"):
         checkpoint.load(path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt is truncated or not a PyTorch file"):
+    with pytest.raises(UserError, match="last.pt is truncated"):
         checkpoint.load(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(UserError, match=r"last\.pt was not written by vidtrain"):
@@ -69,7 +69,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
     whole = path.read_bytes()
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1000):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"last\.pt is truncated or not a PyTorch file"):
+        with pytest.raises(UserError, match="last.pt is truncated"):
             checkpoint.load(path)
 
 
@@ -164,9 +164,7 @@ def test_a_disk_that_cannot_be_read_is_named(tmp_path, whole):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(
-        checkpoint.NotSaved, match=r"could not write the checkpoint .*last\.pt \(File exists\)"
-    ):
+    with pytest.raises(checkpoint.NotSaved, match=r"last\.pt \(File exists\)"):
         checkpoint.save({}, tmp_path / "checkpoints/last.pt")
 
 
@@ -226,6 +224,6 @@ def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
 def test_another_architecture_is_refused_before_anything_is_copied():
     wide, fresh = Model(width=8), Model(width=4)
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(UserError, match=r"wide.pt is a checkpoint of another architecture .*encoder.bias"):
+    with pytest.raises(UserError, match="wide.pt .*architecture .*encoder.bias"):
         checkpoint.restore(fresh, wide.state_dict(), "wide.pt")
     assert all(torch.equal(tensor, before[name]) for name, tensor in fresh.state_dict().items())

@@ -108,7 +108,7 @@ def test_which_weights_select():
         "raw",
         "ema",
     ]
-    with pytest.raises(UserError, match="trainer.monitor_weights=ema, and no average is kept"):
+    with pytest.raises(UserError, match="trainer.monitor_weights=ema"):
         selecting_weights("ema", None)
 
 

@@ -17,7 +17,7 @@ def test_failed_reads_of_all_ranks_are_held_against_all_videos():
     check_faults(2, settings, per_epoch=17)  # of 102
     with pytest.raises(
         UserError,
-        match="3 reads failed of this epoch's 102 videos, more than trainer.max_unreadable_fraction=2%",
+        match="3 .* 102 .*max_unreadable_fraction=2%",
     ):
         check_faults(3, settings, per_epoch=17)
 
@@ -26,11 +26,9 @@ def test_failed_reads_of_all_ranks_are_held_against_all_videos():
 def test_one_batch_must_be_known_by_heart(loss):
     check_overfit({"top1": 1.0, "loss": 0.04}, loss, 100)
     check_overfit({"exact_match": 1.0, "loss": 0.04}, loss, 100)
-    with pytest.raises(
-        UserError, match="after 100 steps 75% of its videos are right and its loss of 0.3000 is above 0.05"
-    ):
+    with pytest.raises(UserError, match="100 steps 75% .* 0.3000 is above 0.05"):
         check_overfit({"top1": 0.75, "loss": 0.3}, loss, 100)
-    with pytest.raises(UserError, match="after 9 steps its loss of 0.0600 is above 0.05; the model"):
+    with pytest.raises(UserError, match="9 steps its loss of 0.0600 .* 0.05;"):
         check_overfit({"top1": 1.0, "loss": 0.06}, loss, 9)
     with pytest.raises(UserError, match="its loss is not finite"):
         check_overfit({"top1": 1.0, "loss": float("nan")}, loss, 9)
@@ -41,7 +39,7 @@ def test_one_batch_must_be_known_by_heart(loss):
 )
 def test_a_loss_that_asks_for_no_certainty_need_not_vanish(loss):
     check_overfit({"top1": 1.0, "loss": 0.3}, loss, 100)
-    with pytest.raises(UserError, match="after 100 steps 75% of its videos are right; the model"):
+    with pytest.raises(UserError, match="100 steps 75% of its videos are right;"):
         check_overfit({"top1": 0.75, "loss": 0.01}, loss, 100)
 
 

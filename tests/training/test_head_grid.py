@@ -134,7 +134,7 @@ def test_what_is_no_grid_is_refused(small_model, phase, why):
 
 
 def test_a_grid_has_no_average():
-    with pytest.raises(UserError, match="heads cannot be averaged: trainer.ema=0.9"):
+    with pytest.raises(UserError, match="averaged: trainer.ema=0.9"):
         check_together(grid()["grid"], TrainerSettings(ema=0.9))
     check_together(PhaseSettings(encoder_blocks=0), TrainerSettings(ema=0.9))
 

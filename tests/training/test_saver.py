@@ -87,7 +87,7 @@ def test_ten_failures_in_a_row_end_the_run(disk):
         disk.save(step)
     with pytest.raises(
         UserError,
-        match="10 checkpoints in a row .* at step 11; the newest checkpoint is of step 1. Free some space",
+        match="10 checkpoints .* step 11; .* step 1. ",
     ):
         disk.save(11)
     assert checkpoint.MOST_FAILED == 10
@@ -98,7 +98,7 @@ def test_the_last_of_a_run_must_be_saved(disk):
     disk.full = True
     with pytest.raises(
         UserError,
-        match="Training is done at step 9, and its end could not be saved; nothing was saved before",
+        match="step 9, .*; nothing was saved before",
     ):
         disk.save(9, must=True)
 

@@ -97,7 +97,7 @@ def test_a_factor_that_is_none_is_refused(factor):
         (MultiStep, "gamma"),
         (Constant, "start"),
     ):
-        with pytest.raises(UserError, match=f"schedule {name}={factor} must be a factor of 0 or more"):
+        with pytest.raises(UserError, match=f"schedule {name}={factor} "):
             kind(**{name: factor})
 
 

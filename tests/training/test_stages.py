@@ -49,7 +49,7 @@ def test_a_phase_trains_what_it_says(model, blocks, expected):
 
 
 def test_more_blocks_than_there_are(model):
-    with pytest.raises(UserError, match="encoder_blocks=4, but the encoder has 3 blocks"):
+    with pytest.raises(UserError, match="encoder_blocks=4, .* 3 blocks"):
         apply_phase(model, PhaseSettings(encoder_blocks=4))
 
 
@@ -183,7 +183,7 @@ def test_preflight_leaves_no_trace(model):
 
 def test_preflight_names_what_the_loss_does_not_reach(model):
     model.head.unused = nn.Linear(2, 2)
-    with pytest.raises(UserError, match="does not reach: head.unused.weight, head.unused.bias"):
+    with pytest.raises(UserError, match="head.unused.weight, head.unused.bias"):
         preflight(model)
     model.head.unused.requires_grad_(False)
     preflight(model)
@@ -192,7 +192,5 @@ def test_preflight_names_what_the_loss_does_not_reach(model):
 def test_preflight_names_gradients_that_are_not_finite(model):
     with torch.no_grad():
         model.head.linear.weight[0, 0] = float("nan")
-    with pytest.raises(
-        UserError, match="not finite before the first step: encoder.patch_embed.* and 47 more"
-    ):
+    with pytest.raises(UserError, match="finite .*: encoder.patch_embed.* 47 more"):
         preflight(model)

@@ -21,6 +21,7 @@ from vidtrain.errors import UserError
 TARGETS = {
     "vidtrain.data.augment.color.ColorJitter": "vidtrain.data.augment.device.ColorJitter",
     "vidtrain.data.augment.erasing.RandomErasing": "vidtrain.data.augment.device.RandomErasing",
+    "vidtrain.data.augment.mixing.Mixing": "vidtrain.data.augment.device.Mixing",
     "vidtrain.training.timm_optimizer.timm_optimizer": "vidtrain.training.optimizers.timm_optimizer",
     "vidtrain.data.temporal.TemporalJitter": "vidtrain.data.sampling.temporal.TemporalJitter",
     **{

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, check_share
 from vidtrain.evaluation.fusion import fuse
 
 BALANCED = "balanced"
@@ -51,7 +51,7 @@ class CrossEntropy:
     independent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_share("label_smoothing", self.label_smoothing)
+        check_share(label_smoothing=self.label_smoothing)
         _check_weights("class_weights", self.class_weights)
 
     def weights(self, class_shares: Tensor) -> Tensor | None:
@@ -91,7 +91,7 @@ class BinaryCrossEntropy:
     independent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_share("label_smoothing", self.label_smoothing)
+        check_share(label_smoothing=self.label_smoothing)
         _check_weights("pos_weight", self.pos_weight)
 
     def weights(self, class_shares: Tensor) -> Tensor | None:
@@ -129,7 +129,7 @@ class Focal:
         if self.gamma < 0:
             raise UserError(f"gamma={self.gamma}: must be 0 or more")
         if self.alpha is not None:
-            _check_share("alpha", self.alpha)
+            check_share(alpha=self.alpha)
 
     def weights(self, class_shares: Tensor) -> Tensor | None:
         return None
@@ -145,11 +145,6 @@ class Focal:
 def _answers(logits: Tensor, targets: Tensor) -> Tensor:
     """Classes [b] as yes for one and no for all others; shares [b k] as they are."""
     return F.one_hot(targets, logits.shape[1]).to(logits.dtype) if targets.ndim == 1 else targets
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name}={value}: must lie between 0 and 1")
 
 
 def _check_weights(name: str, value: str | list[float] | None) -> None:

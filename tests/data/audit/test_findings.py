@@ -31,9 +31,7 @@ def test_entries_take_groups_from_the_source_or_from_the_path():
 
 def test_a_pattern_that_finds_nothing_is_a_mistake(caplog):
     train = Manifest([Record("/v/Dive_g01_c1.mp4", 0, "a"), Record("/v/other.mp4", 0, "b")], ("Dive",))
-    with pytest.raises(
-        UserError, match="group_pattern=_gruppe is found in 0 of 2 paths, and not in /v/Dive_g01_c1.mp4"
-    ):
+    with pytest.raises(UserError, match="group_pattern=_gruppe .* 0 of 2"):
         entries({"train": train}, "_gruppe")
     entries({"train": train}, "_g01")
     assert "is found in 1 of 2 paths, and not in /v/other.mp4" in caplog.text

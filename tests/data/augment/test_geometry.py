@@ -184,7 +184,7 @@ class TestShortSideInPixels:
         assert (boxes[0].width, boxes[0].height) == (boxes[1].width, boxes[1].height) == (144, 120)
 
     def test_shorter_than_the_output(self):
-        with pytest.raises(UserError, match="short_side=100: must be at least .* 112 pixels"):
+        with pytest.raises(UserError, match="short_side=100: .* 112"):
             ShortSideCrop(short_side=(100, 300))(320, 240, (112, 150), T, np.random.default_rng(0))
         with pytest.raises(UserError, match="short_side=200"):
             CenterCrops(short_side=200)(320, 240, (224, 224))
@@ -234,7 +234,7 @@ class TestWholeFrame:
         assert geometry.output_size(*frame, (224, 224)) == expected
 
     def test_short_side_of_no_whole_patches(self):
-        with pytest.raises(UserError, match="short_side=250: must be a multiple of multiple_of=16"):
+        with pytest.raises(UserError, match="short_side=250: .*multiple_of=16"):
             WholeFrame(250, 16)
         with pytest.raises(UserError, match="short_side=100"):
             WholeFrame(multiple_of=16).output_size(320, 240, (100, 128))

@@ -8,7 +8,7 @@ import torch
 from timm.data import mixup as timm_mixup
 from torch import nn
 
-from vidtrain.data.augment.mixing import Mix, Mixing, cut_box, mix_clips, mix_targets, soft_targets
+from vidtrain.data.augment.device import Mix, Mixing, cut_box, mix_clips, mix_targets, soft_targets
 from vidtrain.errors import UserError
 
 KEY = (0, 12, 1)

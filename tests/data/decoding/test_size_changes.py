@@ -250,9 +250,7 @@ def test_no_later_image_is_larger_than_allowed(tmp_path):
         ramp(*size, 0).reformat(format="yuvj420p", dst_color_range=2).save(str(tmp_path / f"{number}.jpg"))
     video = read_image_folder(str(tmp_path), 5.0, 96 * 64)
     read(video, 0)
-    with pytest.raises(
-        DecodeError, match=r"1\.jpg: its picture of 192x160 has more pixels than data.max_pixels=6144"
-    ):
+    with pytest.raises(DecodeError, match="1.jpg: .*192x160 .*data.max_pixels=6144"):
         read(video, 0, 1)
 
 

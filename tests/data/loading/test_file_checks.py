@@ -46,7 +46,7 @@ def test_bounds(manifest, bounds, kept, dropped):
 
 
 def test_nothing_left(manifest):
-    with pytest.raises(UserError, match="no training video is left of 4: data.min_frames drops 4"):
+    with pytest.raises(UserError, match="of 4: data.min_frames drops 4"):
         VideoFilter(min_frames=1000).kept(manifest.subset([0, 1, 2, 3]), VideoIndex(None), 1, 60.0)
 
 
@@ -54,7 +54,7 @@ def test_bounds_that_nothing_meets():
     assert VideoFilter().keeps_all and not VideoFilter(max_bytes=1).keeps_all
     with pytest.raises(UserError, match="data.min_frames=0 must be above 0"):
         VideoFilter(min_frames=0)
-    with pytest.raises(UserError, match="data.min_seconds=3 is above data.max_seconds=2"):
+    with pytest.raises(UserError, match="min_seconds=3 .*max_seconds=2"):
         VideoFilter(min_seconds=3, max_seconds=2)
 
 

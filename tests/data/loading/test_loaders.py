@@ -327,7 +327,7 @@ class TestTraining:
 
     def test_workers_that_die_of_everything_end_the_run(self, folder):
         videos = Videos(folder(), True, dict.fromkeys(range(COUNT), once(by_signal(signal.SIGKILL))))
-        with pytest.raises(UserError, match="17 worker processes were lost within an hour") as caught:
+        with pytest.raises(UserError, match="17 worker processes") as caught:
             train(videos)
         assert "memory ran out: lower trainer.num_workers" in str(caught.value)
         assert multiprocessing.active_children() == []
@@ -340,9 +340,7 @@ class TestWhatReadingRaises:
 
         batches = iter(train_loader(Videos(folder(), True, {at(10): defect}), stream(), 2, False))
         next(batches), next(batches)
-        with pytest.raises(
-            RuntimeError, match="(?s)a loader worker raised:\n.*in defect.*KeyError: 'a defect'"
-        ):
+        with pytest.raises(RuntimeError, match="(?s)in defect.*KeyError: 'a defect'"):
             next(batches)
         assert multiprocessing.active_children() == []
 

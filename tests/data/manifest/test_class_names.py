@@ -72,7 +72,7 @@ def test_one_spelling(written, name):
     ],
 )  # fmt: skip
 def test_look_alikes_are_refused_with_their_code_points(names, message):
-    with pytest.raises(UserError, match=f"^train: classes look alike .*{message}"):
+    with pytest.raises(UserError, match=f"^train: .*{message}"):
         check_appearance(names, "train")
 
 
@@ -117,15 +117,13 @@ def test_two_folders_of_one_class(tmp_path, caplog):
     found = ClassFolders(root).manifests()
     assert found["train"].classes == ("café",) and len(found["train"]) == 2
     assert "the class café of" in caplog.text and "lies in two folders that are spelled alike" in caplog.text
-    with pytest.raises(UserError, match="names no class, as nothing is seen of its name"):
+    with pytest.raises(UserError, match="names no class"):
         ClassFolders(plant(tmp_path, "train/\u200b/2.mp4")).manifests()
 
 
 def test_class_folders_whose_names_only_look_alike(tmp_path):
     root = plant(tmp_path, "train/a\u200bb/1.mp4", "val/ab/2.mp4")
-    with pytest.raises(
-        UserError, match=r"'val' differ .*look alike .* 'ab' and 'a\\u200bb' \(with U\+200B ZERO"
-    ):
+    with pytest.raises(UserError, match=r"'val' .* 'a\\u200bb' .*U\+200B ZERO"):
         ClassFolders(root).manifests()
 
 
@@ -152,11 +150,9 @@ def test_listings(tmp_path):
 
 
 def test_listings_name_what_is_not_seen(tmp_path):
-    with pytest.raises(UserError, match=r"'train': classes look alike .*'di\\u200bve' \(with U\+200B"):
+    with pytest.raises(UserError, match=r"'train': .*'di\\u200bve' .*U\+200B"):
         listing(tmp_path, "x", "1.mp4,dive\n2.mp4,di\u200bve\n", "3.mp4,dive\n").manifests()
-    with pytest.raises(
-        UserError, match=r"x_val.csv:1: label .* not among the labels of train, though it looks alike"
-    ):
+    with pytest.raises(UserError, match="x_val.csv:1: label .* looks alike"):
         listing(tmp_path, "x", "1.mp4,dive\n2.mp4,run\n", "3.mp4,di\u200bve\n").manifests()
 
 
@@ -172,12 +168,10 @@ def test_classes_in_a_list_or_a_file(tmp_path):
         found = listing(tmp_path, "x", f"1.mp4,{NFC}\n", f"2.mp4,{NFD}\n", classes=classes).manifests()
         assert found["train"].labels.tolist() == found["val"].labels.tolist() == [1]
     (tmp_path / "numbers.json").write_text(json.dumps({NFD: 1, NFC: 0}))
-    with pytest.raises(
-        UserError, match=r"numbers.json names one class in two spellings: .*U\+00E9 LATIN SMALL LETTER E"
-    ):
+    with pytest.raises(UserError, match=r"numbers.json .*U\+00E9 LATIN SMALL"):
         class_list(str(tmp_path / "numbers.json"))
     (tmp_path / "numbers.json").write_text(json.dumps({"a": 0.7, "b": 1}))
-    with pytest.raises(UserError, match="numbers of classes must be integers: 'a' has 0.7"):
+    with pytest.raises(UserError, match="integers: 'a' has 0.7"):
         class_list(str(tmp_path / "numbers.json"))
 
 
@@ -198,7 +192,7 @@ def test_mixtures(tmp_path):
     two = listing(tmp_path, "two", f"4.mp4,{NFD}\n5.mp4,dive\n", val_share=0)
     assert Mixture({"one": Part(one), "two": Part(two)}).manifests()["train"].labels.tolist() == [0, 1, 0, 1]
     two = listing(tmp_path, "two", f"4.mp4,{NFD}\n5.mp4,di\u200bve\n", val_share=0)
-    with pytest.raises(UserError, match=r"classes of two .2. and one .2. differ.* look alike .*U\+200B"):
+    with pytest.raises(UserError, match=r"two .2. and one .2. .*U\+200B"):
         Mixture({"one": Part(one), "two": Part(two)}).manifests()
 
 
@@ -269,12 +263,10 @@ def test_the_same_classes_in_another_order():
 def test_names_that_are_no_utf8_are_refused(tmp_path):
     latin = "caf\udce9"
     root = plant(tmp_path, f"train/{latin}/1.mp4", f"val/{latin}/2.mp4")
-    with pytest.raises(
-        UserError, match=r"'train': the class 'caf\\udce9' holds bytes that are no UTF-8.* rename it"
-    ):
+    with pytest.raises(UserError, match=r"'train': .* 'caf\\udce9' .* rename it"):
         ClassFolders(root).manifests()
     (tmp_path / "names.txt").write_bytes(b"run\ncaf\xe9\n")
-    with pytest.raises(UserError, match=r"names.txt: the class 'caf\\udce9' holds bytes that are no UTF-8"):
+    with pytest.raises(UserError, match=r"names.txt: .* 'caf\\udce9' .*no UTF-8"):
         class_list(str(tmp_path / "names.txt"))
     (tmp_path / "names.txt").write_bytes("run\ncafé\n".encode("utf-16"))
     assert class_list(str(tmp_path / "names.txt")) == ("run", "café")
@@ -287,10 +279,8 @@ def test_sources_of_others_are_in_one_spelling_too():
 def test_files_in_the_other_form_are_told(tmp_path):
     plant(tmp_path, f"{NFD}.mp4")
     found = {"train": Manifest([Record(f"{tmp_path}/{NFC}.mp4", 0, "1")], ["run"])}
-    with pytest.raises(
-        UserError, match="are missing, such as .*they are there in another of Unicode's forms"
-    ):
+    with pytest.raises(UserError, match="missing, such as .*Unicode's forms"):
         check_present(found, "is the root right?", print)
     found = {"train": Manifest([Record(f"{tmp_path}/caf\udce9.mp4", 0, "1")], ["run"])}
-    with pytest.raises(UserError, match="what lists them holds bytes that are no UTF-8"):
+    with pytest.raises(UserError, match="bytes that are no UTF-8"):
         check_present(found, "is the root right?", print)

@@ -101,7 +101,7 @@ def test_refuses_what_is_no_dataset(records, classes, message):
 def test_splits_must_share_their_classes():
     train = Manifest(RECORDS, ["jump", "run"])
     check_same_classes({"train": train, "val": Manifest(RECORDS, ["jump", "run"])})
-    with pytest.raises(UserError, match="'val' differ from those of 'train': missing jump; extra swim, walk"):
+    with pytest.raises(UserError, match="missing jump; extra swim, walk"):
         check_same_classes({"train": train, "val": Manifest(RECORDS, ["run", "swim", "walk"])})
     with pytest.raises(UserError, match="the same names in another order"):
         check_same_classes({"train": train, "val": Manifest(RECORDS, ["run", "jump"])})
@@ -161,7 +161,7 @@ def test_a_damaged_one_is_named(tmp_path, file, damage, message):
     rich().save(tmp_path / "m")
     path = tmp_path / "m" / file
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"the manifest {tmp_path}/m is {message}.*delete it"):
+    with pytest.raises(UserError, match=f"{tmp_path}/m is {message}.*delete it"):
         Manifest.open(tmp_path / "m")
 
 
@@ -169,7 +169,7 @@ def test_damaged_columns_are_found(tmp_path):
     manifest = Manifest(RECORDS, ["jump", "run"])
     manifest.columns.paths.offsets[1] = 99
     manifest.save(tmp_path / "m")
-    with pytest.raises(UserError, match="damaged .the offsets of its paths do not increase"):
+    with pytest.raises(UserError, match="offsets of its paths"):
         Manifest.open(tmp_path / "m")
     rich().save(tmp_path / "rich")
     for name, values in (("sources", [0, 1]), ("label_offsets", [0, 2]), ("paths.offsets", [0, 1, 2, 3, 4])):
@@ -182,5 +182,5 @@ def test_damaged_columns_are_found(tmp_path):
 
 
 def test_an_absent_one_is_named(tmp_path):
-    with pytest.raises(UserError, match="the manifest .*/none cannot be opened: No such file"):
+    with pytest.raises(UserError, match="/none cannot be opened: No such file"):
         Manifest.open(tmp_path / "none")

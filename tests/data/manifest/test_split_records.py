@@ -212,9 +212,7 @@ def test_a_damaged_record_is_named(root, tmp_path):
     whole = path.read_bytes()
     for data in (b"", whole[:100], whole[: len(whole) // 2], whole.replace(b"sizes.npy", b"sozes.npy")):
         path.write_bytes(data)
-        with pytest.raises(
-            UserError, match="says what the data of the run were, cannot be read .*train.npz|cannot"
-        ):
+        with pytest.raises(UserError, match="train.npz.* cannot be read"):
             SplitRecord.open(path)
     np.savez(path, **{name: np.array([object()], dtype=object) for name in ("blob", "offsets", "prefix")})
     with pytest.raises(UserError, match="cannot be read"):

@@ -141,7 +141,7 @@ def test_a_share_of_zero_is_no_split():
 
 def test_too_few_groups():
     manifest = Manifest([Record(str(i), 0, f"g{i % 2}") for i in range(10)], "a")
-    with pytest.raises(UserError, match="2 groups of videos cannot be dealt out to train, val, test"):
+    with pytest.raises(UserError, match="2 groups .* train, val, test"):
         split_indices(manifest, EIGHT_ONE_ONE, 0)
 
 
@@ -150,7 +150,7 @@ def test_group_patterns():
     assert groups_by(r"_g(\d+)_", names) == ["01", "25"]
     assert groups_by(r"v_(\w+)_g(\d+)_", names) == ["Diving/01", "Swing/25"]
     assert groups_by(r"_g\d+_", names) == ["_g01_", "_g25_"]
-    with pytest.raises(UserError, match="is not found in 1 of 2 names, such as x.avi"):
+    with pytest.raises(UserError, match="1 of 2 names, such as x.avi"):
         groups_by(r"_g(\d+)_", [names[0], "x.avi"])
     with pytest.raises(UserError, match="is no regular expression"):
         groups_by("(", [])

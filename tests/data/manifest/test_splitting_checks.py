@@ -23,7 +23,7 @@ def test_sound_splits_pass_without_a_word(caplog):
 
 def test_a_video_in_two_splits_is_refused():
     train = manifest(*(video(f"{i}.mp4") for i in range(20)))
-    with pytest.raises(UserError, match=r"^2 videos are in both train and test: 3\.mp4, 7\.mp4; remove them"):
+    with pytest.raises(UserError, match="2 .* both train and test: 3.mp4, 7.mp4"):
         check_splits(
             {"train": train, "val": manifest(video("x")), "test": manifest(video("7.mp4"), video("3.mp4"))}
         )
@@ -46,9 +46,7 @@ def test_groups_that_cross_are_counted_once(caplog):
 
 
 def test_a_video_of_two_labels_is_refused_and_one_that_is_repeated_is_told(caplog):
-    with pytest.raises(
-        UserError, match="train lists videos more than once, with different labels: 1 as a and b"
-    ):
+    with pytest.raises(UserError, match="more than once, .*: 1 as a and b"):
         check_splits({"train": manifest(video("1"), video("2"), video("1", 1))})
     check_splits({"train": manifest(video("1"), video("2"), video("1"))})
     assert caplog.messages == ["train lists 1 videos more than once, such as 1"]

@@ -189,7 +189,7 @@ def test_what_a_killed_run_left_is_removed(sources, copy):
 
 
 def test_there_is_no_such_copy(tmp_path, copy):
-    with pytest.raises(UserError, match="no prepared copy large .*there are: small"):
+    with pytest.raises(UserError, match="copy large .*there are: small"):
         PreparedCopy.open(copy.folder.parent / "large")
     with pytest.raises(UserError, match="python -m vidtrain.prepare"):
         PreparedCopy.open(tmp_path / "none" / "large")

@@ -110,7 +110,7 @@ class TestReverse:
         ({"rate": (1.0, float("inf"))}, "rate="),
         ({"rate": (1.0, float("nan"))}, "rate="),
         ({"rate": (1.0,)}, "rate="),
-        ({"reverse": 1.5}, "reverse=1.5: must be a probability"),
+        ({"reverse": 1.5}, "reverse=1.5: "),
         ({"reverse": -0.1}, "reverse=-0.1"),
     ],
 )
@@ -120,7 +120,7 @@ def test_refuses_bad_values(settings, message):
 
 
 def test_uniform_has_no_rate():
-    with pytest.raises(UserError, match=r"no stride that rate=\[0.5, 2.0\] could change"):
+    with pytest.raises(UserError, match=r"rate=\[0.5, 2.0\] could change"):
         train(0, TemporalJitter(rate=(0.5, 2.0)), sampling="uniform")
 
 

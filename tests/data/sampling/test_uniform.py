@@ -62,7 +62,7 @@ def test_training_clips_stay_in_order_and_in_the_video():
 def test_fewer_frames_than_a_clip(rng):
     assert uniform(3, rng, frames=5, num_clips=2, short_video_policy="repeat_last") == [[0, 1, 2, 2, 2]] * 2
     assert uniform(3, rng, frames=5, short_video_policy="wrap") == [[0, 1, 2, 0, 1]]
-    with pytest.raises(UserError, match="too short for a clip: it lasts 3, the clip's last frame is at 4"):
+    with pytest.raises(UserError, match="lasts 3, .* last frame is at 4"):
         uniform(3, rng, frames=5, short_video_policy="error")
 
 

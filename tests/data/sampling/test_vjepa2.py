@@ -139,13 +139,13 @@ def test_rounded_timestamps_do_not_raise_the_rate():
 
 @pytest.mark.parametrize("stride", [{"fps": 31}, {"duration": 0.5}])
 def test_less_than_a_frame_is_refused(stride):
-    with pytest.raises(UserError, match="needs more than the 30 frames a second of the video"):
+    with pytest.raises(UserError, match="more than the 30 frames a second"):
         reference(300, **stride)
 
 
 def test_short_videos_may_be_refused():
     assert reference(64, frame_step=4, overlap=False, short_video_policy="error") == [SIXTEEN]
-    with pytest.raises(UserError, match="it lasts 63, the clip's last frame is at 60"):
+    with pytest.raises(UserError, match="lasts 63, .* last frame is at 60"):
         reference(63, frame_step=4, short_video_policy="error")
 
 
@@ -157,7 +157,7 @@ def test_a_cut_is_a_video_of_its_own():
 
 def test_takes_no_jitter():
     protocol = ClipProtocol(16, frame_step=4, sampling="vjepa2")
-    with pytest.raises(UserError, match="fixed indices: take away the temporal augmentation"):
+    with pytest.raises(UserError, match="temporal augmentation"):
         clip_indices(
             300, np.arange(300) / 30, protocol, np.random.default_rng(0), jitter=TemporalJitter(reverse=0.5)
         )

@@ -73,9 +73,7 @@ def test_says_what_is_wrong(tmp_path, files, message):
 
 def test_classes_without_splits_are_split_when_asked(tmp_path):
     root = plant(tmp_path, *(f"{name}/g{i // 2}_{i}.mp4" for name in ("run", "jump") for i in range(40)))
-    with pytest.raises(
-        UserError, match=r"no folder .*/train for split 'train'; .* say dataset.source.split=\[0.8,0.1,0.1\]"
-    ):
+    with pytest.raises(UserError, match=r"/train .*source.split=\[0.8,0.1,0.1\]"):
         ClassFolders(root).manifests()
     found = ClassFolders(root, split=[0.8, 0.1, 0.1]).manifests()
     assert {split: Counter(each.labels.tolist()) for split, each in found.items()} == {
@@ -90,9 +88,9 @@ def test_classes_without_splits_are_split_when_asked(tmp_path):
 
 def test_split_folders_are_not_taken_for_classes(tmp_path):
     root = plant(tmp_path, "train/a/1.mp4", "val/a/1.mp4")
-    with pytest.raises(UserError, match="holds the folders train, val, so it seems to be split already"):
+    with pytest.raises(UserError, match="holds the folders train, val"):
         ClassFolders(root, split=[0.8, 0.1, 0.1]).manifests()
-    with pytest.raises(UserError, match="expected .*/<class>/<video>, to be split"):
+    with pytest.raises(UserError, match="/<class>/<video>, to be split"):
         ClassFolders(plant(tmp_path / "flat", "1.mp4"), split=[0.8, 0.1, 0.1]).manifests()
 
 

@@ -141,7 +141,7 @@ def test_val_can_be_held_out(listing):
     assert list(listing(text, None, val_share=0).manifests()) == ["train"]
     with pytest.raises(UserError, match="there is no val split .*val_share=0.1"):
         listing(text, None).manifests()
-    with pytest.raises(UserError, match="val_share=0.2, but dataset.source.val is given"):
+    with pytest.raises(UserError, match="val_share=0.2, but .*source.val "):
         listing(text, "path,label,group\no,a,x\n", val_share=0.2).manifests()
 
 
@@ -237,12 +237,12 @@ def test_settings_are_refused_before_anything_is_read(settings, message):
 
 def test_names_some_lines_and_counts_all(listing):
     text = "a.mp4,run\n" * 300 + "b.mp4,run,x\n" * 25
-    with pytest.raises(UserError, match="(?s)25 lines cannot be read:.*:301: .*:310: .*\n  and 15 more$"):
+    with pytest.raises(UserError, match="(?s)25 lines .*:301: .*:310: .*15 more$"):
         listing(text).manifests()
 
 
 def test_val_must_have_labels_of_train(listing):
-    with pytest.raises(UserError, match="val.csv:2: label 'swim' is not among the labels of train"):
+    with pytest.raises(UserError, match="val.csv:2: label 'swim'"):
         listing("a.mp4,run\n", "o.mp4,run\np.mp4,swim\n").manifests()
     with pytest.raises(UserError, match=r"val.csv:1: label 2 is outside 0\.\.1"):
         listing("a.mp4,0\nb.mp4,1\n", "o.mp4,2\n").manifests()
@@ -250,12 +250,10 @@ def test_val_must_have_labels_of_train(listing):
 
 def test_absent_file(tmp_path):
     none = str(tmp_path / "none.csv")
-    with pytest.raises(UserError, match=r"^dataset.source.train=.*/none.csv: there is no such file$"):
+    with pytest.raises(UserError, match="^dataset.source.train=.*/none.csv: "):
         Listing(train=none, val_share=0.1).manifests()
     (tmp_path / "train.csv").write_text("a.mp4,run\n")
-    with pytest.raises(
-        UserError, match="without one, say dataset.source.val=null dataset.source.val_share=0.1"
-    ):
+    with pytest.raises(UserError, match="source.val=null .*val_share=0.1"):
         Listing(train=str(tmp_path / "train.csv"), val=none).inputs()
 
 
@@ -278,7 +276,7 @@ def test_quoting_agrees_with_the_csv_module(listing, tmp_path):
 
 @pytest.mark.parametrize("header", ["folder,label", "clip,action", "path,action"])
 def test_a_header_of_folders_is_not_taken_for_one(listing, header):
-    with pytest.raises(UserError, match="line 1 may be a header .*dataset.source.header=false"):
+    with pytest.raises(UserError, match="line 1 .*dataset.source.header=false"):
         listing(f"{header}\na1,run\na2,walk\n", "a3,run\n", frame_rate=10.0).manifests()
 
 
@@ -362,13 +360,11 @@ def test_encodings_of_spreadsheets(listing, encoding, delimiter):
 
 
 def test_latin_1_is_named(listing):
-    with pytest.raises(
-        UserError, match=r"csv:2: label 'caf\\udce9' holds bytes that are no UTF-8, .*iconv -f latin1"
-    ):
+    with pytest.raises(UserError, match=r"csv:2: .*'caf\\udce9' .*iconv -f latin1"):
         listing(b"a.mp4,run\nb.mp4,caf\xe9\n").manifests()
-    with pytest.raises(UserError, match=r"val.csv:1: label 'caf\\udce9' holds bytes that are no UTF-8"):
+    with pytest.raises(UserError, match=r"val.csv:1: .*'caf\\udce9' .*no UTF-8"):
         listing("a.mp4,run\nb.mp4,jump\n", b"o.mp4,caf\xe9\n").manifests()
-    with pytest.raises(UserError, match="is no UTF-16, as it seems to be: .*; save it as UTF-8"):
+    with pytest.raises(UserError, match="no UTF-16, .*; save it as UTF-8"):
         listing(b"\xff\xfea\x00b").manifests()
 
 
@@ -403,5 +399,5 @@ def test_floats_with_a_gap_are_still_integers(listing, gap, why):
 
 
 def test_a_float_among_integers_is_a_fault(listing):
-    with pytest.raises(UserError, match="csv:2: label '0.5' is no integer, as others are"):
+    with pytest.raises(UserError, match="csv:2: label '0.5' is no integer"):
         listing("a.mp4,0\nb.mp4,0.5\n").manifests()

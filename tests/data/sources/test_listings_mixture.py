@@ -54,21 +54,17 @@ def test_a_part_that_walks_has_no_inputs(listing, tmp_path):
 
 def test_parts_must_fit(listing):
     one = Part(listing("one", "a.mp4,run\n", "b.mp4,run\n"))
-    with pytest.raises(
-        UserError, match="the classes of two .1. and one .1. differ: jump, run; give both the same list"
-    ):
+    with pytest.raises(UserError, match="two .1. and one .1. differ: jump, run"):
         Mixture({"one": one, "two": Part(listing("two", "a.mp4,jump\n", val_share=0))}).manifests()
-    with pytest.raises(UserError, match="two and one cannot be mixed: one holds folders of images"):
+    with pytest.raises(UserError, match="two and one cannot be mixed"):
         Mixture({"one": one, "two": Part(listing("two", "a,run\n", val_share=0, frame_rate=5.0))}).manifests()
     with pytest.raises(UserError, match="dataset.source.parts holds no part"):
         Mixture({"one": None})
-    with pytest.raises(
-        UserError, match="part two of the mixture: .*dataset.source.parts.two.source.delimiter=comma or"
-    ):
+    with pytest.raises(UserError, match="source.parts.two.source.delimiter=comma"):
         Mixture({"one": one, "two": Part(listing("two", "a b,run c\n", val_share=0))}).manifests()
     with pytest.raises(UserError, match="no part of the mixture has a val split"):
         Mixture({"two": Part(listing("two", "a.mp4,run\n", val_share=0))}).manifests()
-    with pytest.raises(UserError, match="1 videos are in both train and val: /v/b.mp4"):
+    with pytest.raises(UserError, match="both train and val: /v/b.mp4"):
         two = listing("two", "/v/b.mp4,run\n", val_share=0)
         Mixture({"one": Part(listing("one", "a.mp4,run\n", "/v/b.mp4,run\n")), "two": Part(two)}).manifests()
 

@@ -87,25 +87,23 @@ def test_an_array_of_objects_may_be_saved_again_as_it_says(save):
 
 def test_bad_labels_and_files(save, tmp_path):
     paths = save("train", np.array(["a", "b"]))
-    with pytest.raises(UserError, match="labels.npy: entry 1: label '-1' is no integer"):
+    with pytest.raises(UserError, match="labels.npy: entry 1: label '-1'"):
         NpyListing(train=paths, train_labels=save("labels", np.array([0, -1])), val_share=0).manifests()
     (tmp_path / "text.npy").write_text("no array")
-    with pytest.raises(UserError, match="text.npy (is no array|holds Python objects)"):
+    with pytest.raises(UserError, match="text.npy (is no array|holds Python)"):
         NpyListing(train=str(tmp_path / "text.npy"), val_share=0).manifests()
     with pytest.raises(UserError, match="none.npy: there is no such file"):
         NpyListing(train="none.npy", val_share=0).manifests()
-    with pytest.raises(UserError, match="val_labels=x is given, but not dataset.source.val"):
+    with pytest.raises(UserError, match="val_labels=x .*dataset.source.val"):
         NpyListing(train=paths, val_labels="x").manifests()
 
 
 def test_labels_are_given_for_every_split_or_for_none(save):
     paths, labels = save("paths", np.array(["a.mp4", "b.mp4"])), save("labels", np.array([0, 1]))
     others = save("others", np.array(["c.mp4"]))
-    with pytest.raises(UserError, match="train has labels and val has none: give dataset.source.val_labels"):
+    with pytest.raises(UserError, match="val has none: give .*val_labels"):
         NpyListing(train=paths, train_labels=labels, val=others).manifests()
-    with pytest.raises(
-        UserError, match="test has labels and train has none: give dataset.source.train_labels"
-    ):
+    with pytest.raises(UserError, match="train has none: give .*train_labels"):
         NpyListing(train=paths, test=others, test_labels=labels, val_share=0.5).manifests()
 
 
@@ -117,5 +115,5 @@ def test_integers_that_were_saved_as_floats(save):
     ).manifests()
     assert found["train"].labels.tolist() == [0, 2, 1] and found["train"].classes == ("0", "1", "2")
     for values, label in (([0.0, 0.5, 1.0], "0.5"), ([0.0, np.nan, 1.0], "nan"), ([0.0, np.inf, 1.0], "inf")):
-        with pytest.raises(UserError, match=f"tl.npy: entry 1: label {label} is no integer"):
+        with pytest.raises(UserError, match=f"tl.npy: entry 1: label {label}"):
             NpyListing(**paths, train_labels=save("tl", np.array(values)), val_labels=val).manifests()

@@ -131,16 +131,14 @@ def test_shapes_are_visible_and_varied():
 def test_other_parameters_are_refused(tmp_path):
     root = str(tmp_path / "motion")
     Motion(root, **SMALL).manifests()
-    with pytest.raises(
-        UserError, match="size is 32, not 48; seed is 0, not 7; choose another root, or delete it"
-    ):
+    with pytest.raises(UserError, match="size is 32, not 48; seed is 0, not 7"):
         Motion(root, **{**SMALL, "size": 48, "seed": 7}).manifests()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"is no motion dataset \(dataset.json is missing\)"):
+    with pytest.raises(UserError, match="dataset.json is missing"):
         Motion(str(tmp_path / "mine"), **SMALL).manifests()
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
@@ -148,13 +146,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_a_lost_video_is_noticed(tmp_path):
     manifests = Motion(str(tmp_path / "motion"), **SMALL).manifests()
     Path(manifests["train"][3].path).unlink()
-    with pytest.raises(UserError, match="holds 39 of the 40 videos made; delete it"):
+    with pytest.raises(UserError, match="39 of the 40 videos"):
         Motion(str(tmp_path / "motion"), **SMALL).manifests()
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make the motion dataset in .*choose another root"):
+    with pytest.raises(UserError, match="cannot make .*choose another root"):
         Motion(str(tmp_path / "file/motion"), **SMALL).manifests()
 
 

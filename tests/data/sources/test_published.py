@@ -50,18 +50,14 @@ def test_val_may_be_test_if_said(ucf, caplog):
     found = UCF101(**ucf, val="test").manifests()
     assert list(found["val"].paths) == list(found["test"].paths) and len(found["train"]) == 32
     assert "val is the test split" in caplog.text
-    with pytest.raises(
-        UserError, match="val=none: choose train, to hold out dataset.source.val_share of it, or test"
-    ):
+    with pytest.raises(UserError, match="val=none: choose train, .*, or test"):
         UCF101(**ucf, val="none")
 
 
 def test_missing_videos_are_counted_and_named(ucf, caplog):
     for name in (ucf_name("Diving", 1, 1), ucf_name("Swing", 9, 2)):
         (Path(ucf["root"]) / name).unlink()
-    with pytest.raises(
-        UserError, match="2 of 40 annotated videos are not in .*: .*v_Swing_g09_c02, .*allow_missing=true"
-    ):
+    with pytest.raises(UserError, match="2 of 40 .*v_Swing_g09_c02, .*allow_missing"):
         UCF101(**ucf).manifests()
     found = UCF101(**ucf, allow_missing=True).manifests()
     assert sum(map(len, found.values())) == 38
@@ -70,7 +66,7 @@ def test_missing_videos_are_counted_and_named(ucf, caplog):
 
 def test_two_files_of_one_name_are_refused(ucf):
     plant(Path(ucf["root"]), ucf_name("Swing", 9, 2).replace(".avi", ".mp4"))
-    with pytest.raises(UserError, match="two files of one name: .*v_Swing_g09_c02"):
+    with pytest.raises(UserError, match="two files .*: .*v_Swing_g09_c02"):
         UCF101(**ucf).manifests()
 
 
@@ -164,5 +160,5 @@ def test_hmdb51_says_what_is_wrong(hmdb):
     with pytest.raises(UserError, match=r"no files \*_test_split2.txt in"):
         HMDB51(**hmdb, fold=2).manifests()
     (Path(hmdb["annotations"]) / "wave_test_split1.txt").write_text("a.avi 3\n")
-    with pytest.raises(UserError, match="wave_test_split1.txt:1: 'a.avi 3' should be a video and 0, 1 or 2"):
+    with pytest.raises(UserError, match="wave_test_split1.txt:1: 'a.avi 3'"):
         HMDB51(**hmdb).manifests()

@@ -60,15 +60,13 @@ def test_folders(kinetics, tmp_path, folder):
 
 def test_missing_ones_are_counted_and_bounded(kinetics, tmp_path, caplog):
     (tmp_path / "videos/ccccccccccc.webm").unlink()
-    with pytest.raises(
-        UserError, match="1 of 4 annotated videos are not in .*: ccccccccccc; .*max_missing_share"
-    ):
+    with pytest.raises(UserError, match="1 of 4 .*: ccccccccccc; .*max_missing"):
         kinetics().manifests()
     with pytest.raises(UserError, match="1 of 4 annotated"):
         kinetics(max_missing_share=0.2).manifests()
     assert len(kinetics(max_missing_share=0.25).manifests()["train"]) == 2
     assert "1 of 4 annotated videos are not in" in caplog.text
-    with pytest.raises(UserError, match="max_missing_share=2: must lie between 0 and 1"):
+    with pytest.raises(UserError, match="max_missing_share=2: .* 0 and 1"):
         kinetics(max_missing_share=2)
 
 

@@ -54,7 +54,7 @@ def test_tasks_on_each_node(text, counts):
 
 
 def test_tasks_that_make_no_sense_are_refused():
-    with pytest.raises(UserError, match="SLURM_STEP_TASKS_PER_NODE=two cannot be read"):
+    with pytest.raises(UserError, match="SLURM_STEP_TASKS_PER_NODE=two"):
         tasks_per_node("two")
 
 
@@ -111,7 +111,7 @@ def test_without_scontrol_it_says_what_to_set(monkeypatch, error, times):
 
     monkeypatch.setattr(rendezvous.subprocess, "run", run)
     monkeypatch.setattr(rendezvous, "SCONTROL_PAUSE", 0.0)
-    with pytest.raises(UserError, match="set MASTER_ADDR to the address of the first node"):
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
         meeting_point(STEP)
     assert len(asked) == times
 

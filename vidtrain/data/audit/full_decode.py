@@ -76,7 +76,7 @@ def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> Seen:
         # what the decoders of the sound say is not our business
         heard = (stream.codec_context.name, container.format.name)
         _look(_frames(container, stream, seen), pictures, seen)
-    seen.errors += [words.strip() for _, who, words in log if who in heard]
+    seen.errors += [message.strip() for _, sender, message in log if sender in heard]
     return seen
 
 

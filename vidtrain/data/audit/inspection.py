@@ -230,17 +230,17 @@ def _rate_and_duration(info: VideoInfo, seen: Seen) -> tuple[float, float]:
 def _changes(seen: Seen) -> list[tuple[str, str]]:
     issues = []
     if len(seen.sizes) > 1:
-        words = [f"{width}x{height} from frame {index}" for index, (width, height) in seen.sizes]
-        issues.append(("size changes", _listed(words)))
+        changes = [f"{width}x{height} from frame {index}" for index, (width, height) in seen.sizes]
+        issues.append(("size changes", _listed(changes)))
     if len(seen.formats) > 1:
-        words = [f"{name} from frame {index}" for index, name in seen.formats]
-        issues.append(("format changes", _listed(words)))
+        changes = [f"{name} from frame {index}" for index, name in seen.formats]
+        issues.append(("format changes", _listed(changes)))
     return issues
 
 
-def _listed(words: list[str]) -> str:
-    more = f" and {len(words) - NAMED} more changes" if len(words) > NAMED else ""
-    return f"{'; '.join(words[:NAMED])}{more}"
+def _listed(changes: list[str]) -> str:
+    more = f" and {len(changes) - NAMED} more changes" if len(changes) > NAMED else ""
+    return f"{'; '.join(changes[:NAMED])}{more}"
 
 
 def _missing_frames(info: VideoInfo, seen: Seen, duration: float, refused: int) -> list[tuple[str, str]]:
@@ -257,10 +257,10 @@ def _missing_frames(info: VideoInfo, seen: Seen, duration: float, refused: int) 
         return [("truncated", first)]
     if seen.errors or seen.corrupt or seen.num_frames < info.num_frames:
         lost = max(0, info.num_frames - seen.num_frames)
-        words = f"frames lost: {lost}, partly made up: {seen.corrupt}"
+        lost_frames = f"frames lost: {lost}, partly made up: {seen.corrupt}"
         if refused:
-            words += f", refused with those that depend on them: {refused} of {info.num_frames}"
-        return [("damaged", _joined(words, first))]
+            lost_frames += f", refused with those that depend on them: {refused} of {info.num_frames}"
+        return [("damaged", _joined(lost_frames, first))]
     if seen.stated_frames not in (0, seen.num_frames):
         return [("frame count", f"the header says {seen.stated_frames}, there are {seen.num_frames}")]
     return []
@@ -304,8 +304,8 @@ def _first(errors: list[str]) -> str:
     return f"{errors[0]} (and {len(errors) - 1} more errors)"
 
 
-def _joined(words: str, reason: str) -> str:
-    return f"{words}; {reason}" if reason else words
+def _joined(cause: str, reason: str) -> str:
+    return f"{cause}; {reason}" if reason else cause
 
 
 class KnownFiles:

@@ -98,9 +98,9 @@ def summarize(
         "unreadable": [{**describe(path), "cause": inspections[path].cause} for path in unreadable],
         "damaged": len(damaged),
         "issues": [
-            {**describe(path), "kind": kind, "words": words}
+            {**describe(path), "kind": kind, "words": text}
             for path in by_path
-            for kind, words in (*inspections[path].issues, *_empty_cuts(by_path[path], inspections[path]))
+            for kind, text in (*inspections[path].issues, *_empty_cuts(by_path[path], inspections[path]))
         ],
         "classes": _classes(records, counts, inspections),
         "absent_classes": absent,
@@ -126,7 +126,7 @@ def table(records: Sequence[Entry], inspections: Inspections, summary: Plain) ->
     rows: list[tuple[Any, ...]] = [(*COLUMNS, *MEASURED)]
     for entry in records:
         inspection, path = inspections[entry.path], _short(entry.path, summary["root"])
-        issues = "; ".join(f"{kind}: {words}" for kind, words in inspection.issues)
+        issues = "; ".join(f"{kind}: {text}" for kind, text in inspection.issues)
         copy = sets[path] if path in sets else ""
         about = (entry.split, "|".join(entry.classes), entry.group, path, entry.start, entry.end)
         measured = [getattr(inspection, name) for name in MEASURED]

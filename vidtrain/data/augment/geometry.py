@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, check_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,6 @@ class Crop:
 def _check_range(name: str, bounds: Sequence[float], lowest: float) -> None:
     if len(bounds) != 2 or not lowest <= bounds[0] <= bounds[1] < math.inf:
         raise UserError(f"{name}={list(bounds)}: must be two numbers, the smaller first, from {lowest:g} up")
-
-
-def _check_flip(flip: float) -> None:
-    if not 0 <= flip <= 1:
-        raise UserError(f"flip={flip}: must be a probability between 0 and 1")
 
 
 def _place(width: int, height: int, box: tuple[int, int], flip: float, rng: np.random.Generator) -> Crop:
@@ -111,7 +106,7 @@ class RandomResizedCrop:
     def __post_init__(self) -> None:
         _check_range("scale", self.scale, 0)
         _check_range("ratio", self.ratio, 0)
-        _check_flip(self.flip)
+        check_share(flip=self.flip)
         if self.scale[0] <= 0 or self.scale[1] > 1 or self.ratio[0] <= 0:
             raise UserError(
                 f"scale={list(self.scale)}, ratio={list(self.ratio)}: must be above 0, scale at most 1"
@@ -161,7 +156,7 @@ class ShortSideCrop:
             _check_range("short_side", self.short_side, 1)
         if self.short_side_ratio is not None:
             _check_range("short_side_ratio", self.short_side_ratio, 1)
-        _check_flip(self.flip)
+        check_share(flip=self.flip)
 
     def __call__(
         self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
 from vidtrain.data.augment.device import stream
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, check_share
 
 MOST = 10  # the magnitude at which every range ends
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -141,8 +141,7 @@ class RandAugment(nn.Module):
             raise UserError(
                 f"magnitude={magnitude}, magnitude_std={magnitude_std}: must lie between 0 and {MOST}, and from 0 up"
             )
-        if not 0 <= probability <= 1:
-            raise UserError(f"probability={probability}: must lie between 0 and 1")
+        check_share(probability=probability)
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
         if not 0 <= fill <= 255:

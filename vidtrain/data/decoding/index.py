@@ -208,10 +208,10 @@ def unpack(path: str, entry: bytes) -> VideoInfo:
     try:
         video = _unpacked(path, entry)
         _check_entry(video)
+        return video
     # of a row that is of another type or lacks a part, of nested JSON, of numbers that fit nowhere
     except (zlib.error, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"an entry is damaged: {type(error).__name__}: {error}") from error
-    return video
 
 
 def _unpacked(path: str, entry: bytes) -> VideoInfo:

@@ -80,7 +80,7 @@ class ClassBalance:
         return raised / raised.sum()
 
     def order(self, seed: int, number: int) -> np.ndarray:
-        """The videos that pass `number` (from 0) draws, int32 [n] (int64 above 2^31)."""
+        """The videos that pass `number` (from 0) draws, int32 [n]."""
         drawn, after = self._drawn_before(number), self._drawn_before(number + 1)
         pieces = []
         for label in np.flatnonzero(after > drawn).tolist():
@@ -104,9 +104,7 @@ class ClassBalance:
     @cached_property
     def _members(self) -> list[np.ndarray]:
         """The videos of each class."""
-        order = np.argsort(self.labels, kind="stable").astype(
-            np.int32 if len(self.labels) <= 2**31 else np.int64
-        )
+        order = np.argsort(self.labels, kind="stable").astype(np.int32)
         return np.split(order, np.cumsum(self.counts)[:-1])
 
 
@@ -208,10 +206,10 @@ class TrainStream(_Stream):
                 yield keys
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The records that a pass reads: a permutation, of 4 bytes each unless there are more than 2^31."""
+        """The records that a pass reads: a permutation, of 4 bytes each."""
         if self.balance is not None:
             return self.balance.order(self.seed, epoch)
-        order = np.arange(self.num_samples, dtype=np.int32 if self.num_samples <= 2**31 else np.int64)
+        order = np.arange(self.num_samples, dtype=np.int32)
         # spawn_key: a stream of its own, apart from those that the samples' draws are keyed by
         np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,))).shuffle(order)
         return order
@@ -227,16 +225,9 @@ class MixtureSource(NamedTuple):
     frames: int
 
 
-def records_by_source(codes: np.ndarray, num_sources: int) -> list[np.ndarray | range]:
-    """The records of each source, given the source [n] of every record; where they stand together, a range."""
-    by_source: list[np.ndarray | range] = []
-    for source in range(num_sources):
-        records = np.flatnonzero(codes == source)
-        if len(records) and records[-1] - records[0] == len(records) - 1:
-            by_source.append(range(int(records[0]), int(records[-1]) + 1))
-        else:
-            by_source.append(records.astype(np.int32) if len(codes) <= 2**31 else records)
-    return by_source
+def records_by_source(codes: np.ndarray, num_sources: int) -> list[np.ndarray]:
+    """The records of each source, int32, given the source [n] of every record."""
+    return [np.flatnonzero(codes == source).astype(np.int32) for source in range(num_sources)]
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Workers(Generic[Task, Value]):
 
     def give(self, task: Task) -> None:
         """Puts the task behind those of the worker that owes the fewest."""
-        worker = min(self._workers, key=lambda each: len(each.tasks), default=None)
+        worker = min(self._workers, key=lambda worker: len(worker.tasks), default=None)
         if worker is None or (worker.tasks and len(self._workers) < self._count):
             worker = _Worker(self._context, self._function, self._time_limit)
             self._workers.append(worker)

@@ -51,7 +51,7 @@ class Entry:
 
     source_bytes: int
     modified: int
-    made: Made
+    outcome: Made
     older: bool
 
 
@@ -103,14 +103,21 @@ class PreparedCopy:
         """Where the copy of `source` lies; no two sources share one."""
         return self._files / f"{self._name(source)}.mp4"
 
-    def record(self, source: str, before: tuple[int, int], made: Made) -> None:
+    def record(self, source: str, before: tuple[int, int], outcome: Made) -> None:
         """Notes what became of `source`, whose `signature` was `before` when it was begun."""
-        if made.cause:
+        if outcome.cause:
             self.target(source).unlink(missing_ok=True)  # of what it was when it could still be read
         with self._ledger() as ledger, ledger:
             ledger.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (os.fsencode(self._name(source)), *before, self._key, made.bytes, made.shift, made.cause),
+                (
+                    os.fsencode(self._name(source)),
+                    *before,
+                    self._key,
+                    outcome.bytes,
+                    outcome.shift,
+                    outcome.cause,
+                ),
             )
 
     def pending(self, sources: Iterable[str]) -> dict[str, Made | None]:
@@ -120,16 +127,16 @@ class PreparedCopy:
         """
         waiting: dict[str, Made | None] = {}
         for source, entry in self._entries(sources):
-            if entry is None or entry.made.cause or not self._stands(source, entry):
+            if entry is None or entry.outcome.cause or not self._stands(source, entry):
                 waiting[source] = None
             elif entry.older and signature(source) is not None:
-                waiting[source] = entry.made
+                waiting[source] = entry.outcome
         return waiting
 
     def _stands(self, source: str, entry: Entry) -> bool:
         copy = signature(str(self.target(source)))
         same = signature(source) in ((entry.source_bytes, entry.modified), None)
-        return same and copy is not None and copy[0] == entry.made.bytes
+        return same and copy is not None and copy[0] == entry.outcome.bytes
 
     def finish(self, sources: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
         """Writes prepared.json and unreadable.csv over `sources`, all recorded.
@@ -138,13 +145,13 @@ class PreparedCopy:
         unreadable, as (path, cause).
         """
         entries = [(source, entry) for source, entry in self._entries(sources) if entry is not None]
-        unreadable = [(source, entry.made.cause) for source, entry in entries if entry.made.cause]
-        prepared = [entry for _, entry in entries if not entry.made.cause]
+        unreadable = [(source, entry.outcome.cause) for source, entry in entries if entry.outcome.cause]
+        prepared = [entry for _, entry in entries if not entry.outcome.cause]
         counts = {
             "videos": len(sources),
             "unreadable": len(unreadable),
             "source_bytes": sum(entry.source_bytes for entry in prepared),
-            "bytes": sum(entry.made.bytes for entry in prepared),
+            "bytes": sum(entry.outcome.bytes for entry in prepared),
         }
         text = csv_text([("path", "cause"), *unreadable])
         write_text_atomic(self.folder / "unreadable.csv", text)
@@ -169,9 +176,9 @@ class PreparedCopy:
             if entry is None:
                 missing.append(source)
                 continue
-            paths.append(source if entry.made.cause else str(self.target(source)))
-            shifts[index] = entry.made.shift
-            older += entry.older and not entry.made.cause
+            paths.append(source if entry.outcome.cause else str(self.target(source)))
+            shifts[index] = entry.outcome.shift
+            older += entry.older and not entry.outcome.cause
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(manifest)} files are not in the prepared copy {self.folder} "

@@ -130,8 +130,8 @@ def prepare_file(job: Job) -> Made:
             verify(video, temporary, timing, size)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            made = Made(os.path.getsize(temporary), timing.shift)
-        return made
+            outcome = Made(os.path.getsize(temporary), timing.shift)
+        return outcome
     except DecodeError as error:
         return Made(cause=error.cause if error.path == job.source else str(error))
     except OSError as error:  # of the copy's side: what reading raises is a DecodeError
@@ -331,7 +331,7 @@ def holds(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
     """Reads the file `copy` back; raises `DecodeError` of `video` unless it holds the same frames at the same times."""
     try:
-        found = read_metadata(str(copy))
+        copied = read_metadata(str(copy))
         with opened(str(copy)) as (container, stream):
             decoded = 0
             for _ in container.decode(stream):
@@ -340,16 +340,16 @@ def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) 
     except DecodeError as error:
         raise DecodeError(video.path, f"its copy cannot be read: {error.cause}") from error
     problems = []
-    if not decoded == found.num_frames == video.num_frames:
+    if not decoded == copied.num_frames == video.num_frames:
         problems.append(f"{decoded} frames of {video.num_frames}")
-    elif not _same_times(found.ticks, found.tick, timing.units, Fraction(1, timing.scale)):
+    elif not _same_times(copied.ticks, copied.tick, timing.units, Fraction(1, timing.scale)):
         problems.append("other frame times")
-    if found.aspect != pixel_aspect(video, size):
-        problems.append(f"pixels of {found.aspect} for {pixel_aspect(video, size)}")
-    if (found.width, found.height) != size or found.orientation != Orientation():
-        mirrored = "mirrored and " * found.mirrored
+    if copied.aspect != pixel_aspect(video, size):
+        problems.append(f"pixels of {copied.aspect} for {pixel_aspect(video, size)}")
+    if (copied.width, copied.height) != size or copied.orientation != Orientation():
+        mirrored = "mirrored and " * copied.mirrored
         problems.append(
-            f"{found.width}x{found.height} {mirrored}turned by {found.rotation} for {size[0]}x{size[1]} upright"
+            f"{copied.width}x{copied.height} {mirrored}turned by {copied.rotation} for {size[0]}x{size[1]} upright"
         )
     if problems:
         raise DecodeError(video.path, f"its copy came out wrong: {', '.join(problems)}")

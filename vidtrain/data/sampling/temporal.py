@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, check_share
 
 # Containers round timestamps, Matroska to whole milliseconds: two frames may be one too far apart.
 ROUNDING = 1.1e-3
@@ -159,8 +159,7 @@ class TemporalJitter:
     def __post_init__(self) -> None:
         if len(self.rate) != 2 or not 0 < self.rate[0] <= self.rate[1] < math.inf:
             raise UserError(f"rate={list(self.rate)}: give the lowest and the highest factor, both above 0")
-        if not 0 <= self.reverse <= 1:
-            raise UserError(f"reverse={self.reverse}: must be a probability, from 0 to 1")
+        check_share(reverse=self.reverse)
 
     @property
     def is_idle(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, check_frame_rate, image_names
 from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.manifest.columns import ColumnsBuilder
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.manifest import Manifest, Record, columns_of
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
 from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_table
@@ -326,8 +326,9 @@ class FrameFolders:
         """All videos of the ground truth, not split."""
         path = Path(str(self.ground_truth))
         rows = list(read_table(path, ",", TRUTH_COLUMNS))
-        missing = self._missing([fields["folder_name"] for _, fields in rows])
-        kept = [(line, fields) for line, fields in rows if fields["folder_name"] not in missing]
+        folders = [self._folder(fields["folder_name"]) for _, fields in rows]
+        missing = self._missing(folders)
+        kept = [row for row, folder in zip(rows, folders, strict=True) if folder not in missing]
         if not kept:
             raise UserError(f"{path} lists no videos that there are in {self.root}")
         names, texts, groups = (
@@ -346,53 +347,49 @@ class FrameFolders:
         content = read_json(path)
         try:
             classes = in_order(content["categories"], path)
-            splits = {split: list(map(self._entry, content[split])) for split in SPLITS if split in content}
+            splits = {split: list(map(self._record, content[split])) for split in SPLITS if split in content}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is no annotations file: {error!r}") from error
         absent = [split for split in ("train", "val") if split not in splits or not splits[split]]
         if absent:
             raise UserError(f"{path} lists no videos for {' and '.join(absent)}")
-        every = [entry for entries in splits.values() for entry in entries]
-        missing = self._missing([entry[0] for entry in every])
-        multi_label = any(len(entry[1]) > 1 for entry in every)
-        manifests = {}
-        for split, entries in splits.items():
-            builder = ColumnsBuilder(multi_label)
-            for video, labels, group, start, end in entries:
-                if video not in missing:
-                    folder, count = self._folder(video), len(labels)
-                    builder.extend([folder], labels, [group or folder], [start], [end], label_counts=[count])
-            if entries:
-                manifests[split] = Manifest(builder.build(), classes, self.frame_rate)
-        return manifests
+        every = [record for records in splits.values() for record in records]
+        missing = self._missing([record.path for record in every])
+        multi_label = any(len(record.labels) > 1 for record in every)
+        kept = {split: [record for record in splits[split] if record.path not in missing] for split in splits}
+        return {
+            split: Manifest(columns_of(kept[split], multi_label), classes, self.frame_rate)
+            for split in splits
+            if splits[split]
+        }
 
-    def _entry(self, entry: dict[str, Any]) -> tuple[str, list[int], str | None, float, float]:
-        """Folder, labels, group, and the part of it in seconds, NaN for open ends."""
+    def _record(self, entry: dict[str, Any]) -> Record:
         labels = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
         labels = [int(label) if type(label) is float and label.is_integer() else label for label in labels]
         if not labels or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
             raise ValueError(
                 f"target {entry['target']} of {entry['video']}, which must be a class's number, or several"
             )
-        start = end = float("nan")
+        start = end = None
         if "segment" in entry:
             first, last = entry["segment"]
             if not 0 <= first <= last:
                 raise ValueError(f"segment {entry['segment']} of {entry['video']}")
             # half-way between two images, so that rounding decides nothing
-            start = (first - 0.5) / self.frame_rate if first else start
+            start = (first - 0.5) / self.frame_rate if first else None
             end = (last + 0.5) / self.frame_rate
-        group = str(entry["group"]) if "group" in entry else None
-        return str(entry["video"]), labels, group, start, end
+        folder = self._folder(str(entry["video"]))
+        group = str(entry["group"]) if "group" in entry else folder
+        return Record(folder, labels[0], group, tuple(labels), start, end)
 
     def _folder(self, name: str) -> str:
-        """Written one way only: two would pass for two videos."""
-        return os.path.normpath(os.path.join(self.root, name))
+        """Written one way only: two would pass for two videos. Nothing stays nothing, which is no folder."""
+        return os.path.normpath(os.path.join(self.root, name)) if name else ""
 
-    def _missing(self, names: Sequence[str]) -> set[str]:
-        """Those of `names` that are no folders. Raises `UserError` unless there may be such."""
-        missing = [name for name in names if not name or not os.path.isdir(self._folder(name))]
-        check_missing(
-            missing, len(names), self.root, float(self.allow_missing), "dataset.source.allow_missing=true"
-        )
+    def _missing(self, folders: Sequence[str]) -> set[str]:
+        """Those of `folders` that are none. Raises `UserError` unless there may be such."""
+        missing = [folder for folder in folders if not os.path.isdir(folder)]
+        names = [os.path.relpath(folder or self.root, self.root) for folder in missing]
+        allow = "dataset.source.allow_missing=true"
+        check_missing(names, len(folders), self.root, float(self.allow_missing), allow)
         return set(missing)

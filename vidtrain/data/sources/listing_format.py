@@ -146,8 +146,8 @@ def _columns_are_named(layout: ListingFormat) -> bool:
 
 def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, question: str, line_1: str) -> bool:
     """Whether the first row is a header, told by its words; raises `UserError` where it may be either."""
-    words = {field.strip().lower() for field in rows[0]}
-    if words & set(PATH_WORDS) and words & set(LABEL_WORDS):
+    names = {field.strip().lower() for field in rows[0]}
+    if names & set(PATH_WORDS) and names & set(LABEL_WORDS):
         return True
     columns = (layout.path_column, 0), (layout.label_column, 1)
     at = [column if isinstance(column, int) else usual for column, usual in columns]
@@ -165,7 +165,7 @@ def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, questio
 
 
 def _place(path: Path, which: str, column: Column, named: Sequence[str] | None, width: int) -> int | None:
-    words, usual = COLUMNS[which]
+    usual_names, usual = COLUMNS[which]
     setting = f"dataset.source.{which}_column"
     if isinstance(column, int):
         if not 0 <= column < width:
@@ -178,7 +178,7 @@ def _place(path: Path, which: str, column: Column, named: Sequence[str] | None, 
         return named.index(column)
     if named is None:
         return usual
-    fitting = [name for name in named if name.lower() in words]
+    fitting = [name for name in named if name.lower() in usual_names]
     if len(fitting) > 1:
         raise UserError(
             f"{path} has the columns {' and '.join(fitting)}: say which one with {setting}={fitting[0]}"
@@ -187,7 +187,7 @@ def _place(path: Path, which: str, column: Column, named: Sequence[str] | None, 
         # a guess by position could take a path for a label
         raise UserError(
             f"{path}: line 1 is a header with the columns {', '.join(named)}, none of which is called "
-            f"{' or '.join(words[:2])}: say which one it is with {setting}=NAME. If line 1 is a video, "
+            f"{' or '.join(usual_names[:2])}: say which one it is with {setting}=NAME. If line 1 is a video, "
             "say dataset.source.header=false"
         )
     return named.index(fitting[0]) if fitting else None
@@ -217,10 +217,14 @@ def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path) -> Cut:
     delimiter = None if layout.delimiter is None else _named_delimiter(layout.delimiter)
     if delimiter is not None and delimiter not in (" ", LAST_SPACE):
         return Cut(delimiter, _usual_width(sample, delimiter))
-    by_header = [] if layout.header is False else _cutting_header(sample[0], separator, columns)
-    if delimiter is None and len(by_header) == 1:
-        return Cut(by_header[0], len(fields_of(sample[0], by_header[0])))
-    headed = _is_headed(sample[0], layout)
+    heads = {other: fields_of(sample[0], other) for other in DELIMITERS if other not in (" ", separator)}
+    by_header = {
+        other: names for other, names in heads.items() if len(names) > 1 and _is_header(names, columns)
+    }
+    if delimiter is None and layout.header is not False and len(by_header) == 1:
+        [(other, names)] = by_header.items()
+        return Cut(other, len(names))
+    headed = _is_header(sample[0].split(), columns) if layout.header is None else layout.header
     last = max([1, *(column for column in columns if isinstance(column, int))])
     width = len(sample[0].split()) if headed else 1 + last
     if delimiter == LAST_SPACE:
@@ -263,28 +267,15 @@ def _ends_in_integer(fields: Sequence[str]) -> bool:
     return is_integer(fields[-1])
 
 
-def _cutting_header(line: str, separator: str | None, columns: Sequence[Column]) -> list[str]:
-    """The delimiters but spaces that cut the first line into the names of columns: those asked for by name, else the
-    usual ones of paths and labels."""
-    named = {column for column in columns if isinstance(column, str)}
-    cutting = []
-    for delimiter in DELIMITERS:
-        names = [field.strip() for field in fields_of(line, delimiter)]
-        if delimiter in (" ", separator) or len(names) < 2:
-            continue
-        usual = names[0].lower() in PATH_WORDS and any(name.lower() in LABEL_WORDS for name in names[1:])
-        if named <= set(names) if named else usual:
-            cutting.append(delimiter)
-    return cutting
-
-
-def _is_headed(line: str, layout: ListingFormat) -> bool:
-    """Whether a line of words with spaces between them names the columns."""
-    if layout.header is not None:
-        return layout.header
-    words = [word.lower() for word in line.split()]
-    usual = words[0] in PATH_WORDS and any(word in LABEL_WORDS for word in words[1:])
-    return usual or _columns_are_named(layout)
+def _is_header(fields: Sequence[str], columns: Sequence[Column]) -> bool:
+    """Whether the first line has the names of columns: those asked for by name, else the usual ones of paths and
+    labels."""
+    names, asked = (
+        [field.strip() for field in fields],
+        {column for column in columns if isinstance(column, str)},
+    )
+    usual = names[0].lower() in PATH_WORDS and any(name.lower() in LABEL_WORDS for name in names[1:])
+    return asked <= set(names) if asked else usual
 
 
 def _cut_at_last_spaces(lines: Sequence[str], width: int) -> Cut | None:

@@ -48,7 +48,7 @@ class Listing(ListingFormat):
         return complete(manifests, self.val_share, self.seed)
 
     def _files(self) -> dict[str, Path]:
-        named = {"train": self.train, "val": self.val, "test": self.test}
+        named = {split: getattr(self, split) for split in SPLITS}
         return {split: _listed_file(split, path) for split, path in named.items() if path is not None}
 
 
@@ -186,13 +186,9 @@ class NpyListing:
         return complete(manifests, self.val_share, self.seed)
 
     def _files(self) -> dict[str, tuple[Path, Path | None]]:
-        named = {
-            "train": (self.train, self.train_labels),
-            "val": (self.val, self.val_labels),
-            "test": (self.test, self.test_labels),
-        }
         files = {}
-        for split, (paths, labels) in named.items():
+        for split in SPLITS:
+            paths, labels = getattr(self, split), getattr(self, f"{split}_labels")
             if paths is None:
                 if labels is not None:
                     raise UserError(

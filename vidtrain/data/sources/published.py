@@ -16,7 +16,7 @@ from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, gro
 from vidtrain.data.sources.folders import ClassFolders, VideoFiles, check_missing
 from vidtrain.data.sources.labels import class_list, in_order
 from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_rows, read_table
-from vidtrain.errors import UserError
+from vidtrain.errors import UserError, check_share
 
 HMDB_SPLITS = {"1": "train", "2": "test", "0": None}  # 0 marks what a fold leaves out
 NEW_SPLIT = (0.8, 0.1, 0.1)
@@ -209,8 +209,8 @@ class HMDB51(OfficialSplits):
 
 def film(stem: str, class_name: str) -> str:
     """What a clip of HMDB51 is from: its name up to the class; without it, up to the number of the clip."""
-    head, found, _ = stem.rpartition(f"_{class_name}_")
-    return head if found else stem.rpartition("_")[0] or stem
+    head, mark, _ = stem.rpartition(f"_{class_name}_")
+    return head if mark else stem.rpartition("_")[0] or stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +234,7 @@ class Kinetics:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_missing_share <= 1:
-            raise UserError(
-                f"dataset.source.max_missing_share={self.max_missing_share}: must lie between 0 and 1"
-            )
+        check_share(**{"dataset.source.max_missing_share": self.max_missing_share})
 
     def manifests(self) -> dict[str, Manifest]:
         rows = [
