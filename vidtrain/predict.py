@@ -56,7 +56,7 @@ def predict(cfg: DictConfig) -> None:
         heat_class = class_number(cfg.heat_class, opened.classes, path)
         build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
         model, clip_shape = (
-            opened.model(trained, ranks).eval(),
+            opened.model(trained, ranks, merged=True).eval(),
             (trained.clip.frames, *build.clip_size(trained)),
         )
         check_graph(trained, model, (3, *clip_shape), path)

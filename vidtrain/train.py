@@ -137,7 +137,7 @@ def _fit(
     ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
     hook = on_validation(folder, ranks, console, run_folder.is_started_by_sweep())
     record = Record(log, console, folder, hook, evaluation.preemption)
-    run = assemble(cfg, data, parts, start.model, evaluation, ranks, record)
+    run = assemble(cfg, data, parts, start.model, evaluation, ranks, record, start.adapters)
     state = fit(run, start.resume)
     if parts.settings.overfit_one_batch:
         check_overfit(evaluation(start.model)[0].metrics, parts.loss, state.total_step)

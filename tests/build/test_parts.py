@@ -66,7 +66,7 @@ def files(tmp_path):
 
 def start(cfg: DictConfig, classes: int, folder) -> tuple[torch.nn.Module, Console]:
     model, console = build.model(cfg, classes, CPU), Console()
-    console.said.append(load_starting_point(cfg, model, CPU, console, folder))
+    console.said.append(load_starting_point(cfg, model, CPU, console, folder).origin)
     return model, console
 
 

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a configuration before any data is seen, found at once."""
 
+import copy
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,19 +14,21 @@ from torch import nn
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
+from vidtrain.build.adapters import adapters_of
 from vidtrain.config.schemas import ExportSettings, RunConfig, to_phases, to_settings
 from vidtrain.config.targets import Faults, check_settings, check_targets
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.weights.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
 from vidtrain.runs.export import check_settings as check_export
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import find_place
 from vidtrain.training.run import TrainerSettings
 from vidtrain.training.schedules import in_steps, steps
-from vidtrain.training.stages import apply_phase, check_together
+from vidtrain.training.stages import apply_phase, check_together, lora_of
 from vidtrain.training.validation import selecting_weights
 
 TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")
@@ -205,8 +208,14 @@ def try_clip(cfg: DictConfig) -> None:
 
 
 def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
-    for name, phase in to_phases(cfg.stage).items():
+    phases = to_phases(cfg.stage)
+    lora = lora_of(phases)
+    if lora is not None:
+        model = copy.deepcopy(model)  # other trials hold weights against the one without adapters
+    for name, phase in phases.items():
         try:
+            if lora is not None and phase.lora is not None and not adapter_parameters(model):
+                adapters_of(lora).add_to(model)
             apply_phase(model, phase)
             check_together(phase, to_settings(cfg.trainer, TrainerSettings))
             if phase.cache_features:

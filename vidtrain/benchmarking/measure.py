@@ -18,6 +18,8 @@ from torch import Tensor
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
+from vidtrain.build.adapters import start_adapters
+from vidtrain.config.schemas import to_phases
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.errors import UserError
@@ -225,6 +227,7 @@ def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console) -
     """The phase to measure, of the parts that training would assemble."""
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = build.model(cfg, len(data.classes), ranks)
+    start_adapters(model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console)
     record = Record(log=NullRunLog(), console=console)
     run = assemble(cfg, data, make_parts(cfg, data, ranks, console), model, None, ranks, record)
     return PhaseSteps(run, phase_name(cfg))

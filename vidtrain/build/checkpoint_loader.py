@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 
     from vidtrain.models.classifier import VideoClassifier
     from vidtrain.models.export_formats import OnnxClassifier
+    from vidtrain.models.weights.adapters import Adapters
     from vidtrain.training.ranks.distributed import Ranks
     from vidtrain.training.run import Console
 
@@ -36,8 +37,9 @@ class LoadedCheckpoint:
 
     `config` is the configuration that it was trained with, with its references to other settings. `weights` are its
     state dict, or None where `source` is a graph, which holds them itself. `card` is what an exported file says of
-    itself. `computed` are the values that `config` does not hold, because they would be looked up in the environment of
-    the reader: by dotted key, such as `${oc.env:DATA}` of data_root.
+    itself. `adapters` are those of a model that was trained with them, and name the files of the weights that `weights`
+    leaves out. `computed` are the values that `config` does not hold, because they would be looked up in the
+    environment of the reader: by dotted key, such as `${oc.env:DATA}` of data_root.
     """
 
     source: Path
@@ -45,6 +47,7 @@ class LoadedCheckpoint:
     classes: tuple[str, ...]
     weights: "Mapping[str, Tensor] | None"
     card: Mapping[str, Any] | None = None
+    adapters: "Adapters | None" = None
     computed: Mapping[str, str] = field(default_factory=dict)
 
     def check_computed(self, used: Sequence[str], options: Mapping[str, str], cfg: DictConfig) -> None:
@@ -68,20 +71,27 @@ class LoadedCheckpoint:
                 + "\nIf you trust it, say trust_targets=true, and they are looked up"
             )
 
-    def model(self, cfg: DictConfig, ranks: "Ranks") -> "VideoClassifier | OnnxClassifier":
+    def model(
+        self, cfg: DictConfig, ranks: "Ranks", merged: bool = False
+    ) -> "VideoClassifier | OnnxClassifier":
         """The model with its weights on the ranks' device; `cfg` is `config`, as the caller changed it.
 
-        Raises `UserError` for weights that do not fit `cfg`, and for a graph that holds another kind of fusion.
+        Adapters stay beside their layers, as they were trained, unless they are to be `merged`. Raises `UserError` for
+        weights that do not fit `cfg`, for a base that is not there or another, and for a graph that holds another kind
+        of fusion.
         """
+        from vidtrain.build import adapters
         from vidtrain.build import parts as build
         from vidtrain.models.export_formats import OnnxClassifier
-        from vidtrain.training import checkpoint
+        from vidtrain.models.weights.lora import merge_adapters
 
         if self.weights is None:
             check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)
             return OnnxClassifier(self.source, cfg.model.fusion)
         model = build.model(cfg, len(self.classes), ranks)
-        checkpoint.restore(model, self.weights, str(self.source))
+        adapters.restore(model, self.adapters, self.weights, self.source)
+        if merged and self.adapters is not None:
+            merge_adapters(model)
         return model
 
     def transform(
@@ -154,6 +164,7 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
     use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package. Then
     nothing in it is looked up in this environment either.
     """
+    from vidtrain.models.weights.adapters import Adapters
     from vidtrain.training import checkpoint
 
     if path.suffix in EXPORTED:
@@ -176,7 +187,10 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
                 "that training wrote"
             )
         classes = spelled_classes(payload["classes"])
-        trained = LoadedCheckpoint(path, payload["config"], classes, _weights(payload, weights, path))
+        adapters = Adapters.of(payload, path)
+        trained = LoadedCheckpoint(
+            path, payload["config"], classes, _weights(payload, weights, path), adapters=adapters
+        )
     if not isinstance(trained.config, Mapping):
         raise UserError(
             f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"

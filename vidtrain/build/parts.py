@@ -221,17 +221,39 @@ def _sources(cfg: DictConfig) -> list[str]:
             return []
         from vidtrain.models.weights.files import as_sources  # which, with all formats, takes seconds
 
-        return as_sources(cfg.pretrained)
-    best = Path(cfg.init_from) / "checkpoints" / "best.pt"
-    return [str(best) if best.is_file() else cfg.init_from]
+        return [_best_of_run(source) for source in as_sources(cfg.pretrained)]
+    return [_best_of_run(cfg.init_from)]
+
+
+def _best_of_run(source: str) -> str:
+    best = Path(source) / "checkpoints" / "best.pt"
+    return str(best) if best.is_file() else source
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """Weights that a run starts from: what the user named, where that lies, and the tensors of the model that it
+    gave."""
+
+    name: str
+    path: Path
+    loaded: frozenset[str]
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where the weights of a new run are from, in words and by source."""
+
+    origin: str
+    sources: tuple[LoadedSource, ...] = ()
 
 
 def load_starting_point(
     cfg: DictConfig, model: VideoClassifier, ranks: Ranks, console: Console, folder: Path
-) -> str:
+) -> StartingPoint:
     """Loads the weights that the configuration names; says in the log and in starting_point.json what fitted.
 
-    Several sources, such as an encoder and a probe, are loaded in turn. Returns a word for the log.
+    Several sources, such as an encoder and a probe, are loaded in turn.
     """
     if HydraConfig.initialized():
         context = HydraConfig.get()
@@ -240,7 +262,7 @@ def load_starting_point(
             console.info(line)
     sources = _sources(cfg)
     if not sources:
-        return "from scratch"
+        return StartingPoint("from scratch")
     from vidtrain.models.weights.files import locate
     from vidtrain.models.weights.loading import load_pretrained
 
@@ -268,4 +290,8 @@ def load_starting_point(
     if ranks.is_main:
         record = {"sources": [report.as_dict() for report in reports], "initialized": fresh}
         write_json_atomic(folder / "starting_point.json", record)
-    return "starts from " + " and ".join(sources)
+    parts = zip(sources, paths, reports, strict=True)
+    return StartingPoint(
+        "starts from " + " and ".join(sources),
+        tuple(LoadedSource(source, path, frozenset(report.loaded)) for source, path, report in parts),
+    )

@@ -13,9 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vidtrain import __version__
+from vidtrain.build import adapters as build_adapters
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.published import with_published
+from vidtrain.config.schemas import to_phases
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest
@@ -26,6 +28,7 @@ from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.weights.adapters import Adapters
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
 from vidtrain.tracking import console as tracking
@@ -106,6 +109,7 @@ class Start:
     model: VideoClassifier
     resume: dict[str, Any] | None  # the run's own last checkpoint
     origin: str  # in words
+    adapters: Adapters | None  # of the model's encoder
 
     @property
     def step(self) -> int:
@@ -122,14 +126,17 @@ def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
     model = build.model(cfg, len(data.classes), ranks)
     resumable = checkpoint.find_resume(folder / "checkpoints", ranks, console)
     if resumable is None:
-        return Start(model, None, build.load_starting_point(cfg, model, ranks, console, folder))
+        start = build.load_starting_point(cfg, model, ranks, console, folder)
+        adapters = build_adapters.start_adapters(model, to_phases(cfg.stage), start, cfg.seed, ranks, console)
+        return Start(model, None, start.origin, adapters)
     newest, resume = resumable
-    checkpoint.restore(model, resume["model"], str(newest))
+    adapters = Adapters.of(resume, newest)
+    build_adapters.restore(model, adapters, resume["model"], newest)
     if spelled_classes(resume["classes"]) != data.classes:
         raise UserError(
             f"{newest} was trained on other classes, or in another order, than the dataset has now"
         )
-    return Start(model, resume, f"resumed from {newest} at step {resume['state']['total_step']}")
+    return Start(model, resume, f"resumed from {newest} at step {resume['state']['total_step']}", adapters)
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def make_parts(
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
     return Parts(
         settings=settings,
-        phases=cast(Mapping[str, PhaseSettings], OmegaConf.to_object(cfg.stage)),
+        phases=to_phases(cfg.stage),
         train_batches=batches,
         steps_per_epoch=steps_per_epoch,
         transform=build.device_transform(cfg, ranks.device),
@@ -278,8 +285,12 @@ def assemble(
     evaluation: ValEvaluation | None,
     ranks: Ranks,
     record: Record,
+    adapters: Adapters | None = None,
 ) -> Run:
-    """What the loop works with; without an `evaluation` there are no reports, and steps are all that can be made."""
+    """What the loop works with; without an `evaluation` there are no reports, and steps are all that can be made.
+
+    `adapters` are those of the model's encoder.
+    """
 
     def reports(trained: ClipModel) -> list[Report]:
         return [] if evaluation is None else evaluation(trained)
@@ -311,7 +322,9 @@ def assemble(
         log=record.log,
         console=record.console,
         checkpoints=record.folder / "checkpoints",
-        metadata=checkpoint_metadata(cfg, data.classes, model.fusion),
+        metadata=checkpoint_metadata(cfg, data.classes, model.fusion)
+        | (adapters.payload() if adapters else {}),
+        left_out=adapters.left_out if adapters else frozenset(),
         frozen=frozen,
         preemption=record.preemption,
         on_validation=record.on_validation,

@@ -22,6 +22,7 @@ from vidtrain.models import export_formats, exporting
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
+from vidtrain.models.weights.lora import adapter_parameters, merge_adapters
 from vidtrain.reports.model_card import write_model_card
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.training.run import Console
@@ -104,7 +105,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Writes `model`, which `spec` describes, into the folder `out`; returns the card that it writes there.
 
-    `origin` says where the weights are from and what they were measured to do. The model itself stays as it is.
+    `origin` says where the weights are from and what they were measured to do. The model itself stays as it is; what is
+    written has its adapters merged.
     Raises `UserError` for what a format cannot express, and for a graph that differs from PyTorch too much.
     """
     check_geometry(spec.geometry, settings)
@@ -115,6 +117,8 @@ def export_model(
         )
     out.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
+    if adapter_parameters(model):
+        merge_adapters(model)
     card = make_card(spec, model, classes, settings, origin)
     inside = strict_json(card)  # in each file, so that one that was copied alone can be used
     files: dict[str, Any] = {}

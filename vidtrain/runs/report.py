@@ -18,6 +18,7 @@ from vidtrain.evaluator.report import results_table, warn_missing
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.weights.adapters import Adapters
 from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs import examples
@@ -73,7 +74,8 @@ def report_best(
     file = folder / "checkpoints" / "best.pt"
     ranks.barrier()
     best = checkpoint.load_best(file, state)
-    checkpoint.restore(model, best["model"], str(file))
+    adapters = Adapters.of(best, file)
+    checkpoint.restore(model, best["model"], str(file), adapters.left_out if adapters else ())
     split = "test" if "test" in data.splits else "val"
     videos = data.open_split(split, data.splits[split], ranks)
     total = len(videos.manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,12 @@ def load(path: Path | str) -> dict:
     return payload
 
 
-def restore(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copies `weights` that must fit exactly; raises `UserError` naming the first that do not."""
-    own = model.state_dict()
+def restore(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, left_out: Collection[str] = ()
+) -> None:
+    """Copies `weights` that must fit exactly, but for tensors that the checkpoint has `left_out` and the model holds
+    already. Raises `UserError` naming the first that do not fit."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
     wrong = [name for name in own.keys() ^ weights.keys()]
     wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if wrong:
@@ -74,7 +77,7 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> Non
             f"{source} is a checkpoint of another architecture than the configured model: {len(wrong)} tensors "
             f"are missing, unexpected or of another shape ({some}{', ...' if wrong[6:] else ''})"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)
 
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

@@ -160,7 +160,7 @@ def set_rates(
     for group in optimizer.param_groups:
         group["lr"] = lr_now * group["lr_scale"]
         group["weight_decay"] = weight_decay_now * group["wd_scale"]
-    rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups if group["wd_scale"]}
+    rates = {f"lr/{group['name'].removesuffix('.no_decay')}": group["lr"] for group in optimizer.param_groups}
     return rates | {"weight_decay": weight_decay_now}
 
 

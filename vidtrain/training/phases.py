@@ -163,7 +163,9 @@ class Trainer:
         state = TrainState.load(resume["state"]) if resume else TrainState()
         average = None if settings.ema is None else WeightAverage(model, settings.ema, settings.ema_warmup)
         if resume and average is not None:
-            average.load(resume["ema"])
+            # what never trains is its own average
+            own = model.state_dict() if run.left_out else {}
+            average.load({name: own[name] for name in run.left_out} | resume["ema"])
         saver = Saver(run.checkpoints, run.metadata, run.ranks, run.log, run.console)
         started = time.perf_counter() - state.seconds
         check_phases(model, run.phases, settings.epochs, run.steps_per_epoch)
@@ -231,9 +233,9 @@ class Trainer:
         if phase.ended:
             optimizers["optimizer"] = None
         return {
-            "model": self.model.state_dict(),
+            "model": self._held(self.model.state_dict()),
             "weights": RAW,
-            "ema": None if self.average is None else self.average.tensors,
+            "ema": None if self.average is None else self._held(self.average.tensors),
             "heads": None if phase.settings.heads is None else phase.task.model.head.state_dict(),
             **optimizers,
             "sums": run.ranks.gather_objects(
@@ -246,12 +248,16 @@ class Trainer:
         """What best.pt holds: the weights whose report val `selected`."""
         average = self.average if selected == EMA else None
         return {
-            "model": self.model.state_dict() if average is None else average.tensors,
+            "model": self._held(self.model.state_dict() if average is None else average.tensors),
             "weights": RAW if average is None else EMA,
             "head": None if phase.settings.heads is None else selected,
             "state": asdict(self.state),
             "metrics": metrics,
         }
+
+    def _held(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the model's tensors that checkpoints hold."""
+        return {name: tensor for name, tensor in tensors.items() if name not in self.run.left_out}
 
 
 def check_gradients(

@@ -128,6 +128,17 @@ class HeadGridSettings:
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters of frozen linear layers in the encoder, W x + (alpha / rank) B A x, of which A and B train."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0  # of the adapters' input
+    # patterns of the layers' names in the encoder, such as "*.attn.qkv"; null: those of attention and MLP
+    targets: list[str] | None = None
+
+
+@dataclass
 class PhaseSettings:
     """One phase of a stage: how long, what is trained, and how fast."""
 
@@ -138,6 +149,8 @@ class PhaseSettings:
     layer_decay: float = (
         1.0  # times that, for each block from a layer to the head, and once more for the stem
     )
+    # adapters train in the encoder, beside its last encoder_blocks; they are the same in all phases that have them
+    lora: LoraSettings | None = None
     # for a frozen encoder alone, encoder_blocks: 0
     heads: HeadGridSettings | None = None  # many heads at once, of which val selects one
     cache_features: bool = False  # compute the encoder's tokens once, keep them on disk, and train on those
@@ -224,6 +237,8 @@ class Run:
     checkpoints: Path  # the folder of last.pt, previous.pt and best.pt
     metadata: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
     frozen: Callable[[PhaseSettings], PhaseTask] | None = None  # many heads, cached features
+    # tensors of the model that checkpoints leave out, as `metadata` names files that hold them
+    left_out: frozenset[str] = frozenset()
     # called on every rank after each evaluation, with its value of `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
     # the signals that stop the run; one that nobody entered hears none

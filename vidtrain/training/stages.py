@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report
 from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier
+from vidtrain.models.weights.lora import adapter_parameters
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import HeadGridSettings, PhaseSettings, TrainerSettings
+from vidtrain.training.run import HeadGridSettings, LoraSettings, PhaseSettings, TrainerSettings
 from vidtrain.training.schedules import steps
 
 Classifier = VideoClassifier | ManyHeads
@@ -27,17 +28,18 @@ BATCH_NORMS = {
     "frozen_statistics": "keep their running statistics; scale and shift train",
     "frozen": "keep their running statistics, scale and shift",
 }
-# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them
+# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them; adapters
 NOT_DECAYED = re.compile(
-    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?)$"
+    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?|lora_[AB])$"
 )
 
 
 def apply_phase(model: Classifier, phase: PhaseSettings) -> None:
     """Sets `requires_grad` of every parameter: the head trains, and the encoder's last blocks as configured.
 
-    What follows the first trained block (a final norm) trains with it. Raises `UserError` when the encoder
-    has fewer blocks, for rates that are none, and for what needs a frozen encoder where it trains.
+    What follows the first trained block (a final norm) trains with it. With `lora` the adapters of all blocks train,
+    too; without, those of the blocks that train. Raises `UserError` when the encoder has fewer blocks, for rates that
+    are none, and for what needs a frozen encoder where it trains.
     """
     check_phase(phase)
     model.head.requires_grad_(True)
@@ -55,6 +57,12 @@ def apply_phase(model: Classifier, phase: PhaseSettings) -> None:
         first = next(i for i, layer in enumerate(layers) if layer is blocks[-phase.encoder_blocks])
         for layer in layers[first:]:
             layer.requires_grad_(True)
+    if phase.lora is not None:
+        adapters = adapter_parameters(model.encoder)
+        if not adapters:
+            raise UserError(f"lora: {type(model.encoder).__name__} was not given adapters")
+        for parameter in adapters:
+            parameter.requires_grad_(True)
 
 
 def check_phases(model: Classifier, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
@@ -80,7 +88,17 @@ def check_phase(phase: PhaseSettings) -> None:
     blocks = phase.encoder_blocks
     if blocks is not None and blocks < 0:
         raise UserError(f"encoder_blocks={blocks}: write how many of the last blocks train, 0 or more")
+    if phase.lora is not None and blocks is None:
+        raise UserError(
+            "lora trains adapters of layers that are frozen, and encoder_blocks=null trains all layers; set "
+            "encoder_blocks=0, or how many of the last blocks train beside the adapters"
+        )
     for key, needs_frozen in (("heads", phase.heads is not None), ("cache_features", phase.cache_features)):
+        if needs_frozen and phase.lora is not None:
+            raise UserError(
+                f"{key} needs a frozen encoder, whose tokens stay the same, and lora trains adapters in it; leave one "
+                "of them out"
+            )
         if needs_frozen and blocks != 0:
             raise UserError(
                 f"{key} needs a frozen encoder, and encoder_blocks={'null' if blocks is None else blocks} trains it; "
@@ -100,6 +118,29 @@ def _check_grid(key: str, values: Sequence[float], bound: str) -> None:
         raise UserError(f"heads.{key}={values}: every number must be {bound}")
     if len(set(values)) < len(values):
         raise UserError(f"heads.{key}={values} holds a number twice")
+
+
+def lora_of(phases: Mapping[str, PhaseSettings]) -> LoraSettings | None:
+    """The adapters of a run whose `phases` train them, or None. Raises `UserError` where two phases say different
+    things: the adapters are part of the model, which is the same in all of them."""
+    adapted = {name: phase.lora for name, phase in phases.items() if phase.lora is not None}
+    for name, lora in adapted.items():
+        first = next(iter(adapted))
+        if lora != adapted[first]:
+            raise UserError(
+                f"stage.{name}.lora says {lora}, and stage.{first}.lora {adapted[first]}: the adapters are the same "
+                "in all phases of a run"
+            )
+    return next(iter(adapted.values()), None)
+
+
+def never_trained(model: Classifier, phases: Mapping[str, PhaseSettings]) -> set[str]:
+    """The names of the parameters that every phase leaves frozen."""
+    frozen = {name for name, _ in model.named_parameters()}
+    for phase in phases.values():
+        apply_phase(model, phase)
+        frozen -= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return frozen
 
 
 def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
@@ -175,7 +216,8 @@ def _layer_name(encoder: Encoder, layer: nn.Module) -> str:
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to biases, norms (one dimension), positions, absolute or relative, or class and
-    register tokens, as in ViT, Swin and MViT; to the query of an attentive pooler, as in V-JEPA."""
+    register tokens, as in ViT, Swin and MViT, nor to adapters, as is usual with peft; to the query of an attentive
+    pooler, as in V-JEPA."""
     return parameter.ndim > 1 and not name.endswith("bias") and NOT_DECAYED.search(name) is None
 
 

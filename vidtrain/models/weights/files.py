@@ -1,6 +1,7 @@
 """Finding published weights by the name that a user gives, and reading them whatever their container is."""
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from vidtrain.files.escaping import shown
 from vidtrain.files.folders import install_hint
 from vidtrain.files.torch_files import read_torch_file, verify
 from vidtrain.models.weights import CARD_KEY
+from vidtrain.models.weights.adapters import Adapters
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
@@ -108,25 +110,44 @@ def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weigh
     if not tensors:
         raise UserError(f"checkpoint {path} holds no tensors; its keys are {', '.join(map(str, payload))}")
     written_by = payload["format"] if "format" in payload and isinstance(payload["format"], str) else None
-    ours = written_by is not None and "config" in payload and isinstance(payload["config"], Mapping)
-    if ours:
-        verify(path)
-    return Weights(source, tensors, payload["config"] if ours else config, written_by)
+    if written_by is None or "config" not in payload or not isinstance(payload["config"], Mapping):
+        return Weights(source, tensors, config, written_by)
+    verify(path)
+    return Weights(source, tensors, payload["config"], written_by, Adapters.of(payload, path))
 
 
 def _read_folder(folder: Path, source: str) -> Weights:
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    files = _tensor_files(folder)
+    if len(files) == 1 and files[0].name in SINGLE:
+        return _weights(files[0], source, config)
+    tensors: dict[str, Tensor] = {}
+    for shard in files:
+        tensors |= _weights(shard, source, config).tensors
+    return Weights(source, tensors, config)
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its tensors: one, or those that an index names."""
     for name in SINGLE:
         if (folder / name).is_file():
-            return _weights(folder / name, source, config)
+            return [folder / name]
     for name in SHARDED:
         if (folder / name).is_file():
-            tensors: dict[str, Tensor] = {}
-            for shard in _shards(folder / name):
-                tensors |= _weights(folder / shard, source, config).tensors
-            return Weights(source, tensors, config)
+            return [folder / shard for shard in _shards(folder / name)]
     found = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
     raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {found}")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file of weights in hexadecimal, as sha256sum gives it; of a folder, that of the names and hashes of
+    the files that `read` takes its tensors and configuration from."""
+    if path.is_dir():
+        files = [*_tensor_files(path), *(file for file in [path / "config.json"] if file.is_file())]
+        lines = "".join(f"{content_hash(file)}  {file.name}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shards(index: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.weights.adapters import Adapters
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Weights:
     # config.json of a folder of transformers or timm; the configuration that a checkpoint of ours carries
     config: Mapping[str, Any] | None = None
     written_by: str | None = None  # what the file says of its own format, such as vidtrain/1
+    adapters: Adapters | None = None  # of a checkpoint of ours whose model has adapters
 
 
 @dataclass

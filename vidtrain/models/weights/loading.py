@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.weights.files import read
+from vidtrain.models.weights.adapters import Base, BaseFile
+from vidtrain.models.weights.files import content_hash, read
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.formats import FORMATS
+from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
 LOGITS = "head.linear.weight"
@@ -43,8 +46,66 @@ def check_pretrained(model: VideoClassifier, source: str, path: Path, min_match:
 
 def _read_for(model: VideoClassifier, source: str, path: Path) -> tuple[Format, Converted]:
     weights = read(path, source)
+    if weights.adapters is not None and weights.adapters.base is not None:
+        base = base_tensors(model, weights.adapters.base, path)
+        weights = replace(weights, tensors=OWN.revert(base) | dict(weights.tensors))
     format = recognize(weights, model)
     return format, format.convert(weights, model)
+
+
+# --- the base of a checkpoint that holds adapters ---------------------------------------------------------
+
+
+def load_base(model: VideoClassifier, base: Base, checkpoint: Path) -> None:
+    """Loads what `checkpoint` leaves out into a model without adapters.
+
+    Raises `UserError` as `locate_base` does, and where the files do not hold what they should.
+    """
+    tensors = base_tensors(model, base, checkpoint)
+    absent = [name for name in base.tensors if name not in tensors]
+    if absent:
+        files = ", ".join(file.path for file in base.files)
+        raise UserError(
+            f"{files}, the base of checkpoint {checkpoint}, holds nothing that fits the model at "
+            f"{', '.join(absent[:4])}: is the checkpoint of another model than its configuration says?"
+        )
+    model.load_state_dict(tensors, strict=False)
+
+
+def base_tensors(model: VideoClassifier, base: Base, checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of `base` that fit `model`, by its names, from the files that `checkpoint` names."""
+    own, tensors = model.state_dict(), dict[str, Tensor]()
+    for file in base.files:
+        converted = _read_for(model, file.source, locate_base(file, checkpoint))[1]
+        tensors |= {
+            name: tensor
+            for name, tensor in converted.tensors.items()
+            if name in own and own[name].shape == tensor.shape
+        }
+    return {name: tensors[name] for name in base.tensors if name in tensors}
+
+
+def locate_base(file: BaseFile, checkpoint: Path) -> Path:
+    """Where a file of weights that `checkpoint` names is now: at its path, or beside the checkpoint.
+
+    Raises `UserError` naming file and hashes where it is absent, or another file than it was.
+    """
+    changed = []
+    for place in (Path(file.path), checkpoint.parent / Path(file.path).name):
+        if not place.is_file() and not place.is_dir():
+            continue
+        now = content_hash(place)
+        if now == file.sha256:
+            return place
+        changed.append(f"{place} is another file now, of sha256 {now}")
+    why = "; ".join(dict.fromkeys(changed)) or f"{file.path} is not there"
+    raise UserError(
+        f"checkpoint {checkpoint} holds adapters of {file.source} and not the weights themselves, and {why}. The base "
+        f"has sha256 {file.sha256}: put it at {file.path}, or beside the checkpoint"
+    )
+
+
+# --- whether weights fit, and where -----------------------------------------------------------------------
 
 
 def recognize(weights: Weights, model: VideoClassifier) -> Format:
@@ -209,8 +270,7 @@ def num_classes(sources: Sequence[str], paths: Sequence[Path], model: VideoClass
     """
     found: dict[str, Tensor] = {}
     for source, path in zip(sources, paths, strict=True):
-        weights = read(path, source)
-        found |= recognize(weights, model).convert(weights, model).tensors
+        found |= _read_for(model, source, path)[1].tensors
     if "head.linear.weight" not in found:
         raise UserError(
             f"{' and '.join(sources)} hold an encoder and no classifier that fits model.head: train one first, with "

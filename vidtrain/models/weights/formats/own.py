@@ -1,7 +1,7 @@
 """Checkpoints that this project wrote, and models that it exported to safetensors.
 
 They carry the configuration of their model, so what shows in no tensor, such as the number of heads, is compared with
-the model that takes them.
+the model that takes them. Adapters are merged: what starts from such a checkpoint starts from what was trained.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.weights.format import Converted, Format, Weights
+from vidtrain.models.weights.lora import A, merge_tensors
 
 PREFIX = "model."
 # What a run may set otherwise than the one that it starts from: sizes of clips, regularization, memory
@@ -28,6 +29,10 @@ def _convert(weights: Weights, model: VideoClassifier) -> Converted:
     found = Converted(
         tensors={name.removeprefix(prefix): each for name, each in names.items() if name.startswith(prefix)}
     )
+    if weights.adapters is not None:
+        unmerged, found.tensors = found.tensors, merge_tensors(found.tensors, weights.adapters.scale)
+        merged = [name for name in unmerged if name.endswith(f".{A}") and name not in found.tensors]
+        found.changed = {f"{name.removesuffix(A)}weight": "merged with its adapter" for name in merged}
     if weights.config is None or "model" not in weights.config:
         return found
     parts = weights.config["model"] if isinstance(weights.config, Mapping) else None

@@ -1,0 +1,78 @@
+"""The adapters of a run's encoder (LoRA), and the base of its checkpoints: the frozen weights that they leave out."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from vidtrain.build.parts import StartingPoint, pluralize
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.weights.adapters import Adapters, Base, BaseFile
+from vidtrain.models.weights.files import content_hash
+from vidtrain.models.weights.loading import load_base
+from vidtrain.models.weights.lora import adapter_parameters
+from vidtrain.training import checkpoint
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import Console, LoraSettings, PhaseSettings
+from vidtrain.training.stages import lora_of, never_trained
+
+
+def adapters_of(lora: LoraSettings) -> Adapters:
+    targets = None if lora.targets is None else tuple(lora.targets)
+    return Adapters(lora.rank, lora.alpha, lora.dropout, targets)
+
+
+def start_adapters(
+    model: VideoClassifier,
+    phases: Mapping[str, PhaseSettings],
+    start: StartingPoint,
+    seed: int,
+    ranks: Ranks,
+    console: Console,
+) -> Adapters | None:
+    """Gives the encoder of a new run the adapters that `phases` train; None where they train none.
+
+    What was loaded from a file and stays frozen in every phase is the base: checkpoints name the file by its SHA-256
+    and hold the rest. Without such weights there is no base, and checkpoints hold all.
+    """
+    lora = lora_of(phases)
+    if lora is None:
+        return None
+    adapters = adapters_of(lora)
+    layers = adapters.add_to(model, seed)
+    count = sum(parameter.numel() for parameter in adapter_parameters(model))
+    line = f"lora: adapters of rank {lora.rank} in {pluralize(len(layers), 'layer')}, {count / 1e6:.3g} M parameters"
+    frozen = never_trained(model, phases)
+    sources = [source for source in start.sources if frozen & source.loaded]
+    if not sources:
+        console.info(f"{line}; no frozen weights are from a file, so checkpoints hold all weights")
+        return adapters
+    names = frozen & frozenset().union(*(source.loaded for source in sources))
+    files = ranks.on_main(
+        lambda: [
+            BaseFile(source.name, str(source.path.absolute()), content_hash(source.path))
+            for source in sources
+        ]
+    )
+    named = ", ".join(f"{file.path} (sha256 {file.sha256})" for file in files)
+    console.info(f"{line}; checkpoints hold what trains, and name the other weights: {named}")
+    return replace(
+        adapters, base=Base(tuple(files), tuple(name for name in model.state_dict() if name in names))
+    )
+
+
+def restore(
+    model: VideoClassifier, adapters: Adapters | None, weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Gives a new model the `weights` of the checkpoint at `path`, whose model has `adapters`, and the base first.
+
+    Raises `UserError` where a file of the base is absent, or another one than it was, and for weights that do not fit.
+    """
+    if adapters is None:
+        checkpoint.restore(model, weights, str(path))
+        return
+    if adapters.base is not None:
+        load_base(model, adapters.base, path)
+    adapters.add_to(model)
+    checkpoint.restore(model, weights, str(path), adapters.left_out)
