@@ -19,7 +19,7 @@ from vidtrain.config.schemas import to_dict, to_list
 from vidtrain.config.targets import reason
 from vidtrain.config.trust import with_references
 from vidtrain.data.augment.device import DeviceTransform
-from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
+from vidtrain.data.augment.geometry import UNCUT, EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
@@ -73,7 +73,7 @@ def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
 def protocol_text(cfg: DictConfig, fusion: str) -> str:
     """What a number was measured with, such as `16x4 frames at 224x224, 3 clips x 1 crop, mean_logits`."""
     geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
-    crops = "whole frame" if isinstance(geometry, WholeFrame) else pluralize(geometry.crops, "crop")
+    crops = UNCUT.get(type(geometry)) or pluralize(geometry.crops, "crop")
     return f"{frames_text(cfg, cfg.clip.frame_order)}, {pluralize(cfg.clip.eval_clips, 'clip')} x {crops}, {fusion}"
 
 

@@ -147,7 +147,8 @@ def protocol_text(
     total = about["num_clips"]
     count = total if about["joint"] else len(clips)
     shown_clips = pluralize(count, "clip") if same else f"{count} of {total} clips"
-    crop = "whole frame" if about["whole_frame"] else pluralize(len(crops), "crop")
+    uncut = about["uncut"] if "uncut" in about else about["whole_frame"]  # tables of before have the latter
+    crop = about["crops"][0] if uncut else pluralize(len(crops), "crop")
     return f"{about['frames'][order]}, {shown_clips} x {crop}, {fusion}"
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vidtrain.build.parts import pluralize, set_cpu_threads, share_of_cores
 from vidtrain.config.renames import rename_settings
-from vidtrain.data.augment.geometry import WholeFrame
+from vidtrain.data.augment.geometry import UNCUT
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.file_checks import refused_videos
@@ -99,7 +99,7 @@ class Pass:
 
     def about(self) -> dict[str, Any]:
         """What views.json says of the table, the same on whichever machine it is computed."""
-        protocol, whole_frame = self.dataset.protocol, isinstance(self.dataset.geometry, WholeFrame)
+        protocol, uncut = self.dataset.protocol, UNCUT.get(type(self.dataset.geometry))
         count, videos = protocol.num_clips, len(self.manifest)
         names = [f"clip {number + 1} of {count}" for number in range(count)]
         return {
@@ -109,12 +109,12 @@ class Pass:
             "split": self.split,
             "orders": list(self.orders),
             "clip_names": [f"all {count} clips, attended jointly"] if self.joint else names,
-            "crops": ["whole frame"] if whole_frame else crop_names(self.crops),
+            "crops": [uncut] if uncut else crop_names(self.crops),
             "classes": list(self.manifest.classes),
             "num_clips": count,
             "sampling": protocol.sampling,
             "overlap": protocol.overlap,
-            "whole_frame": whole_frame,
+            "uncut": bool(uncut),
             "frames": dict(self.frames),
             "fusion": self.fusion,
             "joint": self.joint,

@@ -13,7 +13,7 @@ from vidtrain import __version__
 from vidtrain.build.parts import ModelSpec
 from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import suggest
-from vidtrain.data.augment.geometry import EvalGeometry, WholeFrame
+from vidtrain.data.augment.geometry import EvalGeometry, SquashedFrame, WholeFrame
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import probabilities
 from vidtrain.files.atomic import strict_json, write_json_atomic
@@ -215,15 +215,17 @@ def make_card(
 
 
 def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
-    """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size."""
+    """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size; a
+    `squashed` frame is scaled to that size uncut."""
     clip, geometry = spec.clip, spec.geometry
-    short_side = geometry.short_side
-    if short_side is None:
+    short_side = None if isinstance(geometry, SquashedFrame) else geometry.short_side
+    if short_side is None and not isinstance(geometry, SquashedFrame):
         ratio = None if isinstance(geometry, WholeFrame) else geometry.short_side_ratio
         short_side = round((ratio or 1) * min(spec.size))
     return {key: clip[key] for key in CLIP_KEYS} | {
         "short_side": short_side,
         "whole_frame": isinstance(geometry, WholeFrame),
+        "squashed": isinstance(geometry, SquashedFrame),
         "crops": geometry.crops,
         "height": spec.size[0],
         "width": spec.size[1],

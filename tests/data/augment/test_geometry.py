@@ -7,6 +7,8 @@ from vidtrain.data.augment.geometry import (
     FixedCrop,
     RandomResizedCrop,
     ShortSideCrop,
+    SquashedCrop,
+    SquashedFrame,
     TrainGeometry,
     WholeFrame,
     _between,
@@ -240,6 +242,27 @@ class TestWholeFrame:
             WholeFrame(multiple_of=16).output_size(320, 240, (100, 128))
 
 
+class TestSquashed:
+    def test_evaluation_shows_everything_in_the_size_asked_for(self):
+        assert SquashedFrame()(320, 240, (64, 64)) == [Crop(0, 0, 320, 240)]
+        assert SquashedFrame().output_size(320, 240, (48, 64)) == (48, 64)
+
+    def test_training_draws_boxes_of_the_frames_shape(self):
+        rng, geometry = np.random.default_rng(0), SquashedCrop(scale=(0.25, 1.0), flip=0.5)
+        boxes = [geometry(320, 240, (64, 64), 4, rng) for _ in range(300)]
+        for box in boxes:
+            assert box.left >= 0 and box.left + box.width <= 320
+            assert box.top >= 0 and box.top + box.height <= 240
+            assert abs(box.width / 320 - box.height / 240) < 0.005
+        shares = [box.width * box.height / (320 * 240) for box in boxes]
+        assert 0.24 < min(shares) < 0.3 and 0.95 < max(shares) <= 1.0
+        assert 0.4 < np.mean([box.flip for box in boxes]) < 0.6
+
+    def test_uncut_by_default(self):
+        rng = np.random.default_rng(0)
+        assert SquashedCrop(flip=0.0)(320, 240, (64, 64), 4, rng) == Crop(0, 0, 320, 240)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -255,6 +278,9 @@ class TestWholeFrame:
         (lambda: CenterCrops(1.0, short_side=256), "one of them must be null"),
         (lambda: WholeFrame(crops=3), "crops=3: a whole frame is one view"),
         (lambda: WholeFrame(multiple_of=0), "multiple_of=0"),
+        (lambda: SquashedFrame(crops=2), "crops=2"),
+        (lambda: SquashedCrop(scale=(0.0, 1.0)), "above 0"),
+        (lambda: SquashedCrop(scale=(0.5, 1.5)), "at most 1"),
         (lambda: CenterCrops(1.0, crops=0), "crops=0"),
     ],
 )

@@ -272,14 +272,39 @@ class WholeFrame:
 
 
 @dataclass(frozen=True)
+class SquashedCrop:
+    """Training on nearly all there is to see: a box of the frame's own shape, scaled to the output's.
+
+    `scale` bounds the box's share of the frame's area; (1, 1) is the frame uncut.
+    """
+
+    scale: Sequence[float] = (1.0, 1.0)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range("scale", self.scale, 0)
+        _check_flip(self.flip)
+        if self.scale[0] <= 0 or self.scale[1] > 1:
+            raise UserError(f"scale={list(self.scale)}: must be above 0, at most 1")
+
+    def __call__(
+        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
+    ) -> Crop:
+        side = math.sqrt(rng.uniform(self.scale[0], self.scale[1]))
+        box = max(1, round(width * side)), max(1, round(height * side))
+        return _place(width, height, box, self.flip, rng)
+
+
+@dataclass(frozen=True)
 class SquashedFrame:
-    """All there is to see in an output of one size: the frame uncut, its aspect ratio given up. For baselines alone."""
+    """Evaluation on all there is to see in clips of one size: the frame uncut, its aspect ratio given up. There is one
+    such view: `crops` is 1."""
 
     crops: int = 1
 
     def __post_init__(self) -> None:
         if self.crops != 1:
-            raise UserError(f"crops={self.crops}: a whole frame is one view; must be 1")
+            raise UserError(f"crops={self.crops}: a squashed frame is one view; must be 1")
 
     def output_size(self, width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
         return size
@@ -288,5 +313,6 @@ class SquashedFrame:
         return [Crop(0, 0, width, height)]
 
 
-TrainGeometry = RandomResizedCrop | ShortSideCrop | FixedCrop
-EvalGeometry = CenterCrops | WholeFrame
+TrainGeometry = RandomResizedCrop | ShortSideCrop | FixedCrop | SquashedCrop
+EvalGeometry = CenterCrops | WholeFrame | SquashedFrame
+UNCUT = {WholeFrame: "whole frame", SquashedFrame: "squashed frame"}  # what their one view is called

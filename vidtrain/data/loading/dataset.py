@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidtrain.data.augment.geometry import Crop, EvalGeometry, SquashedFrame, TrainGeometry
+from vidtrain.data.augment.geometry import Crop, EvalGeometry, TrainGeometry
 from vidtrain.data.decoding.decoder import View, decode_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
@@ -82,7 +82,7 @@ class VideoDataset(Dataset):
 
     manifest: Manifest
     protocol: ClipProtocol
-    geometry: TrainGeometry | EvalGeometry | SquashedFrame
+    geometry: TrainGeometry | EvalGeometry
     size: tuple[int, int]
     seed: int
     training: bool
