@@ -283,7 +283,7 @@ class SquashedCrop:
 
     def __post_init__(self) -> None:
         _check_range("scale", self.scale, 0)
-        _check_flip(self.flip)
+        check_share(flip=self.flip)
         if self.scale[0] <= 0 or self.scale[1] > 1:
             raise UserError(f"scale={list(self.scale)}: must be above 0, at most 1")
 
