@@ -31,6 +31,8 @@ def hydra():
 def override(group: str, option: str) -> list[str]:
     if group == "stage/phase":
         return [f"+stage/phase@stage.more={option}"]
+    if group == "model/head":
+        return ["model=timm_frames", f"model/head={option}"]
     # the loop sees it as it is; large models are built without memory by the check
     return [f"{group}={option}"]
 

@@ -20,7 +20,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog

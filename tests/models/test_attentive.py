@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier, AttentivePooler
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, AttentivePooler, MeanPoolClassifier
 
 
 def tokens(batch=2, count=10, dim=48) -> torch.Tensor:

@@ -10,9 +10,8 @@ from composing import config_of
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 
 CONF = Path(__file__).parents[2] / "conf"

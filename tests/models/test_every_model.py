@@ -33,6 +33,7 @@ SIZES = {
     "swin3d_t": (27_850_470, 28_158_070),
     "timm_frames": (27_820_128, 28_127_728),
     "timm_frames_attentive": (27_820_128, 34_625_776),
+    "timm_frames_motion": (27_820_128, 28_746_736),
     "timm_frames_temporal": (27_820_128, 34_724_848),
     "videomae_base": (86_234_880, 86_544_016),
     "videomae_huge": (631_645_440, 632_160_400),
@@ -85,6 +86,7 @@ SMALL = {
     "timm_frames": TIMM,
     "timm_frames_attentive": (*TIMM, "model.head.num_heads=8"),
     "timm_frames_temporal": (*TIMM, "model.head.width=32"),
+    "timm_frames_motion": TIMM,
 }
 # What differs at random from one forward pass to the next
 STEADY = ("drop_path", "dropout", "attention_dropout")
@@ -221,5 +223,5 @@ def test_clips_of_other_sizes_joint_fusion_half_precision_and_copies(name):
     # two equal clips together are judged as one, but where their order in time counts
     repeated = clips[:, :1].expand(-1, 2, -1, -1, -1, -1)
     assert twin(repeated).shape == (2, 1, 4)
-    if name != "timm_frames_temporal":
+    if name not in ("timm_frames_temporal", "timm_frames_motion"):
         assert torch.allclose(twin(repeated), expected[:, :1], atol=1e-5)

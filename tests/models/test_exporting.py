@@ -9,7 +9,6 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse, probabilities
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import (
     OnnxClassifier,
@@ -30,7 +29,7 @@ from vidtrain.models.exporting import (
     reference_outputs,
     trace,
 )
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier, MeanPoolClassifier
 from vidtrain.models.resnext3d import ResNeXt3D
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read_safetensors

@@ -7,10 +7,17 @@ from composing import config_of
 from torch import nn
 
 from vidtrain.build import parts as build
-from vidtrain.models.attentive import AttentiveClassifier, AttentivePooler
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.heat_maps import attention_map, grad_cam, kinds_of, pooler_attention, tokens_and_logits
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import (
+    AttentiveClassifier,
+    AttentivePooler,
+    MeanPoolClassifier,
+    attention_map,
+    grad_cam,
+    kinds_of,
+    pooler_attention,
+    tokens_and_logits,
+)
 from vidtrain.models.vit3d import ViT3D
 
 

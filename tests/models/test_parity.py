@@ -19,9 +19,8 @@ from transformers import (
 )
 from transformers.models.videomae.modeling_videomae import get_sinusoid_encoding_table
 
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.positions import sincos_1d
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Format, Weights

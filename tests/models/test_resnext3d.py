@@ -12,9 +12,8 @@ from composing import config_of
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier
+from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier
 from vidtrain.models.resnext3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D

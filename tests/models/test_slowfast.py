@@ -12,9 +12,8 @@ from pytorchvideo.models.slowfast import create_slowfast
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier
+from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST

@@ -8,9 +8,8 @@ import torch
 from einops import rearrange
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import PhaseSettings
@@ -229,6 +228,39 @@ def test_the_mean_does_not_know_the_order_of_frames():
         torch.testing.assert_close(model(clips), model(clips.flip(3)), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("features", ["pooled", "spatial"])
+@torch.no_grad()
+def test_differences_of_frames_and_both_beside_each_other(features):
+    video, rgb = clip(frames=4, batch=2), encoder("test_resnet", features=features)
+    others = {
+        kind: TimmFrames("test_resnet", 64, features, input=kind, difference_gain=2.0).eval()
+        for kind in ("difference", "both")
+    }
+    for other in others.values():
+        other.load_state_dict(rgb.state_dict())
+    changes = rgb(2 * (video[:, :, 1:] - video[:, :, :-1]))
+    assert torch.equal(others["difference"](video), changes)
+    assert torch.equal(others["both"](video), torch.cat((rgb(video[:, :, :-1]), changes), dim=-1))
+    assert others["both"].embed_dim == 2 * rgb.embed_dim == changes.shape[-1] * 2
+    assert others["difference"].grid(4, 64, 64) == (3, *rgb.grid(4, 64, 64)[1:])
+    still = video[:, :, :1].expand(-1, -1, 4, -1, -1)
+    assert torch.equal(others["difference"](still), rgb(torch.zeros_like(video[:, :, 1:])))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@torch.no_grad()
+def test_spatial_features_as_means_of_parts_of_a_frame(name):
+    size = 128 if name.startswith("swin") else 64
+    fine, coarse = encoder(name, size, "spatial"), TimmFrames(name, size, "spatial", spatial_size=2).eval()
+    coarse.load_state_dict(fine.state_dict())
+    places = fine(clip(size, batch=2)).unflatten(1, fine.grid(2, size, size))
+    assert places.shape[2:4] == (4, 4) or name == "test_resnet"
+    half = places.shape[2] // 2
+    expected = rearrange(places, "b t (h p) (w q) d -> b (t h w) (p q) d", p=half, q=half).mean(dim=2)
+    torch.testing.assert_close(coarse(clip(size, batch=2)), expected, atol=1e-5, rtol=0)
+    assert coarse.grid(2, size, size) == (2, 2, 2)
+
+
 @torch.no_grad()
 def test_traced_as_one_graph():
     ours, video = encoder("test_vit"), clip()
@@ -249,6 +281,12 @@ def test_traced_as_one_graph():
             r"a1_in1k names weights; write model\.encoder\.backbone=resnet50 pretrained=timm:resnet50\.a1_in1k",
         ),
         ({"features": "tokens"}, r"model\.encoder\.features='tokens' .*pooled, spatial\."),
+        ({"input": "flow"}, r"model\.encoder\.input='flow' .*rgb, difference, both\."),
+        ({"spatial_size": 2}, r"model\.encoder\.spatial_size=2 needs model\.encoder\.features=spatial"),
+        (
+            {"spatial_size": 2, "features": "spatial"},
+            r"model\.encoder\.spatial_size=2 is more than the 1x1 places .*clip\.size larger",
+        ),
         ({"backbone": "inception_v3"}, r"clip\.size=32x32: inception_v3 does not take such frames"),
         ({"backbone": "vit_small_patch14_dinov2"}, r"clip\.size=32x32: .*divisible by patch size \(14\)"),
         ({"drop_path": 1.0}, r"model\.encoder\.drop_path=1\.0 must be a share from 0 to below 1"),
@@ -271,6 +309,11 @@ def test_what_cannot_be_built(options, message):
 def test_a_clip_that_the_model_cannot_take():
     with pytest.raises(UserError, match=r"clip\.size=40x40: vit_tiny_patch16_224 does not take such frames"):
         encoder("vit_tiny_patch16_224", 32)(clip(40))
+
+
+def test_a_clip_of_one_frame_has_no_differences():
+    with pytest.raises(UserError, match=r"clip\.frames=1 has no differences .*set clip\.frames to 2 or more"):
+        TimmFrames("test_resnet", 32, input="both")(clip(32, frames=1))
 
 
 def test_it_is_built_without_memory():

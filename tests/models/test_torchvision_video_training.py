@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
     TorchvisionResNet,

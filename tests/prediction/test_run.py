@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import nn
 
 from vidtrain.data.loading.windows import Chunk
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.prediction.outputs import folders_of
 from vidtrain.prediction.pictures import scaled

@@ -109,6 +109,18 @@ def test_it_goes_with_all_that_frozen_heads_go_with(config, tmp_path):
             assert row[key] == pytest.approx(other[key], abs=1e-4), key
 
 
+def test_differences_of_frames_and_a_head_along_time(data, tmp_path):
+    chosen = [each for each in options(data, tmp_path / "features") if not each.startswith("model.encoder.")]
+    chosen += ["model=timm_frames_motion", "model.encoder.backbone=test_resnet", "model.encoder.input=both"]
+    chosen += ["model/head=convolution", "model.head.width=16", "clip.size=32"]
+    train(config_of("train", f"run_dir={tmp_path}/plain", *chosen))
+    train(config_of("train", f"run_dir={tmp_path}/cached", *CACHED, *chosen))
+    plain, cached = untimed(tmp_path / "plain"), untimed(tmp_path / "cached")
+    for row, other in zip(plain, cached, strict=True):
+        for key in row.keys() & {"train/loss", "val/loss", "train/step_loss"}:
+            assert row[key] == pytest.approx(other[key], abs=1e-2), key
+
+
 def test_killed_while_encoding_it_goes_on_and_ends_with_the_same_bits(config, tmp_path, monkeypatch):
     grid = [
         "stage=head_grid",

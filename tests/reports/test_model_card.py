@@ -14,7 +14,7 @@ CONFIG = {
              "std": [0.2, 0.2, 0.2]},
     "dataset": {"name": "gestures", "source": {"_target_": "vidtrain.data.sources.listings.Listing"}},
     "model": {"encoder": {"_target_": "vidtrain.models.vit3d.ViT3D"},
-              "head": {"_target_": "vidtrain.models.attentive.AttentiveClassifier"}},
+              "head": {"_target_": "vidtrain.models.heads.AttentiveClassifier"}},
     "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.001, "betas": [0.9, 0.999]},
     "stage": {"full": {"duration": "100%", "encoder_blocks": None}},
     "trainer": {"epochs": 5, "ema": None},

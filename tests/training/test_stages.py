@@ -8,8 +8,8 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.optimizers import set_rates
 from vidtrain.training.phases import check_gradients

@@ -4,7 +4,7 @@ import torch
 
 from vidtrain.baseline_models.descriptors import FrameFeatures
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.files import locate
 from vidtrain.models.weights.loading import load_pretrained

@@ -29,6 +29,17 @@ TARGETS = {
         for name in ("Wandb", "TensorBoard", "Mlflow")
         for module in (f"{name.lower()}_mirror.{name}Mirror", f"loggers.{name.lower()}_logger.{name}Mirror")
     },
+    **{
+        f"vidtrain.models.{module}.{name}": f"vidtrain.models.{place}.{name}"
+        for module, place, name in (
+            ("attentive", "heads", "AttentiveClassifier"),
+            ("linear_heads", "heads", "MeanPoolClassifier"),
+            ("linear_heads", "heads", "FullyConvolutionalClassifier"),
+            ("temporal_transformer", "temporal_heads", "TemporalTransformerClassifier"),
+            ("whole_module", "classifier", "Pixels"),
+            ("whole_module", "classifier", "WholeModule"),
+        )
+    },
     "vidtrain.launching.LocalLauncher": "vidtrain.sweeps.submitit_launchers.LocalLauncher",
     "vidtrain.launching.SlurmLauncher": "vidtrain.sweeps.submitit_launchers.SlurmLauncher",
     "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.base.GridSweeper",

@@ -32,6 +32,8 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, PhaseSettings, PhaseTask
 
 FORMAT = "vidtrain-features/1"
+# Settings of encoders as tokens were made before there was a choice; these are left out of digests
+FIRST_SETTINGS = {"input": "rgb", "spatial_size": None}
 CHUNK = 16  # readings of a video: what a kill may cost
 # What decides the tokens of a split, apart from weights and files
 DECIDING = {
@@ -252,7 +254,14 @@ class TokenEncoder:
 
 def weights_digest(encoder: Encoder, settings: Mapping[str, Any]) -> str:
     """BLAKE2b over every tensor of the encoder, and over the settings that it was built with."""
-    whole = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    chosen = {
+        name: value
+        for name, value in settings.items()
+        if name not in FIRST_SETTINGS or FIRST_SETTINGS[name] != value
+    }
+    if "input" not in chosen:  # which alone has a use for it
+        chosen.pop("difference_gain", None)
+    whole = hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16)
     for name, tensor in encoder.state_dict().items():
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,6 +1,6 @@
 """From the clips of a video to logits; the same in training and in evaluation."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, Self
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice
+from vidtrain.errors import UserError, check_choice
 from vidtrain.models.positions import Grid
 
 FUSIONS = ("mean_logits", "mean_probs", "joint")
@@ -199,3 +198,38 @@ def _statistics_held(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, name, buffer in held:
             setattr(norm, name, buffer)
+
+
+# --- a network as it is ---
+#
+# Any module that maps clips to logits is trained, resumed, evaluated, predicted with and exported like every model: the
+# encoder gives pixels as they are, the module is the head. It has no blocks, so it trains as a whole, at the head's
+# learning rate; features of a frozen encoder would be the pixels, so they are not kept.
+
+
+class Pixels(nn.Module):
+    """Encoder without parameters: each pixel of a clip [b c t h w] is a token, [b (t h w) c]."""
+
+    def __init__(self, in_channels: int = 3):
+        super().__init__()
+        self.embed_dim = in_channels
+        self.blocks: list[nn.Module] = []
+        self.layers: list[nn.Module] = []
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return frames, height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b c t h w -> b (t h w) c")
+
+
+class WholeModule(nn.Module):
+    """Head over `Pixels`: puts them together to clips [b c t h w], which `net(num_classes=...)` maps to logits."""
+
+    def __init__(self, embed_dim: int, num_classes: int, net: Callable[..., nn.Module]):
+        super().__init__()
+        self.net = net(num_classes=num_classes)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        t, h, w = grid
+        return self.net(rearrange(tokens, "b (t h w) c -> b c t h w", t=t, h=h, w=w).contiguous())

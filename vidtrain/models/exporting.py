@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice
+from vidtrain.errors import UserError, check_choice
 
 INPUTS = ("uint8", "float32")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

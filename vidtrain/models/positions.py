@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import check_multiple
+from vidtrain.errors import UserError, check_multiple
 
 Grid = tuple[int, int, int]
 

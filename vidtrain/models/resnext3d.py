@@ -11,18 +11,16 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice, check_multiple, check_positive
+from vidtrain.errors import UserError, check_choice, check_multiple, check_odd, check_positive
 from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
-from vidtrain.models.resnet3d_parts import (
+from vidtrain.models.slowfast import (
     Bottleneck,
     Branch,
     ResidualBlock,
     Shortcut,
     StagedEncoder,
     Stem,
-    check_odd,
     convolution,
     init_residual_network,
 )

@@ -8,23 +8,32 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice, check_drop_path
+from vidtrain.errors import UserError, check_choice, check_drop_path, check_positive
 from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
 
 FEATURES = ("pooled", "spatial")
+INPUTS = ("rgb", "difference", "both")
 
 
 class TimmFrames(nn.Module):
     """Encoder: video [b 3 t h w] of normalized floats -> tokens [b n d], frame after frame.
 
     `backbone` is a name of `timm.list_models()`. With `features="pooled"` a frame is one token, what the image
-    model gives its classifier; with "spatial" one for every place of its last features, without class tokens.
+    model gives its classifier; with "spatial" one for every place of its last features, without class tokens, or for
+    each of `spatial_size` x `spatial_size` parts of the frame the mean of its places.
+
+    `input="difference"` shows the image model what changes: x[t+1] - x[t] for each pair of adjacent frames, as in the
+    RGB differences of TSN (Wang et al. 2016, arXiv:1608.00859), times `difference_gain`. Differences of normalized
+    colors lie around zero, the mean color, as pictures do, with less contrast: a backbone that was trained on pictures
+    sees gray where nothing moves, and the outlines of what does. With "both" a token is what the same backbone gives
+    for the first frame of a pair, then what it gives for their difference. A clip of t frames has t - 1 such tokens a
+    place.
 
     `image_size` (side, or height and width) is for models that must be built for one, such as Swin; of those,
     only the ones that timm can use at any size take clips of another. `drop_path` grows over depth up to the value
@@ -34,7 +43,7 @@ class TimmFrames(nn.Module):
     """
 
     network: Any  # timm's models say what they are by attributes of their own
-    embed_dim: int
+    embed_dim: int  # of a token; with both inputs twice the width of the network
     prefix_tokens: int
 
     def __init__(
@@ -44,21 +53,27 @@ class TimmFrames(nn.Module):
         features: str = "pooled",
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
+        input: str = "rgb",
+        difference_gain: float = 1.0,
+        spatial_size: int | None = None,
     ):
         super().__init__()
         check_choice("model.encoder.features", features, FEATURES)
+        check_choice("model.encoder.input", input, INPUTS)
+        check_spatial_size(spatial_size, features)
         check_name(backbone)
-        check_drop_path(drop_path)
+        check_drop_path("model.encoder.drop_path", drop_path)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         options = backbone_options(backbone, (height, width), drop_path)
         self.backbone = backbone
         self.features = features
+        self.input, self.difference_gain, self.spatial_size = input, difference_gain, spatial_size
         self._build = partial(build_backbone, backbone, features, options)
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
-        self.grid(1, height, width)
+        self.grid(2, height, width)
 
         self.network = self._build()
-        self.embed_dim = self.network.head_hidden_size
+        self.embed_dim = self.network.head_hidden_size * (2 if input == "both" else 1)
         self.prefix_tokens = prefix_tokens(self.network)
         # Lists, which register nothing: every module here lies in the network already
         self._modules_seen: list[nn.Module] = []
@@ -84,23 +99,49 @@ class TimmFrames(nn.Module):
         return self._depth
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip. Raises UserError for frames that the image model cannot take."""
+        """Tokens along t, h and w of a clip. Raises UserError for frames that the image model cannot take, and for
+        fewer than the input needs."""
         if (height, width) not in self._places:
             self._places[height, width] = self._look(height, width)
-        return frames, *self._places[height, width]
+        h, w = self._places[height, width]
+        steps = frames if self.input == "rgb" else frames - 1
+        if steps < 1:
+            raise UserError(
+                f"clip.frames={frames} has no differences of frames, which model.encoder.input={self.input} takes; set "
+                "clip.frames to 2 or more"
+            )
+        if self.spatial_size is None:
+            return steps, h, w
+        if self.spatial_size > min(h, w):
+            raise UserError(
+                f"model.encoder.spatial_size={self.spatial_size} is more than the {h}x{w} places of a frame's "
+                "features; make it smaller, or clip.size larger"
+            )
+        return steps, self.spatial_size, self.spatial_size
 
     def forward(self, x: Tensor) -> Tensor:
-        t, h, w = self.grid(*x.shape[2:])
+        self.grid(*x.shape[2:])  # refuses what does not fit
+        if self.input == "rgb":
+            return self._tokens(x)
+        differences = self._tokens(self.difference_gain * (x[:, :, 1:] - x[:, :, :-1]))
+        if self.input == "difference":
+            return differences
+        return torch.cat((self._tokens(x[:, :, :-1]), differences), dim=-1)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """What the image model gives for the pictures [b 3 t h w]: [b n d]."""
+        t = x.shape[2]
         features = self.network(rearrange(x, "b c t h w -> (b t) c h w"))
         if self.features == "pooled":
             return rearrange(features, "(b t) d -> b t d", t=t)
         if features.ndim == 3:
-            places = features[:, self.prefix_tokens :]
-        elif channels_first(features, self.embed_dim):
-            places = rearrange(features, "n d h w -> n (h w) d")
-        else:
-            places = rearrange(features, "n h w d -> n (h w) d")
-        return rearrange(places, "(b t) n d -> b (t n) d", t=t)
+            h, _ = self._places[x.shape[3], x.shape[4]]
+            features = rearrange(features[:, self.prefix_tokens :], "n (h w) d -> n d h w", h=h)
+        elif not channels_first(features, self.network.head_hidden_size):
+            features = rearrange(features, "n h w d -> n d h w")
+        if self.spatial_size is not None:
+            features = F.adaptive_avg_pool2d(features, self.spatial_size)
+        return rearrange(features, "(b t) d h w -> b (t h w) d", t=t)
 
     @torch.compiler.disable
     def _look(self, height: int, width: int) -> tuple[int, int]:
@@ -128,6 +169,18 @@ class TimmFrames(nn.Module):
         if rows * (places // rows) != places:
             raise UserError(_no_places(self.backbone, f"but {places} tokens, which are no grid"))
         return rows, places // rows
+
+
+def check_spatial_size(spatial_size: int | None, features: str) -> None:
+    """Raises UserError for a size that is none, or that the features have no use for."""
+    if spatial_size is None:
+        return
+    check_positive("model.encoder.spatial_size", spatial_size)
+    if features != "spatial":
+        raise UserError(
+            f"model.encoder.spatial_size={spatial_size} needs model.encoder.features=spatial (it is {features}), "
+            "or null"
+        )
 
 
 def prefix_tokens(network: Any) -> int:

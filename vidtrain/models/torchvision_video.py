@@ -14,8 +14,7 @@ from torchvision.models.video import MViT
 from torchvision.models.video.mvit import MSBlockConfig
 from torchvision.ops import StochasticDepth
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import check_choice, check_drop_path
+from vidtrain.errors import UserError, check_choice, check_drop_path
 from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
 
@@ -129,7 +128,7 @@ class TorchvisionMViT(nn.Module):
     ):
         super().__init__()
         check_choice("model.encoder.tokens", tokens, TOKENS)
-        check_drop_path(drop_path)
+        check_drop_path("model.encoder.drop_path", drop_path)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         network = MViT(
             # whole windows of the stem, and enough of them that the last stage has one left
@@ -226,7 +225,7 @@ class TorchvisionSwin(nn.Module):
     ):
         super().__init__()
         check_choice("model.encoder.name", name, SWINS)
-        check_drop_path(drop_path)
+        check_drop_path("model.encoder.drop_path", drop_path)
         network = get_model(name, weights=None, dropout=dropout, attention_dropout=attention_dropout)
         self.name = name
         self.embed_dim = network.num_features

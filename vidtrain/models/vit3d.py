@@ -12,15 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidtrain.errors import UserError
-from vidtrain.models.checks import (
-    check_choice,
-    check_drop_path,
-    check_heads,
-    check_multiple,
-    check_out_layers,
-    check_positive,
-)
+from vidtrain.errors import UserError, check_choice, check_drop_path, check_multiple, check_positive
 from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import (
     ROTARY,
@@ -205,7 +197,7 @@ class ViT3D(nn.Module):
         check_choice("model.encoder.positions", positions, (*TABLES, *ROTARY, "learned"))
         check_choice("model.encoder.activation", activation, ACTIVATIONS)
         check_heads("model.encoder.num_heads", num_heads, embed_dim)
-        check_drop_path(drop_path)
+        check_drop_path("model.encoder.drop_path", drop_path)
         check_rotary(positions, embed_dim, num_heads, rope_base_grid)
         check_positive("model.encoder.depth", depth)
         check_out_layers(out_layers, depth)
@@ -333,3 +325,29 @@ def rescale_residual_branches(blocks: Iterable[nn.Module]) -> None:
         mlp_output = block.mlp.fc3 if isinstance(block.mlp, SwiGLU) else block.mlp.fc2
         for linear in (block.attn.proj, mlp_output):
             linear.weight.div_(math.sqrt(2 * level))
+
+
+def check_heads(key: str, num_heads: int, embed_dim: int) -> None:
+    """Every attention head must get the same number of channels."""
+    if num_heads > 0 and embed_dim % num_heads == 0:
+        return
+    divisors = [n for n in range(1, embed_dim + 1) if embed_dim % n == 0]
+    below = [n for n in divisors if n < num_heads][-1:]
+    above = [n for n in divisors if n > num_heads][:1]
+    raise UserError(
+        f"{key}={num_heads} does not divide the embedding dimension model.encoder.embed_dim={embed_dim}; "
+        f"nearest that fit: {', '.join(map(str, below + above))}."
+    )
+
+
+def check_out_layers(layers: Sequence[int] | None, depth: int) -> None:
+    """Raises UserError for blocks that are not there, or out of order, or that leave the last ones without use."""
+    if layers is not None and (sorted(set(layers)) != list(layers) or not layers or layers[0] < 0):
+        raise UserError(
+            f"model.encoder.out_layers={list(layers)} must be block numbers from 0, in rising order."
+        )
+    if layers is not None and layers[-1] != depth - 1:
+        raise UserError(
+            f"model.encoder.out_layers={list(layers)} must end with the last block, {depth - 1}; to leave out what "
+            f"follows block {layers[-1]}, say model.encoder.depth={layers[-1] + 1}."
+        )

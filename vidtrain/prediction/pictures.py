@@ -14,10 +14,9 @@ from vidtrain.data.decoding.video import VideoInfo
 from vidtrain.data.loading.windows import Views, WindowDataset
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import OnnxClassifier
-from vidtrain.models.heat_maps import kinds_of
+from vidtrain.models.heads import AttentiveClassifier, kinds_of
 from vidtrain.prediction.run import Prediction, Segment, window_edges
 from vidtrain.reports.charts import COLORS, Legend, drawable
 from vidtrain.reports.frames import (

@@ -31,7 +31,7 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import OnnxClassifier
-from vidtrain.models.heat_maps import attention_map, grad_cam, tokens_and_logits
+from vidtrain.models.heads import attention_map, grad_cam, tokens_and_logits
 from vidtrain.training.run import Console
 
 MEASURED_AT_ONCE = 4  # files in a batch whose lengths are found out
@@ -50,7 +50,7 @@ class Failure(NamedTuple):
 class Predictor:
     """From clips to clip logits and, with `heat`, to where they come from.
 
-    `heat` is a kind of vidtrain.models.heat_maps, or None; `heat_class` the class that Grad-CAM is of, or None for the
+    `heat` is a kind of vidtrain.models.heads, or None; `heat_class` the class that Grad-CAM is of, or None for the
     most probable one. `independent` tells whether classes are judged each by itself.
     """
 

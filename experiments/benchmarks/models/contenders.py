@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.loading import check_settings, place, recognize

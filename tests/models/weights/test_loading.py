@@ -13,7 +13,7 @@ import torch
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights import files, loading
 from vidtrain.models.weights.files import as_sources, check_source, locate, read

@@ -9,7 +9,7 @@ from classy_vision.models import build_model
 from torch import Tensor, nn
 
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier
+from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.resnext3d import BASIC, POSTACTIVATED, PREACTIVATED, RESIDUALS, SHORTCUTS, ResNeXt3D
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D as FORMAT

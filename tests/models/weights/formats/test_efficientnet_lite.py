@@ -9,7 +9,7 @@ import torch
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.files import locate, read
 from vidtrain.models.weights.format import Weights

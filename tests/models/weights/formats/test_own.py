@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import save_weights
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.formats.own import OWN
@@ -25,7 +24,7 @@ CONFIG = {
     "clip": {"size": 16, "frames": 4},
     "model": {
         "encoder": {"_target_": "vidtrain.models.vit3d.ViT3D", **ENCODER},
-        "head": {"_target_": "vidtrain.models.attentive.AttentiveClassifier", "_partial_": True, **HEAD},
+        "head": {"_target_": "vidtrain.models.heads.AttentiveClassifier", "_partial_": True, **HEAD},
     },
 }
 

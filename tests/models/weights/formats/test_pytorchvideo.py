@@ -13,7 +13,7 @@ from pytorchvideo.models.x3d import create_x3d
 from torch import Tensor, nn
 
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier
+from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.slowfast import SlowFast, SlowOnly
 from vidtrain.models.weights.format import Format, Weights
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST

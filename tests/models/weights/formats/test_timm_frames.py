@@ -9,7 +9,7 @@ from timm.models import swin_transformer, vision_transformer
 from torch import nn
 
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.timm_images import TIMM_FRAMES

@@ -11,9 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Weights
 from vidtrain.models.weights.formats.timm_images import TIMM_VIT

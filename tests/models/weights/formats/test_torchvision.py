@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier, MeanPoolClassifier
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
     TorchvisionResNet,

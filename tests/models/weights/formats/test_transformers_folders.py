@@ -16,9 +16,8 @@ from transformers import (
 )
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.format import Converted, Weights

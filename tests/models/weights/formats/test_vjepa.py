@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.positions import sincos, sincos_uniform
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Weights

@@ -19,7 +19,7 @@ PREFIX = "model."
 FREE = {"image_size", "num_frames", "pool_size", "drop_path", "dropout", "attention_dropout"}
 FREE |= {"activation_checkpointing", "zero_init_residual", "zero_init_residual_transform"}
 # What depends on the head that follows: another head may take other tokens
-OF_HEAD = {"out_layers", "final_norm", "features", "tokens"}
+OF_HEAD = {"out_layers", "final_norm", "features", "tokens", "spatial_size"}
 
 
 def _convert(weights: Weights, model: VideoClassifier) -> Converted:

@@ -12,7 +12,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolClassifier
+from vidtrain.models.heads import FullyConvolutionalClassifier, MeanPoolClassifier
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
     TorchvisionResNet,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import MeanPoolClassifier
+from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
 from vidtrain.models.weights.formats.vit3d import (

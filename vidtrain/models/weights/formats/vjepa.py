@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.models.attentive import AttentiveClassifier
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known

@@ -8,7 +8,7 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.linear_heads import FullyConvolutionalClassifier, MeanPoolClassifier
+from vidtrain.models.heads import FullyConvolutionalClassifier, MeanPoolClassifier
 
 
 def tokens(grid=(2, 3, 4), dim=6) -> torch.Tensor:
