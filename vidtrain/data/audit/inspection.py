@@ -31,6 +31,7 @@ SLACK_SECONDS, SLACK_DURATION = 0.5, 0.05
 READ_ALONE = 4  # frames, evenly spread
 NAMED = 3  # sizes or formats of a video
 
+OF_SEEN = ("num_frames", "stated_frames", "container", "codec", "pixel_format", "audio")
 HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}  # transfer functions of ITU-T H.273
 
 ISSUES = {
@@ -137,19 +138,11 @@ def _inspection(path: str, info: VideoInfo, seen: Seen, refused: int, thumbnails
     return Inspection(
         size=sum(os.path.getsize(path) for path in info.images or (info.path,)),
         issues=tuple(issues),
-        num_frames=seen.num_frames,
-        stated_frames=seen.stated_frames,
-        width=info.width,
-        height=info.height,
-        rotation=info.rotation,
-        mirrored=info.mirrored,
         sample_aspect=f"{info.aspect.numerator}:{info.aspect.denominator}",
         duration=duration,
         rate=rate,
-        container=seen.container,
-        codec=seen.codec,
-        pixel_format=seen.pixel_format,
-        audio=seen.audio,
+        **{name: getattr(info, name) for name in ("width", "height", "rotation", "mirrored")},
+        **{name: getattr(seen, name) for name in OF_SEEN},
         digest=(info.digest or file_digest(info.images)).hex(),
         signature=signature.to_text(),
         thumbnail=_thumbnail(path, seen, thumbnails),

@@ -25,10 +25,6 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 Level = Callable[[float, int], float]
 
 
-def _none(magnitude: float, sign: int) -> float:
-    return 0.0
-
-
 def _factor(magnitude: float, sign: int) -> float:
     """1 leaves the picture as it is."""
     return max(0.1, 1 + sign * magnitude / MOST * 0.9)
@@ -38,26 +34,15 @@ def _signed(most: float) -> Level:
     return lambda magnitude, sign: sign * magnitude / MOST * most
 
 
-def _bits(magnitude: float, sign: int) -> float:
-    return 4 - int(magnitude / MOST * 4)
-
-
-def _threshold(magnitude: float, sign: int) -> float:
-    return 256 - min(256, int(magnitude / MOST * 256))
-
-
-def _addend(magnitude: float, sign: int) -> float:
-    return min(128, int(magnitude / MOST * 110))
-
-
 LEVELS: dict[str, Level] = {
-    "auto_contrast": _none,
-    "equalize": _none,
-    "invert": _none,
+    "auto_contrast": _signed(0),  # there is nothing to choose
+    "equalize": _signed(0),
+    "invert": _signed(0),
     "rotate": _signed(30),  # degrees counterclockwise
-    "posterize": _bits,  # bits that are kept
-    "solarize": _threshold,  # from this value up, colors are inverted
-    "solarize_add": _addend,  # added to values below 128
+    "posterize": lambda magnitude, _: 4 - int(magnitude / MOST * 4),  # bits that are kept
+    # from this value up, colors are inverted
+    "solarize": lambda magnitude, _: 256 - min(256, int(magnitude / MOST * 256)),
+    "solarize_add": lambda magnitude, _: min(128, int(magnitude / MOST * 110)),  # added to values below 128
     "color": _factor,
     "contrast": _factor,
     "brightness": _factor,

@@ -43,7 +43,7 @@ class Bits:
         return self._value >> self._left & ((1 << count) - 1)
 
     def golombs(self, count: int) -> list[int]:
-        """That many times `golomb`, in less time."""
+        """That many numbers in Exp-Golomb code: n zeros, then n + 1 bits (ITU-T H.264, 9.1)."""
         left, numbers = self._left, []
         rest = self._value & ((1 << left) - 1)
         for _ in range(count):
@@ -58,9 +58,7 @@ class Bits:
         return numbers
 
     def golomb(self) -> int:
-        """A number in Exp-Golomb code: n zeros, then n + 1 bits (ITU-T H.264, 9.1)."""
-        zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
-        return self.read(2 * zeros + 1) - 1
+        return self.golombs(1)[0]
 
 
 class _Sequence(NamedTuple):

@@ -232,18 +232,9 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
         decoder |= {name: arrays[name].astype(kind) for name, kind in ARRAYS.items()}
         table = PacketTable(**decoder)
     width, height, rotation, mirrored = head["shape"]
-    return VideoInfo(
-        path,
-        arrays["ticks"],
-        Fraction(*head["tick"]),
-        width,
-        height,
-        rotation,
-        table,
-        digest=bytes.fromhex(head["digest"]),
-        mirrored=mirrored,
-        aspect=Fraction(*head["aspect"]),
-    )
+    digest, aspect, tick = bytes.fromhex(head["digest"]), Fraction(*head["aspect"]), Fraction(*head["tick"])
+    video = VideoInfo(path, arrays["ticks"], tick, width, height, rotation, table)
+    return replace(video, digest=digest, mirrored=mirrored, aspect=aspect)
 
 
 def _check_entry(video: VideoInfo) -> None:

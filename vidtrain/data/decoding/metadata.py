@@ -136,9 +136,11 @@ class _Scan:
             if stated and not packet.is_discard:
                 self.sent.append(packet.dts)
             for offset, size in pictures_apart(self.codec, data):
-                picture = self._picture(packet, data[offset : offset + size], extradata, place, offset)
-                picture.clean = parameters.known_at(picture.coded) and picture.clean
-                self.pictures.append(picture)
+                coded = coded_picture(self.codec, data[offset : offset + size], extradata)
+                position = None if place is None else place + offset
+                key, hidden = packet.is_keyframe and offset == 0, packet.is_discard
+                clean = parameters.known_at(coded) and packet.is_keyframe and coded.clean
+                self.pictures.append(ListedPicture(position, size, packet.pts, key, clean, hidden, coded))
         if self.first is not None:
             self.aspect = aspect_of(stream, orientation_of(self.first))
         self.survey = self._survey(extradata)
@@ -157,20 +159,6 @@ class _Scan:
             starts=NONE,
             disposable=disposable,
             second=second,
-        )
-
-    def _picture(
-        self, packet: av.Packet, data: bytes, extradata: bytes, place: int | None, offset: int
-    ) -> ListedPicture:
-        coded = coded_picture(self.codec, data, extradata)
-        return ListedPicture(
-            position=None if place is None else place + offset,
-            size=len(data),
-            pts=packet.pts,
-            keyframe=packet.is_keyframe and offset == 0,
-            clean=packet.is_keyframe and coded.clean,
-            hidden=packet.is_discard,
-            coded=coded,
         )
 
     def _survey(self, extradata: bytes) -> Survey:

@@ -127,16 +127,18 @@ class PreparedCopy:
         """
         waiting: dict[str, Made | None] = {}
         for source, entry in self._entries(sources):
-            if entry is None or entry.outcome.cause or not self._stands(source, entry):
+            now, copy = signature(source), signature(str(self.target(source)))
+            if (
+                entry is None
+                or entry.outcome.cause
+                or now not in ((entry.source_bytes, entry.modified), None)
+                or copy is None
+                or copy[0] != entry.outcome.bytes
+            ):
                 waiting[source] = None
-            elif entry.older and signature(source) is not None:
+            elif entry.older and now is not None:
                 waiting[source] = entry.outcome
         return waiting
-
-    def _stands(self, source: str, entry: Entry) -> bool:
-        copy = signature(str(self.target(source)))
-        same = signature(source) in ((entry.source_bytes, entry.modified), None)
-        return same and copy is not None and copy[0] == entry.outcome.bytes
 
     def finish(self, sources: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
         """Writes prepared.json and unreadable.csv over `sources`, all recorded.

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.columns import CHUNK, Columns, ColumnsBuilder
-from vidtrain.data.manifest.manifest import Manifest, Record, Source, SourceInfo, columns_of
+from vidtrain.data.manifest.manifest import Manifest, Source, SourceInfo, columns_of
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, groups_by
 from vidtrain.data.sources.labels import LabelReader
 from vidtrain.data.sources.listing_format import ListingFormat, recognize
@@ -326,7 +326,13 @@ class Mixture:
         infos = tuple(SourceInfo(name, float(part.weight), part.frames) for name, part in parts.items())
         mixed = {}
         for split in SPLITS:
-            columns = columns_of(_numbered(by_part.values(), split), first[1].multi_label)
+            records = (
+                replace(record, source=number)
+                for number, manifests in enumerate(by_part.values())
+                if split in manifests
+                for record in manifests[split]
+            )
+            columns = columns_of(records, first[1].multi_label)
             if len(columns):
                 mixed[split] = Manifest(columns, first[1].classes, first[1].frame_rate, infos)
         if "val" not in mixed:
@@ -342,13 +348,6 @@ def _manifests_of(name: str, part: Part) -> dict[str, Manifest]:
         # sources name their settings as if they were the dataset's only one
         own = str(error).replace("dataset.source.", f"dataset.source.parts.{name}.source.")
         raise UserError(f"part {name} of the mixture: {own}") from error
-
-
-def _numbered(parts: Iterable[dict[str, Manifest]], split: str) -> Iterator[Record]:
-    """The records of a split of all parts, in turn, with their parts' numbers as sources."""
-    for number, manifests in enumerate(parts):
-        if split in manifests:
-            yield from (replace(record, source=number) for record in manifests[split])
 
 
 def _check_alike(name: str, reference: Manifest, other: str, train: Manifest) -> None:

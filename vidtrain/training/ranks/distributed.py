@@ -140,14 +140,7 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
             raise
         _did_not_meet(here, f"{address}:{port}", error, time.monotonic() - began)
     try:
-        yield Ranks(
-            device=place,
-            rank=here.rank,
-            world_size=here.world_size,
-            local_rank=here.local_rank,
-            local_world_size=here.local_world_size,
-            monitor=monitor,
-        )
+        yield Ranks(place, here.rank, here.world_size, here.local_rank, here.local_world_size, monitor)
     except BaseException as error:
         run_end = monitor.end_after(error, status_of(error))
         leave_at_exit(run_end.status, LINGER_SECONDS)
