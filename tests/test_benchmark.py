@@ -1,12 +1,10 @@
-"""The benchmarking program: what it leaves, what it says to mistakes, and two ranks under torchrun."""
+"""The benchmarking program: what it leaves, what it says to mistakes, and two ranks."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from composing import config_of
+from fork_server import run_program
 from omegaconf import OmegaConf
 from small_run import small
 
@@ -22,7 +20,6 @@ from vidtrain.runs.assemble import open_data
 from vidtrain.tracking.console import NullConsole
 from vidtrain.training.profiling import PARTS
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = small(
     "trainer.epochs=6",
     "trainer.batch_size=4",
@@ -78,6 +75,7 @@ def test_it_composes_what_the_training_app_composes():
         assert {key: value for key, value in ours.items() if key not in own} == run
 
 
+@pytest.mark.slow
 def test_the_json_holds_what_was_measured(measured):
     rate, found = measured
     assert set(found) == {
@@ -105,6 +103,7 @@ def test_the_json_holds_what_was_measured(measured):
     assert found["measured"]["workers"] == 0
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_what_a_run_makes(measured):
     _, found = measured
     planned = found["estimate"]
@@ -121,6 +120,7 @@ def test_the_estimate_counts_what_a_run_makes(measured):
     assert "head_only, full" in planned["holds"]
 
 
+@pytest.mark.slow
 def test_advice_is_followed_in_turn(data_root):
     cfg = composed(data_root, "rounds=2")
     ranks = ranks_to_come()
@@ -161,10 +161,8 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_agree(data_root, tmp_path):
     out = tmp_path / "out"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     overrides = [*SMALL, f"data_root={data_root}", f"out={out}", "prove=true", "trainer.accumulation=2"]
-    command = [*torchrun, "-m", "vidtrain.benchmark", *overrides]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_program("benchmark", *overrides, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((out / "benchmark.json").read_text())
     assert found["device"]["ranks"] == len(found["by_rank"]) == len(found["memory"]) == 2
@@ -174,11 +172,9 @@ def test_two_ranks_agree(data_root, tmp_path):
     assert done.stdout.count("everything lies in") == 1
 
 
-@pytest.mark.slow
-def test_help_shows_an_example_and_steps_of_zero_end_with_status_2(tmp_path):
-    command = [sys.executable, "-m", "vidtrain.benchmark"]
-    said = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+def test_help_shows_an_example_and_steps_of_zero_end_with_status_2():
+    said = run_program("benchmark", "--help").stdout
     assert "python -m vidtrain.benchmark experiment=motion_baseline" in said and "prove: false" in said
-    done = subprocess.run([*command, "steps=0"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_program("benchmark", "steps=0")
     assert done.returncode == 2
     assert "steps: 0 must be 2 or more" in done.stderr and "Traceback" not in done.stderr

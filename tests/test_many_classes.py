@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 REPORT = """
 import json, resource, sys, time
 from pathlib import Path
@@ -31,6 +33,7 @@ print(json.dumps({"gigabytes": peak() - before, "seconds": time.perf_counter() -
 """
 
 
+@pytest.mark.slow
 def test_what_a_report_takes_does_not_grow_with_the_square_of_the_classes(tmp_path):
     """A matrix of 21,000 classes by 21,000 takes 3.5 GB, and its picture took more than ten times that."""
     done = subprocess.run(

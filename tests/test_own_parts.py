@@ -98,6 +98,7 @@ def test_all_of_them_train(tmp_path, monkeypatch):
     assert (tmp_path / "run/summary.json").is_file() and (tmp_path / "run/checkpoints/best.pt").is_file()
 
 
+@pytest.mark.slow
 def test_a_whole_network_trains_resumes_evaluates_and_predicts(tmp_path, monkeypatch, capsys):
     listed_videos(tmp_path)
     monkeypatch.chdir(tmp_path)

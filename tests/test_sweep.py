@@ -89,6 +89,7 @@ def states(folder: Path) -> list[tuple[int, str, float | None]]:
     return [(each.number, each.state, each.objective) for each in states_of(folder, SweepRecord.read(folder))]
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_past_every_kind_of_failure(start, task, tmp_path):
     status, said = start("optimizer.lr=0.5,2,3,4,5,0.25", "seed=0")
     assert status == 1
@@ -131,6 +132,7 @@ def test_a_killed_sweep_goes_on_where_it_was(start, task, tmp_path):
     assert [each[2] for each in states(tmp_path / "sweep")] == pytest.approx([0.9, 0.8, 0.7])
 
 
+@pytest.mark.slow
 def test_values_are_added_and_other_settings_refused(start, task, tmp_path):
     start("optimizer.lr=0.1,0.2", "seed=0")
     task.ran.clear()
@@ -184,6 +186,7 @@ def test_one_sweep_is_run_by_one_process(start, task, tmp_path):
     assert status == 2 and task.ran == [] and "is in use by process" in said
 
 
+@pytest.mark.slow
 def test_status_shows_every_trial(start, task, tmp_path, monkeypatch):
     task.stop_at = "2"
     start("optimizer.lr=0.1,3,0.2,0.3")

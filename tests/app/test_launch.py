@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from fork_server import run_program
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vidtrain.app import check
@@ -239,19 +240,10 @@ def test_resuming_takes_the_stored_overrides_first(tmp_path):
     assert with_stored_overrides(["run_dir=/none"]) == (["run_dir=/none"], {})
 
 
-def program(*arguments, name="train"):
-    return subprocess.run(
-        [sys.executable, "-m", f"vidtrain.{name}", *arguments], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.parametrize("name", ["train", "evaluate", "export", "audit", "prepare", "split", "compare"])
-def test_help_says_what_can_be_chosen_without_importing_torch(name):
-    code = (
-        f"import sys; sys.argv[1:] = ['--help']; import vidtrain.{name} as program; program.main()\n"
-        "assert 'torch' not in sys.modules"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+def test_help_says_what_can_be_chosen(name):
+    """What it may import is asked by tests/test_startup.py."""
+    found = run_program(name, "--help")
     assert found.returncode == 0, found.stderr
     assert f"python -m vidtrain.{name}" in found.stdout
     groups = re.findall(r"^ *([a-z]+): [a-z0-9_]+, ", found.stdout, re.MULTILINE)
@@ -282,20 +274,20 @@ launch("split", task, lambda cfg: [])
 
 
 def test_cfg_job_resolves():
-    found = program("--cfg", "job", "--resolve", "optimizer=sgd")
+    found = run_program("train", "--cfg", "job", "--resolve", "optimizer=sgd")
     assert found.returncode == 0
     assert "_target_: torch.optim.SGD" in found.stdout and "${" not in found.stdout
 
 
 def test_a_users_mistake_ends_with_status_2_and_no_traceback():
-    found = program("trainer.epohcs=3", "dataset=nothing")
+    found = run_program("train", "trainer.epohcs=3", "dataset=nothing")
     assert found.returncode == 2
     assert found.stderr.startswith("error: 2 faults in the configuration; nothing was started\n")
     assert "Traceback" not in found.stderr + found.stdout
 
 
 def test_evaluate_says_that_it_needs_a_checkpoint():
-    found = program(name="evaluate")
+    found = run_program("evaluate")
     assert found.returncode == 2
     assert "checkpoint: must be given: a run's folder, a checkpoint, or an exported file" in found.stderr
     assert "Traceback" not in found.stderr
@@ -367,16 +359,10 @@ def test_every_program_answers_to_flags_that_are_none(program, arguments, messag
 
 
 def test_a_sweep_flag_between_overrides():
-    found = subprocess.run(
-        [sys.executable, "-m", "vidtrain.train", "trainer=default", "-m", "optimizer.lrr=1,2", "trainer.epohcs=3"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    found = run_program("train", "trainer=default", "-m", "optimizer.lrr=1,2", "trainer.epohcs=3")
     assert found.returncode == 2 and found.stderr.startswith("error: 2 faults in the configuration")
     assert "optimizer has no key lrr; did you mean lr?" in found.stderr and "usage" not in found.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "vidtrain.train", "model=vit3d_micro", "--cfg", "job", "optimizer.lr=0.125"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    shown = run_program("train", "model=vit3d_micro", "--cfg", "job", "optimizer.lr=0.125")
     assert shown.returncode == 0 and "lr: 0.125" in shown.stdout
 
 

@@ -345,6 +345,7 @@ def test_one_process_has_the_core_it_has():
     assert 1 <= cores_served(2, seconds=0.02, rounds=1) <= 2
 
 
+@pytest.mark.slow
 def test_what_is_changed_for_a_trial_is_put_back(a_run):
     phase = PhaseSteps(a_run(), "full")
     before = phase.phase.autocast

@@ -90,6 +90,7 @@ def small():
     return graph, trace(graph, CLIP), reference_outputs(graph, CLIP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_graphs_compute_what_the_model_does_for_any_number_of_videos_and_views(kind, tmp_path):
     model = classifier(*MODELS[kind]())

@@ -72,6 +72,7 @@ def contents(features):
     return {str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*.[fiu]*")}
 
 
+@pytest.mark.slow
 def test_it_trains_as_without_a_cache_and_encodes_once(config, tmp_path, capsys, monkeypatch):
     """With a view for each epoch only the rounding to float16 differs: 3e-6 in any loss, in a run like this."""
     train(config(f"run_dir={tmp_path}/plain"))
@@ -92,6 +93,7 @@ def test_it_trains_as_without_a_cache_and_encodes_once(config, tmp_path, capsys,
     assert untimed(tmp_path / "again") == cached
 
 
+@pytest.mark.slow
 def test_it_goes_with_all_that_frozen_heads_go_with(config, tmp_path):
     """Several clips, copies and crops, attended jointly, averaged weights, workers."""
     more = [
@@ -121,6 +123,7 @@ def test_differences_of_frames_and_a_head_along_time(data, tmp_path):
             assert row[key] == pytest.approx(other[key], abs=1e-2), key
 
 
+@pytest.mark.slow
 def test_killed_while_encoding_it_goes_on_and_ends_with_the_same_bits(config, tmp_path, monkeypatch):
     grid = [
         "stage=head_grid",
@@ -158,6 +161,7 @@ def test_killed_while_encoding_it_goes_on_and_ends_with_the_same_bits(config, tm
     assert untimed(tmp_path / "alone") == untimed(tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_other_weights_clips_and_files_are_another_cache(config, data, tmp_path):
     def folders(*overrides):
         train(config(f"run_dir={tmp_path}/{len(seen)}", *CACHED, "trainer.epochs=1", *overrides))
@@ -176,6 +180,7 @@ def test_other_weights_clips_and_files_are_another_cache(config, data, tmp_path)
     assert folders() == seed
 
 
+@pytest.mark.slow
 def test_unreadable_videos_are_replaced_in_training_and_missing_in_validation(data, config, tmp_path):
     broken = tmp_path / "listings"
     broken.mkdir()

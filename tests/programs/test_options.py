@@ -81,6 +81,7 @@ def config(data):
     return composed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [("uneven", [*OPTIONS, "optimizer=timm", "augmentation=strong_mixing"]), ("several", SEVERAL)],
@@ -131,6 +132,7 @@ def test_interrupted_and_resumed_it_is_the_same_bits(config, tmp_path, monkeypat
         assert "loss BinaryCrossEntropy(" in said
 
 
+@pytest.mark.slow
 def test_several_labels_are_learned_and_reported(config, tmp_path):
     """One batch by heart: mean average precision 1, on files that say so."""
     overfit = ["debug=overfit", "loss=bce", "trainer.monitor=map", "dataset.source.label_separator='+'"]

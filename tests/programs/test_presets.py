@@ -142,6 +142,7 @@ def test_videomae_staged(run, data, name):
     assert (folder / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_videomae_staged_as_two_runs(run, data):
     here = [*VIT, "model.encoder.image_size=16", f"dataset.source.root={data}/folders"]
     first = run("videomae_staged", *here, "stage=head_only", folder="first")
@@ -156,6 +157,7 @@ def test_videomae_staged_as_two_runs(run, data):
     assert moved == {"1", "2"}  # of three blocks, the last two
 
 
+@pytest.mark.slow
 def test_videomae_staged_with_a_convolutional_network(run, data):
     folder = run(
         "videomae_staged",
@@ -196,6 +198,7 @@ def test_vjepa_attentive_with_a_frozen_encoder(run, data):
     assert "lr/encoder" not in last_row(folder, "lr/head")
 
 
+@pytest.mark.slow
 def test_slowfast_finetune(run, data):
     folder = run(
         "slowfast_finetune", "model.encoder.width=8", "model.head.pool_size=null", "clip.size=32",
@@ -227,6 +230,7 @@ def test_classy_ucf101(run):
     assert "3 clips x whole frame" in summary["protocol"]
 
 
+@pytest.mark.slow
 def test_k400_tiny(run):
     folder = run(
         "k400_tiny", "clip.size=32", "augmentation.train.short_side=36", "augmentation.eval.short_side=36",

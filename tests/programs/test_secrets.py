@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from small_run import small
 
 pytest.importorskip("mlflow")
+pytestmark = pytest.mark.slow
 SMALL = small("trainer.epochs=1", "trainer.batch_size=5", train=1)
 READ, SAID = "open-sesame-1234", "said-aloud-5678"
 

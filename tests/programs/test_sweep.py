@@ -14,6 +14,7 @@ from vidtrain.runs.attempts import read_outcome
 from vidtrain.runs.folder import finished
 from vidtrain.sweeps import record as sweep_trial
 
+pytestmark = pytest.mark.slow
 SMALL = small(
     "logger=none",
     "trainer.epochs=2",
@@ -106,7 +107,6 @@ def test_a_run_that_failed_cannot_be_compared_by_name(ended):
         find_runs([str(ended / "0"), str(ended / "2")])
 
 
-@pytest.mark.slow
 def test_each_trial_as_a_job_of_two_processes_on_this_machine(tmp_path):
     """hydra/launcher=local, which shares nothing with a launcher in this process but the folder of the sweep."""
     pytest.importorskip("submitit")

@@ -46,6 +46,7 @@ def services(name: bytes) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_every_number_of_the_metrics_and_the_pictures(data_root, tmp_path, caplog):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -73,6 +74,7 @@ def test_tensorboard_holds_every_number_of_the_metrics_and_the_pictures(data_roo
     assert b"model.encoder.embed_dim: 24" in settings.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path, caplog, monkeypatch, how):
     monkeypatch.setattr("vidtrain.tracking.loggers.wandb_logger.OFFLINE_CLOSE_S", 5.0)

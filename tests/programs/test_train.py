@@ -324,6 +324,7 @@ def test_accumulation_makes_the_same_step(config, tmp_path):
         assert close.float().mean() > 0.98, name
 
 
+@pytest.mark.slow
 def test_overfit_mode_reaches_near_zero_loss(config, tmp_path):
     train(
         config("debug=overfit", f"run_dir={tmp_path}", "trainer.batch_size=4", "trainer.steps_per_epoch=60")
@@ -332,6 +333,7 @@ def test_overfit_mode_reaches_near_zero_loss(config, tmp_path):
     assert rows[-1]["train/step_loss"] < 0.05
 
 
+@pytest.mark.slow
 def test_overfit_mode_asks_of_a_smoothed_loss_that_answers_are_right(config, tmp_path):
     smoothed = ["debug=overfit", "loss.label_smoothing=0.1", "trainer.batch_size=4"]
     train(config(*smoothed, f"run_dir={tmp_path}/run", "trainer.steps_per_epoch=60"))
@@ -351,6 +353,7 @@ def test_overfit_mode_fails_when_it_cannot(config, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_profile_mode_writes_a_trace(config, tmp_path):
     train(config("debug=profile", f"run_dir={tmp_path}"))
     trace = json.loads((tmp_path / "profile/trace.json").read_text())
@@ -385,6 +388,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_first(finished, conf
     assert "top1" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     cfg = config(
         f"run_dir={tmp_path}/run",
@@ -442,6 +446,7 @@ def test_a_first_attempt_that_failed_does_not_bind_the_next(config, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains(config, tmp_path, monkeypatch):
     compile_with = (
         torch.compile

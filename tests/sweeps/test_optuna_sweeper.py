@@ -101,6 +101,7 @@ def start(tmp_path, monkeypatch, capfd):
 QUICK = ("hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0")
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_with_its_study(start, tmp_path):
     task, folder = Task(), tmp_path / "sweep"
     task.stop_at = 2

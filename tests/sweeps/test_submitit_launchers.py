@@ -38,6 +38,7 @@ def test_a_job_is_told_where_its_verdict_lies_and_when_to_give_up(monkeypatch):
     monkeypatch.setattr(base, "launch", lambda self, *_: seen.update(self.params))
     SlurmLauncher(
         max_restarts=7,
+        look_seconds=30,
         submitit_folder="s/.submitit/3/%j",
         setup=["module load x"],
         additional_parameters={"a": 1},

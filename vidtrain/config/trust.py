@@ -257,7 +257,7 @@ SETTINGS = re.compile(
     r"|sweeper\.(sampler|pruner)\.[a-z]\w*"
     r"|launcher\.(nodes|tasks_per_node|gpus_per_node|cpus_per_task|mem_gb|timeout_min|partition|account|qos"
     r"|constraint|gres|cpus_per_gpu|gpus_per_task|mem_per_gpu|mem_per_cpu|signal_delay_s|max_restarts"
-    r"|max_num_timeout|array_parallelism|stderr_to_stdout))"
+    r"|max_num_timeout|array_parallelism|look_seconds|stderr_to_stdout))"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 WORD = re.compile(

@@ -23,7 +23,6 @@ from vidtrain.files.folders import ROOT
 from vidtrain.training.ranks.signals import EXIT_INTERRUPTED, EXIT_STOPPED, leave_at_exit
 
 REQUEUE = ROOT / "experiments" / "slurm" / "requeue.sh"
-LOOK_SECONDS = 30  # between looks at the queue, once it has been watched for a while
 ENDED = "COMPLETED"
 FINAL = {ENDED, "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}
 
@@ -65,15 +64,19 @@ class _VisibleFailures(submitit_launcher.BaseSubmititLauncher):
 class SlurmLauncher(_VisibleFailures, submitit_launcher.SlurmLauncher):
     """A SLURM job for every run. `max_restarts` times one that was stopped is put into the queue again; with 0, never.
 
-    The other settings are submitit's, see conf/hydra/launcher/slurm.yaml.
+    The queue is looked at every `look_seconds`, and more often just after a job was submitted. The other settings are
+    submitit's, see conf/hydra/launcher/slurm.yaml.
     """
 
-    def __init__(self, max_restarts: int, **params: Any):  # Hydra's base class takes them so
+    def __init__(
+        self, max_restarts: int, look_seconds: int, **params: Any
+    ):  # Hydra's base class takes them so
         self._max_restarts = max_restarts
+        self._look_seconds = look_seconds
         super().__init__(**params)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        SlurmJob.watcher = Queue.instance()
+        SlurmJob.watcher = Queue.instance(self._look_seconds)
         self.params["setup"] = [*(self.params["setup"] or []), *self._requeue_lines()]
         if self._max_restarts:
             self.params["additional_parameters"] = {"requeue": True, **self.params["additional_parameters"]}
@@ -104,8 +107,9 @@ class Queue(SlurmInfoWatcher):
         self._asked: frozenset[str] = frozenset()
 
     @classmethod
-    def instance(cls) -> "Queue":
-        cls._one = cls._one or cls(delay_s=LOOK_SECONDS)
+    def instance(cls, look_seconds: int) -> "Queue":
+        """The one of this process, as all jobs of a sweep are asked for together."""
+        cls._one = cls._one or cls(delay_s=look_seconds)
         return cls._one
 
     def update_if_long_enough(self, mode: str) -> None:

@@ -86,7 +86,7 @@ def _info(index: VideoIndex, path: str) -> int:
     return index.info(path).num_frames
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_share_one_file(tmp_path, write_video, patches, method):
     paths = [write_video(tmp_path / f"{i}.mp4", patches(5 + i)) for i in range(12)]
     index = VideoIndex(tmp_path / "videos.db")

@@ -103,6 +103,7 @@ print((peak() - before) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's account of memory")
 def test_enormous_pictures_take_no_memory(tmp_path):
     raw = huge_h264(tmp_path / "raw.h264")

@@ -225,6 +225,7 @@ class TestTraining:
         assert {entry.path for entry in videos.quarantine.blamed} == {videos.path(n) for n in culprits}
         assert same(read, alone(Videos(folder(), True, dict.fromkeys(culprits, unreadable(SEGV)))))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("when", ["reading", "waiting"])
     def test_stopped_from_outside(self, folder, caplog, monkeypatch, when):
         """As by a debugger, or in a frozen cgroup: no signal but SIGKILL reaches it then."""
@@ -238,6 +239,7 @@ class TestTraining:
         assert same(read + list(batches), expected)
         assert "a worker process was lost (hung: over 1 s)" in caplog.text
 
+    @pytest.mark.slow
     def test_a_file_that_stops_its_reader_is_as_one_that_hangs(self, folder):
         culprit, cause = at(9), "hung: over 0.5 s"
         videos = Videos(folder(), True, {culprit: by_signal(signal.SIGSTOP)})
@@ -245,6 +247,7 @@ class TestTraining:
         assert [entry[1:4] for entry in videos.quarantine.blamed] == [(videos.path(culprit), cause, 2)]
         assert same(read, alone(Videos(folder(), True, {culprit: unreadable(cause)})))
 
+    @pytest.mark.slow
     def test_long_work_is_no_hang(self, folder):
         def slow(path: str) -> None:
             for _ in range(15):
@@ -255,6 +258,7 @@ class TestTraining:
         assert same(train(videos, limit=0.5), alone(Videos(folder(), True, {})))
         assert videos.tries(at(3)) == 2  # once in each pass
 
+    @pytest.mark.slow
     def test_an_idle_owner_loses_nobody(self, folder, caplog):
         """One that validates, or waits for a device, for longer than the time limit."""
         batches = iter(train_loader(Videos(folder(), True, {}), stream(), 2, False, 0.5))
@@ -475,6 +479,7 @@ class TestProcesses:
         assert [len(line.split()) for line in lines[1::2]] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
         assert process.returncode == 0
 
+    @pytest.mark.slow
     def test_workers_do_not_outlive_a_killed_owner(self, start):
         """One waits for tasks, the other hangs in a file."""
         process = start("hang", 3, 2, "fork")

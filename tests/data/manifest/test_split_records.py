@@ -219,6 +219,7 @@ def test_a_damaged_record_is_named(root, tmp_path):
         SplitRecord.open(path)
 
 
+@pytest.mark.slow
 def test_a_million_records_take_seconds(tmp_path):
     from vidtrain.data.manifest.columns import ColumnsBuilder
 

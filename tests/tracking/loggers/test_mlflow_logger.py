@@ -28,6 +28,7 @@ def store(tmp_path_factory):
     return tmp_path_factory.mktemp("store") / "outputs" / "mlflow.db"
 
 
+@pytest.mark.slow
 def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, caplog):
     from mlflow import MlflowClient
 
@@ -91,6 +92,7 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
     assert kept[0].parts[:3] == ("mlartifacts", "motion", "sweep")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["closed", "silent"])
 def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, caplog, monkeypatch, network):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -106,6 +108,7 @@ def test_a_server_that_cannot_be_reached_costs_a_warning(tmp_path, caplog, monke
     assert warning.endswith(TRUTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["64k", "2m"])  # too small to make a store, or to log all
 def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small, store, size):
     mount_small(tmp_path / "store", size)

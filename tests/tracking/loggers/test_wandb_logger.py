@@ -76,6 +76,7 @@ def offline_folders(run: LoggedRun) -> list[Path]:
     return sorted((run.folder / "wandb").glob("offline-run-*-abc123"))
 
 
+@pytest.mark.slow
 def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
     from vidtrain.reports.plots import plot_curves
 
@@ -143,6 +144,7 @@ def test_two_attempts_offline_hold_every_row_once(run, tmp_path, caplog, capfd):
     assert [each["exit_code"] for each in exits] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_service_that_is_killed_or_stopped_costs_a_warning(run, caplog, how):
     logger = WandbLogger("vidtrain")
@@ -161,6 +163,7 @@ def test_a_service_that_is_killed_or_stopped_costs_a_warning(run, caplog, how):
     assert service() == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_warning(run, caplog, mount_small):
     folder = run.folder / "wandb"
     mount_small(folder, "1m")
@@ -189,6 +192,7 @@ def test_online_with_a_malformed_key(run, monkeypatch):
         Loggers({"wandb": WandbLogger("vidtrain", "online")}).start(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["closed", "silent"])
 def test_online_without_a_network_becomes_offline(run, home, caplog, monkeypatch, network):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections and never answers

@@ -14,6 +14,8 @@ from ports import free_ports
 
 from vidtrain.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 STOPPED = ("step_5", "step_12", "evaluation_4")  # step 12 is the last, and evaluated
 SCENARIOS = (
