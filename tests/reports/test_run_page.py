@@ -134,7 +134,6 @@ def test_the_page_says_what_was_trained_and_how_good_it_is():
         "on test: 119/120 videos, a.",
         "better by more than chance Against a: top-1 accuracy 0.8200 and not 0.7000, a difference of +0.1200 "
         "(+0.0300 to +0.2100), on 120 videos in 30 groups.",
-        "has a top-1 accuracy of 0.2500",
         "With frames a, top-1 accuracy falls by 0.2500, and 50% of the answers stay as they were.",
         "From /a/summary.json, of 2026-01-02 03:04",
         "a alone tells the class in 90.0% of the videos, against 50.0%",
@@ -162,6 +161,11 @@ def test_parts_without_anything_to_say_are_left_out():
     assert page.sections == ["baselines", "classes", "reproduce"]
     assert "No baseline is known. python -m vidtrain.baselines" in page.words
     assert "None" not in page.words and page.images == []
+    page = PageReader(run_page(facts(baselines=[]), []))
+    assert (
+        "Always answering the class that most videos of test are of has a top-1 accuracy of 0.2500"
+        in page.words
+    )
 
 
 def test_several_labels_have_no_confusion_and_no_majority():
@@ -204,8 +208,8 @@ def test_a_page_of_thousands_of_classes_is_cut_with_a_count_of_the_rest():
     pairs = [(name, "b", 3, 4) for name in names]
     page = run_page(facts(classes=rows, confusion={"classes": names, "rows": None, "pairs": pairs}), [])
     words = PageReader(page).words
-    assert "… and 4800 more rows, in eval/test/per_class.csv." in words
-    assert "Pairs of the 5000 classes" in words and "… and 4970 more rows, in eval/test." in words
+    assert "… and 4800 more classes, in eval/test/per_class.csv." in words
+    assert "Pairs of the 5000 classes" in words and "… and 4970 more pairs, in eval/test." in words
     assert len(page.encode()) < 300_000
 
 
@@ -237,6 +241,13 @@ def test_panels_hold_curves_phases_and_the_best_step():
     ]
     assert [text for _, text in accuracy["y_ticks"]] == ["0", "0.5", "1"]
     assert curve_panels([], 20) == [] and curve_panels(LOGGED[:1], 99)[0]["best"] is None
+
+
+def test_a_weight_decay_that_changes_nothing_is_not_drawn():
+    rows = [{"step": n, "train/loss": 1.0, "weight_decay": 0.05} for n in range(3)]
+    assert [panel["title"] for panel in curve_panels(rows, None)] == ["Loss"]
+    rows[2]["weight_decay"] = 0.5
+    assert [panel["title"] for panel in curve_panels(rows, None)] == ["Loss", "Weight decay"]
 
 
 def test_a_long_run_has_few_points_and_a_band():

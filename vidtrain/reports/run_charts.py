@@ -56,7 +56,8 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> list[Plain]:
     """A chart for each kind of number in rows of metrics.jsonl, with where phases begin, and the best step."""
     logged, borders = read_curves(rows)
-    panels = [(panel, curves) for panel in PANELS if (curves := curves_of(panel, logged))]
+    charts = ((panel, curves_of(panel, logged)) for panel in PANELS)
+    panels = [(panel, curves) for panel, curves in charts if curves and not _is_constant_setting(curves)]
     if not panels:
         return []
     steps = [
@@ -78,6 +79,11 @@ def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> li
         "best": across(best_step) if best_step is not None and low <= best_step <= high else None,
     }
     return [{**marks, **_panel(panel, curves, across)} for panel, curves in panels]
+
+
+def _is_constant_setting(curves: Curves) -> bool:
+    """Whether there is nothing to see but a weight decay that stays as it was set."""
+    return list(curves) == ["weight_decay"] and len(set(curves["weight_decay"][1])) == 1
 
 
 def _phases(borders: Sequence[tuple[int, str]], across: Any) -> list[Plain]:
@@ -116,7 +122,7 @@ def _panel(panel: Panel, curves: Curves, across: Any) -> Plain:
     bottom, top = panel.whole_range or _padded(values[np.isfinite(values)])
     down = linear(bottom, top, HEIGHT - BOTTOM, TOP)
     inside = (
-        _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 4)]
+        _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 5)]
     )
 
     def placed(values: np.ndarray) -> np.ndarray:
