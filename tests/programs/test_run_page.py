@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from composing import config_of
 from page_reader import PageReader
+from pictures import pictures_drawn
 from small_run import small
 
 from vidtrain.compare import compare
@@ -17,6 +18,12 @@ from vidtrain.tracking.run_log import RunLog
 from vidtrain.train import train
 
 SMALL = small("logger=none", "trainer.epochs=1", "trainer.batch_size=10", "trainer.log_every=1", depth=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn():
+    with pictures_drawn():
+        yield
 
 
 @pytest.fixture(scope="module")
