@@ -12,8 +12,9 @@ from composing import config_of
 from fork_server import run_program
 
 from vidtrain.app.launch import find_faults
-from vidtrain.compare import check, compare, with_runs
+from vidtrain.compare import check, compare
 from vidtrain.comparison.runs import find_runs, read_run
+from vidtrain.config.overrides import positional_to_override
 from vidtrain.errors import UserError
 
 CLASSES = ("jump", "run", "sit")
@@ -270,7 +271,7 @@ def test_one_finished_run_of_several_is_no_comparison(two):
     for other in two.iterdir():
         if other.name != "a0":
             (other / "summary.json").unlink()
-    with pytest.raises(UserError, match="two finished runs or more.* there is .*/a0"):
+    with pytest.raises(UserError, match="two finished runs.* there is .*/a0"):
         run(two, out=two / "out")
     assert not (two / "out").exists()
 
@@ -333,10 +334,14 @@ def test_faults_are_named(override, message):
 def test_bare_folders_become_an_override(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1").mkdir()
-    assert with_runs(["out=x", "a b", "lr=0.1", "it's"]) == ["out=x", r"runs=['a b','lr=0.1','it\'s']"]
-    assert with_runs(["runs=a", "metric=loss", "--help"]) == ["runs=a", "metric=loss", "--help"]
+
+    def written(*arguments):
+        return positional_to_override(arguments, "runs")
+
+    assert written("out=x", "a b", "lr=0.1", "it's") == ["out=x", r"runs=['a b','lr=0.1','it\'s']"]
+    assert written("runs=a", "metric=loss", "--help") == ["runs=a", "metric=loss", "--help"]
     with pytest.raises(UserError, match="given twice, by runs= and by b"):
-        with_runs(["runs=a", "b"])
+        written("runs=a", "b")
 
 
 def test_the_program(two):

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from small_run import small
 from torchvision.models import get_model
 
-from vidtrain import export as program
 from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.build.checkpoint_loader import open_trained
+from vidtrain.config.schemas import ExportConfig, to_settings
 from vidtrain.config.targets import CONF
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
@@ -121,7 +121,7 @@ def test_another_fusion_is_the_callers_unless_clips_are_seen_jointly(run, tmp_pa
     graph = f"checkpoint={run}/export/model.onnx"
     evaluate(config_of("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=mean_probs"))
     assert "mean_probs" in json.loads((tmp_path / "metrics.json").read_text())["protocol"]
-    with pytest.raises(UserError, match="exported with model.fusion=mean_logits, which cannot become joint"):
+    with pytest.raises(UserError, match="fusion=mean_logits, .*joint"):
         evaluate(config_of("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=joint"))
 
 
@@ -180,7 +180,7 @@ def test_classes_stand_in_a_config_beside_the_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"1": "run", "0": "jump"}}))
     assert published_classes("folder", tmp_path) == ("jump", "run")
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {"1": "run", "2": "jump"}}))
-    with pytest.raises(UserError, match="does not number its classes from 0; give classes="):
+    with pytest.raises(UserError, match="from 0; give classes="):
         published_classes("folder", tmp_path)
 
 
@@ -196,9 +196,9 @@ TINY = ["model=vit3d_micro", "model.encoder.embed_dim=24", "model.encoder.depth=
 
 def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_path, capsys):
     own = [*TINY, f"pretrained={run}/checkpoints/best.pt", "formats=[safetensors]", f"out={tmp_path}"]
-    with pytest.raises(UserError, match="give clip.frames, clip.size, clip.mean, clip.std, a stride"):
+    with pytest.raises(UserError, match="give clip.frames, .*clip.std, a stride"):
         export(config_of("export", *own))
-    with pytest.raises(UserError, match="does not name its 10 classes; give classes=FILE"):
+    with pytest.raises(UserError, match="its 10 classes; give classes=FILE"):
         export(config_of("export", *own, *CLIPS))
     with pytest.raises(UserError, match="classes: 2 names for the 10 classes"):
         export(config_of("export", *own, *CLIPS, "classes=[a,b]"))
@@ -215,7 +215,7 @@ def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_pat
     assert capsys.readouterr().err.splitlines()[1:] == [
         "  the checkpoint's configuration, as changed: dataset: must be chosen: dataset=OPTION"
     ]
-    with pytest.raises(UserError, match="tells other classes apart than the dataset has: 10 and 10"):
+    with pytest.raises(UserError, match="other classes .*: 10 and 10"):
         data = ["dataset=motion", f"data_root={tmp_path}", "dataset.source.root=${data_root}/motion"]
         small = [each for each in SMALL if each.startswith("+dataset")]
         evaluate(
@@ -227,7 +227,7 @@ def test_weights_without_a_head_answer_nothing(run, tmp_path):
     payload = checkpoint.load(run / "checkpoints/best.pt")
     payload["model"] = {name: each for name, each in payload["model"].items() if name.startswith("encoder.")}
     checkpoint.save(payload, tmp_path / "encoder.pt")
-    with pytest.raises(UserError, match="hold an encoder and no classifier .*train one first"):
+    with pytest.raises(UserError, match="hold an encoder and no classifier"):
         export(config_of("export", *TINY, *CLIPS, f"pretrained={tmp_path}/encoder.pt", f"out={tmp_path}"))
 
 
@@ -269,7 +269,7 @@ def test_a_training_run_refuses_what_it_could_not_export_before_it_starts(monkey
 
 def test_a_graph_that_differs_too_much_fails_and_is_not_left(run, tmp_path):
     strict = [f"checkpoint={run}", "formats=[onnx]", "card=false", "max_difference=1e-12", f"out={tmp_path}"]
-    with pytest.raises(UserError, match="differs from PyTorch by .*max_difference=1e-12"):
+    with pytest.raises(UserError, match="differs .*max_difference=1e-12"):
         export(config_of("export", *strict))
     assert not list(tmp_path.iterdir())
 
@@ -277,7 +277,7 @@ def test_a_graph_that_differs_too_much_fails_and_is_not_left(run, tmp_path):
 def test_a_folder_whose_name_is_no_utf8_is_refused_in_words(run, tmp_path):
     """safetensors and ONNX take no other paths, and say so with tracebacks."""
     out = tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(UserError, match="nothing can be exported into .*, as the name is not UTF-8"):
+    with pytest.raises(UserError, match="exported into .* name is not UTF-8"):
         export(config_of("export", f"checkpoint={run}", "formats=[safetensors]", f"out='{out}'"))
     assert not out.exists() or not list(out.iterdir())
 
@@ -286,23 +286,19 @@ def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):
     payload = checkpoint.load(run / "checkpoints/best.pt")
     del payload["classes"], payload["config"]
     checkpoint.save(payload, tmp_path / "bare.pt")
-    with pytest.raises(UserError, match="bare.pt lacks classes, config, and cannot be used without"):
+    with pytest.raises(UserError, match="bare.pt lacks classes, config"):
         export(config_of("export", f"checkpoint={tmp_path}/bare.pt"))
     save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match="bare.safetensors does not say how it is to be used"):
+    with pytest.raises(UserError, match="bare.safetensors does not say how"):
         evaluate(config_of("evaluate", f"checkpoint={tmp_path}/bare.safetensors"))
     with safe_open(run / "export/model.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()[CARD_KEY])
     for damaged in ("{", "[]", "{}"):
         save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", {CARD_KEY: damaged})
-        with pytest.raises(
-            UserError, match=r"the card in .*damaged.safetensors is damaged \(.*export the model again"
-        ):
+        with pytest.raises(UserError, match=r"damaged.safetensors is damaged \("):
             evaluate(config_of("evaluate", f"checkpoint={tmp_path}/damaged.safetensors"))
     (tmp_path / "program.pt2").touch()
-    with pytest.raises(
-        UserError, match="program.pt2 is a torch.export program, for torch.export.load; name the .onnx"
-    ):
+    with pytest.raises(UserError, match="program.pt2 is .*name the .onnx"):
         evaluate(config_of("evaluate", f"checkpoint={tmp_path}/program.pt2"))
     save_file({"a": torch.zeros(1)}, tmp_path / "later.safetensors",
               {CARD_KEY: json.dumps(card | {"format": "vidtrain-export/9"})})  # fmt: skip
@@ -310,20 +306,18 @@ def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):
         evaluate(config_of("evaluate", f"checkpoint={tmp_path}/later.safetensors"))
     card["config"]["dataset"]["source"] = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
     save_file({"a": torch.zeros(1)}, tmp_path / "evil.safetensors", {CARD_KEY: json.dumps(card)})
-    with pytest.raises(UserError, match=r"dataset.source: os.mkdir(.|\n)*trust_targets=true"):
+    with pytest.raises(UserError, match=r"os.mkdir(.|\n)*trust_targets=true"):
         evaluate(config_of("evaluate", f"checkpoint={tmp_path}/evil.safetensors"))
 
 
 def test_what_was_exported_is_not_exported_again(run):
-    with pytest.raises(UserError, match="is exported already; name the run or the checkpoint"):
+    with pytest.raises(UserError, match="is exported already; name the run"):
         export(config_of("export", f"checkpoint={run}/export/model.onnx"))
 
 
 def test_a_model_card_needs_a_finished_run(run, tmp_path):
     shutil.copyfile(run / "checkpoints/best.pt", tmp_path / "alone.pt")
-    with pytest.raises(
-        UserError, match="a model card is made of a finished run, and .*alone.pt lies in none"
-    ):
+    with pytest.raises(UserError, match="finished run, and .*alone.pt lies in none"):
         export(
             config_of(
                 "export", f"checkpoint={tmp_path}/alone.pt", "formats=null", "card=true", f"out={tmp_path}"
@@ -333,6 +327,6 @@ def test_a_model_card_needs_a_finished_run(run, tmp_path):
 
 def test_settings_of_the_program_are_those_of_a_run(run):
     cfg = config_of("export", f"checkpoint={run}", "formats=[onnx]", "opset=20", "card=true")
-    settings = program.settings_of(cfg)
+    settings = to_settings(cfg, ExportConfig)
     assert (settings.formats, settings.opset, settings.card) == (["onnx"], 20, True)
     assert OmegaConf.to_object(config_of("train").export).formats is None

@@ -56,9 +56,7 @@ def test_a_view_table(name, videos, bomb, tmp_path):
         np.save(folder / each, np.zeros(1))
     np.save(folder / name, objects(bomb), allow_pickle=True)
     (folder / view_store.VIDEOS).write_text("index,path,label\n0,a.mp4,a\n")
-    with pytest.raises(
-        UserError, match="the view table in .* is damaged: .*make it again with overwrite=true"
-    ):
+    with pytest.raises(UserError, match="table in .* is damaged: .*overwrite=true"):
         view_store.open_views(folder)
     (folder / name).write_bytes(pickle.dumps(bomb))  # NumPy tries to read what is no array as a pickle
     with pytest.raises(UserError, match="the view table in .* is damaged"):
@@ -72,7 +70,7 @@ def test_the_parts_of_a_view_table_that_is_being_made(name, bomb, tmp_path):
     np.savez(tmp_path / "part.npz", **{**arrays, name: objects(bomb)}, allow_pickle=True)
     data = (tmp_path / "part.npz").read_bytes()
     (tmp_path / "rank0.bin").write_bytes(HEADER.pack(MARK, 0, len(data), zlib.crc32(data)) + data)
-    with pytest.raises(UserError, match="rank0.bin holds something else than views"):
+    with pytest.raises(UserError, match="rank0.bin holds something else"):
         find_units(tmp_path)[0].read()
 
 
@@ -144,7 +142,7 @@ def test_a_checkpoint(bomb, tmp_path):
     from vidtrain.build.checkpoint_loader import open_trained
 
     torch.save({"format": "vidtrain/1", "model": bomb, "classes": [], "config": {}}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="bad.pt is refused: it holds objects other than tensors"):
+    with pytest.raises(UserError, match="bad.pt is refused: it holds objects"):
         open_trained(tmp_path / "bad.pt", trust_targets=True)
 
 
@@ -171,7 +169,7 @@ def test_arrays_in_a_checkpoint_are_numbers_and_never_addresses(tmp_path):
     fields = Forged("V8", (3, "|", None, ("a",), {"a": (np.dtype("f8"), 0)}, 8, 1, 16))
     for bad in (Array(objects, b"A" * 8), Array(fields, b"A" * 8), Array(np.dtype("f8"), b"A")):
         torch.save({"a": bad}, tmp_path / "bad.pt")
-        with pytest.raises(UserError, match="bad.pt is refused: it holds objects other than tensors"):
+        with pytest.raises(UserError, match="bad.pt is refused: it holds objects"):
             read_torch_file(tmp_path / "bad.pt")
     good = {
         "a": np.arange(6.0).reshape(2, 3),
@@ -223,12 +221,12 @@ def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
 
     for card in ("{", "[]", "{}", "[" * 100_000):
         save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {CARD_KEY: card})
-        with pytest.raises(UserError, match="the card in .*bad.safetensors is damaged"):
+        with pytest.raises(UserError, match="card in .*bad.safetensors is damaged"):
             read(tmp_path / "bad.safetensors", "bad.safetensors")
     for model in (1, {}, {"encoder": "x"}, {"encoder": {"_target_": "a.B"}, "head": []}):
         card = {"format": CARD_FORMAT, "config": {"model": model}}
         save_file({"a": torch.zeros(1)}, tmp_path / "bad.safetensors", {CARD_KEY: json.dumps(card)})
-        with pytest.raises(UserError, match=r"its configuration has no model\.(encoder|head)"):
+        with pytest.raises(UserError, match=r"has no model\.(encoder|head)"):
             OWN.convert(read(tmp_path / "bad.safetensors", "bad.safetensors"), torch.nn.Linear(1, 1))
 
 
@@ -237,15 +235,11 @@ def test_archives_that_would_fill_the_memory(tmp_path):
 
     np.savez_compressed(tmp_path / "train.npz", blob=np.zeros(300_000_000, np.uint8))
     assert (tmp_path / "train.npz").stat().st_size < 400_000
-    with pytest.raises(
-        UserError, match=r"train.npz, which says .* cannot be read \(it would become 300,000,1"
-    ):
+    with pytest.raises(UserError, match=r"train.npz, .*it would become 300,000,1"):
         SplitRecord.open(tmp_path / "train.npz")
     data = (tmp_path / "train.npz").read_bytes()
     (tmp_path / "rank0.bin").write_bytes(HEADER.pack(MARK, 0, len(data), zlib.crc32(data)) + data)
-    with pytest.raises(
-        UserError, match="rank0.bin holds something else than views .they would become 300,000,1"
-    ):
+    with pytest.raises(UserError, match="rank0.bin holds .*they would become 300,000,1"):
         find_units(tmp_path)[0].read()
 
 
@@ -257,5 +251,5 @@ def test_an_array_that_says_it_has_terabytes(tmp_path):
     head = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
     (folder / view_store.LABELS).write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
     (folder / view_store.VIDEOS).write_text("index,path,label\n0,a.mp4,a\n")
-    with pytest.raises(UserError, match="the view table in .* is damaged: Unable to allocate"):
+    with pytest.raises(UserError, match="is damaged: Unable to allocate"):
         view_store.open_views(folder)

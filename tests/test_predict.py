@@ -376,7 +376,7 @@ def test_a_graph_is_drawn_without_heat_and_says_so(run, test_split, tmp_path, ca
         capsys.readouterr().err.split()
     )
     assert (tmp_path / Path(test_split[0]).stem / "sheet.png").is_file()
-    with pytest.raises(UserError, match="heat=attention cannot be drawn: an exported graph"):
+    with pytest.raises(UserError, match="heat=attention .*: an exported graph"):
         predicted(*graph, "heat=attention")
 
 
@@ -420,21 +420,19 @@ def test_what_must_be_given_and_what_has_no_effect(tmp_path):
 
 def test_a_class_or_a_heat_map_that_the_model_does_not_have(run, test_split, tmp_path):
     call = [f"checkpoint={run}", f"videos={test_split[0]}", f"out={tmp_path}", "render=true"]
-    with pytest.raises(UserError, match="heat_class=grew is no class of .*; did you mean grow?"):
+    with pytest.raises(UserError, match="heat_class=grew .*; did you mean grow?"):
         predicted(*call, "heat_class=grew")
     assert not list(tmp_path.iterdir())
     classes, path = ("ab", "caf\u00e9"), Path("best.pt")
     assert class_number("cafe\u0301", classes, path) == class_number(" caf\u00e9\u200b", classes, path) == 1
-    with pytest.raises(
-        UserError, match=r"heat_class=.* is no class of best.pt; they look alike .*U\+200D ZERO WIDTH"
-    ):
+    with pytest.raises(UserError, match=r"heat_class=.* of best.pt; .*U\+200D ZERO"):
         class_number("a\u200db", classes, path)
 
 
 def test_a_checkpoint_that_was_cut_down(run, test_split, tmp_path):
     payload = checkpoint.load(run / "checkpoints/best.pt")
     checkpoint.save({key: value for key, value in payload.items() if key != "classes"}, tmp_path / "cut.pt")
-    with pytest.raises(UserError, match="lacks classes, and cannot be used without"):
+    with pytest.raises(UserError, match="lacks classes"):
         predicted(f"checkpoint={tmp_path / 'cut.pt'}", f"videos={test_split[0]}")
     no_model = changed(run, tmp_path / "bare.pt", augmentation=None)
     with pytest.raises(SystemExit) as ended:

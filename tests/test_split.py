@@ -154,14 +154,14 @@ def test_it_moves_no_file_and_repeats_itself(videos, tmp_path):
 def test_overwriting_must_be_asked_for(videos, tmp_path):
     out = tmp_path / "out"
     run(f"path={videos}", f"out={out}")
-    with pytest.raises(UserError, match="out holds another split .train.csv, .*or overwrite=true"):
+    with pytest.raises(UserError, match="out holds .*train.csv, .*overwrite=true"):
         run(f"path={videos}", f"out={out}", "seed=1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/train.csv").write_bytes(b"\xff")
     with pytest.raises(UserError, match="other holds another split .train.csv"):
         run(f"path={videos}", f"out={tmp_path / 'other'}")
     (tmp_path / "other/test.csv").mkdir()
-    with pytest.raises(UserError, match="test.csv is a folder: choose another out="):
+    with pytest.raises(UserError, match="test.csv is a folder: .*out="):
         run(f"path={videos}", f"out={tmp_path / 'other'}", "overwrite=true")
     with pytest.raises(UserError, match="test.csv"):
         run(f"path={videos}", f"out={out}", "shares=[0.9,0.1,0]")
@@ -254,14 +254,12 @@ def test_faults_are_named(overrides, message):
 
 def test_faults_of_the_source_name_the_settings_of_this_program(videos, tmp_path):
     (tmp_path / "all.csv").write_text("a b,c d\n")
-    with pytest.raises(UserError, match="say listing.delimiter=comma or listing.delimiter=space"):
+    with pytest.raises(UserError, match="delimiter=comma or .*delimiter=space"):
         run("source=listing", f"path={tmp_path / 'all.csv'}", "out=x")
-    with pytest.raises(UserError, match="^group_pattern='x' is not found in 40 of 40 names"):
+    with pytest.raises(UserError, match="^group_pattern='x' .* 40 of 40"):
         run(f"path={videos}", "out=x", "group_pattern=x")
     (videos / "train").mkdir()
-    with pytest.raises(
-        UserError, match="holds the folders train, .* dataset=class_folders dataset.source.root=/"
-    ):
+    with pytest.raises(UserError, match="train, .* dataset.source.root=/"):
         run(f"path={videos}", "out=x")
 
 
@@ -269,7 +267,7 @@ def test_names_that_cannot_be_listed(tmp_path):
     for name in ("a", "b", "c\nd"):
         (tmp_path / "videos/run").mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos/run" / f"{name}.mp4").touch()
-    with pytest.raises(UserError, match="cannot be listed: its name has a line break"):
+    with pytest.raises(UserError, match="name has a line break"):
         run(f"path={tmp_path / 'videos'}", f"out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 

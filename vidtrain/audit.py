@@ -65,7 +65,7 @@ def audit(cfg: DictConfig) -> None:
         console.info(f"dataset {name}: {len(files)} files in {', '.join(manifests)}")
         inspections = inspect_all(files, out, cfg, console)
         bounds = Bounds(**{key: cfg[key] for key in Bounds.__dataclass_fields__})
-        classes = list(dict.fromkeys(each for manifest in manifests.values() for each in manifest.classes))
+        classes = list(dict.fromkeys(name for manifest in manifests.values() for name in manifest.classes))
         summary = {"dataset": name, **summarize(records, classes, inspections, cfg.max_distance, bounds)}
         write_json_atomic(out / "summary.json", summary)
         write_text_atomic(out / "files.csv", table(records, inspections, summary))

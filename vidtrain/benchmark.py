@@ -65,41 +65,35 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
     from dataclasses import asdict
 
     from vidtrain.benchmarking.advice import advise, verdict
-    from vidtrain.benchmarking.measure import measure, open_phase, phase_name
+    from vidtrain.benchmarking.measure import measure, open_phase
     from vidtrain.benchmarking.report import describe_model, describe_settings, estimate
     from vidtrain.benchmarking.variants import explore
 
     cfg, data, ranks, console = meter.cfg, meter.data, meter.ranks, meter.console
-    phase, name = open_phase(cfg, data, ranks, console), phase_name(cfg)
+    phase = open_phase(cfg, data, ranks, console)
     where = f"{ranks.device.type} x {ranks.world_size}"
-    console.info(f"phase {name}, {where}: {cfg.warmup} steps to warm up, {cfg.steps} timed")
-    described = describe_settings(cfg, phase, ranks, meter.workers)
+    console.info(f"phase {phase.name}, {where}: {cfg.warmup} steps to warm up, {cfg.steps} timed")
+    described = describe_settings(meter, phase)
     rates, batch = measure(meter, phase)
-    model = describe_model(cfg, phase, ranks, rates["clips_per_s"])
+    model = describe_model(meter, phase, rates["clips_per_s"])
     videos = {split: len(manifest) for split, manifest in data.splits.items()}
     planned = estimate(
-        phase.run.phases,
-        phase.run.settings,
-        phase.run.steps_per_epoch,
-        videos,
-        name,
-        rates["seconds_per_step"],
-        rates["evaluation_videos_per_s"],
+        phase.run, phase.name, videos, rates["seconds_per_step"], rates["evaluation_videos_per_s"]
     )
     measured, notes = explore(meter, phase, batch, rates)
-    bound, advice = verdict(measured), advise(measured)
+    advice = advise(measured)
     result = {
         "name": cfg.name,
-        "phase": name,
+        "phase": phase.name,
         **described,
         "steps": cfg.steps,
         "warmup": cfg.warmup,
         **model,
         **rates,
         "estimate": planned,
-        "verdict": asdict(bound),
+        "verdict": asdict(verdict(measured)),
         "measured": asdict(measured),
-        "advice": [{"text": each.text, **asdict(each)} for each in advice],
+        "advice": [{"text": change.text, **asdict(change)} for change in advice],
         "notes": notes,
         "proof": None,
     }
@@ -111,7 +105,7 @@ def _prove(meter: "Meter", advice: "list[Advice]") -> dict[str, Any] | None:
     from vidtrain.benchmarking.report import show_proof
     from vidtrain.benchmarking.variants import follow
 
-    followed = next((each for each in advice if each.first is None), None)
+    followed = next((change for change in advice if change.first is None), None)
     if followed is None:
         meter.console.info("nothing to prove: no advice that this program can follow by itself")
         return None

@@ -4,17 +4,16 @@ python -m vidtrain.compare outputs/motion/A outputs/motion/B
 python -m vidtrain.compare outputs/motion/A        # the page that training left there, report.html, again
 """
 
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtrain.app.launch import fail, launch
-from vidtrain.config.overrides import positional_to_override
-from vidtrain.config.schemas import CompareConfig
+from omegaconf import DictConfig
+
+from vidtrain.app.launch import launch
+from vidtrain.config.schemas import CompareConfig, to_settings
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
@@ -26,15 +25,7 @@ if TYPE_CHECKING:  # --help should not wait for numpy
 MOST_SHOWN = 30  # recipes in the console's table
 
 
-def with_runs(arguments: Sequence[str]) -> list[str]:
-    """The command line with its bare folders gathered into `runs=[...]`, as Hydra takes only overrides.
-
-    Raises `UserError` where runs are given in both ways.
-    """
-    return positional_to_override(arguments, "runs")
-
-
-def check(cfg: CompareConfig) -> list[tuple[str, str]]:
+def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_settings(cfg, CompareConfig)
     if cfg.runs is None:
         faults.append(("runs", "must be given: python -m vidtrain.compare RUN RUN, or the folder of a sweep"))
@@ -43,7 +34,7 @@ def check(cfg: CompareConfig) -> list[tuple[str, str]]:
     return faults
 
 
-def _places(cfg: CompareConfig) -> list[Any]:
+def _places(cfg: CompareConfig | DictConfig) -> list[Any]:
     return [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
 
 
@@ -74,8 +65,8 @@ def show(summary: Mapping[str, Any], console: "Console | NullConsole") -> None:
         console.info(f"note: {note}")
 
 
-def compare(cfg: CompareConfig) -> None:
-    from vidtrain.comparison.run import Options, compare_runs
+def compare(cfg: DictConfig) -> None:
+    from vidtrain.comparison.run import compare_runs
     from vidtrain.comparison.runs import find_runs, read_all
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
     from vidtrain.reports.compare_charts import draw
@@ -83,8 +74,9 @@ def compare(cfg: CompareConfig) -> None:
     from vidtrain.reports.pages import warn_of_failure
     from vidtrain.tracking.console import make_console
 
+    settings = to_settings(cfg, CompareConfig)
     console, started = make_console(is_main=True), time.monotonic()
-    finished = find_runs(_places(cfg))
+    finished = find_runs(_places(settings))
     for folder, why in finished.left_out:
         console.warn(f"left out: {shown(folder)}: {why}")
     if len(finished.runs) == 1 and not finished.sweeps and not finished.left_out:
@@ -93,26 +85,11 @@ def compare(cfg: CompareConfig) -> None:
         named = ", ".join(map(str, finished.runs)) or "none"
         raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {named}")
     with console.phase("reading", len(finished.runs)):
-        runs = read_all(finished.runs, cfg.split, lambda done: console.advance(done, {}))
-    options = Options(
-        metric=cfg.metric,
-        baseline=cfg.baseline,
-        repeats=list(cfg.repeats),
-        across_protocols=cfg.across_protocols,
-        bootstrap=cfg.bootstrap,
-        confidence=cfg.confidence,
-        seed=cfg.seed,
-        sweep=bool(finished.sweeps),
-    )
-    compared = compare_runs(runs, options, console)
+        runs = read_all(finished.runs, settings.split, lambda done: console.advance(done, {}))
+    compared, changed = compare_runs(runs, settings, bool(finished.sweeps), console)
     left_out = [{"folder": str(folder), "why": why} for folder, why in finished.left_out]
-    summary = {**compared.summary, "left_out": left_out}
-    changed = [
-        (*numbers, {**asdict(video), "flipped": int(video.flipped)})
-        for numbers, pair in compared.comparisons.items()
-        for video in pair.videos
-    ]
-    out = Path(cfg.out or f"outputs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    summary = {**compared, "left_out": left_out}
+    out = Path(settings.out or f"outputs/compare/{datetime.now():%Y-%m-%d_%H-%M-%S}")
     check_links(out, folders=False)
     with RunLock(out):
         write_tables(summary, changed, out)
@@ -124,7 +101,7 @@ def compare(cfg: CompareConfig) -> None:
             str(page), lambda: write_text_atomic(page, compare_page(summary, pictures, out)), console
         )
     show(summary, console)
-    console.info(f"{out / 'report.html'} after {time.monotonic() - started:.0f} s")
+    console.info(f"{page} after {time.monotonic() - started:.0f} s")
 
 
 def write_page_again(run: Path, out: Path, console: "Console | NullConsole") -> None:
@@ -138,11 +115,7 @@ def write_page_again(run: Path, out: Path, console: "Console | NullConsole") -> 
 
 
 def main() -> None:
-    try:
-        sys.argv[1:] = with_runs(sys.argv[1:])
-    except UserError as error:
-        fail(str(error))
-    launch("compare", compare, check)
+    launch("compare", compare, check, bare_words_are="runs")
 
 
 if __name__ == "__main__":

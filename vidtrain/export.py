@@ -19,18 +19,17 @@ from vidtrain.build.checkpoint_loader import (
     run_of,
 )
 from vidtrain.config.renames import migrate
-from vidtrain.config.schemas import ExportSettings
-from vidtrain.config.targets import check_targets
+from vidtrain.config.schemas import ExportConfig, to_settings
+from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_inside, check_writable
 
 # What exporting uses of the configuration that a checkpoint carries
 USED = ("seed", "clip", "model", "loss", "augmentation.eval")
-SETTINGS = ("formats", "input", "precision", "opset", "max_difference", "card")
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg)
+    faults = check_targets(cfg) + check_settings(cfg, ExportConfig)
     if (cfg.checkpoint is None) == (cfg.pretrained is None):
         faults.append(
             ("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both")
@@ -47,15 +46,14 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(("card", "a model card is made of a run's folder, and published weights have none"))
     if not cfg.formats and not cfg.card:
         faults.append(("formats", "nothing to write: name at least one of onnx, torch_export, safetensors"))
-    from vidtrain.runs.export import check_settings
+    if "onnx" in (cfg.formats or ()):
+        from vidtrain.models.export_formats import check_onnx
 
-    return faults + check_settings(settings_of(cfg))
-
-
-def settings_of(cfg: DictConfig) -> ExportSettings:
-    settings: dict[str, Any] = {key: cfg[key] for key in SETTINGS}
-    settings["formats"] = list(cfg.formats) if cfg.formats else cfg.formats
-    return ExportSettings(**settings)
+        try:
+            check_onnx(cfg.opset)
+        except UserError as error:
+            faults.append(("opset" if "opset" in str(error) else "formats", str(error)))
+    return faults
 
 
 def export(cfg: DictConfig) -> None:
@@ -94,7 +92,7 @@ def export(cfg: DictConfig) -> None:
         out = folder / "export" if folder else Path("outputs/export") / path.stem
     if folder is not None and cfg.out is None:
         check_inside(out, folder)
-    settings, out, spec = settings_of(cfg), Path(cfg.out or out), build.model_spec(config)
+    settings, out, spec = to_settings(cfg, ExportConfig), Path(cfg.out or out), build.model_spec(config)
     check_writable(out)
     card = export_model(spec, model, classes, settings, out, origin, console) if settings.formats else None
     if cfg.card or (cfg.card is None and folder is not None):

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from vidtrain.app.launch import fail, launch
+from vidtrain.app.launch import launch
 from vidtrain.build.checkpoint_loader import find_checkpoint, open_trained
-from vidtrain.config.overrides import positional_to_override
-from vidtrain.errors import UserError
 from vidtrain.prediction.options import (
     CHANGES,
     FILES,
@@ -137,11 +135,7 @@ def _make_outputs(
 
 
 def main() -> None:
-    try:
-        sys.argv[1:] = positional_to_override(sys.argv[1:], "videos")  # Hydra takes only overrides
-    except UserError as error:
-        fail(str(error))
-    launch("predict", predict, check)
+    launch("predict", predict, check, bare_words_are="videos")
 
 
 if __name__ == "__main__":

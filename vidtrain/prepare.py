@@ -107,7 +107,7 @@ def encode_all(
     from vidtrain.data.prepared.reencode import Job, Made, prepare_file
 
     waiting = copy.pending(files)
-    done, older = len(files) - len(waiting), sum(made is not None for made in waiting.values())
+    done, older = len(files) - len(waiting), sum(earlier is not None for earlier in waiting.values())
     if done:
         console.info(f"{done} of {len(files)} files are there already")
     if older:
@@ -117,21 +117,21 @@ def encode_all(
     # taken before they are read: one that changes meanwhile is made anew the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
     jobs = [
-        Job(source, copy.target(source), copy.settings, files[source], cfg.data.max_pixels, made)
-        for source, made in waiting.items()
+        Job(source, copy.target(source), copy.settings, files[source], cfg.data.max_pixels, earlier)
+        for source, earlier in waiting.items()
     ]
     workers = min(cfg.num_workers or cores(), len(jobs) or 1)
     read = written = unreadable = 0
     with console.phase("preparing", len(files), start_step=done):
         for result in guarded(prepare_file, jobs, workers, cfg.decode_timeout_s, PRELOAD):
             source = result.item.source
-            made = result.value or Made(cause=result.failure)
-            if made.refusal:
-                raise UserError(f"{made.refusal}; mend that, and the same command goes on from there")
-            copy.record(source, before[source], made)
+            outcome = result.value or Made(cause=result.failure)
+            if outcome.refusal:
+                raise UserError(f"{outcome.refusal}; mend that, and the same command goes on from there")
+            copy.record(source, before[source], outcome)
             done += 1
-            unreadable += bool(made.cause)
-            read, written = read + before[source][0] * (not made.cause), written + made.bytes
+            unreadable += bool(outcome.cause)
+            read, written = read + before[source][0] * (not outcome.cause), written + outcome.bytes
             console.advance(done, {"MB": f"{read / MB:.1f} -> {written / MB:.1f}", "unreadable": unreadable})
 
 

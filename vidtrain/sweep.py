@@ -33,8 +33,10 @@ def with_words(arguments: Sequence[str]) -> list[str]:
     bare, rest = bare_words(arguments)
     if len(bare) > 2:
         raise UserError(f"{shlex.join(bare)}: one of status or resume, and the folder of one sweep")
-    words = dict(zip(("action", "folder"), bare, strict=False))
-    return [*rest, *(f"{key}={in_quotes(value)}" for key, value in words.items())]
+    return [
+        *rest,
+        *(f"{key}={in_quotes(word)}" for key, word in zip(("action", "folder"), bare, strict=False)),
+    ]
 
 
 def check(cfg: SweepConfig) -> list[tuple[str, str]]:
@@ -82,11 +84,11 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
     to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.
     """
-    from vidtrain.config.trust import check_stored
+    from vidtrain.config.overrides import check_stored
     from vidtrain.runs.folder import check_whole
     from vidtrain.sweeps.record import SWEEP, SweepRecord
 
-    own = dict(each.partition("=")[::2] for each in arguments if each.startswith(("folder=", "retry=")))
+    own = dict(text.partition("=")[::2] for text in arguments if text.startswith(("folder=", "retry=")))
     if "folder" not in own:
         raise UserError("resume what? python -m vidtrain.sweep resume DIR, the folder of a sweep")
     if "retry" in own and own["retry"] not in ("true", "false"):
@@ -94,17 +96,17 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     folder = Path(unquoted(own["folder"])).absolute()
     record = SweepRecord.read(folder)
     _go_to(record.started_in, folder / SWEEP)
-    now = [each for each in arguments if not each.startswith(NOT_OF_TRAINING)]
+    now = [override for override in arguments if not override.startswith(NOT_OF_TRAINING)]
     if "retry" in own:
         now.append(f"hydra.sweeper.retry={own['retry']}")
-    replaced = {each.lstrip("+~").partition("=")[0] for each in now}
+    replaced = {override.lstrip("+~").partition("=")[0] for override in now}
     replaced |= {"hydra.sweep.dir", "hydra.sweeper.retry"}
     stored = [
-        each
-        for each in [*record.hydra, *record.task]
-        if each.lstrip("+~").partition("=")[0] not in replaced
+        override
+        for override in [*record.hydra, *record.task]
+        if override.lstrip("+~").partition("=")[0] not in replaced
         # another launcher has other settings
-        and not ("hydra/launcher" in replaced and each.lstrip("+~").startswith("hydra.launcher."))
+        and not ("hydra/launcher" in replaced and override.lstrip("+~").startswith("hydra.launcher."))
     ]
     check_whole(stored, str(folder / SWEEP))
     command = f"python -m vidtrain.sweep resume {shlex.quote(str(folder))}"
@@ -133,7 +135,7 @@ def main() -> None:
     try:
         arguments = rename_arguments(with_words(sys.argv[1:]), "train", warn)
         resumes = "action='resume'" in arguments or "action=resume" in arguments
-        if resumes and not any(each in ("-h", "--help") for each in arguments):
+        if resumes and not any(argument in ("-h", "--help") for argument in arguments):
             arguments = resume_arguments(arguments)
     except UserError as error:
         fail(str(error))

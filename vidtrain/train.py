@@ -17,12 +17,9 @@ from vidtrain.runs.attempts import RunAttempt, run_attempt
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
-    from pathlib import Path
-
     from vidtrain.runs.assemble import Parts, RunData, Start, ValEvaluation
     from vidtrain.tracking.console import Console, NullConsole
     from vidtrain.tracking.run_log import RunLog
-    from vidtrain.training.ranks.distributed import Ranks
     from vidtrain.training.state import TrainState
 
 
@@ -63,19 +60,14 @@ def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | 
                 if ranks.is_main:
                     stack.enter_context(run_folder.attempt(folder))
                 attempt = stack.enter_context(run_attempt(folder, ranks, preemption))
-                return _train(cfg, ranks, console, folder, preemption, attempt)
+                return _train(cfg, attempt, console, preemption)
         except Pruned as ending:  # not a fault, but there is no value to return
             console.info(str(ending))
             return None
 
 
 def _train(
-    cfg: DictConfig,
-    ranks: "Ranks",
-    console: "Console | NullConsole",
-    folder: "Path",
-    preemption: PreemptionHandler,
-    attempt: RunAttempt,
+    cfg: DictConfig, attempt: RunAttempt, console: "Console | NullConsole", preemption: PreemptionHandler
 ) -> float | None:
     """Data, model, fit, report."""
     from vidtrain.build.parts import model_spec, protocol_text
@@ -84,6 +76,7 @@ def _train(
     from vidtrain.runs.export import export_run
     from vidtrain.sweeps.record import check_objective
 
+    ranks, folder = attempt.ranks, attempt.folder
     run_id = assemble.set_up(cfg, ranks, console, folder)
     data = assemble.open_data(cfg, ranks, console, folder)
     check_objective(folder, data.splits)

@@ -298,7 +298,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
     best = tmp_path / "run/checkpoints/best.pt"
     with pytest.raises(UserError, match="there is no such file or folder"):
         find_checkpoint(str(best))
-    with pytest.raises(UserError, match="is a folder and no run's; name a run's folder, or a file"):
+    with pytest.raises(UserError, match="is a folder and no run's"):
         find_checkpoint(str(tmp_path / "run"))
     best.touch()
     assert find_checkpoint(str(tmp_path / "run")) == best
@@ -332,9 +332,7 @@ PROGRAMS = (
 )
 def test_flags_may_stand_anywhere(given, taken):
     if taken is None:
-        with pytest.raises(
-            UserError, match="the command line cannot be read: argument --info/-i: invalid choice"
-        ):
+        with pytest.raises(UserError, match="argument --info/-i: invalid choice"):
             flags_last(given.split())
     else:
         assert flags_last(given.split()) == taken.split()

@@ -97,9 +97,7 @@ def test_what_is_not_in_the_file_is_said_to_be_random(files):
 
 def test_a_probe_for_other_classes_is_refused_when_they_are_known(files):
     cfg = config(f"pretrained=[{files}/encoder.pt,{files}/probe.pt]")
-    with pytest.raises(
-        UserError, match=r"probe\.pt is a head for 3 classes, and the model's has 5: leave it out"
-    ):
+    with pytest.raises(UserError, match=r"probe\.pt is a head for 3 classes.* has 5"):
         start(cfg, 5, files)
 
 

@@ -82,9 +82,7 @@ def test_keys_that_are_unknown_are_all_named(stored):
 
 def test_values_of_another_type_are_refused_with_their_key(stored):
     stored["clip"]["frames"] = "many"
-    with pytest.raises(
-        UserError, match="best.pt is from another version of vidtrain: clip.frames: Value 'many'"
-    ):
+    with pytest.raises(UserError, match="best.pt is .*clip.frames: Value 'many'"):
         migrate(stored, "best.pt")
 
 

@@ -10,7 +10,8 @@ import torch
 
 from vidtrain import sweep
 from vidtrain.app.launch import launch
-from vidtrain.config.trust import check_trials, is_trusted_pruner, may_be_taken
+from vidtrain.config.overrides import check_trials, may_be_taken
+from vidtrain.config.trust import is_trusted_pruner
 from vidtrain.errors import UserError
 from vidtrain.runs.folder import with_stored_overrides
 from vidtrain.sweeps import record as sweep_trial
@@ -201,7 +202,7 @@ def test_a_sweep_that_was_handed_over_goes_on_only_with_what_it_may_say(override
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "sweep", hydra=[override], started_in=tmp_path)
     named = f"folder={tmp_path}/sweep"
-    with pytest.raises(UserError, match="say them again: python -m vidtrain.sweep resume"):
+    with pytest.raises(UserError, match="say them again: .*vidtrain.sweep resume"):
         sweep.resume_arguments(["action=resume", named])
     if not override.startswith(("-", "hydra.mode=")) and "=" in override:
         assert override in sweep.resume_arguments(["action=resume", named, override])
@@ -324,9 +325,7 @@ def test_a_study_that_was_changed_draws_no_other_values(drawn, taken, tmp_path):
     if taken:
         assert list(unsettled(study, space)) == [(0, [f"{key}=0.1"])]
         return
-    with pytest.raises(
-        UserError, match=r"trial 0 with loss.label_smoothing=\{_target_: os.mkdir\}, which is not"
-    ):
+    with pytest.raises(UserError, match=r"trial 0 with .*\{_target_: os.mkdir\}"):
         list(unsettled(study, space))
 
 

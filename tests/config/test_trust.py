@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import open_trained
 from vidtrain.build.parts import check_starting_point
-from vidtrain.config.published import put_published
+from vidtrain.config.references import put_published
 from vidtrain.config.targets import CONF
 from vidtrain.config.trust import as_text, check_trust, is_computed, is_trusted, shipped, with_references
 from vidtrain.errors import UserError
@@ -235,7 +235,7 @@ def test_what_is_no_plain_configuration_is_refused(config, tmp_path):
         with pytest.raises(UserError, match=said):
             check_trust(strange, "bad.pt")
     checkpoint.save({"model": {}, "classes": ["a"], "config": ["x"]}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="holds a list in place of a configuration"):
+    with pytest.raises(UserError, match="holds a list in place"):
         open_trained(tmp_path / "bad.pt", trust_targets=False)
 
 
@@ -252,7 +252,7 @@ def test_a_run_of_ones_own_package_is_used_when_that_is_said(config, tmp_path, m
     monkeypatch.syspath_prepend(tmp_path)
     mine = {**config, "loss": {**config["loss"], "_target_": "my_losses.Mine"}}
     checkpoint.save({"model": {}, "classes": ["a"], "config": mine}, tmp_path / "mine.pt")
-    with pytest.raises(UserError, match=r"loss: my_losses.Mine(.|\n)*trust_targets=true"):
+    with pytest.raises(UserError, match=r"loss: my_losses.Mine(.|\n)*trust_targets"):
         open_trained(tmp_path / "mine.pt", trust_targets=False)
     assert "my_losses" not in sys.modules
     opened = open_trained(tmp_path / "mine.pt", trust_targets=True)
@@ -350,7 +350,7 @@ def test_the_settings_of_a_run_do_not_read_the_environment(config, tmp_path, mon
     assert "hunter2" not in str(found)
     stored["trainer"] = "${oc.create:{batch_size:3}}"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
-    with pytest.raises(UserError, match="config.yaml is from another version of vidtrain"):
+    with pytest.raises(UserError, match="config.yaml is from another version"):
         stored_settings(tmp_path)
 
 

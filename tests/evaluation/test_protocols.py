@@ -87,11 +87,9 @@ def test_the_middle_crop_is_the_center_crop(crops, frame):
 
 def test_crops_that_are_not_held():
     assert crop_choice(3, 3).numbers == (0, 1, 2)
-    with pytest.raises(UserError, match="crops=2 is not in the table, which holds 1 or 3"):
+    with pytest.raises(UserError, match="crops=2 is not in .* holds 1 or 3"):
         crop_choice(3, 2)
-    with pytest.raises(
-        UserError, match="crops=1 is not in the table, which holds 2: of an even number none is"
-    ):
+    with pytest.raises(UserError, match="crops=1 is not in .* holds 2: of an even"):
         crop_choice(2, 1)
 
 
@@ -174,7 +172,7 @@ def test_views_that_were_attended_jointly_cannot_be_taken_apart():
     found = all_protocols(joint, ("joint",))
     assert [(each.name, each.metrics["top1"]) for each in found] == [("4x1", 1), ("4x3", 1)]
     assert curve(joint, "joint") == []
-    with pytest.raises(UserError, match="all 4 clips jointly, so its views cannot be taken apart"):
+    with pytest.raises(UserError, match="all 4 clips jointly"):
         choose(joint, 2, 3)
 
 

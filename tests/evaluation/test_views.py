@@ -110,7 +110,7 @@ class TestTable:
         assert (len(table.indices), len(table.labels), table.coverage) == (0, 0, "0/2")
         assert table.logits.shape == (0, 1, 2)
         assert table.missing == [("a.mp4", "cut"), ("a.mp4", "cut")]
-        with pytest.raises(UserError, match=r"none of the 2 videos could be read; the first: a.mp4 \(cut\)"):
+        with pytest.raises(UserError, match=r"none of the 2 videos .* a.mp4 \(cut\)"):
             report(table, "mean_logits", "center")
 
     def test_no_batches_at_all(self):

@@ -51,9 +51,7 @@ def test_chunks_are_pending_until_they_are_written(tmp_path):
 )
 def test_what_is_of_something_else_is_refused(tmp_path, other, named):
     a_store(tmp_path).prepare()
-    with pytest.raises(
-        UserError, match=rf"damaged or of something else \(differing: {named}\); delete the folder"
-    ):
+    with pytest.raises(UserError, match=rf"damaged .*\(differing: {named}\)"):
         a_store(tmp_path, **other).prepare()
 
 
@@ -72,16 +70,14 @@ def test_damaged_files_are_refused(tmp_path):
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     store = a_store(tmp_path, rows=10**9)
-    with pytest.raises(
-        UserError, match=r"take 12.00 GB, and .* has 1.00 GB free; make room, .* data.features_root"
-    ):
+    with pytest.raises(UserError, match=r"12.00 GB, .* 1.00 GB free; .*features_root"):
         store.prepare()
     assert list(store.folder.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "store").write_text("a file")
-    with pytest.raises(UserError, match="choose a folder that you may write to with data.features_root"):
+    with pytest.raises(UserError, match="may write to with data.features_root"):
         a_store(tmp_path).prepare()
 
 

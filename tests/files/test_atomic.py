@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import strict_json, write_json_atomic, write_text_atomic
+from vidtrain.files.atomic import read_json, strict_json, write_json_atomic, write_text_atomic
 
 
 def test_replaces_the_file_and_leaves_nothing_else(tmp_path: Path):
@@ -49,3 +49,25 @@ def test_non_finite_numbers_become_null_at_any_depth():
 def test_json_file_is_indented(tmp_path: Path):
     write_json_atomic(tmp_path / "a.json", {"top1": 0.5})
     assert (tmp_path / "a.json").read_text() == '{\n  "top1": 0.5\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "cannot be read .*No such file"),
+        ('{"id": ', "cannot be read .Expecting value"),
+        ("[1]", "it holds no mapping"),
+        ('{"name": 1}', "has no id: "),
+    ],
+)
+def test_a_json_file_that_is_not_what_was_written_is_named_with_what_to_do(tmp_path: Path, text, why):
+    path = tmp_path / "run.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=f"run.json.*{why}.*; name another$"):
+        read_json(path, "name another", ["id"])
+
+
+def test_what_was_written_is_read(tmp_path: Path):
+    write_json_atomic(tmp_path / "a.json", {"id": 1, "more": None})
+    assert read_json(tmp_path / "a.json", "", ["id"]) == {"id": 1, "more": None}

@@ -96,7 +96,7 @@ def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path,
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
     steps = [row["step"] for row in read_metrics(tmp_path)]
     assert steps[0] == 1 and steps[-1] == 5 and len(steps) == 4 + 2 + 2 + 1  # steps, epochs, val, test
-    assert services(b"vidtrain.tracking.loggers.service") == services(b"wandb-core") == []
+    assert services(b"vidtrain.tracking.loggers.process") == services(b"wandb-core") == []
 
 
 def test_a_missing_package_is_a_fault_before_anything_starts(data_root, monkeypatch):

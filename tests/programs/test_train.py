@@ -140,9 +140,7 @@ def test_a_finished_run_is_no_answer_to_other_settings(finished, config):
     cfg, folder, best = finished
     other = cfg.copy()
     other.optimizer.lr = 0.5
-    with pytest.raises(
-        UserError, match=r"is finished, and was started with other settings:\n  optimizer.lr: 0.003 -> 0.5"
-    ):
+    with pytest.raises(UserError, match=r"is finished.*\n  optimizer.lr: 0.003 -> 0.5"):
         train(other)
     other.optimizer.lr, other.trainer.num_workers = (
         cfg.optimizer.lr,
@@ -166,7 +164,7 @@ def test_a_checkpoint_from_before_a_key_was_added_is_evaluated_alike(finished, c
     assert json.loads((tmp_path / "again/metrics.json").read_text()) == stored
     payload["config"]["clip"]["stretch"] = 2
     checkpoint.save(payload, tmp_path / "run/checkpoints/old.pt")
-    with pytest.raises(UserError, match="old.pt is from another version of vidtrain: .* clip.stretch"):
+    with pytest.raises(UserError, match="old.pt is from another .* clip.stretch"):
         evaluate(config(old, f"out={tmp_path}/again", program="evaluate", base=["num_workers=0"]))
 
 
@@ -176,9 +174,7 @@ def test_a_wrong_root_is_noticed_before_training(config, tmp_path):
     (tmp_path / "val.csv").write_text("val.mp4,1\n")
     cfg = config("dataset=listing", f"dataset.folder={tmp_path}", "dataset.source.root=/nowhere",
                  "dataset.source.test=null", f"run_dir={tmp_path}/run", "logger=none", base=[])  # fmt: skip
-    with pytest.raises(
-        UserError, match="20 of 20 train videos .*, such as /nowhere/0.mp4; 1 of 1 val .*root=/nowhere right"
-    ):
+    with pytest.raises(UserError, match="20 of 20 train .*/nowhere/0.mp4; 1 of 1 val"):
         train(cfg)
     assert not (tmp_path / "run/checkpoints").exists()
 
@@ -221,9 +217,7 @@ def test_other_settings_cannot_be_slipped_into_a_run(finished, config):
     _, folder, _ = finished
     (folder / "summary.json").rename(folder / "hidden.json")
     try:
-        with pytest.raises(
-            UserError, match=r"other settings(.|\n)*optimizer.lr: 0.003 -> 0.1(.|\n)*start a new run"
-        ):
+        with pytest.raises(UserError, match=r"other settings(.|\n)*optimizer.lr: 0.003 -> 0.1"):
             train(config(f"run_dir={folder}", "stage=progressive", "trainer.epochs=4", "optimizer.lr=0.1"))
     finally:
         (folder / "hidden.json").rename(folder / "summary.json")
@@ -244,7 +238,7 @@ def test_init_from_takes_the_encoder_and_says_so(finished, config, tmp_path, cap
 
 def test_init_from_another_architecture_is_refused(finished, config, tmp_path):
     _, folder, _ = finished
-    with pytest.raises(UserError, match="fits the model's encoder by .* only, below init_match=90%"):
+    with pytest.raises(UserError, match="encoder by .* below init_match=90%"):
         train(config(f"init_from={folder}/checkpoints/best.pt", f"run_dir={tmp_path}", "model.encoder.embed_dim=32",
                      "model.encoder.num_heads=2"))  # fmt: skip
 
@@ -257,7 +251,7 @@ def test_a_run_folder_in_use_is_refused(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files(config, tmp_path):
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+, on these files:\n  .*\.mp4"):
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+(.|\n)*\.mp4"):
         train(
             config(f"run_dir={tmp_path}", "optimizer.lr=1e30", "schedule=constant", "trainer.clip_grad=null")
         )
@@ -338,16 +332,14 @@ def test_overfit_mode_asks_of_a_smoothed_loss_that_answers_are_right(config, tmp
     smoothed = ["debug=overfit", "loss.label_smoothing=0.1", "trainer.batch_size=4"]
     train(config(*smoothed, f"run_dir={tmp_path}/run", "trainer.steps_per_epoch=60"))
     assert json.loads((tmp_path / "run/summary.json").read_text())["top1"] == 1
-    with pytest.raises(
-        UserError, match="one batch was not learned: after 4 steps 50% of its videos are right; "
-    ):
+    with pytest.raises(UserError, match="not learned: after 4 steps 50% of "):
         train(
             config(*smoothed, f"run_dir={tmp_path}/short", "trainer.steps_per_epoch=2", "optimizer.lr=1e-9")
         )
 
 
 def test_overfit_mode_fails_when_it_cannot(config, tmp_path):
-    with pytest.raises(UserError, match="one batch was not learned: .* above 0.05"):
+    with pytest.raises(UserError, match="batch was not learned: .* above 0.05"):
         train(
             config("debug=overfit", f"run_dir={tmp_path}", "optimizer.lr=1e-9", "trainer.steps_per_epoch=3")
         )
@@ -366,7 +358,7 @@ def test_a_checkpoint_cannot_name_code_to_run(finished, config, tmp_path):
     payload = checkpoint.load(folder / "checkpoints/best.pt")
     payload["config"]["dataset"]["source"] = {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
     checkpoint.save(payload, tmp_path / "run/checkpoints/poisoned.pt")
-    with pytest.raises(UserError, match=r"dataset.source: os.mkdir(.|\n)*trust_targets=true"):
+    with pytest.raises(UserError, match=r"os.mkdir(.|\n)*trust_targets=true"):
         evaluate(config(f"checkpoint={tmp_path}/run/checkpoints/poisoned.pt", program="evaluate", base=[]))
     assert not (tmp_path / "made").exists()
 
@@ -416,13 +408,13 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     )
     with pytest.raises(
         UserError,
-        match=r"1 reads failed of this epoch's 20 videos, more than trainer.max_unreadable_fraction=1%",
+        match=r"1 reads .*20 videos.* max_unreadable_fraction=1%",
     ):
         train(strict)
 
 
 def test_a_video_too_short_for_a_clip_ends_the_run_with_its_name(config, tmp_path):
-    with pytest.raises(UserError, match=r"\.mp4: the video is too short for a clip"):
+    with pytest.raises(UserError, match=r"\.mp4: the video is too short"):
         train(
             config(
                 f"run_dir={tmp_path}",
@@ -434,7 +426,7 @@ def test_a_video_too_short_for_a_clip_ends_the_run_with_its_name(config, tmp_pat
 
 
 def test_a_later_phase_is_checked_before_the_first_starts(config, tmp_path):
-    with pytest.raises(UserError, match="stage.unfreeze_last.duration=0.1% comes to no step"):
+    with pytest.raises(UserError, match="unfreeze_last.duration=0.1% .*no step"):
         train(config(f"run_dir={tmp_path}", "stage=progressive", "stage.unfreeze_last.duration=0.1%"))
     assert not (tmp_path / "checkpoints").exists()
 
@@ -466,9 +458,7 @@ def test_other_classes_than_the_checkpoints_are_refused(finished, config, tmp_pa
         for name in ("left", "right"):
             (test.parent / split / name).mkdir(parents=True, exist_ok=True)
             (test.parent / split / name / "a.mp4").touch()
-    with pytest.raises(
-        UserError, match="tells other classes apart than the dataset has: 10 and 2; differing: appear"
-    ):
+    with pytest.raises(UserError, match="other classes .*: 10 and 2; differing: appear"):
         evaluate(
             config(f"checkpoint={folder}/checkpoints/best.pt", "dataset=class_folders", "num_workers=0",
                    f"dataset.source.root={test.parent}", program="evaluate", base=[])
@@ -499,9 +489,7 @@ def test_classes_of_a_checkpoint_in_another_order_or_spelling(finished, config, 
             assert ours["path"] == theirs["path"] and ours["label"] == theirs["label"]
             place = names.index(ours["prediction"])
             assert theirs["prediction"] == written[place].rstrip("\u200b")
-    with pytest.raises(
-        UserError, match="was trained on other classes, or in another order, than the dataset has now"
-    ):
+    with pytest.raises(UserError, match="was trained on other classes"):
         shutil.copytree(folder, tmp_path / "again")
         (tmp_path / "again/summary.json").unlink()
         last = checkpoint.load(folder / "checkpoints/last.pt")

@@ -170,5 +170,5 @@ def test_of_many_classes_the_weakest_and_the_strongest_are_shown(run, tmp_path):
 
 def test_a_file_that_the_run_should_have_left_is_named(run, tmp_path):
     (run / "git.json").unlink()
-    with pytest.raises(UserError, match="git.json, which cannot be read"):
+    with pytest.raises(UserError, match="git.json cannot be read"):
         write_model_card(run, tmp_path / "out", CONFIG, None)

@@ -121,7 +121,7 @@ def test_a_video_in_another_class_is_refused_in_every_split(start, data, split):
     start()
     saved(start)
     (data / split / "red/5.mp4").rename(data / split / "blue/5.mp4")
-    with pytest.raises(UserError, match=rf"{split}: 1 in another class: .*blue/5.mp4 \(red -> blue\)"):
+    with pytest.raises(UserError, match=rf"{split}: 1 .*blue/5.mp4 \(red -> blue\)"):
         start()
     start(allowed=True)
     assert changed_in_mid_run(start.folder)
@@ -194,6 +194,6 @@ def test_evaluating_other_data(start, data, console):
     assert hold()["counts"] == {"replaced by another file": 1}
     assert console.lines[0].startswith("warning: val is not what it was when the run in")
     (data / "train/red/0.mp4").write_bytes(b"another")
-    with pytest.raises(UserError, match="say allow_changed=true: the evaluation then says so"):
+    with pytest.raises(UserError, match="say allow_changed=true"):
         hold("train")
     assert hold("train", allowed=True)["counts"] == {"replaced by another file": 1}

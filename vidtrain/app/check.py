@@ -21,9 +21,9 @@ from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.export_formats import check_onnx
 from vidtrain.models.weights.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
-from vidtrain.runs.export import check_settings as check_export
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import find_place
 from vidtrain.training.run import TrainerSettings
@@ -35,7 +35,7 @@ TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretr
 GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer", "schedule", "stage", "trainer",
           "logger")  # fmt: skip
 # A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
-RESTS_ON = defaultdict(
+REQUIRES = defaultdict(
     tuple,
     model=("clip",),
     augmentation=("clip",),
@@ -44,7 +44,7 @@ RESTS_ON = defaultdict(
 )
 # Plain values, typed by the schema: they can be tried whatever else is wrong with them
 TYPED = ("clip", "data")
-LINE_BY_LINE = (*TYPED, "dataset")  # each line of what these say is a fault of its own
+LINE_BY_LINE = (*TYPED, "dataset", "export")  # each line of what these say is a fault of its own
 # What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
 PARTS = {
     "dataset": {"source": False},
@@ -97,17 +97,12 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         "pretrained" if cfg.init_from is None else "init_from": lambda: build.check_starting_point(
             cfg, None if broken & {"clip", "model"} else model()
         ),
-        "export": lambda: check_geometry(build.instantiate_component(cfg.augmentation.eval), export),
+        "export": lambda: _try_export(cfg),
     }
-    if training:
-        export = to_settings(cfg.export, ExportSettings)
-        if of_export := [(f"export.{key}", why) for key, why in check_export(export)]:
-            faults += of_export
-            broken.add("export")
     for key, trial in trials.items():
         if not training and key in (*TRAINING_ONLY, "trainer"):
             continue
-        if key not in TYPED and broken & {key, *RESTS_ON[key]}:
+        if key not in TYPED and broken & {key, *REQUIRES[key]}:
             continue
         try:
             trial()
@@ -115,6 +110,13 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
             faults += _lines(cfg, key, error) if key in LINE_BY_LINE else [(key, str(error))]
             broken.add(key)
     return faults
+
+
+def _try_export(cfg: DictConfig) -> None:
+    settings = to_settings(cfg.export, ExportSettings)
+    if "onnx" in (settings.formats or ()):
+        check_onnx(settings.opset)
+    check_geometry(build.instantiate_component(cfg.augmentation.eval), settings)
 
 
 def _try_schedule(cfg: DictConfig) -> None:

@@ -26,9 +26,10 @@ from vidtrain.config.overrides import (
     is_sweep,
     parsed,
     parses,
+    positional_to_override,
     search_path,
 )
-from vidtrain.config.published import put_published
+from vidtrain.config.references import put_published
 from vidtrain.config.renames import accept_old_keys, rename_arguments
 from vidtrain.config.schemas import to_list
 from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
@@ -63,12 +64,13 @@ def launch(
     task: Callable[[Config], float | None],
     check: Callable[[Config], list[tuple[str, str]]],
     stored: Stored = NONE_STORED,
+    bare_words_are: str | None = None,
 ) -> None:
     """Runs `task` on the configuration that the command line composes, through Hydra.
 
     Overrides that do not compose are printed together before anything is started; where all do, the faults that
     `check` finds are. They, and a `UserError` from `task`, end the program with status 2 and without a traceback.
-    `stored` says which overrides are not of this command line.
+    `stored` says which overrides are not of this command line, and `bare_words_are` which list its bare words make up.
     """
     # Hydra passes a DictConfig, whose attributes are those of the schema that the program names
     run, find = cast(Task, task), cast(Check, check)
@@ -78,8 +80,10 @@ def launch(
     register_schemas()
     use_own_plugins()
     accept_old_keys(config_name, warn)
-    sys.argv[1:] = rename_arguments(sys.argv[1:], config_name, warn)
     try:
+        if bare_words_are is not None:  # Hydra takes only overrides
+            sys.argv[1:] = positional_to_override(sys.argv[1:], bare_words_are)
+        sys.argv[1:] = rename_arguments(sys.argv[1:], config_name, warn)
         arguments = parsed(sys.argv[1:])
         overrides, folders = search_path(arguments.overrides, arguments.config_dir)
     except UserError as error:
@@ -122,9 +126,9 @@ def _check_and_run(
     cfg: DictConfig, task: Task, check: Check, stored: Stored, folders: Sequence[Path]
 ) -> float | None:
     """Checks what Hydra composed and runs `task` on it; mistakes of the user end the program without a traceback."""
-    words = logging.StreamHandler(sys.stdout)
-    words.setFormatter(OneLineNames("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[words], force=True)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(OneLineNames("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("vidtrain").setLevel(logging.INFO)
     context = HydraConfig.get()
     overrides, choices = to_list(context.overrides.task), context.runtime.choices
@@ -296,7 +300,7 @@ def _explain(
             return key, _cause(error)
         if not is_group(group, folders):
             return key, f"there is no group {group}"
-        chosen = [each.strip() for each in value.strip("[]").split(",")]  # one, or a list of several
+        chosen = [name.strip() for name in value.strip("[]").split(",")]  # one, or a list of several
         unknown = [name for name in chosen if name not in options(group, folders)]
         if not unknown:  # they are there, and what they ask for is at fault
             return key, _cause(error)
@@ -307,7 +311,7 @@ def _explain(
         if isinstance(node, ListConfig):
             return key, _cause(error)
         if not isinstance(node, DictConfig) or part not in node:
-            known = [str(each) for each in node] if isinstance(node, DictConfig) else []
+            known = [str(name) for name in node] if isinstance(node, DictConfig) else []
             if depth == 0:
                 known += _groups(choices)
             inside = f"{'.'.join(parts[:depth])} has" if depth else "there is"

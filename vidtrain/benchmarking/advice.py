@@ -10,8 +10,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vidtrain.errors import UserError
-
 Setting = int | float | str | bool
 WAITS = 0.10  # share of a step spent waiting for data, from which on the model is held up
 NEAR = 0.10  # rates that differ by less are level
@@ -22,14 +20,21 @@ LARGE_OPTIMIZER = 0.25  # share of a step's work from which on larger batches ar
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A prepared copy: its `name`, how many times as fast it is read, and whether there is one already."""
+
+    name: str
+    gain: float
+    exists: bool
+
+
+@dataclass(frozen=True)
 class Measured:
     """What was measured of a run. Threads, workers and cores are those of one rank.
 
     `loaders` and `computes` hold the rates of the loader alone, by number of workers, and of the model alone, by the
-    settings that were tried ("" for those of the run; `trainer.cpu_threads` by their number in `threaded`).
-    `served` is how many cores' work as many busy processes get done here, None for all.
-    `prepared` is how many times as fast a prepared copy is read, `prepared_name` its name, and `prepared_exists`
-    whether there is one.
+    settings that were tried (`trainer.cpu_threads` by their number in `threaded`). `served` is how many cores' work as
+    many busy processes get done here, None for all.
     """
 
     device: str  # cpu, cuda
@@ -43,15 +48,9 @@ class Measured:
     served: float | None = None
     threaded: Mapping[int, float] = field(default_factory=dict)
     computes: Mapping[str, float] = field(default_factory=dict)
-    prepared: float | None = None
-    prepared_name: str | None = None
-    prepared_exists: bool = False
+    prepared: Prepared | None = None
     checkpointing: bool = False
     free_memory: float | None = None  # share of the GPU's that is free at the peak
-
-    def __post_init__(self) -> None:
-        if self.workers not in self.loaders:
-            raise UserError(f"the loader was not measured with its {self.workers} workers")
 
     @property
     def capacity(self) -> float:
@@ -86,11 +85,10 @@ class Advice:
 
     @property
     def text(self) -> str:
-        words = {
-            key: str(value).lower() if isinstance(value, bool) else value
+        return " ".join(
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
             for key, value in self.settings.items()
-        }
-        return " ".join(f"{key}={value}" for key, value in words.items())
+        )
 
 
 # --- what bounds it ---------------------------------------------------------------------------------------
@@ -161,10 +159,10 @@ def advise(m: Measured) -> list[Advice]:
     """Changes that are expected to make the run at least `WORTH` times as fast, the best first; those that change
     what is trained come after those that do not. All rest on what was measured; what was not is not advised."""
     advice = [*_processes(m), *_prepared(m), *_variants(m), *_kept_activations(m)]
-    worth = [each for each in advice if each.gain >= WORTH]
+    worth = [change for change in advice if change.gain >= WORTH]
     if verdict(m).bound == "transfer":
-        worth = [each for each in worth if "trainer.num_workers" not in each.settings]
-    return sorted(worth, key=lambda each: (each.changes is not None, -each.clips_per_s))
+        worth = [change for change in worth if "trainer.num_workers" not in change.settings]
+    return sorted(worth, key=lambda change: (change.changes is not None, -change.clips_per_s))
 
 
 def _processes(m: Measured) -> Iterator[Advice]:
@@ -172,20 +170,18 @@ def _processes(m: Measured) -> Iterator[Advice]:
     and workers of those that are about as good as the best."""
     computes = {**m.threaded, m.threads: m.compute}
     tried = []
-    for (workers, loader), (threads, compute) in itertools.product(m.loaders.items(), computes.items()):
-        settings: dict[str, Setting] = {}
-        if workers != m.workers:
-            settings["trainer.num_workers"] = workers
-        if threads != m.threads:
-            settings["trainer.cpu_threads"] = threads
+    for workers, threads in itertools.product(m.loaders, computes):
+        new = {"trainer.num_workers": workers, "trainer.cpu_threads": threads}
+        now = {"trainer.num_workers": m.workers, "trainer.cpu_threads": m.threads}
+        settings: dict[str, Setting] = {key: value for key, value in new.items() if value != now[key]}
         if settings:
-            rate = expected(m, workers, loader, compute, threads)
+            rate = expected(m, workers, m.loaders[workers], computes[threads], threads)
             tried.append((rate, len(settings), workers, threads, settings))
     if not tried:
         return
     best = max(rate for rate, *_ in tried)
-    as_good = [each for each in tried if each[0] >= 0.97 * best]
-    rate, _, workers, threads, settings = min(as_good, key=lambda each: each[1:4])
+    as_good = [trial for trial in tried if trial[0] >= 0.97 * best]
+    rate, _, workers, threads, settings = min(as_good, key=lambda trial: trial[1:4])
     resting = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
     if threads != m.threads:
         resting += f", computing threads ({threads}) take {computes[threads]:.4g}"
@@ -195,11 +191,12 @@ def _processes(m: Measured) -> Iterator[Advice]:
 
 
 def _prepared(m: Measured) -> Iterator[Advice]:
-    if m.prepared is not None and m.prepared_name is not None:
-        rate = expected(m, m.workers, m.loader * m.prepared, m.compute, m.threads, 1 / m.prepared)
-        first = None if m.prepared_exists else "vidtrain.prepare"
-        resting = f"measured on a few videos: the copy is read {m.prepared:.2g} times as fast"
-        yield Advice({"data.prepared": m.prepared_name}, rate, rate / m.run, resting, first)
+    if m.prepared is not None:
+        gain = m.prepared.gain
+        rate = expected(m, m.workers, m.loader * gain, m.compute, m.threads, 1 / gain)
+        first = None if m.prepared.exists else "vidtrain.prepare"
+        resting = f"measured on a few videos: the copy is read {gain:.2g} times as fast"
+        yield Advice({"data.prepared": m.prepared.name}, rate, rate / m.run, resting, first)
 
 
 CHANGES = {
@@ -212,9 +209,9 @@ def _variants(m: Measured) -> Iterator[Advice]:
     """Settings of the model alone that were tried."""
     for setting, compute in m.computes.items():
         key, _, text = setting.partition("=")
+        value: Setting = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
         rate = expected(m, m.workers, m.loader, compute, m.threads)
         resting = f"measured alone: the model takes {compute:.4g} clips/s"
-        value: Setting = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
         yield Advice({key: value}, rate, rate / m.run, resting, changes=CHANGES.get(key))
 
 

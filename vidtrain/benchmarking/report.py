@@ -7,55 +7,57 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidtrain.benchmarking.measure import PhaseSteps, changed, phase_name
+from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
 from vidtrain.build import parts as build
 from vidtrain.config.references import settled
 from vidtrain.features.frozen_encoder import heads_of
 from vidtrain.models.classifier import ManyHeads
 from vidtrain.tracking.console import format_seconds
-from vidtrain.training.ranks.distributed import PRECISIONS, Ranks
+from vidtrain.training.ranks.distributed import PRECISIONS
 from vidtrain.training.ranks.rendezvous import cores
-from vidtrain.training.run import Console, PhaseSettings, TrainerSettings
+from vidtrain.training.run import Console, Run
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase
 
 # --- what was measured ------------------------------------------------------------------------------------
 
 
-def device_name(ranks: Ranks) -> str:
-    return torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def describe_settings(cfg: DictConfig, phase: PhaseSteps, ranks: Ranks, workers: int) -> dict[str, Any]:
+def describe_settings(meter: Meter, phase: PhaseSteps) -> dict[str, Any]:
     """The device, and the settings that a reader of the numbers asks for first."""
-    trainer = phase.run.settings
+    cfg, ranks, trainer = meter.cfg, meter.ranks, phase.run.settings
     return {
         "device": {
             "type": ranks.device.type,
-            "name": device_name(ranks),
+            "name": device_name(ranks.device),
             "ranks": ranks.world_size,
             "cores": cores(),
             "cores_per_rank": build.share_of_cores(ranks),
             "torch": str(torch.__version__),
         },
         "settings": {
-            **{key: getattr(trainer, key) for key in ("batch_size", "accumulation", "precision", "compile")},
-            "num_workers": workers,
+            **{
+                key: getattr(trainer, key)
+                for key in ("batch_size", "accumulation", "precision", "compile", "ema")
+            },
+            "num_workers": meter.workers,
             "cpu_threads": torch.get_num_threads(),
-            "ema": trainer.ema,
             "prepared": cfg.data.prepared,
             "clip": settled(cfg.clip),
         },
     }
 
 
-def describe_model(cfg: DictConfig, phase: PhaseSteps, ranks: Ranks, clips_per_s: float) -> dict[str, Any]:
+def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[str, Any]:
     """Parameters, FLOPs, and how much of the device's arithmetic the steps use."""
+    cfg, ranks = meter.cfg, meter.ranks
     parameters = list(phase.trained.parameters())
     # a model's arithmetic is the same whether activations are kept or made again
     if "activation_checkpointing" in cfg.model.encoder:
@@ -63,18 +65,18 @@ def describe_model(cfg: DictConfig, phase: PhaseSteps, ranks: Ranks, clips_per_s
     with torch.device("meta"):
         model = build.instantiate_component(cfg.model, num_classes=phase.model.num_classes)
         clip = torch.empty(1, 1, 3, cfg.clip.frames, *build.clip_size(cfg))
-    settings = phase.run.phases[phase_name(cfg)]
+    settings = phase.phase.settings
     apply_phase(model, settings)
     trained = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
     forward, both = count_flops(trained, clip)
     precision = phase.run.settings.precision
-    peak = cfg.peak_tflops * 1e12 if cfg.peak_tflops else known_peak(device_name(ranks), precision)
+    peak = cfg.peak_tflops * 1e12 if cfg.peak_tflops else known_peak(device_name(ranks.device), precision)
     per_second = both * clips_per_s / ranks.world_size
     product = matmul_rate(ranks.device, PRECISIONS[precision])
     return {
         "parameters": {
-            "total": sum(each.numel() for each in parameters),
-            "trained": sum(each.numel() for each in parameters if each.requires_grad),
+            "total": sum(parameter.numel() for parameter in parameters),
+            "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         },
         "flops": {
             "forward_per_clip": forward,
@@ -246,28 +248,27 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
 
 
 def estimate(
-    phases: Mapping[str, PhaseSettings],
-    settings: TrainerSettings,
-    steps_per_epoch: int,
-    videos: Mapping[str, int],
-    measured: str,
-    seconds: float,
-    videos_per_s: float,
+    run: Run, measured: str, videos: Mapping[str, int], seconds: float, videos_per_s: float
 ) -> dict[str, Any]:
     """Seconds of an epoch, an evaluation and the whole run, and what they hold.
 
     A step takes `seconds` in the phase `measured`, and is assumed to take as long in the others. `videos` is the number
     of videos of each split, and `videos_per_s` how fast they are evaluated.
     """
-    evaluation = _evaluated(videos["val"], settings) / videos_per_s * (1 if settings.ema is None else 2)
+    settings, steps_per_epoch = run.settings, run.steps_per_epoch
+
+    def evaluation_s(split: str) -> float:
+        every = math.ceil(videos[split] / (settings.max_eval_videos or videos[split]))
+        return math.ceil(videos[split] / every) / videos_per_s
+
+    evaluation = evaluation_s("val") * (1 if settings.ema is None else 2)
     training = evaluations = 0
-    for each in phases.values():
-        total = steps(each.duration, settings.epochs * steps_per_epoch, steps_per_epoch)
-        stride = max(1, steps(settings.eval_every, total, steps_per_epoch))
+    for phase in run.phases.values():
+        total = steps(phase.duration, settings.epochs * steps_per_epoch, steps_per_epoch)
         training += total
-        evaluations += math.ceil(total / stride)
-    closing = _evaluated(videos["test" if "test" in videos else "val"], settings) / videos_per_s
-    others = ", ".join(name for name in phases if name != measured)
+        evaluations += math.ceil(total / max(1, steps(settings.eval_every, total, steps_per_epoch)))
+    closing = evaluation_s("test" if "test" in videos else "val")
+    others = ", ".join(name for name in run.phases if name != measured)
     assumed = f"; a step of {others} is taken to be as long as one of {measured}" if others else ""
     early = "" if settings.patience is None else "; a phase may end early"
     return {
@@ -281,9 +282,3 @@ def estimate(
         "holds": "training steps, validations and the last evaluation; not checkpoints, compiling, nor the start of "
         f"workers{assumed}{early}",
     }
-
-
-def _evaluated(videos: int, settings: TrainerSettings) -> int:
-    """How many videos an evaluation reads of a split."""
-    every = math.ceil(videos / (settings.max_eval_videos or videos))
-    return math.ceil(videos / every)

@@ -5,11 +5,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch._dynamo.exc import TorchDynamoException
 
-from vidtrain.benchmarking.advice import Advice, Measured, verdict
-from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
+from vidtrain.benchmarking.advice import Advice, Measured, Prepared, verdict
+from vidtrain.benchmarking.measure import Meter, PhaseSteps, Timed, changed
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.schemas import PrepareConfig
@@ -36,49 +34,49 @@ from vidtrain.training.run import Console
 KEEPS_UP = 1.2  # times the model's rate: more workers than that need no measuring
 VIDEOS = 6  # that a prepared copy is tried on
 READINGS = 3  # of each, in turn
-CROWDED_BY_OTHERS = 0.85  # share of the cores asked for, below which others use the machine
+CROWDED_BY_OTHERS = 0.85  # share of the cores, below which others use the machine
 HALF_FREE = 0.5  # share of a GPU's memory that must be free before twice the batch is tried
 
 
 def explore(
-    meter: Meter, phase: PhaseSteps, batch: Batch, found: dict[str, Any]
+    meter: Meter, phase: PhaseSteps, batch: Batch, rates: dict[str, Any]
 ) -> tuple[Measured, list[str]]:
-    """What was measured, with the variants that bear on what bounds the run; and what could not be tried."""
+    """What was measured, with the variants that bear on what bounds the run; and what could not be tried. `rates` are
+    those of the run as it is set."""
     cfg, ranks = meter.cfg, meter.ranks
-    memory = found["memory"][found["slowest_rank"]]
+    notes: list[str] = []
+    memory = rates["memory"][rates["slowest_rank"]]
     m = Measured(
         device=ranks.device.type,
         cores=build.share_of_cores(ranks),
         workers=meter.workers,
         threads=torch.get_num_threads() if ranks.device.type == "cpu" else 0,
         served=_served(meter),
-        parts={name: each["mean"] for name, each in found["parts"].items() if name != "step"},
-        run=found["clips_per_s"],
-        compute=found["alone"]["compute"],
-        loaders={meter.workers: found["alone"]["loader"]},
+        parts={name: seconds["mean"] for name, seconds in rates["parts"].items() if name != "step"},
+        run=rates["clips_per_s"],
+        compute=rates["alone"]["compute"],
+        loaders={meter.workers: rates["alone"]["loader"]},
         checkpointing=bool(OmegaConf.select(cfg, "model.encoder.activation_checkpointing")),
         free_memory=1 - memory["gpu_reserved"] / memory["gpu_total"] if memory["gpu_total"] else None,
     )
-    bound, notes = verdict(m).bound, []
-    got = found["alone"]["cores_got"]
-    if got is not None and got < CROWDED_BY_OTHERS:
-        notes.append(
-            f"computing alone got {got:.0%} of the cores that it asked for: others use this machine, all rates are "
-            "lower than it can do, and those that were measured a while apart compare badly"
-        )
+    bound = verdict(m).bound
     if bound in ("decoding", "cores", "balanced"):
         m = replace(m, loaders=_loaders(meter, m))
         if cfg.data.prepared is None:
-            gain, name, exists, note = ranks.on_main(lambda: prepared_trial(cfg, meter))
-            m = replace(m, prepared=gain, prepared_name=name, prepared_exists=exists)
-            notes += [note] if note else []
+            prepared, why_not = ranks.on_main(lambda: prepared_trial(cfg, meter))
+            m, notes = replace(m, prepared=prepared), notes + why_not
     if bound in ("compute", "cores", "balanced"):
-        m = replace(m, threaded=_threaded(meter, phase, batch, m))
-        computes, more = _computes(meter, phase, batch, m)
-        m, notes = replace(m, computes=computes), notes + more
-    served = _served(meter) if m.served is not None and m.cores > 1 else None
-    if m.served is not None and served is not None:
-        m = replace(m, served=min(m.served, served))  # what others use now they may use then
+        computes, why_not = _computes(meter, phase, batch, m)
+        m = replace(m, threaded=_threaded(meter, phase, batch, m), computes=computes)
+        notes += why_not
+    if m.served is not None:
+        served = min(m.served, _served(meter) or m.served)  # what others use now they may use then
+        m = replace(m, served=served)
+        if served < CROWDED_BY_OTHERS * m.cores:
+            notes.append(
+                f"{m.cores} cores do the work of {served:.2g}: others use this machine, all rates are lower than it "
+                "can do, and those that were measured a while apart compare badly"
+            )
     return m, notes
 
 
@@ -94,32 +92,32 @@ def _served(meter: Meter) -> float | None:
 def _loaders(meter: Meter, m: Measured) -> dict[int, float]:
     """The loader alone with 1, 2, 4, ... workers, up to the cores, until it is well ahead of the model."""
     counts = sorted({1, m.cores, *(2**n for n in range(10) if 2**n <= m.cores)} - {m.workers})
-    found = dict(m.loaders)
+    rates = dict(m.loaders)
     for workers in counts:
-        found[workers] = m.loader * meter.loader_gain(workers)
-        if found[workers] >= KEEPS_UP * m.compute and workers >= m.workers:
+        as_set, trial = partial(meter.new_loader, m.workers), partial(meter.new_loader, workers)
+        rates[workers] = m.loader * meter.gain(as_set, trial)
+        if rates[workers] >= KEEPS_UP * m.compute and workers >= m.workers:
             break
-    return found
+    return rates
 
 
 def _threaded(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> dict[int, float]:
     """The model alone with other numbers of threads, on a CPU."""
     if m.device != "cpu":
         return {}
-    found = {}
     counts = {1, m.cores // 2, m.cores - m.workers, m.cores} - {m.threads}
+    as_set, rates = partial(meter.compute, phase, batch), {}
     for threads in sorted(count for count in counts if 1 <= count <= m.cores):
-        what = f", {build.pluralize(threads, 'thread')}"
-        found[threads] = m.compute * meter.compute_gain(phase, batch, what, partial(_threads, threads))
-    return found
+        trial = partial(meter.compute, phase, batch, f", {build.pluralize(threads, 'thread')}")
+        rates[threads] = m.compute * meter.gain(as_set, partial(_with_threads, threads, trial))
+    return rates
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _with_threads(count: int, trial: Callable[[], Timed]) -> Timed:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        return trial()
     finally:
         torch.set_num_threads(before)
 
@@ -128,31 +126,34 @@ def _computes(
     meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured
 ) -> tuple[dict[str, float], list[str]]:
     """The model alone with other settings that leave the model as it is, and why some were not tried."""
-    cfg, ranks = meter.cfg, meter.ranks
-    found, notes = {}, []
-
-    def try_it(setting: str, what: str, variant: Callable, other: Batch | None = None) -> None:
-        found[setting] = m.compute * meter.compute_gain(phase, batch, what, variant, other)
-
-    if cfg.trainer.precision == "fp32":
-        in_bf16 = partial(phase.using, autocast=autocast(ranks, "bf16"))
-        try_it("trainer.precision=bf16", ", bf16", in_bf16)
+    trainer, ranks, notes = meter.cfg.trainer, meter.ranks, []
+    trials: dict[str, Callable[[], Timed]] = {}
+    if trainer.precision == "fp32":
+        in_bf16 = phase.variant(autocast=autocast(ranks, "bf16"))
+        trials["trainer.precision=bf16"] = partial(meter.compute, in_bf16, batch, ", bf16")
     if m.free_memory is None or m.free_memory > HALF_FREE:
-        twice = f"trainer.batch_size={2 * cfg.trainer.batch_size}"
-        if cfg.trainer.accumulation > 1 and cfg.trainer.accumulation % 2 == 0:
-            twice = f"trainer.accumulation={cfg.trainer.accumulation // 2}"
-        try_it(twice, ", twice the micro-batch", nullcontext, doubled(batch))
+        twice = f"trainer.batch_size={2 * trainer.batch_size}"
+        if trainer.accumulation > 1 and trainer.accumulation % 2 == 0:
+            twice = f"trainer.accumulation={trainer.accumulation // 2}"
+        trials[twice] = partial(meter.compute, phase, doubled(batch), ", twice the micro-batch")
     else:
-        free = f"{m.free_memory:.0%} of the GPU's memory is free at the peak"
-        notes.append(f"a larger batch was not tried: {free}")
-    on_gpu = ranks.device.type == "cuda"
-    if not cfg.trainer.compile and (on_gpu if cfg.compile_trial is None else cfg.compile_trial):
+        notes.append(
+            f"a larger batch was not tried: {m.free_memory:.0%} of the GPU's memory is free at the peak"
+        )
+    wanted = ranks.device.type == "cuda" if meter.cfg.compile_trial is None else meter.cfg.compile_trial
+    if wanted and not trainer.compile:
+        compiled = phase.variant(forward=torch.compile(phase.phase.forward))
+        trials["trainer.compile=true"] = partial(meter.compute, compiled, batch, ", compiled")
+    as_set, rates = partial(meter.compute, phase, batch), {}
+    for setting, trial in trials.items():
         try:
-            compiled = partial(phase.using, forward=torch.compile(phase.phase.forward))
-            try_it("trainer.compile=true", ", compiled", compiled)
-        except (RuntimeError, TorchDynamoException) as error:  # no compiler, or a model beyond it
-            notes.append(f"trainer.compile=true was tried and fails: {str(error).splitlines()[0]}")
-    return found, notes
+            rates[setting] = m.compute * meter.gain(as_set, trial)
+        except (RuntimeError, TorchDynamoException) as error:
+            if setting != "trainer.compile=true":
+                raise
+            # no compiler, or a model beyond it
+            notes.append(f"{setting} was tried and fails: {str(error).splitlines()[0]}")
+    return rates, notes
 
 
 def doubled(batch: Batch) -> Batch:
@@ -162,9 +163,10 @@ def doubled(batch: Batch) -> Batch:
         both = torch.cat([values, values])
         return both.pin_memory() if values.is_pinned() else both
 
-    return Batch(
-        twice(batch.clips), twice(batch.labels), twice(batch.indices), twice(batch.seeds), batch.faults
+    clips, labels, indices, seeds = (
+        twice(values) for values in (batch.clips, batch.labels, batch.indices, batch.seeds)
     )
+    return batch._replace(clips=clips, labels=labels, indices=indices, seeds=seeds)
 
 
 # --- following advice -------------------------------------------------------------------------------------
@@ -173,37 +175,35 @@ def doubled(batch: Batch) -> Batch:
 def follow(meter: Meter, advice: Advice, rounds: int) -> dict[str, Any]:
     """Steps of the run as it is and as `advice` has it, in turn, each time begun anew: clips per second of every
     round, and their medians."""
-    after_cfg = changed(meter.cfg, dict(advice.settings))
-    data = meter.data
+    changed_cfg, data = changed(meter.cfg, advice.settings), meter.data
     if any(key.startswith(("data.", "dataset.")) for key in advice.settings):
-        data = open_data(after_cfg, meter.ranks, meter.console)
-    after = Meter(after_cfg, data, meter.ranks, meter.console)
-    found: dict[str, list[float]] = {"before": [], "after": []}
+        data = open_data(changed_cfg, meter.ranks, meter.console)
+    other = Meter(changed_cfg, data, meter.ranks, meter.console)
+    before, after = [], []
     for _ in range(rounds):
-        for name, each in (("before", meter), ("after", after)):
-            found[name].append(each.run())
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    ratios = [later / earlier for earlier, later in zip(found["before"], found["after"], strict=True)]
+        before.append(meter.run())
+        after.append(other.run())
     return {
         "followed": advice.text,
         "expected_clips_per_s": advice.clips_per_s,
         "expected_gain": advice.gain,
-        **found,
-        "median_before": medians["before"],
-        "median_after": medians["after"],
-        "gain": statistics.median(ratios),
+        "before": before,
+        "after": after,
+        "median_before": statistics.median(before),
+        "median_after": statistics.median(after),
+        "gain": statistics.median(later / earlier for earlier, later in zip(before, after, strict=True)),
     }
 
 
 # --- a prepared copy --------------------------------------------------------------------------------------
 
 
-def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[float | None, str | None, bool, str | None]:
-    """(how many times as fast a prepared copy is read, its name, whether it exists, or why it was not tried), from a
-    few videos, read by this process with none beside it: of a copy there is, else of one made for the trial."""
-    train = meter.data.splits["train"]
+def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list[str]]:
+    """How much faster a prepared copy is read, or why it was not tried: a few videos, read by this process with none
+    beside it, of a copy there is, else of one made for the trial."""
+    train = meter.data.train
     if train.columns.sources is not None:
-        return None, None, False, "a prepared copy was not tried: the dataset is a mixture"
+        return None, ["a prepared copy was not tried: the dataset is a mixture"]
     few = train.subset(np.random.default_rng(0).permutation(len(train))[:VIDEOS].tolist())
     parent = prepared_folder(cfg.data_root, cfg.dataset.name, "any").parent
     for facts in sorted(parent.glob("*/prepared.json")):
@@ -211,21 +211,20 @@ def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[float | None, str | N
             copies = PreparedCopy.open(facts.parent).redirect(few)
         except UserError:  # a copy of other videos, or not complete
             continue
-        return _gain(cfg, few, copies, meter.console), facts.parent.name, True, None
+        return Prepared(facts.parent.name, _gain(cfg, few, copies, meter.console), exists=True), []
     settings = PrepareConfig()
     short_side = max(settings.short_side, -(-8 * min(build.clip_size(cfg)) // 14) * 2)
     encode = EncodeSettings(short_side, settings.gop, settings.b_frames, settings.crf, settings.preset)
-    name = f"short{short_side}_gop{settings.gop}"
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
+        paths = [str(Path(folder) / f"{number}.mp4") for number in range(len(few))]
         with meter.console.phase("preparing a few videos", len(few)):
-            for number, path in enumerate(few.paths):
-                made = prepare_file(Job(path, Path(folder) / f"{number}.mp4", encode, few.frame_rate))
-                if made.cause or made.refusal:
-                    return None, None, False, f"a prepared copy was not tried: {made.cause or made.refusal}"
-                paths.append(str(Path(folder) / f"{number}.mp4"))
-                meter.console.advance(number + 1, {})
-        return _gain(cfg, few, few.with_paths(paths), meter.console), name, False, None
+            for number, (source, path) in enumerate(zip(few.paths, paths, strict=True), start=1):
+                job = prepare_file(Job(source, Path(path), encode, few.frame_rate))
+                if job.cause or job.refusal:
+                    return None, [f"a prepared copy was not tried: {job.cause or job.refusal}"]
+                meter.console.advance(number, {})
+        gain = _gain(cfg, few, few.with_paths(paths), meter.console)
+    return Prepared(f"short{short_side}_gop{settings.gop}", gain, exists=False), []
 
 
 def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Console) -> float:
@@ -261,33 +260,18 @@ def cores_served(processes: int, seconds: float = 0.4, rounds: int = 3) -> float
     """
     if processes == 1:
         return 1.0
-    ratios = []
-    for _ in range(rounds):
-        alone = _work_done(1, seconds)
-        ratios.append(_work_done(processes, seconds) / alone)
+    with multiprocessing.get_context("fork").Pool(processes) as pool:  # which takes milliseconds
+        ratios = []
+        for _ in range(rounds):
+            alone = pool.apply(_sums_within, (seconds,))
+            ratios.append(sum(pool.map(_sums_within, [seconds] * processes, chunksize=1)) / alone)
     return min(float(processes), max(1.0, statistics.median(ratios)))
 
 
-def _work_done(processes: int, seconds: float) -> int:
-    context = multiprocessing.get_context("fork")  # which takes milliseconds
-    connections, workers = [], []
-    for _ in range(processes):
-        ours, theirs = context.Pipe(duplex=False)
-        worker = context.Process(target=_count, args=(theirs, seconds), daemon=True)
-        worker.start()
-        theirs.close()
-        connections.append(ours)
-        workers.append(worker)
-    done = sum(connection.recv() for connection in connections)
-    for worker in workers:
-        worker.join()
-    return done
-
-
-def _count(connection: Connection, seconds: float) -> None:
-    """Sends how often a small sum is done within `seconds`."""
+def _sums_within(seconds: float) -> int:
+    """How often a small sum is done within `seconds`."""
     done, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         sum(range(2000))
         done += 1
-    connection.send(done)
+    return done

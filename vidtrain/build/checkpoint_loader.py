@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.config.published import STRIDES, published_clips, put_published
+from vidtrain.config.references import STRIDES, published_clips, put_published
 from vidtrain.config.renames import LOSS, migrate
 from vidtrain.config.schemas import to_dict
-from vidtrain.config.trust import as_text, check_trust, first_lines
+from vidtrain.config.trust import MOST_SHOWN, as_text, check_trust
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import first_lines
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
@@ -67,7 +68,7 @@ class LoadedCheckpoint:
             raise UserError(
                 f"the checkpoint {self.source} refers to the environment that it is read in, which a file from "
                 "elsewhere does not get to see:\n  "
-                + "\n  ".join(first_lines(lines))
+                + "\n  ".join(first_lines(lines, MOST_SHOWN))
                 + "\nIf you trust it, say trust_targets=true, and they are looked up"
             )
 

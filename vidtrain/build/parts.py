@@ -13,8 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vidtrain.config.published import describe_published, unseen_clips, with_published
-from vidtrain.config.references import settled
+from vidtrain.config.references import describe_published, settled, unseen_clips, with_published
 from vidtrain.config.schemas import to_dict, to_list
 from vidtrain.config.targets import reason
 from vidtrain.config.trust import with_references

@@ -13,6 +13,7 @@ from vidtrain.comparison.statistics import (
     scores,
     seed_noise,
 )
+from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.predictions import Aligned, Predictions, align
 from vidtrain.evaluation.resampling import percentile_interval, resampled_means
 
@@ -98,6 +99,13 @@ class Comparison:
     def widest(self) -> Interval:
         """The interval to go by."""
         return self.interval_with_seeds or self.interval
+
+    @property
+    def verdict(self) -> str:
+        low, high = self.widest
+        if low <= 0 <= high:
+            return "not told apart"
+        return "better" if (self.difference > 0) == (DIRECTIONS[self.metric] == "max") else "worse"
 
 
 def compare(

@@ -1,9 +1,20 @@
-"""Which settings tell runs apart, and which runs are one recipe over several seeds."""
+"""Which settings tell runs apart, which runs are one recipe over several seeds, and which recipes are compared."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from vidtrain.comparison.paired import RESAMPLED
+from vidtrain.comparison.runs import Run
+from vidtrain.config.schemas import CompareConfig
+from vidtrain.config.targets import suggest
+from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.runs.folder import RESUMABLE
+
+# What changes names, speed or what is recorded, and no result
+IGNORED = (*RESUMABLE, "name", "trainer.cpu_threads", "trainer.eval_batch_size", "trainer.log_every")
 ABSENT = "absent"  # a setting that another run's parts have and this run's lack
 UNNAMED = "default"  # a choice that no override names
 MOST_NAMED = 4  # settings in a label
@@ -166,3 +177,112 @@ def _is_below(key: str, above: Collection[str]) -> bool:
 
 def _texts(row: Iterable[Any]) -> tuple[str, ...]:
     return tuple(map(str, row))
+
+
+# --- what there is to compare -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared: the runs as recipes, and the recipes that may be compared with the baseline, which is one of
+    them. `keys` are the swept settings with every run's value."""
+
+    settings: CompareConfig
+    runs: Sequence[Run]
+    recipes: Sequence[Recipe]
+    keys: Mapping[str, Sequence[Any]]
+    baseline: Recipe
+    alike: Sequence[Recipe]
+    metric: str
+    tested: str  # the metric that intervals are of
+
+    def runs_of(self, recipe: Recipe) -> list[Run]:
+        return [self.runs[place] for place in recipe.runs]
+
+    def repeat_of(self, run: Run) -> dict[str, Any]:
+        """Its values of what is repeated, such as the seed."""
+        return {key: run.settings.get(key) for key in self.settings.repeats}
+
+
+def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
+    """Raises `UserError` for a metric that not all runs report and for a baseline that is none of the runs."""
+    metric = _metric(runs, settings.metric)
+    keys, grouped = _recipes(runs, settings)
+    place = _place_of_baseline(runs, settings.baseline)
+    baseline, how = recipe_of(grouped, place), runs[place].how
+    tested = metric if metric in RESAMPLED else ("exact_match" if how.several else "top1")
+    alike = [
+        recipe
+        for recipe in grouped
+        if (other := runs[recipe.runs[0]].how) == how
+        or (settings.across_protocols and other.several == how.several)
+    ]
+    return Study(settings, runs, grouped, keys, baseline, alike, metric, tested)
+
+
+def _metric(runs: Sequence[Run], wanted: str | None) -> str:
+    shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(DIRECTIONS))
+    metric = wanted or next((name for name in ("top1", "exact_match") if name in shared), None)
+    if metric is None:
+        raise UserError(
+            f"the runs do not share top1 or exact_match; choose metric= from {', '.join(shared) or 'none'}"
+        )
+    if metric not in shared:
+        lacking = next(
+            (f"{run.folder} does not report it" for run in runs if metric not in run.metrics), None
+        )
+        why = lacking or "it is not known which way is better"
+        raise UserError(f"metric={metric}: {why}{suggest(metric, shared)}")
+    if all(run.metrics[metric] is None for run in runs):
+        raise UserError(f"metric={metric} is not a number in any of the runs; choose another")
+    return metric
+
+
+def _recipes(runs: Sequence[Run], settings: CompareConfig) -> tuple[dict[str, list[Any]], list[Recipe]]:
+    """Recipes by settings. Runs whose settings are all the same are told apart by their training data, and where all
+    are one recipe by their code, if that differs."""
+    own, ignored = [run.settings for run in runs], ignored_keys(settings)
+    overrides, how = [run.overrides for run in runs], [run.how for run in runs]
+    keys, grouped = recipes(own, overrides, how, ignored)
+    data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
+    if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in grouped):
+        own = [{**values, "training data": digest} for values, digest in zip(own, data, strict=True)]
+        keys, grouped = recipes(own, overrides, how, ignored)
+    if len(grouped) == 1 and len({run.commit for run in runs}) > 1:
+        own = [{**values, "commit": run.commit} for values, run in zip(own, runs, strict=True)]
+        keys, grouped = recipes(own, overrides, how, ignored)
+    return keys, grouped
+
+
+def ignored_keys(settings: CompareConfig) -> tuple[str, ...]:
+    return (*IGNORED, *settings.repeats)
+
+
+def _place_of_baseline(runs: Sequence[Run], wanted: str | None) -> int:
+    """The place of the baseline's run among all."""
+    if wanted is None:
+        return 0
+    folders = [run.folder.resolve() for run in runs]
+    if Path(wanted).resolve() not in folders:
+        raise UserError(
+            f"baseline={wanted} is none of the runs{suggest(wanted, [str(run.folder) for run in runs])}"
+        )
+    return folders.index(Path(wanted).resolve())
+
+
+def recipe_of(grouped: Sequence[Recipe], run: int) -> Recipe:
+    return next(recipe for recipe in grouped if run in recipe.runs)
+
+
+def same_seeds(study: Study, other: Recipe) -> list[tuple[int, int]]:
+    """The runs of the baseline and of another recipe that share what is repeated, each taken once."""
+    if len(study.baseline.runs) == len(other.runs) == 1:
+        return [(0, 0)]
+    free = {b: study.repeat_of(run) for b, run in enumerate(study.runs_of(other))}
+    pairs = []
+    for a, run in enumerate(study.runs_of(study.baseline)):
+        b = next((b for b, repeat in free.items() if repeat == study.repeat_of(run)), None)
+        if b is not None:
+            pairs.append((a, b))
+            del free[b]
+    return pairs

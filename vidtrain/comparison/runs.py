@@ -1,7 +1,6 @@
 """What finished runs left in their folders, for programs that look at several of them."""
 
 import glob
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vidtrain.config.overrides import quoted
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import read_json
+from vidtrain.files.escaping import first_lines
 from vidtrain.runs.attempts import DIVERGED, OUT_OF_MEMORY, PRUNED, last_step, read_outcome
 from vidtrain.runs.attempts import FAILED as FAULTY
 from vidtrain.runs.folder import CHANGES, FAILED, finished, stored_settings
@@ -199,9 +200,7 @@ def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int]
         except UserError as error:
             faults.append(str(error))
         advance(number)
-    if len(faults) > MOST_FAULTS:
-        faults = [*faults[:MOST_FAULTS], f"and {len(faults) - MOST_FAULTS} more"]
-    _raise_all(faults)
+    _raise_all(first_lines(faults, MOST_FAULTS))
     return runs
 
 
@@ -211,16 +210,7 @@ def _raise_all(faults: Sequence[str]) -> None:
 
 
 def _read(path: Path, *needed: str) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is not what a run writes: it holds no mapping")
-    for key in needed:
-        if key not in record:
-            raise UserError(f"{path} has no {key}: it was made by other code, or changed")
-    return record
+    return read_json(path, "leave the run out, or take it from where it was made", needed)
 
 
 def _digests(path: Path) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """How sure a difference is, and what explains differences between runs."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -122,10 +122,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation of runs; of a single one there is no deviation."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 # --- what a setting accounts for --------------------------------------------------------------------------

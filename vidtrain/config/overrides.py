@@ -1,5 +1,5 @@
 """A command line as Hydra takes it: flags, bare words such as paths, and overrides, which are read, quoted and
-explained here, with the values of those that hold several."""
+explained here, with the values of those that hold several; and which of them a stored record may bring along."""
 
 import argparse
 import difflib
@@ -7,18 +7,22 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
 
 # The parser that hydra.main itself uses: the only way to tell Hydra's flags from overrides as it does
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
 from hydra.errors import HydraException
 
+from vidtrain.config.schemas import RunConfig
 from vidtrain.config.targets import CONF, options
+from vidtrain.config.trust import MOST_SHOWN, REFERENCE, TARGET, is_computed, is_trusted
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import first_lines
 
 # --- flags and bare words ---------------------------------------------------------------------------------
 
@@ -57,12 +61,12 @@ def flags_last(arguments: Sequence[str]) -> list[str]:
 
 def bare_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments that are no flags and no overrides (or name what exists), and the others."""
-    words = [
+    bare = [
         argument
         for argument in parsed(arguments).overrides
         if os.path.exists(argument) or ("=" not in argument and argument[:1] not in "~+")
     ]
-    return words, [argument for argument in arguments if argument not in words]
+    return bare, [argument for argument in arguments if argument not in bare]
 
 
 def positional_to_override(arguments: Sequence[str], key: str) -> list[str]:
@@ -70,12 +74,12 @@ def positional_to_override(arguments: Sequence[str], key: str) -> list[str]:
 
     Raises `UserError` where that is given in both ways.
     """
-    words, rest = bare_words(arguments)
-    if not words:
+    bare, rest = bare_words(arguments)
+    if not bare:
         return list(arguments)
     if any(override.startswith(f"{key}=") for override in parsed(arguments).overrides):
-        raise UserError(f"{key} are given twice, by {key}= and by {' '.join(words)}; give all in one way")
-    return [*rest, f"{key}=[{','.join(map(in_quotes, words))}]"]
+        raise UserError(f"{key} are given twice, by {key}= and by {' '.join(bare)}; give all in one way")
+    return [*rest, f"{key}=[{','.join(map(in_quotes, bare))}]"]
 
 
 def search_path(overrides: Sequence[str], own: str | None) -> tuple[list[str], tuple[Path, ...]]:
@@ -194,3 +198,137 @@ def first_value(override: Override) -> str:
     if override.is_sweep_override():
         return f"{key}={next(iter(override.sweep_string_iterator()))}"
     return f"{key}={override.get_value_element_as_str()}"
+
+
+# --- overrides that the folder of a run or of a sweep holds --------------------------------------------------
+
+# Of Hydra's own settings, those that a sweep's command line may say and that start nothing by themselves
+CHOICES = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler", "hydra/sweeper/pruner")
+SETTINGS = re.compile(
+    r"hydra\.(sweep\.(dir|subdir)"
+    r"|sweeper\.(n_trials|n_jobs|seed|retry)"
+    r"|sweeper\.(sampler|pruner)\.[a-z]\w*"
+    r"|launcher\.(nodes|tasks_per_node|gpus_per_node|cpus_per_task|mem_gb|timeout_min|partition|account|qos"
+    r"|constraint|gres|cpus_per_gpu|gpus_per_task|mem_per_gpu|mem_per_cpu|signal_delay_s|max_restarts"
+    r"|max_num_timeout|array_parallelism|look_seconds|stderr_to_stdout))"
+)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+WORD = re.compile(
+    r"[\w.,:@%=+/-]*"
+)  # what a scheduler is told; a line break in it would begin another command
+
+
+def overrides_of(record: Any, source: str) -> list[str]:
+    """The overrides that a record holds. Raises `UserError` where they are none."""
+    overrides = record["overrides"] if isinstance(record, Mapping) and "overrides" in record else None
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise UserError(f"{source} is damaged, or was changed: its overrides are not a list of text")
+    return overrides
+
+
+def check_stored(
+    taken: Sequence[str], source: str, command: str, hydra: bool = False, written: Collection[str] = ()
+) -> None:
+    """Raises `UserError` for overrides that must not be taken from the file `source`, unless they are also `written`
+    on this command line.
+
+    `command` is the command line to repeat them on; `hydra` tells whether settings of Hydra's may be among them.
+    """
+    refused = [
+        override for override in taken if override not in written and not may_be_taken(override, hydra)
+    ]
+    if refused:
+        raise UserError(
+            f"{source} holds settings that a folder from elsewhere could do harm with: they name code, look something "
+            "up where they are read, or change how programs are started:\n  "
+            + "\n  ".join(first_lines(refused, MOST_SHOWN))
+            + f"\nIf they are yours, say them again: {command} {shlex.join(refused)}"
+        )
+
+
+def may_be_taken(override: str, hydra: bool = False) -> bool:
+    """Whether an override does no more than to choose among what this package ships."""
+    if override.startswith("-") or CONTROL.search(override):  # a flag; a line of a batch script
+        return False
+    try:
+        read = _parse(override)
+        value = read.value()
+    except HydraException:
+        return False
+    key = read.key_or_group
+    if key == "run_dir":  # this command line says where to write, or the sweep does
+        return False
+    own = f"{key}@{read.package or ''}"
+    if "hydra" in re.split(r"\W", own):
+        return hydra and read.package is None and _may_set_hydra(key, value)
+    values = list(_leaves(value, key.rpartition(".")[2]))
+    if _may_be_a_group(key) and any(not is_inside(text) for _, text in values if isinstance(text, str)):
+        return False  # an option of a group is a file's name, and might lead out of conf/
+    return TARGET not in key.split(".")[:-1] and all(_is_harmless(name, leaf) for name, leaf in values)
+
+
+def _may_be_a_group(key: str) -> bool:
+    """Of this package, or of a configuration folder of the user's own."""
+    plain = {field.name for field in fields(RunConfig) if not (CONF / field.name).is_dir()}
+    return "/" in key or ("." not in key and key not in plain)
+
+
+def _is_harmless(name: Any, value: Any) -> bool:
+    if name == TARGET:
+        return is_trusted(value)
+    return not (isinstance(value, str) and is_computed(value))
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The plain values in an override's, each with the last part of its key."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield "", str(key)
+            yield from _leaves(child, str(key))
+        return
+    if isinstance(value, Glob):
+        value = [*value.include, *value.exclude]
+    elif isinstance(value, Sweep):
+        value = getattr(value, "list", None)  # ranges and intervals are of numbers
+    if isinstance(value, list | tuple):
+        for child in value:
+            yield from _leaves(child, name)
+    else:
+        yield name, value.text if isinstance(value, QuotedString) else value
+
+
+def _may_set_hydra(key: str, value: Any) -> bool:
+    if key in CHOICES:
+        return value in options(key)
+    if not SETTINGS.fullmatch(key) or isinstance(value, Mapping | list | tuple | Sweep):
+        return False
+    text = REFERENCE.sub("x", value.text if isinstance(value, QuotedString) else str(value))
+    if key == "hydra.sweep.dir":  # where the user names the sweep, that counts
+        return "$" not in text
+    return WORD.fullmatch(text) is not None and is_inside(text)
+
+
+def is_inside(folder: str) -> bool:
+    """Whether a relative path stays below the folder that it is relative to."""
+    path = PurePosixPath(folder)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def check_trials(trials: Sequence[Any], written: Collection[str], source: str) -> None:
+    """Raises `UserError` for trials in a sweep's record that set what must not be taken from it, or that lie outside of
+    its folder. `written` is what the command line sweeps over and sets."""
+    outside = [str(trial.folder) for trial in trials if not is_inside(str(trial.folder))]
+    if outside:
+        listed = ", ".join(first_lines(outside, MOST_SHOWN))
+        raise UserError(
+            f"{source} says that trials lie outside of the sweep: {listed}; it is damaged, or was changed"
+        )
+    overrides = dict.fromkeys(override for trial in trials for override in trial.overrides)
+    strange = [
+        str(override) for override in overrides if override not in written and not may_be_taken(override)
+    ]
+    if strange:
+        raise UserError(
+            f"{source} has trials with settings that a folder from elsewhere could do harm with, and that this command "
+            "does not say:\n  " + "\n  ".join(first_lines(strange, MOST_SHOWN))
+        )

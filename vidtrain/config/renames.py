@@ -5,7 +5,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, cast
 
 # There is no public way to see a file of a configuration before it is merged into the schema
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -15,7 +15,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.config.schemas import RunConfig, as_mapping, to_dict
+from vidtrain.config.schemas import RunConfig, to_dict
 from vidtrain.errors import UserError
 
 TARGETS = {
@@ -220,7 +220,7 @@ def migrate(stored: Mapping[str, Any], source: str) -> DictConfig:
             "version does not know; use the version that wrote it, or train anew"
         )
     try:
-        return as_mapping(OmegaConf.merge(OmegaConf.structured(RunConfig), config))
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(RunConfig), config))
     except OmegaConfBaseException as error:
         cause = str(error).splitlines()[0]
         raise UserError(

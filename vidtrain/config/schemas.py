@@ -25,8 +25,9 @@ FUSIONS = one_of("mean_logits", "mean_probs", "joint", "vote")
 PRECISIONS = one_of("fp32", "bf16", "fp16")
 SHORT_POLICIES = one_of("repeat_last", "wrap", "error")
 SIZE_CHANGES = one_of("scale", "refuse")
+FORMATS = one_of("onnx", "torch_export", "safetensors")
+ODD = {"allows": lambda value: value > 0 and value % 2, "must": "must be an odd number: 1, 3, 5 ..."}
 BOUND = at_least(0, rest=", or null for no bound")
-MAX_PIXELS = 36_000_000
 
 Settings = TypeVar("Settings")
 
@@ -37,8 +38,7 @@ Settings = TypeVar("Settings")
 def to_settings(node: Any, schema: type[Settings]) -> Settings:
     """The dataclass that a node of a composed configuration stands for."""
     settings = OmegaConf.to_object(node)
-    if not isinstance(settings, schema):
-        raise TypeError(f"a node of {schema.__name__}, not of {type(settings).__name__}")
+    assert isinstance(settings, schema)
     return settings
 
 
@@ -49,23 +49,15 @@ def to_phases(stage: DictConfig) -> dict[str, PhaseSettings]:
 def to_dict(node: Any, resolve: bool = False) -> dict[str, Any]:
     """A mapping as plain values; `resolve` follows its references."""
     plain: Any = OmegaConf.to_container(node, resolve=resolve)
-    if not isinstance(plain, dict):
-        raise TypeError(f"a mapping, not a {type(plain).__name__}")
+    assert isinstance(plain, dict)
     return plain
 
 
 def to_list(node: Any) -> list[Any]:
     """A list as plain values, word for word: references stay."""
     plain: Any = OmegaConf.to_container(node)
-    if not isinstance(plain, list):
-        raise TypeError(f"a list, not a {type(plain).__name__}")
+    assert isinstance(plain, list)
     return plain
-
-
-def as_mapping(node: Any) -> DictConfig:
-    if not isinstance(node, DictConfig):
-        raise TypeError(f"a mapping, not a {type(node).__name__}")
-    return node
 
 
 # --- the settings -----------------------------------------------------------------------------------------
@@ -100,10 +92,20 @@ class ClipSettings:
 
 
 @dataclass
-class DataSettings:
-    """How a dataset is read, whatever it is."""
+class IndexSettings:
+    """What is known of the files of a dataset, and which of them are not decoded."""
 
     index_root: str = "${data_root}/index"  # what is known of the files and listings, kept for all runs
+    # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
+    max_pixels: int = setting(36_000_000, at_least(1))
+    # frames of another size than the first: scale (to it, as players do), refuse
+    size_changes: str = setting("scale", SIZE_CHANGES)
+
+
+@dataclass
+class DataSettings(IndexSettings):
+    """How a dataset is read, whatever it is."""
+
     features_root: str = "outputs/features"  # where phases with cache_features keep the encoder's tokens
     prepared: str | None = None  # read the copy that vidtrain.prepare made under this name
     # training videos to leave out: null keeps them
@@ -113,10 +115,6 @@ class DataSettings:
     max_bytes: int | None = None
     # without progress in reading one video, after which its worker is ended
     decode_timeout_s: float = setting(60.0, above(0, " seconds"))
-    # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
-    max_pixels: int = setting(MAX_PIXELS, at_least(1))
-    # frames of another size than the first: scale (to it, as players do), refuse
-    size_changes: str = setting("scale", SIZE_CHANGES)
     allow_changed: bool = False  # resume though training data or labels differ from when the run was started
     # how evenly training draws classes: 0 as the videos are, 1 all alike
     class_balanced_sampling: float = setting(0.0, share())
@@ -126,11 +124,13 @@ class DataSettings:
 class ExportSettings:
     """What a trained model is written as, for other programs to use (vidtrain.export)."""
 
-    formats: list[str] | None = None  # of onnx, torch_export, safetensors; null: none
-    input: str = "uint8"  # clips as graphs take them: uint8, and they normalize; float32, normalized already
-    precision: str = "fp32"  # of the weights, and of what is computed with them: fp32, bf16, fp16
+    formats: list[str] | None = setting(None, FORMATS)  # null: none
+    # clips as graphs take them: uint8, and they normalize; float32, normalized already
+    input: str = setting("uint8", one_of("uint8", "float32"))
+    precision: str = setting("fp32", PRECISIONS)  # of the weights, and of what is computed with them
     opset: int = 18  # ONNX operator set
-    max_difference: float | None = None  # to PyTorch, of the largest logit; null: 1e-3, bf16 1e-1, fp16 2e-2
+    # to PyTorch, of the largest logit; null: 1e-3, bf16 1e-1, fp16 2e-2
+    max_difference: float | None = setting(None, above(0))
     card: bool | None = False  # a model card in Markdown, of a run
 
 
@@ -143,9 +143,8 @@ class RunConfig:
     run_dir: str | None = None
     data_root: str = "data"
     init_from: str | None = None
-    pretrained: Any = (
-        None  # published weights: file, folder, hub name, {timm,package}:NAME, torchvision's name; or several
-    )
+    # published weights: file, folder, hub name, {timm,package}:NAME, torchvision's name; or several
+    pretrained: Any = None
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
     init_match: float = 0.9  # the least share of the encoder's tensors that must match
     clip: ClipSettings = field(default_factory=ClipSettings)
@@ -187,9 +186,8 @@ class EvaluateConfig:
     # of a checkpoint that holds both, last.pt: ema is their average
     weights: str | None = setting(None, one_of("raw", "ema"))
     split: str = "test"
-    out: str | None = (
-        None  # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
-    )
+    # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
+    out: str | None = None
     overwrite: bool = False  # the view table of another evaluation that out holds
     allow_changed: bool = False  # evaluate though labels differ from when the run was started
     data_root: str | None = None
@@ -201,9 +199,8 @@ class EvaluateConfig:
     # other orders of frames, judged in the same pass
     frame_order_ablations: list[str] = field(default_factory=list, metadata=FRAME_ORDERS)
     short_video_policy: str | None = setting(None, SHORT_POLICIES)  # videos shorter than a clip
-    max_pixels: int | None = setting(
-        None, at_least(1)
-    )  # of one picture; a file with larger ones is not decoded
+    # of one picture; a file with larger ones is not decoded
+    max_pixels: int | None = setting(None, at_least(1))
     batch_size: int | None = setting(None, at_least(1))
     num_workers: int | None = setting(None, at_least(0))
     cpu_threads: int | None = setting(None, at_least(1))
@@ -217,10 +214,13 @@ class EvaluateConfig:
 class WindowSettings:
     """Windows that slide along a video."""
 
-    stride: float | None = None  # seconds from one window to the next; null: videos are judged as a whole
-    length: float | None = None  # seconds; null: what the clips of a window span
-    smooth: int = 1  # windows whose probabilities are averaged before they are labeled, an odd number
-    threshold: float | None = None  # the least probability of an answer; null: 0, and 0.5 of several labels
+    # seconds from one window to the next; null: videos are judged as a whole
+    stride: float | None = setting(None, above(0, " seconds"))
+    length: float | None = setting(None, above(0, " seconds"))  # null: what the clips of a window span
+    smooth: int = setting(1, ODD)  # windows whose probabilities are averaged before they are labeled
+    threshold: float | None = setting(
+        None, share()
+    )  # the least probability; null: 0, and 0.5 of several labels
 
 
 @dataclass
@@ -232,9 +232,8 @@ class PredictConfig:
     frame_rate: float | None = setting(None, above(0))  # videos are folders of images, that many a second
     format: str = setting("table", one_of("table", "json", "csv"))  # of the results on standard output
     topk: int = setting(5, at_least(1))
-    out: str | None = (
-        None  # folder, or .csv or .json file; null: outputs/predict/TIME where a folder is needed
-    )
+    # folder, or .csv or .json file; null: outputs/predict/TIME where a folder is needed
+    out: str | None = None
     logits: bool = False  # write logits.npz, of every view and of the video
     windows: WindowSettings = field(default_factory=WindowSettings)
     render: bool = False  # a labeled video and a sheet of what the model saw, with where it looked
@@ -285,7 +284,7 @@ class ExportConfig(ExportSettings):
     model: Any = None  # for published weights
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
     out: str | None = None  # folder; null: export/ in the run's, or outputs/export/NAME
-    formats: list[str] | None = field(default_factory=lambda: ["onnx", "torch_export", "safetensors"])
+    formats: list[str] | None = field(default_factory=lambda: list(FORMATS["choices"]()), metadata=FORMATS)
     card: bool | None = None  # null: where there is a run
     trust_targets: bool = False  # build parts of other packages that the checkpoint names
 
@@ -303,8 +302,7 @@ class CompareConfig:
     repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that do not make another recipe
     across_protocols: bool = False  # compare runs that were evaluated in different ways too
     bootstrap: int = setting(10000, at_least(100, " draws"))
-    # of the intervals
-    confidence: float = setting(0.95, between(0, 1, ", such as 0.95"))
+    confidence: float = setting(0.95, between(0, 1, ", such as 0.95"))  # of the intervals
     seed: int = setting(0, at_least(0))  # of the draws
     out: str | None = (
         None  # folder for the page, tables and pictures; null: outputs/compare/TIME, or the single run
@@ -323,16 +321,6 @@ class SweepConfig:
 
 
 # --- audit, prepare, split ---
-
-
-@dataclass
-class IndexSettings:
-    """As in training."""
-
-    index_root: str = "${data_root}/index"  # what is found of files and listings is kept there
-    max_pixels: int = setting(MAX_PIXELS, at_least(1))  # a file with larger pictures is not decoded
-    # frames of another size than the first are scaled to it, or refused
-    size_changes: str = setting("scale", SIZE_CHANGES)
 
 
 @dataclass
@@ -400,8 +388,7 @@ class PrepareConfig:
     num_workers: int | None = setting(None, at_least(1))
     # without progress in reading or encoding one file
     decode_timeout_s: float = setting(120.0, above(0, " seconds"))
-    # as training takes by default; null: any
-    max_unreadable_share: float | None = setting(0.02, share(", or be null"))
+    max_unreadable_share: float | None = setting(0.02, share(", or be null"))  # as in training; null: any
     data: IndexSettings = field(default_factory=IndexSettings)
 
 

@@ -17,8 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.config import schemas
-from vidtrain.config.published import register_published
-from vidtrain.config.references import guard_environment
+from vidtrain.config.references import guard_environment, register_published
 from vidtrain.config.renames import rename_target
 from vidtrain.errors import UserError
 from vidtrain.files.folders import CONF
@@ -242,7 +241,7 @@ def hints_of(target: Any) -> dict[str, Any]:
 def _alternatives(hint: Any) -> list[Any]:
     """Those of a union that YAML can mean: beside a plain one, it cannot be a class such as Tensor."""
     arguments = typing.get_args(hint)
-    return [each for each in arguments if each in PLAIN_WORDS or typing.get_origin(each)] or list(arguments)
+    return [kind for kind in arguments if kind in PLAIN_WORDS or typing.get_origin(kind)] or list(arguments)
 
 
 def _is_pair(origin: Any, arguments: tuple[Any, ...]) -> bool:
@@ -256,7 +255,7 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(value, DictConfig):
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, each) for each in _alternatives(hint))
+        return any(fits(value, kind) for kind in _alternatives(hint))
     if origin is typing.Literal:
         return value in arguments
     if hint in PLAIN_WORDS:
@@ -269,7 +268,7 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         if _is_pair(origin, arguments):
             return len(value) == len(arguments) and all(map(fits, value, arguments))
-        return not arguments or all(fits(each, arguments[0]) for each in value)
+        return not arguments or all(fits(item, arguments[0]) for item in value)
     return True
 
 
@@ -278,7 +277,7 @@ def spell(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         plain = _alternatives(hint)
-        spelled = " or ".join(spell(each) for each in plain if each is not type(None))
+        spelled = " or ".join(spell(kind) for kind in plain if kind is not type(None))
         return spelled + (", or null" if type(None) in plain else "")
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))

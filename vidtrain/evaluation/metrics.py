@@ -13,45 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Which way is better: what `trainer.monitor` may name, where a video has one label
-ONE_LABEL = {
-    "loss": "min",
-    "top1": "max",
-    "top5": "max",
-    "balanced_accuracy": "max",
-    "precision_macro": "max",
-    "precision_weighted": "max",
-    "recall_macro": "max",
-    "recall_weighted": "max",
-    "f1_macro": "max",
-    "f1_weighted": "max",
-    "clip_loss": "min",
-    "clip_top1": "max",
-    "clip_top5": "max",
-}
-# and where it may have several
-SEVERAL_LABELS = {
-    "loss": "min",
-    "map": "max",
-    "map_micro": "max",
-    "exact_match": "max",
-    "precision_macro": "max",
-    "precision_micro": "max",
-    "recall_macro": "max",
-    "recall_micro": "max",
-    "f1_macro": "max",
-    "f1_micro": "max",
-    "clip_loss": "min",
-    "clip_map": "max",
-    "clip_map_micro": "max",
-}
-DIRECTIONS = ONE_LABEL | SEVERAL_LABELS
+# What `trainer.monitor` may name, where a video has one label, and where it may have several
+ONE_LABEL = ("loss", "top1", "top5", "balanced_accuracy", "precision_macro", "precision_weighted", "recall_macro",
+             "recall_weighted", "f1_macro", "f1_weighted", "clip_loss", "clip_top1", "clip_top5")  # fmt: skip
+SEVERAL_LABELS = ("loss", "map", "map_micro", "exact_match", "precision_macro", "precision_micro", "recall_macro",
+                  "recall_micro", "f1_macro", "f1_micro", "clip_loss", "clip_map", "clip_map_micro")  # fmt: skip
+# Which way is better
+DIRECTIONS = {name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS)}
 
 
 def metric_names(num_classes: int, multi_label: bool) -> tuple[str, ...]:
     """The metrics of a dataset with `num_classes` classes."""
     if multi_label:
-        return tuple(SEVERAL_LABELS)
+        return SEVERAL_LABELS
     # with five classes or fewer, top-5 is always right and says nothing
     return tuple(name for name in ONE_LABEL if num_classes > 5 or not name.endswith("top5"))
 
@@ -80,11 +54,8 @@ def from_class_counts(counts: Tensor) -> dict[str, float]:
     hits, labeled, predicted = counts.double().cpu()
     seen, total = labeled + predicted > 0, labeled.sum()
     metrics = {"top1": (hits.sum() / total).item()}
-    scores = {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, labeled),
-        "f1": _ratio(2 * hits, labeled + predicted),
-    }
+    # 0 where there is nothing to measure
+    scores = {name: score.nan_to_num() for name, score in _scores(hits, labeled, predicted).items()}
     for name, score in scores.items():
         metrics[f"{name}_macro"] = score[seen].mean().item()
         metrics[f"{name}_weighted"] = ((score * labeled).sum() / total).item()
@@ -92,9 +63,9 @@ def from_class_counts(counts: Tensor) -> dict[str, float]:
     return metrics
 
 
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """0 where there is nothing to measure."""
-    return torch.where(below > 0, above / below, 0.0)
+def _scores(hits: Tensor, labeled: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+    """Precision, recall and F1 of each class [k]; nan where nothing was there to measure."""
+    return {"precision": hits / predicted, "recall": hits / labeled, "f1": 2 * hits / (labeled + predicted)}
 
 
 def ranking(logits: Tensor) -> Tensor:
@@ -176,15 +147,16 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> C
 def per_class(confusion: Confusion) -> list[dict[str, float | None]]:
     """For each class its support, precision, recall and F1; null where nothing was there to measure."""
     hits, labeled, predicted = confusion.by_class().double()
-    columns = (hits / predicted, hits / labeled, 2 * hits / (labeled + predicted))
+    return _rows(labeled, **_scores(hits, labeled, predicted))
+
+
+def _rows(support: Tensor, **scores: Tensor) -> list[dict[str, float | None]]:
+    by_class = zip(*(column.tolist() for column in scores.values()), strict=True)
     return [
-        {"support": int(n), "precision": _or_none(p), "recall": _or_none(r), "f1": _or_none(f)}
-        for n, p, r, f in zip(labeled.tolist(), *(column.tolist() for column in columns), strict=True)
+        {"support": int(n)}
+        | {name: None if math.isnan(value) else value for name, value in zip(scores, values, strict=True)}
+        for n, values in zip(support.tolist(), by_class, strict=True)
     ]
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 # --- several labels a video ---------------------------------------------------------------------------------
@@ -243,7 +215,7 @@ def from_label_counts(counts: Tensor) -> dict[str, float]:
     kept = counts[counts[:, 1, 1] + counts[:, 0, 1] + counts[:, 1, 0] > 0]
     metrics = {}
     for average, cells in (("micro", counts.sum(dim=0, keepdim=True)), ("macro", kept)):
-        for name, value in zip(("precision", "recall", "f1"), _scores(cells), strict=True):
+        for name, value in _scores(*_by_label(cells)).items():
             metrics[f"{name}_{average}"] = value.nan_to_num().mean().item() if len(cells) else 0.0
     return metrics
 
@@ -255,19 +227,12 @@ def exact_match(logits: Tensor, labels: Tensor) -> float:
 
 def per_label(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]:
     """For each class its support, average precision, precision, recall and F1; null where nothing was to measure."""
-    counts = count_labels(logits, labels)
-    columns = (average_precision(logits, labels), *_scores(counts.double()))
-    return [
-        {"support": int(n)}
-        | {
-            name: None if value.isnan() else value.item()
-            for name, value in zip(("ap", "precision", "recall", "f1"), values, strict=True)
-        }
-        for n, *values in zip(counts[:, 1].sum(dim=-1), *columns, strict=True)
-    ]
+    counts = count_labels(logits, labels).double()
+    scores = _scores(*_by_label(counts))
+    return _rows(counts[:, 1].sum(dim=-1), ap=average_precision(logits, labels), **scores)
 
 
-def _scores(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Precision, recall and F1 [k] of counts [k 2 2]; nan where nothing was there to measure."""
-    hits, present, predicted = counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)
-    return hits / predicted, hits / present, 2 * hits / (present + predicted)
+def _by_label(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of counts [k 2 2], those [k] of videos that have a label and are predicted to, that have it, and that are
+    predicted to."""
+    return counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)

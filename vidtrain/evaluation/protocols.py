@@ -19,7 +19,7 @@ from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import first_classes, from_label_logits, from_logits
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import ViewTable
-from vidtrain.files.atomic import strict_json
+from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import csv_text
 
 MOST_SUBSETS = 20  # choices of clips that a point of the curve is the mean over
@@ -304,7 +304,7 @@ def write_protocols(
         "probes": probe_rows,
         "views_curve": curve_rows,
     }
-    (folder / "protocols.json").write_text(strict_json(whole, indent=2) + "\n", encoding="utf-8")
+    write_json_atomic(folder / "protocols.json", whole)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -313,8 +313,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         path.unlink(missing_ok=True)
         return
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        file.write(csv_text([list(rows[0]), *cells], end="\r\n"))
+    write_text_atomic(path, csv_text([list(rows[0]), *cells], end="\r\n"))
 
 
 def _cell(value: Any) -> Any:

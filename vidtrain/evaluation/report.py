@@ -1,6 +1,5 @@
 """From a view table to a report: metrics at clip and at video level, and the tables behind them."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +25,7 @@ from vidtrain.evaluation.metrics import (
     per_label,
 )
 from vidtrain.evaluation.views import ViewTable
+from vidtrain.files.atomic import replacing, write_json_atomic
 from vidtrain.files.escaping import csv_lines, shown
 
 MOST_CLASSES = 1000
@@ -122,7 +122,7 @@ def write_report(
         "protocol": result.protocol,
         "missing": [{"path": path, "cause": cause} for path, cause in result.table.missing],
     }
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json_atomic(folder / "metrics.json", summary)
     _write_predictions(result, folder / "predictions.csv", paths, classes)
     if result.confusion is not None:
         _write_confusion(result.confusion, folder, classes)
@@ -167,6 +167,5 @@ def _write_predictions(
 
 
 def _write(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    # a path may be no UTF-8: its bytes are kept
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replacing(path) as file:
         file.writelines(csv_lines(rows, end="\r\n"))

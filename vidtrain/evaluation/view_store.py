@@ -30,8 +30,8 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import BatchViews, ViewTable
-from vidtrain.files.atomic import flush_folder, replacing
-from vidtrain.files.escaping import csv_text, read_records
+from vidtrain.files.atomic import flush_folder, read_json, write_json_atomic
+from vidtrain.files.escaping import csv_text, first_lines, read_records
 
 FORMAT = "vidtrain-views/1"
 FOLDER = "views"
@@ -41,6 +41,7 @@ MARK = b"VIEWS\0\0\1"
 SMALL = 1 << 20
 HEADER = struct.Struct("<8sqqI")  # mark, unit, bytes that follow, their CRC-32
 MOST_SHOWN = 8  # differences that are listed
+AGAIN = "make the table again with overwrite=true"
 AXES = {
     LOGITS: ["video", "order", "clip", "crop", "class"],
     FRAMES: ["video", "clip", "frame"],
@@ -208,9 +209,9 @@ def begin(
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         threads = cpu_threads or default_threads
-        _write_json(path, {"format": FORMAT, "identity": dict(identity), "cpu_threads": threads})
+        write_json_atomic(path, {"format": FORMAT, "identity": dict(identity), "cpu_threads": threads})
         return threads
-    stored = _read_json(path)
+    stored = read_json(path, AGAIN)
     before, now = renamed(stored["identity"]), json.loads(json.dumps(identity))
     if cpu_threads is not None:
         before, now = before | {"cpu_threads": stored["cpu_threads"]}, now | {"cpu_threads": cpu_threads}
@@ -220,10 +221,9 @@ def begin(
         if key not in before or key not in now or before[key] != now[key]
     ]
     if changed:
-        more = [f"and {len(changed) - MOST_SHOWN} more"] if len(changed) > MOST_SHOWN else []
         raise UserError(
             f"{folder} holds the views of another evaluation, and no table is made of two:\n  "
-            + "\n  ".join(changed[:MOST_SHOWN] + more)
+            + "\n  ".join(first_lines(changed, MOST_SHOWN))
             + "\nGive this one another folder with out=, or replace that one with overwrite=true"
         )
     return stored["cpu_threads"]
@@ -291,9 +291,9 @@ def merge(
         "missing": [{"path": path, "cause": cause} for path, cause in missing],
         "axes": AXES,
         "how_to_read": READ_WITH,
-        "identity": _read_json(folder / IDENTITY)["identity"],
+        "identity": read_json(folder / IDENTITY, AGAIN, ["identity"])["identity"],
     }
-    _write_json(folder / VIEWS, whole)
+    write_json_atomic(folder / VIEWS, whole)
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -334,7 +334,7 @@ def open_views(named: Path) -> StoredViews:
         raise UserError(
             f"the view table in {folder} is not complete: give the command that began it again, and it goes on"
         )
-    about = _read_json(folder / VIEWS)
+    about = read_json(folder / VIEWS, AGAIN)
     if about.get("sampling") == "reference":  # as it was called before
         about["sampling"] = "vjepa2"
     if about["format"] != FORMAT:
@@ -356,11 +356,6 @@ def open_views(named: Path) -> StoredViews:
     return StoredViews(folder, about, logits, labels, torch.tensor(list(paths), dtype=torch.int64), paths)
 
 
-def _write_json(path: Path, value: object) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-
-
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
@@ -369,15 +364,6 @@ def _clear(folder: Path) -> None:
     for name in (VIEWS, IDENTITY, LOGITS, LABELS, FRAMES, VIDEOS):
         (folder / name).unlink(missing_ok=True)
     clean(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; make the table again with overwrite=true"
-        ) from error
 
 
 def _short(values: Mapping[str, Any], key: str) -> str:

@@ -27,7 +27,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_store import ShardWriter, StoredViews
 from vidtrain.evaluation.views import ClipModel, batch_views
-from vidtrain.files.escaping import shown
+from vidtrain.files.escaping import first_lines, shown
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
@@ -249,12 +249,11 @@ def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
             show,
         )
     if refused:
-        lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused[:MOST_REFUSED]]
-        more = [f"and {len(refused) - MOST_REFUSED} more"] if len(refused) > MOST_REFUSED else []
+        lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused]
         raise UserError(
             f"short_video_policy=error, and {len(refused)} of {pluralize(videos, 'video')} of {work.split} "
             f"cannot be judged with {work.frames[work.orders[0]]}, {pluralize(dataset.protocol.num_clips, 'clip')}:\n  "
-            + "\n  ".join(lines + more)
+            + "\n  ".join(first_lines(lines, MOST_REFUSED))
             + "\nShow them anyway with short_video_policy=repeat_last or wrap"
         )
 

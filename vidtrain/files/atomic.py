@@ -4,13 +4,13 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import masked
+from vidtrain.files.escaping import map_leaves, masked
 
 TEMPORARY = ".tmp"  # how the names of unfinished files end
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
@@ -69,14 +69,27 @@ def write_json_atomic(path: Path, value: object) -> None:
     write_text_atomic(path, strict_json(value, indent=2) + "\n")
 
 
+def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping that a JSON file holds, with the keys that are `needed`.
+
+    Raises `UserError` for a file that is absent, damaged or without one of them; `advice` says what to do then.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path} cannot be read (it holds no mapping); {advice}")
+    for key in needed:
+        if key not in record:
+            raise UserError(f"{path} has no {key}: other code wrote it, or it was changed; {advice}")
+    return record
+
+
 def strict_json(value: object, indent: int | None = None) -> str:
     """JSON that every reader accepts: NaN and the infinities, which JSON lacks, become null."""
-    return json.dumps(_without_non_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(map_leaves(value, _finite), indent=indent, allow_nan=False)
 
 
-def _without_non_finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _without_non_finite(item) for key, item in value.items()}
-    return [_without_non_finite(item) for item in value] if isinstance(value, list | tuple) else value
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
@@ -36,6 +36,12 @@ def shown_some(names: Sequence[object], most: int) -> str:
     """The first `most` of `names` as in `shown`, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + more
+
+
+def first_lines(lines: Sequence[str], most: int) -> list[str]:
+    """The first `most` of `lines`, and as one more line how many more there are."""
+    more = len(lines) - most
+    return [*lines[:most], f"and {more} more"] if more > 0 else list(lines)
 
 
 def shown_lines(text: object) -> str:
@@ -183,11 +189,20 @@ def _mask(match: re.Match[str]) -> str:
 
 def masked_values(value: Any) -> Any:
     """The same of every text in nested mappings and lists, keys aside."""
-    if isinstance(value, str):
-        return masked(value)
+    return map_texts(value, masked)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested mappings and lists with everything else in them changed, keys aside."""
     if isinstance(value, Mapping):
-        return {key: masked_values(item) for key, item in value.items()}
-    return [masked_values(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: map_leaves(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_leaves(item, change) for item in value]
+    return change(value)
+
+
+def map_texts(value: Any, change: Callable[[str], Any]) -> Any:
+    return map_leaves(value, lambda leaf: change(leaf) if isinstance(leaf, str) else leaf)
 
 
 def is_masked(text: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import first_lines
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +151,9 @@ def check_links(folder: Path, below: bool = False, folders: bool = True) -> None
         if not _is_inside(target, home) and (folders or not os.path.isdir(target)):
             outside.append(f"{os.path.join(folder, os.path.relpath(path, home))} -> {os.readlink(path)}")
     if outside:
-        more = [f"and {len(outside) - MOST_SHOWN} more"] if len(outside) > MOST_SHOWN else []
         raise UserError(
             f"{folder} is to be written into, and holds links that lead out of it:\n  "
-            + "\n  ".join([*outside[:MOST_SHOWN], *more])
+            + "\n  ".join(first_lines(outside, MOST_SHOWN))
             + "\nIn a folder from elsewhere they would have your own files overwritten: put the files in their place, "
             "or remove them. The folder as a whole may be a link to another disk"
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from vidtrain.build.checkpoint_loader import changed_config, check_checkpoint
-from vidtrain.config.schemas import PredictConfig
+from vidtrain.config.schemas import PredictConfig, WindowSettings
 from vidtrain.config.targets import check_settings, check_targets, suggest
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_writable
@@ -81,21 +81,11 @@ def _check_places(cfg: DictConfig) -> list[tuple[str, str]]:
 
 
 def _check_windows(windows: DictConfig) -> list[tuple[str, str]]:
-    faults = []
-    for key in ("stride", "length"):
-        if windows[key] is not None and not 0 < windows[key] < float("inf"):
-            faults.append((f"windows.{key}", f"{windows[key]} must be above 0 seconds"))
-    if windows.smooth < 1 or windows.smooth % 2 == 0:
-        faults.append(("windows.smooth", f"{windows.smooth} must be an odd number of windows: 1, 3, 5 ..."))
-    if windows.threshold is not None and not 0 <= windows.threshold <= 1:
-        faults.append(("windows.threshold", f"{windows.threshold} must be a probability, from 0 to 1"))
-    if windows.stride is None:
-        for key in ("length", "threshold"):
-            if windows[key] is not None:
-                faults.append((f"windows.{key}", "has no effect without windows.stride"))
-        if windows.smooth != 1:
-            faults.append(("windows.smooth", "has no effect without windows.stride"))
-    return faults
+    if windows.stride is not None:
+        return []
+    defaults = vars(WindowSettings())
+    idle = [key for key, value in defaults.items() if windows[key] != value]
+    return [(f"windows.{key}", "has no effect without windows.stride") for key in idle]
 
 
 def find_videos(cfg: DictConfig) -> list[str]:

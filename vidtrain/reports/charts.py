@@ -59,11 +59,9 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def write_beside(
-    axes: Axes, words: str, place: tuple[float, float], offset: tuple[float, float], **look: Any
-):
-    """Words at an `offset` in points from a place of the axes."""
-    axes.annotate(words, place, xytext=offset, textcoords="offset points", **look)
+def write_beside(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any):
+    """A text at an `offset` in points from a place of the axes."""
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", **look)
 
 
 def color_bar(figure: Figure, image: ScalarMappable, label: str = "", **where: Any) -> None:
@@ -119,12 +117,12 @@ def save_png(figure: Figure, path: Path) -> None:
     temporary.replace(path)
 
 
-def _add_note(figure: Figure, words: str) -> None:
+def _add_note(figure: Figure, note: str) -> None:
     """A line below all that a figure shows."""
     figure.draw_without_rendering()
     box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
     width, height = figure.get_size_inches()
-    figure.text(box.x0 / width, box.y0 / height - 0.1 / height, words, va="top", fontsize=8, color="0.35")
+    figure.text(box.x0 / width, box.y0 / height - 0.1 / height, note, va="top", fontsize=8, color="0.35")
 
 
 # --- what fonts have --------------------------------------------------------------------------------------

@@ -318,8 +318,8 @@ def _draw_axis(axes: Axes, x: int, axis: Axis, last: bool) -> None:
     # above the lines, which are level here; nothing is to the right of the last axis
     offset, side = ((6, 0), "center") if last else ((4, 2), "bottom")
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4}
-    for place, words in axis.ticks:
-        write_beside(axes, words, (x, place), offset, va=side, fontsize=8.5, bbox=box, zorder=4)
+    for place, text in axis.ticks:
+        write_beside(axes, text, (x, place), offset, va=side, fontsize=8.5, bbox=box, zorder=4)
 
 
 def plot_importance(summary: Plain, path: Path) -> None:

@@ -35,14 +35,14 @@ def chosen_words(summary: Plain) -> str:
     if chosen is None:
         return ""
     recipe = next(recipe for recipe in summary["recipes"] if recipe["number"] == chosen["recipe"])
-    words = (
+    choice = (
         f"chosen on val, by the mean of {chosen['monitor']}, {chosen['mean']:.4f}: recipe {recipe['number']}, "
         f"{recipe['label']}"
     )
     if recipe["mean"] is None or recipe["split"].startswith("val"):
-        return words
+        return choice
     return (
-        f"{words}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report that one: the best of "
+        f"{choice}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report that one: the best of "
         f"many on {recipe['split']} is too good"
     )
 

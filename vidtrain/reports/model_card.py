@@ -5,14 +5,13 @@ templates/model_card.md.jinja.
 """
 
 import csv
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.atomic import read_json, write_text_atomic
 from vidtrain.files.escaping import legend_of, read_records
 from vidtrain.reports.pages import render
 
@@ -69,7 +68,9 @@ def model_card(
 ) -> str:
     """The card as text; `pictures` are (title, file name)."""
     summary = _read(run / "summary.json")
-    evaluation = run / "eval" / summary["split"]
+    evaluation, start, data = (
+        run / place for place in (f"eval/{summary['split']}", "starting_point.json", "dataset.json")
+    )
     by_class = _read_table(evaluation / "per_class.csv")
     score = "f1" if "f1" in by_class[0] else list(by_class[0])[-1]
     return render(
@@ -78,8 +79,8 @@ def model_card(
         summary=summary,
         evaluated=_read(evaluation / "metrics.json"),
         exported=exported,
-        start=_read_if_there(run / "starting_point.json"),
-        data=_read_if_there(run / "dataset.json"),
+        start=_read(start) if start.is_file() else None,
+        data=_read(data) if data.is_file() else None,
         by_class=by_class,
         weakest_first=sorted(by_class, key=lambda row: _number(row[score])),
         few=[row for row in by_class if "support" in row and _number(row["support"]) < FEW],
@@ -123,14 +124,7 @@ def _number(cell: str) -> float:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"a model card needs {path}, which cannot be read ({error})") from error
-
-
-def _read_if_there(path: Path) -> dict[str, Any] | None:
-    return _read(path) if path.is_file() else None
+    return read_json(path, "a model card needs it")
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:

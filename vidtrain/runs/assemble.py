@@ -6,18 +6,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vidtrain import __version__
 from vidtrain.build import adapters as build_adapters
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.config.published import with_published
-from vidtrain.config.schemas import to_phases
+from vidtrain.config.references import with_published
+from vidtrain.config.schemas import to_dict, to_phases, to_settings
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest
@@ -172,7 +172,7 @@ def make_parts(
 
     Raises `UserError` where the data has no such metric as `trainer.monitor`, or the loss no such weights.
     """
-    settings = cast(TrainerSettings, OmegaConf.to_object(cfg.trainer))
+    settings = to_settings(cfg.trainer, TrainerSettings)
     batches, steps_per_epoch = build_data.train_batches(cfg, data.train, data.reading, ranks)
     if folder is not None:
         counted = steps_per_epoch
@@ -349,7 +349,7 @@ def cached_features(
         evaluate=evaluation.of_batches,
         transform=parts.transform,
         context=parts.autocast,
-        config=cast(Mapping[str, Any], OmegaConf.to_container(cfg, resolve=True)),
+        config=to_dict(cfg, resolve=True),
         root=Path(cfg.data.features_root),
         batch_size=cfg.trainer.eval_batch_size,
         num_workers=build.num_workers(cfg.trainer.num_workers, ranks),
@@ -364,7 +364,7 @@ def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...], fusion: str) 
     return {
         "classes": list(classes),
         # with its references, so that values can be changed
-        "config": masked_values(OmegaConf.to_container(with_published(cfg))),
+        "config": masked_values(to_dict(with_published(cfg))),
         "protocol": build.protocol_text(cfg, fusion),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }

@@ -7,7 +7,6 @@ into the queue, unless the flag file says that there is nothing more to try.
 """
 
 import gc
-import json
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import DivergedError, Pruned, UserError
-from vidtrain.files.atomic import write_json_atomic
+from vidtrain.files.atomic import read_json, write_json_atomic
 from vidtrain.files.escaping import shown_lines
 from vidtrain.tracking.ledgers import JsonLines, read_json_lines, whole_lines
 from vidtrain.tracking.run_log import each_metric
@@ -75,11 +74,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     path = folder / OUTCOME
     if not path.is_file():
         return None
-    try:
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-        return {key: outcome[key] for key in OUTCOME_KEYS}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it, and the trial runs again") from error
+    return read_json(path, "delete it, and the trial runs again", OUTCOME_KEYS)
 
 
 def clear_outcome(folder: Path) -> None:
@@ -137,8 +132,8 @@ class RunAttempt:
     """One attempt at the run in `folder`, by all of its ranks; rank 0 writes its rows, and who fails first."""
 
     def __init__(self, folder: Path, ranks: "Ranks"):
-        self._folder = folder
-        self._ranks = ranks
+        self.folder = folder
+        self.ranks = ranks
         self._step: int | None = None  # the step that it starts at, once that is known
         # read once: another rank may be writing
         self._earlier: list[dict[str, Any]] = list(ranks.on_main(lambda: read_attempts(folder)))
@@ -157,11 +152,11 @@ class RunAttempt:
             silent += 1
         if REQUEUE_FLAG in os.environ and silent >= MAX_SILENT:
             raise UserError(
-                f"{silent} attempts in a row ended without a record at step {step} of the run in {self._folder}, so it "
+                f"{silent} attempts in a row ended without a record at step {step} of the run in {self.folder}, so it "
                 "is not tried again. What killed them shows at the end of their output: a crash, or too little memory"
             )
-        if self._ranks.is_main:
-            self.record(STARTED, ranks=self._ranks.world_size, **_job())
+        if self.ranks.is_main:
+            self.record(STARTED, ranks=self.ranks.world_size, **_job())
 
     def record(self, event: str, **more: Any) -> None:
         """Adds a row to attempts.jsonl.
@@ -173,7 +168,7 @@ class RunAttempt:
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
         row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
-        ledger = JsonLines(self._folder / ATTEMPTS)
+        ledger = JsonLines(self.folder / ATTEMPTS)
         try:
             ledger.append({**row, "host": socket.gethostname(), "pid": os.getpid(), **more})
             ledger.close()
@@ -184,7 +179,7 @@ class RunAttempt:
         if self._step is None:
             return None
         try:
-            return max(last_step(self._folder) or 0, self._step)
+            return max(last_step(self.folder) or 0, self._step)
         except (OSError, UserError):
             # the fault that ended the attempt may have damaged its logs; it is recorded anyway
             return self._step
@@ -206,25 +201,25 @@ class RunAttempt:
 
     def end_failed(self, error: Exception) -> None:
         """Ends the process, or returns where the caller should raise `error`. The first rank to fail records it."""
-        monitor, is_users = self._ranks.monitor, isinstance(error, UserError)
+        monitor, is_users = self.ranks.monitor, isinstance(error, UserError)
         signature = signature_of(error)
         status = 2 if is_users else self.status_after(signature)
         if monitor is not None:
-            found = monitor.end_after(error, status)
-            if not monitor.should_report(error, found):
-                line = shown_lines(f"error: rank {self._ranks.rank} ends, as {found.message}")
+            run_end = monitor.end_after(error, status)
+            if not monitor.should_report(error, run_end):
+                line = shown_lines(f"error: rank {self.ranks.rank} ends, as {run_end.message}")
                 print(line, file=sys.stderr, flush=True)
-                sys.exit(found.status)
-            if found.rank != self._ranks.rank:
+                sys.exit(run_end.status)
+            if run_end.rank != self.ranks.rank:
                 return
-            if not self._ranks.is_main:
-                record_outcome(self._folder, error)
+            if not self.ranks.is_main:
+                record_outcome(self.folder, error)
             if not is_users:
-                print(f"error: rank {self._ranks.rank} of {self._ranks.world_size} failed", file=sys.stderr)
+                print(f"error: rank {self.ranks.rank} of {self.ranks.world_size} failed", file=sys.stderr)
         requeue = status == EXIT_STOPPED
         self.record(
             FAILED,
-            rank=self._ranks.rank,
+            rank=self.ranks.rank,
             signature=signature,
             again=requeue,
             cause=f"{type(error).__name__}: {error}",
@@ -235,12 +230,14 @@ class RunAttempt:
             print("error: the job goes back into the queue, once", file=sys.stderr, flush=True)
             sys.exit(status)
 
-    def record_lost(self, found: "RunEnd") -> None:
+    def record_lost(self, run_end: "RunEnd") -> None:
         """Records that another rank has gone."""
-        again = found.status == EXIT_STOPPED
+        again = run_end.status == EXIT_STOPPED
         if not again:
             _write_flag(FAILED)  # the process may be ended without coming back to `write_requeue_flag`
-        self.record(FAILED, rank=found.rank, signature=LOST, again=again, cause=found.message, traceback=None)
+        self.record(
+            FAILED, rank=run_end.rank, signature=LOST, again=again, cause=run_end.message, traceback=None
+        )
 
 
 @contextmanager

@@ -4,7 +4,6 @@ splits/SPLIT.npz     paths, labels, cuts, sizes and times (vidtrain.data.manifes
 data_changes.jsonl   where the run went on with other data anyway: a row a split, with what differed
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,8 @@ from vidtrain.data.decoding.metadata import file_digest
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.split_records import SplitChanges, SplitRecord, split_changes
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import shown
+from vidtrain.files.atomic import read_json
+from vidtrain.files.escaping import shown, shown_some
 from vidtrain.runs.attempts import last_step
 from vidtrain.runs.folder import CHANGES, SPLITS
 from vidtrain.tracking.ledgers import JsonLines
@@ -123,11 +123,7 @@ def epoch_steps(folder: Path, counted: int, console: "Console") -> int:
     path = folder / "dataset.json"
     if not changed_in_mid_run(folder) or not path.is_file():
         return counted
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): it says how many steps an epoch has") from error
-    recorded = facts["steps_per_epoch"] if "steps_per_epoch" in facts else counted
+    recorded = read_json(path, "it says how many steps an epoch has").get("steps_per_epoch", counted)
     if recorded != counted:
         console.info(
             f"an epoch keeps {recorded} steps, as when the run was started; its data would give {counted}"
@@ -190,8 +186,7 @@ def _lines(differing: Mapping[str, SplitChanges]) -> Iterator[str]:
 
 def _lines_of(changes: SplitChanges) -> Iterator[str]:
     for kind, names in changes.kinds().items():
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        yield f"{len(names)} {kind}: {', '.join(map(shown, names[:NAMED]))}{more}"
+        yield f"{len(names)} {kind}: {shown_some(names, NAMED)}"
 
 
 def _warn_of_touched(compared: Mapping[str, SplitChanges], console: "Console") -> None:

@@ -1,7 +1,6 @@
 """Writing a model in the formats that were asked for, with the card that says how to use it."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 from vidtrain import __version__
 from vidtrain.build.parts import ModelSpec
 from vidtrain.config.schemas import ExportSettings
-from vidtrain.config.targets import suggest
 from vidtrain.data.augment.geometry import EvalGeometry, SquashedFrame, WholeFrame
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import probabilities
-from vidtrain.files.atomic import strict_json, write_json_atomic
+from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 from vidtrain.files.escaping import is_utf8
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.classifier import VideoClassifier
@@ -41,26 +39,6 @@ CLIP_KEYS = (
     "frame_order",
     "eval_clips",
 )
-
-
-def check_settings(settings: ExportSettings) -> list[tuple[str, str]]:
-    """Faults as (key, what is wrong), found before anything is read or trained."""
-    faults = []
-    for name in settings.formats or ():
-        if name not in FILES:
-            faults.append(("formats", f"{name} is unknown{suggest(name, list(FILES))}"))
-    for key, known in (("input", exporting.INPUTS), ("precision", exporting.PRECISIONS)):
-        if getattr(settings, key) not in known:
-            value = getattr(settings, key)
-            faults.append((key, f"{value} is unknown{suggest(value, list(known))}"))
-    if settings.max_difference is not None and not settings.max_difference > 0:
-        faults.append(("max_difference", f"{settings.max_difference} must be above 0"))
-    if "onnx" in (settings.formats or ()):
-        try:
-            export_formats.check_onnx(settings.opset)
-        except UserError as error:
-            faults.append(("opset" if "opset" in str(error) else "formats", str(error)))
-    return faults
 
 
 def check_geometry(geometry: EvalGeometry, settings: ExportSettings) -> None:
@@ -240,8 +218,9 @@ def recorded_metrics(folder: Path | None, checkpoint: str) -> dict[str, Any]:
     """What a run's closing evaluation found, if `checkpoint` is the one that it was of: the best one."""
     if folder is None or checkpoint != "best.pt" or not (folder / "summary.json").is_file():
         return {"metrics": None}
-    split = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["split"]
-    report = json.loads((folder / "eval" / split / "metrics.json").read_text(encoding="utf-8"))
+    advice = "an export says what it found: export a checkpoint outside of the run's folder to go without"
+    split = read_json(folder / "summary.json", advice, ["split"])["split"]
+    report = read_json(folder / "eval" / split / "metrics.json", advice, ["coverage", "metrics"])
     return {"metrics": {"split": split, "coverage": report["coverage"], **report["metrics"]}}
 
 

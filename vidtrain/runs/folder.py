@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import re
 import shlex
@@ -22,21 +21,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 from yaml import parse as parse_yaml
 
-from vidtrain.config.published import unset_keys
-from vidtrain.config.references import fingerprints, read, refers, settled
+from vidtrain.config.overrides import check_stored, overrides_of
+from vidtrain.config.references import fingerprints, read, refers, settled, unset_keys
 from vidtrain.config.renames import migrate, rename_override
 from vidtrain.config.schemas import to_list
 from vidtrain.config.trust import (
     DEEPEST,
-    check_stored,
     defaults_of,
-    overrides_of,
     put_back,
     set_aside,
     targets_of,
 )
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import is_masked, masked
 from vidtrain.files.folders import RunLock, check_links
 from vidtrain.runs.attempts import clear_outcome, record_outcome
@@ -54,10 +51,12 @@ LOCK_SECONDS = 180.0
 READ = "read"
 FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
 # What may differ when a run is resumed: it changes where and how fast, never what is computed
-FREE = ("run_dir", "data_root", "data.index_root", "data.features_root", "data.decode_timeout_s", "data.max_pixels",
-        "data.allow_changed", "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export",
-        "logger", "model.published", "trainer.device", "trainer.num_workers", "trainer.save_every",
-        "trainer.keep_every", "trainer.profile", "trainer.rank_timeout")  # fmt: skip
+RESUMABLE = (
+    "run_dir", "data_root", "data.index_root", "data.features_root", "data.decode_timeout_s", "data.max_pixels",
+    "data.allow_changed", "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export", "logger",
+    "model.published", "trainer.device", "trainer.num_workers", "trainer.save_every", "trainer.keep_every",
+    "trainer.profile", "trainer.rank_timeout",
+)  # fmt: skip
 
 
 def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -308,7 +307,7 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
 
 
 def _is_free(key: str) -> bool:
-    return key.startswith(FREE)
+    return key.startswith(RESUMABLE)
 
 
 def _lies_elsewhere(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
@@ -381,10 +380,7 @@ def _check_size(text: str) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name another run_dir") from error
+    return read_json(path, "name another run_dir")
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

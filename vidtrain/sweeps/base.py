@@ -27,14 +27,13 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.app.launch import fail
-from vidtrain.config.overrides import first_value, in_quotes, values
+from vidtrain.config.overrides import check_trials, first_value, in_quotes, values
 from vidtrain.config.schemas import to_list
-from vidtrain.config.trust import check_trials
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.files.folders import RunLock, check_links, is_held
 from vidtrain.runs.attempts import clear_outcome, free_cuda_memory, read_outcome, record_outcome
-from vidtrain.runs.folder import FREE, finished
+from vidtrain.runs.folder import RESUMABLE, finished
 from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, changed_settings, write_trial
 from vidtrain.sweeps.status import (
     ENDED,
@@ -130,7 +129,9 @@ class TrialSweeper(Sweeper):
         overrides, choices = self._config.hydra.overrides, self._config.hydra.runtime.choices
         record = SweepRecord(
             program="vidtrain.train",
-            hydra=[each for each in to_list(overrides.hydra) if not each.startswith("hydra.mode=")],
+            hydra=[
+                override for override in to_list(overrides.hydra) if not override.startswith("hydra.mode=")
+            ],
             task=to_list(overrides.task),
             started_in=os.getcwd(),
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -315,13 +316,13 @@ class GridSweeper(TrialSweeper):
                 )
 
     def run_missing(self) -> None:
-        combinations = [list(each) for each in product(*map(values, self.overrides.values()))]
+        combinations = [list(combination) for combination in product(*map(values, self.overrides.values()))]
         trials = self.record.trials
         if trials:
-            self.refuse(changed_settings([trial.overrides for trial in trials], combinations, FREE))
+            self.refuse(changed_settings([trial.overrides for trial in trials], combinations, RESUMABLE))
         known, faults = len(trials), []
         for overrides in combinations:
-            if self.record.find(overrides, FREE) is None:
+            if self.record.find(overrides, RESUMABLE) is None:
                 try:
                     self.add(overrides, self.record.next_number())
                 except UserError as error:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.build import parts as build
 from vidtrain.config.renames import rename_override
-from vidtrain.config.schemas import as_mapping, to_dict
+from vidtrain.config.schemas import to_dict
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_masked
 from vidtrain.files.folders import install_hint
 from vidtrain.runs.attempts import PRUNED
-from vidtrain.runs.folder import FREE
+from vidtrain.runs.folder import RESUMABLE
 from vidtrain.sweeps.base import TrialSweeper
 from vidtrain.sweeps.record import Trial, changed_settings
 from vidtrain.sweeps.status import ENDED, TrialState, trial_state
@@ -93,9 +93,9 @@ class OptunaSweeper(TrialSweeper):
             [override for override in trial.overrides if override.partition("=")[0] not in space]
             for trial in self.record.trials
         ]
-        changed = changed_settings(known, [self.fixed], FREE)
+        changed = changed_settings(known, [self.fixed], RESUMABLE)
         for key in {**earlier, **space}:
-            old, new = (each.get(key, "not searched") for each in (earlier, space))
+            old, new = (searched.get(key, "not searched") for searched in (earlier, space))
             changed += [f"{key}: {old} -> {new}"] if old != new else []
         self.refuse(changed)
 
@@ -180,7 +180,9 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 def as_drawn(study: optuna.Study, space: Space) -> Space:
     """The space by the names and choices that the trials of a study have: those of when it was begun."""
     drawn = {
-        name: each for trial in study.get_trials(deepcopy=False) for name, each in trial.distributions.items()
+        name: choices
+        for trial in study.get_trials(deepcopy=False)
+        for name, choices in trial.distributions.items()
     }
     named = {}
     for key, searched in space.items():
@@ -202,7 +204,7 @@ def ask(study: optuna.Study, space: Space, sampler: DictConfig, seed: int | None
     """
     number = len(study.get_trials(deepcopy=False))
     own = {} if seed is None or "seed" in sampler else {"seed": seed + number}
-    study.sampler = build.instantiate_component(as_mapping(OmegaConf.merge(sampler, own)))
+    study.sampler = build.instantiate_component(cast(DictConfig, OmegaConf.merge(sampler, own)))
     space = as_drawn(study, space)
     trial = study.ask(dict(space))
     return trial.number, overrides_of(trial.params, space)

@@ -4,7 +4,6 @@ as a trial: it is judged on val alone, and may be ended early.
 A trial is known by its overrides, so that starting the same sweep again in the same folder finds what is there.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vidtrain.config.renames import rename_override
 from vidtrain.config.trust import is_trusted_pruner
 from vidtrain.errors import Pruned, UserError
-from vidtrain.files.atomic import write_json_atomic
+from vidtrain.files.atomic import read_json, write_json_atomic
 from vidtrain.files.escaping import is_masked, masked
 from vidtrain.tracking.run_log import read_metrics
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from vidtrain.training.run import Console
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
+DAMAGED = "it is damaged, or from other code"
 
 
 @dataclass
@@ -72,10 +72,10 @@ class SweepRecord:
             raise UserError(
                 f"{folder} is not the folder of a sweep: {why}. Give the one that python -m vidtrain.train -m named"
             )
+        stored = read_json(path, DAMAGED, [key.name for key in fields(cls)])
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
             trials = [Trial(**trial) for trial in stored["trials"]]
-            values = {each.name: stored[each.name] for each in fields(cls)} | {"trials": trials}
+            values = {key.name: stored[key.name] for key in fields(cls)} | {"trials": trials}
             _check_types(
                 *(isinstance(trial.number, int) and isinstance(trial.folder, str) for trial in trials)
             )
@@ -87,8 +87,8 @@ class SweepRecord:
             ):
                 _check_types(isinstance(texts, list), all(isinstance(text, str) for text in texts))
             return cls(**values)._renamed()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read ({error}): it is damaged, or from other code") from error
+        except TypeError as error:
+            raise UserError(f"{path} cannot be read ({error}); {DAMAGED}") from error
 
     def _renamed(self) -> Self:
         self.hydra, self.task = (list(map(rename_override, texts)) for texts in (self.hydra, self.task))
@@ -133,7 +133,9 @@ def _check_types(*right: bool) -> None:
 
 def _identity(overrides: Sequence[str], free: Sequence[str]) -> frozenset[str]:
     """As they are stored: without passwords."""
-    return frozenset(masked(each) for each in overrides if not each.lstrip("+~").startswith(tuple(free)))
+    return frozenset(
+        masked(override) for override in overrides if not override.lstrip("+~").startswith(tuple(free))
+    )
 
 
 def changed_settings(
@@ -152,11 +154,11 @@ def changed_settings(
 
 def _shared(trials: Sequence[Sequence[str]], free: Sequence[str]) -> dict[str, str]:
     sets = [_identity(overrides, free) for overrides in trials]
-    return dict(each.partition("=")[::2] for each in (frozenset.intersection(*sets) if sets else ()))
+    return dict(override.partition("=")[::2] for override in (frozenset.intersection(*sets) if sets else ()))
 
 
 def _varies(trials: Sequence[Sequence[str]], key: str) -> bool:
-    return len({each for trial in trials for each in trial if each.partition("=")[0] == key}) > 1
+    return len({override for trial in trials for override in trial if override.partition("=")[0] == key}) > 1
 
 
 def _value(shared: Mapping[str, str], key: str) -> str:
@@ -178,11 +180,8 @@ def read_trial(folder: Path) -> dict[str, Any] | None:
     path = folder / TRIAL
     if not path.is_file():
         return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {key: stored[key] for key in ("number", "folder", "overrides", "sweep", "pruning")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, and resume the sweep") from error
+    keys = ("number", "folder", "overrides", "sweep", "pruning")
+    return read_json(path, "delete it, and resume the sweep", keys)
 
 
 # --- what a run does as a trial -----------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _total_steps(folder: Path, rows: Sequence[dict[str, Any]]) -> int | None:
     durations = [
         value for key, value in settings.items() if key.startswith("stage.") and key.endswith(".duration")
     ]
-    return sum(steps(each, settings["trainer.epochs"] * per_epoch, per_epoch) for each in durations)
+    return sum(steps(duration, settings["trainer.epochs"] * per_epoch, per_epoch) for duration in durations)
 
 
 # --- jobs that wait in SLURM --------------------------------------------------------------------------------
@@ -111,9 +111,7 @@ def _jobs_of(sweep: Path, trial: Trial) -> list[str]:
     folder = sweep / ".submitit" / str(trial.number)
     if not folder.is_dir():
         return []
-    return [
-        each.name for each in sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
-    ]
+    return [job.name for job in sorted(folder.iterdir(), key=lambda job: job.stat().st_mtime, reverse=True)]
 
 
 def forget_results(sweep: Path, trial: Trial) -> None:
@@ -192,12 +190,12 @@ def table_of(
     left = _seconds_left(record, states)
     if left is not None:
         below.append(f"about {format_seconds(left)} left, as long as finished trials took")
-    unfinished = [each for each in states if each.state in (WAITING, STALLED)]
+    unfinished = [state for state in states if state.state in (WAITING, STALLED)]
     if is_held(folder):
         below.append(f"under way: {holder(folder)}")
     elif to_come > 0 or unfinished:
         below.append(f"what is missing: python -m vidtrain.sweep resume {named}")
-    if any(each.state in FAULTY for each in states):
+    if any(state.state in FAULTY for state in states):
         below.append(f"those that failed again: python -m vidtrain.sweep resume {named} retry=true")
     if counts[FINISHED] > 1:
         below.append(f"compare: python -m vidtrain.compare {named}")
@@ -223,13 +221,15 @@ def shortened(cause: str) -> str:
 def _seconds_left(record: SweepRecord, states: Sequence[TrialState]) -> float | None:
     """Seconds until all trials are done, if as many run at a time as now, and each as long as those that finished; None
     where it is not known."""
-    took = [each.minutes for each in states if each.state == FINISHED and each.minutes]
-    running = [each for each in states if each.state == RUNNING]
+    took = [state.minutes for state in states if state.state == FINISHED and state.minutes]
+    running = [state for state in states if state.state == RUNNING]
     if not took or not running:
         return None
     each_takes = sum(took) / len(took) * 60
-    waiting = sum(each.state in (WAITING, QUEUED, STALLED) for each in states) + record.planned - len(states)
-    under_way = sum(1 - each.step / each.total if each.step and each.total else 1.0 for each in running)
+    waiting = (
+        sum(state.state in (WAITING, QUEUED, STALLED) for state in states) + record.planned - len(states)
+    )
+    under_way = sum(1 - state.step / state.total if state.step and state.total else 1.0 for state in running)
     seconds = each_takes * (waiting + under_way) / len(running)
     return seconds if math.isfinite(seconds) else None
 

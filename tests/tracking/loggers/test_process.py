@@ -54,7 +54,7 @@ def log_a_run(loggers: Loggers, run: LoggedRun, rows: int = 3) -> None:
 
 def only_child_gone() -> bool:
     return not [
-        each for each in descendants(os.getpid()) if b"vidtrain.tracking.loggers.service" in cmdline(each)
+        each for each in descendants(os.getpid()) if b"vidtrain.tracking.loggers.process" in cmdline(each)
     ]
 
 

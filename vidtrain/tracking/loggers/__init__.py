@@ -4,8 +4,7 @@ Read logger.py first.
 
 logger.py              what a logger must offer
 mlflow_logger.py       MLflow
-process.py             in the training process: hands every call over, and can never be stopped, slowed or hung
-service.py             the other process, in which a logger runs
+process.py             hands every call to another process, where the logger runs: training is never held up
 tensorboard_logger.py  TensorBoard
 wandb_logger.py        W&B
 """

@@ -1,8 +1,11 @@
-"""Loggers in processes of their own: whatever they do there, the run that they show goes on.
+"""Loggers in processes of their own: whatever they do there, the run that they show goes on. Both sides are here.
 
 A process and not a thread, because a service that was stopped hangs its caller forever, also at the interpreter's
 exit; because a process can be ended; because the interpreter's lock is not shared; and because data workers may be
 forked at any time, which threads that hold locks make unsafe.
+
+The other side is python -m vidtrain.tracking.loggers.process DESCRIPTOR, that of a socket: calls come in, pickled, and
+answers go out, a line of JSON for each.
 """
 
 import json
@@ -15,14 +18,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 from vidtrain.errors import UserError
-from vidtrain.files.escaping import hidden, shown
+from vidtrain.files.escaping import hidden, hide_these, map_texts, mask_streams, shown
 from vidtrain.tracking.loggers.logger import LoggedRun, Logger, Metric
 
 log = logging.getLogger(__name__)
@@ -75,14 +80,10 @@ class Loggers:
             process.send(call, *arguments)
 
 
-def escape_texts(value: Any) -> Any:
+def escape_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy that every tracker can store and show: settings hold paths and class names, which may hold bytes that are
     no UTF-8, or characters that act."""
-    if isinstance(value, str):
-        return shown(value)
-    if isinstance(value, Mapping):
-        return {escape_texts(key): escape_texts(item) for key, item in value.items()}
-    return [escape_texts(item) for item in value] if isinstance(value, list | tuple) else value
+    return {shown(key): map_texts(value, shown) for key, value in values.items()}
 
 
 class LoggerProcess:
@@ -112,7 +113,7 @@ class LoggerProcess:
         try:
             with theirs, open_output(self._output) as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vidtrain.tracking.loggers.service", str(theirs.fileno())],
+                    [sys.executable, "-m", "vidtrain.tracking.loggers.process", str(theirs.fileno())],
                     # what can be imported here must be there
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                     pass_fds=[theirs.fileno()],
@@ -261,3 +262,84 @@ def descendants(process: int) -> list[int]:
     for member in family:
         family += [child for child, parent in parents.items() if parent == member]
     return family[1:]
+
+
+# --- the other process: it makes the calls that the training process sends, one after another --------------
+
+# A scheduler signals every process of a job; this one ends when the training process has
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+LOOK_EVERY = 2.0  # seconds between looks at whether the training process lives
+
+
+class Relay(logging.Handler):
+    """Hands the warnings of a logger to the training process, which has a console."""
+
+    def __init__(self, connection: socket.socket):
+        super().__init__(logging.WARNING)
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        answer(self._connection, "warning", record.getMessage())
+
+
+def serve(connection: socket.socket) -> None:
+    """Makes every call, of which the first is `start`; a failure is the last thing that it answers."""
+    messages = calls(connection)
+    try:
+        first = next(messages, None)
+        if first is None:
+            return
+        logger, run, secrets = first[1]
+        hide_these(secrets)
+        logger.start(run)
+        answer(connection, "started")
+        for call, arguments in messages:
+            result = getattr(logger, call)(*arguments)
+            if call == "close":
+                answer(connection, "closed", result)
+                return
+        logger.close("killed")  # nobody is left to hear of it
+    except UserError as error:
+        answer(connection, "refused", str(error))
+    except Exception as error:  # whatever fails in a logger, the run folder holds the truth
+        traceback.print_exc()
+        answer(connection, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The calls of the training process until it has ended."""
+    Thread(target=hang_up_with, args=(os.getppid(), connection), daemon=True).start()
+    with connection.makefile("rb") as stream, suppress(EOFError, OSError, pickle.UnpicklingError):
+        while True:
+            yield pickle.load(stream)
+
+
+def hang_up_with(parent: int, connection: socket.socket) -> None:
+    """Ends what can be read once `parent` has ended: its forked workers hold the other end open for a while."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    connection.shutdown(socket.SHUT_RD)
+
+
+def answer(connection: socket.socket, kind: str, text: str | None = None) -> None:
+    with suppress(OSError):  # nobody is left to hear it
+        connection.sendall(json.dumps([kind, text]).encode() + b"\n")
+
+
+def main() -> None:
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    mask_streams()  # what trackers print goes to a file
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    ours = logging.getLogger("vidtrain")
+    ours.addHandler(Relay(connection))
+    ours.propagate = False
+    serve(connection)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what trackers left behind must not hold it up; all that is worth keeping is written
+
+
+if __name__ == "__main__":
+    main()

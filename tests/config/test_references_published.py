@@ -11,8 +11,7 @@ from torchvision.models import get_model_weights
 
 from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
-from vidtrain.config.published import describe_published, published_clips, unseen_clips
-from vidtrain.config.references import settled
+from vidtrain.config.references import describe_published, published_clips, settled, unseen_clips
 from vidtrain.runs.folder import check_unchanged, keep_published, record
 from vidtrain.training.ranks.distributed import Ranks
 
