@@ -9,10 +9,7 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import recompute_activations
-from vidtrain.models.timm_frames import TimmFrames
-from vidtrain.models.torchvision_video import TorchvisionMViT, TorchvisionResNet, TorchvisionSwin
-from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights.lora import (
+from vidtrain.models.lora import (
     LoRALinear,
     adapted_layers,
     adapter_parameters,
@@ -20,6 +17,9 @@ from vidtrain.models.weights.lora import (
     merge_adapters,
     merge_tensors,
 )
+from vidtrain.models.timm_frames import TimmFrames
+from vidtrain.models.torchvision_video import TorchvisionMViT, TorchvisionResNet, TorchvisionSwin
+from vidtrain.models.vit3d import ViT3D
 
 SIZES = {"image_size": 16, "num_frames": 4, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 # name: what makes the encoder, its clips [b c t h w], how many layers of attention and MLP it has

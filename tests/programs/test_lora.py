@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from small_run import small
 
 from vidtrain.app import check
+from vidtrain.benchmark import benchmark
 from vidtrain.build.checkpoint_loader import open_trained
 from vidtrain.compare import compare
 from vidtrain.config.renames import migrate
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import export
+from vidtrain.models.lora import adapter_parameters
 from vidtrain.models.weights.files import content_hash
-from vidtrain.models.weights.lora import adapter_parameters
 from vidtrain.predict import predict
 from vidtrain.train import train
 from vidtrain.training import checkpoint, loop
@@ -298,6 +299,16 @@ def test_what_does_not_go_together_shows_before_the_start(overrides, why):
     )
     [(key, said)] = check.check_run(config_of("train", *base, *overrides))
     assert key == "stage" and why in said
+
+
+@pytest.mark.slow
+def test_its_steps_are_measured(data, tmp_path):
+    """Adapters and the head train. The base gets no gradients, which are a third of the arithmetic of a full step."""
+    options = ["steps=2", "warmup=0", f"data_root={data}", f"out={tmp_path}"]
+    assert benchmark(config_of("benchmark", *LORA, *options)) > 0
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    assert 0 < found["parameters"]["trained"] < found["parameters"]["total"]
+    assert 1 < found["flops"]["training_per_clip"] / found["flops"]["forward_per_clip"] < 3
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from torch import nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.lora import adapter_parameters, add_adapters
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights.lora import adapter_parameters, add_adapters
 from vidtrain.training.optimizers import set_rates
 from vidtrain.training.run import HeadGridSettings, LoraSettings, PhaseSettings
 from vidtrain.training.schedules import Constant, in_steps

@@ -22,7 +22,7 @@ from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import check_onnx
-from vidtrain.models.weights.lora import adapter_parameters
+from vidtrain.models.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import find_place

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
 from vidtrain.build import parts as build
+from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import settled
 from vidtrain.features.frozen_encoder import heads_of
 from vidtrain.models.classifier import ManyHeads
@@ -21,7 +22,7 @@ from vidtrain.training.ranks.distributed import PRECISIONS
 from vidtrain.training.ranks.rendezvous import cores
 from vidtrain.training.run import Console, Run
 from vidtrain.training.schedules import steps
-from vidtrain.training.stages import apply_phase
+from vidtrain.training.stages import apply_phase, lora_of
 
 # --- what was measured ------------------------------------------------------------------------------------
 
@@ -65,7 +66,9 @@ def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[
     with torch.device("meta"):
         model = build.instantiate_component(cfg.model, num_classes=phase.model.num_classes)
         clip = torch.empty(1, 1, 3, cfg.clip.frames, *build.clip_size(cfg))
-    settings = phase.phase.settings
+    settings, lora = phase.phase.settings, lora_of(phase.run.phases)
+    if lora is not None:
+        adapters_of(lora).add_to(model)
     apply_phase(model, settings)
     trained = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
     forward, both = count_flops(trained, clip)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from vidtrain.build.parts import StartingPoint, pluralize
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.lora import adapter_parameters
 from vidtrain.models.weights.adapters import Adapters, Base, BaseFile
 from vidtrain.models.weights.files import content_hash
 from vidtrain.models.weights.loading import load_base
-from vidtrain.models.weights.lora import adapter_parameters
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, LoraSettings, PhaseSettings

@@ -84,7 +84,7 @@ class LoadedCheckpoint:
         from vidtrain.build import adapters
         from vidtrain.build import parts as build
         from vidtrain.models.export_formats import OnnxClassifier
-        from vidtrain.models.weights.lora import merge_adapters
+        from vidtrain.models.lora import merge_adapters
 
         if self.weights is None:
             check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)

@@ -10,6 +10,7 @@ timm_frames.py        any image model of timm, frame by frame, its parts in the 
 slowfast.py           residual networks over video: SlowFast, its slow pathway alone, the pieces
 resnext3d.py          ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 torchvision_video.py  torchvision's video models
+lora.py               low-rank adapters beside frozen linear layers
 exporting.py          from a classifier to a graph, compared with PyTorch
 export_formats.py     the files that graphs are written into; an ONNX file as a model
 weights/              published weights: found, recognized, compared with the model, placed

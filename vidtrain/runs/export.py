@@ -19,8 +19,8 @@ from vidtrain.files.escaping import is_utf8
 from vidtrain.models import export_formats, exporting
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES, onnx_runner
+from vidtrain.models.lora import adapter_parameters, merge_adapters
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
-from vidtrain.models.weights.lora import adapter_parameters, merge_adapters
 from vidtrain.reports.model_card import write_model_card
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.training.run import Console

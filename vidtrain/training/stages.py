@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report
 from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier
-from vidtrain.models.weights.lora import adapter_parameters
+from vidtrain.models.lora import adapter_parameters
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import HeadGridSettings, LoraSettings, PhaseSettings, TrainerSettings
 from vidtrain.training.schedules import steps

@@ -22,7 +22,7 @@ from vidtrain.build import parts as build
 from vidtrain.config.schemas import to_phases
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.weights.lora import add_adapters
+from vidtrain.models.lora import add_adapters
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import PhaseSettings

@@ -1,7 +1,6 @@
 """Published weights: found, recognized, compared with the model, placed.
 
 files.py      finding weights by name, reading any container
-lora.py       low-rank adapters beside frozen linear layers
 adapters.py   what a checkpoint says of adapters, and of weights that it names and does not hold
 format.py     what a published format must say of itself, and the report of what found its place
 loading.py    recognized, compared with the model, placed; the classes of a published head

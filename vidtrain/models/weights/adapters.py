@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.weights.lora import add_adapters
+from vidtrain.models.lora import add_adapters
 
 KEYS = ("lora", "base")  # of a checkpoint
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.lora import A, merge_tensors
 from vidtrain.models.weights.format import Converted, Format, Weights
-from vidtrain.models.weights.lora import A, merge_tensors
 
 PREFIX = "model."
 # What a run may set otherwise than the one that it starts from: sizes of clips, regularization, memory
