@@ -18,7 +18,8 @@ from torchvision.models import get_model
 from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.build.checkpoint_loader import open_trained
-from vidtrain.config.schemas import ExportConfig, to_settings
+from vidtrain.config.references import to_settings
+from vidtrain.config.schemas import ExportConfig
 from vidtrain.config.targets import CONF
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
-from vidtrain.config.schemas import CompareConfig, to_settings
+from vidtrain.config.references import to_settings
+from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown

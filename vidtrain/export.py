@@ -18,8 +18,9 @@ from vidtrain.build.checkpoint_loader import (
     published_config,
     run_of,
 )
+from vidtrain.config.references import to_settings
 from vidtrain.config.renames import migrate
-from vidtrain.config.schemas import ExportConfig, to_settings
+from vidtrain.config.schemas import ExportConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_inside, check_writable

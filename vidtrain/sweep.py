@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from vidtrain.app.launch import fail, launch, warn
-from vidtrain.config.overrides import bare_words, in_quotes, unquoted
+from vidtrain.config.overrides import bare_words, check_stored, in_quotes, unquoted
 from vidtrain.config.renames import rename_arguments
 from vidtrain.config.schemas import SweepConfig
 from vidtrain.config.targets import check_settings
@@ -33,10 +33,8 @@ def with_words(arguments: Sequence[str]) -> list[str]:
     bare, rest = bare_words(arguments)
     if len(bare) > 2:
         raise UserError(f"{shlex.join(bare)}: one of status or resume, and the folder of one sweep")
-    return [
-        *rest,
-        *(f"{key}={in_quotes(word)}" for key, word in zip(("action", "folder"), bare, strict=False)),
-    ]
+    named = zip(("action", "folder"), bare, strict=False)
+    return [*rest, *(f"{key}={in_quotes(word)}" for key, word in named)]
 
 
 def check(cfg: SweepConfig) -> list[tuple[str, str]]:
@@ -84,7 +82,6 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
     to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.
     """
-    from vidtrain.config.overrides import check_stored
     from vidtrain.runs.folder import check_whole
     from vidtrain.sweeps.record import SWEEP, SweepRecord
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch, warn
+from vidtrain.config.references import to_settings
 from vidtrain.config.renames import rename_arguments
+from vidtrain.config.schemas import ExportSettings
 from vidtrain.errors import Pruned, UserError
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.attempts import RunAttempt, run_attempt
@@ -71,7 +73,6 @@ def _train(
 ) -> float | None:
     """Data, model, fit, report."""
     from vidtrain.build.parts import model_spec, protocol_text
-    from vidtrain.config.schemas import ExportSettings, to_settings
     from vidtrain.runs import assemble, report
     from vidtrain.runs.export import export_run
     from vidtrain.sweeps.record import check_objective
@@ -84,12 +85,10 @@ def _train(
     assemble.describe_data(data, parts, ranks, console, folder)
     start = assemble.load_model(cfg, data, ranks, console, folder)
     attempt.begin(start.step)
-    fusion = start.model.fusion
     val, num_classes = data.open_split("val", data.splits["val"], ranks), len(data.classes)
-    protocol = protocol_text(cfg, fusion)
+    fusion, protocol = start.model.fusion, protocol_text(cfg, start.model.fusion)
     evaluation = assemble.ValEvaluation(val, parts, num_classes, fusion, protocol, ranks, console, preemption)
-    console.info(start.describe())
-    console.info(parts.describe(ranks, protocol))
+    console.info(f"{start.describe()}\n{parts.describe(ranks, protocol)}")
     log = assemble.open_log(cfg, ranks, console, folder, start.step)
     status = "failed"
     try:
@@ -108,8 +107,8 @@ def _train(
     if cfg.export.formats or cfg.export.card:
         settings, spec = to_settings(cfg.export, ExportSettings), model_spec(cfg)
         ranks.on_main(lambda: export_run(settings, spec, start.model, data.classes, folder, console))
-    duration = f"{state.total_step} steps in {state.seconds / 60:.1f} minutes"
-    console.info(f"trained {duration}; everything lies in {folder}")
+    minutes = state.seconds / 60
+    console.info(f"trained {state.total_step} steps in {minutes:.1f} minutes; everything lies in {folder}")
     return state.best
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.adapters import adapters_of
-from vidtrain.config.schemas import ExportSettings, RunConfig, to_phases, to_settings
+from vidtrain.config.references import to_phases, to_settings
+from vidtrain.config.schemas import ExportSettings, RunConfig
 from vidtrain.config.targets import Faults, check_settings, check_targets
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.sampling.clips import check_jitter

@@ -29,9 +29,8 @@ from vidtrain.config.overrides import (
     positional_to_override,
     search_path,
 )
-from vidtrain.config.references import put_published
+from vidtrain.config.references import put_published, to_list
 from vidtrain.config.renames import accept_old_keys, rename_arguments
-from vidtrain.config.schemas import to_list
 from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL

@@ -20,7 +20,7 @@ from torch import Tensor
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.adapters import start_adapters
-from vidtrain.config.schemas import to_phases
+from vidtrain.config.references import to_phases
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.errors import UserError

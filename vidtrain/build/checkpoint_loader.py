@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.config.references import STRIDES, published_clips, put_published
+from vidtrain.config.references import STRIDES, published_clips, put_published, to_dict
 from vidtrain.config.renames import LOSS, migrate
-from vidtrain.config.schemas import to_dict
 from vidtrain.config.trust import MOST_SHOWN, as_text, check_trust
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.errors import UserError

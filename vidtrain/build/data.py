@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig
 
 from vidtrain.build.parts import clip_protocol, clip_size, instantiate_component, num_workers, share_of_cores
-from vidtrain.config.schemas import DataSettings, to_dict
+from vidtrain.config.references import to_dict
+from vidtrain.config.schemas import DataSettings
 from vidtrain.config.targets import components
 from vidtrain.data.augment.geometry import SquashedFrame, WholeFrame
 from vidtrain.data.decoding.index import VideoIndex

@@ -13,8 +13,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from vidtrain.config.references import describe_published, settled, unseen_clips, with_published
-from vidtrain.config.schemas import to_dict, to_list
+from vidtrain.config.references import (
+    describe_published,
+    settled,
+    to_dict,
+    to_list,
+    unseen_clips,
+    with_published,
+)
 from vidtrain.config.targets import reason
 from vidtrain.config.trust import with_references
 from vidtrain.data.augment.device import DeviceTransform

@@ -1,4 +1,5 @@
-"""References of a configuration: to the environment, and to the clips that the chosen model was published with.
+"""From a configuration to plain values, and its references: to the environment, and to the clips that the chosen model
+was published with.
 
 `${oc.env:NAME}` is followed where a part is built, and never where a configuration is stored, shown or compared.
 `${of_model:KEY,DEFAULT}` is what `clip` takes of the clips that a model option holds as `published`, where neither the
@@ -10,13 +11,14 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import Container, DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from vidtrain.files.escaping import hide, masked_values
+from vidtrain.training.run import PhaseSettings
 
 RESOLVER = "oc.env"
 ABSENT = object()
@@ -27,7 +29,36 @@ KEYS = (
 )
 FUSION = "${.published.fusion}"
 COLOR_ROUNDING = 0.005  # publishers round means and deviations differently
+Settings = TypeVar("Settings")
 _closed: ContextVar[bool] = ContextVar("closed", default=False)
+
+
+# --- plain values -----------------------------------------------------------------------------------------
+
+
+def to_settings(node: Any, schema: type[Settings]) -> Settings:
+    """The dataclass that a node of a composed configuration stands for."""
+    settings = OmegaConf.to_object(node)
+    assert isinstance(settings, schema)
+    return settings
+
+
+def to_phases(stage: DictConfig) -> dict[str, PhaseSettings]:
+    return {str(name): to_settings(stage[name], PhaseSettings) for name in stage}
+
+
+def to_dict(node: Any, resolve: bool = False) -> dict[str, Any]:
+    """A mapping as plain values; `resolve` follows its references."""
+    plain: Any = OmegaConf.to_container(node, resolve=resolve)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def to_list(node: Any) -> list[Any]:
+    """A list as plain values, word for word: references stay."""
+    plain: Any = OmegaConf.to_container(node)
+    assert isinstance(plain, list)
+    return plain
 
 
 # --- to the environment -----------------------------------------------------------------------------------

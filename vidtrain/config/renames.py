@@ -15,7 +15,8 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.config.schemas import RunConfig, to_dict
+from vidtrain.config.references import to_dict
+from vidtrain.config.schemas import RunConfig
 from vidtrain.errors import UserError
 
 TARGETS = {

@@ -4,9 +4,9 @@ Untyped nodes are components, checked by vidtrain.config.targets.check_targets; 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from omegaconf import MISSING, SI, DictConfig, OmegaConf
+from omegaconf import MISSING, SI
 
 from vidtrain.training.run import (
     PhaseSettings,
@@ -28,36 +28,6 @@ SIZE_CHANGES = one_of("scale", "refuse")
 FORMATS = one_of("onnx", "torch_export", "safetensors")
 ODD = {"allows": lambda value: value > 0 and value % 2, "must": "must be an odd number: 1, 3, 5 ..."}
 BOUND = at_least(0, rest=", or null for no bound")
-
-Settings = TypeVar("Settings")
-
-
-# --- from OmegaConf's unions to one type ------------------------------------------------------------------
-
-
-def to_settings(node: Any, schema: type[Settings]) -> Settings:
-    """The dataclass that a node of a composed configuration stands for."""
-    settings = OmegaConf.to_object(node)
-    assert isinstance(settings, schema)
-    return settings
-
-
-def to_phases(stage: DictConfig) -> dict[str, PhaseSettings]:
-    return {str(name): to_settings(stage[name], PhaseSettings) for name in stage}
-
-
-def to_dict(node: Any, resolve: bool = False) -> dict[str, Any]:
-    """A mapping as plain values; `resolve` follows its references."""
-    plain: Any = OmegaConf.to_container(node, resolve=resolve)
-    assert isinstance(plain, dict)
-    return plain
-
-
-def to_list(node: Any) -> list[Any]:
-    """A list as plain values, word for word: references stay."""
-    plain: Any = OmegaConf.to_container(node)
-    assert isinstance(plain, list)
-    return plain
 
 
 # --- the settings -----------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from vidtrain import __version__
 from vidtrain.build import adapters as build_adapters
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.config.references import with_published
-from vidtrain.config.schemas import to_dict, to_phases, to_settings
+from vidtrain.config.references import to_dict, to_phases, to_settings, with_published
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest

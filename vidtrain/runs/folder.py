@@ -22,9 +22,8 @@ from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 from yaml import parse as parse_yaml
 
 from vidtrain.config.overrides import check_stored, overrides_of
-from vidtrain.config.references import fingerprints, read, refers, settled, unset_keys
+from vidtrain.config.references import fingerprints, read, refers, settled, to_list, unset_keys
 from vidtrain.config.renames import migrate, rename_override
-from vidtrain.config.schemas import to_list
 from vidtrain.config.trust import (
     DEEPEST,
     defaults_of,

@@ -4,7 +4,6 @@ Training writes it at its end; `python -m vidtrain.compare RUN` writes it again,
 """
 
 import csv
-import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from vidtrain.data.manifest.split_records import SplitRecord
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.protocols import headline
-from vidtrain.files.atomic import write_text_atomic
+from vidtrain.files.atomic import read_json, write_text_atomic
 from vidtrain.files.escaping import read_csv, read_records
 from vidtrain.reports.run_charts import curve_panels
 from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, run_page
@@ -256,14 +255,7 @@ def _setting(settings: Plain, key: str) -> Any:
 
 
 def _read(path: Path, *needed: str) -> Plain:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"a run's page needs {path}, which cannot be read ({error})") from error
-    lacking = [key for key in needed if key not in record]
-    if lacking:
-        raise UserError(f"{path} has no {', '.join(lacking)}: it was made by other code, or changed")
-    return record
+    return read_json(path, "a run's page needs it", needed)
 
 
 def _read_if_there(path: Path) -> Plain | None:

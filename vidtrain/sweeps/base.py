@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.app.launch import fail
 from vidtrain.config.overrides import check_trials, first_value, in_quotes, values
-from vidtrain.config.schemas import to_list
+from vidtrain.config.references import to_list
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
 from vidtrain.files.folders import RunLock, check_links, is_held

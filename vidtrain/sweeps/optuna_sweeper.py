@@ -10,8 +10,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.build import parts as build
+from vidtrain.config.references import to_dict
 from vidtrain.config.renames import rename_override
-from vidtrain.config.schemas import to_dict
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_masked
 from vidtrain.files.folders import install_hint

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vidtrain.build import parts as build
-from vidtrain.config.schemas import to_phases
+from vidtrain.config.references import to_phases
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.lora import add_adapters
