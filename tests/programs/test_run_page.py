@@ -35,7 +35,8 @@ def data_root(tmp_path_factory):
 def finished(tmp_path_factory, data_root):
     """A run in two phases, and the pages that its loggers were handed."""
     folder, pages = tmp_path_factory.mktemp("runs") / "finished", []
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pictures_drawn():
+        draw_less(patch)
         patch.setattr(RunLog, "page", lambda self, *page: pages.append(page))
         stages = ["stage=head_then_last", "trainer.epochs=2"]
         train(config_of("train", *SMALL, *stages, f"data_root={data_root}", f"run_dir={folder}"))
@@ -46,6 +47,12 @@ def finished(tmp_path_factory, data_root):
 def run(finished, tmp_path):
     """A copy that may be changed."""
     return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def draw_less(patch: pytest.MonkeyPatch) -> None:
+    """Curves and confusion as pictures take a second each, and the page draws its own."""
+    for name in ("plot_curves", "plot_confusion"):
+        patch.setattr(f"vidtrain.reports.plots.{name}", lambda *_: None)
 
 
 def read(folder: Path) -> PageReader:
@@ -104,7 +111,7 @@ def test_baselines_of_the_summary_are_held_beside_the_result(run):
     assert [row["verdict"] for row in read_facts(run)["baselines"]] == ["better", "alike", "worse"]
     write_page(run, run / "report.html")
     words = read(run).words
-    assert "better by more than chance Against mean frame: top-1 accuracy 0.8200 and not 0.7000" in words
+    assert "better by more than chance Against mean frame: top-1 accuracy 0.8200 beside 0.7000" in words
     assert "not told apart from chance Against motion map" in words
     assert "worse by more than chance Against oracle" in words
     assert "vidtrain.baselines" not in words
@@ -190,9 +197,11 @@ def test_a_page_that_fails_is_a_warning(data_root, tmp_path, capsys, monkeypatch
     def fails(*_):
         raise ValueError("no room")
 
+    draw_less(monkeypatch)
     monkeypatch.setattr("vidtrain.runs.page.run_page", fails)
     monkeypatch.setattr("vidtrain.runs.examples.choose", fails)
-    train(config_of("train", *SMALL, f"data_root={data_root}", f"run_dir={tmp_path}"))
+    with pictures_drawn():
+        train(config_of("train", *SMALL, f"data_root={data_root}", f"run_dir={tmp_path}"))
     words = " ".join(capsys.readouterr().out.split())
     assert "pictures of videos of test could not be made (ValueError: no room)" in words
     assert "report.html could not be made (UserError: " in words

@@ -132,7 +132,7 @@ def test_the_page_says_what_was_trained_and_how_good_it_is():
         "a + a, trained on a to tell 2 classes apart; videos: train 1,200, test 120.",
         "The best checkpoint (val top1 0.7500, step 40 of 50, averaged weights) has a top-1 accuracy of 0.8200 "
         "on test: 119/120 videos, a.",
-        "better by more than chance Against a: top-1 accuracy 0.8200 and not 0.7000, a difference of +0.1200 "
+        "better by more than chance Against a: top-1 accuracy 0.8200 beside 0.7000, a difference of +0.1200 "
         "(+0.0300 to +0.2100), on 120 videos in 30 groups.",
         "With frames a, top-1 accuracy falls by 0.2500, and 50% of the answers stay as they were.",
         "From /a/summary.json, of 2026-01-02 03:04",
@@ -177,7 +177,7 @@ def test_several_labels_have_no_confusion_and_no_majority():
     picture = Picture("wrong", shown.data, {**shown.shows, "true": "", "true_probability": None})
     page = PageReader(run_page(several, [picture]))
     assert [name for name in SECTIONS if name not in page.sections] == ["confusion"]
-    assert "has a mean average precision, macro of 0.6000 on test" in page.words
+    assert "has a mean average precision of 0.6000 on test" in page.words
     assert "average precision a 4 0.2500 0.5000 0.4000 0.6000" in page.words
     assert "true: none 0.mp4" in page.words and "most videos of" not in page.words
 

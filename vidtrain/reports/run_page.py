@@ -14,6 +14,7 @@ from vidtrain.reports.run_charts import baseline_chart
 
 Plain = Mapping[str, Any]
 
+HEADLINES = {"top1": "top-1 accuracy", "map": "mean average precision"}
 MATRIX_UP_TO = 30  # classes; of more, the pairs that are most confused are listed
 MOST_BYTES = 4_800_000  # of the page
 MOST_HEADS, MOST_PAIRS, MOST_CLASSES = 40, 30, 200  # rows of tables
@@ -64,7 +65,7 @@ def _page(facts: Plain, pictures: Sequence[Picture], left_out: int, rows: int) -
         "run.html.jinja",
         title=f"{facts['name'] or 'A run'}: {facts['run']}",
         run=facts,
-        headline=METRICS[metric],
+        headline=HEADLINES[metric],
         value=facts["evaluated"]["metrics"][metric],
         titles=METRICS,
         chart=baseline_chart(facts["baselines"]),
