@@ -1,4 +1,4 @@
-"""The pictures at the end of a run, which take longer to draw than a small run to train."""
+"""The pictures and the page at the end of a run, which take longer to make than a small run to train."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ _DRAW = report.draw_pictures
 
 
 def stop_drawing() -> None:
-    """From now on runs of this process end without pictures; trackers are offered their best.pt as ever."""
+    """From now on runs of this process end without them; trackers are offered their best.pt as ever."""
     report.draw_pictures = lambda data, result, state, log, console: log.checkpoint(
         "best", log.run_dir / "checkpoints" / "best.pt"
     )

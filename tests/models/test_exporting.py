@@ -125,6 +125,7 @@ def test_probabilities_of_independent_classes_are_those_of_their_fused_logits():
             torch.testing.assert_close(probabilities(logits, fusion, independent), expected)
 
 
+@pytest.mark.slow
 def test_float_clips_are_taken_as_they_are(small, tmp_path):
     graph, _, expected = small
     floats = graph_of(graph.model, input="float32")

@@ -258,6 +258,7 @@ def test_half_precision():
     )  # measured: 1.1e-2 of the largest token
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compiles_without_a_break():
     encoder, video = as_trained(small()), clip()

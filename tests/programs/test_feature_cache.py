@@ -111,6 +111,7 @@ def test_it_goes_with_all_that_frozen_heads_go_with(config, tmp_path):
             assert row[key] == pytest.approx(other[key], abs=1e-4), key
 
 
+@pytest.mark.slow
 def test_differences_of_frames_and_a_head_along_time(data, tmp_path):
     chosen = [each for each in options(data, tmp_path / "features") if not each.startswith("model.encoder.")]
     chosen += ["model=timm_frames_motion", "model.encoder.backbone=test_resnet", "model.encoder.input=both"]
