@@ -20,12 +20,6 @@ from vidtrain.train import train
 SMALL = small("logger=none", "trainer.epochs=1", "trainer.batch_size=10", "trainer.log_every=1", depth=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def drawn():
-    with pictures_drawn():
-        yield
-
-
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
