@@ -33,7 +33,7 @@ SIZES = {
     "swin3d_t": (27_850_470, 28_158_070),
     "timm_frames": (27_820_128, 28_127_728),
     "timm_frames_attentive": (27_820_128, 34_625_776),
-    "timm_frames_motion": (27_820_128, 28_746_736),
+    "timm_frames_motion": (27_820_128, 28_516_592),
     "timm_frames_temporal": (27_820_128, 34_724_848),
     "videomae_base": (86_234_880, 86_544_016),
     "videomae_huge": (631_645_440, 632_160_400),
@@ -86,7 +86,7 @@ SMALL = {
     "timm_frames": TIMM,
     "timm_frames_attentive": (*TIMM, "model.head.num_heads=8"),
     "timm_frames_temporal": (*TIMM, "model.head.width=32"),
-    "timm_frames_motion": TIMM,
+    "timm_frames_motion": (*TIMM, "model.head.width=32"),
 }
 # What differs at random from one forward pass to the next
 STEADY = ("drop_path", "dropout", "attention_dropout")

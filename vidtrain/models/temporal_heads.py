@@ -85,7 +85,7 @@ def statistic(name: str, x: Tensor) -> Tensor:
     if name == "difference":
         return (x[:, 1:] - x[:, :-1]).abs().mean(dim=1)
     if name == "deviation":
-        return (x.var(dim=1, correction=0) + LEAST_VARIANCE).sqrt()
+        return ((x - x.mean(dim=1, keepdim=True)).square().mean(dim=1) + LEAST_VARIANCE).sqrt()
     times = torch.linspace(-0.5, 0.5, x.shape[1], device=x.device, dtype=x.dtype)
     return torch.einsum("btnd,t->bnd", x, times / times.square().sum())
 
