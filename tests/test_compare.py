@@ -273,6 +273,8 @@ def test_one_finished_run_of_several_is_no_comparison(two):
             (other / "summary.json").unlink()
     with pytest.raises(UserError, match="two finished runs.* there is .*/a0"):
         run(two, out=two / "out")
+    with pytest.raises(UserError, match="two finished runs or more"):
+        run(two / "a0", out=two / "out", metric="loss")  # its page has no such choice
     assert not (two / "out").exists()
 
 

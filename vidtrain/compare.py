@@ -80,7 +80,8 @@ def compare(cfg: DictConfig) -> None:
     finished = find_runs(_places(settings))
     for folder, why in finished.left_out:
         console.warn(f"left out: {shown(folder)}: {why}")
-    if len(finished.runs) == 1 and not finished.sweeps and not finished.left_out:
+    of_several = finished.sweeps or finished.left_out or cfg.metric or cfg.split or cfg.baseline
+    if len(finished.runs) == 1 and not of_several:
         return write_page_again(finished.runs[0], Path(cfg.out or finished.runs[0]), console)
     if len(finished.runs) < 2:
         named = ", ".join(map(str, finished.runs)) or "none"
