@@ -10,8 +10,6 @@ from vidtrain.build.parts import StartingPoint, pluralize
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.models.weights.adapters import Adapters, Base, BaseFile
-from vidtrain.models.weights.files import content_hash
-from vidtrain.models.weights.loading import load_base
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, LoraSettings, PhaseSettings
@@ -48,6 +46,8 @@ def start_adapters(
     if not sources:
         console.info(f"{line}; no frozen weights are from a file, so checkpoints hold all weights")
         return adapters
+    from vidtrain.models.weights.files import content_hash  # which, with all formats, takes seconds
+
     names = frozen & frozenset().union(*(source.loaded for source in sources))
     files = ranks.on_main(
         lambda: [
@@ -73,6 +73,8 @@ def restore(
         checkpoint.restore(model, weights, str(path))
         return
     if adapters.base is not None:
+        from vidtrain.models.weights.loading import load_base
+
         load_base(model, adapters.base, path)
     adapters.add_to(model)
     checkpoint.restore(model, weights, str(path), adapters.left_out)
