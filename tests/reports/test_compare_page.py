@@ -39,7 +39,8 @@ def run(recipe: int, value: float | None = 0.5, text: str = "a", **settings) -> 
     return {
         "name": text, "folder": text, "recipe": recipe, "settings": settings or {"optimizer.lr": recipe / 10},
         "repeats": {"seed": 0}, "monitor": "top1", "best": 0.7, "best_step": 10, "final": None, "steps": 20,
-        "minutes": 2.0, "split": "test", "protocol": "8x3 frames", "coverage": "9/9", "commit": None,
+        "best_baseline": None, "minutes": 2.0, "split": "test", "protocol": "8x3 frames", "coverage": "9/9",
+        "commit": None,
         "metrics": {"top1": value, "loss": 1.0}, "curve": [(10, 0.4), (20, 0.5)],
     }  # fmt: skip
 

@@ -179,6 +179,7 @@ def _run(study: Study, place: int, name: str) -> Plain:
         "repeats": study.repeat_of(run),
         **{key: getattr(run, key) for key in RUN_KEYS},
         "final": final[-1][1] if final else None,
+        "best_baseline": run.beside[0] if run.beside else None,
         "curve": run.validated(study.metric),
     }
 
@@ -206,6 +207,7 @@ def _notes(study: Study, comparisons: Comparisons) -> Iterator[str]:
     yield from _on_protocols(study)
     yield from _on_videos(study, comparisons)
     yield from _on_data(study.runs)
+    yield from _on_baselines(study.runs)
     yield from _on_seeds(study, comparisons)
     if len(comparisons) > 1:
         confidence = study.settings.confidence
@@ -279,6 +281,21 @@ def _on_data(runs: Sequence[Run]) -> Iterator[str]:
     if changed:
         named = shown_some(changed, LISTED)
         yield f"Went on with other data in mid-run (data_changes.jsonl in their folders): {named}."
+
+
+def _on_baselines(runs: Sequence[Run]) -> Iterator[str]:
+    """Whether the runs are better than what learns nothing from video."""
+    not_better = [run for run in runs if run.beside and run.beside[0]["low"] <= 0]
+    if not_better:
+        named = [
+            f"{run.folder} ({best['run']:.4f}; {best['name']} {best['baseline']:.4f})"
+            for run in not_better
+            for best in run.beside[:1]
+        ]
+        yield f"Not better than the best baseline by more than chance: {shown_some(named, LISTED)}."
+    without = [run.folder for run in runs if not run.beside]
+    if len(without) < len(runs) and without:
+        yield f"Baselines were not known, or are of another split: {shown_some(without, LISTED)}."
 
 
 def _on_seeds(study: Study, comparisons: Comparisons) -> Iterator[str]:

@@ -43,6 +43,7 @@ class Run:
     """A finished run. `metrics` are those of the evaluation of `split`; `history` holds the validations, oldest first.
 
     `commit` is the code that it was made with, with a mark where that had been changed, or None where it is not known.
+    `beside` are the baselines of its split, the best first, as a run closes beside them; empty where none were known.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Run:
     commit: str | None
     digests: dict[str, str]  # of what its splits held, where it says so
     data_changed: bool  # whether it went on with other data in mid-run
+    beside: list[dict[str, Any]]
 
     @property
     def how(self) -> How:
@@ -188,6 +190,8 @@ def read_run(folder: Path, split: str | None) -> Run:
         commit=_commit(folder / "git.json"),
         digests=_digests(folder / "dataset.json"),
         data_changed=(folder / CHANGES).is_file(),
+        # runs from before there were baselines have none
+        beside=summary.get("baselines", []) if closing.name == summary["split"] else [],
     )
 
 
