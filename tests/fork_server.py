@@ -4,7 +4,6 @@ A server has imported torch and vidtrain. For each program it forks a child, whi
 but for the seconds that importing takes. What is about the start itself (imports, torchrun) is not tested so.
 """
 
-import functools
 import json
 import os
 import resource
@@ -156,16 +155,30 @@ class ForkServer:
         self._requests.close()
         self._process.wait(PATIENCE)
 
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def _request(self, request: dict[str, Any], files: list[int] | None = None) -> Any:
-        with self._lock:
-            socket.send_fds(self._requests, [json.dumps(request).encode()], files or [])
-            return json.loads(self._requests.recv(1 << 10))
+        try:
+            with self._lock:
+                socket.send_fds(self._requests, [json.dumps(request).encode()], files or [])
+                return json.loads(self._requests.recv(1 << 10))
+        except OSError as error:
+            status = self._process.wait(PATIENCE)
+            raise RuntimeError(
+                f"the fork server has ended with status {status}; its last words are above"
+            ) from error
 
 
-@functools.cache
+_SERVERS: list[ForkServer] = []
+
+
 def server() -> ForkServer:
-    """The one of this process; it ends with it, as its socket is closed then."""
-    return ForkServer()
+    """The one of this process; it ends with it, as its socket is closed then. One that has died is replaced, so that
+    the test that it died in is the only one to fail."""
+    if not _SERVERS or _SERVERS[-1].has_ended():
+        _SERVERS.append(ForkServer())
+    return _SERVERS[-1]
 
 
 def run_program(

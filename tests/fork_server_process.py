@@ -8,7 +8,10 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
+
+HERE = str(Path(__file__).parent)
 
 
 def _serve(requests: socket.socket) -> None:
@@ -97,4 +100,6 @@ def _live(request: dict[str, Any], cfg: Any, files: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.path[0] != HERE:  # Python leaves it out where PYTHONSAFEPATH is set
+        sys.path.insert(0, HERE)
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -408,7 +408,7 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     )
     with pytest.raises(
         UserError,
-        match=r"1 reads .*20 videos.* max_unreadable_fraction=1%",
+        match=r"1 reads .*20 videos.*max_unreadable_fraction=1%",
     ):
         train(strict)
 
