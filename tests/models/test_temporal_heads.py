@@ -146,6 +146,26 @@ def test_places_are_averaged_or_kept_apart():
     assert built.linear.weight.shape == (3, 3 * 4 * 12)
 
 
+@torch.no_grad()
+def test_streams_are_normed_each_by_itself():
+    """What fills one stream, at any scale, changes nothing of what is seen of the other."""
+    built = TemporalStatisticsClassifier(12, 3, ("mean", "deviation"), streams=2)
+    x = tokens(t=4)
+    louder = torch.cat((1000 * x[..., :6], x[..., 6:]), dim=-1)
+    # epsilon is under the root of the norm, so equal but for that
+    torch.testing.assert_close(built(louder, (4, 1, 1)), built(x, (4, 1, 1)), atol=1e-4, rtol=0)
+    together = TemporalStatisticsClassifier(12, 3, ("mean", "deviation"))
+    together.linear.load_state_dict(built.linear.state_dict())
+    assert not torch.allclose(together(louder, (4, 1, 1)), together(x, (4, 1, 1)), atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_layer_from_zero_starts_undecided():
+    assert not TemporalStatisticsClassifier(12, 3, init_std=0)(tokens(), (4, 1, 1)).any()
+    drawn = TemporalStatisticsClassifier(384, 100, init_std=0.5).linear.weight
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.02)
+
+
 def test_still_clips_have_finite_gradients():
     built = TemporalStatisticsClassifier(12, 3)
     x = tokens()[:, :1].repeat(1, 4, 1).requires_grad_()
@@ -163,6 +183,8 @@ def test_still_clips_have_finite_gradients():
         ({"statistics": []}, r"model\.head\.statistics=\[\] must be one or more"),
         ({"statistics": ["mean", "mean"]}, r"model\.head\.statistics=.* each once"),
         ({"spatial_size": 0}, r"model\.head\.spatial_size=0 is too small"),
+        ({"streams": 5}, r"width of a token=12 .* model\.head\.streams=5"),
+        ({"init_std": -1.0}, r"model\.head\.init_std=-1"),
     ],
 )
 def test_statistics_that_are_none(options, message):

@@ -4,6 +4,7 @@ They go with encoders that see frames one by one, and see no motion themselves: 
 small convolutional network along time, and a small transformer along time.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,13 @@ class TemporalStatisticsClassifier(nn.Module):
     by how much the least-squares line through the features rises over the clip, which alone tells the direction of
     time. They are averaged over places; with `spatial_size` s the s x s places of a grid are kept apart.
 
-    Raises UserError for statistics that are none, and for a grid of other places.
+    `streams` is how many encodings lie side by side in a token, two where an encoder sees frames and their differences.
+    Each is normed by itself: changes are small beside what stays, and would be lost in a norm over both. The linear
+    layer is drawn with `init_std`. With 0 it starts at zero: of few videos it then learns directions in which these
+    differ, and nothing in all others, where what was drawn would stay.
+
+    Raises UserError for statistics that are none, for a width that the streams do not divide, and for a grid of other
+    places.
     """
 
     def __init__(
@@ -44,7 +51,9 @@ class TemporalStatisticsClassifier(nn.Module):
         num_classes: int,
         statistics: Sequence[str] = ("mean", "difference", "deviation"),
         spatial_size: int | None = None,
+        streams: int = 1,
         norm_eps: float = 1e-6,
+        init_std: float = 0.02,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -54,12 +63,21 @@ class TemporalStatisticsClassifier(nn.Module):
             raise UserError(f"model.head.statistics={list(statistics)} must be one or more, each once")
         if spatial_size is not None:
             check_positive("model.head.spatial_size", spatial_size)
+        check_positive("model.head.streams", streams)
+        if not 0 <= init_std < math.inf:
+            raise UserError(f"model.head.init_std={init_std} must be 0 or more")
+        check_multiple("the width of a token", embed_dim, streams, f"model.head.streams={streams}")
+        self.streams = streams
         self.statistics, self.spatial_size = tuple(statistics), spatial_size
-        self.norms = nn.ModuleList(nn.LayerNorm(embed_dim, eps=norm_eps) for _ in statistics)
+        width = embed_dim // streams
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width, eps=norm_eps) for _ in range(len(statistics) * streams)
+        )
         self.dropout = nn.Dropout(dropout)
         places = 1 if spatial_size is None else spatial_size**2
         self.linear = nn.Linear(len(statistics) * places * embed_dim, num_classes)
         self.apply(init_weights)
+        nn.init.normal_(self.linear.weight, std=init_std)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         t, h, w = grid
@@ -69,10 +87,11 @@ class TemporalStatisticsClassifier(nn.Module):
                 "model.encoder.spatial_size to the same, or model.head.spatial_size=null"
             )
         x = rearrange(tokens, "b (t n) d -> b t n d", t=t)
-        normed = []
-        for name, norm in zip(self.statistics, self.norms, strict=True):
-            values = statistic(name, x)
-            normed.append(norm(values if self.spatial_size else values.mean(dim=1, keepdim=True)))
+        values = [statistic(name, x) for name in self.statistics]
+        if self.spatial_size is None:
+            values = [value.mean(dim=1, keepdim=True) for value in values]
+        parts = [part for value in values for part in value.chunk(self.streams, dim=-1)]
+        normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
         return self.linear(self.dropout(torch.cat(normed, dim=1).flatten(1)))
 
 

@@ -131,7 +131,9 @@ class TimmFrames(nn.Module):
     def _tokens(self, x: Tensor) -> Tensor:
         """What the image model gives for the pictures [b 3 t h w]: [b n d]."""
         t = x.shape[2]
-        features = self.network(rearrange(x, "b c t h w -> (b t) c h w"))
+        pictures = rearrange(x, "b c t h w -> (b t) c h w")
+        # colors innermost, which halves the time of EfficientNets on a CPU
+        features = self.network(pictures.contiguous(memory_format=torch.channels_last))
         if self.features == "pooled":
             return rearrange(features, "(b t) d -> b t d", t=t)
         if features.ndim == 3:
