@@ -6,6 +6,7 @@ import torch
 
 from vidtrain.baseline_models.store import MOTION, Baselines, find_baselines, folder_for, open_baselines
 from vidtrain.baseline_models.verdict import compare_with, verdicts
+from vidtrain.errors import UserError
 from vidtrain.evaluation.predictions import Predictions
 from vidtrain.evaluation.report import report, write_report
 from vidtrain.evaluation.views import ViewTable
@@ -74,6 +75,14 @@ def test_the_best_comes_first_and_then_the_motion_map(kept):
 def test_other_videos_have_no_baselines(kept, changed):
     assert find_baselines(kept, {**DIGESTS, changed: "cc"}, "test") is None
     assert find_baselines(kept, DIGESTS, "val") is None
+
+
+def test_what_is_damaged_is_named(kept):
+    file = folder_for(kept, DIGESTS, SETTINGS) / "baselines.json"
+    for damaged, named in (("{", "cannot be read"), ("{}", "has no format")):
+        file.write_text(damaged)
+        with pytest.raises(UserError, match=f"baselines.json {named}.* run vidtrain.baselines again"):
+            find_baselines(kept, DIGESTS, "test")
 
 
 def test_other_settings_lie_elsewhere(kept):

@@ -7,10 +7,10 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.files import locate
+from vidtrain.models.weights.formats.efficientnet_lite import MEAN, STD
 from vidtrain.models.weights.loading import load_pretrained
 
 BACKBONE, WEIGHTS = "tf_efficientnet_lite0", "package:efficientnet_lite0"
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # the colors of these weights
 
 
 def image_network(name: str, size: int) -> FrameFeatures:
@@ -24,4 +24,4 @@ def image_network(name: str, size: int) -> FrameFeatures:
         encoder = TimmFrames(BACKBONE, size)
     if path is not None:
         load_pretrained(VideoClassifier(encoder, MeanPoolClassifier, 2), WEIGHTS, path, 1.0)
-    return FrameFeatures(encoder, MEAN, STD)
+    return FrameFeatures(encoder, [MEAN] * 3, [STD] * 3)

@@ -8,17 +8,18 @@ KEY stands for the videos, their labels and the settings.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vidtrain.evaluation.predictions import Predictions, read_predictions
-from vidtrain.files.atomic import strict_json, write_json_atomic
+from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 
 FOLDER, FILE = "baselines", "baselines.json"
 FORMAT = 1  # to be raised when baselines of the same name are made in another way
+KEYS = ("format", "metric", "splits", "results", "seconds")
+ADVICE = "delete its folder, and run vidtrain.baselines again"
 MOTION = "motion_map logistic"  # what a model that is to see motion has to beat
 
 Metrics = Mapping[str, float]
@@ -59,21 +60,22 @@ def folder_for(index: Path, digests: Mapping[str, str], settings: Mapping[str, A
 
 
 def open_baselines(folder: Path) -> Baselines | None:
-    """What lies in `folder`; None where nothing does, or what was made in another way."""
-    try:
-        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    """What lies in `folder`; None where nothing does, or what was made in another way. Raises `UserError` where it is
+    damaged."""
+    if not (folder / FILE).is_file():
         return None
+    facts = read_json(folder / FILE, ADVICE, KEYS)
     if facts["format"] != FORMAT:
         return None
     return Baselines(folder, facts["metric"], facts["results"], facts["seconds"])
 
 
 def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Baselines | None:
-    """The newest that learned from the train split and answered for `split` of these digests; None if there is none."""
+    """The newest that learned from the train split and answered for `split` of these digests; None if there is none.
+    Raises `UserError` where one is damaged."""
     files = sorted((index / FOLDER).glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for file in files:
-        made_of = json.loads(file.read_text(encoding="utf-8"))["splits"]
+        made_of = read_json(file, ADVICE, KEYS)["splits"]
         if split in made_of and all(made_of[name] == digests.get(name) for name in ("train", split)):
             return open_baselines(file.parent)
     return None

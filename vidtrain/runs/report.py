@@ -9,7 +9,7 @@ from typing import Any
 
 from vidtrain.baseline_models.store import MOTION, find_baselines
 from vidtrain.baseline_models.verdict import Verdict, verdicts
-from vidtrain.errors import DivergedError
+from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.predictions import read_predictions
 from vidtrain.evaluation.report import Report, report, write_report
@@ -35,7 +35,9 @@ from vidtrain.training.validation import HEADS, METRIC_PREFIXES
 
 MOST_SHOWN = 40  # heads in the closing table
 TRY_MOTION = "Try experiment=few_labels, whose input shows differences of frames, more frames, or more videos"
-TRY_APPEARANCE = "Try pretrained weights (experiment=few_labels has some that install), or more videos"
+TRY_APPEARANCE = (
+    "More videos would tell; pretrained weights may do better (experiment=few_labels has some that install)"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def report_best(
     if ranks.is_main:
         out = folder / "eval" / split
         write_report(result, out, videos.manifest.paths, videos.manifest.classes)
-        beside = beside_baselines(data, split, out / "predictions.csv")
+        beside = beside_baselines(data, split, out / "predictions.csv", console)
     # checkpoints that are older than weight averaging do not name their weights
     weights = best["weights"] if "weights" in best else "raw"
     closing = Result(split, result, weights, _rank_heads(folder, parts) if ranks.is_main else [], beside)
@@ -96,15 +98,18 @@ def report_best(
     return closing
 
 
-def beside_baselines(data: RunData, split: str, predictions: Path) -> list[Verdict]:
-    """The run's answers beside those of the baselines that are known for the same videos."""
-    known = find_baselines(data.index_folder, data.digests, split)
-    if known is None:
-        return []
+def beside_baselines(data: RunData, split: str, predictions: Path, console: Console) -> list[Verdict]:
+    """The run's answers beside those of the baselines that are known for the same videos. What is damaged of them is a
+    warning, as the run itself has ended well."""
     manifest = data.splits[split]
     several, grouped = manifest.multi_label, manifest.columns.groups is not None
     groups = {record.path: record.group for record in manifest} if grouped else {}
-    return verdicts(read_predictions(predictions, several), known, split, groups)
+    try:
+        known = find_baselines(data.index_folder, data.digests, split)
+        return [] if known is None else verdicts(read_predictions(predictions, several), known, split, groups)
+    except UserError as error:
+        console.warn(f"no baselines beside this run: {error}")
+        return []
 
 
 def _rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
@@ -215,8 +220,8 @@ def show_baselines(result: Result, console: Console) -> None:
         )
     elif not_better:
         console.warn(
-            f"not better than {best.name} by more than chance, on {best.videos} videos in {best.units} groups: a "
-            f"model of this size is not called for by these numbers. {TRY_APPEARANCE}"
+            f"not better than {best.name} by more than chance, on {best.videos} videos in {best.units} groups. "
+            f"{TRY_APPEARANCE}"
         )
 
 
