@@ -203,6 +203,7 @@ def read(files, tmp_path, *changes):
     return {Path(path).name: each.cause for path, each in found.items()}, len(read_json_lines(ledger))
 
 
+@pytest.mark.slow
 def test_crashes_and_hangs_are_the_files_result(tmp_path, reader):
     files = [tmp_path / name for name in ("one", "crash", "two", "hang", "three")]
     for path in files:
@@ -264,6 +265,7 @@ def test_an_out_that_is_a_file(planted, tmp_path):
         audit.audit(configured(*overrides(planted, tmp_path)))
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_status_3_and_names_the_bounds(planted, audited, tmp_path):
     shutil.copytree(audited[0], tmp_path / "out")
     found = run_program("audit", *overrides(planted, tmp_path))

@@ -30,6 +30,7 @@ def known(folder):
     return baselines
 
 
+@pytest.mark.slow
 def test_every_baseline_answers_for_every_video(measured):
     baselines = known(measured[0])
     pairs = {"majority", "mean_frame logistic", "mean_frame neighbors", "motion_map logistic"}
@@ -55,6 +56,7 @@ def test_a_second_call_reads_nothing_anew(measured):
     assert known(folder) == before
 
 
+@pytest.mark.slow
 def test_a_run_closes_beside_them(measured):
     folder = measured[0]
     settings = small("trainer.epochs=1", "logger=none", "run_dir=run", train=4, val=2, test=2)

@@ -160,6 +160,7 @@ def test_two_ranks_agree(data_root, tmp_path):
     assert done.stdout.count("everything lies in") == 1
 
 
+@pytest.mark.slow
 def test_help_shows_an_example_and_steps_of_zero_end_with_status_2():
     said = run_program("benchmark", "--help").stdout
     assert "python -m vidtrain.benchmark experiment=motion_baseline" in said and "prove: false" in said

@@ -103,6 +103,7 @@ def two(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_two_recipes_over_three_seeds(two, capsys):
     out = two / "out"
     found = run(*(two / f"{name}{seed}" for name in "ab" for seed in range(3)), out=out)

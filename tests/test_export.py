@@ -59,6 +59,7 @@ def predictions(folder):
         return [(row["path"], row["prediction"], float(row["p1"])) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_run_exports_its_best_checkpoint_at_its_end(run):
     files = {path.name for path in (run / "export").iterdir()}
     assert files == {"model.onnx", "model.safetensors", "card.json", "MODEL_CARD.md", "curves.png",
@@ -100,6 +101,7 @@ def test_the_card_says_all_that_is_needed_to_use_the_files(run):
     assert open_trained(run / "export/model.safetensors", trust_targets=False).card == inside
 
 
+@pytest.mark.slow
 def test_exported_files_give_the_answers_of_the_checkpoint_on_the_test_split(run, tmp_path):
     found = {}
     for name in ("checkpoints/best.pt", "export/model.onnx", "export/model.safetensors"):
@@ -126,6 +128,7 @@ def test_another_fusion_is_the_callers_unless_clips_are_seen_jointly(run, tmp_pa
         evaluate(config_of("evaluate", graph, f"out={tmp_path}", "num_workers=0", "fusion=joint"))
 
 
+@pytest.mark.slow
 def test_the_program_exports_a_runs_best_checkpoint_and_makes_its_card(run, tmp_path):
     export(config_of("export", f"checkpoint={run}", "formats=[torch_export]", f"out={tmp_path}"))
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -195,6 +198,7 @@ CLIPS = [
 TINY = ["model=vit3d_micro", "model.encoder.embed_dim=24", "model.encoder.depth=1"]
 
 
+@pytest.mark.slow
 def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_path, capsys):
     own = [*TINY, f"pretrained={run}/checkpoints/best.pt", "formats=[safetensors]", f"out={tmp_path}"]
     with pytest.raises(UserError, match="give clip.frames, .*clip.std, a stride"):
@@ -268,6 +272,7 @@ def test_a_training_run_refuses_what_it_could_not_export_before_it_starts(monkey
     assert check_run(config_of("train", "export.formats=[safetensors]", "augmentation=whole_frame")) == []
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_too_much_fails_and_is_not_left(run, tmp_path):
     strict = [f"checkpoint={run}", "formats=[onnx]", "card=false", "max_difference=1e-12", f"out={tmp_path}"]
     with pytest.raises(UserError, match="differs .*max_difference=1e-12"):
@@ -326,6 +331,7 @@ def test_a_model_card_needs_a_finished_run(run, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_settings_of_the_program_are_those_of_a_run(run):
     cfg = config_of("export", f"checkpoint={run}", "formats=[onnx]", "opset=20", "card=true")
     settings = to_settings(cfg, ExportConfig)

@@ -184,6 +184,7 @@ def test_arrays_in_a_checkpoint_are_numbers_and_never_addresses(tmp_path):
         assert np.array_equal(found[key], value) and found[key].dtype == value.dtype.newbyteorder("="), key
 
 
+@pytest.mark.slow
 def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     from composing import config_of
 
@@ -230,6 +231,7 @@ def test_weights_to_start_from_with_a_changed_configuration(tmp_path):
             OWN.convert(read(tmp_path / "bad.safetensors", "bad.safetensors"), torch.nn.Linear(1, 1))
 
 
+@pytest.mark.slow
 def test_archives_that_would_fill_the_memory(tmp_path):
     from vidtrain.data.manifest.split_records import SplitRecord
 

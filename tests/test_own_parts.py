@@ -46,6 +46,7 @@ def test_every_part_has_a_file_here_and_no_fault():
     assert faults(*OWN, "dataset=listed") == []
 
 
+@pytest.mark.slow
 def test_mistakes_are_answered_as_in_the_repo():
     found = faults("model=conv_frame", "loss.penalti=1", "loss=penalized", "schedule=inverse_roots")
     said = {key: why for _, key, why in found}
@@ -89,6 +90,7 @@ def train_with(monkeypatch, *overrides: str) -> None:
     launch("train", train, check_run)
 
 
+@pytest.mark.slow
 def test_all_of_them_train(tmp_path, monkeypatch):
     listed_videos(tmp_path)
     monkeypatch.chdir(tmp_path)

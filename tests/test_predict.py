@@ -92,6 +92,7 @@ def numbers_of(out, paths):
 # --- the answers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_evaluation_to_the_bit(run, listing, test_split, tmp_path):
     opened = open_trained(run / "checkpoints/best.pt", trust_targets=False)
     cfg, ranks = migrate(opened.config, "it"), Ranks(torch.device("cpu"))
@@ -273,6 +274,7 @@ def long_video(test_split, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_windows_tell_what_happens_when(run, long_video, tmp_path):
     predicted(
         f"checkpoint={run}", f"videos={long_video}", f"out={tmp_path}", "windows.stride=0.5", "logits=true",
@@ -339,6 +341,7 @@ def test_part_of_a_video_that_cannot_be_read_leaves_a_gap(run, long_video, tmp_p
 # --- pictures ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heat", ["attention", "grad_cam", "none"])
 def test_a_sheet_and_a_labeled_video(run, test_split, tmp_path, heat):
     predicted(
@@ -352,6 +355,7 @@ def test_a_sheet_and_a_labeled_video(run, test_split, tmp_path, heat):
     np.testing.assert_allclose(made.timestamps, np.arange(32) / 25, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pictures_do_not_change_the_answer(run, test_split, tmp_path):
     for name, more in (("plain", []), ("drawn", ["render=true", "heat=grad_cam", "heat_class=grow"])):
         predicted(
@@ -364,6 +368,7 @@ def test_pictures_do_not_change_the_answer(run, test_split, tmp_path):
     np.testing.assert_array_equal(plain, drawn)
 
 
+@pytest.mark.slow
 def test_a_graph_is_drawn_without_heat_and_says_so(run, test_split, tmp_path, capsys):
     graph = [
         f"checkpoint={run}/export/model.onnx",

@@ -289,6 +289,7 @@ def test_spaces_at_the_ends_of_names_survive(tmp_path):
     assert sorted(Path(each[0].path).name for each in found.values()) == list(names)
 
 
+@pytest.mark.slow
 def test_the_program(videos, tmp_path):
     help_ = run_program("split", "--help")
     assert "python -m vidtrain.split path=/data/mine out=/data/mine_split" in help_.stdout

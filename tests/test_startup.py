@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 # What a help text or a misspelled override needs none of
 SLOW = {
     *(
@@ -39,6 +41,7 @@ def imported(code: str, names: tuple[str, ...]) -> dict[str, set[str]]:
     return {name: {module.partition(".")[0] for module in modules} for name, modules in rows}
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_import_nothing_slow():
     asked = """
 program = __import__(f"vidtrain.{name}", fromlist=["main"])
@@ -54,6 +57,7 @@ for argument in ("--help", "nmae=x"):
     assert {name: found & SLOW for name, found in libraries.items()} == dict.fromkeys(PROGRAMS, set())
 
 
+@pytest.mark.slow
 def test_what_a_first_step_needs_imports_torch_and_little_else():
     modules = (
         "vidtrain.training.loop",

@@ -118,6 +118,7 @@ def test_a_grid_goes_on_past_every_kind_of_failure(start, task, tmp_path):
     assert {state for _, state, _ in states(tmp_path / "sweep")} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(start, task, tmp_path):
     task.stop_at = "1"
     status, said = start("optimizer.lr=0.1,0.2,0.3")
@@ -151,6 +152,7 @@ def test_values_are_added_and_other_settings_refused(start, task, tmp_path):
     assert len(SweepRecord.read(tmp_path / "sweep").trials) == 5
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_refused_is_one_of_those_that_failed(start, task, tmp_path):
     status, said = start("optimizer.lr=0.1,-1")
     assert status == 1 and task.ran == ["0"]
@@ -158,6 +160,7 @@ def test_a_trial_that_is_refused_is_one_of_those_that_failed(start, task, tmp_pa
     assert read_outcome(tmp_path / "sweep" / "1")["status"] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -123,6 +123,7 @@ def test_clip_and_data_tell_all_their_faults():
                             "clip.size", "data.max_seconds", "data.min_frames"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_settings_of_a_source_are_tried_before_anything_is_read():
     found = faults("dataset=hmdb51", "dataset.source.fold=7", "optimizer.lr=-1")
     assert found[0] == (
@@ -356,6 +357,7 @@ def test_every_program_answers_to_flags_that_are_none(program, arguments, messag
     assert capsys.readouterr().err == f"error: the command line cannot be read: {message}\n"
 
 
+@pytest.mark.slow
 def test_a_sweep_flag_between_overrides():
     found = run_program("train", "trainer=default", "-m", "optimizer.lrr=1,2", "trainer.epohcs=3")
     assert found.returncode == 2 and found.stderr.startswith("error: 2 faults in the configuration")

@@ -84,6 +84,7 @@ def test_the_log_says_where_each_value_is_from():
     assert describe_published(config_of("train"), [], {"model": "vit3d_micro"}) is None
 
 
+@pytest.mark.slow
 def test_weights_that_never_saw_such_clips_are_warned_about():
     def warnings(source: str, *overrides: str) -> list[str]:
         return unseen_clips(config_of("train", *overrides), [source], {})

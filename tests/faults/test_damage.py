@@ -48,6 +48,7 @@ def test_checkpoints_that_are_kept_for_good_can_help(faults, alone, ended):
     assert difference(alone, ended) is None
 
 
+@pytest.mark.slow
 def test_nothing_starts_from_scratch_by_itself(faults, ended):
     names = ("last.pt", "previous.pt", "step_0000004.pt", "step_0000010.pt")
     for name in names:

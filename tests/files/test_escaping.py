@@ -260,6 +260,7 @@ def without_encoding(file):
             yield node.lineno
 
 
+@pytest.mark.slow
 def test_every_text_file_is_opened_as_utf8():
     lines = [f"{file}:{line}" for file in PACKAGE.rglob("*.py") for line in without_encoding(file)]
     assert not lines

@@ -124,6 +124,7 @@ def gradients(model: nn.Module, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: each.grad for name, each in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_every_option_is_listed():
     assert sorted([*SIZES, "module"]) == options("model")  # whose network the user names
     kinds = {(type(shape_only(name).encoder), type(shape_only(name).head)) for name in SIZES}

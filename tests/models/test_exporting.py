@@ -157,6 +157,7 @@ def test_float_clips_are_taken_as_they_are(small, tmp_path):
     torch.testing.assert_close(model(clips), expected[2][1])
 
 
+@pytest.mark.slow
 def test_half_precision_is_held_against_float32(tmp_path):
     model = classifier(vit(), mean_pool)
     expected = reference_outputs(graph_of(model), CLIP)
@@ -166,6 +167,7 @@ def test_half_precision_is_held_against_float32(tmp_path):
     assert expected[0][1].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_a_model_and_says_what_it_takes(small, tmp_path):
     _, program, expected = small
     save_onnx(program, tmp_path / "model.onnx", 20, {"card": '{"classes": 5}'})
@@ -216,6 +218,7 @@ class Branching(nn.Module):
         return self.linear(pooled if pooled.sum() > 0 else -pooled)
 
 
+@pytest.mark.slow
 def test_a_layer_that_onnx_cannot_express_is_named(tmp_path):
     program = trace(graph_of(classifier(vit(), Eigenvalues)), CLIP)
     with pytest.raises(

@@ -67,6 +67,7 @@ def randomize(model: nn.Module, seed: int = 2) -> None:
             parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
 def test_step_0_is_the_base_to_the_bit_and_a_merged_encoder_is_the_adapted_one(name):
@@ -91,6 +92,7 @@ def test_step_0_is_the_base_to_the_bit_and_a_merged_encoder_is_the_adapted_one(n
         merge_adapters(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit3d", "swiglu", "timm_vit", "mvit"])
 def test_outputs_and_gradients_are_those_of_peft(name):
     from peft import LoraConfig, inject_adapter_in_model

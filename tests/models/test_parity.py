@@ -130,6 +130,7 @@ def test_parity_would_notice_the_other_rotation_and_other_heads(video, vjepa2):
         assert difference(other(video), theirs) > 1e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_vjepa2_giant_as_it_is_published(video):
     """One block of the real width: 22 heads, an MLP of 6144; the probe with its own 16 heads."""

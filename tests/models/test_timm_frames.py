@@ -106,6 +106,7 @@ def test_a_place_belongs_to_its_frame(name):
     assert not first.any() and second.any()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_places_run_over_height_then_width_without_class_tokens():
     video = clip(32)
@@ -262,6 +263,7 @@ def test_spatial_features_as_means_of_parts_of_a_frame(name):
     assert coarse.grid(2, size, size) == (2, 2, 2)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_traced_as_one_graph():
     ours, video = encoder("test_vit"), clip()

@@ -81,6 +81,7 @@ def ours(name: str, tensors: dict[str, torch.Tensor]) -> VideoClassifier:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 @torch.no_grad()
 def test_the_same_features_and_logits_as_torchvision(name):

@@ -94,6 +94,7 @@ def train_step(model: VideoClassifier, clips: torch.Tensor) -> dict[str, torch.T
     return gradients | dict(model.named_buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_every_parameter_gets_a_gradient_and_recomputing_changes_neither_gradients_nor_statistics(name):
     model, clips = trainable(name)

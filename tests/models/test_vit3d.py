@@ -287,6 +287,7 @@ def test_autocast(positions, dtype):
     assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["sincos", "rope"])
 @torch.no_grad()
 def test_traced_as_one_graph(positions):

@@ -57,6 +57,7 @@ def some(data, split="train"):
     return sorted(first.iterdir())[0], second
 
 
+@pytest.mark.slow
 def test_training_data_that_changed_are_refused_and_a_setting_goes_on(killed, tmp_path):
     config, data = killed
     file, other = some(data)
@@ -76,6 +77,7 @@ def test_training_data_that_changed_are_refused_and_a_setting_goes_on(killed, tm
     assert (summary["data_changed"], summary["steps"]) == (True, 4)  # though 19 videos give one step an epoch
 
 
+@pytest.mark.slow
 def test_a_copy_elsewhere_goes_on_and_another_val_video_is_named(killed, tmp_path, capsys):
     config, data = killed
     shutil.copytree(data, tmp_path / "local", copy_function=shutil.copyfile)

@@ -77,6 +77,7 @@ def closed(monkeypatch):
     monkeypatch.setattr(build, "model", refuse)
 
 
+@pytest.mark.slow
 def test_what_it_leaves(root):
     names = {path.name for path in (root / "table").iterdir()}
     assert names == {"metrics.json", "predictions.csv", "per_class.csv", "confusion.csv", "protocols.csv", "probes.csv",
@@ -101,6 +102,7 @@ def test_a_probe_is_what_evaluating_in_that_order_gives(root, run, tmp_path, ord
     assert np.array_equal(alone.logits[:, 0], table.logits[:, number])
 
 
+@pytest.mark.slow
 def test_a_protocol_of_the_table_is_what_evaluating_with_it_gives(root, run, tmp_path, closed, monkeypatch):
     """Two clips, one crop: the first and the last start, the middle crop."""
     from_table = config_of(
@@ -136,6 +138,7 @@ def test_the_same_command_again_reads_the_table(root, run, closed, capsys):
     assert contents(root / "table") == before
 
 
+@pytest.mark.slow
 def test_one_clip_of_an_even_number_is_said_to_be_part_of_them(run, tmp_path):
     run("eval_clips=2", f"out={tmp_path}/test_2x1")
     before = contents(tmp_path / "test_2x1")
@@ -147,6 +150,7 @@ def test_one_clip_of_an_even_number_is_said_to_be_part_of_them(run, tmp_path):
     assert metrics(tmp_path / "test_2x1_as_vote")["protocol"].endswith("2 clips x 1 crop, vote")
 
 
+@pytest.mark.slow
 def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):
     shutil.copytree(root / "table", tmp_path / "out")
     other = ["eval_clips=2", "frame_order_ablations=[reversed]", "batch_size=3", f"out={tmp_path}/out"]
@@ -163,6 +167,7 @@ def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):
     assert open_views(tmp_path / "out").logits.shape == (20, 2, 2, 1, 10)
 
 
+@pytest.mark.slow
 def test_folders_have_the_name_of_what_they_hold(root, run):
     run("eval_clips=2", "fusion=vote")
     run("weights=raw", "split=val", "frame_order=reversed")
@@ -199,6 +204,7 @@ def test_where_the_model_attends_over_all_clips(run, tmp_path, capsys):
             evaluate(config_of("evaluate", f"from_table={tmp_path}", asked))
 
 
+@pytest.mark.slow
 def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, tmp_path, closed):
     cfg = config_of("evaluate", f"checkpoint={root}/run", "short_video_policy=error", f"out={tmp_path}")
     monkey = pytest.MonkeyPatch()

@@ -220,6 +220,7 @@ def test_what_does_not_go_together_shows_before_the_start(config, overrides, why
     assert key == "stage" and why in said
 
 
+@pytest.mark.slow
 def test_tokens_beyond_float16_are_refused_by_name(config, tmp_path, monkeypatch):
     monkeypatch.setattr(frozen_encoder, "LARGEST", 0.5)
     with pytest.raises(UserError, match=r"tokens of .*\.mp4 reach .*cache_features"):

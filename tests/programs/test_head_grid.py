@@ -38,6 +38,7 @@ def config(tmp_path):
     return composed
 
 
+@pytest.mark.slow
 def test_the_best_head_is_reported_on_test_and_all_in_one_table(config, tmp_path, capsys):
     best = train(config(f"run_dir={tmp_path}/run"))
     said = " ".join(capsys.readouterr().out.split())

@@ -125,6 +125,7 @@ def test_predictions_are_those_of_the_run(runs, tmp_path):
         assert answers[row["path"]]["probability"] == pytest.approx(float(row["p1"]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_is_the_merged_network(runs, tmp_path):
     export(
         config_of(
@@ -175,6 +176,7 @@ def test_runs_are_compared(runs, tmp_path):
     assert any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_is_the_same_bits(runs, data, tmp_path, monkeypatch):
     options = [
         *LORA,

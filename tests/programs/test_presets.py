@@ -124,6 +124,7 @@ def last_row(folder: Path, key: str) -> dict:
     return [row for row in read_metrics(folder) if key in row][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["videomae_staged", "videomae_staged_t16"])
 def test_videomae_staged(run, data, name):
     folder = run(
@@ -240,6 +241,7 @@ def test_slowfast_finetune(run, data):
     assert {path.suffix for path in (folder / "export").iterdir()} >= {".safetensors", ".pt2"}
 
 
+@pytest.mark.slow
 def test_classy_ucf101(run):
     folder = run(
         "classy_ucf101", "model.encoder.stage_planes=8", "model.encoder.stem_planes=8", "clip.size=28",

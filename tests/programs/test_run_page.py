@@ -57,6 +57,7 @@ def rewrite(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_page_and_hands_it_to_its_loggers(finished):
     folder, pages = finished
     assert pages == [("report", folder / "report.html", 4)]

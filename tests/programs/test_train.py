@@ -58,6 +58,7 @@ def finished(tmp_path_factory, data_root):
         return cfg, folder, train(cfg)
 
 
+@pytest.mark.slow
 def test_the_run_folder_holds_all_that_a_run_was(finished):
     _, folder, best = finished
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -257,6 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files(config, tmp
         )
 
 
+@pytest.mark.slow
 def test_pictures_come_after_the_summary_and_may_fail(config, tmp_path, capsys, monkeypatch):
     """Of 2,500 classes a picture once took all memory, and the finished run was lost with it."""
     seen = []

@@ -103,6 +103,7 @@ def test_without_a_font_names_are_spelled_or_numbered(bare):
     assert drawable("cafe\u0301 القفز тест", Legend()) == "café القفز тест"
 
 
+@pytest.mark.slow
 def test_pictures_of_any_name_come_without_warnings_and_with_their_legend(bare, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

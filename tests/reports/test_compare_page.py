@@ -148,6 +148,7 @@ def test_the_page_says_what_was_found(tmp_path):
         assert words in text, words
 
 
+@pytest.mark.slow
 def test_it_needs_nothing_else(tmp_path):
     found = page(sweep(), tmp_path)
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", found)
@@ -334,6 +335,7 @@ def test_a_picture_that_fails_costs_only_itself(tmp_path, monkeypatch):
     assert "Recipes" in compare_page(of, names, tmp_path)
 
 
+@pytest.mark.slow
 def test_pictures_of_hundreds_of_runs_and_settings_are_bounded(tmp_path, drawn):
     settings = {f"augmentation.key_{key}": 0 for key in range(60)}
     of = sweep()

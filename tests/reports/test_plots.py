@@ -123,6 +123,7 @@ def test_the_most_confused_of_many_classes_are_drawn(tmp_path: Path, drawn):
     assert "the 5 most confused of 1,000 classes, with 40 of 40 mistakes" in axes.get_title()
 
 
+@pytest.mark.slow
 def test_pictures_are_written_whole_and_of_a_bounded_size(tmp_path: Path):
     plot_curves(ROWS, tmp_path / "plots" / "curves.png")
     classes = [f"c{number}" for number in range(1000)]

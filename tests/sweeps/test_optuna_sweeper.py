@@ -134,6 +134,7 @@ def test_a_search_that_is_killed_goes_on_with_its_study(start, tmp_path):
     assert status == 2 and "optimizer.lr: tag(log,interval(1e-5,1e-2)) -> interval(0,1)" in said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_searched_is_refused(start, tmp_path):
     task = Task()
     status, said = start(task, SPACE, "seed=0,1")

@@ -189,6 +189,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_one_that_loads(tmp_path):
     """At twenty random times or more, in a process that does nothing but save."""
     random.seed(0)

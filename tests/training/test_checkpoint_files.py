@@ -48,6 +48,7 @@ def saved_until(folder: Path, call: int) -> bool:
     return status == 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_call_of_saving_leaves_two_that_verify(tmp_path):
     seen = []
     for call in range(1, 100):

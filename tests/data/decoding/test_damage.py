@@ -85,6 +85,7 @@ def alone(video: VideoInfo, index: int) -> np.ndarray | None:
         return None
 
 
+@pytest.mark.slow
 def test_single_reads_of_30_damaged_files(tmp_path, write_video, patches):
     """Four of five gave frames that differ from reading in order, by up to 201 levels, without a word."""
     sound = write_video(tmp_path / "sound.mp4", patches(COUNT, 192, 128), options=X264)

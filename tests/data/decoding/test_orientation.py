@@ -103,6 +103,7 @@ def test_as_ffmpeg_shows_it(tmp_path, patches, name):
     assert abs(shown.reshape(gray.shape) - gray).mean() < 5  # the other seven are more than 40 off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "way"), [("hflip", (0, True)), ("vflip", (180, True))])
 def test_real_mirrored_files(shared_data, name, way):
     upright, video = (read_metadata(str(shared_data / "odd" / f"{each}.mp4")) for each in ("base", name))

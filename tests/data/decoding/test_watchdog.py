@@ -55,6 +55,7 @@ def test_a_fifo_that_nobody_writes_to(tmp_path):
     assert end_of(work, 0.3) == ("hung: over 0.3 s", str(tmp_path / "a.mp4"))
 
 
+@pytest.mark.slow
 def test_the_clock_starts_anew_for_every_file():
     def work():
         for number in range(6):

@@ -34,6 +34,7 @@ def faults_of_the_fourth_clip(how):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_clip_reuses_the_memory_of_the_one_before():
     assert faults_of_the_fourth_clip("as_it_is") > 10_000  # of 4 KiB
     assert faults_of_the_fourth_clip("keep") < 100

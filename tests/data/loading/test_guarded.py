@@ -101,6 +101,7 @@ def test_a_function_that_workers_cannot_have_is_a_defect_and_no_endless_loop(act
         list(guarded(act, [("value", 1)], 1, 9))
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_one_without_progress(act):
     """What takes four times as long, and gets on with it, does not hang."""
     assert by_item(guarded(act, [("work", 20), ("sleep", 60)], 2, time_limit=0.5)) == {
@@ -109,6 +110,7 @@ def test_a_time_limit_is_one_without_progress(act):
     }
 
 
+@pytest.mark.slow
 def test_a_stopped_process_hangs(act):
     began = time.monotonic()
     assert by_item(guarded(act, [("stop", 1), ("value", 2)], 1, time_limit=0.5)) == {

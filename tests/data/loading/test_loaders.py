@@ -310,6 +310,7 @@ class TestTraining:
         assert [entry.since for entry in resumed.quarantine.blamed] == [found[0]]
         assert same(train(resumed, workers, start=1, stop=45), whole[1:])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [1, 4])
     def test_what_was_read_ahead_is_read_again(self, folder, workers):
         """Every batch holds the culprit, which crashes for the fourth one alone: from there on it is missing."""

@@ -131,6 +131,7 @@ def test_a_refusal_that_is_waited_for_is_the_users_to_mend(notes, run, caplog):
     assert only_child_gone()
 
 
+@pytest.mark.slow
 def test_a_start_that_is_waited_for_is_bounded(notes, run, caplog):
     hanging = notes(fault="hang", trigger="start", waits_for_start=True)
     hanging.start_seconds = 1.0
@@ -155,6 +156,7 @@ def test_rows_that_a_slow_logger_does_not_take_are_counted(notes, run, tmp_path,
     assert warnings(caplog) == [f"Notes did not keep up: it lacks {60 - len(steps)} rows{TRUTH}"]
 
 
+@pytest.mark.slow
 def test_a_logger_that_hangs_for_long_is_given_up_before_the_end(notes, run, caplog, monkeypatch):
     monkeypatch.setattr(process_module, "MOST_WAITING", 20_000)
     monkeypatch.setattr(process_module, "STALL_SECONDS", 1.0)
@@ -178,6 +180,7 @@ def test_the_signals_of_a_scheduler_do_not_end_it(notes, run, tmp_path, caplog):
     assert warnings(caplog) == []
 
 
+@pytest.mark.slow
 def test_it_closes_what_it_logs_when_training_is_killed_and_a_fork_lives_on(tmp_path):
     script = f"""
     import os, signal, sys, time
