@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
 from vidtrain.config.schemas import AuditConfig
-from vidtrain.config.targets import check_settings, check_targets
+from vidtrain.config.targets import check_of_dataset
 from vidtrain.files.folders import check_links
 from vidtrain.training.ranks.rendezvous import cores
 
@@ -31,9 +31,7 @@ SHOWN = 10  # unreadable files
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg) + check_settings(cfg, AuditConfig)
-    if cfg.dataset is None:
-        faults.append(("dataset", "must be chosen: dataset=OPTION"))
+    faults = check_of_dataset(cfg, AuditConfig)
     if cfg.group_pattern is not None:
         try:
             re.compile(cfg.group_pattern)

@@ -5,6 +5,7 @@ python -m vidtrain.baselines dataset=class_folders dataset.source.root=/data/min
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
 from vidtrain.config.schemas import BaselinesConfig
-from vidtrain.config.targets import check_settings, check_targets
+from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
@@ -23,19 +24,12 @@ if TYPE_CHECKING:  # --help should not wait for torch
     from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.tracking.console import Console, NullConsole
 
-NETWORKS = ("random", "imagenet")
 NEIGHBORS_OF = ("mean_frame",)  # as for near duplicates, which a split by videos leaves on both sides
 SHOWN_MISSING = 5
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg) + check_settings(cfg, BaselinesConfig)
-    if cfg.dataset is None:
-        faults.append(("dataset", "must be chosen: dataset=OPTION"))
-    unknown = [name for name in cfg.networks if name not in NETWORKS]
-    if unknown:
-        faults.append(("networks", f"has no {unknown[0]}; choose from {', '.join(NETWORKS)}"))
-    return faults
+    return check_of_dataset(cfg, BaselinesConfig)
 
 
 def baselines(cfg: DictConfig) -> None:
@@ -59,9 +53,8 @@ def baselines(cfg: DictConfig) -> None:
     with RunLock(folder):
         known = None if cfg.anew else open_baselines(folder)
         if known is None:
-            measure_all(cfg, splits, folder, console).save(digests, settings)
-            known = open_baselines(folder)
-    assert known is not None  # it has just been saved
+            known = measure_all(cfg, splits, folder, console)
+            known.save(digests, settings)
     show(known, console)
 
 
@@ -85,12 +78,12 @@ def measure_all(
     plan = [(name, "logistic") for name in descriptors] + [(name, "neighbors") for name in NEIGHBORS_OF]
     protocol = f"{cfg.clips} clips of {cfg.frames} frames at {cfg.fps:g} fps, {cfg.size}x{cfg.size}"
     results: dict[str, dict[str, Any]] = {split: {} for split in splits if split != "train"}
-    made = Baselines(folder, "exact_match" if several else "top1", results, 0.0)
+    made = Baselines(folder, "exact_match" if several else "top1", results, seconds=0.0)
     for name, reports in answers(described, groups, plan, protocol, several):
         for split, report in reports.items():
             results[split][name] = report.metrics
             write_report(report, made.place(split, name), splits[split].paths, splits[split].classes)
-    return Baselines(folder, made.metric, results, round(time.monotonic() - started, 1))
+    return replace(made, seconds=round(time.monotonic() - started, 1))
 
 
 def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict[str, Descriptor]":

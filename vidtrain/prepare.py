@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
 from vidtrain.config.schemas import PrepareConfig
-from vidtrain.config.targets import check_settings, check_targets
+from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
@@ -39,9 +39,7 @@ def settings_of(cfg: DictConfig) -> "EncodeSettings":
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg) + check_settings(cfg, PrepareConfig)
-    if cfg.dataset is None:
-        faults.append(("dataset", "must be chosen: dataset=OPTION"))
+    faults = check_of_dataset(cfg, PrepareConfig)
     try:
         settings_of(cfg)
     except UserError as error:

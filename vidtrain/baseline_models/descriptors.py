@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidtrain.data.audit.duplicates import LUMA
+
 SIDE = 32  # pixels of the small pictures
 BINS = 8  # of each color: 512 colors in all
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
 SHADES = 256
 
 Descriptor = Callable[[Tensor], Tensor]
@@ -32,7 +33,7 @@ def mean_frame(clips: Tensor) -> Tensor:
 def motion_map(clips: Tensor) -> Tensor:
     """How much each place changes from one frame of a clip to the next, on average [SIDE * SIDE]: where and how much
     moves, and nothing of how it looks. Zeros for clips of a single frame."""
-    gray = (small_frames(clips) * torch.tensor(LUMA).view(3, 1, 1)).sum(dim=2)
+    gray = (small_frames(clips) * torch.tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=2)
     if gray.shape[1] < 2:
         return torch.zeros(SIDE * SIDE)
     return gray.diff(dim=1).abs().mean(dim=(0, 1)).flatten()

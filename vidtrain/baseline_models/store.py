@@ -64,7 +64,10 @@ def open_baselines(folder: Path) -> Baselines | None:
     damaged."""
     if not (folder / FILE).is_file():
         return None
-    facts = read_json(folder / FILE, ADVICE, KEYS)
+    return _baselines(folder, read_json(folder / FILE, ADVICE, KEYS))
+
+
+def _baselines(folder: Path, facts: Mapping[str, Any]) -> Baselines | None:
     if facts["format"] != FORMAT:
         return None
     return Baselines(folder, facts["metric"], facts["results"], facts["seconds"])
@@ -75,7 +78,8 @@ def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Basel
     Raises `UserError` where one is damaged."""
     files = sorted((index / FOLDER).glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for file in files:
-        made_of = read_json(file, ADVICE, KEYS)["splits"]
+        facts = read_json(file, ADVICE, KEYS)
+        made_of = facts["splits"]
         if split in made_of and all(made_of[name] == digests.get(name) for name in ("train", split)):
-            return open_baselines(file.parent)
+            return _baselines(file.parent, facts)
     return None

@@ -1,8 +1,7 @@
 """A run beside a baseline: both on the same videos, and whether the difference is more than chance."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,9 +39,6 @@ class Verdict:
     @property
     def text(self) -> str:
         return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> Verdict | None:

@@ -15,6 +15,7 @@ from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
 from vidtrain.build import parts as build
 from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import settled
+from vidtrain.data.loading.samplers import every_for
 from vidtrain.features.frozen_encoder import heads_of
 from vidtrain.models.classifier import ManyHeads
 from vidtrain.tracking.console import format_seconds
@@ -261,7 +262,7 @@ def estimate(
     settings, steps_per_epoch = run.settings, run.steps_per_epoch
 
     def evaluation_s(split: str) -> float:
-        every = math.ceil(videos[split] / (settings.max_eval_videos or videos[split]))
+        every = every_for(videos[split], settings.max_eval_videos)
         return math.ceil(videos[split] / every) / videos_per_s
 
     evaluation = evaluation_s("val") * (1 if settings.ema is None else 2)

@@ -1,6 +1,5 @@
 """From configuration to data: manifests, and the batches of training and evaluation."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from vidtrain.data.loading.samplers import (
     MixtureStream,
     TrainStream,
     class_balance,
+    every_for,
     records_by_source,
 )
 from vidtrain.data.manifest.files import open_manifests
@@ -292,12 +292,12 @@ def whole_frames(cfg: DictConfig, split: str, manifest: Manifest, workers: int) 
         quarantine=Quarantine(None, split),
     )
     most = cfg.max_train_videos if split == "train" else cfg.max_eval_videos
-    shard = EvalShard(len(manifest), 1, every=math.ceil(len(manifest) / (most or len(manifest))))
+    shard = EvalShard(len(manifest), 1, every=every_for(len(manifest), most))
     return EvalData(split, manifest, eval_loader(dataset, shard, workers, False, cfg.decode_timeout_s), 1)
 
 
 def eval_shard(cfg: DictConfig, dataset: VideoDataset, ranks: Ranks) -> EvalShard:
-    every = math.ceil(len(dataset) / (cfg.trainer.max_eval_videos or len(dataset)))
+    every = every_for(len(dataset), cfg.trainer.max_eval_videos)
     # frames of any shape do not stack
     batch_size = 1 if isinstance(dataset.geometry, WholeFrame) else cfg.trainer.eval_batch_size
     return EvalShard(len(dataset), batch_size, ranks.rank, ranks.world_size, every)

@@ -285,16 +285,16 @@ def _on_data(runs: Sequence[Run]) -> Iterator[str]:
 
 def _on_baselines(runs: Sequence[Run]) -> Iterator[str]:
     """Whether the runs are better than what learns nothing from video."""
-    not_better = [run for run in runs if run.beside and run.beside[0]["low"] <= 0]
-    if not_better:
-        named = [
-            f"{run.folder} ({best['run']:.4f}; {best['name']} {best['baseline']:.4f})"
-            for run in not_better
-            for best in run.beside[:1]
-        ]
+    with_best = [(run.folder, run.beside[0]) for run in runs if run.beside]
+    named = [
+        f"{folder} ({best['run']:.4f}; {best['name']} {best['baseline']:.4f})"
+        for folder, best in with_best
+        if best["low"] <= 0
+    ]
+    if named:
         yield f"Not better than the best baseline by more than chance: {shown_some(named, LISTED)}."
     without = [run.folder for run in runs if not run.beside]
-    if len(without) < len(runs) and without:
+    if with_best and without:
         yield f"Baselines were not known, or are of another split: {shown_some(without, LISTED)}."
 
 

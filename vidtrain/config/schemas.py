@@ -27,6 +27,7 @@ SHORT_POLICIES = one_of("repeat_last", "wrap", "error")
 SIZE_CHANGES = one_of("scale", "refuse")
 FORMATS = one_of("onnx", "torch_export", "safetensors")
 ODD = {"allows": lambda value: value > 0 and value % 2, "must": "must be an odd number: 1, 3, 5 ..."}
+NETWORKS = one_of("random", "imagenet")
 BOUND = at_least(0, rest=", or null for no bound")
 
 
@@ -328,7 +329,7 @@ class BaselinesConfig:
     dataset: Any = None
     data_root: str = "data"
     # image networks, frame by frame: random, imagenet (left out with a word where no weights are installed)
-    networks: list[str] = field(default_factory=lambda: ["random", "imagenet"])
+    networks: list[str] = field(default_factory=lambda: list(NETWORKS["choices"]()), metadata=NETWORKS)
     clips: int = setting(8, at_least(1))  # spread over each video
     frames: int = setting(4, at_least(1))  # of each clip
     fps: float = setting(8.0, above(0, " frames a second"))

@@ -121,6 +121,12 @@ def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
     return faults
 
 
+def check_of_dataset(cfg: DictConfig, schema: type) -> Faults:
+    """The faults of a program that reads a dataset, which has to be chosen: those of its parts and of its settings."""
+    faults = check_targets(cfg) + check_settings(cfg, schema)
+    return faults if cfg.dataset is not None else [*faults, ("dataset", "must be chosen: dataset=OPTION")]
+
+
 # --- components against signatures ------------------------------------------------------------------------
 
 

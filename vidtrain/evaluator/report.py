@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidtrain.build.parts import pluralize
+from vidtrain.data.augment.geometry import UNCUT
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import EVALUATION_FUSIONS, fusions_of
 from vidtrain.evaluation.protocols import (
@@ -147,8 +148,8 @@ def protocol_text(
     total = about["num_clips"]
     count = total if about["joint"] else len(clips)
     shown_clips = pluralize(count, "clip") if same else f"{count} of {total} clips"
-    uncut = about["uncut"] if "uncut" in about else about["whole_frame"]  # tables of before have the latter
-    crop = about["crops"][0] if uncut else pluralize(len(crops), "crop")
+    only = about["crops"][0]
+    crop = only if only in UNCUT.values() else pluralize(len(crops), "crop")
     return f"{about['frames'][order]}, {shown_clips} x {crop}, {fusion}"
 
 

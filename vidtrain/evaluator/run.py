@@ -114,7 +114,6 @@ class Pass:
             "num_clips": count,
             "sampling": protocol.sampling,
             "overlap": protocol.overlap,
-            "uncut": bool(uncut),
             "frames": dict(self.frames),
             "fusion": self.fusion,
             "joint": self.joint,

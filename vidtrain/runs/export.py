@@ -196,10 +196,10 @@ def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
     """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size; a
     `squashed` frame is scaled to that size uncut."""
     clip, geometry = spec.clip, spec.geometry
-    short_side = None if isinstance(geometry, SquashedFrame) else geometry.short_side
-    if short_side is None and not isinstance(geometry, SquashedFrame):
+    short_side = None
+    if not isinstance(geometry, SquashedFrame):
         ratio = None if isinstance(geometry, WholeFrame) else geometry.short_side_ratio
-        short_side = round((ratio or 1) * min(spec.size))
+        short_side = geometry.short_side or round((ratio or 1) * min(spec.size))
     return {key: clip[key] for key in CLIP_KEYS} | {
         "short_side": short_side,
         "whole_frame": isinstance(geometry, WholeFrame),

@@ -37,7 +37,8 @@ VERSIONS = ("vidtrain", "torchvision", "timm", "av", "numpy")
 def write_page(folder: Path, page: Path) -> None:
     """Writes the page of the finished run in `folder`. Raises `UserError` naming the file that is absent or damaged."""
     try:
-        text = run_page(read_facts(folder), _pictures(folder))
+        facts = read_facts(folder)
+        text = run_page(facts, _pictures(folder, facts["summary"]["split"]))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         cause = f"{type(error).__name__}: {error}"
         raise UserError(
@@ -54,6 +55,7 @@ def read_facts(folder: Path) -> Plain:
     evaluated = _read(evaluation / "metrics.json", "metrics", "protocol", "coverage", "missing")
     several = "exact_match" in evaluated["metrics"]
     settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
+    overrides = _overrides(folder)
     return {
         "run": folder.resolve().name,
         "summary": summary,
@@ -65,7 +67,7 @@ def read_facts(folder: Path) -> Plain:
         "data": data,
         "start": _read_if_there(folder / "starting_point.json"),
         "notes": _notes(folder, summary, evaluated),
-        "settings": _chosen(_overrides(folder)),
+        "settings": _chosen(overrides),
         "baselines": [_judged(row) for row in summary["baselines"]] if "baselines" in summary else [],
         "most_common": None if several else _most_common(by_class),
         "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
@@ -74,7 +76,7 @@ def read_facts(folder: Path) -> Plain:
         "classes": _worst_first(by_class),
         "probes": _probes(folder, headline(several)),
         "audit": _audit(folder, _setting(settings, "dataset.name"), data),
-        "made_with": _made_with(folder, settings),
+        "made_with": _made_with(folder, settings, overrides),
     }
 
 
@@ -112,10 +114,10 @@ def _notes(folder: Path, summary: Plain, evaluated: Plain) -> list[str]:
     return notes
 
 
-def _made_with(folder: Path, settings: Plain) -> Plain:
+def _made_with(folder: Path, settings: Plain, overrides: Iterable[str]) -> Plain:
     """How to make the run again."""
     environment, git = (_read_if_there(folder / f"{name}.json") for name in ("environment", "git"))
-    words = [text for text in _overrides(folder) if not text.startswith("run_dir=")]
+    words = [text for text in overrides if not text.startswith("run_dir=")]
     packages = environment["packages"] if environment else {}
     return {
         "command": shlex.join(["python", "-m", "vidtrain.train", *words]),
@@ -188,10 +190,10 @@ def _probes(folder: Path, metric: str) -> list[Plain]:
     """Evaluations below eval/ that showed the frames in several orders too."""
     evaluations = []
     for path in sorted(folder.glob("eval/*/protocols.json")):
-        rows = _read(path, "probes", "coverage")["probes"]
-        if rows:
-            of = {"name": path.parent.name, "coverage": _read(path, "coverage")["coverage"]}
-            evaluations.append({**of, "rows": [{**row, "value": row[metric]} for row in rows]})
+        protocols = _read(path, "probes", "coverage")
+        if protocols["probes"]:
+            rows = [{**row, "value": row[metric]} for row in protocols["probes"]]
+            evaluations.append({"name": path.parent.name, "coverage": protocols["coverage"], "rows": rows})
     return evaluations
 
 
@@ -218,9 +220,9 @@ def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
 # --- pictures ---------------------------------------------------------------------------------------------
 
 
-def _pictures(folder: Path) -> list[Picture]:
-    """Moving pictures of videos; of a run from before there were any the sheet of its mistakes."""
-    split = _one_name(_read(folder / "summary.json", "split")["split"])
+def _pictures(folder: Path, split: str) -> list[Picture]:
+    """Moving pictures of videos of a split, whose name leads to no other folder; of a run from before there were any
+    the sheet of its mistakes."""
     record = folder / "plots" / f"examples_{split}" / "examples.json"
     if not record.is_file():
         data = _picture(folder / "plots" / f"wrong_{split}.png")

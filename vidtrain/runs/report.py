@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,13 @@ def beside_baselines(data: RunData, split: str, predictions: Path, console: Cons
     """The run's answers beside those of the baselines that are known for the same videos. What is damaged of them is a
     warning, as the run itself has ended well."""
     manifest = data.splits[split]
-    several, grouped = manifest.multi_label, manifest.columns.groups is not None
-    groups = {record.path: record.group for record in manifest} if grouped else {}
     try:
         known = find_baselines(data.index_folder, data.digests, split)
-        return [] if known is None else verdicts(read_predictions(predictions, several), known, split, groups)
+        if known is None:
+            return []
+        grouped = manifest.columns.groups is not None
+        groups = {record.path: record.group for record in manifest} if grouped else {}
+        return verdicts(read_predictions(predictions, manifest.multi_label), known, split, groups)
     except UserError as error:
         console.warn(f"no baselines beside this run: {error}")
         return []
@@ -147,7 +149,7 @@ def _write_summary(
             "split_also_selected": result.also_selected,
             "coverage": report.coverage,
             "protocol": report.protocol,
-            "baselines": [verdict.as_dict() for verdict in result.beside],
+            "baselines": [asdict(verdict) for verdict in result.beside],
             **report.metrics,
         }
     )

@@ -19,10 +19,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vidtrain.build import parts as build
+from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import to_phases
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.lora import add_adapters
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import PhaseSettings
@@ -75,7 +75,7 @@ def configured(model: str, way: str, rank: int) -> tuple[DictConfig, PhaseSettin
 def adapted(model: VideoClassifier, phase: PhaseSettings) -> VideoClassifier:
     lora = lora_of({"phase": phase})
     if lora is not None:
-        add_adapters(model.encoder, lora.rank, lora.alpha, lora.dropout, lora.targets)
+        adapters_of(lora).add_to(model)
     apply_phase(model, phase)
     return model
 

@@ -1,5 +1,6 @@
 """Which samples a step reads: pure functions of the seed and the step, whatever the ranks or workers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -310,6 +311,11 @@ class MixtureStream(_Stream):
 def _running_share(weights: np.ndarray) -> np.ndarray:
     total = np.cumsum(weights)
     return total / total[-1]
+
+
+def every_for(total: int, most: int | None) -> int:
+    """The k of which every k-th of `total` samples makes about `most` of them, for a quick look; 1, all, for None."""
+    return math.ceil(total / (most or total))
 
 
 @dataclass(frozen=True)
