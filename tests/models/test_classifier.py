@@ -98,10 +98,13 @@ def build(name: str) -> nn.Module:
         ("vjepa2_vitg", 1408, 40, 22, 6144, 1012.2),
         ("vjepa2_1_vitb", 768, 12, 12, 3072, 86.2),
         ("vjepa2_1_vitl", 1024, 24, 16, 4096, 303.9),
+        ("vjepa2_1_vitg", 1408, 40, 22, 6144, 1012.2),
+        ("vjepa2_1_vitgigantic", 1664, 48, 26, 8192, 1843.9),
         ("videomae_small", 384, 12, 6, 1536, 21.9),
         ("videomae_base", 768, 12, 12, 3072, 86.2),
         ("videomae_large", 1024, 24, 16, 4096, 303.9),
         ("videomae_huge", 1280, 32, 16, 5120, 631.6),
+        ("videomae_giant", 1408, 40, 16, 6144, 1011.7),
     ],
 )
 def test_shipped_sizes(name, dim, depth, heads, mlp_hidden, millions):
@@ -123,6 +126,8 @@ def test_shipped_sizes(name, dim, depth, heads, mlp_hidden, millions):
         ("vjepa2_vitg", "rope", 1e-6, 16, 4, 1e-5, 93.5),
         ("vjepa2_1_vitb", "rope_interleaved", 1e-6, 16, 4, 1e-5, 27.9),
         ("vjepa2_1_vitl", "rope_interleaved", 1e-6, 16, 4, 1e-5, 49.5),
+        ("vjepa2_1_vitg", "rope_interleaved", 1e-6, 16, 4, 1e-5, 93.5),
+        ("vjepa2_1_vitgigantic", "rope_interleaved", 1e-6, 16, 4, 1e-5, 130.5),
     ],
 )
 def test_probes_of_vjepa(name, positions, encoder_eps, heads, layers, head_eps, millions):
@@ -134,7 +139,7 @@ def test_probes_of_vjepa(name, positions, encoder_eps, heads, layers, head_eps, 
     assert round(sum(p.numel() for p in model.head.parameters()) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
+@pytest.mark.parametrize("size", ["small", "base", "large", "huge", "giant"])
 def test_heads_of_videomae(size):
     model = build(f"videomae_{size}")
     encoder, head = model.encoder, model.head

@@ -119,7 +119,7 @@ def test_what_fine_tuned_weights_ask_for():
     ]
 
 
-@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (1024, 16), (1280, 16)])
+@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 12), (1024, 16), (1280, 16), (1408, 16)])
 def test_heads_follow_from_the_width(width, heads):
     wide = {"patch_embed.proj.weight": torch.zeros(width, 3, 2, 16, 16)}
     converted = VIDEOMAE.convert(Weights("ckpt.pth", finetuned() | wide), model())

@@ -204,11 +204,19 @@ def test_another_model_than_the_weights_are_of():
     ]
 
 
-@pytest.mark.parametrize(("width", "heads"), [(1024, 16), (1280, 16), (1408, 22)])
-def test_heads_follow_from_the_width(width, heads):
-    tensors = {name: torch.zeros(1) for name in encoder()} | {"blocks.0.attn.qkv.bias": torch.zeros(1)}
-    weights = Weights("vit.pt", tensors | {"patch_embed.proj.weight": torch.zeros(width, 3, 2, 16, 16)})
-    assert VJEPA_2.convert(weights, model()).requires["encoder.num_heads"] == heads
+# As each generation's code builds its encoders; 2.1's are those of 2
+@pytest.mark.parametrize(
+    ("width", "first", "second"), [(1024, 16, 16), (1280, 16, 16), (1408, 16, 22), (1664, 16, 26)]
+)
+def test_heads_follow_from_generation_and_width(width, first, second):
+    table = {"pos_embed": sincos_uniform((8, 4, 4), DIM).reshape(1, 128, DIM)}
+    published = {VJEPA_1: encoder() | table, VJEPA_2: encoder(), VJEPA_2_1: encoder_2_1()}
+    heads = []
+    for format, tensors in published.items():
+        wide = {"patch_embed.proj.weight": torch.zeros(width, 3, 2, 16, 16)}
+        converted = format.convert(Weights("vit.pt", tensors | wide), model())
+        heads.append(converted.requires["encoder.num_heads"])
+    assert heads == [first, second, second]
 
 
 def test_patches_of_another_size_are_resized():

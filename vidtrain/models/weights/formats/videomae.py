@@ -1,8 +1,8 @@
-"""VideoMAE as MCG-NJU publishes it: fine-tuned models, and pretraining files with their decoder.
+"""VideoMAE and VideoMAE V2 as they are published: fine-tuned models, and pretraining files with their decoder.
 
-Read from MCG-NJU/VideoMAE: modeling_finetune.py, modeling_pretrain.py and run_class_finetuning.py. Attention has biases
-for queries and values; a bias of the keys would move all scores of a query alike, which softmax does not see, so ours
-is set to zero and is dropped on the way back.
+Read from MCG-NJU/VideoMAE and OpenGVLab/VideoMAEv2: modeling_finetune.py, modeling_pretrain.py and
+run_class_finetuning.py. Attention has biases for queries and values; a bias of the keys would move all scores of a
+query alike, which softmax does not see, so ours is set to zero and is dropped on the way back.
 """
 
 from collections.abc import Mapping
@@ -28,6 +28,7 @@ from vidtrain.models.weights.formats.vit3d import (
     vit_of,
 )
 
+HEADS = {1408: 16}  # V2's ViT-g
 WRAPPERS = ("module.", "model.", "")
 QUERIES, VALUES, BIAS = ".attn.q_bias", ".attn.v_bias", ".attn.qkv.bias"
 NAMES = Renaming(
@@ -61,7 +62,7 @@ def _convert(weights: Weights, model: VideoClassifier, inner: str) -> Converted:
     )
     fit_patches(found, vit_of(model))
     found.changed = {name: JOINED_BIAS for name in found.tensors if name.endswith(BIAS)}
-    found.requires = heads_of(found) | {
+    found.requires = heads_of(found, HEADS) | {
         "encoder.positions": "sincos_1d",
         "encoder.norm_eps": 1e-6,
         "encoder.activation": "gelu",
@@ -184,7 +185,7 @@ def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted
 
     # the original's, which the weights were trained with
     epsilons = [1e-6]
-    found.requires = heads_of(found) | {"encoder.positions": "sincos_1d", "encoder.activation": "gelu"}
+    found.requires = heads_of(found, HEADS) | {"encoder.positions": "sincos_1d", "encoder.activation": "gelu"}
     if weights.config is not None:
         epsilons.append(
             weights.config["layer_norm_eps"]

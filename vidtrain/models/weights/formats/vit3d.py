@@ -16,8 +16,9 @@ from vidtrain.models.weights.format import Converted, Renaming
 
 Setting = TypeVar("Setting", float, int)
 
-# Heads of the published encoders by width. They show in no shape: another number loads and computes something else
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
+# Heads of the published encoders by width, where all families agree. They show in no shape: another number loads and
+# computes something else
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 PATCHES = "encoder.patch_embed.proj.weight"
 KINDS = ("weight", "bias")
 
@@ -82,10 +83,13 @@ def fit_patches(found: Converted, encoder: ViT3D) -> None:
         found.resized[PATCHES] = how
 
 
-def heads_of(found: Converted) -> dict[str, int]:
-    """The setting of heads that the width of an encoder asks for; none for a width that was never published."""
-    width = len(found.tensors[PATCHES])
-    return {"encoder.num_heads": HEADS[width]} if width in HEADS else {}
+def heads_of(found: Converted, family: Mapping[int, int]) -> dict[str, int]:
+    """The setting of heads that the width of an encoder asks for: as in `HEADS`, or in what a family has besides.
+
+    None for a width that was never published.
+    """
+    heads, width = HEADS | dict(family), len(found.tensors[PATCHES])
+    return {"encoder.num_heads": heads[width]} if width in heads else {}
 
 
 def activation_of(found: Converted) -> str:

@@ -39,6 +39,8 @@ PREFIXES = tuple(root + wrapper for root in ROOTS for wrapper in WRAPPERS)
 PROBE_ROOTS = ("classifiers.0.", "classifier.", "")
 PROBE_PREFIXES = tuple(root + wrapper for root in PROBE_ROOTS for wrapper in ("module.", ""))
 UNUSED = "head.pooler.cross_attention_block.xattn.proj."
+HEADS_1 = {1408: 16, 1664: 16}  # by width, as its code builds them
+HEADS_2 = {1408: 22, 1664: 26}  # of 2 and 2.1: "giant_xformers" and "gigantic_xformers" are published
 PROBE_HEADS = {1024: 16, 1280: 16, 1408: 16}  # by width; 16 even on ViT-g, whose encoder has 22
 
 NAMES = Renaming(
@@ -106,14 +108,16 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
 # --- encoders ---
 
 
-def _convert(weights: Weights, model: VideoClassifier) -> tuple[Converted, dict[str, Tensor]]:
+def _convert(
+    weights: Weights, model: VideoClassifier, heads: Mapping[int, int]
+) -> tuple[Converted, dict[str, Tensor]]:
     """What all generations have in common; and the encoder's tensors by their published names."""
     prefix = known(_prefix(weights.tensors))
     own = under(weights.tensors, prefix)
     found = NAMES.convert(own)
     explain_rest(found, weights.tensors, prefix, PRETRAINING)
     fit_patches(found, vit_of(model))
-    found.requires = heads_of(found) | {
+    found.requires = heads_of(found, heads) | {
         "encoder.norm_eps": 1e-6,
         "encoder.final_norm": True,
         "encoder.activation": activation_of(found),
@@ -122,7 +126,7 @@ def _convert(weights: Weights, model: VideoClassifier) -> tuple[Converted, dict[
 
 
 def _convert_1(weights: Weights, model: VideoClassifier) -> Converted:
-    found, own = _convert(weights, model)
+    found, own = _convert(weights, model, HEADS_1)
     table = own["pos_embed"].squeeze(0)
     side = math.isqrt(len(table) // 8)
     patch = own["patch_embed.proj.weight"].shape[-1]
@@ -149,7 +153,7 @@ def _kind_of(table: Tensor, grid: tuple[int, int, int], source: str) -> str:
 
 
 def _convert_2(weights: Weights, model: VideoClassifier) -> Converted:
-    found, _ = _convert(weights, model)
+    found, _ = _convert(weights, model, HEADS_2)
     found.requires |= {
         "encoder.positions": "rope",
         "encoder.rope_base_grid": None,
@@ -160,7 +164,7 @@ def _convert_2(weights: Weights, model: VideoClassifier) -> Converted:
 
 
 def _convert_2_1(weights: Weights, model: VideoClassifier) -> Converted:
-    found, own = _convert(weights, model)
+    found, own = _convert(weights, model, HEADS_2)
     marked = "video_mod_embed" in own
     found.requires |= {
         "encoder.positions": "rope_interleaved",
@@ -269,7 +273,7 @@ VJEPA_2 = Format(
 VJEPA_2_1 = Format(
     name="V-JEPA 2.1, original",
     encoder=ViT3D,
-    models="model=vjepa2_1_vitb or vjepa2_1_vitl",
+    models="model=vjepa2_1_vitb, vjepa2_1_vitl, vjepa2_1_vitg or vjepa2_1_vitgigantic",
     recognizes=lambda weights: _generation(weights) == "2.1",
     convert=_convert_2_1,
     revert=_revert_2_1,
@@ -334,7 +338,7 @@ def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted
     found = TRANSFORMERS_NAMES.convert(tensors)
     found.left_out |= left_out
     fit_patches(found, vit_of(model))
-    found.requires = heads_of(found) | {
+    found.requires = heads_of(found, HEADS_2) | {
         "encoder.positions": "rope",
         "encoder.rope_base_grid": None,
         "encoder.norm_eps": 1e-6,
