@@ -13,7 +13,7 @@ import torch
 from vidtrain.evaluation.report import report, write_report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.reports.plots import plot_confusion
-from vidtrain.training.state import EpochSums
+from vidtrain.training.state import ClassSums
 
 k, out = int(sys.argv[1]), Path(sys.argv[2])
 draw = torch.Generator().manual_seed(0)
@@ -22,7 +22,7 @@ logits = torch.randn(300, 1, k, generator=draw)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 before, began = peak(), time.perf_counter()
 found = report(ViewTable(torch.arange(300), labels, logits, [], 300), "mean_logits", "")
-sums = EpochSums.zeros(k, False, torch.device("cpu"))
+sums = ClassSums.of_classes(k, False, torch.device("cpu"))
 sums.add(torch.tensor([1.0]), logits[:8].transpose(0, 1), labels[:8])
 sums.metrics(loss_scale=None)
 classes = [f"class {number}" for number in range(k)]

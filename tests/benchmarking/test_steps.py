@@ -26,7 +26,7 @@ from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.training.loop import fit
-from vidtrain.training.losses import CrossEntropy
+from vidtrain.training.losses import Classification, CrossEntropy
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import PhaseSettings, Run, TrainerSettings
@@ -106,9 +106,9 @@ def a_run(tmp_path):
             train_paths=["a.mp4"] * 100,
             steps_per_epoch=STEPS,
             evaluate=evaluate,
-            loss=CrossEntropy(label_smoothing=0.1),
-            class_weights=None,
-            multi_label=False,
+            objective=Classification(
+                CrossEntropy(label_smoothing=0.1), None, model.fusion, model.num_classes
+            ),
             optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
             lr=Constant(),
             weight_decay=Constant(),

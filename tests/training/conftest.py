@@ -21,7 +21,7 @@ from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.training import checkpoint
 from vidtrain.training.loop import fit
-from vidtrain.training.losses import CrossEntropy, Loss
+from vidtrain.training.losses import Classification, CrossEntropy, Loss
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 from vidtrain.training.run import PhaseSettings, PhaseTask, Run, TrainerSettings
@@ -139,9 +139,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
                     train_paths=["a.mp4"] * 100,
                     steps_per_epoch=4,
                     evaluate=lambda: evaluate(model)[0],
-                    loss=loss,
-                    class_weights=weights,
-                    multi_label=multi_label,
+                    objective=Classification(loss, weights, model.fusion, model.num_classes, multi_label),
                     optimizer=optimizer,
                     lr=Constant(),
                     weight_decay=Constant(),

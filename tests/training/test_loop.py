@@ -11,7 +11,7 @@ from vidtrain.errors import DivergedError, UserError
 from vidtrain.training import loop
 from vidtrain.training.losses import CrossEntropy
 from vidtrain.training.run import HeadGridSettings, PhaseSettings
-from vidtrain.training.state import EpochSums, TrainState
+from vidtrain.training.state import ClassSums, TrainState
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__")
 
@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_weights_move(run_loop
 
 
 def test_sums_leave_out_a_head_that_has_diverged():
-    sums = EpochSums.zeros(3, False, torch.device("cpu"))
+    sums = ClassSums.of_classes(3, False, torch.device("cpu"))
     logits = torch.eye(3)[None].repeat(2, 1, 1)
     sums.add(torch.tensor([0.5, float("inf")]), logits, torch.tensor([0, 1, 1]))
     assert (sums.loss.item(), sums.samples.item()) == (1.5, 3)
@@ -130,7 +130,7 @@ def test_other_precisions_have_no_scale(run_loop):
     assert not any("train/loss_scale" in row or "train/skipped_steps" in row for row in found.rows)
     assert not any("fp16" in line for line in found.said)
     share = {name: tensor for name, tensor in found.last["sums"][0].items() if name != "skipped"}
-    sums = EpochSums.zeros(3, False, torch.device("cpu"))
+    sums = ClassSums.of_classes(3, False, torch.device("cpu"))
     sums.restore([share], 0, 1)  # of before they were counted
     assert sums.skipped == 0
 

@@ -9,7 +9,7 @@ from vidtrain.tracking.console import NullConsole
 from vidtrain.training import checkpoint
 from vidtrain.training.checkpoint import find_resume, load_best
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.state import EpochSums, TrainState
+from vidtrain.training.state import ClassSums, TrainState
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -134,7 +134,7 @@ def test_only_the_weights_that_were_selected_are_reported(tmp_path):
 def test_sums_of_earlier_checkpoints_go_on():
     """They held a matrix of labels by predictions; now counts of hits, labels and predictions by class."""
     device = torch.device("cpu")
-    sums = EpochSums.zeros(3, False, device)
+    sums = ClassSums.of_classes(3, False, device)
     old = {
         "loss": torch.tensor(4.0, dtype=torch.float64),
         "samples": torch.tensor(4),
@@ -147,6 +147,6 @@ def test_sums_of_earlier_checkpoints_go_on():
     sums.add(torch.tensor([1.0, float("nan")]), logits, torch.tensor([0, 2]))
     assert sums.counts.tolist() == [[2, 0, 2], [3, 0, 3], [2, 2, 2]]
     assert (int(sums.samples), float(sums.loss)) == (6, 6.0)
-    several = EpochSums.zeros(1, True, device)
+    several = ClassSums.of_classes(1, True, device)
     several.restore([{**old, "confusion": torch.tensor([[[1, 2], [3, 4]]])}], rank=0, world_size=1)
     assert several.counts.tolist() == [[[1, 2], [3, 4]]]

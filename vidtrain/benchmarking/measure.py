@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from vidtrain.config.references import to_phases
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.errors import UserError
-from vidtrain.evaluation.views import view_table
+from vidtrain.evaluation.views import ClipModel, view_table
 from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.loop import train_step
@@ -276,7 +276,8 @@ class Meter:
                     advance(number)
 
             started = time.perf_counter()
-            view_table(phase.trained, some(), transform, len(val.manifest), ranks.device, context, val.crops)
+            model = cast(ClipModel, phase.trained)
+            view_table(model, some(), transform, len(val.manifest), ranks.device, context, val.crops)
             seconds = time.perf_counter() - started
         return sum(ranks.gather_objects(seen)) / max(ranks.gather_objects(seconds))
 

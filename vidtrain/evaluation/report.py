@@ -46,6 +46,14 @@ class Report:
     independent: bool  # whether classes are judged each by itself
 
     @property
+    def missing(self) -> list[tuple[str, str]]:
+        return self.table.missing
+
+    @property
+    def has_nan(self) -> bool:
+        return bool(self.logits.isnan().any())
+
+    @property
     def probabilities(self) -> Tensor:
         """[v k] of the fused prediction; of many classes as large as the table, so `ranked_chances` may do."""
         return self._chances(self.logits)

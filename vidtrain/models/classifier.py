@@ -61,7 +61,14 @@ class HeadFactory(Protocol):
     def __call__(self, *, embed_dim: int, num_classes: int) -> nn.Module: ...
 
 
-class VideoClassifier(nn.Module):
+class EncoderWithHead(nn.Module):
+    """What is trained: an encoder, and a head on its tokens. What it takes and gives is each one's own matter."""
+
+    encoder: Encoder
+    head: nn.Module
+
+
+class VideoClassifier(EncoderWithHead):
     """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
 
     `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each
@@ -76,8 +83,6 @@ class VideoClassifier(nn.Module):
 
     fusion: str
     num_classes: int
-    encoder: Encoder
-    head: nn.Module
 
     def __init__(
         self,
@@ -129,7 +134,7 @@ def classify(head: nn.Module, tokens: Tensor, grid: Grid, fusion: str) -> Tensor
     return rearrange(head(rearrange(tokens, "b n m d -> (b n) m d"), grid), "(b n) k -> b n k", n=n)
 
 
-class ManyHeads(nn.Module):
+class ManyHeads(EncoderWithHead):
     """Clips [b n c t h w] -> clip logits [b n (h k)] of h heads side by side, those of a head together.
 
     The encoder is that of `model`, which must be frozen: it runs once a clip, without gradients. With a `grid` it does
@@ -137,7 +142,6 @@ class ManyHeads(nn.Module):
     the head of `model` would see, fusion included.
     """
 
-    encoder: Encoder
     head: nn.ModuleList
 
     def __init__(self, model: VideoClassifier, heads: Sequence[nn.Module], grid: Grid | None = None):

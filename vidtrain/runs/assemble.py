@@ -34,7 +34,7 @@ from vidtrain.tracking import console as tracking
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training import checkpoint
-from vidtrain.training.losses import Loss, describe_loss
+from vidtrain.training.losses import Classification, Loss, describe_loss
 from vidtrain.training.optimizers import OptimizerFactory
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler
@@ -308,9 +308,9 @@ def assemble(
         train_paths=data.train.paths,
         steps_per_epoch=parts.steps_per_epoch,
         evaluate=lambda: reports(model)[0],
-        loss=parts.loss,
-        class_weights=parts.class_weights,
-        multi_label=data.train.multi_label,
+        objective=Classification(
+            parts.loss, parts.class_weights, model.fusion, model.num_classes, data.train.multi_label
+        ),
         optimizer=parts.optimizer,
         lr=parts.lr,
         weight_decay=parts.weight_decay,

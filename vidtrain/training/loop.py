@@ -126,6 +126,7 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
     state.total_step += 1
     if phase.average is not None:
         phase.average.update(state.total_step)
+    phase.objective.after_step()
     clock.mark("optimizer")
     state.loss = sum(micro_losses) / settings.accumulation
     return StepResult(state.total_step, state.loss, finite_mean(grad_norms), rates, clips_seen, data_seconds)
@@ -174,7 +175,7 @@ def evaluate(trainer: Trainer, phase: Phase) -> bool:
         return False
     state.eval_pending = False
     if run.ranks.is_main:
-        for path, cause in next(iter(reports.values())).table.missing:  # the same for all of them
+        for path, cause in next(iter(reports.values())).missing:  # the same for all of them
             run.log.fault(path, cause, step=state.total_step, split="val")
     selected = phase.heads.select(reports, monitor, trainer.direction)
     phase.heads.put_into(trainer.model, phase.task.model, selected)

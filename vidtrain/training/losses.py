@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidtrain.errors import UserError, check_share
 from vidtrain.evaluation.fusion import fuse
+from vidtrain.training.state import ClassSums, EpochSums
 
 BALANCED = "balanced"
 
@@ -172,15 +173,30 @@ def describe_loss(loss: Loss, weights: Tensor | None) -> str:
 class HeadOutputs(NamedTuple):
     """The answers of h heads for b videos."""
 
-    logits: Tensor  # [h b k], fused over the clips of a video
+    logits: Tensor  # [h b k], fused over the clips of a video; without classes, k is 0
     losses: Tensor  # [h], the mean over videos
+
+
+class Objective(Protocol):
+    """What a phase makes smaller. The model, what is trained of it and what is kept follow from the run; this is how
+    its output becomes losses, what an epoch sums up, and what happens to the model after each optimizer step."""
+
+    def __call__(self, output: Tensor, targets: Tensor, /) -> HeadOutputs:
+        """From what the model gives for a batch, and the batch's targets."""
+
+    def no_sums(self, device: torch.device) -> EpochSums:
+        """What an epoch sums up, before its first step."""
+
+    def after_step(self) -> None:
+        """What follows the optimizer: an average of weights that is part of the model."""
 
 
 @dataclass(frozen=True)
 class Classification:
     """Clip logits [b n (h k)] of h heads and targets (classes [b], or shares [b k]) -> `HeadOutputs`.
 
-    `fusion` is the name of the model's, and `class_weights` [k] are what `loss.weights` gave.
+    `fusion` is the name of the model's, and `class_weights` [k] are what `loss.weights` gave. With `multi_label`,
+    videos may have several.
 
     Terms beside the loss are to be added here: `by_head` are the raw clip logits, while the fused `logits` are
     log-probabilities where fusion is mean_probs or joint. They will show in train/loss and not in val/loss.
@@ -190,9 +206,16 @@ class Classification:
     class_weights: Tensor | None
     fusion: str
     num_classes: int
+    multi_label: bool = False
 
     def __call__(self, clip_logits: Tensor, targets: Tensor) -> HeadOutputs:
         by_head = clip_logits.split(self.num_classes, dim=-1)
         logits = [fuse(head, self.fusion, self.loss.independent) for head in by_head]
         losses = [self.loss(head, targets, self.class_weights) for head in logits]
         return HeadOutputs(torch.stack(logits), torch.stack(losses))
+
+    def no_sums(self, device: torch.device) -> EpochSums:
+        return ClassSums.of_classes(self.num_classes, self.multi_label, device)
+
+    def after_step(self) -> None:
+        pass

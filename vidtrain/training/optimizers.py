@@ -13,7 +13,7 @@ from vidtrain.errors import UserError
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.stages import (
-    Classifier,
+    EncoderWithHead,
     ScaledModule,
     group_parameters,
     head_choices,
@@ -45,7 +45,7 @@ class OptimizerSet:
     def make(
         cls,
         factory: OptimizerFactory,
-        model: Classifier,
+        model: EncoderWithHead,
         phase: PhaseSettings,
         device_type: str,
         precision: str,

@@ -20,9 +20,9 @@ from vidtrain.data.loading.dataset import Batch
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.files.escaping import shown_some
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.training.checkpoint import Saver
-from vidtrain.training.losses import Classification
+from vidtrain.training.losses import Objective
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
 from vidtrain.training.ranks.distributed import Ranks, autocast
@@ -55,7 +55,7 @@ class Phase:
     total: int  # optimizer steps
     task: PhaseTask
     heads: Heads
-    objective: Classification
+    objective: Objective
     optimizers: OptimizerSet
     lr: Schedule
     weight_decay: Schedule
@@ -74,7 +74,7 @@ class Phase:
     epoch_started: float = 0.0  # by time.perf_counter
 
     @classmethod
-    def make(cls, run: Run, model: VideoClassifier, name: str, average: WeightAverage | None) -> Self:
+    def make(cls, run: Run, model: EncoderWithHead, name: str, average: WeightAverage | None) -> Self:
         """The phase `name` of `run`. `model` is the run's, after `prepare_batch_norm`."""
         settings, trainer_settings, ranks = run.phases[name], run.settings, run.ranks
         total = steps(settings.duration, trainer_settings.epochs * run.steps_per_epoch, run.steps_per_epoch)
@@ -100,7 +100,7 @@ class Phase:
             total=total,
             task=task,
             heads=Heads(settings.heads, selecting),
-            objective=Classification(run.loss, run.class_weights, model.fusion, model.num_classes),
+            objective=run.objective,
             optimizers=OptimizerSet.make(run.optimizer, task.model, settings, ranks.device.type, precision),
             lr=in_steps(run.lr, total, run.steps_per_epoch),
             weight_decay=in_steps(run.weight_decay, total, run.steps_per_epoch),
@@ -108,7 +108,7 @@ class Phase:
             ddp=ddp,
             forward=torch.compile(forward) if trainer_settings.compile else forward,
             autocast=autocast(ranks, precision),
-            sums=EpochSums.zeros(model.num_classes, run.multi_label, ranks.device),
+            sums=run.objective.no_sums(ranks.device),
             evaluate_at=at(trainer_settings.eval_every),
             save_at=at(trainer_settings.save_every),
             keep_at=at(trainer_settings.keep_every),
@@ -130,7 +130,7 @@ class Phase:
         return nullcontext() if last or self.ddp is None else self.ddp.no_sync()
 
     def start_epoch(self) -> None:
-        self.sums = EpochSums.zeros(self.objective.num_classes, self.run.multi_label, self.run.ranks.device)
+        self.sums = self.objective.no_sums(self.run.ranks.device)
         self.epoch_started = time.perf_counter()
 
 
@@ -139,7 +139,7 @@ class Trainer:
     """What a run keeps from phase to phase."""
 
     run: Run
-    model: VideoClassifier
+    model: EncoderWithHead
     state: TrainState
     average: WeightAverage | None
     saver: Saver

@@ -14,9 +14,8 @@ if TYPE_CHECKING:  # the settings are read before torch is imported, which takes
     from torch import Tensor, nn
 
     from vidtrain.data.loading.dataset import Batch
-    from vidtrain.evaluation.report import Report
-    from vidtrain.models.classifier import ManyHeads, VideoClassifier
-    from vidtrain.training.losses import Loss
+    from vidtrain.models.classifier import EncoderWithHead
+    from vidtrain.training.losses import Objective
     from vidtrain.training.optimizers import OptimizerFactory
     from vidtrain.training.ranks.distributed import Ranks
     from vidtrain.training.schedules import Schedule
@@ -195,6 +194,25 @@ class Log(Protocol):
         """Puts every row on the disk; says why that failed, or None."""
 
 
+class Evaluation(Protocol):
+    """What the loop reads of an evaluation on val: of a `vidtrain.evaluation.report.Report`, say."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether the model gave what is no number, so that metrics mean nothing."""
+
+    @property
+    def coverage(self) -> str:
+        """Videos read / videos in the split."""
+
+    @property
+    def missing(self) -> Sequence[tuple[str, str]]:
+        """The (path, cause) of videos that could not be read."""
+
+
 @dataclass(frozen=True)
 class PhaseTask:
     """What a phase trains and reads: the run's model on clips, or heads alone on a frozen encoder.
@@ -204,27 +222,25 @@ class PhaseTask:
     split and gives a report for each head.
     """
 
-    model: VideoClassifier | ManyHeads
+    model: EncoderWithHead
     transform: nn.Module
     mix: Callable[..., tuple[Tensor, Tensor]]
     train_batches: Callable[[int, int], Iterable[Batch]]
-    evaluate: Callable[[], list[Report]]
+    evaluate: Callable[[], Sequence[Evaluation]]
 
 
 @dataclass(frozen=True)
 class Run:
     """The parts of a run. None of them knows Hydra or the programs."""
 
-    model: VideoClassifier  # on its device
+    model: EncoderWithHead  # on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
     mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
     train_batches: Callable[[int, int], Iterable[Batch]]  # micro-batches of steps from, up to
     train_paths: Sequence[str]  # by index, to name the files of a bad batch
     steps_per_epoch: int
-    evaluate: Callable[[], Report]  # the val split, by all ranks
-    loss: Loss
-    class_weights: Tensor | None  # [k], of the loss, on the device
-    multi_label: bool  # whether labels are [b k] of 0 and 1, and not classes [b]
+    evaluate: Callable[[], Evaluation]  # the val split, by all ranks
+    objective: Objective
     optimizer: OptimizerFactory
     lr: Schedule
     weight_decay: Schedule
@@ -244,7 +260,7 @@ class Run:
     # the signals that stop the run; one that nobody entered hears none
     preemption: PreemptionHandler = field(default_factory=PreemptionHandler)
 
-    def task(self, model: VideoClassifier, phase: PhaseSettings) -> PhaseTask:
+    def task(self, model: EncoderWithHead, phase: PhaseSettings) -> PhaseTask:
         """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""
         if phase.heads is not None or phase.cache_features:
             assert self.frozen is not None

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.report import Report
-from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier
+from vidtrain.models.classifier import Encoder, EncoderWithHead, ManyHeads
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import HeadGridSettings, LoraSettings, PhaseSettings, TrainerSettings
+from vidtrain.training.run import Evaluation, HeadGridSettings, LoraSettings, PhaseSettings, TrainerSettings
 from vidtrain.training.schedules import steps
 
-Classifier = VideoClassifier | ManyHeads
 Table = list[tuple[str, str, str, str]]
 ScaledModule = tuple[str, float, Iterable[tuple[str, nn.Parameter]]]  # name, lr scale, named parameters
 BATCH_NORMS = {
@@ -34,7 +32,7 @@ NOT_DECAYED = re.compile(
 )
 
 
-def apply_phase(model: Classifier, phase: PhaseSettings) -> None:
+def apply_phase(model: EncoderWithHead, phase: PhaseSettings) -> None:
     """Sets `requires_grad` of every parameter: the head trains, and the encoder's last blocks as configured.
 
     What follows the first trained block (a final norm) trains with it. With `lora` the adapters of all blocks train,
@@ -65,7 +63,9 @@ def apply_phase(model: Classifier, phase: PhaseSettings) -> None:
             parameter.requires_grad_(True)
 
 
-def check_phases(model: Classifier, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
+def check_phases(
+    model: EncoderWithHead, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int
+) -> None:
     """Every phase before the first one starts: a fault of the last would cost the training of the others."""
     for name, phase in phases.items():
         if steps(phase.duration, epochs * per_epoch, per_epoch) < 1:
@@ -134,7 +134,7 @@ def lora_of(phases: Mapping[str, PhaseSettings]) -> LoraSettings | None:
     return next(iter(adapted.values()), None)
 
 
-def never_trained(model: Classifier, phases: Mapping[str, PhaseSettings]) -> set[str]:
+def never_trained(model: EncoderWithHead, phases: Mapping[str, PhaseSettings]) -> set[str]:
     """The names of the parameters that every phase leaves frozen."""
     frozen = {name for name, _ in model.named_parameters()}
     for phase in phases.values():
@@ -152,7 +152,7 @@ def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
         )
 
 
-def set_train_mode(model: Classifier, batch_norm: str = "train") -> None:
+def set_train_mode(model: EncoderWithHead, batch_norm: str = "train") -> None:
     """Training mode for what trains, evaluation mode for what is frozen.
 
     A frozen layer in training mode would still move its batch statistics and drop paths. Where `batch_norm` (one of
@@ -169,7 +169,7 @@ def set_train_mode(model: Classifier, batch_norm: str = "train") -> None:
 
 
 def parameter_table(
-    model: Classifier, peak_lrs: Mapping[Tensor, float], heads: Sequence[str] = ("",)
+    model: EncoderWithHead, peak_lrs: Mapping[Tensor, float], heads: Sequence[str] = ("",)
 ) -> Table:
     """Rows (module, parameters, trained, peak learning rate): a row for each layer, and for each of the `heads`.
 
@@ -221,7 +221,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias") and NOT_DECAYED.search(name) is None
 
 
-def parameter_groups(model: Classifier, phase: PhaseSettings) -> list[dict[str, Any]]:
+def parameter_groups(model: EncoderWithHead, phase: PhaseSettings) -> list[dict[str, Any]]:
     """The trainable parameters of `model.encoder` and `model.head`, grouped by what scales them.
 
     Each group holds `params`, a `name` such as `encoder.layer03.no_decay`, `lr_scale` and `wd_scale` (1 or 0).
@@ -303,10 +303,10 @@ def finite_mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def head_value(report: Report, monitor: str) -> float:
+def head_value(report: Evaluation, monitor: str) -> float:
     """The report's value of `monitor`. It is NaN where logits are NaN, as the first class would then count as the
     answer."""
-    return report.metrics[monitor] if not report.logits.isnan().any() else math.nan
+    return report.metrics[monitor] if not report.has_nan else math.nan
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ class Heads:
     def names(self) -> list[str]:
         return head_names(self.grid)
 
-    def select(self, reports: Mapping[str, Report], monitor: str, direction: str) -> str:
+    def select(self, reports: Mapping[str, Evaluation], monitor: str, direction: str) -> str:
         """The name of the report that selects the best checkpoint.
 
         In a grid it is the head with the best `monitor`, the first of equal ones. A head that has diverged is never
@@ -339,13 +339,13 @@ class Heads:
 
         return min(reports, key=cost)
 
-    def put_into(self, model: VideoClassifier, trained: Classifier, name: str) -> None:
+    def put_into(self, model: EncoderWithHead, trained: EncoderWithHead, name: str) -> None:
         """Copies the head `name` of a grid, which `trained` holds, into `model`. An ordinary phase trains the head of
         `model` itself, so nothing is to be done."""
         if isinstance(trained, ManyHeads) and self.grid is not None:
             model.head.load_state_dict(trained.head[self.names.index(name)].state_dict())
 
-    def describe(self, trained: Classifier) -> str:
+    def describe(self, trained: EncoderWithHead) -> str:
         """What a grid costs in memory, for the log."""
         count = sum(parameter.numel() for parameter in trained.head.parameters())
         size = 4 * count * torch.float32.itemsize / 1e9
@@ -362,7 +362,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def prepare_batch_norm(model: VideoClassifier, mode: str, ranks: Ranks) -> VideoClassifier:
+def prepare_batch_norm(model: EncoderWithHead, mode: str, ranks: Ranks) -> EncoderWithHead:
     """`model` with batch norms that can do as `mode` says, their parameters and buffers the same.
 
     Raises `UserError` where they shall count over ranks that are not on GPUs, which PyTorch cannot.

@@ -71,49 +71,35 @@ class EpochSums:
 
     loss: Tensor  # float64, summed over samples
     samples: Tensor  # int64
-    counts: Tensor  # int64 [3 k], see `metrics.class_counts`; of videos with several labels [k 2 2], see `count_labels`
     faults: Tensor  # int64, videos that could not be read and were replaced
     skipped: Tensor  # int64, of fp16: updates left out as gradients overflowed; alike on all ranks, counted by the main
 
-    @classmethod
-    def zeros(cls, num_classes: int, multi_label: bool, device: torch.device) -> Self:
-        shape = (num_classes, 2, 2) if multi_label else (3, num_classes)
-        return cls(
-            loss=torch.zeros((), dtype=torch.float64, device=device),
-            samples=torch.zeros((), dtype=torch.int64, device=device),
-            counts=torch.zeros(shape, dtype=torch.int64, device=device),
-            faults=torch.zeros((), dtype=torch.int64),  # counted where the loader is
-            skipped=torch.zeros((), dtype=torch.int64),  # counted where the norms are read
-        )
+    @staticmethod
+    def zeros(device: torch.device) -> "EpochSums":
+        return EpochSums(**_no_samples(device))
 
     def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         """One micro-batch: the mean loss of each head, `losses` [h], their fused `logits` [h b k], and the `labels` [b]
         or [b k]. A head whose loss is not finite does not count. Nothing waits for the device."""
-        finite = losses.isfinite()
-        for loss, head_logits, counts in zip(losses.nan_to_num(0, 0, 0), logits, finite.long(), strict=True):
+        for loss, counts in zip(losses.nan_to_num(0, 0, 0), losses.isfinite().long(), strict=True):
             self.loss += loss * len(labels)
             self.samples += counts * len(labels)
-            if labels.ndim == 2:
-                self.counts += counts * count_labels(head_logits, labels)
-                continue
-            predicted, k = head_logits.argmax(-1), self.counts.shape[1]
-            once = counts.expand_as(labels)
-            cells = torch.cat([labels, k + labels, 2 * k + predicted])
-            hits_and_counts = torch.cat([once * (predicted == labels), once, once])
-            self.counts.view(-1).index_put_((cells,), hits_and_counts, accumulate=True)
+
+    def counted(self) -> dict[str, float]:
+        """The metrics that are made of counts."""
+        return {}
+
+    def metrics(self, loss_scale: float | None) -> dict[str, float]:
+        """What sums over all ranks come to; of fp16 there is a `loss_scale`, and what was skipped for it."""
+        loss = (self.loss / self.samples).item()
+        metrics = {"loss": loss, **self.counted(), "faults": int(self.faults)}
+        if loss_scale is not None:
+            metrics |= {"skipped_steps": int(self.skipped), "loss_scale": loss_scale}
+        return metrics
 
     def reduced(self, ranks: Ranks) -> Self:
         """The sums over all ranks."""
         return type(self)(**{name: ranks.sum(tensor) for name, tensor in self.tensors().items()})
-
-    def metrics(self, loss_scale: float | None) -> dict[str, float]:
-        """What sums over all ranks come to; of fp16 there is a `loss_scale`, and what was skipped for it."""
-        by_class = from_label_counts if self.counts.ndim == 3 else from_class_counts
-        loss = (self.loss / self.samples).item()
-        metrics = {"loss": loss, **by_class(self.counts), "faults": int(self.faults)}
-        if loss_scale is not None:
-            metrics |= {"skipped_steps": int(self.skipped), "loss_scale": loss_scale}
-        return metrics
 
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -128,6 +114,43 @@ class EpochSums:
             for name, tensor in _migrated(stored).items():
                 own = getattr(self, name)
                 own += tensor.to(own.device)
+
+
+def _no_samples(device: torch.device) -> dict[str, Tensor]:
+    return {
+        "loss": torch.zeros((), dtype=torch.float64, device=device),
+        "samples": torch.zeros((), dtype=torch.int64, device=device),
+        "faults": torch.zeros((), dtype=torch.int64),  # counted where the loader is
+        "skipped": torch.zeros((), dtype=torch.int64),  # counted where the norms are read
+    }
+
+
+@dataclass
+class ClassSums(EpochSums):
+    """The same, with counts of the answers by class."""
+
+    counts: Tensor  # int64 [3 k], see `metrics.class_counts`; of videos with several labels [k 2 2], see `count_labels`
+
+    @staticmethod
+    def of_classes(num_classes: int, multi_label: bool, device: torch.device) -> "ClassSums":
+        shape = (num_classes, 2, 2) if multi_label else (3, num_classes)
+        counts = torch.zeros(shape, dtype=torch.int64, device=device)
+        return ClassSums(counts=counts, **_no_samples(device))
+
+    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        super().add(losses, logits, labels)
+        for head_logits, counts in zip(logits, losses.isfinite().long(), strict=True):
+            if labels.ndim == 2:
+                self.counts += counts * count_labels(head_logits, labels)
+                continue
+            predicted, k = head_logits.argmax(-1), self.counts.shape[1]
+            once = counts.expand_as(labels)
+            cells = torch.cat([labels, k + labels, 2 * k + predicted])
+            hits_and_counts = torch.cat([once * (predicted == labels), once, once])
+            self.counts.view(-1).index_put_((cells,), hits_and_counts, accumulate=True)
+
+    def counted(self) -> dict[str, float]:
+        return from_label_counts(self.counts) if self.counts.ndim == 3 else from_class_counts(self.counts)
 
 
 def _migrated(sums: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
-from vidtrain.evaluation.report import Report
 from vidtrain.files.escaping import shown
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import Stopped
-from vidtrain.training.run import TrainerSettings
+from vidtrain.training.run import Evaluation, TrainerSettings
 from vidtrain.training.stages import BATCH_NORMS, batch_norms
 
 # Which weights -> under which name their metrics are logged
@@ -158,11 +157,11 @@ def settings_lines(model: nn.Module, settings: TrainerSettings) -> list[str]:
 
 def validate(
     model: nn.Module,
-    evaluate: Callable[[], list[Report]],
+    evaluate: Callable[[], Sequence[Evaluation]],
     names: Sequence[str],
     average: WeightAverage | None,
     ranks: Ranks,
-) -> dict[str, Report] | None:
+) -> dict[str, Evaluation] | None:
     """What `evaluate` finds, by all ranks alike: with the weights as they are ("raw", or of each head by its name), and
     with their average ("ema"). None where a signal cut it short, of which `evaluate` raises `Stopped` on all ranks.
     """
@@ -178,7 +177,7 @@ def validate(
     return reports
 
 
-def validation_row(reports: Mapping[str, Report], selecting: str) -> dict[str, float]:
+def validation_row(reports: Mapping[str, Evaluation], selecting: str) -> dict[str, float]:
     """All metrics by the names they are logged under; of a grid of heads those of every head, and of the selected one
     as those of the run."""
     row = (
@@ -193,15 +192,15 @@ def validation_row(reports: Mapping[str, Report], selecting: str) -> dict[str, f
 
 
 def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
-    shown = ["loss", "top1" if "top1" in metrics else "f1_micro"]
-    line = f"epoch {epoch:.4g}: train " + ", ".join(f"{key} {metrics[key]:.4f}" for key in shown)
+    shown = (f"{key} {metrics[key]:.4f}" for key in ("loss", "top1", "f1_micro") if key in metrics)
+    line = f"epoch {epoch:.4g}: train " + ", ".join(shown)
     if "loss_scale" not in metrics:
         return line
     return f"{line}; fp16: {metrics['skipped_steps']} steps skipped, loss scale {metrics['loss_scale']:g}"
 
 
 def validation_lines(
-    epoch: float, reports: Mapping[str, Report], monitor: str, selecting: str, improved: bool
+    epoch: float, reports: Mapping[str, Evaluation], monitor: str, selecting: str, improved: bool
 ) -> list[str]:
     """A line for each of the weights, of a grid for the best head; `selecting` names those that `monitor` is read
     from."""
