@@ -46,7 +46,7 @@ def test_keys_that_the_schema_has_gained_get_their_default(composed, stored):
         60.0,
         None,
     )
-    assert (found.init_match, found.stage.full.layer_decay) == (0.9, 1.0)
+    assert (found.init_match, found.stage.full.layer_decay) == (1.0, 1.0)
     assert as_trained(stored, composed[1]).clip.eval_clips == 3
 
 

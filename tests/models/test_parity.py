@@ -25,7 +25,7 @@ from vidtrain.models.positions import sincos_1d
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Format, Weights
 from vidtrain.models.weights.formats.videomae import VIDEOMAE_TRANSFORMERS
-from vidtrain.models.weights.formats.vjepa import VJEPA_2_TRANSFORMERS
+from vidtrain.models.weights.formats.vjepa_transformers import VJEPA_2_TRANSFORMERS
 from vidtrain.models.weights.loading import check_settings
 
 FRAMES, SIZE, CLASSES = 8, 64, 5

@@ -239,7 +239,7 @@ def test_init_from_takes_the_encoder_and_says_so(finished, config, tmp_path, cap
 
 def test_init_from_another_architecture_is_refused(finished, config, tmp_path):
     _, folder, _ = finished
-    with pytest.raises(UserError, match="encoder by .* below init_match=90%"):
+    with pytest.raises(UserError, match="encoder by .* below init_match=1"):
         train(config(f"init_from={folder}/checkpoints/best.pt", f"run_dir={tmp_path}", "model.encoder.embed_dim=32",
                      "model.encoder.num_heads=2"))  # fmt: skip
 

@@ -117,7 +117,8 @@ class RunConfig:
     # published weights: file, folder, hub name, {timm,package}:NAME, torchvision's name; or several
     pretrained: Any = None
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
-    init_match: float = 0.9  # the least share of the encoder's tensors that must match
+    # the least share of the encoder's tensors that must match; 1: no tensor is missing, unexpected or of another shape
+    init_match: float = setting(1.0, share())
     clip: ClipSettings = field(default_factory=ClipSettings)
     data: DataSettings = field(default_factory=DataSettings)
     # a chance to be mirrored, unless it says another
@@ -250,7 +251,8 @@ class ExportConfig(ExportSettings):
     checkpoint: str | None = None  # a run's folder, or a checkpoint
     pretrained: Any = None  # or published weights, as for training
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
-    init_match: float = 0.9  # the least share of the encoder's tensors that must match
+    # the least share of the encoder's tensors that must match; 1: no tensor is missing, unexpected or of another shape
+    init_match: float = setting(1.0, share())
     classes: Any = None  # names for published weights: a list, or a file with one a line; null: as published
     model: Any = None  # for published weights
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights

@@ -16,6 +16,7 @@ from vidtrain.models.weights.formats import (
     torchvision,
     videomae,
     vjepa,
+    vjepa_transformers,
 )
 from vidtrain.models.weights.loading import recognize
 
@@ -24,7 +25,7 @@ MODELS = {
     vjepa.VJEPA_1: ("vjepa1_vitl", VIT, {"num_heads": 2}),
     vjepa.VJEPA_2: ("vjepa2_vitl", VIT, {"num_heads": 2}),
     vjepa.VJEPA_2_1: ("vjepa2_1_vitb", {"embed_dim": 48, "num_heads": 2}, {"num_heads": 2}),
-    vjepa.VJEPA_2_TRANSFORMERS: ("vjepa2_vitl", VIT, {"num_heads": 2}),
+    vjepa_transformers.VJEPA_2_TRANSFORMERS: ("vjepa2_vitl", VIT, {"num_heads": 2}),
     videomae.VIDEOMAE: ("videomae_base", VIT, {}),
     videomae.VIDEOMAE_PRETRAINED: ("videomae_base", VIT | {"final_norm": True}, {"norm": False}),
     videomae.VIDEOMAE_TRANSFORMERS: ("videomae_base", VIT, {}),

@@ -70,7 +70,7 @@ def test_renaming_goes_both_ways():
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_every_tensor_finds_its_place(tmp_path, suffix):
     theirs, mine = published(), model()
-    found = load_pretrained(mine, "x", saved(theirs, tmp_path / f"x{suffix}"), 0.9)
+    found = load_pretrained(mine, "x", saved(theirs, tmp_path / f"x{suffix}"), 1.0)
     assert NAMES.revert(mine.state_dict()).keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in NAMES.revert(mine.state_dict()).items())
     assert found.lines() == ["x: somebody's ViT; 100.0% of the tensors match", f"loaded {len(theirs)}"]
@@ -80,7 +80,7 @@ def test_every_tensor_finds_its_place(tmp_path, suffix):
 def test_a_head_for_other_classes_is_skipped_on_purpose(tmp_path):
     mine = model(classes=5)
     before = mine.head.linear.weight.clone()
-    found = load_pretrained(mine, "x", saved(published(), tmp_path / "x.pt"), 0.9)
+    found = load_pretrained(mine, "x", saved(published(), tmp_path / "x.pt"), 1.0)
     assert found.match == 1.0
     assert found.skipped == ["head.linear.weight [3, 24] for [5, 24]", "head.linear.bias [3] for [5]"]
     assert torch.equal(mine.head.linear.weight, before)
@@ -94,22 +94,46 @@ def test_a_head_for_other_classes_is_skipped_on_purpose(tmp_path):
 def test_another_size_is_refused_before_anything_is_copied(tmp_path, theirs):
     mine = model()
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
-    with pytest.raises(UserError, match=r"x fits the model's encoder by \d+\.\d% only, below init_match=90%"):
-        load_pretrained(mine, "x", saved(published(**theirs), tmp_path / "x.pt"), 0.9)
+    with pytest.raises(UserError, match=r"x fits the model's encoder by \d+\.\d% only, below init_match=1"):
+        load_pretrained(mine, "x", saved(published(**theirs), tmp_path / "x.pt"), 1.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.state_dict().items())
+
+
+def test_one_tensor_of_the_encoder_too_many_or_too_few_is_refused_unless_the_user_insists():
+    tensors = NAMES.convert(published()).tensors
+    del tensors["encoder.norm.bias"]
+    mine = model()
+    with pytest.raises(UserError) as fault:
+        place(mine, Converted(tensors, unexpected=["scale"]), "x", FOREIGN, 1.0)
+    assert [line.strip() for line in str(fault.value).splitlines()[1:]] == [
+        "init_match=0.93 loads the rest; the encoder then computes something else",
+        "x: somebody's ViT; 93.1% of the tensors match",
+        "loaded 31",
+        "missing 1 that the model has and the file has not: encoder.norm.bias",
+        "unexpected 1 that the file has and the model has not: scale",
+    ]
+    assert place(mine, Converted(tensors, unexpected=["scale"]), "x", FOREIGN, 0.93).match > 0.93
+
+
+def test_how_many_batches_a_norm_has_seen_may_be_absent():
+    mine = model()
+    mine.encoder.norm = torch.nn.BatchNorm1d(24)
+    tensors = {name: each for name, each in mine.state_dict().items() if "batches" not in name}
+    found = place(mine, Converted(tensors), "x", FOREIGN, 1.0)
+    assert (found.match, found.missing) == (1.0, ["encoder.norm.num_batches_tracked"])
 
 
 def test_a_file_of_a_head_alone_must_fit_the_head(tmp_path):
     head = {name: tensor for name, tensor in published().items() if name.startswith("fc")}
     converted = NAMES.convert(head)
-    assert place(model(), converted, "probe.pt", FOREIGN, 0.9).match == 1.0
+    assert place(model(), converted, "probe.pt", FOREIGN, 1.0).match == 1.0
     with pytest.raises(
         UserError, match="probe.pt is a head for 3 classes, and the model's has 5: leave it out"
     ):
-        place(model(classes=5), converted, "probe.pt", FOREIGN, 0.9)
+        place(model(classes=5), converted, "probe.pt", FOREIGN, 1.0)
     del converted.tensors["head.fc_norm.bias"], converted.tensors["head.linear.bias"]
     with pytest.raises(UserError, match=r"probe.pt fits the model's head by 50.0% only(.|\n)*missing 2"):
-        place(model(), converted, "probe.pt", FOREIGN, 0.9)
+        place(model(), converted, "probe.pt", FOREIGN, 1.0)
 
 
 def test_settings_that_would_compute_something_else_are_named_together():
@@ -133,13 +157,13 @@ def test_an_unknown_format_and_another_family_are_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"y is in no format that is known here; its first tensors are w(.|\n)*ViT"
     ):
-        load_pretrained(model(), "y", saved({"w": torch.zeros(1)}, tmp_path / "y.pt"), 0.9)
+        load_pretrained(model(), "y", saved({"w": torch.zeros(1)}, tmp_path / "y.pt"), 1.0)
     other = model()
     other.encoder = torch.nn.Identity()
     with pytest.raises(
         UserError, match="x is somebody's ViT, which does not fit Identity; choose model=vit3d_micro"
     ):
-        load_pretrained(other, "x", saved(published(), tmp_path / "x.pt"), 0.9)
+        load_pretrained(other, "x", saved(published(), tmp_path / "x.pt"), 1.0)
 
 
 # --- containers ---
@@ -300,7 +324,7 @@ def test_changes_are_counted_by_reason():
     converted = Converted(tensors, changed={"encoder.norm.weight": "joined", "encoder.norm.bias": "joined"})
     converted.left_out = {"decoder.a": "no decoder here", "decoder.b": "no decoder here"}
     converted.resized = {"encoder.patch_embed.proj.weight": "from 16x16"}
-    assert place(model(), converted, "x", FOREIGN, 0.9).lines()[1:] == [
+    assert place(model(), converted, "x", FOREIGN, 1.0).lines()[1:] == [
         f"loaded {len(tensors)}, among them joined (2)",
         "resized 1: encoder.patch_embed.proj.weight (from 16x16)",
         "left out 2: no decoder here (2)",

@@ -18,6 +18,7 @@ from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
 LOGITS = "head.linear.weight"
+NEARLY = 0.9  # of the tensors: what fits less is another model
 
 
 def load_pretrained(model: VideoClassifier, source: str, path: Path, min_match: float) -> LoadReport:
@@ -25,7 +26,7 @@ def load_pretrained(model: VideoClassifier, source: str, path: Path, min_match: 
 
     Raises `UserError`, before anything is changed, when the file cannot be read, is of no known format or of
     another family than the model, when a setting of the model contradicts the weights, or when less than
-    `min_match` of the tensors find their place.
+    `min_match` of the encoder's tensors, in file and model together, find their place.
     """
     format, converted = _read_for(model, source, path)
     return place(model, converted, source, format, min_match)
@@ -164,7 +165,8 @@ def match(
 
     Of a file that holds an encoder, the encoder must fit; of one that holds a head only, the head. Raises `UserError`
     when less than `min_match` of it fits, when a setting of the model contradicts the weights, and for a head alone
-    that is for another number of classes.
+    that is for another number of classes. Every tensor of the encoder that one has and the other has not counts, as
+    any of them can change the result: of positions, of a norm, of a scale.
     """
     own = model.state_dict()
     found = LoadReport(source, format.name, left_out=converted.left_out, seen=converted.seen)
@@ -186,7 +188,7 @@ def match(
     found.resized = {name: how for name, how in converted.resized.items() if name in fitting}
 
     loaded = sum(map(_of(judged), found.loaded))
-    lost = sum(map(_of(judged), [*found.missing, *found.mismatched, *found.unexpected]))
+    lost = sum(map(_of(judged), [*filter(_is_read, found.missing), *found.mismatched, *found.unexpected]))
     found.match = loaded / max(1, loaded + lost + len(converted.unexpected))
     found.unexpected += converted.unexpected
     theirs, ours = (len(each[LOGITS]) if LOGITS in each else None for each in (converted.tensors, own))
@@ -196,15 +198,36 @@ def match(
             "train on the classes that it is for"
         )
     if found.match < min_match:
-        wrong = _contradictions(model, converted.requires)
-        asked = [f"it asks for {', '.join(wrong)}"] if wrong else []
-        raise UserError(
-            f"{source} fits the model's {judged[:-1]} by {found.match:.1%} only, below init_match={min_match:.0%}: is "
-            f"it of another architecture or size? Its format is for {format.models}\n  "
-            + "\n  ".join([*asked, *found.lines()])
-        )
+        raise UserError(_misfit(model, converted, found, format, judged[:-1], min_match))
     check_settings(model, converted.requires, f"{source} ({format.name}, for {format.models})")
     return found, fitting
+
+
+def _misfit(
+    model: VideoClassifier,
+    converted: Converted,
+    found: LoadReport,
+    format: Format,
+    part: str,
+    min_match: float,
+) -> str:
+    lines = [
+        f"{found.source} fits the model's {part} by {found.match:.1%} only, below init_match={min_match:g}: is it of "
+        f"another architecture or size? Its format is for {format.models}"
+    ]
+    wrong = _contradictions(model, converted.requires)
+    if wrong:
+        lines.append(f"it asks for {', '.join(wrong)}")
+    elif found.match >= NEARLY:
+        lines.append(
+            f"init_match={math.floor(100 * found.match) / 100} loads the rest; the {part} then computes something else"
+        )
+    return "\n  ".join([*lines, *found.lines()])
+
+
+def _is_read(name: str) -> bool:
+    """Whether a tensor takes part in what a model computes; older files lack how many batches a norm has seen."""
+    return not name.endswith(".num_batches_tracked")
 
 
 def _of(prefix: str) -> Callable[[str], bool]:

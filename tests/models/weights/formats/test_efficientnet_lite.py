@@ -100,7 +100,7 @@ def test_another_backbone_is_refused_with_the_one_to_write(small, backbone, tmp_
     with pytest.raises(
         UserError, match=rf"model\.encoder\.backbone=tf_efficientnet_lite0 \(it is {backbone}\)"
     ):
-        load_pretrained(other, "lite0.pth", tmp_path / "lite0.pth", 0.9)
+        load_pretrained(other, "lite0.pth", tmp_path / "lite0.pth", 1.0)
 
 
 def test_an_efficientnet_with_squeeze_and_excitation_is_not_recognized(small):

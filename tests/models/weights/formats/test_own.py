@@ -50,7 +50,7 @@ def written(request, tmp_path):
 
 def test_it_is_known_and_comes_back_the_same(written):
     ours = model()
-    found = load_pretrained(ours, "run", written, 0.9)
+    found = load_pretrained(ours, "run", written, 1.0)
     assert (found.format, found.match, len(found.missing)) == ("vidtrain checkpoint", 1.0, 0)
     assert all(
         torch.equal(each, model(seed=1).state_dict()[name]) for name, each in ours.state_dict().items()
@@ -60,7 +60,7 @@ def test_it_is_known_and_comes_back_the_same(written):
 
 
 def test_sizes_of_clips_and_regularization_may_differ(written):
-    assert load_pretrained(model(size=32, drop_path=0.0, dropout=0.5), "run", written, 0.9).match == 1.0
+    assert load_pretrained(model(size=32, drop_path=0.0, dropout=0.5), "run", written, 1.0).match == 1.0
 
 
 def test_what_would_compute_something_else_is_refused(written):
@@ -68,7 +68,7 @@ def test_what_would_compute_something_else_is_refused(written):
         num_heads=4, positions="sincos_1d", head=partial(AttentiveClassifier, **{**HEAD, "num_heads": 2})
     )
     with pytest.raises(UserError) as fault:
-        load_pretrained(wrong, "run", written, 0.9)
+        load_pretrained(wrong, "run", written, 1.0)
     assert str(fault.value).splitlines()[1:] == [
         "  model.encoder.num_heads=2 (it is 4)",
         "  model.encoder.positions=sincos (it is sincos_1d)",
@@ -79,12 +79,12 @@ def test_what_would_compute_something_else_is_refused(written):
 def test_a_setting_of_none_counts(written):
     wrong = model(positions="rope", num_heads=4, rope_base_grid=16)
     with pytest.raises(UserError, match="model.encoder.rope_base_grid=null .it is 16."):
-        load_pretrained(wrong, "run", written, 0.9)
+        load_pretrained(wrong, "run", written, 1.0)
 
 
 def test_another_head_is_left_as_it_is_and_may_take_other_tokens(written):
     other = model(head=MeanPoolClassifier, out_layers=[0, 1])
-    found = load_pretrained(other, "run", written, 0.9)
+    found = load_pretrained(other, "run", written, 1.0)
     assert found.match == 1.0
     assert set(found.left_out.values()) == {
         "of AttentiveClassifier, and the model's head is MeanPoolClassifier"
@@ -95,4 +95,4 @@ def test_another_encoder_is_refused(written):
     other = model()
     other.encoder = torch.nn.Identity()
     with pytest.raises(UserError, match="run was trained with ViT3D, and the model is Identity; choose"):
-        load_pretrained(other, "run", written, 0.9)
+        load_pretrained(other, "run", written, 1.0)

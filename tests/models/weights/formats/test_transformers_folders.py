@@ -22,7 +22,7 @@ from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.format import Converted, Weights
 from vidtrain.models.weights.formats.videomae import VIDEOMAE_TRANSFORMERS
-from vidtrain.models.weights.formats.vjepa import VJEPA_2_TRANSFORMERS
+from vidtrain.models.weights.formats.vjepa_transformers import VJEPA_2_TRANSFORMERS
 from vidtrain.models.weights.loading import check_settings
 
 DIM, CLASSES = 48, 5

@@ -13,7 +13,7 @@ from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Weights
 from vidtrain.models.weights.formats.videomae import VIDEOMAE, VIDEOMAE_PRETRAINED
 from vidtrain.models.weights.formats.vjepa import VJEPA_2
-from vidtrain.models.weights.loading import check_settings
+from vidtrain.models.weights.loading import check_settings, place
 
 FORMATS = (VIDEOMAE, VIDEOMAE_PRETRAINED, VJEPA_2)
 DIM, HIDDEN, DEPTH, CLASSES = 48, 192, 2, 5
@@ -124,6 +124,53 @@ def test_heads_follow_from_the_width(width, heads):
     wide = {"patch_embed.proj.weight": torch.zeros(width, 3, 2, 16, 16)}
     converted = VIDEOMAE.convert(Weights("ckpt.pth", finetuned() | wide), model())
     assert converted.requires["encoder.num_heads"] == heads
+
+
+def test_with_use_cls_the_tokens_are_normed_and_the_first_is_taken():
+    """`x = norm(x)`, then `head(x[:, 0])`, in modeling_finetune.py without mean pooling."""
+    published = blocks() | both("norm", DIM) | both("head", CLASSES, DIM)
+    ours = model(partial(MeanPoolClassifier, pool="first", norm=False), final_norm=True)
+    converted = loaded(Weights("ckpt.pth", published), VIDEOMAE, ours)
+    assert equal(there_and_back(converted, VIDEOMAE, ours), published)
+    video = torch.randn(1, 3, 16, 64, 64)
+    tokens = ours.encoder(video)
+    expected = tokens[:, 0] @ published["head.weight"].T + published["head.bias"]
+    torch.testing.assert_close(ours(video[:, None])[:, 0], expected)
+    with pytest.raises(UserError) as error:
+        place(model(), VIDEOMAE.convert(Weights("ckpt.pth", published), model()), "ckpt.pth", VIDEOMAE, 1.0)
+    lines = [line.strip() for line in str(error.value).splitlines()]
+    assert lines[1] == (
+        "it asks for model.encoder.final_norm=true (it is false), model.head.pool=first (it is mean), "
+        "model.head.norm=false (it is true)"
+    )
+    assert (
+        "unexpected 2 that the file has and the model has not: encoder.norm.weight, encoder.norm.bias"
+        in lines
+    )
+
+
+def test_learned_positions_are_laid_out_over_the_clip():
+    """Of `use_learnable_pos_emb`: one row for each token, which run over time, then height, then width."""
+    rows = torch.arange(128.0).repeat(DIM, 1).T[None]
+    published, ours = finetuned() | {"pos_embed": rows}, model(positions="learned")
+    converted = loaded(Weights("ckpt.pth", published), VIDEOMAE, ours)
+    assert converted.tensors["encoder.patch_embed.pos_embed"][7, 2, 3, 0] == 7 * 16 + 2 * 4 + 3
+    assert equal(there_and_back(converted, VIDEOMAE, ours), published)
+    fixed = model()
+    with pytest.raises(UserError) as error:
+        place(fixed, VIDEOMAE.convert(Weights("x", published), fixed), "x", VIDEOMAE, 1.0)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("x fits the model's encoder by 96.3% only, below init_match=1: ")
+    assert lines[1] == "  it asks for model.encoder.positions=learned (it is sincos_1d)"
+    short = VideoClassifier(ViT3D(64, 12, DIM, DEPTH, 4, positions="learned"), MeanPoolClassifier, CLASSES)
+    with pytest.raises(UserError, match=r"its 128 learned positions are not those of 12 frames"):
+        VIDEOMAE.convert(Weights("x", published), short)
+
+
+def test_cosine_attention_is_refused_by_name():
+    scales = {f"blocks.{index}.attn.scale": torch.ones(4, 1, 1) for index in range(DEPTH)}
+    with pytest.raises(UserError, match=r"ckpt\.pth has the cosine attention of VideoMAE V2 \(--cos_attn\)"):
+        VIDEOMAE.convert(Weights("ckpt.pth", finetuned() | scales), model())
 
 
 def test_another_head_stays_as_it_is():

@@ -186,6 +186,11 @@ def test_2_1_gives_every_norm_that_the_model_uses():
     assert equal(there_and_back(converted, VJEPA_2_1, ours), kept)
 
 
+def test_2_1_has_no_norms_of_other_blocks():
+    with pytest.raises(UserError, match=r"has norms of blocks 2, 5, 8, 11 alone, .*out_layers=\[3, 11\]"):
+        VJEPA_2_1.convert(Weights("vit.pt", encoder_2_1()), model_2_1(out_layers=[3, 11]))
+
+
 def test_2_1_of_a_depth_that_is_not_published():
     odd = {name: each for name, each in encoder_2_1().items() if not name.startswith("blocks.11.")}
     with pytest.raises(UserError, match=r"vit\.pt has 11 blocks; V-JEPA 2\.1 has 12, 24, 40, 48"):

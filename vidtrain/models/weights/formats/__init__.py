@@ -2,7 +2,8 @@
 
 own.py            our checkpoints
 vit3d.py          what the formats of ViT-3D share: heads, joined layers, patches and positions of other sizes
-vjepa.py          V-JEPA 1, 2, 2.1: original encoders and probes, and as transformers saves them
+vjepa.py          V-JEPA 1, 2, 2.1: original encoders and probes
+vjepa_transformers.py  V-JEPA 2 as transformers saves it
 videomae.py       VideoMAE: fine-tuned and pretrained, original and of transformers
 torchvision.py    torchvision's video weights, by enum name or file
 pytorchvideo.py   PyTorchVideo's SlowFast and Slow
@@ -28,9 +29,9 @@ from vidtrain.models.weights.formats.vjepa import (
     VJEPA_1,
     VJEPA_2,
     VJEPA_2_1,
-    VJEPA_2_TRANSFORMERS,
     VJEPA_PROBE,
 )
+from vidtrain.models.weights.formats.vjepa_transformers import VJEPA_2_TRANSFORMERS
 
 FORMATS: tuple[Format, ...] = (
     OWN,

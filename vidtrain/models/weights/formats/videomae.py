@@ -5,11 +5,13 @@ run_class_finetuning.py. Attention has biases for queries and values; a bias of 
 query alike, which softmax does not see, so ours is set to zero and is dropped on the way back.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
@@ -40,6 +42,8 @@ NAMES = Renaming(
         ("head", "head.linear"),
     ]
 )
+TABLE, POSITIONS = "pos_embed", "encoder.patch_embed.pos_embed"
+COSINE = ".attn.scale"
 PRETRAINED = "encoder."  # where a pretraining file keeps the encoder
 DECODER = "the decoder, which only pretraining needs"
 REST = dict.fromkeys(("decoder.", "encoder_to_decoder.", "mask_token"), DECODER)
@@ -67,17 +71,43 @@ def _convert(weights: Weights, model: VideoClassifier, inner: str) -> Converted:
         "encoder.norm_eps": 1e-6,
         "encoder.activation": "gelu",
     }
+    if any(name.endswith(COSINE) for name in found.tensors):
+        raise UserError(
+            f"{weights.source} has the cosine attention of VideoMAE V2 (--cos_attn), which ViT3D has not; none of the "
+            "published files has it"
+        )
+    if TABLE in found.unexpected:
+        _fit_table(found, under(weights.tensors, prefix)[TABLE], model, weights.source)
     if not isinstance(model.head, MeanPoolClassifier):
         reason = f"a layer over the mean of the tokens, and the model's head is {type(model.head).__name__}"
         leave_out_head(found, NAMES, reason)
     return found
 
 
+def _fit_table(found: Converted, table: Tensor, model: VideoClassifier, source: str) -> None:
+    """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for."""
+    encoder = vit_of(model)
+    steps = encoder.num_frames // encoder.tubelet_size
+    side = math.isqrt(table.shape[1] // steps)
+    if steps * side**2 != table.shape[1]:
+        raise UserError(
+            f"{source}: its {table.shape[1]} learned positions are not those of {encoder.num_frames} frames of a "
+            "square image; set model.encoder.num_frames to the frames that it was trained with"
+        )
+    found.unexpected.remove(TABLE)
+    found.tensors[POSITIONS] = table.unflatten(1, (steps, side, side)).squeeze(0)
+    found.changed[POSITIONS] = "laid out in time, height and width"
+    found.requires |= {"encoder.positions": "learned", "encoder.image_size": side * encoder.patch_size}
+
+
 def _convert_finetuned(weights: Weights, model: VideoClassifier) -> Converted:
     found = _convert(weights, model, "")
-    found.requires["encoder.final_norm"] = False
+    # with --use_cls the tokens are normed and the first is taken, and there is no norm after it
+    first = "encoder.norm.weight" in found.tensors
+    found.requires["encoder.final_norm"] = first
     if isinstance(model.head, MeanPoolClassifier):
-        found.requires |= {"head.pool": "mean", "head.norm": True, "head.norm_eps": 1e-6}
+        found.requires |= {"head.pool": "first" if first else "mean", "head.norm": not first}
+        found.requires |= {} if first else {"head.norm_eps": 1e-6}
     return found
 
 
@@ -106,7 +136,9 @@ def _join_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = NAMES.revert(tensors)
+    found = NAMES.revert({name: each for name, each in tensors.items() if name != POSITIONS})
+    if POSITIONS in tensors:
+        found[TABLE] = tensors[POSITIONS].flatten(0, 2)[None]
     for name in list(found):
         if name.endswith(BIAS):
             block = name.removesuffix(BIAS)
