@@ -232,6 +232,38 @@ def test_dropout_is_of_training_alone(kind):
     assert torch.equal(dropping.eval()(video), plain.eval()(video))
 
 
+@pytest.mark.parametrize("positions", [*TABLES, *ROTARY, "learned"])
+@torch.no_grad()
+def test_tokens_left_out_are_as_tokens_that_none_attends_to(positions):
+    """Each token keeps the position of its true place."""
+    encoder, places = (
+        small(positions=positions, out_layers=[0, 1]).eval(),
+        torch.tensor([[1, 4, 6], [0, 2, 3]]),
+    )
+    for block in encoder.blocks:
+        block.attn.qkv.weight.mul_(10)  # so that attention has something to tell
+    visible = encoder(clip(), places)
+    mask = torch.zeros(2, 8, dtype=torch.bool).scatter(1, places, True)
+    forward = Block.forward
+    for block in encoder.blocks:
+        block.forward = lambda x, rotary, key_mask, block=block: forward(block, x, rotary, mask)
+    index = torch.cat((places, places + 8), dim=1)[..., None].expand(-1, -1, 48)
+    torch.testing.assert_close(visible, encoder(clip()).gather(1, index), atol=1e-5, rtol=0)
+    for block in encoder.blocks:
+        del block.forward
+    assert not torch.allclose(visible, encoder(clip()).gather(1, index), atol=1e-3)
+
+
+@torch.no_grad()
+def test_tokens_of_a_clip_do_not_see_padding():
+    encoder = small(positions="rope").eval()
+    places = torch.tensor([[1, 4, 6], [2, 3, 0]])
+    valid = torch.tensor([[True, True, True], [True, True, False]])
+    padded = encoder(clip(), places, valid)
+    torch.testing.assert_close(padded[1:, :2], encoder(clip()[1:], places[1:, :2]), atol=1e-6, rtol=0)
+    assert torch.equal(encoder(clip(), torch.arange(8).expand(2, 8)), encoder(clip()))
+
+
 @torch.no_grad()
 def test_a_table_made_for_pretraining_is_interpolated_for_another_size():
     """VideoMAE's table runs over the flat index, so one made for 160 pixels would not mean the same places."""

@@ -13,5 +13,6 @@ torchvision_video.py  torchvision's video models
 lora.py               low-rank adapters beside frozen linear layers
 exporting.py          from a classifier to a graph, compared with PyTorch
 export_formats.py     the files that graphs are written into; an ONNX file as a model
+pretraining/          masks, and the networks that learn from videos without labels
 weights/              published weights: found, recognized, compared with the model, placed
 """

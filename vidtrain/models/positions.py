@@ -93,6 +93,11 @@ def fit_table(table: Tensor, grid: Grid, cut: bool = True) -> Tensor:
     return rearrange(resized, "1 d t h w -> (t h w) d")
 
 
+def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """Of tokens [b n d] those at `places`, int64 [b m]: [b m d]."""
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
 # --- rotary positions ---
 
 
@@ -134,6 +139,12 @@ def rotary_table(
     cos = _join_axes(*(per_channel(x.cos()) for x in angles))
     sin = _join_axes(*(per_channel(x.sin()) for x in angles))
     return cos.flatten(0, 2), sin.flatten(0, 2)
+
+
+def take_rotary(rotary: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `rotary_table` what lies at `places`, int64 [b m], for all heads: (cos, sin) [b 1 m k]."""
+    cos, sin = rotary
+    return cos[places][:, None], sin[places][:, None]
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

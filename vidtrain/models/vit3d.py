@@ -23,6 +23,8 @@ from vidtrain.models.positions import (
     fit_table,
     rotary_table,
     rotate,
+    take_rotary,
+    take_tokens,
 )
 
 Rotary = tuple[Tensor, Tensor]  # (cos, sin) of positions.rotary_table
@@ -57,7 +59,10 @@ class PatchEmbed3D(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Tokens [b n d] -> [b n d]; `dropout` is of the attention weights."""
+    """Tokens [b n d] -> [b n d]; `dropout` is of the attention weights.
+
+    `key_mask` bool [b n] is False for tokens that none attends to, such as padding.
+    """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, dropout: float = 0.0):
         super().__init__()
@@ -66,12 +71,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, key_mask: Tensor | None = None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         if rotary is not None:
             # v is copied: a view of qkv would keep all three in memory for the backward pass
             q, k, v = rotate(q, rotary), rotate(k, rotary), v.contiguous()
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        attn_mask = None if key_mask is None else key_mask[:, None, None]
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask, self.dropout if self.training else 0.0)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -116,7 +122,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out.
 
-    `dropout` is of what attention and MLP add, `drop_path` leaves out either for a whole sample.
+    `dropout` is of what attention and MLP add, `drop_path` leaves out either for a whole sample. `key_mask`: see
+    SelfAttention.
     """
 
     def __init__(
@@ -140,8 +147,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        x = x + self.drop_path(self.dropout(self.attn(self.norm1(x), rotary)))
+    def forward(self, x: Tensor, rotary: Rotary | None, key_mask: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.dropout(self.attn(self.norm1(x), rotary, key_mask)))
         return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
 
@@ -219,7 +226,7 @@ class ViT3D(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = height if height == width else (height, width)
         self.num_frames = num_frames
-        grid = self.tubelets(num_frames, height, width)
+        grid = self.native_grid = self.tubelets(num_frames, height, width)
         self.patch_embed = PatchEmbed3D(in_channels, embed_dim, patch_size, tubelet_size, modality_embed)
         if positions == "learned":
             self.patch_embed.pos_embed = nn.Parameter(torch.empty(*grid, embed_dim))
@@ -278,7 +285,12 @@ class ViT3D(nn.Module):
             check_multiple("clip.size", side, self.patch_size, f"model.encoder.patch_size={self.patch_size}")
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None
+    ) -> Tensor:
+        """With `visible`, int64 [b n] of flat places, only the tokens there take part, each with the position of its
+        true place: [b n d]. `visible_valid` bool [b n] is False for padding: it has tokens, and no other token
+        attends to them."""
         grid = self.tubelets(*x.shape[2:])
         x = self.patch_embed(x)
         rotary = None
@@ -288,9 +300,12 @@ class ViT3D(nn.Module):
         else:
             table = self.patch_embed.pos_embed if self.positions == "learned" else self.pos_embed
             x = x + fit_table(table, grid, cut=self.positions not in STRETCHED)
+        if visible is not None:
+            x = take_tokens(x, visible)
+            rotary = None if rotary is None else take_rotary(rotary, visible)
         outputs = []
         for index, block in enumerate(self.blocks):
-            x = block(x, rotary)
+            x = block(x, rotary, visible_valid)
             if index in self.out_layers:
                 norm = self.norm[str(index)] if isinstance(self.norm, nn.ModuleDict) else self.norm
                 outputs.append(norm(x))
