@@ -85,16 +85,17 @@ def _train(
     assemble.describe_data(data, parts, ranks, console, folder)
     start = assemble.load_model(cfg, data, ranks, console, folder)
     attempt.begin(start.step)
-    val, num_classes = data.open_split("val", data.splits["val"], ranks), len(data.classes)
-    fusion, protocol = start.model.fusion, protocol_text(cfg, start.model.fusion)
-    evaluation = assemble.ValEvaluation(val, parts, num_classes, fusion, protocol, ranks, console, preemption)
+    val, protocol = data.open_split("val", data.splits["val"], ranks), protocol_text(cfg, start.model.fusion)
+    facts = len(data.classes), start.model.fusion, protocol
+    evaluation = assemble.ValEvaluation(val, parts, *facts, ranks, console, preemption)
     console.info(f"{start.describe()}\n{parts.describe(ranks, protocol)}")
     log = assemble.open_log(cfg, ranks, console, folder, start.step)
     status = "failed"
     try:
         ranks.on_main(lambda: log.loggers.start(run_folder.logged_run(folder, run_id, cfg, start.step)))
         state = _fit(cfg, data, parts, start, evaluation, log)
-        result = report.report_best(data, parts, start.model, fusion, protocol, state, ranks, log, console)
+        cached, model = assemble.cached_features(cfg, data, parts, evaluation), start.model
+        result = report.report_best(data, parts, model, evaluation, cached, state, log)
         status = "finished"
         if ranks.is_main:  # last, as a run that ends here is finished anyway
             report.draw_pictures(data, result, state, log, console)

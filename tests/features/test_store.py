@@ -41,6 +41,32 @@ def test_chunks_are_pending_until_they_are_written(tmp_path):
     assert isinstance(again.tokens, np.memmap)
 
 
+def test_rows_of_the_same_videos_are_taken_over(tmp_path):
+    """From stores of the same kind: whole chunks, of rows that could be read."""
+
+    def store(name, weights="ab", rows=5):
+        key = {**KEY, "weights": weights, "videos": name, "dataset": name}
+        made = TokenStore(tmp_path / name, key, rows, (1, 2, 3), chunk=2)
+        made.prepare()
+        return made
+
+    first, stranger = store("first"), store("stranger", "cd")
+    for made in (first, stranger):
+        made.take_over(["a", "b", "c", "d", "e"])
+        fill(made, [0, 1])  # e is pending
+    first.write(1, first.tokens[2:4], np.array([2, -1]))  # d could not be read
+    second = store("second", rows=7)
+    second.take_over(["c", "a", "d", "a", "b", "e", "b"])
+    assert second.pending() == [1, 2]
+    assert second.tokens[[0, 1, 6], 0, 0, 0].tolist() == [2, 0, 1]
+    assert second.read[[0, 1, 6]].tolist() == [0, 1, 6]
+    (tmp_path / "second/tokens.f16").write_bytes(b"")  # damaged: nothing is taken from it
+    shutil.rmtree(tmp_path / "first")
+    third = store("third")
+    third.take_over(["a", "c", "a", "c", "a"])
+    assert third.pending() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [

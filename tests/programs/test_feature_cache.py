@@ -155,7 +155,7 @@ def test_killed_while_encoding_it_goes_on_and_ends_with_the_same_bits(config, tm
     written.clear()
     monkeypatch.setattr(TokenStore, "write", counted)
     train(other)
-    assert written == [2, 3, 0]  # of train what was missing, then val
+    assert written == [2, 3, 0, 0]  # of train what was missing, then val, and at the end test
     assert contents(tmp_path / "one") == contents(tmp_path / "two") != {}
     runs = [checkpoint.load(tmp_path / run / "checkpoints/last.pt") for run in ("alone", "killed")]
     assert all(torch.equal(runs[0]["heads"][name], runs[1]["heads"][name]) for name in runs[0]["heads"])
@@ -172,9 +172,9 @@ def test_other_weights_clips_and_files_are_another_cache(config, data, tmp_path)
     for overrides in ([], ["trainer.batch_size=5"], ["clip.frame_step=2"], ["seed=1"]):
         seen.append(folders(*overrides))
     first, same, stride, seed = seen
-    assert len(first) == 2 and same == first
-    assert len(stride - first) == 2  # both splits
-    assert len(seed - stride) == 2  # other weights
+    assert len(first) == 3 and same == first
+    assert len(stride - first) == 3  # all splits
+    assert len(seed - stride) == 3  # other weights
     # a file that was only touched holds what it held
     record = next((data / "motion").rglob("*.mp4"))
     os.utime(record)
@@ -182,7 +182,30 @@ def test_other_weights_clips_and_files_are_another_cache(config, data, tmp_path)
 
 
 @pytest.mark.slow
-def test_unreadable_videos_are_replaced_in_training_and_missing_in_validation(data, config, tmp_path):
+def test_views_of_evaluation_are_shared_by_seeds_and_splits(config, data, tmp_path, monkeypatch):
+    shared = [CACHED[0], "stage.head_only.cache_views=null"]
+    train(config(f"run_dir={tmp_path}/first", *shared))
+    folds = tmp_path / "folds"
+    folds.mkdir()
+    for split, source in (("train", "train"), ("val", "test"), ("test", "val")):
+        rows = (data / f"{source}.csv").read_text().splitlines()
+        (folds / f"{split}.csv").write_text("\n".join([rows[0], *sorted(rows[1:], reverse=True)]) + "\n")
+    monkeypatch.setattr(frozen_encoder, "_chunk", None)  # so that encoding anything would fail
+    train(config(f"run_dir={tmp_path}/seed", f"init_from={tmp_path}/first", "seed=1", *shared))
+    other = [f"dataset.folder={folds}", f"init_from={tmp_path}/first"]
+    train(config(f"run_dir={tmp_path}/fold", *other, *shared))
+    assert len(list((tmp_path / "features").iterdir())) == 6
+
+
+def test_what_evaluation_sees_has_no_drawn_copies(config, tmp_path):
+    shared = [CACHED[0], "stage.head_only.cache_views=null", "clip.repeated_augmentation=2"]
+    with pytest.raises(UserError, match=r"clip.repeated_augmentation=2 asks for drawn copies: set one of"):
+        train(config(f"run_dir={tmp_path}/run", *shared))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("views", ["2", "null"])
+def test_unreadable_videos_are_replaced_in_training_and_missing_in_validation(data, config, tmp_path, views):
     broken = tmp_path / "listings"
     broken.mkdir()
     for split in ("train", "val", "test"):
@@ -195,7 +218,7 @@ def test_unreadable_videos_are_replaced_in_training_and_missing_in_validation(da
             csv.writer(file).writerows(rows)
     both = [f"dataset.folder={broken}", "trainer.max_unreadable_fraction=0.1"]
     train(config(f"run_dir={tmp_path}/plain", *both))
-    train(config(f"run_dir={tmp_path}/cached", *both, *CACHED))
+    train(config(f"run_dir={tmp_path}/cached", *both, *CACHED, f"stage.head_only.cache_views={views}"))
     runs = [untimed(tmp_path / run) for run in ("plain", "cached")]
     for row, other in zip(*runs, strict=True):
         assert [row[key] for key in row if key == "train/faults"] == [

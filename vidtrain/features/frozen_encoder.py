@@ -1,7 +1,8 @@
 """What phases on a frozen encoder train and read: heads that each clip is encoded once for, in all or for good.
 
 Cached tokens lie on disk. A cached view is what training would make of a video in an epoch of its own: cached epoch e
-is epoch e mod V of training without a cache, to the rounding of float16.
+is epoch e mod V of training without a cache, to the rounding of float16. What evaluation sees of a video depends on
+neither seed nor split, so tokens of it are taken from wherever they are.
 """
 
 import copy
@@ -9,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from vidtrain.build.parts import share_of_cores
 from vidtrain.config.renames import with_first_names
 from vidtrain.data.loading.dataset import Batch, Fault, VideoDataset
-from vidtrain.data.loading.file_checks import manifest_digest
+from vidtrain.data.loading.file_checks import joint_digest, record_digests
 from vidtrain.data.loading.loaders import START_METHOD, Loader
 from vidtrain.data.loading.samplers import EvalShard, MixtureStream, SampleKey, TrainStream
 from vidtrain.errors import UserError
@@ -71,17 +72,18 @@ def head_task(
 class CachedFeatureTask:
     """What a run gives to phases that train on cached features; calling it makes such a phase.
 
-    `stream` gives the samples of the training steps from, up to, and `val_shard` those of an evaluation, in which a
-    video has `val_views`. `evaluate` makes reports, one a head, of what a model gives for batches after a transform.
+    `train` reads what training draws, and `evaluated` opens a split as evaluation sees it, in `eval_views` a video.
+    `stream` gives the samples of the training steps from, up to, and `shard` those of an evaluation. `evaluate` makes
+    reports, one a head, of what a model gives for batches after a transform.
     `config` is the run's in plain values: nothing but digests is made of it. The tokens lie below the folder `root`;
     `batch_size` readings of a video are encoded at once.
     """
 
     train: VideoDataset
-    val: VideoDataset
-    val_views: int
+    evaluated: Callable[[str], VideoDataset]
+    eval_views: int
     stream: Callable[[int, int], TrainStream | MixtureStream]
-    val_shard: EvalShard
+    shard: Callable[[VideoDataset], EvalShard]
     evaluate: Callable[[ManyHeads, Iterable[Batch], nn.Module], list[Report]]
     transform: nn.Module
     context: AbstractContextManager
@@ -99,7 +101,7 @@ class CachedFeatureTask:
         Raises `UserError` for clips of different shapes, for tokens that float16 does not hold, and as `TokenStore`
         and reading do.
         """
-        train, val = self.train, self.val
+        train, val = self.train, self.evaluated("val")
         if any(source.frames not in (None, train.protocol.frames) for source in train.manifest.sources):
             raise UserError(
                 "cache_features needs clips of one shape, and a listing of the mixture has its own frames: set its "
@@ -109,29 +111,51 @@ class CachedFeatureTask:
         grid = model.encoder.grid(train.protocol.frames, *train.size)
         if model.encoder.grid(val.protocol.frames, *val.size) != grid:
             raise UserError("cache_features needs clips of one size in training and evaluation")
-        weights = weights_digest(model.encoder, self.config["model"]["encoder"])
-        cached_train = self._open("train", train, phase.cache_views, train.protocol.num_clips, model, weights)
-        cached_val = self._open("val", val, 1, self.val_views, model, weights)
+        if phase.cache_views is None and train.copies > 1:
+            raise UserError(
+                f"cache_views=null keeps what evaluation sees, and clip.repeated_augmentation={train.copies} asks for "
+                "drawn copies: set one of them to 1"
+            )
+        if phase.cache_views is None:
+            cached_train = self._open_evaluated("train", self.evaluated("train"), model, replaced=True)
+        else:
+            cached_train = self._open("train", train, phase.cache_views, train.protocol.num_clips, model)
+        cached_val = self._open_evaluated("val", val, model)
         heads = ManyHeads(model, heads_of(model, phase), grid)
         return PhaseTask(
             heads,
             AsFloat(),
             lambda clips, labels, key: (clips, labels),
             lambda start, stop: cached_train.batches(self.stream(start, stop)),
-            lambda: self.evaluate(heads, cached_val.batches(self.val_shard), AsFloat()),
+            lambda: self.evaluate(heads, cached_val.batches(self.shard(val)), AsFloat()),
         )
 
+    def closing(self, model: VideoClassifier, split: str) -> tuple[ManyHeads, Iterable[Batch], nn.Module]:
+        """The model on the tokens of a split, which are encoded where they are not cached: the model, its batches, and
+        the transform between them."""
+        dataset = self.evaluated(split)
+        cached = self._open_evaluated(split, dataset, model)
+        grid = model.encoder.grid(dataset.protocol.frames, *dataset.size)
+        return ManyHeads(model, [model.head], grid), cached.batches(self.shard(dataset)), AsFloat()
+
+    def _open_evaluated(
+        self, split: str, dataset: VideoDataset, model: VideoClassifier, replaced: bool = False
+    ) -> "CachedSplit":
+        cached = self._open(split, dataset, 1, self.eval_views, model)
+        return cached.without_unread() if replaced else cached
+
     def _open(
-        self, split: str, dataset: VideoDataset, views: int, clips: int, model: VideoClassifier, weights: str
+        self, split: str, dataset: VideoDataset, views: int, clips: int, model: VideoClassifier
     ) -> "CachedSplit":
         """The cached tokens of a split in `views` readings of `clips` views each, computed now where they are not all
         there."""
         ranks, console = self.ranks, self.console
         encoder = TokenEncoder(model.encoder, self.transform, self.context, ranks.device, self.batch_size)
+        videos = ranks.on_main(lambda: self._digests(split, dataset))
         digests = {
-            "weights": weights,
+            "weights": weights_digest(model.encoder, self.config["model"]["encoder"]),
             "protocol": protocol_digest(self.config, dataset.training, views),
-            "videos": ranks.on_main(lambda: self._videos_digest(split, dataset)),
+            "videos": joint_digest(videos),
         }
         name = f"{self.config['dataset']['name']}-{split}"
         folder = self.root / "-".join([name, *(digest[:12] for digest in digests.values())])
@@ -139,6 +163,8 @@ class CachedFeatureTask:
         key = {"format": FORMAT, "dataset": name, **digests}
         store = TokenStore(folder, key, views * len(dataset), shape, CHUNK)
         ranks.on_main(store.prepare)
+        if not dataset.training:
+            ranks.on_main(lambda: store.take_over(videos))
         pending = ranks.broadcast_object(store.pending())
         size = f"{store.bytes / 1e9:.3g} GB of tokens in {store.folder}"
         if pending:
@@ -151,13 +177,13 @@ class CachedFeatureTask:
             console.info(f"{name}: reading {size}")
         return CachedSplit(store, dataset, views)
 
-    def _videos_digest(self, split: str, dataset: VideoDataset) -> str:
+    def _digests(self, split: str, dataset: VideoDataset) -> list[str]:
         def show(done: int) -> None:
             self.console.advance(done, {})
 
         with self.console.phase(f"looking at the files of {split}", len(dataset)):
             workers = share_of_cores(self.ranks)
-            return manifest_digest(dataset.manifest, dataset.index, workers, self.decode_timeout_s, show)
+            return record_digests(dataset.manifest, dataset.index, workers, self.decode_timeout_s, show)
 
     def _encode(
         self,
@@ -189,11 +215,23 @@ class AsFloat(nn.Module):
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """The tokens of a split; row view * videos + video holds the views [m n] of one reading of a video."""
+    """The tokens of a split; row view * videos + video holds the views [m n] of one reading of a video.
+
+    `rows` of readings are read in place of theirs, where it is given.
+    """
 
     store: TokenStore
     dataset: VideoDataset
     views: int
+    rows: np.ndarray | None = None
+
+    def without_unread(self) -> "CachedSplit":
+        """With the next video in place of each that could not be read, as a training step needs its samples."""
+        readable = np.flatnonzero(self.store.read >= 0)
+        if not len(readable):
+            raise UserError(f"none of the {len(self.dataset)} training videos could be read; audit says why")
+        following = np.searchsorted(readable, np.arange(self.store.rows)) % len(readable)
+        return replace(self, rows=readable[following])
 
     def batches(self, sampler: Iterable[list[SampleKey]]) -> Iterator[Batch]:
         """What the loader would give, with tokens float16 [b n m d] in place of clips."""
@@ -201,6 +239,7 @@ class CachedSplit:
 
     def _batch(self, keys: Sequence[SampleKey]) -> Batch:
         rows = np.array([key.epoch % self.views * len(self.dataset) + key.record for key in keys])
+        rows = rows if self.rows is None else self.rows[rows]
         read = self.store.read[rows]
         manifest, causes = self.dataset.manifest, self.store.causes
         faults = []

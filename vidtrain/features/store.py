@@ -5,6 +5,7 @@
            read.i64            [rows], the record that a row was read from; -1 where none could be
            done.u8             [chunks], 1 for those that are whole
            faults_rank{r}.jsonl   files that could not be read, and why
+           videos.txt             a line a row: the digest and the cut of the video that it is of
 
 A chunk's rows are on the disk before its byte in done.u8 is set. Ranks, and even other runs, may fill one store at
 once: each writes whole chunks, and what they write is the same.
@@ -23,9 +24,12 @@ from typing import Any
 import numpy as np
 
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.folders import check_links
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
+VIDEOS = "videos.txt"
+OWN = ("dataset", "videos", "rows")  # of the key, what stores may differ in that have tokens of the same kind
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,58 @@ class TokenStore:
         except ValueError:
             stored = {}
         wrong = [name for name, value in self.header.items() if name not in stored or stored[name] != value]
-        wrong += [
-            name
-            for name, size in self._sizes().items()
-            if not (self.folder / name).is_file() or (self.folder / name).stat().st_size != size
-        ]
+        wrong += self._wrong_files()
         if wrong:
             raise UserError(
                 f"the cached features in {self.folder} are damaged or of something else (differing: "
                 f"{', '.join(wrong)}); delete the folder, and they are computed anew"
             )
 
+    def _wrong_files(self) -> list[str]:
+        return [
+            name
+            for name, size in self._sizes().items()
+            if not (self.folder / name).is_file() or (self.folder / name).stat().st_size != size
+        ]
+
     def pending(self) -> list[int]:
         """The chunks that are not whole yet."""
         return np.flatnonzero(np.fromfile(self.folder / "done.u8", np.uint8) == 0).tolist()
+
+    def take_over(self, videos: Sequence[str]) -> None:
+        """Makes pending chunks whole whose rows are all in stores beside this one, of the same kind.
+
+        `videos` says what each row is of, and is kept for the stores to come.
+        """
+        write_text_atomic(self.folder / VIDEOS, "\n".join(videos))
+        pending = self.pending()
+        sources = self._known_rows() if pending else {}
+        for chunk in pending:
+            rows = self.rows_of(chunk)
+            known = [sources[videos[row]] for row in rows if videos[row] in sources]
+            if len(known) == len(rows):
+                tokens = np.stack([store.tokens[row] for store, row in known])
+                self.write(chunk, tokens, np.array(rows, np.int64))
+
+    def _known_rows(self) -> "dict[str, tuple[TokenStore, int]]":
+        """Where the tokens of a video are whole: a store beside this one, and its row."""
+        kind = {name: value for name, value in self.header.items() if name not in OWN}
+        sources: dict[str, tuple[TokenStore, int]] = {}
+        for path in sorted(self.folder.parent.glob(f"*/{VIDEOS}")):
+            try:
+                header = json.loads((path.parent / "key.json").read_text(encoding="utf-8"))
+                if path.parent == self.folder or {name: header[name] for name in kind} != kind:
+                    continue
+                store = TokenStore(path.parent, self.key, header["rows"], self.shape, self.chunk)
+                if store._wrong_files():
+                    continue
+                pending, read = set(store.pending()), store.read
+            except (OSError, ValueError, KeyError):  # removed or made this moment, or damaged: encoded anew
+                continue
+            for row, video in enumerate(path.read_text(encoding="utf-8").split("\n")[: store.rows]):
+                if read[row] >= 0 and row // self.chunk not in pending:
+                    sources[video] = store, row
+        return sources
 
     def rows_of(self, chunk: int) -> range:
         return range(chunk * self.chunk, min(self.rows, (chunk + 1) * self.chunk))

@@ -296,7 +296,7 @@ def assemble(
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
         if phase.cache_features and evaluation is not None:
-            cached = cached_features(cfg, data, parts, evaluation, ranks, record.console)
+            cached = cached_features(cfg, data, parts, evaluation)
             return cached(model, phase)
         return head_task(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
 
@@ -335,16 +335,14 @@ def cached_features(
     data: RunData,
     parts: Parts,
     evaluation: ValEvaluation,
-    ranks: Ranks,
-    console: Console,
 ) -> CachedFeatureTask:
-    val = build_data.eval_dataset(cfg, "val", data.splits["val"], data.reading)
+    ranks, console = evaluation.ranks, evaluation.console
     return CachedFeatureTask(
         train=build_data.train_dataset(cfg, data.train, data.reading),
-        val=val,
-        val_views=cfg.clip.eval_clips * evaluation.val.crops,
+        evaluated=lambda split: build_data.eval_dataset(cfg, split, data.splits[split], data.reading),
+        eval_views=cfg.clip.eval_clips * evaluation.val.crops,
         stream=partial(build_data.stream, cfg, data.train, ranks),
-        val_shard=build_data.eval_shard(cfg, val, ranks),
+        shard=lambda dataset: build_data.eval_shard(cfg, dataset, ranks),
         evaluate=evaluation.of_batches,
         transform=parts.transform,
         context=parts.autocast,

@@ -1,11 +1,13 @@
 """The close of a run: its best checkpoint on the split that selected nothing, in tables, pictures and summary.json."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from vidtrain.baseline_models.store import MOTION, find_baselines
 from vidtrain.baseline_models.verdict import Verdict, verdicts
@@ -13,8 +15,9 @@ from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.predictions import read_predictions
 from vidtrain.evaluation.report import Report, report, write_report
-from vidtrain.evaluation.views import view_table
+from vidtrain.evaluation.views import ClipModel, EvalBatch, view_table
 from vidtrain.evaluator.report import results_table, warn_missing
+from vidtrain.features.frozen_encoder import CachedFeatureTask
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
@@ -22,12 +25,11 @@ from vidtrain.models.weights.adapters import Adapters
 from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs import examples
-from vidtrain.runs.assemble import Parts, RunData
+from vidtrain.runs.assemble import Parts, RunData, ValEvaluation
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.runs.page import PAGE, write_page
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, PhaseSettings
 from vidtrain.training.stages import head_choices, head_names
 from vidtrain.training.state import TrainState
@@ -59,18 +61,19 @@ def report_best(
     data: RunData,
     parts: Parts,
     model: VideoClassifier,
-    fusion: str,
-    protocol: str,
+    evaluation: ValEvaluation,
+    cached: CachedFeatureTask,
     state: TrainState,
-    ranks: Ranks,
     log: RunLog,
-    console: Console,
 ) -> Result:
     """Gives `model` the best weights, evaluates them and writes what closes the run.
+
+    Where all phases trained on cached features, it is evaluated on such features too.
 
     Raises `DivergedError` where no evaluation gave a finite number, and `UserError` where best.pt is damaged.
     """
     settings, folder = parts.settings, log.run_dir
+    ranks, console = evaluation.ranks, evaluation.console
     if state.best is None:
         raise DivergedError(f"no evaluation gave a finite {settings.monitor}: no best checkpoint to report")
     file = folder / "checkpoints" / "best.pt"
@@ -80,11 +83,14 @@ def report_best(
     checkpoint.restore(model, best["model"], str(file), adapters.left_out if adapters else ())
     split = "test" if "test" in data.splits else "val"
     videos = data.open_split(split, data.splits[split], ranks)
-    total = len(videos.manifest)
-    table = view_table(
-        model, videos.batches(console), parts.transform, total, ranks.device, parts.autocast, videos.crops
+    inputs: tuple[ClipModel, Iterable[EvalBatch], nn.Module] = (
+        cached.closing(model, split)
+        if all(phase.cache_features for phase in parts.phases.values())
+        else (model, videos.batches(console), parts.transform)
     )
-    result = report(table, fusion, protocol, parts.loss.independent)
+    total = len(videos.manifest)
+    table = view_table(*inputs, total, ranks.device, parts.autocast, videos.crops)
+    result = report(table, evaluation.fusion, evaluation.protocol, parts.loss.independent)
     warn_missing(console, result, split)
     beside: list[Verdict] = []
     if ranks.is_main:

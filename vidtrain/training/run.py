@@ -153,9 +153,9 @@ class PhaseSettings:
     # for a frozen encoder alone, encoder_blocks: 0
     heads: HeadGridSettings | None = None  # many heads at once, of which val selects one
     cache_features: bool = False  # compute the encoder's tokens once, keep them on disk, and train on those
-    cache_views: int = (
-        4  # differently augmented views of each video that are kept; epochs take turns with them
-    )
+    # differently augmented views of each video that are kept; epochs take turns with them. null: the one of evaluation,
+    # with no augmentation, no clip.train_clips and nothing drawn, which seeds, splits and folds share
+    cache_views: int | None = 4
 
 
 Value = float | int | str | None  # what a cell of a log or of a table holds

@@ -104,8 +104,10 @@ def check_phase(phase: PhaseSettings) -> None:
                 f"{key} needs a frozen encoder, and encoder_blocks={'null' if blocks is None else blocks} trains it; "
                 "set encoder_blocks=0"
             )
-    if phase.cache_features and phase.cache_views < 1:
-        raise UserError(f"cache_views={phase.cache_views} must be 1 or more")
+    if phase.cache_features and phase.cache_views is not None and phase.cache_views < 1:
+        raise UserError(
+            f"cache_views={phase.cache_views} must be 1 or more, or null for what evaluation sees of a video"
+        )
     if phase.heads is not None:
         _check_grid("lr", phase.heads.lr, "above 0")
         _check_grid("weight_decay", phase.heads.weight_decay, "0 or more")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vidtrain.data.decoding.index import VideoIndex
-from vidtrain.data.loading.file_checks import VideoFilter, manifest_digest, refused_videos
+from vidtrain.data.loading.file_checks import VideoFilter, joint_digest, record_digests, refused_videos
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.data.sources.motion import Motion
@@ -75,7 +75,7 @@ def test_refused_videos(tmp_path):
 
 
 def digest(records, frame_rate=None):
-    return manifest_digest(Manifest(records, ["a", "b"], frame_rate), VideoIndex(None), 1, 60.0)
+    return joint_digest(record_digests(Manifest(records, ["a", "b"], frame_rate), VideoIndex(None), 1, 60.0))
 
 
 def test_it_depends_on_contents_cuts_and_order_alone(tmp_path):

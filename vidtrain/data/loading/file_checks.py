@@ -157,24 +157,29 @@ def _refusal(protocol: ClipProtocol, index: VideoIndex, frame_rate: float | None
     return None
 
 
-def manifest_digest(
+def record_digests(
     manifest: Manifest,
     index: VideoIndex,
     num_workers: int,
     time_limit: float,
     progress: Callable[[int], None] = _no_progress,
-) -> str:
-    """BLAKE2b (32 hex digits) over the contents and cuts of all records, in order; where the files lie does not matter.
+) -> list[str]:
+    """What each record is of: the digest of its file's contents, and its cut; where the file lies does not matter.
 
-    What was computed from them is theirs as long as it is the same. A folder of images goes by its frame rate and the
-    names, sizes and times of its files.
+    What was computed from a record is its own as long as this is the same. A folder of images goes by its frame rate
+    and the names, sizes and times of its files.
     """
     check = partial(_file_digest, index, manifest.frame_rate)
     digests = _check_all(check, manifest.paths, num_workers, time_limit, progress)
-    whole = hashlib.blake2b(digest_size=16)
-    for digest, record in zip(digests, manifest, strict=True):
-        whole.update(f"{digest or UNREADABLE} {record.start} {record.end}\n".encode())
-    return whole.hexdigest()
+    return [
+        f"{digest or UNREADABLE} {record.start} {record.end}"
+        for digest, record in zip(digests, manifest, strict=True)
+    ]
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """BLAKE2b (32 hex digits) over what records are of, in order."""
+    return hashlib.blake2b("".join(f"{digest}\n" for digest in digests).encode(), digest_size=16).hexdigest()
 
 
 def _file_digest(index: VideoIndex, frame_rate: float | None, path: str) -> str:
