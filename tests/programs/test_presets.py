@@ -178,7 +178,6 @@ def test_few_labels(run, data):
         "few_labels",
         *here,
         "pretrained=package:efficientnet_lite0",
-        "clip.train_clips=3",
         "clip.eval_clips=3",
     )
     summary = json.loads((folder / "summary.json").read_text())
@@ -189,6 +188,16 @@ def test_few_labels(run, data):
     assert weights["head.linear.weight"].shape == (10, 2 * 2 * 1280)
     started = json.loads((folder / "starting_point.json").read_text())
     assert started["sources"][0]["source"] == "package:efficientnet_lite0"
+
+
+@pytest.mark.slow
+def test_few_labels_gpu(run, data):
+    here = ["dataset=class_folders", f"dataset.source.root={data}/folders", "trainer.device=cpu"]
+    folder = run("few_labels_gpu", *VIT, *here, "clip.eval_clips=2")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["protocol"] == "16x4 frames at 16x16, 2 clips x squashed frame, mean_probs"
+    names = checkpoint.load(folder / "checkpoints/best.pt")["model"].keys()
+    assert any("lora" in name for name in names)
 
 
 STRIDES = {
