@@ -53,9 +53,7 @@ def test_fine_tuning_moves_every_layer_from_the_published_weights(run):
     before = torch.load(locate(SOURCE), weights_only=True)
     assert before.keys() - published.keys() == {"_fc.weight", "_fc.bias"}
     kernels = [name for name, tensor in published.items() if tensor.ndim == 4]
-    moved = {
-        name: float((published[name] - before[name]).norm() / before[name].norm()) for name in kernels
-    }
+    moved = {name: float((published[name] - before[name]).norm() / before[name].norm()) for name in kernels}
     # far less than between two initializations, where it is 1.4
     assert len(moved) == 49 and min(moved.values()) > 0 and max(moved.values()) < 0.1, moved
 

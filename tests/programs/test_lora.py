@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import export
 from vidtrain.models.lora import adapter_parameters
-from vidtrain.models.weights.files import content_hash
+from vidtrain.models.weights.files import content_hash, stamp
 from vidtrain.predict import predict
 from vidtrain.train import train
 from vidtrain.training import checkpoint, loop
@@ -74,7 +75,12 @@ def test_a_checkpoint_holds_what_trains_and_names_the_base(runs, name):
     assert payload["model"].keys() == {*adapters, *head} and len(adapters) == 2 * 4 * 2
     assert payload["lora"] == {"rank": 4, "alpha": 16.0, "dropout": 0.0, "targets": None}
     [file] = payload["base"]["files"]
-    assert file == {"source": str(runs.base), "path": str(runs.base), "sha256": content_hash(runs.base)}
+    assert file == {
+        "source": str(runs.base),
+        "path": str(runs.base),
+        "sha256": content_hash(runs.base),
+        "stamp": stamp(runs.base),
+    }
     assert set(payload["base"]["tensors"]) == {key for key in whole if key.startswith("encoder.")}
     assert runs.best.stat().st_size < 0.7 * runs.base.stat().st_size
     assert "optimizer" not in payload or len(
@@ -231,6 +237,23 @@ def test_a_base_that_is_not_there_or_another_is_named_with_its_hash(lent, data, 
     assert key == "init_from" and other in why and sha256 in why
 
 
+def test_a_base_is_hashed_again_only_where_it_was_written_anew(lent, monkeypatch):
+    hashed = []
+
+    def counting(path):
+        hashed.append(path)
+        return content_hash(path)
+
+    monkeypatch.setattr("vidtrain.models.weights.loading.content_hash", counting)
+    then = int(checkpoint.load(lent.best)["base"]["files"][0]["stamp"].split()[-1])
+    os.utime(lent.base, ns=(then, then))
+    rebuilt(lent.best)
+    assert hashed == []
+    os.utime(lent.base)  # the same bytes, of another time
+    rebuilt(lent.best)
+    assert hashed == [lent.base]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -284,9 +307,7 @@ def test_a_later_phase_may_train_everything(runs, data, tmp_path):
     ("overrides", "why"),
     [
         (["stage.lora.lora.rank=25"], "stage.lora.lora.rank=25 is above the width 24 of blocks.0.attn.qkv"),
-        (["stage.lora.lora.rank=0"], "stage.lora.lora.rank=0 must be 1 or more"),
-        (["stage.lora.lora.alpha=-1"], "stage.lora.lora.alpha=-1 must be above 0"),
-        (["stage.lora.lora.dropout=1"], "stage.lora.lora.dropout=1 must be 0 or more, and below 1"),
+        (["stage.lora.lora.alpha=inf"], "stage.lora.lora.alpha=inf must be above 0"),
         (["stage.lora.lora.targets=[qkv]"], "stage.lora.lora.targets=['qkv']: no linear layer of ViT3D"),
         (["stage.lora.encoder_blocks=null"], "stage.lora.lora trains adapters of layers that are frozen"),
         (["stage.lora.cache_features=true"], "stage.lora.cache_features needs a frozen encoder"),
@@ -301,6 +322,16 @@ def test_what_does_not_go_together_shows_before_the_start(overrides, why):
     )
     [(key, said)] = check.check_run(config_of("train", *base, *overrides))
     assert key == "stage" and why in said
+
+
+def test_every_number_that_is_out_of_range_is_answered_with_its_key():
+    bad = {"rank": 0, "alpha": -1, "dropout": 1}
+    faults = check.check_run(config_of("train", *LORA, *(f"stage.lora.lora.{k}={v}" for k, v in bad.items())))
+    assert faults == [
+        ("stage.lora.lora.rank", "0 must be 1 or more"),
+        ("stage.lora.lora.alpha", "-1.0 must be above 0"),
+        ("stage.lora.lora.dropout", "1.0 must be 0 or more, and below 1"),
+    ]
 
 
 @pytest.mark.slow

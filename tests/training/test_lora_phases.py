@@ -141,7 +141,8 @@ def test_the_log_names_the_rate_of_adapters(model):
 def test_the_base_stays_to_the_bit_and_so_does_its_average(model, optimizer):
     apply_phase(model, ADAPTED)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    average = WeightAverage(model, 0.5, warmup=False)
+    average = WeightAverage(model, 0.5, warmup=False, frozen=never_trained(model, {"lora": ADAPTED}))
+    whole = WeightAverage(model, 0.5, warmup=False)
     updates = optimizer(parameter_groups(model, ADAPTED))
     for step in range(3):
         set_train_mode(model)
@@ -149,7 +150,18 @@ def test_the_base_stays_to_the_bit_and_so_does_its_average(model, optimizer):
         updates.step()
         updates.zero_grad()
         average.update(step + 1)
+        whole.update(step + 1)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == trained(model)
     assert all(torch.equal(average.tensors[name], before[name]) for name in before.keys() - moved)
+    # the average has no second base, and the bits of one that has
+    state = model.state_dict()
+    assert {name for name in state if average.tensors[name].data_ptr() == state[name].data_ptr()} == {
+        name for name, parameter in model.named_parameters() if not parameter.requires_grad
+    }
+    assert average.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in average.tensors.items())
+    with average.in_place():
+        assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before.keys() - moved)
     assert len(adapter_parameters(model)) == 24

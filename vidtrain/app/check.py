@@ -27,7 +27,7 @@ from vidtrain.models.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import find_place
-from vidtrain.training.run import TrainerSettings
+from vidtrain.training.run import LoraSettings, TrainerSettings
 from vidtrain.training.schedules import in_steps, steps
 from vidtrain.training.stages import apply_phase, check_together, lora_of
 from vidtrain.training.validation import selecting_weights
@@ -172,6 +172,9 @@ def _check_settings(cfg: DictConfig, training: bool) -> Faults:
         faults.append(("stage", "holds no phase; choose stage=full"))
     durations = {f"trainer.{key}": cfg.trainer[key] for key in ("eval_every", "save_every", "keep_every")}
     durations |= {f"stage.{name}.duration": phase.duration for name, phase in phases.items()}
+    for name, phase in phases.items():
+        if phase.lora is not None:
+            faults += check_settings(phase.lora, LoraSettings, f"stage.{name}.lora.")
     for key, duration in durations.items():
         try:
             if duration is not None:

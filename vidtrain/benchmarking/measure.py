@@ -34,7 +34,7 @@ from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console, Run
 from vidtrain.training.stages import check_phases, prepare_batch_norm, set_train_mode
 from vidtrain.training.state import TrainState
-from vidtrain.training.validation import WeightAverage
+from vidtrain.training.validation import kept_average
 
 Advance = Callable[[int], object]  # takes the number of steps, or batches, so far
 Batches = Iterator[Batch]
@@ -74,9 +74,7 @@ class PhaseSteps:
         check_phases(run.model, run.phases, settings.epochs, run.steps_per_epoch)
         self.run, self.name = run, name
         self.model = prepare_batch_norm(run.model, settings.batch_norm, run.ranks)
-        average = None
-        if settings.ema is not None:
-            average = WeightAverage(self.model, settings.ema, settings.ema_warmup)
+        average = kept_average(self.model, settings, run.phases)
         self.phase = Phase.make(run, self.model, name, average)
         self.trained = self.phase.task.model  # the model, or heads on its encoder
         self.state = TrainState()

@@ -46,12 +46,12 @@ def start_adapters(
     if not sources:
         console.info(f"{line}; no frozen weights are from a file, so checkpoints hold all weights")
         return adapters
-    from vidtrain.models.weights.files import content_hash  # which, with all formats, takes seconds
+    from vidtrain.models.weights.files import content_hash, stamp  # which, with all formats, takes seconds
 
     names = frozen & frozenset().union(*(source.loaded for source in sources))
     files = ranks.on_main(
         lambda: [
-            BaseFile(source.name, str(source.path.absolute()), content_hash(source.path))
+            BaseFile(source.name, str(source.path.absolute()), content_hash(source.path), stamp(source.path))
             for source in sources
         ]
     )

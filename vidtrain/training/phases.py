@@ -40,7 +40,7 @@ from vidtrain.training.stages import (
     set_train_mode,
 )
 from vidtrain.training.state import EpochSums, TrainState
-from vidtrain.training.validation import WeightAverage, selecting_weights, settings_lines
+from vidtrain.training.validation import WeightAverage, kept_average, selecting_weights, settings_lines
 
 NAMED = 8  # parameters that a message names
 
@@ -160,15 +160,13 @@ class Trainer:
         """The state of the checkpoint `resume`, or a new one. Raises `UserError` for phases that cannot be trained."""
         settings = run.settings
         model = prepare_batch_norm(run.model, settings.batch_norm, run.ranks)
+        check_phases(model, run.phases, settings.epochs, run.steps_per_epoch)
         state = TrainState.load(resume["state"]) if resume else TrainState()
-        average = None if settings.ema is None else WeightAverage(model, settings.ema, settings.ema_warmup)
+        average = kept_average(model, settings, run.phases)
         if resume and average is not None:
-            # what never trains is its own average
-            own = model.state_dict() if run.left_out else {}
-            average.load({name: own[name] for name in run.left_out} | resume["ema"])
+            average.load(resume["ema"])
         saver = Saver(run.checkpoints, run.metadata, run.ranks, run.log, run.console)
         started = time.perf_counter() - state.seconds
-        check_phases(model, run.phases, settings.epochs, run.steps_per_epoch)
         for line in settings_lines(model, settings):
             run.console.info(line)
         return cls(run, model, state, average, saver, started)

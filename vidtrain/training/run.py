@@ -130,9 +130,12 @@ class HeadGridSettings:
 class LoraSettings:
     """Low-rank adapters of frozen linear layers in the encoder, W x + (alpha / rank) B A x, of which A and B train."""
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0  # of the adapters' input
+    rank: int = setting(8, at_least(1))
+    alpha: float = setting(16.0, above(0))
+    # of the adapters' input
+    dropout: float = setting(
+        0.0, {"allows": lambda value: 0 <= value < 1, "must": "must be 0 or more, and below 1"}
+    )
     # patterns of the layers' names in the encoder, such as "*.attn.qkv"; null: those of attention and MLP
     targets: list[str] | None = None
 

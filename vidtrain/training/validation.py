@@ -1,6 +1,6 @@
 """Validation: of the weights as they are, and of their average where one is kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.files.escaping import shown
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import Stopped
-from vidtrain.training.run import Evaluation, TrainerSettings
-from vidtrain.training.stages import BATCH_NORMS, batch_norms
+from vidtrain.training.run import Evaluation, PhaseSettings, TrainerSettings
+from vidtrain.training.stages import BATCH_NORMS, batch_norms, never_trained
 
 # Which weights -> under which name their metrics are logged
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
@@ -34,28 +35,34 @@ class WeightAverage:
     """Exponential moving average of a model's parameters and float buffers; other buffers are copied.
 
     It starts as the model's weights. `tensors` holds it under the names of the model's state dict, on the same
-    device; it is all the state there is. The model must keep its tensors in place, as training does.
+    device; it is all the state there is. The model must keep its tensors in place, as training does. The parameters
+    named `frozen` never train and are their own average: `tensors` holds those of the model, not a copy.
     """
 
-    def __init__(self, model: nn.Module, decay: float, warmup: bool):
+    def __init__(self, model: nn.Module, decay: float, warmup: bool, frozen: Collection[str] = ()):
         self.decay = decay
         self.warmup = warmup
         live = model.state_dict(keep_vars=True)
-        by_id: dict[int, Tensor] = {}
-        for tensor in live.values():
-            if id(tensor) not in by_id:
-                by_id[id(tensor)] = tensor.detach().clone()
-        self.tensors = {name: by_id[id(tensor)] for name, tensor in live.items()}
+        shared = {id(live[name]) for name in frozen}
         # a tensor that two names share is here once
-        pairs = {id(tensor): (by_id[id(tensor)], tensor.detach()) for tensor in live.values()}
+        pairs = {
+            id(tensor): (tensor.detach().clone(), tensor.detach())
+            for tensor in {id(tensor): tensor for tensor in live.values()}.values()
+            if id(tensor) not in shared
+        }
+        self.tensors = {
+            name: tensor.detach() if id(tensor) in shared else pairs[id(tensor)][0]
+            for name, tensor in live.items()
+        }
+        self._averaged = [name for name, tensor in live.items() if id(tensor) not in shared]
         self._pairs = list(pairs.values())
         self._floats = [pair for pair in self._pairs if pair[0].is_floating_point()]
         self._others = [pair for pair in self._pairs if not pair[0].is_floating_point()]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up the average of an earlier attempt."""
-        for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+        for name in self._averaged:
+            self.tensors[name].copy_(tensors[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -80,6 +87,15 @@ class WeightAverage:
             own = current.clone()
             current.copy_(average)
             average.copy_(own)
+
+
+def kept_average(
+    model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]
+) -> WeightAverage | None:
+    """The average that a run of these phases keeps, of what any of them trains."""
+    if settings.ema is None:
+        return None
+    return WeightAverage(model, settings.ema, settings.ema_warmup, never_trained(model, phases))
 
 
 def selecting_weights(monitor_weights: str | None, ema: float | None) -> str:

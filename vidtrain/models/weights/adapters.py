@@ -20,11 +20,16 @@ KEYS = ("lora", "base")  # of a checkpoint
 
 @dataclass(frozen=True)
 class BaseFile:
-    """A file or folder of weights: the name that the user gave, where it lies, and its `files.content_hash`."""
+    """A file or folder of weights: the name that the user gave, where it lies, and its `files.content_hash`.
+
+    With the `stamp` (`files.stamp`) that it had when it was hashed it counts as unchanged, as hashing gigabytes takes
+    seconds. Checkpoints from before have none.
+    """
 
     source: str
     path: str
     sha256: str
+    stamp: str = ""
 
 
 @dataclass(frozen=True)

@@ -143,11 +143,22 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file of weights in hexadecimal, as sha256sum gives it; of a folder, that of the names and hashes of
     the files that `read` takes its tensors and configuration from."""
     if path.is_dir():
-        files = [*_tensor_files(path), *(file for file in [path / "config.json"] if file.is_file())]
-        lines = "".join(f"{content_hash(file)}  {file.name}\n" for file in files)
+        lines = "".join(f"{content_hash(file)}  {file.name}\n" for file in _read_files(path))
         return hashlib.sha256(lines.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(path: Path) -> str:
+    """Name, bytes and time of change (ns) of a file of weights; of a folder, those of the files that `content_hash`
+    reads. It changes with whatever is written anew, and costs no reading."""
+    files = [(file, file.stat()) for file in (_read_files(path) if path.is_dir() else [path])]
+    return ", ".join(f"{file.name} {status.st_size} {status.st_mtime_ns}" for file, status in files)
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """The files of a folder that `read` takes its tensors and configuration from."""
+    return [*_tensor_files(folder), *(file for file in [folder / "config.json"] if file.is_file())]
 
 
 def _shards(index: Path) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.weights.adapters import Base, BaseFile
-from vidtrain.models.weights.files import content_hash, read
+from vidtrain.models.weights.files import content_hash, read, stamp
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.formats import FORMATS
 from vidtrain.models.weights.formats.own import OWN
@@ -89,12 +89,16 @@ def base_tensors(model: VideoClassifier, base: Base, checkpoint: Path) -> dict[s
 def locate_base(file: BaseFile, checkpoint: Path) -> Path:
     """Where a file of weights that `checkpoint` names is now: at its path, or beside the checkpoint.
 
+    It is hashed unless it has the stamp that it had then.
+
     Raises `UserError` naming file and hashes where it is absent, or another file than it was.
     """
     changed = []
     for place in (Path(file.path), checkpoint.parent / Path(file.path).name):
         if not place.is_file() and not place.is_dir():
             continue
+        if stamp(place) == file.stamp:
+            return place
         now = content_hash(place)
         if now == file.sha256:
             return place
