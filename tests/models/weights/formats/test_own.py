@@ -10,6 +10,7 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import save_weights
 from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
+from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.files import read
 from vidtrain.models.weights.formats.own import OWN
@@ -96,3 +97,32 @@ def test_another_encoder_is_refused(written):
     other.encoder = torch.nn.Identity()
     with pytest.raises(UserError, match="run was trained with ViT3D, and the model is Identity; choose"):
         load_pretrained(other, "run", written, 1.0)
+
+
+def test_a_setting_that_there_was_not_yet_counts_as_its_default(tmp_path):
+    """Of frames, from before there were differences of them; what is the default now fits."""
+
+    def frames(**changed) -> VideoClassifier:
+        return VideoClassifier(
+            TimmFrames("test_resnet", 32, **changed), partial(MeanPoolClassifier, norm=False), 3
+        )
+
+    config = {
+        "model": {
+            "encoder": {"_target_": "vidtrain.models.timm_frames.TimmFrames", "backbone": "test_resnet"},
+            "head": {
+                "_target_": "vidtrain.models.heads.MeanPoolClassifier",
+                "_partial_": True,
+                "norm": False,
+            },
+        }
+    }
+    path = tmp_path / "best.pt"
+    checkpoint.save({"model": frames().state_dict(), "config": config, "classes": ["a"]}, path)
+    assert load_pretrained(frames(drop_path=0.1), "run", path, 1.0).match == 1.0
+    with pytest.raises(UserError) as fault:
+        load_pretrained(frames(input="difference", difference_gain=2.0), "run", path, 1.0)
+    assert str(fault.value).splitlines()[1:] == [
+        "  model.encoder.input=rgb (it is difference)",
+        "  model.encoder.difference_gain=1.0 (it is 2.0)",
+    ]

@@ -4,6 +4,7 @@ They carry the configuration of their model, so what shows in no tensor, such as
 the model that takes them. Adapters are merged: what starts from such a checkpoint starts from what was trained.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ FREE = {"image_size", "num_frames", "pool_size", "drop_path", "dropout", "attent
 FREE |= {"activation_checkpointing", "zero_init_residual", "zero_init_residual_transform"}
 # What depends on the head that follows: another head may take other tokens
 OF_HEAD = {"out_layers", "final_norm", "features", "tokens", "spatial_size"}
+PLAIN = (bool, int, float, str)
 
 
 def _convert(weights: Weights, model: VideoClassifier) -> Converted:
@@ -60,18 +62,31 @@ def _convert(weights: Weights, model: VideoClassifier) -> Converted:
 
 
 def _settings(node: Mapping[str, Any], part: str, module: nn.Module, free: set[str]) -> dict[str, Any]:
-    """The settings of an encoder or a head that the model's own has as an attribute, by where it has them."""
+    """The settings of an encoder or a head that the model's own has as an attribute, by where it has them.
+
+    One that the configuration does not have, as it is from before there was such a setting, counts as its default.
+    """
     holders: dict[str, Any] = {part: module}
     if hasattr(module, "pooler"):
         holders[f"{part}.pooler"] = module.pooler
     return {
         f"{holder}.{key}": value
-        for key, value in node.items()
+        for key, value in (dict(node) | _defaults(module) | dict(node)).items()  # in its order
         for holder, each in holders.items()
         if key not in free and not _refers(value) and hasattr(each, key)
         # a module keeps its settings to itself; None for a list stands for what follows from other settings
-        if not isinstance(getattr(each, key), nn.Module)
+        if not isinstance(getattr(each, key), nn.Module | Tensor)
         and not (value is None and isinstance(getattr(each, key), tuple))
+    }
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """The defaults of a class that are plain values, as its objects keep them; None follows from other settings."""
+    parameters = inspect.signature(type(module)).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if isinstance(parameter.default, PLAIN) and isinstance(getattr(module, parameter.name, None), PLAIN)
     }
 
 
