@@ -8,6 +8,7 @@ import torch
 from timm.models import swin_transformer, vision_transformer
 from torch import nn
 
+from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
@@ -114,6 +115,47 @@ def test_parts_of_the_head_that_spatial_features_do_not_use():
     converted = TIMM_FRAMES.convert(Weights("f.pth", theirs.state_dict()), ours)
     assert converted.left_out["attn_pool.latent"] == "not in the features that are used (spatial)"
     assert converted.unexpected == []
+
+
+@torch.no_grad()
+def test_dinov2_with_registers_by_the_names_of_its_publisher():
+    """As its code computes: registers get no positions, the class token the first one, the features are its norm."""
+    torch.manual_seed(0)
+    size, width = 28, 48
+    tiny = {"img_size": size, "embed_dim": width, "depth": 2, "num_heads": 3, "num_classes": 0}
+    ours = video_model("test_resnet")
+    ours.encoder = TimmFrames.__new__(TimmFrames)
+    nn.Module.__init__(ours.encoder)
+    ours.encoder.features = "pooled"
+    network = timm.create_model("vit_small_patch14_reg4_dinov2", **tiny).eval()
+    ours.encoder.network = network
+    theirs = {name: torch.randn_like(each) * 0.1 for name, each in network.state_dict().items()}
+    theirs["register_tokens"] = theirs.pop("reg_token")
+    theirs["pos_embed"] = torch.randn(1, 1 + 4, width)
+    theirs["mask_token"] = torch.zeros(1, width)
+    converted = TIMM_FRAMES.convert(Weights("dinov2_vits14_reg4_pretrain.pth", theirs), ours)
+    assert converted.unexpected == []
+    assert list(converted.left_out) == ["mask_token"]
+    assert set(converted.changed) == {OURS + "cls_token", OURS + "pos_embed"}
+    assert ours.load_state_dict(converted.tensors, strict=False).missing_keys == [
+        "head.linear.weight",
+        "head.linear.bias",
+    ]
+    image = torch.randn(1, 3, size, size)
+    tokens = torch.cat((theirs["cls_token"], network.patch_embed(image)), dim=1) + theirs["pos_embed"]
+    tokens = torch.cat((tokens[:, :1], theirs["register_tokens"], tokens[:, 1:]), dim=1)
+    expected = network.norm(network.blocks(tokens))[:, 0]
+    torch.testing.assert_close(network(image), expected)
+
+
+def test_weights_that_timm_cannot_convert_are_an_error():
+    ours, tensors = video_model("test_vit", 64), published("test_vit").state_dict()
+    converted = TIMM_FRAMES.convert(Weights("f.pth", tensors | {"pos_embed": torch.zeros(1, 8, 64)}), ours)
+    assert converted.tensors[OURS + "pos_embed"].shape == (1, 8, 64)  # which is reported as of another shape
+    del tensors["cls_token"]
+    foreign = tensors | {"mask_token": torch.zeros(1), "register_tokens": torch.zeros(1, 4, 64)}
+    with pytest.raises(UserError, match="is model.encoder.backbone another model than theirs"):
+        TIMM_FRAMES.convert(Weights("f.pth", foreign), ours)
 
 
 def test_the_model_must_be_the_one_that_is_named():

@@ -4,6 +4,7 @@ its own names, for the encoder that takes them frame by frame.
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -247,18 +248,52 @@ def _convert_frames(weights: Weights, model: VideoClassifier) -> Converted:
     prefix = max(PREFIXES, key=lambda each: sum(each + name in weights.tensors for name in own))
     name = architecture(weights)
     found = Converted(requires={} if name is None else {"encoder.backbone": name})
+    found.left_out = {name: "not of the model" for name in weights.tensors if not name.startswith(prefix)}
+    tensors = {}
     for theirs, tensor in weights.tensors.items():
-        bare = theirs.removeprefix(prefix)
-        if not theirs.startswith(prefix):
-            found.left_out[theirs] = "not of the model"
-        elif bare in own:
+        reason = _why_left_out(theirs.removeprefix(prefix), network, encoder.features)
+        if theirs not in found.left_out and theirs.removeprefix(prefix) not in own and reason is not None:
+            found.left_out[theirs] = reason
+        elif theirs not in found.left_out:
+            tensors[theirs.removeprefix(prefix)] = tensor
+    if tensors.keys() - own.keys():
+        tensors = _by_timms_names(found, tensors, network, prefix)
+    for bare, tensor in tensors.items():
+        if bare in own:
             found.tensors[OURS + bare] = tensor
             _fit(found, bare, tensor, own[bare], network)
-        elif (reason := _why_left_out(bare, network, encoder.features)) is not None:
-            found.left_out[theirs] = reason
         else:
-            found.unexpected.append(theirs)
+            found.unexpected.append(prefix + bare)
     return found
+
+
+def _by_timms_names(
+    found: Converted, tensors: dict[str, Tensor], network: nn.Module, prefix: str
+) -> dict[str, Tensor]:
+    """Tensors by the names of the model's publisher, such as those of DINOv2 with registers, as timm takes them over.
+
+    timm has a function for each family that does so. Raises UserError where it cannot.
+    """
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    try:
+        converted: dict[str, Tensor] = convert(dict(tensors), network)
+    except (KeyError, RuntimeError, AttributeError) as error:
+        strange = ", ".join(list(tensors.keys() - network.state_dict().keys())[:4])
+        raise UserError(
+            f"timm cannot convert these weights for {type(network).__name__} ({error}); it has no {strange}: is "
+            "model.encoder.backbone another model than theirs?"
+        ) from error
+    kept = {id(tensor) for tensor in converted.values()}
+    for name, tensor in tensors.items():
+        if name not in converted and id(tensor) not in kept:
+            found.left_out[prefix + name] = "timm's model of the same name has no use for it"
+    before = {id(tensor) for tensor in tensors.values()}
+    for name, tensor in converted.items():
+        if id(tensor) not in before:
+            found.changed[OURS + name] = "converted by timm from its publisher's"
+    return converted
 
 
 def _why_left_out(name: str, network: Any, features: str) -> str | None:
@@ -278,11 +313,13 @@ def _fit(found: Converted, name: str, tensor: Tensor, own: Tensor, network: Any)
     if tensor.shape == own.shape:
         return
     sizes = f"{list(tensor.shape)} resized to {list(own.shape)}"
-    if name == "pos_embed" and tensor.ndim == 3:
+    if name == "pos_embed" and tensor.ndim == 3 and tensor.shape[-1] == own.shape[-1]:
         grid = network.patch_embed.grid_size
         prefix = own.shape[1] - grid[0] * grid[1]  # some give positions to patches alone
-        found.tensors[OURS + name] = resample_abs_pos_embed(tensor, list(grid), num_prefix_tokens=prefix)
-        found.resized[OURS + name] = f"positions {sizes}"
+        places = tensor.shape[1] - prefix
+        if places == math.isqrt(max(places, 0)) ** 2:
+            found.tensors[OURS + name] = resample_abs_pos_embed(tensor, list(grid), num_prefix_tokens=prefix)
+            found.resized[OURS + name] = f"positions {sizes}"
     elif name.endswith(TABLE):
         window = network.get_submodule(name.rpartition(".")[0]).window_size
         found.tensors[OURS + name] = resize_rel_pos_bias_table(tensor, window, tuple(own.shape))
