@@ -7,6 +7,7 @@ vjepa_transformers.py  V-JEPA 2 as transformers saves it
 videomae.py       VideoMAE: fine-tuned and pretrained, original and of transformers
 torchvision.py    torchvision's video weights, by enum name or file
 pytorchvideo.py   PyTorchVideo's SlowFast and Slow
+pyslowfast.py     the same networks as PySlowFast saves them
 classy_vision.py  Classy Vision's ResNeXt3D
 efficientnet_lite.py   EfficientNet-Lite, whose ImageNet weights the extra `weights` installs
 timm_images.py    image models of timm: ViTs inflated to tubelets, and any of them frame by frame
@@ -16,6 +17,7 @@ from vidtrain.models.weights.format import Format
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D
 from vidtrain.models.weights.formats.efficientnet_lite import EFFICIENTNET_LITE
 from vidtrain.models.weights.formats.own import OWN
+from vidtrain.models.weights.formats.pyslowfast import PYSLOWFAST, PYSLOWFAST_SLOW
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
 from vidtrain.models.weights.formats.timm_images import TIMM_FRAMES, TIMM_VIT
 from vidtrain.models.weights.formats.torchvision import (
@@ -49,6 +51,8 @@ FORMATS: tuple[Format, ...] = (
     TORCHVISION_SWIN,
     PYTORCHVIDEO_SLOWFAST,
     PYTORCHVIDEO_SLOW,
+    PYSLOWFAST,
+    PYSLOWFAST_SLOW,
     CLASSY_VISION_RESNEXT3D,
     EFFICIENTNET_LITE,
     TIMM_VIT,
