@@ -92,10 +92,10 @@ def masks_of(hidden: np.ndarray) -> Masks:
 def _places(chosen: np.ndarray) -> tuple[Tensor, Tensor | None]:
     """Where each row of bool [b n] is true, rising and padded, and what is no padding."""
     counts = chosen.sum(axis=1)
-    places = np.argsort(~chosen, axis=1, kind="stable")[:, : counts.max()]
     valid = np.arange(counts.max()) < counts[:, None]
-    padded = None if valid.all() else torch.from_numpy(valid)
-    return torch.from_numpy(np.where(valid, places, 0)), padded
+    places = np.zeros(valid.shape, dtype=np.int64)
+    places[valid] = np.nonzero(chosen)[1]  # both run over rows, then along them
+    return torch.from_numpy(places), None if valid.all() else torch.from_numpy(valid)
 
 
 @dataclass(frozen=True)
