@@ -162,7 +162,8 @@ class JointEmbedding(MaskedModel):
         torch._foreach_add_(teacher, encoder, alpha=1 - self.momentum)
 
     def feature_encoder(self) -> nn.Module:
-        return self.teacher
+        """The average, which knows more than the encoder; a teacher that stays as it is has learned nothing here."""
+        return self.teacher if self.momentum < 1 else self.encoder
 
     def _check_teacher(self) -> None:
         for name in ("tubelet_size", "patch_size"):

@@ -15,6 +15,7 @@ from vidtrain.models.weights.files import content_hash, read, stamp
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
 from vidtrain.models.weights.formats import FORMATS
 from vidtrain.models.weights.formats.own import OWN
+from vidtrain.models.weights.formats.pretraining import take_pretraining
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
 LOGITS = "head.linear.weight"
@@ -51,7 +52,9 @@ def _read_for(model: VideoClassifier, source: str, path: Path) -> tuple[Format, 
         base = base_tensors(model, weights.adapters.base, path)
         weights = replace(weights, tensors=OWN.revert(base) | dict(weights.tensors))
     format = recognize(weights, model)
-    return format, format.convert(weights, model)
+    converted = format.convert(weights, model)
+    take_pretraining(weights, model, format, converted)
+    return format, converted
 
 
 # --- the base of a checkpoint that holds adapters ---------------------------------------------------------

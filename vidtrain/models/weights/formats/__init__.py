@@ -5,6 +5,7 @@ vit3d.py          what the formats of ViT-3D share: heads, joined layers, patche
 vjepa.py          V-JEPA 1, 2, 2.1: original encoders and probes
 vjepa_transformers.py  V-JEPA 2 as transformers saves it
 videomae.py       VideoMAE: fine-tuned and pretrained, original and of transformers
+pretraining.py    what pretraining files hold besides: decoder, predictor, an encoder beside its average
 torchvision.py    torchvision's video weights, by enum name or file
 pytorchvideo.py   PyTorchVideo's SlowFast and Slow
 pyslowfast.py     the same networks as PySlowFast saves them

@@ -60,7 +60,7 @@ def _prefix(tensors: Mapping[str, Tensor], inner: str) -> str | None:
 
 def _convert(weights: Weights, model: VideoClassifier, inner: str) -> Converted:
     prefix = known(_prefix(weights.tensors, inner))
-    found = NAMES.convert(_join_biases(under(weights.tensors, prefix)))
+    found = NAMES.convert(join_biases(under(weights.tensors, prefix)))
     explain_rest(
         found, weights.tensors, prefix, {prefix.removesuffix(inner) + name: why for name, why in REST.items()}
     )
@@ -125,7 +125,7 @@ def leave_out_norm(found: Converted, model: VideoClassifier, theirs: str) -> Non
             found.left_out[f"{theirs}.{kind}"] = FRESH_NORM
 
 
-def _join_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def join_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = dict(tensors)
     for name in tensors:
         if name.endswith(QUERIES):
@@ -139,7 +139,13 @@ def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = NAMES.revert({name: each for name, each in tensors.items() if name != POSITIONS})
     if POSITIONS in tensors:
         found[TABLE] = tensors[POSITIONS].flatten(0, 2)[None]
-    for name in list(found):
+    return split_biases(found)
+
+
+def split_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `join_biases`; what keys have is dropped."""
+    found = dict(tensors)
+    for name in tensors:
         if name.endswith(BIAS):
             block = name.removesuffix(BIAS)
             found[block + QUERIES], _, found[block + VALUES] = found.pop(name).chunk(3)
@@ -207,7 +213,7 @@ def _is_transformers(weights: Weights) -> bool:
 
 def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted:
     kept, left_out = set_aside(weights.tensors, REST)
-    tensors = {_current(name.removeprefix(BASE_PREFIX)): each for name, each in kept.items()}
+    tensors = {current(name.removeprefix(BASE_PREFIX)): each for name, each in kept.items()}
     found = TRANSFORMERS_NAMES.convert(join(tensors, "attention.qkv", PARTS, no_bias=(KEYS,)))
     found.left_out |= left_out
     fit_patches(found, vit_of(model))
@@ -245,7 +251,7 @@ def _settle_head(found: Converted, model: VideoClassifier) -> None:
     leave_out_norm(found, model, f"{BASE_PREFIX}layernorm")
 
 
-def _current(name: str) -> str:
+def current(name: str) -> str:
     """The name of a bias as transformers' models have it, where it is as the files have it."""
     for old, new in BIASES.items():
         if name.endswith(old):
@@ -256,13 +262,19 @@ def _current(name: str) -> str:
 def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as in the files of the hub and of `save_pretrained`."""
     found = split(TRANSFORMERS_NAMES.revert(tensors), "attention.qkv", PARTS, no_bias=(KEYS,))
-    published = {}
-    for name, tensor in found.items():
-        for old, new in BIASES.items():
-            if name.endswith(new):
-                name = name.removesuffix(new) + old
-        published[name if name.startswith(("fc_norm.", "classifier.")) else BASE_PREFIX + name] = tensor
-    return published
+    of_head = ("fc_norm.", "classifier.")
+    return {
+        name if name.startswith(of_head) else BASE_PREFIX + name: tensor
+        for name, tensor in zip(map(saved, found), found.values(), strict=True)
+    }
+
+
+def saved(name: str) -> str:
+    """The reverse of `current`."""
+    for old, new in BIASES.items():
+        if name.endswith(new):
+            return name.removesuffix(new) + old
+    return name
 
 
 VIDEOMAE_TRANSFORMERS = Format(

@@ -48,9 +48,10 @@ NAMES = Renaming(
     ]
 )
 PREDICTOR = "the predictor, which only pretraining needs"
+TRAINED = "the encoder as trained; its moving average is taken"
 PRETRAINING = {
     "predictor.": PREDICTOR,
-    "encoder.": "the encoder as trained; its moving average is taken",
+    "encoder.": TRAINED,
     "target_encoder.": "the teacher of a distilled model",
 }
 TABLE = {"pos_embed": "the position table follows from the configuration"}
