@@ -36,7 +36,12 @@ def clip(*overrides: str) -> dict:
             {"frames": 16, "frame_step": None, "fps": 15, "mean": [0.43216, 0.394666, 0.37645]},
             "mean_logits",
         ),
-        ("slowfast_r50", {"frames": 32, "frame_step": 2, "std": [0.225, 0.225, 0.225]}, "mean_logits"),
+        (
+            "slowfast_r50",
+            {"frames": 32, "fps": 15, "frame_step": None, "std": [0.225, 0.225, 0.225]},
+            "mean_probs",
+        ),
+        ("slow_r50", {"frames": 8, "fps": 3.75, "frame_step": None}, "mean_probs"),
         ("timm_frames", DEFAULT | {"size": 224}, "mean_logits"),
         ("efficientnet_lite0", DEFAULT | {"size": 224, "mean": [0.498039] * 3}, "mean_logits"),
     ],

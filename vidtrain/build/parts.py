@@ -37,6 +37,12 @@ from vidtrain.training.run import Console
 
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
+# Where frames lie as in others' code, by clip.sampling
+PLACES = {
+    "vjepa2": " as in V-JEPA 2 (windows fixed)",
+    "vjepa2_random": " as in V-JEPA 2 (windows drawn, seed {seed})",
+    "pyslowfast": " as in PySlowFast",
+}
 
 
 def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
@@ -93,7 +99,7 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     order = "" if frame_order == "forward" else f" {frame_order}"
     if clip.sampling == "uniform":
         shown = f"{clip.frames} uniform frames"
-    indices = " as in V-JEPA 2" if clip.sampling == "vjepa2" else ""
+    indices = PLACES[clip.sampling].format(seed=cfg.seed) if clip.sampling in PLACES else ""
     geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
     size = f"{height}x{width}"
     if isinstance(geometry, WholeFrame):

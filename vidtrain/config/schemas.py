@@ -54,7 +54,9 @@ class ClipSettings:
     # differently augmented copies of each training video, from one decoding of it
     repeated_augmentation: int = setting(1, at_least(1))
     eval_clips: int = setting(1, at_least(1))
-    sampling: str = "dense"  # dense; uniform: over the whole video, without a stride; vjepa2: its indices
+    # dense; uniform: over the whole video, without a stride; vjepa2: its indices; vjepa2_random: in evaluation too its
+    # windows are drawn, as its published evaluations do; pyslowfast: its indices
+    sampling: str = "dense"
     overlap: bool = True  # whether clips of one video may share frames
     short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
     frame_order: str = "forward"  # probes of what time is worth: reversed, shuffled, single_frame

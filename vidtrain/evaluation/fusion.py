@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def mean_logits(clip_logits: Tensor) -> Tensor:
-    """[b n k] -> [b k]: the mean over clips, as in PySlowFast's and this project's default."""
+    """[b n k] -> [b k]: the mean over clips, this project's default."""
     return clip_logits.mean(dim=1)
 
 
 def mean_probs(clip_logits: Tensor) -> Tensor:
-    """[b n k] -> [b k]: the logarithm of the clips' mean probabilities, as VideoMAE evaluates.
+    """[b n k] -> [b k]: the logarithm of the clips' mean probabilities, as VideoMAE and PySlowFast evaluate.
 
     Its softmax is exactly the mean of the clips' softmaxes, so losses and metrics take it as logits.
     """

@@ -28,6 +28,8 @@ RULE = {
     "parts": "c of n clips: clip floor((2 i + 1) n / (2 c)) for i = 0 ... c - 1, the nearest by their middles",
     "uniform": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1; for one clip n // 2",
     "vjepa2": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
+    "vjepa2_random": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
+    "pyslowfast": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
 }
 
 
@@ -88,15 +90,18 @@ def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
     """Which c of n clips stand for an evaluation with c clips, and whether they are the same ones.
 
     Dense clips start evenly from the first possible start to the last, and one alone is centered: the same where
-    those starts are among the table's. Uniform clips shift by shares of a segment, and one alone by half of one. Clips
-    of parts without overlap, and V-JEPA 2's, depend on the number of parts: never the same.
+    those starts are among the table's. Uniform clips shift by shares of a segment, and one alone by half of one.
+    PySlowFast's start at shares of the room that they have. Clips of parts without overlap, and V-JEPA 2's, depend on
+    the number of parts: never the same.
     """
     if c == n:
         return Choice(tuple(range(n)), True)
-    if sampling != "vjepa2" and not overlap:
+    if not sampling.startswith("vjepa2") and not overlap:
         return Choice(tuple((2 * i + 1) * n // (2 * c) for i in range(c)), False)
-    if sampling == "vjepa2":
+    if sampling.startswith("vjepa2"):
         return Choice(tuple(i * n // c for i in range(c)), False)
+    if sampling == "pyslowfast":
+        return Choice(tuple(i * n // c for i in range(c)), n % c == 0)
     if c == 1:
         return Choice((n // 2,), n % 2 == (1 if sampling == "dense" else 0))
     if sampling == "uniform":
@@ -257,7 +262,7 @@ def notes(about: Mapping[str, Any]) -> list[str]:
             "apart by clips. The table has one row per crop, and only crops and the order of frames vary."
         ]
     return [
-        RULE["parts" if sampling != "vjepa2" and not about["overlap"] else sampling]
+        RULE["parts" if not sampling.startswith("vjepa2") and not about["overlap"] else sampling]
         + " (clips counted from 0).",
         "same_as_afresh: whether an evaluation with this number of clips would read the same frames; where it is false "
         "they are only near, and an evaluation of its own may differ.",

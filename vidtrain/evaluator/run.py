@@ -21,7 +21,7 @@ from vidtrain.data.loading.loaders import eval_loader
 from vidtrain.data.loading.samplers import EvalShard, EvalUnits
 from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.manifest import Manifest, in_order_of
-from vidtrain.data.sampling.clips import clip_indices
+from vidtrain.data.sampling.clips import clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import frame_picks
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
@@ -226,8 +226,9 @@ def _frames(dataset: VideoDataset, index: int) -> np.ndarray:
         video = dataset.index.info(record.path, dataset.manifest.frame_rate)
     except DecodeError:
         return np.full((protocol.num_clips, protocol.frames), -1)
+    drawn = eval_generator(protocol, dataset.seed, record.path)
     return clip_indices(
-        video.num_frames, video.timestamps, protocol, None, start=record.start, end=record.end
+        video.num_frames, video.timestamps, protocol, drawn, start=record.start, end=record.end
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import TemporalJitter
 from vidtrain.errors import UserError
 
@@ -153,6 +153,22 @@ def test_a_cut_is_a_video_of_its_own():
     protocol = ClipProtocol(16, frame_step=4, sampling="vjepa2")
     clips = clip_indices(300, np.arange(300) / 30, protocol, None, start=2.0, end=7.0)
     assert clips.tolist() == [moved(SIXTEEN, 60)]
+
+
+def test_windows_of_an_evaluation_are_drawn_by_seed_and_file():
+    """As with random_clip_sampling=True in the original: end = randint(64, 150) in each half of 300 frames."""
+    protocol = ClipProtocol(16, frame_step=4, num_clips=2, sampling="vjepa2_random")
+    drawn = {}
+    for seed, path in ((0, "a/x.mp4"), (0, "b/x.mp4"), (0, "a/y.mp4"), (1, "a/x.mp4")):
+        rng = eval_generator(protocol, seed, path)
+        clips = clip_indices(300, np.arange(300) / 30, protocol, rng).tolist()
+        begins = clips[0][0], clips[1][0] - 150
+        assert clips == [moved(SIXTEEN, begins[0]), moved(SIXTEEN, 150 + begins[1])]
+        assert all(0 <= begin < 150 - 64 for begin in begins)
+        drawn[seed, path] = clips
+    assert drawn[0, "a/x.mp4"] == drawn[0, "b/x.mp4"]
+    assert len({str(clips) for clips in drawn.values()}) == 3
+    assert eval_generator(ClipProtocol(16, frame_step=4, sampling="vjepa2"), 0, "a/x.mp4") is None
 
 
 def test_takes_no_jitter():

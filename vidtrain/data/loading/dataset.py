@@ -18,7 +18,7 @@ from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.loading.quarantine import Quarantine
 from vidtrain.data.loading.samplers import SampleKey
 from vidtrain.data.manifest.manifest import Manifest, Record
-from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
+from vidtrain.data.sampling.clips import ClipProtocol, clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import EmptyCut, TemporalJitter
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
@@ -162,7 +162,8 @@ class VideoDataset(Dataset):
         video = self.open_video(record.path)
         cut = partial(clip_indices, video.num_frames, video.timestamps, start=record.start, end=record.end)
         if not self.training:
-            pixels = self.eval_clips(video, cut(self.protocol, None))
+            drawn = eval_generator(self.protocol, self.seed, record.path)
+            pixels = self.eval_clips(video, cut(self.protocol, drawn))
             return pixels[None], torch.zeros(1, len(pixels), dtype=torch.int64)
         views: list[View] = []
         seeds: list[int] = []

@@ -148,7 +148,7 @@ def clip_seconds(protocol: ClipProtocol, frame: float) -> float | None:
         return None
     seconds = protocol.stride * protocol.frames * (frame if protocol.frame_step is not None else 1.0)
     # V-JEPA 2 lets clips move only within more frames than they span
-    return seconds + frame if protocol.sampling == "vjepa2" else seconds
+    return seconds + frame if protocol.sampling.startswith("vjepa2") else seconds
 
 
 def window_starts(seconds: float, length: float, stride: float, frame: float) -> list[float]:

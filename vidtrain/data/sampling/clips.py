@@ -1,8 +1,10 @@
 """Which frames make a clip: a pure function of frame count, timestamps, protocol and generator."""
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +34,11 @@ class ClipProtocol:
     - "uniform": over the whole video, one in each of `frames` equal segments (TSN, Wang et al. 2016). Of N frames,
       frame j lies at floor((j + u) * N / frames). In training every u is drawn from [0, 1). In evaluation u is 1/2
       for one clip, and i / num_clips for clip i of several, as VideoMAE tests on Something-Something.
-    - "vjepa2": V-JEPA 2's indices (see `_vjepa2_clips`), made for training and evaluation alike.
+    - "vjepa2": V-JEPA 2's indices (see `_vjepa2_clips`), made for training and evaluation alike. In evaluation a window
+      that could move begins where its part does, as with `random_clip_sampling=False` in the original.
+    - "vjepa2_random": the same, but such windows are drawn in evaluation too, as the published evaluations of V-JEPA
+      do, which leave that switch on. Whoever evaluates gives `clip_indices` a generator, see `eval_generator`.
+    - "pyslowfast": as PySlowFast has them (see `_pyslowfast`): clip i of n starts at i / n of the room that it has.
 
     The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
     `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
@@ -85,8 +91,10 @@ class ClipProtocol:
         for name, value in {"frames": self.frames, "num_clips": self.num_clips, **strides}.items():
             if not 0 < value < math.inf:
                 faults.append(f"{name}={value}: must be above 0")
-        if self.sampling == "vjepa2" and self.short_video_policy == "wrap":
-            faults.append("sampling=vjepa2 cannot wrap: choose short_video_policy=repeat_last or error")
+        if self.sampling in FIXED and self.short_video_policy == "wrap":
+            faults.append(
+                f"sampling={self.sampling} cannot wrap: choose short_video_policy=repeat_last or error"
+            )
         if self.frame_order == "shuffled" and self.frames == 1:
             faults.append("frame_order=shuffled needs clips of 2 frames or more")
         if faults:
@@ -148,10 +156,22 @@ def clip_indices(
     return np.stack(clips).astype(np.int64)
 
 
+def eval_generator(protocol: ClipProtocol, seed: int, path: str) -> np.random.Generator | None:
+    """What draws the windows of a video in evaluation: None but for "vjepa2_random".
+
+    It follows from the seed and the name of the file alone, so that evaluating again shows the same frames.
+    """
+    if protocol.sampling != "vjepa2_random":
+        return None
+    return np.random.default_rng([seed, zlib.crc32(PurePath(path).name.encode(errors="surrogateescape"))])
+
+
 def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:
     """Raises `UserError` where the way of sampling has nothing to vary, or must not be varied."""
-    if protocol.sampling == "vjepa2" and not jitter.is_idle:
-        raise UserError("sampling=vjepa2 gives fixed indices: take away the temporal augmentation")
+    if protocol.sampling in FIXED and not jitter.is_idle:
+        raise UserError(
+            f"sampling={protocol.sampling} gives fixed indices: take away the temporal augmentation"
+        )
     if protocol.sampling == "uniform" and tuple(jitter.rate) != (1, 1):
         raise UserError(
             f"sampling=uniform has no stride that rate={list(jitter.rate)} could change; set rate=[1, 1]"
@@ -291,8 +311,8 @@ def _vjepa2_step(protocol: ClipProtocol, video: Stretch) -> int:
         setting = f"duration={duration:g} for {protocol.frames} frames"
     if step < 1:
         raise UserError(
-            f"{setting} needs more than the {rate} frames a second of the video, which sampling=vjepa2 does not "
-            "allow; choose another, or sampling=dense, which shows frames more than once"
+            f"{setting} needs more than the {rate} frames a second of the video, which sampling={protocol.sampling} "
+            "does not allow; choose another, or sampling=dense, which shows frames more than once"
         )
     return step
 
@@ -305,7 +325,7 @@ def _vjepa2_clips(
     With L = frames * step and parts of P = N // num_clips frames, clip i is, rounding down,
 
     - where P > L: `frames` numbers from end - L to end in even distances, none above end - 1; plus i * P.
-      In training end is drawn from L to P - 1, in evaluation (no `rng`) it is L;
+      With `rng` end is drawn from L to P - 1, without it is L;
     - else without `overlap`: P // step numbers from 0 to P in even distances, then P repeated, none above P - 1;
       plus i * P;
     - else with it: s // step numbers from 0 to s = min(L, N) - 1 in even distances, then s repeated, none above
@@ -338,4 +358,39 @@ def _padded(end: int, step: int, frames: int) -> np.ndarray:
     return places.clip(max=end - 1)
 
 
-SAMPLINGS = {"dense": _dense, "uniform": _uniform, "vjepa2": _vjepa2}
+def _pyslowfast(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    """Of N frames, clip i of n, which spans S = frames * stride of them, starts at (N - S) i / n, in training anywhere
+    up to N - S; its frames are those shown at even distances from there to S - 1 later, none above N - 1.
+
+    So one clip starts with the video, and the last of ten at 0.9 of what it could. The formulas of
+    facebookresearch/SlowFast, slowfast/datasets/decoder.py, for a video that is decoded as a whole. Its stride counts
+    frames of 30 a second: `clip.fps=15` for its 2.
+    """
+    places = _places(video.in_frames(), protocol)
+    rate = 1.0 if protocol.frame_step is not None else len(video.clock) / video.length
+    span = max(1.0, protocol.frames * protocol.stride * rate)
+    clips = []
+    for stretch, number, total in places:
+        room = max(len(stretch.clock) - span, 0.0)
+        start = room * number / total if rng is None else rng.uniform(0, room)
+        positions = np.linspace(start, start + span - 1, protocol.frames)
+        if protocol.short_video_policy == "error" and positions[-1] > stretch.last:
+            behind_end("error", positions, stretch)
+        clips.append(positions.clip(max=stretch.last))
+    return places, np.stack(clips)
+
+
+SAMPLINGS = {
+    "dense": _dense,
+    "uniform": _uniform,
+    "vjepa2": _vjepa2,
+    "vjepa2_random": _vjepa2,
+    "pyslowfast": _pyslowfast,
+}
+FIXED = (
+    "vjepa2",
+    "vjepa2_random",
+    "pyslowfast",
+)  # indices as others' code has them, which nothing here may move
