@@ -82,7 +82,9 @@ def measure_all(
     for name, reports in answers(described, groups, plan, protocol, several):
         for split, report in reports.items():
             results[split][name] = report.metrics
-            write_report(report, made.place(split, name), splits[split].paths, splits[split].classes)
+            manifest = splits[split]
+            groups_of = None if manifest.columns.groups is None else [record.group for record in manifest]
+            write_report(report, made.place(split, name), manifest.paths, manifest.classes, groups_of)
     return replace(made, seconds=round(time.monotonic() - started, 1))
 
 

@@ -58,7 +58,7 @@ def kept(tmp_path):
         table = ViewTable(torch.arange(4), torch.zeros(4, dtype=torch.int64), logits, [], 4)
         result = report(table, "mean_logits", "a protocol")
         results["test"][name] = result.metrics
-        write_report(result, made.place("test", name), paths, ["a", "b"])
+        write_report(result, made.place("test", name), paths, ["a", "b"], ["one", "one", "two", "two"])
     made.save(DIGESTS, SETTINGS)
     return tmp_path
 
@@ -66,9 +66,10 @@ def kept(tmp_path):
 def test_the_best_comes_first_and_then_the_motion_map(kept):
     known = find_baselines(kept, DIGESTS, "test")
     assert known is not None and known.best("test") == "majority" and known.seconds == 1.5
-    best, motion = verdicts(answers("1111"), known, "test", {})
+    best, motion = verdicts(answers("1111"), known, "test")
     assert (best.name, best.baseline, best.difference) == ("majority", 0.75, 0.25)
     assert (motion.name, motion.baseline, motion.difference) == (MOTION, 0.5, 0.5)
+    assert best.units == motion.units == 2  # groups, which baselines have noted
 
 
 @pytest.mark.parametrize("changed", ["train", "test"])

@@ -10,6 +10,7 @@ from page_reader import PageReader
 from pictures import pictures_drawn
 from small_run import small
 
+from vidtrain.baseline_models.store import Baselines
 from vidtrain.compare import compare
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
@@ -110,6 +111,36 @@ def test_baselines_of_the_summary_are_held_beside_the_result(run):
     assert "not told apart from chance Against motion map" in words
     assert "worse by more than chance Against oracle" in words
     assert "vidtrain.baselines" not in words
+
+
+def test_baselines_that_were_measured_later_are_found(run, data_root):
+    assert read_facts(run)["baselines"] == []
+    digests = json.loads((run / "dataset.json").read_text())["digests"]
+    later = Baselines(
+        data_root / "index/motion/baselines/later", "top1", {"test": {"majority": {"top1": 0.1}}}, 1.0
+    )
+    shutil.copytree(run / "eval/test", later.place("test", "majority"))  # the run's own answers
+    later.save(digests, {})
+    compare(config_of("compare", f"runs={run}"))
+    assert "not told apart from chance Against majority" in read(run).words
+    (later.folder / "baselines.json").write_text("{")
+    facts = read_facts(run)
+    shutil.rmtree(later.folder)
+    assert facts["baselines"] == [] and "Baselines are left out: " in facts["notes"][-1]
+
+
+def test_what_a_preset_sets_is_listed_as_the_run_had_it(run):
+    rewrite(run / "run.json", overrides=["experiment=few_labels", "optimizer.lr=1", "run_dir=x"])
+    rows = read_facts(run)["settings"]
+    assert rows[:3] == [
+        ("experiment", "command line", ["few_labels"]),
+        ("optimizer", "command line", ["lr=1"]),
+        ("optimizer", "few_labels", ["sgd", "weight_decay=0.05"]),  # as config.yaml has it
+    ]
+    (model,) = [texts for group, _, texts in rows if group == "model"]
+    assert model[:2] == ["efficientnet_lite0", "head=statistics"]
+    write_page(run, run / "report.html")
+    assert "optimizer lr=1 command line optimizer sgd, weight_decay=0.05 few_labels" in read(run).words
 
 
 def test_of_a_loss_less_is_better(run):

@@ -148,6 +148,15 @@ def test_the_page_says_what_was_found(tmp_path):
         assert words in text, words
 
 
+def test_a_long_note_is_folded(tmp_path):
+    long = {**summary("a"), "notes": ["short", f"{'word ' * 90}end"]}
+    reader = Reader(page(long, tmp_path))
+    assert [tag for tag, _ in reader.tags].count("summary") == 1 + [
+        tag for tag, _ in Reader(page(summary("a"), tmp_path)).tags
+    ].count("summary")
+    assert "word end" in reader.text and "short" in reader.text
+
+
 @pytest.mark.slow
 def test_it_needs_nothing_else(tmp_path):
     found = page(sweep(), tmp_path)

@@ -75,7 +75,8 @@ def facts(text="a", **changes) -> dict:
         "model": {"encoder": f"x.{text}", "head": f"y.{text}"},
         "data": {"classes": [text, "b"], "videos": {"train": 1200, "test": 120}, "digests": {"train": text}},
         "start": {"sources": [{"source": text, "format": text, "match": 0.98}], "initialized": [text]},
-        "notes": [text], "settings": [("model", text), ("optimizer.lr", "0.1")],
+        "notes": [text],
+        "settings": [("model", "command line", [text]), ("optimizer", "experiment=few_labels", ["lr=0.1"])],
         "baselines": [baseline(text)], "most_common": 0.25,
         "heads": [{"phase": text, "head": text, "lr": 0.1, "weight_decay": 0.0, "step": 40, "top1": 0.75}],
         "panels": curve_panels(LOGGED, 40),
@@ -138,7 +139,7 @@ def test_the_page_says_what_was_trained_and_how_good_it_is():
         "From /a/summary.json, of 2026-01-02 03:04",
         "a alone tells the class in 90.0% of the videos, against 50.0%",
         "b 0.75 true: a 0.12 0.mp4",
-        "a 0.75 then a 0.12 0.mp4",
+        "b 0.75 then a 0.12 0.mp4",
         "Paths are below /data/a.",
         "python -m vidtrain.train a",
         "a (a, 98% of tensors match)",
@@ -218,7 +219,7 @@ def test_names_of_any_length_leave_the_page_small():
     rows = [{"class": long, "support": 4, "precision": 0.5, "recall": 0.25, "f1": 0.4} for _ in range(500)]
     names = [f"{n}{long}" for n in range(MATRIX_UP_TO)]
     confusion = {"classes": names, "rows": [[1] * len(names) for _ in names], "pairs": []}
-    shown = [(f"k{n}", long) for n in range(500)]
+    shown = [(f"k{n}", "command line", [long] * 100) for n in range(500)]
     page = run_page(facts(classes=rows, confusion=confusion, settings=shown), [video(text=long)])
     assert len(page.encode()) < 5_000_000
     assert PageReader(page).sections == SECTIONS

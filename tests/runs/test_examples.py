@@ -10,7 +10,7 @@ from PIL import Image
 from vidtrain.evaluation.metrics import first_classes
 from vidtrain.evaluation.report import Report
 from vidtrain.evaluation.views import ViewTable
-from vidtrain.runs.examples import Example, choose, moving_picture, write_examples
+from vidtrain.runs.examples import Example, choose, frames_of, moving_picture, write_examples
 
 CLASSES = ["a", "b", "c", "d"]
 
@@ -50,9 +50,26 @@ def test_of_several_labels_a_mistake_is_a_first_answer_that_is_none_of_them():
     )
     examples = choose(result, CLASSES)
     assert [(video.row, video.true, video.true_probability) for video in examples] == [
-        (1, "a; d", None), (2, "", None)
+        (1, "a; d", None), (2, "", None), (0, "a; c", None)
     ]  # fmt: skip
+    assert [video.kind for video in examples] == ["wrong", "wrong", "unsure"]
     np.testing.assert_allclose(examples[0].answers[0][1], 1 / (1 + np.exp(-4)), rtol=1e-6)
+
+
+def test_frames_are_of_the_middle_view_or_of_all_clips_that_were_judged_together():
+    """Views are clip after clip, of each its crops; a pixel says its view and frame."""
+
+    def shown(views: int, frames: int, crops: int | None) -> list[int]:
+        numbers = 16 * torch.arange(views)[:, None] + torch.arange(frames)
+        pixels = frames_of(numbers[:, None, :, None, None].expand(-1, 3, -1, 2, 2), crops)
+        assert pixels.shape[1:] == (2, 2, 3)
+        return pixels[:, 0, 0, 0].tolist()
+
+    assert shown(3, 4, None) == [16, 17, 18, 19]
+    assert shown(16, 2, 1) == [16 * clip for clip in range(16)]
+    assert shown(6, 2, 3) == [16, 17, 64, 65]  # the second of three crops
+    assert shown(2, 16, 1) == [0, 2, 4, 6, 9, 11, 13, 15, 16, 18, 20, 22, 25, 27, 29, 31]
+    assert len(shown(40, 2, 1)) == 16
 
 
 def test_a_moving_picture_has_eight_frames_of_128_pixels_at_most():

@@ -17,7 +17,7 @@ from vidtrain.evaluation.predictions import Predictions, read_predictions
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 
 FOLDER, FILE = "baselines", "baselines.json"
-FORMAT = 1  # to be raised when baselines of the same name are made in another way
+FORMAT = 2  # to be raised when baselines of the same name are made in another way
 KEYS = ("format", "metric", "splits", "results", "seconds")
 ADVICE = "delete its folder, and run vidtrain.baselines again"
 MOTION = "motion_map logistic"  # what a model that is to see motion has to beat

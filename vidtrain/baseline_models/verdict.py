@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from vidtrain.baseline_models.store import MOTION, Baselines
-from vidtrain.evaluation.predictions import Predictions, align
+from vidtrain.baseline_models.store import MOTION, Baselines, find_baselines
+from vidtrain.evaluation.predictions import Predictions, align, read_predictions
 from vidtrain.evaluation.resampling import percentile_interval, resampled_means
 
 CONFIDENCE = 0.95
@@ -42,8 +43,9 @@ class Verdict:
 
 
 def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> Verdict | None:
-    """A run's answers beside a baseline's; None where they share no video."""
-    shared = align([baseline, run])
+    """A run's answers beside a baseline's, which names the groups of the videos; None where they share no video."""
+    grouped = run if baseline.groups is None else replace(run, groups=run.paths)
+    shared = align([baseline, grouped])  # groups are those of the first
     if not shared.paths:
         return None
     correct = shared.correct.astype(np.float64)
@@ -55,20 +57,21 @@ def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str
     return Verdict(name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, units)
 
 
-def verdicts(run: Predictions, baselines: Baselines, split: str, groups: Mapping[str, str]) -> list[Verdict]:
-    """The run beside the best baseline of the split, then beside the motion map where that is another one.
-
-    `groups` says of each path what it must not be split from.
-    """
+def verdicts(run: Predictions, baselines: Baselines, split: str) -> list[Verdict]:
+    """The run beside the best baseline of the split, then beside the motion map where that is another one."""
     names = dict.fromkeys([baselines.best(split), MOTION])
-    run = _grouped(run, groups)
     beside = (
-        compare_with(run, _grouped(baselines.predictions(split, name), groups), name, baselines.metric)
+        compare_with(run, baselines.predictions(split, name), name, baselines.metric)
         for name in names
         if name in baselines.results[split]
     )
     return [verdict for verdict in beside if verdict is not None]
 
 
-def _grouped(predictions: Predictions, groups: Mapping[str, str]) -> Predictions:
-    return replace(predictions, groups=[groups.get(path, path) for path in predictions.paths])
+def find_verdicts(
+    index: Path, digests: Mapping[str, str], split: str, predictions: Path, several: bool
+) -> list[Verdict]:
+    """The answers of a run in its file `predictions` beside the baselines of the same videos that a dataset's `index`
+    folder holds; empty where it holds none. Raises `UserError` where something is damaged."""
+    known = find_baselines(index, digests, split)
+    return [] if known is None else verdicts(read_predictions(predictions, several), known, split)

@@ -92,6 +92,17 @@ def _environment_closed() -> Iterator[None]:
         _closed.reset(token)
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys; lists stay whole."""
+    if not isinstance(node, Mapping) or not node:
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
 def settled(config: DictConfig) -> dict[str, Any]:
     """A configuration as plain values, with its references followed, but for those that lead to the environment: they
     stay as they were written, and nothing is read there. Passwords in addresses are masked.

@@ -17,11 +17,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidtrain.config import schemas
-from vidtrain.config.references import guard_environment, register_published
+from vidtrain.config.references import flat, guard_environment, register_published
 from vidtrain.config.renames import rename_target
 from vidtrain.errors import UserError
 from vidtrain.files.folders import CONF
 
+PRESETS = ("experiment", "debug")  # groups whose options set what other groups hold
 Faults = list[tuple[str, str]]  # (key, what is wrong)
 PROGRAMS = {
     "run": schemas.RunConfig,
@@ -59,6 +60,24 @@ def options(group: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
 
 def is_group(group: str, folders: Sequence[Path] = (CONF,)) -> bool:
     return any((folder / group).is_dir() for folder in folders)
+
+
+def preset_settings(group: str, name: str) -> dict[str, Any]:
+    """What an option of `PRESETS` in conf/ sets: options by their group, such as model/head, and values by dotted key.
+
+    Empty for one that lies elsewhere.
+    """
+    if name not in options(group):
+        return {}
+    preset = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(preset, dict)
+    found: dict[str, Any] = {}
+    for entry in preset.pop("defaults", []):
+        if isinstance(entry, dict):
+            found |= {str(key).removeprefix("override ").lstrip("/"): value for key, value in entry.items()}
+        elif entry != "_self_":
+            found |= preset_settings(group, entry)
+    return found | flat(preset)
 
 
 def _groups() -> str:

@@ -115,13 +115,18 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
 
 
 def write_report(
-    result: Report, folder: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
+    result: Report,
+    folder: Path,
+    paths: Sequence[str] | Mapping[int, str],
+    classes: Sequence[str],
+    groups: Sequence[str] | None = None,
 ) -> None:
     """Writes metrics.json, predictions.csv, per_class.csv and, where videos have one label, confusion.csv into
     `folder`; of more than 1000 classes confusion_pairs.csv instead of the last.
 
-    `paths` are those of the whole manifest, or by its index those of the videos read; predictions.csv has a row
-    per video that was read. Several labels of one stand in one field, with ";" between them.
+    `paths` are those of the whole manifest, or by its index those of the videos read, and `groups` what they must not
+    be split from; predictions.csv has a row per video that was read. Several labels of one stand in one field, with ";"
+    between them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = {
@@ -131,7 +136,7 @@ def write_report(
         "missing": [{"path": path, "cause": cause} for path, cause in result.table.missing],
     }
     write_json_atomic(folder / "metrics.json", summary)
-    _write_predictions(result, folder / "predictions.csv", paths, classes)
+    _write_predictions(result, folder / "predictions.csv", paths, classes, groups)
     if result.confusion is not None:
         _write_confusion(result.confusion, folder, classes)
         by_class = per_class(result.confusion)
@@ -155,7 +160,11 @@ def _write_confusion(confusion: Confusion, folder: Path, classes: Sequence[str])
 
 
 def _write_predictions(
-    result: Report, path: Path, paths: Sequence[str] | Mapping[int, str], classes: Sequence[str]
+    result: Report,
+    path: Path,
+    paths: Sequence[str] | Mapping[int, str],
+    classes: Sequence[str],
+    groups: Sequence[str] | None,
 ) -> None:
     top, chances = result.ranked, result.ranked_chances
     if result.confusion is None:
@@ -164,13 +173,15 @@ def _write_predictions(
     else:
         labels, predictions = ([[k] for k in row.tolist()] for row in (result.table.labels, top[:, 0]))
     header = [f"{what}{rank + 1}" for rank in range(top.shape[1]) for what in ("top", "p")]
-    rows: list[list[object]] = [["path", "label", "prediction", "correct", *header]]
+    of_groups = [] if groups is None else ["group"]
+    rows: list[list[object]] = [["path", "label", "prediction", "correct", *header, *of_groups]]
     for row, index in enumerate(result.table.indices.tolist()):
         label, prediction = (";".join(classes[k] for k in rows_of[row]) for rows_of in (labels, predictions))
         names = [classes[k] for k in top[row].tolist()]
         shares = [f"{p:.6f}" for p in chances[row].tolist()]
         pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]
-        rows.append([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs])
+        own = [] if groups is None else [groups[index]]
+        rows.append([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs, *own])
     _write(path, rows)
 
 

@@ -17,7 +17,7 @@ Plain = Mapping[str, Any]
 HEADLINES = {"top1": "top-1 accuracy", "map": "mean average precision"}
 MATRIX_UP_TO = 30  # classes; of more, the pairs that are most confused are listed
 MOST_BYTES = 4_800_000  # of the page
-MOST_HEADS, MOST_PAIRS, MOST_CLASSES = 40, 30, 200  # rows of tables
+MOST_HEADS, MOST_PAIRS, MOST_CLASSES, MOST_SETTINGS = 40, 30, 200, 20  # rows of tables
 DROPPED = ("unsure", "wrong", "sheet")  # kinds of pictures, those first that are left out first
 # rows of tables, and characters of a value; the first that fits is taken
 CUTS = ((200, 2000), (60, 400), (12, 80))
@@ -73,7 +73,8 @@ def _page(facts: Plain, pictures: Sequence[Picture], left_out: int, rows: int) -
         folder=folder,
         left_out=left_out,
         most={name: min(most, rows) for name, most in
-              (("heads", MOST_HEADS), ("pairs", MOST_PAIRS), ("classes", MOST_CLASSES), ("rows", rows))},
+              (("heads", MOST_HEADS), ("pairs", MOST_PAIRS), ("classes", MOST_CLASSES), ("settings", MOST_SETTINGS),
+               ("rows", rows))},
         few_digits=few_digits,
     )  # fmt: skip
 

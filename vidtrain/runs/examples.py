@@ -2,7 +2,7 @@
 
 plots/examples_SPLIT/
   examples.json   what each picture shows: path, true class, the first answers with their probabilities
-  NN.webp         eight frames of the middle view at most, as a moving picture
+  NN.webp         eight frames at most of the middle view, or of all clips that were judged together, moving
 """
 
 import io
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
+from torch import Tensor
 
 from vidtrain.evaluation.report import Report
 from vidtrain.files.atomic import write_json_atomic
@@ -46,8 +47,8 @@ class Example:
 
 
 def choose(report: Report, classes: Sequence[str]) -> list[Example]:
-    """The most confident mistakes, and where videos have one label the least certain right answers, each in that
-    order. With several labels a mistake is a video whose most probable label is none of its own."""
+    """The most confident mistakes and the least certain right answers, each in that order. With several labels a
+    mistake is a video whose most probable label is none of its own."""
     labels, confidence = report.table.labels, report.ranked_chances[:, 0].numpy()
     several = labels.ndim == 2
     first = report.ranked[:, 0]
@@ -55,7 +56,7 @@ def choose(report: Report, classes: Sequence[str]) -> list[Example]:
     by_confidence = np.argsort(-confidence, kind="stable")
     wrong = [(WRONG, row) for row in by_confidence[~right[by_confidence]][:MOST_WRONG].tolist()]
     least = by_confidence[::-1]
-    unsure = [] if several else [(UNSURE, row) for row in least[right[least]][:MOST_UNSURE].tolist()]
+    unsure = [(UNSURE, row) for row in least[right[least]][:MOST_UNSURE].tolist()]
     return [_example(report, classes, kind, row) for kind, row in (*wrong, *unsure)]
 
 
@@ -74,8 +75,8 @@ def _example(report: Report, classes: Sequence[str], kind: str, row: int) -> Exa
 
 
 def read(data: RunData, split: str, report: Report) -> list[tuple[Example, np.ndarray]]:
-    """What `choose` gives, each with frames uint8 [t h w 3] of the middle view that the model saw, 16 at most; without
-    videos that cannot be read any more."""
+    """What `choose` gives, each with frames uint8 [t h w 3] that the model saw, 16 at most: of the middle view, or of
+    all clips where it judged them together. Without videos that cannot be read any more."""
     chosen = choose(report, data.splits[split].classes)
     if not chosen:
         return []
@@ -84,10 +85,18 @@ def read(data: RunData, split: str, report: Report) -> list[tuple[Example, np.nd
     shown = []
     for batch in videos.loader:
         for place, views in zip(batch.indices.tolist(), batch.clips, strict=True):
-            view = views[len(views) // 2]
-            seen = view[:, spread_evenly(view.shape[1], MOST_READ)]
-            shown.append((chosen[place], rearrange(seen, "c t h w -> t h w c").numpy()))
+            together = len(views) > report.table.logits.shape[1]
+            shown.append((chosen[place], frames_of(views, videos.crops if together else None).numpy()))
     return shown
+
+
+def frames_of(views: Tensor, crops: int | None = None) -> Tensor:
+    """At most 16 frames [t h w 3] of the views [v 3 t h w] of a video, in order: of the middle view, or where clips of
+    so many `crops` were judged together, of the middle crop of every clip."""
+    own = views[len(views) // 2][None] if crops is None else views[crops // 2 :: crops]
+    clips = own[spread_evenly(len(own), MOST_READ)]
+    frames = clips[:, :, spread_evenly(clips.shape[2], MOST_READ // len(clips))]
+    return rearrange(frames, "n c t h w -> (n t) h w c")
 
 
 def draw_wrong(shown: Sequence[tuple[Example, np.ndarray]], split: str, report: Report, path: Path) -> None:

@@ -22,7 +22,7 @@ from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 from yaml import parse as parse_yaml
 
 from vidtrain.config.overrides import check_stored, overrides_of
-from vidtrain.config.references import fingerprints, read, refers, settled, to_list, unset_keys
+from vidtrain.config.references import fingerprints, flat, read, refers, settled, to_list, unset_keys
 from vidtrain.config.renames import migrate, rename_override
 from vidtrain.config.trust import (
     DEEPEST,
@@ -380,14 +380,3 @@ def _check_size(text: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path, "name another run_dir")
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys; lists stay whole."""
-    if not isinstance(node, Mapping) or not node:
-        return {prefix: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in flat(child, f"{prefix}.{name}" if prefix else str(name)).items()
-    }

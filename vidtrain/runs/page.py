@@ -7,12 +7,15 @@ import csv
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vidtrain.baseline_models.verdict import find_verdicts
 from vidtrain.config.renames import rename_override
+from vidtrain.config.targets import PRESETS, preset_settings
 from vidtrain.data.manifest.split_records import SplitRecord
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
@@ -56,6 +59,7 @@ def read_facts(folder: Path) -> Plain:
     several = "exact_match" in evaluated["metrics"]
     settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
     overrides = _overrides(folder)
+    beside, not_read = _baselines(summary, settings, data, evaluation / "predictions.csv", several)
     return {
         "run": folder.resolve().name,
         "summary": summary,
@@ -66,9 +70,9 @@ def read_facts(folder: Path) -> Plain:
         "name": _setting(settings, "name"),
         "data": data,
         "start": _read_if_there(folder / "starting_point.json"),
-        "notes": _notes(folder, summary, evaluated),
-        "settings": _chosen(overrides),
-        "baselines": [_judged(row) for row in summary["baselines"]] if "baselines" in summary else [],
+        "notes": [*_notes(folder, summary, evaluated), *not_read],
+        "settings": _chosen(overrides, settings),
+        "baselines": [_judged(row) for row in beside],
         "most_common": None if several else _most_common(by_class),
         "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
         "panels": curve_panels(each_metric(folder), summary["best_step"]),
@@ -87,10 +91,24 @@ def _overrides(folder: Path) -> list[str]:
     return [rename_override(text) for text in _read(folder / "run.json", "overrides")["overrides"]]
 
 
-def _chosen(overrides: Iterable[str]) -> list[tuple[str, str]]:
-    """Settings and options that the command line chose, but for the folder."""
+def _chosen(overrides: Iterable[str], settings: Plain) -> list[tuple[str, str, list[str]]]:
+    """Settings and options that differ from the defaults, by their group and by what set them: the command line, and
+    the presets that it chose, whose values are those that the run had."""
     pairs = (text.partition("=") for text in overrides)
-    return [(key.lstrip("+"), value) for key, _, value in pairs if key != "run_dir"]
+    chosen = {key.lstrip("+"): ("command line", value) for key, _, value in pairs if key != "run_dir"}
+    for preset in [name for name in PRESETS if name in chosen]:
+        option = chosen[preset][1]
+        for key, value in preset_settings(preset, option).items():
+            shown = settings[key] if key in settings else value
+            chosen.setdefault(key, (option, "null" if shown is None else str(shown)))
+    cells: dict[tuple[str, str], list[str]] = {}
+    for key, (by, value) in chosen.items():
+        group, _, rest = key.replace("/", ".", 1).partition(".")
+        cells.setdefault((group, by), []).append(f"{rest}={value}" if rest else value)
+    groups = list(dict.fromkeys(group for group, _ in cells))
+    return sorted(
+        ((group, by, texts) for (group, by), texts in cells.items()), key=lambda row: groups.index(row[0])
+    )
 
 
 def _notes(folder: Path, summary: Plain, evaluated: Plain) -> list[str]:
@@ -131,6 +149,24 @@ def _made_with(folder: Path, settings: Plain, overrides: Iterable[str]) -> Plain
 
 
 # --- how good it is ---------------------------------------------------------------------------------------
+
+
+def _baselines(
+    summary: Plain, settings: Plain, data: Plain | None, predictions: Path, several: bool
+) -> tuple[list[Plain], list[str]]:
+    """The run beside baselines: as it closed, or where there were none beside those that are known by now; and a note
+    where these are damaged."""
+    if "baselines" in summary and summary["baselines"]:
+        return summary["baselines"], []
+    root, name = _setting(settings, "data.index_root"), _setting(settings, "dataset.name")
+    if root is None or name is None or not data or "digests" not in data:
+        return [], []
+    try:
+        index = Path(root) / _one_name(name)
+        beside = find_verdicts(index, data["digests"], summary["split"], predictions, several)
+    except UserError as error:
+        return [], [f"Baselines are left out: {error}."]
+    return [asdict(verdict) for verdict in beside], []
 
 
 def _judged(row: Plain) -> Plain:

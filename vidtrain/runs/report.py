@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from vidtrain.baseline_models.store import MOTION, find_baselines
-from vidtrain.baseline_models.verdict import Verdict, verdicts
+from vidtrain.baseline_models.store import MOTION
+from vidtrain.baseline_models.verdict import Verdict, find_verdicts
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.evaluation.predictions import read_predictions
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.views import ClipModel, EvalBatch, view_table
 from vidtrain.evaluator.report import results_table, warn_missing
@@ -107,14 +106,9 @@ def report_best(
 def beside_baselines(data: RunData, split: str, predictions: Path, console: Console) -> list[Verdict]:
     """The run's answers beside those of the baselines that are known for the same videos. What is damaged of them is a
     warning, as the run itself has ended well."""
-    manifest = data.splits[split]
     try:
-        known = find_baselines(data.index_folder, data.digests, split)
-        if known is None:
-            return []
-        grouped = manifest.columns.groups is not None
-        groups = {record.path: record.group for record in manifest} if grouped else {}
-        return verdicts(read_predictions(predictions, manifest.multi_label), known, split, groups)
+        several = data.splits[split].multi_label
+        return find_verdicts(data.index_folder, data.digests, split, predictions, several)
     except UserError as error:
         console.warn(f"no baselines beside this run: {error}")
         return []
