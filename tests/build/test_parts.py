@@ -13,7 +13,6 @@ from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.build import parts as build
 from vidtrain.build.parts import load_starting_point
-from vidtrain.errors import UserError
 from vidtrain.models.weights.formats.vjepa import VJEPA_2, VJEPA_PROBE
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
@@ -95,10 +94,10 @@ def test_what_is_not_in_the_file_is_said_to_be_random(files):
     assert len(json.loads((files / "starting_point.json").read_text())["initialized"]) == 27
 
 
-def test_a_probe_for_other_classes_is_refused_when_they_are_known(files):
-    cfg = config(f"pretrained=[{files}/encoder.pt,{files}/probe.pt]")
-    with pytest.raises(UserError, match=r"probe\.pt is a head for 3 classes.* has 5"):
-        start(cfg, 5, files)
+def test_a_probe_for_other_classes_starts_from_all_but_its_last_layer(files):
+    _, console = start(config(f"pretrained=[{files}/encoder.pt,{files}/probe.pt]"), 5, files)
+    assert "skipped 2 of a head for other classes: head.linear.weight [3, 24] for [5, 24]" in console.said[1]
+    assert console.said[2] == "initialized at random: 2 tensors: head.linear.weight, head.linear.bias"
 
 
 @pytest.mark.parametrize(

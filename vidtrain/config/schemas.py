@@ -116,7 +116,8 @@ class RunConfig:
     run_dir: str | None = None
     data_root: str = "data"
     init_from: str | None = None
-    # published weights: file, folder, hub name, {timm,package}:NAME, torchvision's name; or several
+    # published weights: file (FILE:2 for number 2 of its probes), folder, hub name, {timm,package}:NAME, torchvision's
+    # name; or several
     pretrained: Any = None
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
     # the least share of the encoder's tensors that must match; 1: no tensor is missing, unexpected or of another shape

@@ -127,10 +127,12 @@ def test_a_file_of_a_head_alone_must_fit_the_head(tmp_path):
     head = {name: tensor for name, tensor in published().items() if name.startswith("fc")}
     converted = NAMES.convert(head)
     assert place(model(), converted, "probe.pt", FOREIGN, 1.0).match == 1.0
-    with pytest.raises(
-        UserError, match="probe.pt is a head for 3 classes, and the model's has 5: leave it out"
-    ):
-        place(model(classes=5), converted, "probe.pt", FOREIGN, 1.0)
+    other = model(classes=5)
+    found = place(other, converted, "probe.pt", FOREIGN, 1.0)
+    assert found.skipped == ["head.linear.weight [3, 24] for [5, 24]", "head.linear.bias [3] for [5]"]
+    assert torch.equal(other.head.fc_norm.weight, head["fc_norm.weight"])
+    with pytest.raises(UserError, match=r"probe.pt fits the model's head by 25.0% only"):  # of another width
+        place(model(dim=48), converted, "probe.pt", FOREIGN, 1.0)
     del converted.tensors["head.fc_norm.bias"], converted.tensors["head.linear.bias"]
     with pytest.raises(UserError, match=r"probe.pt fits the model's head by 50.0% only(.|\n)*missing 2"):
         place(model(), converted, "probe.pt", FOREIGN, 1.0)

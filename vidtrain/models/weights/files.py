@@ -44,6 +44,14 @@ TRAINING_STATE = {
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+def split_number(source: str) -> tuple[str, int | None]:
+    """A file of several models, such as V-JEPA's probes, and which of them is meant: FILE:3 is number 3, from 0."""
+    file, _, number = source.rpartition(":")
+    if Path(source).exists() or not number.isdecimal() or not Path(file).is_file():
+        return source, None
+    return file, int(number)
+
+
 def check_source(source: str) -> None:
     """Raises `UserError` for a name that nothing can be found under, without going to the network."""
     if source.startswith("timm:"):
@@ -52,16 +60,19 @@ def check_source(source: str) -> None:
         packaged_file(source)
     elif is_enum_name(source):
         enum_weights(source)
-    elif not Path(source).exists() and (not HUB_NAME.fullmatch(source) or _is_file_name(source)):
+    elif not Path(split_number(source)[0]).exists() and (
+        not HUB_NAME.fullmatch(source) or _is_file_name(source)
+    ):
         raise UserError(_absent(source))
 
 
 def locate(source: str, revision: str | None = None) -> Path:
     """The file or folder on this machine that holds the weights named `source`, downloaded if need be.
 
-    `source` is a file, a folder (config.json beside model.safetensors, as transformers saves), a hub name such as
-    `facebook/vjepa2-vitl-fpc64-256` (with its `revision`: a branch, tag or commit), `timm:NAME`,
-    `package:NAME` of an installed package, or a name such as `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's.
+    `source` is a file, or one of several models in it (see `split_number`), a folder (config.json beside
+    model.safetensors, as transformers saves), a hub name such as `facebook/vjepa2-vitl-fpc64-256` (with its
+    `revision`: a branch, tag or commit), `timm:NAME`, `package:NAME` of an installed package, or a name such as
+    `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's.
 
     Raises `UserError` for what cannot be found, or not be reached.
     """
@@ -78,7 +89,8 @@ def local_path(source: str) -> Path | None:
     """Where weights lie that are on this machine by themselves; None for those that may have to be downloaded."""
     if source.startswith(PACKAGE):
         return packaged_file(source)
-    return Path(source) if Path(source).exists() else None
+    path = Path(split_number(source)[0])
+    return path if path.exists() else None
 
 
 def read(path: Path, source: str) -> Weights:

@@ -18,7 +18,6 @@ from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.pretraining import take_pretraining
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
-LOGITS = "head.linear.weight"
 NEARLY = 0.9  # of the tensors: what fits less is another model
 
 
@@ -171,8 +170,8 @@ def match(
     """What fits into `model` by name and shape, and the report of it; nothing is changed.
 
     Of a file that holds an encoder, the encoder must fit; of one that holds a head only, the head. Raises `UserError`
-    when less than `min_match` of it fits, when a setting of the model contradicts the weights, and for a head alone
-    that is for another number of classes. Every tensor of the encoder that one has and the other has not counts, as
+    when less than `min_match` of it fits, and when a setting of the model contradicts the weights. Of a head for other
+    classes all but the last layer is taken. Every tensor of the encoder that one has and the other has not counts, as
     any of them can change the result: of positions, of a norm, of a scale.
     """
     own = model.state_dict()
@@ -186,7 +185,9 @@ def match(
         elif own[name].shape == tensor.shape:
             found.loaded.append(name)
             fitting[name] = tensor
-        elif name.startswith("head.linear.") and judged == "encoder.":
+        elif name.startswith("head.linear.") and (
+            judged == "encoder." or own[name].shape[1:] == tensor.shape[1:]
+        ):
             found.skipped.append(f"{name} {_for(tensor, own[name])}")
         else:
             found.mismatched.append(f"{name} {_for(tensor, own[name])}")
@@ -198,12 +199,6 @@ def match(
     lost = sum(map(_of(judged), [*filter(_is_read, found.missing), *found.mismatched, *found.unexpected]))
     found.match = loaded / max(1, loaded + lost + len(converted.unexpected))
     found.unexpected += converted.unexpected
-    theirs, ours = (len(each[LOGITS]) if LOGITS in each else None for each in (converted.tensors, own))
-    if judged == "head." and theirs != ours and None not in (theirs, ours):
-        raise UserError(
-            f"{source} is a head for {theirs} classes, and the model's has {ours}: leave it out of pretrained, or "
-            "train on the classes that it is for"
-        )
     if found.match < min_match:
         raise UserError(_misfit(model, converted, found, format, judged[:-1], min_match))
     check_settings(model, converted.requires, f"{source} ({format.name}, for {format.models})")

@@ -11,6 +11,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.positions import sincos, sincos_uniform
 from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights.files import check_source, locate
 from vidtrain.models.weights.format import Converted, Format, Weights
 from vidtrain.models.weights.formats.vjepa import VJEPA_1, VJEPA_2, VJEPA_2_1, VJEPA_PROBE
 from vidtrain.models.weights.loading import check_settings
@@ -264,12 +265,24 @@ def test_published_probes_have_16_heads(width):
         check_settings(ours, VJEPA_PROBE.convert(weights, ours).requires, "ssv2.pt")
 
 
-def test_of_several_probes_the_first():
-    tensors = {f"classifiers.{index}.module.linear.bias": torch.full((5,), index) for index in range(2)}
-    first = {f"classifiers.0.module.{name}": each for name, each in probe().items()}
-    converted = VJEPA_PROBE.convert(Weights("ssv2.pt", first | tensors), model())
-    assert converted.tensors["head.linear.bias"].tolist() == [0] * 5
-    assert converted.left_out == {"classifiers.1.module.linear.bias": "another probe; the first is taken"}
+def test_of_several_probes_the_first_or_the_one_that_is_named(tmp_path):
+    tensors = {
+        f"classifiers.{index}.module.{name}": torch.full_like(each, index)
+        for index in range(3)
+        for name, each in probe().items()
+    }
+    file = tmp_path / "heads.pt"
+    torch.save({"classifiers": [{"module.linear.bias": torch.zeros(1)}]}, file)
+    for source, index in ((str(file), 0), (f"{file}:2", 2)):
+        converted = VJEPA_PROBE.convert(Weights(source, tensors), model())
+        assert converted.tensors["head.linear.bias"].tolist() == [index] * 5
+        assert len(converted.left_out) == 2 * len(probe())
+        reason = converted.left_out["classifiers.1.module.linear.bias"]
+        assert reason == f"another probe; number {index} is taken, and {file}:1 would be the second"
+        check_source(source)
+        assert locate(source) == file
+    with pytest.raises(UserError, match=r"heads\.pt:3: .*heads\.pt holds probes 0 to 2"):
+        VJEPA_PROBE.convert(Weights(f"{file}:3", tensors), model())
 
 
 def test_the_first_generation_has_a_projection_that_it_does_not_use():

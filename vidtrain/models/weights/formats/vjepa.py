@@ -16,6 +16,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights.files import split_number
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
 from vidtrain.models.weights.formats.vit3d import (
     activation_of,
@@ -31,7 +32,7 @@ from vidtrain.models.weights.formats.vit3d import (
 ROOTS = ("ema_encoder.", "target_encoder.", "encoder.", "")
 WRAPPERS = ("module.backbone.", "module.", "backbone.", "")
 PREFIXES = tuple(root + wrapper for root in ROOTS for wrapper in WRAPPERS)
-PROBE_ROOTS = ("classifiers.0.", "classifier.", "")
+PROBE_ROOTS = ("classifiers.{}.", "classifier.", "")
 PROBE_PREFIXES = tuple(root + wrapper for root in PROBE_ROOTS for wrapper in ("module.", ""))
 UNUSED = "head.pooler.cross_attention_block.xattn.proj."
 HEADS_1 = {1408: 16, 1664: 16}  # by width, as its code builds them
@@ -223,8 +224,9 @@ def _revert_2_1(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # --- probes ---
 
 
-def _probe_prefix(tensors: Mapping[str, Tensor]) -> str | None:
-    return first_prefix(tensors, PROBE_PREFIXES, "pooler.cross_attention_block.xattn.kv.weight")
+def _probe_prefix(tensors: Mapping[str, Tensor], number: int = 0) -> str | None:
+    prefixes = [prefix.format(number) for prefix in PROBE_PREFIXES]
+    return first_prefix(tensors, prefixes, "pooler.cross_attention_block.xattn.kv.weight")
 
 
 def _convert_probe(weights: Weights, model: VideoClassifier) -> Converted:
@@ -233,10 +235,16 @@ def _convert_probe(weights: Weights, model: VideoClassifier) -> Converted:
             f"{weights.source} is an attentive probe, and the model's head is {type(model.head).__name__}; "
             "choose model=vjepa2_vitl, or another with an attentive probe"
         )
-    prefix = known(_probe_prefix(weights.tensors))
+    file, number = split_number(weights.source)
+    several = {name.split(".")[1] for name in weights.tensors if name.startswith("classifiers.")}
+    if number is not None and str(number) not in several:
+        held = f"probes 0 to {len(several) - 1}" if several else "one probe"
+        raise UserError(f"{weights.source}: {file} holds {held}")
+    prefix = known(_probe_prefix(weights.tensors, number or 0))
     own = under(weights.tensors, prefix)
     found = NAMES.convert(own)
-    explain_rest(found, weights.tensors, prefix, {"classifiers.": "another probe; the first is taken"})
+    other = f"another probe; number {number or 0} is taken, and {file}:1 would be the second"
+    explain_rest(found, weights.tensors, prefix, {"classifiers.": other})
     unused = {name for name in found.tensors if name.startswith(UNUSED)}
     if unused and any(name.startswith("head.pooler.blocks.") for name in found.tensors):
         raise UserError(
