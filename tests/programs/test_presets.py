@@ -11,6 +11,7 @@ import torch
 from composing import config_of
 from PIL import Image
 
+from vidtrain.app.check import check_run
 from vidtrain.data.decoding.metadata import image_names
 from vidtrain.data.sources.motion import Motion
 from vidtrain.tracking.run_log import read_metrics
@@ -188,6 +189,11 @@ def test_few_labels(run, data):
     assert weights["head.linear.weight"].shape == (10, 2 * 2 * 1280)
     started = json.loads((folder / "starting_point.json").read_text())
     assert started["sources"][0]["source"] == "package:efficientnet_lite0"
+
+
+@pytest.mark.parametrize("head", ["mean", "convolution", "transformer", "statistics"])
+def test_few_labels_takes_other_heads(head):
+    assert check_run(config_of("train", "experiment=few_labels", f"model/head={head}")) == []
 
 
 @pytest.mark.slow
