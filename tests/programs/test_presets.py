@@ -196,6 +196,11 @@ def test_few_labels_takes_other_heads(head):
     assert check_run(config_of("train", "experiment=few_labels", f"model/head={head}")) == []
 
 
+@pytest.mark.parametrize("stage", ["unfreeze_last", "head_then_last", "full", "head_grid"])
+def test_few_labels_takes_other_stages(stage):
+    assert check_run(config_of("train", "experiment=few_labels", f"stage={stage}")) == []
+
+
 @pytest.mark.slow
 def test_few_labels_gpu(run, data):
     here = ["dataset=class_folders", f"dataset.source.root={data}/folders", "trainer.device=cpu"]
