@@ -307,6 +307,15 @@ def test_activation_checkpointing_gives_equal_gradients(positions):
         assert torch.equal(one.grad, other.grad)
 
 
+def test_activation_checkpointing_of_visible_tokens_gives_equal_gradients():
+    plain, saving = small(positions="rope"), small(positions="rope", activation_checkpointing=True)
+    places, valid = torch.tensor([[1, 4], [6, 0]]), torch.tensor([[True, True], [True, False]])
+    for encoder in (plain, saving):
+        encoder(clip(), places, valid)[..., :24].sum().backward()
+    for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positions", ["sincos", "rope", "rope_interleaved"])
 def test_autocast(positions, dtype):

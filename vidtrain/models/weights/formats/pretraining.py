@@ -92,7 +92,7 @@ def take_pretraining(weights: Weights, model: Any, format: Format, found: Conver
     names = [name for name, reason in found.left_out.items() if reason in (DECODER, PREDICTOR)]
     layout = LAYOUTS.get(format.name)
     if layout is None or not isinstance(model, layout.network):
-        found.left_out |= dict.fromkeys(names, f"of another objective than {type(model).__name__}")
+        found.left_out |= dict.fromkeys(names, f"another kind of head than {type(model).__name__} has")
         return
     table = [name for name in names if name.endswith("predictor_pos_embed")]
     found.left_out |= dict.fromkeys(table, TABLE)
