@@ -18,7 +18,7 @@ from vidtrain.files.folders import install_hint
 from vidtrain.files.torch_files import read_torch_file, verify
 from vidtrain.models.weights import CARD_KEY
 from vidtrain.models.weights.adapters import Adapters
-from vidtrain.models.weights.format import Weights
+from vidtrain.models.weights.format import Weights, split_number
 from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
 
 FORMS = (
@@ -42,14 +42,6 @@ TRAINING_STATE = {
     "sums",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def split_number(source: str) -> tuple[str, int | None]:
-    """A file of several models, such as V-JEPA's probes, and which of them is meant: FILE:3 is number 3, from 0."""
-    file, _, number = source.rpartition(":")
-    if Path(source).exists() or not number.isdecimal() or not Path(file).is_file():
-        return source, None
-    return file, int(number)
 
 
 def check_source(source: str) -> None:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +60,14 @@ class Format:
     recognizes: Callable[[Weights], bool]
     convert: Callable[[Weights, VideoClassifier], Converted]
     revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def split_number(source: str) -> tuple[str, int | None]:
+    """A file of several models, such as V-JEPA's probes, and which of them is meant: FILE:3 is number 3, from 0."""
+    file, _, number = source.rpartition(":")
+    if Path(source).exists() or not number.isdecimal() or not Path(file).is_file():
+        return source, None
+    return file, int(number)
 
 
 def known(prefix: str | None) -> str:

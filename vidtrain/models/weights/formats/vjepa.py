@@ -16,8 +16,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
-from vidtrain.models.weights.files import split_number
-from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known, split_number
 from vidtrain.models.weights.formats.vit3d import (
     activation_of,
     explain_rest,
