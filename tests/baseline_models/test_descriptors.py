@@ -6,14 +6,17 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from vidtrain.baseline_models import descriptors
 from vidtrain.baseline_models.descriptors import (
     BINS,
     SIDE,
     FrameFeatures,
+    Video,
     color_histogram,
     describe,
     mean_frame,
     motion_map,
+    small_frames,
 )
 
 
@@ -25,31 +28,31 @@ def clips() -> torch.Tensor:
 
 def test_mean_frame_is_the_average_over_areas_and_time(clips):
     by_hand = rearrange(clips.double() / 255, "n c t (h a) (w b) -> c h w (n t a b)", a=2, b=2).mean(dim=-1)
-    assert torch.allclose(mean_frame(clips).double(), by_hand.flatten(), atol=1e-6)
+    assert torch.allclose(mean_frame(Video(clips)).double(), by_hand.flatten(), atol=1e-6)
 
 
 def test_motion_map_is_where_something_changes():
     clips = torch.full((2, 3, 3, SIDE, SIDE), 100, dtype=torch.uint8)
-    assert not motion_map(clips).any()
+    assert not motion_map(Video(clips)).any()
     clips[0, :, 1, 4, 7] += 51  # a fifth of full brightness, there and back in one of two clips
-    changes = motion_map(clips).view(SIDE, SIDE)
+    changes = motion_map(Video(clips)).view(SIDE, SIDE)
     assert changes[4, 7].item() == pytest.approx(0.2 * 2 / 4, abs=1e-6)  # two of four differences
     changes[4, 7] = 0
     assert changes.abs().max() < 1e-7
 
 
 def test_motion_map_of_single_frames_is_nothing(clips):
-    assert not motion_map(clips[:, :, :1]).any()
+    assert not motion_map(Video(clips[:, :, :1])).any()
 
 
 def test_color_histogram_knows_neither_places_nor_time(clips):
-    histogram = color_histogram(clips)
+    histogram = color_histogram(Video(clips))
     assert histogram.shape == (BINS**3,) and (histogram**2).sum().item() == pytest.approx(1)
     shuffled = rearrange(clips, "n c t h w -> c (n t h w)")[:, torch.randperm(clips[:, 0].numel())]
-    assert torch.equal(color_histogram(shuffled.view(1, 3, 12, 64, 64)), histogram)
+    assert torch.equal(color_histogram(Video(shuffled.view(1, 3, 12, 64, 64))), histogram)
     red = torch.zeros(1, 3, 1, 2, 2, dtype=torch.uint8)
     red[:, 0] = 255
-    assert color_histogram(red).nonzero().item() == (BINS - 1) * BINS**2
+    assert color_histogram(Video(red)).nonzero().item() == (BINS - 1) * BINS**2
 
 
 class Colors(nn.Module):
@@ -58,13 +61,15 @@ class Colors(nn.Module):
 
 
 def test_frame_features_are_the_mean_of_the_middle_frames_in_the_networks_colors(clips):
-    features = FrameFeatures(Colors(), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))(clips)
+    features = FrameFeatures(Colors(), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))(Video(clips))
     middle = clips[:, :, 2].double() / 255
     by_hand = (middle.mean(dim=(0, 2, 3)) - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 0.125])
     assert torch.allclose(features.double(), by_hand.double(), atol=1e-5)
 
 
-def test_describe_gives_a_vector_for_each(clips):
+def test_describe_gives_a_vector_for_each_and_shrinks_frames_once(clips, monkeypatch):
+    shrunk = []
+    monkeypatch.setattr(descriptors, "small_frames", lambda clips: shrunk.append(1) or small_frames(clips))
     vectors = describe(clips, [mean_frame, motion_map])
     assert [vector.shape for vector in vectors] == [(3 * SIDE**2,), (SIDE**2,)]
-    assert all(vector.dtype == np.float32 for vector in vectors)
+    assert all(vector.dtype == np.float32 for vector in vectors) and shrunk == [1]

