@@ -33,6 +33,10 @@ def override(group: str, option: str) -> list[str]:
         return [f"+stage/phase@stage.more={option}"]
     if group == "model/head":
         return ["model=timm_frames", f"model/head={option}"]
+    if option == "unlabeled":
+        return ["objective=videomae", "dataset=unlabeled", "dataset.source.path=videos"]
+    if option == "salt":  # whose teacher must be there
+        return ["objective=salt", "objective.momentum=0.99"]
     # the loop sees it as it is; large models are built without memory by the check
     return [f"{group}={option}"]
 

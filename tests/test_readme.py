@@ -106,6 +106,7 @@ def test_the_table_names_every_model():
 def test_the_table_names_every_option():
     for group in (
         "dataset",
+        "objective",
         "augmentation",
         "loss",
         "optimizer",

@@ -19,7 +19,8 @@ from vidtrain.runs.attempts import RunAttempt, run_attempt
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
-    from vidtrain.runs.assemble import Parts, RunData, Start, ValEvaluation
+    from vidtrain.runs.assemble import Parts, RunData, Start
+    from vidtrain.runs.goals import Goal
     from vidtrain.tracking.console import Console, NullConsole
     from vidtrain.tracking.run_log import RunLog
     from vidtrain.training.state import TrainState
@@ -72,9 +73,10 @@ def _train(
     cfg: DictConfig, attempt: RunAttempt, console: "Console | NullConsole", preemption: PreemptionHandler
 ) -> float | None:
     """Data, model, fit, report."""
-    from vidtrain.build.parts import model_spec, protocol_text
-    from vidtrain.runs import assemble, report
+    from vidtrain.build.parts import model_spec
+    from vidtrain.runs import assemble
     from vidtrain.runs.export import export_run
+    from vidtrain.runs.goals import goal_of
     from vidtrain.sweeps.record import check_objective
 
     ranks, folder = attempt.ranks, attempt.folder
@@ -85,29 +87,26 @@ def _train(
     assemble.describe_data(data, parts, ranks, console, folder)
     start = assemble.load_model(cfg, data, ranks, console, folder)
     attempt.begin(start.step)
-    val, protocol = data.open_split("val", data.splits["val"], ranks), protocol_text(cfg, start.model.fusion)
-    facts = len(data.classes), start.model.fusion, protocol
-    evaluation = assemble.ValEvaluation(val, parts, *facts, ranks, console, preemption)
-    console.info(f"{start.describe()}\n{parts.describe(ranks, protocol)}")
+    goal = goal_of(cfg, data, parts, start.model, ranks, console, preemption)
+    console.info(f"{start.describe()}\n{parts.describe(ranks, goal.protocol)}")
     log = assemble.open_log(cfg, ranks, console, folder, start.step)
     status = "failed"
     try:
         ranks.on_main(lambda: log.loggers.start(run_folder.logged_run(folder, run_id, cfg, start.step)))
-        state = _fit(cfg, data, parts, start, evaluation, log)
-        cached, model = assemble.cached_features(cfg, data, parts, evaluation), start.model
-        result = report.report_best(data, parts, model, evaluation, cached, state, log)
+        state = _fit(cfg, data, parts, start, goal, log)
+        goal.report(state, log)
         status = "finished"
         if ranks.is_main:  # last, as a run that ends here is finished anyway
-            report.draw_pictures(data, result, state, log, console)
+            goal.draw_pictures(state, log)
     except Pruned:
         status = "pruned"
         raise
     finally:
         log.close(status)
-    report.show(result, state, parts.settings.monitor, console)
+    goal.show(state, log)
     if cfg.export.formats or cfg.export.card:
         settings, spec = to_settings(cfg.export, ExportSettings), model_spec(cfg)
-        ranks.on_main(lambda: export_run(settings, spec, start.model, data.classes, folder, console))
+        ranks.on_main(lambda: export_run(settings, spec, start.classifier, data.classes, folder, console))
     minutes = state.seconds / 60
     console.info(f"trained {state.total_step} steps in {minutes:.1f} minutes; everything lies in {folder}")
     return state.best
@@ -118,7 +117,7 @@ def _fit(
     data: "RunData",
     parts: "Parts",
     start: "Start",
-    evaluation: "ValEvaluation",
+    goal: "Goal",
     log: "RunLog",
 ) -> "TrainState":
     """Trains all phases, from where the run starts."""
@@ -127,13 +126,14 @@ def _fit(
     from vidtrain.training.loop import fit
     from vidtrain.training.validation import check_overfit
 
-    ranks, console, folder = evaluation.ranks, evaluation.console, log.run_dir
+    ranks, console, folder = goal.ranks, goal.console, log.run_dir
     hook = on_validation(folder, ranks, console, run_folder.is_started_by_sweep())
-    record = Record(log, console, folder, hook, evaluation.preemption)
-    run = assemble(cfg, data, parts, start.model, evaluation, ranks, record, start.adapters)
+    record = Record(log, console, folder, hook, goal.preemption)
+    run = assemble(cfg, data, parts, start.model, goal, ranks, record, start.adapters)
+    goal.begin(log)
     state = fit(run, start.resume)
     if parts.settings.overfit_one_batch:
-        check_overfit(evaluation(start.model)[0].metrics, parts.loss, state.total_step)
+        check_overfit(goal(start.model)[0].metrics, parts.loss, state.total_step)
     return state
 
 

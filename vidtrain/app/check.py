@@ -21,6 +21,7 @@ from vidtrain.config.targets import Faults, check_settings, check_targets
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
+from vidtrain.evaluation.metrics import NO_LABELS
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import check_onnx
 from vidtrain.models.lora import adapter_parameters
@@ -32,7 +33,17 @@ from vidtrain.training.schedules import in_steps, steps
 from vidtrain.training.stages import apply_phase, check_together, lora_of
 from vidtrain.training.validation import selecting_weights
 
-TRAINING_ONLY = ("optimizer", "schedule", "stage", "logger", "init_from", "pretrained", "export")
+TRAINING_ONLY = (
+    "optimizer",
+    "schedule",
+    "stage",
+    "objective",
+    "probe",
+    "logger",
+    "init_from",
+    "pretrained",
+    "export",
+)
 GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer", "schedule", "stage", "trainer",
           "logger")  # fmt: skip
 # A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
@@ -42,10 +53,11 @@ REQUIRES = defaultdict(
     augmentation=("clip",),
     stage=("clip", "model", "augmentation"),
     export=("augmentation",),
+    objective=("clip", "model", "augmentation", "stage"),
 )
 # Plain values, typed by the schema: they can be tried whatever else is wrong with them
 TYPED = ("clip", "data")
-LINE_BY_LINE = (*TYPED, "dataset", "export")  # each line of what these say is a fault of its own
+LINE_BY_LINE = (*TYPED, "dataset", "objective", "export")  # each line of what these say is a fault of its own
 # What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
 PARTS = {
     "dataset": {"source": False},
@@ -87,6 +99,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         "augmentation": lambda: _try_augmentation(cfg),
         "model": lambda: _try_model(cfg, model()),
         "stage": lambda: _phases_of(cfg, model()),
+        "objective": lambda: _try_objective(cfg, model()),
         "loss": lambda: build.instantiate_component(cfg.loss),
         "optimizer": lambda: _try_optimizer(cfg),
         "schedule": lambda: _try_schedule(cfg),
@@ -118,6 +131,38 @@ def _try_export(cfg: DictConfig) -> None:
     if "onnx" in (settings.formats or ()):
         check_onnx(settings.opset)
     check_geometry(build.instantiate_component(cfg.augmentation.eval), settings)
+
+
+def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
+    """Raises `UserError`, a line for each fault, where the model, or other settings, cannot serve the objective."""
+    if cfg.objective is None:
+        if cfg.probe.dataset is not None:
+            raise UserError(
+                "is null, and probe.dataset is for objectives without labels: take it back (=null)"
+            )
+        return
+    wrong = [
+        f"{key} {why}"
+        for key, why, is_wrong in (
+            ("augmentation.mixing", "mixes clips by their labels, which are not looked at; set it to null",
+             cfg.augmentation.mixing is not None),
+            ("trainer.overfit_one_batch", "asks for right answers, and there are none",
+             cfg.trainer.overfit_one_batch),
+            ("export", "writes classifiers, and there is none yet", bool(cfg.export.formats or cfg.export.card)),
+            *((f"stage.{name}", "has a grid of heads, cached features or adapters, which are for classifiers",
+               phase.heads is not None or phase.cache_features or phase.lora is not None)
+              for name, phase in to_phases(cfg.stage).items()),
+        )
+        if is_wrong
+    ]  # fmt: skip
+    names = [name for name in NO_LABELS if cfg.probe.dataset is not None or not name.endswith("top1")]
+    if cfg.trainer.monitor not in names:
+        wrong.append(f"trainer.monitor={cfg.trainer.monitor} is none of {', '.join(names)}")
+    if wrong:
+        raise UserError("\n".join(wrong))
+    with torch.device("meta"):
+        network = build.masked_model(cfg, model.encoder, with_weights=False)
+    network.check(network.encoder.tubelets(cfg.clip.frames, *build.clip_size(cfg)))
 
 
 def _try_schedule(cfg: DictConfig) -> None:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
@@ -24,10 +24,13 @@ from vidtrain.config.references import to_phases
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.errors import UserError
-from vidtrain.evaluation.views import ClipModel, view_table
+from vidtrain.evaluation.views import view_table
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.loop import train_step
+from vidtrain.training.masked_prediction import LossAndFeatures, WithMasks
 from vidtrain.training.phases import Phase
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory, reset_peak
 from vidtrain.training.ranks.distributed import Ranks, autocast
@@ -191,8 +194,11 @@ def rate(by_rank: Sequence[tuple[int, float]]) -> float:
 def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console) -> PhaseSteps:
     """The phase to measure, of the parts that training would assemble."""
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
-    model = build.model(cfg, len(data.classes), ranks)
-    start_adapters(model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console)
+    model = build.trained_model(cfg, len(data.classes), ranks)
+    if isinstance(model, VideoClassifier):
+        start_adapters(
+            model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console
+        )
     record = Record(log=NullRunLog(), console=console)
     run = assemble(cfg, data, make_parts(cfg, data, ranks, console), model, None, ranks, record)
     return PhaseSteps(run, cfg.phase or next(iter(cfg.stage)))
@@ -263,7 +269,8 @@ class Meter:
         cfg, ranks = self.cfg, self.ranks
         val = build_data.eval_data(cfg, "val", self.data.splits["val"], self.data.reading, ranks)
         most, seen = min(len(val.loader), 4 * max(1, self.workers)), 0
-        transform, context = build.device_transform(cfg, ranks.device), autocast(ranks, cfg.trainer.precision)
+        context = autocast(ranks, cfg.trainer.precision)
+        transform: nn.Module = build.device_transform(cfg, ranks.device)
         with self._shown("validation", most) as advance:
 
             def some() -> Batches:
@@ -274,7 +281,9 @@ class Meter:
                     advance(number)
 
             started = time.perf_counter()
-            model = cast(ClipModel, phase.trained)
+            model: Any = phase.trained
+            if isinstance(model, MaskedModel):
+                model, transform = LossAndFeatures(model), WithMasks(transform, model)
             view_table(model, some(), transform, len(val.manifest), ranks.device, context, val.crops)
             seconds = time.perf_counter() - started
         return sum(ranks.gather_objects(seen)) / max(ranks.gather_objects(seconds))

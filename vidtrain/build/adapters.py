@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vidtrain.build.parts import StartingPoint, pluralize
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead, VideoClassifier
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.models.weights.adapters import Adapters, Base, BaseFile
 from vidtrain.training import checkpoint
@@ -63,7 +63,7 @@ def start_adapters(
 
 
 def restore(
-    model: VideoClassifier, adapters: Adapters | None, weights: Mapping[str, Tensor], path: Path
+    model: EncoderWithHead, adapters: Adapters | None, weights: Mapping[str, Tensor], path: Path
 ) -> None:
     """Gives a new model the `weights` of the checkpoint at `path`, whose model has `adapters`, and the base first.
 

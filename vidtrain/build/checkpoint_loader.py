@@ -195,6 +195,11 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
         raise UserError(
             f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"
         )
+    if trained.config.get("objective") is not None:
+        raise UserError(
+            f"checkpoint {path} is of pretraining, and answers nothing: train a classifier that starts from it, with "
+            f"python -m vidtrain.train dataset=... model=... init_from={path}"
+        )
     if trust_targets:
         return trained
     check_trust(trained.config, str(path))

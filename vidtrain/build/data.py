@@ -39,6 +39,7 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console
 from vidtrain.training.validation import check_dataset
 
+FOLLOWED = 200  # training videos, where pretraining has no val split
 INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # as the schema has them
 
 
@@ -130,9 +131,13 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Mani
     made_first: list[dict[str, Manifest]] = []
     ranks.on_main(lambda: made_first.append(open_manifests(source, folder)))
     splits = made_first[0] if made_first else open_manifests(source, folder)
-    several = {split: manifest.multi_label for split, manifest in splits.items()}
-    independent = instantiate_component(cfg.loss).independent
-    check_dataset(cfg.dataset.name, splits["train"].classes, several, independent)
+    if cfg.objective is None:
+        several = {split: manifest.multi_label for split, manifest in splits.items()}
+        independent = instantiate_component(cfg.loss).independent
+        check_dataset(cfg.dataset.name, splits["train"].classes, several, independent)
+    elif "val" not in splits:  # the loss is followed on videos that are trained on
+        train = splits["train"]
+        splits = {**splits, "val": train.subset(range(0, len(train), every_for(len(train), FOLLOWED)))}
     splits = redirected(cfg, splits, console)
     ranks.on_main(lambda: check_present(splits, missing_hint(cfg), console.warn))
     return splits

@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtrain.config.references import (
     describe_published,
@@ -29,7 +29,9 @@ from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import Encoder, EncoderWithHead, VideoClassifier
+from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import cores
@@ -152,6 +154,54 @@ def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier:
     return instantiate_component(cfg.model, num_classes=num_classes).to(ranks.device)
 
 
+def masked_model(cfg: DictConfig, encoder: Encoder, with_weights: bool = True) -> MaskedModel:
+    """`encoder` in what pretrains it. A teacher that `objective.teacher` names is loaded, unless weights are of no
+    interest."""
+    if cfg.objective.get("teacher") is None:
+        return instantiate_component(cfg.objective, encoder=encoder)
+    objective = cfg.objective.copy()
+    source, objective.teacher = objective.teacher, None
+    return instantiate_component(objective, encoder=encoder, teacher=_teacher(cfg, source, with_weights))
+
+
+def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
+    """The encoder of a run or checkpoint of ours, as that has it; of other weights, one like the model's own."""
+    from vidtrain.models.weights.files import check_source, locate, read
+    from vidtrain.models.weights.loading import load_pretrained
+
+    source = _best_of_run(name)
+    check_source(source)
+    path = locate(source, cfg.pretrained_revision)
+    config = read(path, source).config
+    node = cfg.model.encoder
+    if config is not None and "model" in config:
+        node = OmegaConf.create(dict(config))
+        if str(node.model.encoder["_target_"]) != f"{ViT3D.__module__}.{ViT3D.__qualname__}":
+            raise UserError(
+                f"objective.teacher={name} has a {node.model.encoder['_target_']}, and must have a ViT3D"
+            )
+        node = node.model.encoder
+    teacher = EncoderWithHead()
+    teacher.encoder, teacher.head = instantiate_component(node), nn.Identity()
+    if with_weights:
+        load_pretrained(teacher, source, path, cfg.init_match)
+    return teacher.encoder
+
+
+def describe_objective(cfg: DictConfig) -> str:
+    """Such as `MaskedAutoencoder, with TubeMasks(ratio=0.9)`."""
+    network = str(cfg.objective["_target_"]).rpartition(".")[2]
+    return f"{network}, with {instantiate_component(cfg.objective.masks)}"
+
+
+def trained_model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier | MaskedModel:
+    """What a run trains, on its device: the model, or where there is an objective without labels its encoder."""
+    if cfg.objective is None:
+        return model(cfg, num_classes, ranks)
+    torch.manual_seed(cfg.seed)
+    return masked_model(cfg, instantiate_component(cfg.model.encoder)).to(ranks.device)
+
+
 def model_without_memory(cfg: DictConfig) -> VideoClassifier:
     """The configured model, with shapes but no values, to be checked. Raises `UserError` for what does not fit."""
     with torch.device("meta"):
@@ -200,7 +250,7 @@ def model_spec(cfg: DictConfig) -> ModelSpec:
 # --- where weights start: init_from, else pretrained, else from scratch ----------------------------------------
 
 
-def check_starting_point(cfg: DictConfig, model: VideoClassifier | None) -> None:
+def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None:
     """Raises `UserError` for a name of weights that nothing can be found under, and for a file on this machine that
     does not fit `model`, which may lie on the meta device, or be None where there is none to hold it against.
 
@@ -222,7 +272,7 @@ def check_starting_point(cfg: DictConfig, model: VideoClassifier | None) -> None
         for source in sources:
             path = Path(source) if cfg.init_from is not None else local_path(source)
             if path is not None:
-                check_pretrained(model, source, path, cfg.init_match)
+                check_pretrained(model, source, path, cfg.init_match, cfg.init_part)
 
 
 def _sources(cfg: DictConfig) -> list[str]:
@@ -260,7 +310,7 @@ class StartingPoint:
 
 
 def load_starting_point(
-    cfg: DictConfig, model: VideoClassifier, ranks: Ranks, console: Console, folder: Path
+    cfg: DictConfig, model: EncoderWithHead, ranks: Ranks, console: Console, folder: Path
 ) -> StartingPoint:
     """Loads the weights that the configuration names; says in the log and in starting_point.json what fitted.
 
@@ -284,7 +334,7 @@ def load_starting_point(
     else:  # downloaded once; the others find it where rank 0 put it
         paths = ranks.on_main(lambda: [locate(source, cfg.pretrained_revision) for source in sources])
     reports = [
-        load_pretrained(model, source, path, cfg.init_match)
+        load_pretrained(model, source, path, cfg.init_match, cfg.init_part)
         for source, path in zip(sources, paths, strict=True)
     ]
     for report in reports:

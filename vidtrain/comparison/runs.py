@@ -159,6 +159,11 @@ def read_run(folder: Path, split: str | None) -> Run:
 
     record = _read(folder / "run.json", "overrides")
     summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
+    if "pretraining" in summary:
+        raise UserError(
+            f"{folder} is a run of pretraining, which answers nothing that could be compared; compare the classifiers "
+            "that start from it"
+        )
     closing = folder / "eval" / (split or summary["split"])
     if not closing.is_dir():
         known = sorted(file.parent.name for file in folder.glob("eval/*/metrics.json"))

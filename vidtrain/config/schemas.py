@@ -108,6 +108,15 @@ class ExportSettings:
 
 
 @dataclass
+class ProbeSettings:
+    """What simple classifiers on the features of pretraining are measured on, at every evaluation."""
+
+    dataset: Any = None  # a labeled one: dataset@probe.dataset=OPTION; null: there are no probes
+    # spread over each split; null: all
+    max_videos: int | None = setting(1000, at_least(2))
+
+
+@dataclass
 class RunConfig:
     """The training app's configuration. Untyped nodes are components, checked by `check_targets`."""
 
@@ -116,6 +125,8 @@ class RunConfig:
     run_dir: str | None = None
     data_root: str = "data"
     init_from: str | None = None
+    # of a run of pretraining that is started from: null is its teacher, where it has one
+    init_part: str | None = setting(None, one_of("encoder", "teacher"))
     # published weights: file (FILE:2 for number 2 of its probes), folder, hub name, {timm,package}:NAME, torchvision's
     # name; or several
     pretrained: Any = None
@@ -134,6 +145,8 @@ class RunConfig:
     stage: dict[str, PhaseSettings] = MISSING
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: Any = MISSING
+    objective: Any = None  # what is trained on in place of labels; null: labels, by the loss
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
     export: ExportSettings = field(default_factory=ExportSettings)  # of the best checkpoint, at the end
 
 

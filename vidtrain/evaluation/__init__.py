@@ -6,6 +6,7 @@ protocols.py    every protocol that a table holds, and temporal probes; the same
 fusion.py       clip fusion by name
 metrics.py      clip-level and video-level metrics, of one label a video or several
 report.py       metrics with their protocol, and the tables behind them
+representations.py  how much features tell apart
 resampling.py   the paired bootstrap, over videos or groups
 predictions.py  what runs took each video for; the videos that they share
 """

@@ -30,7 +30,7 @@ from vidtrain.evaluation.report import Report
 from vidtrain.features.store import LARGEST, TokenStore
 from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier, encode
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.run import Console, PhaseSettings, PhaseTask
+from vidtrain.training.run import Console, Evaluation, PhaseSettings, PhaseTask
 
 FORMAT = "vidtrain-features/1"
 # Settings of encoders as tokens were made before there was a choice; these are left out of digests
@@ -61,7 +61,7 @@ def head_task(
     transform: nn.Module,
     mix: Callable,
     train_batches: Callable,
-    evaluate: Callable[[ManyHeads], list[Report]],
+    evaluate: Callable[[ManyHeads], Sequence[Evaluation]],
 ) -> PhaseTask:
     """The heads of a phase on clips."""
     heads = ManyHeads(model, heads_of(model, phase))

@@ -1,7 +1,7 @@
 """From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.models.weights.adapters import Adapters
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
@@ -34,11 +35,12 @@ from vidtrain.tracking import console as tracking
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training import checkpoint
-from vidtrain.training.losses import Classification, Loss, describe_loss
+from vidtrain.training.losses import Classification, Loss, Objective, describe_loss
+from vidtrain.training.masked_prediction import MaskedPrediction, WithMasks
 from vidtrain.training.optimizers import OptimizerFactory
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler
-from vidtrain.training.run import Console, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
+from vidtrain.training.run import Console, Evaluation, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Schedule
 from vidtrain.training.validation import check_monitor
 
@@ -105,10 +107,15 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | No
 class Start:
     """A model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch."""
 
-    model: VideoClassifier
+    model: VideoClassifier | MaskedModel
     resume: dict[str, Any] | None  # the run's own last checkpoint
     origin: str  # in words
     adapters: Adapters | None  # of the model's encoder
+
+    @property
+    def classifier(self) -> VideoClassifier:
+        assert isinstance(self.model, VideoClassifier)  # who asks has checked that the run is of one
+        return self.model
 
     @property
     def step(self) -> int:
@@ -122,10 +129,13 @@ class Start:
 
 
 def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path) -> Start:
-    model = build.model(cfg, len(data.classes), ranks)
+    model = build.trained_model(cfg, len(data.classes), ranks)
     resumable = checkpoint.find_resume(folder / "checkpoints", ranks, console)
     if resumable is None:
         start = build.load_starting_point(cfg, model, ranks, console, folder)
+        if isinstance(model, MaskedModel):
+            model.begin(frozenset().union(*(source.loaded for source in start.sources)))
+            return Start(model, None, start.origin, None)
         adapters = build_adapters.start_adapters(model, to_phases(cfg.stage), start, cfg.seed, ranks, console)
         return Start(model, None, start.origin, adapters)
     newest, resume = resumable
@@ -176,10 +186,16 @@ def make_parts(
     if folder is not None:
         counted = steps_per_epoch
         steps_per_epoch = ranks.on_main(lambda: run_data.epoch_steps(folder, counted, console))
-    check_monitor(settings.monitor, len(data.classes), data.train.multi_label)
+    if cfg.objective is None:
+        check_monitor(settings.monitor, len(data.classes), data.train.multi_label)
     shares = class_shares(data.train, cfg.data.class_balanced_sampling)
     loss = build.instantiate_component(cfg.loss)
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
+    about_loss = (
+        f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}"
+    )
+    if cfg.objective is not None:
+        about_loss = f"no label is looked at: {build.describe_objective(cfg)}"
     return Parts(
         settings=settings,
         phases=to_phases(cfg.stage),
@@ -190,7 +206,7 @@ def make_parts(
         autocast=autocast(ranks, settings.precision),
         loss=loss,
         class_weights=class_weights,
-        about_loss=f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}",
+        about_loss=about_loss,
         optimizer=build.instantiate_component(cfg.optimizer),
         lr=build.instantiate_component(cfg.schedule.lr),
         weight_decay=build.instantiate_component(cfg.schedule.weight_decay),
@@ -214,7 +230,7 @@ def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Console, f
     console.info(parts.about_loss)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ValEvaluation:
     """Evaluates a model, or the heads of a grid, on the val split, by all ranks."""
 
@@ -280,8 +296,8 @@ def assemble(
     cfg: DictConfig,
     data: RunData,
     parts: Parts,
-    model: VideoClassifier,
-    evaluation: ValEvaluation | None,
+    model: VideoClassifier | MaskedModel,
+    evaluation: Callable[[Any], Sequence[Evaluation]] | None,
     ranks: Ranks,
     record: Record,
     adapters: Adapters | None = None,
@@ -291,26 +307,25 @@ def assemble(
     `adapters` are those of the model's encoder.
     """
 
-    def reports(trained: ClipModel) -> list[Report]:
+    def reports(trained: Any) -> Sequence[Evaluation]:
         return [] if evaluation is None else evaluation(trained)
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
-        if phase.cache_features and evaluation is not None:
+        assert isinstance(model, VideoClassifier)  # others are refused such phases
+        if phase.cache_features and isinstance(evaluation, ValEvaluation):
             cached = cached_features(cfg, data, parts, evaluation)
             return cached(model, phase)
         return head_task(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
 
     return Run(
         model=model,
-        transform=parts.transform,
+        transform=WithMasks(parts.transform, model) if isinstance(model, MaskedModel) else parts.transform,
         mix=parts.mix,
         train_batches=parts.train_batches,
         train_paths=data.train.paths,
         steps_per_epoch=parts.steps_per_epoch,
         evaluate=lambda: reports(model)[0],
-        objective=Classification(
-            parts.loss, parts.class_weights, model.fusion, model.num_classes, data.train.multi_label
-        ),
+        objective=objective_of(model, parts, data),
         optimizer=parts.optimizer,
         lr=parts.lr,
         weight_decay=parts.weight_decay,
@@ -321,13 +336,19 @@ def assemble(
         log=record.log,
         console=record.console,
         checkpoints=record.folder / "checkpoints",
-        metadata=checkpoint_metadata(cfg, data.classes, model.fusion)
-        | (adapters.payload() if adapters else {}),
+        metadata=checkpoint_metadata(cfg, data.classes) | (adapters.payload() if adapters else {}),
         left_out=adapters.left_out if adapters else frozenset(),
         frozen=frozen,
         preemption=record.preemption,
         on_validation=record.on_validation,
     )
+
+
+def objective_of(model: VideoClassifier | MaskedModel, parts: Parts, data: RunData) -> Objective:
+    if isinstance(model, MaskedModel):
+        return MaskedPrediction(model)
+    several = data.train.multi_label
+    return Classification(parts.loss, parts.class_weights, model.fusion, model.num_classes, several)
 
 
 def cached_features(
@@ -356,12 +377,12 @@ def cached_features(
     )
 
 
-def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...], fusion: str) -> dict[str, Any]:
+def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...]) -> dict[str, Any]:
     """What a checkpoint needs to be used without the run."""
     return {
         "classes": list(classes),
         # with its references, so that values can be changed
         "config": masked_values(to_dict(with_published(cfg))),
-        "protocol": build.protocol_text(cfg, fusion),
+        "protocol": build.protocol_text(cfg, cfg.model.fusion),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
     }

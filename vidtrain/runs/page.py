@@ -53,6 +53,10 @@ def write_page(folder: Path, page: Path) -> None:
 def read_facts(folder: Path) -> Plain:
     """All that the page of a run says, as plain values; None or empty where the run has nothing of it."""
     summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
+    if "pretraining" in summary:
+        raise UserError(
+            f"{folder} is a run of pretraining, which has no page: its curves and pictures are in {folder / 'plots'}"
+        )
     split, data = summary["split"], _read_if_there(folder / "dataset.json")
     evaluation = folder / "eval" / _one_name(split)
     evaluated = _read(evaluation / "metrics.json", "metrics", "protocol", "coverage", "missing")

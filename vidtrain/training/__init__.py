@@ -10,7 +10,8 @@ run.py         what the loop works with: settings, and the parts that the app as
 stages.py      what a phase trains, at which rate and decay; its heads: one, or a grid
 optimizers.py  the optimizer of a phase; in a grid, one for each head; timm's optimizers by name
 schedules.py   functions of the step
-losses.py      losses, weights of classes, and the loss of every head on a batch
+losses.py      losses, weights of classes, and the loss of every head on a batch: an objective
+masked_prediction.py  the objective of pretraining, which looks at no labels
 state.py       where a run stands
 validation.py  the weights and their average, on val
 checkpoint.py  checkpoints: written whole, read safely, replaced in turn, while the disk may be full; which one is used

@@ -112,6 +112,8 @@ class TrainerSettings:
     # share of unreadable training videos that ends the run
     max_unreadable_fraction: float = setting(0.02, share())
     overfit_one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
+    # of pretraining: end the run when features collapse, which is a warning otherwise
+    stop_on_collapse: bool = False
     profile: bool = False  # write a torch profiler trace of a few steps (debug=profile)
     # seconds without a sign of life of a rank that end the others
     rank_timeout: float = setting(60.0, at_least(5, " seconds"))

@@ -18,6 +18,18 @@ from vidtrain.training.stages import BATCH_NORMS, batch_norms, never_trained
 
 # Which weights -> under which name their metrics are logged
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
+# Those that a line of the console has, as far as they are there
+SHOWN = (
+    "loss",
+    "top1",
+    "clip_top1",
+    "map",
+    "f1_micro",
+    "f1_macro",
+    "effective_rank",
+    "knn_top1",
+    "linear_top1",
+)
 HEADS = "val_heads"  # and those of each head of a grid, by its name
 OVERFIT_LOSS = 0.05  # what the loss of one batch must come below in debug=overfit
 
@@ -223,7 +235,7 @@ def validation_lines(
     lines = []
     several = selecting not in METRIC_PREFIXES
     for weights, report in {selecting: reports[selecting]}.items() if several else reports.items():
-        shown = dict.fromkeys(("loss", "top1", "clip_top1", "map", "f1_micro", "f1_macro", monitor))
+        shown = dict.fromkeys((*SHOWN, monitor))
         values = ", ".join(f"{key} {report.metrics[key]:.4f}" for key in shown if key in report.metrics)
         best = f" (best {monitor})" if improved and weights == selecting else ""
         name = f"val, {weights} of {len(reports)} heads:" if several else METRIC_PREFIXES[weights]

@@ -132,7 +132,7 @@ def test_predictions_targets_loss_and_gradients_are_those_of_transformers():
         losses.append((expected - at(target, mask.hidden)).abs().mean())
     loss = sum(losses) / 2
     loss.backward()
-    samples = model(video(), masks)
+    samples = model.losses(video(), masks)
     samples.mean().backward()
     assert samples.shape == (3,) and samples.dtype == torch.float32
     assert samples.mean().item() == pytest.approx(loss.item(), rel=1e-6)
@@ -149,7 +149,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     seeds = torch.tensor([1, 2, 3])
     masks = model.sample_masks(video(), seeds)
     assert all(kind.valid is not None for kind in masks)
-    losses = model(video(), masks)
+    losses = model.losses(video(), masks)
     losses.sum().backward()
     together = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
@@ -158,7 +158,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
         clip = video()[i : i + 1]
         single = model.sample_masks(clip, seeds[i : i + 1])
         assert all(kind.valid is None for kind in single)
-        alone.append(model(clip, single))
+        alone.append(model.losses(clip, single))
         maps.append(model.predictions(clip, single))
     torch.cat(alone).sum().backward()
     assert difference(losses, torch.cat(alone)) <= 1e-6
@@ -179,7 +179,7 @@ def test_the_map_of_errors_lies_where_tokens_are_hidden():
         for row in range(3):
             assert maps[row, kind].flatten()[mask.hidden[row]].tolist() == errors[row].tolist()
             assert maps[row, kind].flatten()[mask.visible[row]].isnan().all()
-    torch.testing.assert_close(maps.flatten(2).nanmean(2).mean(1), model(video(), masks))
+    torch.testing.assert_close(maps.flatten(2).nanmean(2).mean(1), model.losses(video(), masks))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_map_of_errors_lies_where_tokens_are_hidden():
 )
 def test_every_trained_parameter_has_a_gradient_and_the_teacher_none(options):
     model = noisy(ours(masks=BlockMasks(), **options))
-    model(video(), model.sample_masks(video(), torch.arange(3))).sum().backward()
+    model.losses(video(), model.sample_masks(video(), torch.arange(3))).sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith("teacher."), name
         assert parameter.grad is None or parameter.grad.any(), name
@@ -221,7 +221,7 @@ def test_a_frozen_teacher_of_another_width_stays_as_it_is():
     before = copy.deepcopy(teacher.state_dict())
     model = ours(objective={"teacher": teacher, "momentum": 1.0})
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    model(video(), model.sample_masks(video(), torch.arange(3))).mean().backward()
+    model.losses(video(), model.sample_masks(video(), torch.arange(3))).mean().backward()
     optimizer.step()
     model.after_step()
     assert model.targets(video()).shape == (3, 32, 48)
@@ -240,17 +240,17 @@ def test_autocast_keeps_the_loss_in_float32():
         model = ours(positions=positions)
         masks = model.sample_masks(video(), torch.arange(3))
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(video(), masks)
+            rounded = model.losses(video(), masks)
         assert rounded.dtype == torch.float32
-        torch.testing.assert_close(rounded, model(video(), masks), rtol=0.02, atol=0)
+        torch.testing.assert_close(rounded, model.losses(video(), masks), rtol=0.02, atol=0)
 
 
 @pytest.mark.slow
 def test_traced_as_one_graph():
     model = ours(masks=BlockMasks(), objective={"predictor_depth": 1}, depth=1)
-    traced = torch.compile(model, fullgraph=True, backend="aot_eager")
+    traced = torch.compile(model.losses, fullgraph=True, backend="aot_eager")
     masks = model.sample_masks(video(), torch.arange(3))
-    torch.testing.assert_close(traced(video(), masks), model(video(), masks), atol=1e-5, rtol=0)
+    torch.testing.assert_close(traced(video(), masks), model.losses(video(), masks), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_loss_and_gradients_are_those_of_transformers(norm_pix_loss):
     hidden = torch.zeros(3, 32).scatter(1, masks[0].hidden, 1).bool()
     expected = reference(video().transpose(1, 2), bool_masked_pos=hidden).loss
     expected.backward()
-    losses = model(video(), masks)
+    losses = model.losses(video(), masks)
     losses.mean().backward()
     assert losses.shape == (3,) and losses.dtype == torch.float32
     assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-6)
@@ -148,7 +148,7 @@ def test_a_perfect_prediction_is_the_video_and_no_error():
         model._predict = lambda clips, masks, target=target: take_tokens(target, masks.hidden)
         pixels = video() * model.std + model.mean
         torch.testing.assert_close(model.predictions(video(), masks), pixels.clamp(0, 1), atol=1e-6, rtol=0)
-        assert model(video(), masks).tolist() == [0, 0, 0]
+        assert model.losses(video(), masks).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("positions", ["sincos_1d", "rope", "learned"])
@@ -157,13 +157,13 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     seeds = torch.tensor([1, 2, 3])
     masks = model.sample_masks(video(), seeds)
     assert [kind.valid is None for kind in masks] == [False, False]
-    losses = model(video(), masks)
+    losses = model.losses(video(), masks)
     losses.sum().backward()
     together = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     alone = torch.cat(
         [
-            model(video()[i : i + 1], model.sample_masks(video()[i : i + 1], seeds[i : i + 1]))
+            model.losses(video()[i : i + 1], model.sample_masks(video()[i : i + 1], seeds[i : i + 1]))
             for i in range(3)
         ]
     )
@@ -179,7 +179,7 @@ def test_other_sizes_of_clips():
     for shape in ((1, 3, 8, 64, 64), (1, 3, 2, 48, 80)):
         clips = torch.randn(shape)
         masks = model.sample_masks(clips, torch.tensor([0]))
-        assert model(clips, masks).isfinite().all()
+        assert model.losses(clips, masks).isfinite().all()
         assert model.predictions(clips, masks).shape == shape
 
 
@@ -191,7 +191,7 @@ def test_training_paints_a_constant_video():
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(40):
-        loss = model(clips, model.sample_masks(clips, torch.arange(4) + 10 * step)).mean()
+        loss = model.losses(clips, model.sample_masks(clips, torch.arange(4) + 10 * step)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -204,9 +204,9 @@ def test_autocast_keeps_the_loss_in_float32():
     model = ours()
     masks = model.sample_masks(video(), torch.arange(3))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(video(), masks)
+        rounded = model.losses(video(), masks)
     assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, model(video(), masks), rtol=0.02, atol=0)
+    torch.testing.assert_close(rounded, model.losses(video(), masks), rtol=0.02, atol=0)
 
 
 def test_the_encoder_is_what_is_kept_and_the_state_holds_all_of_it():

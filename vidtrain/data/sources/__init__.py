@@ -7,4 +7,5 @@ listings.py        CSV, TSV and other listings, one line a video; NumPy files of
 motion.py          the default dataset, made on first use
 published.py       UCF-101, HMDB51, Kinetics, Something-Something v2
 tables.py          text files of one record a line
+unlabeled.py       videos without labels
 """

@@ -3,6 +3,7 @@ teacher is the encoder's moving average, or, as in SALT (Li et al. 2025), an enc
 """
 
 import copy
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +105,17 @@ class JointEmbedding(MaskedModel):
         predictor_depth: int = 12,
         predictor_heads: int = 12,
         momentum: float = 0.99925,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | str | None = None,
     ):
         super().__init__(encoder, masks)
         if not 0 <= momentum <= 1:
             raise UserError(f"objective.momentum={momentum} must lie between 0 and 1")
+        if momentum == 1 and teacher is None:
+            raise UserError(
+                "objective.momentum=1 keeps the teacher as it is, and an untrained one has nothing to tell: say which "
+                "one with objective.teacher, such as the folder of a run with objective=videomae"
+            )
+        assert not isinstance(teacher, str)  # the name of weights, which are loaded before
         self.momentum = momentum
         self.teacher = (
             copy.deepcopy(self.encoder) if teacher is None else check_encoder(teacher, "objective.teacher")
@@ -118,6 +125,12 @@ class JointEmbedding(MaskedModel):
         self.head = Predictor(
             self.encoder, self.teacher.embed_dim, masks.kinds, predictor_dim, predictor_depth, predictor_heads
         )
+
+    @torch.no_grad()
+    def begin(self, loaded: Collection[str]) -> None:
+        """A teacher that follows the encoder starts from its weights, unless it was given its own."""
+        if self.momentum < 1 and not any(name.startswith("teacher.") for name in loaded):
+            self.teacher.load_state_dict(self.encoder.state_dict())
 
     def train(self, mode: bool = True) -> "JointEmbedding":
         super().train(mode)

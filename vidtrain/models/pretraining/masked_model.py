@@ -1,17 +1,19 @@
 """What networks for pretraining share: a ViT-3D encoder, masks, and a loss over the tokens that it was not shown."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.pretraining.masks import Masks, MaskSampler
+from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.pretraining.masks import MaskedClips, Masks, MaskSampler
 from vidtrain.models.vit3d import ViT3D
 
 
-class MaskedModel(nn.Module, ABC):
-    """Clips float [b c t h w], normalized, and masks -> the loss of each sample, float32 [b].
+class MaskedModel(EncoderWithHead, ABC):
+    """Normalized clips with masks -> the loss of each of their samples, float32 [(b n)].
 
     `encoder` is what pretraining is for, `head` what predicts hidden tokens from its output.
 
@@ -31,11 +33,22 @@ class MaskedModel(nn.Module, ABC):
         grid = self.encoder.tubelets(*clips.shape[2:])
         return [kind.to(clips.device) for kind in self.masks(grid, seeds.tolist())]
 
-    def forward(self, clips: Tensor, masks: list[Masks]) -> Tensor:
+    def forward(self, inputs: MaskedClips) -> Tensor:
         """The mean over a sample's hidden tokens, then over the kinds of masks."""
+        return self.losses(inputs.clips.flatten(0, 1), inputs.masks)
+
+    def losses(self, clips: Tensor, masks: list[Masks]) -> Tensor:
+        """The same for samples [b c t h w]: [b]."""
         errors = self.errors(clips, masks)
         losses = [kind.mean_of_hidden(values) for kind, values in zip(masks, errors, strict=True)]
         return torch.stack(losses).mean(dim=0)
+
+    def features(self, clips: Tensor) -> Tensor:
+        """The mean token of each whole clip [b c t h w]: float32 [b d]."""
+        return self.feature_encoder()(clips).float().mean(dim=1)
+
+    def begin(self, loaded: Collection[str]) -> None:
+        """Before the first step of a run, whose start weights gave the tensors `loaded` of the state dict."""
 
     @abstractmethod
     def errors(self, clips: Tensor, masks: list[Masks]) -> list[Tensor]:

@@ -69,6 +69,13 @@ class Masks(NamedTuple):
         return longer[:, :-1]
 
 
+class MaskedClips(NamedTuple):
+    """Clips float [b n c t h w] with masks of their (b n) samples, of each kind one: what a masked model takes."""
+
+    clips: Tensor
+    masks: list[Masks]
+
+
 class MaskSampler(Protocol):
     """Draws masks. `kinds` is how many masks each sample gets."""
 

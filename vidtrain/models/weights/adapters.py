@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.lora import add_adapters
 
 KEYS = ("lora", "base")  # of a checkpoint
@@ -60,7 +60,7 @@ class Adapters:
         """The tensors of the model that its checkpoints do not hold."""
         return frozenset() if self.base is None else frozenset(self.base.tensors)
 
-    def add_to(self, model: VideoClassifier, seed: int = 0) -> list[str]:
+    def add_to(self, model: EncoderWithHead, seed: int = 0) -> list[str]:
         """Gives the encoder of `model` these adapters; the names of the layers that have them."""
         return add_adapters(model.encoder, self.rank, self.alpha, self.dropout, self.targets, seed)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.weights.adapters import Adapters
 
 
@@ -23,6 +23,8 @@ class Weights:
     config: Mapping[str, Any] | None = None
     written_by: str | None = None  # what the file says of its own format, such as vidtrain/1
     adapters: Adapters | None = None  # of a checkpoint of ours whose model has adapters
+    # of a checkpoint of pretraining, whose weights to take: encoder, or teacher; None: the teacher's where it has one
+    part: str | None = None
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Format:
     encoder: type[nn.Module]  # the class of encoder that its tensors fit
     models: str  # which models to choose for it: "model=videomae_base, or another videomae_*"
     recognizes: Callable[[Weights], bool]
-    convert: Callable[[Weights, VideoClassifier], Converted]
+    convert: Callable[[Weights, EncoderWithHead], Converted]
     revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 

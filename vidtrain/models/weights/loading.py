@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.weights.adapters import Base, BaseFile
 from vidtrain.models.weights.files import content_hash, read, stamp
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
@@ -21,23 +21,29 @@ from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_na
 NEARLY = 0.9  # of the tensors: what fits less is another model
 
 
-def load_pretrained(model: VideoClassifier, source: str, path: Path, min_match: float) -> LoadReport:
-    """Loads the published weights at `path`, which the user named `source`, into a VideoClassifier.
+def load_pretrained(
+    model: EncoderWithHead, source: str, path: Path, min_match: float, part: str | None = None
+) -> LoadReport:
+    """Loads the published weights at `path`, which the user named `source`, into a model.
+
+    `part` is what to take of a checkpoint of pretraining (`Weights.part`).
 
     Raises `UserError`, before anything is changed, when the file cannot be read, is of no known format or of
     another family than the model, when a setting of the model contradicts the weights, or when less than
     `min_match` of the encoder's tensors, in file and model together, find their place.
     """
-    format, converted = _read_for(model, source, path)
+    format, converted = _read_for(model, source, path, part)
     return place(model, converted, source, format, min_match)
 
 
-def check_pretrained(model: VideoClassifier, source: str, path: Path, min_match: float) -> None:
+def check_pretrained(
+    model: EncoderWithHead, source: str, path: Path, min_match: float, part: str | None = None
+) -> None:
     """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing.
 
     `model` may lie on the meta device, so a file can be compared with a configuration before any data is seen.
     """
-    format, converted = _read_for(model, source, path)
+    format, converted = _read_for(model, source, path, part)
     own = model.state_dict()
     for name, tensor in converted.tensors.items():
         if name.startswith("head.linear.") and name in own and own[name].shape[1:] == tensor.shape[1:]:
@@ -45,8 +51,10 @@ def check_pretrained(model: VideoClassifier, source: str, path: Path, min_match:
     match(model, converted, source, format, min_match)
 
 
-def _read_for(model: VideoClassifier, source: str, path: Path) -> tuple[Format, Converted]:
-    weights = read(path, source)
+def _read_for(
+    model: EncoderWithHead, source: str, path: Path, part: str | None = None
+) -> tuple[Format, Converted]:
+    weights = replace(read(path, source), part=part)
     if weights.adapters is not None and weights.adapters.base is not None:
         base = base_tensors(model, weights.adapters.base, path)
         weights = replace(weights, tensors=OWN.revert(base) | dict(weights.tensors))
@@ -59,7 +67,7 @@ def _read_for(model: VideoClassifier, source: str, path: Path) -> tuple[Format, 
 # --- the base of a checkpoint that holds adapters ---------------------------------------------------------
 
 
-def load_base(model: VideoClassifier, base: Base, checkpoint: Path) -> None:
+def load_base(model: EncoderWithHead, base: Base, checkpoint: Path) -> None:
     """Loads what `checkpoint` leaves out into a model without adapters.
 
     Raises `UserError` as `locate_base` does, and where the files do not hold what they should.
@@ -75,7 +83,7 @@ def load_base(model: VideoClassifier, base: Base, checkpoint: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def base_tensors(model: VideoClassifier, base: Base, checkpoint: Path) -> dict[str, Tensor]:
+def base_tensors(model: EncoderWithHead, base: Base, checkpoint: Path) -> dict[str, Tensor]:
     """The tensors of `base` that fit `model`, by its names, from the files that `checkpoint` names."""
     own, tensors = model.state_dict(), dict[str, Tensor]()
     for file in base.files:
@@ -115,7 +123,7 @@ def locate_base(file: BaseFile, checkpoint: Path) -> Path:
 # --- whether weights fit, and where -----------------------------------------------------------------------
 
 
-def recognize(weights: Weights, model: VideoClassifier) -> Format:
+def recognize(weights: Weights, model: EncoderWithHead) -> Format:
     """The format of `weights`. Raises `UserError` when it is unknown, or made for another kind of encoder."""
     found = [format for format in FORMATS if format.recognizes(weights)]
     if not found:
@@ -133,7 +141,7 @@ def recognize(weights: Weights, model: VideoClassifier) -> Format:
     )
 
 
-def check_settings(model: VideoClassifier, requires: Mapping[str, Any], source: str) -> None:
+def check_settings(model: EncoderWithHead, requires: Mapping[str, Any], source: str) -> None:
     """Raises `UserError` naming every setting of the model with which the weights would compute something else."""
     wrong = _contradictions(model, requires)
     if wrong:
@@ -143,7 +151,7 @@ def check_settings(model: VideoClassifier, requires: Mapping[str, Any], source: 
         )
 
 
-def _contradictions(model: VideoClassifier, requires: Mapping[str, Any]) -> list[str]:
+def _contradictions(model: EncoderWithHead, requires: Mapping[str, Any]) -> list[str]:
     values = {key: _setting(model, key) for key in requires}
     return [
         f"{_override(key, wanted)} (it is {_spell(values[key])})"
@@ -153,7 +161,7 @@ def _contradictions(model: VideoClassifier, requires: Mapping[str, Any]) -> list
 
 
 def place(
-    model: VideoClassifier, converted: Converted, source: str, format: Format, min_match: float
+    model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float
 ) -> LoadReport:
     """Copies the converted tensors into `model` by name and shape; a head for other classes stays as it is.
 
@@ -165,7 +173,7 @@ def place(
 
 
 def match(
-    model: VideoClassifier, converted: Converted, source: str, format: Format, min_match: float
+    model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float
 ) -> tuple[LoadReport, dict[str, Tensor]]:
     """What fits into `model` by name and shape, and the report of it; nothing is changed.
 
@@ -206,7 +214,7 @@ def match(
 
 
 def _misfit(
-    model: VideoClassifier,
+    model: EncoderWithHead,
     converted: Converted,
     found: LoadReport,
     format: Format,
@@ -240,7 +248,7 @@ def _for(tensor: Tensor, own: Tensor) -> str:
     return f"{list(tensor.shape)} for {list(own.shape)}"
 
 
-def _setting(model: VideoClassifier, key: str) -> Any:
+def _setting(model: EncoderWithHead, key: str) -> Any:
     """The value at a dotted path of attributes; "not there" where the model has no such part."""
     node = model
     for name in key.split("."):
@@ -288,7 +296,7 @@ def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
-def num_classes(sources: Sequence[str], paths: Sequence[Path], model: VideoClassifier) -> int:
+def num_classes(sources: Sequence[str], paths: Sequence[Path], model: EncoderWithHead) -> int:
     """How many classes the published head tells apart, for a `model` of any number of classes (on the meta device).
 
     Raises UserError for weights without a head, which answer nothing.

@@ -12,7 +12,7 @@ from typing import Any
 from einops import repeat
 from torch import Tensor
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.resnext3d import BASIC, POSTACTIVATED, PREACTIVATED, ResNeXt3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 
@@ -90,7 +90,7 @@ def _recognizes(weights: Weights) -> bool:
     return f"{STEM}.conv.weight" in names and any(map(BLOCK.fullmatch, names))
 
 
-def _convert(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     trunk, heads = _trunk(weights.tensors), _heads(weights.tensors)
     num_blocks = _counted(trunk, BLOCK)
     residual = _residual(trunk)
@@ -153,7 +153,7 @@ def _settings(trunk: Mapping[str, Tensor], num_blocks: list[int], residual: str)
     return found
 
 
-def _inflate(found: Converted, model: VideoClassifier) -> None:
+def _inflate(found: Converted, model: EncoderWithHead) -> None:
     """Kernels of one frame become the model's of several, divided by their number: a still video gives the same."""
     own = model.state_dict()
     for name, weight in found.tensors.items():

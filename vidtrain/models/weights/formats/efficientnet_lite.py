@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 
@@ -62,7 +62,7 @@ def _names(of_model: Iterable[str]) -> Renaming:
     return Renaming(pairs)
 
 
-def _convert(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     tensors = {name: each for name, each in weights.tensors.items() if not name.startswith(CLASSIFIER)}
     found = _names(model.state_dict()).convert(tensors)
     found.left_out = {

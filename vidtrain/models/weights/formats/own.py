@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import Encoder, EncoderWithHead
 from vidtrain.models.lora import A, merge_tensors
 from vidtrain.models.weights.format import Converted, Format, Weights
 
 PREFIX = "model."
+ENCODER, TEACHER = "encoder.", "teacher."
 # What a run may set otherwise than the one that it starts from: sizes of clips, regularization, memory
 FREE = {"image_size", "num_frames", "pool_size", "drop_path", "dropout", "attention_dropout"}
 FREE |= {"activation_checkpointing", "zero_init_residual", "zero_init_residual_transform"}
@@ -24,7 +25,7 @@ OF_HEAD = {"out_layers", "final_norm", "features", "tokens", "spatial_size"}
 PLAIN = (bool, int, float, str)
 
 
-def _convert(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     """Raises UserError for another class of encoder; a head of another class is left out."""
     names = weights.tensors
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
@@ -45,6 +46,17 @@ def _convert(weights: Weights, model: VideoClassifier) -> Converted:
                 f"{weights.source} is damaged, or was changed: its configuration has no model.{part}"
             )
     kinds = {part: str(parts[part]["_target_"]).rpartition(".")[2] for part in ("encoder", "head")}
+    objective = weights.config.get("objective")
+    if isinstance(objective, Mapping):
+        kinds["head"] = f"the head of {str(objective['_target_']).rpartition('.')[2]}"
+        if kinds["head"] == f"the head of {type(model).__name__}":
+            found.requires = _settings(parts["encoder"], "encoder", model.encoder, FREE)
+            return found  # pretraining goes on
+        _take_encoder(found, weights, objective)
+    elif weights.part is not None:
+        raise UserError(
+            f"{weights.source} is not of pretraining: init_part={weights.part} chooses nothing of it"
+        )
     if kinds["encoder"] != type(model.encoder).__name__:
         raise UserError(
             f"{weights.source} was trained with {kinds['encoder']}, and the model is {type(model.encoder).__name__}; "
@@ -61,7 +73,27 @@ def _convert(weights: Weights, model: VideoClassifier) -> Converted:
     return found
 
 
-def _settings(node: Mapping[str, Any], part: str, module: nn.Module, free: set[str]) -> dict[str, Any]:
+def _take_encoder(found: Converted, weights: Weights, objective: Mapping[str, Any]) -> None:
+    """Makes the encoder of pretraining the teacher, where one follows it, unless `weights.part` says otherwise."""
+    has_teacher = any(name.startswith(TEACHER) for name in found.tensors)
+    if weights.part == "teacher" and not has_teacher:
+        raise UserError(f"{weights.source} has no teacher: take back init_part=teacher")
+    follows = has_teacher and objective.get("momentum") != 1
+    part = weights.part or ("teacher" if follows else "encoder")
+    chosen, other = (TEACHER, ENCODER) if part == "teacher" else (ENCODER, TEACHER)
+    for name in [name for name in found.tensors if name.startswith(other)]:
+        del found.tensors[name]
+        found.left_out[name] = f"the {chosen[:-1]} is taken"
+    if chosen == TEACHER:
+        for name in [name for name in found.tensors if name.startswith(TEACHER)]:
+            own = ENCODER + name.removeprefix(TEACHER)
+            found.tensors[own] = found.tensors.pop(name)
+            found.changed[own] = "of the teacher"
+
+
+def _settings(
+    node: Mapping[str, Any], part: str, module: nn.Module | Encoder, free: set[str]
+) -> dict[str, Any]:
     """The settings of an encoder or a head that the model's own has as an attribute, by where it has them.
 
     One that the configuration does not have, as it is from before there was such a setting, counts as its default.

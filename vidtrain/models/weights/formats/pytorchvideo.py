@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.slowfast import NUM_BLOCKS, SlowFast, SlowOnly
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 
@@ -94,7 +94,7 @@ def _is_slow(weights: Weights) -> bool:
     return tensors[stem].shape[2] == 1 and tensors[middle].shape[2] == 1
 
 
-def _convert_slowfast(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_slowfast(weights: Weights, model: EncoderWithHead) -> Converted:
     tensors, left_out = _unwrapped(weights.tensors)
     found = SLOWFAST_NAMES.convert(tensors)
     found.left_out = left_out
@@ -117,7 +117,7 @@ def _convert_slowfast(weights: Weights, model: VideoClassifier) -> Converted:
     return found
 
 
-def _convert_slow(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_slow(weights: Weights, model: EncoderWithHead) -> Converted:
     tensors, left_out = _unwrapped(weights.tensors)
     found = SLOW_NAMES.convert(tensors)
     found.left_out = left_out

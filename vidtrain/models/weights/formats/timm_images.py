@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
@@ -72,7 +72,7 @@ def _prefix(weights: Weights) -> str | None:
     return None
 
 
-def _convert(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     """Raises UserError for a ViT that computes what ViT3D cannot."""
     prefix = known(_prefix(weights))
     tensors = {
@@ -185,7 +185,7 @@ def _fold_layer_scale(found: Converted, tensors: Mapping[str, Tensor]) -> None:
                 found.changed[ours] = "multiplied by the layer scale that follows it"
 
 
-def _inflate(found: Converted, tensors: Mapping[str, Tensor], source: str, model: VideoClassifier) -> None:
+def _inflate(found: Converted, tensors: Mapping[str, Tensor], source: str, model: EncoderWithHead) -> None:
     encoder = vit_of(model)
     tubelet = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
     found.tensors[PATCHES], found.resized[PATCHES] = fit_patch_embed(found.tensors[PATCHES], tubelet)
@@ -240,7 +240,7 @@ def _is_image_model(weights: Weights) -> bool:
     return weights.source.startswith("timm:") or (4 in dims and 5 not in dims)
 
 
-def _convert_frames(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_frames(weights: Weights, model: EncoderWithHead) -> Converted:
     encoder = model.encoder
     assert isinstance(encoder, TimmFrames)
     network = encoder.network

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import FullyConvolutionalClassifier, MeanPoolClassifier
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
@@ -74,7 +74,7 @@ class Family:
     def recognizes(self, weights: Weights) -> bool:
         return self.prefix(weights) is not None
 
-    def convert(self, weights: Weights, model: VideoClassifier) -> Converted:
+    def convert(self, weights: Weights, model: EncoderWithHead) -> Converted:
         prefix = known(self.prefix(weights))
         tensors = {
             name.removeprefix(prefix): tensor
@@ -118,7 +118,7 @@ def fit_relative(table: Tensor, length: int) -> Tensor:
     return rearrange(F.interpolate(columns, size=length, mode="linear"), "1 d n -> n d").to(table.dtype)
 
 
-def _takes_head(model: VideoClassifier) -> bool:
+def _takes_head(model: EncoderWithHead) -> bool:
     """Whether the model's head computes what torchvision's does: mean, dropout and a linear layer, of its tokens."""
     if isinstance(model.encoder, TorchvisionMViT) and model.encoder.tokens != "class":
         return False

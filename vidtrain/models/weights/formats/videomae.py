@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
@@ -58,7 +58,7 @@ def _prefix(tensors: Mapping[str, Tensor], inner: str) -> str | None:
     return prefix if there and f"{prefix}cls_token" not in tensors else None
 
 
-def _convert(weights: Weights, model: VideoClassifier, inner: str) -> Converted:
+def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
     prefix = known(_prefix(weights.tensors, inner))
     found = NAMES.convert(join_biases(under(weights.tensors, prefix)))
     explain_rest(
@@ -84,7 +84,7 @@ def _convert(weights: Weights, model: VideoClassifier, inner: str) -> Converted:
     return found
 
 
-def _fit_table(found: Converted, table: Tensor, model: VideoClassifier, source: str) -> None:
+def _fit_table(found: Converted, table: Tensor, model: EncoderWithHead, source: str) -> None:
     """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for."""
     encoder = vit_of(model)
     steps = encoder.num_frames // encoder.tubelet_size
@@ -100,7 +100,7 @@ def _fit_table(found: Converted, table: Tensor, model: VideoClassifier, source: 
     found.requires |= {"encoder.positions": "learned", "encoder.image_size": side * encoder.patch_size}
 
 
-def _convert_finetuned(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_finetuned(weights: Weights, model: EncoderWithHead) -> Converted:
     found = _convert(weights, model, "")
     # with --use_cls the tokens are normed and the first is taken, and there is no norm after it
     first = "encoder.norm.weight" in found.tensors
@@ -111,13 +111,13 @@ def _convert_finetuned(weights: Weights, model: VideoClassifier) -> Converted:
     return found
 
 
-def _convert_pretrained(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_pretrained(weights: Weights, model: EncoderWithHead) -> Converted:
     found = _convert(weights, model, PRETRAINED)
     leave_out_norm(found, model, f"{PRETRAINED}norm")
     return found
 
 
-def leave_out_norm(found: Converted, model: VideoClassifier, theirs: str) -> None:
+def leave_out_norm(found: Converted, model: EncoderWithHead, theirs: str) -> None:
     """Pretraining's last norm, unless the model has one there."""
     for kind in ("weight", "bias"):
         if f"encoder.norm.{kind}" in found.tensors and not vit_of(model).final_norm:
@@ -211,7 +211,7 @@ def _is_transformers(weights: Weights) -> bool:
     return wanted <= base and patches[0].ndim == 5
 
 
-def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
     kept, left_out = set_aside(weights.tensors, REST)
     tensors = {current(name.removeprefix(BASE_PREFIX)): each for name, each in kept.items()}
     found = TRANSFORMERS_NAMES.convert(join(tensors, "attention.qkv", PARTS, no_bias=(KEYS,)))
@@ -238,7 +238,7 @@ def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted
     return found
 
 
-def _settle_head(found: Converted, model: VideoClassifier) -> None:
+def _settle_head(found: Converted, model: EncoderWithHead) -> None:
     if not isinstance(model.head, MeanPoolClassifier):
         reason = f"a linear classifier, and the model's head is {type(model.head).__name__}"
         leave_out_head(found, TRANSFORMERS_NAMES, reason)

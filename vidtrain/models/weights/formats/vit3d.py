@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.positions import Grid
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Renaming
@@ -23,7 +23,7 @@ PATCHES = "encoder.patch_embed.proj.weight"
 KINDS = ("weight", "bias")
 
 
-def vit_of(model: VideoClassifier) -> ViT3D:
+def vit_of(model: EncoderWithHead) -> ViT3D:
     """The encoder of a model that a format of these is converted for: `Format.encoder` says that it is one."""
     assert isinstance(model.encoder, ViT3D)
     return model.encoder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
@@ -105,7 +105,7 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _convert(
-    weights: Weights, model: VideoClassifier, heads: Mapping[int, int]
+    weights: Weights, model: EncoderWithHead, heads: Mapping[int, int]
 ) -> tuple[Converted, dict[str, Tensor]]:
     """What all generations have in common; and the encoder's tensors by their published names."""
     prefix = known(_prefix(weights.tensors))
@@ -121,7 +121,7 @@ def _convert(
     return found, own
 
 
-def _convert_1(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_1(weights: Weights, model: EncoderWithHead) -> Converted:
     found, own = _convert(weights, model, HEADS_1)
     table = own["pos_embed"].squeeze(0)
     side = math.isqrt(len(table) // 8)
@@ -148,7 +148,7 @@ def _kind_of(table: Tensor, grid: tuple[int, int, int], source: str) -> str:
     )
 
 
-def _convert_2(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_2(weights: Weights, model: EncoderWithHead) -> Converted:
     found, _ = _convert(weights, model, HEADS_2)
     found.requires |= {
         "encoder.positions": "rope",
@@ -159,7 +159,7 @@ def _convert_2(weights: Weights, model: VideoClassifier) -> Converted:
     return found
 
 
-def _convert_2_1(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
     found, own = _convert(weights, model, HEADS_2)
     marked = "video_mod_embed" in own
     found.requires |= {
@@ -228,7 +228,7 @@ def _probe_prefix(tensors: Mapping[str, Tensor], number: int = 0) -> str | None:
     return first_prefix(tensors, prefixes, "pooler.cross_attention_block.xattn.kv.weight")
 
 
-def _convert_probe(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
     if not isinstance(model.head, AttentiveClassifier):
         raise UserError(
             f"{weights.source} is an attentive probe, and the model's head is {type(model.head).__name__}; "

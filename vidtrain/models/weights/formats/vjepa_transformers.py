@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
@@ -60,7 +60,7 @@ def _is_transformers(weights: Weights) -> bool:
     } <= base
 
 
-def _convert_transformers(weights: Weights, model: VideoClassifier) -> Converted:
+def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
     kept, left_out = set_aside(
         weights.tensors, dict.fromkeys((f"{BASE_PREFIX}predictor.", "predictor."), PREDICTOR)
     )

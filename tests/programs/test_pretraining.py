@@ -1,0 +1,206 @@
+"""Pretraining end to end: what a run without labels writes, how it resumes, and what starts from it."""
+
+import json
+import signal
+
+import pytest
+import torch
+from composing import config_of
+from fork_server import run_program, server
+from small_run import small
+
+from vidtrain.app import check
+from vidtrain.build import parts as build
+from vidtrain.compare import compare
+from vidtrain.errors import DivergedError, UserError
+from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.predict import predict
+from vidtrain.runs.pretraining import CollapseWatch
+from vidtrain.tracking.console import NullConsole
+from vidtrain.tracking.run_log import read_metrics
+from vidtrain.train import train
+from vidtrain.training import checkpoint
+from vidtrain.training.ranks.distributed import Ranks
+
+BASE = small("logger=none", "trainer.epochs=2", "trainer.batch_size=4", "clip.size=32", depth=2)
+PREDICTOR = [f"objective.predictor_{name}" for name in ("dim=24", "depth=1", "heads=4")]
+DECODER = [f"objective.decoder_{name}" for name in ("dim=24", "depth=1", "heads=4")]
+OBJECTIVES = {
+    "videomae": ["objective=videomae", *DECODER],
+    "vjepa": ["objective=vjepa", *PREDICTOR, "objective.momentum=0.9"],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data, without_pictures):
+    """A run of each objective, by name; that of vjepa is probed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in OBJECTIVES.items():
+        probe = ["dataset@probe.dataset=motion", *probed()] if name == "vjepa" else []
+        settings = [*BASE, *overrides, *probe, f"data_root={data}", f"run_dir={folder / name}"]
+        train(config_of("train", *settings))
+    return folder
+
+
+def probed():
+    """The motion dataset of `small` once more, to be probed."""
+    return [text.replace("dataset.", "probe.dataset.") for text in BASE if text.startswith("+dataset.")]
+
+
+def best(run):
+    return checkpoint.load(run / "checkpoints/best.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_run_logs_the_untrained_network_and_closes_with_the_latest_weights(runs, name):
+    rows, summary = read_metrics(runs / name), json.loads((runs / name / "summary.json").read_text())
+    evaluations = [row for row in rows if "val/loss" in row]
+    assert [row["step"] for row in evaluations] == [0, 5, 10]
+    assert [row["val/evaluations"] for row in evaluations] == [1, 2, 3]
+    assert all(1 < row["val/effective_rank"] <= 10 and 0 < row["val/spread"] < 1 for row in evaluations)
+    # 20 videos of train are known, and the one of each class in val
+    assert ("val/knn_top1" in evaluations[0]) == (name == "vjepa")
+    assert summary["best_step"] == 10 and summary["loss"] == pytest.approx(evaluations[-1]["val/loss"])
+    assert summary["status"] == "finished" and summary["pretraining"] in (
+        "MaskedAutoencoder",
+        "JointEmbedding",
+    )
+    train_losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(train_losses) == 2 and train_losses[1] < train_losses[0]
+
+
+@pytest.mark.slow
+def test_a_classifier_starts_from_the_teacher_or_by_name_from_the_encoder(runs, data, tmp_path):
+    held, file = best(runs / "vjepa")["model"], runs / "vjepa/checkpoints/best.pt"
+    cfg = config_of("train", *BASE)
+    torch.manual_seed(1)
+    for part, prefix in ((None, "teacher."), ("teacher", "teacher."), ("encoder", "encoder.")):
+        model = build.model(cfg, 10, Ranks(torch.device("cpu")))
+        report = load_pretrained(model, str(file), file, 1.0, part)
+        for name, tensor in model.encoder.state_dict().items():
+            assert torch.equal(tensor, held[prefix + name]), (part, name)
+        assert report.match == 1
+        assert any("of the teacher" in line for line in report.lines()) == (prefix == "teacher.")
+    assert not torch.equal(held["teacher.blocks.0.mlp.fc1.weight"], held["encoder.blocks.0.mlp.fc1.weight"])
+    with pytest.raises(UserError, match="has no teacher: take back init_part=teacher"):
+        other = runs / "videomae/checkpoints/best.pt"
+        load_pretrained(model, str(other), other, 1.0, "teacher")
+    train(
+        config_of("train", *BASE, f"data_root={data}", f"run_dir={tmp_path}", f"init_from={runs / 'vjepa'}")
+    )
+    record = json.loads((tmp_path / "starting_point.json").read_text())
+    assert record["sources"][0]["match"] == 1 and all(
+        name.startswith("head.") for name in record["initialized"]
+    )
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_from_pretraining_and_salt_takes_its_teacher(runs, data, tmp_path):
+    """From another run all three networks are taken; a teacher that stays keeps every bit."""
+    file = runs / "vjepa/checkpoints/best.pt"
+    cfg = config_of("train", *BASE, *OBJECTIVES["vjepa"])
+    model = build.trained_model(cfg, 1, Ranks(torch.device("cpu")))
+    assert isinstance(model, MaskedModel)
+    report = load_pretrained(model, str(file), file, 1.0)
+    assert set(report.loaded) == set(model.state_dict())
+    teacher = runs / "videomae"
+    salt = [*BASE, "objective=salt", *PREDICTOR, f"objective.teacher={teacher}", "trainer.epochs=1"]
+    train(config_of("train", *salt, f"data_root={data}", f"run_dir={tmp_path}"))
+    before, after = best(teacher)["model"], best(tmp_path)["model"]
+    names = [name.removeprefix("teacher.") for name in after if name.startswith("teacher.")]
+    assert names and all(torch.equal(after[f"teacher.{name}"], before[f"encoder.{name}"]) for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_killed_and_resumed_it_ends_with_the_same_bits(runs, data, tmp_path, name):
+    settings = [
+        *BASE,
+        *OBJECTIVES[name],
+        f"data_root={data}",
+        f"run_dir={tmp_path}",
+        "trainer.save_every=2it",
+    ]
+    child = server().start("train", *settings)
+    assert child.until(lambda: (tmp_path / "checkpoints/previous.pt").exists()), child.said
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not (tmp_path / "summary.json").exists()
+    ended = run_program("train", *settings)
+    assert ended.returncode == 0, ended.stderr
+    alone, resumed = best(runs / name), best(tmp_path)
+    assert alone["model"].keys() == resumed["model"].keys()
+    assert all(torch.equal(tensor, resumed["model"][key]) for key, tensor in alone["model"].items())
+    rows = [
+        [row["val/loss"] for row in read_metrics(run) if "val/loss" in row] for run in (runs / name, tmp_path)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_do_what_one_does(runs, data, tmp_path, name):
+    settings = [*BASE, *OBJECTIVES[name], f"data_root={data}", f"run_dir={tmp_path}"]
+    ended = run_program("train", *settings, ranks=2)
+    assert ended.returncode == 0, ended.stderr
+    for key in ("train/loss", "val/loss", "val/effective_rank"):
+        one, two = ([row[key] for row in read_metrics(run) if key in row] for run in (runs / name, tmp_path))
+        assert two == pytest.approx(one, rel=2e-4), key
+
+
+@pytest.mark.slow
+def test_what_answers_nothing_is_no_classifier_and_has_no_page(runs, tmp_path):
+    with pytest.raises(UserError, match="is of pretraining, and answers nothing"):
+        predict(config_of("predict", f"checkpoint={runs / 'vjepa'}", f"videos={tmp_path}"))
+    with pytest.raises(UserError, match="is a run of pretraining"):
+        compare(config_of("compare", f"runs=[{runs / 'vjepa'},{runs / 'videomae'}]", f"out={tmp_path}"))
+    with pytest.raises(UserError, match="is a run of pretraining"):
+        compare(config_of("compare", f"runs={runs / 'vjepa'}", f"out={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["objective=videomae", "model=r3d_18"], "cannot leave out hidden tokens"),
+        (["objective=videomae", "augmentation=strong_mixing"], "augmentation.mixing"),
+        (["objective=videomae", "stage=head_grid"], "stage.head"),
+        (["objective=videomae", "trainer.monitor=top1"], "trainer.monitor=top1"),
+        (["objective=videomae", "trainer.monitor=knn_top1"], "trainer.monitor=knn_top1"),
+        (["objective=videomae", "export.card=true"], "export"),
+        (["objective=videomae", "debug=overfit"], "trainer.overfit_one_batch"),
+        (["objective=videomae", "objective.masks.ratio=0.01"], "0.01 hides none"),
+        (["objective=vjepa", "objective.masks.areas=[0.15,0.999]"], "leave no context"),
+        (["objective=salt"], "objective.teacher"),
+        (["dataset@probe.dataset=motion"], "probe.dataset is for objectives without labels"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_said_before_the_start(overrides, words):
+    faults = check.check_run(config_of("train", *overrides))
+    assert any(words in f"{key}: {why}" for key, why in faults), faults
+
+
+def test_a_collapse_is_noticed_in_the_attempt_that_follows_too():
+    watch = CollapseWatch(NullConsole(), stops=True)
+    watch.take_up([{"step": 0, "val/effective_rank": 5.0, "val/evaluations": 1.0}])
+    watch.look({"effective_rank": 2.1})
+    with pytest.raises(DivergedError, match="effective rank over the videos of val is 1.90, and was 5.00"):
+        watch.look({"effective_rank": 1.9})
+
+
+def test_a_warning_is_enough_unless_the_run_shall_end():
+    shown = []
+
+    class Console(NullConsole):
+        def warn(self, text):
+            shown.append(text)
+
+    watch = CollapseWatch(Console(), stops=False)
+    for rank in (4.0, 1.1):
+        watch.look({"effective_rank": rank})
+    assert len(shown) == 1 and "the features collapse" in shown[0]

@@ -1,0 +1,251 @@
+"""What a run without labels has in place of answers: its evaluation, the watch over its features, and its close."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from torch import nn
+
+from vidtrain.baseline_models.classifiers import Classifier, logistic_regression, nearest_neighbors
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
+from vidtrain.data.manifest.splitting import group_numbers
+from vidtrain.errors import DivergedError, UserError
+from vidtrain.evaluation.representations import effective_rank, spread
+from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
+from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.reports import plots
+from vidtrain.reports.pages import warn_of_failure
+from vidtrain.runs.assemble import Parts
+from vidtrain.runs.data import changed_in_mid_run
+from vidtrain.tracking.run_log import RunLog, each_metric
+from vidtrain.training import checkpoint
+from vidtrain.training.masked_prediction import Features, LossAndFeatures, WithMasks
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.signals import PreemptionHandler
+from vidtrain.training.run import Console
+from vidtrain.training.state import TrainState
+
+PROBES: Mapping[str, Classifier] = {"knn_top1": nearest_neighbors, "linear_top1": logistic_regression}
+RANK = "effective_rank"
+EVALUATIONS = "evaluations"  # so far: what selects the latest weights
+# of how far the rank was above 1, before training or at its best, what a collapsed one keeps at most
+COLLAPSED = 0.25
+
+
+@dataclass(frozen=True)
+class PretrainingReport:
+    """What an evaluation without labels found: a `vidtrain.training.run.Evaluation`."""
+
+    metrics: dict[str, float]
+    coverage: str
+    missing: Sequence[tuple[str, str]]
+    has_nan: bool
+
+
+Extract = Callable[[ClipModel, build_data.EvalData, nn.Module], ViewTable]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well simple classifiers on frozen features know a labeled dataset: neighbors, and a linear one.
+
+    Both choose their one setting on train alone; what they are measured on is `split`.
+    """
+
+    name: str
+    train: build_data.EvalData
+    other: build_data.EvalData
+    transform: nn.Module
+
+    def __call__(self, extract: Extract, model: MaskedModel, ranks: Ranks) -> dict[str, float]:
+        tables = [extract(Features(model), videos, self.transform) for videos in (self.train, self.other)]
+        return ranks.on_main(lambda: self._score(*tables))
+
+    def _score(self, train: ViewTable, other: ViewTable) -> dict[str, float]:
+        known, others = (table.logits.mean(dim=1).double().numpy() for table in (train, other))
+        targets = np.eye(len(self.train.manifest.classes))[train.labels.numpy()]
+        groups = group_numbers(self.train.manifest)[train.indices.numpy()]
+        truth = other.labels.numpy()
+        return {
+            name: float((fit(known, targets, groups, False)(others).argmax(axis=1) == truth).mean())
+            for name, fit in PROBES.items()
+        }
+
+
+@dataclass
+class CollapseWatch:
+    """Whether features of val videos still differ: compares their effective rank with the best that it has been.
+
+    `best` is the greatest effective rank so far, that of the untrained network included, and `evaluations` how many
+    there were.
+    """
+
+    console: Console
+    stops: bool
+    best: float = 1.0
+    evaluations: int = 0
+
+    def take_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Takes up what earlier attempts of the run saw, from the rows of metrics.jsonl."""
+        for row in rows:
+            if f"val/{RANK}" in row:
+                self.best = max(self.best, row[f"val/{RANK}"])
+                self.evaluations = max(self.evaluations, int(row[f"val/{EVALUATIONS}"]))
+
+    def look(self, metrics: Mapping[str, float]) -> None:
+        """Warns of a collapse. Raises `DivergedError` where that shall end the run."""
+        if RANK not in metrics:
+            return
+        rank = metrics[RANK]
+        self.best = max(self.best, rank)
+        if rank - 1 >= COLLAPSED * (self.best - 1):
+            return
+        message = (
+            f"the features collapse: their effective rank over the videos of val is {rank:.2f}, and was "
+            f"{self.best:.2f}. All videos look nearly alike to the encoder: raise objective.momentum, lower "
+            "optimizer.lr, or choose other objective.masks"
+        )
+        if self.stops:
+            raise DivergedError(f"{message}. trainer.stop_on_collapse=true ends the run here")
+        self.console.warn(message)
+
+
+@dataclass
+class Pretraining:
+    """Evaluates a masked model by its loss on val, by the features that it has of val, and by what probes know of a
+    labeled dataset; and closes its run. A `vidtrain.runs.goals.Goal`."""
+
+    model: MaskedModel
+    val: build_data.EvalData
+    parts: Parts
+    probe: Probe | None
+    protocol: str
+    ranks: Ranks
+    console: Console
+    preemption: PreemptionHandler
+    result: PretrainingReport | None = None
+
+    def __post_init__(self) -> None:
+        self.watch = CollapseWatch(self.console, self.parts.settings.stop_on_collapse)
+        self.transform = WithMasks(self.parts.transform, self.model)
+
+    def begin(self, log: RunLog) -> None:
+        """Takes up what earlier attempts saw. A new run first evaluates the network as it is, as of step 0."""
+        self.watch.take_up(each_metric(log.run_dir))
+        if self.watch.evaluations:
+            return
+        [report] = self(self.model)
+        log.log({f"val/{name}": value for name, value in report.metrics.items()}, 0)
+        self.console.info(f"before training: val {shown_metrics(report.metrics)}")
+
+    def __call__(self, model: MaskedModel) -> list[PretrainingReport]:
+        """One report. Raises `Stopped` where a signal cut the evaluation short, and as `CollapseWatch.look` does."""
+        self.watch.evaluations += 1
+        report = self._measure(model)
+        self.watch.look(report.metrics)
+        return [report]
+
+    def _measure(self, model: MaskedModel) -> PretrainingReport:
+        table = self._table(LossAndFeatures(model), self.val, self.transform)
+        by_video = table.logits.mean(dim=1)
+        loss, features = by_video[:, 0], by_video[:, 1:]
+        finite = bool(by_video.isfinite().all())
+        metrics = {"loss": loss.double().mean().item(), EVALUATIONS: float(self.watch.evaluations)}
+        if finite:
+            metrics |= {RANK: effective_rank(features), "spread": spread(features)}
+        if finite and self.probe is not None:
+            metrics |= self.probe(self._table, model, self.ranks)
+        return PretrainingReport(metrics, table.coverage, table.missing, not finite)
+
+    def _table(self, model: ClipModel, videos: build_data.EvalData, transform: nn.Module) -> ViewTable:
+        batches: Iterable[EvalBatch] = self.preemption.until_stop_requested(videos.batches(self.console))
+        total, device = len(videos.manifest), self.ranks.device
+        table = view_table(model, batches, transform, total, device, self.parts.autocast, videos.crops)
+        # after a signal the table may not be whole
+        self.preemption.stop_if(self.ranks.any_rank(self.preemption.stop_requested))
+        return table
+
+    def report(self, state: TrainState, log: RunLog) -> None:
+        """Gives the model the weights of best.pt, evaluates them and writes summary.json.
+
+        Raises `DivergedError` where no evaluation gave a finite number, and `UserError` where best.pt is damaged.
+        """
+        settings = self.parts.settings
+        if state.best is None:
+            raise DivergedError(f"no evaluation gave a finite {settings.monitor}: nothing to close with")
+        file = log.run_dir / "checkpoints" / "best.pt"
+        self.ranks.barrier()
+        best = checkpoint.load_best(file, state)
+        checkpoint.restore(self.model, best["model"], str(file), ())
+        self.result = self._measure(self.model)
+        log.log({f"final/{name}": value for name, value in self.result.metrics.items()}, state.total_step + 1)
+        log.summary(
+            {
+                "status": "finished",
+                "pretraining": type(self.model).__name__,
+                "monitor": settings.monitor,
+                "best": state.best,
+                "best_step": state.best_step,
+                "best_weights": best["weights"],
+                "steps": state.total_step,
+                "minutes": round(state.seconds / 60, 2),
+                **({"data_changed": True} if changed_in_mid_run(log.run_dir) else {}),
+                "split": "val",
+                "coverage": self.result.coverage,
+                "protocol": self.protocol,
+                **self.result.metrics,
+            }
+        )
+
+    def draw_pictures(self, state: TrainState, log: RunLog) -> None:
+        """plots/curves.png, and what the network makes of some videos of val."""
+        log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
+        path = log.run_dir / "plots" / "curves.png"
+        path.unlink(missing_ok=True)  # of an earlier attempt
+        warn_of_failure(str(path), lambda: plots.plot_curves(each_metric(log.run_dir), path), self.console)
+        if path.is_file():
+            log.image("curves", path, state.total_step)
+
+    def show(self, state: TrainState, log: RunLog) -> None:
+        """The closing table, beside the network before training, and how to go on."""
+        assert self.result is not None  # which `report` left
+        first = next((row for row in each_metric(log.run_dir) if row["step"] == 0), {})
+        rows = [
+            (name, f"{first[f'val/{name}']:.4g}" if f"val/{name}" in first else "", f"{value:.4g}")
+            for name, value in self.result.metrics.items()
+            if name != EVALUATIONS
+        ]
+        of_probe = "" if self.probe is None else f"; probes are of {self.probe.name}"
+        title = f"best.pt, of step {state.best_step}, on val{of_probe}"
+        self.console.table(title, ("", "before training", "after"), rows)
+        self.console.info(
+            "to train a classifier that starts from it: python -m vidtrain.train dataset=... model=... "
+            f"init_from={log.run_dir}"
+        )
+
+
+def open_probe(cfg: DictConfig, ranks: Ranks, console: Console) -> Probe:
+    """Reads `probe.dataset` as the run reads its own: the same clips.
+
+    Raises `UserError` for a dataset of one class, and for several labels a video.
+    """
+    labeled = cfg.copy()
+    labeled.dataset, labeled.trainer.max_eval_videos = cfg.probe.dataset, cfg.probe.max_videos
+    splits = ranks.on_main(lambda: build_data.listed_splits(labeled, console))
+    if splits["train"].multi_label or len(splits["train"].classes) < 2:
+        raise UserError(
+            f"probe.dataset={labeled.dataset.name} must have two classes or more, and one label a video"
+        )
+    reading = build_data.reading(labeled, ranks, None)
+    train, other = (
+        build_data.eval_data(labeled, split, splits[split], reading, ranks)
+        for split in ("train", "val" if "val" in splits else "test")
+    )
+    return Probe(labeled.dataset.name, train, other, build.device_transform(cfg, ranks.device))
+
+
+def shown_metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != EVALUATIONS)
