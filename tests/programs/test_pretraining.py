@@ -204,3 +204,15 @@ def test_a_warning_is_enough_unless_the_run_shall_end():
     for rank in (4.0, 1.1):
         watch.look({"effective_rank": rank})
     assert len(shown) == 1 and "the features collapse" in shown[0]
+
+
+@pytest.mark.slow
+def test_a_predictor_of_another_number_of_heads_is_left_out(runs):
+    """Its tensors would fit, and compute something else."""
+    file = runs / "vjepa/checkpoints/best.pt"
+    cfg = config_of("train", *BASE, *OBJECTIVES["vjepa"], "objective.predictor_heads=2")
+    model = build.trained_model(cfg, 1, Ranks(torch.device("cpu")))
+    assert isinstance(model, MaskedModel)
+    report = load_pretrained(model, str(file), file, 1.0)
+    assert set(report.loaded) == {name for name in model.state_dict() if not name.startswith("head.")}
+    assert set(report.left_out.values()) == {"of objective.predictor_heads=4, and the model's has 2"}

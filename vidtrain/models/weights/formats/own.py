@@ -46,21 +46,21 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
                 f"{weights.source} is damaged, or was changed: its configuration has no model.{part}"
             )
     kinds = {part: str(parts[part]["_target_"]).rpartition(".")[2] for part in ("encoder", "head")}
-    objective = weights.config.get("objective")
-    if isinstance(objective, Mapping):
-        kinds["head"] = f"the head of {str(objective['_target_']).rpartition('.')[2]}"
-        if kinds["head"] == f"the head of {type(model).__name__}":
-            found.requires = _settings(parts["encoder"], "encoder", model.encoder, FREE)
-            return found  # pretraining goes on
-        _take_encoder(found, weights, objective)
-    elif weights.part is not None:
-        raise UserError(
-            f"{weights.source} is not of pretraining: init_part={weights.part} chooses nothing of it"
-        )
     if kinds["encoder"] != type(model.encoder).__name__:
         raise UserError(
             f"{weights.source} was trained with {kinds['encoder']}, and the model is {type(model.encoder).__name__}; "
             "choose the model that it was trained with"
+        )
+    objective = weights.config.get("objective")
+    if isinstance(objective, Mapping):
+        kinds["head"] = f"the head of {str(objective['_target_']).rpartition('.')[2]}"
+        if kinds["head"] == f"the head of {type(model).__name__}":
+            _go_on(found, weights, objective, model)
+            return found
+        _take_encoder(found, weights, objective)
+    elif weights.part is not None:
+        raise UserError(
+            f"{weights.source} is not of pretraining: init_part={weights.part} chooses nothing of it"
         )
     same_head = kinds["head"] == type(model.head).__name__
     if not same_head:
@@ -71,6 +71,19 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     for part in ("encoder", "head") if same_head else ("encoder",):
         found.requires |= _settings(weights.config["model"][part], part, getattr(model, part), free)
     return found
+
+
+def _go_on(found: Converted, weights: Weights, objective: Mapping[str, Any], model: EncoderWithHead) -> None:
+    """Pretraining goes on from pretraining: with all networks, but for a head of another number of attention heads,
+    which would load and compute something else."""
+    assert weights.config is not None  # which holds the objective
+    found.requires = _settings(weights.config["model"]["encoder"], "encoder", model.encoder, FREE)
+    own = model.head.get_submodule("blocks.0.attn").num_heads
+    for key in ("decoder_heads", "predictor_heads"):
+        if key in objective and objective[key] != own:
+            for name in [name for name in found.tensors if name.startswith("head.")]:
+                del found.tensors[name]
+                found.left_out[name] = f"of objective.{key}={objective[key]}, and the model's has {own}"
 
 
 def _take_encoder(found: Converted, weights: Weights, objective: Mapping[str, Any]) -> None:
@@ -112,7 +125,7 @@ def _settings(
     }
 
 
-def _defaults(module: nn.Module) -> dict[str, Any]:
+def _defaults(module: nn.Module | Encoder) -> dict[str, Any]:
     """The defaults of a class that are plain values, as its objects keep them; None follows from other settings."""
     parameters = inspect.signature(type(module)).parameters.values()
     return {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.slowfast import SlowFast
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 from vidtrain.models.weights.formats.pytorchvideo import (
@@ -76,7 +76,7 @@ def _format(name: str, names: Renaming, base: Format) -> Format:
         known = "s1.pathway0_stem.conv.weight" in bare and two_paths == (base.encoder is SlowFast)
         return known and base.recognizes(_renamed(weights, names)[0])
 
-    def convert(weights: Weights, model: VideoClassifier) -> Converted:
+    def convert(weights: Weights, model: EncoderWithHead) -> Converted:
         renamed, unexpected = _renamed(weights, names)
         found = base.convert(renamed, model)
         found.unexpected += unexpected
