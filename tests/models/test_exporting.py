@@ -107,6 +107,22 @@ def small():
 
 
 @pytest.mark.slow
+def test_a_graph_of_deviations_is_right_where_features_hardly_move(tmp_path):
+    """Before the least variance was in the graph, it was 1e-2 of the largest logit off."""
+    torch.manual_seed(0)
+    head = partial(TemporalStatisticsClassifier, statistics=("mean", "deviation"), streams=2)
+    model = VideoClassifier(TimmFrames("test_resnet", 32, input="both"), head, 5, "joint").eval()
+    graph = graph_of(model)
+    still = torch.randint(0, 256, (1, 1, 3, 1, 32, 32)).expand(1, 8, 3, 2, 32, 32)
+    nearly = (still + (torch.rand(1, 8, 3, 2, 32, 32) < 0.02)).clamp(0, 255)
+    clips = [still.byte().contiguous(), nearly.byte()]
+    save_onnx(trace(graph, (2, 32, 32)), tmp_path / "model.onnx", 18, {})
+    with torch.no_grad():
+        expected = [(each, *graph(each)) for each in clips]
+    assert difference(onnx_runner(tmp_path / "model.onnx"), expected).relative < 2e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_graphs_compute_what_the_model_does_for_any_number_of_videos_and_views(kind, tmp_path):
     model = classifier(*MODELS[kind]())

@@ -26,7 +26,9 @@ from vidtrain.models.vit3d import Block, init_weights, mlp_width, rescale_residu
 
 STATISTICS = ("mean", "difference", "deviation", "trend")
 POSITIONS = ("sincos", "learned")
-LEAST_VARIANCE = 1e-8  # under a square root, whose slope at zero is infinite
+# Under a square root, whose slope at zero is infinite. The exporter to ONNX drops the addition of 1e-8 or less, which
+# numpy calls close to zero: graphs then gave features that stay still another deviation, and norms enlarge that
+LEAST_VARIANCE = 1.1e-8
 
 
 class TemporalStatisticsClassifier(nn.Module):
