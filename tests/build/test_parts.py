@@ -181,3 +181,18 @@ def test_a_run_that_is_resumed_needs_no_starting_point(files):
     (files / "run/checkpoints").mkdir(parents=True)
     (files / "run/checkpoints/last.pt").touch()
     assert check_run(config("pretrained=gone.pt", f"run_dir={files}/run")) == []
+
+
+def test_interpolated_positions_name_the_setting_that_avoids_them():
+    """VideoMAE's table of 16 frames at 224: a shorter clip takes its beginning, a longer or larger one interpolates."""
+    cfg = config_of("train", "model=videomae_small", "model.encoder.depth=1")
+    small = build.model_without_memory(cfg)
+    assert build.interpolated_positions(small, 16, (224, 224)) is None
+    assert build.interpolated_positions(small, 8, (224, 224)) is None
+    assert build.interpolated_positions(small, 16, (384, 384)).endswith(
+        "want model.encoder.num_frames=16 model.encoder.image_size=384"
+    )
+    assert "16 frames of 224 pixels are interpolated to 32 of 224" in build.interpolated_positions(
+        small, 32, (224, 224)
+    )
+    assert build.interpolated_positions(build.model_without_memory(config()), 64, (384, 384)) is None

@@ -5,8 +5,13 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.heads import MeanPoolClassifier
+from vidtrain.models.slowfast import SlowOnly
 from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.run import PhaseSettings, TrainerSettings
 from vidtrain.training.stages import batch_norms, prepare_batch_norm
+from vidtrain.training.validation import settings_lines
 
 NORM = "encoder.blocks.0.1"
 
@@ -69,3 +74,11 @@ def test_several_ranks_sync_on_gpus_only(small_model):
         batch_norms(prepare_batch_norm(nn.Linear(2, 2), "sync", Ranks(torch.device("cpu"), world_size=2)))
         == []
     )
+
+
+def test_nothing_is_said_of_batch_norms_that_are_frozen_in_every_phase():
+    model = VideoClassifier(SlowOnly(width=8), MeanPoolClassifier, 3)
+    frozen, tuned = PhaseSettings(encoder_blocks=0), PhaseSettings()
+    assert settings_lines(model, TrainerSettings(), {"head": frozen}) == []
+    (line,) = settings_lines(model, TrainerSettings(), {"head": frozen, "full": tuned})
+    assert line.endswith("53 batch norms normalize by the batch of each rank")

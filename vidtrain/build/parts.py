@@ -309,6 +309,19 @@ class StartingPoint:
     sources: tuple[LoadedSource, ...] = ()
 
 
+def interpolated_positions(model: EncoderWithHead, frames: int, size: tuple[int, int]) -> str | None:
+    """A warning where a table of positions is not of the clips; None where it is, or where there is none."""
+    encoder = model.encoder
+    if not isinstance(encoder, ViT3D) or not encoder.interpolates(frames, *size):
+        return None
+    side = size[0] if size[0] == size[1] else str(list(size)).replace(" ", "")
+    return (
+        f"positions of {encoder.num_frames} frames of {encoder.image_size} pixels are interpolated to {frames} of "
+        f"{side}, which is meant for weights that were trained with the former; those of the latter want "
+        f"model.encoder.num_frames={frames} model.encoder.image_size={side}"
+    )
+
+
 def load_starting_point(
     cfg: DictConfig, model: EncoderWithHead, ranks: Ranks, console: Console, folder: Path
 ) -> StartingPoint:
@@ -348,6 +361,8 @@ def load_starting_point(
         seen = {key: value for report in reports for key, value in report.seen.items()}
         for warning in unseen_clips(cfg, sources, seen):
             console.warn(warning)
+        if (stretched := interpolated_positions(model, cfg.clip.frames, clip_size(cfg))) is not None:
+            console.warn(stretched)
     if ranks.is_main:
         record = {"sources": [report.as_dict() for report in reports], "initialized": fresh}
         write_json_atomic(folder / "starting_point.json", record)

@@ -285,6 +285,13 @@ class ViT3D(nn.Module):
             check_multiple("clip.size", side, self.patch_size, f"model.encoder.patch_size={self.patch_size}")
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
+    def interpolates(self, frames: int, height: int, width: int) -> bool:
+        """Whether a computed table of positions is interpolated for such a clip, as it was made for another."""
+        if self.positions not in TABLES:
+            return False
+        (t, h, w), (steps, rows, columns) = self.tubelets(frames, height, width), self.pos_embed.shape[:3]
+        return (h, w) != (rows, columns) or t > steps or (t < steps and self.positions in STRETCHED)
+
     def forward(
         self, x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None
     ) -> Tensor:

@@ -167,7 +167,7 @@ class Trainer:
             average.load(resume["ema"])
         saver = Saver(run.checkpoints, run.metadata, run.ranks, run.log, run.console)
         started = time.perf_counter() - state.seconds
-        for line in settings_lines(model, settings):
+        for line in settings_lines(model, settings, run.phases):
             run.console.info(line)
         return cls(run, model, state, average, saver, started)
 

@@ -166,10 +166,13 @@ def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
         )
 
 
-def settings_lines(model: nn.Module, settings: TrainerSettings) -> list[str]:
-    """What the log says of settings that one could forget are there."""
+def settings_lines(
+    model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]
+) -> list[str]:
+    """What the log says of settings that one could forget are there; nothing of batch norms that are always frozen."""
     lines = []
-    norms = len(batch_norms(model))
+    frozen = all(phase.encoder_blocks == 0 for phase in phases.values())
+    norms = len(batch_norms(model.head if frozen else model))
     if norms or settings.batch_norm != "train":
         what = BATCH_NORMS[settings.batch_norm]
         lines.append(f"trainer.batch_norm={settings.batch_norm}: the model's {norms} batch norms {what}")
