@@ -9,6 +9,7 @@ data.py      what the data of a run were when it was started, compared with what
 export.py    what export does, for the end of training too
 goals.py     what a run is for: how it is evaluated and how it closes, with labels or without
 pretraining.py  the goal without labels: loss, features, probes, and the watch over their collapse
+pretraining_pictures.py  masked videos, what was made of them, and their features as colors
 report.py    the close of a run: its best checkpoint on test, the pictures and the page
 examples.py  mistakes and doubtful right answers, as moving pictures of what the model saw
 page.py      report.html, from what lies in a run's folder

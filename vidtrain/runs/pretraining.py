@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 from vidtrain.baseline_models.classifiers import Classifier, logistic_regression, nearest_neighbors
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
+from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.representations import effective_rank, spread
@@ -20,6 +23,7 @@ from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs.assemble import Parts
 from vidtrain.runs.data import changed_in_mid_run
+from vidtrain.runs.pretraining_pictures import MOST_VIDEOS, draw_features, draw_masked
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
 from vidtrain.training.masked_prediction import Features, LossAndFeatures, WithMasks
@@ -203,11 +207,23 @@ class Pretraining:
     def draw_pictures(self, state: TrainState, log: RunLog) -> None:
         """plots/curves.png, and what the network makes of some videos of val."""
         log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
-        path = log.run_dir / "plots" / "curves.png"
-        path.unlink(missing_ok=True)  # of an earlier attempt
-        warn_of_failure(str(path), lambda: plots.plot_curves(each_metric(log.run_dir), path), self.console)
-        if path.is_file():
-            log.image("curves", path, state.total_step)
+        pictures: dict[str, Callable[[Path], None]] = {
+            "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
+        }
+        batch: Batch | None = warn_of_failure(
+            "videos of val", lambda: next(iter(self.val.loader)), self.console
+        )
+        if batch is not None and len(batch.labels):
+            clips = batch.clips[:MOST_VIDEOS]
+            inputs = self.transform(clips.to(self.ranks.device))
+            pictures["masked_val"] = partial(draw_masked, self.model, clips, inputs)
+            pictures["features_val"] = partial(draw_features, self.model, clips, inputs)
+        for name, draw in pictures.items():
+            path = log.run_dir / "plots" / f"{name}.png"
+            path.unlink(missing_ok=True)  # of an earlier attempt
+            warn_of_failure(str(path), partial(draw, path), self.console)
+            if path.is_file():
+                log.image(name, path, state.total_step)
 
     def show(self, state: TrainState, log: RunLog) -> None:
         """The closing table, beside the network before training, and how to go on."""

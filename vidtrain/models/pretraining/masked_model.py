@@ -54,6 +54,10 @@ class MaskedModel(EncoderWithHead, ABC):
     def errors(self, clips: Tensor, masks: list[Masks]) -> list[Tensor]:
         """Of each kind the error of every hidden token, float32 [b m]; that of padding has no meaning."""
 
+    @abstractmethod
+    def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
+        """What pictures show of samples [b c t h w]; see each network."""
+
     def after_step(self) -> None:
         """What follows an optimizer step: nothing, unless a network says otherwise."""
 
