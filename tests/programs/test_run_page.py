@@ -138,7 +138,7 @@ def test_what_a_preset_sets_is_listed_as_the_run_had_it(run):
         ("optimizer", "few_labels", ["sgd", "weight_decay=0.05"]),  # as config.yaml has it
     ]
     (model,) = [texts for group, _, texts in rows if group == "model"]
-    assert model[:2] == ["efficientnet_lite0", "head=statistics"]
+    assert model[:2] == ["efficientnet_lite0", "head=statistics_from_zero"]
     write_page(run, run / "report.html")
     assert "optimizer lr=1 command line optimizer sgd, weight_decay=0.05 few_labels" in read(run).words
 

@@ -18,6 +18,7 @@ from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.representations import effective_rank, spread
 from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
+from vidtrain.files.escaping import shown
 from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
@@ -31,12 +32,13 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.run import Console
 from vidtrain.training.state import TrainState
+from vidtrain.training.validation import METRIC_PREFIXES
 
 PROBES: Mapping[str, Classifier] = {"knn_top1": nearest_neighbors, "linear_top1": logistic_regression}
 RANK = "effective_rank"
 EVALUATIONS = "evaluations"  # so far: what selects the latest weights
 # of how far the rank was above 1, before training or at its best, what a collapsed one keeps at most
-COLLAPSED = 0.25
+COLLAPSED = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ Extract = Callable[[ClipModel, build_data.EvalData, nn.Module], ViewTable]
 class Probe:
     """How well simple classifiers on frozen features know a labeled dataset: neighbors, and a linear one.
 
-    Both choose their one setting on train alone; what they are measured on is `split`.
+    Both choose their one setting on `train` alone, and are measured on the videos of `other`.
     """
 
     name: str
@@ -95,9 +97,10 @@ class CollapseWatch:
     def take_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Takes up what earlier attempts of the run saw, from the rows of metrics.jsonl."""
         for row in rows:
-            if f"val/{RANK}" in row:
-                self.best = max(self.best, row[f"val/{RANK}"])
-                self.evaluations = max(self.evaluations, int(row[f"val/{EVALUATIONS}"]))
+            for prefix in METRIC_PREFIXES.values():
+                # a rank that was not finite is null
+                self.best = max(self.best, row.get(f"{prefix}/{RANK}") or 1.0)
+                self.evaluations = max(self.evaluations, int(row.get(f"{prefix}/{EVALUATIONS}", 0)))
 
     def look(self, metrics: Mapping[str, float]) -> None:
         """Warns of a collapse. Raises `DivergedError` where that shall end the run."""
@@ -154,6 +157,11 @@ class Pretraining:
 
     def _measure(self, model: MaskedModel) -> PretrainingReport:
         table = self._table(LossAndFeatures(model), self.val, self.transform)
+        if not len(table.indices):
+            path, cause = table.missing[0]
+            raise UserError(
+                f"none of the {table.total} videos of val could be read; the first: {shown(path)} ({shown(cause)})"
+            )
         by_video = table.logits.mean(dim=1)
         loss, features = by_video[:, 0], by_video[:, 1:]
         finite = bool(by_video.isfinite().all())

@@ -55,12 +55,13 @@ def trial_state(
 ) -> TrialState:
     """The state of one trial. `objective` is the metric of which the last is shown, `jobs` what `slurm_jobs` gave."""
     folder = sweep / trial.folder
+    # first, so that a run which ends meanwhile counts as finished and is not launched once more
+    held = is_held(folder)
     done = finished(folder)
     if done is not None:
         return TrialState(
             trial.number, FINISHED, done["best"], done["steps"], done["steps"], minutes=done["minutes"]
         )
-    held = is_held(folder)
     ended = None if held else read_outcome(folder)
     logged = folder / "metrics.jsonl"
     rows = read_metrics(folder) if logged.is_file() else []

@@ -1,0 +1,23 @@
+"""Where a trial stands, seen while it moves on."""
+
+import json
+
+from vidtrain.sweeps import status
+from vidtrain.sweeps.record import Trial
+
+
+def test_a_trial_that_ends_while_it_is_looked_at_is_finished_and_not_stalled(tmp_path, monkeypatch):
+    """It would be launched once more. The run lets go of its folder after it has written its summary."""
+    trial = Trial(0, "0", [])
+    folder = tmp_path / trial.folder
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    summary = {"status": "finished", "best": 0.5, "steps": 10, "minutes": 1.0}
+
+    def ends_now(place):
+        (place / "summary.json").write_text(json.dumps(summary))
+        return False
+
+    monkeypatch.setattr(status, "is_held", ends_now)
+    state = status.trial_state(tmp_path, trial)
+    assert (state.state, state.objective, state.step) == (status.FINISHED, 0.5, 10)
