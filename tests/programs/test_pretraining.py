@@ -236,3 +236,17 @@ def test_a_predictor_of_another_number_of_heads_is_left_out(runs):
     report = load_pretrained(model, str(file), file, 1.0)
     assert set(report.loaded) == {name for name in model.state_dict() if not name.startswith("head.")}
     assert set(report.left_out.values()) == {"of objective.predictor_heads=4, and the model's has 2"}
+
+
+@pytest.mark.slow
+def test_a_teacher_from_elsewhere_builds_nothing_of_other_packages(runs, tmp_path):
+    payload = best(runs / "videomae")
+    payload["config"]["model"]["encoder"]["num_frames"] = {
+        "_target_": "os.system",
+        "command": f"touch {tmp_path}/ran",
+    }
+    torch.save(payload, tmp_path / "teacher.pt")
+    salt = [*BASE, "objective=salt", *PREDICTOR, f"objective.teacher={tmp_path / 'teacher.pt'}"]
+    with pytest.raises(UserError, match="os.system"):
+        build.trained_model(config_of("train", *salt), 1, Ranks(torch.device("cpu")))
+    assert not (tmp_path / "ran").exists()

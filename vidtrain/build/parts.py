@@ -22,7 +22,7 @@ from vidtrain.config.references import (
     with_published,
 )
 from vidtrain.config.targets import reason
-from vidtrain.config.trust import with_references
+from vidtrain.config.trust import as_text, check_trust, with_references
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import UNCUT, EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
@@ -175,7 +175,8 @@ def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
     config = read(path, source).config
     node = cfg.model.encoder
     if config is not None and "model" in config:
-        node = OmegaConf.create(dict(config))
+        check_trust(config, str(path))  # a file from elsewhere may name anything to be built
+        node = OmegaConf.create(as_text(config)[0])
         if str(node.model.encoder["_target_"]) != f"{ViT3D.__module__}.{ViT3D.__qualname__}":
             raise UserError(
                 f"objective.teacher={name} has a {node.model.encoder['_target_']}, and must have a ViT3D"

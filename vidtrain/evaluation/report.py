@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import (
     Confusion,
@@ -26,7 +25,7 @@ from vidtrain.evaluation.metrics import (
 )
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.atomic import replacing, write_json_atomic
-from vidtrain.files.escaping import csv_lines, shown
+from vidtrain.files.escaping import csv_lines
 
 MOST_CLASSES = 1000
 """Largest number of classes whose confusion.csv is a matrix; of more, confusion_pairs.csv has what occurs."""
@@ -80,11 +79,7 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
     With `independent`, classes are judged each by itself: probabilities are sigmoids, not a softmax. Videos that may
     have several labels, `table.labels` [v k], need that.
     """
-    if not len(table.labels):
-        path, cause = table.missing[0]
-        raise UserError(
-            f"none of the {table.total} videos could be read; the first: {shown(path)} ({shown(cause)})"
-        )
+    table.check_read()
     num_classes = table.logits.shape[-1]
     logits = fuse(table.logits, fusion, independent)
     ranked = first_classes(logits, 5)

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
 
 
 class ClipModel(Protocol):
@@ -59,6 +60,14 @@ class ViewTable:
     @property
     def coverage(self) -> str:
         return f"{len(self.indices)}/{self.total}"
+
+    def check_read(self) -> None:
+        """Raises `UserError` where no video could be read."""
+        if not len(self.labels):
+            path, cause = self.missing[0]
+            raise UserError(
+                f"none of the {self.total} videos could be read; the first: {shown(path)} ({shown(cause)})"
+            )
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,12 @@ class Goal(Protocol):
 
 
 @dataclass
-class Classification(ValEvaluation):
+class Classifying(ValEvaluation):
     """A classifier of the dataset's classes."""
 
     data: RunData
     model: VideoClassifier
-    cached: Callable[["Classification"], CachedFeatureTask]
+    cached: Callable[["Classifying"], CachedFeatureTask]
     result: report.Result | None = None
 
     def begin(self, log: RunLog) -> None:
@@ -88,7 +88,7 @@ def goal_of(
         return Pretraining(model, val, parts, probe, protocol, ranks, console, preemption)
     count = len(data.classes)
     shared = (ranks, console, preemption)
-    return Classification(
+    return Classifying(
         val,
         parts,
         count,

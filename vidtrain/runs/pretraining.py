@@ -18,7 +18,6 @@ from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.representations import effective_rank, spread
 from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
-from vidtrain.files.escaping import shown
 from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
@@ -161,11 +160,7 @@ class Pretraining:
 
     def _measure(self, model: MaskedModel) -> PretrainingReport:
         table = self._table(LossAndFeatures(model), self.val, self.transform)
-        if not len(table.indices):
-            path, cause = table.missing[0]
-            raise UserError(
-                f"none of the {table.total} videos of val could be read; the first: {shown(path)} ({shown(cause)})"
-            )
+        table.check_read()
         by_video = table.logits.mean(dim=1)
         loss, features = by_video[:, 0], by_video[:, 1:]
         finite = bool(by_video.isfinite().all())
