@@ -74,7 +74,7 @@ def test_the_best_head_is_reported_on_test_and_all_in_one_table(config, tmp_path
     ("overrides", "why"),
     [
         (["stage.head_grid.encoder_blocks=null"], "stage.head_grid.heads needs a frozen encoder"),
-        (["stage.head_grid.heads.lr=[]"], "stage.head_grid.heads.lr=[] must hold a number"),
+        (["stage.head_grid.heads.lr=[]"], "stage.head_grid.heads.lr=[] must hold at least one number"),
         (["trainer.ema=0.9"], "stage.head_grid.heads cannot be averaged"),
     ],
 )

@@ -115,7 +115,7 @@ def test_videos_of_several_labels(run_loop):
         (PhaseSettings(encoder_blocks=1, heads=HeadGridSettings([0.1], [0.0])), "encoder_blocks=1 trains it"),
         (
             PhaseSettings(encoder_blocks=0, heads=HeadGridSettings([], [0.0])),
-            r"heads.lr=\[\] must hold a number",
+            r"heads.lr=\[\] must hold at least one number",
         ),
         (
             PhaseSettings(encoder_blocks=0, heads=HeadGridSettings([0.1], [-1.0])),

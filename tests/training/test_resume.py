@@ -90,8 +90,8 @@ def test_where_none_verifies_each_is_named_and_left_where_it_is(tmp_path):
         f"none of the checkpoints in {tmp_path} can be used, and a run does not start from scratch by itself:\n"
         f"  checkpoint {tmp_path}/last.pt is damaged: its content is not what its checksum says; copy it again\n"
         f"  checkpoint {tmp_path}/previous.pt is truncated or not a PyTorch file\n"
-        "Put a good copy of one in its place. If there is none, start a new run in another run_dir; where best.pt is "
-        f"good, init_from={tmp_path}/best.pt takes its weights"
+        "Replace one of them with a good copy. If there is none, start a new run in another run_dir; if best.pt is "
+        f"good, init_from={tmp_path}/best.pt starts from its weights"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]
 
@@ -101,7 +101,9 @@ def test_weights_alone_are_no_place_to_resume_from(tmp_path):
     checkpoint.save({"model": {}}, tmp_path / "last.pt")
     name, step, said = found(tmp_path)
     assert (name, step) == ("previous.pt", 4)
-    assert "last.pt lacks state, optimizer, sums: it holds weights, and not where a run stands" in said[0]
+    assert (
+        "last.pt lacks state, optimizer, sums: it holds weights, but not the state to resume from" in said[0]
+    )
 
 
 def test_a_lost_best_is_said_at_once(tmp_path):

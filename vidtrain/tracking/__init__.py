@@ -1,9 +1,9 @@
-"""Numbers, faults and words of a run come in; files of its folder, lines on a console and calls of loggers leave.
+"""Recording a run: its metrics, unreadable videos and messages go to files, to the console and to loggers such as W&B.
 
 Read run_log.py first.
 
-run_log.py   what a run records, and where it came from
-ledgers.py   files that survive a kill and can be rewound
-console.py   progress bar or plain lines, on an output that a run outlives
+run_log.py   the log files of a run folder; the machine, packages and code that the run used
+ledgers.py   files of rows that survive a kill and can be cut back to an earlier step
+console.py   progress bar or plain lines; the run goes on if its output is lost
 loggers/     W&B, TensorBoard, MLflow
 """

@@ -1,7 +1,7 @@
-"""What a person sees of a run: a bar on a terminal, plain lines in a log file, nothing on other ranks.
+"""The console output of a run: a progress bar on a terminal, plain lines in a log file, nothing on ranks other than 0.
 
-A run outlives its standard output: on a full disk, where nobody reads it any more, and where it has no way to write a
-character. rich is imported where it draws, as programs that answer --help import this module.
+A run goes on if its standard output is on a full disk, is a pipe that nobody reads any more, or cannot encode a
+character. rich is imported inside functions, as programs import this module for --help, which must be fast.
 """
 
 import errno
@@ -31,7 +31,7 @@ PLAIN_WIDTH = 120
 
 @dataclass
 class Phase:
-    """A stretch of steps under way, such as a stage of training or one validation."""
+    """A running task with a known number of steps, such as a phase of training or one validation."""
 
     name: str
     total_steps: int
@@ -43,10 +43,10 @@ class Phase:
         self.step = step
         self.fields = fields
         if self._clock_from is None:
-            self._clock_from = now, step  # not the beginning: the first step waits for workers and compilers
+            self._clock_from = now, step  # after the first step, which also waits for workers and compilers
 
     def seconds_left(self, now: float) -> float | None:
-        """At the mean pace so far; None while there is none."""
+        """The seconds that the remaining steps take at the mean pace so far; None before the second step."""
         if self._clock_from is None or self.step == self._clock_from[1]:
             return None
         since, first = self._clock_from
@@ -57,7 +57,7 @@ class Phase:
 
 
 class BarView:
-    """A live bar for each phase under way, outermost first. That of the outermost stays on the screen when it ends."""
+    """A live bar for each running phase, outermost first. The outermost bar stays on the screen when its phase ends."""
 
     interval = 0.5  # seconds between two drawings
 
@@ -66,14 +66,14 @@ class BarView:
         self._tasks: list[TaskID] = []
 
     def open(self, phases: Sequence[Phase], now: float) -> None:
-        """The last phase has just begun, at `now` in seconds."""
+        """Draws a bar for the last of `phases`, which has just begun; `now` is in seconds."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
         if not self._tasks:
             self._progress = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave free
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),  # as wide as the other columns allow
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[values]}", markup=False),
                 TextColumn("{task.fields[left]}", style="cyan", markup=False),
@@ -94,7 +94,7 @@ class BarView:
         self._progress.refresh()
 
     def close(self, phases: Sequence[Phase], now: float) -> None:
-        """The last phase is about to end."""
+        """Removes the bar of the last of `phases`, which is about to end."""
         self.draw(phases, now)
         task = self._tasks.pop()
         if self._tasks:
@@ -105,9 +105,9 @@ class BarView:
 
 
 class LineView:
-    """A line on the innermost phase now and then, so that the log of a cluster job stays readable."""
+    """A line about the innermost phase from time to time, so that the log of a cluster job stays readable."""
 
-    interval = 10.0
+    interval = 10.0  # seconds between two lines
 
     def __init__(self, out: "rich.console.Console"):
         self._out = out
@@ -126,7 +126,7 @@ class LineView:
 
 
 class Console:
-    """Messages, tables and progress on `out`, where names from outside are plain text. `clock` gives seconds."""
+    """Prints messages, tables and progress on `out`, with control characters escaped. `clock` returns seconds."""
 
     def __init__(self, out: "rich.console.Console", clock: Callable[[], float] = time.monotonic):
         self._out = out
@@ -144,7 +144,7 @@ class Console:
         self._print(f"warning: {text}", style="yellow")
 
     def _print(self, text: str, style: str | None = None) -> None:
-        # what is in brackets or between colons is no markup, and no emoji
+        # Text in brackets must not count as rich's markup, nor text between colons as an emoji
         self._out.print(
             shown_lines(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
         )
@@ -155,7 +155,7 @@ class Console:
 
     @contextmanager
     def phase(self, name: str, total_steps: int, start_step: int = 0) -> Iterator[None]:
-        """While inside, `advance` moves this phase. Phases nest: a validation within training."""
+        """A context in which `advance` moves this phase. Phases nest, such as a validation within training."""
         self._phases.append(Phase(name, total_steps, step=start_step))
         now = self._clock()
         self._view.open(self._phases, now)
@@ -167,7 +167,7 @@ class Console:
             self._phases.pop()
 
     def advance(self, step: int, fields: Mapping[str, Shown]) -> None:
-        """The innermost phase has done `step` steps of its total. Cheap: most calls draw nothing."""
+        """Records that the innermost phase has done `step` steps. Most calls draw nothing, so it is cheap."""
         now = self._clock()
         phase = self._phases[-1]
         phase.move(step, fields, now)
@@ -178,7 +178,7 @@ class Console:
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> "Table":
-    """A table; columns that hold only numbers are aligned to the right. Lines of the title stay lines."""
+    """A table; columns that hold only numbers are aligned to the right. The title may have several lines."""
     from rich.table import Table
     from rich.text import Text
 
@@ -205,27 +205,27 @@ class NullConsole:
 
 
 def make_console(is_main: bool, stderr: bool = False) -> Console | NullConsole:
-    """The console of this rank, on standard output, or beside it where that is for results."""
+    """The console of this rank. With `stderr` it is on standard error, for programs that print results on stdout."""
     if not is_main:
         return NullConsole()
     import rich.console
 
     stream = PatientStream("stderr" if stderr else "stdout")
-    out = rich.console.Console(file=stream)  # type: ignore[arg-type]  # rich asks for IO[str], and uses parts of it
+    out = rich.console.Console(file=stream)  # type: ignore[arg-type]  # rich asks for IO[str], but uses only parts
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
     return Console(out)
 
 
 def format_value(value: Shown) -> str:
-    """Four significant digits for what is not whole; "-" for what is not known."""
+    """A float with four significant digits, "-" for None, any other value as it is."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_seconds(seconds: float | None) -> str:
-    """[h:]mm:ss, or --:-- where it is not known."""
+    """[h:]mm:ss, or --:-- for None."""
     if seconds is None or not math.isfinite(seconds):
         return "--:--"
     minutes, second = divmod(round(seconds), 60)
@@ -235,13 +235,13 @@ def format_seconds(seconds: float | None) -> str:
 
 # --- standard output and standard error -------------------------------------------------------------------
 
-GONE = (errno.EPIPE, errno.EIO)  # the program behind the pipe, or the terminal
-STATUS_UNREAD = 141  # what a shell shows of a program that writes to a pipe which nobody reads: 128 + SIGPIPE
+GONE = (errno.EPIPE, errno.EIO)  # the pipe's reader has ended, or the terminal was closed
+STATUS_UNREAD = 141  # 128 + SIGPIPE: a shell's status for a program that writes to a pipe without a reader
 
 
 class PatientStream:
-    """`sys.stdout` or `sys.stderr`, which may be a file on a full disk, or what nobody reads any more, such as
-    `| tee log` that was ended: a run goes on without its messages. What it records lies in its folder."""
+    """`sys.stdout` or `sys.stderr`, without errors if the disk is full or the reader (such as `| tee log`) has ended:
+    the run goes on without these messages. Its log files are in the run folder."""
 
     def __init__(self, name: str):
         self._name = name
@@ -249,7 +249,7 @@ class PatientStream:
     @property
     def _stream(self) -> TextIO:
         stream = getattr(sys, self._name)
-        return getattr(stream, "rich_proxied_file", stream)  # what rich puts in its place while bars move
+        return getattr(stream, "rich_proxied_file", stream)  # rich replaces it while bars are live
 
     def write(self, text: str) -> int:
         try:
@@ -275,50 +275,50 @@ class PatientStream:
 
 
 def silence(stream: TextIO) -> None:
-    """What is written to it from now on, and what waits in it, goes nowhere: Python fails otherwise when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Redirects a stream, with its buffered text, to /dev/null. Otherwise Python fails when it flushes it at exit."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, stream.fileno())
+    os.close(null_device)
 
 
 def unread() -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as behind `| head`."""
+    """Whether standard output is a pipe whose reader has ended, such as `| head`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def use_utf8() -> None:
-    """Starts the program again in Python's UTF-8 mode, with the same process id, where the locale has another encoding
-    for the names of files: a name out of a listing could not be looked up there, nor one with an accent be written.
+    """Restarts the program in Python's UTF-8 mode, with the same process id, if file names have another encoding in
+    this locale. Otherwise names from a manifest would not be found, and names with accents could not be written.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
-        os.environ["PYTHONUTF8"] = "1"  # also for the processes that this one starts; and never a second time
+        os.environ["PYTHONUTF8"] = "1"  # child processes inherit it; it also prevents a second restart
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def take_every_character() -> None:
-    """Standard output and error spell a character that their encoding lacks, as `\\xe9`, and go on."""
+    """Makes standard output and error write a character that their encoding lacks as `\\xe9`, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where another one has been put in its place
+        if hasattr(stream, "reconfigure"):  # absent if something, such as a test, has replaced the stream
             stream.reconfigure(errors="backslashreplace")
 
 
 def as_data(stream: TextIO) -> TextIO:
-    """`stream` for results that a program reads: the bytes that a file of them holds, whatever the locale."""
+    """Makes `stream` write results exactly as a file of them would hold them, in any locale; returns it."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     return stream
 
 
 class OneLineNames(logging.Formatter):
-    """Formats log messages without the characters that a terminal obeys; names in them stay on one line."""
+    """Formats log messages with control characters escaped; a name in a message stays on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        named = logging.makeLogRecord(record.__dict__)
+        escaped = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
-            named.args = tuple(
+            escaped.args = tuple(
                 shown(argument) if isinstance(argument, str | os.PathLike) else argument
                 for argument in record.args
             )
-        return shown_lines(super().format(named))
+        return shown_lines(super().format(escaped))

@@ -1,7 +1,7 @@
-"""Files that grow by one row at a time and can be rewound: JSON lines and a CSV table.
+"""Files that grow by one row at a time and can be cut back to an earlier step: JSON lines and a CSV table.
 
-Both survive a kill at any instant. It can leave a torn last line, and rows of steps that the resumed run will take
-again. The first is dropped when the file is next opened or read, the second by `keep` and `rewind`.
+Both survive a kill at any instant. It can leave an incomplete last line, and rows of steps that the resumed run will
+repeat. An incomplete line is dropped when the file is next opened or read, repeated rows by `keep` and `rewind`.
 """
 
 import csv
@@ -18,41 +18,41 @@ from vidtrain.files.escaping import csv_text, masked
 
 
 class Ledger:
-    """The end of a file, where whole lines are added: the kernel has them when `write` returns, or `trouble` says why
-    not.
+    """A file to which complete lines are appended. After `write` the kernel has them, or `trouble` says why not.
 
-    On a full disk at most `most_held` lines wait in memory, whole and in order, until there is room again. After
-    `close`, the next line opens the file again.
+    On a full disk, at most `most_held` lines wait in memory, in order, until there is space again. After `close`, the
+    next line opens the file again.
     """
 
     def __init__(self, path: Path, most_held: int = 0):
         self.path = path
-        self.trouble: str | None = None  # why lines wait in memory; None where none do
+        self.trouble: str | None = None  # why lines wait in memory; None if none do
         self._most_held = most_held
-        self._held = b""
-        self._file: io.FileIO | None = None  # opened with the first line, for which there may be no room
+        self._held = b""  # the lines that wait in memory
+        # Opened by the first `write`, as creating a file may fail on a full disk
+        self._file: io.FileIO | None = None
 
     def write(self, lines: str) -> None:
-        """Raises UserError where more than `most_held` lines would wait."""
-        self._held += lines.encode(errors="surrogateescape")  # a path may be no UTF-8
+        """Appends complete lines. Raises UserError if more than `most_held` lines would wait in memory."""
+        self._held += lines.encode(errors="surrogateescape")  # a path may not be UTF-8
         self._drain()
         held = self._held.count(b"\n")
         if held > self._most_held:
-            self._held = b""  # reported once
+            self._held = b""  # so that `close` does not report them again
             raise UserError(f"cannot write {self.path} ({self.trouble}), {held} rows: free some space.")
 
     def flush(self) -> None:
-        """Makes every line so far survive even a power cut, or says in `trouble` why not."""
+        """Writes every line to the disk, so that it survives a power cut, or sets `trouble` to why it cannot."""
         self._drain()
         if self._file is not None and not self._held:
             try:
                 os.fsync(self._file.fileno())
                 self.trouble = None
-            except OSError as error:  # some file systems look for room only now
+            except OSError as error:  # some file systems allocate space only here
                 self.trouble = error.strerror
 
     def close(self) -> None:
-        """Raises UserError where lines still wait in memory: they are lost."""
+        """Closes the file. Raises UserError if lines still wait in memory: they are lost."""
         self._drain()
         if self._file is not None:
             self._file.close()
@@ -66,14 +66,15 @@ class Ledger:
             return
         try:
             if self._file is None:
-                if self.path.exists():  # perhaps with a line that a killed run left half-written
+                if self.path.exists():  # a killed run may have left an incomplete last line, which goes first
                     os.truncate(self.path, len(whole_lines(self.path).encode(errors="surrogateescape")))
                 self._file = io.FileIO(self.path, "a")
             written = self._file.write(self._held)
-            if written < len(self._held):  # room for a part
-                whole = self._held.rfind(b"\n", 0, written) + 1
-                self._file.truncate(os.fstat(self._file.fileno()).st_size - (written - whole))
-                self._held, self.trouble = self._held[whole:], "there is no room for all of a row"
+            if written < len(self._held):
+                # There was space for only a part: the file is cut back, so that it ends with a complete line
+                complete = self._held.rfind(b"\n", 0, written) + 1
+                self._file.truncate(os.fstat(self._file.fileno()).st_size - (written - complete))
+                self._held, self.trouble = self._held[complete:], "there is no room for all of a row"
             else:
                 self._held, self.trouble = b"", None
         except OSError as error:
@@ -97,17 +98,17 @@ class JsonLines(Ledger):
 class StepTable(Ledger):
     """A CSV table with the column "step" first. Its columns are the keys of the first row.
 
-    Rows are buffered, as there is one for every step: `flush_every` of them are written at once.
+    Rows are buffered, as there is one for every step, and written in groups of `flush_every`.
     """
 
     def __init__(self, path: Path, flush_every: int = 50, most_held: int = 0):
         super().__init__(path, most_held)
         self._flush_every = flush_every
-        self._columns: list[str] = []  # none before the first row
+        self._columns: list[str] = []  # empty before the first row
         self._pending: list[list[Any]] = []
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row. Raises ValueError where its keys are not those of the first row, or lack "step"."""
+        """Adds a row. Raises ValueError if its keys differ from those of the first row, or lack "step"."""
         if not self._columns:
             self._begin(row)
         if row.keys() != set(self._columns):
@@ -137,32 +138,33 @@ class StepTable(Ledger):
         if "step" not in first_row:
             raise ValueError(f'a row of {self.path.name} needs a "step", got {list(first_row)}')
         columns = ["step", *(key for key in first_row if key != "step")]
-        present = _read_rows(self.path)[:1] if self.path.exists() else []
-        if present and present != [columns]:
+        existing_header = _read_rows(self.path)[:1] if self.path.exists() else []
+        if existing_header and existing_header != [columns]:
             raise UserError(
-                f"{self.path} has the columns {present[0]}, but this run writes {columns}: "
+                f"{self.path} has the columns {existing_header[0]}, but this run writes {columns}: "
                 "it was made by other code. Start in a new run folder, or move this file away."
             )
         self._columns = columns
-        if not present:
+        if not existing_header:
             self.write(csv_text([columns]))
 
     def _write_pending(self) -> None:
-        rows, self._pending = self._pending, []  # first, so that a full disk is reported once
+        # Emptied before the write, so that an error is not raised twice
+        rows, self._pending = self._pending, []
         if rows:
             self.write(csv_text(rows))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of the file. A damaged one raises UserError with its number."""
+    """The rows of all complete lines. Raises UserError naming the number of a damaged line."""
     return list(each_json_line(path))
 
 
 def each_json_line(path: Path) -> Iterator[dict[str, Any]]:
-    """`read_json_lines`, a row at a time."""
+    """Yields the rows of `read_json_lines` one at a time."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):  # it was being written when the run was killed
+            if not line.endswith(b"\n"):  # incomplete: the run was killed, or is still writing it
                 return
             try:
                 row = json.loads(line)
@@ -173,7 +175,7 @@ def each_json_line(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def whole_lines(path: Path) -> str:
-    """The text up to its last line end: what lies behind that was being written when the run was killed."""
+    """The text up to its last newline: the rest is an incomplete line of a killed run."""
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1].decode(errors="surrogateescape")
 

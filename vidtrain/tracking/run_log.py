@@ -1,11 +1,11 @@
-"""What a run records in its folder. Call it unconditionally, on every rank: it knows what each one writes.
+"""The log files in a run's folder. Every rank calls every method; `RunLog` decides which rank writes which file.
 
-metrics.jsonl         main rank   one row per call of `log`; the truth, which loggers repeat elsewhere
-summary.json          main rank   the closing numbers
+metrics.jsonl         rank 0      one row per call of `log`; the complete record, of which loggers hold a copy
+summary.json          rank 0      the final numbers
 steps_rank{r}.csv     each rank   one row per optimizer step
 faults_rank{r}.jsonl  each rank   videos that could not be read
 
-`write_provenance` adds where it came from: environment.json, git.json and git.diff.
+`write_provenance` adds the machine, packages and code of the run: environment.json, git.json and git.diff.
 """
 
 import importlib.metadata
@@ -30,14 +30,14 @@ from vidtrain.tracking.ledgers import JsonLines, Ledger, StepTable, each_json_li
 from vidtrain.tracking.loggers.logger import Metric
 from vidtrain.tracking.loggers.process import Loggers
 
-FAULTS_SHOWN = 20
-MOST_HELD = 100_000  # rows of a file that wait in memory for a full disk; some ten megabytes
+FAULTS_SHOWN = 20  # at most so many unreadable videos are named on the console
+MOST_HELD = 100_000  # while the disk is full, so many rows of a file may wait in memory: about 10 MB
 
 
 class RunLog:
-    """The writer of one rank. The program has started `loggers`; only the main rank calls them.
+    """The log files of one rank. The program has started `loggers`; only rank 0 calls them.
 
-    A full disk does not end the run: rows wait in memory, `MOST_HELD` of each file, and are written when there is room.
+    A full disk does not end the run: at most `MOST_HELD` rows of each file wait in memory until there is space.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunLog:
         self._unreadable: set[str] = set()
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Records numbers known after optimizer step `step`. Non-finite ones are written as null."""
+        """Records numbers that are known after optimizer step `step`. Non-finite numbers are written as null."""
         if self.is_main:
             self._metrics.append({"step": step, **metrics})
             self._watch(self._metrics)
@@ -68,7 +68,7 @@ class RunLog:
         self._watch(self._steps)
 
     def fault(self, path: str, cause: str, step: int, split: str) -> None:
-        """Records a video that could not be read. Each is shown once, and only the first few."""
+        """Records a video that could not be read. The console shows each video once, and only the first few."""
         self._faults.append({"step": step, "split": split, "path": path, "cause": cause})
         self._watch(self._faults)
         if path in self._unreadable:
@@ -80,27 +80,28 @@ class RunLog:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Hands loggers a picture of the run folder, as of step `step`."""
+        """Passes an image file of the run folder to the loggers, as of step `step`."""
         self.loggers.image(name, path, step)
 
     def page(self, name: str, path: Path, step: int) -> None:
-        """Hands loggers an HTML page of the run folder, as of step `step`."""
+        """Passes an HTML page of the run folder to the loggers, as of step `step`."""
         self.loggers.page(name, path, step)
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """Offers loggers a checkpoint; they keep those that they were asked to."""
+        """Offers a checkpoint to the loggers; each keeps it if it is configured to."""
         self.loggers.checkpoint(name, path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Records the closing numbers, in place of any earlier ones."""
+        """Records the final numbers, in place of any earlier ones."""
         if self.is_main:
             write_json_atomic(self.run_dir / "summary.json", values)
             self.loggers.summary(values)
 
     def rewind(self, step: int, world_size: int) -> None:
-        """Drops what was recorded after `step`, the one that a resumed run of `world_size` ranks starts from.
+        """Drops all rows after `step`, from which the run of now `world_size` ranks resumes.
 
-        Its rows then equal those of a run that was never disturbed. Rank 0 does so for ranks that are no more.
+        So the files end up like those of a run that was never interrupted. If the earlier attempt had more ranks, rank
+        0 also rewinds the files of the additional ranks.
         """
         if self.is_main:
             self._metrics.keep(lambda row: row["step"] <= step)
@@ -113,8 +114,8 @@ class RunLog:
         self._faults.keep(lambda row: row["step"] <= step)
 
     def flush(self) -> str | None:
-        """Puts every row on the disk; says why that failed, or None. Needed before a checkpoint: rows up to it are not
-        written again."""
+        """Writes every row to the disk; returns why that failed, or None. To be called before a checkpoint is saved: a
+        run resumed from it does not write these rows again."""
         for ledger in self._ledgers:
             ledger.flush()
             self._watch(ledger)
@@ -124,9 +125,9 @@ class RunLog:
         return "; ".join(troubles) or None
 
     def close(self, status: str) -> None:
-        """Ends the record; `status` as in `Logger.close`. What is logged later opens the files again.
+        """Closes the files and loggers; `status` is as in `Logger.close`. Logging afterwards opens the files again.
 
-        Rows that a full disk did not take are lost: UserError, or a warning where the run has failed anyway.
+        Rows that wait because the disk is full are lost: that raises UserError, or warns if the run has failed anyway.
         """
         lost = []
         for ledger in self._ledgers:
@@ -141,7 +142,7 @@ class RunLog:
             self.console.warn(message)
 
     def _watch(self, ledger: Ledger) -> None:
-        """Says once that rows wait, and once that they are written."""
+        """Prints a message when rows begin to wait in memory, and another when they are written."""
         if ledger.trouble is not None and ledger.path not in self._troubled:
             self._troubled.add(ledger.path)
             self.console.warn(
@@ -154,7 +155,7 @@ class RunLog:
 
 
 class NullRunLog:
-    """For steps that are measured: what they meet is counted, and not recorded."""
+    """A log that records nothing, for the steps of the benchmark."""
 
     def log(self, metrics: Mapping[str, object], step: int) -> None:
         return None
@@ -170,12 +171,12 @@ class NullRunLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, oldest first; works beside the running process too."""
+    """The rows of a run's metrics.jsonl, oldest first. The run may still be writing them."""
     return list(each_metric(run_dir))
 
 
 def each_metric(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """`read_metrics`, a row at a time: a long run has millions."""
+    """Yields the rows of `read_metrics` one at a time: a long run has millions."""
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the folder of a run.")
     path = run_dir / "metrics.jsonl"
@@ -185,7 +186,7 @@ def each_metric(run_dir: Path) -> Iterator[dict[str, Any]]:
 # --- provenance: the machine, the packages and the exact code ---------------------------------------------
 
 GIT_TIMEOUT_S = 30
-# By name, not by pattern: the environment holds keys and tokens too
+# Environment variables that are recorded. A pattern instead of names could match keys and tokens
 VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "LOCAL_RANK", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "RANK", "SLURM_JOB_ID"),
     *("SLURM_JOB_NODELIST", "SLURM_NTASKS", "SLURM_RESTART_COUNT", "WORLD_SIZE"),
@@ -193,9 +194,9 @@ VARIABLES = (
 
 
 def write_provenance(run_dir: Path) -> None:
-    """Writes environment.json and git.json, and git.diff where the checkout differs from its commit.
+    """Writes environment.json and git.json, and git.diff if the checkout differs from its commit.
 
-    They tell of the latest start: a resumed run writes them anew.
+    They describe the latest start: a resumed run overwrites them.
     """
     git = git_state(ROOT) if IN_CHECKOUT else _unknown_state("installed as a package, from no checkout")
     diff = git.pop("diff")
@@ -209,7 +210,7 @@ def write_provenance(run_dir: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """The interpreter, machine, devices, threads, packages and command line of this process."""
-    import torch  # here, because programs that answer --help import this module
+    import torch  # here, because programs import this module for --help, which must be fast
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     packages = _installed()
@@ -222,7 +223,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch": torch.__version__,  # with the build, such as +cu132
+        "torch": torch.__version__,  # includes the build, such as +cu132
         "torch_threads": torch.get_num_threads(),
         "torch_interop_threads": torch.get_num_interop_threads(),
         "cuda": torch.version.cuda,
@@ -235,15 +236,14 @@ def environment() -> dict[str, Any]:
 
 @cache
 def _installed() -> dict[str, str]:
-    """The version of every package that is installed, read once for all trials of a process."""
+    """The version of every installed package. It is cached, as a process may run many trials of a sweep."""
     return {package.metadata["Name"]: package.version for package in importlib.metadata.distributions()}
 
 
 def git_state(repo: Path) -> dict[str, Any]:
-    """Commit, branch, untracked files and the difference to the commit, as far as git can tell.
+    """Commit, branch, untracked files, and the diff to the commit without the content of binary files.
 
-    `problem` says why nothing is known (no git, not a checkout, ...), or is None. `diff` leaves out the content of
-    binary files.
+    `problem` says why they are not known (git is not installed, not a checkout, ...), or is None.
     """
     try:
         status = _git(repo, "status", "--porcelain=v2", "--branch", "--untracked-files=all").splitlines()

@@ -1,20 +1,20 @@
-"""The loop: what the app assembles comes in as a `Run`; checkpoints, rows of the log and trained weights come out.
+"""The training loop: it takes the `Run` that the app assembles, and produces checkpoints, log rows and trained weights.
 
 Read first, in this order: loop.py, phases.py, run.py.
 To add a term of the loss: `Classification` in losses.py; a hook: `Run` and vidtrain.runs.assemble.Record; a setting:
 `TrainerSettings` in run.py.
 
 loop.py        the loop
-phases.py      what outlives a phase, and what outlives a step
+phases.py      `Trainer`, the state of the whole run, and `Phase`, the state of one phase
 run.py         what the loop works with: settings, and the parts that the app assembles
 stages.py      what a phase trains, at which rate and decay; its heads: one, or a grid
 optimizers.py  the optimizer of a phase; in a grid, one for each head; timm's optimizers by name
-schedules.py   functions of the step
-losses.py      losses, weights of classes, and the loss of every head on a batch: an objective
-masked_prediction.py  the objective of pretraining, which looks at no labels
-state.py       where a run stands
-validation.py  the weights and their average, on val
-checkpoint.py  checkpoints: written whole, read safely, replaced in turn, while the disk may be full; which one is used
-profiling.py   parts of a step, memory at its peak, the profiler of debug=profile
+schedules.py   learning rate and weight decay as functions of the step
+losses.py      losses, class weights, and the objective, which gives the loss of every head on a batch
+masked_prediction.py  the objective of pretraining, which ignores labels
+state.py       the counters and sums that a run resumes from
+validation.py  evaluation on val, of the weights and of their moving average
+checkpoint.py  checkpoints: written whole even when the disk fills up, read safely; which one a run resumes from
+profiling.py   seconds of each part of a step, peak memory, the profiler of debug=profile
 ranks/         processes that train together
 """

@@ -1,4 +1,5 @@
-"""Checkpoints: never half-written, never run as code; which one a run goes on from, and which weights it reports."""
+"""Checkpoints: writing them atomically, reading them without running code, and choosing which one a run resumes from
+and which weights it reports."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import flush_folder
 
-if TYPE_CHECKING:  # names of files are needed before torch is imported, which takes seconds
+if TYPE_CHECKING:  # programs use the file names below before torch, whose import takes seconds
     from torch import Tensor, nn
 
     from vidtrain.training.ranks.distributed import Ranks
@@ -21,14 +22,14 @@ FORMAT = "vidtrain/1"
 
 
 class NotSaved(UserError):
-    """A checkpoint that could not be written; earlier ones are as they were."""
+    """A checkpoint could not be written; the earlier ones are unchanged."""
 
 
 def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
-    """Writes `payload` so that a crash at any instant leaves the old file or the new one, whole.
+    """Writes `payload` so that a crash at any instant leaves either the old file or the new one, complete.
 
-    What stood at `path` becomes `previous`, if one is named. Raises `NotSaved` naming the file when it cannot be
-    written (a full disk, say); the old ones stay.
+    The old file at `path` becomes `previous`, if one is named. Raises `NotSaved` naming the file when it cannot be
+    written, for example because the disk is full; the old files stay.
     """
     from vidtrain.files.torch_files import write_torch_file
 
@@ -51,9 +52,9 @@ def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
 
 
 def load(path: Path | str) -> dict:
-    """Reads a checkpoint of ours onto the CPU, without running any code that it may hold, and verifies its checksums.
+    """Reads a checkpoint of vidtrain onto the CPU, without running code from it, and verifies its checksums.
 
-    Raises `UserError` naming the file when it is absent, truncated, damaged, malicious or of another program.
+    Raises `UserError` naming the file when it is absent, truncated, damaged, malicious or from another program.
     """
     from vidtrain.files.torch_files import read_torch_file
 
@@ -66,8 +67,8 @@ def load(path: Path | str) -> dict:
 def restore(
     model: nn.Module, weights: Mapping[str, Tensor], source: str, left_out: Collection[str] = ()
 ) -> None:
-    """Copies `weights` that must fit exactly, but for tensors that the checkpoint has `left_out` and the model holds
-    already. Raises `UserError` naming the first that do not fit."""
+    """Copies `weights` into the model. Names and shapes must match exactly, except that the tensors named in `left_out`
+    are absent and stay as they are. Raises `UserError` naming the first tensors that do not match."""
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
     wrong = [name for name in own.keys() ^ weights.keys()]
     wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
@@ -81,31 +82,31 @@ def restore(
 
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-DAMAGED = "damaged_"  # before the name of one that was passed over
+DAMAGED = "damaged_"  # prefix of the name that a damaged checkpoint gets
 
 
 def step_file(step: int) -> str:
-    """The name of a checkpoint that is kept for good."""
+    """The file name of a checkpoint that is never deleted (trainer.keep_every)."""
     return f"step_{step:07d}.pt"
 
 
 def resumable(folder: Path) -> list[Path]:
-    """What a run can be resumed from, unread: the last, the one before it, and those kept for good, newest first."""
+    """Files that a run may resume from, not read yet: last.pt, previous.pt, then the step_*.pt, newest first."""
     latest = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
     return latest + sorted(folder.glob("step_*.pt"), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint that is kept for good; -1 where another file was given such a name."""
+    """The step in the name of a step_*.pt; -1 if a user gave another file such a name."""
     digits = path.stem.removeprefix("step_")
     return int(digits) if digits.isdecimal() else -1
 
 
 def put_in_place(temporary: Path, path: Path, previous: Path | None) -> None:
-    """Renames `temporary` to `path`; what stood there becomes `previous`, if one is named.
+    """Renames `temporary` to `path`; the old file at `path` becomes `previous`, if one is named.
 
-    At every instant `path` is the old file or the new one, whole, and `previous` is another than `path`. On a file
-    system without hard links, `path` is absent for an instant, and `previous` holds what it was.
+    At every instant `path` is the complete old or new file, and `previous` is an older one. On a file system without
+    hard links, `path` is absent for an instant, during which `previous` is the old file.
     """
     if previous is not None and path.exists():
         spare = previous.with_name(f".{previous.name}.tmp")
@@ -124,26 +125,27 @@ def put_in_place(temporary: Path, path: Path, previous: Path | None) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged checkpoint, so that it is never taken for a good one again; gives its new name."""
+    """Renames a damaged checkpoint, so that it is never used again; returns the new path."""
     aside = path.with_name(DAMAGED + path.name)
     os.replace(path, aside)
     return aside
 
 
 def remove_strays(folder: Path) -> None:
-    """Deletes what a process left that was killed while it saved. Only for who holds the run's folder."""
+    """Deletes the temporary files of a process that was killed while it saved. The caller must hold the folder's lock,
+    as it would otherwise delete the files of a process that is saving now."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
-MOST_FAILED = 10  # saves in a row, before a run that saves nothing is ended
+MOST_FAILED = 10  # a run ends after so many failed saves in a row
 
 
 class Saver:
-    """Writes the checkpoints of a run, on the main rank. A full disk costs it a checkpoint, not the run.
+    """Writes the checkpoints of a run, on rank 0. If the disk is full, a checkpoint is missed and the run goes on.
 
-    What a checkpoint speaks of is on the disk before it is: the rows of the logs up to its step, and the best weights.
-    So one that could not be written is made up for, and a resumed run misses nothing.
+    The log rows up to a checkpoint's step, and the best weights, are written before the checkpoint itself. So a run
+    that resumes from it misses none of them, even if earlier writes failed.
 
     `metadata` goes into every checkpoint.
     """
@@ -155,8 +157,8 @@ class Saver:
         self._log = log
         self._console = console
         self._unsaved_best: dict[str, Any] | None = None
-        self._failed = 0  # in a row
-        self._newest: int | None = None  # step of the last that was written by this process
+        self._failed = 0  # saves that failed in a row
+        self._newest: int | None = None  # step of the last checkpoint that this process wrote
         if ranks.is_main:
             remove_strays(folder)
 
@@ -177,12 +179,13 @@ class Saver:
     def save(
         self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool
     ) -> bool:
-        """Writes last.pt, whose predecessor becomes previous.pt, and with `keep` a checkpoint for good; whether it did.
+        """Writes last.pt, after the old one has become previous.pt, and with `keep` also a step_*.pt; returns whether
+        it succeeded.
 
-        `unwritten` says of each rank why rows of its logs are not on the disk, if they are not: then nothing is
+        `unwritten` holds for each rank why its log rows are not on the disk, or None; if any are not, nothing is
         saved. A failure is a warning, counted as checkpoint/failed in the metrics, and the next call tries again.
-        Raises `UserError` on every rank where the checkpoint `must` be written, and after `MOST_FAILED` failures in
-        a row.
+        Raises `UserError` on every rank after a failure if the checkpoint `must` be written, and after `MOST_FAILED`
+        failures in a row.
         """
         return self._ranks.on_main(lambda: self._save(payload, unwritten, keep, must))
 
@@ -212,19 +215,19 @@ class Saver:
         return self._newest == step
 
     def _refuse_or_warn(self, error: str, step: int, must: bool) -> None:
-        there = resumable(self._folder)
-        redo = "nothing was saved before" if not there else "the newest checkpoint stays as it was"
+        saved = resumable(self._folder)
+        newest = "nothing was saved before" if not saved else "the newest checkpoint stays as it was"
         if self._newest is not None:
-            redo = f"the newest checkpoint is of step {self._newest}"
+            newest = f"the newest checkpoint is of step {self._newest}"
         if must:
             raise UserError(
-                f"{error}\nTraining is done at step {step}, and its end could not be saved; {redo}. Free some "
-                "space and resume with run_dir=: the steps since are taken again, and give the same weights"
+                f"{error}\nTraining is done at step {step}, and its last checkpoint could not be saved; {newest}. Free "
+                "some space and resume with run_dir=: the steps since are taken again, and give the same weights"
             )
         if self._failed >= MOST_FAILED:
             raise UserError(
-                f"{error}\n{self._failed} checkpoints in a row could not be written, the last at step {step}; {redo}. "
-                "Free some space and resume with run_dir="
+                f"{error}\n{self._failed} checkpoints in a row could not be written, the last at step {step}; "
+                f"{newest}. Free some space and resume with run_dir="
             )
         self._console.warn(
             f"step {step}: {error}. The run goes on and tries again with the next checkpoint (failure {self._failed} "
@@ -237,19 +240,19 @@ class Saver:
             self._unsaved_best = None
 
 
-# --- which checkpoint a run goes on from, and which weights it reports -----------------------------------
+# --- which checkpoint a run resumes from, and which weights it reports -----------------------------------
 
 NEEDED = ("model", "state", "optimizer", "sums")
 
 
 def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in `folder` that verifies, with its path, on every rank; None where there is none at all.
+    """Path and content of the newest checkpoint in `folder` that verifies, on every rank; None if there is none at all.
 
-    Those passed over are named on the console with their causes, and renamed, so that none takes the place of a good
-    one. Raises `UserError` on every rank, naming each cause, where there are checkpoints and none verifies: nothing
-    starts from scratch by itself.
+    A damaged checkpoint is renamed, and named on the console with its cause, so that it never replaces a good one.
+    Raises `UserError` on every rank, naming each cause, if there are checkpoints and none verifies: a run never
+    restarts from scratch by itself.
     """
-    loaded: list[dict[str, Any]] = []  # on this rank
+    loaded: list[dict[str, Any]] = []  # the checkpoint's content, read on this rank
 
     def choose() -> tuple[Path, list[str]] | None:
         newest = _newest(folder)
@@ -273,16 +276,16 @@ def find_resume(folder: Path, ranks: Ranks, console: Console) -> tuple[Path, dic
 
 
 def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest checkpoint that verifies, and warnings of those that were passed over."""
+    """Path and content of the newest checkpoint that verifies, and warnings about damaged ones."""
     candidates = resumable(folder)
     if not candidates:
         return None
     newest: tuple[Path, dict[str, Any]] | None = None
     damaged: dict[Path, str] = {}
     for path in candidates:
-        # last.pt is newer than previous.pt; of those kept for good the name says the step
-        kept = path.name not in (LAST, PREVIOUS)
-        if newest is not None and not (kept and step_of(path) > newest[1]["state"]["total_step"]):
+        # last.pt is always newer than previous.pt; a step_*.pt is read only if its step is newer than what is loaded
+        is_step_file = path.name not in (LAST, PREVIOUS)
+        if newest is not None and not (is_step_file and step_of(path) > newest[1]["state"]["total_step"]):
             continue
         try:
             newest = path, _load_whole(path)
@@ -292,8 +295,8 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
         causes = "".join(f"\n  {cause}" for cause in damaged.values())
         raise UserError(
             f"none of the checkpoints in {folder} can be used, and a run does not start from scratch by itself:"
-            f"{causes}\nPut a good copy of one in its place. If there is none, start a new run in another run_dir; "
-            f"where best.pt is good, init_from={folder / BEST} takes its weights"
+            f"{causes}\nReplace one of them with a good copy. If there is none, start a new run in another run_dir; "
+            f"if best.pt is good, init_from={folder / BEST} starts from its weights"
         )
     path, payload = newest
     warnings = [
@@ -311,13 +314,13 @@ def _load_whole(path: Path) -> dict[str, Any]:
     absent = [key for key in NEEDED if key not in payload]
     if absent:
         raise UserError(
-            f"checkpoint {path} lacks {', '.join(absent)}: it holds weights, and not where a run stands"
+            f"checkpoint {path} lacks {', '.join(absent)}: it holds weights, but not the state to resume from"
         )
     return payload
 
 
 def _lost_best(folder: Path, payload: Mapping[str, Any]) -> list[str]:
-    """A warning where the weights that val selected so far are no more: at once, not after hours of training."""
+    """A warning if the run's best.pt is absent or damaged: the user learns it now, not after hours of training."""
     best, path = payload["state"]["best"], folder / BEST
     if best is None:
         return []
@@ -340,8 +343,8 @@ def _refusal(action: Callable[[], object]) -> str | None:
 
 
 def load_best(path: Path, state: TrainState) -> dict[str, Any]:
-    """The checkpoint that val selected, at the end of a run. Raises `UserError` where it is damaged, or another: the
-    number that is reported is that of the weights that were selected, or none."""
+    """The content of best.pt at the end of a run. Raises `UserError` if it is damaged or not the checkpoint that val
+    selected: the run reports the selected weights or nothing."""
     selected = f"weights of step {state.best_step}, which val selected ({state.best:.4f}),"
     try:
         best = load(path)
@@ -352,7 +355,7 @@ def load_best(path: Path, state: TrainState) -> dict[str, Any]:
             return best
         refusal = f"checkpoint {path} is of step {best['state']['best_step']}"
     raise UserError(
-        f"{refusal}. The {selected} are lost, and nothing is reported. Training is done: put a good copy in its place "
-        "and resume with run_dir=, or report the last weights with python -m vidtrain.evaluate "
+        f"{refusal}. The {selected} are lost, and nothing is reported. Training is done: replace the file with a good "
+        "copy and resume with run_dir=, or report the last weights with python -m vidtrain.evaluate "
         f"checkpoint={path.with_name(LAST)}"
     )

@@ -1,6 +1,6 @@
 """The training loop, top to bottom: phases, steps, evaluation, checkpoints.
 
-It is a function of what the app assembled (`Run`) and of where an earlier attempt stood. What a step does
+Its input is what the app assembled (`Run`) and the checkpoint of an earlier attempt, if there is one. What a step does
 depends on (seed, step) alone, so a run that was killed and resumed ends with the same bits as one that was not.
 """
 
@@ -24,8 +24,8 @@ from vidtrain.training.validation import training_line, validate, validation_lin
 def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
     """Trains through every phase that is left and returns the final state; `resume` is the last checkpoint.
 
-    Raises `UserError` when the loss stops being finite, when too many videos cannot be read, or when the
-    configuration cannot train what it asks to.
+    Raises `UserError` when the loss stops being finite, when too many videos cannot be read, or when a phase cannot be
+    trained as configured.
     """
     trainer = Trainer.start(run, resume)
     state = trainer.state
@@ -43,9 +43,9 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
 
 
 def iterate(trainer: Trainer, phase: Phase) -> None:
-    """One optimizer step, then what is due after it: the epoch's report, evaluation, the phase's end, a checkpoint."""
+    """One optimizer step, then what follows it: the epoch's report, evaluation, the phase's end, a checkpoint."""
     run, state = trainer.run, trainer.state
-    # False in a resumed run whose last attempt was ended by a signal during an evaluation: only that is made up for
+    # False if a signal ended the last attempt during an evaluation: the resumed run starts with that evaluation
     stepped = not state.eval_pending
     if stepped:
         started = time.perf_counter()
@@ -53,7 +53,7 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
         phase.profiler.step()
         log_step(trainer, phase, result, time.perf_counter() - started)
 
-    # The one collective of a step besides the gradients': a signal to any rank stops all ranks after the same step
+    # A step's only collective besides that of the gradients. A signal to any rank stops all ranks after the same step
     stop_requests, failed_reads = run.ranks.all_reduce_sum(
         int(run.preemption.stop_requested), int(phase.sums.faults)
     )
@@ -112,11 +112,11 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
         clips_seen += batch.clips.shape[0] * batch.clips.shape[1]
         clock.mark("backward")
     norms = phase.optimizers.clip(settings.clip_grad, settings.clip_grad_by)
-    # A row for each micro-batch and one for the norms, with a column for each head: the one wait for the device
+    # One row for each micro-batch and one for the norms, one column for each head. The only wait for the device
     *by_micro, grad_norms = torch.stack([row.double() for row in (*losses, norms)]).tolist()
     micro_losses = [finite_mean(values) for values in by_micro]
     for loss, videos in zip(micro_losses, indices, strict=True):
-        if not math.isfinite(loss):  # the weights have not moved, so no checkpoint holds any of this step
+        if not math.isfinite(loss):  # the weights have not moved yet, so no checkpoint holds any of this step
             files = [run.train_paths[index] for index in videos.tolist()]
             raise_non_finite_loss(loss, state.total_step + 1, files, run.checkpoints)
     if run.ranks.is_main:
@@ -151,7 +151,7 @@ def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float)
 
 
 def log_epoch(trainer: Trainer, phase: Phase) -> None:
-    """Logs what the sums of the epoch come to over all ranks, and what it took."""
+    """Logs the metrics of the epoch over all ranks, and its cost in time and memory."""
     run, state = trainer.run, trainer.state
     metrics = phase.sums.reduced(run.ranks).metrics(phase.optimizers.loss_scale)
     costs = epoch_costs(time.perf_counter() - phase.epoch_started, state.seconds, run.ranks.device)
@@ -167,7 +167,7 @@ def position(trainer: Trainer, phase: Phase) -> dict[str, Any]:
 
 
 def evaluate(trainer: Trainer, phase: Phase) -> bool:
-    """Evaluates on val, and keeps the weights if they are the best; False where a signal cut it short."""
+    """Evaluates on val, and saves the weights if they are the best so far; False if a signal cut it short."""
     run, state, monitor = trainer.run, trainer.state, trainer.run.settings.monitor
     reports = validate(phase.task.model, phase.task.evaluate, phase.heads.names, trainer.average, run.ranks)
     set_train_mode(phase.task.model, run.settings.batch_norm)
@@ -198,21 +198,22 @@ def end_phase(trainer: Trainer, phase: Phase) -> None:
         run.console.info(
             f"phase {phase.name} ends early: no better {run.settings.monitor} in {state.evals_since_best} evaluations"
         )
-        if phase.sums.samples:  # of the epoch that it ends in
+        if phase.sums.samples:  # the phase ends within an epoch, whose report is not logged yet
             log_epoch(trainer, phase)
     state.next_phase()
 
 
 def save(trainer: Trainer, phase: Phase, keep: bool) -> bool:
-    """Writes a checkpoint, with `keep` for good; whether it could be written."""
+    """Writes a checkpoint, which is never deleted with `keep`; returns whether it could be written."""
     run = trainer.run
-    unwritten = run.ranks.gather_objects(run.log.flush())  # a resumed run never writes these rows again
+    # Log rows go to disk first: a run resumed from this checkpoint never writes them again
+    unwritten = run.ranks.gather_objects(run.log.flush())
     must = trainer.state.phase == len(run.phases)
     return trainer.saver.save(trainer.checkpoint(phase), unwritten, keep, must=must)
 
 
 def raise_non_finite_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
-    """Raises `DivergedError` for a loss that is not finite, on a micro-batch of these `files`."""
+    """Raises `DivergedError` for a loss that is not finite, naming the `files` of its micro-batch."""
     named = "\n  ".join(files)
     raise DivergedError(
         f"the loss is {loss} at step {step}, on these files:\n  {named}\n"
@@ -222,8 +223,8 @@ def raise_non_finite_loss(loss: float, step: int, files: Sequence[str], checkpoi
 
 
 def check_faults(faults: int, settings: TrainerSettings, per_epoch: int) -> None:
-    """Ends the run as soon as this epoch's share of failed reads, of which all ranks together had `faults`, is sure to
-    pass the bound."""
+    """Raises `UserError` once `faults`, the epoch's failed reads on all ranks, exceed the allowed share of a whole
+    epoch."""
     videos = per_epoch * settings.batch_size
     if faults > settings.max_unreadable_fraction * videos:
         raise UserError(

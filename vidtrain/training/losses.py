@@ -1,7 +1,7 @@
-"""Losses: what training makes smaller. Each takes fused logits, and classes or shares of classes.
+"""Losses: functions of fused logits, and of targets that are classes or shares of classes.
 
-A loss is a mean over samples of what each costs by itself, so it is the same number at any number of ranks and
-accumulation steps; PyTorch's weighted mean, which divides by the weights of the samples at hand, is not.
+A loss is the plain mean over samples of their own losses, so it is the same number at any number of ranks and
+accumulation steps. PyTorch's weighted mean is not: it divides by the sum of the weights in the batch.
 """
 
 from dataclasses import dataclass
@@ -19,30 +19,30 @@ BALANCED = "balanced"
 
 
 class Loss(Protocol):
-    """What the loop asks of a loss.
+    """The interface of a loss.
 
-    `independent` tells that each class is judged by itself, by a sigmoid, as videos of several labels need; without
-    it classes exclude each other, by a softmax.
+    `independent` is True if a sigmoid scores each class by itself, as videos with several labels need, and False if a
+    softmax makes the classes exclude each other.
     """
 
     independent: ClassVar[bool]
 
     def weights(self, class_shares: Tensor) -> Tensor | None:
-        """Weights [k] of the classes, given the share [k] of training samples that hold each, on its device; None: all
-        are 1."""
+        """Class weights [k], on the device of `class_shares` [k], which are the shares of training samples that hold
+        each class. None means that all weights are 1."""
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """The mean over samples; `logits` float [b k], `targets` classes int64 [b] or shares float [b k]."""
+        """The mean loss over samples; `logits` float [b k], `targets` classes int64 [b] or shares float [b k]."""
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
     """Softmax cross-entropy, in natural logarithms.
 
-    `label_smoothing` gives that share of every target to all classes alike. `class_weights` are null, "balanced" or a
-    number for each class. Balanced is n / (k n_c) for a class that n_c of the n samples drawn in training are of: every
-    class then weighs the same. Only the proportions of a list count: weights are scaled to a mean of 1 over the
-    training samples, which leaves the learning rate its meaning.
+    `label_smoothing` spreads that share of every target evenly over all classes. `class_weights` are null, "balanced"
+    or a number for each class. "balanced" means n / (k n_c) for a class with n_c of the n samples drawn in training, so
+    that every class has the same total weight. Only the proportions of a list matter: its weights are scaled to a mean
+    of 1 over the training samples, so that the size of the loss, and the best learning rate, stay about the same.
 
     Raises `UserError` for values out of bounds.
     """
@@ -60,12 +60,12 @@ class CrossEntropy:
             return None
         shares, present = class_shares.double(), class_shares > 0
         if self.class_weights == BALANCED:
-            # a class without samples has nothing to be balanced
+            # A class without samples gets the weight 1: its share of 0 would give an infinite one
             return torch.where(present, 1 / (present.sum() * shares), 1.0).float()
         weights = _listed("class_weights", self.class_weights, shares)
         mean = (weights * shares).sum() / shares.sum()
         if mean == 0:
-            raise UserError("loss.class_weights are 0 for every class that there are training videos of")
+            raise UserError("loss.class_weights are 0 for every class that has training videos")
         return (weights / mean).float()
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
@@ -77,11 +77,11 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Each class is a question of its own, yes or no: for videos of several labels, and one-vs-rest for one label.
+    """Sigmoid cross-entropy of each class by itself: for videos with several labels, or one-vs-rest with one label.
 
-    The mean over classes, or with `sum_classes` their sum. `label_smoothing` takes targets toward 1/2. `pos_weight`
-    weighs the yes of each class: null, "balanced" (negatives / positives among the training samples, so that both
-    sides weigh the same) or a number for each class.
+    It is the mean over classes, or with `sum_classes` their sum. `label_smoothing` moves targets toward 1/2.
+    `pos_weight` is the weight of each class's positives: null, "balanced" (negatives / positives among the training
+    samples, so that both have the same total weight) or a number for each class.
 
     Raises `UserError` for values out of bounds.
     """
@@ -100,7 +100,7 @@ class BinaryCrossEntropy:
             return None
         if self.pos_weight == BALANCED:
             shares = class_shares.double()
-            # a class that all samples hold, or none, has only one side
+            # A class that all samples hold, or none, has only positives or only negatives: it gets the weight 1
             both = (shares > 0) & (shares < 1)
             return torch.where(both, (1 - shares) / shares, 1.0).float()
         return _listed("pos_weight", self.pos_weight, class_shares).float()
@@ -113,10 +113,11 @@ class BinaryCrossEntropy:
 
 @dataclass(frozen=True)
 class Focal:
-    """Binary cross-entropy in which questions that are answered well already count less (arXiv:1708.02002).
+    """Binary cross-entropy that reduces the weight of classes that are predicted well already (arXiv:1708.02002).
 
-    A question whose right answer has probability p counts (1 - p)^`gamma`; `alpha`, unless null, weighs a yes, and
-    1 - alpha a no. The mean over classes, or with `sum_classes` their sum.
+    If p is the predicted probability of the target (of yes or no), the term has the weight (1 - p)^`gamma`. Unless
+    `alpha` is null, positives have the further weight alpha, and negatives 1 - alpha. The mean over classes, or with
+    `sum_classes` their sum.
 
     Raises `UserError` for values out of bounds.
     """
@@ -138,13 +139,13 @@ class Focal:
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         from torchvision.ops import sigmoid_focal_loss  # takes seconds, which other losses need not wait for
 
-        alpha = -1 if self.alpha is None else self.alpha  # below 0 torchvision weighs nothing
+        alpha = -1 if self.alpha is None else self.alpha  # torchvision applies no weights for alpha < 0
         total = sigmoid_focal_loss(logits, _answers(logits, targets), alpha, self.gamma, reduction="sum")
         return total / (len(logits) if self.sum_classes else logits.numel())
 
 
 def _answers(logits: Tensor, targets: Tensor) -> Tensor:
-    """Classes [b] as yes for one and no for all others; shares [b k] as they are."""
+    """Classes [b] as one-hot targets [b k]; shares [b k] unchanged."""
     return F.one_hot(targets, logits.shape[1]).to(logits.dtype) if targets.ndim == 1 else targets
 
 
@@ -165,41 +166,41 @@ def _listed(name: str, values: str | list[float], class_shares: Tensor) -> Tenso
 
 
 def describe_loss(loss: Loss, weights: Tensor | None) -> str:
-    """A word for the log."""
-    weighed = "" if weights is None else f", weights of classes {weights.min():.3g} to {weights.max():.3g}"
-    return f"loss {loss}{weighed}"
+    """The loss and the range of its class weights, for the log."""
+    of_classes = "" if weights is None else f", weights of classes {weights.min():.3g} to {weights.max():.3g}"
+    return f"loss {loss}{of_classes}"
 
 
 class HeadOutputs(NamedTuple):
-    """The answers of h heads for b videos."""
+    """Logits of h heads for b videos, and the heads' losses."""
 
     logits: Tensor  # [h b k], fused over the clips of a video; without classes, k is 0
     losses: Tensor  # [h], the mean over videos
 
 
 class Objective(Protocol):
-    """What a phase makes smaller. The model, what is trained of it and what is kept follow from the run; this is how
-    its output becomes losses, what an epoch sums up, and what happens to the model after each optimizer step."""
+    """What a phase optimizes: how the model's output becomes losses, which sums are kept over an epoch, and what
+    happens to the model after each optimizer step."""
 
     def __call__(self, output: Tensor, targets: Tensor, /) -> HeadOutputs:
-        """From what the model gives for a batch, and the batch's targets."""
+        """Computes the losses from the model's output for a batch, and the batch's targets."""
 
     def no_sums(self, device: torch.device) -> EpochSums:
-        """What an epoch sums up, before its first step."""
+        """The sums of an epoch before its first step: all zero."""
 
     def after_step(self) -> None:
-        """What follows the optimizer: an average of weights that is part of the model."""
+        """Called after each optimizer step, such as to update a weight average that is part of the model."""
 
 
 @dataclass(frozen=True)
 class Classification:
     """Clip logits [b n (h k)] of h heads and targets (classes [b], or shares [b k]) -> `HeadOutputs`.
 
-    `fusion` is the name of the model's, and `class_weights` [k] are what `loss.weights` gave. With `multi_label`,
-    videos may have several.
+    `fusion` names the model's fusion of clips, and `class_weights` [k] come from `loss.weights`. With `multi_label`,
+    videos may have several labels.
 
-    Terms beside the loss are to be added here: `by_head` are the raw clip logits, while the fused `logits` are
-    log-probabilities where fusion is mean_probs or joint. They will show in train/loss and not in val/loss.
+    Add further terms of the loss here. `by_head` holds the raw clip logits; the fused `logits` are log-probabilities if
+    fusion is mean_probs or joint. Further terms are part of train/loss, but not of val/loss.
     """
 
     loss: Loss

@@ -1,4 +1,4 @@
-"""Pretraining as the loop sees it: clips with masks go in, losses come out. Labels are not looked at."""
+"""The objective of masked pretraining: the model maps clips with masks to losses. Labels are ignored."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from vidtrain.training.state import EpochSums
 
 
 class WithMasks(nn.Module):
-    """uint8 clips [b n c t h w] and the views' seeds int64 [b n] -> what `model` takes.
+    """uint8 clips [b n c t h w] and the views' seeds int64 [b n] -> the `MaskedClips` that `model` takes.
 
-    Without seeds, as in evaluation, a clip's masks follow from the sum of its pixels: so they are the same in every
-    evaluation, however videos are shared out over batches and ranks.
+    Without seeds, as in evaluation, the sum of a clip's pixels seeds its masks. So they are the same in every
+    evaluation, whatever batches and ranks the videos are divided into.
     """
 
     def __init__(self, transform: nn.Module, model: MaskedModel):
         super().__init__()
         self.transform = transform
-        self._sample_masks = model.sample_masks  # not a module: the model is not part of the transform
+        self._sample_masks = model.sample_masks  # the method only: the model must not become a submodule here
 
     def forward(self, clips: Tensor, seeds: Tensor | None = None) -> MaskedClips:
-        of_masks = clips.sum(dim=(2, 3, 4, 5), dtype=torch.int64).cpu() if seeds is None else seeds
-        shown = self.transform(clips, seeds)
-        flat = rearrange(shown, "b n c t h w -> (b n) c t h w")
-        return MaskedClips(shown, self._sample_masks(flat, of_masks.flatten()))
+        mask_seeds = clips.sum(dim=(2, 3, 4, 5), dtype=torch.int64).cpu() if seeds is None else seeds
+        transformed = self.transform(clips, seeds)
+        flat = rearrange(transformed, "b n c t h w -> (b n) c t h w")
+        return MaskedClips(transformed, self._sample_masks(flat, mask_seeds.flatten()))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class MaskedPrediction:
 
 
 class LossAndFeatures:
-    """A `ClipModel` whose answers for a clip are its loss and the mean of its tokens: [b n 1+d].
+    """A `ClipModel` whose output for a clip is its loss and the mean of its tokens: [b n 1+d].
 
     The features are those of `MaskedModel.feature_encoder` on the whole clip.
     """
@@ -70,7 +70,7 @@ class LossAndFeatures:
 
 
 class Features:
-    """A `ClipModel` whose answers for a clip are its features alone: [b n d]."""
+    """A `ClipModel` whose output for a clip is its features alone: [b n d]."""
 
     fusion = "mean_logits"
 

@@ -21,11 +21,12 @@ from vidtrain.training.stages import (
     parameter_groups,
 )
 
-OptimizerFactory = Callable[..., torch.optim.Optimizer]  # of groups; lr and weight_decay may be given anew
+# parameter groups -> optimizer; lr and weight_decay may be passed to override the configured ones
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
 class _Member(NamedTuple):
-    """What one loss trains. The members of a set, the losses [h] and the norms [h] are parallel lists.
+    """What one of the h losses trains: `OptimizerSet` holds h members, in the order of the losses and norms [h].
 
     To give parts of one model optimizers of their own, put several optimizers into one member, with one scaler.
     """
@@ -36,7 +37,9 @@ class _Member(NamedTuple):
 
 
 class OptimizerSet:
-    """The optimizers of a phase with the interface of one. In a grid, each head has its own rate and weight decay."""
+    """The optimizers of a phase, with the interface of one optimizer.
+
+    In a grid, each head has its own optimizer, with its own learning rate and weight decay."""
 
     def __init__(self, members: Sequence[_Member]):
         self._members = list(members)
@@ -65,11 +68,11 @@ class OptimizerSet:
             members.append(member(head, optimizer))
         return cls(members)
 
-    # --- the parts of a step, in their order -----------------------------------------------------------
+    # --- the parts of a step, in the order in which they are called ------------------------------------
 
     def set_rates(self, lr: Schedule, weight_decay: Schedule, step: int, total: int) -> dict[str, float]:
-        """Puts the rates of step `step` of 1..`total` in force; returns the learning rates by group, and
-        the largest weight decay as `weight_decay`."""
+        """Sets the rates of step `step` of 1..`total`; returns the learning rates by group, and the largest weight
+        decay as `weight_decay`."""
         by_member = [set_rates(member.optimizer, lr, weight_decay, step, total) for member in self._members]
         rates = {name: rate for member_rates in by_member for name, rate in member_rates.items()}
         return rates | {"weight_decay": max(member_rates["weight_decay"] for member_rates in by_member)}
@@ -80,19 +83,19 @@ class OptimizerSet:
         torch.autograd.backward([member.scaler.scale(loss) for member, loss in pairs])
 
     def clip(self, bound: float | None, by: str) -> Tensor:
-        """Unscales and clips the gradients, each head's by itself (see `clip_gradients`); their norms [h] before."""
+        """Unscales the gradients and clips those of each head (`clip_gradients`); returns the norms [h] from before."""
         for member in self._members:
             member.scaler.unscale_(member.optimizer)
         return torch.stack([clip_gradients(member.parameters, bound, by) for member in self._members])
 
     def step(self) -> None:
-        """Moves the weights, and forgets the gradients."""
+        """Updates the weights, and frees the gradients."""
         for member in self._members:
             member.scaler.step(member.optimizer)
             member.scaler.update()
             member.optimizer.zero_grad(set_to_none=True)
 
-    # --- what is shown and kept of them ----------------------------------------------------------------
+    # --- for the log and the checkpoint ----------------------------------------------------------------
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -101,7 +104,7 @@ class OptimizerSet:
 
     @property
     def peak_lrs(self) -> dict[Tensor, float]:
-        """The learning rate of each parameter where its schedule is at its peak."""
+        """The learning rate of each parameter at the peak of the schedule."""
         return {
             parameter: member.optimizer.defaults["lr"] * group["lr_scale"]
             for member in self._members
@@ -116,12 +119,12 @@ class OptimizerSet:
 
     @property
     def loss_scale(self) -> float | None:
-        """In fp16, the factor of the losses in the next step (the smallest of several heads'); else None."""
+        """In fp16, the factor of the losses in the next step (the smallest one of a grid); None otherwise."""
         scales = [member.scaler.get_scale() for member in self._members if member.scaler.is_enabled()]
         return min(scales, default=None)
 
     def skips(self, norms: Sequence[float]) -> int:
-        """How many heads the scaler lets skip this step: those of fp16 whose gradients, with `norms`, overflowed."""
+        """How many heads skip this step: in fp16, those whose gradients overflowed and have no finite norm."""
         pairs = zip(self._members, norms, strict=True)
         return sum(member.scaler.is_enabled() and not math.isfinite(norm) for member, norm in pairs)
 
@@ -130,7 +133,7 @@ class OptimizerSet:
         return sum(len(member.parameters) for member in self._members)
 
     def state_dicts(self) -> dict[str, Any]:
-        """What a checkpoint holds of them: `optimizer` and `scaler`, of several a list each."""
+        """The entries `optimizer` and `scaler` of a checkpoint: a state dict each, or in a grid a list of them."""
         optimizers = [member.optimizer.state_dict() for member in self._members]
         scalers = [member.scaler.state_dict() for member in self._members]
         if len(self._members) == 1:
@@ -138,7 +141,7 @@ class OptimizerSet:
         return {"optimizer": optimizers, "scaler": scalers}
 
     def load(self, optimizer: Any, scaler: Any) -> None:
-        """Takes up what `state_dicts` gave."""
+        """Loads the two entries that `state_dicts` returned."""
         optimizers, scalers = (
             stored if isinstance(stored, list) else [stored] for stored in (optimizer, scaler)
         )
@@ -154,7 +157,7 @@ def set_rates(
     step: int,
     total_steps: int,
 ) -> dict[str, float]:
-    """Puts step `step` of 1..`total_steps` in force; returns the rates by group, for the log."""
+    """Sets the rates of step `step` of 1..`total_steps`; returns the rates by group, for the log."""
     lr_now = optimizer.defaults["lr"] * lr(step, total_steps)
     weight_decay_now = optimizer.defaults["weight_decay"] * weight_decay(step, total_steps)
     for group in optimizer.param_groups:
@@ -167,8 +170,8 @@ def set_rates(
 def clip_gradients(parameters: Sequence[nn.Parameter], bound: float | None, by: str) -> Tensor:
     """Clips gradients in place; returns their norm from before, on their device.
 
-    `by` norm scales all to a norm of `bound` at most; by value cuts each component to [-`bound`, `bound`]. Without a
-    bound they are measured only.
+    With `by` = "norm", all gradients are scaled so that their norm is at most `bound`; with "value", each component is
+    cut to [-`bound`, `bound`]. Without a bound, nothing is clipped.
     """
     if by == "norm":
         return nn.utils.clip_grad_norm_(parameters, bound or math.inf)
@@ -187,9 +190,9 @@ def timm_optimizer(
 ) -> torch.optim.Optimizer:
     """timm's optimizer `name`, such as lion, lamb, adan or muon, for groups of parameters.
 
-    `options` are its further arguments. timm's optimizers do not read the groups' `lr_scale`, so `set_rates` alone
-    scales. Raises `UserError` for an unknown name or option, and for an optimizer that needs a package or a GPU that
-    is not there, or second derivatives, which the loop does not compute.
+    `options` are its further arguments. timm's optimizers ignore the groups' `lr_scale`, so only `set_rates` applies
+    it. Raises `UserError` for an unknown name or option, and for an optimizer that needs a missing package or GPU, or
+    second derivatives, which the loop does not compute.
     """
     from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # takes seconds
 
@@ -211,10 +214,10 @@ def timm_optimizer(
         if option not in allowed:
             raise UserError(f"options.{option}: {name} takes {', '.join(allowed)}")
     if info.has_momentum and arguments["momentum"].default == 0:
-        settings.setdefault("momentum", 0.9)  # as timm has it; without, Nesterov's is refused
+        settings.setdefault("momentum", 0.9)  # timm's own default; Nesterov momentum needs a value above 0
     optimizer = build(params, lr=lr, weight_decay=weight_decay, **settings)
     for group in optimizer.param_groups:
-        # "corrected" weight decay is lr^2 / (the highest lr), which is the group's own
+        # timm's "corrected" weight decay is lr^2 / max_lr_snapshot, which must be the peak of this group
         if group.keys() >= {"max_lr_snapshot", "lr_scale"}:
             group["max_lr_snapshot"] *= group["lr_scale"]
     return optimizer

@@ -1,7 +1,7 @@
 """The loop's state: `Trainer` holds what is kept for the whole run, `Phase` what is kept for one phase.
 
-A phase makes anew everything that holds parameters: its optimizers begin without state, and DDP reads requires_grad
-only once.
+Each phase builds its optimizers and DDP wrapper anew: the optimizers begin without state, and DDP reads requires_grad
+only when it is constructed.
 """
 
 import itertools
@@ -42,17 +42,17 @@ from vidtrain.training.stages import (
 from vidtrain.training.state import EpochSums, TrainState
 from vidtrain.training.validation import WeightAverage, kept_average, selecting_weights, settings_lines
 
-NAMED = 8  # parameters that a message names
+NAMED = 8  # at most this many parameters are named in an error message
 
 
 @dataclass
 class Phase:
-    """What the optimizer steps of one phase are made of. The benchmark makes its steps of the same parts."""
+    """The parts of one phase's optimizer steps. The benchmark times steps of the same parts."""
 
     run: Run
     name: str
     settings: PhaseSettings
-    total: int  # optimizer steps
+    total: int  # optimizer steps of the phase
     task: PhaseTask
     heads: Heads
     objective: Objective
@@ -60,11 +60,12 @@ class Phase:
     lr: Schedule
     weight_decay: Schedule
     average: WeightAverage | None
-    ddp: DistributedDataParallel | None  # the task's model, of several ranks
-    forward: Callable[[Tensor], Tensor]  # the task's model or `ddp`, compiled where the run asks for it
+    ddp: DistributedDataParallel | None  # wraps the task's model; None with one rank
+    forward: Callable[[Tensor], Tensor]  # `ddp` or the task's model, compiled if trainer.compile is set
     autocast: AbstractContextManager
     sums: EpochSums
-    # after which steps of the phase each happens; its last step ends in an evaluation and a checkpoint anyway
+    # Each maps a step of the phase to whether it happens after that step. The phase's last step always evaluates and
+    # saves
     evaluate_at: Callable[[int], bool]
     save_at: Callable[[int], bool]
     keep_at: Callable[[int], bool]
@@ -115,8 +116,8 @@ class Phase:
         )
 
     def next_batch(self, step: int) -> Batch:
-        """The next micro-batch, of optimizer step `step`. Raises `UserError` where the batch holds a reason to
-        end training (`refusal`)."""
+        """The next micro-batch of optimizer step `step`. Raises `UserError` if the batch holds a reason to end training
+        (`refusal`)."""
         batch = next(self.batches)
         for path, cause in batch.faults:
             self.run.log.fault(path, cause, step=step, split="train")
@@ -126,7 +127,7 @@ class Phase:
         return batch
 
     def gradient_sync(self, last: bool) -> AbstractContextManager:
-        """Gradients cross ranks once a step, with the `last` micro-batch."""
+        """A context that lets DDP average gradients over ranks only with the `last` micro-batch of a step."""
         return nullcontext() if last or self.ddp is None else self.ddp.no_sync()
 
     def start_epoch(self) -> None:
@@ -136,18 +137,18 @@ class Phase:
 
 @dataclass
 class Trainer:
-    """What a run keeps from phase to phase."""
+    """The state of the whole run, which lasts from phase to phase."""
 
     run: Run
     model: EncoderWithHead
     state: TrainState
     average: WeightAverage | None
     saver: Saver
-    started: float  # time.perf_counter() now minus the seconds of training so far, those of earlier attempts included
+    started: float  # time.perf_counter() at the start of this attempt, less the seconds of earlier attempts
 
     @property
     def direction(self) -> str:
-        """Whether the best of the monitored metric is its max or its min."""
+        """max or min: whether a higher or a lower value of the monitored metric is better."""
         return DIRECTIONS[self.run.settings.monitor]
 
     @property
@@ -178,7 +179,7 @@ class Trainer:
         if state.step >= phase.total and not state.eval_pending:
             raise UserError(
                 f"the checkpoint is of step {state.step} of phase {phase.name}, which has {phase.total} steps with "
-                "the training data as they are now: bring back those that the run was started with, or start a new "
+                "the training data as they are now: restore the data that the run was started with, or start a new "
                 "run (with init_from, to go on from its weights)"
             )
         if (warning := too_long(phase.lr, phase.total)) is not None:
@@ -195,7 +196,7 @@ class Trainer:
         return phase
 
     def _preflight(self, phase: Phase) -> None:
-        """Tries forward and backward on the first batch, which the first step then trains on, and says what trains."""
+        """Logs what trains, and tries forward and backward on the first batch, on which the first step then trains."""
         run, state, model = self.run, self.state, phase.task.model
         batches = iter(
             phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step)
@@ -226,7 +227,7 @@ class Trainer:
         )
 
     def checkpoint(self, phase: Phase) -> dict[str, Any]:
-        """What a run resumes from. Between phases there is no state of optimizers."""
+        """The content of a checkpoint that a run resumes from. Between two phases its optimizer state is None."""
         run, optimizers = self.run, phase.optimizers.state_dicts()
         if phase.ended:
             optimizers["optimizer"] = None
@@ -243,7 +244,7 @@ class Trainer:
         }
 
     def best_checkpoint(self, phase: Phase, selected: str, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """What best.pt holds: the weights whose report val `selected`."""
+        """The content of best.pt. `selected` names the weights whose val report is the best: raw, ema or a head."""
         average = self.average if selected == EMA else None
         return {
             "model": self._held(self.model.state_dict() if average is None else average.tensors),
@@ -254,7 +255,7 @@ class Trainer:
         }
 
     def _held(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the model's tensors that checkpoints hold."""
+        """`tensors` without those that checkpoints leave out."""
         return {name: tensor for name, tensor in tensors.items() if name not in self.run.left_out}
 
 
@@ -267,35 +268,36 @@ def check_gradients(
 ) -> float:
     """One forward and backward of `clips` float [b n c t h w]; returns the loss and leaves no trace.
 
-    `loss_of` maps what the model gives, clip logits [b n k], and labels to the loss.
+    `loss_of` maps the model's output, clip logits [b n k], and the labels to the loss.
 
-    Raises `UserError` naming the parameters whose gradient is absent or not finite, and where logits and
-    labels do not fit together.
+    Raises `UserError` naming the parameters whose gradient is absent or not finite, and if logits and labels do not
+    fit together.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # batch statistics move
+    # The forward pass updates batch statistics: the buffers are restored at the end
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with autocast:
         loss = loss_of(model(clips), labels)
     loss.backward()
-    silent, broken = [], []
+    unreached, broken = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             if parameter.grad is None:
-                silent.append(name)
+                unreached.append(name)
             elif not torch.isfinite(parameter.grad).all():
                 broken.append(name)
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    if silent:
-        raise UserError(f"trainable parameters that the loss does not reach: {shown_some(silent, NAMED)}")
+    if unreached:
+        raise UserError(f"trainable parameters that the loss does not reach: {shown_some(unreached, NAMED)}")
     if broken:
         raise UserError(f"gradients that are not finite before the first step: {shown_some(broken, NAMED)}")
     return loss.item()
 
 
 def seed_step(seed: int, step: int, ranks: Ranks) -> None:
-    """Seeds what a step draws from: the CPU's generator and this rank's device's, no others (that takes longer)."""
+    """Seeds the random generators of a step: the CPU's and this rank's GPU's. Seeding all GPUs would take longer."""
     number = int(np.random.SeedSequence([seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(number)
     if ranks.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What training costs: the time of a step by its parts, memory at its peak, the operators that a profiler sees."""
+"""The cost of training: the time of each part of a step, peak memory, and torch's profiler."""
 
 import multiprocessing
 import resource
@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-# What a step's time is divided into, in this order: waiting for a batch, copying it to the device, color,
-# normalization and mixing there, the model and the loss, gradients, and clipping, update and average of the weights
+# The parts of a step, in this order: waiting for a batch; copying it to the device; color, normalization and mixing
+# there; model and loss; gradients; clipping, update and average of the weights
 PARTS = ("load", "transfer", "augment", "forward", "backward", "optimizer")
 
 
-Instant = float | torch.cuda.Event  # by the host, or in the queue of the GPU
+Instant = float | torch.cuda.Event  # seconds of the host's clock, or an event in the queue of the GPU
 
 
 class StepClock:
-    """Divides the time of steps into named parts, which sum to the step without a gap.
+    """Divides the time of steps into named parts, which sum to the whole step.
 
-    On a GPU the marks are events in its own queue: they do not hold it up, and what the host does meanwhile counts
-    only where the GPU waits for it. `seconds` synchronizes before it reads them.
+    On a GPU the marks are CUDA events in its queue. They do not delay it, and work of the host counts only while the
+    GPU waits for it. `seconds` synchronizes before it reads them.
     """
 
     def __init__(self, device: torch.device):
@@ -31,11 +31,11 @@ class StepClock:
         self._steps: list[list[tuple[str, Instant, Instant]]] = [[]]
 
     def begin(self) -> None:
-        """The first step begins now; each other one where the one before it ends."""
+        """Starts the first step; each later step starts where the one before it ends."""
         self._last = self._now()
 
     def mark(self, part: str) -> None:
-        """What happened since the last mark belongs to `part`."""
+        """Assigns the time since the last mark to `part`."""
         now = self._now()
         self._steps[-1].append((part, self._last, now))
         self._last = now
@@ -44,7 +44,7 @@ class StepClock:
         self._steps.append([])
 
     def seconds(self) -> list[dict[str, float]]:
-        """The seconds of each part, for every step that has ended."""
+        """The seconds of each part, for every finished step."""
         if self._on_gpu:
             torch.cuda.synchronize()
         by_step = []
@@ -71,7 +71,7 @@ def _seconds_between(before: Instant, after: Instant) -> float:
 
 
 class NoClock:
-    """Does not look at the time; what training itself steps with."""
+    """A clock that measures nothing. Training uses it; only the benchmark measures."""
 
     def mark(self, part: str) -> None:
         return None
@@ -81,14 +81,14 @@ NO_CLOCK = NoClock()
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forgets the GPU's peak; that of a process counts from its start."""
+    """Resets the GPU's peak memory; the peak of a process cannot be reset and counts from its start."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes: what tensors and PyTorch's cache took of the GPU and all there is of it (None without a GPU), resident
-    memory of this process, and of its worker processes together (None where the system does not tell).
+    """Peak memory in bytes: of tensors and of PyTorch's cache on the GPU, with the GPU's total (None without a GPU);
+    resident memory of this process, and of its workers together (None where the system does not report it).
 
     Memory that a worker shares with this process counts in both.
     """
@@ -105,10 +105,10 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
 
 
 def epoch_costs(epoch_seconds: float, total_seconds: float, device: torch.device) -> dict[str, float]:
-    """What the log says an epoch has cost: seconds, and GB of memory at the peak so far (see `peak_memory`)."""
+    """Columns of the log: seconds of the epoch and of the run, and GB of peak memory so far (see `peak_memory`)."""
     peak = peak_memory(device)
-    named = {"process": "process", "workers": "workers", "gpu_allocated": "gpu"}
-    sizes = {f"memory/{name}_gb": peak[key] for key, name in named.items()}
+    names = {"process": "process", "workers": "workers", "gpu_allocated": "gpu"}
+    sizes = {f"memory/{name}_gb": peak[key] for key, name in names.items()}
     memory = {name: size / 1e9 for name, size in sizes.items() if size is not None}
     return {"time/epoch_s": epoch_seconds, "time/total_s": total_seconds, **memory}
 
@@ -121,12 +121,12 @@ def _peak_of_workers() -> int | None:
 
 
 def _high_water_mark(process: int | None) -> int | None:
-    """None for a process that has ended meanwhile."""
+    """Peak resident bytes of a process; None if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # systems that emulate /proc may keep no peak, and tell what is resident now
+    # Systems that emulate /proc may have no peak (VmHWM), only the memory that is resident now (VmRSS)
     values = {line.split(":")[0]: line.split() for line in lines}
     for name in ("VmHWM", "VmRSS"):
         if name in values:
@@ -143,7 +143,7 @@ StepProfiler = profile | NoProfiler
 
 
 def step_profiler(folder: Path, enabled: bool) -> StepProfiler:
-    """A context whose `step()` is called once an optimizer step.
+    """A context whose `step()` is to be called once per optimizer step.
 
     Enabled, it skips two steps, warms up for one, records four, and writes trace.json (for Perfetto or
     chrome://tracing) and operators.txt (where the time went) into `folder`.

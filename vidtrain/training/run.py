@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # the settings are read before torch is imported, which takes
     from vidtrain.training.schedules import Schedule
 
 
-# --- what a setting may be, as the metadata of its field; null is allowed where its type allows it ---------
+# --- which values a setting may have, as metadata of its field; null is allowed where the type allows it ---
 
 
 def setting(default: Any, rules: Mapping[str, Any]) -> Any:
-    """A field of a dataclass that may be what `rules` say."""
+    """A dataclass field with this default, whose value must obey `rules`."""
     return field(default=default, metadata=rules)
 
 
@@ -34,7 +34,7 @@ def at_least(least: float, unit: str = "", rest: str = "") -> Mapping[str, Any]:
 
 
 def between(low: float, high: float, rest: str = "") -> Mapping[str, Any]:
-    """The bounds themselves are not allowed."""
+    """Rules for a number between two bounds, which are not allowed themselves."""
     return {"allows": lambda value: low < value < high, "must": f"must lie between {low} and {high}{rest}"}
 
 
@@ -43,7 +43,7 @@ def above(bound: float, rest: str = "") -> Mapping[str, Any]:
 
 
 def share(rest: str = "") -> Mapping[str, Any]:
-    """From 0 to 1."""
+    """Rules for a number from 0 to 1, both allowed."""
     return {"allows": lambda value: 0 <= value <= 1, "must": f"must lie between 0 and 1{rest}"}
 
 
@@ -65,12 +65,12 @@ def a_metric() -> Mapping[str, Any]:
 
 @dataclass
 class TrainerSettings:
-    """How a run is trained, whatever is trained on whatever.
+    """How a run is trained, independent of its model and data.
 
     A duration is text: `3ep` epochs, `500it` optimizer steps, `10%` of the phase.
     """
 
-    epochs: int = setting(28, at_least(1))  # the run's length; phases take shares of it
+    epochs: int = setting(28, at_least(1))  # length of the whole run, which its phases divide
     # videos per optimizer step, over all ranks and accumulation steps
     batch_size: int = setting(16, at_least(1))
     accumulation: int = setting(1, at_least(1))  # micro-batches per optimizer step and rank
@@ -82,29 +82,30 @@ class TrainerSettings:
     # fp16 with a GradScaler: skipped steps and the scale are logged
     precision: str = setting("fp32", one_of("fp32", "bf16", "fp16"))
     compile: bool = False  # torch.compile
-    # decoding processes per rank; null: its share of the cores, at most 8
+    # decoding processes per rank; null: the rank's share of the machine's cores, at most 8
     num_workers: int | None = setting(None, at_least(0))
-    # computing threads per rank without a GPU; null: half of its share of the cores
+    # computing threads per rank without a GPU; null: half of the rank's share of the cores
     cpu_threads: int | None = setting(None, at_least(1))
 
-    # largest gradient norm, or component; null: measured, not clipped
+    # largest gradient norm or, with clip_grad_by=value, gradient component; null: the norm is logged, not clipped
     clip_grad: float | None = setting(1.0, above(0, "; null does not clip"))
     clip_grad_by: str = setting("norm", one_of("norm", "value"))
-    # sync: over ranks; frozen: with scale and shift
+    # sync: statistics over the batch of all ranks; frozen_statistics: running statistics stay as they are; frozen:
+    # scale and shift stay, too
     batch_norm: str = setting("train", one_of("train", "sync", "frozen_statistics", "frozen"))
     # decay of an average of the weights, such as 0.9999; null: none is kept
     ema: float | None = setting(None, between(0, 1, ", such as 0.999; null keeps no average"))
     ema_warmup: bool = True  # a smaller decay at first: (1 + step) / (10 + step)
 
-    # what makes a checkpoint the best, on val: map where videos have several labels
+    # the val metric that selects best.pt; map is the usual one where videos have several labels
     monitor: str = setting("top1", a_metric())
-    # whose, and what best.pt holds; null: ema where it is kept
+    # the weights that it is measured on, which best.pt holds; null: ema if trainer.ema is set, else raw
     monitor_weights: str | None = setting(None, one_of("raw", "ema"))
-    # evaluations without a new best of the run that end a phase; null: never
+    # a phase ends after this many evaluations in a row without a new best of the run; null: never
     patience: int | None = setting(None, at_least(1))
     eval_every: str = "1ep"
-    save_every: str = "1ep"  # how often last.pt is written; the one before stays as previous.pt
-    keep_every: str | None = None  # how often a checkpoint is kept for good
+    save_every: str = "1ep"  # how often last.pt is written; the one before it stays as previous.pt
+    keep_every: str | None = None  # how often a checkpoint is written that is never deleted
     log_every: int = setting(10, at_least(1))  # steps between rows of metrics.jsonl
 
     # evaluate only about this many videos, for a quick look; null: all
@@ -112,12 +113,12 @@ class TrainerSettings:
     # share of unreadable training videos that ends the run
     max_unreadable_fraction: float = setting(0.02, share())
     overfit_one_batch: bool = False  # train and validate on one batch of videos only (debug=overfit)
-    # of pretraining: end the run when features collapse, which is a warning otherwise
+    # in pretraining: end the run when features collapse; without it, collapse is a warning
     stop_on_collapse: bool = False
     profile: bool = False  # write a torch profiler trace of a few steps (debug=profile)
-    # seconds without a sign of life of a rank that end the others
+    # a rank that sends no heartbeat for so many seconds counts as lost, and the other ranks end
     rank_timeout: float = setting(60.0, at_least(5, " seconds"))
-    deterministic: bool = False  # only deterministic CUDA kernels, where resuming must give the same bits
+    deterministic: bool = False  # only deterministic CUDA kernels, so that a resumed run gives the same bits
 
 
 @dataclass
@@ -130,36 +131,35 @@ class HeadGridSettings:
 
 @dataclass
 class LoraSettings:
-    """Low-rank adapters of frozen linear layers in the encoder, W x + (alpha / rank) B A x, of which A and B train."""
+    """Low-rank adapters of frozen linear layers in the encoder: W x + (alpha / rank) B A x, where A and B train."""
 
     rank: int = setting(8, at_least(1))
     alpha: float = setting(16.0, above(0))
-    # of the adapters' input
+    # probability of dropout on the adapters' input
     dropout: float = setting(
         0.0, {"allows": lambda value: 0 <= value < 1, "must": "must be 0 or more, and below 1"}
     )
-    # patterns of the layers' names in the encoder, such as "*.attn.qkv"; null: those of attention and MLP
+    # patterns of layer names in the encoder, such as "*.attn.qkv"; null: the linear layers of attention and MLP
     targets: list[str] | None = None
 
 
 @dataclass
 class PhaseSettings:
-    """One phase of a stage: how long, what is trained, and how fast."""
+    """One phase of a stage: how long it is, which parameters it trains, and at which rates."""
 
     duration: str = "100%"  # a share of trainer.epochs, or epochs, or steps
     encoder_blocks: int | None = None  # how many of the encoder's last blocks train; null: all of it; 0: none
-    lr_scale: float = 1.0  # times optimizer.lr
-    encoder_lr_scale: float = 1.0  # times that, for the encoder
-    layer_decay: float = (
-        1.0  # times that, for each block from a layer to the head, and once more for the stem
-    )
+    lr_scale: float = 1.0  # factor of optimizer.lr
+    encoder_lr_scale: float = 1.0  # another factor for the encoder's parameters
+    # another factor, once for each block from a layer to the head, and once more for the stem
+    layer_decay: float = 1.0
     # adapters train in the encoder, beside its last encoder_blocks; they are the same in all phases that have them
     lora: LoraSettings | None = None
-    # for a frozen encoder alone, encoder_blocks: 0
-    heads: HeadGridSettings | None = None  # many heads at once, of which val selects one
+    # heads and cache_features need a frozen encoder (encoder_blocks: 0) without lora
+    heads: HeadGridSettings | None = None  # train many heads at once; val selects one of them
     cache_features: bool = False  # compute the encoder's tokens once, keep them on disk, and train on those
-    # differently augmented views of each video that are kept; epochs take turns with them. null: the one of evaluation,
-    # with no augmentation, no clip.train_clips and nothing drawn, which seeds, splits and folds share
+    # number of differently augmented views of each video in the cache; epochs use them in turn. null: the one view that
+    # evaluation uses, without augmentation, clip.train_clips or randomness; seeds, splits and folds can share it
     cache_views: int | None = 4
 
 
@@ -167,7 +167,7 @@ Value = float | int | str | None  # what a cell of a log or of a table holds
 
 
 class Console(Protocol):
-    """What a person sees of a run: what `tracking.console.Console` shows, or nothing on other ranks."""
+    """The output of a run for people: `tracking.console.Console` on rank 0, one that shows nothing on other ranks."""
 
     def info(self, text: str) -> None: ...
 
@@ -178,53 +178,53 @@ class Console(Protocol):
     def phase(
         self, name: str, total_steps: int, start_step: int = 0
     ) -> AbstractContextManager[None, bool | None]:
-        """While inside, `advance` moves the bar of this phase."""
+        """A context in which `advance` moves the progress bar of this phase."""
 
     def advance(self, step: int, fields: Mapping[str, Value]) -> None: ...
 
 
 class Log(Protocol):
-    """What a run records: see `tracking.run_log.RunLog`."""
+    """The log files of a run: see `tracking.run_log.RunLog`."""
 
     def log(self, metrics: Mapping[str, Value], step: int) -> None:
-        """Numbers known after optimizer step `step`."""
+        """Records numbers that are known after optimizer step `step`."""
 
     def step(self, row: Mapping[str, Value]) -> None:
-        """One optimizer step of this rank."""
+        """Records one optimizer step of this rank."""
 
     def fault(self, path: str, cause: str, step: int, split: str) -> None:
-        """A video that could not be read."""
+        """Records a video that could not be read."""
 
     def flush(self) -> str | None:
-        """Puts every row on the disk; says why that failed, or None."""
+        """Writes every row to the disk; returns why that failed, or None."""
 
 
 class Evaluation(Protocol):
-    """What the loop reads of an evaluation on val: of a `vidtrain.evaluation.report.Report`, say."""
+    """What the loop reads of an evaluation on val, such as a `vidtrain.evaluation.report.Report`."""
 
     @property
     def metrics(self) -> Mapping[str, float]: ...
 
     @property
     def has_nan(self) -> bool:
-        """Whether the model gave what is no number, so that metrics mean nothing."""
+        """Whether any of the model's outputs is NaN, so that metrics mean nothing."""
 
     @property
     def coverage(self) -> str:
-        """Videos read / videos in the split."""
+        """How many videos were read, as "read/all videos of the split"."""
 
     @property
     def missing(self) -> Sequence[tuple[str, str]]:
-        """The (path, cause) of videos that could not be read."""
+        """(path, cause) of each video that could not be read."""
 
 
 @dataclass(frozen=True)
 class PhaseTask:
     """What a phase trains and reads: the run's model on clips, or heads alone on a frozen encoder.
 
-    `model` has `encoder` and `head` (of a grid, a list of heads); without a grid they are those of the run's model. It
-    maps what `transform` and `mix` give to clip logits [b n (h k)] of h heads. `evaluate` evaluates it on the val
-    split and gives a report for each head.
+    `model` has `encoder` and `head`, which are those of the run's model; in a grid, `head` is a list of heads. `model`
+    maps the output of `transform` and `mix` to clip logits [b n (h k)] of h heads. `evaluate` evaluates it on the val
+    split and returns a report for each head.
     """
 
     model: EncoderWithHead
@@ -241,10 +241,10 @@ class Run:
     model: EncoderWithHead  # on its device
     transform: nn.Module  # uint8 clips and seeds -> float clips, on the device
     mix: Callable[..., tuple[Tensor, Tensor]]  # clips, labels and a key -> clips and targets of a mixed batch
-    train_batches: Callable[[int, int], Iterable[Batch]]  # micro-batches of steps from, up to
-    train_paths: Sequence[str]  # by index, to name the files of a bad batch
+    train_batches: Callable[[int, int], Iterable[Batch]]  # (first step, last step + 1) -> micro-batches
+    train_paths: Sequence[str]  # file of each training video by its index, to name the files of a bad batch
     steps_per_epoch: int
-    evaluate: Callable[[], Evaluation]  # the val split, by all ranks
+    evaluate: Callable[[], Evaluation]  # evaluates the val split; all ranks call it together
     objective: Objective
     optimizer: OptimizerFactory
     lr: Schedule
@@ -257,16 +257,17 @@ class Run:
     console: Console
     checkpoints: Path  # the folder of last.pt, previous.pt and best.pt
     metadata: Mapping[str, Any]  # what a checkpoint needs to be usable: classes, resolved config, versions
-    frozen: Callable[[PhaseSettings], PhaseTask] | None = None  # many heads, cached features
-    # tensors of the model that checkpoints leave out, as `metadata` names files that hold them
+    # makes the task of a phase with a head grid or cached features; None in runs without such a phase
+    frozen: Callable[[PhaseSettings], PhaseTask] | None = None
+    # names of model tensors that checkpoints leave out, because `metadata` names the files that hold them
     left_out: frozenset[str] = frozenset()
     # called on every rank after each evaluation, with its value of `trainer.monitor`; it may raise Pruned, on all ranks
     on_validation: Callable[[float], None] = lambda value: None
-    # the signals that stop the run; one that nobody entered hears none
+    # records the signals that stop the run; the default, whose context is not entered, receives none
     preemption: PreemptionHandler = field(default_factory=PreemptionHandler)
 
     def task(self, model: EncoderWithHead, phase: PhaseSettings) -> PhaseTask:
-        """What a phase trains and reads: `model` on clips, or what `frozen` makes of it."""
+        """What a phase trains and reads: `model` on clips, or the task that `frozen` makes for it."""
         if phase.heads is not None or phase.cache_features:
             assert self.frozen is not None
             return self.frozen(phase)

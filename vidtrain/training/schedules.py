@@ -1,7 +1,7 @@
-"""Schedules: frozen functions of the step. A resumed run needs only the step.
+"""Schedules: functions of the step, without state. A resumed run needs only the step.
 
-A schedule answers with a factor for the optimizer's learning rate or weight decay. Steps count from 1, as
-in V-JEPA's reference: the factor of step s is in force when the s-th optimizer step is made.
+A schedule returns a factor for the optimizer's learning rate or weight decay. Steps count from 1, as in V-JEPA's
+reference: the s-th optimizer step uses the factor of step s.
 """
 
 import math
@@ -16,7 +16,7 @@ _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ep|it|%)")
 
 
 def steps(duration: str, total_steps: int, steps_per_epoch: int) -> int:
-    """A duration in optimizer steps: `3ep` epochs, `500it` steps, `10%` of `total_steps`."""
+    """Converts a duration to optimizer steps: `3ep` epochs, `500it` steps, `10%` of `total_steps`."""
     match = _DURATION.fullmatch(str(duration).strip())
     if not match:
         raise UserError(f"{duration!r} is not a duration: write 3ep (epochs), 500it (steps) or 10% (a share)")
@@ -25,7 +25,7 @@ def steps(duration: str, total_steps: int, steps_per_epoch: int) -> int:
 
 
 def every(duration: str, total_steps: int, steps_per_epoch: int) -> Callable[[int], bool]:
-    """Whether a step of the phase is one of every `duration`; at least a step apart."""
+    """Returns a function that is True at each multiple of `duration` (one step at least), counted in the phase."""
     stride = max(1, steps(duration, total_steps, steps_per_epoch))
     return lambda step: step % stride == 0
 
@@ -39,13 +39,13 @@ class Schedule(Protocol):
     """What the loop asks of a schedule."""
 
     def __call__(self, step: int, total_steps: int) -> float:
-        """The factor in force when step `step` of 1..`total_steps` is made."""
+        """The factor that step `step` of 1..`total_steps` uses."""
 
 
 def in_steps(schedule: Schedule, total_steps: int, steps_per_epoch: int) -> Schedule:
     """The same schedule with its durations, if it has any, converted to steps.
 
-    Raises `UserError` where what is configured as a schedule is none.
+    Raises `UserError` if the configured object is not callable as a schedule, or returns no valid factor.
     """
     if isinstance(schedule, WithDurations) and is_dataclass(schedule) and not isinstance(schedule, type):
 
@@ -66,8 +66,8 @@ def in_steps(schedule: Schedule, total_steps: int, steps_per_epoch: int) -> Sche
 
 
 class WithDurations:
-    """For a schedule whose fields are durations, written as `warmup: str = duration("10%")`: they are numbers of steps
-    by the time that it is called."""
+    """Base class of a schedule with fields like `warmup: str = duration("10%")`. `in_steps` converts these fields to
+    numbers of steps before the schedule is called."""
 
     def __post_init__(self) -> None:
         for name in ("start", "final", "gamma"):
@@ -77,9 +77,9 @@ class WithDurations:
 
 
 def too_long(schedule: Schedule, total_steps: int) -> str | None:
-    """What does not fit into a phase of `total_steps`, in words; None where all of it does. Durations are in steps."""
+    """A warning if warmup and anneal, in steps, are together longer than a phase of `total_steps`; otherwise None."""
     parts = {name: getattr(schedule, name) for name in ("warmup", "anneal") if getattr(schedule, name, 0)}
-    if sum(parts.values()) <= total_steps + 1:  # shares are rounded
+    if sum(parts.values()) <= total_steps + 1:  # + 1: both may have been rounded up
         return None
     named = " and ".join(f"{name} ({length} steps)" for name, length in parts.items())
     return f"{named} take longer than the phase, which has {total_steps} steps: its peak is never reached"
@@ -87,7 +87,7 @@ def too_long(schedule: Schedule, total_steps: int) -> str | None:
 
 @dataclass(frozen=True)
 class WarmupStableDecay(WithDurations):
-    """Linear warmup from `start` to 1, constant, then `anneal` steps down to `final`.
+    """Linear warmup from `start` to 1, then constant, then `anneal` steps from 1 to `final`.
 
     The linear anneal is V-JEPA's formula; `shape: cosine` takes half a cosine instead.
     """
@@ -120,7 +120,7 @@ class WarmupStableDecay(WithDurations):
 class Cosine(WithDurations):
     """Linear warmup from `start` to 1, then half a cosine to `final` at the last step (SGDR, arXiv:1608.03983).
 
-    Without warmup and with `final` above 1 it is the rising weight decay of V-JEPA and DINO.
+    Without warmup and with `final` above 1 it is the increasing weight decay of V-JEPA and DINO.
     """
 
     warmup: str = duration("10%")
@@ -137,7 +137,7 @@ class Cosine(WithDurations):
 
 @dataclass(frozen=True)
 class MultiStep(WithDurations):
-    """Linear warmup, then times `gamma` at each of `milestones`."""
+    """Linear warmup from `start` to 1, then a factor of `gamma` more after each of `milestones`."""
 
     milestones: Sequence[str] = duration(("50%", "75%"))
     gamma: float = 0.1
@@ -147,7 +147,7 @@ class MultiStep(WithDurations):
     def __call__(self, step: int, total_steps: int) -> float:
         if step < int(self.warmup):
             return _rise(step, int(self.warmup), self.start)
-        # step counts from 1: a milestone of m has m steps before it
+        # Steps count from 1: step m + 1 is the first after a milestone of m steps
         return self.gamma ** sum(step > int(milestone) for milestone in self.milestones)
 
 
@@ -163,5 +163,5 @@ class Constant(WithDurations):
 
 
 def _rise(step: int, warmup: int, start: float) -> float:
-    """The linear way from `start` to 1, before it is over."""
+    """The factor at `step` < `warmup`, on the line from `start` at step 0 to 1 at step `warmup`."""
     return start + step / warmup * (1 - start)

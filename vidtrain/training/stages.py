@@ -1,4 +1,4 @@
-"""Stages: which parts of the model a phase trains, and at which rate and decay. Everything else stays bit for bit."""
+"""Stages: which parts of the model a phase trains, and at which rate and decay. All other parts do not change."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ BATCH_NORMS = {
     "frozen_statistics": "keep their running statistics; scale and shift train",
     "frozen": "keep their running statistics, scale and shift",
 }
-# Positions and tokens that are learned, by the names that our, torchvision's and timm's models give them; adapters
+# Matches the parameter names of learned positions and tokens, in our, torchvision's and timm's models, and of adapters
 NOT_DECAYED = re.compile(
     r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?|lora_[AB])$"
 )
@@ -35,9 +35,9 @@ NOT_DECAYED = re.compile(
 def apply_phase(model: EncoderWithHead, phase: PhaseSettings) -> None:
     """Sets `requires_grad` of every parameter: the head trains, and the encoder's last blocks as configured.
 
-    What follows the first trained block (a final norm) trains with it. With `lora` the adapters of all blocks train,
-    too; without, those of the blocks that train. Raises `UserError` when the encoder has fewer blocks, for rates that
-    are none, and for what needs a frozen encoder where it trains.
+    Layers after the first trained block, such as a final norm, train with it. With `lora` the adapters of all blocks
+    train, too; without it, only those of trained blocks. Raises `UserError` when the encoder has fewer blocks, for
+    invalid rates, and for settings that need a frozen encoder if the encoder trains.
     """
     check_phase(phase)
     model.head.requires_grad_(True)
@@ -66,7 +66,7 @@ def apply_phase(model: EncoderWithHead, phase: PhaseSettings) -> None:
 def check_phases(
     model: EncoderWithHead, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int
 ) -> None:
-    """Every phase before the first one starts: a fault of the last would cost the training of the others."""
+    """Checks every phase before the first one starts: a fault of the last would waste the training of the others."""
     for name, phase in phases.items():
         if steps(phase.duration, epochs * per_epoch, per_epoch) < 1:
             raise UserError(f"stage.{name}.duration={phase.duration} comes to no step; lengthen it")
@@ -75,7 +75,7 @@ def check_phases(
 
 
 def check_phase(phase: PhaseSettings) -> None:
-    """Raises `UserError` for settings that are wrong whatever the model is."""
+    """Raises `UserError` for settings that are wrong for every model."""
     for key in ("lr_scale", "encoder_lr_scale"):
         scale = getattr(phase, key)
         if not 0 < scale < math.inf:
@@ -83,7 +83,7 @@ def check_phase(phase: PhaseSettings) -> None:
             raise UserError(f"{key}={scale:g} must be above 0{instead}")
     if not 0 < phase.layer_decay <= 1:
         raise UserError(
-            f"layer_decay={phase.layer_decay:g} must be above 0, and 1 at most, which decays nothing"
+            f"layer_decay={phase.layer_decay:g} must be above 0, and 1 at most; 1 gives all layers one rate"
         )
     blocks = phase.encoder_blocks
     if blocks is not None and blocks < 0:
@@ -106,7 +106,7 @@ def check_phase(phase: PhaseSettings) -> None:
             )
     if phase.cache_features and phase.cache_views is not None and phase.cache_views < 1:
         raise UserError(
-            f"cache_views={phase.cache_views} must be 1 or more, or null for what evaluation sees of a video"
+            f"cache_views={phase.cache_views} must be 1 or more, or null for the view that evaluation uses"
         )
     if phase.heads is not None:
         _check_grid("lr", phase.heads.lr, "above 0")
@@ -115,7 +115,7 @@ def check_phase(phase: PhaseSettings) -> None:
 
 def _check_grid(key: str, values: Sequence[float], bound: str) -> None:
     if not values:
-        raise UserError(f"heads.{key}=[] must hold a number or more, such as [1e-3, 1e-4]")
+        raise UserError(f"heads.{key}=[] must hold at least one number, such as [1e-3, 1e-4]")
     if any(not 0 <= value < math.inf or (value == 0 and bound == "above 0") for value in values):
         raise UserError(f"heads.{key}={values}: every number must be {bound}")
     if len(set(values)) < len(values):
@@ -123,8 +123,9 @@ def _check_grid(key: str, values: Sequence[float], bound: str) -> None:
 
 
 def lora_of(phases: Mapping[str, PhaseSettings]) -> LoraSettings | None:
-    """The adapters of a run whose `phases` train them, or None. Raises `UserError` where two phases say different
-    things: the adapters are part of the model, which is the same in all of them."""
+    """The adapter settings of a run, or None if none of its `phases` trains adapters.
+
+    Raises `UserError` if two phases differ: adapters are part of the model, which is the same in all phases."""
     adapted = {name: phase.lora for name, phase in phases.items() if phase.lora is not None}
     for name, lora in adapted.items():
         first = next(iter(adapted))
@@ -146,7 +147,7 @@ def never_trained(model: EncoderWithHead, phases: Mapping[str, PhaseSettings]) -
 
 
 def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
-    """Raises `UserError` for settings of the trainer that a phase cannot be trained with."""
+    """Raises `UserError` for trainer settings that do not go together with those of a phase."""
     if phase.heads is not None and settings.ema is not None:
         raise UserError(
             f"heads cannot be averaged: trainer.ema={settings.ema:g} averages one model, and these are many; set "
@@ -155,10 +156,10 @@ def check_together(phase: PhaseSettings, settings: TrainerSettings) -> None:
 
 
 def set_train_mode(model: EncoderWithHead, batch_norm: str = "train") -> None:
-    """Training mode for what trains, evaluation mode for what is frozen.
+    """Puts layers that train into training mode, and frozen layers into evaluation mode.
 
-    A frozen layer in training mode would still move its batch statistics and drop paths. Where `batch_norm` (one of
-    `BATCH_NORMS`) freezes the statistics, batch norms are in evaluation mode in layers that train, too.
+    A frozen layer in training mode would still update its batch statistics and apply drop path. If `batch_norm` (one
+    of `BATCH_NORMS`) freezes the statistics, batch norms of trained layers are in evaluation mode, too.
     """
     model.train()
     modules: list[nn.Module | Encoder] = [*model.encoder.layers, model.head, model.encoder]
@@ -175,7 +176,7 @@ def parameter_table(
 ) -> Table:
     """Rows (module, parameters, trained, peak learning rate): a row for each layer, and for each of the `heads`.
 
-    `peak_lrs` are of the parameters that an optimizer has.
+    `peak_lrs` maps each parameter that an optimizer holds to its peak learning rate.
     """
     modules: list[tuple[str, Iterable[nn.Parameter]]] = [
         ("encoder." + _layer_name(model.encoder, layer), layer.parameters()) for layer in model.encoder.layers
@@ -186,8 +187,8 @@ def parameter_table(
     else:
         modules.append(("head", model.head.parameters()))
     rows = []
-    for name, own in modules:
-        parameters = list(own)
+    for name, module_parameters in modules:
+        parameters = list(module_parameters)
         count, trained = _count(parameters)
         peak = max((peak_lrs[parameter] for parameter in parameters if parameter in peak_lrs), default=None)
         rows.append((name, f"{count:,}", f"{trained:,}", "frozen" if peak is None else f"{peak:.3g}"))
@@ -196,38 +197,40 @@ def parameter_table(
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """How many numbers there are, and how many of them train."""
+    """How many elements the parameters have, and how many of these train."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def _layer_name(encoder: Encoder, layer: nn.Module) -> str:
-    """The layer's name in the encoder; where it only gathers parts of the encoder, theirs."""
+    """The layer's name in the encoder. A layer that is no submodule of the encoder gets the names of its parts."""
     names = {module: name for name, module in encoder.named_modules()}
     if layer in names:
         return names[layer]
-    gathered = set(layer.parameters())
+    layer_parameters = set(layer.parameters())
     parts = [names[module] for module in layer.modules() if module in names]
-    parts += [name for name, parameter in encoder.named_parameters() if parameter in gathered]
+    parts += [name for name, parameter in encoder.named_parameters() if parameter in layer_parameters]
     largest = [part for part in parts if not any(part.startswith(f"{other}.") for other in parts)]
     return ", ".join(largest)
 
 
-# --- parameter groups: they carry scales, the schedules carry the rest -----------------------------------
+# --- parameter groups: they hold scales, by which `set_rates` multiplies the scheduled rates -------------
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to biases, norms (one dimension), positions, absolute or relative, or class and
-    register tokens, as in ViT, Swin and MViT, nor to adapters, as is usual with peft; to the query of an attentive
-    pooler, as in V-JEPA."""
+    """Whether weight decay applies to a parameter.
+
+    It does not apply to biases, norms (one dimension), absolute or relative positions, and class and register tokens,
+    as in ViT, Swin and MViT, nor to adapters, as is usual with peft. It applies to the query of an attentive pooler,
+    as in V-JEPA."""
     return parameter.ndim > 1 and not name.endswith("bias") and NOT_DECAYED.search(name) is None
 
 
 def parameter_groups(model: EncoderWithHead, phase: PhaseSettings) -> list[dict[str, Any]]:
-    """The trainable parameters of `model.encoder` and `model.head`, grouped by what scales them.
+    """The trainable parameters of `model.encoder` and `model.head`, grouped by their scales.
 
     Each group holds `params`, a `name` such as `encoder.layer03.no_decay`, `lr_scale` and `wd_scale` (1 or 0).
-    With `layer_decay` d, a layer trains at d to its power of `layer_powers`, and the head at d^0.
+    With `layer_decay` d, the scale of a layer has the factor d^p, with p from `layer_powers`; the head's is d^0 = 1.
     """
     modules: list[ScaledModule] = [("head", 1.0, model.head.named_parameters())]
     names = {parameter: name for name, parameter in model.encoder.named_parameters()}
@@ -252,7 +255,7 @@ def parameter_groups(model: EncoderWithHead, phase: PhaseSettings) -> list[dict[
 
 
 def group_parameters(modules: Iterable[ScaledModule], lr_scale: float) -> list[dict[str, Any]]:
-    """The trainable parameters of `modules` in groups as `parameter_groups` gives them."""
+    """The trainable parameters of `modules`, in groups like those of `parameter_groups`."""
     groups: dict[str, dict[str, Any]] = {}
     for module, scale, parameters in modules:
         for name, parameter in parameters:
@@ -266,11 +269,11 @@ def group_parameters(modules: Iterable[ScaledModule], lr_scale: float) -> list[d
 
 
 def layer_powers(encoder: Encoder) -> list[int]:
-    """The power of `layer_decay` at which each of `encoder.layers` trains, as in BEiT, MAE, VideoMAE and timm.
+    """The exponent of `layer_decay` for each of `encoder.layers`, as in BEiT, MAE, VideoMAE and timm.
 
-    It is 1 for the last block, one more for each block before it, and one more again for the stem: what lies before
-    the first block. What lies between two blocks (a patch merging) goes with the later one, and what follows the last
-    (a final norm) with the head, at power 0.
+    It is 1 for the last block, one more for each block before it, and one more again for the stem (the layers before
+    the first block). A layer between two blocks, such as a patch merging, has the exponent of the later block. Layers
+    after the last block, such as a final norm, have that of the head, 0.
     """
     blocks = set(encoder.blocks)
     powers, passed = [], 0
@@ -286,11 +289,11 @@ def layer_powers(encoder: Encoder) -> list[int]:
 # encoder is frozen and the heads share no parameters, so one backward pass gives each head its own gradients. Each
 # head of a grid has its own optimizer, bound on the gradient and scaler, so it trains as it would alone.
 
-RAW, EMA = "raw", "ema"  # the weights as they are, and their average
+RAW, EMA = "raw", "ema"  # the trained weights, and their moving average
 
 
 def head_names(grid: HeadGridSettings | None) -> list[str]:
-    """A name for each head of a grid, in order, such as lr0.001_wd0.1; the weights of an ordinary phase are "raw"."""
+    """A name for each head of a grid, in order, such as lr0.001_wd0.1; without a grid, the one name "raw"."""
     return [RAW] if grid is None else [f"lr{lr:g}_wd{decay:g}" for lr, decay in head_choices(grid)]
 
 
@@ -300,22 +303,21 @@ def head_choices(grid: HeadGridSettings) -> list[tuple[float, float]]:
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """The mean of those that are finite; NaN where none is. A head that has diverged does not end the others."""
+    """The mean of the finite values; NaN if there are none. So a head that diverges does not stop the others."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def head_value(report: Evaluation, monitor: str) -> float:
-    """The report's value of `monitor`. It is NaN where logits are NaN, as the first class would then count as the
-    answer."""
+    """The report's value of `monitor`; NaN if any logits are NaN, as their argmax would count as an answer, class 0."""
     return report.metrics[monitor] if not report.has_nan else math.nan
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of a phase, by their `names`: those of a `grid`, or the one head of an ordinary phase (None).
+    """The heads of a phase, by their `names`: those of a `grid`, or one head if `grid` is None.
 
-    In an ordinary phase `selecting` names the weights whose report selects the best checkpoint: "raw" or "ema".
+    Without a grid, `selecting` names the weights whose report selects the best checkpoint: "raw" or "ema".
     """
 
     grid: HeadGridSettings | None
@@ -328,8 +330,8 @@ class Heads:
     def select(self, reports: Mapping[str, Evaluation], monitor: str, direction: str) -> str:
         """The name of the report that selects the best checkpoint.
 
-        In a grid it is the head with the best `monitor`, the first of equal ones. A head that has diverged is never
-        selected before one that has not.
+        In a grid it is the head with the best `monitor`; of equal heads, the first. A head that has diverged is
+        selected only if all have.
         """
         if self.grid is None:
             return self.selecting
@@ -342,13 +344,13 @@ class Heads:
         return min(reports, key=cost)
 
     def put_into(self, model: EncoderWithHead, trained: EncoderWithHead, name: str) -> None:
-        """Copies the head `name` of a grid, which `trained` holds, into `model`. An ordinary phase trains the head of
-        `model` itself, so nothing is to be done."""
+        """Copies the head `name` from the grid in `trained` into `model`. Without a grid it does nothing, as the phase
+        trains the head of `model` itself."""
         if isinstance(trained, ManyHeads) and self.grid is not None:
             model.head.load_state_dict(trained.head[self.names.index(name)].state_dict())
 
     def describe(self, trained: EncoderWithHead) -> str:
-        """What a grid costs in memory, for the log."""
+        """A line for the log: the size of the grid and the memory that it takes."""
         count = sum(parameter.numel() for parameter in trained.head.parameters())
         size = 4 * count * torch.float32.itemsize / 1e9
         return (
@@ -357,7 +359,7 @@ class Heads:
         )
 
 
-# --- batch norms in fine-tuning: follow the batches, stay as they are, or count over all ranks -----------
+# --- batch norms in fine-tuning: statistics of a rank's batch or of all ranks' batches, or frozen ones ---
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
@@ -365,9 +367,9 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def prepare_batch_norm(model: EncoderWithHead, mode: str, ranks: Ranks) -> EncoderWithHead:
-    """`model` with batch norms that can do as `mode` says, their parameters and buffers the same.
+    """`model` with batch norms that support `mode`; parameters and buffers are the same.
 
-    Raises `UserError` where they shall count over ranks that are not on GPUs, which PyTorch cannot.
+    Raises `UserError` for sync on ranks without GPUs, where PyTorch does not support it.
     """
     if mode != "sync" or ranks.world_size == 1 or not batch_norms(model):
         return model
@@ -376,14 +378,14 @@ def prepare_batch_norm(model: EncoderWithHead, mode: str, ranks: Ranks) -> Encod
             f"trainer.batch_norm=sync needs a GPU for each of the {ranks.world_size} ranks, and this is a "
             f"{ranks.device.type}; choose train or frozen, or start one process"
         )
-    # timm's, as PyTorch's would lose the activations that its norms hold; imported here, as it takes seconds
+    # PyTorch's convert_sync_batchnorm would drop the activation functions inside timm's norms. The import takes seconds
     from timm.layers import convert_sync_batchnorm
 
     return convert_sync_batchnorm(model)
 
 
 def freeze_batch_norm(model: nn.Module, mode: str) -> None:
-    """After a phase has said what trains: scales and shifts do not, where `mode` is frozen."""
+    """Freezes scale and shift of all batch norms if `mode` is frozen. To be called after `apply_phase`."""
     if mode == "frozen":
         for norm in batch_norms(model):
             norm.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where a run stands: with the weights and the optimizer, all that a resumed run needs."""
+"""The counters and sums of a run: with the weights and the optimizer's state, all that a resumed run needs."""
 
 import math
 from collections.abc import Mapping
@@ -16,29 +16,29 @@ RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
 
 @dataclass
 class TrainState:
-    """Counters and the best so far. `step` counts the optimizer steps made in this phase."""
+    """Counters, and the best evaluation so far. `step` counts the optimizer steps made in this phase."""
 
     phase: int = 0
     step: int = 0
     total_step: int = 0  # over all phases
-    best: float | None = None
-    best_step: int | None = None
-    evals_since_best: int = 0
-    # whether the evaluation of this step is still to come, as a signal cut it short
+    best: float | None = None  # best value of trainer.monitor
+    best_step: int | None = None  # total_step at which it was measured
+    evals_since_best: int = 0  # in this phase
+    # whether this step's evaluation is still to be made: in a checkpoint, because a signal cut it short
     eval_pending: bool = False
     loss: float | None = None  # of the last step, on this rank
     seconds: float = 0.0  # of training, over all attempts
 
     @classmethod
     def load(cls, stored: Mapping[str, Any]) -> Self:
-        """The state that a checkpoint holds; an earlier version had other names for two of its numbers (`RENAMED`)."""
+        """The state that a checkpoint holds. Earlier versions had other names for two of the fields (`RENAMED`)."""
         return cls(**{RENAMED.get(name, name): value for name, value in stored.items()})
 
     def next_phase(self) -> None:
         self.phase, self.step, self.evals_since_best = self.phase + 1, 0, 0
 
     def record(self, value: float, direction: str) -> bool:
-        """Takes in the `value` of an evaluation; whether it is the best so far."""
+        """Records the `value` of an evaluation; returns whether it is the best so far."""
         improved = self.improves(value, direction)
         if improved:
             self.best, self.best_step = value, self.total_step
@@ -46,7 +46,7 @@ class TrainState:
         return improved
 
     def improves(self, value: float, direction: str) -> bool:
-        """Whether `value` is better than the best so far; one that is not finite never is."""
+        """Whether `value` is better than the best so far; a value that is not finite never is."""
         if not math.isfinite(value):
             return False
         if self.best is None:
@@ -55,42 +55,43 @@ class TrainState:
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step came to on this rank."""
+    """The results of one optimizer step on this rank."""
 
     total_step: int  # counted over all phases, this step included
     loss: float  # the mean over micro-batches; in a grid, over the heads whose loss is finite, too
     grad_norm: float  # before clipping
-    rates: dict[str, float]
-    clips: int  # that this rank trained on
-    data_seconds: float  # spent waiting for the loader
+    rates: dict[str, float]  # learning rate of each parameter group, and the largest weight decay
+    clips: int  # number of clips that this rank trained on
+    data_seconds: float  # time spent waiting for the loader
 
 
 @dataclass
 class EpochSums:
-    """Sums over the samples of the epoch so far, on the device; reduced over ranks once, divided once."""
+    """Sums over the epoch's samples so far, on the device. They are reduced over ranks and divided once per epoch."""
 
     loss: Tensor  # float64, summed over samples
     samples: Tensor  # int64
     faults: Tensor  # int64, videos that could not be read and were replaced
-    skipped: Tensor  # int64, of fp16: updates left out as gradients overflowed; alike on all ranks, counted by the main
+    # int64, in fp16: updates skipped because gradients overflowed. They are the same on all ranks, so rank 0 counts
+    skipped: Tensor
 
     @staticmethod
     def zeros(device: torch.device) -> "EpochSums":
         return EpochSums(**_no_samples(device))
 
     def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """One micro-batch: the mean loss of each head, `losses` [h], their fused `logits` [h b k], and the `labels` [b]
-        or [b k]. A head whose loss is not finite does not count. Nothing waits for the device."""
+        """Adds one micro-batch: the mean loss of each head, `losses` [h], their fused `logits` [h b k], and the
+        `labels` [b] or [b k]. A head whose loss is not finite does not count. The host does not wait for the device."""
         for loss, counts in zip(losses.nan_to_num(0, 0, 0), losses.isfinite().long(), strict=True):
             self.loss += loss * len(labels)
             self.samples += counts * len(labels)
 
     def counted(self) -> dict[str, float]:
-        """The metrics that are made of counts."""
+        """The metrics that follow from counts of predictions."""
         return {}
 
     def metrics(self, loss_scale: float | None) -> dict[str, float]:
-        """What sums over all ranks come to; of fp16 there is a `loss_scale`, and what was skipped for it."""
+        """The metrics of the epoch, from sums over all ranks; with `loss_scale` (fp16), also the skipped steps."""
         loss = (self.loss / self.samples).item()
         metrics = {"loss": loss, **self.counted(), "faults": int(self.faults)}
         if loss_scale is not None:
@@ -105,7 +106,7 @@ class EpochSums:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def restore(self, by_rank: list[dict[str, Tensor]], rank: int, world_size: int) -> None:
-        """Takes up the sums that a checkpoint holds by rank; with another number of ranks, rank 0 takes them all."""
+        """Adds the sums that a checkpoint holds for each rank; if the number of ranks changed, rank 0 adds them all."""
         if len(by_rank) == world_size:
             by_rank = by_rank[rank : rank + 1]
         elif rank != 0:
@@ -120,16 +121,18 @@ def _no_samples(device: torch.device) -> dict[str, Tensor]:
     return {
         "loss": torch.zeros((), dtype=torch.float64, device=device),
         "samples": torch.zeros((), dtype=torch.int64, device=device),
-        "faults": torch.zeros((), dtype=torch.int64),  # counted where the loader is
-        "skipped": torch.zeros((), dtype=torch.int64),  # counted where the norms are read
+        # on the CPU, where the loader's faults and the norms are read
+        "faults": torch.zeros((), dtype=torch.int64),
+        "skipped": torch.zeros((), dtype=torch.int64),
     }
 
 
 @dataclass
 class ClassSums(EpochSums):
-    """The same, with counts of the answers by class."""
+    """`EpochSums` with counts of predictions by class."""
 
-    counts: Tensor  # int64 [3 k], see `metrics.class_counts`; of videos with several labels [k 2 2], see `count_labels`
+    # int64 [3 k], see `metrics.class_counts`; [k 2 2] for videos with several labels, see `count_labels`
+    counts: Tensor
 
     @staticmethod
     def of_classes(num_classes: int, multi_label: bool, device: torch.device) -> "ClassSums":
@@ -154,7 +157,7 @@ class ClassSums(EpochSums):
 
 
 def _migrated(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums as they are kept now: earlier checkpoints have a matrix of classes by classes, "confusion"."""
+    """Stored sums in the present format: earlier checkpoints hold a matrix of classes by classes, "confusion"."""
     if "confusion" not in sums:
         return sums
     table = sums["confusion"]

@@ -1,4 +1,4 @@
-"""Validation: of the weights as they are, and of their average where one is kept."""
+"""Validation of the trained weights, and of their moving average if one is kept; checks of loss, metric and dataset."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from vidtrain.training.ranks.signals import Stopped
 from vidtrain.training.run import Evaluation, PhaseSettings, TrainerSettings
 from vidtrain.training.stages import BATCH_NORMS, batch_norms, never_trained
 
-# Which weights -> under which name their metrics are logged
+# Prefix of the metrics in the log, by the weights that they are measured on
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
-# Those that a line of the console has, as far as they are there
+# Metrics in the console's line about an evaluation, if the evaluation has them
 SHOWN = (
     "loss",
     "top1",
@@ -30,15 +30,15 @@ SHOWN = (
     "knn_top1",
     "linear_top1",
 )
-HEADS = "val_heads"  # and those of each head of a grid, by its name
-OVERFIT_LOSS = 0.05  # what the loss of one batch must come below in debug=overfit
+HEADS = "val_heads"  # prefix of the metrics of a grid's heads; the name of the head follows
+OVERFIT_LOSS = 0.05  # debug=overfit passes only if the loss of its one batch is at most this
 
 
 def decay_at(step: int, decay: float, warmup: bool) -> float:
-    """How much of the average stays at optimizer step `step` of 1, 2, ...
+    """The decay of the average at optimizer step `step` = 1, 2, ...
 
-    With `warmup` min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage: else the average
-    would remember the initial weights for thousands of steps.
+    With `warmup` it is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage. Without it
+    the initial weights would stay in the average for thousands of steps.
     """
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
@@ -46,9 +46,9 @@ def decay_at(step: int, decay: float, warmup: bool) -> float:
 class WeightAverage:
     """Exponential moving average of a model's parameters and float buffers; other buffers are copied.
 
-    It starts as the model's weights. `tensors` holds it under the names of the model's state dict, on the same
-    device; it is all the state there is. The model must keep its tensors in place, as training does. The parameters
-    named `frozen` never train and are their own average: `tensors` holds those of the model, not a copy.
+    It starts as a copy of the model's weights. `tensors` holds it under the names of the model's state dict, on the
+    same device, and is its whole state. The model's tensors must only be updated in place, as training does. The
+    parameters named in `frozen` never train and equal their average: for them, `tensors` holds the model's own tensors.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool, frozen: Collection[str] = ()):
@@ -56,7 +56,7 @@ class WeightAverage:
         self.warmup = warmup
         live = model.state_dict(keep_vars=True)
         shared = {id(live[name]) for name in frozen}
-        # a tensor that two names share is here once
+        # (average, weights): a tensor that has two names in the state dict is here once
         pairs = {
             id(tensor): (tensor.detach().clone(), tensor.detach())
             for tensor in {id(tensor): tensor for tensor in live.values()}.values()
@@ -72,13 +72,13 @@ class WeightAverage:
         self._others = [pair for pair in self._pairs if not pair[0].is_floating_point()]
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up the average of an earlier attempt."""
+        """Copies the average of an earlier attempt into this one."""
         for name in self._averaged:
             self.tensors[name].copy_(tensors[name])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after optimizer step `step` of the run."""
+        """Adds the model's weights after optimizer step `step` of the run."""
         averages, weights = ([pair[i] for pair in self._floats] for i in (0, 1))
         torch._foreach_lerp_(averages, weights, 1 - decay_at(step, self.decay, self.warmup))
         for average, current in self._others:
@@ -86,7 +86,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the average's weights for as long as the context lasts, then its own again, bit for bit."""
+        """A context in which the model has the average's weights; afterwards it has its own again, bit for bit."""
         self._swap()
         try:
             yield
@@ -104,16 +104,16 @@ class WeightAverage:
 def kept_average(
     model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]
 ) -> WeightAverage | None:
-    """The average that a run of these phases keeps, of what any of them trains."""
+    """The average that the run keeps, if trainer.ema is set; parameters that no phase trains are not copied."""
     if settings.ema is None:
         return None
     return WeightAverage(model, settings.ema, settings.ema_warmup, never_trained(model, phases))
 
 
 def selecting_weights(monitor_weights: str | None, ema: float | None) -> str:
-    """Whose metrics select the best checkpoint, which holds them: `trainer.monitor_weights`, or what null means.
+    """The weights, "raw" or "ema", whose metrics select the best checkpoint: `monitor_weights`, or what its null means.
 
-    Raises `UserError` for an average that is not kept.
+    Raises `UserError` for "ema" if no average is kept.
     """
     if monitor_weights == "ema" and ema is None:
         raise UserError(
@@ -123,10 +123,10 @@ def selecting_weights(monitor_weights: str | None, ema: float | None) -> str:
 
 
 def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool], independent: bool) -> None:
-    """Raises `UserError` for a dataset that the loss cannot train on: of one class, or where videos may have several
-    labels (`several`, by split) in some splits only, or with a loss that takes one."""
+    """Raises `UserError` for a dataset that cannot be trained on: it has one class, or its videos may have several
+    labels (`several`, by split) and the loss is not `independent`, or only some splits have such videos."""
     if len(classes) < 2:
-        raise UserError(f"dataset {name} has one class, {shown(classes[0])}: nothing to tell apart")
+        raise UserError(f"dataset {name} has one class, {shown(classes[0])}: training needs two or more")
     if any(several.values()) and not independent:
         raise UserError(
             f"videos of dataset {name} may have several labels, which the loss must judge independently: choose "
@@ -140,24 +140,24 @@ def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool]
 
 
 def check_monitor(monitor: str, num_classes: int, multi_label: bool) -> None:
-    """Raises `UserError` where a dataset has no such metric."""
+    """Raises `UserError` if `monitor` is not computed for such a dataset."""
     known = metric_names(num_classes, multi_label)
     if monitor not in known:
-        kind = "of several labels a video" if multi_label else f"with {num_classes} classes"
+        kind = "whose videos may have several labels" if multi_label else f"with {num_classes} classes"
         raise UserError(
             f"trainer.monitor={monitor} is no metric of a dataset {kind}; choose one of {', '.join(known)}"
         )
 
 
 def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
-    """Raises `UserError` unless the `metrics` of the one batch that `steps` steps were made on say that it is known by
-    heart: all answers are right and, where the loss asks for certainty, the loss is near zero."""
-    right = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
-    plain = isinstance(loss, CrossEntropy | BinaryCrossEntropy) and loss.label_smoothing == 0
+    """Raises `UserError` unless the `metrics` of the one batch, after `steps` steps on it, show that the model has
+    overfitted it: all predictions are right, and a loss whose minimum is 0 is near 0."""
+    accuracy = metrics["exact_match"] if "exact_match" in metrics else metrics["top1"]
+    minimum_is_zero = isinstance(loss, CrossEntropy | BinaryCrossEntropy) and loss.label_smoothing == 0
     problems = []
-    if right < 1:
-        problems.append(f"{right:.0%} of its videos are right")
-    if plain and metrics["loss"] > OVERFIT_LOSS:
+    if accuracy < 1:
+        problems.append(f"{accuracy:.0%} of its videos are right")
+    if minimum_is_zero and metrics["loss"] > OVERFIT_LOSS:
         problems.append(f"its loss of {metrics['loss']:.4f} is above {OVERFIT_LOSS}")
     if problems or not metrics["loss"] < float("inf"):
         raise UserError(
@@ -169,13 +169,13 @@ def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
 def settings_lines(
     model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]
 ) -> list[str]:
-    """What the log says of settings that one could forget are there; nothing of batch norms that are always frozen."""
+    """Lines for the log about batch norms, unless all of them are always frozen, and about the weight average."""
     lines = []
     frozen = all(phase.encoder_blocks == 0 for phase in phases.values())
     norms = len(batch_norms(model.head if frozen else model))
     if norms or settings.batch_norm != "train":
-        what = BATCH_NORMS[settings.batch_norm]
-        lines.append(f"trainer.batch_norm={settings.batch_norm}: the model's {norms} batch norms {what}")
+        behavior = BATCH_NORMS[settings.batch_norm]
+        lines.append(f"trainer.batch_norm={settings.batch_norm}: the model's {norms} batch norms {behavior}")
     if settings.ema is not None:
         selecting = selecting_weights(settings.monitor_weights, settings.ema)
         warmup = " after a warmup" if settings.ema_warmup else ""
@@ -193,8 +193,8 @@ def validate(
     average: WeightAverage | None,
     ranks: Ranks,
 ) -> dict[str, Evaluation] | None:
-    """What `evaluate` finds, by all ranks alike: with the weights as they are ("raw", or of each head by its name), and
-    with their average ("ema"). None where a signal cut it short, of which `evaluate` raises `Stopped` on all ranks.
+    """The reports of `evaluate`, the same on all ranks: on the trained weights, by `names` ("raw", or each head's), and
+    on their `average` ("ema"). None if a signal cut it short: then `evaluate` raised `Stopped` on all ranks.
     """
     ranks.share_buffers(model)
     try:
@@ -209,8 +209,8 @@ def validate(
 
 
 def validation_row(reports: Mapping[str, Evaluation], selecting: str) -> dict[str, float]:
-    """All metrics by the names they are logged under; of a grid of heads those of every head, and of the selected one
-    as those of the run."""
+    """All metrics by their names in the log. In a grid these are those of every head; the selected head's metrics are
+    also logged as those of the run."""
     row = (
         {}
         if selecting in METRIC_PREFIXES
@@ -233,14 +233,14 @@ def training_line(epoch: float, metrics: Mapping[str, float]) -> str:
 def validation_lines(
     epoch: float, reports: Mapping[str, Evaluation], monitor: str, selecting: str, improved: bool
 ) -> list[str]:
-    """A line for each of the weights, of a grid for the best head; `selecting` names those that `monitor` is read
-    from."""
+    """A console line for each report, or in a grid only for the best head. `selecting` names the report whose `monitor`
+    counts."""
     lines = []
-    several = selecting not in METRIC_PREFIXES
-    for weights, report in {selecting: reports[selecting]}.items() if several else reports.items():
+    is_grid = selecting not in METRIC_PREFIXES
+    for weights, report in {selecting: reports[selecting]}.items() if is_grid else reports.items():
         shown = dict.fromkeys((*SHOWN, monitor))
         values = ", ".join(f"{key} {report.metrics[key]:.4f}" for key in shown if key in report.metrics)
         best = f" (best {monitor})" if improved and weights == selecting else ""
-        name = f"val, {weights} of {len(reports)} heads:" if several else METRIC_PREFIXES[weights]
+        name = f"val, {weights} of {len(reports)} heads:" if is_grid else METRIC_PREFIXES[weights]
         lines.append(f"epoch {epoch:.4g}: {name} {values}, coverage {report.coverage}{best}")
     return lines

@@ -139,5 +139,5 @@ def test_without_its_packages_it_names_the_extra(monkeypatch):
 @pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "a/../../../b"])
 def test_a_name_that_leads_out_of_the_store_is_refused(name, tmp_path):
     logger = MlflowLogger(f"sqlite:///{tmp_path}/store/mlflow.db", experiment=name)
-    with pytest.raises(UserError, match="leads out of its place"):
+    with pytest.raises(UserError, match="must not lead out of mlartifacts"):
         logger.start(LoggedRun(tmp_path / "run", "id", "motion/run", "motion", {}, 0))

@@ -99,9 +99,9 @@ def test_every_call_arrives_in_order_at_each_of_several(notes, run, tmp_path, ca
         ("fail", "close", "OSError: no space left on the device"),
         ("die", "start", "its process has ended"),
         ("die", "log", "its process has ended"),
-        ("hang", "start", "it did not end within 1 s, and lacks what it had not taken"),
-        ("hang", "log", "it did not end within 1 s, and lacks what it had not taken"),
-        ("stop", "log", "it did not end within 1 s, and lacks what it had not taken"),
+        ("hang", "start", "it did not end within 1 s, and lacks the calls that it had not read"),
+        ("hang", "log", "it did not end within 1 s, and lacks the calls that it had not read"),
+        ("stop", "log", "it did not end within 1 s, and lacks the calls that it had not read"),
         ("refuse", "start", "no key"),
     ],
 )

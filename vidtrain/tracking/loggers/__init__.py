@@ -1,10 +1,10 @@
-"""W&B, TensorBoard and MLflow: numbers, pictures and checkpoints of a run go in, and nothing comes back.
+"""W&B, TensorBoard and MLflow: they receive metrics, images and checkpoints of a run.
 
 Read logger.py first.
 
-logger.py              what a logger must offer
+logger.py              the interface of a logger
 mlflow_logger.py       MLflow
-process.py             hands every call to another process, where the logger runs: training is never held up
+process.py             runs each logger in another process, so that it can never delay or stop training
 tensorboard_logger.py  TensorBoard
 wandb_logger.py        W&B
 """

@@ -1,4 +1,4 @@
-"""MLflow: one store for all runs, so that its pages compare them."""
+"""MLflow: all runs share one store, so that MLflow's pages can compare them."""
 
 import fcntl
 import os
@@ -14,8 +14,8 @@ from vidtrain.files.escaping import masked
 from vidtrain.tracking.loggers.logger import LoggedRun, Metric, check_artifacts, require_packages
 
 SQLITE = "sqlite:///"
-MOST_PARAMETERS = 100  # in one call, as MLflow bounds it
-LONGEST_VALUE = 500  # characters of a parameter, as the oldest stores bound it
+MOST_PARAMETERS = 100  # MLflow's limit of parameters per call
+LONGEST_VALUE = 500  # characters of a parameter's value: the limit of the oldest stores
 RUN_ID = "vidtrain.run_id"
 
 
@@ -23,8 +23,8 @@ RUN_ID = "vidtrain.run_id"
 class MlflowLogger:
     """Logs a run to the MLflow store `tracking_uri`: sqlite:///FILE, or http://... of a server.
 
-    The experiment is `experiment`, or the sweep or experiment that the run belongs to. Images and, with
-    `artifacts="best"`, the best checkpoint become artifacts: of a SQLite store in mlartifacts/ beside its file.
+    The MLflow experiment is `experiment`, or by default the run's group. Images and, with `artifacts="best"`, the best
+    checkpoint become artifacts. A SQLite store keeps them in mlartifacts/ beside its file.
     """
 
     tracking_uri: str
@@ -34,33 +34,37 @@ class MlflowLogger:
 
     label = "MLflow"
     waits_for_start = False
-    start_seconds = 120.0  # a new store is made by dozens of migrations
+    start_seconds = 120.0  # creating a store runs dozens of migrations
     close_seconds = 60.0
 
     def __post_init__(self) -> None:
         store_packages = ["sqlalchemy", "alembic"] if self.tracking_uri.startswith(SQLITE) else []
         require_packages(["mlflow", *store_packages], "mlflow", "mlflow")
         check_artifacts("mlflow", self.artifacts)
-        self.tags = dict(self.tags or {})  # plain, as it goes to another process
+        self.tags = dict(self.tags or {})  # a plain dict, as it is pickled to another process
 
     def start(self, run: LoggedRun) -> None:
-        """Begins an MLflow run, or goes on with the one of the same run id."""
-        # a server that does not answer is given up soon; the defaults add up to many minutes
+        """Begins an MLflow run, or continues the one with the same run id."""
+        # MLflow's defaults wait many minutes for a server that does not answer
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-        os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"  # they would be of this process
+        # They would describe the logger's process
+        os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
         from mlflow import MlflowClient
 
         name = self.experiment or run.group
         with locked_store(self.tracking_uri) as store:
             if store is not None and (".." in Path(name).parts or Path(name).is_absolute()):
                 raise UserError(
-                    f"logger.mlflow.experiment={name} names a folder too, and leads out of its place"
+                    f"logger.mlflow.experiment={name} is also the name of a folder, and must not lead out of "
+                    "mlartifacts/: use a name without .. that does not begin with /"
                 )
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
-            present = self._client.get_experiment_by_name(name)
+            existing = self._client.get_experiment_by_name(name)
             artifacts = (store.parent / "mlartifacts" / name).resolve().as_uri() if store else None
-            experiment = present.experiment_id if present else self._client.create_experiment(name, artifacts)
+            experiment = (
+                existing.experiment_id if existing else self._client.create_experiment(name, artifacts)
+            )
         earlier = self._client.search_runs(
             [experiment], f"tags.`{RUN_ID}` = '{run.id}'", order_by=["attributes.start_time DESC"]
         )
@@ -79,12 +83,12 @@ class MlflowLogger:
 
         now = int(time.time() * 1000)
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        # rows that a resumed run logs again are there already
-        new = {key: value for key, value in numbers.items() if self._last_step(key) < step}
-        self._known |= dict.fromkeys(new, step)
-        if new:
+        # A resumed run logs some steps again, which the store has already
+        new_values = {key: value for key, value in numbers.items() if self._last_step(key) < step}
+        self._known |= dict.fromkeys(new_values, step)
+        if new_values:
             self._client.log_batch(
-                self._run, [Point(key, float(value), now, step) for key, value in new.items()]
+                self._run, [Point(key, float(value), now, step) for key, value in new_values.items()]
             )
 
     def image(self, name: str, path: Path, step: int) -> None:
@@ -105,7 +109,7 @@ class MlflowLogger:
         return f"to compare runs, mlflow ui --backend-store-uri {masked(self.tracking_uri)}"
 
     def _last_step(self, key: str) -> int:
-        """The last step at which the run has this metric; -1 where it has none."""
+        """The last step at which the run has this metric; -1 if it never had it."""
         if key not in self._known:
             points = self._client.get_metric_history(self._run, key) if self._again else []
             self._known[key] = max((point.step for point in points), default=-1)
@@ -121,9 +125,9 @@ class MlflowLogger:
 
 @contextmanager
 def locked_store(tracking_uri: str) -> Iterator[Path | None]:
-    """The file of a SQLite store, in a folder that is made; None for a server.
+    """A context that locks a SQLite store, makes its folder, and yields its file; for a server it yields None.
 
-    Runs of a sweep that start together must not make the same store, or experiment, at once.
+    Without the lock, runs of a sweep that start together could create the same store or experiment twice.
     """
     if not tracking_uri.startswith(SQLITE):
         yield None

@@ -1,11 +1,11 @@
-"""Loggers in processes of their own: whatever they do there, the run that they show goes on. Both sides are here.
+"""Loggers in processes of their own: whatever happens there, training goes on. Both ends of the connection are here.
 
-A process and not a thread, because a service that was stopped hangs its caller forever, also at the interpreter's
-exit; because a process can be ended; because the interpreter's lock is not shared; and because data workers may be
-forked at any time, which threads that hold locks make unsafe.
+Processes have advantages over threads: a stopped service hangs its caller forever, even at the interpreter's exit, and
+only a process can be killed then; the GIL is not shared; and data workers may be forked at any time, which is unsafe
+beside threads that hold locks.
 
-The other side is python -m vidtrain.tracking.loggers.process DESCRIPTOR, that of a socket: calls come in, pickled, and
-answers go out, a line of JSON for each.
+The logger's process runs python -m vidtrain.tracking.loggers.process FD, the file descriptor of a socket. It receives
+pickled calls, and sends each answer as a line of JSON.
 """
 
 import json
@@ -32,21 +32,21 @@ from vidtrain.tracking.loggers.logger import LoggedRun, Logger, Metric
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 8 << 20  # bytes of calls that the other process has not taken: about 5,000 rows
-STALL_SECONDS = 60.0  # without taking any of them, after which it counts as hanging
-LEAVE_SECONDS = 5.0  # for a process that has given its last answer
-NOTICE_SECONDS = 3.0  # of waiting at the end before one is told why
+MOST_WAITING = 8 << 20  # bytes of calls that may wait for the other process: about 5,000 rows
+STALL_SECONDS = 60.0  # a process that has read no call for so long counts as hanging
+LEAVE_SECONDS = 5.0  # a process may take so long to exit after its last answer
+NOTICE_SECONDS = 3.0  # after waiting so long at the end, the user is told what for
 TRUTH = "metrics.jsonl has all"
 
 
 class Loggers:
-    """Repeats every call to each of `loggers`, by name; none can stop, slow or hang the caller, or another."""
+    """Passes every call on to each of `loggers`, by name. None of them can delay or stop the caller or one another."""
 
     def __init__(self, loggers: Mapping[str, Logger]):
         self._processes = [LoggerProcess(name, logger) for name, logger in loggers.items()]
 
     def start(self, run: LoggedRun) -> None:
-        """Raises UserError where a tracker refuses to start, such as W&B online without a key."""
+        """Starts all loggers. Raises UserError if one refuses to start, such as W&B online without a key."""
         settings = escape_texts(run.settings)
         run = replace(run, settings=settings, name=shown(run.name), group=shown(run.group))
         for process in self._processes:
@@ -70,7 +70,7 @@ class Loggers:
         self._send("summary", escape_texts(values))
 
     def close(self, status: str) -> None:
-        """Returns once all is logged, or given up: at most `close_seconds` of the slowest later."""
+        """Returns once all calls are made or given up, after at most `close_seconds` of the slowest logger."""
         self._send("close", status)
         for process in self._processes:
             process.close()
@@ -81,31 +81,31 @@ class Loggers:
 
 
 def escape_texts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that every tracker can store and show: settings hold paths and class names, which may hold bytes that are
-    no UTF-8, or characters that act."""
+    """A copy with all texts escaped, so that every tracker can store them: paths and class names may hold control
+    characters, or bytes that are not UTF-8."""
     return {shown(key): map_texts(value, shown) for key, value in values.items()}
 
 
 class LoggerProcess:
-    """Runs a logger in another process. `send` hands a call over without waiting.
+    """Runs a logger in another process. `send` passes a call to it without waiting.
 
-    What is printed there goes to .NAME.log in the run folder, which stays where the logger failed. Where that process
-    fails, hangs or does not keep up, there is one warning, and the caller goes on.
+    The output of that process goes to .NAME.log in the run folder, which is deleted unless the logger fails. If the
+    process fails, hangs or does not keep up, there is one warning, and the caller goes on.
     """
 
     def __init__(self, name: str, logger: Logger):
         self._name = name
         self._logger = logger
-        self._process: subprocess.Popen[bytes] | None = None  # before it starts, and once it has been ended
-        self._answer = b""  # the part of one that has come
-        self._outbox = bytearray()  # calls that wait until the socket takes them
-        self._started = False  # `start` has returned there
+        self._process: subprocess.Popen[bytes] | None = None  # None before it starts and after it has ended
+        self._answer = b""  # the bytes received of an incomplete answer
+        self._outbox = bytearray()  # calls that wait until the socket accepts them
+        self._started = False  # whether `start` has returned there
         self._refusal: str | None = None
         self._dropped_rows = 0
 
     def launch(self, run: LoggedRun) -> None:
-        """Starts the process, which starts the logger."""
-        self._launched_at = self._taken_at = time.monotonic()  # taken: the process last read a call
+        """Starts the process, which then starts the logger."""
+        self._launched_at = self._taken_at = time.monotonic()  # _taken_at: when the process last read a call
         run.folder.mkdir(parents=True, exist_ok=True)
         self._connection, theirs = socket.socketpair()
         self._connection.setblocking(False)
@@ -114,13 +114,13 @@ class LoggerProcess:
             with theirs, open_output(self._output) as output:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "vidtrain.tracking.loggers.process", str(theirs.fileno())],
-                    # what can be imported here must be there
+                    # the other process must find all modules that this one can import
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    start_new_session=True,  # a Ctrl-C on the terminal is not for it
+                    start_new_session=True,  # so that Ctrl-C on the terminal does not reach it
                 )
         except OSError as error:
             log.warning("%s is switched off for this run: %s", self._logger.label, error)
@@ -128,7 +128,7 @@ class LoggerProcess:
         self.send("start", self._logger, run, hidden())
 
     def wait_for_start(self) -> None:
-        """Waits for the logger's start, where that may refuse. Raises UserError where it did."""
+        """Waits for the logger's start if `waits_for_start`. Raises UserError if it refused to start."""
         if not self._logger.waits_for_start:
             return
         limit = self._logger.start_seconds
@@ -141,7 +141,7 @@ class LoggerProcess:
             raise UserError(self._refusal)
 
     def send(self, call: str, *arguments: Any) -> None:
-        """Hands a call over. When too much waits already, a row is dropped and counted."""
+        """Passes a call to the process. If too many bytes wait already, a row is dropped and counted."""
         if self._process is None:
             return
         if len(self._outbox) > MOST_WAITING and call in ("log", "image", "page"):
@@ -149,26 +149,26 @@ class LoggerProcess:
         else:
             self._outbox += pickle.dumps((call, arguments))
         self._exchange(0.0)
-        # what starts up may not take anything for as long as it is allowed to
+        # A logger reads no calls before `start` has returned, which may take `start_seconds`
         limit = STALL_SECONDS if self._started else max(STALL_SECONDS, self._logger.start_seconds)
         if self._dropped_rows and time.monotonic() - self._taken_at > limit:
             self._give_up(f"it has taken nothing for {limit:g} s")
 
     def close(self) -> None:
-        """Waits until the process has made all calls, the last being `close`; ends it where that takes too long."""
-        began, limit, told = time.monotonic(), self._logger.close_seconds, False
+        """Waits until the process has made all calls, the last of which is `close`; kills it if that takes too long."""
+        started, limit, notice_shown = time.monotonic(), self._logger.close_seconds, False
         while self._process is not None:
             self._exchange(0.2)
-            waited = time.monotonic() - began
+            waited = time.monotonic() - started
             if waited > limit:
-                self._give_up(f"it did not end within {limit:g} s, and lacks what it had not taken")
-            elif self._process is not None and not told and waited > NOTICE_SECONDS:
+                self._give_up(f"it did not end within {limit:g} s, and lacks the calls that it had not read")
+            elif self._process is not None and not notice_shown and waited > NOTICE_SECONDS:
                 log.info("waiting for %s, at most %g s", self._logger.label, limit)
-                told = True
+                notice_shown = True
 
     def _exchange(self, seconds: float) -> None:
-        """Sends and receives what can be now, after waiting at most `seconds` for the chance."""
-        with suppress(OSError):  # the process has ended; its last answers come first
+        """Waits at most `seconds` until the socket is ready, then sends and receives as much as is possible now."""
+        with suppress(OSError):  # the process has ended, but its last answers can still be read below
             if seconds:
                 poll = select.poll()
                 poll.register(self._connection, select.POLLIN | (select.POLLOUT if self._outbox else 0))
@@ -208,26 +208,26 @@ class LoggerProcess:
                 self._give_up(str(text), LEAVE_SECONDS)
             case "closed":
                 if self._dropped_rows:
-                    lacking = f"it lacks {self._dropped_rows} rows; {TRUTH}"
-                    log.warning("%s did not keep up: %s", self._logger.label, lacking)
+                    missing_rows = f"it lacks {self._dropped_rows} rows; {TRUTH}"
+                    log.warning("%s did not keep up: %s", self._logger.label, missing_rows)
                 if text:
                     log.info("%s: %s", self._logger.label, text)
                 self._end(LEAVE_SECONDS)
                 self._output.unlink(missing_ok=True)
 
-    def _give_up(self, why: str, patience: float = 0.0) -> None:
-        if self._process is None:  # the same failure has ended it
+    def _give_up(self, reason: str, patience: float = 0.0) -> None:
+        if self._process is None:  # the same failure was handled already
             return
         self._end(patience)
-        printed = self._output.is_file() and self._output.stat().st_size > 0
-        more = f" (it said more in {self._output})" if printed else ""
-        log.warning("%s is switched off for this run: %s%s; %s", self._logger.label, why, more, TRUTH)
-        if not printed:
+        has_output = self._output.is_file() and self._output.stat().st_size > 0
+        hint = f" (it said more in {self._output})" if has_output else ""
+        log.warning("%s is switched off for this run: %s%s; %s", self._logger.label, reason, hint, TRUTH)
+        if not has_output:
             self._output.unlink(missing_ok=True)
 
     def _end(self, patience: float) -> None:
-        """Ends the process, which has `patience` seconds to leave by itself, and those that it started: W&B's service
-        may hang, too."""
+        """Ends the process: it has `patience` seconds to exit by itself, and is killed then, with all its descendants,
+        as W&B's service may hang, too."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -242,7 +242,7 @@ class LoggerProcess:
 
 
 def open_output(path: Path) -> IO[bytes]:
-    """A file for what trackers print, which would break the progress bar; none where it cannot be written."""
+    """Opens a file for the output of trackers, which would break the progress bar; /dev/null if that fails."""
     try:
         return path.open("ab")
     except OSError:
@@ -250,29 +250,28 @@ def open_output(path: Path) -> IO[bytes]:
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that `process` has started, and those that they have; none where the system does not tell."""
+    """The ids of all descendants of `process`; empty on systems without /proc."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):
             text = stat.read_text(encoding="utf-8", errors="replace")
-            parents[int(stat.parent.name)] = int(
-                text.rpartition(")")[2].split()[1]
-            )  # a name may hold anything
+            # The parent is the second field after the name in parentheses, which may itself hold any character
+            parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
     family = [process]
     for member in family:
         family += [child for child, parent in parents.items() if parent == member]
     return family[1:]
 
 
-# --- the other process: it makes the calls that the training process sends, one after another --------------
+# --- the logger's process: it makes the calls that the training process sends, one after another -----------
 
-# A scheduler signals every process of a job; this one ends when the training process has
+# A scheduler signals every process of a job; this one ignores the signals and ends after the training process
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-LOOK_EVERY = 2.0  # seconds between looks at whether the training process lives
+LOOK_EVERY = 2.0  # seconds between two checks whether the training process is alive
 
 
 class Relay(logging.Handler):
-    """Hands the warnings of a logger to the training process, which has a console."""
+    """Sends the warnings of a logger to the training process, which has a console."""
 
     def __init__(self, connection: socket.socket):
         super().__init__(logging.WARNING)
@@ -283,7 +282,7 @@ class Relay(logging.Handler):
 
 
 def serve(connection: socket.socket) -> None:
-    """Makes every call, of which the first is `start`; a failure is the last thing that it answers."""
+    """Makes every call, the first of which is `start`. After a failure it answers with the error and returns."""
     messages = calls(connection)
     try:
         first = next(messages, None)
@@ -298,16 +297,16 @@ def serve(connection: socket.socket) -> None:
             if call == "close":
                 answer(connection, "closed", result)
                 return
-        logger.close("killed")  # nobody is left to hear of it
+        logger.close("killed")  # the training process has ended, so there is no answer
     except UserError as error:
         answer(connection, "refused", str(error))
-    except Exception as error:  # whatever fails in a logger, the run folder holds the truth
+    except Exception as error:  # any failure of a logger: training goes on, and the run folder has all
         traceback.print_exc()
         answer(connection, "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The calls of the training process until it has ended."""
+    """Yields the calls of the training process until it ends."""
     Thread(target=hang_up_with, args=(os.getppid(), connection), daemon=True).start()
     with connection.makefile("rb") as stream, suppress(EOFError, OSError, pickle.UnpicklingError):
         while True:
@@ -315,14 +314,15 @@ def calls(connection: socket.socket) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def hang_up_with(parent: int, connection: socket.socket) -> None:
-    """Ends what can be read once `parent` has ended: its forked workers hold the other end open for a while."""
+    """Shuts the socket for reading once `parent` has ended. Its forked workers may keep the other end open, so reading
+    would not stop by itself."""
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY)
     connection.shutdown(socket.SHUT_RD)
 
 
 def answer(connection: socket.socket, kind: str, text: str | None = None) -> None:
-    with suppress(OSError):  # nobody is left to hear it
+    with suppress(OSError):  # the training process may have ended
         connection.sendall(json.dumps([kind, text]).encode() + b"\n")
 
 
@@ -338,7 +338,7 @@ def main() -> None:
     serve(connection)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # what trackers left behind must not hold it up; all that is worth keeping is written
+    os._exit(0)  # threads that trackers left running must not delay the exit; all files are written by now
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from vidtrain.tracking.loggers.logger import LoggedRun, Metric, require_packages
 class TensorBoardLogger:
     """Writes run_dir/tensorboard, so that `tensorboard --logdir outputs` shows all runs side by side.
 
-    Needs no PyTorch: events are written with TensorBoard's own writer. Numbers are float32 there.
+    It needs no PyTorch: it uses TensorBoard's own writer. TensorBoard stores numbers as float32.
     """
 
     label = "TensorBoard"
@@ -23,14 +23,14 @@ class TensorBoardLogger:
         require_packages(["tensorboard"], "tensorboard", "tensorboard")
 
     def start(self, run: LoggedRun) -> None:
-        """Opens a new event file. TensorBoard then hides the steps of earlier attempts that come again."""
+        """Opens a new event file. In a resumed run it makes TensorBoard hide the later events of the attempt before."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._folder = run.folder / "tensorboard"
-        again = self._folder.is_dir() and any(self._folder.iterdir())
+        resumed = self._folder.is_dir() and any(self._folder.iterdir())
         self._writer = EventFileWriter(str(self._folder), flush_secs=10)
-        if again:
+        if resumed:
             log = SessionLog(status=SessionLog.START)
             self._writer.add_event(Event(wall_time=time.time(), step=run.step + 1, session_log=log))
         else:
@@ -48,10 +48,10 @@ class TensorBoardLogger:
         self._add([{"tag": name, "image": image}], step)
 
     def page(self, name: str, path: Path, step: int) -> None:
-        """TensorBoard shows no pages; this one lies in the run folder."""
+        """TensorBoard shows no pages; this one stays in the run folder only."""
 
     def checkpoint(self, name: str, path: Path) -> None:
-        """TensorBoard keeps no files; this one lies in the run folder."""
+        """TensorBoard stores no files; this one stays in the run folder only."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         rows = "\n".join(f"    {key}: {value}" for key, value in values.items())
@@ -68,7 +68,7 @@ class TensorBoardLogger:
         self._add(text_pb(tag, text).value, step)
 
     def _add(self, values: Sequence[Any], step: int) -> None:
-        """Adds values of a summary, each a message of TensorBoard's or its fields."""
+        """Adds values of a summary; each is a protobuf message of TensorBoard, or a dict of its fields."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         if values:

@@ -1,4 +1,4 @@
-"""W&B: it never asks, and what it does is bounded by the process it runs in."""
+"""W&B. The logger never prompts for a key; as it runs in its own process, W&B cannot delay or stop training."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 FINISH_TIMEOUT_S = 120.0
 OFFLINE_CLOSE_S = 30.0
-LEAST_FREE = 256 << 10  # bytes on the disk: W&B itself drops rows without a word when it is full
-STEPS = "mirrored_steps.json"  # the last step of each metric that an ended logger had
+LEAST_FREE = 256 << 10  # bytes that must be free on the disk: W&B silently drops rows when it is full
+STEPS = "mirrored_steps.json"  # the last step of each metric, written when a logger ends
 HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
 
 
@@ -31,8 +31,8 @@ HOW_TO_LOG_IN = "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_of
 class WandbLogger:
     """Logs a run to W&B: at once (`mode="online"`), or into files for `wandb sync` (`mode="offline"`).
 
-    Everything lies in run_dir/wandb. Online without a key is a UserError at the start; online without a
-    network becomes offline there. `artifacts="best"` uploads the best checkpoint.
+    All files are in run_dir/wandb. `start` raises UserError if online has no key, and switches to offline if there is
+    no network. `artifacts="best"` uploads the best checkpoint.
     """
 
     project: str
@@ -45,7 +45,7 @@ class WandbLogger:
     artifacts: Literal["best"] | None = None
 
     label = "W&B"
-    init_seconds = 15.0  # for the server to answer
+    init_seconds = 15.0  # the server must answer within this time
     start_seconds = 60.0
 
     def __post_init__(self) -> None:
@@ -53,32 +53,32 @@ class WandbLogger:
             raise UserError(f'logger.wandb.mode is "{self.mode}": it must be "offline" or "online".')
         check_artifacts("wandb", self.artifacts)
         self.tags = list(self.tags)
-        self.waits_for_start = self.mode == "online"  # there may be no key
+        self.waits_for_start = self.mode == "online"  # `start` refuses if there is no key
         self.close_seconds = FINISH_TIMEOUT_S if self.mode == "online" else OFFLINE_CLOSE_S
 
     def start(self, run: LoggedRun) -> None:
-        """Begins the W&B run, or goes on with it. Raises UserError where online has no usable key."""
+        """Begins the W&B run, or continues it. Raises UserError if online has no usable key."""
         self._folder = run.folder / "wandb"
-        self._folder.mkdir(parents=True, exist_ok=True)  # else W&B writes to a temporary folder
-        os.environ["WANDB_DATA_DIR"] = str(self._folder)  # where artifacts wait for `wandb sync`
+        self._folder.mkdir(parents=True, exist_ok=True)  # if it is absent, W&B writes to a temporary folder
+        os.environ["WANDB_DATA_DIR"] = str(self._folder)  # offline, artifacts wait here for `wandb sync`
         self._steps = read_steps(self._folder, run.step)
         online = self._begin_online(run) if self.mode == "online" else None
         self._online = online is not None
         self._run = online or self._init("offline", run)
-        # A resumed run logs steps that W&B has seen already, and its own counter would drop them.
+        # A resumed run logs steps again. By its own step counter W&B would drop them, so "step" is a metric of its own
         self._run.define_metric("*", step_metric="step")
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         if shutil.disk_usage(self._folder).free < LEAST_FREE:
             raise OSError(f"no space left for {self._folder}")
-        # rows that a resumed run logs again are there already
+        # A resumed run logs some steps again, which W&B has already
         values = {key: value for key, value in metrics.items() if value is not None}
-        new = {
+        new_values = {
             key: value for key, value in values.items() if key not in self._steps or self._steps[key] < step
         }
-        self._steps |= dict.fromkeys(new, step)
-        if new:
-            self._run.log({**new, "step": step})
+        self._steps |= dict.fromkeys(new_values, step)
+        if new_values:
+            self._run.log({**new_values, "step": step})
 
     def image(self, name: str, path: Path, step: int) -> None:
         import wandb
@@ -88,7 +88,7 @@ class WandbLogger:
     def page(self, name: str, path: Path, step: int) -> None:
         import wandb
 
-        with path.open(encoding="utf-8") as file:  # as it is, without W&B's own style sheet
+        with path.open(encoding="utf-8") as file:  # inject=False: without W&B's own style sheet
             self._run.log({name: wandb.Html(file, inject=False), "step": step})
 
     def checkpoint(self, name: str, path: Path) -> None:
@@ -107,12 +107,12 @@ class WandbLogger:
 
         code = 0 if status == "finished" else 1
         self._run.finish(exit_code=code)
-        wandb.teardown(exit_code=code)  # only its service's end says that the files are written
+        wandb.teardown(exit_code=code)  # all files are written only when W&B's service has ended
         (self._folder / STEPS).write_text(json.dumps(self._steps), encoding="utf-8")
         return None if self._online else f"to upload this run, wandb sync {self._folder}/offline-run-*"
 
     def _begin_online(self, run: LoggedRun) -> "wandb.Run | None":
-        """The run on the server, or None where that cannot be had now."""
+        """The run on the server, or None if the server cannot be used now."""
         import wandb
 
         require_key()
@@ -122,11 +122,11 @@ class WandbLogger:
             raise UserError(f"W&B refused the key ({one_line(error)}): {HOW_TO_LOG_IN}") from error
         except Exception as error:  # no network, no such project, a server in trouble
             log.warning("W&B cannot be used online (%s): offline, for `wandb sync` later", one_line(error))
-            end_service()  # it holds the run id
+            end_service()  # the service would not start the same run id a second time
             return None
 
     def _init(self, mode: Literal["offline", "online"], run: LoggedRun) -> "wandb.Run":
-        import wandb  # takes seconds, and only runs that logger need it
+        import wandb  # takes seconds, so it is imported only where it is used
 
         return wandb.init(
             mode=mode,
@@ -146,23 +146,24 @@ class WandbLogger:
                 silent=True,
                 init_timeout=self.init_seconds,
                 finish_timeout=FINISH_TIMEOUT_S,
-                disable_git=True,  # git.json of the run folder has it; here it would be of this process
-                x_stats_pid=os.getppid(),  # the training process is the one to watch
+                disable_git=True,  # git.json in the run folder has it, for the training process
+                x_stats_pid=os.getppid(),  # system metrics of the training process, not of this one
             ),
         )
 
 
 def read_steps(folder: Path, start: int) -> dict[str, int]:
-    """The last step of each metric that an earlier attempt logged, of a run that goes on from step `start`; empty
-    for a new run, and where the attempt's logger was killed, too: it may have lost rows, and they come again."""
+    """The last step of each metric that the earlier attempt logged, if the run resumes from step `start` > 0.
+
+    Empty for a new run, or if the earlier logger was killed: it may have lost rows, so all rows are logged again."""
     path = folder / STEPS
     steps = json.loads(path.read_text(encoding="utf-8")) if start and path.is_file() else {}
-    path.unlink(missing_ok=True)  # until this attempt's logger has ended
+    path.unlink(missing_ok=True)  # it is absent while a logger runs, so that a killed logger leaves none
     return steps
 
 
 def require_key() -> None:
-    """Raises UserError where W&B would have to ask for a key: on a terminal it waits for one forever."""
+    """Raises UserError if W&B has no key: on a terminal it would prompt for one and wait forever."""
     import wandb
 
     settings = wandb.setup().settings
@@ -176,9 +177,9 @@ def end_service() -> None:
     """Ends W&B's service process, so that the next run starts a new one."""
     import wandb
 
-    with suppress(Exception):  # it is given up for a failure that has been reported
+    with suppress(Exception):  # the caller has already reported why the service cannot be used
         wandb.teardown(exit_code=1)
-    os.environ.pop("WANDB_SERVICE", None)  # its address, which a failed teardown leaves
+    os.environ.pop("WANDB_SERVICE", None)  # the service's address, which a failed teardown leaves behind
 
 
 def one_line(error: Exception) -> str:

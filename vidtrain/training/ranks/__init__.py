@@ -1,9 +1,9 @@
-"""Processes that train together: where they meet, what they exchange, how they end together.
+"""The ranks of a run: how they find each other, their collectives, and how all end when one fails or is stopped.
 
 Read distributed.py first.
 
-distributed.py  ranks and their few collectives
-heartbeat.py    ranks that watch over each other, and end together
-rendezvous.py   where they meet: what torchrun or SLURM says
+distributed.py  joining the process group, and the few collectives
+heartbeat.py    monitors that notice a lost rank and end all others
+rendezvous.py   rank, world size and address, from the environment of torchrun or SLURM
 signals.py      signals that ask a run to stop
 """

@@ -1,4 +1,4 @@
-"""One process or many: what torchrun or SLURM says, and the few collectives that the loop needs."""
+"""Joining the process group that torchrun or SLURM describes, and the few collectives that the loop needs."""
 
 import os
 import sys
@@ -21,19 +21,19 @@ from vidtrain.training.ranks.signals import EXIT_STOPPED, Stopped, leave_at_exit
 T = TypeVar("T")
 RANK_TIMEOUT = 60.0
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-START_SECONDS = 600.0  # in which all ranks must have come to the meeting point
+START_SECONDS = 600.0  # all ranks must connect to rank 0's store within this time
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among the processes of the run, and the device it works on."""
+    """This process's rank in the run, its device, and the collectives."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    monitor: RankMonitor | None = None  # of several ranks
+    monitor: RankMonitor | None = None  # None with one rank
 
     @property
     def is_main(self) -> bool:
@@ -48,24 +48,24 @@ class Ranks:
         return box[0]
 
     def on_main(self, make: Callable[[], T]) -> T:
-        """What `make()` gives on rank 0, on every rank; a `UserError` there is raised on every rank, so that none
-        waits for one that has gone."""
+        """Calls `make` on rank 0 and returns its result on every rank. A `UserError` that it raises is raised on every
+        rank, so that no rank waits in a collective for one that has ended."""
         value: T | None = None
-        refused: UserError | None = None
+        own_error: UserError | None = None
         if self.is_main:
             try:
                 value = make()
             except UserError as error:
-                refused = error
-        shared, refusal = self.broadcast_object((value, refused and str(refused)))
-        if refused is not None:
-            raise refused
-        if refusal is not None:
-            raise RefusedByMain(refusal)
-        return cast(T, shared)  # rank 0 made it, or refused
+                own_error = error
+        result, message = self.broadcast_object((value, own_error and str(own_error)))
+        if own_error is not None:
+            raise own_error
+        if message is not None:
+            raise RefusedByMain(message)
+        return cast(T, result)  # it is a T: rank 0's error would have been raised above
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's `value`, in the order of the ranks, on every rank."""
+        """The values of all ranks, in the order of the ranks, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -73,7 +73,7 @@ class Ranks:
         return values
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, on every rank; `tensor` itself is left alone."""
+        """The sum over ranks, on every rank; `tensor` itself does not change."""
         if self.world_size == 1:
             return tensor
         total = tensor.clone()
@@ -81,7 +81,7 @@ class Ranks:
         return total
 
     def any_rank(self, value: bool) -> bool:
-        """Whether it is so on any rank, on every rank. It takes no GPU, so that none waits for its queue."""
+        """Whether `value` is true on any rank, on every rank. It runs on the CPU, so that it does not wait for GPUs."""
         if self.world_size == 1:
             return value
         flag = torch.tensor(int(value), dtype=torch.int32)
@@ -89,7 +89,7 @@ class Ranks:
         return bool(flag)
 
     def all_reduce_sum(self, *numbers: int) -> list[int]:
-        """The sums over ranks of whole numbers, on every rank. It takes no GPU either."""
+        """The sum over ranks of each of `numbers`, on every rank. It runs on the CPU, too."""
         if self.world_size == 1:
             return list(numbers)
         totals = torch.tensor(numbers, dtype=torch.int64)
@@ -97,7 +97,7 @@ class Ranks:
         return totals.tolist()
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """Gives every rank rank 0's buffers, such as the running statistics of batch norms, which differ by rank."""
+        """Copies rank 0's buffers to every rank: the running statistics of batch norms, say, differ between ranks."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
@@ -109,16 +109,16 @@ class Ranks:
 
 @contextmanager
 def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Ranks]:
-    """Joins the process group that torchrun or SLURM describes in the environment, if one does, and leaves it after.
+    """A context that joins the process group described in the environment by torchrun or SLURM, if there is one.
 
-    `device` is auto, cpu, cuda or a torch device. NCCL serves CUDA tensors and gloo the rest. A rank without a sign of
-    life for `rank_timeout` seconds ends all of them. After an exception the group is left as it is: leaving it could
-    wait for a rank that has gone, and the process is about to end.
+    `device` is auto, cpu, cuda or a torch device. CUDA tensors use NCCL, all others gloo. If a rank sends no heartbeat
+    for `rank_timeout` seconds, all ranks end. After an exception the process group is not destroyed: that could wait
+    for a rank that has ended, and the process is about to end anyway.
     """
-    here = find_place()
-    place = _device(device, here)
-    if here.world_size == 1:
-        yield Ranks(place)
+    place = find_place()
+    torch_device = _device(device, place)
+    if place.world_size == 1:
+        yield Ranks(torch_device)
         return
     address, port = meeting_point()
     start = timedelta(seconds=START_SECONDS)
@@ -126,62 +126,69 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
     def connect() -> dist.Store:
         return dist.TCPStore(address, port, is_master=False, timeout=start)
 
-    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    began = time.monotonic()
+    backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
+    started = time.monotonic()
     try:
-        if here.launcher == "torchrun":
+        if place.launcher == "torchrun":
             dist.init_process_group(backend)
         else:
-            store = dist.TCPStore(address, port, here.world_size, is_master=here.rank == 0, timeout=start)
-            dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size)
-        monitor = RankMonitor(connect, here.rank, here.world_size, rank_timeout)
+            store = dist.TCPStore(address, port, place.world_size, is_master=place.rank == 0, timeout=start)
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+        monitor = RankMonitor(connect, place.rank, place.world_size, rank_timeout)
     except RuntimeError as error:
         if not isinstance(error, dist.DistNetworkError | dist.DistStoreError) and not of_peers(error):
             raise
-        _did_not_meet(here, f"{address}:{port}", error, time.monotonic() - began)
+        _did_not_meet(place, f"{address}:{port}", error, time.monotonic() - started)
     try:
-        yield Ranks(place, here.rank, here.world_size, here.local_rank, here.local_world_size, monitor)
+        yield Ranks(
+            torch_device, place.rank, place.world_size, place.local_rank, place.local_world_size, monitor
+        )
     except BaseException as error:
         run_end = monitor.end_after(error, status_of(error))
         leave_at_exit(run_end.status, LINGER_SECONDS)
         if isinstance(error, SystemExit | Stopped) or monitor.should_report(error, run_end):
-            raise  # those that were stopped all know
-        print(shown_lines(f"error: rank {here.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True)
+            # After a stop, every rank has received the signal itself and needs no message about another rank
+            raise
+        print(
+            shown_lines(f"error: rank {place.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True
+        )
         sys.exit(run_end.status)
     dist.barrier()
     monitor.close()
     try:
-        dist.barrier()  # the store goes with rank 0
+        dist.barrier()  # rank 0 holds the store, so it must not exit before all monitors are closed
     except RuntimeError as error:
-        # The barrier before says that every rank has finished; on a busy machine one that leaves this barrier first
-        # can close its connection before the others have heard of its arrival. Nothing is lost with it.
+        # After the barrier above every rank has finished. On a busy machine, the first rank to leave this second
+        # barrier can close its connection before the others learn that it arrived. That loses nothing.
         if not of_peers(error):
             raise
     dist.destroy_process_group()
 
 
-def _did_not_meet(here: Place, where: str, error: RuntimeError, waited: float) -> NoReturn:
-    """Ends this rank's attempt: with status 75 under SLURM, if a requeued job may fare better."""
+def _did_not_meet(place: Place, address: str, error: RuntimeError, waited: float) -> NoReturn:
+    """Ends this rank after a failed start: with status 75 under SLURM if requeueing the job may help, else by a
+    `UserError`."""
     cause = str(error).splitlines()[0]
-    taken, chosen = "EADDRINUSE" in cause, "MASTER_PORT" in os.environ
-    if here.launcher == "slurm" and not (taken and chosen) and waited < START_SECONDS / 2:
-        # the port follows from how often the job was requeued; and a rank or its node may be lost in start-up, too
-        why = "another program listens there" if taken else f"one of them was lost: {cause}"
+    port_taken, port_set = "EADDRINUSE" in cause, "MASTER_PORT" in os.environ
+    if place.launcher == "slurm" and not (port_taken and port_set) and waited < START_SECONDS / 2:
+        # A requeued job gets another port and perhaps other nodes, so it can succeed
+        reason = "another program listens there" if port_taken else f"one of them was lost: {cause}"
         print(
-            f"error: the ranks did not meet at {where}, as {why}; the job is to be requeued", file=sys.stderr
+            f"error: the ranks did not meet at {address}, as {reason}; the job is to be requeued",
+            file=sys.stderr,
         )
         sys.exit(EXIT_STOPPED)
-    if taken:
+    if port_taken:
         raise UserError(
-            f"another program listens at {where}, where the ranks are to meet: set MASTER_PORT"
+            f"another program listens at {address}, where the ranks are to meet: set MASTER_PORT"
         ) from error
     raise UserError(
-        f"rank {here.rank} did not meet the others at {where}, where rank 0 listens ({cause}): is every rank started, "
-        "and may their nodes reach each other there? MASTER_ADDR and MASTER_PORT set another place"
+        f"rank {place.rank} did not meet the others at {address}, where rank 0 listens ({cause}): is every rank "
+        "started, and can their nodes reach each other there? MASTER_ADDR and MASTER_PORT set another address"
     ) from error
 
 
-def _device(name: str, here: Place) -> torch.device:
+def _device(name: str, place: Place) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -193,13 +200,13 @@ def _device(name: str, here: Place) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"trainer.device={name}, but torch sees no CUDA device; choose auto or cpu")
-        # SLURM may show each task no GPU but its own (--gpus-per-task)
-        own = here.launcher == "slurm" and torch.cuda.device_count() == 1
-        number = 0 if own else here.local_rank
+        # With --gpus-per-task, SLURM shows each task only its own GPU, as number 0
+        sees_own_gpu_only = place.launcher == "slurm" and torch.cuda.device_count() == 1
+        number = 0 if sees_own_gpu_only else place.local_rank
         device = torch.device("cuda", number if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
             raise UserError(
-                f"trainer.device={name} on local rank {here.local_rank} asks for GPU {device.index}, but this machine "
+                f"trainer.device={name} on local rank {place.local_rank} asks for GPU {device.index}, but this machine "
                 f"has {torch.cuda.device_count()}; start fewer processes or name another device"
             )
         torch.cuda.set_device(device)
@@ -207,6 +214,6 @@ def _device(name: str, here: Place) -> torch.device:
 
 
 def autocast(ranks: Ranks, precision: str) -> torch.autocast:
-    """The context in which forward passes run; bf16 means bfloat16."""
+    """The autocast context of forward passes; it is disabled in fp32."""
     dtype = PRECISIONS[precision]
     return torch.autocast(ranks.device.type, dtype, enabled=dtype != torch.float32)

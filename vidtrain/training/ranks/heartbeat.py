@@ -1,8 +1,8 @@
-"""Ranks that watch over each other, so that none waits for one that has gone.
+"""Heartbeats between ranks, so that no rank waits forever in a collective for one that has ended.
 
-Every rank counts up a beat of its own in the store where the ranks have met. Rank 0 looks at all of them, the others
-at rank 0. A rank that fails leaves the cause there, as does one that misses another's beat, and every rank ends with
-the first cause. It holds wherever the main thread is, in a collective too.
+Every rank increments a counter of its own in the process group's store. Rank 0 watches the counters of all ranks, the
+others that of rank 0. A rank that fails, or that sees another's counter stop, writes the cause into the store, and
+every rank ends with the first cause. This works in threads, so also while the main thread is in a collective.
 """
 
 import _thread
@@ -23,18 +23,17 @@ from vidtrain.files.escaping import shown_lines
 from vidtrain.training.ranks.signals import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 
 BEAT_SECONDS = 0.5
-MISSED = 4  # beats, before a rank is under suspicion
-PEER_SECONDS = 5.0  # in which a rank whose connection is lost may say why
-LINGER_SECONDS = (
-    2.0  # after the end of a run is known, so that every rank hears it before the store goes down with rank 0
-)
-GRACE_SECONDS = 15.0  # in which a rank's main thread may end by itself then
+MISSED = 4  # after so many missed beats, a lost connection to a rank counts as the loss of the rank
+PEER_SECONDS = 5.0  # after a lost connection, wait so long for the other rank to write its cause
+# Between writing the cause and exiting, so that every rank can read it before rank 0 exits and the store with it
+LINGER_SECONDS = 2.0
+GRACE_SECONDS = 15.0  # once the run is to end, the main thread has so long to exit by itself
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """Why a run's processes end: `cause` of `rank` on `host`, with exit `status`."""
+    """Why all ranks end: `cause`, which happened to `rank` on `host`. `status` is their exit status."""
 
     rank: int
     host: str
@@ -47,36 +46,37 @@ class RunEnd:
 
 
 class RefusedByMain(UserError):
-    """What rank 0 refuses, on the other ranks."""
+    """A `UserError` of rank 0, as it is raised on the other ranks."""
 
 
 class RankMonitor:
-    """The watch of one rank, in threads of its own until `close`.
+    """Sends this rank's heartbeat and watches that of others, in two threads that run until `close`.
 
-    `connect` gives a new connection to the store. A rank is taken for lost after `timeout` seconds without a beat, not
-    counting those in which this process was itself stopped.
+    `connect` returns a new connection to the store. A rank counts as lost after `timeout` seconds without a beat. Time
+    during which this process itself was suspended does not count.
     """
 
     def __init__(self, connect: Callable[[], dist.Store], rank: int, world_size: int, timeout: float):
         self.timeout = timeout
         self.rank = rank
-        # What a program may set: the signal that this process got, if it did; the status to end with when another rank
-        # is lost; and what records that
-        self.stop_signal: Callable[[], int | None] = lambda: None
-        self.lost_status: Callable[[], int] = lambda: EXIT_FAILED
-        self.on_lost: Callable[[RunEnd], None] = lambda run_end: None
+        # Hooks that a program may set:
+        self.stop_signal: Callable[[], int | None] = lambda: (
+            None
+        )  # number of the stop signal that came, if one did
+        self.lost_status: Callable[[], int] = lambda: EXIT_FAILED  # exit status when another rank is lost
+        self.on_lost: Callable[[RunEnd], None] = lambda run_end: None  # records the loss of another rank
         self._watched = [other for other in range(world_size) if other != rank] if rank == 0 else [0]
         self._beats = dict.fromkeys(self._watched, 0)
         self._silent = dict.fromkeys(self._watched, 0.0)  # seconds without a beat
         self._hosts = {rank: socket.gethostname()}
-        self._store = connect()  # for the beats, which may be stuck
-        self._ours = connect()
+        self._store = connect()  # of the beat thread, whose calls may block
+        self._ours = connect()  # of the other threads
         self._ours.set(f"host/{rank}", self._hosts[rank])
         self._hosts |= {other: self._ours.get(f"host/{other}").decode() for other in self._watched}
         self._run_end: RunEnd | None = None
-        self._heard = threading.Event()  # an answer of the store
-        self._lost_store: str | None = None
-        self._given_up = False  # by the others, while this process was suspended
+        self._heard = threading.Event()  # set whenever the store has answered
+        self._lost_store: str | None = None  # error of the connection to the store, once it is lost
+        self._given_up = False  # whether this process was suspended so long that the others count it as lost
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True)
@@ -86,7 +86,8 @@ class RankMonitor:
             thread.start()
 
     def settle_end(self, cause: str, status: int, of: int | None = None, tell: bool = True) -> RunEnd:
-        """Why the run ends: because rank `of` (this one, if None) has failed, unless another did before it."""
+        """Writes into the store that rank `of` (None: this rank) has failed, and returns why the run ends: this cause,
+        or an earlier one that is already there. Without `tell` the store is not used."""
         rank = self.rank if of is None else of
         own = RunEnd(rank, self._hosts[rank], cause, status)
         if self._run_end is None and not tell:
@@ -94,14 +95,14 @@ class RankMonitor:
         if self._run_end is None:
             try:
                 self._run_end = _read(self._ours.compare_set("run_end", "", json.dumps(asdict(own))))
-            except RuntimeError:  # the store went down with rank 0
+            except RuntimeError:  # the store is in rank 0's process, which has exited
                 self._run_end = own
         return self._run_end
 
     def end_after(self, error: BaseException, status: int) -> RunEnd:
-        """Why the run ends once this rank has met `error`, which comes to the exit `status`.
+        """Why the run ends, after `error` was raised on this rank, whose exit status is `status`.
 
-        What a lost connection tells of is another rank's end, so that one is given time to say what it failed of.
+        If `error` is a lost connection, another rank has ended, and this one waits for it to write its cause.
         """
         if self._run_end is None and of_peers(error):
             deadline = time.monotonic() + (2 if self.rank else 1) * PEER_SECONDS
@@ -111,16 +112,18 @@ class RankMonitor:
             if self._run_end is None and missing:
                 return self.report_lost(missing[0], f"is gone: {_first_line(error)}")
         stopped = isinstance(error, SystemExit | Stopped) and status in (EXIT_STOPPED, EXIT_INTERRUPTED)
-        whose = 0 if isinstance(error, RefusedByMain) else self.rank
-        return self.settle_end("was stopped" if stopped else f"failed: {_first_line(error)}", status, whose)
+        failed_rank = 0 if isinstance(error, RefusedByMain) else self.rank
+        return self.settle_end(
+            "was stopped" if stopped else f"failed: {_first_line(error)}", status, failed_rank
+        )
 
     def should_report(self, error: BaseException, run_end: RunEnd) -> bool:
-        """Whether this rank is one to tell of its `error`, and not of the `run_end` alone: the first of all to fail is,
-        and rank 0 of a mistake of the user's that several ranks have found."""
+        """Whether this rank prints its own `error` instead of only `run_end`. The first rank to fail does, and rank 0
+        does for a user's mistake, which several ranks may have noticed."""
         return run_end.rank == self.rank or (self.rank == 0 and isinstance(error, UserError))
 
     def close(self) -> None:
-        """Ends the watch. All ranks must have come here before the store may go."""
+        """Ends both threads. Rank 0 must not exit, and the store with it, before all ranks have done this."""
         self._closed.set()
         for thread in self._threads:
             thread.join()
@@ -128,66 +131,67 @@ class RankMonitor:
     # --- the threads
 
     def _beat(self) -> None:
-        told = False
+        stop_exchanged = False
         while not self._closed.wait(BEAT_SECONDS):
             try:
                 self._store.add(f"beat/{self.rank}", 1)
                 self._beats = {other: self._store.add(f"beat/{other}", 0) for other in self._watched}
                 if self._run_end is None and self._store.check(["run_end"]):
                     self._run_end = _read(self._store.get("run_end"))
-                number = self.stop_signal()
-                if number is not None and not told:
-                    self._store.compare_set("stop", "", str(number))
-                    told = True
-                elif number is None and not told and self._store.check(["stop"]):
-                    _thread.interrupt_main(
-                        signal.Signals(int(self._store.get("stop")))
-                    )  # as if the signal had come here
-                    told = True
-            except RuntimeError as error:  # whatever it is, this rank is alone now
+                signal_number = self.stop_signal()
+                if signal_number is not None and not stop_exchanged:
+                    self._store.compare_set("stop", "", str(signal_number))
+                    stop_exchanged = True
+                elif signal_number is None and not stop_exchanged and self._store.check(["stop"]):
+                    # Runs this process's handler of the signal that another rank received
+                    _thread.interrupt_main(signal.Signals(int(self._store.get("stop"))))
+                    stop_exchanged = True
+            except RuntimeError as error:  # whatever the cause, this rank has lost the store
                 self._lost_store = " ".join(str(error).split())
                 return
             self._heard.set()
 
     def _watch(self) -> None:
-        seen: dict[int, int] = {}
-        unanswered = 0.0
+        last_beats: dict[int, int] = {}
+        unanswered_seconds = 0.0
         before = time.monotonic()
         while not self._closed.wait(BEAT_SECONDS):
             now = time.monotonic()
-            # a process that was suspended must not take the others for dead when it goes on
+            # A process that was suspended must not count the others as lost when it continues
             self._given_up |= now - before > self.timeout
             passed, before = min(now - before, 2 * BEAT_SECONDS), now
             for other, beat in self._beats.items():
-                self._silent[other] = self._silent[other] + passed if seen.get(other) == beat else 0.0
-                seen[other] = beat
-            unanswered = 0.0 if self._heard.is_set() else unanswered + passed
+                self._silent[other] = self._silent[other] + passed if last_beats.get(other) == beat else 0.0
+                last_beats[other] = beat
+            unanswered_seconds = 0.0 if self._heard.is_set() else unanswered_seconds + passed
             self._heard.clear()
             if self._run_end is None:
-                self._check_for_losses(unanswered)
+                self._check_for_losses(unanswered_seconds)
             if self._run_end is not None:
                 return self._end(self._run_end)
 
     def _check_for_losses(self, unanswered: float) -> None:
         lost = [other for other in self._watched if self._silent[other] > self.timeout]
-        silence = f"gave no sign of life for {self.timeout:g} s: it was stopped, hangs, or is gone"
-        if self._lost_store is not None:  # it lies in rank 0's process, or in torchrun's
+        cause = f"gave no sign of life for {self.timeout:g} s: it was stopped, hangs, or is gone"
+        if (
+            self._lost_store is not None
+        ):  # the store is in rank 0's process or in torchrun's: both count as rank 0
             self.report_lost(0, f"is gone ({self._lost_store})", tell=False)
         elif unanswered > self.timeout:
-            self.report_lost(0, silence, tell=False)
+            self.report_lost(0, cause, tell=False)
         elif lost:
-            self.report_lost(lost[0], silence, tell=lost[0] != 0)
+            self.report_lost(lost[0], cause, tell=lost[0] != 0)
 
     def report_lost(self, rank: int, cause: str, tell: bool = True) -> RunEnd:
-        """Claims the loss of another rank; it is recorded by this one, unless that rank had given this one up before.
-        Without `tell` the store is not asked, which may never answer."""
+        """Ends the run because of the loss of `rank`, and records it (`on_lost`), unless another cause came first or
+        this process was itself suspended. Without `tell` the store, which may never answer, is not used."""
         run_end = self.settle_end(cause, self.lost_status(), rank, tell)
         if run_end.rank == rank and run_end.cause == cause and not self._given_up:
             self.on_lost(run_end)
         return run_end
 
     def _end(self, run_end: RunEnd) -> None:
-        """The end of this process, if its main thread does not come to it."""
+        """Ends this process, unless its main thread does so within `GRACE_SECONDS`."""
         if self._closed.wait(GRACE_SECONDS):
             return
         print(shown_lines(f"error: rank {self.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True)
@@ -196,7 +200,7 @@ class RankMonitor:
 
 
 def status_of(error: BaseException) -> int:
-    """The exit status that an exception comes to."""
+    """The exit status of a process that ends with this exception."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else EXIT_FAILED
     if isinstance(error, Stopped):
@@ -207,7 +211,7 @@ def status_of(error: BaseException) -> int:
 
 
 def of_peers(error: BaseException) -> bool:
-    """Whether an exception tells of a connection to another rank that was lost."""
+    """Whether an exception means that the connection to another rank was lost."""
     signs = ("gloo", "closed by peer", "reset by peer", "NCCL", "TCPStore")
     return isinstance(error, dist.DistError | RuntimeError) and any(sign in str(error) for sign in signs)
 

@@ -1,6 +1,6 @@
-"""Where this process stands among those of a run, and where they meet: as torchrun or SLURM says.
+"""This process's rank, and the address where the ranks connect, from the environment of torchrun or SLURM.
 
-Needs no torch, so that a program can ask before it imports it.
+This module needs no torch, so that a program can call it before it imports torch.
 """
 
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vidtrain.errors import UserError
 
-# Ports below those that Linux hands out by itself (32768 and up)
+# Ports below those that Linux assigns to outgoing connections (32768 and up)
 FIRST_PORT, PORTS = 12000, 20000
 SCONTROL_SECONDS, SCONTROL_TRIES, SCONTROL_PAUSE = 30.0, 6, 10.0
 
@@ -29,11 +29,11 @@ class Place:
 
 
 def find_place(environ: Mapping[str, str] = os.environ) -> Place:
-    """This process's place. What torchrun says counts before SLURM's word, as it may run within a job; so does what
-    submitit says of its local jobs.
+    """This process's place. The variables of torchrun, and of submitit's local jobs, come before those of SLURM, as
+    both may run within a SLURM job.
 
-    Of SLURM only a step (srun) has tasks: the batch script and an interactive shell, which know of the job's tasks as
-    well, are one process.
+    Only processes of a SLURM step (srun) are its tasks. The batch script and an interactive shell have the job's
+    variables, too, but each is a single process.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         place = Place(
@@ -60,7 +60,7 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form in full: `2(x3),1` is [2, 2, 2, 1]."""
+    """Expands SLURM's short form: `2(x3),1` is [2, 2, 2, 1]."""
     counts = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -71,11 +71,10 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def meeting_point(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Host and port where the ranks of a SLURM step or of torchrun meet: rank 0's node; `MASTER_ADDR` and
-    `MASTER_PORT` where they are set.
+    """Host and port where the ranks connect: `MASTER_ADDR` and `MASTER_PORT` if they are set, else rank 0's node.
 
-    The port follows from the job, the step and how often the job was requeued, so that no attempt meets what another
-    one left. Raises `UserError` where SLURM does not say where rank 0 is.
+    The port depends on the job, the step and the number of requeues, so that no attempt connects to the processes of
+    another one. Raises `UserError` if SLURM cannot tell the address of rank 0.
     """
     if "MASTER_PORT" in environ:
         port = int(environ["MASTER_PORT"])
@@ -89,14 +88,14 @@ def meeting_point(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
     if environ["SLURM_STEP_NUM_NODES"] == "1":
         return "127.0.0.1", port
     first = _scontrol("hostnames", environ["SLURM_STEP_NODELIST"]).split()[0]
-    # a node's name need not resolve: its address always does
+    # The name of a node may not resolve; its address always works
     address = re.search(r"\bNodeAddr=(\S+)", _scontrol("node", first))
     return address[1] if address else first, port
 
 
-def _scontrol(*what: str) -> str:
-    """What scontrol shows. A controller that has just lost a node can be late to answer: it is asked a few times."""
-    command = ["scontrol", "--oneliner", "show", *what]
+def _scontrol(*arguments: str) -> str:
+    """The output of `scontrol show`. It is tried several times: a controller that has just lost a node answers late."""
+    command = ["scontrol", "--oneliner", "show", *arguments]
     for attempt in range(SCONTROL_TRIES):
         if attempt:
             time.sleep(SCONTROL_PAUSE)
@@ -120,8 +119,8 @@ def _scontrol(*what: str) -> str:
     ) from cause
 
 
-def _number(environ: Mapping[str, str], name: str, absent: int) -> int:
-    return int(environ[name]) if name in environ else absent
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    return int(environ[name]) if name in environ else default
 
 
 def cores() -> int:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: it saves at the next step, leaves with a status that says so, and can be resumed.
+"""Signals that ask a run to stop: it saves after the current step, exits with a status for it, and can be resumed.
 
-A handler only sets a flag while training steps are taken, and raises `Stopped` where there is nothing to save. Needs
-no torch, so that it can be in place before anything else.
+During training steps the handler only sets a flag; where there is nothing to save, it raises `Stopped`. This module
+needs no torch, so that a program can install the handler before its slow imports.
 """
 
 import atexit
@@ -16,14 +16,14 @@ from types import FrameType
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: what failed may succeed when it is tried again
-EXIT_INTERRUPTED = 130  # what shells give for Ctrl-C
-# A scheduler's: SLURM sends TERM when it preempts, requeues or ends a job, and others ahead of that on request
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: trying again may succeed
+EXIT_INTERRUPTED = 130  # the status that shells report after Ctrl-C
+# SLURM sends TERM when it preempts, requeues or ends a job, and USR1 or USR2 before that if the job asks for it
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A signal has ended the run before its time. Not an `Exception`, so that nothing takes it for a fault."""
+    """A signal ends the run early. It is not an `Exception`, so that no handler of errors catches it."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -31,14 +31,14 @@ class Stopped(BaseException):
 
 
 class PreemptionHandler:
-    """Listens for the signals in `STOP_SIGNALS` while it is entered, in place of whatever listened before.
+    """A context that handles the signals in `STOP_SIGNALS`, and restores the previous handlers at its end.
 
-    The first one counts, and later ones change nothing, so that saving is not disturbed; only a Ctrl-C after another
-    signal ends the process at once. Outside the main thread, where Python takes no signals, it does nothing.
+    Only the first signal counts, so that later ones do not interrupt saving; but Ctrl-C after another signal ends the
+    process at once. Outside the main thread, where Python delivers no signals, the context does nothing.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None  # of the signal that has come
+        self.number: int | None = None  # number of the first signal that came
         self._deferred = False
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -58,24 +58,24 @@ class PreemptionHandler:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, a signal only sets the flag, which the code within must look at. Raises `Stopped` at its end if
-        the flag is set."""
+        """A context in which a signal only sets the flag `stop_requested`, which the code inside must check. Raises
+        `Stopped` at its end if the flag is set."""
         self._deferred = True
-        yield  # after an exception it stays so: ending is not to be disturbed either
+        yield  # after an exception, signals stay deferred: they must not interrupt the cleanup either
         self._deferred = False
         self.stop_if(self.stop_requested)
 
     def hold(self) -> None:
-        """From here on signals only set the flag: the run is ending anyway."""
+        """From now on signals only set the flag: the run is ending anyway."""
         self._deferred = True
 
     def stop_if(self, agreed: bool) -> None:
-        """Raises `Stopped` if all ranks have `agreed` to."""
+        """Raises `Stopped` if `agreed`, on which all ranks must agree."""
         if agreed:
             raise Stopped(signal.SIGTERM if self.number is None else self.number)
 
     def until_stop_requested(self, items: Iterable[T]) -> Iterator[T]:
-        """`items` up to the signal: they may not be all."""
+        """Yields `items` until a signal has come; after one, the rest is left out."""
         for item in items:
             if self.stop_requested:
                 return
@@ -92,8 +92,9 @@ class PreemptionHandler:
 
 
 def leave_at_exit(status: int, seconds: float = 0.0) -> None:
-    """Ends the process with `status` when Python exits, `seconds` later: Python's own end could wait for ranks that
-    have gone, and a caller could have turned a failure into success."""
+    """Makes Python's exit end the process with `status`, after `seconds` more.
+
+    The ordinary exit could wait for ranks that have ended, or a caller could have replaced the status by success."""
 
     def leave() -> None:
         time.sleep(seconds)
