@@ -144,9 +144,7 @@ def test_values_are_added_and_other_settings_refused(start, task, tmp_path):
         ["optimizer.lr=0.3", "seed=0"], ["optimizer.lr=0.2", "seed=1"], ["optimizer.lr=0.3", "seed=1"],
     ]  # fmt: skip
     status, said = start("optimizer.lr=0.1,0.2", "seed=0", "trainer.epochs=3")
-    assert (
-        status == 2 and "trainer.epochs: not said -> 3" in said and "choose another hydra.sweep.dir" in said
-    )
+    assert status == 2 and "trainer.epochs: not set -> 3" in said and "choose another hydra.sweep.dir" in said
     status, said = start("optimizer.lr=0.1,0.4", "trainer.monitor=loss")
     assert status == 2 and "trainer.monitor: top1 -> loss" in said
     assert len(SweepRecord.read(tmp_path / "sweep").trials) == 5

@@ -165,7 +165,11 @@ def test_several_labels_are_learned_and_reported(config, tmp_path):
     ("name", "overrides", "why"),
     [
         ("several", ["loss=cross_entropy"], "may have several labels, .* choose loss=bce"),
-        ("several", ["loss=bce"], "trainer.monitor=top1 is no metric of a dataset whose videos may have several labels"),
+        (
+            "several",
+            ["loss=bce"],
+            "trainer.monitor=top1 is no metric of a dataset whose videos may have several labels",
+        ),
         (
             "several",
             ["loss=bce", "trainer.monitor=map", "data.class_balanced_sampling=1"],

@@ -58,7 +58,7 @@ def test_the_best_depends_on_the_direction():
     [
         ([["lr=1", "e=2"], ["lr=2", "e=2"]], [["lr=3", "e=2"]], []),  # another value of what is swept
         ([["lr=1", "e=2"], ["lr=2", "e=2"]], [["lr=1", "e=3"], ["lr=2", "e=3"]], ["e: 2 -> 3"]),
-        ([["lr=1", "e=2"]], [["lr=1"]], ["e: 2 -> not said"]),
+        ([["lr=1", "e=2"]], [["lr=1"]], ["e: 2 -> not set"]),
         ([["lr=1"]], [["lr=1", "seed=0"], ["lr=1", "seed=1"]], []),  # swept from now on
         ([["lr=1", "data_root=a"]], [["lr=1", "data_root=b"]], []),
     ],

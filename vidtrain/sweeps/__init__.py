@@ -1,10 +1,10 @@
-"""Many runs over a space of overrides: samplers, launchers, records, and where each trial stands.
+"""Sweeps: many runs over a space of overrides, with their samplers, launchers, records and states.
 
 Read base.py first.
 
-base.py                a sweep that goes on past failing trials and can be started again; hydra/sweeper=grid
-optuna_sweeper.py      hydra/sweeper=optuna: a search, and the Optuna study behind it, which ends trials early
-record.py              sweep.json and trial.json: what a sweep is made of, and what a run does as a trial
-status.py              where its trials stand
+base.py                a sweep that continues after a failed trial and can be resumed; hydra/sweeper=grid
+optuna_sweeper.py      hydra/sweeper=optuna: a search, and its Optuna study, which ends trials early
+record.py              sweep.json and trial.json, and what a run does differently as a trial
+status.py              the state of each trial: waiting, running, finished, failed, ...
 submitit_launchers.py  hydra/launcher=slurm and local, through submitit
 """

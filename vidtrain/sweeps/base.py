@@ -1,7 +1,7 @@
-"""Hydra's sweepers of the training app: a sweep that goes on past failing trials and can be started again.
+"""Hydra's sweepers for training: a sweep continues after a failed trial, and can be resumed in the same folder.
 
-`grid` runs every combination, `optuna` searches. Both keep sweep.json (vidtrain.sweeps.record), run what is missing of
-it through Hydra's launcher, a trial at a time or several, and end with a table and status 1 if a trial failed.
+`grid` runs every combination, `optuna` searches. Both write sweep.json (vidtrain.sweeps.record), run the trials that
+have not ended through Hydra's launcher, one or several at a time, and end with a table, and status 1 if any failed.
 """
 
 import copy
@@ -50,13 +50,13 @@ from vidtrain.sweeps.status import (
 from vidtrain.tracking.console import make_console
 
 EXIT_FAILED_TRIALS, EXIT_INTERRUPTED = 1, 130
-LOOK_SECONDS = 5  # from one look at a trial of an earlier launcher to the next
+LOOK_SECONDS = 5  # between two checks of a trial that an earlier launcher started
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 class TrialSweeper(Sweeper):
-    """What both have in common. `n_jobs` trials run at a time, where the launcher can; `retry` runs those that failed
-    again; `params` are further overrides, of a configuration file."""
+    """Base class of both sweepers. `n_jobs` trials run at a time, if the launcher supports it; `retry` runs failed
+    trials again; `params` are further overrides, from a configuration file."""
 
     def __init__(self, n_jobs: int | None, retry: bool, params: Mapping[str, Any] | None):
         self._n_jobs, self.retry, self._params = n_jobs, retry, params or {}
@@ -66,11 +66,11 @@ class TrialSweeper(Sweeper):
 
     @abstractmethod
     def check_swept(self) -> None:
-        """Raises `UserError` for what cannot be swept."""
+        """Raises `UserError` for an override that this sweeper cannot sweep."""
 
     @abstractmethod
     def run_missing(self) -> None:
-        """Runs what is missing."""
+        """Runs the trials that have not ended yet."""
 
     def sweep(self, arguments: list[str]) -> None:
         self.console = make_console(is_main=True)
@@ -82,11 +82,10 @@ class TrialSweeper(Sweeper):
             sys.exit(EXIT_FAILED_TRIALS)
 
     def _sweep(self, arguments: Sequence[str]) -> bool:
-        """Whether a trial failed."""
+        """Runs the sweep; returns whether a trial failed."""
         parsed = OverridesParser.create(self._context.config_loader).parse_overrides(list(arguments))
-        self.overrides = {
-            override.get_key_element(): override for override in parsed
-        }  # the last of a key counts
+        # The last override of a key counts
+        self.overrides = {override.get_key_element(): override for override in parsed}
         self.swept = {
             key: override for key, override in self.overrides.items() if override.is_sweep_override()
         }
@@ -113,7 +112,7 @@ class TrialSweeper(Sweeper):
                 print(shown_lines(f"to go on: {command}"), file=sys.stderr, flush=True)
                 if self._at_a_time() is None:
                     raise
-                # the threads wait for jobs, which go on; leaving in the ordinary way would wait for them too
+                # The threads wait for jobs, which go on running. An ordinary exit would wait for these threads
                 os._exit(EXIT_INTERRUPTED if isinstance(stop, KeyboardInterrupt) else EXIT_FAILED_TRIALS)
         return self._close()
 
@@ -123,7 +122,7 @@ class TrialSweeper(Sweeper):
         return [first_value(override) for key, override in self.overrides.items() if key not in self.swept]
 
     def _open(self, first: DictConfig) -> SweepRecord:
-        """The record of this sweep: a new one, or that in the folder with what this command line changes."""
+        """The record of this sweep: a new one, or the one in the folder, updated from this command line."""
         from vidtrain.evaluation.metrics import DIRECTIONS
 
         overrides, choices = self._config.hydra.overrides, self._config.hydra.runtime.choices
@@ -155,9 +154,9 @@ class TrialSweeper(Sweeper):
             "hydra/sweeper": (earlier.sweeper, record.sweeper),
             "trainer.monitor": (earlier.objective, record.objective),
         }
-        self.refuse([f"{what}: {old} -> {new}" for what, (old, new) in compared.items() if old != new])
+        self.refuse([f"{key}: {old} -> {new}" for key, (old, new) in compared.items() if old != new])
         listed = [override for override in self.overrides.values() if not override.is_interval_sweep()]
-        allowed = {value for override in listed for value in values(override)}  # numbers are harmless
+        allowed = {value for override in listed for value in values(override)}  # intervals hold only numbers
         check_trials(earlier.trials, allowed, str(self.folder / SWEEP))
         record.started, record.trials, record.planned = earlier.started, earlier.trials, earlier.planned
         record.complete(self.fixed)
@@ -166,12 +165,12 @@ class TrialSweeper(Sweeper):
         return record
 
     def refuse(self, changed: Sequence[str]) -> None:
-        """Raises `UserError` where settings have changed."""
+        """Raises `UserError` if `changed` names any settings."""
         if changed:
             raise UserError(
                 f"the sweep in {self.folder} was started with other settings:\n  "
                 + "\n  ".join(changed)
-                + "\nIts trials would not be comparable: take these back, or choose another hydra.sweep.dir"
+                + "\nIts trials would not be comparable: undo these changes, or choose another hydra.sweep.dir"
             )
 
     # --- trials ---------------------------------------------------------------------------------------------
@@ -184,7 +183,7 @@ class TrialSweeper(Sweeper):
             raise UserError(f"{shlex.join(overrides)}: {cause}") from error
 
     def add(self, overrides: Sequence[str], number: int) -> Trial:
-        """A new trial, in the folder that hydra.sweep.subdir says."""
+        """Adds a trial to the record, in the folder named by hydra.sweep.subdir."""
         cfg = self._compose(overrides)
         with open_dict(cfg):
             cfg.hydra.job.num = number
@@ -201,7 +200,8 @@ class TrialSweeper(Sweeper):
         return state not in ENDED or (self.retry and state in FAULTY)
 
     def _outlived(self, trial: Trial) -> bool:
-        """Waits for a trial of an earlier launcher that still runs, or waits in SLURM. Whether it has ended."""
+        """Waits while an earlier launcher's job for this trial runs or is queued in SLURM. Returns whether it had to
+        wait and the trial has ended."""
         waited = False
         while True:
             state = trial_state(self.folder, trial, jobs=slurm_jobs(self.folder))
@@ -217,13 +217,13 @@ class TrialSweeper(Sweeper):
     def run_all(
         self, trials: Iterator[Trial], ended: Callable[[TrialState], object], pruning: Any = None
     ) -> None:
-        """Launches trials as there is room for them; `ended` is told what became of each."""
+        """Launches the trials, as many at a time as allowed, and calls `ended` with the state of each."""
         at_a_time = self._at_a_time()
         if at_a_time is None:
             for trial in trials:
                 ended(self._settled(trial, self._launch(trial, pruning)))
             return
-        pool = ThreadPoolExecutor(at_a_time)  # they do nothing but wait
+        pool = ThreadPoolExecutor(at_a_time)  # its threads only wait for jobs
         running: dict[Future[Exception | None], Trial] = {}
         while True:
             while len(running) < at_a_time and (following := next(trials, None)) is not None:
@@ -234,18 +234,18 @@ class TrialSweeper(Sweeper):
                 ended(self._settled(running.pop(future), future.result()))
 
     def _at_a_time(self) -> int | None:
-        """None for a launcher that works in this process, and so one after the other."""
+        """How many trials may run at a time; None for a launcher that runs them in this process, one by one."""
         launcher = self._config.hydra.launcher
         if launcher._target_ == IN_PROCESS:
             return None
         if self._n_jobs is not None:
             return self._n_jobs
-        # SLURM's queue knows what there is room for; elsewhere trials would compete
+        # SLURM's queue limits how many jobs run; without it, trials would compete for the same machine
         return launcher.array_parallelism if "array_parallelism" in launcher else 1
 
     def _launch(self, trial: Trial, pruning: Any) -> Exception | None:
-        """Runs a trial to its end, through a launcher of its own, so that one that fails ends no other. Returns what it
-        raised: the trial's own exception, or the launcher's word on a job that left no result."""
+        """Runs a trial to its end, in a launcher of its own, so that its failure ends no other trial. Returns the
+        exception of the trial, or that of the launcher if the job left no result."""
         if self._outlived(trial):
             return None
         clear_outcome(self.folder / trial.folder)
@@ -258,27 +258,28 @@ class TrialSweeper(Sweeper):
                 hydra_context=self._context, task_function=self._task, config=self._config_of(trial)
             )
             (returned,) = launcher.launch([trial.overrides], initial_job_idx=trial.number)
-        except Exception as error:  # of submitit: a job that was cancelled, killed, or ended without a result
-            return None if self._outlived(trial) else error  # it may be wrong: the job may have been requeued
+        except Exception as error:  # from submitit, for a job that was cancelled, killed, or left no result
+            # The job may in fact have been requeued and still run
+            return None if self._outlived(trial) else error
         return returned._return_value if returned.status == JobStatus.FAILED else None
 
     def _config_of(self, trial: Trial) -> DictConfig:
-        """Hydra's configuration for the launcher of a trial, with the folders as text: what they refer to may differ
-        from trial to trial."""
+        """Hydra's configuration for the launcher of a trial. The folders are plain text, as interpolations in them
+        could resolve differently for each trial."""
         config = copy.deepcopy(self._config)
         folders = {"hydra.sweep.dir": str(self.folder), "hydra.sweep.subdir": trial.folder}
         with open_dict(config):
             config.hydra.overrides.hydra += [f"{key}={in_quotes(value)}" for key, value in folders.items()]
             config.hydra.sweep.dir, config.hydra.sweep.subdir = str(self.folder), trial.folder
             launcher = config.hydra.launcher
-            if "submitit_folder" in launcher:  # the names in it are the numbers of the trial's jobs
+            if "submitit_folder" in launcher:  # submitit replaces %j by the id of the job
                 forget_results(self.folder, trial)
                 launcher.submitit_folder = str(self.folder / ".submitit" / str(trial.number) / "%j")
                 launcher.name = f"{launcher.name}-{trial.number}"
         return config
 
     def _settled(self, trial: Trial, error: Exception | None) -> TrialState:
-        """What became of a launched trial; recorded here where it could not record it itself."""
+        """The state of a launched trial. A failure that the trial's process could not record is recorded here."""
         folder = self.folder / trial.folder
         if error is not None:
             if finished(folder) is None and read_outcome(folder) is None and not is_held(folder):
@@ -289,8 +290,8 @@ class TrialSweeper(Sweeper):
         return state
 
     def _close(self) -> bool:
-        """The closing table; whether a trial failed."""
-        # not asking SLURM: the last job may still be leaving
+        """Prints the final table; returns whether a trial failed."""
+        # SLURM is not asked: its queue may still list the last job, which has ended
         states = states_of(self.folder, self.record)
         title, columns, rows, below = table_of(self.folder, self.record, states)
         self.console.info("")
@@ -301,7 +302,7 @@ class TrialSweeper(Sweeper):
 
 
 class GridSweeper(TrialSweeper):
-    """Every combination of the values that overrides hold, the last one varied fastest."""
+    """Runs every combination of the swept values; the last override varies fastest."""
 
     def __init__(
         self, n_jobs: int | None = None, retry: bool = False, params: Mapping[str, Any] | None = None
@@ -312,7 +313,7 @@ class GridSweeper(TrialSweeper):
         for key, override in self.swept.items():
             if override.is_interval_sweep():
                 raise UserError(
-                    f"{key}: a grid has no end of values in an interval; list some, or hydra/sweeper=optuna"
+                    f"{key}: a grid cannot run every value of an interval; list some, or choose hydra/sweeper=optuna"
                 )
 
     def run_missing(self) -> None:
@@ -320,7 +321,7 @@ class GridSweeper(TrialSweeper):
         trials = self.record.trials
         if trials:
             self.refuse(changed_settings([trial.overrides for trial in trials], combinations, RESUMABLE))
-        known, faults = len(trials), []
+        known_before, faults = len(trials), []
         for overrides in combinations:
             if self.record.find(overrides, RESUMABLE) is None:
                 try:
@@ -333,8 +334,8 @@ class GridSweeper(TrialSweeper):
         self.record.write(self.folder)
         missing = [trial for trial in trials if self.is_to_run(trial)]
         counts = {"trials": len(trials), "to run": len(missing)}
-        if known:
-            counts |= {"new": len(trials) - known, "ended": len(trials) - len(missing)}
-        counted = ", ".join(f"{count} {what}" for what, count in counts.items())
-        self.console.info(f"sweep {self.folder}: {counted}")
+        if known_before:
+            counts |= {"new": len(trials) - known_before, "ended": len(trials) - len(missing)}
+        summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+        self.console.info(f"sweep {self.folder}: {summary}")
         self.run_all(iter(missing), lambda state: None)

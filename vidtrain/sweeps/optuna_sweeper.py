@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from vidtrain.training.run import Console
 
 Space = Mapping[str, BaseDistribution]
-LOCKED_SECONDS = 60  # that a process waits for the others at the same SQLite file
+LOCKED_SECONDS = 60  # a process waits so long for the lock of a SQLite file that others use, too
 
 optuna.logging.set_verbosity(logging.WARNING)
 
 
 class OptunaSweeper(TrialSweeper):
-    """`n_trials` trials in all, each asked of a persistent Optuna study, which ends those early that do worse than
-    others did (`pruner`; null: none). `storage` is a database's URL, null a file in the sweep's folder."""
+    """Runs `n_trials` trials in all, whose values come from a persistent Optuna study. `pruner` ends trials early that
+    do worse than others did (null: none). `storage` is the URL of a database; null is a file in the sweep's folder."""
 
     def __init__(
         self,
@@ -64,11 +64,12 @@ class OptunaSweeper(TrialSweeper):
     def check_swept(self) -> None:
         if "seed" in self.swept:
             raise UserError(
-                "seed: Optuna would search for the luckiest seed. Search with one, and run what it finds with several: "
-                "hydra/sweeper=grid seed=0,1,2"
+                "seed: Optuna would search for the luckiest seed. Search with one seed, and run the best settings with "
+                "several: hydra/sweeper=grid seed=0,1,2"
             )
         self._space = {key: distribution(override) for key, override in self.swept.items()}
-        build.instantiate_component(self._pruner)  # a fault in it shows before the first trial
+        # So that a wrong setting is an error before the first trial
+        build.instantiate_component(self._pruner)
 
     def run_missing(self) -> None:
         record, folder = self.record, self.folder
@@ -95,7 +96,7 @@ class OptunaSweeper(TrialSweeper):
         ]
         changed = changed_settings(known, [self.fixed], RESUMABLE)
         for key in {**earlier, **space}:
-            old, new = (searched.get(key, "not searched") for searched in (earlier, space))
+            old, new = (some_space.get(key, "not searched") for some_space in (earlier, space))
             changed += [f"{key}: {old} -> {new}"] if old != new else []
         self.refuse(changed)
 
@@ -106,9 +107,8 @@ class OptunaSweeper(TrialSweeper):
                 yield trial
             else:
                 self._tell(study, trial_state(self.folder, trial))
-        if (
-            self.retry
-        ):  # Optuna has no way back from failed: one that is run again counts, but not for the search
+        # Optuna cannot reopen a failed trial: the result of a retried one counts, but the search does not learn it
+        if self.retry:
             yield from filter(self.is_to_run, list(self.record.trials))
         while len(self.record.trials) < self.record.planned:
             yield self._known_trial(*ask(study, self._space, self._sampler, self._seed))
@@ -130,30 +130,30 @@ class OptunaSweeper(TrialSweeper):
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What an override searches: `interval(1e-5, 1e-2)`, with whole bounds or in int(...) of whole numbers, in
-    tag(log, ...) on a logarithmic scale; `range(1, 9, 2)`; anything else that holds several values one by one."""
+    """The Optuna distribution of an override: of `interval(1e-5, 1e-2)`, over integers if its bounds are integers or it
+    is within int(...), on a logarithmic scale within tag(log, ...); of `range(1, 9, 2)`; or of a list of choices."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         low, high, log = value.start, value.end, "log" in value.tags
         if isinstance(low, int) and isinstance(high, int):
             return IntDistribution(low, high, log=log)
-        assert low is not None and high is not None  # Hydra parses none without both
+        assert low is not None and high is not None  # Hydra's parser requires both
         return FloatDistribution(float(low), float(high), log=log)
     if isinstance(value, RangeSweep) and not value.shuffle:
-        numbers = value.range()  # leaves its end out, where a distribution holds it
+        numbers = value.range()  # a range excludes its end; Optuna's distribution includes it
         if isinstance(numbers, range) and numbers.step > 0 and len(numbers):
             return IntDistribution(numbers[0], numbers[-1], step=numbers.step)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
 def open_study(name: str, storage: str, direction: str) -> optuna.Study:
-    """The study of a sweep, made where it is absent; `direction` is max or min."""
+    """Opens the study of a sweep, or creates it; `direction` is max or min."""
     goal: Literal["maximize", "minimize"] = "maximize" if direction == "max" else "minimize"
     try:
         return optuna.create_study(
             study_name=name, storage=_storage(storage), direction=goal, load_if_exists=True
         )
-    except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
+    except Exception as error:  # SQLAlchemy and the database drivers raise many types
         raise UserError(f"hydra.sweeper.storage={storage} cannot be opened: {error}") from error
 
 
@@ -162,7 +162,7 @@ def sqlite_file(path: Path) -> str:
 
 
 def _with_password(url: str) -> str:
-    """trial.json holds the address of a study without its password, which the configuration of the sweep has."""
+    """`url` with its password, which trial.json does not hold: it comes from the sweep's configuration."""
     if not is_masked(url):
         return url
     stored: Any = HydraConfig.get() if HydraConfig.initialized() else None
@@ -178,13 +178,13 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 
 
 def as_drawn(study: optuna.Study, space: Space) -> Space:
-    """The space by the names and choices that the trials of a study have: those of when it was begun."""
+    """`space` with the names and choices that the study's earlier trials have, in case settings were renamed since."""
     drawn = {
         name: choices
         for trial in study.get_trials(deepcopy=False)
         for name, choices in trial.distributions.items()
     }
-    named = {}
+    drawn_space = {}
     for key, searched in space.items():
         name = next((old for old in drawn if rename_override(f"{old}=") == f"{key}="), key)
         if isinstance(searched, CategoricalDistribution) and isinstance(
@@ -192,58 +192,58 @@ def as_drawn(study: optuna.Study, space: Space) -> Space:
         ):
             renamed = [rename_override(f"{name}={choice}") for choice in old.choices]
             searched = old if renamed == [f"{key}={choice}" for choice in searched.choices] else searched
-        named[name] = searched
-    return named
+        drawn_space[name] = searched
+    return drawn_space
 
 
 def ask(study: optuna.Study, space: Space, sampler: DictConfig, seed: int | None) -> tuple[int, list[str]]:
-    """The next trial, as its number and the overrides that it sets.
+    """The number of the next trial, and its overrides.
 
-    The sampler is made anew for each trial, from a seed of its own where `sampler` gives none: a sweep that was
-    interrupted then does not draw its first trials a second time.
+    Each trial gets a new sampler, with a seed of its own unless `sampler` has one. So a sweep that was interrupted
+    does not draw its first trials a second time.
     """
     number = len(study.get_trials(deepcopy=False))
-    own = {} if seed is None or "seed" in sampler else {"seed": seed + number}
-    study.sampler = build.instantiate_component(cast(DictConfig, OmegaConf.merge(sampler, own)))
+    seed_option = {} if seed is None or "seed" in sampler else {"seed": seed + number}
+    study.sampler = build.instantiate_component(cast(DictConfig, OmegaConf.merge(sampler, seed_option)))
     space = as_drawn(study, space)
     trial = study.ask(dict(space))
     return trial.number, overrides_of(trial.params, space)
 
 
 def overrides_of(params: Mapping[str, Any], space: Iterable[str]) -> list[str]:
-    """`key=value` of a trial's parameters, in the order of the space. Floats are written so that they come back."""
+    """`key=value` for each parameter of a trial, in the order of the space. Floats are written with all digits."""
     values = {key: repr(params[key]) if isinstance(params[key], float) else params[key] for key in space}
     return [rename_override(f"{key}={value}") for key, value in values.items()]
 
 
 def unsettled(study: optuna.Study, space: Space) -> Iterator[tuple[int, list[str]]]:
-    """Trials that were asked for and not told of: what a launcher that was killed had under way."""
+    """Trials that the study counts as running, as a launcher was killed meanwhile: their numbers and overrides."""
     space = as_drawn(study, space)
     for trial in study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
         params = trial.params
-        if params.keys() != space.keys():  # killed while it drew them
+        if params.keys() != space.keys():  # the launcher was killed while it drew the values
             study.tell(trial.number, state=OptunaState.FAIL)
             continue
-        strange = [f"{key}={params[key]}" for key in space if not _holds(space[key], params[key])]
-        if strange:
+        outside = [f"{key}={params[key]}" for key in space if not _holds(space[key], params[key])]
+        if outside:
             raise UserError(
-                f"the study has trial {trial.number} with {', '.join(strange)}, which is not searched: it is of "
-                "another sweep, or was changed"
+                f"the study has trial {trial.number} with {', '.join(outside)}, outside of the searched space: it "
+                "belongs to another sweep, or was changed"
             )
         yield trial.number, overrides_of(params, space)
 
 
 def _holds(searched: BaseDistribution, value: Any) -> bool:
-    """Whether a value that a study's database holds is one of those that are searched."""
+    """Whether a value from a study's database lies in the searched distribution."""
     try:
         return searched._contains(searched.to_internal_repr(value))
-    except (ValueError, TypeError):  # of a choice that is none, or of text for a number
+    except (ValueError, TypeError):  # the value is not among the choices, or is a text instead of a number
         return False
 
 
 def tell(study: optuna.Study, number: int, objective: float | None, status: str) -> None:
-    """What became of a trial: its objective where it finished, else that it was pruned or failed. A failed one gets no
-    value at all."""
+    """Tells the study the result of a trial: its objective if it finished, else that it was pruned or failed. A failed
+    trial gets no value."""
     if study.get_trials(deepcopy=False)[number].state.is_finished():
         return
     if objective is not None:
@@ -253,9 +253,9 @@ def tell(study: optuna.Study, number: int, objective: float | None, status: str)
 
 
 class Pruning:
-    """A trial's side of a study: reports each validation, and asks whether to go on.
+    """Reports each validation of a trial to the sweep's study, and asks it whether the trial should end.
 
-    A storage that cannot be reached ends no training: a warning says so once, and the trial goes on to its end.
+    If the study's storage cannot be reached, there is one warning, and the trial trains to its end.
     """
 
     def __init__(self, number: int, how: Mapping[str, Any], validations: int, console: "Console"):
@@ -266,7 +266,7 @@ class Pruning:
         self._try(self._open)
 
     def __call__(self, value: float) -> str | None:
-        """Why the trial is to end now, or None."""
+        """Reports the objective of a validation; returns why the trial should end now, or None."""
         self._done += 1
         trial = self._trial
         return None if trial is None else self._try(lambda: self._ask(trial, value))
@@ -276,12 +276,12 @@ class Pruning:
         storage = _storage(_with_password(self._how["storage"]))
         study = optuna.load_study(study_name=self._how["study"], storage=storage, pruner=pruner)
         frozen = study.get_trials(deepcopy=False)[self._number]
-        if frozen.state == OptunaState.RUNNING:  # else it has been told of, and is run again by hand
+        if frozen.state == OptunaState.RUNNING:  # otherwise its result is known, and somebody runs it again
             self._trial = optuna.Trial(study, frozen._trial_id)
             self._reported = set(frozen.intermediate_values)
 
     def _ask(self, trial: optuna.Trial, value: float) -> str | None:
-        if self._done not in self._reported:  # before it was resumed
+        if self._done not in self._reported:  # an earlier attempt of this run may have reported it
             trial.report(value, self._done)
         if not trial.should_prune():
             return None

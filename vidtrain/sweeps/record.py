@@ -1,7 +1,7 @@
-"""What a sweep is made of: sweep.json in its folder, and trial.json in the folder of each trial; and what a run does
-as a trial: it is judged on val alone, and may be ended early.
+"""The records of a sweep: sweep.json in its folder, and trial.json in the folder of each trial. Also what a run does
+differently as a trial: it is compared on val alone, and may be ended early.
 
-A trial is known by its overrides, so that starting the same sweep again in the same folder finds what is there.
+A trial is identified by its overrides, so the same sweep, started again in the same folder, finds its earlier trials.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from vidtrain.training.run import Console
 
 SWEEP, TRIAL = "sweep.json", "trial.json"
-DAMAGED = "it is damaged, or from other code"
+DAMAGED = "it is damaged, or another program wrote it"
 
 
 @dataclass
 class Trial:
-    """One run of a sweep. `folder` is below the sweep's."""
+    """One run of a sweep. `folder` is relative to the sweep's folder."""
 
     number: int
     folder: str
     overrides: list[str]
 
     def values(self) -> dict[str, str]:
-        """What each override sets, by key as it was written."""
+        """The value of each override, by its key as written."""
         return dict(override.partition("=")[::2] for override in self.overrides)
 
     def text(self, keys: Iterable[str]) -> str:
-        """Its values of some keys, as overrides."""
+        """The overrides of some keys, in one line."""
         values = self.values()
         return " ".join(f"{key}={values[key]}" for key in keys if key in values)
 
 
 @dataclass
 class SweepRecord:
-    """A sweep as its folder knows it. `hydra` and `task` are the overrides of the command that started it last, in the
-    folder `started_in`; `keys` are swept, in order; `planned` is how many trials there are to be."""
+    """The content of sweep.json. `hydra` and `task` are the overrides of the command that started the sweep last, in
+    the folder `started_in`; `keys` are the swept keys, in order; `planned` is the final number of trials."""
 
     program: str
     hydra: list[str]
@@ -55,22 +55,22 @@ class SweepRecord:
     started: str
     launcher: str
     sweeper: str
-    objective: str  # the metric on val that training selects by
+    objective: str  # the val metric by which trials are compared
     direction: str  # max or min
     planned: int
     keys: list[str]
-    space: dict[str, str] = field(default_factory=dict)  # what is searched, by key, as it was written
+    space: dict[str, str] = field(default_factory=dict)  # of a search: the override of each key, as written
     trials: list[Trial] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The record in a folder, with the names that settings have now. Raises `UserError` where the folder holds no
-        sweep, or its record is damaged."""
+        """Reads the record in a folder, with renamed settings under their new names. Raises `UserError` if the folder
+        holds no sweep, or its record is damaged."""
         path = folder / SWEEP
         if not path.is_file():
-            why = "there is no such folder" if not folder.is_dir() else f"it holds no {SWEEP}"
+            reason = "there is no such folder" if not folder.is_dir() else f"it holds no {SWEEP}"
             raise UserError(
-                f"{folder} is not the folder of a sweep: {why}. Give the one that python -m vidtrain.train -m named"
+                f"{folder} is not the folder of a sweep: {reason}. Give the one that python -m vidtrain.train -m named"
             )
         stored = read_json(path, DAMAGED, [key.name for key in fields(cls)])
         try:
@@ -103,12 +103,12 @@ class SweepRecord:
         write_json_atomic(folder / SWEEP, asdict(self))
 
     def find(self, overrides: Sequence[str], free: Sequence[str]) -> Trial | None:
-        """The trial of these overrides, whatever their order; keys that begin with one of `free` do not matter."""
-        wanted = _identity(overrides, free)
-        return next((trial for trial in self.trials if _identity(trial.overrides, free) == wanted), None)
+        """The trial with these overrides, in any order; keys that begin with one of `free` are ignored."""
+        identity = _identity(overrides, free)
+        return next((trial for trial in self.trials if _identity(trial.overrides, free) == identity), None)
 
     def complete(self, overrides: Sequence[str]) -> None:
-        """Puts the passwords of addresses, which are not stored, back into the trials, from the command line's."""
+        """Replaces addresses whose passwords are masked in the stored trials by those of the command line."""
         by_key = {override.partition("=")[0]: override for override in overrides}
         for trial in self.trials:
             trial.overrides = [
@@ -117,7 +117,7 @@ class SweepRecord:
             ]
 
     def best(self, objectives: Mapping[int, float]) -> int | None:
-        """The number of the best of some trials, by number -> objective."""
+        """The number of the best trial; `objectives` maps number -> objective."""
         if not objectives:
             return None
         return (max if self.direction == "max" else min)(objectives, key=lambda number: objectives[number])
@@ -128,11 +128,11 @@ class SweepRecord:
 
 def _check_types(*right: bool) -> None:
     if not all(right):
-        raise TypeError("values of other types than are written there")
+        raise TypeError("it holds values of wrong types")
 
 
 def _identity(overrides: Sequence[str], free: Sequence[str]) -> frozenset[str]:
-    """As they are stored: without passwords."""
+    """The overrides that identify a trial, as they are stored: without passwords and without keys in `free`."""
     return frozenset(
         masked(override) for override in overrides if not override.lstrip("+~").startswith(tuple(free))
     )
@@ -141,14 +141,14 @@ def _identity(overrides: Sequence[str], free: Sequence[str]) -> frozenset[str]:
 def changed_settings(
     before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], free: Sequence[str]
 ) -> list[str]:
-    """Settings that all trials of a sweep share and that all of another share with another value, as lines for a
-    message. They are why another cannot be added to it: its trials would differ in more than what is swept."""
+    """Lines `key: old -> new` for settings that are not swept and differ between two lists of trials' overrides. Trials
+    that differ in more than the swept settings must not be in the same sweep."""
     old, new = (_shared(trials, free) for trials in (before, now))
     pairs = {key: [_value(shared, key) for shared in (old, new)] for key in sorted(old.keys() | new.keys())}
     return [
         f"{key}: {earlier} -> {later}"
         for key, (earlier, later) in pairs.items()
-        if earlier != later and not (_varies(before, key) or _varies(now, key))  # one of them sweeps over it
+        if earlier != later and not (_varies(before, key) or _varies(now, key))  # swept before or now
     ]
 
 
@@ -162,21 +162,21 @@ def _varies(trials: Sequence[Sequence[str]], key: str) -> bool:
 
 
 def _value(shared: Mapping[str, str], key: str) -> str:
-    return shared[key] if key in shared else "not said"
+    return shared[key] if key in shared else "not set"
 
 
-# --- the trial's own record, which is how a run knows that it is one -----------------------------------------
+# --- trial.json in a run's folder: it makes the run a trial --------------------------------------------------
 
 
 def write_trial(sweep: Path, trial: Trial, pruning: Mapping[str, Any] | None) -> None:
-    """`pruning` is for a study that may end the trial early: storage, study and pruner."""
+    """Writes trial.json. `pruning` names the study that may end the trial early: storage, study and pruner."""
     folder = sweep / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder / TRIAL, {**asdict(trial), "sweep": str(sweep), "pruning": pruning})
 
 
 def read_trial(folder: Path) -> dict[str, Any] | None:
-    """trial.json of a run folder; None for a run that is no trial. Raises `UserError` where it is damaged."""
+    """The trial.json of a run folder; None for a run that is no trial. Raises `UserError` if it is damaged."""
     path = folder / TRIAL
     if not path.is_file():
         return None
@@ -188,14 +188,14 @@ def read_trial(folder: Path) -> dict[str, Any] | None:
 
 
 def check_objective(folder: Path, splits: Mapping[str, "Manifest"]) -> None:
-    """Raises `UserError` for a trial whose val shares videos with test: the sweep would choose by what it reports."""
+    """Raises `UserError` for a trial whose val shares videos with test: the sweep would select on what it reports."""
     if read_trial(folder) is None or "test" not in splits:
         return
     shared = set(splits["val"].paths) & set(splits["test"].paths)
     if shared:
         raise UserError(
-            f"val and test share {len(shared)} videos, such as {min(shared)}: a sweep chooses by val, and what it "
-            "chose would then be reported on the same videos. Hold val out of train, such as with "
+            f"val and test share {len(shared)} videos, such as {min(shared)}: a sweep selects a trial by val, whose "
+            "test metrics would then be of the same videos. Hold val out of train, such as with "
             "dataset.source.val=train or dataset.source.val_share=0.1"
         )
 
@@ -218,13 +218,13 @@ def _is_of_its_sweep(folder: Path, pruning: Any) -> bool:
 def on_validation(
     folder: Path, ranks: "Ranks", console: "Console", started_by_sweep: bool = False
 ) -> Callable[[float], None]:
-    """What the loop calls with every validated objective: raises `Pruned`, on every rank, where the study of the sweep
-    says that the trial is not worth going on with. For a run that is no such trial it does nothing.
+    """Returns a function that the loop calls with the objective of each validation. It raises `Pruned`, on every rank,
+    if the sweep's study says that the trial should end. For a run that is no such trial it does nothing.
 
-    A study compares a trial with others at the same number of validations, so that is what is reported as its step.
-    To be called when the run's metrics.jsonl has been rewound to where the run starts from. Unless `started_by_sweep`,
-    which wrote trial.json itself, the folder may be from elsewhere: it then chooses no other study than that of the
-    sweep that it lies in, and no other pruner than conf/ ships.
+    A study compares trials at the same number of validations, which is reported as their step. They are counted in
+    metrics.jsonl, so call this after it was rewound to the step from which the run starts. Unless `started_by_sweep`,
+    trial.json may come from somebody else: then only the study of the sweep folder around it is opened, and only with
+    a pruner of conf/.
     """
     trial = ranks.on_main(lambda: read_trial(folder))
     if trial is None or trial["pruning"] is None:
@@ -235,14 +235,15 @@ def on_validation(
             "not ship, so this trial is not pruned; python -m vidtrain.sweep resume runs it with both"
         )
         return lambda value: None
-    number, how = trial["number"], trial["pruning"]
-    why_to_end: list[Callable[[float], str | None]] = []  # of the main rank alone
+    number, pruning = trial["number"], trial["pruning"]
+    # On rank 0 it holds the `Pruning`, elsewhere it is empty
+    why_to_end: list[Callable[[float], str | None]] = []
 
     def begin() -> None:
         from vidtrain.sweeps.optuna_sweeper import Pruning
 
         done = sum(any(key.startswith("val") for key in row) for row in read_metrics(folder))
-        why_to_end.append(Pruning(number, how, done, console))
+        why_to_end.append(Pruning(number, pruning, done, console))
 
     def ask(value: float) -> None:
         cause = ranks.on_main(lambda: why_to_end[0](value))

@@ -1,4 +1,4 @@
-"""Where each trial of a sweep stands, read from its folder alone: beside the running trials, and from any machine."""
+"""The state of each trial of a sweep, read from its folder: while trials run, and from any machine."""
 
 import math
 import shlex
@@ -29,21 +29,21 @@ SQUEUE_SECONDS = 10
 
 @dataclass(frozen=True)
 class TrialState:
-    """`state` is waiting; queued (in SLURM); running; stalled (begun, not ended, and no process holds its folder);
-    finished; pruned; failed, diverged or out_of_memory, with the `cause`."""
+    """`state` is waiting (not launched); queued (in SLURM); running; stalled (neither ended nor running: no process
+    holds its folder); finished; pruned; failed, diverged or out_of_memory, with the `cause`."""
 
     number: int
     state: str
-    objective: float | None = None  # the best on val, of one that finished; of another, its last validation
+    objective: float | None = None  # best value on val of a finished trial; the last one of any other
     step: int | None = None
-    total: int | None = None  # steps, where no phase ends early
-    age: float | None = None  # seconds since it last logged anything
+    total: int | None = None  # number of steps, if no phase ends early
+    age: float | None = None  # seconds since its last log row
     minutes: float | None = None  # of training so far
-    where: str | None = None  # the process that runs it, or the SLURM job that waits
+    where: str | None = None  # the process that runs it, or its queued SLURM job
     cause: str | None = None
 
     def words(self, objective: str) -> str:
-        """As a line of a log: `finished, best val top1 0.9300`"""
+        """The state for a line of the log, such as `finished, best val top1 0.9300`."""
         if self.state == FINISHED:
             return f"{self.state}, best val {objective} {self.objective:.4f}"
         at = f" at step {self.step}" if self.step is not None else ""
@@ -53,9 +53,9 @@ class TrialState:
 def trial_state(
     sweep: Path, trial: Trial, objective: str | None = None, jobs: dict[str, str] | None = None
 ) -> TrialState:
-    """The state of one trial. `objective` is the metric of which the last is shown, `jobs` what `slurm_jobs` gave."""
+    """The state of one trial. `objective` is the metric whose last value is shown; `jobs` comes from `slurm_jobs`."""
     folder = sweep / trial.folder
-    # first, so that a run which ends meanwhile counts as finished and is not launched once more
+    # Read before the result: a run that ends in between then counts as finished, and is not launched once more
     held = is_held(folder)
     done = finished(folder)
     if done is not None:
@@ -63,8 +63,8 @@ def trial_state(
             trial.number, FINISHED, done["best"], done["steps"], done["steps"], minutes=done["minutes"]
         )
     ended = None if held else read_outcome(folder)
-    logged = folder / "metrics.jsonl"
-    rows = read_metrics(folder) if logged.is_file() else []
+    metrics_file = folder / "metrics.jsonl"
+    rows = read_metrics(folder) if metrics_file.is_file() else []
     values = [row[f"val/{objective}"] for row in rows if f"val/{objective}" in row]
     state = TrialState(
         trial.number,
@@ -75,7 +75,7 @@ def trial_state(
         minutes=max((row["time/total_s"] / 60 for row in rows if "time/total_s" in row), default=None),
     )
     waiting = [] if held or not jobs else [job for job in _jobs_of(sweep, trial) if job in jobs]
-    if jobs and waiting:  # perhaps to try again what failed
+    if jobs and waiting:  # even if an earlier attempt has failed: the job tries again
         return replace(state, state=QUEUED, where=f"job {waiting[0]}, {jobs[waiting[0]].lower()}")
     if ended is not None:
         cause = " ".join(ended["cause"].split())
@@ -83,16 +83,16 @@ def trial_state(
             cause = f"{ended['exception']}: {cause}"
         return replace(state, state=ended["status"], cause=cause)
     if held:
-        written = max(path.stat().st_mtime for path in (logged, folder / ".lock") if path.exists())
+        written = max(path.stat().st_mtime for path in (metrics_file, folder / ".lock") if path.exists())
         where = holder(folder).partition(",")[0]
         return replace(state, state=RUNNING, age=time.time() - written, where=where)
     if (folder / "run.json").is_file():
-        return replace(state, state=STALLED, age=time.time() - logged.stat().st_mtime if rows else None)
+        return replace(state, state=STALLED, age=time.time() - metrics_file.stat().st_mtime if rows else None)
     return TrialState(trial.number, WAITING)
 
 
 def _total_steps(folder: Path, rows: Sequence[dict[str, Any]]) -> int | None:
-    """How many steps the run is to make, from its settings and a row that says how far its epochs are."""
+    """The total number of steps of a run, from its settings and from the steps per epoch of its log rows."""
     last = next((row for row in reversed(rows) if "epoch" in row and row["epoch"]), None)
     if last is None:
         return None
@@ -116,22 +116,22 @@ def _jobs_of(sweep: Path, trial: Trial) -> list[str]:
 
 
 def forget_results(sweep: Path, trial: Trial) -> None:
-    """Removes what earlier jobs of a trial that is to be launched have left as pickles: submitit would open one with
-    the number of the next job, and the folder may be from elsewhere. The jobs themselves are still known."""
+    """Removes the pickles of earlier jobs before a trial is launched. Submitit would load one with the id of the next
+    job, and somebody else may have written it. The jobs' folders stay, so their ids are still known."""
     folder = sweep / ".submitit" / str(trial.number)
     for link in (folder.parent, folder):
-        if link.is_symlink():  # what it leads to is not the sweep's
+        if link.is_symlink():  # its target is outside of the sweep
             link.unlink()
     for job in folder.iterdir() if folder.is_dir() else ():
         if job.is_symlink() or not job.is_dir():
             job.unlink()
         else:
-            for left in job.glob("*.pkl"):
-                left.unlink()
+            for pickle_file in job.glob("*.pkl"):
+                pickle_file.unlink()
 
 
 def slurm_jobs(sweep: Path) -> dict[str, str] | None:
-    """The state of every job of this sweep that SLURM has queued or running, by id; None where there is no SLURM."""
+    """State of all the user's jobs that SLURM lists, by job id; None without SLURM, or if this sweep submitted none."""
     if shutil.which("squeue") is None or not (sweep / ".submitit").is_dir():
         return None
     command = ["squeue", "--noheader", "--me", "--format=%i %T"]
@@ -145,25 +145,25 @@ def slurm_jobs(sweep: Path) -> dict[str, str] | None:
             check=True,
         )
     except (subprocess.SubprocessError, OSError):
-        return None  # no controller to ask: what the folders say still holds
+        return None  # SLURM does not answer: the states follow from the folders alone
     lines = (line.split(maxsplit=1) for line in squeue.stdout.splitlines() if " " in line)
     return {job: state for job, state in lines}
 
 
-# --- all of them --------------------------------------------------------------------------------------------
+# --- all trials of a sweep ----------------------------------------------------------------------------------
 
 
 def states_of(folder: Path, record: SweepRecord, jobs: dict[str, str] | None = None) -> list[TrialState]:
-    """The state of every trial. `jobs` is what `slurm_jobs` gave, and is not needed where no trial waits in SLURM."""
+    """The state of every trial. `jobs` comes from `slurm_jobs`; without it, no trial counts as queued."""
     return [trial_state(folder, trial, record.objective, jobs) for trial in record.trials]
 
 
 def table_of(
     folder: Path, record: SweepRecord, states: Sequence[TrialState]
 ) -> tuple[str, list[str], list[list[Any]], list[str]]:
-    """A title, columns, rows and closing lines for a console."""
+    """Title, columns and rows of a table for the console, and lines to print below it."""
     counts = Counter(state.state for state in states)
-    counted = ", ".join(f"{counts[state]} {state.replace('_', ' ')}" for state in ORDER if counts[state])
+    summary = ", ".join(f"{counts[state]} {state.replace('_', ' ')}" for state in ORDER if counts[state])
     to_come = record.planned - len(states)
     more = f", {to_come} to be drawn" if to_come > 0 else ""
     finished_states = [state for state in states if state.state == FINISHED]
@@ -184,23 +184,23 @@ def table_of(
                 "best" if trial.number == best else _remark(state),
             ]
         )
-    below, named = [], shlex.quote(str(folder))
+    below, quoted = [], shlex.quote(str(folder))
     if best is not None:
         swept = next(trial for trial in record.trials if trial.number == best).text(record.keys)
         below.append(f"best on val: trial {best}, {record.objective} {objectives[best]:.4f}: {swept}")
     left = _seconds_left(record, states)
     if left is not None:
-        below.append(f"about {format_seconds(left)} left, as long as finished trials took")
+        below.append(f"about {format_seconds(left)} left, at the mean time of finished trials")
     unfinished = [state for state in states if state.state in (WAITING, STALLED)]
     if is_held(folder):
-        below.append(f"under way: {holder(folder)}")
+        below.append(f"running: {holder(folder)}")
     elif to_come > 0 or unfinished:
-        below.append(f"what is missing: python -m vidtrain.sweep resume {named}")
+        below.append(f"to run the missing trials: python -m vidtrain.sweep resume {quoted}")
     if any(state.state in FAULTY for state in states):
-        below.append(f"those that failed again: python -m vidtrain.sweep resume {named} retry=true")
+        below.append(f"to run failed trials again: python -m vidtrain.sweep resume {quoted} retry=true")
     if counts[FINISHED] > 1:
-        below.append(f"compare: python -m vidtrain.compare {named}")
-    return f"{len(states)} trial{'' if len(states) == 1 else 's'}: {counted}{more}", columns, rows, below
+        below.append(f"to compare: python -m vidtrain.compare {quoted}")
+    return f"{len(states)} trial{'' if len(states) == 1 else 's'}: {summary}{more}", columns, rows, below
 
 
 def _remark(state: TrialState) -> str:
@@ -220,18 +220,18 @@ def shortened(cause: str) -> str:
 
 
 def _seconds_left(record: SweepRecord, states: Sequence[TrialState]) -> float | None:
-    """Seconds until all trials are done, if as many run at a time as now, and each as long as those that finished; None
-    where it is not known."""
-    took = [state.minutes for state in states if state.state == FINISHED and state.minutes]
+    """Estimated seconds until all trials are done, if as many run at a time as now and take the mean time of finished
+    trials; None without a running and a finished trial."""
+    minutes = [state.minutes for state in states if state.state == FINISHED and state.minutes]
     running = [state for state in states if state.state == RUNNING]
-    if not took or not running:
+    if not minutes or not running:
         return None
-    each_takes = sum(took) / len(took) * 60
+    mean_seconds = sum(minutes) / len(minutes) * 60
     waiting = (
         sum(state.state in (WAITING, QUEUED, STALLED) for state in states) + record.planned - len(states)
     )
-    under_way = sum(1 - state.step / state.total if state.step and state.total else 1.0 for state in running)
-    seconds = each_takes * (waiting + under_way) / len(running)
+    remaining = sum(1 - state.step / state.total if state.step and state.total else 1.0 for state in running)
+    seconds = mean_seconds * (waiting + remaining) / len(running)
     return seconds if math.isfinite(seconds) else None
 
 
@@ -240,7 +240,7 @@ def _short(key: str) -> str:
 
 
 def _number(text: str) -> str:
-    """A drawn 0.00031622776601683794 with four digits."""
+    """A value for the table: a long number, such as a drawn 0.00031622776601683794, with four digits."""
     try:
         value = float(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Hydra's submitit launchers, with jobs whose failure the scheduler sees, and that come back when they were stopped.
+"""Hydra's submitit launchers, changed so that the scheduler sees a job's failure, and requeues a stopped job.
 
-hydra/launcher=slurm and local. Only imported where one of them is chosen, as it needs the extra `slurm`.
+They are hydra/launcher=slurm and local. This module needs the extra `slurm`, so it is imported only if one is chosen.
 """
 
 import shlex
@@ -28,10 +28,10 @@ FINAL = {ENDED, "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"}
 
 
 class _VisibleFailures(submitit_launcher.BaseSubmititLauncher):
-    """What is mixed into both: the part that runs in the job.
+    """Mixin of both launchers: the part that runs in the job.
 
-    Hydra and submitit take a job that raised for one that is completed, with exit status 0. Here its exception is the
-    result that the launcher gets, and then the process ends with a status that says so.
+    With Hydra and submitit alone, a job that raised counts as completed, with exit status 0. Here the launcher gets
+    its exception as the result, and the process then ends with a nonzero status.
     """
 
     def __call__(
@@ -42,35 +42,34 @@ class _VisibleFailures(submitit_launcher.BaseSubmititLauncher):
         job_id: str,
         singleton_state: dict[type, Singleton],
     ) -> JobReturn:
-        accept_old_keys("train", lambda text: None)  # a process of its own; the launching one has warned
+        accept_old_keys("train", lambda text: None)  # without warnings: the launching process has given them
         try:
             returned = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
-        except SystemExit as error:  # Hydra lets it through
+        except SystemExit as error:  # Hydra does not catch it
             if error.code in (EXIT_STOPPED, EXIT_INTERRUPTED):
-                raise  # without a result, for this is not the end
+                raise  # the job has no result yet: it is requeued or resumed
             returned = JobReturn(status=JobStatus.FAILED)
             returned.return_value = UserError(f"it ended with status {error.code}; its output says why")
             leave_at_exit(error.code if isinstance(error.code, int) else 1)
             return returned
         if returned.status == JobStatus.FAILED:
             raised = returned._return_value
-            users = isinstance(raised, UserError)
-            text = f"error: {raised}" if users else "".join(traceback.format_exception(raised))
+            is_user_error = isinstance(raised, UserError)
+            text = f"error: {raised}" if is_user_error else "".join(traceback.format_exception(raised))
             print(shown_lines(masked(text)), file=sys.stderr)
-            leave_at_exit(2 if users else 1)
+            leave_at_exit(2 if is_user_error else 1)
         return returned
 
 
 class SlurmLauncher(_VisibleFailures, submitit_launcher.SlurmLauncher):
-    """A SLURM job for every run. `max_restarts` times one that was stopped is put into the queue again; with 0, never.
+    """Runs each trial as a SLURM job. A job that was stopped is requeued, at most `max_restarts` times.
 
-    The queue is looked at every `look_seconds`, and more often just after a job was submitted. The other settings are
+    squeue is called every `look_seconds`, and more often just after a job was submitted. The other settings are
     submitit's, see conf/hydra/launcher/slurm.yaml.
     """
 
-    def __init__(
-        self, max_restarts: int, look_seconds: int, **params: Any
-    ):  # Hydra's base class takes them so
+    # Hydra's base class takes submitit's settings as keywords
+    def __init__(self, max_restarts: int, look_seconds: int, **params: Any):
         self._max_restarts = max_restarts
         self._look_seconds = look_seconds
         super().__init__(**params)
@@ -91,13 +90,13 @@ class SlurmLauncher(_VisibleFailures, submitit_launcher.SlurmLauncher):
 
 
 class LocalLauncher(_VisibleFailures, submitit_launcher.LocalLauncher):
-    """A job of one or several processes on this machine for every run."""
+    """Runs each trial as a job of one or several processes on this machine."""
 
 
 class Queue(SlurmInfoWatcher):
-    """How submitit learns how its jobs do: of squeue, where it would ask sacct, which not every cluster has, and where
-    it would wait forever for a job that was cancelled. A job that has left the queue has ended; one that lost its node
-    or was preempted may go on, and has not. Each trial of a sweep waits in a thread of its own, and all ask here."""
+    """Tells submitit the states of its jobs, from squeue. Submitit's own watcher calls sacct, which not every cluster
+    has, and waits forever for a cancelled job. A job that has left the queue has ended. A job that lost its node or
+    was preempted may go on, so it has not. Each trial of a sweep waits in its own thread, and all use one `Queue`."""
 
     _one: "Queue | None" = None
 
@@ -108,12 +107,12 @@ class Queue(SlurmInfoWatcher):
 
     @classmethod
     def instance(cls, look_seconds: int) -> "Queue":
-        """The one of this process, as all jobs of a sweep are asked for together."""
+        """The only instance of this process, so that one call of squeue serves all jobs of a sweep."""
         cls._one = cls._one or cls(delay_s=look_seconds)
         return cls._one
 
     def update_if_long_enough(self, mode: str) -> None:
-        with self._looking:  # one look serves all that waited for it
+        with self._looking:  # threads that waited for the lock use the answer of the call before
             super().update_if_long_enough(mode)
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
@@ -129,5 +128,5 @@ class Queue(SlurmInfoWatcher):
         text = string if isinstance(string, str) else string.decode()
         jobs = super().read_info("JobID|State|NodeList\n" + text)
         gone = {"State": ENDED, "NodeList": ""}
-        # of those alone that were there to be asked for: another may have been submitted since squeue looked
+        # Only jobs known before squeue ran: a job that was submitted since is not in its answer and has not ended
         return {job: jobs[job] if job in jobs else gone for job in self._asked}
