@@ -151,6 +151,21 @@ def test_values_are_added_and_other_settings_refused(start, task, tmp_path):
 
 
 @pytest.mark.slow
+def test_folders_that_are_swept_are_trials_of_their_own(start, task, tmp_path):
+    listing = ["dataset=listing", "optimizer.lr=0.1,0.2"]
+    start(*listing, "dataset.folder=a")
+    status, said = start(*listing, "dataset.folder=moved")  # resuming looks for the data there
+    assert (status, task.ran) == (0, ["0", "1"]) and "2 trials, 0 to run, 0 new, 2 ended" in said
+    status, said = start(*listing, "dataset.folder=a,b")
+    assert (status, task.ran) == (0, ["0", "1", "2", "3"]) and "4 trials, 2 to run, 2 new, 2 ended" in said
+    start(*listing, "dataset.folder=a,b")
+    start("dataset=listing", "optimizer.lr=0.2,0.3", "dataset.folder=b")  # told apart from now on
+    assert task.ran == ["0", "1", "2", "3", "4"]
+    folders = [trial.values()["dataset.folder"] for trial in SweepRecord.read(tmp_path / "sweep").trials]
+    assert folders == ["a", "a", "b", "b", "b"]
+
+
+@pytest.mark.slow
 def test_a_trial_that_is_refused_is_one_of_those_that_failed(start, task, tmp_path):
     status, said = start("optimizer.lr=0.1,-1")
     assert status == 1 and task.ran == ["0"]

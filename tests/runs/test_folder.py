@@ -6,6 +6,7 @@ import os
 import pytest
 from omegaconf import OmegaConf
 
+from vidtrain.config.targets import register_schemas
 from vidtrain.errors import UserError
 from vidtrain.runs.folder import (
     attempt,
@@ -16,6 +17,8 @@ from vidtrain.runs.folder import (
     stored_settings,
     with_stored_overrides,
 )
+
+register_schemas()  # configurations refer to what the model was published with
 
 
 def write(folder, **record):

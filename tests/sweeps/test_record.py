@@ -33,6 +33,13 @@ def test_trials_are_known_by_their_overrides_in_any_order():
     assert one.next_number() == 2
 
 
+def test_what_is_free_tells_trials_apart_where_it_is_swept():
+    one = record(trials=[Trial(0, "0", ["seed=0", "data_root=a"]), Trial(1, "1", ["seed=0", "data_root=b"])])
+    assert one.find(["data_root=b", "seed=0"], FREE, ["data_root"]).number == 1
+    assert one.find(["data_root=c", "seed=0"], FREE, ["data_root"]) is None
+    assert one.find(["data_root=b", "seed=0", "trainer.num_workers=1"], FREE, ["data_root"]).number == 1
+
+
 def test_passwords_are_not_stored_and_are_put_back(tmp_path):
     said = ["lr=1", "logger.mlflow.tracking_uri=http://u:pw@h"]
     record(trials=[Trial(0, "0", said)], task=said).write(tmp_path)

@@ -34,7 +34,7 @@ from vidtrain.files.escaping import shown_lines
 from vidtrain.files.folders import RunLock, check_links, is_held
 from vidtrain.runs.attempts import clear_outcome, free_cuda_memory, read_outcome, record_outcome
 from vidtrain.runs.folder import RESUMABLE, finished
-from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, changed_settings, write_trial
+from vidtrain.sweeps.record import SWEEP, SweepRecord, Trial, changed_settings, varies, write_trial
 from vidtrain.sweeps.status import (
     ENDED,
     FAULTY,
@@ -319,11 +319,14 @@ class GridSweeper(TrialSweeper):
     def run_missing(self) -> None:
         combinations = [list(combination) for combination in product(*map(values, self.overrides.values()))]
         trials = self.record.trials
+        before = [trial.overrides for trial in trials]
         if trials:
-            self.refuse(changed_settings([trial.overrides for trial in trials], combinations, RESUMABLE))
+            self.refuse(changed_settings(before, combinations, RESUMABLE))
+        # a folder that is set once may have moved; of two that are swept each has its trial
+        swept = [key for key in self.record.keys if varies(before, key) or varies(combinations, key)]
         known_before, faults = len(trials), []
         for overrides in combinations:
-            if self.record.find(overrides, RESUMABLE) is None:
+            if self.record.find(overrides, RESUMABLE, swept) is None:
                 try:
                     self.add(overrides, self.record.next_number())
                 except UserError as error:

@@ -102,10 +102,13 @@ class SweepRecord:
     def write(self, folder: Path) -> None:
         write_json_atomic(folder / SWEEP, asdict(self))
 
-    def find(self, overrides: Sequence[str], free: Sequence[str]) -> Trial | None:
-        """The trial with these overrides, in any order; keys that begin with one of `free` are ignored."""
-        identity = _identity(overrides, free)
-        return next((trial for trial in self.trials if _identity(trial.overrides, free) == identity), None)
+    def find(self, overrides: Sequence[str], free: Sequence[str], swept: Sequence[str] = ()) -> Trial | None:
+        """The trial with these overrides, in any order; keys that begin with one of `free` are ignored unless they are
+        among those `swept`."""
+        identity = _identity(overrides, free, swept)
+        return next(
+            (trial for trial in self.trials if _identity(trial.overrides, free, swept) == identity), None
+        )
 
     def complete(self, overrides: Sequence[str]) -> None:
         """Replaces addresses whose passwords are masked in the stored trials by those of the command line."""
@@ -131,10 +134,13 @@ def _check_types(*right: bool) -> None:
         raise TypeError("it holds values of wrong types")
 
 
-def _identity(overrides: Sequence[str], free: Sequence[str]) -> frozenset[str]:
-    """The overrides that identify a trial, as they are stored: without passwords and without keys in `free`."""
+def _identity(overrides: Sequence[str], free: Sequence[str], swept: Sequence[str] = ()) -> frozenset[str]:
+    """The overrides that identify a trial, as they are stored: without passwords and without keys in `free` that are
+    not `swept`."""
     return frozenset(
-        masked(override) for override in overrides if not override.lstrip("+~").startswith(tuple(free))
+        masked(override)
+        for override in overrides
+        if override.partition("=")[0] in swept or not override.lstrip("+~").startswith(tuple(free))
     )
 
 
@@ -148,7 +154,7 @@ def changed_settings(
     return [
         f"{key}: {earlier} -> {later}"
         for key, (earlier, later) in pairs.items()
-        if earlier != later and not (_varies(before, key) or _varies(now, key))  # swept before or now
+        if earlier != later and not (varies(before, key) or varies(now, key))  # swept before or now
     ]
 
 
@@ -157,7 +163,8 @@ def _shared(trials: Sequence[Sequence[str]], free: Sequence[str]) -> dict[str, s
     return dict(override.partition("=")[::2] for override in (frozenset.intersection(*sets) if sets else ()))
 
 
-def _varies(trials: Sequence[Sequence[str]], key: str) -> bool:
+def varies(trials: Sequence[Sequence[str]], key: str) -> bool:
+    """Whether trials, given by their overrides, set `key` to more than one value."""
     return len({override for trial in trials for override in trial if override.partition("=")[0] == key}) > 1
 
 
