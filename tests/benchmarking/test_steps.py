@@ -333,7 +333,7 @@ def test_the_estimate_of_a_run_in_phases():
     assert plan["epoch_training_s"] == 8
     assert plan["evaluation_s"] == 1
     assert plan["total_s"] == 22 + 3 * 1 + 2
-    assert "a step of head_only is taken to be as long as one of full" in plan["holds"]
+    assert "a step of head_only is assumed to take as long as one of full" in plan["holds"]
 
 
 def test_an_average_is_validated_too_and_a_quick_look_reads_few():

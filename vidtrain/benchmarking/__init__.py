@@ -1,9 +1,9 @@
-"""Where the time of a training step goes, and which setting would change it.
+"""Measures where the time of a training step goes, and which settings would make a run faster.
 
 Read measure.py first.
 
-measure.py   the parts of a step, the loader alone, the model alone
-variants.py  the same with other settings, so that advice is measured; processor cores that are free now
-advice.py    what bounds a run, and what to change
-report.py    parameters, FLOPs, what a whole run would take, and the tables
+measure.py   times the parts of a step, the loader alone, and the model alone
+variants.py  measures other settings, so that all advice is measured, and the processor cores that are free now
+advice.py    the bottleneck of a run, and which settings to change
+report.py    parameters, FLOPs, estimated time of a whole run, and the tables
 """

@@ -1,9 +1,10 @@
-"""What bounds a run, and which setting to change: pure functions of measured rates.
+"""The bottleneck of a run, and which settings to change: pure functions of measured rates.
 
-All rates are clips per second of all ranks: those of the loader alone, of the model alone, and of both together. The
-last is lower where one waits for the other, or where both want the same cores. Expected rates follow a model: with
-workers, the lower rate of the two, and on a CPU no more than the cores allow for the work of both; without workers, one
-after the other. A run that reaches a share of this now is expected to reach the same share after the change.
+All rates are clips per second over all ranks: of the loader alone, of the model alone, and of the run, which has both.
+The run is slower if one waits for the other, or both compete for the same cores. Expected rates are computed like this:
+without workers, loading and computing take turns, so their times add up. With workers, the rate is the lower of the
+two, and on a CPU at most what the cores allow for both. If the run now reaches only a share of the rate computed for
+its present settings, it is expected to reach the same share with others.
 """
 
 import itertools
@@ -11,17 +12,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 Setting = int | float | str | bool
-WAITS = 0.10  # share of a step spent waiting for data, from which on the model is held up
-NEAR = 0.10  # rates that differ by less are level
-CROWDED = 0.80  # of what the slower of both does alone: below it they are in each other's way
-WORTH = 1.05  # times as fast, from which on a change is advised
-COPIES = 0.40  # share of a step's work that copying to the device takes when it is what bounds
-LARGE_OPTIMIZER = 0.25  # share of a step's work from which on larger batches are named for it
+WAITS = 0.10  # if waiting for data takes at least this share of a step, the data are a bottleneck
+NEAR = 0.10  # rates that differ by less than this share count as equal
+CROWDED = 0.80  # below this share of the slower one's rate alone, loader and model compete for the cores
+WORTH = 1.05  # a change is advised if it makes the run at least this many times as fast
+COPIES = 0.40  # if copying to the device takes at least this share of a step's work, it is the bottleneck
+LARGE_OPTIMIZER = 0.25  # above this share of a step's work, larger batches are suggested for the optimizer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared copy: its `name`, how many times as fast it is read, and whether there is one already."""
+    """A prepared copy of the videos: its `name`, how many times as fast it is read, and whether it exists already."""
 
     name: str
     gain: float
@@ -30,27 +31,23 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a run. Threads, workers and cores are those of one rank.
-
-    `loaders` and `computes` hold the rates of the loader alone, by number of workers, and of the model alone, by the
-    settings that were tried (`trainer.cpu_threads` by their number in `threaded`). `served` is how many cores' work as
-    many busy processes get done here, None for all.
-    """
+    """The measurements of a run. Threads, workers and cores are those of one rank; rates are clips/s of all ranks."""
 
     device: str  # cpu, cuda
     cores: int
     workers: int
-    threads: int  # that compute on a CPU
+    threads: int  # number of computing threads on a CPU
     parts: Mapping[str, float]  # mean seconds of each part of a step
-    run: float
-    compute: float
-    loaders: Mapping[int, float]
-    served: float | None = None
+    run: float  # rate of the run
+    compute: float  # rate of the model alone
+    loaders: Mapping[int, float]  # rate of the loader alone, by number of workers
+    served: float | None = None  # `cores_served`: the number of cores that are free for this rank; None: all
+    # Rate of the model alone, by trainer.cpu_threads
     threaded: Mapping[int, float] = field(default_factory=dict)
-    computes: Mapping[str, float] = field(default_factory=dict)
+    computes: Mapping[str, float] = field(default_factory=dict)  # rate of the model alone, by other settings
     prepared: Prepared | None = None
-    checkpointing: bool = False
-    free_memory: float | None = None  # share of the GPU's that is free at the peak
+    checkpointing: bool = False  # whether activation checkpointing is on
+    free_memory: float | None = None  # share of the GPU's memory that is free at the peak
 
     @property
     def capacity(self) -> float:
@@ -63,7 +60,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`bound` is decoding, cores, transfer, compute or balanced; `text` says what it rests on."""
+    """The bottleneck: `bound` is decoding, cores, transfer, compute or balanced; `text` gives the figures for it."""
 
     bound: str
     text: str
@@ -71,9 +68,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Advice:
-    """A change of settings and the rate expected of it. `first` is a command that must be run before.
+    """A change of settings, and the rate that is expected of it.
 
-    `changes` says what of training itself another value changes; `resting` on what the expectation rests.
+    `first` is a program that must be run before. `changes` says how the settings affect training itself, or is None if
+    only its speed changes. `resting` names the measurements from which the rate is computed.
     """
 
     settings: Mapping[str, Setting]
@@ -91,39 +89,41 @@ class Advice:
         )
 
 
-# --- what bounds it ---------------------------------------------------------------------------------------
+# --- the bottleneck ---------------------------------------------------------------------------------------
 
 
 def verdict(m: Measured) -> Verdict:
-    """What bounds the run, by how long it waits for data, and by what loader and model do alone."""
+    """The bottleneck of the run, from its time waiting for data and the rates of loader and model alone."""
     total = sum(m.parts.values())
     work = total - m.parts["load"]
     waits = m.parts["load"] / total
     alone = f"alone the loader delivers {m.loader:.4g} clips/s and the model takes {m.compute:.4g}"
     shares = {part: seconds / work for part, seconds in m.parts.items() if part != "load" and seconds}
-    spent = "of a step's work " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-    crowded = (
-        f"the cores bound: {alone}, together they make {m.run:.4g}; workers ({m.workers}) and computing threads "
-        f"({m.threads}) share the cores ({m.cores}), and a step waits {waits:.0%} of its time for data"
+    shares_text = "a step's work is " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+    crowded_text = (
+        f"the cores are the bottleneck: {alone}, together they reach {m.run:.4g}; workers ({m.workers}) and computing "
+        f"threads ({m.threads}) share the cores ({m.cores}), and a step waits {waits:.0%} of its time for data"
     )
     if waits >= WAITS:
         if m.workers == 0:
             reads = f"without workers a step spends {waits:.0%} of its time reading"
-            return Verdict("decoding", f"decoding bounds: {reads}; {alone}, together {m.run:.4g}")
+            return Verdict("decoding", f"decoding is the bottleneck: {reads}; {alone}, together {m.run:.4g}")
         if m.loader <= (1 - NEAR) * m.compute:
             waiting = f"a step waits {waits:.0%} of its time for data"
-            return Verdict("decoding", f"decoding bounds: {waiting}; {alone}")
+            return Verdict("decoding", f"decoding is the bottleneck: {waiting}; {alone}")
         if m.run < CROWDED * min(m.loader, m.compute):
-            return Verdict("cores", crowded)
-        level = f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}"
-        return Verdict("balanced", level)
+            return Verdict("cores", crowded_text)
+        balanced_text = f"loader and model are balanced: a step waits {waits:.0%} for data; {alone}"
+        return Verdict("balanced", balanced_text)
     if m.device == "cpu" and m.workers > 0 and m.run < CROWDED * m.compute:
-        return Verdict("cores", crowded)
+        return Verdict("cores", crowded_text)
     if m.parts["transfer"] >= COPIES * work:
-        return Verdict("transfer", f"copying to the device bounds: {spent}; {alone}")
+        return Verdict("transfer", f"copying to the device is the bottleneck: {shares_text}; {alone}")
     if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
-        return Verdict("balanced", f"the model bounds, and the loader just keeps up: {alone}; {spent}")
-    return Verdict("compute", f"the model bounds: {alone}; {spent}")
+        return Verdict(
+            "balanced", f"the model is the bottleneck, and the loader just keeps up: {alone}; {shares_text}"
+        )
+    return Verdict("compute", f"the model is the bottleneck: {alone}; {shares_text}")
 
 
 # --- what to change ---------------------------------------------------------------------------------------
@@ -132,10 +132,10 @@ def verdict(m: Measured) -> Verdict:
 def expected(
     m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float = 1.0
 ) -> float:
-    """Clips per second of a run with this number of workers and threads.
+    """Expected clips per second of a run with this number of workers and threads.
 
-    `loader` and `compute` are the rates of its loader and its model alone; `decoding` is what a clip costs to decode,
-    as a share of what it costs now.
+    `loader` and `compute` are the rates of its loader alone and its model alone. `decoding` is the cost of decoding a
+    clip, relative to its cost now.
     """
     reached = min(1.0, m.run / _together(m, m.workers, m.loader, m.compute, m.threads, 1.0))
     return reached * _together(m, workers, loader, compute, threads, decoding)
@@ -149,15 +149,15 @@ def _together(
     slower = min(loader, compute)
     if m.device != "cpu":
         return slower
-    # seconds of a core that a clip costs: of decoding by the fewest workers measured, which crowd each other least
+    # Core-seconds to decode a clip, measured with the fewest workers, which compete least for the cores
     fewest = min(m.loaders)
     core_seconds = min(max(1, fewest), m.capacity) / m.loaders[fewest] * decoding
     return min(slower, m.capacity / (core_seconds + min(threads, m.capacity) / compute))
 
 
 def advise(m: Measured) -> list[Advice]:
-    """Changes that are expected to make the run at least `WORTH` times as fast, the best first; those that change
-    what is trained come after those that do not. All rest on what was measured; what was not is not advised."""
+    """Changes that are expected to make the run at least `WORTH` times as fast, the fastest first. Those that also
+    change the result of training come last. Only settings that were measured are advised."""
     advice = [*_processes(m), *_prepared(m), *_variants(m), *_kept_activations(m)]
     worth = [change for change in advice if change.gain >= WORTH]
     if verdict(m).bound == "transfer":
@@ -166,27 +166,27 @@ def advise(m: Measured) -> list[Advice]:
 
 
 def _processes(m: Measured) -> Iterator[Advice]:
-    """Another number of workers or of computing threads, or both, as far as they were measured; the fewest changes
-    and workers of those that are about as good as the best."""
+    """Advises another number of workers, of computing threads, or both, of those that were measured. Among those within
+    3% of the best, it takes the one with the fewest changes and workers."""
     computes = {**m.threaded, m.threads: m.compute}
-    tried = []
+    candidates = []
     for workers, threads in itertools.product(m.loaders, computes):
-        new = {"trainer.num_workers": workers, "trainer.cpu_threads": threads}
+        tried = {"trainer.num_workers": workers, "trainer.cpu_threads": threads}
         now = {"trainer.num_workers": m.workers, "trainer.cpu_threads": m.threads}
-        settings: dict[str, Setting] = {key: value for key, value in new.items() if value != now[key]}
+        settings: dict[str, Setting] = {key: value for key, value in tried.items() if value != now[key]}
         if settings:
             rate = expected(m, workers, m.loaders[workers], computes[threads], threads)
-            tried.append((rate, len(settings), workers, threads, settings))
-    if not tried:
+            candidates.append((rate, len(settings), workers, threads, settings))
+    if not candidates:
         return
-    best = max(rate for rate, *_ in tried)
-    as_good = [trial for trial in tried if trial[0] >= 0.97 * best]
+    best = max(rate for rate, *_ in candidates)
+    as_good = [trial for trial in candidates if trial[0] >= 0.97 * best]
     rate, _, workers, threads, settings = min(as_good, key=lambda trial: trial[1:4])
     resting = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
     if threads != m.threads:
         resting += f", computing threads ({threads}) take {computes[threads]:.4g}"
     if m.device == "cpu":
-        resting += f"; {m.cores} cores do the work of {m.capacity:.2g}"
+        resting += f"; {m.cores} cores do the work of {m.capacity:.2g} free ones"
     yield Advice(settings, rate, rate / m.run, resting)
 
 
@@ -206,7 +206,7 @@ CHANGES = {
 
 
 def _variants(m: Measured) -> Iterator[Advice]:
-    """Settings of the model alone that were tried."""
+    """Advises the settings with which the model alone was measured."""
     for setting, compute in m.computes.items():
         key, _, text = setting.partition("=")
         value: Setting = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
@@ -217,7 +217,7 @@ def _variants(m: Measured) -> Iterator[Advice]:
 
 def _kept_activations(m: Measured) -> Iterator[Advice]:
     if m.checkpointing and m.free_memory is not None and m.free_memory > 0.5:
-        # the backward pass makes the forward pass once more
+        # With activation checkpointing, the backward pass repeats the forward pass
         work = sum(m.parts.values()) - m.parts["load"]
         faster = m.compute * work / (work - m.parts["forward"])
         rate = expected(m, m.workers, m.loader, faster, m.threads)
@@ -226,17 +226,17 @@ def _kept_activations(m: Measured) -> Iterator[Advice]:
 
 
 NOTHING = {
-    "decoding": "no setting tried would be faster. What would: fewer frames to decode (clip.frame_step, clip.frames), "
-    "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller sources, or more cores",
-    "cores": "no setting tried would be faster: the cores are used up. What would: more cores, or a smaller run",
-    "transfer": "what is copied is uint8 from page-locked memory already; fewer or smaller frames (clip) would be less",
-    "balanced": "loader and model keep pace: a faster run needs both a faster loader and a faster model",
-    "compute": "no setting tried would be faster: a smaller model or smaller clips, or another device",
+    "decoding": "no tried setting is faster. These would be: fewer frames to decode (clip.frame_step, clip.frames), "
+    "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller videos, or more cores",
+    "cores": "no tried setting is faster, as all cores are busy. More cores or a smaller model would be",
+    "transfer": "clips are already copied as uint8 from page-locked memory; fewer or smaller frames (clip) would help",
+    "balanced": "loader and model are equally fast: a faster run needs both a faster loader and a faster model",
+    "compute": "no tried setting is faster. A smaller model, smaller clips or another device would be",
 }
 
 
 def nothing_to_change(m: Measured, bound: str) -> str:
-    """What is left where no setting that was tried makes the run faster."""
+    """A hint for a run that no tried setting makes faster."""
     share = m.parts["optimizer"] / (sum(m.parts.values()) - m.parts["load"])
     if bound == "compute" and share > LARGE_OPTIMIZER:
         return (

@@ -1,7 +1,7 @@
-"""Measures a run: the loop's own steps under a clock, the loader without them, and they without it.
+"""Measures a run: its training steps with their parts, the loader alone, and the model alone.
 
-The steps are `vidtrain.training.loop.train_step` itself, without what a run does between them: the log, validation,
-checkpoints. All ranks measure together, as they share cores and disks in training.
+A step is `vidtrain.training.loop.train_step` itself, without the log, validation and checkpoints that a run has between
+its steps. All ranks measure at the same time, as they share cores and disks in training.
 """
 
 import copy
@@ -41,21 +41,21 @@ from vidtrain.training.validation import kept_average
 
 Advance = Callable[[int], object]  # takes the number of steps, or batches, so far
 Batches = Iterator[Batch]
-ENDLESS = 2**40  # steps: more than anybody makes
-ALONE_SECONDS = 1.5  # that the loader, or the model, is measured for without the other, each time
+ENDLESS = 2**40  # number of steps of a loader that never ends
+ALONE_SECONDS = 1.5  # duration of each measurement of the loader alone or the model alone
 
 
 def changed(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
-    """`cfg` with other values."""
-    other = cfg.copy()
+    """A copy of `cfg` with `settings`."""
+    copy_of_cfg = cfg.copy()
     for key, value in settings.items():
-        OmegaConf.update(other, key, value, force_add=True)
-    return other
+        OmegaConf.update(copy_of_cfg, key, value, force_add=True)
+    return copy_of_cfg
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What was timed on this rank: seconds of the parts of each step, the clips it saw, and the wall time of all."""
+    """Timings of this rank: the seconds of each part of each step, the number of clips, and the total wall time."""
 
     parts: list[dict[str, float]]
     clips: int
@@ -66,7 +66,7 @@ class Timed:
 
 
 class PhaseSteps:
-    """The optimizer steps of the phase `name` of `run`, one at a time, as the loop makes them.
+    """Makes optimizer steps of the phase `name` of `run`, one at a time, just as the loop does.
 
     The evaluation and the checkpoints of `run` are not used. Raises `UserError` as the loop does for what cannot be
     trained.
@@ -79,19 +79,19 @@ class PhaseSteps:
         self.model = prepare_batch_norm(run.model, settings.batch_norm, run.ranks)
         average = kept_average(self.model, settings, run.phases)
         self.phase = Phase.make(run, self.model, name, average)
-        self.trained = self.phase.task.model  # the model, or heads on its encoder
+        self.trained = self.phase.task.model  # the run's model, or heads on its encoder
         self.state = TrainState()
 
     def variant(self, **parts: Any) -> Self:
         """The same steps with another `forward` or `autocast`, on the same weights."""
-        other = copy.copy(self)
-        other.phase = replace(self.phase, **parts)
-        return other
+        variant = copy.copy(self)
+        variant.phase = replace(self.phase, **parts)
+        return variant
 
     def step(self, batches: Batches, clock: StepClock) -> int:
-        """One optimizer step on the next micro-batches; returns the clips that this rank saw."""
+        """Makes one optimizer step on the next micro-batches; returns the number of clips of this rank."""
         self.phase.batches = batches
-        # schedules end with the phase, and a measurement may take longer: its last step is repeated
+        # Schedules end with the phase; if the measurement is longer, it repeats the phase's last step
         self.state.step = min(self.state.step, self.phase.total - 1)
         result = train_step(self.phase, self.state, clock)
         clock.end_step()
@@ -119,8 +119,8 @@ def time_steps(phase: PhaseSteps, batches: Batches, warmup: int, count: int, adv
 def time_compute(
     phase: PhaseSteps, batch: Batch, warmup: int, seconds: float, most: int, advance: Advance
 ) -> Timed:
-    """Steps on the same `batch`, for about `seconds`, 3 to `most` steps: as nothing is read, this is the rate of the
-    model alone. All ranks make the same number of steps."""
+    """Times the model alone: 3 to `most` steps on the same `batch`, in about `seconds`, so that nothing is read. All
+    ranks make the same number of steps."""
     same = itertools.repeat(batch)
     trial = time_steps(phase, same, max(1, warmup), 1, advance)
     slowest = max(phase.run.ranks.gather_objects(trial.seconds))
@@ -128,10 +128,10 @@ def time_compute(
 
 
 def time_loader(batches: Batches, workers: int, accumulation: int, seconds: float, advance: Advance) -> Timed:
-    """Takes batches as fast as they come, for about `seconds`, and at least two of each worker.
+    """Times the loader alone: takes batches as fast as they come, for about `seconds`, at least two of each worker.
 
-    The first of each worker is not counted: workers begin together, so theirs come together. What is left is a
-    steady stream, and nothing is read ahead when this returns. It takes whole steps.
+    The first batch of each worker is not counted: workers start together, so their first batches arrive together. When
+    this returns, all batches that were read ahead are taken. It takes all micro-batches of the last step, too.
     """
     rounds = whole(max(1, workers), accumulation)
     for _ in range(rounds):
@@ -148,7 +148,7 @@ def time_loader(batches: Batches, workers: int, accumulation: int, seconds: floa
 
 
 def whole(count: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is not below `count`."""
+    """`count`, rounded up to a multiple of `multiple`."""
     return -(-count // multiple) * multiple
 
 
@@ -161,8 +161,8 @@ def _synchronize(device: torch.device) -> None:
 
 
 def summarize(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, median and quartiles of the seconds of every part and of the whole `step`, from those of each step; and
-    their `share` of it (by means)."""
+    """Mean, median and quartiles, over `steps`, of the seconds of every part and of the whole `step`; `share` is a
+    part's mean divided by that of the step."""
     seconds = {part: [step[part] for step in steps] for part in PARTS}
     seconds["step"] = [sum(step.values()) for step in steps]
     whole_step = float(np.mean(seconds["step"]))
@@ -175,16 +175,16 @@ def summarize(steps: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float
 
 
 def slowest_rank(by_rank: Sequence[Mapping[str, Mapping[str, float]]]) -> int:
-    """The rank that the others wait for, from the summary of each.
+    """The rank that the others wait for, from the summary of each rank.
 
-    Ranks wait for each other while gradients cross, in the backward pass: the slowest is the one that takes longest
-    outside of it.
+    Ranks wait for each other in the backward pass, where gradients are averaged. So the slowest rank is the one with
+    the most time outside of it.
     """
     return int(np.argmax([parts["step"]["mean"] - parts["backward"]["mean"] for parts in by_rank]))
 
 
 def rate(by_rank: Sequence[tuple[int, float]]) -> float:
-    """Clips per second of all ranks in step with the slowest, from (clips, seconds) of each."""
+    """Clips per second of all ranks together, if all are as slow as the slowest, from (clips, seconds) of each."""
     return len(by_rank) * min(clips / seconds for clips, seconds in by_rank)
 
 
@@ -192,7 +192,7 @@ def rate(by_rank: Sequence[tuple[int, float]]) -> float:
 
 
 def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console) -> PhaseSteps:
-    """The phase to measure, of the parts that training would assemble."""
+    """The phase to measure, made of the same parts as in training."""
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = build.trained_model(cfg, len(data.classes), ranks)
     if isinstance(model, VideoClassifier):
@@ -205,7 +205,7 @@ def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console) -
 
 
 class Meter:
-    """Measures variants of a run by all ranks at once, which share cores and disks as they would in training."""
+    """Measures a run and variants of it, on all ranks at once, as they share cores and disks in training."""
 
     def __init__(self, cfg: DictConfig, data: RunData, ranks: Ranks, console: Console):
         self.cfg = cfg
@@ -216,7 +216,7 @@ class Meter:
 
     @contextmanager
     def batches(self, workers: int) -> Iterator[Batches]:
-        """Micro-batches of training, read by `workers` processes, which end with the context."""
+        """A context with the micro-batches of training, read by `workers` processes, which end with it."""
         cfg = changed(self.cfg, {"trainer.num_workers": workers})
         make, _ = build_data.train_batches(cfg, self.data.train, self.data.reading, self.ranks)
 
@@ -227,19 +227,19 @@ class Meter:
             yield batches
 
     def loader(self, workers: int, batches: Batches) -> Timed:
-        """The loader alone."""
+        """Times the loader alone, on `batches` of `workers` processes."""
         with self._shown(
             f"loader alone, {build.pluralize(workers, 'worker')}", 2 * max(1, workers)
         ) as advance:
             return time_loader(batches, workers, self.cfg.trainer.accumulation, ALONE_SECONDS, advance)
 
     def new_loader(self, workers: int) -> Timed:
-        """The same, of workers that are started for it."""
+        """Times the loader alone, with newly started workers."""
         with self.batches(workers) as batches:
             return self.loader(workers, batches)
 
     def compute(self, phase: PhaseSteps, batch: Batch, what: str = "") -> Timed:
-        """The model alone."""
+        """Times the model alone, on one batch."""
         cfg = self.cfg
         with self._shown(f"model alone{what}", cfg.steps) as advance:
             return time_compute(phase, batch, cfg.warmup, ALONE_SECONDS, cfg.steps, advance)
@@ -249,23 +249,23 @@ class Meter:
             return time_steps(phase, batches, self.cfg.warmup, count, advance)
 
     def gain(self, base: Callable[[], Timed], other: Callable[[], Timed]) -> float:
-        """How many times as fast `other` is as `base`; in turn, as the machine may be busy in between."""
+        """How many times as fast `other` is as `base`. They take turns twice, as the machine may be busy at times."""
         first, second = (base(), other()), (base(), other())
         return self.rate(first[1] + second[1]) / self.rate(first[0] + second[0])
 
     def run(self) -> float:
-        """Clips per second of a run of these settings from its beginning."""
+        """Clips per second of training steps of a new run with these settings."""
         phase = open_phase(self.cfg, self.data, self.ranks, self.console)
         with self.batches(self.workers) as batches:
             with self._shown("warming up", self.cfg.warmup) as advance:
                 time_compute(phase, next(batches), self.cfg.warmup, 0, 1, advance)
-            # what was read ahead meanwhile would make the first steps seem faster than the rest
+            # Drop what was read ahead meanwhile: it would make the first steps seem faster than the others
             for _ in range(whole(PREFETCH * self.workers, self.cfg.trainer.accumulation)):
                 next(batches)
             return self.rate(self.steps(phase, batches, self.cfg.steps))
 
     def evaluation(self, phase: PhaseSteps) -> float:
-        """Videos of the val split per second, of all ranks, workers' start included."""
+        """Videos per second of an evaluation on val, over all ranks, including the start of the workers."""
         cfg, ranks = self.cfg, self.ranks
         val = build_data.eval_data(cfg, "val", self.data.splits["val"], self.data.reading, ranks)
         most, seen = min(len(val.loader), 4 * max(1, self.workers)), 0
@@ -293,15 +293,16 @@ class Meter:
 
     @contextmanager
     def _shown(self, what: str, total: int) -> Iterator[Advance]:
-        """All ranks begin together, and the progress is shown."""
+        """A context that begins on all ranks at the same time, and shows the progress."""
         self.ranks.barrier()
         with self.console.phase(what, total):
             yield lambda done: self.console.advance(done, {}) if done <= total else None
 
 
 def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Batch]:
-    """The run as it is set: the model alone, the loader alone, and both together, in turn; and the batch that the model
-    alone was measured with. Times are those of the slowest rank."""
+    """Measures the run with its own settings: the model alone, the loader alone, and training steps, taking turns.
+
+    Returns the results, whose times are those of the slowest rank, and the batch on which the model alone ran."""
     cfg, ranks = meter.cfg, meter.ranks
     with meter.batches(meter.workers) as batches:
         batch = next(batches)
@@ -309,8 +310,8 @@ def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Batch]:
     compute, loader, timed = nothing, nothing, nothing
     reset_peak(ranks.device)
     for count in (cfg.steps // 2, cfg.steps - cfg.steps // 2):
-        # the model while no worker reads ahead beside it; the loader takes all that was read, so that steps begin
-        # with nothing in store
+        # The model runs while no workers do. The loader's measurement takes all that was read ahead, so that the steps
+        # after it begin without batches in store
         compute += meter.compute(phase, batch)
         with meter.batches(meter.workers) as batches:
             loader += meter.loader(meter.workers, batches)

@@ -1,4 +1,4 @@
-"""What a benchmark reports: settings and device, arithmetic, what a whole run would take, and the tables."""
+"""The report of a benchmark: settings and device, FLOPs, the estimated time of a whole run, and the tables."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from vidtrain.training.run import Console, Run
 from vidtrain.training.schedules import steps
 from vidtrain.training.stages import apply_phase, lora_of
 
-# --- what was measured ------------------------------------------------------------------------------------
+# --- settings, device and model ---------------------------------------------------------------------------
 
 
 def device_name(device: torch.device) -> str:
@@ -33,7 +33,7 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_settings(meter: Meter, phase: PhaseSteps) -> dict[str, Any]:
-    """The device, and the settings that a reader of the numbers asks for first."""
+    """The device, and the settings that matter most for speed."""
     cfg, ranks, trainer = meter.cfg, meter.ranks, phase.run.settings
     return {
         "device": {
@@ -58,10 +58,10 @@ def describe_settings(meter: Meter, phase: PhaseSteps) -> dict[str, Any]:
 
 
 def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[str, Any]:
-    """Parameters, FLOPs, and how much of the device's arithmetic the steps use."""
+    """Parameters, FLOPs, and the share of the device's peak FLOP/s that the steps reach."""
     cfg, ranks = meter.cfg, meter.ranks
     parameters = list(phase.trained.parameters())
-    # a model's arithmetic is the same whether activations are kept or made again
+    # FLOPs that activation checkpointing repeats are not counted, as is usual for utilization
     if "activation_checkpointing" in cfg.model.encoder:
         cfg = changed(cfg, {"model.encoder.activation_checkpointing": False})
     with torch.device("meta"):
@@ -98,14 +98,14 @@ def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """The tables, the verdict and the advice."""
+    """Prints the tables, the bottleneck and the advice."""
     parts = [
         (name, *(1000 * values[key] for key in ("mean", "median", "p25", "p75")), f"{values['share']:.1%}")
         for name, values in result["parts"].items()
     ]
     ranks, planned, flops = result["device"]["ranks"], result["estimate"], result["flops"]
-    which = f", rank {result['slowest_rank']} of {ranks}, the slowest" if ranks > 1 else ""
-    title = f"{result['steps']} steps of phase {result['phase']}{which}: milliseconds"
+    of_rank = f", rank {result['slowest_rank']} of {ranks}, the slowest" if ranks > 1 else ""
+    title = f"{result['steps']} steps of phase {result['phase']}{of_rank}: milliseconds"
     console.table(title, ("part", "mean", "median", "25%", "75%", "share"), parts)
     both = f"forward {flops['forward_per_clip'] / 1e9:.4g}, training {flops['training_per_clip'] / 1e9:.4g}"
     rows = [
@@ -138,7 +138,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _before(advice: Mapping[str, Any]) -> str:
-    """The command that must be run before: the preparing program, for a copy of a name such as short256_gop12."""
+    """The command that must be run first, if any: vidtrain.prepare, for a copy with a name such as short256_gop12."""
     if not advice["first"]:
         return ""
     short_side, gop = advice["settings"]["data.prepared"].removeprefix("short").split("_gop")
@@ -149,7 +149,7 @@ def _arithmetic(flops: Mapping[str, Any]) -> str:
     text = f"{flops['per_second_and_rank'] / 1e12:.4g} TFLOP/s"
     if flops["utilization"] is not None:
         text += f", {flops['utilization']:.1%} of the peak of {flops['peak'] / 1e12:.4g}"
-    return f"{text}; {flops['share_of_matmul']:.1%} of what a large matrix product reaches"
+    return f"{text}; {flops['share_of_matmul']:.1%} of the rate of a large matrix product"
 
 
 def _memory_text(memory: Mapping[str, int | None]) -> str:
@@ -171,10 +171,10 @@ def show_proof(proof: Mapping[str, Any], console: Console) -> None:
     console.info(f"expected {proof['expected_gain']:.2f} times as fast, measured {proof['gain']:.2f} times")
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------
+# --- FLOPs ------------------------------------------------------------------------------------------------
 
-# Dense peak TFLOP/s of tensor cores in 16 bits, and of float32 without TensorFloat-32, from NVIDIA's data sheets.
-# The first pattern that a device's name matches counts.
+# (pattern of the device's name, dense peak TFLOP/s of tensor cores in 16 bits, and of float32 without TensorFloat-32),
+# from NVIDIA's data sheets. The first matching pattern counts.
 PEAKS = (
     (r"\bH200\b", 989.0, 67.0),
     (r"\bH100 PCIe\b", 756.0, 51.0),
@@ -194,9 +194,9 @@ def _convolution_backward(
     grad_shape, input_shape, weight_shape, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups,
     output_mask, out_shape=None, **_,
 ) -> int:  # fmt: skip
-    """FLOPs of a convolution's gradients: as many for the input's and for the weight's as the forward pass has.
+    """FLOPs of a convolution's backward pass: the gradients of input and weight cost as much as the forward pass each.
 
-    PyTorch's own formula takes grouped convolutions for dense ones.
+    PyTorch's own formula counts grouped convolutions as dense ones.
     """
     positions = math.prod(input_shape if transposed else grad_shape)
     return 2 * positions * math.prod(weight_shape[1:]) * sum(output_mask[:2])
@@ -206,14 +206,14 @@ FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 def count_flops(model: nn.Module, clip: torch.Tensor) -> tuple[int, int]:
-    """FLOPs of one forward pass of `clip` float [1 n c t h w], and of a forward and backward pass of what trains.
+    """FLOPs of one forward pass of `clip` float [1 n c t h w], and of a forward and backward pass.
 
-    Counts matrix products and convolutions, two FLOPs for a multiplication with its addition; what is recomputed in
-    the backward pass counts as often as it runs. A model and a clip on the meta device take neither time nor memory.
+    Only matrix products and convolutions count, with two FLOPs per multiply-add. Operations that are recomputed in the
+    backward pass count each time. With model and clip on the meta device, this takes neither time nor memory.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)  # the counter does not stand no_grad
-    # fused attention is not counted on every device, the products that it stands for are
+    model.requires_grad_(False)  # FlopCounterMode does not work under no_grad
+    # On some devices fused attention is not counted; the math backend consists of matrix products, which are
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
         model(clip)
     for parameter in trained:
@@ -226,7 +226,7 @@ def count_flops(model: nn.Module, clip: torch.Tensor) -> tuple[int, int]:
 
 
 def known_peak(name: str, precision: str) -> float | None:
-    """Peak FLOP/s of a GPU by its `name`, in `precision` (fp32, bf16, fp16); None where it is not known."""
+    """Peak FLOP/s of the GPU `name` in `precision` (fp32, bf16, fp16); None if it is not known."""
     for pattern, half, single in PEAKS:
         if re.search(pattern, name):
             return (single if precision == "fp32" else half) * 1e12
@@ -235,7 +235,7 @@ def known_peak(name: str, precision: str) -> float | None:
 
 @torch.no_grad()
 def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """FLOP/s that the product of two large matrices reaches here and now: the best of `repeats`."""
+    """FLOP/s that a product of two large matrices reaches on this device now: the best of `repeats`."""
     size = MATMUL[device.type]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -254,10 +254,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
 def estimate(
     run: Run, measured: str, videos: Mapping[str, int], seconds: float, videos_per_s: float
 ) -> dict[str, Any]:
-    """Seconds of an epoch, an evaluation and the whole run, and what they hold.
+    """Estimated seconds of an epoch, an evaluation and the whole run, and what they include (`holds`).
 
     A step takes `seconds` in the phase `measured`, and is assumed to take as long in the others. `videos` is the number
-    of videos of each split, and `videos_per_s` how fast they are evaluated.
+    of videos of each split; an evaluation processes `videos_per_s` of them.
     """
     settings, steps_per_epoch = run.settings, run.steps_per_epoch
 
@@ -273,7 +273,7 @@ def estimate(
         evaluations += math.ceil(total / max(1, steps(settings.eval_every, total, steps_per_epoch)))
     closing = evaluation_s("test" if "test" in videos else "val")
     others = ", ".join(name for name in run.phases if name != measured)
-    assumed = f"; a step of {others} is taken to be as long as one of {measured}" if others else ""
+    assumed = f"; a step of {others} is assumed to take as long as one of {measured}" if others else ""
     early = "" if settings.patience is None else "; a phase may end early"
     return {
         "steps_per_epoch": steps_per_epoch,
@@ -283,6 +283,6 @@ def estimate(
         "evaluations": evaluations,
         "final_evaluation_s": closing,
         "total_s": training * seconds + evaluations * evaluation + closing,
-        "holds": "training steps, validations and the last evaluation; not checkpoints, compiling, nor the start of "
-        f"workers{assumed}{early}",
+        "holds": "includes training steps, validations and the final evaluation, but not checkpoints, compiling and "
+        f"the start of workers{assumed}{early}",
     }

@@ -1,5 +1,5 @@
-"""Other settings of a run, measured where they could make it faster: workers, threads, precision, batches, a prepared
-copy. Nothing is advised that was not measured here."""
+"""Measures other settings of a run that could make it faster: workers, threads, precision, batch size, a prepared
+copy. Only what was measured here is advised."""
 
 import multiprocessing
 import statistics
@@ -31,18 +31,19 @@ from vidtrain.runs.assemble import open_data
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
-KEEPS_UP = 1.2  # times the model's rate: more workers than that need no measuring
-VIDEOS = 6  # that a prepared copy is tried on
-READINGS = 3  # of each, in turn
-CROWDED_BY_OTHERS = 0.85  # share of the cores, below which others use the machine
-HALF_FREE = 0.5  # share of a GPU's memory that must be free before twice the batch is tried
+KEEPS_UP = 1.2  # once a loader is this many times as fast as the model, more workers are not measured
+VIDEOS = 6  # number of videos on which a prepared copy is tried
+READINGS = 3  # number of readings of the sources and of the copies, taking turns
+CROWDED_BY_OTHERS = 0.85  # if less than this share of the cores is free, other programs use the machine
+HALF_FREE = 0.5  # share of a GPU's memory that must be free for a trial of twice the batch
 
 
 def explore(
     meter: Meter, phase: PhaseSteps, batch: Batch, rates: dict[str, Any]
 ) -> tuple[Measured, list[str]]:
-    """What was measured, with the variants that bear on what bounds the run; and what could not be tried. `rates` are
-    those of the run as it is set."""
+    """Measures the variants that could relieve the bottleneck of the run, whose own measurements are `rates`.
+
+    Returns all measurements, and notes on what could not be tried."""
     cfg, ranks = meter.cfg, meter.ranks
     notes: list[str] = []
     memory = rates["memory"][rates["slowest_rank"]]
@@ -63,25 +64,27 @@ def explore(
     if bound in ("decoding", "cores", "balanced"):
         m = replace(m, loaders=_loaders(meter, m))
         if cfg.data.prepared is None:
-            prepared, why_not = ranks.on_main(lambda: prepared_trial(cfg, meter))
-            m, notes = replace(m, prepared=prepared), notes + why_not
+            prepared, reasons = ranks.on_main(lambda: prepared_trial(cfg, meter))
+            m, notes = replace(m, prepared=prepared), notes + reasons
     if bound in ("compute", "cores", "balanced"):
-        computes, why_not = _computes(meter, phase, batch, m)
+        computes, reasons = _computes(meter, phase, batch, m)
         m = replace(m, threaded=_threaded(meter, phase, batch, m), computes=computes)
-        notes += why_not
+        notes += reasons
     if m.served is not None:
-        served = min(m.served, _served(meter) or m.served)  # what others use now they may use then
+        # Others may use the machine at one time or the other
+        served = min(m.served, _served(meter) or m.served)
         m = replace(m, served=served)
         if served < CROWDED_BY_OTHERS * m.cores:
             notes.append(
-                f"{m.cores} cores do the work of {served:.2g}: others use this machine, all rates are lower than it "
-                "can do, and those that were measured a while apart compare badly"
+                f"{m.cores} cores do the work of {served:.2g} free ones, as other programs use this machine: all rates "
+                "are too low, and rates measured at different times are not comparable"
             )
     return m, notes
 
 
 def _served(meter: Meter) -> float | None:
-    """The cores that there are for this rank while all ranks want theirs; on a GPU it does not matter."""
+    """The number of cores that are free for this rank while all ranks are busy; None with a GPU, where it does not
+    matter."""
     if meter.ranks.device.type != "cpu":
         return None
     meter.ranks.barrier()
@@ -90,7 +93,8 @@ def _served(meter: Meter) -> float | None:
 
 
 def _loaders(meter: Meter, m: Measured) -> dict[int, float]:
-    """The loader alone with 1, 2, 4, ... workers, up to the cores, until it is well ahead of the model."""
+    """Rates of the loader alone with 1, 2, 4, ... workers, up to the number of cores, until it is `KEEPS_UP` times as
+    fast as the model."""
     counts = sorted({1, m.cores, *(2**n for n in range(10) if 2**n <= m.cores)} - {m.workers})
     rates = dict(m.loaders)
     for workers in counts:
@@ -102,7 +106,7 @@ def _loaders(meter: Meter, m: Measured) -> dict[int, float]:
 
 
 def _threaded(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> dict[int, float]:
-    """The model alone with other numbers of threads, on a CPU."""
+    """Rates of the model alone with other numbers of threads, on a CPU."""
     if m.device != "cpu":
         return {}
     counts = {1, m.cores // 2, m.cores - m.workers, m.cores} - {m.threads}
@@ -125,7 +129,7 @@ def _with_threads(count: int, trial: Callable[[], Timed]) -> Timed:
 def _computes(
     meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured
 ) -> tuple[dict[str, float], list[str]]:
-    """The model alone with other settings that leave the model as it is, and why some were not tried."""
+    """Rates of the model alone with other settings that do not change the model, and notes on those not tried."""
     trainer, ranks, notes = meter.cfg.trainer, meter.ranks, []
     trials: dict[str, Callable[[], Timed]] = {}
     if trainer.precision == "fp32":
@@ -151,13 +155,13 @@ def _computes(
         except (RuntimeError, TorchDynamoException) as error:
             if setting != "trainer.compile=true":
                 raise
-            # no compiler, or a model beyond it
+            # There is no C++ compiler, or torch.compile does not support the model
             notes.append(f"{setting} was tried and fails: {str(error).splitlines()[0]}")
     return rates, notes
 
 
 def doubled(batch: Batch) -> Batch:
-    """The samples of a batch twice."""
+    """A batch with all samples of `batch` twice."""
 
     def twice(values: torch.Tensor) -> torch.Tensor:
         both = torch.cat([values, values])
@@ -173,8 +177,8 @@ def doubled(batch: Batch) -> Batch:
 
 
 def follow(meter: Meter, advice: Advice, rounds: int) -> dict[str, Any]:
-    """Steps of the run as it is and as `advice` has it, in turn, each time begun anew: clips per second of every
-    round, and their medians."""
+    """Tests `advice`: new runs without and with it take turns. Returns the clips per second of every round, and their
+    medians."""
     changed_cfg, data = changed(meter.cfg, advice.settings), meter.data
     if any(key.startswith(("data.", "dataset.")) for key in advice.settings):
         data = open_data(changed_cfg, meter.ranks, meter.console)
@@ -199,19 +203,19 @@ def follow(meter: Meter, advice: Advice, rounds: int) -> dict[str, Any]:
 
 
 def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list[str]]:
-    """How much faster a prepared copy is read, or why it was not tried: a few videos, read by this process with none
-    beside it, of a copy there is, else of one made for the trial."""
+    """Measures how much faster a prepared copy is read, or returns notes why it was not tried. This process alone reads
+    a few videos, of an existing copy or of one that is made for the trial."""
     train = meter.data.train
     if train.columns.sources is not None:
         return None, ["a prepared copy was not tried: the dataset is a mixture"]
     few = train.subset(np.random.default_rng(0).permutation(len(train))[:VIDEOS].tolist())
     parent = prepared_folder(cfg.data_root, cfg.dataset.name, "any").parent
-    for facts in sorted(parent.glob("*/prepared.json")):
+    for description in sorted(parent.glob("*/prepared.json")):
         try:
-            copies = PreparedCopy.open(facts.parent).redirect(few)
-        except UserError:  # a copy of other videos, or not complete
+            copies = PreparedCopy.open(description.parent).redirect(few)
+        except UserError:  # the copy is of other videos, or incomplete
             continue
-        return Prepared(facts.parent.name, _gain(cfg, few, copies, meter.console), exists=True), []
+        return Prepared(description.parent.name, _gain(cfg, few, copies, meter.console), exists=True), []
     settings = PrepareConfig()
     short_side = max(settings.short_side, -(-8 * min(build.clip_size(cfg)) // 14) * 2)
     encode = EncodeSettings(short_side, settings.gop, settings.b_frames, settings.crf, settings.preset)
@@ -228,13 +232,13 @@ def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list
 
 
 def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Console) -> float:
-    """How many times as fast the clips of `copies` are read, by medians of readings in turn."""
+    """How many times as fast the clips of `copies` are read as those of `sources`, by medians of alternate readings."""
     alone = {"trainer.num_workers": 0, "trainer.batch_size": len(sources), "trainer.accumulation": 1}
     reading = build_data.Reading(VideoIndex(None, cfg.data.max_pixels, cfg.clip.sample_aspect), None)
-    here = Ranks(torch.device("cpu"))
+    this_process = Ranks(torch.device("cpu"))
     streams = []
     for manifest in (sources, copies):
-        make, _ = build_data.train_batches(changed(cfg, alone), manifest, reading, here)
+        make, _ = build_data.train_batches(changed(cfg, alone), manifest, reading, this_process)
         streams.append(iter(make(0, READINGS + 1)))
     seconds: tuple[list[float], list[float]] = ([], [])
     with console.phase("reading them", READINGS):
@@ -244,23 +248,23 @@ def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Console
                 next(stream)
                 times.append(time.perf_counter() - started)
             console.advance(number, {})
-    # the first reading looks into the files as well
+    # The first reading is left out, as it also indexes the files
     before, after = (statistics.median(times[1:]) for times in seconds)
     return before / after
 
 
-# --- cores: others may use the machine too ----------------------------------------------------------------
+# --- cores: other programs may use them, too --------------------------------------------------------------
 
 
 def cores_served(processes: int, seconds: float = 0.4, rounds: int = 3) -> float:
-    """How many times as much `processes` busy processes get done at once as one does: medians of `rounds`, in turn.
+    """How many times as much work `processes` busy processes do at once as one alone: the median of `rounds`.
 
-    It is their number where each has a core to itself, and less where others use the machine, or where cores share
-    their arithmetic.
+    It is their number if each has a core to itself, and less if other programs use the machine, or if hardware threads
+    share a core.
     """
     if processes == 1:
         return 1.0
-    with multiprocessing.get_context("fork").Pool(processes) as pool:  # which takes milliseconds
+    with multiprocessing.get_context("fork").Pool(processes) as pool:  # forking takes only milliseconds
         ratios = []
         for _ in range(rounds):
             alone = pool.apply(_sums_within, (seconds,))
@@ -269,7 +273,7 @@ def cores_served(processes: int, seconds: float = 0.4, rounds: int = 3) -> float
 
 
 def _sums_within(seconds: float) -> int:
-    """How often a small sum is done within `seconds`."""
+    """How many times a small sum is computed within `seconds`."""
     done, end = 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         sum(range(2000))
