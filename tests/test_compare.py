@@ -157,7 +157,7 @@ def test_the_same_call_gives_the_same_numbers(two):
 def test_runs_of_one_seed_say_so(two):
     found = run(two / "a0", two / "b0", out=two / "out")
     assert found["comparisons"][0]["interval_with_seeds"] is None
-    assert found["notes"][0].startswith("Run just once: recipes 1, 2.")
+    assert found["notes"][0].startswith("Run only once: recipes 1, 2.")
 
 
 def test_another_protocol_is_listed_and_not_compared(two):
@@ -168,13 +168,13 @@ def test_another_protocol_is_listed_and_not_compared(two):
     assert [each["compared"] for each in found["recipes"]] == [True, True, False]
     assert [pair["other"] for pair in found["comparisons"]] == [2]
     assert (
-        "4 clips x 1 crop, mean_logits on test (1 run). Only what was evaluated as the baseline"
+        "4 clips x 1 crop, mean_logits on test (1 run). Only runs that were evaluated like the base"
         in found["notes"][0]
     )
     assert "not compared" in (two / "out" / "report.html").read_text()
     asked = run(two / "a0", two / "b0", other, out=two / "out", across_protocols=True)
     assert [pair["other"] for pair in asked["comparisons"]] == [2, 3]
-    assert "across_protocols=true asks" in asked["notes"][0]
+    assert "because of across_protocols=true" in asked["notes"][0]
     alone = run(two / "a0", other, out=two / "alone")
     assert alone["comparisons"] == [] and "so there is no comparison" in alone["notes"][1]
     assert not (two / "alone" / "classes.png").exists()
@@ -229,7 +229,7 @@ def test_moved_videos_are_found_by_their_place_in_the_folder(two):
 def test_one_recipe(two):
     found = run(two / "a0", two / "a1", two / "a2", out=two / "out")
     assert found["recipes"][0]["label"] == "all runs" and found["comparisons"] == []
-    assert "To compare its runs with each other, say repeats=[]." in found["notes"][0]
+    assert "To compare its runs with each other, set repeats=[]." in found["notes"][0]
     apart = run(two / "a0", two / "a1", out=two / "out", repeats="[]")
     assert [each["label"] for each in apart["recipes"]] == ["seed=0", "seed=1"]
 
@@ -247,9 +247,11 @@ def test_runs_stand_beside_the_best_baseline(two, tmp_path, low, told):
     best = {"name": "mean_frame logistic", "metric": "top1", "baseline": 0.4, "run": 0.5, "low": low}
     (two / "a0" / "summary.json").write_text(json.dumps(summary | {"baselines": [best]}))
     found = run(two / "a0", two / "b0", out=tmp_path / "out")
-    named = [note for note in found["notes"] if note.startswith("Not better than the best baseline")]
+    named = [
+        note for note in found["notes"] if note.startswith("These runs are not better than the best baseline")
+    ]
     assert len(named) == told and all("mean_frame logistic 0.4000" in note for note in named)
-    assert any(note.startswith("Baselines were not known") and "b0" in note for note in found["notes"])
+    assert any(note.startswith("The baselines are not known") and "b0" in note for note in found["notes"])
     assert [row["best_baseline"] for row in found["runs"]] == [best, None]
     assert "mean_frame logistic 0.4000" in (tmp_path / "out" / "report.html").read_text()
 
@@ -433,4 +435,7 @@ def test_runs_on_other_training_data_are_other_recipes(tmp_path):
         f"The runs were not trained on the same data: {folders[2]} not on those of {folders[0]} (1 removed: "
         f"{tmp_path}/data/sit/8.mp4)."
     ) in said
-    assert f"Went on with other data in mid-run (data_changes.jsonl in their folders): {folders[1]}." in said
+    assert (
+        f"The data changed in the middle of these runs (data_changes.jsonl in their folders): {folders[1]}."
+        in said
+    )

@@ -18,34 +18,34 @@ from vidtrain.evaluation.predictions import Aligned, Predictions, align
 from vidtrain.evaluation.resampling import percentile_interval, resampled_means
 
 MEANS = ("top1", "top5", "exact_match")
-RESAMPLED = (*MEANS, *SCORES)  # the metrics that follow from predictions.csv; of others there is no interval
+RESAMPLED = (*MEANS, *SCORES)  # metrics that can be computed from predictions.csv; the others get no interval
 
-MOST_DRAWN = 1000  # classes, of which each has draws of its own
+MOST_DRAWN = 1000  # up to this number of classes, each is resampled with its own draws
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two single runs of the same seed, by McNemar's test of how many videos they get right."""
+    """McNemar's test of two single runs of the same seed, on which videos they classify correctly."""
 
-    baseline: int  # which of the baseline's runs
-    other: int
-    only_baseline: int  # videos that just this one got right
+    baseline: int  # index among the baseline's runs
+    other: int  # index among the other recipe's runs
+    only_baseline: int  # number of videos that only the baseline's run classifies correctly
     only_other: int
     p: float
 
 
 @dataclass(frozen=True)
 class ClassChange:
-    """A class in both recipes, averaged over their runs.
+    """Recall and F1 of one class in both recipes, averaged over their runs.
 
-    `interval` is that of the difference in recall under other videos and, where both recipes were run several times,
-    other seeds.
+    `interval` is the confidence interval of the difference in recall, over samples of videos and, if both recipes have
+    several runs, over seeds.
     """
 
     name: str
-    support: int
+    support: int  # number of videos with this label
     recall_baseline: float
     recall_other: float
     recall_difference: float
@@ -57,7 +57,7 @@ class ClassChange:
 
 @dataclass(frozen=True)
 class Video:
-    """A video in both recipes: the share of the runs that got it right, and what most of them took it for."""
+    """A video in both recipes: the share of runs that classify it correctly, and the most frequent prediction."""
 
     path: str
     label: str
@@ -68,25 +68,25 @@ class Video:
 
     @property
     def flipped(self) -> bool:
-        """Whether more than half of the runs got it right in just one of the recipes."""
+        """Whether more than half of the runs are correct on it in only one of the recipes."""
         return (self.baseline > 0.5) != (self.other > 0.5)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is found on the `shared` videos. Differences are the other recipe less the baseline.
+    """The comparison of two recipes on the videos that their runs share. Differences are other minus baseline.
 
-    `interval` holds under other videos, `interval_with_seeds` under other videos and other seeds; that is None where a
-    recipe was run just once. `of` lists the metric in each run, first the baseline's.
+    `interval` is the confidence interval of `difference` over samples of videos, `interval_with_seeds` over samples of
+    videos and over seeds. The latter is None if a recipe has only one run.
     """
 
     metric: str
-    shared: int
-    units: int  # what was drawn: groups, or videos
-    relabeled: int
-    unshared: list[int]
-    below_folders: bool
-    of_baseline: list[float]
+    shared: int  # number of videos
+    units: int  # number of units that were resampled: groups of videos, or videos
+    relabeled: int  # number of videos left out, as their labels differ between runs
+    unshared: list[int]  # for each run, number of videos that not all other runs have
+    below_folders: bool  # whether videos were matched by their paths below the runs' folders of videos
+    of_baseline: list[float]  # the metric of each run of the baseline
     of_other: list[float]
     difference: float
     interval: Interval
@@ -97,7 +97,7 @@ class Comparison:
 
     @property
     def widest(self) -> Interval:
-        """The interval to go by."""
+        """The interval from which conclusions are drawn: the one with seeds, if there is one."""
         return self.interval_with_seeds or self.interval
 
     @property
@@ -117,9 +117,9 @@ def compare(
     confidence: float,
     seed: int,
 ) -> Comparison | None:
-    """Compares `metric` (one of `RESAMPLED`) of two recipes' runs; None where they share no video.
+    """Compares `metric` (one of `RESAMPLED`) of two recipes' runs; None if they share no video.
 
-    `same_seed` names the (baseline's, other's) runs that are paired in McNemar's test.
+    `same_seed` holds the pairs of run indices (baseline, other) that McNemar's test compares.
     """
     shared = align([*baseline, *other])
     if not shared.paths:
@@ -150,14 +150,14 @@ def compare(
 
 
 def _difference(by_run: np.ndarray, n: int) -> np.ndarray:
-    """The mean over the last axis, r runs of which the first `n` are the baseline's: the other runs less those."""
+    """Mean of the other recipe's runs minus that of the baseline's, the first `n` of the last axis [... r]."""
     return by_run[..., n:].mean(axis=-1) - by_run[..., :n].mean(axis=-1)
 
 
 def _observe(
     shared: Aligned, metric: str, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The metric of every run on the shared videos [r], and on videos drawn from them [draws r]."""
+    """The metric of each of the r runs on the shared videos [r], and on resampled ones [draws r]."""
     if metric in MEANS:
         hits = shared.top5 if metric == "top5" else shared.correct
         return hits.mean(axis=1), resampled_means(hits, shared.groups, draws, rng)
@@ -169,22 +169,23 @@ def _observe(
 def class_changes(
     shared: Aligned, n: int, draws: int, confidence: float, rng: np.random.Generator
 ) -> list[ClassChange]:
-    """A row for every class that is labeled; the first `n` runs are the baseline's."""
+    """A row for every class that has labeled videos; the first `n` runs are the baseline's."""
     k, changes = len(shared.classes), []
     labeled = _videos_by_class(shared.labels, k)
     predicted = [_videos_by_class(marks, k) for marks in shared.predictions]
-    known: dict[tuple[bytes, ...], np.ndarray] = {}
+    means_by_change: dict[tuple[bytes, ...], np.ndarray] = {}
 
     def resample(change: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """Means [draws] of a class. Many of thousands of small classes have the same changes, and so the same draws."""
+        """Means [draws] of the changes of a class. With more than `MOST_DRAWN` classes, those with equal changes share
+        their draws, as many small classes have equal changes."""
         if k <= MOST_DRAWN or groups is not None:
             return resampled_means(change[None], groups, draws, rng)[:, 0]
         key = tuple(part.tobytes() for part in np.unique(change, return_counts=True))
-        if key not in known:
-            if len(known) == MOST_DRAWN:
-                known.clear()
-            known[key] = resampled_means(change[None], None, draws, rng)[:, 0]
-        return known[key]
+        if key not in means_by_change:
+            if len(means_by_change) == MOST_DRAWN:
+                means_by_change.clear()
+            means_by_change[key] = resampled_means(change[None], None, draws, rng)[:, 0]
+        return means_by_change[key]
 
     for number, name in enumerate(shared.classes):
         videos = labeled[number]
@@ -216,14 +217,14 @@ def class_changes(
 
 
 def _videos_by_class(marks: np.ndarray, k: int) -> list[np.ndarray]:
-    """The videos that are marked with each of k classes."""
+    """For each of k classes, the indices of the videos in `marks`, which are video * k + class."""
     videos, classes = np.divmod(marks, k)
     order = np.argsort(classes, kind="stable")
     return np.split(videos[order], np.searchsorted(classes[order], np.arange(1, k)))
 
 
 def video_changes(shared: Aligned, n: int) -> list[Video]:
-    """A row for every shared video, those that changed most first; the first `n` runs are the baseline's."""
+    """A row for every shared video, in order of decreasing change; the first `n` runs are the baseline's."""
     before, after = shared.correct[:n].mean(axis=0), shared.correct[n:].mean(axis=0)
     answers = list(zip(*shared.answers, strict=True))
     return [

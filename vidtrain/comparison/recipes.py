@@ -1,4 +1,4 @@
-"""Which settings tell runs apart, which runs are one recipe over several seeds, and which recipes are compared."""
+"""Which settings differ between runs, which runs are one recipe over several seeds, and which recipes are compared."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,27 +13,28 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.runs.folder import RESUMABLE
 
-# What changes names, speed or what is recorded, and no result
+# Settings that change only names, speed or the log, and not the results
 IGNORED = (*RESUMABLE, "name", "trainer.cpu_threads", "trainer.eval_batch_size", "trainer.log_every")
-ABSENT = "absent"  # a setting that another run's parts have and this run's lack
-UNNAMED = "default"  # a choice that no override names
-MOST_NAMED = 4  # settings in a label
-KEY_LENGTH = 16
+ABSENT = "absent"  # shown for a setting that other runs have and this run does not
+UNNAMED = "default"  # shown for a config group or experiment that no override of the run sets
+MOST_NAMED = 4  # at most so many settings are in a label
+KEY_LENGTH = 16  # longer keys are shortened in a label
 
 Settings = Mapping[str, Any]  # by dotted key
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Runs that differ in nothing but what is repeated. `runs` are their places in the list of all runs."""
+    """Runs that have the same settings, except those that are repeated, such as the seed."""
 
     number: int
     settings: dict[str, Any]  # the swept keys and their values
-    runs: list[int]
+    runs: list[int]  # indices in the list of all runs
 
 
 def differing(runs: Sequence[Settings], ignored: Collection[str]) -> dict[str, list[Any]]:
-    """The values of every key that is not the same in all runs, but for `ignored` keys and what lies below them."""
+    """The values, in each run, of every key that differs between runs. `ignored` keys and keys below them are left
+    out."""
     keys = dict.fromkeys(key for run in runs for key in run)
     values = {key: [run[key] if key in run else ABSENT for run in runs] for key in keys}
     return {
@@ -44,15 +45,15 @@ def differing(runs: Sequence[Settings], ignored: Collection[str]) -> dict[str, l
 def swept(
     runs: Sequence[Settings], overrides: Sequence[Sequence[str]], ignored: Collection[str]
 ) -> dict[str, list[Any]]:
-    """What was chosen differently, by key, with the value of each run.
+    """The choices that differ between runs, by key, with the value of each run.
 
-    These are the keys that differ. Those that only follow from another choice stand under its name: all that lies
-    below a config group by the option of the group (`augmentation=none`), and what an experiment sets by its name.
+    They are the keys of `differing`, but keys that only follow from another choice are replaced by it: the settings of
+    a config group by the group's option (`augmentation=none`), and the settings of an experiment by its name.
     """
     assigned = [_assignments(run) for run in overrides]
     differ = differing(runs, ignored)
     explicit = {key for run in assigned for key in run}
-    # a choice is an override of what is no single setting: a group, or an experiment
+    # An override whose key is not a single setting chooses a config group or an experiment
     single = {key for run in runs for key in run}
     choices: dict[str, list[Any]] = {
         name: [run[name] if name in run else UNNAMED for run in assigned]
@@ -76,7 +77,7 @@ def swept(
 
 
 def _may_set(choice: str, key: str, single: Collection[str]) -> bool:
-    """Whether a key is below the group of a choice; an experiment has no settings of its own, and may set any."""
+    """Whether `choice` may set `key`: a config group sets the keys below it; an experiment may set any key."""
     node = f"{choice.partition('@')[2] or choice}."
     return key.startswith(node) or not any(name.startswith(node) for name in single)
 
@@ -88,7 +89,7 @@ def _follows(row: Sequence[Any], options: Sequence[Any]) -> bool:
 
 
 def _name_alike(options: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """The options by run; runs with equal settings get one name, and rather the one that was given."""
+    """The option of each run. Runs with equal settings get the same one, preferably one that an override names."""
     alike = list(zip(*map(_texts, rows), strict=True))
     names: dict[tuple[str, ...], Any] = {}
     for settings, option in zip(alike, options, strict=True):
@@ -105,13 +106,13 @@ def recipes(
 ) -> tuple[dict[str, list[Any]], list[Recipe]]:
     """The swept keys with every run's value, and the recipes in the order of their first runs.
 
-    Runs are of one recipe where all settings are equal but the `ignored` ones, and `apart` too, which is what else
-    must not be mixed (how a run was evaluated).
+    Runs belong to one recipe if all their settings except the `ignored` ones are equal, and their values of `apart`,
+    such as how they were evaluated.
     """
     differ, keys = differing(settings, ignored), swept(settings, overrides, ignored)
     members: dict[tuple[str, ...], list[int]] = {}
-    for run, what in enumerate(apart):
-        members.setdefault(_texts([what, *(row[run] for row in differ.values())]), []).append(run)
+    for run, kind in enumerate(apart):
+        members.setdefault(_texts([kind, *(row[run] for row in differ.values())]), []).append(run)
     return keys, [
         Recipe(number, {key: row[runs[0]] for key, row in keys.items()}, runs)
         for number, runs in enumerate(members.values(), start=1)
@@ -119,8 +120,8 @@ def recipes(
 
 
 def labels(grouped: Sequence[Recipe], compared: Collection[int]) -> dict[int, str]:
-    """A label for every recipe by number. Those that are `compared` are told by what differs between them, others by
-    all that was swept; with nothing to tell it is empty.
+    """A label for every recipe, by number. Recipes in `compared` are labeled by the settings that differ between them,
+    all others by all swept settings. Without any, the label is empty.
     """
     keys = list(grouped[0].settings)
     among = [recipe.settings for recipe in grouped if recipe.number in compared]
@@ -134,15 +135,15 @@ def labels(grouped: Sequence[Recipe], compared: Collection[int]) -> dict[int, st
 
 
 def label(settings: Settings) -> str:
-    """`lr=0.001, augmentation=none`"""
-    parts = [f"{_cut(key)}={_plain(value)}" for key, value in settings.items()]
-    if len(parts) > MOST_NAMED:
-        parts = [*parts[: MOST_NAMED - 1], f"and {len(parts) - MOST_NAMED + 1} more"]
-    return ", ".join(parts)
+    """Settings as a short text, such as `lr=0.001, augmentation=none`."""
+    assignments = [f"{_cut(key)}={_plain(value)}" for key, value in settings.items()]
+    if len(assignments) > MOST_NAMED:
+        assignments = [*assignments[: MOST_NAMED - 1], f"and {len(assignments) - MOST_NAMED + 1} more"]
+    return ", ".join(assignments)
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key its shortest end that no other key ends with."""
+    """For each dotted key, the shortest of its endings that is no ending of another key."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -179,33 +180,34 @@ def _texts(row: Iterable[Any]) -> tuple[str, ...]:
     return tuple(map(str, row))
 
 
-# --- what there is to compare -----------------------------------------------------------------------------
+# --- the recipes to compare -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared: the runs as recipes, and the recipes that may be compared with the baseline, which is one of
-    them. `keys` are the swept settings with every run's value."""
+    """The runs, grouped into recipes, and how to compare them."""
 
     settings: CompareConfig
     runs: Sequence[Run]
     recipes: Sequence[Recipe]
-    keys: Mapping[str, Sequence[Any]]
+    keys: Mapping[str, Sequence[Any]]  # the swept keys, with every run's value
     baseline: Recipe
-    alike: Sequence[Recipe]
+    alike: Sequence[Recipe]  # recipes that may be compared with the baseline, which is one of them
     metric: str
-    tested: str  # the metric that intervals are of
+    tested: str  # the metric whose intervals are computed, as it follows from predictions.csv
 
     def runs_of(self, recipe: Recipe) -> list[Run]:
         return [self.runs[place] for place in recipe.runs]
 
     def repeat_of(self, run: Run) -> dict[str, Any]:
-        """Its values of what is repeated, such as the seed."""
+        """The run's values of the settings that are repeated, such as the seed."""
         return {key: run.settings.get(key) for key in self.settings.repeats}
 
 
 def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
-    """Raises `UserError` for a metric that not all runs report and for a baseline that is none of the runs."""
+    """Groups the runs into recipes, and chooses metric and baseline.
+
+    Raises `UserError` for a metric that not all runs report, and for a baseline that is none of the runs."""
     metric = _metric(runs, settings.metric)
     keys, grouped = _recipes(runs, settings)
     place = _place_of_baseline(runs, settings.baseline)
@@ -228,29 +230,33 @@ def _metric(runs: Sequence[Run], wanted: str | None) -> str:
             f"the runs do not share top1 or exact_match; choose metric= from {', '.join(shared) or 'none'}"
         )
     if metric not in shared:
-        lacking = next(
+        not_reported = next(
             (f"{run.folder} does not report it" for run in runs if metric not in run.metrics), None
         )
-        why = lacking or "it is not known which way is better"
-        raise UserError(f"metric={metric}: {why}{suggest(metric, shared)}")
+        reason = not_reported or "it is not known which way is better"
+        raise UserError(f"metric={metric}: {reason}{suggest(metric, shared)}")
     if all(run.metrics[metric] is None for run in runs):
         raise UserError(f"metric={metric} is not a number in any of the runs; choose another")
     return metric
 
 
 def _recipes(runs: Sequence[Run], settings: CompareConfig) -> tuple[dict[str, list[Any]], list[Recipe]]:
-    """Recipes by settings. Runs whose settings are all the same are told apart by their training data, and where all
-    are one recipe by their code, if that differs."""
-    own, ignored = [run.settings for run in runs], ignored_keys(settings)
+    """The swept keys and the recipes. If runs with equal settings have different training data, these count as a
+    setting, and so does the commit if all runs would otherwise be one recipe."""
+    run_settings, ignored = [run.settings for run in runs], ignored_keys(settings)
     overrides, how = [run.overrides for run in runs], [run.how for run in runs]
-    keys, grouped = recipes(own, overrides, how, ignored)
+    keys, grouped = recipes(run_settings, overrides, how, ignored)
     data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
     if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in grouped):
-        own = [{**values, "training data": digest} for values, digest in zip(own, data, strict=True)]
-        keys, grouped = recipes(own, overrides, how, ignored)
+        run_settings = [
+            {**values, "training data": digest} for values, digest in zip(run_settings, data, strict=True)
+        ]
+        keys, grouped = recipes(run_settings, overrides, how, ignored)
     if len(grouped) == 1 and len({run.commit for run in runs}) > 1:
-        own = [{**values, "commit": run.commit} for values, run in zip(own, runs, strict=True)]
-        keys, grouped = recipes(own, overrides, how, ignored)
+        run_settings = [
+            {**values, "commit": run.commit} for values, run in zip(run_settings, runs, strict=True)
+        ]
+        keys, grouped = recipes(run_settings, overrides, how, ignored)
     return keys, grouped
 
 
@@ -259,7 +265,7 @@ def ignored_keys(settings: CompareConfig) -> tuple[str, ...]:
 
 
 def _place_of_baseline(runs: Sequence[Run], wanted: str | None) -> int:
-    """The place of the baseline's run among all."""
+    """The index of the baseline's run among all runs."""
     if wanted is None:
         return 0
     folders = [run.folder.resolve() for run in runs]
@@ -275,7 +281,7 @@ def recipe_of(grouped: Sequence[Recipe], run: int) -> Recipe:
 
 
 def same_seeds(study: Study, other: Recipe) -> list[tuple[int, int]]:
-    """The runs of the baseline and of another recipe that share what is repeated, each taken once."""
+    """Pairs of run indices (baseline, other) with equal repeated settings, such as the seed; each run is used once."""
     if len(study.baseline.runs) == len(other.runs) == 1:
         return [(0, 0)]
     free = {b: study.repeat_of(run) for b, run in enumerate(study.runs_of(other))}

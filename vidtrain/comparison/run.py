@@ -1,4 +1,4 @@
-"""From the runs that were read to one summary of how they compare: plain data, for the tables, charts and the page."""
+"""Compares all runs and returns one summary, as plain data for the tables, the charts and the page."""
 
 import os
 from collections import Counter
@@ -25,13 +25,13 @@ from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.files.escaping import shown_some
 from vidtrain.tracking.console import Console, NullConsole
 
-SHOWN_FLIPS = 200
-FEWEST_TRIALS = 3  # recipes from which on it is a sweep
-LISTED = 8  # runs or recipes in a note
+SHOWN_FLIPS = 200  # at most so many videos whose prediction changed are in the summary
+FEWEST_TRIALS = 3  # so many recipes or more are treated as a sweep
+LISTED = 8  # at most so many runs or recipes are named in a note
 
 Plain = dict[str, Any]
-Comparisons = Mapping[int, Comparison]  # with the baseline, by the number of the other recipe
-ChangedVideo = tuple[int, int, Plain]  # (baseline, other recipe, the video)
+Comparisons = Mapping[int, Comparison]  # comparisons with the baseline, by the number of the other recipe
+ChangedVideo = tuple[int, int, Plain]  # (number of the baseline, number of the other recipe, video)
 
 
 def compare_runs(
@@ -39,9 +39,9 @@ def compare_runs(
 ) -> tuple[Plain, list[ChangedVideo]]:
     """Groups runs into recipes and compares every recipe with the baseline, on the videos that they share.
 
-    Returns the summary, and what is too long for it: the videos that came out differently. `is_sweep` says whether
-    the runs are the trials of one. Raises `UserError` for a metric that not all runs report and for a baseline that is
-    none of the runs.
+    Returns the summary, and all videos whose results differ, a list that is too long for the summary. `is_sweep` says
+    whether the runs are the trials of one sweep. Raises `UserError` for a metric that not all runs report, and for a
+    baseline that is none of the runs.
     """
     study = study_of(runs, settings)
     others = [recipe for recipe in study.alike if recipe is not study.baseline]
@@ -69,16 +69,16 @@ def compare_runs(
     return _summary(study, comparisons, is_sweep), rows
 
 
-# --- as plain data ----------------------------------------------------------------------------------------
+# --- the summary, as plain data ---------------------------------------------------------------------------
 
 
 def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
     settings, baseline, metric = study.settings, study.baseline, study.metric
     compared = [recipe for recipe in study.recipes if recipe is baseline or recipe.number in comparisons]
-    held = {recipe.number for recipe in compared}
+    compared_numbers = {recipe.number for recipe in compared}
     known = [run for recipe in compared for run in recipe.runs if study.runs[run].metrics[metric] is not None]
     is_sweep = len(compared) >= (2 if of_a_sweep else FEWEST_TRIALS)
-    names, recipe_labels = _names(study.runs), labels(study.recipes, held)
+    names, recipe_labels = _names(study.runs), labels(study.recipes, compared_numbers)
     return {
         "metric": metric,
         "tested": study.tested,
@@ -93,7 +93,7 @@ def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
         "recipes": [
             {
                 **_recipe(study, recipe, recipe_labels[recipe.number], names),
-                "compared": recipe.number in held,
+                "compared": recipe.number in compared_numbers,
             }
             for recipe in study.recipes
         ],
@@ -110,7 +110,7 @@ def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
 
 
 def _importance(study: Study, known: Sequence[int]) -> list[Plain]:
-    """What each setting, or what is repeated, accounts for between the `known` runs."""
+    """The importance of each swept or repeated setting for the metric, over the `known` runs, which have it."""
     values = [value for run in known if (value := study.runs[run].metrics[study.metric]) is not None]
     repeated = [study.repeat_of(study.runs[run]) for run in known]
     rows = {key: [row[run] for run in known] for key, row in study.keys.items()}
@@ -120,8 +120,8 @@ def _importance(study: Study, known: Sequence[int]) -> list[Plain]:
 
 
 def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
-    """The recipe that is the best on val in the mean of its runs, which is how one chooses; None where runs were not
-    selected by the same metric."""
+    """The recipe with the best mean over runs on val, by which a recipe should be chosen; None if the runs monitored
+    different metrics."""
     monitors = {run.monitor for recipe in compared for run in study.runs_of(recipe)}
     if len(monitors) != 1:
         return None
@@ -132,7 +132,7 @@ def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders of runs, below what they have in common."""
+    """The folders of runs, relative to their common parent."""
     folders = [os.path.abspath(run.folder) for run in runs]
     common = os.path.commonpath([os.path.dirname(folder) for folder in folders])
     return [os.path.relpath(folder, common) for folder in folders]
@@ -200,7 +200,7 @@ def _comparison(pair: Comparison, baseline: int, other: int) -> Plain:
     }
 
 
-# --- what a reader must know before believing it ----------------------------------------------------------
+# --- notes: what limits the conclusions -------------------------------------------------------------------
 
 
 def _notes(study: Study, comparisons: Comparisons) -> Iterator[str]:
@@ -228,14 +228,14 @@ def _on_protocols(study: Study) -> Iterator[str]:
             for how, count in counts.items()
         )
         consequence = (
-            "They are compared anyway, as across_protocols=true asks: a difference may come from that alone."
+            "They are compared anyway, because of across_protocols=true: a difference may come from that alone."
             if study.settings.across_protocols
-            else "Only what was evaluated as the baseline was is compared with it. To make runs alike, evaluate their "
-            "checkpoints again with python -m vidtrain.evaluate; or say across_protocols=true."
+            else "Only runs that were evaluated like the baseline are compared with it. To compare the others, "
+            "evaluate their checkpoints again with python -m vidtrain.evaluate, or set across_protocols=true."
         )
         yield f"The runs were evaluated in different ways: {listed}. {consequence}"
     if len(study.alike) == 1 and len(study.recipes) > 1:
-        yield "Nothing else was evaluated as the baseline was, so there is no comparison."
+        yield "No other recipe was evaluated like the baseline, so there is no comparison."
 
 
 def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
@@ -244,13 +244,11 @@ def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
     if disjoint:
         yield f"No video is shared with the baseline by {_list_recipes(disjoint)}."
     if study.metric != study.tested:
-        yield (
-            f"Intervals are of {study.tested}: predictions.csv does not hold what {study.metric} is made of."
-        )
+        yield f"Intervals are of {study.tested}, as {study.metric} cannot be computed from predictions.csv."
     for number, pair in comparisons.items():
         if any(pair.unshared) or pair.relabeled:
-            read = pair.shared + pair.relabeled + max(pair.unshared)
-            also = f"; one run read up to {read}" if any(pair.unshared) else ""
+            most_read = pair.shared + pair.relabeled + max(pair.unshared)
+            also = f"; one run read up to {most_read}" if any(pair.unshared) else ""
             also += f"; {pair.relabeled} more are labeled differently and left out" if pair.relabeled else ""
             yield (
                 f"Recipe {number} is compared on the {pair.shared} videos that all runs of it and of the baseline "
@@ -261,7 +259,7 @@ def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
 
 
 def _on_data(runs: Sequence[Run]) -> Iterator[str]:
-    """What the splits of the runs held when they were started, as their folders say."""
+    """Notes on differences between the runs' splits, as recorded in their folders at the start."""
     from vidtrain.runs.data import difference
 
     for split, use in (("train", "trained"), ("val", "selected"), ("test", "evaluated")):
@@ -271,44 +269,44 @@ def _on_data(runs: Sequence[Run]) -> Iterator[str]:
                 by_digest.setdefault(run.digests[split], []).append(run)
         first, *others = list(by_digest.values()) or [[]]
         for other in others[:LISTED]:
-            what = difference(first[0].folder, other[0].folder, split)
-            named = shown_some([run.folder for run in other], LISTED)
+            difference_text = difference(first[0].folder, other[0].folder, split)
+            folders = shown_some([run.folder for run in other], LISTED)
             yield (
-                f"The runs were not {use} on the same data: {named} not on those of {first[0].folder}"
-                f"{f' ({what})' if what else ''}."
+                f"The runs were not {use} on the same data: {folders} not on those of {first[0].folder}"
+                f"{f' ({difference_text})' if difference_text else ''}."
             )
     changed = [run.folder for run in runs if run.data_changed]
     if changed:
-        named = shown_some(changed, LISTED)
-        yield f"Went on with other data in mid-run (data_changes.jsonl in their folders): {named}."
+        folders = shown_some(changed, LISTED)
+        yield f"The data changed in the middle of these runs (data_changes.jsonl in their folders): {folders}."
 
 
 def _on_baselines(runs: Sequence[Run]) -> Iterator[str]:
-    """Whether the runs are better than what learns nothing from video."""
+    """Notes on runs that are not better than the baselines, which learn nothing from video."""
     with_best = [(run.folder, run.beside[0]) for run in runs if run.beside]
-    named = [
+    not_better = [
         f"{folder} ({best['run']:.4f}; {best['name']} {best['baseline']:.4f})"
         for folder, best in with_best
         if best["low"] <= 0
     ]
-    if named:
-        yield f"Not better than the best baseline by more than chance: {shown_some(named, LISTED)}."
+    if not_better:
+        yield f"These runs are not better than the best baseline by more than chance: {shown_some(not_better, LISTED)}."
     without = [run.folder for run in runs if not run.beside]
     if with_best and without:
-        yield f"Baselines were not known, or are of another split: {shown_some(without, LISTED)}."
+        yield f"The baselines are not known, or are of another split, for {shown_some(without, LISTED)}."
 
 
 def _on_seeds(study: Study, comparisons: Comparisons) -> Iterator[str]:
     repeated = ", ".join(study.settings.repeats)
     if len(study.recipes) == 1:
         over = f", repeated over {repeated}" if repeated else ""
-        advice = " To compare its runs with each other, say repeats=[]." if repeated else ""
+        advice = " To compare its runs with each other, set repeats=[]." if repeated else ""
         yield f"All runs are one recipe{over}.{advice}"
     once = [recipe.number for recipe in study.alike if len(recipe.runs) == 1]
     if once and comparisons:
         yield (
-            f"Run just once: {_list_recipes(once)}. Their intervals tell what other videos would change, and not what "
-            "another seed would."
+            f"Run only once: {_list_recipes(once)}. Their intervals include the choice of videos, but not that of the "
+            "seed."
         )
     twice = [
         recipe.number
@@ -328,7 +326,7 @@ def _on_runs(runs: Sequence[Run]) -> Iterator[str]:
         yield f"The runs were made by different code: {', '.join(commits)}."
     selected = sorted({run.split for run in runs if run.split.startswith("val")})
     if selected:
-        yield f"Numbers on {', '.join(selected)} selected the checkpoints too, so they are too good."
+        yield f"Numbers on {', '.join(selected)} are too good, as the checkpoints were selected by them."
     incomplete = [f"{run.folder} {run.coverage}" for run in runs if len(set(run.coverage.split("/"))) > 1]
     if incomplete:
         yield f"Not every video could be read: {shown_some(incomplete, LISTED)}."

@@ -1,4 +1,4 @@
-"""What finished runs left in their folders, for programs that look at several of them."""
+"""Finds and reads the folders of finished runs."""
 
 import glob
 import math
@@ -18,10 +18,10 @@ from vidtrain.sweeps.record import SWEEP, TRIAL, SweepRecord
 from vidtrain.sweeps.status import shortened
 from vidtrain.tracking.run_log import each_metric
 
-if TYPE_CHECKING:  # --help should not wait for numpy
+if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
     from vidtrain.evaluation.predictions import Predictions
 
-MOST_FAULTS = 8  # that are listed
+MOST_FAULTS = 8  # at most so many runs that cannot be read are listed
 ENDED_AS = {
     FAULTY: "failed",
     DIVERGED: "diverged",
@@ -31,7 +31,7 @@ ENDED_AS = {
 
 
 class How(NamedTuple):
-    """How a run was evaluated; with `several` labels a video or with one."""
+    """How a run was evaluated. `several` says whether videos may have several labels."""
 
     split: str
     protocol: str
@@ -42,15 +42,15 @@ class How(NamedTuple):
 class Run:
     """A finished run. `metrics` are those of the evaluation of `split`; `history` holds the validations, oldest first.
 
-    `commit` is the code that it was made with, with a mark where that had been changed, or None where it is not known.
-    `beside` are the baselines of its split, the best first, as a run closes beside them; empty where none were known.
+    `commit` is the code of the run, followed by "with changes" if it differed from the commit; None if not known.
+    `beside` holds the results of the baselines on its split, the best first; empty if none are known.
     """
 
     folder: Path
     settings: dict[str, Any]
     overrides: list[str]
     monitor: str
-    best: float  # of monitor, on val
+    best: float  # best value of `monitor` on val
     best_step: int
     steps: int
     minutes: float
@@ -61,8 +61,8 @@ class Run:
     history: list[dict[str, Any]]
     predictions: "Predictions"
     commit: str | None
-    digests: dict[str, str]  # of what its splits held, where it says so
-    data_changed: bool  # whether it went on with other data in mid-run
+    digests: dict[str, str]  # digest of the data by split, if recorded
+    data_changed: bool  # whether it was resumed with changed data
     beside: list[dict[str, Any]]
 
     @property
@@ -70,14 +70,14 @@ class Run:
         return How(self.split, self.protocol, self.predictions.several)
 
     def validated(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric on val."""
+        """(step, value) of a metric in each validation that has it."""
         key = f"val/{metric}"
         return [(row["step"], row[key]) for row in self.history if key in row and row[key] is not None]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Folders of finished runs, and those that were left out with the reason why."""
+    """Folders of finished runs, folders of runs that were left out with the reason, and folders of sweeps."""
 
     runs: list[Path]
     left_out: list[tuple[Path, str]]
@@ -85,12 +85,12 @@ class Found:
 
 
 def find_runs(places: Sequence[str]) -> Found:
-    """The finished runs in `places`: run folders, folders that hold some at any depth, or patterns of those.
+    """The finished runs in `places`: run folders, folders that hold some at any depth, or glob patterns of these.
 
-    An unfinished run is left out where a folder or a pattern led to it. Raises `UserError` with all that is wrong: a
-    place that is absent or holds no run, or an unfinished run that was named itself.
+    An unfinished run is left out if a folder or a pattern led to it. Raises one `UserError` for all faults: a place
+    that is absent or holds no run, or an unfinished run that is itself one of `places`.
     """
-    runs: dict[Path, Path] = {}  # by what a link leads to
+    runs: dict[Path, Path] = {}  # by resolved path, so that links to a run do not count twice
     left_out: dict[Path, str] = {}
     sweeps: list[Path] = []
     faults = []
@@ -117,8 +117,8 @@ def find_runs(places: Sequence[str]) -> Found:
 
 
 def _runs_below(folder: Path, sweeps: list[Path]) -> list[Path]:
-    """Run folders; of a sweep, which is added to `sweeps`, all trials in order, those included that did not begin. A
-    run folder holds no others."""
+    """The run folders in `folder`. For a sweep, which is added to `sweeps`, these are all its trials in order, even if
+    they have not begun. A run folder is not searched for others."""
     if (folder / SWEEP).is_file():
         sweeps.append(folder)
         return [folder / trial.folder for trial in SweepRecord.read(folder).trials]
@@ -151,7 +151,7 @@ def _progress(folder: Path) -> str:
 
 
 def read_run(folder: Path, split: str | None) -> Run:
-    """Reads a finished run, and its evaluation below eval/`split`; None is the one that it closed with.
+    """Reads a finished run, and its evaluation in eval/`split`; None means the evaluation at the end of the run.
 
     Raises `UserError` naming the file that is absent or damaged.
     """
@@ -161,8 +161,8 @@ def read_run(folder: Path, split: str | None) -> Run:
     summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
     if "pretraining" in summary:
         raise UserError(
-            f"{folder} is a run of pretraining, which answers nothing that could be compared; compare the classifiers "
-            "that start from it"
+            f"{folder} is a run of pretraining, which makes no predictions to compare; compare the classifiers that "
+            "start from it"
         )
     closing = folder / "eval" / (split or summary["split"])
     if not closing.is_dir():
@@ -186,7 +186,7 @@ def read_run(folder: Path, split: str | None) -> Run:
         protocol=evaluated["protocol"],
         coverage=evaluated["coverage"],
         metrics={
-            # JSON of metrics may hold NaN, of what was nothing to measure in
+            # metrics.json may hold NaN for a metric that is undefined on these videos
             name: value if isinstance(value, int | float) and math.isfinite(value) else None
             for name, value in metrics.items()
         },
@@ -195,13 +195,13 @@ def read_run(folder: Path, split: str | None) -> Run:
         commit=_commit(folder / "git.json"),
         digests=_digests(folder / "dataset.json"),
         data_changed=(folder / CHANGES).is_file(),
-        # runs from before there were baselines have none
+        # older runs have no baselines
         beside=summary.get("baselines", []) if closing.name == summary["split"] else [],
     )
 
 
 def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int], None]) -> list[Run]:
-    """`read_run` of every folder. Raises one `UserError` for all that cannot be read."""
+    """Reads all runs (`read_run`). Raises one `UserError` for all that cannot be read."""
     runs, faults = [], []
     for number, folder in enumerate(folders, start=1):
         try:
@@ -219,11 +219,11 @@ def _raise_all(faults: Sequence[str]) -> None:
 
 
 def _read(path: Path, *needed: str) -> dict[str, Any]:
-    return read_json(path, "leave the run out, or take it from where it was made", needed)
+    return read_json(path, "leave the run out, or copy the file again from where the run was made", needed)
 
 
 def _digests(path: Path) -> dict[str, str]:
-    digests = _read(path).get("digests") if path.is_file() else None  # older runs record none
+    digests = _read(path).get("digests") if path.is_file() else None  # older runs have none
     return {str(split): str(digest) for split, digest in digests.items()} if isinstance(digests, dict) else {}
 
 

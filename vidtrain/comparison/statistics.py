@@ -1,4 +1,4 @@
-"""How sure a difference is, and what explains differences between runs."""
+"""The uncertainty of a difference, and the share of differences between runs that each setting explains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import numpy as np
 
 from vidtrain.evaluation.resampling import draw_weights
 
-MOST_BINS = 4
-RUNS_PER_BIN = 3
+MOST_BINS = 4  # numbers that hardly repeat are put into at most so many bins
+RUNS_PER_BIN = 3  # at least
 
 
-# --- scores that are no mean over videos ------------------------------------------------------------------
+# --- scores that are not means over videos ----------------------------------------------------------------
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0)
 
 
-# From hits, labels and predictions of each class [b k] to ratios [b k]
+# Functions of the counts of hits, labels and predictions of each class [b k], to ratios [b k]
 RATIOS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "precision": lambda hits, labeled, predicted: _ratio(hits, predicted),
     "recall": lambda hits, labeled, predicted: _ratio(hits, labeled),
@@ -33,13 +33,15 @@ SCORES = (
 
 
 def _score(metric: str, hits: np.ndarray, labeled: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """One of `SCORES` [b], as vidtrain.evaluation defines them: what is undefined counts 0, and a class that is neither
-    labeled nor predicted does not count."""
+    """One of `SCORES` [b], as vidtrain.evaluation defines them: an undefined ratio is 0, and a class that is neither
+    labeled nor predicted is left out of the mean."""
     ratio, _, mean = metric.rpartition("_")
     if metric == "balanced_accuracy":
         ratio, weights = "recall", (labeled > 0).astype(np.float64)
     elif mean == "micro":
-        hits, labeled, predicted = (of.sum(axis=1, keepdims=True) for of in (hits, labeled, predicted))
+        hits, labeled, predicted = (
+            counts.sum(axis=1, keepdims=True) for counts in (hits, labeled, predicted)
+        )
         return RATIOS[ratio](hits, labeled, predicted)[:, 0]
     else:
         weights = labeled if mean == "weighted" else (labeled + predicted > 0).astype(np.float64)
@@ -49,9 +51,9 @@ def _score(metric: str, hits: np.ndarray, labeled: np.ndarray, predicted: np.nda
 def scores(
     metric: str, labels: np.ndarray, predictions: Sequence[np.ndarray], k: int, weights: np.ndarray
 ) -> np.ndarray:
-    """A score of `SCORES` [b r] of r runs on videos that count `weights` [b v] times.
+    """A score of `SCORES` [b r], of r runs, for b weightings of the v videos: `weights` [b v].
 
-    `labels` and every run's `predictions` are sorted marks video * k + class, one for each label of a video.
+    `labels` and every run's `predictions` are sorted numbers video * k + class, one for each label of a video.
     """
     labeled = _sum_by_class(weights, labels, k)
     columns = []
@@ -70,7 +72,7 @@ def resampled_scores(
     draws: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """`scores` [draws r] over units drawn with replacement; `units` [v] says of each video which it belongs to."""
+    """`scores` [draws r] over units drawn with replacement; `units` [v] is the unit of each video."""
     once = np.ones(units.max() + 1, dtype=np.int64)
     return np.concatenate(
         [
@@ -81,7 +83,7 @@ def resampled_scores(
 
 
 def _sum_by_class(weights: np.ndarray, marks: np.ndarray, k: int) -> np.ndarray:
-    """Sums [b k] over the marks of each class of their videos' `weights` [b v]."""
+    """For each of k classes, the sum [b k] of the `weights` [b v] of the videos that `marks` give the class."""
     videos, classes = np.divmod(marks, k)
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
@@ -91,25 +93,25 @@ def _sum_by_class(weights: np.ndarray, marks: np.ndarray, k: int) -> np.ndarray:
     return sums
 
 
-# --- what is made of the draws ----------------------------------------------------------------------------
+# --- tests and spread -------------------------------------------------------------------------------------
 
 
 def seed_noise(scores: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """How far the mean of n runs [n] may lie from that of all seeds: [draws].
+    """Draws [draws] of the error of the mean of n runs, `scores` [n], as an estimate of the mean over all seeds.
 
-    By Student's t of n - 1 degrees of freedom times the standard error. The difference of two such draws has Behrens'
-    and Fisher's distribution, which asks for no equal spread (Fisher, 1935). Drawing the runs themselves with
-    replacement would, of three seeds, give little more than a third of the width that is due.
+    They are Student's t with n - 1 degrees of freedom times the standard error. The difference of two such draws has
+    the Behrens-Fisher distribution, which does not assume equal variances (Fisher, 1935). A bootstrap over the runs
+    would, with three seeds, give little more than a third of the correct width.
     """
     n = len(scores)
     return rng.standard_t(n - 1, draws) * scores.std(ddof=1) / np.sqrt(n)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """(videos that only the first got right, only the second, p) from correctness bool [v] of two runs.
+    """(videos on which only the first is correct, only the second, p) from correctness bool [v] of two runs.
 
-    p is two-sided and exact (McNemar, 1947, with the binomial distribution): were both runs equally good, each video
-    on which just one is right would fall to either like a coin. In whole numbers, so that none is rounded away.
+    p is two-sided and exact (McNemar, 1947, with the binomial distribution): if both runs are equally good, each video
+    on which only one is correct falls to either with probability 1/2. Whole numbers avoid rounding of tiny terms.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n, fewer = only_first + only_second, min(only_first, only_second)
@@ -121,25 +123,25 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation of runs; of a single one there is no deviation."""
+    """Mean and sample standard deviation of runs; for a single run the deviation is None."""
     return fmean(values), stdev(values) if len(values) > 1 else None
 
 
-# --- what a setting accounts for --------------------------------------------------------------------------
+# --- importance of settings -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Importance:
-    """One setting. `share` is eta squared, the part of the variance between runs that lies between the setting's
-    values; `adjusted` is epsilon squared (Kelley, 1935), which takes away what as many values explain by chance, and
-    is cut at 0. `adjusted` is None where no value was run twice.
+    """The importance of one setting. `share` is eta squared, the part of the variance between runs that lies between
+    the setting's values. `adjusted` is epsilon squared (Kelley, 1935), which subtracts what as many values explain by
+    chance, and is cut at 0. It is None if no value was run twice.
 
-    Settings are taken one at a time: what two do only together is credited to neither, and where settings were not
-    varied independently one gets credit for another.
+    Each setting is considered alone: an effect that two settings have only together is credited to neither, and if
+    settings were not varied independently, one may get the credit of another.
     """
 
     key: str
-    values: int  # or bins of values, where numbers hardly repeat
+    values: int  # number of values, or of bins if numbers hardly repeat
     runs: int
     binned: bool
     share: float
@@ -147,7 +149,7 @@ class Importance:
 
 
 def importance(metric: Sequence[float], settings: Mapping[str, Sequence[Any]]) -> list[Importance]:
-    """The importance of every setting, the greatest first; empty where the runs do not differ in `metric`."""
+    """The importance of every setting, the greatest first; empty if all runs have the same `metric`."""
     values = np.array(metric, dtype=np.float64)
     total = ((values - values.mean()) ** 2).sum() if len(values) else 0.0
     if total <= 0:
@@ -169,7 +171,8 @@ def _importance_of(key: str, metric: np.ndarray, total: float, row: Sequence[Any
 
 
 def _values_or_bins(row: Sequence[Any]) -> tuple[np.ndarray, bool]:
-    """A number for each run's value, or for numbers that hardly repeat one of up to four bins of equal size."""
+    """An integer code for each run's value, and whether the values, as numbers that hardly repeat, were put into at
+    most `MOST_BINS` bins of equal size first."""
     names, codes = np.unique([str(value) for value in row], return_inverse=True)
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in row)
     if numbers and 2 * len(names) > len(row) and len(row) >= 2 * RUNS_PER_BIN:
