@@ -42,6 +42,11 @@ def clip(*overrides: str) -> dict:
             "mean_probs",
         ),
         ("slow_r50", {"frames": 8, "fps": 3.75, "frame_step": None}, "mean_probs"),
+        (
+            "mvit_v1_b",
+            {"frames": 16, "fps": 7.5, "frame_step": None, "size": 224, "mean": [0.45] * 3},
+            "mean_probs",
+        ),
         ("timm_frames", DEFAULT | {"size": 224}, "mean_logits"),
         ("efficientnet_lite0", DEFAULT | {"size": 224, "mean": [0.498039] * 3}, "mean_logits"),
     ],
@@ -114,7 +119,8 @@ def test_weights_that_never_saw_such_clips_are_warned_about():
 
 
 @pytest.mark.parametrize(
-    "model", ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b"]
+    "model",
+    ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b"],
 )
 def test_the_clips_of_torchvisions_models_are_those_that_it_states(model):
     weights = get_model_weights(model).KINETICS400_V1

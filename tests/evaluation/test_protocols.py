@@ -39,6 +39,8 @@ from vidtrain.evaluation.view_store import StoredViews
         ("uniform", True, 4, 3, (0, 1, 2), False),
         ("dense", False, 4, 2, (1, 3), False),
         ("uniform", False, 3, 1, (1,), False),
+        ("pyslowfast_offset", True, 5, 1, (2,), False),
+        ("pyslowfast_offset", True, 5, 3, (0, 2, 4), False),
         ("vjepa2", True, 8, 2, (0, 4), False),
         ("vjepa2", False, 3, 3, (0, 1, 2), True),
     ],

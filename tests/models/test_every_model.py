@@ -14,12 +14,13 @@ from vidtrain.config.targets import options
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import apply_phase, decays, parameter_groups
 
-# Parameters of the encoder, and of all with 400 classes, for clips of 16x224x224. Published: torchvision's eight are
+# Parameters of the encoder, and of all with 400 classes, for clips of 16x224x224. Published: torchvision's nine are
 # its `num_params`; SlowFast 34.57 M and Slow 32.45 M (PyTorchVideo's model zoo); ViT-S 22, B 86.2, L 303.9, H 631.6 M
 # and g 1.01 B (VideoMAE and V-JEPA); ConvNeXt-T without its classifier 27.82 M (timm). ResNet3D-18 equals R3D-18.
 SIZES = {
     "efficientnet_lite0": (3_371_008, 3_883_408),
     "mc3_18": (11_490_240, 11_695_440),
+    "mvit_v1_b": (36_303_072, 36_610_672),
     "mvit_v2_s": (34_230_144, 34_537_744),
     "r2plus1d_18": (31_300_125, 31_505_325),
     "r3d_18": (33_166_272, 33_371_472),
@@ -81,6 +82,7 @@ SMALL = {
     "vjepa2_1_vitb": PROBE,
     "mc3_18": (),
     "s3d": WINDOW,
+    "mvit_v1_b": (),
     "mvit_v2_s": (),
     "swin3d_t": (),
     "slowfast_r50": ("model.encoder.width=8", *WINDOW),
@@ -176,7 +178,7 @@ def test_layers_hold_every_parameter_once_and_stages_and_groups_cover_them(name)
 def test_positions_and_tokens_are_not_decayed():
     names = {
         name: each
-        for option in ("mvit_v2_s", "swin3d_t", "vit3d_base_timm")
+        for option in ("mvit_v1_b", "mvit_v2_s", "swin3d_t", "vit3d_base_timm")
         for name, each in shape_only(option).named_parameters()
         if each.ndim > 1 and not decays(name, each)
     }
@@ -186,6 +188,8 @@ def test_positions_and_tokens_are_not_decayed():
         "rel_pos_t",
         "relative_position_bias_table",
         "pos_embed",
+        "spatial_pos",
+        "temporal_pos",
     }
     token = nn.Parameter(torch.zeros(1, 1, 4))
     for name in ("network.cls_token", "network.reg_token", "stem.pos_encoding.class_token"):

@@ -7,10 +7,12 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+import torch.nn.functional as F
 from composing import config_of
 from einops import rearrange
 from torch import nn
 from torchvision.models import get_model, get_model_weights
+from torchvision.models.video.mvit import PositionalEncoding
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
@@ -31,6 +33,7 @@ BUILDERS = {
     "r2plus1d_18": lambda: TorchvisionResNet("r2plus1d_18"),
     "mc3_18": lambda: TorchvisionResNet("mc3_18"),
     "s3d": TorchvisionS3D,
+    "mvit_v1_b": lambda: TorchvisionMViT(image_size=224, num_frames=16, name="mvit_v1_b"),
     "mvit_v2_s": lambda: TorchvisionMViT(image_size=224, num_frames=16),
     "swin3d_t": lambda: TorchvisionSwin("swin3d_t"),
     "swin3d_s": lambda: TorchvisionSwin("swin3d_s"),
@@ -82,7 +85,7 @@ def ours(name: str, tensors: dict[str, torch.Tensor]) -> VideoClassifier:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", CLIPS)
 @torch.no_grad()
 def test_the_same_features_and_logits_as_torchvision(name):
     reference = theirs(name)
@@ -109,6 +112,29 @@ def test_the_same_features_and_logits_as_torchvision(name):
             assert torch.equal(rearrange(tokens[-1], "b n d -> b d n").unflatten(2, grid), features[-1][0])
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_mvit_v1_equals_torchvision_and_interpolates_its_positions_for_other_clips():
+    reference = theirs("mvit_v1_b")
+    tables = reference.pos_encoding = PositionalEncoding(96, (8, 8), 2, rel_pos_embed=False)
+    for table in tables.parameters():
+        table.normal_()
+    with torch.device("meta"):
+        model = VideoClassifier(TorchvisionMViT(32, 4, name="mvit_v1_b"), MEAN, num_classes=7).eval()
+    converted = formats.TORCHVISION_MVIT.convert(Weights("", reference.state_dict()), model)
+    model.load_state_dict(converted.tensors, assign=True)
+    clip = torch.randn(2, 3, 4, 32, 32)
+    assert torch.equal(model(clip[:, None])[:, 0], reference(clip))  # measured: no difference
+
+    longer = torch.randn(1, 3, 7, 40, 32)
+    table = (tables.temporal_pos[:, None] + tables.spatial_pos).view(2, 8, 8, 96).permute(3, 0, 1, 2)
+    added = F.interpolate(table[None], size=(4, 10, 8), mode="trilinear")  # as PySlowFast's _get_pos_embed
+    patches = reference.conv_proj(longer) + added
+    tokens, grid = model.encoder.stem(longer)
+    assert grid == (4, 10, 8) and torch.equal(tokens[:, 1:], patches.flatten(2).mT)
+    assert torch.equal(tokens[0, 0], tables.class_token + tables.class_pos)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_parameters_are_as_many_as_published(name):
     published = get_model_weights(name).DEFAULT.meta["num_params"]
@@ -132,16 +158,18 @@ def test_layers_hold_every_parameter_once_and_the_blocks_in_order(name):
         "swin3d_t": (17, 12),
         "swin3d_b": (29, 24),
     }
-    same = {"r2plus1d_18": "r3d_18", "mc3_18": "r3d_18", "swin3d_s": "swin3d_b"}
+    same = {"mvit_v1_b": "mvit_v2_s", "r2plus1d_18": "r3d_18", "mc3_18": "r3d_18", "swin3d_s": "swin3d_b"}
     assert (len(encoder.layers), len(encoder.blocks)) == counts[same.get(name, name)]
 
 
-@pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t"])
+@pytest.mark.parametrize(
+    "name", ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t"]
+)
 def test_the_grid_is_that_of_the_tokens_at_any_size(name):
     sizes = [(5, 17, 64), (8, 64, 17), (9, 33, 47), (16, 65, 66), (30, 112, 49)]
     with torch.device("meta"):
         encoder = BUILDERS[name]().eval()
-        if name == "mvit_v2_s":
+        if name.startswith("mvit"):
             encoder.tokens = "patches"
         for size in [*sizes, *([] if name == "s3d" else [(1, 1, 1), (2, 3, 5)])]:
             tokens = encoder(torch.empty(2, 3, *size))
@@ -158,6 +186,7 @@ def test_grids():
         "r2plus1d_18": (2, 14, 12),
         "mc3_18": (16, 14, 12),
         "s3d": (2, 7, 6),
+        "mvit_v1_b": (1, 1, 1),
         "mvit_v2_s": (1, 1, 1),
         "swin3d_t": (8, 7, 6),
         "swin3d_s": (8, 7, 6),
@@ -189,6 +218,14 @@ def test_patches_of_mvit_are_the_other_tokens():
     assert answer.shape == (2, 1, 768) and patches.shape == (2, 4, 768)
     classifier = VideoClassifier(encoder, partial(AttentiveClassifier, num_heads=4, depth=1), num_classes=3)
     assert classifier(clip[:, None]).shape == (2, 1, 3)
+
+
+@pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
+def test_graphs_of_mvit_take_any_number_of_clips(name):
+    stem = TorchvisionMViT(image_size=32, num_frames=4, name=name).stem
+    shapes = ({0: torch.export.Dim("clips")},)
+    graph = torch.export.export(stem, (torch.randn(2, 3, 4, 32, 32),), dynamic_shapes=shapes).module()
+    assert graph(torch.randn(5, 3, 4, 32, 32))[0].shape == (5, 129, 96)
 
 
 @pytest.mark.parametrize(("size", "frames"), [(224, 16), (32, 8), (160, 7), (10, 1), ((64, 96), 2)])
@@ -234,6 +271,10 @@ def test_dropout_is_where_it_is_said_to_be():
             "encoder.name='r3d_50' is not known; choose one of r3d_18, r2plus1d",
         ),
         (lambda: TorchvisionSwin("swin3d_l"), "encoder.name='swin3d_l' is not known; choose one of swin3d_t"),
+        (
+            lambda: TorchvisionMViT(32, 4, name="mvit_v2_b"),
+            "encoder.name='mvit_v2_b' is not known; choose one of mvit_v1_b, mvit_v2_s",
+        ),
         (
             lambda: TorchvisionMViT(32, 4, tokens="all"),
             "encoder.tokens='all' is not known; choose one of class, patch",

@@ -20,6 +20,11 @@ MEAN = partial(MeanPoolClassifier, norm=False)
 TRAINABLE = {  # with clips about as small as each of them takes
     "mc3_18": (TorchvisionResNet, {"name": "mc3_18"}, (4, 32, 32)),
     "s3d": (TorchvisionS3D, {}, (8, 32, 32)),
+    "mvit_v1_b": (
+        TorchvisionMViT,
+        {"image_size": 32, "num_frames": 4, "drop_path": 0.0, "name": "mvit_v1_b"},
+        (4, 32, 32),
+    ),
     "mvit_v2_s": (TorchvisionMViT, {"image_size": 32, "num_frames": 4, "drop_path": 0.0}, (4, 32, 32)),
     "swin3d_t": (TorchvisionSwin, {"name": "swin3d_t", "drop_path": 0.0}, (4, 32, 32)),
 }

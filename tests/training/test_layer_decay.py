@@ -29,6 +29,7 @@ POWERS = {
     },
     "vjepa2_vitl": {"patch_embed": 25, "blocks.0.": 24, "blocks.23.": 1, "norm": 0},
     "vjepa2_1_vitb": {"patch_embed": 13, "blocks.0.": 12, "blocks.11.": 1, "norm": 0},
+    "mvit_v1_b": {"stem": 17, "blocks.0.": 16, "blocks.14.": 2, "blocks.15.": 1, "norm": 0},
     "mvit_v2_s": {"stem": 17, "blocks.0.": 16, "blocks.1.": 15, "blocks.14.": 2, "blocks.15.": 1, "norm": 0},
     "swin3d_t": {
         "patch_embed": 13, "features.0.0.": 12, "features.0.1.": 11, "features.1.": 10, "features.2.0.": 10,

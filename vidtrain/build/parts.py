@@ -44,6 +44,7 @@ PLACES = {
     "vjepa2": " as in V-JEPA 2 (windows fixed)",
     "vjepa2_random": " as in V-JEPA 2 (windows drawn, seed {seed})",
     "pyslowfast": " as in PySlowFast",
+    "pyslowfast_offset": " as in PySlowFast (USE_OFFSET_SAMPLING)",
 }
 
 

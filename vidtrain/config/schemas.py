@@ -55,7 +55,7 @@ class ClipSettings:
     repeated_augmentation: int = setting(1, at_least(1))
     eval_clips: int = setting(1, at_least(1))
     # dense; uniform: over the whole video, without a stride; vjepa2: its indices; vjepa2_random: in evaluation too its
-    # windows are drawn, as its published evaluations do; pyslowfast: its indices
+    # windows are drawn, as its published evaluations do; pyslowfast: its indices; pyslowfast_offset: those for MViT
     sampling: str = "dense"
     overlap: bool = True  # whether clips of one video may share frames
     short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error

@@ -7,19 +7,21 @@ name means is the constructor's `name`, a key of the table beside each class.
 import math
 from collections.abc import Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.video import MViT
-from torchvision.models.video.mvit import MSBlockConfig
+from torchvision.models.video.mvit import MSBlockConfig, PositionalEncoding
 from torchvision.ops import StochasticDepth
 
 from vidtrain.errors import UserError, check_choice, check_drop_path
 from vidtrain.models.classifier import recompute_activations
-from vidtrain.models.positions import Grid
+from vidtrain.models.positions import Grid, fit_table
 
 RESNETS = {"r3d_18": 8, "r2plus1d_18": 8, "mc3_18": 1}  # frames to one token
 SWINS = ("swin3d_t", "swin3d_s", "swin3d_b")
+MVITS = ("mvit_v1_b", "mvit_v2_s")
 TOKENS = ("class", "patches")
 
 
@@ -104,17 +106,18 @@ class TorchvisionS3D(nn.Module):
 
 
 class TorchvisionMViT(nn.Module):
-    """Encoder: MViTv2-S, [b 3 t h w] -> tokens [b n 768], one for 2 frames of 32x32 pixels.
+    """Encoder: MViT, [b 3 t h w] -> tokens [b n 768], one for 2 frames of 32x32 pixels.
 
-    With `tokens="class"` there is the class token alone, from which the published weights answer, and the grid
-    is 1x1x1; with `tokens="patches"` there are the others, without it.
+    `name` is mvit_v1_b (positions are added to the patches) or mvit_v2_s (they lie in the attention). With
+    `tokens="class"` there is the class token alone, from which the published weights answer, and the grid is 1x1x1;
+    with `tokens="patches"` there are the others, without it.
 
-    `num_frames` and `image_size` (side, or height and width) set the lengths of the tables of relative
-    positions; a clip of another size is given interpolated ones, so any size fits. `drop_path` grows linearly
-    over depth from 0 to the value given; `dropout` is of what attention and MLP add.
-    Source: Li et al. 2022, arXiv:2112.01526, table 1.
+    `num_frames` and `image_size` (side, or height and width) set the lengths of the tables of positions; a clip of
+    another size is given interpolated ones, so any size fits. `drop_path` grows linearly over depth from 0 to the
+    value given; `dropout` is of what attention and MLP add.
+    Sources: Fan et al. 2021, arXiv:2104.11227, table 3; Li et al. 2022, arXiv:2112.01526, table 1.
 
-    Raises UserError for an unknown `tokens`.
+    Raises UserError for an unknown `name` or `tokens`.
     """
 
     def __init__(
@@ -125,23 +128,27 @@ class TorchvisionMViT(nn.Module):
         drop_path: float = 0.2,
         dropout: float = 0.0,
         activation_checkpointing: bool = False,
+        name: str = "mvit_v2_s",  # as in configurations from before there were two
     ):
         super().__init__()
+        check_choice("model.encoder.name", name, MVITS)
         check_choice("model.encoder.tokens", tokens, TOKENS)
         check_drop_path("model.encoder.drop_path", drop_path)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        second = name == "mvit_v2_s"
         network = MViT(
             # whole windows of the stem, and enough of them that the last stage has one left
             spatial_size=tuple(max(32, 4 * length) for length in _windows((1, height, width), (1, 4, 4))[1:]),
             temporal_size=2 * math.ceil(num_frames / 2),
-            block_setting=mvit_v2_s_blocks(),
-            residual_pool=True,
+            block_setting=mvit_v2_s_blocks() if second else mvit_v1_b_blocks(),
+            residual_pool=second,
             residual_with_cls_embed=False,
-            rel_pos_embed=True,
-            proj_after_attn=True,
+            rel_pos_embed=second,
+            proj_after_attn=second,
             attention_dropout=dropout,
             stochastic_depth_prob=drop_path,
         )
+        self.name = name
         self.tokens = tokens
         self.embed_dim = network.norm.normalized_shape[0]
         self.stem = MViTStem(network.conv_proj, network.pos_encoding)
@@ -168,17 +175,40 @@ class TorchvisionMViT(nn.Module):
 
 
 class MViTStem(nn.Module):
-    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches."""
+    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches.
 
-    def __init__(self, conv_proj: nn.Module, pos_encoding: nn.Module):
+    Where positions are added, a grid of another size gets them interpolated trilinearly, as in PySlowFast.
+    """
+
+    def __init__(self, conv_proj: nn.Module, pos_encoding: PositionalEncoding):
         super().__init__()
         self.conv_proj = conv_proj
-        self.pos_encoding = pos_encoding  # the class token alone: MViTv2's positions lie in its attention
+        self.pos_encoding = pos_encoding  # of MViTv2 the class token alone
 
     def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
         x = self.conv_proj(x)
         t, h, w = x.shape[2:]
-        return self.pos_encoding(rearrange(x, "b d t h w -> b (t h w) d")), (t, h, w)
+        tables = self.pos_encoding
+        token = tables.class_token.expand(x.shape[0], 1, -1)
+        x = torch.cat((token, rearrange(x, "b d t h w -> b (t h w) d")), dim=1)
+        if tables.spatial_pos is not None:
+            added = tables.temporal_pos[:, None] + tables.spatial_pos
+            added = fit_table(added.unflatten(1, tables.spatial_size), (t, h, w), cut=False)
+            x = x + torch.cat((tables.class_pos[None], added))
+        return x, (t, h, w)
+
+
+def mvit_v1_b_blocks() -> list[MSBlockConfig]:
+    """Those of MViTv2-S, but the last block of a stage widens tokens for the next, and only where a stage begins are
+    queries pooled."""
+    blocks = mvit_v2_s_blocks()
+    for block, following in zip(blocks, blocks[1:], strict=False):
+        block.input_channels, block.output_channels = 96 * block.num_heads, 96 * following.num_heads
+    blocks[-1].input_channels = blocks[-1].output_channels
+    for block in blocks:
+        if block.stride_q == [1, 1, 1]:
+            block.kernel_q, block.stride_q = [], []
+    return blocks
 
 
 def mvit_v2_s_blocks() -> list[MSBlockConfig]:

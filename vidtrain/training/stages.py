@@ -28,7 +28,7 @@ BATCH_NORMS = {
 }
 # Matches the parameter names of learned positions and tokens, in our, torchvision's and timm's models, and of adapters
 NOT_DECAYED = re.compile(
-    r"pos_embed|(^|\.)(rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?|lora_[AB])$"
+    r"pos_embed|(^|\.)((spatial|temporal)_pos|rel_pos_\w+|relative_position_bias_table|(cls|class|dist|reg|register)_tokens?|lora_[AB])$"
 )
 
 

@@ -37,6 +37,7 @@ MODELS = {
     "slow_r50": (8, 224, ()),
     "slowfast_r50": (32, 224, ()),
     "swin3d_t": (16, 112, ()),
+    "mvit_v1_b": (16, 112, ()),
     "mvit_v2_s": (16, 112, ()),
 }
 CLASSES = [f"class {number}" for number in range(400)]

@@ -148,7 +148,7 @@ def test_probes_of_frame_order():
         ),
         (
             {"frames": 8, "frame_step": 2, "sampling": "sparse"},
-            "sampling=sparse: choose one of dense, uniform, vjepa2, vjepa2_random, pyslowfast",
+            "sampling=sparse: choose one of dense, uniform, vjepa2, vjepa2_random, pyslowfast, pyslowfast_offset",
         ),
         ({"frames": 8, "frame_step": 2, "sampling": "uniform"}, "takes no stride: add clip.frame_step=null"),
         ({"frames": 8, "sampling": "vjepa2"}, "none is given; add clip.frame_step=4"),

@@ -21,6 +21,24 @@ def test_ten_clips_start_at_tenths_of_the_room():
     assert indices(300, 30, fps=15) == [clips[0]]  # one clip starts with the video
 
 
+def test_offsets_go_from_the_first_start_to_the_last():
+    """USE_OFFSET_SAMPLING, as in its configurations of MViT: 16 frames 4 apart of 300, so a room of 236."""
+    offset = {"frames": 16, "fps": 7.5, "sampling": "pyslowfast_offset"}
+    clips = indices(300, 30, num_clips=5, **offset)
+    assert [clip[0] for clip in clips] == [0, 59, 118, 177, 236]
+    assert clips[1] == [59, 63, 67, 71, 75, 80, 84, 88, 92, 96, 101, 105, 109, 113, 117, 122]
+    assert clips[4][-1] == 299
+    assert [clip[0] for clip in indices(250, 25, num_clips=5, **offset)] == [
+        0,
+        49,
+        98,
+        147,
+        196,
+    ]  # room 196.67
+    assert indices(299, 30, **offset)[0][0] == 117  # of 235
+    assert indices(30, 30, num_clips=2, **offset)[1][-3:] == [29, 29, 29]
+
+
 def test_the_stride_is_of_30_frames_a_second():
     # 32 x 2 frames of 30 a second are 53.33 of 25: from 0 to 52.33
     (clip,) = indices(250, 25, fps=15)

@@ -39,6 +39,8 @@ class ClipProtocol:
     - "vjepa2_random": the same, but such windows are drawn in evaluation too, as the published evaluations of V-JEPA
       do, which leave that switch on. Whoever evaluates gives `clip_indices` a generator, see `eval_generator`.
     - "pyslowfast": as PySlowFast has them (see `_pyslowfast`): clip i of n starts at i / n of the room that it has.
+    - "pyslowfast_offset": the same with its USE_OFFSET_SAMPLING, as for MViT: from the first possible start to the
+      last in whole frames; one clip is centered.
 
     The stride is given by exactly one of `frame_step` (in frames), `fps` (frames per second of the clip) and
     `duration` (seconds that the clip covers, so `duration / frames` between frames); for "uniform" by none.
@@ -364,7 +366,8 @@ def _pyslowfast(
     """Of N frames, clip i of n, which spans S = frames * stride of them, starts at (N - S) i / n, in training anywhere
     up to N - S; its frames are those shown at even distances from there to S - 1 later, none above N - 1.
 
-    So one clip starts with the video, and the last of ten at 0.9 of what it could. The formulas of
+    So one clip starts with the video, and the last of ten at 0.9 of what it could. "pyslowfast_offset" has it start at
+    i floor((N - S) / (n - 1)), and one clip alone at floor((N - S) / 2). The formulas of
     facebookresearch/SlowFast, slowfast/datasets/decoder.py, for a video that is decoded as a whole. Its stride counts
     frames of 30 a second: `clip.fps=15` for its 2.
     """
@@ -374,7 +377,12 @@ def _pyslowfast(
     clips = []
     for stretch, number, total in places:
         room = max(len(stretch.clock) - span, 0.0)
-        start = room * number / total if rng is None else rng.uniform(0, room)
+        if rng is not None:
+            start = rng.uniform(0, room)
+        elif protocol.sampling == "pyslowfast":
+            start = room * number / total
+        else:
+            start = math.floor(room / 2) if total == 1 else number * math.floor(room / (total - 1))
         positions = np.linspace(start, start + span - 1, protocol.frames)
         if protocol.short_video_policy == "error" and positions[-1] > stretch.last:
             behind_end("error", positions, stretch)
@@ -388,9 +396,11 @@ SAMPLINGS = {
     "vjepa2": _vjepa2,
     "vjepa2_random": _vjepa2,
     "pyslowfast": _pyslowfast,
+    "pyslowfast_offset": _pyslowfast,
 }
 FIXED = (
     "vjepa2",
     "vjepa2_random",
     "pyslowfast",
+    "pyslowfast_offset",
 )  # indices as others' code has them, which nothing here may move

@@ -35,6 +35,10 @@ KINDS = {
     "r2plus1d_18": (TORCHVISION_RESNET, lambda: TorchvisionResNet("r2plus1d_18")),
     "mc3_18": (TORCHVISION_RESNET, lambda: TorchvisionResNet("mc3_18")),
     "s3d": (TORCHVISION_S3D, TorchvisionS3D),
+    "mvit_v1_b": (
+        TORCHVISION_MVIT,
+        lambda: TorchvisionMViT(image_size=224, num_frames=16, name="mvit_v1_b"),
+    ),
     "mvit_v2_s": (TORCHVISION_MVIT, lambda: TorchvisionMViT(image_size=224, num_frames=16)),
     "swin3d_t": (TORCHVISION_SWIN, lambda: TorchvisionSwin("swin3d_t")),
     "swin3d_s": (TORCHVISION_SWIN, lambda: TorchvisionSwin("swin3d_s")),
@@ -67,7 +71,7 @@ def test_what_was_published_comes_back(name):
     assert isinstance(model.encoder, format.encoder) and f"{name}" in format.models
     found = format.convert(weights, model)
     assert not found.unexpected and not found.left_out and not found.resized
-    assert found.requires == ({} if name in ("s3d", "mvit_v2_s") else {"encoder.name": name})
+    assert found.requires == ({} if name == "s3d" else {"encoder.name": name})
     state = model.state_dict()
     assert {key: each.shape for key, each in found.tensors.items()} == {
         key: each.shape for key, each in state.items()
@@ -109,7 +113,7 @@ def test_other_weights_are_not_recognized():
         "patch_embed.proj.weight": torch.zeros(8, 3, 2, 16, 16),
         "blocks.0.attn.qkv.weight": torch.zeros(24, 8),
     }
-    for tensors in (vit, published("mvit_v1_b"), {"fc.weight": torch.zeros(3, 4)}):
+    for tensors in (vit, {"fc.weight": torch.zeros(3, 4)}):
         assert not any(format.recognizes(Weights("other.pth", tensors)) for format in FORMATS)
 
 
@@ -208,7 +212,7 @@ def test_names_of_weights():
         ("R3D_18_Weights.KINETICS400_V2", r"pretrained=R3D_18_Weights\.KINETICS400_V2 is not among .* did you mean "
          r"R3D_18_Weights\.KINETICS400_V1"),
         ("r3d_18_weight.kinetics400_v1", r"did you mean R3D_18_Weights\.KINETICS400_V1"),
-        ("MViT_V1_B_Weights.KINETICS400_V1", r"did you mean .*MViT_V2_S_Weights\.KINETICS400_V1"),
+        ("MViT_V1_S_Weights.KINETICS400_V1", r"did you mean .*MViT_V2_S_Weights\.KINETICS400_V1"),
         ("X_Weights.Y", r"choose one of R3D_18_Weights\.KINETICS400_V1, .*Swin3D_B_Weights\.DEFAULT\."),
     ],
 )  # fmt: skip

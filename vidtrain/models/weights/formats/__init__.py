@@ -9,6 +9,7 @@ pretraining.py    what pretraining files hold besides: decoder, predictor, an en
 torchvision.py    torchvision's video weights, by enum name or file
 pytorchvideo.py   PyTorchVideo's SlowFast and Slow
 pyslowfast.py     the same networks as PySlowFast saves them
+mvit.py           PySlowFast's and PyTorchVideo's MViT
 classy_vision.py  Classy Vision's ResNeXt3D
 efficientnet_lite.py   EfficientNet-Lite, whose ImageNet weights the extra `weights` installs
 timm_images.py    image models of timm: ViTs inflated to tubelets, and any of them frame by frame
@@ -17,6 +18,7 @@ timm_images.py    image models of timm: ViTs inflated to tubelets, and any of th
 from vidtrain.models.weights.format import Format
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D
 from vidtrain.models.weights.formats.efficientnet_lite import EFFICIENTNET_LITE
+from vidtrain.models.weights.formats.mvit import PYSLOWFAST_MVIT, PYTORCHVIDEO_MVIT
 from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.pyslowfast import PYSLOWFAST, PYSLOWFAST_SLOW
 from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
@@ -54,6 +56,8 @@ FORMATS: tuple[Format, ...] = (
     PYTORCHVIDEO_SLOW,
     PYSLOWFAST,
     PYSLOWFAST_SLOW,
+    PYSLOWFAST_MVIT,
+    PYTORCHVIDEO_MVIT,
     CLASSY_VISION_RESNEXT3D,
     EFFICIENTNET_LITE,
     TIMM_VIT,

@@ -1,6 +1,7 @@
 """torchvision's video weights: by the names of its enums, and as state dicts in files."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import FullyConvolutionalClassifier, MeanPoolClassifier
+from vidtrain.models.positions import fit_table
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
     TorchvisionResNet,
@@ -21,7 +23,17 @@ from vidtrain.models.torchvision_video import (
 )
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
 
-MODELS = ("r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
+MODELS = (
+    "r3d_18",
+    "r2plus1d_18",
+    "mc3_18",
+    "s3d",
+    "mvit_v1_b",
+    "mvit_v2_s",
+    "swin3d_t",
+    "swin3d_s",
+    "swin3d_b",
+)
 ENUM_NAME = re.compile(r"[a-z]\w*_weights?\.(?!(pt|pth|pyth|bin|safetensors)$)\w+", re.IGNORECASE)
 PREFIXES = (
     "",
@@ -30,6 +42,7 @@ PREFIXES = (
 )  # a state dict, one in a checkpoint of torchvision's training script, of DDP
 BIAS_TABLE = "features.0.0.attn.relative_position_bias_table"
 RELATIVE = re.compile(r"encoder\.blocks\.\d+\.attn\.rel_pos_[thw]")
+SPATIAL, TEMPORAL = "encoder.stem.pos_encoding.spatial_pos", "encoder.stem.pos_encoding.temporal_pos"
 
 
 def is_enum_name(text: str) -> bool:
@@ -98,6 +111,8 @@ class Family:
             if len(old) != length:
                 found.tensors[name] = fit_relative(old, length)
                 found.resized[name] = f"{len(old)} relative positions interpolated to {length}"
+        if isinstance(model.encoder, TorchvisionMViT) and {SPATIAL, TEMPORAL} <= found.tensors.keys():
+            fit_absolute(found, model.encoder)
         variant = self.model_name(tensors)
         found.requires = {} if variant is None else {"encoder.name": variant}
         return found
@@ -116,6 +131,30 @@ def fit_relative(table: Tensor, length: int) -> Tensor:
     """Relative positions [n d] -> [length d], linearly, as MViT itself does for a clip of another size."""
     columns = rearrange(table.float(), "n d -> 1 d n")
     return rearrange(F.interpolate(columns, size=length, mode="linear"), "1 d n -> n d").to(table.dtype)
+
+
+def fit_absolute(found: Converted, encoder: TorchvisionMViT) -> None:
+    """MViTv1's positions for the model's clips, interpolated over space and over time, as the model itself does it.
+
+    Those of a file are of square clips, as all that were published.
+    """
+    tables, side = encoder.stem.pos_encoding, math.isqrt(len(found.tensors[SPATIAL]))
+    found.seen["size"] = 4 * side
+    if tables.temporal_pos is None:  # another model, which is named elsewhere
+        return
+    old, steps = found.tensors[TEMPORAL], len(tables.temporal_pos)
+    if len(old) != steps:
+        found.tensors[TEMPORAL] = fit_relative(old, steps)
+        found.resized[TEMPORAL] = (
+            f"{len(old)} positions interpolated to {steps}, but with clip.frames={2 * len(old)}"
+        )
+    places, grid = found.tensors[SPATIAL], tables.spatial_size
+    if (side, side) != grid and side * side == len(places):
+        resized = fit_table(places.float().view(1, side, side, -1), (1, *grid), cut=False)
+        found.tensors[SPATIAL] = resized.to(places.dtype)
+        found.resized[SPATIAL] = (
+            f"{side}x{side} positions interpolated to {grid[0]}x{grid[1]}, but with clip.size={4 * side}"
+        )
 
 
 def _takes_head(model: EncoderWithHead) -> bool:
@@ -139,6 +178,10 @@ def _swin_name(tensors: Mapping[str, Tensor]) -> str:
     return "swin3d_s" if "features.4.6.norm1.weight" in tensors else "swin3d_t"
 
 
+def _mvit_name(tensors: Mapping[str, Tensor]) -> str:
+    return "mvit_v1_b" if "pos_encoding.spatial_pos" in tensors else "mvit_v2_s"
+
+
 def _only_one(tensors: Mapping[str, Tensor]) -> None:
     return None
 
@@ -158,7 +201,7 @@ S3D = Family(
     model_name=_only_one,
 )
 MVIT = Family(
-    anchors=("blocks.0.attn.pool_q.pool.weight",),
+    anchors=("blocks.1.attn.pool_q.pool.weight",),
     renaming=Renaming(
         [
             ("conv_proj", "encoder.stem.conv_proj"),
@@ -167,7 +210,7 @@ MVIT = Family(
             ("head.1", "head.linear"),
         ]
     ),
-    model_name=_only_one,
+    model_name=_mvit_name,
 )
 SWIN = Family(
     anchors=(BIAS_TABLE,),
@@ -179,7 +222,7 @@ TORCHVISION_RESNET = RESNET.format(
     "torchvision, video ResNet", TorchvisionResNet, "model=r3d_18, r2plus1d_18 or mc3_18"
 )
 TORCHVISION_S3D = S3D.format("torchvision, S3D", TorchvisionS3D, "model=s3d")
-TORCHVISION_MVIT = MVIT.format("torchvision, MViTv2", TorchvisionMViT, "model=mvit_v2_s")
+TORCHVISION_MVIT = MVIT.format("torchvision, MViT", TorchvisionMViT, "model=mvit_v1_b or mvit_v2_s")
 TORCHVISION_SWIN = SWIN.format(
     "torchvision, Video Swin", TorchvisionSwin, "model=swin3d_t, swin3d_s or swin3d_b"
 )
