@@ -260,8 +260,9 @@ def test_tokens_of_a_clip_do_not_see_padding():
     places = torch.tensor([[1, 4, 6], [2, 3, 0]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
     padded = encoder(clip(), places, valid)
-    torch.testing.assert_close(padded[1:, :2], encoder(clip()[1:], places[1:, :2]), atol=1e-6, rtol=0)
-    assert torch.equal(encoder(clip(), torch.arange(8).expand(2, 8)), encoder(clip()))
+    torch.testing.assert_close(padded[1:, :2], encoder(clip()[1:], places[1:, :2]), atol=5e-6, rtol=0)
+    whole = encoder(clip(), torch.arange(8).expand(2, 8))
+    torch.testing.assert_close(whole, encoder(clip()), atol=5e-6, rtol=0)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from vidtrain.build import parts as build
 from vidtrain.compare import compare
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.weights import files
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.predict import predict
 from vidtrain.runs.pretraining import CollapseWatch
@@ -102,7 +103,7 @@ def test_a_classifier_starts_from_the_teacher_or_by_name_from_the_encoder(runs, 
 
 
 @pytest.mark.slow
-def test_pretraining_goes_on_from_pretraining_and_salt_takes_its_teacher(runs, data, tmp_path):
+def test_pretraining_goes_on_from_pretraining_and_salt_takes_its_teacher(runs, data, tmp_path, monkeypatch):
     """From another run all three networks are taken; a teacher that stays keeps every bit."""
     file = runs / "vjepa/checkpoints/best.pt"
     cfg = config_of("train", *BASE, *OBJECTIVES["vjepa"])
@@ -112,7 +113,12 @@ def test_pretraining_goes_on_from_pretraining_and_salt_takes_its_teacher(runs, d
     assert set(report.loaded) == set(model.state_dict())
     teacher = runs / "videomae"
     salt = [*BASE, "objective=salt", *PREDICTOR, f"objective.teacher={teacher}", "trainer.epochs=1"]
-    train(config_of("train", *salt, f"data_root={data}", f"run_dir={tmp_path}"))
+    reads, read = [], files.read
+    monkeypatch.setattr(files, "read", lambda path, source: reads.append(source) or read(path, source))
+    cfg = config_of("train", *salt, f"data_root={data}", f"run_dir={tmp_path}")
+    assert check.check_run(cfg) == []
+    train(cfg)
+    assert reads == [str(teacher / "checkpoints/best.pt")]  # once, for both
     before, after = best(teacher)["model"], best(tmp_path)["model"]
     names = [name.removeprefix("teacher.") for name in after if name.startswith("teacher.")]
     assert names and all(torch.equal(after[f"teacher.{name}"], before[f"encoder.{name}"]) for name in names)

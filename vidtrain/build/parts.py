@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +37,9 @@ from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.ranks.rendezvous import cores
 from vidtrain.training.run import Console
+
+if TYPE_CHECKING:  # with all formats its import takes seconds
+    from vidtrain.models.weights.format import Weights
 
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
@@ -167,13 +171,14 @@ def masked_model(cfg: DictConfig, encoder: Encoder, with_weights: bool = True) -
 
 def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
     """The encoder of a run or checkpoint of ours, as that has it; of other weights, one like the model's own."""
-    from vidtrain.models.weights.files import check_source, locate, read
-    from vidtrain.models.weights.loading import load_pretrained
+    from vidtrain.models.weights.files import check_source, locate, stamp
+    from vidtrain.models.weights.loading import load_weights
 
     source = _best_of_run(name)
     check_source(source)
     path = locate(source, cfg.pretrained_revision)
-    config = read(path, source).config
+    weights = _read_teacher(path, source, stamp(path))
+    config = weights.config
     node = cfg.model.encoder
     if config is not None and "model" in config:
         check_trust(config, str(path))  # a file from elsewhere may name anything to be built
@@ -186,8 +191,17 @@ def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
     teacher = EncoderWithHead()
     teacher.encoder, teacher.head = instantiate_component(node), nn.Identity()
     if with_weights:
-        load_pretrained(teacher, source, path, cfg.init_match)
+        load_weights(teacher, weights, path, cfg.init_match)
+        _read_teacher.cache_clear()  # its memory
     return teacher.encoder
+
+
+@lru_cache(maxsize=1)
+def _read_teacher(path: Path, source: str, stamp: str) -> "Weights":
+    """Once for the check before the start and the start itself: all of the file is read, for its checksums."""
+    from vidtrain.models.weights.files import read
+
+    return read(path, source)
 
 
 def describe_objective(cfg: DictConfig) -> str:

@@ -53,8 +53,14 @@ class PatchEmbed3D(nn.Module):
         # of one dimension, so that it is not decayed: it acts as a second bias
         self.video_mod_embed = nn.Parameter(1e-6 * torch.randn(embed_dim)) if modality_embed else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.proj(x), "b d t h w -> b (t h w) d")
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """With `visible`, int64 [b n] of flat places, the tokens there alone."""
+        if visible is None:
+            tokens = rearrange(self.proj(x), "b d t h w -> b (t h w) d")
+        else:  # the convolution as a product, which costs nothing for the others
+            sizes = dict(zip("upq", self.proj.kernel_size, strict=True))
+            tubelets = rearrange(x, "b c (t u) (h p) (w q) -> b (t h w) (c u p q)", **sizes)
+            tokens = F.linear(take_tokens(tubelets, visible), self.proj.weight.flatten(1), self.proj.bias)
         return tokens if self.video_mod_embed is None else tokens + self.video_mod_embed
 
 
@@ -299,17 +305,17 @@ class ViT3D(nn.Module):
         true place: [b n d]. `visible_valid` bool [b n] is False for padding: it has tokens, and no other token
         attends to them."""
         grid = self.tubelets(*x.shape[2:])
-        x = self.patch_embed(x)
+        x = self.patch_embed(x, visible)
         rotary = None
         if self.positions in ROTARY:
             head_dim = self.embed_dim // self.num_heads
             rotary = rotary_table(grid, head_dim, self.positions, self.rope_base_grid, x.device)
         else:
             table = self.patch_embed.pos_embed if self.positions == "learned" else self.pos_embed
-            x = x + fit_table(table, grid, cut=self.positions not in STRETCHED)
-        if visible is not None:
-            x = take_tokens(x, visible)
-            rotary = None if rotary is None else take_rotary(rotary, visible)
+            fitted = fit_table(table, grid, cut=self.positions not in STRETCHED)
+            x = x + (fitted if visible is None else fitted[visible])
+        if visible is not None and rotary is not None:
+            rotary = take_rotary(rotary, visible)
         outputs = []
         for index, block in enumerate(self.blocks):
             x = block(x, rotary, visible_valid)

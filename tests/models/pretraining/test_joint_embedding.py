@@ -119,7 +119,7 @@ def test_predictions_targets_loss_and_gradients_are_those_of_transformers():
     teacher = noisy(copy.deepcopy(reference))
     model = filled(reference, teacher)
     masks = model.sample_masks(video(), torch.tensor([4, 5, 6]))
-    assert all(kind.valid is None for kind in masks)
+    assert all(kind.visible_valid is None for kind in masks)
     with torch.no_grad():
         features = teacher(video().transpose(1, 2), skip_predictor=True).last_hidden_state
         target = F.layer_norm(features, (104,))
@@ -128,7 +128,8 @@ def test_predictions_targets_loss_and_gradients_are_those_of_transformers():
     for kind, mask in enumerate(masks):
         expected = predicted(reference, video(), mask.visible, mask.hidden, kind)
         tokens = model.encoder(video(), mask.visible)
-        assert difference(model.head(tokens, mask, kind, (2, 4, 4)), expected) <= 1e-6
+        # the tokens are a product here and a convolution there; with a convolution all is equal to the bit
+        assert difference(model.head(tokens, mask, kind, (2, 4, 4)), expected) <= 2e-6
         losses.append((expected - at(target, mask.hidden)).abs().mean())
     loss = sum(losses) / 2
     loss.backward()
@@ -148,7 +149,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     model = noisy(ours(masks=BlockMasks(), positions=positions)).eval()
     seeds = torch.tensor([1, 2, 3])
     masks = model.sample_masks(video(), seeds)
-    assert all(kind.valid is not None for kind in masks)
+    assert all(kind.visible_valid is not None for kind in masks)
     losses = model.losses(video(), masks)
     losses.sum().backward()
     together = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -157,7 +158,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     for i in range(3):
         clip = video()[i : i + 1]
         single = model.sample_masks(clip, seeds[i : i + 1])
-        assert all(kind.valid is None for kind in single)
+        assert all(kind.visible_valid is None for kind in single)
         alone.append(model.losses(clip, single))
         maps.append(model.predictions(clip, single))
     torch.cat(alone).sum().backward()

@@ -156,7 +156,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     model = ours(masks=BlockMasks(), positions=positions)
     seeds = torch.tensor([1, 2, 3])
     masks = model.sample_masks(video(), seeds)
-    assert [kind.valid is None for kind in masks] == [False, False]
+    assert [kind.visible_valid is None for kind in masks] == [False, False]
     losses = model.losses(video(), masks)
     losses.sum().backward()
     together = [p.grad.clone() for p in model.parameters()]

@@ -41,10 +41,10 @@ def test_places_rise_and_are_padded_with_zero():
     assert masks.hidden.tolist() == [[1, 2, 0, 0], [0, 1, 2, 4]]
     assert masks.visible_valid.tolist() == [[True, True, True], [True, False, False]]
     assert masks.hidden_valid.tolist() == [[True, True, False, False], [True] * 4]
-    assert masks.valid.tolist() == [[True] * 5 + [False] * 2, [True, False, False] + [True] * 4]
+    assert [(rows.tolist(), longest) for rows, longest in masks.groups] == [([1], 1), ([0], 3)]
     assert masks.visible.dtype == masks.hidden.dtype == torch.int64
     equal = masks_of(np.array([[0, 1], [1, 0]], dtype=bool))
-    assert equal[2:] == (None, None) and equal.valid is None
+    assert equal[2:] == (None, None, None)
 
 
 def test_a_mean_is_over_hidden_tokens_and_their_values_find_their_places():
@@ -55,7 +55,10 @@ def test_a_mean_is_over_hidden_tokens_and_their_values_find_their_places():
         [0, 1, 3, 0],
         [0, 5, 0, 0],
     ]
-    assert masks_of(np.array([[0, 1, 1]], dtype=bool)).mean_of_hidden(values[:1]).tolist() == [2.0]
+    values = torch.tensor([[1.0, 3.0, 0.0], [5.0, 6.0, 7.0]])
+    put = masks.put_visible(values[..., None], torch.zeros(2, 4, 1))[..., 0]
+    assert put.tolist() == [[1, 0, 0, 3], [5, 0, 6, 7]]
+    assert masks_of(np.array([[0, 1, 1]], dtype=bool)).mean_of_hidden(values[:1, :2]).tolist() == [2.0]
 
 
 @pytest.mark.parametrize("sampler", [TubeMasks(), BlockMasks()])

@@ -3,6 +3,7 @@ teacher is the encoder's moving average, or, as in SALT (Li et al. 2025), an enc
 """
 
 import copy
+import math
 from collections.abc import Collection
 
 import torch
@@ -18,7 +19,6 @@ from vidtrain.models.positions import (
     fit_table,
     rotary_dim,
     rotary_table,
-    take_rotary,
     take_tokens,
 )
 from vidtrain.models.pretraining.masked_model import MaskedModel, check_encoder
@@ -29,8 +29,7 @@ from vidtrain.models.vit3d import Block, ViT3D, init_weights, rescale_residual_b
 class Predictor(nn.Module):
     """Tokens that were visible [b n d] -> features of each hidden token [b m outputs].
 
-    Positions are of the encoder's kind: rotary by true places, or a table added to both (sincos where the encoder's are
-    learned). The original sorts tokens by place in between, which changes nothing but rounding, and is left out.
+    Positions are of the encoder's kind: rotary, or a table that is added (sincos where the encoder's are learned).
 
     Raises UserError for widths that do not fit together.
     """
@@ -69,18 +68,16 @@ class Predictor(nn.Module):
 
     def forward(self, tokens: Tensor, masks: Masks, kind: int, grid: Grid) -> Tensor:
         visible = self.embed(tokens)
-        hidden = self.mask_tokens[kind].expand(*masks.hidden.shape, -1)
-        x = torch.cat((visible, hidden.to(visible.dtype)), dim=1)
-        places = torch.cat((masks.visible, masks.hidden), dim=1)
+        hidden = self.mask_tokens[kind].expand(len(tokens), math.prod(grid), -1)
+        x = masks.put_visible(visible, hidden.to(visible.dtype))
         rotary = None
         if self.table is None:
-            table = rotary_table(grid, self.head_dim, self.positions, self.rope_base_grid, x.device)
-            rotary = take_rotary(table, places)
+            rotary = rotary_table(grid, self.head_dim, self.positions, self.rope_base_grid, x.device)
         else:
-            x = x + fit_table(self.table, grid, cut=self.positions not in STRETCHED)[places]
+            x = x + fit_table(self.table, grid, cut=self.positions not in STRETCHED)
         for block in self.blocks:
-            x = block(x, rotary, masks.valid)
-        return self.proj(self.norm(x[:, visible.shape[1] :]))
+            x = block(x, rotary)
+        return self.proj(self.norm(take_tokens(x, masks.hidden)))
 
 
 class JointEmbedding(MaskedModel):
@@ -142,8 +139,7 @@ class JointEmbedding(MaskedModel):
         target = self.targets(clips)
         errors = []
         for kind, mask in enumerate(masks):
-            tokens = self.encoder(clips, mask.visible, mask.visible_valid)
-            predicted = self.head(tokens, mask, kind, grid).float()
+            predicted = self.head(self.encode(clips, mask), mask, kind, grid).float()
             errors.append((predicted - take_tokens(target, mask.hidden)).abs().mean(dim=-1))
         return errors
 

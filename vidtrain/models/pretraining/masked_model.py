@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError
@@ -42,6 +43,18 @@ class MaskedModel(EncoderWithHead, ABC):
         errors = self.errors(clips, masks)
         losses = [kind.mean_of_hidden(values) for kind, values in zip(masks, errors, strict=True)]
         return torch.stack(losses).mean(dim=0)
+
+    def encode(self, clips: Tensor, masks: Masks) -> Tensor:
+        """What the encoder makes of the visible tokens of samples [b c t h w]: [b n d]."""
+        if masks.visible_valid is None or masks.groups is None:
+            return self.encoder(clips, masks.visible, masks.visible_valid)
+        parts = []
+        for rows, longest in masks.groups:
+            visible, valid = masks.visible[rows, :longest], masks.visible_valid[rows, :longest]
+            tokens = self.encoder(clips[rows], visible, valid)
+            parts.append(F.pad(tokens, (0, 0, 0, masks.visible.shape[1] - longest)))
+        order = torch.cat([rows for rows, _ in masks.groups])
+        return torch.cat(parts).index_select(0, order.argsort())
 
     def features(self, clips: Tensor) -> Tensor:
         """The mean token of each whole clip [b c t h w]: float32 [b d]."""

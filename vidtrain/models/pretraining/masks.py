@@ -2,7 +2,8 @@
 
 A sample's masks follow from (settings, grid, its seed) alone, whatever batch, worker or rank it comes in. V-JEPA draws
 the size of blocks once for a batch and cuts every sample's lists to the shortest of the batch. Here sizes are drawn for
-each sample and nothing is cut: shorter lists are padded, and attention leaves padding out.
+each sample and nothing is cut: shorter lists are padded, and attention leaves padding out. As padding costs what tokens
+do, samples of like length are encoded together.
 
 Sources: VideoMAE (Tong et al. 2022), tubes; V-JEPA (Bardes et al. 2024), blocks.
 """
@@ -22,36 +23,30 @@ from vidtrain.models.positions import Grid
 # A view's seed has one stream for each purpose; those of augmentations have the tags 1 and 2.
 TAG = 3
 TRIES = 1000
+GROUPS = 4  # of a batch, by length
 
 
 class Masks(NamedTuple):
-    """One mask for each sample of a batch. Places are flat: over t, then h, then w (w fastest)."""
+    """One mask for each sample of a batch: each place is visible or hidden. Places are flat: over t, then h, then w (w
+    fastest)."""
 
     visible: Tensor  # int64 [b n], rising, padded at the end with 0
     hidden: Tensor  # int64 [b m], likewise
     visible_valid: Tensor | None = None  # bool [b n], False for padding; None where nothing is padded
     hidden_valid: Tensor | None = None  # bool [b m], likewise
+    # rows with about as many visible tokens, int64, and the most that one has; all rows are in one of them
+    groups: tuple[tuple[Tensor, int], ...] | None = None
 
     def to(self, device: torch.device | str) -> "Masks":
         """On another device. A copy to a GPU waits for nothing that runs there."""
         pin = torch.device(device).type == "cuda"
-        parts = {name: part for name, part in self._asdict().items() if part is not None}
-        pinned = {name: part.pin_memory() if pin and part.is_cpu else part for name, part in parts.items()}
-        return self._replace(**{name: part.to(device, non_blocking=pin) for name, part in pinned.items()})
 
-    @property
-    def valid(self) -> Tensor | None:
-        """Of the visible tokens followed by the hidden ones, bool [b n+m]; None where nothing is padded."""
-        if self.visible_valid is None and self.hidden_valid is None:
-            return None
-        parts = ((self.visible, self.visible_valid), (self.hidden, self.hidden_valid))
-        return torch.cat(
-            [
-                torch.ones_like(places, dtype=torch.bool) if valid is None else valid
-                for places, valid in parts
-            ],
-            dim=1,
-        )
+        def move(part: Tensor) -> Tensor:
+            return (part.pin_memory() if pin and part.is_cpu else part).to(device, non_blocking=pin)
+
+        tensors = {name: move(part) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        groups = self.groups and tuple((move(rows), longest) for rows, longest in self.groups)
+        return self._replace(**tensors, groups=groups)
 
     def mean_of_hidden(self, values: Tensor) -> Tensor:
         """The mean of values [b m] over each sample's hidden tokens: [b]."""
@@ -61,12 +56,19 @@ class Masks(NamedTuple):
 
     def put_hidden(self, values: Tensor, tokens: Tensor) -> Tensor:
         """Tokens [b N d] with values [b m d] in the places of hidden ones."""
-        places = self.hidden
-        if self.hidden_valid is not None:  # padding goes to a token behind the last
-            places = places.masked_fill(~self.hidden_valid, tokens.shape[1])
-        longer = torch.cat((tokens, tokens[:, :1]), dim=1)
-        longer.scatter_(1, places[..., None].expand_as(values), values)
-        return longer[:, :-1]
+        return _put(values, tokens, self.hidden, self.hidden_valid)
+
+    def put_visible(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens [b N d] with values [b n d] in the places of visible ones."""
+        return _put(values, tokens, self.visible, self.visible_valid)
+
+
+def _put(values: Tensor, tokens: Tensor, places: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is not None:  # padding goes to a token behind the last
+        places = places.masked_fill(~valid, tokens.shape[1])
+        tokens = torch.cat((tokens, tokens[:, :1]), dim=1)
+    put = tokens.scatter(1, places[..., None].expand_as(values), values)
+    return put if valid is None else put[:, :-1]
 
 
 class MaskedClips(NamedTuple):
@@ -93,7 +95,12 @@ def masks_of(hidden: np.ndarray) -> Masks:
     """`hidden` bool [b n]: each row has both kinds of tokens."""
     visible, visible_valid = _places(~hidden)
     places, hidden_valid = _places(hidden)
-    return Masks(visible, places, visible_valid, hidden_valid)
+    groups = None
+    if visible_valid is not None:
+        counts = (~hidden).sum(axis=1)
+        rows = np.array_split(counts.argsort(kind="stable"), min(GROUPS, len(counts)))
+        groups = tuple((torch.from_numpy(part), int(counts[part].max())) for part in rows)
+    return Masks(visible, places, visible_valid, hidden_valid, groups)
 
 
 def _places(chosen: np.ndarray) -> tuple[Tensor, Tensor | None]:

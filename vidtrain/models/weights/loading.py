@@ -32,8 +32,15 @@ def load_pretrained(
     another family than the model, when a setting of the model contradicts the weights, or when less than
     `min_match` of the encoder's tensors, in file and model together, find their place.
     """
-    format, converted = _read_for(model, source, path, part)
-    return place(model, converted, source, format, min_match)
+    return load_weights(model, read(path, source), path, min_match, part)
+
+
+def load_weights(
+    model: EncoderWithHead, weights: Weights, path: Path, min_match: float, part: str | None = None
+) -> LoadReport:
+    """The same with what was read at `path`."""
+    format, converted = _convert(model, weights, path, part)
+    return place(model, converted, weights.source, format, min_match)
 
 
 def check_pretrained(
@@ -43,7 +50,7 @@ def check_pretrained(
 
     `model` may lie on the meta device, so a file can be compared with a configuration before any data is seen.
     """
-    format, converted = _read_for(model, source, path, part)
+    format, converted = _convert(model, read(path, source), path, part)
     own = model.state_dict()
     for name, tensor in converted.tensors.items():
         if name.startswith("head.linear.") and name in own and own[name].shape[1:] == tensor.shape[1:]:
@@ -51,10 +58,10 @@ def check_pretrained(
     match(model, converted, source, format, min_match)
 
 
-def _read_for(
-    model: EncoderWithHead, source: str, path: Path, part: str | None = None
+def _convert(
+    model: EncoderWithHead, weights: Weights, path: Path, part: str | None = None
 ) -> tuple[Format, Converted]:
-    weights = replace(read(path, source), part=part)
+    weights = replace(weights, part=part)
     if weights.adapters is not None and weights.adapters.base is not None:
         base = base_tensors(model, weights.adapters.base, path)
         weights = replace(weights, tensors=OWN.revert(base) | dict(weights.tensors))
@@ -87,7 +94,8 @@ def base_tensors(model: EncoderWithHead, base: Base, checkpoint: Path) -> dict[s
     """The tensors of `base` that fit `model`, by its names, from the files that `checkpoint` names."""
     own, tensors = model.state_dict(), dict[str, Tensor]()
     for file in base.files:
-        converted = _read_for(model, file.source, locate_base(file, checkpoint))[1]
+        path = locate_base(file, checkpoint)
+        converted = _convert(model, read(path, file.source), path)[1]
         tensors |= {
             name: tensor
             for name, tensor in converted.tensors.items()
@@ -303,7 +311,7 @@ def num_classes(sources: Sequence[str], paths: Sequence[Path], model: EncoderWit
     """
     found: dict[str, Tensor] = {}
     for source, path in zip(sources, paths, strict=True):
-        found |= _read_for(model, source, path)[1].tensors
+        found |= _convert(model, read(path, source), path)[1].tensors
     if "head.linear.weight" not in found:
         raise UserError(
             f"{' and '.join(sources)} hold an encoder and no classifier that fits model.head: train one first, with "
