@@ -20,9 +20,9 @@ FLOORS = (
     {"runs"},
     {"app", "benchmarking"},
     {"sweeps"},
-    {"prediction", "comparison"},
+    {"prediction", "comparison", "embeddings"},
     {"train", "evaluate", "predict", "compare", "sweep", "export", "benchmark"},
-    {"split", "prepare", "audit", "baselines"},
+    {"split", "prepare", "audit", "baselines", "embed", "labels"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Going on with a sweep is training
@@ -37,7 +37,7 @@ MAY_USE = {
     "mlflow": {"tracking"},
     "tensorboard": {"tracking"},
     "av": {"data"},
-    "sklearn": {"baseline_models"},
+    "sklearn": {"baseline_models", "embeddings"},
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

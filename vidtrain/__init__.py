@@ -13,6 +13,8 @@ split.py        makes train, val and test listings
 prepare.py      re-encodes a dataset once, for faster reading
 audit.py        reads every file and reports what is wrong
 baselines.py    says what simple models reach on a dataset
+embed.py        gives every video a vector, and says what is alike
+labels.py       says which labels are probably wrong, and what to label next
 errors.py       UserError, the fault that a user can mend
 
 Every other room may import the rooms above it in this list, and none below (tests/test_architecture.py keeps it):
@@ -35,6 +37,7 @@ benchmarking/   where the time goes
 sweeps/         many runs
 prediction/     from videos to answers
 comparison/     from runs to conclusions
+embeddings/     from videos to vectors, and what these tell
 """
 
 __version__ = "0.1.0"

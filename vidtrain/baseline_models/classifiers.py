@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
@@ -61,18 +61,42 @@ def logistic_regression(
     Vectors are standardized, then turned onto at most 256 principal components, which loses nothing where there are
     fewer videos.
     """
-    scaler = StandardScaler().fit(vectors)
-    components = PCA(min(MOST_COMPONENTS, *vectors.shape), svd_solver="full").fit(scaler.transform(vectors))
-
-    def turned(others: np.ndarray) -> np.ndarray:
-        return components.transform(scaler.transform(others))
-
+    turned = _components(vectors)
     known = turned(vectors)
     penalty = select(
         partial(_fit_logistic, several), known, targets, groups, PENALTIES, USUAL_PENALTY, several
     )
     predict = _fit_logistic(several, known, targets, penalty)
     return lambda others: predict(turned(others))
+
+
+def _components(vectors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns vectors [v d] as `logistic_regression` says, by these ones."""
+    scaler = StandardScaler().fit(vectors)
+    components = PCA(min(MOST_COMPONENTS, *vectors.shape), svd_solver="full").fit(scaler.transform(vectors))
+    return lambda others: components.transform(scaler.transform(others))
+
+
+def out_of_fold(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, folds: int) -> np.ndarray:
+    """Probabilities [v k] of every video by `logistic_regression` on the other of `folds`, which have the classes as
+    evenly as groups, kept whole, allow. The penalty is the one of the least log loss over all these videos.
+
+    Raises `ValueError` with the number of a class whose videos would all lie in one fold: nothing could be learned of
+    it.
+    """
+    labels = targets.argmax(axis=1)
+    plan = list(StratifiedGroupKFold(folds).split(vectors, labels, groups))
+    for train, test in plan:
+        alone = np.setdiff1d(labels[test], labels[train])
+        if len(alone):
+            raise ValueError(int(alone[0]))
+    chances = np.zeros((len(PENALTIES), *targets.shape))
+    for train, test in plan:
+        turned = _components(vectors[train])
+        known, others = turned(vectors[train]), turned(vectors[test])
+        for number, penalty in enumerate(PENALTIES):
+            chances[number, test] = _fit_logistic(False, known, targets[train], penalty)(others)
+    return chances[int(np.argmin([log_loss(of_penalty, targets, False) for of_penalty in chances]))]
 
 
 def _fit_logistic(several: bool, vectors: np.ndarray, targets: np.ndarray, penalty: float) -> Predict:

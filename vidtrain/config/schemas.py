@@ -362,6 +362,63 @@ class BaselinesConfig:
 
 
 @dataclass
+class EmbedConfig:
+    """The embedding program's configuration; null means as the checkpoint was trained."""
+
+    checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .safetensors
+    pretrained: Any = None  # or published weights, as for training, with model=OPTION
+    pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
+    init_match: float = setting(1.0, share())
+    model: Any = None  # for published weights
+    clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
+    videos: Any = None  # files, folders, patterns or listings: one, or a list
+    frame_rate: float | None = setting(None, above(0))  # videos are folders of images, that many a second
+    dataset: Any = None  # or a dataset; null: the checkpoint's own
+    splits: list[str] | None = None  # of the dataset; null: all
+    data_root: str | None = None
+    prepared: str | None = None  # the name of a prepared copy to read
+    out: str | None = None  # folder; null: outputs/embed/TIME
+    search: str | None = None  # earlier embeddings, in which the nearest of these videos are looked for
+    neighbors: int = setting(5, at_least(0))  # that are listed for every video; 0: none
+    # the least cosine of videos of different splits, or of these and those of search, that are listed as near
+    # duplicates; null: none are looked for
+    near_duplicates: float | None = setting(0.97, between(-1, 1))
+    map: str = setting("pca", one_of("pca", "tsne", "none"))  # in two dimensions, on the page
+    pictures: bool = True  # a moving picture of every video, for pages
+    tokens: bool = False  # all tokens too, as float16
+    formats: list[str] = field(default_factory=list, metadata=one_of("fiftyone", "label_studio"))
+    eval_clips: int | None = setting(None, at_least(1))
+    batch_size: int | None = setting(None, at_least(1))
+    # processes that decode; null: as many as there are cores for
+    num_workers: int | None = setting(None, at_least(0))
+    decode_timeout_s: float | None = setting(None, above(0))  # without progress in reading one video
+    # of one picture; a file with larger ones is not decoded
+    max_pixels: int | None = setting(None, at_least(1))
+    precision: str | None = setting(None, PRECISIONS)
+    device: str = "auto"
+    trust_targets: bool = False  # build parts of other packages that the checkpoint names
+
+
+@dataclass
+class LabelsConfig:
+    """The configuration of the program that looks at labels."""
+
+    # errors: labels that are probably wrong; next: what to label next; may be written without action=
+    action: str | None = setting(None, one_of("errors", "next"))
+    embeddings: str | None = None  # of labeled videos; may be written without embeddings=
+    split: str = "train"  # of them
+    folds: int = setting(5, at_least(2))  # that the videos are dealt into, groups kept whole
+    # errors: what suspects are ranked by
+    rank_by: str = setting("self_confidence", one_of("self_confidence", "normalized_margin"))
+    shown: int = setting(120, at_least(1))  # suspects on the page; all are in suspects.csv
+    pool: str | None = None  # next: embeddings of the videos to choose from
+    strategy: str = setting("margin", one_of("margin", "entropy", "k_center", "random"))
+    count: int = setting(50, at_least(1))  # videos to label
+    seed: int = setting(0, at_least(0))  # of strategy=random
+    out: str | None = None  # folder; null: label_errors/ or label_next/ beside the embeddings
+
+
+@dataclass
 class PrepareConfig:
     """The preparing program's configuration."""
 

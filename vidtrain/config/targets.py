@@ -32,6 +32,8 @@ PROGRAMS = {
     "audit": schemas.AuditConfig,
     "baselines": schemas.BaselinesConfig,
     "predict": schemas.PredictConfig,
+    "embed": schemas.EmbedConfig,
+    "labels": schemas.LabelsConfig,
     "prepare": schemas.PrepareConfig,
     "split": schemas.SplitConfig,
     "compare": schemas.CompareConfig,

@@ -1,0 +1,84 @@
+"""Files for other tools, against their packages where they are installed, else against their documented form."""
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from made_embeddings import made, several
+
+from vidtrain.embeddings.exchange import write_fiftyone, write_label_studio
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def some():
+    embeddings = made(12)
+    labels = np.where(np.arange(12) == 5, -1, embeddings.labels)
+    starts = np.where(np.arange(12) == 2, 1.5, np.nan)
+    return replace(embeddings, labels=labels, starts=starts, classes=np.array(['a "b"', "<c>", "d & e"]))
+
+
+def test_samples_are_in_the_form_of_fiftyone(tmp_path):
+    embeddings = some()
+    write_fiftyone(embeddings, tmp_path)
+    metadata, samples = read(tmp_path / "metadata.json"), read(tmp_path / "samples.json")["samples"]
+    assert metadata["media_type"] == "video" and "version" not in metadata
+    assert samples[1]["filepath"] == "/videos/0001.mp4" and samples[1]["tags"] == ["train"]
+    assert samples[1]["ground_truth"] == {"_cls": "Classification", "label": "<c>"}
+    assert samples[5]["ground_truth"] is None and samples[2]["support"] == [1.5, None]
+    assert np.abs(np.array([sample["embedding"] for sample in samples]) - embeddings.vectors).max() < 1e-6
+    assert (tmp_path / samples[0]["frames"]).is_file()
+    write_fiftyone(several(made(12)), tmp_path)
+    truth = read(tmp_path / "samples.json")["samples"][4]["ground_truth"]
+    assert [label["label"] for label in truth["classifications"]] == ["class 0", "class 1"]
+
+
+@pytest.mark.slow
+def test_fiftyone_has_everything_again(tmp_path):
+    fiftyone = pytest.importorskip("fiftyone")
+    write_fiftyone(embeddings := some(), tmp_path)
+    dataset = fiftyone.Dataset.from_dir(
+        dataset_dir=str(tmp_path), dataset_type=fiftyone.types.FiftyOneDataset
+    )
+    assert dataset.media_type == "video" and len(dataset) == 12
+    for row, sample in enumerate(dataset):
+        label = None if sample.ground_truth is None else sample.ground_truth.label
+        assert (sample.filepath, [label] if label else []) == (
+            embeddings.paths[row],
+            embeddings.names_of(row),
+        )
+        assert np.abs(np.array(sample.embedding) - embeddings.vectors[row]).max() < 1e-6
+    dataset.delete()
+
+
+def test_tasks_are_in_the_form_of_label_studio(tmp_path):
+    write_label_studio(some(), tmp_path)
+    tasks = read(tmp_path / "tasks.json")
+    assert tasks[0]["data"]["video"] == "/data/local-files/?d=videos/0000.mp4"
+    (result,) = tasks[1]["annotations"][0]["result"]
+    assert result == {
+        "from_name": "label",
+        "to_name": "video",
+        "type": "choices",
+        "value": {"choices": ["<c>"]},
+    }
+    assert tasks[5]["annotations"] == []
+    config = ElementTree.parse(tmp_path / "labeling_config.xml").getroot()
+    assert [choice.get("value") for choice in config.iter("Choice")] == ['a "b"', "<c>", "d & e"]
+    assert config.find("Choices").attrib["choice"] == "single"
+
+
+def test_label_studio_takes_the_tasks(tmp_path):
+    interface = pytest.importorskip("label_studio_sdk.label_interface")
+    for embeddings in (some(), several(made(12))):
+        write_label_studio(embeddings, tmp_path)
+        config = interface.LabelInterface((tmp_path / "labeling_config.xml").read_text())
+        assert config.is_valid
+        for task in read(tmp_path / "tasks.json"):
+            assert config.validate_task(task)
+            for annotation in task["annotations"]:
+                assert config.validate_annotation(annotation)

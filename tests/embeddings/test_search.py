@@ -1,0 +1,61 @@
+"""Search against scikit-learn and literal cases."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_embeddings import made
+from sklearn.neighbors import NearestNeighbors
+
+from vidtrain.embeddings import search
+from vidtrain.embeddings.search import Likeness, k_center, nearest, unit
+
+
+@pytest.mark.parametrize("block", [16384, 100])
+def test_neighbors_are_those_of_scikit_learn(monkeypatch, block):
+    monkeypatch.setattr(search, "BLOCK", block)
+    monkeypatch.setattr(search, "QUERIES", 30)
+    rng = np.random.default_rng(0)
+    base, queries = (unit(rng.normal(size=(count, 48)).astype(np.float32)) for count in (1000, 70))
+    cosines, rows = nearest(queries, base, 9)
+    distances, expected = NearestNeighbors(n_neighbors=9, metric="cosine").fit(base).kneighbors(queries)
+    assert np.array_equal(rows, expected)
+    assert np.abs(1 - cosines - distances).max() < 1e-6
+    _, rows = nearest(base, base, 3, np.arange(1000))
+    expected = NearestNeighbors(n_neighbors=3, metric="cosine").fit(base).kneighbors()[1]
+    assert np.array_equal(rows, expected)
+
+
+def test_of_equal_ones_the_lower_row_comes_first_and_there_may_be_fewer():
+    base = unit(np.array([[1, 0], [0, 1], [1, 0], [0, 0]], np.float32))
+    cosines, rows = nearest(base[:1], base, 10)
+    assert rows.tolist() == [[0, 2, 1, 3]] and cosines.tolist() == [[1, 1, 0, 0]]
+    assert nearest(base, base, 10, np.arange(4))[1].shape == (4, 3)
+    assert nearest(base, base, 0)[1].shape == (4, 0)
+
+
+def test_near_duplicates_lie_in_different_sets():
+    vectors = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1]], np.float32)
+    videos = replace(made(4), vectors=vectors, splits=np.array(["train", "train", "test", "test"]))
+    pairs = Likeness.of(videos, None, 1, 0.99).duplicates
+    assert [pair[:2] for pair in pairs] == [(1, 2), (0, 2)]
+    assert pairs[0][2] == pytest.approx(1.0002 / np.sqrt(1.0001 * 1.0004), abs=1e-6)
+    pairs = Likeness.of(videos.take(np.array([3, 0])), videos, 1, 0.9999).duplicates
+    assert [pair[:2] for pair in pairs] == [(0, 5), (1, 2), (1, 3)]  # rows of the others follow
+
+
+def test_k_center_takes_the_farthest_one_each_time():
+    line = np.array([[0.0], [1.0], [2.0], [10.0], [11.0]])
+    assert k_center(line, 3).tolist() == [4, 0, 2]  # the mean is 4.8
+    assert k_center(line, 2, np.array([[11.0]])).tolist() == [0, 2]
+    assert sorted(k_center(line, 9).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_tables_name_both_videos():
+    others = made(30, seed=1)
+    alike = Likeness.of(made(6), others, 2, 0.5)
+    columns, *rows = alike.neighbor_rows()
+    assert len(rows) == 12 and len(columns) == 7
+    assert rows[0][0] == "/videos/0000.mp4" and rows[0][2] == "class 0"
+    assert all(one < 6 <= other for one, other, _ in alike.duplicates)
+    assert Likeness.of(made(6), None, 0, None).neighbor_rows() == [columns]

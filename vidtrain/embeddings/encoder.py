@@ -1,0 +1,257 @@
+"""From a checkpoint or published weights, and a dataset, to embeddings: the mean of a frozen encoder's tokens."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vidtrain.app.check import check_run
+from vidtrain.app.launch import report as report_faults
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
+from vidtrain.build.checkpoint_loader import (
+    changed_config,
+    find_checkpoint,
+    open_trained,
+    published_config,
+)
+from vidtrain.config.references import to_dict, to_phases
+from vidtrain.data.augment.geometry import WholeFrame
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.sources.unlabeled import UNLABELED as ONE_CLASS
+from vidtrain.embeddings.store import PICTURES, UNLABELED, Embeddings, joined
+from vidtrain.errors import UserError
+from vidtrain.features.frozen_encoder import TokenEncoder, protocol_digest, weights_digest
+from vidtrain.features.store import LARGEST
+from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.weights.files import as_sources, locate
+from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.runs.examples import frames_of, moving_picture
+from vidtrain.training.ranks.distributed import Ranks, autocast
+from vidtrain.training.run import Console
+
+# The program's option -> where the value stands in the configuration of a checkpoint, or of published weights
+CHANGES = {
+    "dataset": "dataset",
+    "data_root": "data_root",
+    "prepared": "data.prepared",
+    "eval_clips": "clip.eval_clips",
+    "batch_size": "trainer.eval_batch_size",
+    "num_workers": "trainer.num_workers",
+    "precision": "trainer.precision",
+    "decode_timeout_s": "data.decode_timeout_s",
+    "max_pixels": "data.max_pixels",
+}
+# What embedding uses of that configuration
+USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation.eval", "model", "trainer.precision")
+VIDEOS = "videos"  # the split of videos that no dataset names
+TOKENS = "tokens.npy"  # float16 [v n m d], n clips of m tokens, beside the embeddings
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """A frozen encoder on the ranks' device and the configuration that says what it is shown; `about` says so in the
+    file of embeddings."""
+
+    config: DictConfig
+    encode: TokenEncoder
+    about: Mapping[str, Any]
+
+
+def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncoder:
+    """The encoder of `checkpoint`, or of `model` with the weights `pretrained`, to embed what `cfg` names.
+
+    Raises `UserError` for a graph, which gives no tokens, and for weights or settings that do not fit.
+    """
+    model: Any
+    if cfg.checkpoint is not None:
+        path = find_checkpoint(cfg.checkpoint)
+        opened = open_trained(path, cfg.trust_targets)
+        if opened.weights is None:
+            raise UserError(
+                f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint"
+            )
+        opened.check_computed(USED, CHANGES, cfg)
+        config, source = changed_config(_with_videos(opened.config, cfg), cfg, CHANGES), str(path)
+        _check(config)
+        if not cfg.trust_targets:
+            build_data.keep_index_here(config, cfg.data_root is not None, console)
+            if cfg.dataset is None and cfg.videos is None:
+                build_data.check_made_here(config, cfg.data_root is not None)
+        model = opened.model(config, ranks, merged=True)
+    else:
+        sources = as_sources(cfg.pretrained)
+        source = ", ".join(sources)
+        published = to_dict(published_config(cfg, source))
+        config = changed_config(_with_videos(published, cfg), cfg, CHANGES)
+        _check(config)
+        model = build.model(config, 2, ranks)  # whose head is not used
+        for name in sources:
+            report = load_pretrained(model, name, locate(name, cfg.pretrained_revision), cfg.init_match)
+            console.info("weights of " + "\n  ".join(report.lines()))
+    assert isinstance(model, VideoClassifier)
+    build.set_cpu_threads(None, ranks)
+    transform = build.device_transform(config, ranks.device)
+    context = autocast(ranks, config.trainer.precision)
+    encode = TokenEncoder(model.encoder, transform, context, ranks.device, config.trainer.eval_batch_size)
+    plain = to_dict(config, resolve=True)
+    about = {
+        "weights": weights_digest(model.encoder, plain["model"]["encoder"]),
+        "protocol": protocol_digest(plain, False, 1),
+        "source": source,
+        "clips": build.protocol_text(config, "mean of tokens"),
+        "learned_from": _learned_from(config) if cfg.checkpoint is not None else None,
+    }
+    return OpenedEncoder(config, encode, about)
+
+
+def _with_videos(config: Mapping[str, Any], cfg: DictConfig) -> Mapping[str, Any]:
+    """The configuration with a dataset of the `videos` that `cfg` names, where it names some."""
+    if cfg.videos is None:
+        return config
+    places = [cfg.videos] if isinstance(cfg.videos, str) else list(cfg.videos)
+    target = "vidtrain.data.sources.unlabeled.Unlabeled"
+    source = {"_target_": target, "path": places, "val_share": None, "frame_rate": cfg.frame_rate}
+    return {**config, "dataset": {"name": VIDEOS, "flip": 0.0, "source": source}}
+
+
+def _check(config: DictConfig) -> None:
+    faults = check_run(config, training=False)
+    report_faults([("the encoder's configuration, as changed", key, why) for key, why in faults])
+
+
+def _learned_from(config: DictConfig) -> str | None:
+    """The dataset whose labels the encoder was trained on; None where it stayed frozen."""
+    if OmegaConf.is_missing(config, "stage"):
+        return None
+    phases = to_phases(config.stage).values()
+    frozen = all(phase.encoder_blocks == 0 and phase.lora is None for phase in phases)
+    return None if frozen else str(config.name)
+
+
+def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, console: Console) -> Embeddings:
+    """Embeds every video of the configured splits that can be read, and warns of the others.
+
+    With `cfg.pictures` a moving picture of each is written below `out`, with `cfg.tokens` all tokens. Raises
+    `UserError` where none can be read, for a split that is not there, and for tokens that cannot be kept.
+    """
+    config, frame_geometry = opened.config, build.instantiate_component(opened.config.augmentation.eval)
+    if cfg.tokens and isinstance(frame_geometry, WholeFrame):
+        raise UserError("tokens=true needs clips of one size, and whole frames keep their own; leave it out")
+    splits = _splits(config, cfg, console)
+    reading = build_data.reading(config, ranks, None)
+    if cfg.pictures:
+        (out / PICTURES).mkdir(exist_ok=True)
+    kept = TokenFile(out / TOKENS, sum(map(len, splits.values()))) if cfg.tokens else None
+    parts, rows = [], 0
+    for split, manifest in splits.items():
+        data = build_data.eval_data(config, split, manifest, reading, ranks)
+        vectors, indices = [], []
+        for index, vector, tokens, views in _videos(opened, data, console):
+            if kept is not None:
+                kept.write(rows, tokens, manifest.paths[index])
+            if cfg.pictures:
+                picture = moving_picture(frames_of(views).numpy())
+                (out / PICTURES / f"{rows:06d}.webp").write_bytes(picture)
+            vectors.append(vector)
+            indices.append(index)
+            rows += 1
+        if indices:
+            parts.append(_described(manifest.subset(indices), split, np.stack(vectors), opened.about))
+    reading.index.close()
+    if not parts:
+        raise UserError("none of the videos could be read; audit says why")
+    if kept is not None:
+        kept.close(rows)
+    return joined(parts)
+
+
+def _splits(config: DictConfig, cfg: DictConfig, console: Console) -> dict[str, Manifest]:
+    splits = build_data.listed_splits(config, console)
+    if cfg.videos is not None:
+        return {VIDEOS: splits["train"]}
+    wanted = list(splits) if cfg.splits is None else list(cfg.splits)
+    absent = [split for split in wanted if split not in splits]
+    if absent:
+        raise UserError(f"splits={absent} are not in the dataset; it has {', '.join(splits)}")
+    return {split: splits[split] for split in wanted}
+
+
+def _videos(
+    opened: OpenedEncoder, data: build_data.EvalData, console: Console
+) -> Iterator[tuple[int, np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Of every video of a split that can be read: its record, its vector float32 [d], its tokens [n m d] and its views
+    uint8 [n 3 t h w]."""
+    for batch in data.batches(console):
+        if batch.refusal:
+            raise UserError(batch.refusal)
+        for fault in batch.faults:
+            console.warn(f"missing from {data.split}: {fault.path} ({fault.cause})")
+        if not len(batch.indices):
+            continue
+        for index, tokens, views in zip(
+            batch.indices.tolist(), opened.encode(batch, False), batch.clips, strict=True
+        ):
+            vector = tokens.mean(dim=(0, 1)).numpy()
+            if not np.isfinite(vector).all():
+                path = data.manifest.paths[index]
+                raise UserError(f"the tokens of {path} are not finite; say precision=fp32")
+            yield index, vector, tokens, views
+
+
+class TokenFile:
+    """`TOKENS` as it grows, for `videos` at most."""
+
+    def __init__(self, path: Path, videos: int):
+        self._path, self._videos = path, videos
+        self._rows: np.memmap | None = None
+
+    def write(self, row: int, tokens: torch.Tensor, path: str) -> None:
+        """The tokens [n m d] of the video `path`. Raises `UserError` where float16 does not hold them."""
+        if float(tokens.abs().max()) > LARGEST:
+            raise UserError(
+                f"tokens of {path} are beyond {LARGEST:.0f}, where float16 ends; say tokens=false"
+            )
+        if self._rows is None:
+            shape = (self._videos, *tokens.shape)
+            self._rows = np.lib.format.open_memmap(self._path, "w+", np.float16, shape)
+        self._rows[row] = tokens.half().numpy()
+
+    def close(self, rows: int) -> None:
+        """Leaves the first `rows` in the file, which are those of videos that could be read."""
+        assert self._rows is not None
+        self._rows.flush()
+        if rows < self._videos:
+            np.save(self._path, np.array(self._rows[:rows]))
+
+
+def _described(manifest: Manifest, split: str, vectors: np.ndarray, about: Mapping[str, Any]) -> Embeddings:
+    """The videos of a manifest with their vectors [v d]."""
+    records, classes = list(manifest), manifest.classes
+    if classes == (ONE_CLASS,):
+        classes, labels = (), np.full(len(records), UNLABELED, np.int64)
+    elif manifest.multi_label:
+        labels = np.zeros((len(records), len(classes)), np.uint8)
+        for row, record in enumerate(records):
+            labels[row, list(record.labels)] = 1
+    else:
+        labels = manifest.labels
+    cuts = [[getattr(record, end) for record in records] for end in ("start", "end")]
+    starts, ends = (
+        np.array([np.nan if time is None else time for time in times], np.float64) for times in cuts
+    )
+    return Embeddings(
+        vectors=vectors.astype(np.float32),
+        paths=np.array([record.path for record in records], dtype=np.str_),
+        splits=np.full(len(records), split, dtype=f"<U{len(split)}"),
+        groups=np.array([record.group for record in records], dtype=np.str_),
+        classes=np.array(classes, dtype=np.str_),
+        labels=labels,
+        starts=starts,
+        ends=ends,
+        encoder=about,
+    )

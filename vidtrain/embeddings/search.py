@@ -1,0 +1,168 @@
+"""Exact search among vectors by their cosine: nearest neighbors, near duplicates, and videos that cover a set."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vidtrain.embeddings.store import Embeddings
+
+BLOCK = 16384  # vectors that are compared at once: their products with 100 queries stay in a core's cache
+QUERIES = 1024  # at once
+COMPARED = 64  # known vectors that all others are held against at once
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors float32 [v d] at length one; those of zero stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32, copy=False)
+
+
+def nearest(
+    queries: np.ndarray, units: np.ndarray, count: int, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` nearest of `units` [v d] to each of `queries` [q d], all of unit length, nearest first: cosines
+    float32 [q count] and rows int64 [q count]. Every pair is compared; of equal ones the lower row comes first.
+
+    `own` int64 [q] are rows of `units` that the queries are themselves, which are passed over. Where there are fewer
+    than `count` others, there are fewer columns.
+    """
+    if not count or not len(queries):
+        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    count = min(count, len(units) - (own is not None))
+    parts = [
+        _nearest(queries[place : place + QUERIES], units, count, None if own is None else own[place : place + QUERIES])
+        for place in range(0, len(queries), QUERIES)
+    ]  # fmt: skip
+    return np.concatenate([cosines for cosines, _ in parts]), np.concatenate([rows for _, rows in parts])
+
+
+def _nearest(
+    queries: np.ndarray, units: np.ndarray, count: int, own: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    cosines = torch.full((len(queries), count), -torch.inf)
+    rows = torch.zeros((len(queries), count), dtype=torch.int64)
+    for start, products in _products(queries, units):
+        if own is not None:
+            inside = np.flatnonzero((own >= start) & (own < start + products.shape[1]))
+            products[torch.from_numpy(inside), torch.from_numpy(own[inside] - start)] = -torch.inf
+        # most blocks hold nothing nearer for most queries
+        better = (products.amax(dim=1) > cosines[:, -1]).nonzero()[:, 0]
+        if not len(better):
+            continue
+        values, places = products[better].topk(min(count, products.shape[1]), dim=1)
+        values = torch.cat([cosines[better], values], dim=1)
+        places = torch.cat([rows[better], places + start], dim=1)
+        values, order = values.topk(count, dim=1)
+        cosines[better], rows[better] = values, places.gather(1, order)
+    by_cosine = np.lexsort((rows.numpy(), -cosines.numpy()), axis=1)
+    return np.take_along_axis(cosines.numpy(), by_cosine, 1), np.take_along_axis(rows.numpy(), by_cosine, 1)
+
+
+def _products(queries: np.ndarray, units: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
+    """Cosines [q b] of the queries with one block of `units` after the other, and where it starts."""
+    left, right = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(units)
+    for start in range(0, len(units), BLOCK):
+        yield start, left @ right[start : start + BLOCK].T
+
+
+def near_pairs(queries: np.ndarray, units: np.ndarray, least: float) -> Iterator[tuple[int, int, float]]:
+    """Every row of `queries` [q d] and of `units` [v d] whose cosine is at least `least`, and that."""
+    for place in range(0, len(queries), QUERIES):
+        for start, products in _products(queries[place : place + QUERIES], units):
+            near = products >= least
+            for (one, other), cosine in zip(near.nonzero().tolist(), products[near].tolist(), strict=True):
+                yield place + one, start + other, cosine
+
+
+def k_center(vectors: np.ndarray, count: int, known: np.ndarray | None = None) -> np.ndarray:
+    """Rows int64 [count] of `vectors` [v d] that cover them: each is the one farthest from all before it, and from
+    the vectors `known` [n d]; the first one, where nothing is known, is farthest from the mean.
+
+    Distances are Euclidean. Source: the greedy algorithm of Gonzalez 1985, as Sener and Savarese 2018 choose labels.
+    """
+    vectors = vectors.astype(np.float32, copy=False)
+    if known is None or not len(known):
+        distances = np.linalg.norm(vectors - vectors.mean(axis=0), axis=1)
+    else:
+        distances = np.full(len(vectors), np.inf, np.float32)
+        for start in range(0, len(known), COMPARED):
+            part = known[start : start + COMPARED].astype(np.float32, copy=False)
+            squares = (vectors**2).sum(axis=1)[:, None] - 2 * vectors @ part.T + (part**2).sum(axis=1)
+            distances = np.minimum(distances, np.sqrt(squares.min(axis=1).clip(0)))
+    chosen = []
+    covers_nothing = known is None or not len(known)
+    for _ in range(min(count, len(vectors))):
+        chosen.append(int(distances.argmax()))
+        apart = np.linalg.norm(vectors - vectors[chosen[-1]], axis=1)
+        distances = apart if covers_nothing else np.minimum(distances, apart)
+        distances[chosen] = -1.0
+        covers_nothing = False
+    return np.array(chosen, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What is alike: among `videos`, or where there are `others`, in those.
+
+    `cosines` and `rows` [v n] are those of the nearest others of every video, `duplicates` pairs of rows with their
+    cosine; rows of `others` follow those of `videos`.
+    """
+
+    videos: Embeddings
+    others: Embeddings | None
+    cosines: np.ndarray
+    rows: np.ndarray
+    duplicates: list[tuple[int, int, float]]
+
+    @classmethod
+    def of(cls, videos: Embeddings, others: Embeddings | None, count: int, least: float | None) -> "Likeness":
+        """The `count` nearest of every video, and pairs of a cosine of at least `least` across splits, or across
+        `videos` and `others`; None looks for no pairs."""
+        units = unit(videos.vectors)
+        base, own, first = (
+            (units, np.arange(len(units)), 0) if others is None else (unit(others.vectors), None, len(units))
+        )
+        cosines, rows = nearest(units, base, count, own)
+        pairs = (
+            []
+            if least is None
+            else [
+                (one, first + other, cosine)
+                for one, other, cosine in near_pairs(units, base, least)
+                if others is not None or (one < other and videos.splits[one] != videos.splits[other])
+            ]
+        )
+        return cls(
+            videos,
+            others,
+            cosines,
+            rows + first,
+            sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1])),
+        )
+
+    def about(self, row: int) -> tuple[str, str, str]:
+        """Path, split and labels of a video."""
+        of, place = self.videos, row
+        if row >= len(self.videos) and self.others is not None:
+            of, place = self.others, row - len(self.videos)
+        return str(of.paths[place]), str(of.splits[place]), ";".join(of.names_of(place))
+
+    def neighbor_rows(self) -> list[tuple[str, ...]]:
+        """A table with a row for every video and each of its neighbors, the nearest first."""
+        columns = ("path", "split", "label", "neighbor", "neighbor_split", "neighbor_label", "cosine")
+        pairs = (
+            (row, other, cosine)
+            for row in range(len(self.rows))
+            for other, cosine in zip(self.rows[row].tolist(), self.cosines[row].tolist(), strict=True)
+        )
+        return [columns, *self._described(pairs)]
+
+    def duplicate_rows(self) -> list[tuple[str, ...]]:
+        """A table of the near duplicates, the nearest first."""
+        columns = ("path", "split", "label", "other", "other_split", "other_label", "cosine")
+        return [columns, *self._described(self.duplicates)]
+
+    def _described(self, pairs: Iterable[tuple[int, int, float]]) -> list[tuple[str, ...]]:
+        return [(*self.about(one), *self.about(other), f"{cosine:.6f}") for one, other, cosine in pairs]

@@ -1,0 +1,144 @@
+"""A file of embeddings: one vector a video, with what is known of the video."""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidtrain.data.manifest.manifest import Manifest, Record
+from vidtrain.errors import UserError
+from vidtrain.files.atomic import replacing_path, strict_json
+
+FORMAT = "vidtrain-embeddings/1"
+FILE = "embeddings.npz"
+PICTURES = "pictures"  # the folder beside it, NNNNNN.webp by row
+UNLABELED = -1
+KEPT = ("classes", "encoder")  # what has no entry for each video
+ANEW = "make it again with python -m vidtrain.embed"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """`vectors` float32 [v d] of v videos, as the arrays of an .npz file.
+
+    `paths`, `splits` and `groups` are text [v]: videos of one group are never parted. `labels` int64 [v] are numbers of
+    `classes` [k], -1 where a video has none; uint8 [v k] of 0 and 1 where videos may have several. `starts` and `ends`
+    float64 [v] are seconds, NaN where the file is not cut. `encoder` says what made them: digests of its weights and of
+    how it saw the videos, which vectors that are compared must have in common, and both in words.
+    """
+
+    vectors: np.ndarray
+    paths: np.ndarray
+    splits: np.ndarray
+    groups: np.ndarray
+    classes: np.ndarray
+    labels: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    encoder: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    def names_of(self, row: int) -> list[str]:
+        """The names of a video's labels."""
+        if self.multi_label:
+            return self.classes[self.labels[row] > 0].tolist()
+        return [] if self.labels[row] == UNLABELED else [str(self.classes[self.labels[row]])]
+
+    def take(self, rows: np.ndarray) -> "Embeddings":
+        """The videos of `rows`, int64 [n] or bool [v]."""
+        columns = {
+            field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name not in KEPT
+        }
+        return replace(self, **columns)
+
+    def of_split(self, split: str) -> np.ndarray:
+        """The rows of a split, int64 [n]. Raises `UserError` where it has none."""
+        rows = np.flatnonzero(self.splits == split)
+        if not len(rows):
+            known = ", ".join(sorted(set(self.splits.tolist())))
+            raise UserError(f"split={split}: the embeddings hold no video of it; they hold {known}")
+        return rows
+
+    def manifest(self, labels: np.ndarray | None = None) -> Manifest:
+        """The videos as a manifest, with other `labels` where they are given."""
+        labels = self.labels if labels is None else labels
+        cuts = [
+            [None if np.isnan(time) else float(time) for time in times] for times in (self.starts, self.ends)
+        ]
+        records = [
+            Record(str(path), int(label), str(group), start=start, end=end)
+            for path, label, group, start, end in zip(self.paths, labels, self.groups, *cuts, strict=True)
+        ]
+        return Manifest(records, self.classes.tolist())
+
+    def check_comparable(self, encoder: Mapping[str, Any], name: str) -> None:
+        """Raises `UserError` where these embeddings, of the file `name`, are by another encoder than `encoder`, or of
+        other clips."""
+        for key, what in (("weights", "another encoder"), ("protocol", "other clips")):
+            if self.encoder[key] != encoder[key]:
+                raise UserError(
+                    f"{name} holds vectors of {what}, which cannot be compared: {self.encoder['source']}, "
+                    f"{self.encoder['clips']}; these are by {encoder['source']}, {encoder['clips']}"
+                )
+
+    def save(self, path: Path) -> None:
+        """Writes the .npz file; a crash leaves the old one, or the new one."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "encoder"}
+        about = np.array(strict_json({"format": FORMAT, "encoder": dict(self.encoder)}))
+        with replacing_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, about=about, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def open(cls, named: str) -> "Embeddings":
+        """Reads the file, or the one in the folder, that is `named`.
+
+        Raises `UserError` naming it where it is absent, damaged, cut or something else.
+        """
+        path = Path(named)
+        path = path / FILE if path.is_dir() else path
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                if about["format"] != FORMAT:
+                    raise UserError(f"{path} is of format {about['format']}, and {FORMAT} is read; {ANEW}")
+                names = [field.name for field in fields(cls) if field.name != "encoder"]
+                embeddings = cls(**{name: file[name] for name in names}, encoder=about["encoder"])
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: there is no such file; {ANEW}") from error
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} holds no embeddings, or is damaged ({error}); {ANEW}") from error
+        embeddings._check(path)
+        return embeddings
+
+    def _check(self, path: Path) -> None:
+        lengths = {
+            field.name: len(getattr(self, field.name)) for field in fields(self) if field.name not in KEPT
+        }
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{path} was cut: its columns have different lengths ({lengths}); {ANEW}")
+        if self.vectors.ndim != 2 or not len(self) or not np.isfinite(self.vectors).all():
+            raise UserError(f"{path}: its vectors {self.vectors.shape} are empty or not finite; {ANEW}")
+        if not self.multi_label and len(self.labels) and self.labels.max() >= len(self.classes):
+            raise UserError(f"{path}: a label has no class of the {len(self.classes)}; {ANEW}")
+
+
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Embeddings of one encoder with the same classes, one after the other."""
+    names = [field.name for field in fields(Embeddings) if field.name not in KEPT]
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+    }
+    return replace(parts[0], **columns)
