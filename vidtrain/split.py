@@ -94,7 +94,7 @@ def read_pool(cfg: Any) -> "Manifest":
             return ClassFolders(cfg.path, group_pattern=cfg.group_pattern, split=list(cfg.shares)).pool()
         if cfg.source == "listing":
             layout = ListingFormat(**cfg.listing, group_column=cfg.group_column, **grouped)
-            return read_pool(Path(cfg.path), layout)
+            return read_pool(cfg.path, layout)
         truth = {"frame_rate": cfg.frame_rate, "ground_truth": cfg.ground_truth}
         return FrameFolders(root=cfg.path, **truth, **grouped).pool()
     except UserError as error:

@@ -1,7 +1,6 @@
 """The pass that fills a view table, by all ranks and across kills: each video is read once, for all of its views."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.manifest import Manifest, in_order_of
 from vidtrain.data.sampling.clips import clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import frame_picks
+from vidtrain.data.stores.files import exists, file_status
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_store import ShardWriter, StoredViews
@@ -261,7 +261,7 @@ def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
 def _videos_digest(manifest: Manifest) -> str:
     whole = hashlib.sha256("\n".join(manifest.classes).encode(errors="surrogateescape"))
     for record in manifest:
-        size = os.path.getsize(record.path) if os.path.isfile(record.path) else 0
+        size = file_status(record.path).size if exists(record.path) else 0
         labels = list(record.labels) if manifest.multi_label else record.label
         row = f"{record.path}\t{size}\t{record.start}\t{record.end}\t{labels}\n"
         whole.update(row.encode(errors="surrogateescape"))

@@ -1,6 +1,7 @@
 """What predict leaves of every video: rows as a table, JSON or CSV; numbers and pictures in a folder of its name."""
 
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ import numpy as np
 from vidtrain.app.launch import fail
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.windows import WindowDataset
+from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
 from vidtrain.files.atomic import strict_json, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown, shown_lines
 from vidtrain.prediction import pictures
@@ -148,10 +150,10 @@ def print_results(results: Results, failures: Sequence[Failure], form: str) -> N
 def show(results: Results, console: Console) -> None:
     """The results as a table on a terminal, with paths below the folder that they have in common."""
     paths = [video["path"] for video in results.videos]
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]) if paths else ""
+    common = common_folder(paths) if paths else ""
     rows: list[tuple[str, ...]] = []
     for video in results.videos:
-        name = os.path.relpath(video["path"], common)
+        name = relative(absolute(video["path"]), common)
         if results.windows:
             for part in video["segments"]:
                 times = (f"{part['start_s']:.1f}", f"{part['end_s']:.1f}")
@@ -226,9 +228,10 @@ def _ranked(count: int) -> tuple[str, ...]:
 def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
     """A folder below `out` for each video: its place below the folder that all have in common, without its suffix
     unless two would share one."""
-    absolute = [os.path.abspath(path) for path in paths]
-    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    places = [os.path.relpath(path, common) for path in absolute]
+    common = common_folder(paths)
+    places = [relative(absolute(path), common) for path in paths]
+    if any(map(is_url, paths)):  # whose names may lead anywhere
+        places = [re.sub(r"(^|/)[./:]+(?=[/:]|$)", r"\1_", place) for place in places]
     short = [os.path.splitext(place)[0] for place in places]
     twice = {place for place, count in Counter(short).items() if count > 1}
     return {

@@ -17,6 +17,7 @@ from vidtrain.baseline_models.verdict import find_verdicts
 from vidtrain.config.renames import rename_override
 from vidtrain.config.targets import PRESETS, preset_settings
 from vidtrain.data.manifest.split_records import SplitRecord
+from vidtrain.data.stores.places import absolute
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.protocols import headline
@@ -250,8 +251,8 @@ def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
     records = {file.stem: SplitRecord.open(file) for file in (folder / SPLITS).glob("*.npz")}
     counts = {split: len(record) for split, record in records.items()}
     same = audit["splits"] == counts and {row["name"] for row in audit["classes"]} == set(data["classes"])
-    firsts = [os.path.abspath(record.columns.paths[0]) for record in records.values() if len(record)]
-    if not same or not all(os.path.commonpath([first, audit["root"]]) == audit["root"] for first in firsts):
+    firsts = [absolute(record.columns.paths[0]) for record in records.values() if len(record)]
+    if not same or not all(first.startswith(os.path.join(audit["root"], "")) for first in firsts):
         return None
     made = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     return {**audit, "file": str(path.resolve()), "made": made}

@@ -1,4 +1,5 @@
 import csv
+import os
 
 import pytest
 
@@ -259,7 +260,7 @@ def test_absent_file(tmp_path):
 
 def test_inputs_are_the_files(listing, tmp_path):
     source = listing("a.mp4,run", classes=str(tmp_path / "classes.txt"))
-    assert [path.name for path in source.inputs()] == ["train.csv", "val.csv", "classes.txt"]
+    assert [os.path.basename(path) for path in source.inputs()] == ["train.csv", "val.csv", "classes.txt"]
 
 
 def test_quoting_agrees_with_the_csv_module(listing, tmp_path):

@@ -19,6 +19,8 @@ from vidtrain.data.decoding.decoder import decode_views, refused_frames, size_er
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.metadata import file_digest, read_image_folder
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, VideoInfo
+from vidtrain.data.stores.files import file_status
+from vidtrain.data.stores.places import is_plain
 
 FORMAT = 6  # of what is found; a file inspected under another is inspected anew
 HIGHEST_RATE = 240.0  # frames per second that a camera is believed to take
@@ -136,7 +138,7 @@ def _inspection(path: str, info: VideoInfo, seen: Seen, refused: int, thumbnails
     if not len(signature):
         issues.append(("no contrast", "uniform pictures throughout"))
     return Inspection(
-        size=sum(os.path.getsize(path) for path in info.images or (info.path,)),
+        size=sum(file_status(path).size for path in info.images or (info.path,)),
         issues=tuple(issues),
         sample_aspect=f"{info.aspect.numerator}:{info.aspect.denominator}",
         duration=duration,
@@ -185,7 +187,12 @@ def _index(path: Path | None, max_pixels: int) -> VideoIndex:
 
 def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int) -> Inspection:
     """With how far it can be decoded by who passes over every error, and its first frame, where there is one."""
-    if not os.path.isfile(path):
+    try:
+        size, _ = file_status(path)
+        digest = file_digest([path]).hex() if not is_plain(path) or os.path.isfile(path) else None
+    except OSError:
+        digest = None
+    if digest is None:
         return Inspection(size=0, cause=cause)
     try:
         seen = decode_file(path, Pictures(num_frames=0, orientation=None), max_pixels)
@@ -195,9 +202,9 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int)
         stated = f" of {seen.stated_frames}" if seen.stated_frames else ""
         cause = f"{cause}; {seen.num_frames}{stated} frames can be decoded"
     return Inspection(
-        size=os.path.getsize(path),
+        size=size,
         cause=cause,
-        digest=file_digest([path]).hex(),
+        digest=digest,
         thumbnail=_thumbnail(path, seen, thumbnails) if seen is not None else "",
     )
 
@@ -343,7 +350,6 @@ class KnownFiles:
 def _stamp(path: str) -> list[int]:
     """Size and time of modification, by which a changed file is known."""
     try:
-        status = os.stat(path)
+        return list(file_status(path))
     except OSError:  # that it cannot be reached is found, with the cause, by reading it
         return [-1, -1]
-    return [status.st_size, status.st_mtime_ns]

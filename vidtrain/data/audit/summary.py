@@ -1,6 +1,5 @@
 """An audit in numbers: what was found of a dataset and its files, as plain values for JSON, CSV and the page."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from vidtrain.data.audit.findings import (
     shortcuts,
 )
 from vidtrain.data.audit.inspection import Inspection
+from vidtrain.data.stores.places import absolute, common_folder, relative
 from vidtrain.files.escaping import csv_text
 
 SAMPLES = 6  # files shown of a class
@@ -65,7 +65,7 @@ def summarize(
     splits = list(dict.fromkeys(entry.split for entry in records))
     by_path = records_by_path(records)
     # so that what is shown of paths can be short
-    root = os.path.commonpath(sorted({os.path.dirname(os.path.abspath(path)) for path in by_path}))
+    root = common_folder(by_path)
     readable = [entry for entry in records if not inspections[entry.path].cause]
 
     def describe(path: str) -> Plain:
@@ -145,7 +145,7 @@ def _empty_cuts(listed: Sequence[Entry], inspection: Inspection) -> list[tuple[s
 
 
 def _short(path: str, root: str) -> str:
-    return os.path.relpath(os.path.abspath(path), root)
+    return relative(absolute(path), root) if root else path
 
 
 def _describe(listed: Sequence[Entry], inspection: Inspection, root: str) -> Plain:

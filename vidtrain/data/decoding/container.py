@@ -31,6 +31,8 @@ from av.video.stream import VideoStream
 
 from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, Orientation
+from vidtrain.data.stores.files import opened_by_ffmpeg, opened_whole
+from vidtrain.data.stores.places import is_plain
 
 # A little of each video stream is decoded to find out about it. This bounds what all streams of a file may take
 # together, in pictures of the largest size
@@ -47,12 +49,12 @@ OF_PIXELS = {"mjpeg": ("overread", "error y=", "error count")}
 MOST_REORDERED = 16  # frames by which H.264 and HEVC may show a picture later than one that refers to it
 
 
-def _first_bytes(location: str) -> bytes:
+def _first_bytes(path: str) -> bytes:
     """How a file begins; nothing of one that cannot be opened, or is none, as a pipe would wait."""
     with suppress(OSError):
-        if os.path.isfile(location):
-            with open(location, "rb") as file:
-                return file.read(21)
+        if not is_plain(path) or os.path.isfile(path):
+            with opened_whole(path) as file:
+                return bytes(file.read_at(0, 21))
     return b""
 
 
@@ -60,9 +62,8 @@ def _first_bytes(location: str) -> bytes:
 def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`, as do
     pictures of more than `max_pixels`, before there is any memory for them."""
-    # an absolute path, as a colon in a relative one would stand behind a protocol
-    location, options = os.path.abspath(path), decoder_options(max_pixels)
-    first_bytes = _first_bytes(location)
+    options = decoder_options(max_pixels)
+    first_bytes = _first_bytes(path)
     # RIFF, WEBP, then VP8X with the flag of an animation: FFmpeg skips its frames and calls the rest invalid data
     if len(first_bytes) == 21 and first_bytes[8:16] == b"WEBPVP8X" and first_bytes[20] & 2:
         raise DecodeError(
@@ -70,9 +71,12 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
         )
     try:
         # of images nothing is known before their decoder looks, and a folder of them would take a fifth longer
-        if not first_bytes.startswith(IMAGES) and (cause := too_large(location, max_pixels)):
+        if not first_bytes.startswith(IMAGES) and (cause := too_large(path, max_pixels)):
             raise DecodeError(path, cause)
-        with av.open(location, options=options, metadata_errors="ignore") as container:
+        with (
+            opened_by_ffmpeg(path) as location,
+            av.open(location, "r", options=options, metadata_errors="ignore") as container,
+        ):
             stream = container.streams.best("video")
             # the cover of a song is no video
             if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
@@ -87,7 +91,7 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:
-        raise DecodeError(path, why_refused(location, error, max_pixels) or error.strerror) from error
+        raise DecodeError(path, why_refused(path, error, max_pixels) or error.strerror) from error
 
 
 def aspect_of(stream: VideoStream, orientation: Orientation) -> Fraction:
@@ -108,7 +112,8 @@ def too_large(path: str, max_pixels: int) -> str:
     with (
         av.logging.Capture(local=True),  # that no decoder may be opened is no error
         suppress(av.FFmpegError),  # which opening it in earnest gives again
-        av.open(path, options={"codec_whitelist": "none"}, metadata_errors="ignore") as container,
+        opened_by_ffmpeg(path) as location,
+        av.open(location, "r", options={"codec_whitelist": "none"}, metadata_errors="ignore") as container,
     ):
         contexts = [stream.codec_context for stream in container.streams.video]
         sizes = [(context.width, context.height) for context in contexts if context is not None]
@@ -140,7 +145,8 @@ def why_refused(path: str, error: av.FFmpegError, max_pixels: int) -> str:
     with (
         ffmpeg_errors() as log,
         suppress(av.FFmpegError),
-        av.open(path, options=decoder_options(max_pixels), metadata_errors="ignore") as container,
+        opened_by_ffmpeg(path) as location,
+        av.open(location, "r", options=decoder_options(max_pixels), metadata_errors="ignore") as container,
     ):
         stream = container.streams.best("video")
         if isinstance(stream, VideoStream):

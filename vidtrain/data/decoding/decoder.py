@@ -18,8 +18,9 @@ from torch import Tensor
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.container import check_size, damage_error, sound_frames, sound_image
 from vidtrain.data.decoding.conversion import ViewConverter
-from vidtrain.data.decoding.packets import damaged_frames, decode_frames, decode_in_order
+from vidtrain.data.decoding.packets import damaged_frames, decode_frames, decode_in_order, expect_frames
 from vidtrain.data.decoding.video import DecodeError, VideoInfo, displayed_size
+from vidtrain.data.stores.files import ByteRanges
 from vidtrain.files.atomic import replacing_path
 
 View = tuple[np.ndarray, Crop | Sequence[Crop]]
@@ -33,14 +34,15 @@ def decode_views(
     size: tuple[int, int],
     interpolation: str = "bicubic",
     size_changes: str = "scale",
+    file: ByteRanges | None = None,
 ) -> Tensor:
     """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`.
 
     A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each.
     One pass over the file, on one thread, serves all views; a frame is converted once per box that wants it.
     Where the picture changes its size, boxes are those of frames scaled to the first one's, or it is an error: one of
-    `SIZE_CHANGES`. Returns uint8 [n c t h w], RGB. Raises `DecodeError` where the file does not hold what `video` says,
-    or a frame is damaged.
+    `SIZE_CHANGES`. `file` is the video's where it has been told to expect this (`expect_views`). Returns uint8
+    [n c t h w], RGB. Raises `DecodeError` where the file does not hold what `video` says, or a frame is damaged.
     """
     _check_views(video, views)
     clips = torch.empty(len(views), 3, len(views[0][0]), *size, dtype=torch.uint8)
@@ -53,7 +55,7 @@ def decode_views(
     converters: dict[Crop, ViewConverter] = {}
 
     decoded = set()
-    for index, frame in read_frames(video, sorted(places)):
+    for index, frame in read_frames(video, sorted(places), file=file):
         if size_changes == "refuse":
             check_unchanged(video, index, frame)
         decoded.add(index)
@@ -70,6 +72,14 @@ def decode_views(
             f"{len(missing)} of {len(places)} wanted frames do not decode, the first is {missing[0]}",
         )
     return clips
+
+
+def expect_views(file: ByteRanges, video: VideoInfo, views: Sequence[View]) -> None:
+    """Tells `file` what `decode_views` will read of it, in a video of packets."""
+    if video.packets is not None:
+        expect_frames(
+            file, video.packets, np.unique(np.concatenate([indices for indices, _ in views])).tolist()
+        )
 
 
 def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
@@ -103,7 +113,7 @@ def size_error(path: str, index: int, shape: tuple[int, int], width: int, height
 
 
 def read_frames(
-    video: VideoInfo, wanted: list[int], in_order: bool = False
+    video: VideoInfo, wanted: list[int], in_order: bool = False, file: ByteRanges | None = None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with indices `wanted` (sorted); only what is there. Raises `DecodeError` where one is damaged.
 
@@ -114,8 +124,8 @@ def read_frames(
         yield from ((index, sound_image(video.images[index], video.max_pixels)) for index in wanted)
         return
     if video.packets is not None:
-        decode = decode_in_order if in_order else decode_frames
-        for index, frame in decode(video.path, video.packets, wanted, video.max_pixels):
+        source = (video.path, video.packets, wanted, video.max_pixels)
+        for index, frame in decode_in_order(*source) if in_order else decode_frames(*source, file):
             check_size(video.path, frame, video.max_pixels)
             yield index, frame
         return

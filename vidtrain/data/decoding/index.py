@@ -17,6 +17,7 @@ import numpy as np
 from vidtrain.data.decoding.container import larger
 from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable, VideoInfo
+from vidtrain.data.stores.files import file_status, known_status
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_links
 
@@ -74,12 +75,11 @@ class VideoIndex:
         With a `frame_rate` it is a folder of images, which is listed anew in each process.
         """
         try:
-            status = os.stat(video)
+            key = (video, *file_status(video))
         except OSError as error:
             raise DecodeError(video, error.strerror) from error
         except ValueError as error:  # a zero byte, which no path has
             raise DecodeError(video, str(error)) from error
-        key = (video, status.st_size, status.st_mtime_ns)
         if (key, frame_rate) in self._remembered:
             self._remembered.move_to_end((key, frame_rate))
             return self._remembered[key, frame_rate]
@@ -95,6 +95,15 @@ class VideoIndex:
                 raise DecodeError(video, f"with square pixels (clip.sample_aspect=apply) {cause}")
         self._remember((key, frame_rate), info)
         return info
+
+    def known(self, video: str) -> VideoInfo | None:
+        """What `info` would give of a file, where its status and what it holds are known here; None elsewhere."""
+        status = known_status(video)
+        if status is None:
+            return None
+        if ((video, *status), None) in self._remembered or self._read((video, *status)) is not None:
+            return self.info(video)
+        return None
 
     def known_digest(self, video: str, size: int, modified: int) -> bytes | None:
         """The hash of what a file held when it had this size and time of modification; None where that is not known any

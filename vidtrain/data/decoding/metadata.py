@@ -8,7 +8,6 @@ from byte ranges later only where both gave the same pixels.
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -46,6 +45,8 @@ from vidtrain.data.decoding.video import (
     displayed_size,
     orientation_of,
 )
+from vidtrain.data.stores.files import LocalFile, file_status, opened_whole
+from vidtrain.data.stores.places import is_plain
 from vidtrain.errors import UserError
 
 # Containers that give every frame a presentation time.
@@ -64,16 +65,16 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """What the video file at `path` holds. Raises `DecodeError` for whatever is not a video that can be read, and for
     pictures of more than `max_pixels`."""
     try:
-        status = os.stat(path)
+        size = file_status(path).size
+        if is_plain(path) and not os.path.isfile(path):  # a pipe would wait
+            raise DecodeError(path, "not a file")
     except OSError as error:
         raise DecodeError(path, error.strerror) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DecodeError(path, "not a file")
-    if status.st_size == 0:
+    if size == 0:
         raise DecodeError(path, "the file is empty")
     try:
-        with opened(path, max_pixels) as (container, stream), open(path, "rb") as file:
-            scan = _Scan(container, stream, file.fileno(), max_pixels)
+        with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
+            scan = _Scan(container, stream, file, max_pixels)
             first = scan.first  # of which the headers may have said something else, or nothing
             if first is not None and (cause := larger(first.width, first.height, max_pixels)):
                 raise DecodeError(path, cause)
@@ -95,9 +96,9 @@ def file_digest(paths: Sequence[str]) -> bytes:
     """The BLAKE2b hash of what the files hold, one after the other (16 bytes)."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        with opened_whole(path) as file:
+            for start in range(0, file.length, 1 << 20):
+                digest.update(file.read_at(start, 1 << 20))
                 watchdog.progress()
     return digest.digest()
 
@@ -105,7 +106,7 @@ def file_digest(paths: Sequence[str]) -> bytes:
 class _Scan:
     """The pictures of a stream in decoding order, its first frame, and how to set up a decoder for it."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, file: int, max_pixels: int):
+    def __init__(self, container: InputContainer, stream: VideoStream, file: LocalFile, max_pixels: int):
         decoder = stream.codec_context
         self.max_pixels = max_pixels
         self.codec = decoder.codec.canonical_name
@@ -242,11 +243,11 @@ def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
     return stream.guessed_rate or stream.average_rate
 
 
-def _place(packet: av.Packet, data: bytes, file: int) -> int | None:
+def _place(packet: av.Packet, data: bytes, file: LocalFile) -> int | None:
     """Where in the file the bytes of a packet lie, having looked."""
     if packet.pos is None or packet.pos < 0:
         return None
-    offset = os.pread(file, len(data) + HEADER, packet.pos).find(data)
+    offset = bytes(file.read_at(packet.pos, len(data) + HEADER)).find(data)
     return None if offset < 0 else packet.pos + offset
 
 

@@ -12,11 +12,10 @@ decoders carry more from picture to picture than references: what stands in for 
 apart. Leaving out one may change what follows.
 """
 
-import os
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import av
@@ -28,10 +27,8 @@ from vidtrain.data.decoding import watchdog
 from vidtrain.data.decoding.container import damage_error, decoder_options, listened
 from vidtrain.data.decoding.entry_points import ListedPicture
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable
+from vidtrain.data.stores.files import ByteRanges, opened, opened_whole
 
-# Ranges are read in one go, unless what lies between them is longer than they are and this many bytes.
-WASTE = 1 << 20
-MOST_AT_ONCE = 64 << 20
 # Frames up to which a file is decoded again, to be read from byte ranges later.
 MOST_VERIFIED = 100_000
 # Pixels up to which a stream is decoded just to see what can be left out, some 20 s each time; of longer ones, nothing.
@@ -100,18 +97,30 @@ def _frames(
         yield origin, frame
 
 
+def expect_frames(file: ByteRanges, table: PacketTable, wanted: Sequence[int]) -> None:
+    """Tells `file` what `decode_frames` will read of it."""
+    runs = _runs(table, wanted)
+    file.expect([(table.positions[numbers], table.sizes[numbers]) for numbers in runs])
+
+
 def decode_frames(
-    path: str, table: PacketTable, wanted: Sequence[int], max_pixels: int = MAX_PIXELS
+    path: str,
+    table: PacketTable,
+    wanted: Sequence[int],
+    max_pixels: int = MAX_PIXELS,
+    file: ByteRanges | None = None,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The shown frames with the indices `wanted` (sorted, each once), in no certain order; where one comes twice, the
-    second counts.
+    second counts. `file` is the one at `path` where it has been told to expect this.
 
     Raises `DecodeError`, perhaps at the end only, where the file has become another one, or where a frame or one that
     it depends on is damaged.
     """
     index_of = {int(table.order[index]): index for index in wanted}
     doubtful: list[int] = []
-    with _opened(path, table, max_pixels) as source:
+    with _opened(path, table, max_pixels, file) as source:
+        if file is None:
+            expect_frames(source.file, table, wanted)
         for numbers in _runs(table, wanted):
             damaged: set[int] = set()
             yield from source.run(numbers, index_of, damaged)
@@ -149,7 +158,7 @@ class _Source:
     """An open file, and the decoder for its packets."""
 
     path: str
-    file: int
+    file: ByteRanges
     table: PacketTable
     decoder: VideoCodecContext
 
@@ -172,17 +181,14 @@ class _Source:
             [n for n in damaged if n < 0 or (0 <= table.shown[n] < first and n not in index_of)]
         )
 
-    def _reader(self, numbers: Sequence[int]) -> Callable[[int], memoryview]:
-        """What reads the packets `numbers`: in one go, if little lies between them."""
-        positions, sizes = self.table.positions[numbers], self.table.sizes[numbers]
-        begin, end = int(positions.min()), int((positions + sizes).max())
-        block = None
-        if end - begin <= min(2 * int(sizes.sum()) + WASTE, MOST_AT_ONCE):
-            block = memoryview(os.pread(self.file, end - begin, begin))
+    def _reader(self, numbers: Sequence[int]) -> Callable[[int], memoryview | bytes]:
+        """What reads the packets `numbers`."""
+        table, read_at = self.table, self.file.read_at
+        self.file.begin(table.positions[numbers], table.sizes[numbers])
 
-        def read(number: int) -> memoryview:
-            at, size = int(self.table.positions[number]), int(self.table.sizes[number])
-            data = memoryview(os.pread(self.file, size, at)) if block is None else block[at - begin :][:size]
+        def read(number: int) -> memoryview | bytes:
+            size = int(table.sizes[number])
+            data = read_at(int(table.positions[number]), size)
             if len(data) < size:
                 raise DecodeError(self.path, "the file is shorter than it was when it was indexed")
             return data
@@ -191,10 +197,12 @@ class _Source:
 
 
 @contextmanager
-def _opened(path: str, table: PacketTable, max_pixels: int) -> Iterator[_Source]:
+def _opened(
+    path: str, table: PacketTable, max_pixels: int, file: ByteRanges | None = None
+) -> Iterator[_Source]:
     try:
-        with open(path, "rb", buffering=0) as file:
-            yield _Source(path, file.fileno(), table, new_decoder(table, max_pixels))
+        with opened(path) if file is None else nullcontext(file) as source:
+            yield _Source(path, source, table, new_decoder(table, max_pixels))
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(path, error.strerror) from error
 
@@ -343,12 +351,10 @@ class Trial:
     def _marks(self, numbers: Sequence[int]) -> Marks:
         """The fingerprint of each frame that decoding the packets `numbers` gives, by its packet, as they come out."""
         marks = {}
-        with open(self.path, "rb") as file:
+        with opened_whole(self.path) as file:
 
-            def read(number: int) -> bytes:
-                return os.pread(
-                    file.fileno(), int(self.table.sizes[number]), int(self.table.positions[number])
-                )
+            def read(number: int) -> memoryview | bytes:
+                return file.read_at(int(self.table.positions[number]), int(self.table.sizes[number]))
 
             for number, frame in decode_numbers(new_decoder(self.table, self.max_pixels), numbers, read):
                 marks[number] = fingerprint(frame)

@@ -16,6 +16,7 @@ from vidtrain.data.decoding.decoder import View, decode_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.loading.quarantine import Quarantine
+from vidtrain.data.loading.read_ahead import Plan, ReadAhead
 from vidtrain.data.loading.samplers import SampleKey
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices, eval_generator
@@ -93,6 +94,7 @@ class VideoDataset(Dataset):
     size_changes: str = "scale"
     index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
     quarantine: Quarantine = field(default_factory=Quarantine)
+    ahead: ReadAhead = field(default_factory=ReadAhead)
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -153,20 +155,22 @@ class VideoDataset(Dataset):
 
     def eval_clips(self, video: VideoInfo, clips: np.ndarray) -> Tensor:
         """Every crop of each of `clips`, int64 [n t], as evaluation shows it: uint8 [(n crops) c t h w]."""
-        geometry = cast(EvalGeometry, self.geometry)
-        views = [(frames, crop) for frames in clips for crop in self.eval_crops(video)]
-        size = geometry.output_size(video.width, video.height, self.size)
-        return decode_views(video, views, size, self.interpolation, self.size_changes)
+        return decode_views(video, *self._eval_views(video, clips), self.interpolation, self.size_changes)
 
-    def _read(self, record: Record, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        video = self.open_video(record.path)
+    def _eval_views(self, video: VideoInfo, clips: np.ndarray) -> tuple[list[View], tuple[int, int]]:
+        geometry = cast(EvalGeometry, self.geometry)
+        views: list[View] = [(frames, crop) for frames in clips for crop in self.eval_crops(video)]
+        return views, geometry.output_size(video.width, video.height, self.size)
+
+    def plan(self, record: Record, key: tuple[int, int, int], video: VideoInfo) -> Plan:
+        """What to read of `video` for a sample. Raises `EmptyCut`, and `UserError` for a video that the protocol does
+        not allow."""
         cut = partial(clip_indices, video.num_frames, video.timestamps, start=record.start, end=record.end)
         if not self.training:
-            drawn = eval_generator(self.protocol, self.seed, record.path)
-            pixels = self.eval_clips(video, cut(self.protocol, drawn))
-            return pixels[None], torch.zeros(1, len(pixels), dtype=torch.int64)
-        views: list[View] = []
-        seeds: list[int] = []
+            clips = cut(self.protocol, eval_generator(self.protocol, self.seed, record.path))
+            views, size = self._eval_views(video, clips)
+            return Plan(video, views, size, [0] * len(views))
+        views, seeds = [], []
         geometry = cast(TrainGeometry, self.geometry)
         for copy in range(self.copies):
             # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
@@ -176,9 +180,15 @@ class VideoDataset(Dataset):
                 rng = draw(*key, number, *more)
                 views.append((frames, geometry(video.width, video.height, self.size, len(frames), rng)))
                 seeds.append(int(rng.integers(2**63 - 1)))
-        pixels = decode_views(video, views, self.size, self.interpolation, self.size_changes)
+        return Plan(video, views, self.size, seeds)
+
+    def _read(self, record: Record, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        plan, file = self.ahead.take(SampleKey(*key[1:])) or (None, None)
+        if plan is None:
+            plan = self.plan(record, key, self.open_video(record.path))
+        pixels = decode_views(plan.video, plan.views, plan.size, self.interpolation, self.size_changes, file)
         copies = rearrange(pixels, "(m n) c t h w -> m n c t h w", m=self.copies)
-        return copies, torch.tensor(seeds).view(self.copies, -1)
+        return copies, torch.tensor(plan.seeds).view(self.copies, -1)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

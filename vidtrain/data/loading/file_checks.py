@@ -16,6 +16,7 @@ from vidtrain.data.loading.workers import guarded
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices
 from vidtrain.data.sampling.temporal import EmptyCut
+from vidtrain.data.stores.files import file_status
 from vidtrain.errors import UserError
 
 Cut = tuple[str, float | None, float | None]  # path, start and end in seconds
@@ -107,7 +108,7 @@ class VideoFilter:
     def _unmet_bound(self, index: VideoIndex, frame_rate: float | None, cut: Cut) -> str | None:
         path, start, end = cut
         try:
-            if self.max_bytes is not None and os.path.getsize(path) > self.max_bytes:
+            if self.max_bytes is not None and file_status(path).size > self.max_bytes:
                 return "max_bytes"
             if self.min_frames is None and self.min_seconds is None and self.max_seconds is None:
                 return None

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -38,16 +37,31 @@ class Readable(Protocol):
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
 
-def _read(dataset: Readable, task: NumberedKeys) -> Batch:
-    dataset.quarantine.number, keys = task
-    return collate([dataset[key] for key in keys])
+@dataclass(frozen=True)
+class _BatchReader:
+    """Reads batches of `dataset`; what lies in stores is asked for ahead."""
+
+    dataset: Readable
+
+    def expect(self, task: NumberedKeys) -> None:
+        if isinstance(self.dataset, VideoDataset):
+            self.dataset.ahead.expect(self.dataset, task[1])
+
+    def __call__(self, task: NumberedKeys) -> Batch:
+        self.dataset.quarantine.number, keys = task
+        samples = []
+        for key in keys:
+            if isinstance(self.dataset, VideoDataset):
+                self.dataset.ahead.ask(self.dataset)
+            samples.append(self.dataset[key])
+        return collate(samples)
 
 
 class BatchWorkers(Workers[NumberedKeys, Batch]):
     """Worker processes that read batches of `dataset`."""
 
     def __init__(self, dataset: Readable, count: int, time_limit: float, start_method: StartMethod):
-        super().__init__(partial(_read, dataset), count, time_limit, start_method)
+        super().__init__(_BatchReader(dataset), count, time_limit, start_method)
         self.stopping = False  # may be set by another thread; ends `batches`
         self._most_owed = PREFETCH * count
         self._quarantine = dataset.quarantine
@@ -146,8 +160,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers == 0:
+            read = _BatchReader(self.dataset)
             for task in enumerate(self.sampler, self.first):
-                batch = _read(self.dataset, task)
+                read.expect(task)
+                batch = read(task)
                 yield pinned(batch) if self.pin_memory else batch
             return
         pool = (

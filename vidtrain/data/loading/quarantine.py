@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.decoding.watchdog import describe_exit, reading
+from vidtrain.data.stores.files import file_status
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 
@@ -178,10 +179,9 @@ def _append(path: Path, line: str) -> None:
 
 def _signature(video: str) -> Signature:
     try:
-        status = os.stat(video)
+        return file_status(video)
     except OSError:  # that there is no such file can change too
         return None, None
-    return status.st_size, status.st_mtime_ns
 
 
 class _Loss(NamedTuple):

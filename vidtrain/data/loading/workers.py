@@ -206,7 +206,8 @@ def _serve(
     time_limit: float,
     parent: int | None,
 ) -> None:
-    """A worker's life: until its owner ends it, or is gone."""
+    """A worker's life: until its owner ends it, or is gone. A function that has a method `expect` is told of tasks as
+    they come."""
     for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
@@ -215,14 +216,19 @@ def _serve(
     torch.set_num_threads(1)
     watchdog.disarm()
     parent = os.getppid() if parent is None else parent
+    waiting: deque[Task] = deque()
+    expect = getattr(function, "expect", lambda task: None)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the owner is gone
         while True:
-            while not connection.poll(ORPHAN_SECONDS):
+            while not waiting and not connection.poll(ORPHAN_SECONDS):
                 if os.getppid() != parent:
                     return
             if os.getppid() != parent:
                 return
-            task = connection.recv()
+            while connection.poll():
+                waiting.append(connection.recv())
+                expect(waiting[-1])
+            task = waiting.popleft()
             watchdog.progress()  # should the owner be killed while this hangs in a decoder, the kernel still ends it
             answer = _call(function, task)
             watchdog.disarm()

@@ -26,6 +26,8 @@ from typing import Any
 
 from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, image_names
 from vidtrain.data.manifest.manifest import Manifest, Record, Source
+from vidtrain.data.stores.files import file_status
+from vidtrain.data.stores.places import absolute, relative
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import guarded_cell, is_utf8
@@ -83,14 +85,13 @@ def _key_of(source: Source) -> str:
     return _short_hash(f"{FORMAT} {kind.__module__} {source!r}".encode("utf-8", "surrogateescape"))
 
 
-def _state_of(inputs: Sequence[Path]) -> str:
+def _state_of(inputs: Sequence[Path | str]) -> str:
     known = []
-    for path in inputs:
+    for path in map(str, inputs):
         try:
-            status = os.stat(path)
+            known.append((absolute(path), *file_status(path)))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        known.append((os.path.abspath(path), status.st_size, status.st_mtime_ns))
     return _short_hash(json.dumps(known).encode())
 
 
@@ -177,8 +178,8 @@ def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
     cut = manifest.columns.starts is not None or manifest.columns.ends is not None
     rows = [["path", "label", "group", *(("start", "end") if cut else ())]]
     for record in manifest:
-        path = os.path.abspath(record.path)
-        path = os.path.relpath(path, folder) if folder else path
+        path = absolute(record.path)
+        path = relative(path, str(folder)) if folder else path
         label = separator.join(manifest.classes[number] for number in record.labels)
         times = ["" if time is None else repr(time) for time in (record.start, record.end)]
         group = path if record.group == record.path else record.group
@@ -207,7 +208,7 @@ def annotations_text(splits: Mapping[str, Manifest], root: str, folders: bool) -
 
 def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "video": os.path.relpath(record.path, root or "."),
+        "video": relative(record.path, root or "."),
         "target": record.label if len(record.labels) == 1 else list(record.labels),
     }
     if folder:

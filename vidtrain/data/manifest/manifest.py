@@ -235,8 +235,8 @@ def columns_of(records: Iterable[Record], multi_label: bool) -> Columns:
 class Source(Protocol):
     """Anything that finds a dataset's videos: class folders, listing files, a generator of its own.
 
-    One that is given by files alone also has `inputs() -> Sequence[Path] | None`, those files: what was read is then
-    kept for as long as they are the same (`manifest.files.open_manifests`).
+    One that is given by files alone also has `inputs() -> Sequence[Path | str] | None`, those files or their URLs: what
+    was read is then kept for as long as they are the same (`manifest.files.open_manifests`).
     """
 
     def manifests(self) -> dict[str, Manifest]:

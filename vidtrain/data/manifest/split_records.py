@@ -20,6 +20,7 @@ import numpy as np
 from vidtrain.data.decoding.metadata import image_names
 from vidtrain.data.manifest.columns import Columns, Strings
 from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.stores.files import ask_statuses, file_status
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import replacing_path
 
@@ -57,6 +58,7 @@ class SplitRecord:
 
         def look(places: np.ndarray) -> list[tuple[int, int]]:
             images = manifest.frame_rate is not None
+            ask_statuses(manifest.paths[place] for place in places.tolist())
             return [_look(manifest.paths[place], images) for place in places.tolist()]
 
         parts = [chosen[first : first + AT_A_TIME] for first in range(0, len(chosen), AT_A_TIME)]
@@ -141,8 +143,8 @@ class SplitRecord:
 
 def _look(path: str, images: bool) -> tuple[int, int]:
     try:
-        status = os.stat(path)
-        return (_measure(path) if images else status.st_size), status.st_mtime_ns
+        size, modified = file_status(path)
+        return (_measure(path) if images else size), modified
     except (OSError, ValueError):  # ValueError: a zero byte, which no path has
         return GONE, 0
 

@@ -15,6 +15,7 @@ import numpy as np
 from vidtrain.data.manifest.class_names import NO_UTF8
 from vidtrain.data.manifest.columns import OWN_PATH
 from vidtrain.data.manifest.manifest import Manifest, Record, check_same_classes
+from vidtrain.data.stores.files import ask_statuses, exists
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8, shown, shown_some
 
@@ -231,13 +232,15 @@ def check_splits(manifests: Mapping[str, Manifest]) -> None:
 def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[str], None]) -> None:
     """Looks for a few files of every split, spread over it: where most are missing, something is wrong with all.
 
-    Raises `UserError` with the count, a path and `hint` where more than half of a split's are missing; warns of fewer.
+    Raises `UserError` with the count, a path and `hint` where more than half of a split's are missing, and where a
+    store does not let them be read; warns of fewer.
     """
     messages, most_missing = [], False
     for split, manifest in manifests.items():
         count = min(len(manifest), SAMPLED)
         tried = [manifest.paths[number * len(manifest) // count] for number in range(count)]
-        missing = [path for path in tried if not os.path.exists(path)]
+        ask_statuses(tried)
+        missing = [path for path in tried if not exists(path)]
         if not missing:
             continue
         message = (

@@ -25,6 +25,8 @@ import numpy as np
 
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.prepared.reencode import EncodeSettings, Made
+from vidtrain.data.stores.files import file_status
+from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import TEMPORARY, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown_some
@@ -196,8 +198,11 @@ class PreparedCopy:
         return manifest.with_paths(paths, shifts)
 
     def _name(self, source: str) -> str:
-        path, root = os.path.abspath(source), os.path.join(self.root, "")
-        return path[len(root) :] if path.startswith(root) else os.path.relpath(path, self.root)
+        path, root = absolute(source), os.path.join(self.root, "")
+        name = path[len(root) :] if path.startswith(root) else relative(path, self.root)
+        if is_url(path) and ".." in name.split("/"):
+            raise UserError(f"{path}: the copy cannot be named so; write the URL without ..")
+        return name
 
     @contextmanager
     def _ledger(self) -> Iterator[sqlite3.Connection]:
@@ -250,11 +255,10 @@ def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
 def signature(source: str) -> tuple[int, int] | None:
     """Bytes and time of modification (ns) of a file; of a folder of images their sum and the latest. None: gone."""
     try:
-        if os.path.isdir(source):
-            with os.scandir(source) as entries:
-                statuses = [entry.stat() for entry in entries]
-        else:
-            statuses = [os.stat(source)]
+        if not os.path.isdir(source):
+            return file_status(source)
+        with os.scandir(source) as entries:
+            statuses = [entry.stat() for entry in entries]
     except OSError:
         return None
     latest = max((status.st_mtime_ns for status in statuses), default=0)
@@ -281,9 +285,9 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _root(known: str | None, sources: Sequence[str], folder: Path) -> str:
     """The folder that the sources' paths are kept below: `known` as long as they lie there."""
-    paths = [os.path.abspath(source) for source in sources]
+    paths = [absolute(source) for source in sources]
     # the first and the last in order have in common what all have
-    common = os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])
+    common = common_folder((min(paths), max(paths)))
     inside = sum(path.startswith(os.path.join(known, "")) for path in paths) if known else 0
     if 0 < inside < len(paths):
         raise UserError(

@@ -4,7 +4,6 @@ import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from vidtrain.data.sampling.temporal import (
     frame_picks,
     with_middle,
 )
+from vidtrain.data.stores.places import name_of
 from vidtrain.errors import UserError
 
 
@@ -165,7 +165,7 @@ def eval_generator(protocol: ClipProtocol, seed: int, path: str) -> np.random.Ge
     """
     if protocol.sampling != "vjepa2_random":
         return None
-    return np.random.default_rng([seed, zlib.crc32(PurePath(path).name.encode(errors="surrogateescape"))])
+    return np.random.default_rng([seed, zlib.crc32(name_of(path).encode(errors="surrogateescape"))])
 
 
 def check_jitter(protocol: ClipProtocol, jitter: TemporalJitter) -> None:

@@ -15,6 +15,8 @@ from vidtrain.data.manifest.manifest import Manifest, Record, columns_of
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
 from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_table
+from vidtrain.data.stores.objects import objects_at
+from vidtrain.data.stores.places import check_no_secret, is_url, joined, member_of
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown, shown_some
 
@@ -212,9 +214,9 @@ def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple
     with places, in words.
 
     A place is a file, a folder (all videos below it), a pattern (`**` for any folders), or a listing: a .txt file
-    with a path a line, or a .csv file with a column `path`. Paths in a listing are relative to its folder. A file that
-    is named or listed itself is taken whatever its suffix. With a `frame_rate`, a video is a folder that holds
-    images, and folders and patterns stand for those in them.
+    with a path a line, or a .csv file with a column `path`. Each may be a URL, as may the paths of a listing. Paths in
+    a listing are relative to its folder. A file that is named or listed itself is taken whatever its suffix. With a
+    `frame_rate`, a video is a folder that holds images, and folders and patterns stand for those in them.
     """
     videos: dict[str, None] = {}
     faults = []
@@ -227,6 +229,8 @@ def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple
 
 
 def _videos_of(place: str, folders: bool) -> list[str]:
+    if is_url(place):
+        return _videos_at(place, folders)
     if os.path.isdir(place):
         videos = _below(place, folders)
         if not videos:
@@ -236,7 +240,7 @@ def _videos_of(place: str, folders: bool) -> list[str]:
             )
         return videos
     if os.path.splitext(place)[1].lower() in LISTINGS and os.path.isfile(place):
-        return _listed(Path(place))
+        return _listed(place)
     if os.path.exists(place):
         if folders:
             raise UserError(f"{shown(place)} is a file; with frame_rate, videos are folders of images")
@@ -255,20 +259,40 @@ def _videos_of(place: str, folders: bool) -> list[str]:
     return videos
 
 
+def _videos_at(url: str, folders: bool) -> list[str]:
+    check_no_secret(url)
+    if folders:
+        raise UserError(f"{shown(url)}: folders of images are read from disk only; make videos of them first")
+    if url.lower().endswith(LISTINGS):
+        return _listed(url)
+    if member_of(url) or url.lower().endswith(SUFFIXES):
+        return [url]
+    try:
+        videos = [name for name in objects_at(url) if name.lower().endswith(SUFFIXES)]
+    except OSError as error:
+        raise UserError(f"{shown(url)}: {error.strerror}") from error
+    if not videos:
+        raise UserError(f"{shown(url)}: the store lists no videos there; give it a listing of their URLs")
+    return sorted(videos)
+
+
 def _below(folder: str, folders: bool) -> list[str]:
     if folders:
         return sorted(parent for parent, _ in _levels(folder) if image_names(parent))
     return sorted(walk(folder, SUFFIXES))
 
 
-def _listed(path: Path) -> list[str]:
-    if path.suffix.lower() == ".txt":
+def _listed(path: str) -> list[str]:
+    if path.lower().endswith(".txt"):
         names = [line.strip() for _, line in numbered_lines(path)]
     else:
         names = [fields["path"] for _, fields in read_table(path, ",", ("path",)) if fields["path"]]
     if not names:
         raise UserError(f"{path} lists no videos")
-    return [os.path.join(path.parent, name) for name in names]
+    videos = [joined(os.path.dirname(path), name) for name in names]
+    for video in videos:
+        check_no_secret(video, path)
+    return videos
 
 
 # --- videos that are folders of images --------------------------------------------------------------------

@@ -29,8 +29,8 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
     """
     if not isinstance(classes, str):
         return spelled_list([str(name) for name in classes], "the list of classes")
-    path = Path(classes)
-    if path.suffix != ".json":
+    path = classes
+    if not path.endswith(".json"):
         with open_text(path) as file:
             return spelled_list([line for line in file.read().splitlines() if line.strip()], path)
     content = read_json(path)
@@ -42,7 +42,7 @@ def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
     return spelled_list(content, path)
 
 
-def in_order(numbers: dict[str, object], path: Path) -> tuple[str, ...]:
+def in_order(numbers: dict[str, object], path: Path | str) -> tuple[str, ...]:
     """The names that `path` numbers, sorted by number. Raises `UserError` unless those are 0, 1, 2 ..."""
     by_number = {}
     for name, number in numbers.items():

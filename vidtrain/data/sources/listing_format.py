@@ -104,7 +104,7 @@ class Table:
     places: dict[str, int]
 
 
-def recognize(path: Path, layout: ListingFormat) -> Table:
+def recognize(path: Path | str, layout: ListingFormat) -> Table:
     """The layout of the listing at `path`. Raises `UserError` where it is ambiguous, or not as `layout` says."""
     lines = [line for _, line in islice(numbered_lines(path), SAMPLE)]
     if not lines:
@@ -164,7 +164,9 @@ def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, questio
     return False
 
 
-def _place(path: Path, which: str, column: Column, named: Sequence[str] | None, width: int) -> int | None:
+def _place(
+    path: Path | str, which: str, column: Column, named: Sequence[str] | None, width: int
+) -> int | None:
     usual_names, usual = COLUMNS[which]
     setting = f"dataset.source.{which}_column"
     if isinstance(column, int):
@@ -206,7 +208,7 @@ def _named_delimiter(text: str) -> str:
     return by_name[text]
 
 
-def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path) -> Cut:
+def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) -> Cut:
     """The cut that `layout` names or, where it names none, that gives most of the first lines the same fields.
 
     It is never at the separator of labels. Spaces may stand in the path where it is the first field and lines are whole

@@ -15,6 +15,8 @@ from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, gro
 from vidtrain.data.sources.labels import LabelReader
 from vidtrain.data.sources.listing_format import ListingFormat, recognize
 from vidtrain.data.sources.tables import Faults, Rows, read_rows
+from vidtrain.data.stores.files import file_status
+from vidtrain.data.stores.places import check_no_secret, is_url, joined
 from vidtrain.errors import UserError
 
 WITHOUT = {"val": "dataset.source.val=null dataset.source.val_share=0.1", "test": "dataset.source.test=null"}
@@ -36,7 +38,7 @@ class Listing(ListingFormat):
     val_share: float | None = None
     seed: int = 0
 
-    def inputs(self) -> list[Path]:
+    def inputs(self) -> list[str]:
         return [*self._files().values(), *_file_of(self.classes)]
 
     def manifests(self) -> dict[str, Manifest]:
@@ -47,30 +49,35 @@ class Listing(ListingFormat):
         }
         return complete(manifests, self.val_share, self.seed)
 
-    def _files(self) -> dict[str, Path]:
+    def _files(self) -> dict[str, str]:
         named = {split: getattr(self, split) for split in SPLITS}
         return {split: _listed_file(split, path) for split, path in named.items() if path is not None}
 
 
-def _file_of(classes: str | Sequence[str] | None) -> list[Path]:
-    return [Path(classes)] if isinstance(classes, str) else []
+def _file_of(classes: str | Sequence[str] | None) -> list[str]:
+    return [classes] if isinstance(classes, str) else []
 
 
-def _listed_file(split: str, name: str) -> Path:
+def _listed_file(split: str, name: str) -> str:
     """The file that the setting of a split names. Raises `UserError` where there is none, and says what to do."""
-    if not Path(name).exists():
+    check_no_secret(name, f"dataset.source.{split}")
+    try:
+        file_status(name)
+    except FileNotFoundError as error:
         without = f"; without one, say {WITHOUT[split]}" if split in WITHOUT else ""
-        raise UserError(f"dataset.source.{split}={name}: there is no such file{without}")
-    return Path(name)
+        raise UserError(f"dataset.source.{split}={name}: there is no such file{without}") from error
+    except OSError as error:
+        raise UserError(f"dataset.source.{split}={name}: {error.strerror}") from error
+    return name
 
 
-def read_listing(path: Path, layout: ListingFormat, labels: LabelReader) -> Columns:
+def read_listing(path: str, layout: ListingFormat, labels: LabelReader) -> Columns:
     """The records of one listing; `labels` gives their numbers. Raises `UserError` naming the lines at fault."""
     table = recognize(path, layout)
     cut, places = table.cut, table.places
     faults = Faults(path)
     builder = ColumnsBuilder(labels.multi_label)
-    folder = os.path.join(path.parent if layout.root is None else layout.root, "")
+    folder = os.path.dirname(path) if layout.root is None else layout.root
     for rows in read_rows(path, cut.delimiter, cut.width, faults, table.header, cut.whole):
         complain = _complain(faults, rows)
         listed = rows.column(places["path"])
@@ -91,7 +98,7 @@ def read_listing(path: Path, layout: ListingFormat, labels: LabelReader) -> Colu
     return builder.build()
 
 
-def read_pool(path: Path, layout: ListingFormat) -> Manifest:
+def read_pool(path: str, layout: ListingFormat) -> Manifest:
     """All videos of one listing, not split."""
     labels = layout.label_reader()
     return Manifest(*labels.settle(read_listing(path, layout, labels)), layout.frame_rate)
@@ -113,12 +120,23 @@ def _resolved(listed: Sequence[str], folder: str, complain: Callable[[int, str],
         for place, name in enumerate(listed):
             if "\0" in name:
                 complain(place, "a path with a zero byte")
+    if is_url(folder) or "://" in "".join(listed):
+        return [_resolved_url(place, joined(folder, name), complain) for place, name in enumerate(listed)]
+    folder = os.path.join(folder, "")
     paths = [name if name.startswith("/") else folder + name for name in listed]
     # two ways to write one path would pass for two videos
     return [
         os.path.normpath(path) if path.endswith("/") or "/." in path or "//" in path else path
         for path in paths
     ]
+
+
+def _resolved_url(place: int, path: str, complain: Callable[[int, str], None]) -> str:
+    try:
+        check_no_secret(path)
+    except UserError as error:
+        complain(place, str(error))
+    return path if is_url(path) else os.path.normpath(path)
 
 
 def _times(
@@ -173,8 +191,10 @@ class NpyListing:
     val_share: float | None = None
     seed: int = 0
 
-    def inputs(self) -> list[Path]:
-        files = [path for pair in self._files().values() for path in pair if path is not None]
+    def inputs(self) -> list[str | Path]:
+        files: list[str | Path] = [
+            path for pair in self._files().values() for path in pair if path is not None
+        ]
         return [*files, *_file_of(self.classes)]
 
     def manifests(self) -> dict[str, Manifest]:
@@ -201,7 +221,7 @@ class NpyListing:
                     f"{has} has labels and {lacks} has none: give dataset.source.{lacks}_labels, too, or take "
                     f"dataset.source.{has}_labels back, and all videos are of class 0"
                 )
-            files[split] = _listed_file(split, paths), None if labels is None else Path(labels)
+            files[split] = Path(_listed_file(split, paths)), None if labels is None else Path(labels)
         return files
 
     def _read(self, path: Path, label_path: Path | None, labels: LabelReader) -> Columns:
@@ -307,9 +327,9 @@ class Mixture:
     def _chosen(self) -> dict[str, Part]:
         return {name: part for name, part in self.parts.items() if part is not None}
 
-    def inputs(self) -> list[Path] | None:
+    def inputs(self) -> list[str | Path] | None:
         """The files of all parts; None where a part does not say which it reads."""
-        files: list[Path] = []
+        files: list[str | Path] = []
         for part in self._chosen().values():
             own = part.source.inputs() if hasattr(part.source, "inputs") else None
             if own is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from vidtrain.data.stores.files import open_binary
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import plain_cell
 
@@ -32,7 +33,7 @@ NAMED = 10  # how many faulty lines a message names
 class Faults:
     """What is wrong with the lines of a file, gathered so that all are told at once."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
         self._path = path
         self._lines: list[str] = []
         self._count = 0
@@ -65,7 +66,7 @@ class Rows:
         return [fields[place] for fields in self.fields]
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(path: Path | str) -> TextIO:
     """A text file of UTF-8, or of UTF-16 or UTF-32 as spreadsheets save them.
 
     Bytes that are no UTF-8 pass through, since file names may hold them. Raises `UserError` for a file that cannot be
@@ -73,7 +74,7 @@ def open_text(path: Path) -> TextIO:
     """
     try:
         # once, as a pipe allows; what is given back closes it
-        file = open(path, "rb")  # noqa: SIM115
+        file = open_binary(str(path))
         encoding = _encoding(file.peek(SNIFFED)[:SNIFFED])
         if encoding == "utf-8-sig":
             return io.TextIOWrapper(file, encoding, "surrogateescape")
@@ -98,7 +99,7 @@ def _encoding(start: bytes) -> str:
     return "utf-8-sig"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | str) -> Any:
     with open_text(path) as file:
         try:
             return json.load(file)
@@ -106,7 +107,7 @@ def read_json(path: Path) -> Any:
             raise UserError(f"{path} is no JSON: {error}") from error
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:
     """The lines that hold anything but white space, with their numbers from 1."""
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
@@ -167,7 +168,7 @@ def fields_of(line: str, delimiter: str, width: int = 2) -> list[str]:
 
 
 def read_rows(
-    path: Path,
+    path: Path | str,
     delimiter: str,
     width: int,
     faults: Faults,
@@ -213,7 +214,9 @@ def _wrong_width(fields: Sequence[str], width: int, delimiter: str, line: str) -
     return f"{len(fields)} fields, not {width}: {line.rstrip()!r}{advice}"
 
 
-def read_table(path: Path, delimiter: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path | str, delimiter: str, needed: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
     """The lines of a table with a header, as (number, fields by column).
 
     Raises `UserError` where columns that are `needed` are missing, and, at the end, for the lines that cannot be read.

@@ -1,0 +1,8 @@
+"""Where the bytes of videos lie: plain files, members of tar files, and objects behind URLs, read by ranges.
+
+Read places.py first.
+
+places.py    what a path names, as text alone
+objects.py   size, version and bytes of objects behind URLs; tries, waits, and what counts as lost
+files.py     one face for all places: what readers of a file need
+"""

@@ -1,0 +1,289 @@
+"""Objects behind URLs: how large they are, which version, and ranges of their bytes.
+
+fsspec speaks the protocols. What is asked of a store is ours: any number of requests at once, each with a time limit
+and a few tries, as stores answer late, in part, or with a 503 now and then. What fails in all raises `StoreError`.
+
+Credentials are those of each client: ~/.netrc, AWS_PROFILE, the files and variables of fsspec. None is kept here.
+"""
+
+import asyncio
+import errno
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+import fsspec.asyn
+from fsspec.core import url_to_fs
+
+from vidtrain.data.decoding import watchdog
+from vidtrain.errors import UserError
+from vidtrain.files.escaping import masked
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Range = tuple[int, int]  # the first byte, and the one behind the last
+
+TRIES = 6
+FIRST_WAIT = 0.5  # seconds before the second try, then twice as long each time
+REQUEST_SECONDS = 10.0  # for an answer, and one more for each so many bytes
+SLOWEST = 1 << 19  # bytes a second
+LIST_SECONDS = 600.0  # for the names of all objects in a folder
+STATUS_SECONDS = 300.0  # for which a process believes what a store said of an object
+FAILURE_SECONDS = 5.0  # ... or that it said nothing
+MOST_REMEMBERED = 100_000  # objects
+PART = 8 << 20  # bytes asked for at once of a whole object
+PARTS_AT_ONCE = 4
+# What a range is asked with: the bytes as they lie, and credentials and proxies from where other clients take them
+HTTP = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"trust_env": True}}
+OPTIONS = {"http": HTTP, "https": HTTP}
+# Answers that asking again does not change
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, UserError)
+FINAL_STATUS = {400, 401, 403, 404, 405, 410, 411, 414, 416, 451, 501}
+VERSIONS = (
+    "VersionId", "ETag", "etag", "generation", "md5Hash", "Content-MD5", "Last-Modified", "LastModified",
+    "last_modified", "mtime", "modified", "created",
+)  # fmt: skip
+
+
+class StoreError(OSError):
+    """A store that does not give what was asked for; `strerror` says why, in words."""
+
+
+class Status(NamedTuple):
+    """Bytes of an object, and a number that changes when it does (of a plain file: when it was modified, in ns)."""
+
+    size: int
+    version: int
+
+
+class Traffic:
+    """What this process has asked of stores, and how long (s) it has waited for answers with nothing else to do."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.bytes = 0
+        self.waited = 0.0
+
+
+traffic = Traffic()
+_statuses: dict[str, tuple[float, Status | OSError]] = {}  # with when they end to count
+_asked: "dict[str, Future[None]]" = {}
+_without_ranges: set[str] = set()  # stores
+_lock = threading.Lock()
+
+
+def status_of(url: str) -> Status:
+    """Size and version of the object at `url`. Raises `OSError` where there is none, or the store does not answer."""
+    if known_status(url) is None:
+        waited(ask_status(url))
+    status = _statuses[url][1]
+    if isinstance(status, OSError):
+        raise status
+    return status
+
+
+def known_status(url: str) -> Status | OSError | None:
+    """What was found lately; None where nothing was."""
+    until, status = _statuses[url] if url in _statuses else (0.0, None)
+    return status if time.monotonic() < until else None
+
+
+def ask_status(url: str) -> "Future[None]":
+    """Asks for what `known_status` then knows. Raises `UserError` for a protocol that is not installed."""
+    if url in _asked and (known_status(url) is not None or not _asked[url].done()):
+        return _asked[url]
+    filesystem, path = _client(url)
+
+    async def look() -> None:
+        try:
+            info = await _tried(partial(_call, filesystem, "info", path), REQUEST_SECONDS)
+            status: Status | OSError = _status_in(url, info)
+        except OSError as error:
+            status = error
+        if len(_statuses) >= MOST_REMEMBERED:
+            _statuses.clear()
+            _asked.clear()
+        seconds = FAILURE_SECONDS if isinstance(status, OSError) else STATUS_SECONDS
+        _statuses[url] = time.monotonic() + seconds, status
+
+    _asked[url] = _started(look())
+    return _asked[url]
+
+
+def _status_in(url: str, info: dict[str, Any]) -> Status:
+    if info.get("type") == "directory":
+        raise StoreError(errno.EISDIR, "it is a folder")
+    if not isinstance(info.get("size"), int):
+        raise StoreError(
+            errno.EIO, "the store does not say how large it is, so parts of it cannot be asked for"
+        )
+    if info.get("partial") is False:
+        _note_without_ranges(url)
+    label = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+    return Status(info["size"], int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest()) >> 1)
+
+
+def ask(url: str, ranges: Sequence[Range]) -> "Future[list[bytes]]":
+    """Asks for `ranges` of the object at `url`, all at once."""
+    filesystem, path = _client(url)
+
+    async def read(begin: int, end: int) -> bytes:
+        return await _tried(partial(_range, filesystem, path, url, begin, end), _seconds(end - begin))
+
+    async def read_all() -> list[bytes]:
+        return list(await asyncio.gather(*(read(*bounds) for bounds in ranges)))
+
+    return _started(read_all())
+
+
+def fetch(url: str, begin: int, end: int, take: Callable[[int, bytes], object]) -> None:
+    """Gives `take` the bytes from `begin` to `end`, in order, as (where they begin, bytes). Raises as `waited` does."""
+    starts = range(begin, end, PART)
+    for first in range(0, len(starts), PARTS_AT_ONCE):
+        parts = [(start, min(end, start + PART)) for start in starts[first : first + PARTS_AT_ONCE]]
+        answers = waited(ask(url, parts))
+        for (start, _), data in zip(parts, answers, strict=True):
+            take(start, data)
+
+
+def read_whole(url: str) -> bytes:
+    """All bytes of the object at `url`. Raises as `waited` does."""
+    filesystem, path = _client(url)
+    size = status_of(url).size
+    return waited(_started(_tried(partial(_call, filesystem, "cat_file", path), _seconds(size))))
+
+
+def objects_at(url: str) -> list[str]:
+    """The URLs of all objects below `url`, or that match it where it holds a *. Raises as `waited` does."""
+    filesystem, path = _client(url)
+    names = waited(
+        _started(_tried(partial(_call, filesystem, "glob" if "*" in path else "find", path), LIST_SECONDS))
+    )
+    return [filesystem.unstrip_protocol(name) for name in names]
+
+
+def waited(future: "Future[T]") -> T:
+    """The answer. Raises `StoreError`, or another `OSError` for what is not there or may not be read, and `UserError`
+    for a protocol that is not installed."""
+    started = time.monotonic()
+    try:
+        while True:
+            watchdog.progress()  # every wait ends by itself
+            try:
+                return future.result(timeout=1.0)
+            except TimeoutError:
+                if future.done():
+                    raise
+    finally:
+        traffic.waited += time.monotonic() - started
+
+
+def serves_ranges(url: str) -> bool:
+    """Whether the store has not shown that it gives whole objects only."""
+    return _store(url) not in _without_ranges
+
+
+def _store(url: str) -> str:
+    head, _, rest = url.partition("://")
+    return f"{head}://{rest.split('/', 1)[0].rpartition('@')[2]}"
+
+
+def _note_without_ranges(url: str) -> None:
+    store = _store(url)
+    with _lock:
+        told = store in _without_ranges
+        _without_ranges.add(store)
+    if not told:
+        log.warning(
+            "%s serves no ranges of bytes: whole files are read for every clip; data.cache keeps them", store
+        )
+
+
+def _client(url: str) -> tuple[Any, str]:
+    """What speaks the protocol of `url`, and the path there. Raises `UserError` for one that is not installed."""
+    protocol = url.partition("://")[0]
+    try:
+        filesystem, path = url_to_fs(url, **(OPTIONS[protocol] if protocol in OPTIONS else {}))
+    except ImportError as error:
+        raise UserError(
+            f"{masked(url)}: reading {protocol}:// needs more packages: uv sync --extra remote"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{masked(url)} cannot be read: {masked(str(error))}") from error
+    return filesystem, path
+
+
+def _started(work: Any) -> "Future[Any]":
+    return asyncio.run_coroutine_threadsafe(work, fsspec.asyn.get_loop())
+
+
+def _seconds(size: int) -> float:
+    return REQUEST_SECONDS + size / SLOWEST
+
+
+async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """A method of a filesystem, which blocks a thread where it is not one of coroutines."""
+    traffic.requests += 1
+    if filesystem.async_impl:
+        return await getattr(filesystem, f"_{method}")(*args, **kwargs)
+    return await asyncio.to_thread(getattr(filesystem, method), *args, **kwargs)
+
+
+async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> bytes:
+    data = await _call(filesystem, "cat_file", path, start=begin, end=end)
+    traffic.bytes += len(data)
+    if len(data) > end - begin:  # all of it
+        _note_without_ranges(url)
+        data = data[begin:end]
+    if len(data) < end - begin:
+        raise StoreError(errno.EIO, f"{len(data)} of {end - begin} bytes came")
+    return data
+
+
+async def _tried(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """The answer to the first attempt that succeeds, each within `seconds`."""
+    cause: BaseException = TimeoutError()
+    for number in range(TRIES):
+        if number:
+            await asyncio.sleep(FIRST_WAIT * 2 ** (number - 1))
+        try:
+            return await asyncio.wait_for(attempt(), seconds)
+        # of any client: what it is called says little, and another try costs little
+        except Exception as error:
+            cause = error
+        if isinstance(cause, FileNotFoundError) and type(cause.__cause__).__module__.startswith("aiohttp"):
+            cause = cause.__cause__ or cause  # fsspec calls whatever a HEAD fails with so
+        lasting = isinstance(cause, FINAL) or type(cause).__name__ == "NoCredentialsError"
+        if lasting or getattr(cause, "status", None) in FINAL_STATUS:
+            raise _in_words(cause) from cause
+    raise StoreError(errno.EIO, f"{_in_words(cause).strerror}, {TRIES} times") from cause
+
+
+def _in_words(error: BaseException) -> OSError:
+    if isinstance(error, UserError | StoreError):
+        return error  # type: ignore[return-value]
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, "there is no such object in the store")
+    if (
+        isinstance(error, PermissionError)
+        or status in (401, 403)
+        or type(error).__name__ == "NoCredentialsError"
+    ):
+        detail = (
+            masked(str(error)) if isinstance(error, PermissionError) or status is None else f"status {status}"
+        )
+        return PermissionError(
+            errno.EACCES, f"the store does not let it be read ({detail}): look at its credentials"
+        )
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return StoreError(errno.ETIMEDOUT, "the store did not answer in time")
+    text = f"status {status}" if status else masked(str(error)) or "no answer"
+    return StoreError(errno.EIO, f"the store failed ({type(error).__name__}: {text})")
