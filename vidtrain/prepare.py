@@ -3,25 +3,32 @@
 python -m vidtrain.prepare dataset=class_folders dataset.source.root=/data/mine short_side=256 gop=12
 
 Training reads the copy with data.prepared=short256_gop12. A run that was stopped goes on when started again.
+
+python -m vidtrain.prepare dataset=class_folders dataset.source.root=/data/mine shards=1GiB out=/data/shards
+
+packs the videos, as they are or those of the copy `prepared`, into tar files that dataset=shards reads.
 """
 
+import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
+from vidtrain.config.overrides import quoted
 from vidtrain.config.schemas import PrepareConfig
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
 if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
-    from vidtrain.data.prepared.copy import PreparedCopy
+    from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.data.prepared.reencode import EncodeSettings
     from vidtrain.tracking.console import Console, NullConsole
 
@@ -46,6 +53,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         key, _, why = str(error).partition("=")
         if key not in dict(faults):
             faults.append((key, why))
+    if (cfg.shards is None) != (cfg.out is None) or (cfg.prepared and not cfg.shards):
+        faults.append(("shards", "goes with out=FOLDER, and prepared=COPY with both"))
     if cfg.name is not None and (Path(cfg.name).name != cfg.name or cfg.name == ".."):
         faults.append(("name", f"{cfg.name!r} must be the name of a folder, not a path"))
     return faults
@@ -54,9 +63,10 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 def prepare(cfg: DictConfig) -> None:
     from vidtrain.build.data import index_folder, missing_hint
     from vidtrain.build.parts import instantiate_component
+    from vidtrain.data.loading.workers import guarded
     from vidtrain.data.manifest.files import open_manifests
     from vidtrain.data.manifest.splitting import check_present
-    from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
+    from vidtrain.data.prepared.copy import PreparedCopy, encode_all, prepared_folder
     from vidtrain.files.folders import RunLock, check_links
     from vidtrain.tracking.console import make_console
 
@@ -67,6 +77,11 @@ def prepare(cfg: DictConfig) -> None:
     check_present(manifests, missing_hint(cfg), console.warn)
     for manifest in manifests.values():
         files |= dict.fromkeys(manifest.paths, manifest.frame_rate)
+    if cfg.shards is not None:
+        copy_folder = prepared_folder(cfg.data_root, cfg.dataset.name, cfg.prepared or "")
+        copy = PreparedCopy.open(copy_folder) if cfg.prepared else None
+        pack({split: copy.redirect(one) if copy else one for split, one in manifests.items()}, cfg, console)
+        return
     command = shlex.join(["python", "-m", "vidtrain.prepare", *sys.argv[1:]])
     check_links(folder := prepared_folder(cfg.data_root, cfg.dataset.name, name))
     with RunLock(folder):
@@ -74,63 +89,56 @@ def prepare(cfg: DictConfig) -> None:
         console.info(f"dataset {cfg.dataset.name}: {len(files)} files, prepared in {folder}")
         copy.clean()
         try:
-            encode_all(copy, files, cfg, console)
+            look_at = partial(guarded, time_limit=cfg.decode_timeout_s, preload=PRELOAD)
+            encode_all(copy, files, cfg.data.max_pixels, cfg.num_workers or cores(), look_at, console)
         except KeyboardInterrupt:
             console.info("stopped; the same command goes on from there")
             raise
         finally:
             copy.clean()
         counts, unreadable = copy.finish(list(files))
+    show_unreadable(unreadable, console)
     if unreadable:
-        more = f"; the first {SHOWN}" if len(unreadable) > SHOWN else ""
-        console.table(f"unreadable: {len(unreadable)}{more}", ("file", "cause"), unreadable[:SHOWN])
         console.info(f"all of them: {folder / 'unreadable.csv'}; training is given the originals")
     console.info(
         f"{len(files) - len(unreadable)} of {len(files)} files prepared, {counts['source_bytes'] / MB:.1f} -> "
         f"{counts['bytes'] / MB:.1f} MB, after {time.monotonic() - started:.0f} s"
     )
     console.info(f"train with: data.prepared={name}")
-    share = len(unreadable) / len(files)
+    check_share(len(unreadable) / len(files), cfg)
+
+
+def show_unreadable(unreadable: Sequence[tuple[str, str]], console: "Console | NullConsole") -> None:
+    if unreadable:
+        more = f"; the first {SHOWN}" if len(unreadable) > SHOWN else ""
+        console.table(f"unreadable: {len(unreadable)}{more}", ("file", "cause"), unreadable[:SHOWN])
+
+
+def check_share(share: float, cfg: DictConfig) -> None:
     if cfg.max_unreadable_share is not None and share > cfg.max_unreadable_share:
         bound = f"max_unreadable_share={cfg.max_unreadable_share}"
         fail(f"{share:.1%} of the files cannot be read, more than {bound}", EXIT_TOO_MANY_UNREADABLE)
 
 
-def encode_all(
-    copy: "PreparedCopy", files: Mapping[str, float | None], cfg: DictConfig, console: "Console | NullConsole"
-) -> None:
-    """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images."""
+def pack(splits: "Mapping[str, Manifest]", cfg: DictConfig, console: "Console | NullConsole") -> None:
+    """Packs the videos of all splits into tar files, and says how to train from them."""
+    from vidtrain.build.data import index_file
     from vidtrain.data.loading.workers import guarded
-    from vidtrain.data.prepared.copy import signature
-    from vidtrain.data.prepared.reencode import Job, Made, prepare_file
+    from vidtrain.data.prepared.shards import pack_dataset
+    from vidtrain.data.stores.cache import bytes_in
+    from vidtrain.files.folders import RunLock
 
-    waiting = copy.pending(files)
-    done, older = len(files) - len(waiting), sum(earlier is not None for earlier in waiting.values())
-    if done:
-        console.info(f"{done} of {len(files)} files are there already")
-    if older:
-        console.info(
-            f"{older} copies are of an earlier version: each is looked at, and made anew where it must be"
-        )
-    # taken before they are read: one that changes meanwhile is made anew the next time
-    before = {source: signature(source) or (0, 0) for source in waiting}
-    jobs = [
-        Job(source, copy.target(source), copy.settings, files[source], cfg.data.max_pixels, earlier)
-        for source, earlier in waiting.items()
-    ]
-    workers = min(cfg.num_workers or cores(), len(jobs) or 1)
-    read = written = unreadable = 0
-    with console.phase("preparing", len(files), start_step=done):
-        for result in guarded(prepare_file, jobs, workers, cfg.decode_timeout_s, PRELOAD):
-            source = result.item.source
-            outcome = result.value or Made(cause=result.failure)
-            if outcome.refusal:
-                raise UserError(f"{outcome.refusal}; mend that, and the same command goes on from there")
-            copy.record(source, before[source], outcome)
-            done += 1
-            unreadable += bool(outcome.cause)
-            read, written = read + before[source][0] * (not outcome.cause), written + outcome.bytes
-            console.advance(done, {"MB": f"{read / MB:.1f} -> {written / MB:.1f}", "unreadable": unreadable})
+    workers, index = cfg.num_workers or cores(), (index_file(cfg), cfg.data.max_pixels)
+    look_at = partial(guarded, num_workers=workers, time_limit=cfg.decode_timeout_s, preload=PRELOAD)
+    folder = Path(cfg.out)
+    with RunLock(folder):
+        shards, unreadable = pack_dataset(splits, folder, bytes_in(cfg.shards), *index, look_at, console)
+    show_unreadable(unreadable, console)
+    count = sum(len(shard.videos) for shard in shards)
+    console.info(f"{count} videos in {len(shards)} tar files of {folder}")
+    where = quoted("dataset.folder", os.path.abspath(folder))
+    console.info(f"train with: dataset=shards {quoted('dataset.name', cfg.dataset.name)} {where}")
+    check_share(len(unreadable) / count, cfg)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from vidtrain.training.run import (
     PhaseSettings,
     TrainerSettings,
     a_metric,
+    a_size,
     above,
     at_least,
     between,
@@ -435,6 +436,10 @@ class PrepareConfig:
     # without progress in reading or encoding one file
     decode_timeout_s: float = setting(120.0, above(0, " seconds"))
     max_unreadable_share: float | None = setting(0.02, share(", or be null"))  # as in training; null: any
+    # instead of re-encoding: about how large tar files are that the videos are packed into as they are, such as 1GiB
+    shards: str | None = setting(None, a_size())
+    out: str | None = None  # the folder of the tar files
+    prepared: str | None = None  # pack the videos of the copy that has this name
     data: IndexSettings = field(default_factory=IndexSettings)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vidtrain.errors import UserError
 from vidtrain.training.ranks.signals import PreemptionHandler
 
 if TYPE_CHECKING:  # the settings are read before torch is imported, which takes seconds
@@ -49,6 +50,20 @@ def share(rest: str = "") -> Mapping[str, Any]:
 
 def one_of(*choices: str) -> Mapping[str, Any]:
     return {"choices": lambda: choices}
+
+
+def a_size() -> Mapping[str, Any]:
+    """Of files, such as 1GiB."""
+
+    def allows(value: str) -> bool:
+        from vidtrain.data.stores.cache import bytes_in
+
+        try:
+            return bytes_in(value) > 0
+        except UserError:
+            return False
+
+    return {"allows": allows, "must": "must be a size, such as 500MB, 1GiB or 2TiB"}
 
 
 def a_metric() -> Mapping[str, Any]:

@@ -35,7 +35,11 @@ def test_parts_keep_their_records_and_say_where_they_are_from(listing):
     assert list(found["val"]) == [Record("/one/b.mp4", 1, "/one/b.mp4")]
     assert found["train"].sources == (SourceInfo("one", 0.25, 16), SourceInfo("two", 0.75, None))
     assert found["train"].classes == found["val"].classes == ("jump", "run")
-    assert [os.path.basename(path) for path in source.inputs()] == ["one_train.csv", "one_val.csv", "two_train.csv"]
+    assert [os.path.basename(path) for path in source.inputs()] == [
+        "one_train.csv",
+        "one_val.csv",
+        "two_train.csv",
+    ]
 
 
 def test_cuts_and_labels_survive(listing):

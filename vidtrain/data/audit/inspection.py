@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_f
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.container import damage_error, ffmpeg_errors
 from vidtrain.data.decoding.decoder import decode_views, refused_frames, size_error
-from vidtrain.data.decoding.index import VideoIndex
+from vidtrain.data.decoding.index import opened_index
 from vidtrain.data.decoding.metadata import file_digest, read_image_folder
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, VideoInfo
 from vidtrain.data.stores.files import file_status
@@ -106,7 +105,7 @@ def inspect_video(
     """
     with ffmpeg_errors() as log:
         try:
-            known = _index(index, max_pixels)
+            known = opened_index(index, max_pixels)
             info = known.info(path) if frame_rate is None else read_image_folder(path, frame_rate, max_pixels)
         except DecodeError as error:
             names_setting = "data.max_pixels" in error.cause
@@ -178,11 +177,6 @@ def _as_readers(info: VideoInfo, seen: Seen, size_changes: str) -> int:
         if index < info.num_frames:
             decode_views(info, [(np.array([index]), whole)], (PICTURE, PICTURE))
     return len(damaged)
-
-
-@lru_cache(maxsize=1)
-def _index(path: Path | None, max_pixels: int) -> VideoIndex:
-    return VideoIndex(path, max_pixels)  # its connection is kept for the next file
 
 
 def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int) -> Inspection:

@@ -8,6 +8,7 @@ import zlib
 from collections import OrderedDict
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vidtrain.data.decoding.container import larger
 from vidtrain.data.decoding.metadata import read_image_folder, read_metadata
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable, VideoInfo
 from vidtrain.data.stores.files import file_status, known_status
+from vidtrain.data.stores.places import member_of
+from vidtrain.data.stores.shard_index import read_shard_index
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_links
 
@@ -57,6 +60,8 @@ class VideoIndex:
         self._warned = False
         self._remembered: OrderedDict[tuple, VideoInfo] = OrderedDict()
         self._remembered_bytes = 0
+        self._shards: set[str] = set()  # tar files whose own index was taken over, or that have none
+        self._shipped: dict[str, bytes] = {}  # ... where nothing is kept on disk
         if path is not None:
             check_links(path.parent)
             try:
@@ -84,6 +89,8 @@ class VideoIndex:
             self._remembered.move_to_end((key, frame_rate))
             return self._remembered[key, frame_rate]
         info = read_image_folder(video, frame_rate, self._max_pixels) if frame_rate else self._read(key)
+        if info is None and self._take_shard_index(key):
+            info = self._read(key)
         if info is None:
             info = read_metadata(video, self._max_pixels)
             self._write(key, info)
@@ -137,10 +144,46 @@ class VideoIndex:
             self._database = os.getpid(), connection
         return self._database[1]
 
+    def _take_shard_index(self, key: tuple[str, int, int]) -> bool:
+        """Takes over what lies beside the tar file that the video is in; whether that was new. Raises `UserError` where
+        it is that of another tar file."""
+        path, _, modified = key
+        member = member_of(path)
+        if member is None or member.archive in self._shards:
+            return False
+        self._shards.add(member.archive)
+        try:
+            shard = read_shard_index(member.archive)
+        except OSError as error:
+            log.warning(
+                "the index of %s cannot be read (%s): its videos are looked at",
+                member.archive,
+                error.strerror,
+            )
+            return False
+        if shard is not None and shard.format != FORMAT:
+            log.warning(
+                "the index of %s is of another version of FFmpeg: its videos are looked at", member.archive
+            )
+        if shard is None or shard.format != FORMAT:
+            return False
+        rows = [
+            (path, entry.length, modified, entry.entry)
+            for path, entry in shard.paths(member.archive)
+            if entry.entry
+        ]
+        if self._path is None:
+            self._shipped |= {path: entry for path, _, _, entry in rows}
+        else:
+            self._insert([(os.fsencode(path), size, when, FORMAT, entry) for path, size, when, entry in rows])
+        return True
+
     def _read(self, key: tuple[str, int, int]) -> VideoInfo | None:
+        path, size, modified = key
+        if path in self._shipped:
+            return replace(unpack(path, self._shipped[path]), max_pixels=self._max_pixels)
         if self._path is None:
             return None
-        path, size, modified = key
         query = "SELECT entry FROM videos WHERE path = ? AND size = ? AND modified = ? AND format = ?"
         try:
             row = self._connect().execute(query, (os.fsencode(path), size, modified, FORMAT)).fetchone()
@@ -153,10 +196,12 @@ class VideoIndex:
         if self._path is None:
             return
         path, size, modified = key
-        row = (os.fsencode(path), size, modified, FORMAT, pack(info))
+        self._insert([(os.fsencode(path), size, modified, FORMAT, pack(info))])
+
+    def _insert(self, rows: list[tuple[bytes, int, int, str, bytes]]) -> None:
         try:
             with self._connect() as transaction:
-                transaction.execute("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", row)
+                transaction.executemany("INSERT OR REPLACE INTO videos VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:  # locked for long, damaged, or no room
             self._warn(error)
 
@@ -171,6 +216,12 @@ class VideoIndex:
         while self._remembered_bytes > REMEMBERED_BYTES and len(self._remembered) > 1:
             _, forgotten = self._remembered.popitem(last=False)
             self._remembered_bytes -= _weight(forgotten)
+
+
+@lru_cache(maxsize=1)
+def opened_index(path: Path | None, max_pixels: int) -> VideoIndex:
+    """The index that this process used last, whose connection is kept for the next file."""
+    return VideoIndex(path, max_pixels)
 
 
 def _weight(video: VideoInfo) -> int:

@@ -1,7 +1,8 @@
-"""A dataset re-encoded once, for faster reading.
+"""A dataset re-encoded once, for faster reading; and packed into tar files.
 
 Read copy.py first.
 
 copy.py      a prepared copy of a dataset
 reencode.py  one video to one prepared file
+shards.py    a dataset packed into tar files
 """

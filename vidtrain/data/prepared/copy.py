@@ -13,18 +13,19 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
 
+from vidtrain.data.loading.workers import TaskResult
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.prepared.reencode import EncodeSettings, Made
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, Made, prepare_file
 from vidtrain.data.stores.files import file_status
 from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
 from vidtrain.errors import UserError
@@ -37,6 +38,7 @@ FORMAT = 2  # of the copies
 # In copies of this one, what was turned, mirrored or has pixels that are not square may be wrong, and times in some
 # containers. They are used anyway, and looked at again when their folder is prepared again
 OLDER_FORMAT = 1
+MB = 1_000_000
 NAMED = 5  # files that a message names
 AT_A_TIME = 10_000  # sources asked for at once
 WAIT_SECONDS = 60.0  # for another process that is writing
@@ -245,6 +247,56 @@ class PreparedCopy:
             **more,
         }
         write_json_atomic(self.folder / "prepared.json", facts)
+
+
+class Console(Protocol):
+    """Shows how far one is, as `training.run.Console` does."""
+
+    def info(self, text: str) -> None: ...
+
+    def phase(
+        self, name: str, total_steps: int, start_step: int = 0
+    ) -> AbstractContextManager[None, bool | None]: ...
+
+    def advance(self, step: int, fields: Mapping[str, Any]) -> None: ...
+
+
+def encode_all(
+    copy: PreparedCopy,
+    files: Mapping[str, float | None],
+    max_pixels: int,
+    workers: int,
+    guarded: Callable[..., Iterator[TaskResult[Job, Made]]],
+    console: Console,
+) -> None:
+    """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images; `guarded`
+    calls a function on each by so many workers. Raises `UserError` for a refusal that holds for all of them."""
+    waiting = copy.pending(files)
+    done, older = len(files) - len(waiting), sum(earlier is not None for earlier in waiting.values())
+    if done:
+        console.info(f"{done} of {len(files)} files are there already")
+    if older:
+        console.info(
+            f"{older} copies are of an earlier version: each is looked at, and made anew where it must be"
+        )
+    # taken before they are read: one that changes meanwhile is made anew the next time
+    before = {source: signature(source) or (0, 0) for source in waiting}
+    jobs = [
+        Job(source, copy.target(source), copy.settings, files[source], max_pixels, earlier)
+        for source, earlier in waiting.items()
+    ]
+    read = written = unreadable = 0
+    with console.phase("preparing", len(files), start_step=done):
+        for result in guarded(prepare_file, jobs, num_workers=min(workers, len(jobs) or 1)):
+            source = result.item.source
+            outcome = result.value or Made(cause=result.failure)
+            if outcome.refusal:
+                raise UserError(f"{outcome.refusal}; mend that, and the same command goes on from there")
+            copy.record(source, before[source], outcome)
+            done += 1
+            unreadable += bool(outcome.cause)
+            read, written = read + before[source][0] * (not outcome.cause), written + outcome.bytes
+            console.advance(done, {"MB": f"{read / MB:.1f} -> {written / MB:.1f}", "unreadable": unreadable})
 
 
 def prepared_folder(data_root: str, dataset: str, name: str) -> Path:

@@ -6,6 +6,7 @@ listing_format.py  how the lines of a listing are laid out
 listings.py        CSV, TSV and other listings, one line a video; NumPy files of paths; several sources mixed
 motion.py          the default dataset, made on first use
 published.py       UCF-101, HMDB51, Kinetics, Something-Something v2
+shards.py          tar files that vidtrain.prepare packed
 tables.py          text files of one record a line
 unlabeled.py       videos without labels
 """
