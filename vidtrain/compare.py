@@ -57,7 +57,9 @@ def show(summary: Mapping[str, Any], console: "Console | NullConsole") -> None:
         rows.append((f"{number}: {recipe['label']}", recipe["n"], *means, *tested))
     metric, share = summary["metric"], f"{summary['confidence']:.0%} interval"
     columns = ("recipe", "runs", metric, "deviation", f"{summary['tested']} difference", share, "")
-    console.table(f"{len(summary['runs'])} runs of {len(summary['recipes'])} recipes", columns, rows)
+    count = len(summary["recipes"])
+    title = f"{len(summary['runs'])} runs of {count} recipe{'' if count == 1 else 's'}"
+    console.table(title, columns, rows)
     if len(recipes) > MOST_SHOWN:
         console.info(f"{len(recipes) - MOST_SHOWN} more recipes are in recipes.csv")
     if chosen := chosen_words(summary):

@@ -155,6 +155,7 @@ def test_a_long_note_is_folded(tmp_path):
         tag for tag, _ in Reader(page(summary("a"), tmp_path)).tags
     ].count("summary")
     assert "word end" in reader.text and "short" in reader.text
+    assert reader.text.count("word") == 90  # an open one does not repeat its beginning
 
 
 @pytest.mark.slow

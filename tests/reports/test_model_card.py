@@ -115,7 +115,7 @@ def test_the_card_of_a_run(run, tmp_path):
         "| code | 0123abc, with changes (git.diff of the run) |",
         "| command | `python -m vidtrain.train a\\|b` |",
         "| versions | torch 2.11.0, vidtrain 0.1.0, timm 1.0 |",
-        "| device | CPU, 2 cores |",
+        "| device | CPU, cores: 2 |",
     ):
         assert line in lines, line
     assert lines.index("| point | 5 |  | 0.6 | 0.7 |") < lines.index("| wave | 35 | 0.97 | 0.9877 | 0.95 |")

@@ -54,7 +54,7 @@ ROWS = [
 def test_curves_show_what_was_logged(tmp_path: Path, drawn):
     plot_curves(ROWS, tmp_path / "curves.png")
     panels = {axes.get_title("left"): axes for axes in drawn[0].axes}
-    assert list(panels) == ["Loss", "Accuracy", "Gradient norm", "Learning rate", "Weight decay"]
+    assert list(panels) == ["Loss", "Accuracy and F1", "Gradient norm", "Learning rate", "Weight decay"]
     loss, validation, border = panels["Loss"].lines
     np.testing.assert_array_equal(loss.get_xdata(), [1, 2, 3])
     np.testing.assert_array_equal(loss.get_ydata(), [2.0, np.nan, 1.0])

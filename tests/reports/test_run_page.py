@@ -230,15 +230,19 @@ def test_names_of_any_length_leave_the_page_small():
 
 def test_panels_hold_curves_phases_and_the_best_step():
     loss, accuracy, rate = curve_panels(LOGGED, 20)
-    assert [panel["title"] for panel in (loss, accuracy, rate)] == ["Loss", "Accuracy", "Learning rate"]
+    assert [panel["title"] for panel in (loss, accuracy, rate)] == [
+        "Loss",
+        "Accuracy and F1",
+        "Learning rate",
+    ]
     assert [line["name"] for line in loss["lines"]] == ["val loss", "train loss"]
-    # steps 10 to 40 from the left, 46, to the right, 332; an unknown value is a gap
-    assert re.fullmatch(r"M46\.0 [\d.]+M332\.0 [\d.]+", loss["lines"][0]["path"])
-    assert re.fullmatch(r"M46\.0 [\d.]+L141\.3 [\d.]+L332\.0 [\d.]+", loss["lines"][1]["path"])
-    assert loss["best"] == pytest.approx(46 + 286 / 3)
+    # steps 10 to 40 from the left, 58, to the right, 332; an unknown value is a gap
+    assert re.fullmatch(r"M58\.0 [\d.]+M332\.0 [\d.]+", loss["lines"][0]["path"])
+    assert re.fullmatch(r"M58\.0 [\d.]+L149\.3 [\d.]+L332\.0 [\d.]+", loss["lines"][1]["path"])
+    assert loss["best"] == pytest.approx(58 + 274 / 3)
     assert [(phase["shown"], round(phase["x"])) for phase in loss["phases"]] == [
-        ("head_only", 46),
-        ("full", 141),
+        ("head_only", 58),
+        ("full", 149),
     ]
     assert [text for _, text in accuracy["y_ticks"]] == ["0", "0.5", "1"]
     assert curve_panels([], 20) == [] and curve_panels(LOGGED[:1], 99)[0]["best"] is None

@@ -52,8 +52,16 @@ class Panel:
 PANELS = (
     Panel("Loss", ("train/loss", "val/loss", "val_ema/loss")),
     Panel(
-        "Accuracy",
-        ("train/top1", "val/top1", "val_ema/top1", "val/clip_top1", "val/top5", "val/f1_macro"),
+        "Accuracy and F1",  # videos of several labels have no accuracy
+        (
+            "train/top1",
+            "val/top1",
+            "val_ema/top1",
+            "val/clip_top1",
+            "val/top5",
+            "val/f1_macro",
+            "val/f1_micro",
+        ),
         whole_range=(-0.02, 1.02),
     ),
     Panel("Average precision", ("val/map", "val_ema/map", "val/map_micro"), whole_range=(-0.02, 1.02)),

@@ -26,7 +26,7 @@ Plain = dict[str, Any]
 
 # CSS pixels: as wide as a phone, so that words have their size there
 WIDTH, HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 24, 20
+LEFT, RIGHT, TOP, BOTTOM = 58, 8, 24, 20  # LEFT has room for 0.00015
 POINTS = 240  # of a curve; of more, several are taken together
 MOST_LINES = 6  # of a panel, which have colors of their own
 DOTS_UP_TO = 40  # points that are marked
