@@ -1,9 +1,10 @@
-"""The listings of this experiment: gestures without one of three people, and of one alone; sports with a few training
-videos a class.
+"""The listings of this experiment: gestures without one of three people, and of one alone; moving shapes without one of
+them; sports with a few training videos a class.
 
-python experiments/few_labels/lists.py DATA GESTURES OUT
+python experiments/few_labels/lists.py DATA GESTURES SHAPES OUT
 
 DATA/ucf101/{videos,splits} lie as dataset=ucf101 has them. GESTURES/groups.csv has the columns path, label and group.
+SHAPES holds class folders of COLOR_SHAPE_NUMBER.mp4.
 What is left out, or the official test split, stands in val.csv: runs on these evaluate once, at their end, and select
 nothing.
 """
@@ -26,7 +27,18 @@ def write(folder: Path, train: list[Row], val: list[Row]) -> None:
             csv.writer(file).writerows([("path", "label"), *rows])
 
 
-def main(data: Path, gestures: Path, out: Path) -> None:
+def leave_out_shapes(shapes: Path, out: Path) -> None:
+    videos = [(path, path.stem.split("_")[-2]) for path in sorted(shapes.glob("*/*.mp4"))]
+    for shape in {shape for _, shape in videos}:
+        own, others = (
+            [(str(path), path.parent.name) for path, other in videos if (other == shape) is is_own]
+            for is_own in (True, False)
+        )
+        write(out / f"shape_{shape}", others, own)
+
+
+def main(data: Path, gestures: Path, shapes: Path, out: Path) -> None:
+    leave_out_shapes(shapes, out)
     with open(gestures / "groups.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for person in sorted({row["group"] for row in rows}):
@@ -58,4 +70,4 @@ def main(data: Path, gestures: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(argument).resolve() for argument in sys.argv[1:4]))
+    main(*(Path(argument).resolve() for argument in sys.argv[1:5]))

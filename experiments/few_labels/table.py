@@ -1,28 +1,136 @@
-"""Top-1 of the runs in a folder of sweeps, a row a sweep: mean, least and greatest over seeds of the mean over folds.
+"""The tables of README.md, as Markdown, from a folder of sweeps that launch.sh made.
 
 python experiments/few_labels/table.py multirun/few_labels
+
+A sweep SET_ROW holds runs over folds and seeds; times.csv has a line SWEEP,SEEDS,LOAD,USER,SYSTEM,WALL for each start.
 """
 
+import csv
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+
+from vidtrain.baseline_models.verdict import find_verdicts
+
+SETS = {
+    "sports": "ucf101_5",
+    "gestures": "gestures of one left out",
+    "alone": "gestures, from one alone",
+    "shapes": "shapes left out",
+    "motion": "motion",
+}
+# Overrides that name the data or the run, or that only decide when it is evaluated
+NOT_CHANGED = ("experiment=", "logger=", "dataset", "data_root=", "seed=", "trainer.eval_every=")
+
+
+class Run(NamedTuple):
+    folder: Path
+    config: DictConfig
+    split: str
+    right: int
+    videos: int
+
+
+def runs_of(sweep: Path) -> list[Run]:
+    """The finished runs of a sweep."""
+    runs = []
+    for path in sorted(sweep.glob("*/summary.json")):
+        summary, config = json.loads(path.read_text()), OmegaConf.load(path.parent / "config.yaml")
+        videos = int(summary["coverage"].partition("/")[0])
+        runs.append(Run(path.parent, config, summary["split"], round(summary["top1"] * videos), videos))
+    return runs
+
+
+def reached(name: str, runs: Sequence[Run]) -> str:
+    """What each seed reaches: of sports the mean of top-1 over the folds, of others right answers of all videos."""
+    by_seed = defaultdict(list)
+    for run in runs:
+        by_seed[run.config.seed].append(run)
+    folds = [by_seed[seed] for seed in sorted(by_seed)]
+    if name == "sports":
+        return ", ".join(f"{sum(run.right / run.videos for run in seed) / len(seed):.3f}" for seed in folds)
+    counts = ", ".join(str(sum(run.right for run in seed)) for seed in folds)
+    return f"{counts} of {sum(run.videos for run in folds[0])}" if folds else ""
+
+
+def changed(sweep: Path) -> str:
+    """The overrides of a sweep's trials that differ from the recipe's."""
+    overrides = json.loads((sweep / "sweep.json").read_text())["trials"][0]["overrides"]
+    own = [text for text in overrides if not text.startswith(NOT_CHANGED)]
+    return f"`{' '.join(own)}`" if own else ""
+
+
+def baselines(runs: Iterable[Run]) -> dict[str, list[int]]:
+    """Right answers of each baseline on the videos of runs, and how many videos these are."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for run in runs:
+        index = Path(run.config.data.index_root) / run.config.dataset.name
+        digests = json.loads((run.folder / "dataset.json").read_text())["digests"]
+        predictions = run.folder / "eval" / run.split / "predictions.csv"
+        for verdict in find_verdicts(index, digests, run.split, predictions, False):
+            counts[verdict.name][0] += round(verdict.baseline * verdict.videos)
+            counts[verdict.name][1] += verdict.videos
+    return counts
+
+
+def times(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """(seeds, seconds in words) of each start of a sweep."""
+    starts, path = defaultdict(list), root / "times.csv"
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            for sweep, seeds, load, user, system, wall in csv.reader(file):
+                seconds = f"{float(user) + float(system):.0f} ({float(wall):.0f}, {float(load):.0f})"
+                starts[sweep].append((seeds, seconds))
+    return starts
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print(f"{title}\n")
+    for cells in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(cells)} |")
+    print()
+
+
+def by_row(cells: Mapping[str, str], rows: Iterable[str]) -> Iterable[list[str]]:
+    """The cells of sweeps SET_ROW, a line a row."""
+    for row in rows:
+        yield [row, *(cells.get(f"{name}_{row}", "") for name in SETS)]
 
 
 def main(root: Path) -> None:
-    for sweep in sorted(path for path in root.iterdir() if path.is_dir()):
-        by_seed, minutes = defaultdict(list), []
-        for summary in sorted(sweep.glob("*/summary.json")):
-            result = json.loads(summary.read_text())
-            seed = OmegaConf.load(summary.parent / "config.yaml").seed
-            by_seed[seed].append(result["top1"])
-            minutes.append(result["minutes"])
-        means = [sum(values) / len(values) for values in by_seed.values()]
-        if means:
-            spread = f"{sum(means) / len(means):.3f} ({min(means):.3f} to {max(means):.3f})"
-            print(f"{sweep.name}: {spread}, {len(minutes)} runs, {max(minutes):.1f} minutes at most")
+    sweeps = {path.parent.name: path.parent for path in sorted(root.glob("*/sweep.json"))}
+    runs = {sweep: runs_of(path) for sweep, path in sweeps.items()}
+    rows = list(dict.fromkeys(sweep.partition("_")[2] for sweep in sweeps))
+    results = {sweep: reached(sweep.partition("_")[0], of) for sweep, of in runs.items()}
+    settings = {sweep.partition("_")[2]: changed(path) for sweep, path in sweeps.items()}
+    columns = ["row", *SETS.values()]
+    table(
+        "Right answers, a number a seed; of ucf101_5 the mean of the folds",
+        [*columns, "changed"],
+        ([*cells, settings[cells[0]]] for cells in by_row(results, rows)),
+    )
+    beside = {
+        f"{name}_{baseline}": f"{right} of {videos}"
+        for name in SETS
+        if f"{name}_recipe" in runs
+        for baseline, (right, videos) in baselines(
+            run for run in runs[f"{name}_recipe"] if run.config.seed == 0
+        ).items()
+    }
+    table("Baselines", columns, by_row(beside, dict.fromkeys(key.partition("_")[2] for key in beside)))
+    starts = times(root)
+    for start, title in enumerate(("the first seed, encoding included", "further seeds")):
+        cells = {
+            sweep: f"{seconds}, seeds {seeds}"
+            for sweep, of in starts.items()
+            for seeds, seconds in of[start : start + 1]
+        }
+        table(f"Processor seconds (wall seconds, load) of {title}", columns, by_row(cells, rows))
 
 
 if __name__ == "__main__":
