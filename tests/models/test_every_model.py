@@ -15,7 +15,8 @@ from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import apply_phase, decays, parameter_groups
 
 # Parameters of the encoder, and of all with 400 classes, for clips of 16x224x224. Published: torchvision's nine are
-# its `num_params`; SlowFast 34.57 M and Slow 32.45 M (PyTorchVideo's model zoo); ViT-S 22, B 86.2, L 303.9, H 631.6 M
+# its `num_params`; SlowFast 34.57 M and Slow 32.45 M (PyTorchVideo's model zoo, which has 3.79 M for
+# X3D and 6.15 M for its L); ViT-S 22, B 86.2, L 303.9, H 631.6 M
 # and g 1.01 B (VideoMAE and V-JEPA); ConvNeXt-T without its classifier 27.82 M (timm). ResNet3D-18 equals R3D-18.
 SIZES = {
     "efficientnet_lite0": (3_371_008, 3_883_408),
@@ -58,6 +59,10 @@ SIZES = {
     "vjepa2_vitg": (1_012_173_952, 1_105_986_576),
     "vjepa2_vith": (631_648_000, 709_231_760),
     "vjepa2_vitl": (303_885_312, 353_631_632),
+    "x3d_l": (4_449_048, 6_153_384),
+    "x3d_m": (2_089_938, 3_794_274),
+    "x3d_s": (2_089_938, 3_794_274),
+    "x3d_xs": (2_089_938, 3_794_274),
 }
 CONVOLUTIONAL = (
     "mc3_18",
@@ -68,6 +73,9 @@ CONVOLUTIONAL = (
     "s3d",
     "slow_r50",
     "slowfast_r50",
+    "x3d_m",
+    "x3d_s",
+    "x3d_xs",
 )
 
 VIT = ("model.encoder.embed_dim=48", "model.encoder.depth=3", "model.encoder.num_heads=2")
@@ -87,6 +95,7 @@ SMALL = {
     "swin3d_t": (),
     "slowfast_r50": ("model.encoder.width=8", *WINDOW),
     "slow_r50": ("model.encoder.width=8", *WINDOW),
+    "x3d_xs": ("model.encoder.width=8", *WINDOW),
     "resnext3d_18": ("model.encoder.stem_planes=8", "model.encoder.stage_planes=8", *WINDOW),
     "timm_frames": TIMM,
     "timm_frames_attentive": (*TIMM, "model.head.num_heads=8"),

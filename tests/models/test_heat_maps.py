@@ -158,13 +158,14 @@ KINDS = {
     "r3d_18": ("grad_cam",),
     "s3d": ("grad_cam",),
     "slowfast_r50": ("grad_cam",),
+    "x3d_s": ("grad_cam",),
     "resnext3d_18": ("grad_cam",),
     "swin3d_t": ("grad_cam",),
     "timm_frames": ("grad_cam",),
     "timm_frames_temporal": ("grad_cam",),
     "mvit_v2_s": (),  # answers from its class token, which has no place
 }
-DRAWN = {"s3d", "slowfast_r50", "resnext3d_18", "timm_frames_temporal"}  # small enough to run
+DRAWN = {"s3d", "slowfast_r50", "x3d_s", "resnext3d_18", "timm_frames_temporal"}  # small enough to run
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -172,7 +173,7 @@ def test_models_say_what_can_be_drawn_of_them(name):
     overrides = [f"model={name}", "clip.frames=16", "clip.size=64"]
     if name.startswith("timm"):
         overrides.append("model.encoder.backbone=resnet10t")
-    if name in ("resnext3d_18", "s3d", "slowfast_r50"):
+    if name in ("resnext3d_18", "s3d", "slowfast_r50", "x3d_s"):
         overrides.append("model.head.pool_size=null")
     if name == "timm_frames_attentive":
         overrides.append("model.head.num_heads=8")

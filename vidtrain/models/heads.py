@@ -64,7 +64,8 @@ class FullyConvolutionalClassifier(nn.Module):
 
     `pool_size` (t, h, w) is the window that is averaged, a step of one at a time, before the layer: a larger
     clip than in training gives more windows, each as the layer knows it. None averages the whole grid, which a
-    linear layer cannot tell from the mean of its logits.
+    linear layer cannot tell from the mean of its logits. `hidden` is the width of another layer before that one, with
+    a ReLU and without bias, as in X3D.
 
     Raises UserError for a grid smaller than the window.
     """
@@ -75,6 +76,7 @@ class FullyConvolutionalClassifier(nn.Module):
         num_classes: int,
         pool_size: Sequence[int] | None = None,
         dropout: float = 0.0,
+        hidden: int | None = None,
     ):
         super().__init__()
         self.pool_size = None if pool_size is None else tuple(pool_size)
@@ -82,13 +84,17 @@ class FullyConvolutionalClassifier(nn.Module):
             raise UserError(
                 f"model.head.pool_size={list(self.pool_size)} must be three numbers above 0: t, h, w"
             )
+        self.hidden: nn.Module = nn.Identity()
+        if hidden is not None:
+            check_positive("model.head.hidden", hidden)
+            self.hidden = nn.Sequential(nn.Linear(embed_dim, hidden, bias=False), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(embed_dim, num_classes)
+        self.linear = nn.Linear(hidden or embed_dim, num_classes)
         self.apply(init_weights)
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         if self.pool_size is None:
-            return self.linear(self.dropout(tokens.mean(dim=1)))
+            return self.linear(self.dropout(self.hidden(tokens.mean(dim=1))))
         if any(window > length for window, length in zip(self.pool_size, grid, strict=True)):
             raise UserError(
                 f"model.head.pool_size={list(self.pool_size)} is larger than the features of a clip, "
@@ -97,7 +103,7 @@ class FullyConvolutionalClassifier(nn.Module):
         t, h, w = grid
         features = rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w)
         windows = rearrange(F.avg_pool3d(features, self.pool_size, stride=1), "b d t h w -> b (t h w) d")
-        return self.linear(self.dropout(windows)).mean(dim=1)
+        return self.linear(self.dropout(self.hidden(windows))).mean(dim=1)
 
 
 # --- V-JEPA 2's probe ---

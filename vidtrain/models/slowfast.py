@@ -84,12 +84,14 @@ class Bottleneck(Branch):
 
 
 class Shortcut(nn.Module):
-    """1 x 1 x 1 convolution and batch norm, for a block that changes the number of channels or the size."""
+    """1 x 1 x 1 convolution and, unless `norm` is False, batch norm, for a block that changes channels or size."""
 
-    def __init__(self, dim_in: int, dim_out: int, temporal_stride: int, spatial_stride: int):
+    def __init__(
+        self, dim_in: int, dim_out: int, temporal_stride: int, spatial_stride: int, norm: bool = True
+    ):
         super().__init__()
         self.conv = convolution(dim_in, dim_out, 1, 1, temporal_stride, spatial_stride)
-        self.norm = nn.BatchNorm3d(dim_out)
+        self.norm: nn.Module = nn.BatchNorm3d(dim_out) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))

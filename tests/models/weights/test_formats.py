@@ -37,6 +37,8 @@ MODELS = {
     torchvision.TORCHVISION_SWIN: ("swin3d_t", {}, {}),
     pytorchvideo.PYTORCHVIDEO_SLOWFAST: ("slowfast_r50", {"width": 16}, {}),
     pytorchvideo.PYTORCHVIDEO_SLOW: ("slow_r50", {"width": 16}, {}),
+    pytorchvideo.PYTORCHVIDEO_X3D: ("x3d_s", {"width": 8}, {}),
+    pyslowfast.PYSLOWFAST_X3D: ("x3d_s", {"width": 8, "norm_first_shortcut": True}, {}),
     pyslowfast.PYSLOWFAST: ("slowfast_r50", {"width": 16}, {}),
     pyslowfast.PYSLOWFAST_SLOW: ("slow_r50", {"width": 16}, {}),
     mvit.PYSLOWFAST_MVIT: ("mvit_v1_b", {}, {}),

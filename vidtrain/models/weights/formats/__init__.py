@@ -7,7 +7,7 @@ vjepa_transformers.py  V-JEPA 2 as transformers saves it
 videomae.py       VideoMAE: fine-tuned and pretrained, original and of transformers
 pretraining.py    what pretraining files hold besides: decoder, predictor, an encoder beside its average
 torchvision.py    torchvision's video weights, by enum name or file
-pytorchvideo.py   PyTorchVideo's SlowFast and Slow
+pytorchvideo.py   PyTorchVideo's SlowFast, Slow and X3D
 pyslowfast.py     the same networks as PySlowFast saves them
 mvit.py           PySlowFast's and PyTorchVideo's MViT
 classy_vision.py  Classy Vision's ResNeXt3D
@@ -20,8 +20,12 @@ from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3
 from vidtrain.models.weights.formats.efficientnet_lite import EFFICIENTNET_LITE
 from vidtrain.models.weights.formats.mvit import PYSLOWFAST_MVIT, PYTORCHVIDEO_MVIT
 from vidtrain.models.weights.formats.own import OWN
-from vidtrain.models.weights.formats.pyslowfast import PYSLOWFAST, PYSLOWFAST_SLOW
-from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_SLOW, PYTORCHVIDEO_SLOWFAST
+from vidtrain.models.weights.formats.pyslowfast import PYSLOWFAST, PYSLOWFAST_SLOW, PYSLOWFAST_X3D
+from vidtrain.models.weights.formats.pytorchvideo import (
+    PYTORCHVIDEO_SLOW,
+    PYTORCHVIDEO_SLOWFAST,
+    PYTORCHVIDEO_X3D,
+)
 from vidtrain.models.weights.formats.timm_images import TIMM_FRAMES, TIMM_VIT
 from vidtrain.models.weights.formats.torchvision import (
     TORCHVISION_MVIT,
@@ -54,8 +58,10 @@ FORMATS: tuple[Format, ...] = (
     TORCHVISION_SWIN,
     PYTORCHVIDEO_SLOWFAST,
     PYTORCHVIDEO_SLOW,
+    PYTORCHVIDEO_X3D,
     PYSLOWFAST,
     PYSLOWFAST_SLOW,
+    PYSLOWFAST_X3D,
     PYSLOWFAST_MVIT,
     PYTORCHVIDEO_MVIT,
     CLASSY_VISION_RESNEXT3D,

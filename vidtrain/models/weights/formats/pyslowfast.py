@@ -1,5 +1,5 @@
-"""SlowFast and Slow as facebookresearch/SlowFast (PySlowFast) saves them, such as SLOWFAST_8x8_R50.pyth: the networks
-of PyTorchVideo by other names. Read from its slowfast/models: video_model_builder.py, resnet_helper.py, stem_helper.py.
+"""SlowFast, Slow and X3D as facebookresearch/SlowFast (PySlowFast) saves them, such as SLOWFAST_8x8_R50.pyth: the
+networks of PyTorchVideo by other names. Read from its slowfast/models: video_model_builder.py and the *_helper.py.
 """
 
 import re
@@ -15,6 +15,7 @@ from vidtrain.models.weights.formats.pytorchvideo import (
     PATHS,
     PYTORCHVIDEO_SLOW,
     PYTORCHVIDEO_SLOWFAST,
+    PYTORCHVIDEO_X3D,
     STAGES,
 )
 
@@ -56,6 +57,29 @@ SLOWFAST_NAMES = _slowfast_names()
 SLOW_NAMES = Renaming([("head.projection", "blocks.5.proj"), *_stem(0, "blocks.0"), *_blocks(0, "blocks.{}")])
 
 
+def _x3d_names() -> Renaming:
+    pairs = [
+        ("s1.pathway0_stem.conv_xy", "blocks.0.conv.conv_t"),
+        ("s1.pathway0_stem.conv", "blocks.0.conv.conv_xy"),
+        ("s1.pathway0_stem.bn", "blocks.0.norm"),
+        ("head.conv_5", "blocks.5.pool.pre_conv"),
+        ("head.conv_5_bn", "blocks.5.pool.pre_norm"),
+        ("head.lin_5", "blocks.5.pool.post_conv"),
+        ("head.projection", "blocks.5.proj"),
+    ]
+    for stage in STAGES:
+        theirs, torchs = f"s{stage + 1}.pathway0_res{{n}}.branch2", f"blocks.{stage}.res_blocks.{{n}}.branch2"
+        pairs += [
+            (f"{theirs}.b_bn", f"{torchs}.norm_b.0"),
+            (f"{theirs}.se.fc1", f"{torchs}.norm_b.1.block.0"),
+            (f"{theirs}.se.fc2", f"{torchs}.norm_b.1.block.2"),
+        ]
+    return Renaming([*pairs, *_blocks(0, "blocks.{}")])
+
+
+X3D_NAMES = _x3d_names()
+
+
 def _renamed(weights: Weights, names: Renaming) -> tuple[Weights, list[str]]:
     """With PyTorchVideo's names; and what has none, such as non-local blocks."""
     tensors, unexpected = {}, []
@@ -90,3 +114,4 @@ def _format(name: str, names: Renaming, base: Format) -> Format:
 
 PYSLOWFAST = _format("PySlowFast, SlowFast", SLOWFAST_NAMES, PYTORCHVIDEO_SLOWFAST)
 PYSLOWFAST_SLOW = _format("PySlowFast, Slow", SLOW_NAMES, PYTORCHVIDEO_SLOW)
+PYSLOWFAST_X3D = _format("PySlowFast, X3D", X3D_NAMES, PYTORCHVIDEO_X3D)

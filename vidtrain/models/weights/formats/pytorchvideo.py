@@ -1,4 +1,5 @@
-"""PyTorchVideo's SlowFast and Slow, such as SLOWFAST_8x8_R50.pyth and SLOW_8x8_R50.pyth of its model zoo.
+"""PyTorchVideo's SlowFast, Slow and X3D, such as SLOWFAST_8x8_R50.pyth, SLOW_8x8_R50.pyth and X3D_S.pyth of its model
+zoo.
 
 They are files {"model_state": ...}; a plain state dict, or that of a module that wraps the network, is read too.
 """
@@ -7,13 +8,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.slowfast import NUM_BLOCKS, SlowFast, SlowOnly
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+from vidtrain.models.x3d import X3D
 
 WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*(blocks\.\d+\..+)")
+X3D_BLOCK = re.compile(r"blocks\.([1-4])\.res_blocks\.(\d+)\.branch2\.conv_a\.weight")
 STAGES = range(1, 5)  # theirs; block 0 is the stem, the last one the head
 PATHS = {"slow": 0, "fast": 1}
 # How far apart the slow pathway's frames are is in no tensor; this is what was published, by depth and fusion kernel
@@ -48,8 +52,31 @@ def _slow_names() -> Renaming:
     return Renaming(pairs)
 
 
+def _x3d_names() -> Renaming:
+    pairs = [
+        # the first convolution is the one of a frame, whatever it is called
+        ("blocks.0.conv.conv_t", "encoder.stem.conv_xy"),
+        ("blocks.0.conv.conv_xy", "encoder.stem.conv_t"),
+        ("blocks.0.norm", "encoder.stem.norm"),
+        ("blocks.5.pool.pre_conv", "encoder.conv5.conv"),
+        ("blocks.5.pool.pre_norm", "encoder.conv5.norm"),
+        ("blocks.5.pool.post_conv", "head.hidden.0"),
+        ("blocks.5.proj", "head.linear"),
+    ]
+    for stage in STAGES:
+        theirs, ours = f"blocks.{stage}.res_blocks.{{n}}", f"encoder.stages.{stage - 1}.{{n}}"
+        pairs += [
+            (f"{theirs}.branch2.norm_b.0", f"{ours}.branch.norm_b"),
+            (f"{theirs}.branch2.norm_b.1.block.0", f"{ours}.branch.squeeze.fc1"),
+            (f"{theirs}.branch2.norm_b.1.block.2", f"{ours}.branch.squeeze.fc2"),
+        ]
+        pairs += _residual(theirs, ours)
+    return Renaming(pairs)
+
+
 SLOWFAST_NAMES = _slowfast_names()
 SLOW_NAMES = _slow_names()
+X3D_NAMES = _x3d_names()
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -128,6 +155,36 @@ def _convert_slow(weights: Weights, model: EncoderWithHead) -> Converted:
     return found
 
 
+def _is_x3d(weights: Weights) -> bool:
+    tensors, _ = _unwrapped(weights.tensors)
+    return {"blocks.0.conv.conv_t.weight", "blocks.5.pool.pre_conv.weight"} <= tensors.keys()
+
+
+def _convert_x3d(weights: Weights, model: EncoderWithHead) -> Converted:
+    tensors, left_out = _unwrapped(weights.tensors)
+    found = X3D_NAMES.convert(tensors)
+    found.left_out = left_out
+    if "head.hidden.0.weight" in found.tensors:
+        found.tensors["head.hidden.0.weight"] = found.tensors["head.hidden.0.weight"].flatten(1)
+        found.changed["head.hidden.0.weight"] = "a convolution of one place, as a linear layer"
+    blocks = [match for match in map(X3D_BLOCK.fullmatch, tensors) if match]
+    found.requires = {
+        "encoder.num_blocks": [
+            1 + max((int(match[2]) for match in blocks if int(match[1]) == stage), default=-1)
+            for stage in STAGES
+        ],
+        "encoder.width": tensors["blocks.0.conv.conv_t.weight"].shape[0],
+        "encoder.norm_first_shortcut": "blocks.1.res_blocks.0.branch1_norm.weight" in tensors,
+    }
+    return found
+
+
+def _revert_x3d(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = X3D_NAMES.revert(tensors)
+    name = "blocks.5.pool.post_conv.weight"
+    return found | {name: rearrange(found[name], "k d -> k d 1 1 1")} if name in found else found
+
+
 PYTORCHVIDEO_SLOWFAST = Format(
     name="PyTorchVideo, SlowFast",
     encoder=SlowFast,
@@ -143,4 +200,12 @@ PYTORCHVIDEO_SLOW = Format(
     recognizes=_is_slow,
     convert=_convert_slow,
     revert=SLOW_NAMES.revert,
+)
+PYTORCHVIDEO_X3D = Format(
+    name="PyTorchVideo, X3D",
+    encoder=X3D,
+    models="model=x3d_xs, x3d_s, x3d_m or x3d_l",
+    recognizes=_is_x3d,
+    convert=_convert_x3d,
+    revert=_revert_x3d,
 )

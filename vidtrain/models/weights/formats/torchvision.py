@@ -163,7 +163,7 @@ def _takes_head(model: EncoderWithHead) -> bool:
         return False
     if isinstance(model.head, MeanPoolClassifier):
         return model.head.pool == "mean" and isinstance(model.head.fc_norm, nn.Identity)
-    return isinstance(model.head, FullyConvolutionalClassifier)
+    return isinstance(model.head, FullyConvolutionalClassifier) and isinstance(model.head.hidden, nn.Identity)
 
 
 def _resnet_name(tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,154 @@
+"""X3D: a residual network of depthwise 3D convolutions, narrow and light.
+
+Source: Feichtenhofer 2020, "X3D: Expanding Architectures for Efficient Video Recognition" (arXiv:2004.04730), table 1
+and section 4. Its last linear layers are `hidden` and `linear` of heads.FullyConvolutionalClassifier.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError, check_positive
+from vidtrain.models.classifier import recompute_activations
+from vidtrain.models.positions import Grid
+from vidtrain.models.slowfast import (
+    STRIDE,
+    Bottleneck,
+    ResidualBlock,
+    Shortcut,
+    StagedEncoder,
+    convolution,
+    init_residual_network,
+)
+
+BOTTLENECK = 2.25  # channels inside a block, by those outside
+SQUEEZE = 1 / 16
+
+
+class X3DStem(nn.Module):
+    """3 x 3 convolution of each frame, 5 frames of each channel, batch norm and ReLU; halves h and w."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv_xy = convolution(in_channels, out_channels, 1, 3, spatial_stride=2)
+        self.conv_t = convolution(out_channels, out_channels, 5, 1, groups=out_channels)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv_t(self.conv_xy(x))).relu_()
+
+
+class SqueezeExcitation(nn.Module):
+    """[b c t h w], each channel times a factor in [0, 1] that comes from the means of all (Hu et al. 2018,
+    arXiv:1709.01507)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        squeezed = squeezed_width(channels)
+        self.fc1 = nn.Conv3d(channels, squeezed, 1)
+        self.fc2 = nn.Conv3d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.fc1(x.mean(dim=(2, 3, 4), keepdim=True)).relu_()).sigmoid()
+
+
+class X3DBranch(Bottleneck):
+    """A bottleneck that widens: 1 x 1 x 1, 3 x 3 x 3 of each channel, squeeze and excitation, swish, 1 x 1 x 1."""
+
+    def __init__(self, dim_in: int, dim_inner: int, dim_out: int, spatial_stride: int, squeeze: bool):
+        super().__init__(dim_in, dim_inner, dim_out, (1, 3), 1, spatial_stride, groups=dim_inner)
+        self.squeeze = SqueezeExcitation(dim_inner) if squeeze else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_a(self.conv_a(x)).relu_()
+        x = F.silu(self.squeeze(self.norm_b(self.conv_b(x))))
+        return self.norm_c(self.conv_c(x))
+
+
+class X3D(StagedEncoder):
+    """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = t (h/32)(w/32).
+
+    `width` is the number of channels of the stem and of the first stage; each next has twice as many, and
+    `num_blocks` of them. A block has 2.25 times its channels inside, every other one squeeze and excitation, and the
+    first of a stage halves h and w. d is the inner width of the last stage. h and w may be of any size; their tokens
+    are rounded up.
+
+    `norm_first_shortcut` is whether the shortcut of the first stage ends with a batch norm: with PySlowFast it does,
+    with PyTorchVideo it does not.
+
+    Raises UserError for a number of stages that is not four, and for numbers below one.
+    """
+
+    def __init__(
+        self,
+        num_blocks: Sequence[int] = (3, 5, 11, 7),
+        width: int = 24,
+        norm_first_shortcut: bool = False,
+        in_channels: int = 3,
+        zero_init_residual: bool = True,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        check_positive("model.encoder.width", width)
+        if len(num_blocks) != 4:
+            raise UserError(
+                f"model.encoder.num_blocks={list(num_blocks)} must be four numbers, one for each stage"
+            )
+        for count in num_blocks:
+            check_positive("model.encoder.num_blocks", count)
+        self.num_blocks = list(num_blocks)
+        self.width = width
+        self.norm_first_shortcut = norm_first_shortcut
+        self.stem = X3DStem(in_channels, width)
+        self.stages = nn.ModuleList()
+        for stage, count in enumerate(num_blocks):
+            dim_out = width * 2**stage
+            dim_in = dim_out if stage == 0 else dim_out // 2
+            blocks = nn.ModuleList()
+            for index in range(count):
+                norm = stage > 0 or norm_first_shortcut
+                shortcut = Shortcut(dim_in, dim_out, 1, 2, norm) if index == 0 else None
+                branch = X3DBranch(
+                    dim_in if index == 0 else dim_out,
+                    int(BOTTLENECK * dim_out),
+                    dim_out,
+                    2 if index == 0 else 1,
+                    squeeze=index % 2 == 0,
+                )
+                blocks.append(ResidualBlock(branch, shortcut))
+            self.stages.append(blocks)
+        self.embed_dim = int(BOTTLENECK * dim_out)
+        last = {
+            "conv": convolution(dim_out, self.embed_dim, 1, 1),
+            "norm": nn.BatchNorm3d(self.embed_dim),
+            "act": nn.ReLU(inplace=True),
+        }
+        self.conv5 = nn.Sequential(OrderedDict(last))
+        init_residual_network(self, zero_init_residual)
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Stem, blocks and last convolution in order of depth; together they hold every parameter."""
+        return [*super().layers, self.conv5]
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip."""
+        return frames, -(-height // STRIDE), -(-width // STRIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return rearrange(self.conv5(x), "b d t h w -> b (t h w) d")
+
+
+def squeezed_width(channels: int) -> int:
+    """A sixteenth, to the nearest multiple of 8, but the next above where that loses more than a tenth of it."""
+    wanted = SQUEEZE * channels
+    nearest = max(8, int(wanted + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * wanted else nearest + 8
