@@ -13,6 +13,7 @@ from vidtrain.app import check
 from vidtrain.build import parts as build
 from vidtrain.compare import compare
 from vidtrain.errors import DivergedError, UserError
+from vidtrain.models.pretraining.joint_embedding import Predictor
 from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.models.weights import files
 from vidtrain.models.weights.loading import load_pretrained
@@ -161,13 +162,27 @@ def test_two_ranks_do_what_one_does(runs, data, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_what_answers_nothing_is_no_classifier_and_has_no_page(runs, tmp_path):
+def test_what_answers_nothing_is_no_classifier_and_is_compared_with_nothing(runs, tmp_path):
     with pytest.raises(UserError, match="is of pretraining, and answers nothing"):
         predict(config_of("predict", f"checkpoint={runs / 'vjepa'}", f"videos={tmp_path}"))
     with pytest.raises(UserError, match="is a run of pretraining"):
         compare(config_of("compare", f"runs=[{runs / 'vjepa'},{runs / 'videomae'}]", f"out={tmp_path}"))
-    with pytest.raises(UserError, match="is a run of pretraining"):
-        compare(config_of("compare", f"runs={runs / 'vjepa'}", f"out={tmp_path}"))
+
+
+@pytest.mark.slow
+def test_a_page_has_what_was_measured_before_and_after(runs, tmp_path):
+    """compare makes it again; in it, a run without pictures says what it measured and how to make it again."""
+    for name in OBJECTIVES:
+        compare(config_of("compare", f"runs={runs / name}", f"out={tmp_path}"))
+        page = (tmp_path / "report.html").read_text()
+        assert (runs / name / "report.html").is_file()  # that of the end of the run
+        summary = json.loads((runs / name / "summary.json").read_text())
+        assert f"pretrained by <b>{summary['pretraining']}</b>" in page
+        for key in ("loss", "effective_rank", "spread", *(("linear_top1",) if name == "vjepa" else ())):
+            assert f"{summary[key]:.4f}" in page
+        for title in ("Effective rank", "Spread of features", "How to reproduce"):
+            assert title in page
+        assert ("Frozen features" in page) == (name == "vjepa") and "Against baselines" not in page
 
 
 @pytest.mark.parametrize(
@@ -256,3 +271,33 @@ def test_a_teacher_from_elsewhere_builds_nothing_of_other_packages(runs, tmp_pat
     with pytest.raises(UserError, match="os.system"):
         build.trained_model(config_of("train", *salt), 1, Ranks(torch.device("cpu")))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_a_forced_collapse_ends_a_run_and_a_sound_run_goes_on(data, tmp_path, monkeypatch, without_pictures):
+    """The encoder itself as the teacher, and no predictor: the mean of what is visible must tell what is hidden."""
+    learning = [
+        "objective=vjepa",
+        *PREDICTOR,
+        "trainer.epochs=16",
+        "trainer.eval_every=4ep",
+        "optimizer.lr=3e-3",
+    ]
+    settings = [
+        *small("logger=none", "trainer.batch_size=16", "clip.size=32", train=8, val=2, depth=2),
+        *learning,
+        f"data_root={data / 'collapse'}",
+        "trainer.stop_on_collapse=true",
+    ]
+    train(config_of("train", *settings, "objective.momentum=0.99", f"run_dir={tmp_path / 'sound'}"))
+    summary = json.loads((tmp_path / "sound/summary.json").read_text())
+    assert summary["status"] == "finished" and summary["steps"] == 80
+
+    def mean_of_visible(self, tokens, masks, kind, grid):
+        unused = 0 * sum(parameter.sum() for parameter in self.parameters())
+        return tokens.mean(dim=1, keepdim=True).expand(-1, masks.hidden.shape[1], -1) + unused
+
+    monkeypatch.setattr(Predictor, "forward", mean_of_visible)
+    with pytest.raises(DivergedError, match="their effective rank is .*stop_on_collapse=true"):
+        train(config_of("train", *settings, "objective.momentum=0", f"run_dir={tmp_path / 'forced'}"))
+    assert json.loads((tmp_path / "forced/outcome.json").read_text())["status"] == "diverged"

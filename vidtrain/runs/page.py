@@ -35,6 +35,7 @@ Plain = dict[str, Any]
 PAGE = "report.html"
 MOST_PICTURE = 1 << 20  # bytes of one; ours have some ten thousand
 WEBP, PNG = (b"RIFF", b"WEBP"), b"\x89PNG\r\n\x1a\n"
+MEASURED = ("loss", "effective_rank", "spread", "knn_top1", "linear_top1")  # without labels
 VERSIONS = ("vidtrain", "torchvision", "timm", "av", "numpy")
 
 
@@ -55,37 +56,63 @@ def read_facts(folder: Path) -> Plain:
     """All that the page of a run says, as plain values; None or empty where the run has nothing of it."""
     summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
     if "pretraining" in summary:
-        raise UserError(
-            f"{folder} is a run of pretraining, which has no page: its curves and pictures are in {folder / 'plots'}"
-        )
+        return _shared(folder, summary) | _of_pretraining(folder, summary)
     split, data = summary["split"], _read_if_there(folder / "dataset.json")
     evaluation = folder / "eval" / _one_name(split)
     evaluated = _read(evaluation / "metrics.json", "metrics", "protocol", "coverage", "missing")
     several = "exact_match" in evaluated["metrics"]
     settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
-    overrides = _overrides(folder)
     beside, not_read = _baselines(summary, settings, data, evaluation / "predictions.csv", several)
+    return _shared(folder, summary) | {
+        "pretraining": None,
+        "evaluated": evaluated,
+        "metric": headline(several),
+        "notes": [*_notes(folder, summary, evaluated), *not_read],
+        "baselines": [_judged(row) for row in beside],
+        "most_common": None if several else _most_common(by_class),
+        "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
+        "confusion": None if several else _confusion(evaluation),
+        "classes": _worst_first(by_class),
+        "probes": _probes(folder, headline(several)),
+    }
+
+
+def _shared(folder: Path, summary: Plain) -> Plain:
+    """What a run says, whatever it is for."""
+    settings, overrides = stored_settings(folder), _overrides(folder)
+    data = _read_if_there(folder / "dataset.json")
     return {
         "run": folder.resolve().name,
         "summary": summary,
-        "evaluated": evaluated,
-        "metric": headline(several),
         "model": {part: _setting(settings, f"model.{part}._target_") for part in ("encoder", "head")},
         "dataset": _setting(settings, "dataset.name"),
         "name": _setting(settings, "name"),
         "data": data,
         "start": _read_if_there(folder / "starting_point.json"),
-        "notes": [*_notes(folder, summary, evaluated), *not_read],
         "settings": _chosen(overrides, settings),
-        "baselines": [_judged(row) for row in beside],
-        "most_common": None if several else _most_common(by_class),
-        "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
         "panels": curve_panels(each_metric(folder), summary["best_step"]),
-        "confusion": None if several else _confusion(evaluation),
-        "classes": _worst_first(by_class),
-        "probes": _probes(folder, headline(several)),
         "audit": _audit(folder, _setting(settings, "dataset.name"), data),
         "made_with": _made_with(folder, settings, overrides),
+    }
+
+
+def _of_pretraining(folder: Path, summary: Plain) -> Plain:
+    """Of a run without labels: each number before and after training; nothing of what only a classifier has."""
+    first = next((row for row in each_metric(folder) if row["step"] == 0), {})
+    names = [name for name in MEASURED if name in summary]
+    evaluated = {"metrics": {name: summary[name] for name in names}, "missing": []}
+    evaluated |= {key: summary[key] for key in ("protocol", "coverage")}
+    return {
+        "pretraining": {name: _setting(first, f"val/{name}") for name in names},
+        "evaluated": evaluated,
+        "metric": None,
+        "notes": _notes(folder, summary, evaluated),
+        "baselines": [],
+        "most_common": None,
+        "heads": [],
+        "confusion": None,
+        "classes": [],
+        "probes": [],
     }
 
 
@@ -263,11 +290,13 @@ def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
 
 def _pictures(folder: Path, split: str) -> list[Picture]:
     """Moving pictures of videos of a split, whose name leads to no other folder; of a run from before there were any
-    the sheet of its mistakes."""
+    the sheet of its mistakes, and of one without labels those of masked videos and of features."""
     record = folder / "plots" / f"examples_{split}" / "examples.json"
     if not record.is_file():
-        data = _picture(folder / "plots" / f"wrong_{split}.png")
-        return [Picture("sheet", data, {})] if data.startswith(PNG) else []
+        sheets = [
+            _picture(folder / "plots" / f"{name}_{split}.png") for name in ("wrong", "masked", "features")
+        ]
+        return [Picture("sheet", data, {}) for data in sheets if data.startswith(PNG)]
     pictures = []
     for video in _read(record, "examples")["examples"]:
         data = _picture(record.with_name(_one_name(video["file"])))

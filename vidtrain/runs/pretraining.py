@@ -23,6 +23,7 @@ from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs.assemble import Parts
 from vidtrain.runs.data import changed_in_mid_run
+from vidtrain.runs.page import PAGE, write_page
 from vidtrain.runs.pretraining_pictures import MOST_VIDEOS, draw_features, draw_masked
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
@@ -212,7 +213,7 @@ class Pretraining:
         )
 
     def draw_pictures(self, state: TrainState, log: RunLog) -> None:
-        """plots/curves.png, and what the network makes of some videos of val."""
+        """plots/curves.png, what the network makes of some videos of val, and report.html."""
         log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
         pictures: dict[str, Callable[[Path], None]] = {
             "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
@@ -231,6 +232,11 @@ class Pretraining:
             warn_of_failure(str(path), partial(draw, path), self.console)
             if path.is_file():
                 log.image(name, path, state.total_step)
+        page = log.run_dir / PAGE
+        page.unlink(missing_ok=True)  # of an earlier attempt
+        warn_of_failure(str(page), lambda: write_page(log.run_dir, page), self.console)
+        if page.is_file():
+            log.page("report", page, state.total_step)
 
     def show(self, state: TrainState, log: RunLog) -> None:
         """The closing table, beside the network before training, and how to go on."""
