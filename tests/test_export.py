@@ -326,7 +326,7 @@ def test_a_model_card_needs_a_finished_run(run, tmp_path):
     with pytest.raises(UserError, match="finished run, and .*alone.pt lies in none"):
         export(
             config_of(
-                "export", f"checkpoint={tmp_path}/alone.pt", "formats=null", "card=true", f"out={tmp_path}"
+                "export", f"checkpoint={tmp_path}/alone.pt", "formats=[]", "card=true", f"out={tmp_path}"
             )
         )
 

@@ -5,7 +5,7 @@ python -m vidtrain.export checkpoint=outputs/motion/NAME
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -20,10 +20,14 @@ from vidtrain.build.checkpoint_loader import (
 )
 from vidtrain.config.references import to_settings
 from vidtrain.config.renames import migrate
-from vidtrain.config.schemas import ExportConfig
+from vidtrain.config.schemas import FORMATS, PRETRAINING_FORMATS, ExportConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_inside, check_writable
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+    from vidtrain.build.checkpoint_loader import LoadedCheckpoint
+    from vidtrain.training.run import Console
 
 # What exporting uses of the configuration that a checkpoint carries
 USED = ("seed", "clip", "model", "loss", "augmentation.eval")
@@ -45,15 +49,18 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(("model", "must be chosen for published weights: model=OPTION"))
     elif cfg.card:
         faults.append(("card", "a model card is made of a run's folder, and published weights have none"))
-    if not cfg.formats and not cfg.card:
-        faults.append(("formats", "nothing to write: name at least one of onnx, torch_export, safetensors"))
-    if "onnx" in (cfg.formats or ()):
+    if cfg.formats is not None and not cfg.formats and not cfg.card:
+        known = [*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]()]
+        faults.append(("formats", f"nothing to write: name at least one of {', '.join(known)}"))
+    if cfg.formats is None or "onnx" in cfg.formats:
         from vidtrain.models.export_formats import check_onnx
 
         try:
             check_onnx(cfg.opset)
         except UserError as error:
-            faults.append(("opset" if "opset" in str(error) else "formats", str(error)))
+            key = "opset" if "opset" in str(error) else "formats"
+            if key == "opset" or cfg.formats is not None:  # null may turn out to mean others
+                faults.append((key, str(error)))
     return faults
 
 
@@ -63,9 +70,10 @@ def export(cfg: DictConfig) -> None:
     from vidtrain.app.check import try_clip
     from vidtrain.build import parts as build
     from vidtrain.models.classifier import VideoClassifier
+    from vidtrain.models.export_formats import check_onnx
     from vidtrain.models.weights.files import as_sources
     from vidtrain.reports.model_card import write_model_card
-    from vidtrain.runs.export import export_model, recorded_metrics
+    from vidtrain.runs.export import chosen_formats, export_model, recorded_metrics
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import Ranks
 
@@ -81,10 +89,12 @@ def export(cfg: DictConfig) -> None:
         out = Path("outputs/export") / re.sub(r"[^\w.-]+", "_", config.name)
     else:
         path = find_checkpoint(cfg.checkpoint)
-        trained = open_trained(path, cfg.trust_targets)
+        trained = open_trained(path, cfg.trust_targets, pretraining=True)
         trained.check_computed(USED, {}, cfg)
         if trained.weights is None:
             raise UserError(f"{path} is exported already; name the run or the checkpoint that it is from")
+        if trained.is_pretraining:
+            return _publish(cfg, trained, console)
         folder, config = run_of(path), migrate(trained.config, str(path))
         loaded, classes = trained.model(config, ranks), trained.classes
         assert isinstance(loaded, VideoClassifier)  # a graph is refused above
@@ -94,6 +104,9 @@ def export(cfg: DictConfig) -> None:
     if folder is not None and cfg.out is None:
         check_inside(out, folder)
     settings, out, spec = to_settings(cfg, ExportConfig), Path(cfg.out or out), build.model_spec(config)
+    settings.formats = chosen_formats(cfg.formats, FORMATS, "a classifier")
+    if "onnx" in settings.formats:
+        check_onnx(cfg.opset)
     check_writable(out)
     card = export_model(spec, model, classes, settings, out, origin, console) if settings.formats else None
     if cfg.card or (cfg.card is None and folder is not None):
@@ -103,6 +116,24 @@ def export(cfg: DictConfig) -> None:
             )
         console.info(f"model card {write_model_card(folder, out, spec.settings, card)}")
     console.info(f"everything lies in {out}")
+
+
+def _publish(cfg: DictConfig, trained: "LoadedCheckpoint", console: "Console") -> None:
+    """What a run of pretraining trained, in the layouts of others."""
+    from vidtrain.runs.export import chosen_formats
+    from vidtrain.runs.publish import pretrained_network, publish
+
+    if cfg.precision != "fp32":
+        raise UserError(f"precision={cfg.precision}: layouts of pretraining hold fp32; take it back")
+    assert trained.weights is not None
+    folder, config = run_of(trained.source), migrate(trained.config, str(trained.source))
+    formats = chosen_formats(cfg.formats, PRETRAINING_FORMATS, "a network of pretraining")
+    out = Path(cfg.out or (folder / "export" if folder else Path("outputs/export") / trained.source.stem))
+    if folder is not None and cfg.out is None:
+        check_inside(out, folder)
+    check_writable(out)
+    model = pretrained_network(config, trained.weights, str(trained.source))
+    publish(model, config, formats, out, trained.source, folder, console)
 
 
 def main() -> None:

@@ -50,6 +50,10 @@ class LoadedCheckpoint:
     adapters: "Adapters | None" = None
     computed: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_pretraining(self) -> bool:
+        return self.config.get("objective") is not None
+
     def check_computed(self, used: Sequence[str], options: Mapping[str, str], cfg: DictConfig) -> None:
         """Raises `UserError` where what is `used` of the configuration would be looked up in this environment.
 
@@ -155,14 +159,16 @@ def run_of(checkpoint: Path) -> Path | None:
     return folder if (folder / "run.json").is_file() else None
 
 
-def open_trained(path: Path, trust_targets: bool, weights: str | None = None) -> LoadedCheckpoint:
+def open_trained(
+    path: Path, trust_targets: bool, weights: str | None = None, pretraining: bool = False
+) -> LoadedCheckpoint:
     """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
 
     `weights` are "raw" or "ema", their average, of a checkpoint that may hold both; None takes those that it is for.
 
     Raises `UserError` naming the file when it is absent, damaged or of another program, when it lacks what is needed to
-    use it, and, unless `trust_targets`, when its configuration would build parts from outside of this package. Then
-    nothing in it is looked up in this environment either.
+    use it, when it is of pretraining, unless `pretraining`, and, unless `trust_targets`, when its configuration would
+    build parts from outside of this package. Then nothing in it is looked up in this environment either.
     """
     from vidtrain.models.weights.adapters import Adapters
     from vidtrain.training import checkpoint
@@ -195,7 +201,7 @@ def open_trained(path: Path, trust_targets: bool, weights: str | None = None) ->
         raise UserError(
             f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"
         )
-    if trained.config.get("objective") is not None:
+    if trained.is_pretraining and not pretraining:
         raise UserError(
             f"checkpoint {path} is of pretraining, and answers nothing: train a classifier that starts from it, with "
             f"python -m vidtrain.train dataset=... model=... init_from={path}"

@@ -27,6 +27,7 @@ PRECISIONS = one_of("fp32", "bf16", "fp16")
 SHORT_POLICIES = one_of("repeat_last", "wrap", "error")
 SIZE_CHANGES = one_of("scale", "refuse")
 FORMATS = one_of("onnx", "torch_export", "safetensors")
+PRETRAINING_FORMATS = one_of("original", "transformers")  # of what such a run trained
 ODD = {"allows": lambda value: value > 0 and value % 2, "must": "must be an odd number: 1, 3, 5 ..."}
 NETWORKS = one_of("random", "imagenet")
 BOUND = at_least(0, rest=", or null for no bound")
@@ -274,7 +275,10 @@ class ExportConfig(ExportSettings):
     model: Any = None  # for published weights
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
     out: str | None = None  # folder; null: export/ in the run's, or outputs/export/NAME
-    formats: list[str] | None = field(default_factory=lambda: list(FORMATS["choices"]()), metadata=FORMATS)
+    # null: onnx, torch_export and safetensors; of a run of pretraining original and transformers
+    formats: list[str] | None = setting(
+        None, one_of(*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]())
+    )
     card: bool | None = None  # null: where there is a run
     trust_targets: bool = False  # build parts of other packages that the checkpoint names
 

@@ -93,7 +93,7 @@ TOO_BIG_FOR_ONE_FILE = 1 << 30  # bytes of weights; an ONNX file ends at 2 GiB
 
 def save_program(program: ExportedProgram, path: Path, card: str) -> None:
     """Writes the program, with `card` (JSON) inside as the extra file card.json."""
-    with _written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         torch.export.save(program, temporary, extra_files={"card.json": card})
 
 
@@ -144,7 +144,7 @@ def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mappin
     if size > TOO_BIG_FOR_ONE_FILE:
         found.save(path, external_data=True)
     else:
-        with _written_whole(path) as temporary:
+        with written_whole(path) as temporary:
             found.save(temporary, external_data=False)
 
 
@@ -186,7 +186,7 @@ def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().clone().contiguous()
         for name, tensor in model.state_dict().items()
     }
-    with _written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata))
         temporary.chmod(0o644)  # save_file lets nobody else read it
     found = load_file(path)
@@ -198,7 +198,7 @@ def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` once it is whole. Raises UserError where it cannot be written."""
     temporary = path.with_name(f".writing.{path.name}")  # torch wants the ending that it knows
     try:

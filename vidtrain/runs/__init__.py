@@ -7,6 +7,7 @@ assemble.py  from configuration to a run; the one place where the loop's Run is 
 attempts.py  how attempts at a run end, and whether a scheduler should try again
 data.py      what the data of a run were when it was started, compared with what is there
 export.py    what export does, for the end of training too
+publish.py   a network that was pretrained, in the layouts of VideoMAE, V-JEPA and transformers
 goals.py     what a run is for: how it is evaluated and how it closes, with labels or without
 pretraining.py  the goal without labels: loss, features, probes, and the watch over their collapse
 pretraining_pictures.py  masked videos, what was made of them, and their features as colors

@@ -51,6 +51,15 @@ def check_geometry(geometry: EvalGeometry, settings: ExportSettings) -> None:
         )
 
 
+def chosen_formats(formats: Sequence[str] | None, known: Mapping[str, Any], what: str) -> list[str]:
+    """All of `known` where none are named. Raises `UserError` for those of another kind of model."""
+    names = list(known["choices"]())
+    wrong = [name for name in formats or () if name not in names]
+    if wrong:
+        raise UserError(f"formats: {', '.join(wrong)} is not for {what}, which has {', '.join(names)}")
+    return names if formats is None else list(formats)
+
+
 def export_run(
     settings: ExportSettings,
     spec: ModelSpec,

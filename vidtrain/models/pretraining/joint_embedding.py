@@ -170,7 +170,7 @@ class JointEmbedding(MaskedModel):
         torch._foreach_mul_(teacher, self.momentum)
         torch._foreach_add_(teacher, encoder, alpha=1 - self.momentum)
 
-    def feature_encoder(self) -> nn.Module:
+    def feature_encoder(self) -> ViT3D:
         """The average, which knows more than the encoder; a teacher that stays as it is has learned nothing here."""
         return self.teacher if self.momentum < 1 else self.encoder
 

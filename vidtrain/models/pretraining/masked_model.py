@@ -74,7 +74,7 @@ class MaskedModel(EncoderWithHead, ABC):
     def after_step(self) -> None:
         """What follows an optimizer step: nothing, unless a network says otherwise."""
 
-    def feature_encoder(self) -> nn.Module:
+    def feature_encoder(self) -> ViT3D:
         """Whose features are of use after pretraining."""
         return self.encoder
 

@@ -21,6 +21,7 @@ from vidtrain.models.pretraining.masked_autoencoder import MaskedAutoencoder
 from vidtrain.models.pretraining.masks import BlockMasks, TubeMasks
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.formats.pretraining import LAYOUTS
+from vidtrain.models.weights.formats.vjepa import VJEPA_2_1
 from vidtrain.models.weights.loading import load_pretrained
 
 FRAMES, SIZE = 4, 64
@@ -253,3 +254,34 @@ def test_heads_that_show_in_no_shape_are_read_from_the_configuration(tmp_path):
         "1 blocks, 3 heads and 48 outputs, and the model's is of width 24, 1 blocks, 2 heads"
         in (report.left_out["predictor.layernorm.weight"])
     )
+
+
+def test_of_vjepa_2_1_the_encoder_is_taken_and_the_predictor_is_left_out(tmp_path):
+    """Its predictor is of four blocks; an encoder of twelve, as there is none of fewer."""
+
+    def twelve() -> JointEmbedding:
+        encoder = ViT3D(
+            SIZE, FRAMES, 24, 12, 4, positions="rope_interleaved", rope_base_grid=16, norm_per_layer=True,
+        )  # fmt: skip
+        return noisy(
+            JointEmbedding(encoder, BlockMasks(), predictor_dim=24, predictor_depth=1, predictor_heads=4)
+        )
+
+    source, ours = twelve(), twelve()
+    of_teacher = {
+        f"encoder.{name.removeprefix('teacher.')}": each
+        for name, each in source.state_dict().items()
+        if name.startswith("teacher.")
+    }
+    others = {
+        f"encoder.norm.{block}.{kind}": torch.ones(24) for block in (2, 5, 8) for kind in ("weight", "bias")
+    }
+    encoder = VJEPA_2_1.revert(of_teacher | others)
+    predictor = {"predictor_embed.0.weight": torch.zeros(24, 96), "predictor_norm.weight": torch.ones(24)}
+    torch.save({"target_encoder": encoder, "encoder": encoder, "predictor": predictor}, tmp_path / "a.pt")
+    report = load_pretrained(ours, "a.pt", tmp_path / "a.pt", 1.0)
+    assert equal(ours.teacher, source.teacher)
+    assert report.left_out["predictor.predictor_norm.weight"].startswith(
+        "a predictor of four blocks' features"
+    )
+    assert not any(name.startswith("head.") for name in report.loaded)

@@ -6,17 +6,17 @@ clips, not masks): the first stands for each kind of ours.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtrain.models.pretraining.joint_embedding import JointEmbedding, Predictor
 from vidtrain.models.pretraining.masked_autoencoder import MaskedAutoencoder
 from vidtrain.models.pretraining.masked_model import MaskedModel
-from vidtrain.models.vit3d import SelfAttention
+from vidtrain.models.vit3d import Block, SelfAttention
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 from vidtrain.models.weights.formats.videomae import (
     DECODER,
@@ -30,13 +30,20 @@ from vidtrain.models.weights.formats.videomae import (
     split_biases,
 )
 from vidtrain.models.weights.formats.vit3d import join, split, under
-from vidtrain.models.weights.formats.vjepa import PREDICTOR, TRAINED, VJEPA_1, VJEPA_2
+from vidtrain.models.weights.formats.vjepa import PREDICTOR, TRAINED, VJEPA_1, VJEPA_2, VJEPA_2_1
 from vidtrain.models.weights.formats.vjepa_transformers import JOINED, VJEPA_2_TRANSFORMERS
 
 AVERAGES = ("target_encoder.", "ema_encoder.")
 TABLE = "the position table follows from the configuration"
+# of V-JEPA 1: our buffers, and the part of the file and the name there
+TABLES_OF_1 = {
+    "encoder.pos_embed": ("encoder", "pos_embed"),
+    "teacher.pos_embed": ("target_encoder", "pos_embed"),
+    "head.table": ("predictor", "predictor_pos_embed"),
+}
 NORM = "head.norm.weight"
 OUTPUTS = ("head.linear.bias", "head.proj.bias")
+OF_2_1 = "a predictor of four blocks' features from those of four, and of the context: another kind of head"
 FIRST_TOKEN = "the first of the published mask tokens, which stands for all kinds of masks"
 HEADS = {192: 3, 384: 6, 512: 8, 640: 8}  # of VideoMAE's decoders, by width
 PREDICTOR_HEADS = {384: 12}
@@ -92,7 +99,8 @@ def take_pretraining(weights: Weights, model: Any, format: Format, found: Conver
     names = [name for name, reason in found.left_out.items() if reason in (DECODER, PREDICTOR)]
     layout = LAYOUTS.get(format.name)
     if layout is None or not isinstance(model, layout.network):
-        found.left_out |= dict.fromkeys(names, f"another kind of head than {type(model).__name__} has")
+        kind = OF_2_1 if format is VJEPA_2_1 else "another kind of head"
+        found.left_out |= dict.fromkeys(names, f"{kind} than {type(model).__name__} has")
         return
     table = [name for name in names if name.endswith("predictor_pos_embed")]
     found.left_out |= dict.fromkeys(table, TABLE)
@@ -100,7 +108,9 @@ def take_pretraining(weights: Weights, model: Any, format: Format, found: Conver
     head = layout.convert({name: weights.tensors[name] for name in names})
     if NORM in head.tensors:
         width = len(head.tensors[NORM])
-        heads = layout.heads.get(width) if weights.config is None else weights.config[layout.heads_key]
+        heads = weights.config[layout.heads_key] if weights.config is not None else layout.heads.get(width)
+        if format is VJEPA_1:  # builds its predictor with as many as the encoder has
+            heads = model.encoder.num_heads
         take_head(found, model, head, heads, names)
 
 
@@ -220,13 +230,19 @@ def _revert_videomae_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`encoder`, `predictor` and `target_encoder` of the original's checkpoint, whose levels stand as dots here."""
-    encoder, head, teacher = _parts(tensors)
+    """`encoder`, `predictor` and `target_encoder` of the original's checkpoint, whose levels stand as dots here.
+
+    V-JEPA 1 has its tables of positions there too: those buffers, where they are among the tensors."""
+    tables = {ours: tensors[ours].flatten(0, 2)[None] for ours in TABLES_OF_1 if ours in tensors}
+    encoder, head, teacher = _parts({name: each for name, each in tensors.items() if name not in tables})
     parts = {
         "encoder": VJEPA_2.revert(encoder),
         "predictor": ORIGINAL_PREDICTOR.revert(head),
         "target_encoder": VJEPA_2.revert(teacher),
     }
+    for ours, table in tables.items():
+        part, name = TABLES_OF_1[ours]
+        parts[part][name] = table
     return {
         f"{part}.module.backbone.{name}": each
         for part, names in parts.items()
@@ -250,35 +266,107 @@ def _revert_vjepa_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     }
 
 
+def _videomae_config(model: MaskedAutoencoder) -> dict[str, Any]:
+    encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
+    return {
+        "model_type": "videomae",
+        "image_size": model.encoder.image_size,
+        "num_frames": model.encoder.num_frames,
+        "patch_size": model.encoder.patch_size,
+        "tubelet_size": model.encoder.tubelet_size,
+        **encoder,
+        "hidden_act": "gelu",
+        "layer_norm_eps": model.encoder.norm_eps,
+        "use_mean_pooling": False,
+        "norm_pix_loss": model.norm_pix_loss,
+        **{f"decoder_{name}": size for name, size in head.items()},
+    }
+
+
+def _vjepa_config(model: JointEmbedding) -> dict[str, Any]:
+    encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
+    return {
+        "model_type": "vjepa2",
+        "crop_size": model.encoder.image_size,
+        "frames_per_clip": model.encoder.num_frames,
+        "patch_size": model.encoder.patch_size,
+        "tubelet_size": model.encoder.tubelet_size,
+        "hidden_act": "gelu",
+        "mlp_ratio": encoder.pop("intermediate_size") / encoder["hidden_size"],
+        **encoder,
+        "layer_norm_eps": model.encoder.norm_eps,
+        "pred_mlp_ratio": head.pop("intermediate_size") / head["hidden_size"],
+        **{f"pred_{name}": size for name, size in head.items()},
+        "pred_num_mask_tokens": len(model.head.mask_tokens),
+    }
+
+
+def _sizes_of(blocks: nn.ModuleList) -> dict[str, int]:
+    first = blocks[0]
+    assert isinstance(first, Block)
+    return {
+        "hidden_size": first.attn.proj.out_features,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": first.attn.num_heads,
+        "intermediate_size": first.mlp.fc1.out_features,
+    }
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a published format keeps what only pretraining needs. `convert` takes a published head's tensors to ours, and
-    `revert` the state dict of a masked model to all that the original has."""
+    `revert` the state dict of a masked model to all that the original has.
+
+    `encoder` begins the names of the encoder alone, where there is such a file: of V-JEPA's that of the average.
+    `config` gives transformers' config.json, but for the name of the class. `tables` are buffers that `revert` takes
+    besides."""
 
     network: type[MaskedModel]
     convert: Callable[[Mapping[str, Tensor]], Converted]
     revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     heads: Mapping[int, int]  # by width, where nothing else tells
     heads_key: str = ""  # of config.json
+    encoder: str | None = None
+    config: Callable[[Any], dict[str, Any]] | None = None
+    classes: Sequence[str] = ()  # of transformers, for all of it and for the encoder alone
+    tables: Collection[str] = ()
 
 
 # by the name of the format
 LAYOUTS = {
-    VIDEOMAE_PRETRAINED.name: Layout(MaskedAutoencoder, _decoder, _revert_videomae, HEADS),
+    VIDEOMAE_PRETRAINED.name: Layout(
+        MaskedAutoencoder, _decoder, _revert_videomae, HEADS, encoder="encoder."
+    ),
     VIDEOMAE_TRANSFORMERS.name: Layout(
         MaskedAutoencoder,
         _decoder_transformers,
         _revert_videomae_transformers,
         HEADS,
         "decoder_num_attention_heads",
+        "videomae.",
+        _videomae_config,
+        ("VideoMAEForPreTraining", "VideoMAEModel"),
     ),
-    VJEPA_1.name: Layout(JointEmbedding, _predictor, _revert_vjepa, PREDICTOR_HEADS),
-    VJEPA_2.name: Layout(JointEmbedding, _predictor, _revert_vjepa, PREDICTOR_HEADS),
+    VJEPA_1.name: Layout(
+        JointEmbedding, _predictor, _revert_vjepa, {}, encoder=AVERAGES[0], tables=TABLES_OF_1
+    ),
+    VJEPA_2.name: Layout(JointEmbedding, _predictor, _revert_vjepa, PREDICTOR_HEADS, encoder=AVERAGES[0]),
     VJEPA_2_TRANSFORMERS.name: Layout(
         JointEmbedding,
         _predictor_transformers,
         _revert_vjepa_transformers,
         PREDICTOR_HEADS,
         "pred_num_attention_heads",
+        config=_vjepa_config,
+        classes=("VJEPA2Model",),
     ),
 }
+
+
+def layout_of(model: MaskedModel, transformers: bool) -> str:
+    """The name of the format that has a place for such a network. Its settings may still say otherwise."""
+    if isinstance(model, MaskedAutoencoder):
+        return (VIDEOMAE_TRANSFORMERS if transformers else VIDEOMAE_PRETRAINED).name
+    if transformers:
+        return VJEPA_2_TRANSFORMERS.name
+    return (VJEPA_1 if model.encoder.positions.startswith("sincos") else VJEPA_2).name

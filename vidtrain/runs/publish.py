@@ -1,0 +1,176 @@
+"""A network that was pretrained, in the layouts of those whose method it is: for their code, and for transformers."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vidtrain import __version__
+from vidtrain.build import parts as build
+from vidtrain.config.references import to_dict
+from vidtrain.errors import UserError
+from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomic
+from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.export_formats import written_whole
+from vidtrain.models.pretraining.joint_embedding import JointEmbedding
+from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.weights.formats.pretraining import LAYOUTS, Layout, layout_of
+from vidtrain.models.weights.formats.vit3d import under
+from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.reports.model_card import NAME as CARD
+from vidtrain.reports.pages import render
+from vidtrain.training import checkpoint
+from vidtrain.training.run import Console
+
+Levels = dict[str, Any]  # names to tensors, or to more of them
+ALL, ENCODER = "all of it", "the encoder alone"
+
+
+def pretrained_network(config: DictConfig, weights: Mapping[str, Tensor], source: str) -> MaskedModel:
+    """The network of a checkpoint of pretraining. A teacher that stays as it is has no place in what is published: the
+    encoder stands for it. Raises `UserError` for weights of another network."""
+    encoder = build.instantiate_component(config.model.encoder)
+    objective = config.objective.copy()
+    named = objective.pop("teacher", None) is not None
+    late = {"teacher": copy.deepcopy(encoder)} if named else {}
+    model = build.instantiate_component(objective, encoder=encoder, **late)
+    if _is_frozen(model):
+        checkpoint.restore(model.encoder, under(weights, "encoder."), source)
+        model.teacher.load_state_dict(model.encoder.state_dict())
+    else:
+        checkpoint.restore(model, weights, source)
+    return model.eval()
+
+
+def publish(
+    model: MaskedModel,
+    config: DictConfig,
+    formats: Sequence[str],
+    out: Path,
+    checkpoint_file: Path,
+    run: Path | None,
+    console: Console,
+) -> None:
+    """Writes the encoder alone and all of `model` into `out`, reads each file back, and writes the card.
+
+    `model` is of `checkpoint_file`, and that of `run` where it lies in one. Of a network with a frozen teacher there is
+    the encoder alone. Raises `UserError` for a network that a layout cannot
+    express.
+    """
+    files: dict[str, Any] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    for format in formats:
+        name = layout_of(model, format == "transformers")
+        layout = LAYOUTS[name]
+        parts = [] if _is_frozen(model) else [ALL]
+        parts += [] if layout.encoder is None else [ENCODER]
+        if not parts:
+            raise UserError(
+                f"formats: {name} has no place for a frozen teacher, nor for an encoder alone: say formats=[original]"
+            )
+        for part in parts:
+            path = out / _file_name(format, part)
+            _write(model, layout, part, path)
+            difference = _read_back(model, part, path, name, build.clip_size(config))
+            console.info(f"{path}: {part}, as {name}; read back its outputs differ by {difference:.1e}")
+            files[path.name] = {"layout": name, "holds": part, "difference": difference}
+    card = {
+        "name": config.name,
+        "network": type(model).__name__,
+        "parameters": sum(tensor.numel() for tensor in model.encoder.parameters()),
+        "encoder": to_dict(config.model.encoder, resolve=True),
+        "objective": to_dict(config.objective, resolve=True),
+        "clip": to_dict(config.clip, resolve=True),
+        "weights": {"checkpoint": str(checkpoint_file)},
+        "files": files,
+        "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},
+    }
+    write_json_atomic(out / "card.json", card)
+    summary = None if run is None else run / "summary.json"
+    found = None
+    if summary is not None and summary.is_file():
+        found = read_json(summary, "the card says what the run found", ["steps", "protocol"])
+    write_text_atomic(
+        out / CARD, render("pretraining_card.md.jinja", card=card, found=found, dataset=config.dataset)
+    )
+    console.info(f"model card {out / CARD}")
+
+
+def _is_frozen(model: MaskedModel) -> bool:
+    return isinstance(model, JointEmbedding) and model.momentum == 1
+
+
+def _file_name(format: str, part: str) -> str:
+    """Of the original's a file, of transformers' a folder."""
+    if format == "original":
+        return "pretraining.pth" if part == ALL else "encoder.pth"
+    return "transformers" if part == ALL else "transformers_encoder"
+
+
+def _write(model: MaskedModel, layout: Layout, part: str, path: Path) -> None:
+    buffers = {name: each for name, each in model.named_buffers() if name in layout.tables}
+    tensors = layout.revert(model.state_dict() | buffers)
+    if part == ENCODER:
+        assert layout.encoder is not None  # who asks has looked
+        tensors = {name: each for name, each in tensors.items() if name.startswith(layout.encoder)}
+    if layout.config is None:
+        with written_whole(path) as temporary:
+            torch.save(_levels(tensors), temporary)
+        return
+    path.mkdir(exist_ok=True)
+    names = {ALL: layout.classes[0], ENCODER: layout.classes[-1]}
+    config = layout.config(model) | {"architectures": [names[part]], "torch_dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(config, indent=2))
+    with written_whole(path / "model.safetensors") as temporary:
+        whole = {name: each.contiguous().clone() for name, each in tensors.items()}
+        save_file(whole, temporary, {"format": "pt"})  # without which transformers refuses it
+        temporary.chmod(0o644)
+
+
+def _levels(tensors: Mapping[str, Tensor]) -> Levels:
+    """As the originals save them: VideoMAE all below `model`, V-JEPA each network below its name. An average that is
+    alone stands for the encoder too, as some code looks for that."""
+    parts = {"encoder": "encoder.", "predictor": "predictor.", "target_encoder": "target_encoder."}
+    if not any(name.startswith(parts["target_encoder"]) for name in tensors):
+        return {"model": dict(tensors)}
+    levels = {part: found for part, prefix in parts.items() if (found := under(tensors, prefix))}
+    return {"encoder": levels["target_encoder"]} | levels
+
+
+@torch.no_grad()
+def _read_back(model: MaskedModel, part: str, path: Path, name: str, size: tuple[int, int]) -> float:
+    """The largest difference of what the network computes for a clip once it is read from `path`, of the largest value.
+
+    Raises `UserError` where settings of the network say otherwise than the layout does.
+    """
+    clip = torch.randn(1, 3, model.encoder.num_frames, *size, generator=torch.Generator().manual_seed(0))
+    before, after = copy.deepcopy(model), copy.deepcopy(model)
+    if isinstance(before, JointEmbedding) and name.endswith("transformers"):
+        before.encoder.load_state_dict(before.teacher.state_dict())  # the one encoder there is
+    encoder = EncoderWithHead()
+    encoder.encoder, encoder.head = after.feature_encoder(), nn.Identity()
+    network = after if part == ALL else encoder
+    for parameter in network.parameters():
+        parameter.zero_()
+    try:
+        report = load_pretrained(network, str(path), path, 1.0)
+    except UserError as error:
+        raise UserError(f"formats: a network with these settings has no place in {name}: {error}") from error
+    absent = [name for name in network.state_dict() if name.startswith("head.") and name not in report.loaded]
+    if absent:
+        why = "; ".join(dict.fromkeys(report.left_out.values()))
+        raise UserError(f"formats: {type(model.head).__name__} has no place in {name}: {why}")
+    if part == ENCODER:
+        outputs = [before.feature_encoder()(clip)], [encoder.encoder(clip)]
+    else:
+        after.begin(report.loaded)
+        masks = model.sample_masks(clip, torch.zeros(1, dtype=torch.int64))
+        outputs = before.errors(clip, masks), after.errors(clip, masks)
+    pairs = zip(*outputs, strict=True)
+    return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
