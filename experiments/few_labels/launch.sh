@@ -87,9 +87,11 @@ for SEED in ${SEEDS:-0 0,1,2}; do # the first encodes what is not encoded
     row consecutive clip.frames=17 clip.eval_clips=1 # a tenth of a second apart, from the middle of the video
     row fifth clip.fps=5                             # a fifth of a second from one frame of a pair to the other
     row lite1 model.encoder.backbone=tf_efficientnet_lite1 pretrained=package:efficientnet_lite1
+    row places model.encoder.features=spatial model.encoder.spatial_size=2
     row light augmentation=light stage.head_only.cache_views=4
     moving recipe
     moving trend 'model.head.statistics=[mean,deviation,trend]'
+    moving places model.encoder.features=spatial model.encoder.spatial_size=2
     moving consecutive clip.frames=17 clip.eval_clips=1
 done
 
