@@ -245,7 +245,7 @@ def test_weights_without_a_head_answer_nothing(run, tmp_path):
         ([], "one of checkpoint=RUN and pretrained=WEIGHTS must be given"),
         (["checkpoint=a", "pretrained=b"], "must be given, and not both"),
         (["checkpoint=/no/run"], "checkpoint: /no/run: there is no such file or folder"),
-        (["checkpoint={conf}"], "is a folder and no run's; name a run's folder, or a file"),
+        (["checkpoint={conf}"], "is a folder, but not of a run; name the folder of a run, or a file"),
         (["pretrained=a"], "model: must be chosen for published weights: model=OPTION"),
         (["pretrained=a", "model=r3d_18", "card=true"], "published weights have none"),
         (["checkpoint={run}", "model=r3d_18"], "model: a checkpoint carries its own"),
@@ -295,7 +295,7 @@ def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):
     with pytest.raises(UserError, match="bare.pt lacks classes, config"):
         export(config_of("export", f"checkpoint={tmp_path}/bare.pt"))
     save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match="bare.safetensors does not say how"):
+    with pytest.raises(UserError, match="bare.safetensors cannot be used"):
         evaluate(config_of("evaluate", f"checkpoint={tmp_path}/bare.safetensors"))
     with safe_open(run / "export/model.safetensors", framework="pt") as file:
         card = json.loads(file.metadata()[CARD_KEY])

@@ -196,7 +196,9 @@ def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     cfg = config_of("train", elsewhere)
     keep_index_here(cfg, True, console)
     assert cfg.data.index_root == usual
-    assert f"no index of the videos is in {tmp_path}/projects" in "".join(capsys.readouterr().out.split("\n"))
+    assert f"there is no index of the videos in {tmp_path}/projects" in "".join(
+        capsys.readouterr().out.split("\n")
+    )
     cfg = config_of("train", f"data_root={tmp_path}")
     keep_index_here(cfg, False, console)  # the data root of the checkpoint
     assert cfg.data.index_root == usual
@@ -209,7 +211,7 @@ def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     keep_index_here(cfg, False, console)  # as training made it
     assert cfg.data.index_root == f"{tmp_path}/projects"
     for name in ("..", "../x", "/x", "a/../../b", "."):
-        with pytest.raises(UserError, match="is no name of a folder"):
+        with pytest.raises(UserError, match="must be a relative path without"):
             keep_index_here(config_of("train", f"dataset.name='{name}'"), True, console)
 
 

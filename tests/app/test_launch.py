@@ -86,7 +86,7 @@ def faults(*overrides):
         ("model.fusion=vote", "model.fusion"),
         ("model.encoder.num_heads=5", "model.encoder.num_heads"),
         ("dataset.source._target_=vidtrain.data.sources.motion.Moton", "cannot be imported"),
-        ("dataset.source._target_=builtins.dict", "builtins.dict is nothing that a component can be"),
+        ("dataset.source._target_=builtins.dict", "builtins.dict cannot be a component"),
         ("augmentation.eval.crops=0", "augmentation: crops=0: must be 1 or more"),
         ("trainer.batch_size=0", "trainer.batch_size: 0 must be 1 or more"),
     ],
@@ -141,14 +141,14 @@ def test_settings_of_a_source_are_tried_before_anything_is_read():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        (r"init_from=_g(\d+)_", r"""( and ) means something else to it; .* write 'init_from="_g(\d+)_"'"""),
-        ("init_from=lr=3/best.pt", """= means something else to it; .* write 'init_from="lr=3/best.pt"'"""),
-        ("init_from=caf\xe9.pt", "\xe9 means something else to it"),
-        ("dataset.flip=;", "; means something else to it"),
+        (r"init_from=_g(\d+)_", r"""( and ) has a special meaning in its grammar; .* write 'init_from="_g(\d+)_"'"""),
+        ("init_from=lr=3/best.pt", """= has a special meaning in its grammar; .* write 'init_from="lr=3/best.pt"'"""),
+        ("init_from=caf\xe9.pt", "\xe9 has a special meaning in its grammar"),
+        ("dataset.flip=;", "; has a special meaning in its grammar"),
         ("optimizer.betas=[0.9", "is a bracket or a quote not closed?"),
         ("init_from='a", "is a bracket or a quote not closed?"),
-        ("seed", "seed: is no override: write key=value or group=option"),
-        ("=3", "=3: is no override"),
+        ("seed", "seed: is not an override: write key=value or group=option"),
+        ("=3", "=3: is not an override"),
         ("dataset/x=3", "this program takes no group dataset/x; did you mean dataset?"),
         ("hydra/launcher=slrum", "hydra/launcher: In 'hydra/config': Could not find 'hydra/launcher/slrum'"),
     ],
@@ -188,8 +188,8 @@ def test_quoted_text_comes_back_through_shell_and_hydra(text):
 
 def test_several_values_need_a_sweep():
     found = find_faults("train", ["seed=1,2"], check.check_run, sweeps=False)
-    assert found == [("override 'seed=1,2'", "seed", "several values, 1,2: for a run of each add -m, for a list write "
-                      "'seed=[1,2]', for one text write 'seed=\"1,2\"'")]  # fmt: skip
+    assert found == [("override 'seed=1,2'", "seed", "several values, 1,2: to start a run for each, add -m; for a "
+                      "list, write 'seed=[1,2]'; for one text, write 'seed=\"1,2\"'")]  # fmt: skip
 
 
 def test_a_program_names_no_group_that_it_does_not_take():
@@ -299,7 +299,7 @@ def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path):
     best = tmp_path / "run/checkpoints/best.pt"
     with pytest.raises(UserError, match="there is no such file or folder"):
         find_checkpoint(str(best))
-    with pytest.raises(UserError, match="is a folder and no run's"):
+    with pytest.raises(UserError, match="is a folder, but not of a run"):
         find_checkpoint(str(tmp_path / "run"))
     best.touch()
     assert find_checkpoint(str(tmp_path / "run")) == best

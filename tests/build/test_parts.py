@@ -172,7 +172,7 @@ def test_a_checkpoint_of_ours_comes_before_published_weights(files):
     assert check_run(cfg) == []
     found, console = start(cfg, 3, files)
     assert torch.equal(found.encoder.norm.weight, model.encoder.norm.weight)
-    assert console.said[0] == "init_from comes before pretrained, which is not used"
+    assert console.said[0] == "init_from is set, so pretrained is not used"
     assert console.said[-1] == f"starts from {files}/best.pt"
 
 
@@ -190,7 +190,7 @@ def test_interpolated_positions_name_the_setting_that_avoids_them():
     assert build.interpolated_positions(small, 16, (224, 224)) is None
     assert build.interpolated_positions(small, 8, (224, 224)) is None
     assert build.interpolated_positions(small, 16, (384, 384)).endswith(
-        "want model.encoder.num_frames=16 model.encoder.image_size=384"
+        "set model.encoder.num_frames=16 model.encoder.image_size=384"
     )
     assert "16 frames of 224 pixels are interpolated to 32 of 224" in build.interpolated_positions(
         small, 32, (224, 224)

@@ -155,7 +155,7 @@ def test_a_run_that_was_handed_over_is_refused_by_name_and_taken_when_it_is_said
     named = f"run_dir={tmp_path}"
     with pytest.raises(UserError) as error:
         with_stored_overrides([named])
-    again = str(error.value).partition("If they are yours, say them again: ")[2]
+    again = str(error.value).partition("If they are yours, repeat them: ")[2]
     assert again == f"python -m vidtrain.train {shlex.quote(named)} {shlex.join([override])}"
     assert with_stored_overrides([named, override])[0] == ["seed=3", named, override]
 
@@ -163,7 +163,7 @@ def test_a_run_that_was_handed_over_is_refused_by_name_and_taken_when_it_is_said
 def test_a_record_without_overrides_is_refused(tmp_path):
     for damaged in ("seed=1", [1], [["seed=1"]], {"a": 1}):
         write_run(tmp_path, damaged)
-        with pytest.raises(UserError, match="its overrides are not a list of text"):
+        with pytest.raises(UserError, match="its overrides are not a list of texts"):
             with_stored_overrides([f"run_dir={tmp_path}"])
 
 
@@ -183,7 +183,7 @@ def test_the_program_itself_runs_nothing(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             main()
         assert stop.value.code == 2
-        assert "say them again" in capsys.readouterr().err
+        assert "repeat them" in capsys.readouterr().err
         assert not ran.exists()
 
 
@@ -202,7 +202,7 @@ def test_a_sweep_that_was_handed_over_goes_on_only_with_what_it_may_say(override
     monkeypatch.chdir(tmp_path)
     write_sweep(tmp_path / "sweep", hydra=[override], started_in=tmp_path)
     named = f"folder={tmp_path}/sweep"
-    with pytest.raises(UserError, match="say them again: .*vidtrain.sweep resume"):
+    with pytest.raises(UserError, match="repeat them: .*vidtrain.sweep resume"):
         sweep.resume_arguments(["action=resume", named])
     if not override.startswith(("-", "hydra.mode=")) and "=" in override:
         assert override in sweep.resume_arguments(["action=resume", named, override])
@@ -243,7 +243,7 @@ def test_the_trials_of_a_sweep_set_only_what_is_said_or_harmless():
         with pytest.raises(UserError, match="sweep.json has trials with settings"):
             check_trials([bad], {"seed=0"}, "sweep.json")
     for folder in ("../x", "/x", "a/../../x"):
-        with pytest.raises(UserError, match="trials lie outside of the sweep"):
+        with pytest.raises(UserError, match="folders of trials outside of the sweep"):
             check_trials([Trial(0, folder, [])], set(), "sweep.json")
 
 
@@ -255,9 +255,7 @@ def test_trials_that_the_record_holds_are_not_run_with_what_nobody_said(tmp_path
     with pytest.raises(SystemExit) as stop:
         launch("train", ran.append, lambda cfg: [])
     assert stop.value.code == 2 and not ran
-    assert (
-        "has trials with settings that a folder from elsewhere could do harm with" in capfd.readouterr().err
-    )
+    assert "has trials with settings that could do harm if somebody else wrote them" in capfd.readouterr().err
 
 
 # --- a trial, and the study of its sweep -------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_a_checkpoint_is_refused_wherever_it_names_code(place, name, config, tmp
         with pytest.raises(UserError) as error:
             run()
         assert payload["_target_"] in str(error.value)
-        assert str(error.value).endswith("If you trust it and have them installed, say trust_targets=true")
+        assert str(error.value).endswith("If you trust it and have them installed, set trust_targets=true")
     assert not (tmp_path / "ran").exists()
 
 
@@ -227,7 +227,7 @@ def test_what_is_no_plain_configuration_is_refused(config, tmp_path):
     deep: dict = {}
     deep["again"] = deep
     for strange, said in (
-        ({**config, "loss": argparse.Namespace(a=1)}, "loss: a Namespace, which is no plain setting"),
+        ({**config, "loss": argparse.Namespace(a=1)}, "loss: a Namespace, which is not a plain value"),
         ({**config, b"loss": 1}, "the key b'loss'"),
         ({**config, "loss": deep}, "nested deeper than 40"),
         ({**config, "loss": [[0] * 400] * 400}, "more than 100000 settings"),
@@ -331,8 +331,8 @@ def test_a_checkpoint_that_reads_the_environment_is_refused_where_that_counts(
         )
     lines = str(error.value).splitlines()
     assert "  loss.label_smoothing: ${oc.env:SECRET}" in lines
-    assert ("  data_root: ${oc.env:SECRET}; say data_root=" in lines) == (program == "evaluate")
-    assert lines[-1] == "If you trust it, say trust_targets=true, and they are looked up"
+    assert ("  data_root: ${oc.env:SECRET}; set data_root=" in lines) == (program == "evaluate")
+    assert lines[-1] == "If you trust the file, set trust_targets=true, and they are read"
     assert "hunter2" not in str(error.value)
 
 

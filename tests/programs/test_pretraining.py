@@ -163,7 +163,7 @@ def test_two_ranks_do_what_one_does(runs, data, tmp_path, name):
 
 @pytest.mark.slow
 def test_what_answers_nothing_is_no_classifier_and_is_compared_with_nothing(runs, tmp_path):
-    with pytest.raises(UserError, match="is of pretraining, and answers nothing"):
+    with pytest.raises(UserError, match="is of pretraining and has no classifier"):
         predict(config_of("predict", f"checkpoint={runs / 'vjepa'}", f"videos={tmp_path}"))
     with pytest.raises(UserError, match="is a run of pretraining"):
         compare(config_of("compare", f"runs=[{runs / 'vjepa'},{runs / 'videomae'}]", f"out={tmp_path}"))
@@ -198,7 +198,7 @@ def test_a_page_has_what_was_measured_before_and_after(runs, tmp_path):
         (["objective=videomae", "objective.masks.ratio=0.01"], "0.01 hides none"),
         (["objective=vjepa", "objective.masks.areas=[0.15,0.999]"], "leave no context"),
         (["objective=salt"], "objective.teacher"),
-        (["dataset@probe.dataset=motion"], "probe.dataset is for objectives without labels"),
+        (["dataset@probe.dataset=motion"], "probe.dataset is only for pretraining"),
     ],
 )
 def test_what_cannot_be_pretrained_is_said_before_the_start(overrides, words):

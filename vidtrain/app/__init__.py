@@ -1,8 +1,8 @@
-"""From a command line to a program's task: composed by Hydra, checked, ended with a clear word.
+"""Starts a program: Hydra composes its configuration, which is checked, and then its task runs.
 
 Read launch.py first.
 
-launch.py   compose, report faults, end with a clear word
-check.py    all faults of a configuration that show without data, found at once
-plugins.py  our sweepers and launchers as Hydra's
+launch.py   composes, reports faults, runs the task; a user's mistake ends it with a message and no traceback
+check.py    finds all faults of a configuration that can be found without data, at once
+plugins.py  makes vidtrain's sweepers and launchers available to Hydra
 """

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a configuration before any data is seen, found at once."""
+"""Checks a configuration before any data is read, and finds all faults at once."""
 
 import copy
 import re
@@ -46,7 +46,7 @@ TRAINING_ONLY = (
 )
 GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer", "schedule", "stage", "trainer",
           "logger")  # fmt: skip
-# A model has the clip's size, and a phase the model's blocks: what they rest on must be sound before they are tried
+# A group is only tried if the groups that it depends on have no faults: a model needs a valid clip size, for example
 REQUIRES = defaultdict(
     tuple,
     model=("clip",),
@@ -55,10 +55,10 @@ REQUIRES = defaultdict(
     export=("augmentation",),
     objective=("clip", "model", "augmentation", "stage"),
 )
-# Plain values, typed by the schema: they can be tried whatever else is wrong with them
+# Plain values whose types the schema checks: they are tried even if they have other faults
 TYPED = ("clip", "data")
-LINE_BY_LINE = (*TYPED, "dataset", "objective", "export")  # each line of what these say is a fault of its own
-# What these groups are made of. A part is a mapping that says what to build; null is none of it, where that is allowed
+LINE_BY_LINE = (*TYPED, "dataset", "objective", "export")  # each line of their error messages is one fault
+# The parts of these groups, and whether each may be null. A part is a mapping with a _target_
 PARTS = {
     "dataset": {"source": False},
     "augmentation": {"train": False, "eval": False, "temporal": True, "color": True, "rand_augment": True,
@@ -69,10 +69,11 @@ PARTS = {
 
 
 def check_run(cfg: DictConfig, training: bool = True) -> Faults:
-    """Every fault of a configuration that shows without data; for evaluation, only of what evaluating uses.
+    """All faults of a configuration that can be found without data; without `training`, only of groups that evaluation
+    uses.
 
-    What the signatures allow is built for trial, the model without memory, so that the rules live in the
-    constructors alone.
+    Parts whose arguments fit the signatures are built for trial, the model on the meta device. So the rules for their
+    values stand in their constructors only.
     """
     missing = [
         group for group in GROUPS if (training or group not in TRAINING_ONLY) and not _is_chosen(cfg, group)
@@ -91,7 +92,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
         return faults
     faults = check_targets(used) + _check_settings(cfg, training)
     broken = {key.split(".")[0] for key, _ in faults}
-    model = cache(partial(build.model_without_memory, cfg))  # one for all trials, as it takes a while
+    model = cache(partial(build.model_without_memory, cfg))  # built once for all trials, as it takes a while
     trials: dict[str, Callable[[], object]] = {
         "clip": lambda: try_clip(cfg),
         "data": lambda: build_data.video_filter(cfg),
@@ -134,21 +135,19 @@ def _try_export(cfg: DictConfig) -> None:
 
 
 def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
-    """Raises `UserError`, a line for each fault, where the model, or other settings, cannot serve the objective."""
+    """Raises `UserError`, with a line for each fault, if the model or other settings do not fit the objective."""
     if cfg.objective is None:
         if cfg.probe.dataset is not None:
-            raise UserError(
-                "is null, and probe.dataset is for objectives without labels: take it back (=null)"
-            )
+            raise UserError("is null, and probe.dataset is only for pretraining: set it to null")
         return
     wrong = [
         f"{key} {why}"
         for key, why, is_wrong in (
-            ("augmentation.mixing", "mixes clips by their labels, which are not looked at; set it to null",
+            ("augmentation.mixing", "mixes clips by their labels, which pretraining ignores; set it to null",
              cfg.augmentation.mixing is not None),
-            ("trainer.overfit_one_batch", "asks for right answers, and there are none",
+            ("trainer.overfit_one_batch", "measures accuracy, which pretraining has none of; set it to false",
              cfg.trainer.overfit_one_batch),
-            ("export", "writes classifiers, and there is none yet", bool(cfg.export.formats or cfg.export.card)),
+            ("export", "writes classifiers, and pretraining trains none", bool(cfg.export.formats or cfg.export.card)),
             *((f"stage.{name}", "has a grid of heads, cached features or adapters, which are for classifiers",
                phase.heads is not None or phase.cache_features or phase.lora is not None)
               for name, phase in to_phases(cfg.stage).items()),
@@ -173,7 +172,7 @@ def _try_schedule(cfg: DictConfig) -> None:
 def _is_chosen(cfg: DictConfig, group: str) -> bool:
     if group not in cfg or OmegaConf.is_missing(cfg, group) or cfg[group] is None:
         return False
-    # the schema itself gives a dataset its flip
+    # The schema itself sets dataset.flip, so that alone is no chosen dataset
     return group != "dataset" or not OmegaConf.is_dict(cfg.dataset) or set(cfg.dataset) != {"flip"}
 
 
@@ -186,9 +185,9 @@ def _check_parts(cfg: DictConfig, training: bool) -> Faults:
             node = OmegaConf.select(cfg, f"{group}.{name}")
             if (node is None and may_be_null) or (isinstance(node, DictConfig) and "_target_" in node):
                 continue
-            what = "a mapping without it" if isinstance(node, DictConfig) else repr(node)
-            what, null = "null" if node is None else what, ", or null" if may_be_null else ""
-            faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {what}"))
+            actual = "a mapping without it" if isinstance(node, DictConfig) else repr(node)
+            actual, null = "null" if node is None else actual, ", or null" if may_be_null else ""
+            faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {actual}"))
     extra = [name for name in cfg.schedule if name not in PARTS["schedule"]] if training else []
     return faults + [
         (f"schedule.{name}", "schedule has no such part; it has lr and weight_decay") for name in extra
@@ -196,13 +195,13 @@ def _check_parts(cfg: DictConfig, training: bool) -> Faults:
 
 
 def _try_optimizer(cfg: DictConfig) -> None:
-    """On two groups, as there are for what decays and what does not."""
+    """Builds the optimizer on two parameter groups, as training has them with and without weight decay."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(2)]
     built = build.instantiate_component(cfg.optimizer, params=groups)
-    lacks = sorted({"lr", "weight_decay"} - built.defaults.keys())
-    if lacks:
+    absent = sorted({"lr", "weight_decay"} - built.defaults.keys())
+    if absent:
         raise UserError(
-            f"{type(built).__name__} has no {' and no '.join(lacks)}, which schedules set; choose another"
+            f"{type(built).__name__} has no {' and no '.join(absent)}, which schedules set; choose another"
         )
 
 
@@ -230,18 +229,18 @@ def _check_settings(cfg: DictConfig, training: bool) -> Faults:
 
 
 def _lines(cfg: DictConfig, group: str, error: Exception) -> Faults:
-    """The faults of a message, a line each; of one that begins with `name=value`, that setting is the key."""
+    """One fault for each line of an error message; in a line that begins with `name=value`, `name` is its key."""
     faults = []
     for line in str(error).splitlines():
         name, equals, why = line.removeprefix(f"{group}.").partition("=")
         is_key = equals and re.fullmatch(r"[a-z_.]+", name)
-        known = is_key and OmegaConf.select(cfg, f"{group}.{name}", default=None) is not None
-        faults.append((f"{group}.{name}", why) if known else (group, line))
+        setting_exists = is_key and OmegaConf.select(cfg, f"{group}.{name}", default=None) is not None
+        faults.append((f"{group}.{name}", why) if setting_exists else (group, line))
     return faults
 
 
 def try_clip(cfg: DictConfig) -> None:
-    """Raises `UserError` with a line for each fault of the clips."""
+    """Raises `UserError` with a line for each fault of the settings in `clip`."""
     lines: list[str] = []
     for trial in (
         lambda: build.clip_size(cfg),
@@ -252,7 +251,7 @@ def try_clip(cfg: DictConfig) -> None:
             trial()
         except UserError as error:
             lines += str(error).splitlines()
-    # the number of clips has two names here, and its range tells which one is wrong
+    # ClipProtocol says num_clips for train_clips and eval_clips, whose ranges are checked under their own names
     lines = [line for line in dict.fromkeys(lines) if not line.startswith("num_clips=")]
     if lines:
         raise UserError("\n".join(lines))
@@ -262,7 +261,7 @@ def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
     phases = to_phases(cfg.stage)
     lora = lora_of(phases)
     if lora is not None:
-        model = copy.deepcopy(model)  # other trials hold weights against the one without adapters
+        model = copy.deepcopy(model)  # other trials compare weights with the model without adapters
     for name, phase in phases.items():
         try:
             if lora is not None and phase.lora is not None and not adapter_parameters(model):
@@ -286,7 +285,7 @@ def _check_cache(cfg: DictConfig) -> None:
 
 
 def _try_augmentation(cfg: DictConfig) -> None:
-    """On a frame of 320x240, which shows what sizes do not go together."""
+    """Builds the augmentations and applies them to a frame of 320x240, to find sizes that do not fit together."""
     parts = build.instantiate_component(cfg.augmentation)
     size = build.clip_size(cfg)
     parts["train"](320, 240, size, cfg.clip.frames, np.random.default_rng(0))
@@ -304,10 +303,10 @@ def _try_augmentation(cfg: DictConfig) -> None:
 
 
 def _try_model(cfg: DictConfig, model: VideoClassifier) -> None:
-    """Whether its encoder takes the clips, too."""
+    """Raises `UserError` if the encoder does not support the clip's shape."""
     model.encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
 
 
 def ranks_to_come() -> Ranks:
-    """As many ranks as torchrun or SLURM says there will be."""
+    """A `Ranks` with the number of ranks from the environment of torchrun or SLURM, without joining them."""
     return Ranks(torch.device("cpu"), world_size=find_place().world_size)

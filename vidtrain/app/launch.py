@@ -1,4 +1,4 @@
-"""What every program shares: compose, check, run, and end with a clear word where the user must mend something."""
+"""Shared by all programs: composes and checks the configuration, runs the task, and reports a user's mistakes."""
 
 import logging
 import sys
@@ -49,12 +49,13 @@ from vidtrain.training.ranks.rendezvous import find_place
 Config = TypeVar("Config")  # the schema's dataclass, or DictConfig
 Task = Callable[[DictConfig], float | None]
 Check = Callable[[DictConfig], list[tuple[str, str]]]  # faults of a configuration as (key, what is wrong)
-Fault = tuple[str, str, str]  # where, key, what is wrong
-Stored = Mapping[str, str]  # override -> the file that it is from, of those that were not given now
+Fault = tuple[str, str, str]  # (place such as an override or a file, key, what is wrong)
+# Override -> file that it comes from, for overrides that are not of the command line
+Stored = Mapping[str, str]
 NONE_STORED: Stored = MappingProxyType({})
 EXIT_USER_ERROR = 2
-FIRST_RANK_S = 5.0  # by how much the first rank may be later than the others to find faults
-# What composing raises for a user's mistake; ValueError is Hydra's word for a group that is set to null
+FIRST_RANK_S = 5.0  # the other ranks wait so long before they exit, so that rank 0 can print the faults first
+# Exceptions of Hydra's composing that a user's mistake causes; a ValueError comes from a group that is set to null
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 
 
@@ -65,13 +66,13 @@ def launch(
     stored: Stored = NONE_STORED,
     bare_words_are: str | None = None,
 ) -> None:
-    """Runs `task` on the configuration that the command line composes, through Hydra.
+    """Composes the configuration of the command line with Hydra, and runs `task` on it.
 
-    Overrides that do not compose are printed together before anything is started; where all do, the faults that
-    `check` finds are. They, and a `UserError` from `task`, end the program with status 2 and without a traceback.
-    `stored` says which overrides are not of this command line, and `bare_words_are` which list its bare words make up.
+    Before anything starts, all overrides that Hydra refuses are printed or, if there are none, all faults that `check`
+    finds. These, and a `UserError` from `task`, end the program with status 2 and without a traceback. `stored` holds
+    overrides that are not of the command line. `bare_words_are` is the key of the list that arguments without = form.
     """
-    # Hydra passes a DictConfig, whose attributes are those of the schema that the program names
+    # Hydra passes a DictConfig, whose attributes are those of the program's schema, `Config`
     run, find = cast(Task, task), cast(Check, check)
     use_utf8()
     take_every_character()
@@ -80,7 +81,7 @@ def launch(
     use_own_plugins()
     accept_old_keys(config_name, warn)
     try:
-        if bare_words_are is not None:  # Hydra takes only overrides
+        if bare_words_are is not None:  # Hydra itself accepts only overrides
             sys.argv[1:] = positional_to_override(sys.argv[1:], bare_words_are)
         sys.argv[1:] = rename_arguments(sys.argv[1:], config_name, warn)
         arguments = parsed(sys.argv[1:])
@@ -94,11 +95,11 @@ def launch(
     several = arguments.multirun or any(
         override.startswith("hydra.mode=") for override in arguments.overrides
     )
-    # --config-path puts another folder in place of conf/, and only Hydra knows what it means by it
+    # --config-path replaces the folder conf/; only Hydra itself can compose then
     composes_here = not only_asks and not arguments.config_path
 
     def job(cfg: DictConfig) -> float | None:
-        # a single run was checked before Hydra composed it once more; of a sweep only the first values were
+        # A single run was checked below, before Hydra composes it again. Of a sweep, only the first values were
         is_checked = composes_here and not several
         return _check_and_run(cfg, run, _find_none if is_checked else find, stored, folders)
 
@@ -113,7 +114,7 @@ def launch(
                 print(help_text(composed.cfg), flush=True)
                 return
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-    except BrokenPipeError:  # of what Hydra itself prints, such as --info
+    except BrokenPipeError:  # from output of Hydra itself, such as --info
         _end_if_unread()
 
 
@@ -124,7 +125,7 @@ def _find_none(cfg: DictConfig) -> list[tuple[str, str]]:
 def _check_and_run(
     cfg: DictConfig, task: Task, check: Check, stored: Stored, folders: Sequence[Path]
 ) -> float | None:
-    """Checks what Hydra composed and runs `task` on it; mistakes of the user end the program without a traceback."""
+    """Checks the composed configuration, and runs `task`. A user's mistake ends the program without a traceback."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(OneLineNames("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -140,7 +141,7 @@ def _check_and_run(
             return task(cfg)
     except UserError as error:
         if is_trial(context):
-            raise  # the sweeper records it, and goes on with the others
+            raise  # the sweeper records it, and continues with the other trials
         fail(str(error))
     except BrokenPipeError:
         _end_if_unread()
@@ -153,7 +154,8 @@ def _check_and_run(
 
 
 def help_text(cfg: DictConfig) -> str:
-    """The program's help, as conf/hydra/help has it: Hydra would read every option of every group for it first."""
+    """The program's help, from the template in conf/hydra/help. Hydra's own --help is slow, as it first reads every
+    option of every group."""
     settings = _without_hydra(cfg)
     if "clip" in settings and "model" in settings:
         put_published(settings)
@@ -166,7 +168,8 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def _end_if_unread() -> NoReturn:
-    """Ends the program where a pipe is broken because nobody reads standard output; raises what it handles else."""
+    """To be called while a BrokenPipeError is handled: ends the program if standard output has lost its reader, and
+    raises the error again otherwise."""
     if not unread():
         raise
     silence(sys.stdout)
@@ -174,23 +177,22 @@ def _end_if_unread() -> NoReturn:
 
 
 def warn(message: str) -> None:
-    """Says on standard error what does not keep the program from running; of several ranks the first one does."""
+    """Prints a warning on standard error; of several ranks only rank 0 does."""
     if find_place().rank == 0:
         print(shown_lines(masked(f"warning: {message}")), file=sys.stderr, flush=True)
 
 
 def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
-    """Ends the program: SystemExit is the one exception that Hydra lets through with its status."""
+    """Prints an error and ends the program. SystemExit is the only exception whose status Hydra passes on."""
     print(shown_lines(masked(f"error: {message}")), file=sys.stderr, flush=True)
     sys.exit(status)
 
 
 def report(faults: Sequence[Fault]) -> None:
     """Prints faults and ends the program, if there are any."""
-    if faults and find_place().rank:  # every rank finds the same ones, and the first prints them
-        time.sleep(
-            FIRST_RANK_S
-        )  # a launcher ends all ranks when one has ended: the first must have printed them
+    if faults and find_place().rank:  # every rank finds the same faults, and rank 0 prints them
+        # The launcher ends all ranks when one has ended, so rank 0 must get time to print them
+        time.sleep(FIRST_RANK_S)
         sys.exit(EXIT_USER_ERROR)
     if faults:
         fail(describe(faults))
@@ -207,11 +209,11 @@ def fault_lines(faults: Sequence[Fault]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Composed:
-    """What composes: a configuration, Hydra's own included, the overrides in it, and the others with their errors."""
+    """The result of composing as many overrides as possible."""
 
-    cfg: DictConfig
-    kept: list[str]
-    refused: list[tuple[str, Exception]]
+    cfg: DictConfig  # includes Hydra's own configuration
+    kept: list[str]  # the overrides in it
+    refused: list[tuple[str, Exception]]  # the other overrides, with Hydra's errors
 
 
 def find_faults(
@@ -222,10 +224,10 @@ def find_faults(
     sweeps: bool = True,
     folders: Sequence[Path] = (CONF,),
 ) -> list[Fault]:
-    """Faults of all overrides that do not compose; where all do, those that `check` finds.
+    """The faults of all overrides that Hydra refuses or, if there are none, those that `check` finds.
 
-    `sweeps` says whether overrides may hold several values, for a run of each. `folders` are those that hold options:
-    conf/, and those of the user that `overrides` put on Hydra's search path.
+    `sweeps` says whether overrides may hold several values, each for a run of its own. `folders` hold the options of
+    groups: conf/, and folders of the user that `overrides` put on Hydra's search path.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = _compose(config_name, overrides, folders)
@@ -248,21 +250,21 @@ def _faults_of(
     if not sweeps:
         several = filter(is_sweep, overrides)
         faults += [(f"override {label(override, stored)}", *explain_sweep(override)) for override in several]
-    if faults:  # they are answered at once: `check` imports torch, which takes seconds
+    if faults:  # report these without `check`, which imports torch and so takes seconds
         return faults
     return [(where(key, composed.kept, choices, stored, folders), key, why) for key, why in check(settings)]
 
 
 def _compose(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) -> _Composed:
-    """The configuration with every override that composes.
+    """Composes the configuration with every override that Hydra accepts.
 
-    What one override may set depends on what others chose, so those refused are tried again as long as that
-    lets another one in.
+    Which keys an override may set depends on the options that others choose. So refused overrides are tried again as
+    long as another one is accepted.
     """
     try:
         kept = [first_of_sweep(override, folders) for override in overrides]
         return _Composed(compose(config_name, kept, return_hydra_config=True), kept, [])
-    except REFUSALS:  # one by one, to see which
+    except REFUSALS:  # try one by one, to find the wrong ones
         kept, waiting = [], list(overrides)
     while True:
         refused: list[tuple[str, Exception]] = []
@@ -285,10 +287,10 @@ def _explain(
     error: Exception,
     folders: Sequence[Path],
 ) -> tuple[str, str]:
-    """What is wrong with a refused override, as (key, why), with a suggestion where a name is near."""
+    """What is wrong with a refused override, as (key, reason), with a suggestion if a known name is similar."""
     key, equals, value = override.lstrip("+~").partition("=")
     if not key or not (equals or override.startswith("~")):
-        return override, f"is no override: write key=value or group=option{suggest(override, list(cfg))}"
+        return override, f"is not an override: write key=value or group=option{suggest(override, list(cfg))}"
     if not parses(override):
         return key, explain_grammar(key, value)
     if "." not in key and is_group(key.replace("@", "/").split("/")[0], folders):
@@ -301,7 +303,7 @@ def _explain(
             return key, f"there is no group {group}"
         chosen = [name.strip() for name in value.strip("[]").split(",")]  # one, or a list of several
         unknown = [name for name in chosen if name not in options(group, folders)]
-        if not unknown:  # they are there, and what they ask for is at fault
+        if not unknown:  # the option exists, so the error is inside of it
             return key, _cause(error)
         return key, f"group {group} has no option {unknown[0]}{suggest(unknown[0], options(group, folders))}"
     node: Node | None = cfg
@@ -310,20 +312,20 @@ def _explain(
         if isinstance(node, ListConfig):
             return key, _cause(error)
         if not isinstance(node, DictConfig) or part not in node:
-            known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            known_names = [str(name) for name in node] if isinstance(node, DictConfig) else []
             if depth == 0:
-                known += _groups(choices)
-            inside = f"{'.'.join(parts[:depth])} has" if depth else "there is"
-            return key, f"{inside} no key {part}{suggest(part, sorted(set(known)))}"
+                known_names += _groups(choices)
+            prefix = f"{'.'.join(parts[:depth])} has" if depth else "there is"
+            return key, f"{prefix} no key {part}{suggest(part, sorted(set(known_names)))}"
         node = node._get_node(part)
     return key, _cause(error)
 
 
 def _groups(choices: Mapping[str, str]) -> list[str]:
-    """The groups that a program takes, without Hydra's own."""
+    """The config groups of a program, without Hydra's own."""
     return [group for group in choices if not group.startswith("hydra/")]
 
 
 def _cause(error: Exception) -> str:
-    """OmegaConf's own words, from inside Hydra's."""
+    """The first line of OmegaConf's message, if Hydra's error wraps one, else of Hydra's."""
     return str(error.__cause__ or error).splitlines()[0]

@@ -1,7 +1,8 @@
-"""Our sweepers and launchers as Hydra's, and what must hold before a sweep starts.
+"""Makes vidtrain's sweepers and launchers available to Hydra, and checks that a sweep can start.
 
-Hydra takes only classes of packages hydra_plugins.*; here `hydra.sweeper._target_` and `hydra.launcher._target_` may
-name one of vidtrain: hydra/sweeper=grid and optuna, hydra/launcher=slurm and local.
+Hydra itself accepts only classes in packages hydra_plugins.*. Here `hydra.sweeper._target_` and
+`hydra.launcher._target_` may also name classes of vidtrain: hydra/sweeper=grid and optuna, hydra/launcher=slurm and
+local.
 """
 
 import shutil
@@ -29,13 +30,15 @@ def use_own_plugins() -> None:
     plugins = Plugins.instance()
     for kind in ("sweeper", "launcher"):
         setattr(plugins, f"instantiate_{kind}", _Instantiate(kind))
-    # hydra-optuna-sweeper, where it is installed, has schemas of names that are ours too, and would be merged with them
+    # If hydra-optuna-sweeper is installed, Hydra would merge its schemas into our options of the same names
     for name in ("optuna.yaml", "sampler"):
         ConfigStore.instance().repo["hydra"]["sweeper"].pop(name, None)
 
 
 class _Instantiate:
-    """In place of a method of Hydra's plugins, which it calls for all targets but ours. `kind` is sweeper, launcher."""
+    """Replaces a method of Hydra's `Plugins`, and calls it for all targets except vidtrain's.
+
+    `kind` is sweeper or launcher."""
 
     def __init__(self, kind: str):
         self._kind = kind
@@ -43,38 +46,38 @@ class _Instantiate:
     def __call__(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Any:
-        where = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+        arguments = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
         node = config.hydra[self._kind]
         if not node._target_.startswith(OURS):
-            return getattr(Plugins, f"instantiate_{self._kind}")(Plugins.instance(), **where)
+            return getattr(Plugins, f"instantiate_{self._kind}")(Plugins.instance(), **arguments)
         try:
             plugin = instantiate(node, _recursive_=False)
         except InstantiationException as error:
-            from vidtrain.app.launch import fail  # it imports this module
+            from vidtrain.app.launch import fail  # here, as launch.py imports this module
 
             fail(f"hydra/{self._kind}: {reason(error)}")
-        plugin.setup(**where)
+        plugin.setup(**arguments)
         return plugin
 
 
 def is_trial(context: HydraConf) -> bool:
-    """Whether the running job is a trial of one of our sweepers."""
+    """Whether the running job is a trial of one of vidtrain's sweepers."""
     return context.mode == RunMode.MULTIRUN and context.sweeper._target_.startswith(OURS)
 
 
 def sweep_faults(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """Why no sweep can be launched from here, as (key, what is wrong)."""
+    """Reasons why a sweep cannot be started from this process, as (key, what is wrong)."""
     faults = []
-    here = find_place()
-    if here.world_size > 1:
-        program = {"torchrun": "torchrun", "slurm": "srun"}[here.launcher]
+    place = find_place()
+    if place.world_size > 1:
+        program = {"torchrun": "torchrun", "slurm": "srun"}[place.launcher]
         why = (
-            f"{program} has started {here.world_size} processes, and each would start the whole sweep. Start it "
+            f"{program} has started {place.world_size} processes, and each would start the whole sweep. Start it "
             f"without {program}: {LAUNCHER}=slurm or {LAUNCHER}=local gives each run its processes"
         )
         faults.append(("-m", why))
-    named = [override.partition("=")[2] for override in overrides if override.startswith(f"{LAUNCHER}=")]
-    launcher = named[-1] if named else None
+    launchers = [override.partition("=")[2] for override in overrides if override.startswith(f"{LAUNCHER}=")]
+    launcher = launchers[-1] if launchers else None
     if launcher in ("slurm", "local") and (
         find_spec("submitit") is None or find_spec("hydra_plugins.hydra_submitit_launcher") is None
     ):

@@ -1,9 +1,9 @@
-"""From a checked configuration to parts: the one room that turns `cfg` into objects.
+"""Builds objects from a checked configuration. No package below this one reads `cfg`.
 
 Read parts.py first.
 
-parts.py              from configuration to parts, and to the weights that a run starts from
-checkpoint_loader.py  opening what was trained: a run, a checkpoint, an exported file
-adapters.py           low-rank adapters of a run, and the weights that its checkpoints name and do not hold
-data.py               from configuration to manifests and batches
+parts.py              builds the parts of a run, and loads the weights that it starts from
+checkpoint_loader.py  opens a trained model: a run, a checkpoint or an exported file
+adapters.py           low-rank adapters of a run, and the frozen weights that its checkpoints leave out
+data.py               builds manifests and batches
 """

@@ -29,10 +29,10 @@ def start_adapters(
     ranks: Ranks,
     console: Console,
 ) -> Adapters | None:
-    """Gives the encoder of a new run the adapters that `phases` train; None where they train none.
+    """Adds the adapters that `phases` train to the encoder of a new run, and returns them; None if they train none.
 
-    What was loaded from a file and stays frozen in every phase is the base: checkpoints name the file by its SHA-256
-    and hold the rest. Without such weights there is no base, and checkpoints hold all.
+    Weights that were loaded from a file and stay frozen in every phase are the base: checkpoints leave them out, and
+    name the file with its SHA-256. Without such weights there is no base, and checkpoints hold all weights.
     """
     lora = lora_of(phases)
     if lora is None:
@@ -46,7 +46,7 @@ def start_adapters(
     if not sources:
         console.info(f"{line}; no frozen weights are from a file, so checkpoints hold all weights")
         return adapters
-    from vidtrain.models.weights.files import content_hash, stamp  # which, with all formats, takes seconds
+    from vidtrain.models.weights.files import content_hash, stamp  # imports all formats, which takes seconds
 
     names = frozen & frozenset().union(*(source.loaded for source in sources))
     files = ranks.on_main(
@@ -55,8 +55,10 @@ def start_adapters(
             for source in sources
         ]
     )
-    named = ", ".join(f"{file.path} (sha256 {file.sha256})" for file in files)
-    console.info(f"{line}; checkpoints hold what trains, and name the other weights: {named}")
+    file_list = ", ".join(f"{file.path} (sha256 {file.sha256})" for file in files)
+    console.info(
+        f"{line}; checkpoints hold only the trained weights, and name the file of the others: {file_list}"
+    )
     return replace(
         adapters, base=Base(tuple(files), tuple(name for name in model.state_dict() if name in names))
     )
@@ -65,9 +67,10 @@ def start_adapters(
 def restore(
     model: EncoderWithHead, adapters: Adapters | None, weights: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Gives a new model the `weights` of the checkpoint at `path`, whose model has `adapters`, and the base first.
+    """Loads the `weights` of the checkpoint at `path` into a new model. If the checkpoint's model has `adapters`, it
+    adds them and loads their base first.
 
-    Raises `UserError` where a file of the base is absent, or another one than it was, and for weights that do not fit.
+    Raises `UserError` if a file of the base is absent or has changed, and for weights that do not fit.
     """
     if adapters is None:
         checkpoint.restore(model, weights, str(path))

@@ -1,4 +1,4 @@
-"""Opening what was trained, by a run's folder, a checkpoint or an exported file, with all that is needed to use it."""
+"""Opens a trained model from a run's folder, a checkpoint or an exported file, with all that is needed to use it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import first_lines
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 
-if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     import torch
     from torch import Tensor, nn
 
@@ -33,13 +33,13 @@ GEOMETRY = "vidtrain.data.augment.geometry"
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A trained model as it was left.
+    """The content of a checkpoint or an exported file.
 
-    `config` is the configuration that it was trained with, with its references to other settings. `weights` are its
-    state dict, or None where `source` is a graph, which holds them itself. `card` is what an exported file says of
-    itself. `adapters` are those of a model that was trained with them, and name the files of the weights that `weights`
-    leaves out. `computed` are the values that `config` does not hold, because they would be looked up in the
-    environment of the reader: by dotted key, such as `${oc.env:DATA}` of data_root.
+    `config` is the configuration of its training; references to other settings are not resolved. `weights` is the state
+    dict, or None for an ONNX graph, which holds them itself. `card` is the metadata of an exported file. `adapters` are
+    those that it was trained with; they also name the files of weights that `weights` leaves out. `computed` holds, by
+    dotted key, values that were removed from `config` because they would read the environment of whoever opens the
+    file, such as `${oc.env:DATA}` of data_root.
     """
 
     source: Path
@@ -55,34 +55,33 @@ class LoadedCheckpoint:
         return self.config.get("objective") is not None
 
     def check_computed(self, used: Sequence[str], options: Mapping[str, str], cfg: DictConfig) -> None:
-        """Raises `UserError` where what is `used` of the configuration would be looked up in this environment.
+        """Raises `UserError` if the keys `used` of the configuration include values of `computed`.
 
-        `options` are those of the program, with the key that each sets; what `cfg` sets needs no looking up.
+        `options` maps each option of the program to the key that it sets. Keys that `cfg` sets in this way are allowed.
         """
         given_now = [key for option, key in options.items() if cfg[option] is not None]
         lines = [
             f"{key}: {text}"
-            + "".join(f"; say {option}=" for option, place in options.items() if place == key)
+            + "".join(f"; set {option}=" for option, place in options.items() if place == key)
             for key, text in self.computed.items()
             if any(_is_below(key, [place]) or _is_below(place, [key]) for place in used)
             and not _is_below(key, given_now)
         ]
         if lines:
             raise UserError(
-                f"the checkpoint {self.source} refers to the environment that it is read in, which a file from "
-                "elsewhere does not get to see:\n  "
+                f"the checkpoint {self.source} refers to variables of your environment, which a file that you may not "
+                "trust cannot read:\n  "
                 + "\n  ".join(first_lines(lines, MOST_SHOWN))
-                + "\nIf you trust it, say trust_targets=true, and they are looked up"
+                + "\nIf you trust the file, set trust_targets=true, and they are read"
             )
 
     def model(
         self, cfg: DictConfig, ranks: "Ranks", merged: bool = False
     ) -> "VideoClassifier | OnnxClassifier":
-        """The model with its weights on the ranks' device; `cfg` is `config`, as the caller changed it.
+        """The model with its weights, on the ranks' device; `cfg` is `config` with the caller's changes.
 
-        Adapters stay beside their layers, as they were trained, unless they are to be `merged`. Raises `UserError` for
-        weights that do not fit `cfg`, for a base that is not there or another, and for a graph that holds another kind
-        of fusion.
+        Adapters stay separate from their layers unless `merged`. Raises `UserError` for weights that do not fit `cfg`,
+        for a base that is absent or has changed, and for an ONNX graph with another kind of fusion.
         """
         from vidtrain.build import adapters
         from vidtrain.build import parts as build
@@ -101,7 +100,7 @@ class LoadedCheckpoint:
     def transform(
         self, cfg: DictConfig, model: "VideoClassifier | OnnxClassifier", device: "torch.device"
     ) -> "nn.Module":
-        """From uint8 clips to what `model` takes: normalized floats, or what they are for a graph that normalizes."""
+        """The transform from uint8 clips to the input of `model`: it normalizes, unless an ONNX graph does itself."""
         from torch import nn
 
         from vidtrain.build import parts as build
@@ -113,9 +112,9 @@ class LoadedCheckpoint:
 
 
 def find_checkpoint(named: str) -> Path:
-    """The file that a user means: of a run's folder, its best checkpoint.
+    """The file that a user has `named`; for the folder of a run, its best checkpoint.
 
-    Raises `UserError` for what is absent, or a folder that is no run's.
+    Raises `UserError` if it is absent, or a folder that is not of a run.
     """
     path = Path(named)
     if path.is_file():
@@ -129,11 +128,11 @@ def find_checkpoint(named: str) -> Path:
         raise UserError(
             f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it"
         )
-    raise UserError(f"checkpoint={named} is a folder and no run's; name a run's folder, or a file")
+    raise UserError(f"checkpoint={named} is a folder, but not of a run; name the folder of a run, or a file")
 
 
 def check_checkpoint(named: str) -> list[tuple[str, str]]:
-    """The fault of a checkpoint's name, as (key, what is wrong), if there is one."""
+    """The fault of `find_checkpoint`, if any, in a list of (key, what is wrong)."""
     try:
         find_checkpoint(named)
     except UserError as error:
@@ -142,9 +141,9 @@ def check_checkpoint(named: str) -> list[tuple[str, str]]:
 
 
 def changed_config(config: Mapping[str, Any], cfg: DictConfig, places: Mapping[str, str]) -> DictConfig:
-    """The configuration that a checkpoint carries, with what the command line `cfg` changes of it.
+    """The configuration of a checkpoint, changed by the options of the command line, `cfg`.
 
-    `places` says where the value of each of the program's options stands; None changes nothing.
+    `places` maps each option of the program to the key that it sets. An option that is None changes nothing.
     """
     trained = migrate(config, f"the checkpoint {cfg.checkpoint}")
     for option, place in places.items():
@@ -154,7 +153,7 @@ def changed_config(config: Mapping[str, Any], cfg: DictConfig, places: Mapping[s
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that wrote a checkpoint, where it still lies there."""
+    """The folder of the run that wrote a checkpoint, or None if the checkpoint was moved out of it."""
     folder = checkpoint.resolve().parent.parent
     return folder if (folder / "run.json").is_file() else None
 
@@ -164,11 +163,12 @@ def open_trained(
 ) -> LoadedCheckpoint:
     """Reads a checkpoint, or an exported .onnx or .safetensors file, onto the CPU, without running code from it.
 
-    `weights` are "raw" or "ema", their average, of a checkpoint that may hold both; None takes those that it is for.
+    `weights` chooses the "raw" weights or their average, "ema", of a checkpoint that holds both. None chooses those in
+    its entry "model": in best.pt the ones that val selected, in last.pt the raw ones.
 
-    Raises `UserError` naming the file when it is absent, damaged or of another program, when it lacks what is needed to
-    use it, when it is of pretraining, unless `pretraining`, and, unless `trust_targets`, when its configuration would
-    build parts from outside of this package. Then nothing in it is looked up in this environment either.
+    Raises `UserError` naming the file when it is absent, damaged, incomplete or of another program, or of pretraining
+    without `pretraining`. Unless `trust_targets`, it is also raised when the configuration would build classes from
+    outside of vidtrain, and the configuration cannot read environment variables.
     """
     from vidtrain.models.weights.adapters import Adapters
     from vidtrain.training import checkpoint
@@ -189,8 +189,8 @@ def open_trained(
         absent = [key for key in NEEDED if key not in payload]
         if absent:
             raise UserError(
-                f"checkpoint {path} lacks {', '.join(absent)}, and cannot be used without: it was cut down; take one "
-                "that training wrote"
+                f"checkpoint {path} cannot be used, as it lacks {', '.join(absent)}; take a checkpoint that training "
+                "wrote"
             )
         classes = spelled_classes(payload["classes"])
         adapters = Adapters.of(payload, path)
@@ -203,7 +203,7 @@ def open_trained(
         )
     if trained.is_pretraining and not pretraining:
         raise UserError(
-            f"checkpoint {path} is of pretraining, and answers nothing: train a classifier that starts from it, with "
+            f"checkpoint {path} is of pretraining and has no classifier: train one that starts from it, with "
             f"python -m vidtrain.train dataset=... model=... init_from={path}"
         )
     if trust_targets:
@@ -218,19 +218,18 @@ def _is_below(key: str, places: Sequence[str]) -> bool:
 
 
 def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Mapping[str, Tensor]":
-    """The raw weights of a checkpoint, or their average. None is what "model" holds: in best.pt those that validation
-    selected, in last.pt the raw ones."""
-    # checkpoints from before there was an average do not say
+    """The `wanted` weights of a checkpoint; see `open_trained`."""
+    # Old checkpoints have no such entry, and never hold an average
     held = payload["weights"] if "weights" in payload else "raw"
     if wanted in (None, held):
         return payload["model"]
     if wanted == "ema" and "ema" in payload and payload["ema"] is not None:
         return payload["ema"]
     names = {"raw": "the raw weights", "ema": "an average of the weights (ema)"}
-    both = path.with_name("last.pt")
+    last = path.with_name("last.pt")
     hint = (
-        f"; see whether the run's last checkpoint does: checkpoint={both}"
-        if both != path and both.is_file()
+        f"; the run's last checkpoint may: checkpoint={last}"
+        if last != path and last.is_file()
         else "; training keeps an average with trainer.ema, such as 0.999"
         if wanted == "ema"
         else ""
@@ -251,7 +250,7 @@ def _open_exported(path: Path) -> LoadedCheckpoint:
         metadata, weights = read_safetensors(path)
     if CARD_KEY not in metadata:
         raise UserError(
-            f"{path} does not say how it is to be used: it lacks the card that python -m vidtrain.export writes into it"
+            f"{path} cannot be used, as it lacks the metadata that python -m vidtrain.export writes into a file"
         )
     try:
         card = json.loads(metadata[CARD_KEY])
@@ -265,10 +264,10 @@ def _open_exported(path: Path) -> LoadedCheckpoint:
 
 
 def check_fusion(exported: str, wanted: str, source: Path) -> None:
-    """Raises `UserError` for another fusion than a graph can serve: whether clips are seen jointly is part of it."""
+    """Raises `UserError` for a fusion that an exported graph cannot have: joint fusion is part of the graph."""
     if exported != wanted and "joint" in (exported, wanted):
         raise UserError(
-            f"{source} was exported with model.fusion={exported}, which cannot become {wanted} any more"
+            f"{source} was exported with model.fusion={exported}, which cannot be changed to {wanted}"
         )
 
 
@@ -276,8 +275,8 @@ def check_fusion(exported: str, wanted: str, source: Path) -> None:
 
 
 def published_config(cfg: DictConfig, name: str) -> DictConfig:
-    """A run's configuration that says how published weights see clips: as the model option has it, but for what the
-    user says otherwise. Raises `UserError` for what neither tells."""
+    """A run's configuration for published weights. Its clip settings come from the user or else from the option of the
+    model. Raises `UserError` for settings that neither gives."""
     chosen = {key: value for key, value in to_dict(cfg.clip).items() if value is not None}
     known = published_clips(cfg) | chosen
     short_side = chosen.pop("short_side", known.get("short_side"))
@@ -285,7 +284,7 @@ def published_config(cfg: DictConfig, name: str) -> DictConfig:
     if known.keys().isdisjoint(STRIDES) and known.get("sampling") != "uniform":
         absent.append("a stride, such as clip.frame_step=4")
     if absent:
-        raise UserError(f"the model does not tell the clips that {name} is for: give {', '.join(absent)}")
+        raise UserError(f"it is not known with which clips {name} was trained: set {', '.join(absent)}")
     train = {"_target_": f"{GEOMETRY}.ShortSideCrop", "short_side_ratio": [1.0, 1.0], "flip": 0.0}
     crops = {
         "_target_": f"{GEOMETRY}.CenterCrops",
@@ -311,7 +310,7 @@ def published_config(cfg: DictConfig, name: str) -> DictConfig:
 def load_published(
     config: DictConfig, cfg: DictConfig, sources: Sequence[str], ranks: "Ranks", console: "Console"
 ) -> "tuple[VideoClassifier, Sequence[str]]":
-    """The model of `config` with published weights, as the options `cfg` want them, and the names of its classes."""
+    """The model of `config` with published weights, which the options in `cfg` choose, and the names of its classes."""
     from vidtrain.build import parts as build
     from vidtrain.data.sources.labels import class_list
     from vidtrain.models.weights.files import locate

@@ -1,4 +1,4 @@
-"""From configuration to data: manifests, and the batches of training and evaluation."""
+"""Builds manifests, and the batches of training and evaluation, from a configuration."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -39,13 +39,13 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console
 from vidtrain.training.validation import check_dataset
 
-FOLLOWED = 200  # training videos, where pretraining has no val split
-INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # as the schema has them
+FOLLOWED = 200  # if pretraining has no val split, about so many training videos serve as one
+INDEX_ROOT, DATA_ROOT = DataSettings().index_root, "data"  # the defaults of the schema
 
 
 @dataclass(frozen=True)
 class EvalData:
-    """A split to evaluate: its manifest, this rank's batches and how many crops a clip gives."""
+    """A split to evaluate: its manifest, this rank's batches and the number of crops per clip."""
 
     split: str
     manifest: Manifest
@@ -53,7 +53,7 @@ class EvalData:
     crops: int
 
     def batches(self, console: Console) -> Iterator[Batch]:
-        """This rank's batches, with their progress shown."""
+        """Yields this rank's batches, and shows the progress."""
         with console.phase(self.split, len(self.loader)):
             for number, batch in enumerate(self.loader, start=1):
                 yield batch
@@ -62,16 +62,15 @@ class EvalData:
 
 @dataclass(frozen=True)
 class Reading:
-    """What all readers of a run's videos share: what is known of the files, and where it is kept which ended
-    workers."""
+    """What all readers of a run's videos share."""
 
-    index: VideoIndex
-    quarantine: Path | None
+    index: VideoIndex  # what is known of the files
+    quarantine: Path | None  # file that lists videos that crashed a worker
 
 
 def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
-    """The dataset's index, shared by all ranks and runs, and this rank's quarantine file in the run folder; rank 0
-    makes the former first."""
+    """The dataset's index, which all ranks and runs share and rank 0 creates, and this rank's quarantine file in the
+    run folder."""
     path = index_file(cfg)
     ranks.on_main(lambda: VideoIndex(path).close())
     quarantine = folder / f"quarantine_rank{ranks.rank}.jsonl" if folder else None
@@ -79,20 +78,21 @@ def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
 
 
 def index_folder(cfg: DictConfig) -> Path:
-    """Where what is known of a dataset is kept: of its videos in `index_file`, of its listings in manifests/."""
+    """The folder of a dataset's index: `index_file` holds facts about its videos, manifests/ its lists of videos."""
     return Path(cfg.data.index_root) / cfg.dataset.name
 
 
 def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Console) -> None:
-    """Decides where the index lies for a checkpoint that may be from elsewhere: where it names one that exists, or
-    below the data root of this command line; else in the usual place, as files are made and old ones removed there.
+    """Chooses the folder of the index for a checkpoint that may come from somebody else. Files are created and removed
+    in it, so it is the folder named in the checkpoint only if an index exists there or it is below the data root of
+    this command line. Otherwise it is the default folder.
 
     Raises `UserError` for a name of a dataset that leads out of that folder.
     """
     name = Path(str(cfg.dataset.name))
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise UserError(
-            f"dataset.name={cfg.dataset.name}, of the checkpoint, is no name of a folder; say dataset="
+            f"dataset.name={cfg.dataset.name} in the checkpoint must be a relative path without ..; set dataset="
         )
     follows_data_root = to_dict(cfg.data)["index_root"] == INDEX_ROOT
     if index_file(cfg).is_file() or (said_data_root and follows_data_root):
@@ -101,14 +101,13 @@ def keep_index_here(cfg: DictConfig, said_data_root: bool, console: Console) -> 
     if named != usual:
         cfg.data.index_root = usual
         console.info(
-            f"no index of the videos is in {named}, which the checkpoint names; it is made in {usual}"
+            f"there is no index of the videos in {named}, which the checkpoint names; it is created in {usual}"
         )
 
 
 def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
-    """Raises `UserError` where the dataset of a checkpoint, which may be from elsewhere, would be made in a place that
-    nobody chose here. One that exists is read; below the data root of this command line, or the usual one, it is
-    made."""
+    """Raises `UserError` if a checkpoint, which may come from somebody else, would create the motion dataset outside of
+    the data root of this command line, or of the default one. A dataset that exists is read from anywhere."""
     chosen = os.path.realpath(cfg.data_root if said_data_root else DATA_ROOT)
     for path, node in components(cfg.dataset.source, "dataset.source"):
         if to_dict(node)["_target_"] != f"{Motion.__module__}.{Motion.__qualname__}":
@@ -116,8 +115,8 @@ def check_made_here(cfg: DictConfig, said_data_root: bool) -> None:
         root = instantiate_component(node).root
         if not (Path(root) / MARKER).is_file() and not os.path.realpath(root).startswith(f"{chosen}{os.sep}"):
             raise UserError(
-                f"the checkpoint asks to make the motion dataset in {path}.root={root}; say where with data_root=, or "
-                "another dataset="
+                f"the checkpoint would create the motion dataset in {path}.root={root}; choose a folder with "
+                "data_root=, or another dataset="
             )
 
 
@@ -126,7 +125,7 @@ def index_file(cfg: DictConfig) -> Path:
 
 
 def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Manifest]:
-    """The splits of the configured dataset, as they are to be read; rank 0 is first, for it may have to make them."""
+    """The splits of the configured dataset, with the paths to read. Rank 0 opens them first, as it may create them."""
     source, folder = instantiate_component(cfg.dataset.source), index_folder(cfg)
     made_first: list[dict[str, Manifest]] = []
     ranks.on_main(lambda: made_first.append(open_manifests(source, folder)))
@@ -135,7 +134,7 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Mani
         several = {split: manifest.multi_label for split, manifest in splits.items()}
         independent = instantiate_component(cfg.loss).independent
         check_dataset(cfg.dataset.name, splits["train"].classes, several, independent)
-    elif "val" not in splits:  # the loss is followed on videos that are trained on
+    elif "val" not in splits:  # pretraining without val evaluates the loss on some training videos
         train = splits["train"]
         splits = {**splits, "val": train.subset(range(0, len(train), every_for(len(train), FOLLOWED)))}
     splits = redirected(cfg, splits, console)
@@ -144,7 +143,7 @@ def manifests(cfg: DictConfig, ranks: Ranks, console: Console) -> dict[str, Mani
 
 
 def listed_splits(cfg: DictConfig, console: Console) -> dict[str, Manifest]:
-    """The splits of the configured dataset, as they are to be read, for a program that trains no model."""
+    """The splits of the configured dataset, with the paths to read, for a program that trains no model."""
     splits = open_manifests(instantiate_component(cfg.dataset.source), index_folder(cfg))
     splits = redirected(cfg, splits, console)
     check_present(splits, missing_hint(cfg), console.warn)
@@ -152,7 +151,7 @@ def listed_splits(cfg: DictConfig, console: Console) -> dict[str, Manifest]:
 
 
 def redirected(cfg: DictConfig, splits: dict[str, Manifest], console: Console) -> dict[str, Manifest]:
-    """The same videos, those of `data.prepared` from that copy."""
+    """`splits` with the paths of the prepared copy, if `data.prepared` names one."""
     if cfg.data.prepared is None:
         return splits
     copy = PreparedCopy.open(prepared_folder(cfg.data_root, cfg.dataset.name, cfg.data.prepared))
@@ -161,7 +160,7 @@ def redirected(cfg: DictConfig, splits: dict[str, Manifest], console: Console) -
 
 
 def missing_hint(cfg: DictConfig) -> str:
-    """Where to look first when the files of a dataset are missing."""
+    """A hint for the user when files of a dataset are missing."""
     source = cfg.dataset.source
     if "root" in source and source.root is not None:
         return f"is dataset.source.root={source.root} right?"
@@ -175,7 +174,7 @@ def video_filter(cfg: DictConfig) -> VideoFilter:
 
 
 def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, console: Console) -> Manifest:
-    """The training videos within the bounds of `data`; all of them where there are none."""
+    """The training videos within the bounds of `data`, such as data.min_frames; without bounds, all of them."""
     bounds = video_filter(cfg)
     if bounds.keeps_all:
         return train
@@ -194,7 +193,7 @@ def filtered(cfg: DictConfig, train: Manifest, index: VideoIndex, ranks: Ranks, 
 
 
 def one_batch(train: Manifest, size: int, seed: int) -> dict[str, Manifest]:
-    """A dataset that is the first training batch and nothing else, to train and to validate on."""
+    """A dataset of one batch of training videos, which are both train and val."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     few = train.subset(order)
     return {"train": few, "val": few}
@@ -203,7 +202,7 @@ def one_batch(train: Manifest, size: int, seed: int) -> dict[str, Manifest]:
 def train_batches(
     cfg: DictConfig, manifest: Manifest, reading: Reading, ranks: Ranks
 ) -> tuple[Callable[[int, int], Iterable], int]:
-    """How to get the micro-batches of the steps from, up to; and how many steps make an epoch."""
+    """A function (first step, last step + 1) -> micro-batches of these steps, and the number of steps per epoch."""
     dataset = train_dataset(cfg, manifest, reading)
     workers = num_workers(cfg.trainer.num_workers, ranks)
     pin = ranks.device.type == "cuda"
@@ -236,8 +235,8 @@ def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> Vide
 def stream(
     cfg: DictConfig, manifest: Manifest | None, ranks: Ranks, start: int, stop: int
 ) -> TrainStream | MixtureStream:
-    """The samples of the steps from, up to; a manifest of None stands for any."""
-    where = {
+    """The samples of the steps `start` to `stop` - 1. A manifest of None is for checking the settings alone."""
+    placement = {
         "batch_size": cfg.trainer.batch_size,
         "seed": cfg.seed,
         "start_step": start,
@@ -247,16 +246,16 @@ def stream(
         "world_size": ranks.world_size,
     }
     if manifest is None:
-        return TrainStream(1, **where)
+        return TrainStream(1, **placement)
     balance = class_balance(manifest, cfg.data.class_balanced_sampling)
     if manifest.columns.sources is None:
-        return TrainStream(len(manifest), balance=balance, **where)
+        return TrainStream(len(manifest), balance=balance, **placement)
     records = records_by_source(manifest.columns.sources, len(manifest.sources))
     sources = [
-        MixtureSource(source.name, own, source.weight, source.frames or cfg.clip.frames)
-        for source, own in zip(manifest.sources, records, strict=True)
+        MixtureSource(source.name, own_records, source.weight, source.frames or cfg.clip.frames)
+        for source, own_records in zip(manifest.sources, records, strict=True)
     ]
-    return MixtureStream(sources, **where)
+    return MixtureStream(sources, **placement)
 
 
 def eval_data(cfg: DictConfig, split: str, manifest: Manifest, reading: Reading, ranks: Ranks) -> EvalData:
@@ -283,7 +282,7 @@ def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Readi
 
 
 def whole_frames(cfg: DictConfig, split: str, manifest: Manifest, workers: int) -> EvalData:
-    """A split as baselines see it: a video at a time, in clips of uncut frames that are scaled to squares."""
+    """A split as baselines read it: one video per batch, in clips of whole frames that are resized to squares."""
     dataset = VideoDataset(
         manifest,
         ClipProtocol(frames=cfg.frames, fps=cfg.fps, num_clips=cfg.clips),
@@ -303,6 +302,6 @@ def whole_frames(cfg: DictConfig, split: str, manifest: Manifest, workers: int) 
 
 def eval_shard(cfg: DictConfig, dataset: VideoDataset, ranks: Ranks) -> EvalShard:
     every = every_for(len(dataset), cfg.trainer.max_eval_videos)
-    # frames of any shape do not stack
+    # Whole frames differ in shape between videos, so they cannot be stacked
     batch_size = 1 if isinstance(dataset.geometry, WholeFrame) else cfg.trainer.eval_batch_size
     return EvalShard(len(dataset), batch_size, ranks.rank, ranks.world_size, every)

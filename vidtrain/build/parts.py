@@ -1,4 +1,4 @@
-"""From configuration to parts: the one place where names become objects. Used by every program."""
+"""Builds the parts of a run from its configuration; every program uses it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # with all formats its import takes seconds
 
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
-# Where frames lie as in others' code, by clip.sampling
+# How a protocol's text names the reference code whose frame indices clip.sampling reproduces
 PLACES = {
     "vjepa2": " as in V-JEPA 2 (windows fixed)",
     "vjepa2_random": " as in V-JEPA 2 (windows drawn, seed {seed})",
@@ -53,13 +53,14 @@ PLACES = {
 
 
 def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
-    """What a component node describes; `late` are the values that only a run knows, given to a partial.
+    """Builds the object that a node with a _target_ describes. `late` are arguments that only a run knows; the node is
+    a partial then, which gets them.
 
-    Raises `UserError` with what the constructor said, without Hydra's frame around it.
+    Raises `UserError` with the constructor's message, without Hydra's text around it.
     """
     try:
-        built = instantiate(node, _convert_="all")  # parts take plain lists and dicts
-        return built(**late) if late else built
+        component = instantiate(node, _convert_="all")  # constructors get plain lists and dicts
+        return component(**late) if late else component
     except (InstantiationException, OmegaConfBaseException, ValueError, TypeError) as error:
         raise UserError(reason(error)) from error
 
@@ -67,10 +68,10 @@ def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
 def clip_size(cfg: DictConfig) -> tuple[int, int]:
     """`clip.size` as (height, width)."""
     size = cfg.clip.size
-    both = [size, size] if isinstance(size, int) else list(size) if isinstance(size, ListConfig) else size
-    if not isinstance(both, list) or len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+    pair = [size, size] if isinstance(size, int) else list(size) if isinstance(size, ListConfig) else size
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
         raise UserError(f"clip.size={size} must be one number of pixels, or [height, width]")
-    return both[0], both[1]
+    return pair[0], pair[1]
 
 
 def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
@@ -89,14 +90,14 @@ def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
 
 
 def protocol_text(cfg: DictConfig, fusion: str) -> str:
-    """What a number was measured with, such as `16x4 frames at 224x224, 3 clips x 1 crop, mean_logits`."""
+    """How videos are evaluated, such as `16x4 frames at 224x224, 3 clips x 1 crop, mean_logits`."""
     geometry: EvalGeometry = instantiate_component(cfg.augmentation.eval)
     crops = UNCUT.get(type(geometry)) or pluralize(geometry.crops, "crop")
     return f"{frames_text(cfg, cfg.clip.frame_order)}, {pluralize(cfg.clip.eval_clips, 'clip')} x {crops}, {fusion}"
 
 
 def frames_text(cfg: DictConfig, frame_order: str) -> str:
-    """What one view shows in some order of frames, such as `16x4 frames at 224x224`."""
+    """The frames of one view, such as `16x4 frames at 224x224`; `frame_order` is named unless it is forward."""
     clip, (height, width) = cfg.clip, clip_size(cfg)
     shown = f"{clip.frames}x{clip.frame_step} frames"
     if clip.fps is not None:
@@ -124,14 +125,15 @@ def share_of_cores(ranks: Ranks) -> int:
 
 
 def num_workers(setting: int | None, ranks: Ranks) -> int:
-    """Decoding processes for this rank: as set, or its share of the cores, of which computing takes half."""
+    """Decoding processes of this rank: the setting or, if None, its share of the cores, at most `MOST_WORKERS`. Without
+    a GPU it is half of the share, as computing needs the other half."""
     share = share_of_cores(ranks) if ranks.device.type == "cuda" else share_of_cores(ranks) // 2
     return max(1, min(MOST_WORKERS, share)) if setting is None else setting
 
 
 def set_cpu_threads(setting: int | None, ranks: Ranks) -> None:
-    """How many threads compute on a CPU. It must not follow the number of workers, which may change when a
-    run is resumed: sums over another number of threads differ in the last bit."""
+    """Sets the number of computing threads on a CPU. It does not depend on the number of workers, which may change when
+    a run is resumed: sums over another number of threads would differ in the last bit."""
     if ranks.device.type == "cpu":
         torch.set_num_threads(setting or max(1, share_of_cores(ranks) // 2))
 
@@ -144,11 +146,11 @@ def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:
 
 
 def mixing(cfg: DictConfig, num_classes: int) -> Mix:
-    """How the samples of a batch are mixed, by a key: clips and labels to clips and targets."""
+    """A function that mixes the samples of a batch: (clips, labels, key) -> (clips, targets); `key` seeds it."""
     mix = instantiate_component(cfg.augmentation.mixing)
     if mix is None:
         return lambda clips, labels, key: (clips, labels)
-    # without label smoothing, which the loss does
+    # No label smoothing here, as the loss applies it
     copies = cfg.clip.repeated_augmentation
     return lambda clips, labels, key: mix(clips, labels, num_classes, key, copies=copies)
 
@@ -160,8 +162,8 @@ def model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier:
 
 
 def masked_model(cfg: DictConfig, encoder: Encoder, with_weights: bool = True) -> MaskedModel:
-    """`encoder` in what pretrains it. A teacher that `objective.teacher` names is loaded, unless weights are of no
-    interest."""
+    """The model that pretrains `encoder`. Without `with_weights`, the teacher that `objective.teacher` names is built
+    but its weights are not loaded."""
     if cfg.objective.get("teacher") is None:
         return instantiate_component(cfg.objective, encoder=encoder)
     objective = cfg.objective.copy()
@@ -170,7 +172,8 @@ def masked_model(cfg: DictConfig, encoder: Encoder, with_weights: bool = True) -
 
 
 def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
-    """The encoder of a run or checkpoint of ours, as that has it; of other weights, one like the model's own."""
+    """The encoder of the teacher. A checkpoint of vidtrain says how it is built; for other weights it is built like the
+    model's own encoder."""
     from vidtrain.models.weights.files import check_source, locate, stamp
     from vidtrain.models.weights.loading import load_weights
 
@@ -181,7 +184,7 @@ def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
     config = weights.config
     node = cfg.model.encoder
     if config is not None and "model" in config:
-        check_trust(config, str(path))  # a file from elsewhere may name anything to be built
+        check_trust(config, str(path))  # the file may come from somebody else and name any class
         node = OmegaConf.create(as_text(config)[0])
         if str(node.model.encoder["_target_"]) != f"{ViT3D.__module__}.{ViT3D.__qualname__}":
             raise UserError(
@@ -198,20 +201,21 @@ def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
 
 @lru_cache(maxsize=1)
 def _read_teacher(path: Path, source: str, stamp: str) -> "Weights":
-    """Once for the check before the start and the start itself: all of the file is read, for its checksums."""
+    """Reads the teacher's file, in full for its checksums. It is cached, as the check before the start and the start
+    itself both need it."""
     from vidtrain.models.weights.files import read
 
     return read(path, source)
 
 
 def describe_objective(cfg: DictConfig) -> str:
-    """Such as `MaskedAutoencoder, with TubeMasks(ratio=0.9)`."""
+    """The objective in a few words, such as `MaskedAutoencoder, with TubeMasks(ratio=0.9)`."""
     network = str(cfg.objective["_target_"]).rpartition(".")[2]
     return f"{network}, with {instantiate_component(cfg.objective.masks)}"
 
 
 def trained_model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier | MaskedModel:
-    """What a run trains, on its device: the model, or where there is an objective without labels its encoder."""
+    """The model that a run trains, on its device: the classifier, or for pretraining its encoder in a `MaskedModel`."""
     if cfg.objective is None:
         return model(cfg, num_classes, ranks)
     torch.manual_seed(cfg.seed)
@@ -219,37 +223,36 @@ def trained_model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClass
 
 
 def model_without_memory(cfg: DictConfig) -> VideoClassifier:
-    """The configured model, with shapes but no values, to be checked. Raises `UserError` for what does not fit."""
+    """The configured model on the meta device, for checks. Raises `UserError` for settings that do not fit together."""
     with torch.device("meta"):
         return instantiate_component(cfg.model, num_classes=2)
 
 
-# --- what others must know of a trained model -----------------------------------------------------------------
+# --- the description of a trained model for exports -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What must be known of a trained model to use it without its configuration, in plain values.
+    """All that is needed to use a trained model without its configuration, in plain values.
 
-    `clip` are the settings of its clips, [height, width] `size` of theirs, and `geometry` cuts them out of frames.
-    `settings` is the whole configuration with its references followed, but for those to the environment; `config` the
-    same with its references, as far as there are values.
+    `settings` is the whole configuration with resolved references, except those to environment variables. `config` is
+    the same with unresolved references, without keys that have no value.
     """
 
     name: str
-    clip: Mapping[str, Any]
-    size: tuple[int, int]
-    geometry: EvalGeometry
+    clip: Mapping[str, Any]  # settings of its clips
+    size: tuple[int, int]  # (height, width) of its clips
+    geometry: EvalGeometry  # cuts crops out of frames
     fusion: str
-    independent: bool  # whether classes are judged each by itself
+    independent: bool  # whether a sigmoid scores each class by itself
     protocol: str
     settings: Mapping[str, Any]
     config: Mapping[str, Any]
 
 
 def model_spec(cfg: DictConfig) -> ModelSpec:
-    # published weights have no dataset, optimizer ...
-    there = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)])
+    # The configuration of published weights has no dataset, optimizer, ...
+    present = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)])
     return ModelSpec(
         name=cfg.name,
         clip=to_dict(cfg.clip, resolve=True),
@@ -259,7 +262,7 @@ def model_spec(cfg: DictConfig) -> ModelSpec:
         independent=instantiate_component(cfg.loss).independent,
         protocol=protocol_text(cfg, cfg.model.fusion),
         settings=with_references(settled(cfg)),
-        config=masked_values(with_references(to_dict(with_published(there)))),
+        config=masked_values(with_references(to_dict(with_published(present)))),
     )
 
 
@@ -267,11 +270,11 @@ def model_spec(cfg: DictConfig) -> ModelSpec:
 
 
 def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None:
-    """Raises `UserError` for a name of weights that nothing can be found under, and for a file on this machine that
-    does not fit `model`, which may lie on the meta device, or be None where there is none to hold it against.
+    """Raises `UserError` for weights with an unknown name, and for a local file that does not fit `model`. This may be
+    on the meta device, or None if the model's own settings have faults.
 
-    Goes to no network: what is yet to be downloaded is held against the model when it is loaded. A run that is
-    resumed needs no starting point.
+    This does not use the network: weights that must be downloaded are compared with the model when they are loaded. A
+    resumed run needs no starting point.
     """
     if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):
         return
@@ -292,11 +295,11 @@ def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None
 
 
 def _sources(cfg: DictConfig) -> list[str]:
-    """A checkpoint of ours, of a run's folder the best one, comes before published weights."""
+    """The sources of the weights: `init_from` if set, else `pretrained`. The folder of a run means its best.pt."""
     if cfg.init_from is None:
         if cfg.pretrained is None:
             return []
-        from vidtrain.models.weights.files import as_sources  # which, with all formats, takes seconds
+        from vidtrain.models.weights.files import as_sources  # imports all formats, which takes seconds
 
         return [_best_of_run(source) for source in as_sources(cfg.pretrained)]
     return [_best_of_run(cfg.init_from)]
@@ -309,31 +312,30 @@ def _best_of_run(source: str) -> str:
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """Weights that a run starts from: what the user named, where that lies, and the tensors of the model that it
-    gave."""
+    """A source of the weights that a run starts from."""
 
-    name: str
+    name: str  # as the user named it
     path: Path
-    loaded: frozenset[str]
+    loaded: frozenset[str]  # names of the model's tensors that were loaded from it
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where the weights of a new run are from, in words and by source."""
+    """The origin of the weights of a new run."""
 
-    origin: str
+    origin: str  # a phrase for the log, such as "from scratch"
     sources: tuple[LoadedSource, ...] = ()
 
 
 def interpolated_positions(model: EncoderWithHead, frames: int, size: tuple[int, int]) -> str | None:
-    """A warning where a table of positions is not of the clips; None where it is, or where there is none."""
+    """A warning if the encoder's table of positions does not have the shape of the clips, and is interpolated."""
     encoder = model.encoder
     if not isinstance(encoder, ViT3D) or not encoder.interpolates(frames, *size):
         return None
     side = size[0] if size[0] == size[1] else str(list(size)).replace(" ", "")
     return (
         f"positions of {encoder.num_frames} frames of {encoder.image_size} pixels are interpolated to {frames} of "
-        f"{side}, which is meant for weights that were trained with the former; those of the latter want "
+        f"{side}. That is right for weights that were trained with the former; for weights of the latter, set "
         f"model.encoder.num_frames={frames} model.encoder.image_size={side}"
     )
 
@@ -341,9 +343,9 @@ def interpolated_positions(model: EncoderWithHead, frames: int, size: tuple[int,
 def load_starting_point(
     cfg: DictConfig, model: EncoderWithHead, ranks: Ranks, console: Console, folder: Path
 ) -> StartingPoint:
-    """Loads the weights that the configuration names; says in the log and in starting_point.json what fitted.
+    """Loads the weights that the configuration names; writes to the log and starting_point.json which tensors fitted.
 
-    Several sources, such as an encoder and a probe, are loaded in turn.
+    Several sources, such as an encoder and a probe, are loaded one after the other.
     """
     if HydraConfig.initialized():
         context = HydraConfig.get()
@@ -359,8 +361,8 @@ def load_starting_point(
     if cfg.init_from is not None:
         paths = [Path(source) for source in sources]
         if cfg.pretrained is not None:
-            console.info("init_from comes before pretrained, which is not used")
-    else:  # downloaded once; the others find it where rank 0 put it
+            console.info("init_from is set, so pretrained is not used")
+    else:  # rank 0 downloads, and the other ranks read the same files
         paths = ranks.on_main(lambda: [locate(source, cfg.pretrained_revision) for source in sources])
     reports = [
         load_pretrained(model, source, path, cfg.init_match, cfg.init_part)
@@ -369,18 +371,18 @@ def load_starting_point(
     for report in reports:
         console.info("weights of " + "\n  ".join(report.lines()))
     loaded = {name for report in reports for name in report.loaded}
-    fresh = [name for name in model.state_dict() if name not in loaded]
-    if fresh:
-        shown = ", ".join(fresh[:6]) + (", ..." if fresh[6:] else "")
-        console.info(f"initialized at random: {len(fresh)} tensors: {shown}")
+    initialized = [name for name in model.state_dict() if name not in loaded]
+    if initialized:
+        shown = ", ".join(initialized[:6]) + (", ..." if initialized[6:] else "")
+        console.info(f"initialized at random: {len(initialized)} tensors: {shown}")
     if cfg.init_from is None:
-        seen = {key: value for report in reports for key, value in report.seen.items()}
-        for warning in unseen_clips(cfg, sources, seen):
+        trained_clips = {key: value for report in reports for key, value in report.seen.items()}
+        for warning in unseen_clips(cfg, sources, trained_clips):
             console.warn(warning)
-        if (stretched := interpolated_positions(model, cfg.clip.frames, clip_size(cfg))) is not None:
-            console.warn(stretched)
+        if (positions_warning := interpolated_positions(model, cfg.clip.frames, clip_size(cfg))) is not None:
+            console.warn(positions_warning)
     if ranks.is_main:
-        record = {"sources": [report.as_dict() for report in reports], "initialized": fresh}
+        record = {"sources": [report.as_dict() for report in reports], "initialized": initialized}
         write_json_atomic(folder / "starting_point.json", record)
     parts = zip(sources, paths, reports, strict=True)
     return StartingPoint(

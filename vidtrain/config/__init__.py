@@ -1,11 +1,11 @@
-"""The configuration as text and types: schemas, targets, overrides, and what earlier versions or other people stored.
+"""Configurations as text and types: schemas, checks, overrides, and configurations stored by old versions or others.
 
 Read schemas.py first.
 
-schemas.py     every setting of every program, its default, and what it may be
-targets.py     check_settings and check_targets find every fault at once
-overrides.py   the command line: flags, bare words such as paths, overrides; and those that a folder may bring along
+schemas.py     every setting of every program, its default, and its allowed values
+targets.py     check_settings and check_targets, which find every fault at once
+overrides.py   the command line: flags, overrides, and arguments without =; which stored overrides may be used
 references.py  plain values of a configuration; references to the environment, and to published clips
-renames.py     components, keys and values that have another name since; stored configurations brought up to date
-trust.py       what a configuration from elsewhere may name and refer to
+renames.py     renamed components, keys and values; migration of stored configurations
+trust.py       which classes and references a configuration from somebody else may name
 """

@@ -1,5 +1,5 @@
-"""A command line as Hydra takes it: flags, bare words such as paths, and overrides, which are read, quoted and
-explained here, with the values of those that hold several; and which of them a stored record may bring along."""
+"""Command lines: Hydra's flags, overrides, and bare words (arguments without =, such as paths). Parses, quotes and
+explains overrides, lists the values of sweeps, and decides which overrides of a stored record may be used."""
 
 import argparse
 import difflib
@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-# The parser that hydra.main itself uses: the only way to tell Hydra's flags from overrides as it does
+# hydra.main itself uses this parser: only so are flags and overrides told apart exactly as it does
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, Sweep
@@ -28,7 +28,7 @@ from vidtrain.files.escaping import first_lines
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Hydra's flags and, as `overrides`, all else, in whatever order. Raises `UserError` for other flags."""
+    """Hydra's flags and, in `overrides`, all other arguments, in any order. Raises `UserError` for unknown flags."""
     parser = get_args_parser()
     setattr(parser, "error", _refuse_flags)  # noqa: B010
     known, unknown = parser.parse_known_intermixed_args(list(arguments))
@@ -48,7 +48,7 @@ def _refuse_flags(why: str) -> NoReturn:
 
 
 def flags_last(arguments: Sequence[str]) -> list[str]:
-    """The same command line as Hydra takes it: its parser refuses overrides on both sides of a flag."""
+    """The same arguments with the flags at the end: Hydra's parser refuses overrides on both sides of a flag."""
     overrides = parsed(arguments).overrides
     left, flags = Counter(overrides), []
     for argument in arguments:
@@ -60,7 +60,7 @@ def flags_last(arguments: Sequence[str]) -> list[str]:
 
 
 def bare_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are no flags and no overrides (or name what exists), and the others."""
+    """The arguments that are neither flags nor overrides, or that are existing paths; and the other arguments."""
     bare = [
         argument
         for argument in parsed(arguments).overrides
@@ -70,9 +70,9 @@ def bare_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def positional_to_override(arguments: Sequence[str], key: str) -> list[str]:
-    """The command line with its bare words gathered into the list `key=[...]`.
+    """The command line with its bare words replaced by one override, `key=[...]`.
 
-    Raises `UserError` where that is given in both ways.
+    Raises `UserError` if the command line also sets `key`.
     """
     bare, rest = bare_words(arguments)
     if not bare:
@@ -83,21 +83,23 @@ def positional_to_override(arguments: Sequence[str], key: str) -> list[str]:
 
 
 def search_path(overrides: Sequence[str], own: str | None) -> tuple[list[str], tuple[Path, ...]]:
-    """Overrides that make Hydra look into the folder of --config-dir, too; and all folders, conf/ first.
+    """The overrides, with the folder of --config-dir, `own`, in hydra.searchpath; and all config folders, conf/ first.
 
-    Raises `UserError` where `own` is no folder.
+    Raises `UserError` if `own` is not a folder.
     """
-    named = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
-    kept = [override for override in overrides if override not in named]
-    lists = [_parse(override).value() for override in named if parses(override)]
+    search_paths = [
+        override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")
+    ]
+    kept = [override for override in overrides if override not in search_paths]
+    lists = [_parse(override).value() for override in search_paths if parses(override)]
     places = [str(place) for value in lists if isinstance(value, list) for place in value]
     if own is not None:
         if not Path(own).is_dir():
             raise UserError(f"--config-dir {own}: there is no such folder")
         places.append(f"file://{Path(own).absolute()}")
-        named = [f"hydra.searchpath=[{','.join(map(in_quotes, places))}]"]
+        search_paths = [f"hydra.searchpath=[{','.join(map(in_quotes, places))}]"]
     folders = [Path(place.removeprefix("file://")) for place in places if place.startswith("file://")]
-    return [*kept, *named], (CONF, *folders)
+    return [*kept, *search_paths], (CONF, *folders)
 
 
 # --- one override -----------------------------------------------------------------------------------------
@@ -116,37 +118,37 @@ def parses(override: str) -> bool:
 
 
 def quoted(key: str, value: object) -> str:
-    """`key=value` as it is written in a shell, in quotes where Hydra or the shell would else take it for more."""
+    """`key=value` as it must be written in a shell, with the quotes that Hydra and the shell need."""
     text = "null" if value is None else str(value)
     override = f"{key}={text}"
     if isinstance(value, str) and not (parses(override) and _parse(override).value() == value):
-        # Hydra takes a backslash for itself only before a quote or the end
+        # In Hydra's quotes, a backslash is special only before a quote or at the end
         text = re.sub(r'(\\*)("|$)', lambda end: 2 * end[1] + end[2].replace('"', r"\""), text)
         override = f'{key}="{text}"'
     return shlex.quote(override)
 
 
 def in_quotes(text: str) -> str:
-    """As a value in Hydra's grammar, whatever characters it has."""
+    """`text` as a quoted value in Hydra's grammar; it may hold any characters."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def unquoted(text: str) -> str:
-    """The inverse."""
+    """The inverse of `in_quotes`."""
     return text[1:-1].replace("\\'", "'").replace("\\\\", "\\") if text.startswith("'") else text
 
 
 def explain_grammar(key: str, value: str) -> str:
-    """Which characters of a value Hydra takes for its grammar, and how to write it so that it does not."""
+    """A message: which characters of a value are special in Hydra's grammar, and how to quote the value."""
     if not value or not parses(f"{key}=1"):
-        return f"{key!r} is no name of a key, nor of a group"
-    strange = [character for character in dict.fromkeys(value) if not _stands_for_itself(character)]
-    named = " and ".join(strange) or value[0]
-    unclosed = " is a bracket or a quote not closed?" if value[0] in "[{\"'" else ""
+        return f"{key!r} is not the name of a key or a group"
+    special = [character for character in dict.fromkeys(value) if not _stands_for_itself(character)]
+    special_text = " and ".join(special) or value[0]
+    bracket_hint = " is a bracket or a quote not closed?" if value[0] in "[{\"'" else ""
     return (
-        f"Hydra cannot read '{value}':{unclosed} {named} means something else to it; to say just that text, write "
-        f"{quoted(key, value)}"
+        f"Hydra cannot read '{value}':{bracket_hint} {special_text} has a special meaning in its grammar; to set "
+        f"exactly this text, write {quoted(key, value)}"
     )
 
 
@@ -165,13 +167,13 @@ def is_sweep(override: str) -> bool:
 def explain_sweep(override: str) -> tuple[str, str]:
     key, _, value = override.lstrip("+~").partition("=")
     return key, (
-        f"several values, {value}: for a run of each add -m, for a list write {shlex.quote(f'{key}=[{value}]')}, "
-        f"for one text write {quoted(key, value)}"
+        f"several values, {value}: to start a run for each, add -m; for a list, write "
+        f"{shlex.quote(f'{key}=[{value}]')}; for one text, write {quoted(key, value)}"
     )
 
 
 def first_of_sweep(override: str, folders: Sequence[Path] = (CONF,)) -> str:
-    """The first value of an override that a multirun would sweep over; others as they are."""
+    """An override with only the first of the values that a multirun would sweep over; other overrides unchanged."""
     parsed_override = _parse(override)
     if not parsed_override.is_sweep_override():
         return override
@@ -189,7 +191,7 @@ def values(override: Override) -> list[str]:
 
 
 def first_value(override: Override) -> str:
-    """An override with its only value, or the first of several."""
+    """An override with its value, or with the first of several values."""
     key, value = override.get_key_element(), override.value()
     if override.is_delete() and value is None:
         return key
@@ -200,9 +202,9 @@ def first_value(override: Override) -> str:
     return f"{key}={override.get_value_element_as_str()}"
 
 
-# --- overrides that the folder of a run or of a sweep holds --------------------------------------------------
+# --- stored overrides, in the folder of a run or of a sweep --------------------------------------------------
 
-# Of Hydra's own settings, those that a sweep's command line may say and that start nothing by themselves
+# Groups and settings of Hydra's own that may be taken from a sweep's record, as they cannot start other programs
 CHOICES = ("hydra/launcher", "hydra/sweeper", "hydra/sweeper/sampler", "hydra/sweeper/pruner")
 SETTINGS = re.compile(
     r"hydra\.(sweep\.(dir|subdir)"
@@ -213,16 +215,15 @@ SETTINGS = re.compile(
     r"|max_num_timeout|array_parallelism|look_seconds|stderr_to_stdout))"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-WORD = re.compile(
-    r"[\w.,:@%=+/-]*"
-)  # what a scheduler is told; a line break in it would begin another command
+# Values that are written into a batch script; a line break or a quote could begin another command there
+WORD = re.compile(r"[\w.,:@%=+/-]*")
 
 
 def overrides_of(record: Any, source: str) -> list[str]:
-    """The overrides that a record holds. Raises `UserError` where they are none."""
+    """The overrides in a record. Raises `UserError` if they are not a list of texts."""
     overrides = record["overrides"] if isinstance(record, Mapping) and "overrides" in record else None
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise UserError(f"{source} is damaged, or was changed: its overrides are not a list of text")
+        raise UserError(f"{source} is damaged, or was changed: its overrides are not a list of texts")
     return overrides
 
 
@@ -232,43 +233,43 @@ def check_stored(
     """Raises `UserError` for overrides that must not be taken from the file `source`, unless they are also `written`
     on this command line.
 
-    `command` is the command line to repeat them on; `hydra` tells whether settings of Hydra's may be among them.
+    `command` is the command on which a user can repeat them; `hydra` says whether they may set Hydra's own settings.
     """
     refused = [
         override for override in taken if override not in written and not may_be_taken(override, hydra)
     ]
     if refused:
         raise UserError(
-            f"{source} holds settings that a folder from elsewhere could do harm with: they name code, look something "
-            "up where they are read, or change how programs are started:\n  "
+            f"{source} holds settings that could do harm if somebody else wrote them: they name code, read your "
+            "environment, or change how programs are started:\n  "
             + "\n  ".join(first_lines(refused, MOST_SHOWN))
-            + f"\nIf they are yours, say them again: {command} {shlex.join(refused)}"
+            + f"\nIf they are yours, repeat them: {command} {shlex.join(refused)}"
         )
 
 
 def may_be_taken(override: str, hydra: bool = False) -> bool:
-    """Whether an override does no more than to choose among what this package ships."""
-    if override.startswith("-") or CONTROL.search(override):  # a flag; a line of a batch script
+    """Whether an override is harmless: it only sets plain values, or chooses among what vidtrain ships."""
+    if override.startswith("-") or CONTROL.search(override):  # a flag, or a new line in a batch script
         return False
     try:
-        read = _parse(override)
-        value = read.value()
+        parsed_override = _parse(override)
+        value = parsed_override.value()
     except HydraException:
         return False
-    key = read.key_or_group
-    if key == "run_dir":  # this command line says where to write, or the sweep does
+    key = parsed_override.key_or_group
+    if key == "run_dir":  # only the command line or the sweep may choose where to write
         return False
-    own = f"{key}@{read.package or ''}"
-    if "hydra" in re.split(r"\W", own):
-        return hydra and read.package is None and _may_set_hydra(key, value)
+    key_and_package = f"{key}@{parsed_override.package or ''}"
+    if "hydra" in re.split(r"\W", key_and_package):
+        return hydra and parsed_override.package is None and _may_set_hydra(key, value)
     values = list(_leaves(value, key.rpartition(".")[2]))
     if _may_be_a_group(key) and any(not is_inside(text) for _, text in values if isinstance(text, str)):
-        return False  # an option of a group is a file's name, and might lead out of conf/
+        return False  # the option of a group is the name of a file, which must not lead out of conf/
     return TARGET not in key.split(".")[:-1] and all(_is_harmless(name, leaf) for name, leaf in values)
 
 
 def _may_be_a_group(key: str) -> bool:
-    """Of this package, or of a configuration folder of the user's own."""
+    """Whether a key may name a config group, of vidtrain or of a folder of the user."""
     plain = {field.name for field in fields(RunConfig) if not (CONF / field.name).is_dir()}
     return "/" in key or ("." not in key and key not in plain)
 
@@ -280,7 +281,7 @@ def _is_harmless(name: Any, value: Any) -> bool:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The plain values in an override's, each with the last part of its key."""
+    """The plain values within the value of an override, each with the last part of its key."""
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield "", str(key)
@@ -289,7 +290,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Glob):
         value = [*value.include, *value.exclude]
     elif isinstance(value, Sweep):
-        value = getattr(value, "list", None)  # ranges and intervals are of numbers
+        value = getattr(value, "list", None)  # ranges and intervals hold only numbers
     if isinstance(value, list | tuple):
         for child in value:
             yield from _leaves(child, name)
@@ -303,7 +304,7 @@ def _may_set_hydra(key: str, value: Any) -> bool:
     if not SETTINGS.fullmatch(key) or isinstance(value, Mapping | list | tuple | Sweep):
         return False
     text = REFERENCE.sub("x", value.text if isinstance(value, QuotedString) else str(value))
-    if key == "hydra.sweep.dir":  # where the user names the sweep, that counts
+    if key == "hydra.sweep.dir":  # may be any path: the user names the folder of the sweep anyway
         return "$" not in text
     return WORD.fullmatch(text) is not None and is_inside(text)
 
@@ -315,20 +316,20 @@ def is_inside(folder: str) -> bool:
 
 
 def check_trials(trials: Sequence[Any], written: Collection[str], source: str) -> None:
-    """Raises `UserError` for trials in a sweep's record that set what must not be taken from it, or that lie outside of
-    its folder. `written` is what the command line sweeps over and sets."""
+    """Raises `UserError` for trials in a sweep's record with overrides that must not be taken from it, unless they are
+    `written` on the command line, and for trials outside of the sweep's folder."""
     outside = [str(trial.folder) for trial in trials if not is_inside(str(trial.folder))]
     if outside:
         listed = ", ".join(first_lines(outside, MOST_SHOWN))
         raise UserError(
-            f"{source} says that trials lie outside of the sweep: {listed}; it is damaged, or was changed"
+            f"{source} names folders of trials outside of the sweep: {listed}; it is damaged, or was changed"
         )
     overrides = dict.fromkeys(override for trial in trials for override in trial.overrides)
-    strange = [
+    refused = [
         str(override) for override in overrides if override not in written and not may_be_taken(override)
     ]
-    if strange:
+    if refused:
         raise UserError(
-            f"{source} has trials with settings that a folder from elsewhere could do harm with, and that this command "
-            "does not say:\n  " + "\n  ".join(first_lines(strange, MOST_SHOWN))
+            f"{source} has trials with settings that could do harm if somebody else wrote them, and that are not on "
+            "this command line:\n  " + "\n  ".join(first_lines(refused, MOST_SHOWN))
         )

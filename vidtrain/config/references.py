@@ -1,9 +1,8 @@
-"""From a configuration to plain values, and its references: to the environment, and to the clips that the chosen model
-was published with.
+"""Plain values of a configuration, and its references: to the environment, and to the published clips of the model.
 
-`${oc.env:NAME}` is followed where a part is built, and never where a configuration is stored, shown or compared.
-`${of_model:KEY,DEFAULT}` is what `clip` takes of the clips that a model option holds as `published`, where neither the
-command line nor a recipe sets it. The fusion of such an option is a reference to `published` too.
+`${oc.env:NAME}` is resolved when a part is built, and never when a configuration is stored, shown or compared.
+`${of_model:KEY,DEFAULT}` in `clip` resolves to the value in the model's node `published`, unless the command line or a
+recipe sets the key. The fusion of a published model is a reference to its `published`, too.
 """
 
 import copy
@@ -37,7 +36,7 @@ _closed: ContextVar[bool] = ContextVar("closed", default=False)
 
 
 def to_settings(node: Any, schema: type[Settings]) -> Settings:
-    """The dataclass that a node of a composed configuration stands for."""
+    """A node of a composed configuration as an instance of its dataclass `schema`."""
     settings = OmegaConf.to_object(node)
     assert isinstance(settings, schema)
     return settings
@@ -48,28 +47,28 @@ def to_phases(stage: DictConfig) -> dict[str, PhaseSettings]:
 
 
 def to_dict(node: Any, resolve: bool = False) -> dict[str, Any]:
-    """A mapping as plain values; `resolve` follows its references."""
+    """A mapping as plain values, with its references resolved if `resolve`."""
     plain: Any = OmegaConf.to_container(node, resolve=resolve)
     assert isinstance(plain, dict)
     return plain
 
 
 def to_list(node: Any) -> list[Any]:
-    """A list as plain values, word for word: references stay."""
+    """A list as plain values, with unresolved references."""
     plain: Any = OmegaConf.to_container(node)
     assert isinstance(plain, list)
     return plain
 
 
-# --- to the environment -----------------------------------------------------------------------------------
+# --- references to the environment ------------------------------------------------------------------------
 
 
 class _NotRead(Exception):
-    """Where the environment is not to be read, something leads there."""
+    """A reference leads to the environment where that must not be read."""
 
 
 def guard_environment() -> None:
-    """Puts `read` in the place of OmegaConf's own resolver. Every program does so before it composes anything."""
+    """Replaces OmegaConf's resolver of `${oc.env:NAME}` by `_read`. Every program calls this before it composes."""
     OmegaConf.register_new_resolver(RESOLVER, _read, replace=True)
 
 
@@ -104,10 +103,10 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def settled(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain values, with its references followed, but for those that lead to the environment: they
-    stay as they were written, and nothing is read there. Passwords in addresses are masked.
+    """A configuration as plain values, with resolved references. Only references that lead to the environment stay as
+    written, and nothing is read there. Passwords in addresses are masked.
 
-    Raises OmegaConf's exceptions for other references that cannot be followed.
+    Raises OmegaConf's exceptions for other references that cannot be resolved.
     """
     with _environment_closed():
         return masked_values(_plain(config))
@@ -138,7 +137,7 @@ def _value(parent: DictConfig | ListConfig, key: Any) -> Any:
 
 
 def leads_to_environment(error: BaseException | None) -> bool:
-    """Whether following a reference ended because it leads to the environment."""
+    """Whether a reference could not be resolved because it leads to the environment."""
     while error is not None:
         if isinstance(error, _NotRead):
             return True
@@ -147,8 +146,8 @@ def leads_to_environment(error: BaseException | None) -> bool:
 
 
 def fingerprints(config: DictConfig, keys: Mapping[str, Any]) -> dict[str, str]:
-    """Of the settings among `keys` (dotted) that lead to the environment, what tells whether they still read the same
-    there, without telling what: a slow hash, so that a password is not found by trying."""
+    """Hashes of the settings, among the dotted `keys`, that refer to the environment: they tell whether a value has
+    changed without revealing it. The hash is slow, so that a password cannot be found by trying."""
     return {
         key: hashlib.scrypt(
             f"{read(config, key)!r}".encode(), salt=key.encode(), n=1 << 13, r=8, p=1, dklen=8
@@ -159,14 +158,14 @@ def fingerprints(config: DictConfig, keys: Mapping[str, Any]) -> dict[str, str]:
 
 
 def refers(value: Any) -> bool:
-    """Whether a setting that `settled` gave leads to the environment, or one of its parts does."""
+    """Whether a setting from `settled`, or a part of it, refers to the environment."""
     if isinstance(value, Mapping):
         return any(map(refers, value.values()))
     return any(map(refers, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
 
 
 def read(config: DictConfig, key: str) -> Any:
-    """What a setting is where all of its references are followed, as plain values."""
+    """A setting as plain values, with all references resolved, those to the environment, too."""
     guard_environment()
     return _followed(OmegaConf.select(config, key))
 
@@ -175,18 +174,18 @@ def _followed(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
 
 
-# --- to the clips that a model was published with ---------------------------------------------------------
+# --- references to the published clips of a model ---------------------------------------------------------
 
 
 def register_published() -> None:
-    """Makes `${of_model:KEY,DEFAULT}` known to OmegaConf."""
+    """Registers the resolver of `${of_model:KEY,DEFAULT}`."""
     OmegaConf.register_new_resolver("of_model", _of_model, replace=True)
 
 
 def _of_model(key: str, default: Any, *, _root_: DictConfig, _parent_: DictConfig) -> Any:
-    """The published value of `key`, else the default.
+    """The published value of `key`, or the default.
 
-    A clip has one stride, so a stride that is set in another way replaces it, and so does sampling=uniform.
+    A clip has one stride, so this is None for a key of `STRIDES` if another one is set, or with sampling=uniform.
     """
     published = published_clips(_root_)
     if key in STRIDES:
@@ -199,20 +198,20 @@ def _of_model(key: str, default: Any, *, _root_: DictConfig, _parent_: DictConfi
 
 
 def published_clips(cfg: DictConfig) -> dict[str, Any]:
-    """The clips that the chosen model was published with, by keys of vidtrain.models.classifier.PUBLISHED."""
+    """The published clip settings of the chosen model, by keys of vidtrain.models.classifier.PUBLISHED."""
     published = OmegaConf.select(cfg, "model.published", default=None)
     return {str(key): _followed(value) for key, value in published.items()} if published else {}
 
 
 def _refers_to_model(node: Any, key: str) -> bool:
-    # `key in node` would follow the reference, and that those of the other strides
+    # `key in node` would resolve the reference, and with it those of the other strides
     child = node._get_node(key) if isinstance(node, DictConfig) and key in node.keys() else None  # noqa: SIM118
     written = None if child is None else child._value()
     return isinstance(written, str) and (written.startswith("${of_model:") or written == FUSION)
 
 
 def unset_keys(cfg: DictConfig) -> list[str]:
-    """Those of `KEYS` that neither the command line nor a recipe sets."""
+    """The keys of `KEYS` that neither the command line nor a recipe sets."""
     parts = {key: key.split(".") for key in KEYS}
     return [
         key for key, (group, name) in parts.items() if group in cfg and _refers_to_model(cfg[group], name)
@@ -220,20 +219,20 @@ def unset_keys(cfg: DictConfig) -> list[str]:
 
 
 def put_published(cfg: DictConfig) -> None:
-    """Writes into `cfg` what its `unset_keys` refer to."""
+    """Replaces the references of the `unset_keys` in `cfg` by their values."""
     for key in unset_keys(cfg):
         OmegaConf.update(cfg, key, OmegaConf.select(cfg, key))
 
 
 def with_published(cfg: DictConfig) -> DictConfig:
-    """A copy to be stored: a reference to the model's clips would count as computed where it is read."""
+    """A copy to be stored, without references to the model's clips, which would not be trusted when it is read."""
     stored = copy.deepcopy(cfg)
     put_published(stored)
     return stored
 
 
 def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> str | None:
-    """A line that says for each of `KEYS` where its value is from; None for a model option without `published`.
+    """A line for the log that says where the value of each of `KEYS` comes from; None if the model has no `published`.
 
     `overrides` are those of the command line, `choices` the options of the groups.
     """
@@ -261,8 +260,9 @@ def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mappi
 
 
 def unseen_clips(cfg: DictConfig, sources: Sequence[str], of_files: Mapping[str, Any]) -> list[str]:
-    """A warning for each of size, mean and std in which clips differ from what the weights `sources` have seen, as far
-    as `of_files`, what their files tell, their names and the model option say."""
+    """A warning for each of size, mean and std that differs from the clips on which the weights `sources` were trained.
+
+    These are known from the model's `published`, from `of_files`, the metadata of the files, and from timm."""
     seen = published_clips(cfg) | dict(of_files)
     for source in sources:
         if source.startswith("timm:"):
@@ -283,6 +283,6 @@ def unseen_clips(cfg: DictConfig, sources: Sequence[str], of_files: Mapping[str,
 
 
 def _is_near(value: Any, other: Any, tolerance: float) -> bool:
-    """Whether lists of numbers differ by `tolerance` at most; one number stands for two equal ones."""
+    """Whether two lists of numbers differ by at most `tolerance`; a single number counts as two equal ones."""
     one, two = (part if isinstance(part, list) else [part, part] for part in (value, other))
     return all(abs(a - b) <= tolerance for a, b in zip(one, two, strict=True))

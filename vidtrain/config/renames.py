@@ -1,5 +1,5 @@
-"""What has another name since: components, keys and values, as earlier versions stored them and users still write; and
-`migrate`, which brings a stored configuration up to date."""
+"""Old names of components, keys and values, which earlier versions stored and users may still write; and `migrate`,
+which converts a stored configuration to the present version."""
 
 import re
 import typing
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, cast
 
-# There is no public way to see a file of a configuration before it is merged into the schema
+# Hydra has no public way to change a configuration file's content before it is merged into the schema
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.default_element import ResultDefault
@@ -58,7 +58,7 @@ TARGETS = {
         "vidtrain.data.sources.published.SomethingSomething"
     ),
 }
-# Keys of a run's configuration
+# Old -> new keys of a run's configuration
 KEYS = {
     "trainer.label_smoothing": "loss.label_smoothing",
     "clip.short": "clip.short_video_policy",
@@ -68,7 +68,7 @@ KEYS = {
     "trainer.max_fault_share": "trainer.max_unreadable_fraction",
     "trainer.one_batch": "trainer.overfit_one_batch",
 }
-# Program -> keys of its own
+# Program -> old -> new keys of its own
 PROGRAM_KEYS = {
     "evaluate": {"short": "short_video_policy", "probes": "frame_order_ablations"},
     "predict": {"time_limit": "decode_timeout_s"},
@@ -84,7 +84,7 @@ def rename_target(target: str) -> str:
 
 
 def rename_targets(node: Any) -> Any:
-    """Plain data with every `_target_` by the name that it has now."""
+    """Plain data with the new name of every `_target_`."""
     if isinstance(node, Mapping):
         renamed = {key: rename_targets(value) for key, value in node.items()}
         if "_target_" in renamed and isinstance(renamed["_target_"], str):
@@ -94,21 +94,22 @@ def rename_targets(node: Any) -> Any:
 
 
 def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key, with the keys and values of now."""
+    """Settings by dotted key, with the new names of keys and values."""
     return {KEYS[key] if key in KEYS else key: _rename_value(key, value) for key, value in settings.items()}
 
 
 def with_first_names(group: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group by the names and values that they had first, as digests of them were made."""
+    """The settings of a group with their oldest names and values, of which digests are computed. So these stay valid
+    when a setting is renamed."""
     first = {new: old for old, new in KEYS.items()}
     values = {key: {new: old for old, new in names.items()} for key, names in VALUES.items()}
-    named = {}
+    renamed = {}
     for name, value in settings.items():
         key = f"{group}.{name}"
         if key in values and value in values[key]:
             value = values[key][value]
-        named[first[key].rpartition(".")[2] if key in first else name] = value
-    return named
+        renamed[first[key].rpartition(".")[2] if key in first else name] = value
+    return renamed
 
 
 def _rename_value(key: str, value: Any) -> Any:
@@ -122,11 +123,11 @@ def _keys_of(program: str) -> dict[str, str]:
 
 
 def rename_override(override: str, program: str = "train") -> str:
-    """An override as it is written now; before there could be several loggers, a key was logger.KEY."""
+    """An override with its new names. logger.KEY is from when there could only be one logger, W&B."""
     name, equals, value = override.partition("=")
     key = name.lstrip("+~")
     mark = name.removesuffix(key)
-    if not equals and "~" not in mark:  # a flag, or a bare word
+    if not equals and "~" not in mark:  # a flag, or an argument without =
         return override
     keys = _keys_of(program)
     if key.endswith("._target_"):
@@ -141,8 +142,8 @@ def rename_override(override: str, program: str = "train") -> str:
 
 
 def rename_keys(config: DictConfig, program: str = "train") -> list[str]:
-    """Gives the keys and values of a configuration, or of a part of one, the names of now, in place; returns what it
-    renamed, as `OLD is called NEW now`."""
+    """Renames old keys and values in a configuration, or in a part of one, in place. Returns a text for each, `OLD is
+    called NEW now`."""
     renamed = []
     for old, new in _keys_of(program).items():
         parent, _, name = old.rpartition(".")
@@ -161,7 +162,7 @@ def rename_keys(config: DictConfig, program: str = "train") -> list[str]:
 
 
 def _plain_node(config: DictConfig, key: str) -> Any:
-    """What stands at a dotted key, references as their text; None where nothing does."""
+    """The node or value at a dotted key, with a reference as its text; None if there is none."""
     node: Node | None = config
     for name in key.split(".") if key else ():
         if (
@@ -176,7 +177,7 @@ def _plain_node(config: DictConfig, key: str) -> Any:
 
 
 def rename_arguments(arguments: Sequence[str], program: str, warn: Callable[[str], object]) -> list[str]:
-    """A command line as it is written now; `warn` is told of each override that has another name."""
+    """A command line with the new names; `warn` gets a message for each renamed override."""
     renamed = [rename_override(argument, program) for argument in arguments]
     for old, new in zip(arguments, renamed, strict=True):
         if old != new:
@@ -185,16 +186,16 @@ def rename_arguments(arguments: Sequence[str], program: str, warn: Callable[[str
 
 
 def accept_old_keys(program: str, warn: Callable[[str], object]) -> None:
-    """Lets YAML files of users name keys and values as they were called before; `warn` is told of each, once."""
-    told: set[str] = set()
+    """Lets YAML files of users use old names of keys and values; `warn` gets one message for each."""
+    warned: set[str] = set()
 
     def load(loader: ConfigLoaderImpl, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         result = _load(loader, default, repo)
         if isinstance(result.config, DictConfig) and not result.is_schema_source:
             for renamed in rename_keys(result.config, program):
                 text = f"{result.path.removeprefix('file://')}/{default.config_path}.yaml: {renamed}"
-                if text not in told:
-                    told.add(text)
+                if text not in warned:
+                    warned.add(text)
                     warn(text)
         return result
 
@@ -203,14 +204,14 @@ def accept_old_keys(program: str, warn: Callable[[str], object]) -> None:
 
 # --- stored configurations --------------------------------------------------------------------------------
 
-# The loss that runs had before there was a choice
+# The loss of stored configurations from before the loss could be chosen
 LOSS = {"_target_": "vidtrain.training.losses.CrossEntropy", "label_smoothing": 0.0, "class_weights": None}
 
 
 def migrate(stored: Mapping[str, Any], source: str) -> DictConfig:
-    """A stored configuration with everything that the schema has gained since, at its default.
+    """A stored configuration with new names, and with defaults for settings that the schema has gained since.
 
-    `source` names the file that it is from. Raises `UserError` naming the keys that this version does not know.
+    `source` names its file in messages. Raises `UserError` naming the keys that this version does not know.
     """
     config = OmegaConf.create({"loss": LOSS, **rename_targets(stored)})
     rename_keys(config)
@@ -230,8 +231,8 @@ def migrate(stored: Mapping[str, Any], source: str) -> DictConfig:
 
 
 def _unknown(stored: Any, hint: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of `stored` that its type in the schema has no field for; components are not looked into."""
-    if not isinstance(stored, Mapping):  # a reference, or what does not belong there
+    """The dotted keys of `stored` that are not fields of its type in the schema; keys of components are not checked."""
+    if not isinstance(stored, Mapping):  # a reference, or a wrong value, which merging reports
         return
     if is_dataclass(hint):
         below = typing.get_type_hints(hint)

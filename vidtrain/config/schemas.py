@@ -1,6 +1,6 @@
-"""The typed configuration of the programs: every setting, its default, and what it may be.
+"""The typed configuration of the programs: every setting, its default, and its allowed values.
 
-Untyped nodes are components, checked by vidtrain.config.targets.check_targets; `check_settings` checks the others.
+Untyped nodes are components, which vidtrain.config.targets.check_targets checks; `check_settings` checks the others.
 """
 
 from dataclasses import dataclass, field
@@ -38,83 +38,85 @@ BOUND = at_least(0, rest=", or null for no bound")
 
 @dataclass
 class ClipSettings:
-    """What the model gets to see of a video. The stride is given by one of three.
+    """The clips that the model gets of a video. One of frame_step, fps and duration sets the stride.
 
-    `${of_model:KEY,DEFAULT}` is as the chosen model was published, and the default for a model that was not.
+    `${of_model:KEY,DEFAULT}` is the value of the chosen model's published clips, or the default if it has none.
     """
 
     frames: int = SI("${of_model:frames,8}")
-    frame_step: int | None = SI("${of_model:frame_step,3}")  # frames from one to the next
+    frame_step: int | None = SI("${of_model:frame_step,3}")  # video frames from one clip frame to the next
     fps: float | None = SI("${of_model:fps,null}")  # or frames per second of the clip
     duration: float | None = None  # or seconds that the clip covers
     size: Any = SI("${of_model:size,32}")  # pixels: one number, or [height, width]
     # bilinear is a little faster and softer
     interpolation: str = setting(SI("${of_model:interpolation,bicubic}"), one_of("bicubic", "bilinear"))
-    # pixels that are not square: as if they were; apply: as players show them
+    # for videos whose pixels are not square. ignore: treat them as square; apply: resize as players do
     sample_aspect: str = setting("ignore", one_of("ignore", "apply"))
     train_clips: int = setting(1, at_least(1))
     # differently augmented copies of each training video, from one decoding of it
     repeated_augmentation: int = setting(1, at_least(1))
     eval_clips: int = setting(1, at_least(1))
-    # dense; uniform: over the whole video, without a stride; vjepa2: its indices; vjepa2_random: in evaluation too its
-    # windows are drawn, as its published evaluations do; pyslowfast: its indices; pyslowfast_offset: those for MViT
+    # dense: with the stride; uniform: over the whole video, without a stride; vjepa2: frame indices as in V-JEPA 2;
+    # vjepa2_random: the same, with random windows in evaluation, too, as in its published evaluations; pyslowfast: as
+    # in PySlowFast; pyslowfast_offset: as in PySlowFast for MViT
     sampling: str = "dense"
     overlap: bool = True  # whether clips of one video may share frames
     short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
-    frame_order: str = "forward"  # probes of what time is worth: reversed, shuffled, single_frame
-    mean: list[float] = SI("${of_model:mean,[0.485,0.456,0.406]}")  # of ImageNet
+    # forward, reversed, shuffled or single_frame: the others measure how much the model relies on motion
+    frame_order: str = "forward"
+    mean: list[float] = SI("${of_model:mean,[0.485,0.456,0.406]}")  # per channel; the default is ImageNet's
     std: list[float] = SI("${of_model:std,[0.229,0.224,0.225]}")
 
 
 @dataclass
 class IndexSettings:
-    """What is known of the files of a dataset, and which of them are not decoded."""
+    """The index of a dataset's files, and which files are not decoded."""
 
-    index_root: str = "${data_root}/index"  # what is known of the files and listings, kept for all runs
-    # of one picture; a file with larger ones is not decoded: 8192x4320 is just allowed
+    index_root: str = "${data_root}/index"  # folder of what is known about files and listings, for all runs
+    # pixels per frame; a file with larger frames is not decoded. The default just allows 8192x4320
     max_pixels: int = setting(36_000_000, at_least(1))
-    # frames of another size than the first: scale (to it, as players do), refuse
+    # for frames of another size than the first. scale: resize them to it, as players do; refuse: count as unreadable
     size_changes: str = setting("scale", SIZE_CHANGES)
 
 
 @dataclass
 class DataSettings(IndexSettings):
-    """How a dataset is read, whatever it is."""
+    """How any dataset is read."""
 
     features_root: str = "outputs/features"  # where phases with cache_features keep the encoder's tokens
     prepared: str | None = None  # read the copy that vidtrain.prepare made under this name
-    # training videos to leave out: null keeps them
+    # training videos outside of these bounds are left out; null: no bound
     min_frames: int | None = None
     min_seconds: float | None = None
     max_seconds: float | None = None
     max_bytes: int | None = None
-    # without progress in reading one video, after which its worker is ended
+    # a worker that makes no progress in reading one video for so long is killed
     decode_timeout_s: float = setting(60.0, above(0, " seconds"))
-    allow_changed: bool = False  # resume though training data or labels differ from when the run was started
-    # how evenly training draws classes: 0 as the videos are, 1 all alike
+    allow_changed: bool = False  # resume even if training data or labels differ from when the run was started
+    # how evenly training draws classes. 0: in proportion to their videos; 1: all classes equally often
     class_balanced_sampling: float = setting(0.0, share())
 
 
 @dataclass
 class ExportSettings:
-    """What a trained model is written as, for other programs to use (vidtrain.export)."""
+    """How a trained model is exported for other programs (vidtrain.export)."""
 
     formats: list[str] | None = setting(None, FORMATS)  # null: none
-    # clips as graphs take them: uint8, and they normalize; float32, normalized already
+    # clips that exported graphs take. uint8: the graph normalizes; float32: the caller does
     input: str = setting("uint8", one_of("uint8", "float32"))
-    precision: str = setting("fp32", PRECISIONS)  # of the weights, and of what is computed with them
+    precision: str = setting("fp32", PRECISIONS)  # of weights and computation
     opset: int = 18  # ONNX operator set
-    # to PyTorch, of the largest logit; null: 1e-3, bf16 1e-1, fp16 2e-2
+    # largest allowed difference to PyTorch, relative to the largest logit; null: 1e-3, for bf16 1e-1, for fp16 2e-2
     max_difference: float | None = setting(None, above(0))
-    card: bool | None = False  # a model card in Markdown, of a run
+    card: bool | None = False  # write a model card in Markdown; only for a run
 
 
 @dataclass
 class ProbeSettings:
-    """What simple classifiers on the features of pretraining are measured on, at every evaluation."""
+    """The data of the probes: simple classifiers on the features of pretraining, trained at every evaluation."""
 
-    dataset: Any = None  # a labeled one: dataset@probe.dataset=OPTION; null: there are no probes
-    # spread over each split; null: all
+    dataset: Any = None  # a labeled dataset: dataset@probe.dataset=OPTION; null: no probes
+    # at most so many videos, evenly spread over each split; null: all
     max_videos: int | None = setting(1000, at_least(2))
 
 
@@ -127,17 +129,17 @@ class RunConfig:
     run_dir: str | None = None
     data_root: str = "data"
     init_from: str | None = None
-    # of a run of pretraining that is started from: null is its teacher, where it has one
+    # which encoder of a pretraining run init_from loads; null: its teacher, or encoder if it has no teacher
     init_part: str | None = setting(None, one_of("encoder", "teacher"))
-    # published weights: file (FILE:2 for number 2 of its probes), folder, hub name, {timm,package}:NAME, torchvision's
-    # name; or several
+    # published weights: file (FILE:2 for probe number 2 in it), folder, hub name, timm:NAME, package:NAME, a name of
+    # torchvision; or a list of several
     pretrained: Any = None
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
-    # the least share of the encoder's tensors that must match; 1: no tensor is missing, unexpected or of another shape
+    # share of the encoder's tensors that must match at least; 1: no tensor is missing, unexpected or of another shape
     init_match: float = setting(1.0, share())
     clip: ClipSettings = field(default_factory=ClipSettings)
     data: DataSettings = field(default_factory=DataSettings)
-    # a chance to be mirrored, unless it says another
+    # flip is the probability that a training video is mirrored; the option of the dataset may set another
     dataset: Any = field(default_factory=lambda: {"flip": 0.5})
     augmentation: Any = MISSING
     model: Any = MISSING
@@ -147,7 +149,7 @@ class RunConfig:
     stage: dict[str, PhaseSettings] = MISSING
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: Any = MISSING
-    objective: Any = None  # what is trained on in place of labels; null: labels, by the loss
+    objective: Any = None  # the objective of pretraining without labels; null: train on labels, with the loss
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     export: ExportSettings = field(default_factory=ExportSettings)  # of the best checkpoint, at the end
 
@@ -157,39 +159,39 @@ class BenchmarkConfig(RunConfig):
     """The benchmarking program's configuration: that of a run, and how it is measured."""
 
     steps: int = setting(50, at_least(2))  # optimizer steps that are timed
-    warmup: int = setting(5, at_least(0))  # steps before them that are not
+    warmup: int = setting(5, at_least(0))  # steps before them that are not timed
     phase: str | None = None  # the phase of the stage; null: the first
     compile_trial: bool | None = None  # try torch.compile, which may take minutes; null: on a GPU
-    # of the device, for its utilization; null: as its name tells
+    # peak TFLOP/s of the device, to compute its utilization; null: known from its name
     peak_tflops: float | None = setting(None, above(0))
     prove: bool = False  # follow the first advice that can be followed, and measure before and after
-    rounds: int = setting(3, at_least(1))  # of before and after, in turn
+    rounds: int = setting(3, at_least(1))  # of prove: how often before and after are measured, taking turns
     out: str | None = None  # folder for benchmark.json; null: outputs/benchmark/NAME/TIME
 
 
 @dataclass
 class EvaluateConfig:
-    """The evaluation program's configuration; null means as the checkpoint was trained."""
+    """The evaluation program's configuration; null means the value with which the checkpoint was trained."""
 
     checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     from_table: str | None = None  # or the folder of an earlier evaluation: no video and no model is opened
-    # of a checkpoint that holds both, last.pt: ema is their average
+    # for a checkpoint that holds both, such as last.pt: the trained weights or their moving average
     weights: str | None = setting(None, one_of("raw", "ema"))
     split: str = "test"
-    # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's, or beside from_table's
+    # folder for tables; null: eval/SPLIT_CLIPSxCROPS in the run's folder, or beside the folder from_table
     out: str | None = None
-    overwrite: bool = False  # the view table of another evaluation that out holds
-    allow_changed: bool = False  # evaluate though labels differ from when the run was started
+    overwrite: bool = False  # replace the view table of another evaluation in out
+    allow_changed: bool = False  # evaluate even if labels differ from when the run was started
     data_root: str | None = None
     prepared: str | None = None  # the name of a prepared copy to read
     eval_clips: int | None = setting(None, at_least(1))
     crops: int | None = setting(None, at_least(1))
     fusion: str | None = setting(None, FUSIONS)
     frame_order: str | None = setting(None, FRAME_ORDERS)
-    # other orders of frames, judged in the same pass
+    # other orders of frames, which are evaluated in the same pass over the videos
     frame_order_ablations: list[str] = field(default_factory=list, metadata=FRAME_ORDERS)
     short_video_policy: str | None = setting(None, SHORT_POLICIES)  # videos shorter than a clip
-    # of one picture; a file with larger ones is not decoded
+    # pixels per frame; a file with larger frames is not decoded
     max_pixels: int | None = setting(None, at_least(1))
     batch_size: int | None = setting(None, at_least(1))
     num_workers: int | None = setting(None, at_least(0))
@@ -197,67 +199,69 @@ class EvaluateConfig:
     precision: str | None = None
     device: str = "auto"
     dataset: Any = None
-    trust_targets: bool = False  # build parts of other packages that the checkpoint names
+    # Allow the checkpoint to name classes of any package, which are then imported
+    trust_targets: bool = False
 
 
 @dataclass
 class WindowSettings:
     """Windows that slide along a video."""
 
-    # seconds from one window to the next; null: videos are judged as a whole
+    # seconds from one window to the next; null: no windows, each video is classified as a whole
     stride: float | None = setting(None, above(0, " seconds"))
-    length: float | None = setting(None, above(0, " seconds"))  # null: what the clips of a window span
-    smooth: int = setting(1, ODD)  # windows whose probabilities are averaged before they are labeled
-    threshold: float | None = setting(
-        None, share()
-    )  # the least probability; null: 0, and 0.5 of several labels
+    length: float | None = setting(None, above(0, " seconds"))  # null: the time that a window's clips span
+    # Number of neighboring windows whose probabilities are averaged before labeling
+    smooth: int = setting(1, ODD)
+    # least probability of a label; null: 0, or 0.5 if videos may have several labels
+    threshold: float | None = setting(None, share())
 
 
 @dataclass
 class PredictConfig:
-    """The predicting program's configuration; null means as the checkpoint was trained."""
+    """The predicting program's configuration; null means the value with which the checkpoint was trained."""
 
     checkpoint: str = MISSING  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     videos: Any = None  # files, folders, patterns or listings: one, or a list
-    frame_rate: float | None = setting(None, above(0))  # videos are folders of images, that many a second
+    frame_rate: float | None = setting(None, above(0))  # videos are folders of images, so many per second
     format: str = setting("table", one_of("table", "json", "csv"))  # of the results on standard output
     topk: int = setting(5, at_least(1))
-    # folder, or .csv or .json file; null: outputs/predict/TIME where a folder is needed
+    # folder, or .csv or .json file; null: outputs/predict/TIME if a folder is needed
     out: str | None = None
     logits: bool = False  # write logits.npz, of every view and of the video
     windows: WindowSettings = field(default_factory=WindowSettings)
-    render: bool = False  # a labeled video and a sheet of what the model saw, with where it looked
-    # where it looked: attention of an attentive pooler; auto: the first there is
+    render: bool = False  # write a video with its labels, and a sheet of the model's frames with heat maps
+    # the heat map of render. attention: of an attentive pooler; auto: attention if the model has it, else grad_cam
     heat: str = setting("auto", one_of("auto", "attention", "grad_cam", "none"))
-    heat_class: str | None = None  # the class that grad_cam is of; null: the most probable one
+    heat_class: str | None = None  # class that grad_cam explains; null: the most probable one
     eval_clips: int | None = setting(None, at_least(1))  # with windows, null is 1
     crops: int | None = setting(None, at_least(1))
     fusion: str | None = setting(None, one_of("mean_logits", "mean_probs", "joint"))
     batch_size: int | None = setting(None, at_least(1))  # videos, or windows
-    # processes that decode; null: as many as there are cores for
+    # processes that decode; null: by the number of cores
     num_workers: int | None = setting(None, at_least(0))
-    decode_timeout_s: float | None = setting(None, above(0))  # without progress in reading one video
-    # of one picture; a file with larger ones is not decoded
+    decode_timeout_s: float | None = setting(None, above(0))  # seconds without progress in reading one video
+    # pixels per frame; a file with larger frames is not decoded
     max_pixels: int | None = setting(None, at_least(1))
     size_changes: str | None = setting(None, SIZE_CHANGES)
     precision: str | None = setting(None, PRECISIONS)
     device: str = "auto"
-    trust_targets: bool = False  # build parts of other packages that the checkpoint names
+    # Allow the checkpoint to name classes of any package, which are then imported
+    trust_targets: bool = False
 
 
 @dataclass
 class PublishedClipSettings:
-    """Clips for published weights; what is null is as they were published, where their name tells that."""
+    """Clips for published weights; null means the value of the model's published clips, if it is known."""
 
     frames: int | None = None
-    frame_step: int | None = None  # frames from one to the next; or fps, or duration
+    frame_step: int | None = None  # video frames from one clip frame to the next; or fps, or duration
     fps: float | None = None
     duration: float | None = None
     sampling: str | None = None  # uniform needs no stride
     size: Any = None  # pixels: one number, or [height, width]
-    short_side: int | None = None  # pixels that the frame is scaled to before its center is cut out
+    short_side: int | None = None  # pixels to which a frame's short side is resized before the center crop
     interpolation: str | None = None
-    sample_aspect: str | None = None  # ignore, apply: pixels that are not square
+    sample_aspect: str | None = None  # ignore or apply, for pixels that are not square
     mean: list[float] | None = None
     std: list[float] | None = None
 
@@ -269,49 +273,51 @@ class ExportConfig(ExportSettings):
     checkpoint: str | None = None  # a run's folder, or a checkpoint
     pretrained: Any = None  # or published weights, as for training
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
-    # the least share of the encoder's tensors that must match; 1: no tensor is missing, unexpected or of another shape
+    # share of the encoder's tensors that must match at least; 1: no tensor is missing, unexpected or of another shape
     init_match: float = setting(1.0, share())
-    classes: Any = None  # names for published weights: a list, or a file with one a line; null: as published
+    # Class names for published weights: a list, or a file with one per line; null: as published
+    classes: Any = None
     model: Any = None  # for published weights
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
-    out: str | None = None  # folder; null: export/ in the run's, or outputs/export/NAME
-    # null: onnx, torch_export and safetensors; of a run of pretraining original and transformers
+    out: str | None = None  # folder; null: export/ in the run's folder, or outputs/export/NAME
+    # null: onnx, torch_export and safetensors; for a run of pretraining, original and transformers
     formats: list[str] | None = setting(
         None, one_of(*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]())
     )
-    card: bool | None = None  # null: where there is a run
-    trust_targets: bool = False  # build parts of other packages that the checkpoint names
+    card: bool | None = None  # write a model card; null: if there is a run
+    # Allow the checkpoint to name classes of any package, which are then imported
+    trust_targets: bool = False
 
 
 @dataclass
 class CompareConfig:
     """The comparing program's configuration."""
 
-    # run folders, folders of them such as a sweep, or patterns: one, or a list; of a single run its page is made again
+    # run folders, folders that hold runs, such as a sweep, or glob patterns: one, or a list. With a single run, its
+    # page is written again
     runs: Any = None
-    # null: top1, or exact_match where videos have several labels
+    # null: top1, or exact_match if videos have several labels
     metric: str | None = setting(None, a_metric())
-    split: str | None = None  # the folder below eval/; null: what each run closed with
+    split: str | None = None  # name of a folder in eval/; null: the evaluation at the end of each run
     baseline: str | None = None  # a run of the recipe that others are compared with; null: the first
-    repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that do not make another recipe
-    across_protocols: bool = False  # compare runs that were evaluated in different ways too
-    bootstrap: int = setting(10000, at_least(100, " draws"))
+    repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that may differ within a recipe
+    across_protocols: bool = False  # also compare runs that were evaluated in different ways
+    bootstrap: int = setting(10000, at_least(100, " draws"))  # number of draws of the bootstrap
     confidence: float = setting(0.95, between(0, 1, ", such as 0.95"))  # of the intervals
     seed: int = setting(0, at_least(0))  # of the draws
-    out: str | None = (
-        None  # folder for the page, tables and pictures; null: outputs/compare/TIME, or the single run
-    )
+    # folder for the page, tables and pictures; null: outputs/compare/TIME, or the folder of the single run
+    out: str | None = None
 
 
 @dataclass
 class SweepConfig:
-    """The configuration of the program that looks at sweeps."""
+    """The configuration of the program that shows and resumes sweeps."""
 
     action: str | None = setting(None, one_of("status", "resume"))  # may be written without action=
     folder: str | None = None  # of the sweep; may be written without folder=
-    watch: bool = False  # draw the table again and again on a terminal, until all trials have ended
-    interval: float = setting(2.0, at_least(0.2, " seconds"))  # between two drawings
-    retry: bool = False  # resume: run those again that failed, diverged or ran out of memory
+    watch: bool = False  # status: update the table on a terminal until all trials have ended
+    interval: float = setting(2.0, at_least(0.2, " seconds"))  # between two updates
+    retry: bool = False  # resume: run trials again that failed, diverged or ran out of memory
 
 
 # --- audit, prepare, split ---
@@ -319,23 +325,24 @@ class SweepConfig:
 
 @dataclass
 class AuditConfig:
-    """The audit program's configuration. For a bound, null means that there is none."""
+    """The audit program's configuration. The audit fails if a max_... bound is exceeded; null means no bound."""
 
     dataset: Any = None
     data_root: str = "data"
     out: str | None = None  # folder for the page and the ledger; null: outputs/audit/NAME
-    num_workers: int | None = setting(None, at_least(1))  # processes that read; null: one a core
+    num_workers: int | None = setting(None, at_least(1))  # processes that read; null: one per core
     decode_timeout_s: float = setting(60.0, above(0, " seconds"))  # without progress in reading one file
-    retry: bool = False  # read again what could not be read before
+    retry: bool = False  # read files again that could not be read before
     group_pattern: str | None = None  # regular expression that finds a video's group in its path
-    # bits of 64 by which frames of near duplicates may differ: vidtrain.data.audit.duplicates
+    # near duplicates differ in at most this mean number of bits of 64 (see vidtrain.data.audit.duplicates)
     max_distance: float = setting(6.5, at_least(0))
-    max_unreadable_share: float | None = setting(0.0, BOUND)  # of the files
-    max_damaged_share: float | None = setting(None, BOUND)  # truncated or damaged, of the files
+    max_unreadable_share: float | None = setting(0.0, BOUND)  # share of the files
+    max_damaged_share: float | None = setting(None, BOUND)  # share of files that are truncated or damaged
     max_absent_classes: int | None = setting(None, BOUND)  # classes without a readable video in some split
-    max_duplicates_across_splits: int | None = setting(0, BOUND)  # sets of alike files
-    max_groups_across_splits: int | None = setting(0, BOUND)
-    # accuracy that an attribute of the files gives above chance
+    # Sets of duplicates that are in several splits
+    max_duplicates_across_splits: int | None = setting(0, BOUND)
+    max_groups_across_splits: int | None = setting(0, BOUND)  # groups with videos in several splits
+    # accuracy above chance with which an attribute of the files, such as their size, predicts the class
     max_shortcut_gain: float | None = setting(None, BOUND)
     data: IndexSettings = field(default_factory=IndexSettings)
 
@@ -351,18 +358,18 @@ class BaselinesConfig:
 
     dataset: Any = None
     data_root: str = "data"
-    # image networks, frame by frame: random, imagenet (left out with a word where no weights are installed)
+    # weights of the image network that classifies single frames: random, imagenet (skipped if not installed)
     networks: list[str] = field(default_factory=lambda: list(NETWORKS["choices"]()), metadata=NETWORKS)
-    clips: int = setting(8, at_least(1))  # spread over each video
-    frames: int = setting(4, at_least(1))  # of each clip
+    clips: int = setting(8, at_least(1))  # per video, evenly spread
+    frames: int = setting(4, at_least(1))  # per clip
     fps: float = setting(8.0, above(0, " frames a second"))
-    size: int = setting(128, at_least(32, " pixels"))  # frames are scaled to squares of that side
-    # spread over the split; null: all
+    size: int = setting(128, at_least(32, " pixels"))  # frames are resized to squares with this side
+    # at most so many videos, evenly spread over the split; null: all
     max_train_videos: int | None = setting(2000, at_least(1))
     max_eval_videos: int | None = setting(1000, at_least(1))
-    num_workers: int | None = setting(None, at_least(1))  # processes that decode; null: one a core
+    num_workers: int | None = setting(None, at_least(1))  # processes that decode; null: one per core
     decode_timeout_s: float = setting(60.0, above(0, " seconds"))  # without progress in reading one video
-    anew: bool = False  # even where the answers of the same videos and settings are there
+    anew: bool = False  # compute again even if results for the same videos and settings exist
     data: PreparedIndexSettings = field(default_factory=PreparedIndexSettings)
 
 
@@ -428,30 +435,30 @@ class PrepareConfig:
     """The preparing program's configuration."""
 
     dataset: Any = None
-    data_root: str = "data"  # the copy lies in data_root/prepared/DATASET/NAME
-    name: str | None = None  # of the copy; null: made from the settings, such as short256_gop12
+    data_root: str = "data"  # the copy is in data_root/prepared/DATASET/NAME
+    name: str | None = None  # of the copy; null: from the settings, such as short256_gop12
     short_side: int = 256  # pixels; smaller videos keep their size
-    gop: int = 12  # frames from one clean start to the next
-    b_frames: int = 3  # pictures in a row that nothing refers to, so that they can be passed over
+    gop: int = 12  # frames from one keyframe to the next
+    b_frames: int = 3  # consecutive B-frames, to which no other frame refers, so that decoding can skip them
     crf: int = 20  # x264's constant quality: 0 is the best, 51 the worst
     preset: str = "medium"  # x264's effort, from ultrafast to placebo
-    # processes that encode, one thread each; null: one a core
+    # processes that encode, one thread each; null: one per core
     num_workers: int | None = setting(None, at_least(1))
-    # without progress in reading or encoding one file
+    # seconds without progress in reading or encoding one file
     decode_timeout_s: float = setting(120.0, above(0, " seconds"))
-    max_unreadable_share: float | None = setting(0.02, share(", or be null"))  # as in training; null: any
-    # instead of re-encoding: about how large tar files are that the videos are packed into as they are, such as 1GiB
+    max_unreadable_share: float | None = setting(0.02, share(", or be null"))  # of the files; null: no bound
+    # instead of re-encoding, pack the videos unchanged into tar files of about this size, such as 1GiB
     shards: str | None = setting(None, a_size())
     out: str | None = None  # the folder of the tar files
-    prepared: str | None = None  # pack the videos of the copy that has this name
+    prepared: str | None = None  # pack the videos of the prepared copy with this name
     data: IndexSettings = field(default_factory=IndexSettings)
 
 
 @dataclass
 class SplitListingSettings:
-    """How to read a listing; what is null is recognized (vidtrain.data.sources.listing_format.ListingFormat)."""
+    """How to read a listing; null is detected automatically (vidtrain.data.sources.listing_format.ListingFormat)."""
 
-    root: str | None = None  # what paths are relative to; null: the listing's folder
+    root: str | None = None  # folder to which paths are relative; null: the listing's folder
     delimiter: str | None = None  # comma, tab, space, semicolon, "::" or last_space
     header: bool | None = None  # whether line 1 names the columns
     path_column: int | str | None = None
@@ -460,7 +467,7 @@ class SplitListingSettings:
     end_column: int | str | None = None
     label_separator: str | None = None
     label_kind: str | None = None  # names, integers
-    frame_rate: float | None = None  # paths are folders of images, that many a second
+    frame_rate: float | None = None  # paths are folders of images, so many per second
 
 
 @dataclass
@@ -470,7 +477,7 @@ class SplitConfig:
     source: str = setting("class_folders", one_of("class_folders", "listing", "frame_folders"))
     path: str | None = None  # the folder of the class folders or frame folders, or the listing
     ground_truth: str | None = None  # for frame folders: CSV of youtube_id, folder_name, label
-    # of frame folders, for the command to train with
+    # images per second in frame folders, for the training command that is printed
     frame_rate: float = setting(25.0, above(0, " images a second"))
     out: str | None = None  # folder for train.csv, val.csv, test.csv and annotations.json
     shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # of train, val and test
@@ -480,4 +487,4 @@ class SplitConfig:
     classes: Any = None  # a list, or a file of class names in order; null: those of the videos, sorted
     listing: SplitListingSettings = field(default_factory=SplitListingSettings)
     paths: str = setting("absolute", one_of("absolute", "relative"))  # in the CSV files; relative: to out
-    overwrite: bool = False  # what another split left in out
+    overwrite: bool = False  # replace another split's files in out

@@ -1,5 +1,5 @@
-"""Two checks that report every fault at once, before anything is built: check_targets holds components against the
-signatures of what they name, check_settings holds settings against the ranges and choices of their dataclass."""
+"""Two checks that find every fault before anything is built: check_targets compares the arguments of components with
+the signatures of their targets, check_settings compares settings with the ranges and choices of their dataclass."""
 
 import difflib
 import inspect
@@ -22,7 +22,7 @@ from vidtrain.config.renames import rename_target
 from vidtrain.errors import UserError
 from vidtrain.files.folders import CONF
 
-PRESETS = ("experiment", "debug")  # groups whose options set what other groups hold
+PRESETS = ("experiment", "debug")  # groups whose options set keys of other groups
 Faults = list[tuple[str, str]]  # (key, what is wrong)
 PROGRAMS = {
     "run": schemas.RunConfig,
@@ -42,8 +42,8 @@ PROGRAMS = {
 
 
 def register_schemas() -> None:
-    """Makes the schemas known to Hydra, by the names that conf/*.yaml put first in their defaults, and the resolvers
-    `${options:GROUP}` and `${groups:}` of the programs' help."""
+    """Registers the schemas with Hydra, by the names that stand first in the defaults of conf/*.yaml, and the resolvers
+    `${options:GROUP}` and `${groups:}` for the programs' help."""
     guard_environment()
     register_published()
     OmegaConf.register_new_resolver("options", lambda group: ", ".join(options(group)), replace=True)
@@ -52,11 +52,11 @@ def register_schemas() -> None:
         ConfigStore.instance().store(name=f"{program}_schema", node=schema)
 
 
-# --- what there is ----------------------------------------------------------------------------------------
+# --- groups, options and components -----------------------------------------------------------------------
 
 
 def options(group: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
-    """The names that a config group offers, sorted; `folders` are conf/ and those of the user's own."""
+    """The options of a config group, sorted; `folders` are conf/ and config folders of the user."""
     return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
 
 
@@ -65,25 +65,27 @@ def is_group(group: str, folders: Sequence[Path] = (CONF,)) -> bool:
 
 
 def preset_settings(group: str, name: str) -> dict[str, Any]:
-    """What an option of `PRESETS` in conf/ sets: options by their group, such as model/head, and values by dotted key.
+    """What an option of a group in `PRESETS` sets: options by group, such as model/head, and values by dotted key.
 
-    Empty for one that lies elsewhere.
+    Empty for an option that is not in conf/.
     """
     if name not in options(group):
         return {}
     preset = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert isinstance(preset, dict)
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for entry in preset.pop("defaults", []):
         if isinstance(entry, dict):
-            found |= {str(key).removeprefix("override ").lstrip("/"): value for key, value in entry.items()}
+            settings |= {
+                str(key).removeprefix("override ").lstrip("/"): value for key, value in entry.items()
+            }
         elif entry != "_self_":
-            found |= preset_settings(group, entry)
-    return found | flat(preset)
+            settings |= preset_settings(group, entry)
+    return settings | flat(preset)
 
 
 def _groups() -> str:
-    """A line for each group with its options: ours alone, where Hydra lists those of every installed package."""
+    """A line for each group in conf/ with its options. Hydra's own list has those of every installed package."""
     folders = sorted({path.parent.relative_to(CONF) for path in CONF.glob("*/**/*.yaml")})
     return "\n".join(
         f"{folder}: {', '.join(options(str(folder)))}" for folder in folders if folder.parts[0] != "hydra"
@@ -91,7 +93,7 @@ def _groups() -> str:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the nearest of `known`, or what there is to choose from."""
+    """`; did you mean ...?` with the most similar of `known`, or a list of all if none is similar."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
@@ -101,7 +103,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
 def components(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Every node with a `_target_` below `node`, with its dotted path, outermost first."""
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-        if "_target_" in node.keys():  # noqa: SIM118, which counts one that is missing, too
+        if "_target_" in node.keys():  # noqa: SIM118, as `in node` is False for a missing value ("???")
             yield path, node
         for key in node:
             if not OmegaConf.is_missing(node, key):
@@ -115,16 +117,16 @@ def components(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
-    """The settings of `cfg` that lie out of the range, or are none of the choices, that the fields of `schema` give.
+    """Faults of settings in `cfg` that are outside of the range, or not among the choices, in the fields of `schema`.
 
-    Null is allowed where the type allows it. What is not there, in a checkpoint from before, has no fault.
+    Null is allowed if the type allows it. A setting that is absent, as in an old checkpoint, has no fault.
     """
     faults: Faults = []
     hints = typing.get_type_hints(schema)
     for setting in fields(schema):
         try:
             value = OmegaConf.select(cfg, setting.name)
-        except OmegaConfBaseException:  # a reference that leads nowhere, which others report
+        except OmegaConfBaseException:  # a reference that cannot be resolved, which another check reports
             continue
         key, rules = f"{prefix}{setting.name}", setting.metadata
         if value is None:
@@ -143,7 +145,7 @@ def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
 
 
 def check_of_dataset(cfg: DictConfig, schema: type) -> Faults:
-    """The faults of a program that reads a dataset, which has to be chosen: those of its parts and of its settings."""
+    """Faults of the components and settings of a program that needs a dataset; that none is chosen is a fault, too."""
     faults = check_targets(cfg) + check_settings(cfg, schema)
     return faults if cfg.dataset is not None else [*faults, ("dataset", "must be chosen: dataset=OPTION")]
 
@@ -152,10 +154,10 @@ def check_of_dataset(cfg: DictConfig, schema: type) -> Faults:
 
 
 def check_targets(cfg: DictConfig) -> Faults:
-    """Holds every component's arguments against its target's signature.
+    """Compares every component's arguments with the signature of its target.
 
-    Finds targets that do not exist, arguments that they do not take, required ones that are absent (unless
-    the node is partial), and plain values (numbers, text, lists) of another type than annotated.
+    Finds targets that do not exist, arguments that they do not have, required arguments that are absent (unless the
+    node is partial), and plain values (numbers, text, lists) of another type than annotated.
     """
     return [fault for path, node in components(cfg) for fault in _check_component(path, node)]
 
@@ -164,19 +166,19 @@ def _check_component(path: str, node: DictConfig) -> Iterator[tuple[str, str]]:
     if OmegaConf.is_missing(node, "_target_"):
         yield f"{path}._target_", "must be given a value"
         return
-    named = node["_target_"]
+    target_name = node["_target_"]
     try:
-        target = get_object(named)
+        target = get_object(target_name)
     except Exception as error:  # importing a target runs foreign code, which may raise anything
-        renamed = rename_target(str(named))
-        hint = f"; it is called {renamed} now" if renamed != named else ""
-        yield f"{path}._target_", f"{named} cannot be imported: {error}{hint}"
+        renamed = rename_target(str(target_name))
+        hint = f"; it is called {renamed} now" if renamed != target_name else ""
+        yield f"{path}._target_", f"{target_name} cannot be imported: {error}{hint}"
         return
     try:
         parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # not callable, or a built-in that does not tell
-        what = "a class or function with named arguments"
-        yield f"{path}._target_", f"{named} is nothing that a component can be: {what}"
+    except (TypeError, ValueError):  # not callable, or a built-in without a signature
+        required = "a class or function with named arguments"
+        yield f"{path}._target_", f"{target_name} cannot be a component: it must be {required}"
         return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     names = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -187,13 +189,13 @@ def _check_component(path: str, node: DictConfig) -> Iterator[tuple[str, str]]:
             why = _wrong_value(node, name, hints)
         else:
             others = [other for other in names if other not in arguments]
-            why = f"{named} has no such argument{suggest(name, others)}"
+            why = f"{target_name} has no such argument{suggest(name, others)}"
         if why is not None:
             yield f"{path}.{name}", why
     if not OmegaConf.select(node, "_partial_"):
         for name in names:
             if parameters[name].default is inspect.Parameter.empty and name not in arguments:
-                yield f"{path}.{name}", f"{named} needs this argument"
+                yield f"{path}.{name}", f"{target_name} needs this argument"
 
 
 def _wrong_value(node: DictConfig, name: str, hints: Mapping[str, Any]) -> str | None:
@@ -203,24 +205,24 @@ def _wrong_value(node: DictConfig, name: str, hints: Mapping[str, Any]) -> str |
         value = node[name]
     except OmegaConfBaseException as error:
         return str(error).splitlines()[0]
-    # what is referred to is checked where it stands
+    # The value of a reference is checked at the key that it refers to
     if name in hints and not OmegaConf.is_interpolation(node, name) and not fits(value, hints[name]):
         return f"{value!r} is not {spell(hints[name])}"
     return None
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause of an error that Hydra wrapped, without Hydra's frame."""
+    """The message of the innermost cause of an error that Hydra wrapped."""
     while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return str(error)
 
 
-# --- where a fault lies -----------------------------------------------------------------------------------
+# --- the place of a fault ---------------------------------------------------------------------------------
 
 
 def label(override: str, stored: Mapping[str, str]) -> str:
-    """How a fault names an override; `stored` says of those that were not given now which file they are from."""
+    """An override in a message. `stored` maps overrides that are not of the command line to the file they come from."""
     return f"'{override}'" + (f", stored in {stored[override]}" if override in stored else "")
 
 
@@ -231,14 +233,14 @@ def where(
     stored: Mapping[str, str] = MappingProxyType({}),
     folders: Sequence[Path] = (CONF,),
 ) -> str:
-    """Where a key got its value: the overrides that set it or something below it, or the file that did."""
-    set_here = []
+    """Where a key got its value: the overrides that set it or a key below it, or else the file that set it."""
+    setting_overrides = []
     for override in overrides:
         name = override.lstrip("+~").split("=", 1)[0].split("@")[0]
         if key == name or name.startswith(f"{key}.") or ("." in name and key.startswith(f"{name}.")):
-            set_here.append(label(override, stored))
-    if set_here:
-        return f"override {', '.join(set_here)}"
+            setting_overrides.append(label(override, stored))
+    if setting_overrides:
+        return f"override {', '.join(setting_overrides)}"
     group = key.split(".")[0].split("[")[0]
     option = choices[group] if group in choices else None
     if not option:
@@ -247,13 +249,13 @@ def where(
     return str(own[0]) if own else f"conf/{group}/{option}.yaml"
 
 
-# --- what annotations allow of the plain values that YAML holds -------------------------------------------
+# --- comparing plain values of YAML with type annotations -------------------------------------------------
 
 PLAIN_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 
 
 def hints_of(target: Any) -> dict[str, Any]:
-    """Annotations by argument; one that cannot be resolved here says nothing and is left out."""
+    """The annotations of a target's arguments; those that cannot be resolved here are left out."""
     function = target.__init__ if inspect.isclass(target) else target
     hints: dict[str, Any] = {}
     for name, hint in inspect.get_annotations(inspect.unwrap(function)).items():
@@ -266,7 +268,7 @@ def hints_of(target: Any) -> dict[str, Any]:
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """Those of a union that YAML can mean: beside a plain one, it cannot be a class such as Tensor."""
+    """The members of a union that a value in YAML can have: the plain ones, or all if there are none."""
     arguments = typing.get_args(hint)
     return [kind for kind in arguments if kind in PLAIN_WORDS or typing.get_origin(kind)] or list(arguments)
 
@@ -277,7 +279,7 @@ def _is_pair(origin: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand for a parameter annotated `hint`; what is not plain always may."""
+    """Whether a plain value fits a parameter with the annotation `hint`; a value that is not plain always does."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, DictConfig):
         return True

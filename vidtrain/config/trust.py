@@ -1,9 +1,9 @@
-"""What a configuration from elsewhere may ask for: which names become objects, and which references are followed.
+"""Which classes a configuration from somebody else may name, and which of its references are resolved.
 
-A checkpoint, an exported file and a run's folder carry a configuration, and a name in it is enough to call any function
-of any package. So everything here is decided from plain data, before anything that it names is imported: parts are
-what conf/ ships, and layers and optimizers of PyTorch and timm. References to other settings are followed; all that
-OmegaConf would compute (`${oc.env:NAME}`, above all the reader's environment) stays text.
+A checkpoint, an exported file and a run's folder hold a configuration, and a name in it is enough to call any function
+of any package. So all checks here use plain data, and import nothing that it names. Allowed are the targets in conf/,
+and layers and optimizers of PyTorch and timm. References to other settings are resolved; everything else that OmegaConf
+would compute, above all `${oc.env:NAME}` from the user's environment, stays text.
 """
 
 import importlib
@@ -29,47 +29,47 @@ from vidtrain.files.escaping import first_lines, map_texts
 
 TARGET = "_target_"
 SHIPPED = re.compile(rf"^[ \t-]*{TARGET}:[ \t]*([\w.]+)", re.MULTILINE)
-# Package -> where its classes lie, and what they are all of: layers and optimizers, whose constructors open and write
-# nothing. Its functions, and classes that it only imports, are not among them.
+# Package -> (module that holds its classes, module and name of their base class). Constructors of layers and optimizers
+# open and write no files. Functions, and classes that the package only imports, are not allowed
 PACKAGES = {
     "torch.nn": ("torch.nn.modules", "torch.nn.modules.module", "Module"),
     "torch.optim": ("torch.optim", "torch.optim.optimizer", "Optimizer"),
     "timm.optim": ("timm.optim", "torch.optim.optimizer", "Optimizer"),
 }
-# To another setting, by its whole key
+# A reference to another setting by its whole key, and one by a relative key
 REFERENCE = re.compile(r"\$\{[A-Za-z_][\w-]*(?:\.[\w-]+|\[[\w-]+\])*\}")
 RELATIVE = re.compile(r"\$\{\.+[\w-]+(?:\.[\w-]+|\[[\w-]+\])*\}")
-# References, each as a zero byte, that touch what may begin or end another
+# Adjacent references, each replaced by a zero byte, whose values might together form a new reference
 JOINED = re.compile(r"\0[{\0]|\$\0")
-# How what is kept as text begins: `${` would be looked up, if not now then when a part is built
+# Replaces `${` in values that must stay text, as OmegaConf would resolve them at the latest when a part is built
 KEPT = "$ {"
 ABSENT = object()  # in place of a value that is left out
 PLAIN = (str, int, float, bool, types.NoneType)
-# A configuration of ours has some hundred settings, five deep
+# Limits for a stored configuration; those of vidtrain have some hundred settings and a depth of five
 MOST_SETTINGS, DEEPEST = 100_000, 40
-MOST_SHOWN = 20
+MOST_SHOWN = 20  # at most so many faults are listed
 
 
 # --- names ------------------------------------------------------------------------------------------------
 
 
 def is_trusted(target: object) -> bool:
-    """Whether `target` names a part that conf/ ships, or a layer or an optimizer of PyTorch or timm.
+    """Whether `target` is a target in conf/, or a layer or an optimizer of PyTorch or timm.
 
-    Imports nothing but those packages.
+    It imports only these packages.
     """
     return isinstance(target, str) and (rename_target(target) in shipped() or _is_layer_or_optimizer(target))
 
 
 @cache
 def shipped() -> frozenset[str]:
-    """Every `_target_` of conf/, but those of Hydra's own groups, which no run's configuration holds."""
+    """Every `_target_` in conf/, except in conf/hydra/, which is not part of a run's configuration."""
     return _targets(path for path in CONF.rglob("*.yaml") if path.relative_to(CONF).parts[0] != "hydra")
 
 
 @cache
 def shipped_pruners() -> frozenset[str]:
-    """What may end trials early."""
+    """The targets in conf/ of pruners, which end trials early."""
     return _targets((CONF / "hydra" / "sweeper" / "pruner").glob("*.yaml"))
 
 
@@ -78,7 +78,7 @@ def _targets(files: Iterable[Path]) -> frozenset[str]:
 
 
 def _is_layer_or_optimizer(target: str) -> bool:
-    """Whether the name leads to a class that says itself that it lives there, or that its package lends the name."""
+    """Whether `target` names a class of a package in `PACKAGES`, by the module that defines it or by the package."""
     module, _, class_name = target.rpartition(".")
     package = next((name for name in PACKAGES if f"{module}.".startswith(f"{name}.")), None)
     if package is None:
@@ -88,7 +88,7 @@ def _is_layer_or_optimizer(target: str) -> bool:
         importlib.import_module(package)
     except ImportError:
         return False
-    if module not in sys.modules:  # nothing is imported because a file names it
+    if module not in sys.modules:  # a module must not be imported only because a file names it
         return False
     part = vars(sys.modules[module]).get(class_name)
     return (
@@ -101,34 +101,34 @@ def _is_layer_or_optimizer(target: str) -> bool:
 
 
 def check_trust(config: Mapping[str, Any], source: str) -> None:
-    """Raises `UserError` if a stored configuration would build anything but the parts of this package, in any place."""
-    strange = []
+    """Raises `UserError` if any component of a stored configuration has a target that is not trusted."""
+    untrusted = []
     for path, node in _walk(config):
         if isinstance(node, Mapping):
             if TARGET in node and not is_trusted(node[TARGET]):
-                strange.append(f"{path}: {node[TARGET]}")
-            # a key that is computed might come out as one that counts
-            strange += [f"{path}: the key {key!r}" for key in node if not isinstance(key, str | int)]
+                untrusted.append(f"{path}: {node[TARGET]}")
+            # A key of another type might turn into "_target_" when it is converted to text
+            untrusted += [f"{path}: the key {key!r}" for key in node if not isinstance(key, str | int)]
         elif not isinstance(node, (*PLAIN, list, tuple)):
-            strange.append(f"{path}: a {type(node).__name__}, which is no plain setting")
-    if strange:
+            untrusted.append(f"{path}: a {type(node).__name__}, which is not a plain value")
+    if untrusted:
         raise UserError(
-            f"the checkpoint {source} asks to build parts from outside of this package:\n  "
-            + "\n  ".join(first_lines(strange, MOST_SHOWN))
-            + "\nIf you trust it and have them installed, say trust_targets=true"
+            f"the checkpoint {source} would build parts that are not from vidtrain:\n  "
+            + "\n  ".join(first_lines(untrusted, MOST_SHOWN))
+            + "\nIf you trust it and have them installed, set trust_targets=true"
         )
 
 
 def _walk(
     node: Any, path: str = "", depth: int = 0, seen: list[int] | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """`node` and everything in it, by dotted key. Raises `UserError` for what does not end."""
+    """`node` and everything in it, by dotted key. Raises `UserError` if it is too large or too deep, or a cycle."""
     seen = [0] if seen is None else seen
     seen[0] += 1
     if seen[0] > MOST_SETTINGS or depth > DEEPEST:
         raise UserError(
             f"a stored configuration holds more than {MOST_SETTINGS} settings, or is nested deeper than {DEEPEST}; "
-            "vidtrain writes none like that"
+            "vidtrain never writes such a configuration"
         )
     yield path, node
     if isinstance(node, Mapping):
@@ -140,7 +140,7 @@ def _walk(
 
 
 def is_trusted_pruner(pruner: Any) -> bool:
-    """Whether trial.json names a way to end trials early that conf/ ships, with plain settings."""
+    """Whether the pruner in trial.json is one of conf/, with plain settings."""
     return (
         isinstance(pruner, Mapping)
         and TARGET in pruner
@@ -153,20 +153,20 @@ def is_trusted_pruner(pruner: Any) -> bool:
 
 
 def is_computed(text: str) -> bool:
-    """Whether OmegaConf would do more with a value than to follow references to other settings.
+    """Whether OmegaConf would do more with a value than resolve references to other settings.
 
-    Whatever is not plainly a reference counts, escaped ones too, because building a part resolves values twice. So do
-    those that may be one when others have been put into them, such as `${a}{oc.env:NAME}` where a is `$`.
+    Any `${` counts that is not plainly such a reference, even an escaped one, as building a part resolves values twice.
+    Text that could become a reference after others are resolved counts, too: `${a}{oc.env:NAME}`, where a is `$`.
     """
     marked = REFERENCE.sub("\0", text)
     return ("${" in marked or JOINED.search(marked) is not None) and not RELATIVE.fullmatch(text)
 
 
 def as_text(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A configuration in which nothing is computed any more; and what would have been, by dotted key.
+    """The configuration without values that OmegaConf would compute (`is_computed`), and these values by dotted key.
 
-    Such a value stays as text, where the schema takes text; elsewhere it is left out, for the schema's default.
-    Raises `UserError` for a configuration that does not end.
+    A computed value stays as text if the schema allows text. Otherwise it is left out, so that the schema's default is
+    used. Raises `UserError` for a configuration that is too large or too deep.
     """
     for _ in _walk(config):
         pass
@@ -177,7 +177,7 @@ def as_text(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _kept(node: Any, path: str, hint: Any, computed: dict[str, str]) -> Any:
-    """`node`, whose place in the schema has the type `hint`, without what would be computed."""
+    """`node` without computed values, which are added to `computed`; `hint` is the schema's type at this `path`."""
     if isinstance(node, Mapping):
         children = {
             key: _kept(value, f"{path}.{key}" if path else str(key), _hint_below(hint, key), computed)
@@ -210,16 +210,16 @@ def _hint_below(hint: Any, key: Any) -> Any:
 
 
 def with_references(plain: Any) -> Any:
-    """Plain data with what `as_text` kept as it was written: for people, and for files that are read as text."""
+    """Plain data with the values that `as_text` kept as text in their original form, for people and for text files."""
     return map_texts(plain, lambda text: text.replace(KEPT, "${"))
 
 
 def set_aside(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A configuration to be shown and compared, in which a reference to the environment, of a name of its own, stands
-    for all that would be computed; and what is to be put back in its place.
+    """The configuration with every computed value replaced by a reference to an environment variable with a unique
+    name, and the original values by these references, for `put_back`.
 
-    `settled` follows no such reference, nor any that leads to one. Raises `UserError` for a configuration that does not
-    end.
+    `settled` does not resolve such references, so the result can be shown and compared. Raises `UserError` for a
+    configuration that is too large or too deep.
     """
     for _ in _walk(config):
         pass
@@ -236,30 +236,30 @@ def set_aside(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def put_back(plain: Any, kept: Mapping[str, str]) -> Any:
-    """The inverse, of what became of the configuration."""
+    """The inverse of `set_aside`, on plain data that was made from its configuration."""
     return map_texts(plain, lambda text: kept[text] if text in kept else text)
 
 
-# --- what components take -----------------------------------------------------------------------------------
+# --- targets and default arguments of components ------------------------------------------------------------
 
 
 def targets_of(config: DictConfig) -> frozenset[str]:
-    """The names of the components of a configuration."""
+    """The targets of all components of a configuration."""
     return frozenset(_target(node) for _, node in components(config))
 
 
 def _target(node: DictConfig) -> str:
-    """As it is written: a reference is no name."""
+    """The `_target_` of a component as written; a reference is not resolved."""
     written = node._get_node("_target_")
-    assert isinstance(written, Node)  # components have one
+    assert isinstance(written, Node)  # every component has one
     return str(written._value())
 
 
 def defaults_of(config: DictConfig, known: Collection[str] = ()) -> dict[str, Any]:
-    """What the components of a configuration take for the arguments that it leaves out, by dotted key.
+    """The default values of arguments that the components of a configuration leave out, by dotted key.
 
-    So two configurations can be compared, of which one was written before an argument was added to conf/. Components
-    that are neither this package's nor `known` are left out: a name in a file must not import anything.
+    With these, a configuration can be compared with an older one, from before an argument was added to conf/.
+    Components that are neither trusted nor `known` are skipped: a name in a file must not import anything.
     """
     defaults = {}
     for path, node in components(config):
@@ -267,7 +267,8 @@ def defaults_of(config: DictConfig, known: Collection[str] = ()) -> dict[str, An
             continue
         try:
             parameters = inspect.signature(get_object(node["_target_"])).parameters
-        except Exception:  # what no longer exists has no defaults, and its _target_ is seen to differ
+        # A target that no longer exists has no defaults; the comparison shows that _target_ differs
+        except Exception:
             continue
         for name, parameter in parameters.items():
             value = parameter.default

@@ -97,7 +97,7 @@ class TrainerSettings:
     # fp16 with a GradScaler: skipped steps and the scale are logged
     precision: str = setting("fp32", one_of("fp32", "bf16", "fp16"))
     compile: bool = False  # torch.compile
-    # decoding processes per rank; null: the rank's share of the machine's cores, at most 8
+    # decoding processes per rank; null: the rank's share of the machine's cores, or half of it on a CPU, at most 8
     num_workers: int | None = setting(None, at_least(0))
     # computing threads per rank without a GPU; null: half of the rank's share of the cores
     cpu_threads: int | None = setting(None, at_least(1))
