@@ -118,7 +118,7 @@ def test_cached_features(bomb, tmp_path):
     again.prepare()
     assert again.tokens.shape == (4, 64) and again.read.shape == (4,)
     (tmp_path / "store" / "key.json").write_bytes(data)
-    with pytest.raises(UserError, match="are damaged or of something else"):
+    with pytest.raises(UserError, match="are damaged or belong to something else"):
         again.prepare()
 
 

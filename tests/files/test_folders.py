@@ -161,7 +161,7 @@ def test_only_links_that_lead_out_count(own, tmp_path):
     with pytest.raises(UserError, match="wandb/run-1/gone -> "):
         check_links(folder, below=True, folders=False)
     (folder / "eval").symlink_to(own.parent)
-    with pytest.raises(UserError, match="eval/test .* a link .*home/test"):
+    with pytest.raises(UserError, match="eval/test, as a link .*home/test"):
         check_inside(folder / "eval/test", folder)
     check_inside(folder / "again/x", folder)
 

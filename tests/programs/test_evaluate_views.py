@@ -198,7 +198,7 @@ def test_where_the_model_attends_over_all_clips(run, tmp_path, capsys):
     }
     for asked, why in (
         ("eval_clips=1", "cannot be taken apart"),
-        ("fusion=vote", "no single clips to fuse"),
+        ("fusion=vote", "no logits of single clips"),
     ):
         with pytest.raises(UserError, match=why):
             evaluate(config_of("evaluate", f"from_table={tmp_path}", asked))
@@ -224,8 +224,7 @@ def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, t
             evaluate(cfg)
     said = str(error.value)
     assert (
-        "short_video_policy=error, and 20 of 20 videos of test cannot be judged with 8x8 frames at 16x16"
-        in said
+        "short_video_policy=error, and 20 of 20 videos of test are too short for 8x8 frames at 16x16" in said
     )
     assert (
         "appear_000.mp4: the video is too short for a clip: it lasts 40, the clip's last frame is at 56"
@@ -293,7 +292,7 @@ def test_killed_it_goes_on_with_another_number_of_ranks(root, tmp_path):
     assert status == -signal.SIGKILL and 2 <= done < 7, "it was over before it could be killed"
     ended = run_program("evaluate", *options(root, tmp_path), ranks=2)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"going on with the table in {tmp_path}/views: {done} of 7 batches are in it" in ended.stdout
+    assert f"continuing the table in {tmp_path}/views: {done} of 7 batches are in it" in ended.stdout
     assert contents(tmp_path) == contents(root / "table")
 
 

@@ -199,7 +199,7 @@ def test_views_of_evaluation_are_shared_by_seeds_and_splits(config, data, tmp_pa
 
 def test_what_evaluation_sees_has_no_drawn_copies(config, tmp_path):
     shared = [CACHED[0], "stage.head_only.cache_views=null", "clip.repeated_augmentation=2"]
-    with pytest.raises(UserError, match=r"clip.repeated_augmentation=2 asks for drawn copies: set one of"):
+    with pytest.raises(UserError, match=r"clip.repeated_augmentation=2 needs random ones: set one of"):
         train(config(f"run_dir={tmp_path}/run", *shared))
 
 

@@ -1,8 +1,8 @@
-"""From a trained model and a manifest to a view table, and from the table to a report.
+"""Evaluates a trained model on a split: writes the logits of every view into a table, and a report from the table.
 
 Read run.py first.
 
-run.py      the pass that fills a view table, by all ranks and across kills
-report.py   from the table to what a user reads
-options.py  what the command line may change of a checkpoint, and what is wrong with it
+run.py      fills the view table; all ranks take part, and a killed evaluation continues
+report.py   writes and prints the report of a table
+options.py  the settings of a checkpoint that the command line may change, and checks of them
 """

@@ -1,6 +1,6 @@
-"""What the command line may change of a checkpoint that is evaluated, and what is wrong with it.
+"""The settings of an evaluated checkpoint that the command line may change, and checks of them.
 
-Imports no torch, so that a mistake is answered at once.
+This module does not import torch, so that a mistake is reported at once.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from vidtrain.config.schemas import EvaluateConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.files.folders import check_inside, check_links
 
-# The program's option -> where the value stands in the configuration that the checkpoint carries
+# Option of the program -> key in the checkpoint's configuration that it sets
 CHANGES = {
     "data_root": "data_root",
     "dataset": "dataset",
@@ -31,15 +31,15 @@ CHANGES = {
     "cpu_threads": "trainer.cpu_threads",
     "precision": "trainer.precision",
 }
-# What evaluating uses of that configuration
+# Keys of that configuration that evaluation uses
 USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation", "model", "loss",
         "trainer.eval_batch_size", "trainer.max_eval_videos", "trainer.precision")  # fmt: skip
-# Options that a stored table is read with; all others are settled when the table is made
+# Options that may be set together with from_table; all others are fixed when the table is computed
 TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_order", "num_workers", "cpu_threads",
                  "device")  # fmt: skip
-# Of the clip's settings, those that change nothing in evaluation; the orders of frames are listed by themselves
+# Clip settings that do not identify a table: two have no effect in evaluation, and `Pass.identity` lists the orders
 NOT_OF_VIEWS = ("clip.train_clips", "clip.repeated_augmentation", "clip.frame_order")
-VIEWS = "views"  # the folder of the view table, below that of the tables made of it
+VIEWS = "views"  # folder of the view table, inside the folder of the reports
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -55,15 +55,17 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
             if key not in TABLE_OPTIONS and cfg[key] != defaults[key]
         ]
     if cfg.checkpoint is None:
-        what = "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
-        return [*faults, ("checkpoint", f"must be given: {what}")]
+        kinds = (
+            "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
+        )
+        return [*faults, ("checkpoint", f"must be given: {kinds}")]
     return faults + check_checkpoint(cfg.checkpoint)
 
 
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
-    """The configuration that a checkpoint carries, with what the command line changes of it.
+    """The checkpoint's configuration, changed by the options of the command line.
 
-    A vote is not a fusion of the model: it needs clips that are judged one by one.
+    The model itself has no fusion "vote", which needs separate logits for each clip: so joint becomes mean_logits.
     """
     if cfg.fusion != "vote":
         return changed_config(config, cfg, CHANGES)
@@ -74,8 +76,8 @@ def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 
 
 def view_settings(trained: DictConfig) -> dict[str, Any]:
-    """The settings that decide on views, as plain values by dotted key; and of those that lead to the environment, what
-    tells whether they still read the same there."""
+    """The settings on which views depend, as plain values by dotted key. Settings that refer to the environment are
+    included with a hash of their value, so that a change is noticed."""
     settings = {f"clip.{key}": value for key, value in settled(trained.clip).items()}
     settings |= {
         f"augmentation.eval.{key}": value for key, value in settled(trained.augmentation.eval).items()
@@ -83,15 +85,15 @@ def view_settings(trained: DictConfig) -> dict[str, Any]:
     read = fingerprints(trained, settings)
     for key in NOT_OF_VIEWS:
         del settings[key]
-    if settings["clip.sample_aspect"] == "ignore":  # as tables from before there was a choice were made
+    if settings["clip.sample_aspect"] == "ignore":  # older tables do not have this setting
         del settings["clip.sample_aspect"]
     return settings | ({"read in the environment": read} if read else {})
 
 
 def output_folder(cfg: DictConfig, trained: DictConfig, checkpoint: Path) -> Path:
-    """The folder for the tables of an evaluation: `out`, or one below the run's, named by the views.
+    """The folder for the tables of an evaluation: `out`, or one in the run's folder, with a name for the views.
 
-    Raises `UserError` where a link leads out of the run's folder.
+    Raises `UserError` if a link leads out of the run's folder.
     """
     from vidtrain.build.parts import instantiate_component
 

@@ -1,4 +1,5 @@
-"""From a view table to what a user reads: the chosen protocol, all that the table holds, probes and a chart."""
+"""The report of a view table: metrics of the chosen protocol, of all others in the table, and of frame-order
+ablations, with a chart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +28,12 @@ from vidtrain.training.run import Console
 
 SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "precision_macro",
          "recall_macro", "loss")  # fmt: skip
-NEAR = "~"  # marks a protocol whose clips are only near those of an evaluation of its own
+# Marks a protocol whose clips are only close to those that an evaluation with fewer clips would read
+NEAR = "~"
 
 
 def results_table(console: Console, title: str, result: Report) -> None:
-    """The closing table: one column for single clips, one for videos."""
+    """Prints the final table: a column for single clips and one for videos."""
     metrics = result.metrics
     rows = [
         (name, f"{metrics[f'clip_{name}']:.4f}" if f"clip_{name}" in metrics else "", f"{metrics[name]:.4f}")
@@ -56,16 +58,19 @@ def republish(
     num_crops: int | None,
     console: Console,
 ) -> float:
-    """Another protocol of a stored table; None means that of the table. Returns top-1 or mean average precision."""
+    """Reports another protocol of a stored table; None means the table's own. Returns top-1, or mean average precision
+    if videos may have several labels."""
     views = open_views(table)
     about = views.about
     fusion, order = fusion or about["fusion"], order or about["orders"][0]
     if out is None:
         clips, crops = num_clips or about["num_clips"], num_crops or len(about["crops"])
-        own = {f"{about['num_clips']}x{len(about['crops'])}", about["fusion"], about["orders"][0]}
-        differing = "_".join(name for name in (f"{clips}x{crops}", fusion, order) if name not in own)
+        table_protocol = {f"{about['num_clips']}x{len(about['crops'])}", about["fusion"], about["orders"][0]}
+        differing = "_".join(
+            name for name in (f"{clips}x{crops}", fusion, order) if name not in table_protocol
+        )
         out = views.folder.parent
-        if differing:  # the report that lies there is of the table's own protocol
+        if differing:  # that folder holds the report of the table's own protocol, which is not replaced
             out = out.with_name(f"{out.name}_as_{differing}")
     check_writable(out)
     title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
@@ -84,9 +89,10 @@ def publish(
     num_clips: int | None = None,
     num_crops: int | None = None,
 ) -> Report:
-    """Writes and shows the chosen protocol, and then all others that the table holds; None means all clips, all crops.
+    """Writes and prints the report of the chosen protocol, and of all others in the table. None means all clips or all
+    crops.
 
-    Raises `UserError` for what the table does not hold, and where no video could be read.
+    Raises `UserError` for a protocol that is not in the table, and if no video could be read.
     """
     about, multi_label = views.about, views.labels.ndim == 2
     known = fusions_of(about["joint"], multi_label)
@@ -123,27 +129,27 @@ def publish(
 
 
 def check_fusion(fusion: str, known: Sequence[str]) -> None:
-    """Raises `UserError` for a fusion that is none of those that a table allows."""
+    """Raises `UserError` for a fusion that a table does not support."""
     if fusion in known:
         return
     if "joint" in known:
         raise UserError(
-            f"fusion={fusion}: the model attended over the tokens of all clips jointly, so the table has no single "
-            f"clips to fuse; evaluate the checkpoint with fusion={fusion}, which judges clips one by one"
+            f"fusion={fusion}: the model attended over the tokens of all clips jointly, so the table has no logits of "
+            f"single clips; evaluate the checkpoint with fusion={fusion}, which classifies each clip by itself"
         )
     if fusion == "joint":
         raise UserError(
-            "fusion=joint: the clips of this table were judged one by one; evaluate the checkpoint with fusion=joint"
+            "fusion=joint: in this table each clip was classified by itself; evaluate the checkpoint with fusion=joint"
         )
-    why = "for one label a video" if fusion in EVALUATION_FUSIONS else "unknown"
-    raise UserError(f"fusion={fusion} is {why}; choose one of {', '.join(known)}")
+    reason = "only for videos with one label" if fusion in EVALUATION_FUSIONS else "unknown"
+    raise UserError(f"fusion={fusion} is {reason}; choose one of {', '.join(known)}")
 
 
 def protocol_text(
     views: StoredViews, order: str, clips: tuple[int, ...], same: bool, crops: tuple[int, ...], fusion: str
 ) -> str:
-    """As `vidtrain.build.parts.protocol_text` says it; clips that are only near those of such an evaluation are counted
-    as part of the table's."""
+    """A protocol as text, as in `vidtrain.build.parts.protocol_text`. If its clips are only close to those that an
+    evaluation with as many would read, it says `2 of 4 clips`."""
     about = views.about
     total = about["num_clips"]
     count = total if about["joint"] else len(clips)
@@ -156,7 +162,8 @@ def protocol_text(
 def protocols_table(
     console: Console, views: StoredViews, protocols: Sequence[Protocol], fusions: Sequence[str], name: str
 ) -> None:
-    """A row for each clips x crops in the table's first order, a column for single views and for each fusion."""
+    """Prints a row for each clips x crops in the table's first frame order, with a column for single views and for each
+    fusion."""
     first = views.about["orders"][0]
     rows: dict[str, list[str]] = {}
     for protocol in protocols:
@@ -167,11 +174,13 @@ def protocols_table(
     console.table(f"{name} by protocol, {first}", ("clips x crops", "clip", *fusions), list(rows.values()))
     if views.about["joint"]:
         console.info(
-            f"the model attends over the tokens of all {views.about['num_clips']} clips jointly: views cannot be taken "
-            "apart by clips, so there is one row per crop"
+            f"the model attends over the tokens of all {views.about['num_clips']} clips jointly, so there is one row "
+            "for each number of crops, with all clips"
         )
     elif not all(protocol.same for protocol in protocols):
-        console.info(f"{NEAR} clips of the table near those that an evaluation of its own would read")
+        console.info(
+            f"{NEAR} the clips are close to those that an evaluation with this number of clips would read"
+        )
 
 
 def probes_table(console: Console, probed: Sequence[Probe], name: str) -> None:

@@ -1,4 +1,4 @@
-"""The pass that fills a view table, by all ranks and across kills: each video is read once, for all of its views."""
+"""Fills a view table: all ranks take part, and a killed evaluation continues. Each video is read once for all views."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -31,18 +31,14 @@ from vidtrain.files.escaping import first_lines, shown
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
-MOST_REFUSED = 10  # videos that are listed
-# makes the model and the transform before it
+MOST_REFUSED = 10  # at most so many refused videos are listed
+# Builds the model, and the transform of its input
 MakeModel = Callable[[], tuple[ClipModel, nn.Module]]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What is to be judged: a split of the data in some orders of frames, with clips x crops views in each.
-
-    The first of `orders` is the one that is asked for, the others are probes; `frames` says of each what a view shows.
-    `settings` are those that decide on views, as `view_settings` gives them.
-    """
+    """What is evaluated: a split in several frame orders, with clips x crops views in each."""
 
     source: Path  # the checkpoint, or the exported file
     weights: str | None
@@ -50,12 +46,12 @@ class Pass:
     prepared: str | None
     split: str
     dataset: VideoDataset
-    orders: tuple[str, ...]
-    frames: Mapping[str, str]
-    settings: Mapping[str, Any]
+    orders: tuple[str, ...]  # the main frame order first, then the ablations
+    frames: Mapping[str, str]  # for each order, a description of the frames of a view
+    settings: Mapping[str, Any]  # the settings on which views depend, from `view_settings`
     crops: int
     fusion: str
-    independent: bool  # whether classes are judged each by itself
+    independent: bool  # whether a sigmoid scores each class by itself
     shard: EvalShard
     precision: str
     num_workers: int
@@ -70,7 +66,8 @@ class Pass:
         return self.dataset.manifest
 
     def reader(self) -> VideoDataset:
-        """Reads clips for all orders at once: their frames in forward order, and the one that single_frame repeats."""
+        """A dataset that reads the frames of all orders at once: clips in forward order, and the middle frame, which
+        single_frame repeats."""
         if len(self.orders) == 1:
             return self.dataset
         middle = "single_frame" in self.orders
@@ -78,7 +75,7 @@ class Pass:
         return replace(self.dataset, protocol=protocol)
 
     def identity(self, device: torch.device) -> dict[str, Any]:
-        """All that decides on the numbers in the table. Videos go by path, size, cut and label."""
+        """All that the numbers in the table depend on. Videos are identified by path, file size, cut and label."""
         with open(self.source, "rb") as file:
             checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
         return {
@@ -98,7 +95,7 @@ class Pass:
         }
 
     def about(self) -> dict[str, Any]:
-        """What views.json says of the table, the same on whichever machine it is computed."""
+        """The description of the table in views.json. It is the same on any machine."""
         protocol, uncut = self.dataset.protocol, UNCUT.get(type(self.dataset.geometry))
         count, videos = protocol.num_clips, len(self.manifest)
         names = [f"clip {number + 1} of {count}" for number in range(count)]
@@ -122,7 +119,7 @@ class Pass:
 
 
 def crop_names(count: int) -> list[str]:
-    """What a reader may call the crops of a frame, in order: along its longer side."""
+    """Names of the crops of a frame for people, in order along its longer side."""
     if count == 1:
         return ["center"]
     inner = [f"{number + 1} of {count}" for number in range(count)]
@@ -132,25 +129,25 @@ def crop_names(count: int) -> list[str]:
 
 
 def in_order_of_checkpoint(manifest: Manifest, classes: Sequence[str], checkpoint: Path) -> Manifest:
-    """The manifest with its classes numbered as in the checkpoint. Raises `UserError` where they are other classes."""
+    """The manifest with its classes in the order of the checkpoint. Raises `UserError` if the classes differ."""
     if sorted(manifest.classes) == sorted(classes):
         return in_order_of(manifest, classes)
     differing = sorted(set(manifest.classes) ^ set(classes))
     raise UserError(
-        f"the checkpoint {checkpoint} tells other classes apart than the dataset has: {len(classes)} and "
+        f"the checkpoint {checkpoint} has other classes than the dataset: {len(classes)} and "
         f"{len(manifest.classes)}; differing: {', '.join(map(shown, differing[:8]))}"
         + describe_alike(manifest.classes, classes)
     )
 
 
 def start_table(work: Pass, folder: Path, cpu_threads: int | None, overwrite: bool, ranks: Ranks) -> None:
-    """Begins the table of `work` in `folder`, or finds it there; sets as many threads as it was begun with."""
+    """Begins the table of `work` in `folder`, or continues it with the number of threads that it was begun with."""
     set_cpu_threads(cpu_threads, ranks)
-    usual = torch.get_num_threads()
+    default_threads = torch.get_num_threads()
 
     def begin() -> int:
         return view_store.begin(
-            folder, work.identity(ranks.device), cpu_threads, usual, overwrite, rename_settings
+            folder, work.identity(ranks.device), cpu_threads, default_threads, overwrite, rename_settings
         )
 
     begun_with = ranks.on_main(begin)
@@ -158,12 +155,12 @@ def start_table(work: Pass, folder: Path, cpu_threads: int | None, overwrite: bo
 
 
 def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console: Console) -> StoredViews:
-    """The table of `work` in `folder`, by all ranks: what it lacks is computed, then rank 0 puts it together.
+    """Completes the table of `work` in `folder`: all ranks compute missing batches, then rank 0 merges their files.
 
-    Of a complete table `make_model` is not called. Raises `UserError` where videos are too short for the protocol.
+    `make_model` is not called if the table is complete. Raises `UserError` if videos are too short for the protocol.
     """
     if ranks.on_main(lambda: view_store.is_complete(folder)):
-        console.info(f"the views lie in {folder}: no video is read")
+        console.info(f"all views are already in {folder}: no video is read")
         ranks.on_main(lambda: view_store.clean(folder))
         return view_store.open_views(folder)
     if work.dataset.protocol.short_video_policy == "error":
@@ -173,7 +170,7 @@ def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console:
         len(work.dataset), work.shard.batch_size, ranks.rank, ranks.world_size, work.shard.every, done
     )
     if done:
-        console.info(f"going on with the table in {folder}: {len(done)} of {units.total} batches are in it")
+        console.info(f"continuing the table in {folder}: {len(done)} of {units.total} batches are in it")
     if len(done) < units.total:
         _compute(work, folder, units, make_model, ranks, console)
     ranks.barrier()
@@ -220,7 +217,7 @@ def _compute(
 
 
 def _frames(dataset: VideoDataset, index: int) -> np.ndarray:
-    """The frame indices [n t] of a video's clips; -1 where the file, read just before, cannot be looked at again."""
+    """The frame indices [n t] of a video's clips; -1 if the file, which has just been read, cannot be opened again."""
     record, protocol = dataset.manifest[index], dataset.protocol
     try:
         video = dataset.index.info(record.path, dataset.manifest.frame_rate)
@@ -233,7 +230,7 @@ def _frames(dataset: VideoDataset, index: int) -> np.ndarray:
 
 
 def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
-    """Raises `UserError` naming the videos that the protocol does not allow, before anything is computed."""
+    """Raises `UserError` naming the videos that are too short for the protocol, before anything is computed."""
     dataset, videos = work.dataset, len(work.manifest)
 
     def show(done: int) -> None:
@@ -252,17 +249,17 @@ def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
         lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused]
         raise UserError(
             f"short_video_policy=error, and {len(refused)} of {pluralize(videos, 'video')} of {work.split} "
-            f"cannot be judged with {work.frames[work.orders[0]]}, {pluralize(dataset.protocol.num_clips, 'clip')}:\n  "
+            f"are too short for {work.frames[work.orders[0]]}, {pluralize(dataset.protocol.num_clips, 'clip')}:\n  "
             + "\n  ".join(first_lines(lines, MOST_REFUSED))
-            + "\nShow them anyway with short_video_policy=repeat_last or wrap"
+            + "\nEvaluate them anyway with short_video_policy=repeat_last or wrap"
         )
 
 
 def _videos_digest(manifest: Manifest) -> str:
-    whole = hashlib.sha256("\n".join(manifest.classes).encode(errors="surrogateescape"))
+    digest = hashlib.sha256("\n".join(manifest.classes).encode(errors="surrogateescape"))
     for record in manifest:
         size = file_status(record.path).size if exists(record.path) else 0
         labels = list(record.labels) if manifest.multi_label else record.label
         row = f"{record.path}\t{size}\t{record.start}\t{record.end}\t{labels}\n"
-        whole.update(row.encode(errors="surrogateescape"))
-    return f"{len(manifest)} videos, {whole.hexdigest()}"
+        digest.update(row.encode(errors="surrogateescape"))
+    return f"{len(manifest)} videos, {digest.hexdigest()}"

@@ -1,7 +1,7 @@
-"""From a frozen encoder and clips to the phases that train heads on it; tokens are kept on disk on demand.
+"""Phases that train heads on a frozen encoder, on clips or on tokens that are cached on disk.
 
 Read frozen_encoder.py first.
 
-frozen_encoder.py  what a phase on a frozen encoder trains and reads
-store.py           tokens on disk, safe against kills
+frozen_encoder.py  the task of such a phase: its heads, its batches and their evaluation
+store.py           tokens on disk, which survive a kill
 """

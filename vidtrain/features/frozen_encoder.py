@@ -1,8 +1,9 @@
-"""What phases on a frozen encoder train and read: heads that each clip is encoded once for, in all or for good.
+"""The tasks of phases with a frozen encoder: a head grid, which encodes each clip once for all heads, and cached
+features, which encode each clip once and keep its tokens on disk.
 
-Cached tokens lie on disk. A cached view is what training would make of a video in an epoch of its own: cached epoch e
-is epoch e mod V of training without a cache, to the rounding of float16. What evaluation sees of a video depends on
-neither seed nor split, so tokens of it are taken from wherever they are.
+With V cached views, epoch e of training reads the tokens of epoch e mod V of training without a cache, rounded to
+float16. The views of evaluation depend on neither seed nor split, so their tokens are copied from any cache that has
+them.
 """
 
 import copy
@@ -33,10 +34,10 @@ from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, Evaluation, PhaseSettings, PhaseTask
 
 FORMAT = "vidtrain-features/1"
-# Settings of encoders as tokens were made before there was a choice; these are left out of digests
+# Encoder settings that were added later, with the values that older caches have; with these they are not in digests
 FIRST_SETTINGS = {"input": "rgb", "spatial_size": None}
-CHUNK = 16  # readings of a video: what a kill may cost
-# What decides the tokens of a split, apart from weights and files
+CHUNK = 16  # readings of a video per chunk; a kill loses at most the chunks that are being written
+# Settings that the tokens of a split depend on, beside weights and files, with and without training
 DECIDING = {
     True: ("clip", "seed", "augmentation.train", "augmentation.temporal", "augmentation.color",
            "augmentation.rand_augment", "augmentation.erasing"),
@@ -45,9 +46,9 @@ DECIDING = {
 
 
 def heads_of(model: VideoClassifier, phase: PhaseSettings) -> list[nn.Module]:
-    """The heads that a phase trains: copies of the model's, as many as the grid has; or the model's own.
+    """The heads that a phase trains: one copy of the model's head for each head of the grid, or the model's own head.
 
-    All start from the same weights, so that they differ by their rate and weight decay alone.
+    All start from the same weights, so that they differ only in learning rate and weight decay.
     """
     if phase.heads is None:
         return [model.head]
@@ -63,43 +64,37 @@ def head_task(
     train_batches: Callable,
     evaluate: Callable[[ManyHeads], Sequence[Evaluation]],
 ) -> PhaseTask:
-    """The heads of a phase on clips."""
+    """The task of a phase with a head grid on clips, without a cache."""
     heads = ManyHeads(model, heads_of(model, phase))
     return PhaseTask(heads, transform, mix, train_batches, lambda: evaluate(heads))
 
 
 @dataclass(frozen=True)
 class CachedFeatureTask:
-    """What a run gives to phases that train on cached features; calling it makes such a phase.
+    """The parts of a run that phases with cached features need. A call makes the task of such a phase."""
 
-    `train` reads what training draws, and `evaluated` opens a split as evaluation sees it, in `eval_views` a video.
-    `stream` gives the samples of the training steps from, up to, and `shard` those of an evaluation. `evaluate` makes
-    reports, one a head, of what a model gives for batches after a transform.
-    `config` is the run's in plain values: nothing but digests is made of it. The tokens lie below the folder `root`;
-    `batch_size` readings of a video are encoded at once.
-    """
-
-    train: VideoDataset
-    evaluated: Callable[[str], VideoDataset]
-    eval_views: int
-    stream: Callable[[int, int], TrainStream | MixtureStream]
-    shard: Callable[[VideoDataset], EvalShard]
+    train: VideoDataset  # reads training videos with random clips and augmentation
+    evaluated: Callable[[str], VideoDataset]  # opens a split with the views of evaluation
+    eval_views: int  # number of views per video in evaluation
+    stream: Callable[[int, int], TrainStream | MixtureStream]  # (first step, last step + 1) -> samples
+    shard: Callable[[VideoDataset], EvalShard]  # the samples of an evaluation on this rank
+    # (heads, batches, transform) -> a report for each head
     evaluate: Callable[[ManyHeads, Iterable[Batch], nn.Module], list[Report]]
     transform: nn.Module
     context: AbstractContextManager
-    config: Mapping[str, Any]
-    root: Path
-    batch_size: int
+    config: Mapping[str, Any]  # the run's configuration in plain values, from which digests are computed
+    root: Path  # folder of the caches
+    batch_size: int  # number of readings of a video that are encoded at once
     num_workers: int
     decode_timeout_s: float
     ranks: Ranks
     console: Console
 
     def __call__(self, model: VideoClassifier, phase: PhaseSettings) -> PhaseTask:
-        """Encodes what is not cached yet.
+        """Encodes the videos that are not cached yet, and returns the task of `phase`.
 
-        Raises `UserError` for clips of different shapes, for tokens that float16 does not hold, and as `TokenStore`
-        and reading do.
+        Raises `UserError` for clips of different shapes, for tokens outside of the range of float16, and for the errors
+        of `TokenStore` and of reading videos.
         """
         train, val = self.train, self.evaluated("val")
         if any(source.frames not in (None, train.protocol.frames) for source in train.manifest.sources):
@@ -107,14 +102,14 @@ class CachedFeatureTask:
                 "cache_features needs clips of one shape, and a listing of the mixture has its own frames: set its "
                 "dataset.source.parts.NAME.frames=null"
             )
-        # frames that keep their own shape have no common grid, and are refused before
+        # Whole frames, which have no common grid, were refused when the configuration was checked
         grid = model.encoder.grid(train.protocol.frames, *train.size)
         if model.encoder.grid(val.protocol.frames, *val.size) != grid:
             raise UserError("cache_features needs clips of one size in training and evaluation")
         if phase.cache_views is None and train.copies > 1:
             raise UserError(
-                f"cache_views=null keeps what evaluation sees, and clip.repeated_augmentation={train.copies} asks for "
-                "drawn copies: set one of them to 1"
+                f"cache_views=null caches the views of evaluation, but clip.repeated_augmentation={train.copies} needs "
+                "random ones: set one of them to 1"
             )
         if phase.cache_views is None:
             cached_train = self._open_evaluated("train", self.evaluated("train"), model, replaced=True)
@@ -131,8 +126,8 @@ class CachedFeatureTask:
         )
 
     def closing(self, model: VideoClassifier, split: str) -> tuple[ManyHeads, Iterable[Batch], nn.Module]:
-        """The model on the tokens of a split, which are encoded where they are not cached: the model, its batches, and
-        the transform between them."""
+        """For an evaluation on the cached tokens of a split, which are encoded now if absent: the model, its batches,
+        and their transform."""
         dataset = self.evaluated(split)
         cached = self._open_evaluated(split, dataset, model)
         grid = model.encoder.grid(dataset.protocol.frames, *dataset.size)
@@ -147,8 +142,8 @@ class CachedFeatureTask:
     def _open(
         self, split: str, dataset: VideoDataset, views: int, clips: int, model: VideoClassifier
     ) -> "CachedSplit":
-        """The cached tokens of a split in `views` readings of `clips` views each, computed now where they are not all
-        there."""
+        """Opens the cached tokens of a split, with `views` readings of each video and `clips` clips per reading. Tokens
+        that are absent are computed now."""
         ranks, console = self.ranks, self.console
         encoder = TokenEncoder(model.encoder, self.transform, self.context, ranks.device, self.batch_size)
         videos = ranks.on_main(lambda: self._digests(split, dataset))
@@ -168,8 +163,8 @@ class CachedFeatureTask:
         pending = ranks.broadcast_object(store.pending())
         size = f"{store.bytes / 1e9:.3g} GB of tokens in {store.folder}"
         if pending:
-            whole = store.num_chunks - len(pending)
-            started = f", of which {whole} of {store.num_chunks} chunks are there" if whole else ""
+            complete = store.num_chunks - len(pending)
+            started = f", of which {complete} of {store.num_chunks} chunks are there" if complete else ""
             console.info(f"{name}: encoding {len(dataset)} videos {views} times, {size}{started}")
             self._encode(store, pending[ranks.rank :: ranks.world_size], dataset, encoder, name)
             ranks.barrier()
@@ -193,7 +188,7 @@ class CachedFeatureTask:
         encoder: "TokenEncoder",
         name: str,
     ) -> None:
-        # of a fixed chunk: the same bits at any number of ranks, and after a kill
+        # A batch is always one chunk: so the tokens have the same bits with any number of ranks, and after a kill
         keys = [[SampleKey(*divmod(row, len(dataset))) for row in store.rows_of(chunk)] for chunk in chunks]
         pin = self.ranks.device.type == "cuda"
         loader = Loader(dataset, keys, self.num_workers, pin, False, 0, self.decode_timeout_s, START_METHOD)
@@ -207,7 +202,7 @@ class CachedFeatureTask:
 
 
 class AsFloat(nn.Module):
-    """Cached tokens as the heads take them, in place of the transform of clips."""
+    """Replaces the transform of clips: converts cached tokens to float32."""
 
     def forward(self, tokens: Tensor, seeds: Tensor | None = None) -> Tensor:
         return tokens.float()
@@ -215,9 +210,9 @@ class AsFloat(nn.Module):
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """The tokens of a split; row view * videos + video holds the views [m n] of one reading of a video.
+    """The cached tokens of a split. Row (view * number of videos + video) holds one reading of a video.
 
-    `rows` of readings are read in place of theirs, where it is given.
+    `rows`, if given, maps each row to the row that is read in its place.
     """
 
     store: TokenStore
@@ -226,7 +221,7 @@ class CachedSplit:
     rows: np.ndarray | None = None
 
     def without_unread(self) -> "CachedSplit":
-        """With the next video in place of each that could not be read, as a training step needs its samples."""
+        """Replaces each video that could not be read by the next readable one, as training needs full batches."""
         readable = np.flatnonzero(self.store.read >= 0)
         if not len(readable):
             raise UserError(f"none of the {len(self.dataset)} training videos could be read; audit says why")
@@ -234,7 +229,7 @@ class CachedSplit:
         return replace(self, rows=readable[following])
 
     def batches(self, sampler: Iterable[list[SampleKey]]) -> Iterator[Batch]:
-        """What the loader would give, with tokens float16 [b n m d] in place of clips."""
+        """Yields batches like the loader's, with tokens float16 [b n m d] instead of clips."""
         return map(self._batch, sampler)
 
     def _batch(self, keys: Sequence[SampleKey]) -> Batch:
@@ -252,10 +247,10 @@ class CachedSplit:
         tokens = torch.from_numpy(self.store.tokens[rows])
         copies = tokens.shape[1]
         labels = [self.dataset.target(manifest[index]) for index in read.tolist()]
-        nothing = torch.empty(0, dtype=torch.int64)
+        no_labels = torch.empty(0, dtype=torch.int64)
         return Batch(
             clips=rearrange(tokens, "b c n m d -> (b c) n m d"),
-            labels=torch.stack(labels).repeat_interleave(copies, 0) if labels else nothing,
+            labels=torch.stack(labels).repeat_interleave(copies, 0) if labels else no_labels,
             indices=torch.from_numpy(read).repeat_interleave(copies),
             seeds=torch.zeros(len(read) * copies, tokens.shape[2], dtype=torch.int64),
             faults=faults,
@@ -264,13 +259,13 @@ class CachedSplit:
 
 @dataclass(frozen=True)
 class TokenEncoder:
-    """How clips become tokens: the frozen encoder, on its device, in a precision, after a transform."""
+    """Computes tokens of clips: the frozen encoder with its device, autocast context and transform."""
 
     encoder: Encoder
     transform: nn.Module
     context: AbstractContextManager
     device: torch.device
-    batch_size: int  # readings of a video that are encoded at once
+    batch_size: int  # number of readings of a video that are encoded at once
 
     @torch.no_grad()
     def __call__(self, batch: Batch, training: bool) -> Tensor:
@@ -285,30 +280,30 @@ class TokenEncoder:
         return torch.cat(tokens)
 
     def token_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, ...]:
-        """The tokens of a clip, and their dimension."""
+        """The number of tokens of a clip, and their dimension: (m, d)."""
         clip = torch.zeros(1, 1, 3, frames, *size, dtype=torch.uint8)
         one = torch.zeros(1, dtype=torch.int64)
         return tuple(self(Batch(clip, one, one, one, []), False).shape[2:])
 
 
 def weights_digest(encoder: Encoder, settings: Mapping[str, Any]) -> str:
-    """BLAKE2b over every tensor of the encoder, and over the settings that it was built with."""
+    """BLAKE2b of all tensors of the encoder, and of the settings that it was built with."""
     chosen = {
         name: value
         for name, value in settings.items()
         if name not in FIRST_SETTINGS or FIRST_SETTINGS[name] != value
     }
-    if "input" not in chosen:  # which alone has a use for it
+    if "input" not in chosen:  # difference_gain has an effect only with another input than rgb
         chosen.pop("difference_gain", None)
-    whole = hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16)
     for name, tensor in encoder.state_dict().items():
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return whole.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> str:
-    """BLAKE2b over what decides how clips are cut, transformed and encoded."""
+    """BLAKE2b of the settings that decide how clips are cut, transformed and encoded."""
     chosen: dict[str, Any] = {
         "precision": config["trainer"]["precision"],
         "views": views,
@@ -317,12 +312,12 @@ def protocol_digest(config: Mapping[str, Any], training: bool, views: int) -> st
     for key in DECIDING[training]:
         group, _, name = key.partition(".")
         chosen[key] = config[group][name] if name else config[group]
-    # how many clips the other one of training and evaluation has changes nothing
+    # Settings of evaluation do not affect tokens of training, and vice versa
     other = "eval_" if training else "train_"
-    clip = with_first_names("clip", config["clip"])  # so that tokens from before a renaming are found
+    clip = with_first_names("clip", config["clip"])  # so that caches from before a renaming are still used
     chosen["clip"] = {name: value for name, value in clip.items() if not name.startswith(other)}
     if chosen["clip"].get("sample_aspect") == "ignore":
-        del chosen["clip"]["sample_aspect"]  # as tokens from before there was a choice were made
+        del chosen["clip"]["sample_aspect"]  # older caches do not have this setting
     return hashlib.blake2b(json.dumps(chosen, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -337,9 +332,9 @@ def _chunk(
     encoder: TokenEncoder,
     dataset: VideoDataset,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a chunk's rows, zeros where a video is missing, and the records that they were read from.
+    """The tokens of a chunk's rows, and for each row the record that was read; zeros and -1 for a missing video.
 
-    Raises `UserError` for tokens beyond the range of float16.
+    Raises `UserError` for tokens outside of the range of float16.
     """
     tokens = np.zeros((len(samples), *store.shape), np.float16)
     read = np.full(len(samples), -1, np.int64)
@@ -347,16 +342,15 @@ def _chunk(
         return tokens, read
     records = batch.indices[:: _copies(dataset)].numpy()
     rows = np.arange(len(samples))
-    if (
-        not dataset.training
-    ):  # in training each sample is there, of another record where its own could not be read
+    # Evaluation leaves out videos that cannot be read; training reads others instead
+    if not dataset.training:
         rows = np.isin([key.record for key in samples], records).nonzero()[0]
     encoded = encoder(batch, dataset.training)
     largest = encoded.abs().flatten(1).amax(dim=1)
     for place in (~(largest <= LARGEST)).nonzero().flatten().tolist():
         path = dataset.manifest.paths[int(batch.indices[place])]
         raise UserError(
-            f"tokens of {path} reach {largest[place]:.3g}, and float16, in which features are cached, ends at "
+            f"tokens of {path} reach {largest[place]:.3g}, but features are cached in float16, whose largest value is "
             f"{LARGEST:.0f}: train without cache_features"
         )
     tokens[rows] = rearrange(encoded.half(), "(b c) n m d -> b c n m d", c=_copies(dataset)).numpy()

@@ -1,14 +1,14 @@
-"""Tokens on disk: float16, mapped into memory, written chunk by chunk so that a kill costs one chunk at most.
+"""Tokens on disk: float16, memory-mapped, written in chunks so that a kill loses at most the chunk being written.
 
-    FOLDER/key.json            what the tokens are of, and their shape
-           tokens.f16          [rows, ...], as NumPy lays them out
-           read.i64            [rows], the record that a row was read from; -1 where none could be
-           done.u8             [chunks], 1 for those that are whole
+    FOLDER/key.json            digests of weights, protocol and videos, and the shape of the tokens
+           tokens.f16          [rows, ...], in NumPy's C order
+           read.i64            [rows], the record that a row was read from; -1 if it could not be read
+           done.u8             [chunks], 1 for each complete chunk
            faults_rank{r}.jsonl   files that could not be read, and why
-           videos.txt             a line a row: the digest and the cut of the video that it is of
+           videos.txt             for each row a line with the digest and the cut of its video
 
-A chunk's rows are on the disk before its byte in done.u8 is set. Ranks, and even other runs, may fill one store at
-once: each writes whole chunks, and what they write is the same.
+A chunk's rows are on the disk before its byte in done.u8 is set. Several ranks, and even other runs, may fill one store
+at the same time: each writes whole chunks, and all write the same values.
 """
 
 import json
@@ -29,14 +29,14 @@ from vidtrain.files.folders import check_links
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 VIDEOS = "videos.txt"
-OWN = ("dataset", "videos", "rows")  # of the key, what stores may differ in that have tokens of the same kind
+OWN = ("dataset", "videos", "rows")  # keys that may differ between stores with interchangeable tokens
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """`rows` of tokens of `shape` each, in chunks of `chunk` rows, below `folder`; `key` tells what they are of.
+    """`rows` rows of tokens with `shape` each, in chunks of `chunk` rows, in `folder`; `key` identifies their content.
 
-    Raises `UserError` for a folder that holds something else, that cannot be written, or that has no room.
+    Raises `UserError` for a folder with other content, that cannot be written, or whose disk has too little space.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class TokenStore:
 
     @property
     def bytes(self) -> int:
-        """Of the tokens, on disk."""
+        """The size of the tokens on disk."""
         return self.rows * prod(self.shape) * 2
 
     @property
@@ -59,7 +59,7 @@ class TokenStore:
         return {**self.key, "rows": self.rows, "shape": list(self.shape), "chunk": self.chunk}
 
     def prepare(self) -> None:
-        """Makes the files where they are absent; else compares them with the key."""
+        """Creates the files if they are absent; otherwise compares them with the key."""
         header = self.folder / "key.json"
         check_links(self.folder)
         try:
@@ -78,7 +78,7 @@ class TokenStore:
                     file.truncate(size)
             temporary = self.folder / f".key.{os.getpid()}.tmp"
             temporary.write_text(json.dumps(self.header, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(header)  # the last: without it the folder holds nothing
+            temporary.replace(header)  # written last: a folder without key.json counts as empty
         except OSError as error:
             raise UserError(
                 f"the cached features in {self.folder} cannot be used ({error.strerror}); choose a folder that you may "
@@ -97,8 +97,8 @@ class TokenStore:
         wrong += self._wrong_files()
         if wrong:
             raise UserError(
-                f"the cached features in {self.folder} are damaged or of something else (differing: "
-                f"{', '.join(wrong)}); delete the folder, and they are computed anew"
+                f"the cached features in {self.folder} are damaged or belong to something else (differing: "
+                f"{', '.join(wrong)}); delete the folder, and they are computed again"
             )
 
     def _wrong_files(self) -> list[str]:
@@ -109,26 +109,26 @@ class TokenStore:
         ]
 
     def pending(self) -> list[int]:
-        """The chunks that are not whole yet."""
+        """The chunks that are not complete yet."""
         return np.flatnonzero(np.fromfile(self.folder / "done.u8", np.uint8) == 0).tolist()
 
     def take_over(self, videos: Sequence[str]) -> None:
-        """Makes pending chunks whole whose rows are all in stores beside this one, of the same kind.
+        """Fills pending chunks whose rows are all in neighboring stores with interchangeable tokens.
 
-        `videos` says what each row is of, and is kept for the stores to come.
+        `videos` identifies the video of each row, and is stored so that later stores can copy from this one.
         """
         write_text_atomic(self.folder / VIDEOS, "\n".join(videos))
         pending = self.pending()
         sources = self._known_rows() if pending else {}
         for chunk in pending:
             rows = self.rows_of(chunk)
-            known = [sources[videos[row]] for row in rows if videos[row] in sources]
-            if len(known) == len(rows):
-                tokens = np.stack([store.tokens[row] for store, row in known])
+            found_rows = [sources[videos[row]] for row in rows if videos[row] in sources]
+            if len(found_rows) == len(rows):
+                tokens = np.stack([store.tokens[row] for store, row in found_rows])
                 self.write(chunk, tokens, np.array(rows, np.int64))
 
     def _known_rows(self) -> "dict[str, tuple[TokenStore, int]]":
-        """Where the tokens of a video are whole: a store beside this one, and its row."""
+        """For each video whose tokens a neighboring store has: the store and its row."""
         kind = {name: value for name, value in self.header.items() if name not in OWN}
         sources: dict[str, tuple[TokenStore, int]] = {}
         for path in sorted(self.folder.parent.glob(f"*/{VIDEOS}")):
@@ -140,7 +140,7 @@ class TokenStore:
                 if store._wrong_files():
                     continue
                 pending, read = set(store.pending()), store.read
-            except (OSError, ValueError, KeyError):  # removed or made this moment, or damaged: encoded anew
+            except (OSError, ValueError, KeyError):  # just being removed or created, or damaged: not used
                 continue
             for row, video in enumerate(path.read_text(encoding="utf-8").split("\n")[: store.rows]):
                 if read[row] >= 0 and row // self.chunk not in pending:
@@ -151,7 +151,7 @@ class TokenStore:
         return range(chunk * self.chunk, min(self.rows, (chunk + 1) * self.chunk))
 
     def write(self, chunk: int, tokens: np.ndarray, read: np.ndarray) -> None:
-        """A whole chunk: `tokens` float16 [rows of the chunk, *shape], `read` int64 [rows of the chunk]."""
+        """Writes a chunk: `tokens` float16 [rows of the chunk, *shape], `read` int64 [rows of the chunk]."""
         rows = self.rows_of(chunk)
         try:
             self._put("tokens.f16", rows.start * prod(self.shape) * 2, tokens.astype(np.float16, copy=False))
@@ -159,8 +159,8 @@ class TokenStore:
             self._put("done.u8", chunk, np.ones(1, np.uint8))
         except OSError as error:
             raise UserError(
-                f"the cached features in {self.folder} could not be written ({error.strerror}); what is there stays, "
-                "and the same command goes on from it"
+                f"the cached features in {self.folder} could not be written ({error.strerror}); complete chunks stay, "
+                "and the same command continues from them"
             ) from error
 
     def _put(self, name: str, offset: int, values: np.ndarray) -> None:
@@ -175,7 +175,7 @@ class TokenStore:
             os.close(handle)
 
     def add_faults(self, faults: Sequence[tuple[str, str]], rank: int) -> None:
-        """Records files that could not be read, and why. Call it before their chunk is written."""
+        """Records files that could not be read, and why. To be called before their chunk is written."""
         if faults:
             with open(self.folder / f"faults_rank{rank}.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps([path, cause]) + "\n" for path, cause in faults)
@@ -184,7 +184,7 @@ class TokenStore:
 
     @cached_property
     def causes(self) -> dict[str, str]:
-        """Why a file could not be read, by path; a line that a kill cut short is passed over."""
+        """Why a file could not be read, by path; a line that a kill left incomplete is skipped."""
         causes = {}
         for path in sorted(self.folder.glob("faults_rank*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -199,5 +199,5 @@ class TokenStore:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """Float16 [rows, *shape], mapped into memory."""
+        """Float16 [rows, *shape], memory-mapped."""
         return np.memmap(self.folder / "tokens.f16", np.float16, "r", shape=(self.rows, *self.shape))

@@ -1,9 +1,9 @@
-"""Bytes and text come in, and leave as files that outlive a crash and as text that does no harm.
+"""Writes files that survive a crash, escapes text, locks folders, and reads PyTorch files safely.
 
 Read atomic.py first.
 
-atomic.py       files that are old or new, never half
-escaping.py     names from outside as text, on consoles, in CSV, in Markdown; secrets masked
-folders.py      those of this package; those that are written into: locks, links
-torch_files.py  PyTorch files, read without running code
+atomic.py       replaces files atomically, and writes strict JSON
+escaping.py     escapes names for consoles, CSV and Markdown; masks secrets
+folders.py      the folders of this package; locks of run folders, and checks of links in them
+torch_files.py  reads PyTorch files without running code from them
 """

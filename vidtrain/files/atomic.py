@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whatever happens, and strict JSON to put in them."""
+"""Atomic replacement of files: after a crash, a file is either the old one or the new one. And strict JSON."""
 
 import errno
 import json
@@ -12,13 +12,16 @@ from typing import Any, TextIO
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import map_leaves, masked
 
-TEMPORARY = ".tmp"  # how the names of unfinished files end
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, one's share of it, or the largest file allowed
+TEMPORARY = ".tmp"  # suffix of unfinished files
+# The disk or the user's quota is full, or the file is too large
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def replacing_path(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the place of `path` in the end: a crash leaves the old file or the new one."""
+    """A context that yields a temporary path to write to, and renames it to `path` at its end.
+
+    A crash leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
@@ -30,8 +33,8 @@ def replacing_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` in the end, on the disk before it does."""
-    # a path may be no UTF-8: its bytes are kept
+    """A context that yields a text file, which is flushed to the disk and renamed to `path` at its end."""
+    # A path in the text may not be UTF-8; surrogateescape writes its bytes unchanged
     with (
         replacing_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -42,7 +45,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 
 
 def flush_folder(folder: Path) -> None:
-    """A new name or a rename lives in its folder: it survives a power cut only once the folder is flushed."""
+    """Flushes a folder to the disk: only then does a new or renamed file in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,9 +54,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Replaces `path` by a file that holds `text`, with secrets masked.
+    """Replaces `path` by a file with `text`, in which secrets are masked.
 
-    Raises `UserError` where the disk is full; whatever stood at `path` stays.
+    Raises `UserError` if the disk is full; the old file stays.
     """
     try:
         with replacing(path) as file:
@@ -70,9 +73,9 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping that a JSON file holds, with the keys that are `needed`.
+    """The mapping in a JSON file, which must have the keys `needed`.
 
-    Raises `UserError` for a file that is absent, damaged or without one of them; `advice` says what to do then.
+    Raises `UserError` if the file is absent or damaged, or lacks a key; `advice` tells the user what to do then.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -82,12 +85,12 @@ def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, 
         raise UserError(f"{path} cannot be read (it holds no mapping); {advice}")
     for key in needed:
         if key not in record:
-            raise UserError(f"{path} has no {key}: other code wrote it, or it was changed; {advice}")
+            raise UserError(f"{path} has no {key}: another program wrote it, or it was changed; {advice}")
     return record
 
 
 def strict_json(value: object, indent: int | None = None) -> str:
-    """JSON that every reader accepts: NaN and the infinities, which JSON lacks, become null."""
+    """JSON that every reader accepts: NaN and infinities, which JSON does not have, become null."""
     return json.dumps(map_leaves(value, _finite), indent=indent, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""The folders of this package, and those that it writes into: one process at a time, and no link that leads out."""
+"""The folders of this package; locks of run folders, for one process at a time; and checks of links in folders."""
 
 import errno
 import fcntl
@@ -19,15 +19,15 @@ from vidtrain.files.escaping import first_lines
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel holds conf/ within the package; in a checkout it lies beside it
+# conf/ is inside the package in a wheel, and beside it in a checkout
 IN_CHECKOUT = not (PACKAGE / "conf").is_dir()
 ROOT = PACKAGE.parent if IN_CHECKOUT else PACKAGE
 CONF = ROOT / "conf"
 
 
 def install_hint(extra: str) -> str:
-    """What to type for the packages of an extra. Never a bare name: the package index has another project of that
-    name."""
+    """The command that installs an extra. It never names the bare package: the package index has another project with
+    that name."""
     if IN_CHECKOUT:
         return f"uv sync --extra {extra}"
     return f"pip install 'WHEEL[{extra}]', WHEEL being the path of the file that vidtrain was installed from"
@@ -35,16 +35,16 @@ def install_hint(extra: str) -> str:
 
 # --- one process per run folder ---------------------------------------------------------------------------
 
-LOOK_SECONDS = 0.05  # longer than `is_held` takes a lock for
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems without them
+LOOK_SECONDS = 0.05  # longer than `is_held` keeps a lock
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # errors of file systems without locks
 
 
 class RunLock:
-    """Holds `run_dir` for this process until `release`, or until it ends, however it ends.
+    """Locks `run_dir` for this process until `release`, or until the process ends in any way.
 
-    The main rank takes it before anything is written. The kernel keeps the lock (flock), so a kill -9
-    frees it and no stale lock can remain. Makes the folder where it is absent. Raises UserError where another
-    process holds the folder, or where nothing can be written there.
+    Rank 0 takes it before anything is written. It is a lock of the kernel (flock), so kill -9 frees it and no stale
+    lock can remain. The folder is created if it is absent. Raises UserError if another process holds the lock, or if
+    the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path):
@@ -64,11 +64,11 @@ class RunLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
-        # Forked loader workers share the lock, and would keep it for seconds after a kill -9 of this process.
+        # Forked loader workers inherit the lock, and would keep it for seconds after a kill -9 of this process.
         os.register_at_fork(after_in_child=self.release)
 
     def release(self) -> None:
-        """Frees the folder. The file stays: removing it would let two processes lock two files."""
+        """Frees the lock. The file stays: if it were removed, two processes could lock two different files."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -84,7 +84,7 @@ class RunLock:
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # perhaps by someone who only looks
+            except BlockingIOError:  # another process may only be testing the lock, in `is_held`
                 time.sleep(LOOK_SECONDS)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -103,13 +103,13 @@ class RunLock:
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether a process holds `run_dir`, on any machine that the file system's locks reach."""
+    """Whether a process holds the lock of `run_dir`, on any machine for which the file system supports locks."""
     try:
         descriptor = os.open(run_dir / ".lock", os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        # the kernel offers no way to ask without taking it
+        # A lock can only be tested by trying to take it
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -122,7 +122,7 @@ def is_held(run_dir: Path) -> bool:
 
 
 def holder(run_dir: Path) -> str:
-    """The process that holds `run_dir`, or held it last, in words."""
+    """A text about the process that holds the lock of `run_dir`, or held it last."""
     try:
         process = json.loads((run_dir / ".lock").read_text(encoding="utf-8"))
     except ValueError:
@@ -132,46 +132,45 @@ def holder(run_dir: Path) -> str:
 
 # --- links ------------------------------------------------------------------------------------------------
 
-MOST_SHOWN = 5
-# A folder that W&B makes when it starts, and writes into no other time; it holds a link to a log of its own
+MOST_SHOWN = 5  # at most so many links are named
+# W&B's folder of one start. It holds a link to W&B's own log, and later starts do not write into it
 OF_ONE_START = re.compile(r"(offline-)?run-\d{8}_\d{6}-\w+")
 
 
 def check_links(folder: Path, below: bool = False, folders: bool = True) -> None:
-    """Raises `UserError` for links in `folder`, and with `below` in all that lies below it, that lead out of it.
+    """Raises `UserError` for links in `folder`, and with `below` in all its subfolders, that lead out of `folder`.
 
-    A folder that is written into may be from elsewhere. A link in it, named as a file that is to be written, would have
-    another file of the user's overwritten. `folder` itself may be a link. Without `folders`, only links to files count,
-    and those that lead to nothing.
+    Somebody else may have made the folder. If a link in it had the name of a file that is written, another file of the
+    user would be overwritten. `folder` itself may be a link. Without `folders`, links to existing folders are allowed.
     """
-    home = os.path.realpath(folder)
+    root = os.path.realpath(folder)
     outside = []
-    for path in _links(home, below):
+    for path in _links(root, below):
         target = os.path.realpath(path)
-        if not _is_inside(target, home) and (folders or not os.path.isdir(target)):
-            outside.append(f"{os.path.join(folder, os.path.relpath(path, home))} -> {os.readlink(path)}")
+        if not _is_inside(target, root) and (folders or not os.path.isdir(target)):
+            outside.append(f"{os.path.join(folder, os.path.relpath(path, root))} -> {os.readlink(path)}")
     if outside:
         raise UserError(
-            f"{folder} is to be written into, and holds links that lead out of it:\n  "
+            f"cannot write into {folder}, as it holds links that lead out of it:\n  "
             + "\n  ".join(first_lines(outside, MOST_SHOWN))
-            + "\nIn a folder from elsewhere they would have your own files overwritten: put the files in their place, "
-            "or remove them. The folder as a whole may be a link to another disk"
+            + "\nIf somebody else made them, your own files would be overwritten: replace the links by the files, or "
+            "remove them. The folder itself may be a link to another disk"
         )
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Raises `UserError` where `path`, a place below `folder`, is led out of it by a link."""
-    place, home = os.path.realpath(path), os.path.realpath(folder)
-    if place == home or not _is_inside(place, home):
+    """Raises `UserError` if a link in `path`, which is below `folder`, leads out of `folder`."""
+    real_path, root = os.path.realpath(path), os.path.realpath(folder)
+    if real_path == root or not _is_inside(real_path, root):
         raise UserError(
-            f"{path} is to be written into, and a link leads from it to {place}, outside of {folder}: put the folder "
-            "itself in its place, or choose another with out="
+            f"cannot write into {path}, as a link leads from it to {real_path}, outside of {folder}: replace the link "
+            "by a folder, or choose another with out="
         )
 
 
 def check_writable(out: Path) -> None:
-    """Makes the output folder. Raises `UserError` now, rather than after the work, where it cannot be written, or holds
-    links to files that would be written instead."""
+    """Creates the output folder. Raises `UserError` if it cannot be written, or holds links to other files that would
+    be overwritten. To be called before the work, so that the work is not lost."""
     check_links(out, folders=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +189,8 @@ def _is_inside(target: str, home: str) -> bool:
 def _links(folder: str, below: bool) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):  # it is yet to be made, or making it will say so
+    # Created later, which reports an error if `folder` is a file
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}; choose another folder") from error

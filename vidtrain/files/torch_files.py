@@ -1,6 +1,6 @@
-"""PyTorch files: verified by the checksums of their zip archive, read without running code that they may hold.
+"""PyTorch files, read without running code from them, and verified by the checksums of their zip archive.
 
-Earlier versions wrote another checksum into the comment of the archive, which is no longer read.
+Earlier versions wrote another checksum into the comment of the archive, which is ignored now.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from vidtrain.errors import UserError
 
 
 class _Dtype:
-    """Stands for a dtype of NumPy while a file is read: of numbers, text and bytes, and never of objects or fields.
+    """Replaces NumPy's dtype while a file is read: only numbers, text and bytes, never objects or fields.
 
-    NumPy itself takes from a file that an array of bytes is one of objects, and would follow them as addresses.
+    With NumPy's own class, a file could declare an array of bytes to be of objects, and these bytes would be used as
+    addresses.
     """
 
     CODES = re.compile(r"[?biufc]\d{0,2}|[SU]\d{1,6}")
@@ -44,19 +45,19 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array of numbers, text or bytes, made of as many bytes as it takes."""
+    """An array of numbers, text or bytes, whose number of bytes is checked."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
-        whole = isinstance(kind, _Dtype) and isinstance(data, bytes) and min(shape, default=0) >= 0
-        if not whole or math.prod(shape) * kind.dtype.itemsize != len(data):
+        is_valid = isinstance(kind, _Dtype) and isinstance(data, bytes) and min(shape, default=0) >= 0
+        if not is_valid or math.prod(shape) * kind.dtype.itemsize != len(data):
             raise pickle.UnpicklingError("an array whose bytes are not those of its shape and dtype")
-        # NumPy's stub asks for its own bool, and its code for Python's
+        # NumPy's type stub wants numpy.bool here, its code a Python bool
         super().__setstate__((1, shape, kind.dtype, bool(fortran), data))  # type: ignore[arg-type]
 
 
 class _Kind:
-    """Stands for the class of arrays where a file names it."""
+    """Replaces the class numpy.ndarray where a file names it."""
 
 
 def _scalar(kind: _Dtype, data: bytes) -> Any:
@@ -69,8 +70,8 @@ def _reconstruct(kind: type, shape: Any, code: Any) -> _Array:
     return np.ndarray.__new__(_Array, (0,), np.int8)
 
 
-# What published checkpoints hold beside tensors. Each is plain data: making one runs nothing. The functions that make
-# numbers and arrays of NumPy again have had two homes, and ours stand in their place.
+# Classes that published checkpoints hold beside tensors. They are plain data: unpickling them runs no code. NumPy's
+# functions that rebuild scalars and arrays, which are in two modules depending on its version, are replaced by ours.
 PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -82,23 +83,23 @@ PLAIN: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *((_reconstruct, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
 ]
 
-# How many times its bytes a file may become in memory, beside what is small anyway
+# A file may take at most MOST_GROWTH times its size in memory, plus SMALL bytes
 MOST_GROWTH, SMALL = 10, 1 << 28
 MOST_CONTAINERS, DEEPEST = 2_000_000, 200
 
 
 def write_torch_file(payload: Mapping[str, Any], file: BinaryIO) -> None:
-    """`torch.save`, which writes an archive with a CRC-32 of every entry. Raises OSError where there is no room."""
+    """`torch.save`, which writes a zip archive with a CRC-32 of every entry. Raises OSError if the disk is full."""
     try:
         torch.save(payload, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # PyTorch's writer ends with an error of its own
+        if isinstance(error.__context__, OSError):  # PyTorch's writer hides it behind an error of its own
             raise error.__context__ from error
         raise
 
 
 def verify(path: Path) -> None:
-    """Raises `UserError` naming the file when it cannot be read, or holds other bytes than were written."""
+    """Raises `UserError` naming the file when it cannot be read, or its checksums do not match."""
     try:
         with open(path, "rb") as file:
             if not _is_archive(file):
@@ -109,11 +110,11 @@ def verify(path: Path) -> None:
 
 
 def read_torch_file(path: Path, lazy: bool = False) -> Any:
-    """What `torch.save` wrote, on the CPU. All checksums are verified; if `lazy`, none is, as tensors stay in the file
-    until they are used.
+    """The content of a file of `torch.save`, on the CPU. All checksums are verified, unless `lazy`: then tensors stay
+    in the file until they are used, so that nothing is verified.
 
-    Raises `UserError` naming the file when it is absent, truncated, damaged, or holds objects whose unpickling
-    could run code.
+    Raises `UserError` naming the file when it is absent, truncated or damaged, or holds objects whose unpickling could
+    run code.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file")
@@ -129,23 +130,23 @@ def read_torch_file(path: Path, lazy: bool = False) -> Any:
 def _is_archive(file: BinaryIO) -> bool:
     try:
         return zipfile.is_zipfile(file)
-    except zipfile.BadZipFile:  # its last record is damaged
+    except zipfile.BadZipFile:  # the record at the end of the archive is damaged
         return False
 
 
 def _check_archive(file: BinaryIO, path: Path, checksums: bool) -> None:
-    """Raises `UserError` for an archive that would fill the memory by far, and for one that is damaged.
+    """Raises `UserError` for an archive that is damaged, or would take far more memory than its size.
 
-    `checksums` has every byte of every entry read. PyTorch's own reader looks at no checksum.
+    With `checksums`, every byte is read and verified. PyTorch's own reader verifies no checksum.
     """
     size = file.seek(0, 2)
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-            whole = sum(entry.file_size for entry in entries)
-            too_large = whole > MOST_GROWTH * size + SMALL
+            unpacked_size = sum(entry.file_size for entry in entries)
+            too_large = unpacked_size > MOST_GROWTH * size + SMALL
             damaged = checksums and (any(map(_is_misread, entries)) or (not too_large and archive.testzip()))
-    except Exception as error:  # what is left of a damaged directory makes its reader raise anything
+    except Exception as error:  # a damaged directory of the archive can make zipfile raise any exception
         raise UserError(f"checkpoint {path} is damaged: {error}; copy it again") from error
     if damaged:
         raise UserError(
@@ -153,25 +154,25 @@ def _check_archive(file: BinaryIO, path: Path, checksums: bool) -> None:
         )
     if too_large:
         raise UserError(
-            f"checkpoint {path} is refused: it has {size:,} bytes, and would become {whole:,} when it is unpacked"
+            f"checkpoint {path} is refused: it has {size:,} bytes, and {unpacked_size:,} when it is unpacked"
         )
 
 
 def _is_misread(entry: zipfile.ZipInfo) -> bool:
-    """Whether PyTorch's reader takes an entry for something else than `zipfile`: for a folder, or for another size."""
+    """Whether PyTorch's reader would read an entry differently from `zipfile`: as a folder, or with another size."""
     stored = entry.compress_type == zipfile.ZIP_STORED
     return entry.external_attr & 0x10 != 0 or (stored and entry.compress_size != entry.file_size)
 
 
 def _check_bounds(payload: Any, path: Path, size: int) -> None:
-    """Raises `UserError` for what stands for far more than the `size` bytes of its file: views that repeat a number,
-    and containers that hold one another."""
+    """Raises `UserError` for content that is far larger than the `size` bytes of its file: a tensor that repeats a
+    number by its strides, or containers that hold one another."""
     waiting: list[tuple[Any, int]] = [(payload, 0)]
     containers = 0
     while waiting:
         node, depth = waiting.pop()
         if isinstance(node, torch.Tensor):
-            # sparse ones count by what they would be
+            # A sparse tensor counts with its dense size
             if node.numel() * node.element_size() > MOST_GROWTH * size + SMALL:
                 raise UserError(
                     f"checkpoint {path} is refused: it has {size:,} bytes, and a tensor of {list(node.shape)}"
@@ -190,7 +191,7 @@ def _check_bounds(payload: Any, path: Path, size: int) -> None:
 
 def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
     file.seek(0)
-    pickled = file.read(1) == b"\x80"  # as files were before archives
+    pickled = file.read(1) == b"\x80"  # the format of old versions of PyTorch, without an archive
     archive = _is_archive(file)
     if not archive and not pickled:
         raise UserError(f"checkpoint {path} is truncated or not a PyTorch file")
@@ -210,6 +211,6 @@ def _load(file: BinaryIO, path: Path, lazy: bool) -> Any:
             f"checkpoint {path} is refused: it holds objects other than tensors and plain data, and "
             f"unpickling those can run code ({reason})"
         ) from error
-    except Exception as error:  # what is left of a damaged pickle makes its reader raise anything
+    except Exception as error:  # a damaged pickle can make its reader raise any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"checkpoint {path} is damaged: {reason}; copy it again") from error
