@@ -157,7 +157,7 @@ def test_two_ranks_agree(data_root, tmp_path):
     assert found["clips_per_step"] == 4  # of both
     assert found["slowest_rank"] in (0, 1)
     assert "the slowest" in done.stdout
-    assert done.stdout.count("everything lies in") == 1
+    assert done.stdout.count("all results are in") == 1
 
 
 @pytest.mark.slow

@@ -317,13 +317,13 @@ def test_checkpoints_and_files_that_lack_what_is_needed_say_so(run, tmp_path):
 
 
 def test_what_was_exported_is_not_exported_again(run):
-    with pytest.raises(UserError, match="is exported already; name the run"):
+    with pytest.raises(UserError, match="is already exported; name the run"):
         export(config_of("export", f"checkpoint={run}/export/model.onnx"))
 
 
 def test_a_model_card_needs_a_finished_run(run, tmp_path):
     shutil.copyfile(run / "checkpoints/best.pt", tmp_path / "alone.pt")
-    with pytest.raises(UserError, match="finished run, and .*alone.pt lies in none"):
+    with pytest.raises(UserError, match="finished run, and .*alone.pt is in none"):
         export(
             config_of(
                 "export", f"checkpoint={tmp_path}/alone.pt", "formats=[]", "card=true", f"out={tmp_path}"

@@ -242,7 +242,7 @@ def test_frame_folders_that_are_too_few(shared_data, tmp_path, capsys):
         (["group_column=who"], "group_column: goes with source=listing; class_folders has no columns"),
         (["ground_truth=x.csv"], "ground_truth: goes with source=frame_folders, and only with it"),
         (["source=frame_folders"], "ground_truth: goes with source=frame_folders"),
-        (["classes=[a,b]"], "classes: class_folders are the classes; take it back"),
+        (["classes=[a,b]"], "classes: the class folders are the classes; set classes=null"),
         (["out=null"], "out: must be given: out=..."),
         (["frame_rate=0"], "frame_rate: 0.0 must be above 0 images a second"),
     ],

@@ -1,43 +1,43 @@
-"""Train and fine-tune video classifiers: parts that work alone, composed by Hydra.
+"""Trains and fine-tunes video classifiers. Hydra composes the parts, which can also be used alone.
 
 The root holds the programs, each with a main(), and errors.py:
 
-train.py        the training app: compose, check, build, fit, evaluate
+train.py        trains: composes, checks, builds, fits, evaluates
 evaluate.py     evaluates a checkpoint without training
-predict.py      says what is in videos, and where the model looked
-compare.py      compares runs, offline, from their folders
-sweep.py        shows where the trials of a sweep stand, and runs what is missing
-export.py       writes a trained model as ONNX, torch.export or safetensors, with a card
-benchmark.py    measures where the time of a run goes, and says what to change
-split.py        makes train, val and test listings
-prepare.py      re-encodes a dataset once, for faster reading
-audit.py        reads every file and reports what is wrong
-baselines.py    says what simple models reach on a dataset
-embed.py        gives every video a vector, and says what is alike
-labels.py       says which labels are probably wrong, and what to label next
-errors.py       UserError, the fault that a user can mend
+predict.py      classifies videos, and shows where the model looked
+compare.py      compares finished runs, from their folders alone
+sweep.py        shows the state of a sweep's trials, and runs the missing ones
+export.py       writes a trained model as ONNX, torch.export or safetensors, with a model card
+benchmark.py    measures where the time of a run goes, and advises faster settings
+split.py        writes train, val and test listings
+prepare.py      re-encodes a dataset once, so that it is read faster
+audit.py        reads every file of a dataset and reports what is wrong
+baselines.py    measures the accuracy of simple models on a dataset
+embed.py        computes a vector for each video, and finds similar videos
+labels.py       ranks labels that are probably wrong, and lists what to label next
+errors.py       UserError, for a mistake that the user can correct
 
-Every other room may import the rooms above it in this list, and none below (tests/test_architecture.py keeps it):
+Each folder may import the folders above it in this list, and none below (tests/test_architecture.py checks it):
 
-files/          bytes and text that outlive a crash and do no harm
-data/           from files on disk to uint8 batches
-models/         from clips to logits, and the formats of published weights
-evaluation/     from logits to numbers
-tracking/       what a run records, and the services that show it
-reports/        pictures and pages
+files/          writing files atomically, escaping text, locking folders
+data/           from video files to uint8 batches
+models/         from clips to logits; the formats of published weights
+evaluation/     from logits to metrics
+tracking/       log files and console of a run; W&B, TensorBoard, MLflow
+reports/        plots and HTML pages
 training/       the loop, phases, optimizers, checkpoints, ranks
-config/         the configuration as text and types
-build/          from the configuration to parts
-evaluator/      the pass that fills a view table, and its report
-features/       what a frozen encoder allows
-baseline_models/  what simple models reach, and a run beside them
-runs/           the life of one run
-app/            from a command line to a program's task
-benchmarking/   where the time goes
-sweeps/         many runs
-prediction/     from videos to answers
-comparison/     from runs to conclusions
-embeddings/     from videos to vectors, and what these tell
+config/         schemas, checks and overrides of configurations
+build/          builds objects from a configuration
+evaluator/      evaluates a checkpoint: fills a view table, and reports on it
+features/       head grids and cached features, on a frozen encoder
+baseline_models/  simple models, and the comparison of a run with them
+runs/           one run from its start to its report
+app/            starts a program: composes, checks, reports mistakes
+benchmarking/   measures the parts of a training step
+sweeps/         many runs over a space of overrides
+prediction/     classifies videos
+comparison/     compares finished runs
+embeddings/     vectors of videos, and what follows from them: neighbors, near duplicates, wrong labels
 """
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 python -m vidtrain.audit dataset=class_folders dataset.source.root=/data/mine
 
-Ends with status 3 where the dataset exceeds one of its bounds, and names which.
+Its exit status is 3 if the dataset exceeds one of the bounds, which it names.
 """
 
 import re
@@ -20,14 +20,14 @@ from vidtrain.config.targets import check_of_dataset
 from vidtrain.files.folders import check_links
 from vidtrain.training.ranks.rendezvous import cores
 
-if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
+if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
     from vidtrain.data.audit.inspection import Inspection
     from vidtrain.tracking.console import Console, NullConsole
 
 EXIT_BOUND_EXCEEDED = 3
-# Imported once by the process that workers are forked from; the first is what this program itself imports
+# Modules that the fork server imports once for all workers; the first one imports all that this program imports
 PRELOAD = ("vidtrain.app.launch", "vidtrain.data.audit.inspection")
-SHOWN = 10  # unreadable files
+SHOWN = 10  # at most so many unreadable files are printed
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -36,7 +36,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         try:
             re.compile(cfg.group_pattern)
         except re.error as error:
-            faults.append(("group_pattern", f"{cfg.group_pattern!r} is no regular expression: {error}"))
+            faults.append(("group_pattern", f"{cfg.group_pattern!r} is not a regular expression: {error}"))
     return faults
 
 
@@ -59,7 +59,8 @@ def audit(cfg: DictConfig) -> None:
     check_links(out, folders=False)
     with RunLock(out):
         (out / "thumbnails").mkdir(exist_ok=True)
-        VideoIndex(index_file(cfg)).close()  # says now, rather than of every file, if it cannot be made
+        # If it cannot be created, that is one error now instead of one per file
+        VideoIndex(index_file(cfg)).close()
         console.info(f"dataset {name}: {len(files)} files in {', '.join(manifests)}")
         inspections = inspect_all(files, out, cfg, console)
         bounds = Bounds(**{key: cfg[key] for key in Bounds.__dataclass_fields__})
@@ -68,7 +69,7 @@ def audit(cfg: DictConfig) -> None:
         write_json_atomic(out / "summary.json", summary)
         write_text_atomic(out / "files.csv", table(records, inspections, summary))
         page = out / "report.html"
-        page.unlink(missing_ok=True)  # of an earlier audit
+        page.unlink(missing_ok=True)  # if writing the page fails, an older one must not stay
         html = partial(audit_page, summary, f"Audit of {name}", out / "thumbnails")
         warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
     rows = []
@@ -79,22 +80,22 @@ def audit(cfg: DictConfig) -> None:
     causes = [(file["path"], file["cause"]) for file in summary["unreadable"][:SHOWN]]
     if causes:
         console.table(f"unreadable: {len(summary['unreadable'])}", ("file", "cause"), causes)
-    for told in summary["shortcuts"]:
-        if told["called_out"]:
-            share = f"{told['accuracy']:.1%} of the videos, against {told['baseline']:.1%} for the most common class"
-            console.warn(f"{told['attribute']} alone tells the class in {share}")
+    for leak in summary["shortcuts"]:
+        if leak["called_out"]:
+            share = f"{leak['accuracy']:.1%} of the videos, against {leak['baseline']:.1%} for the most common class"
+            console.warn(f"{leak['attribute']} alone tells the class in {share}")
     console.info(f"{page} after {time.monotonic() - started:.0f} s")
     exceeded = [bound for bound in summary["bounds"] if not bound["kept"]]
     if exceeded:
-        named = ", ".join(f"{bound['name']}={bound['bound']} (found {bound['shown']})" for bound in exceeded)
-        fail(f"bounds exceeded: {named}", EXIT_BOUND_EXCEEDED)
+        names = ", ".join(f"{bound['name']}={bound['bound']} (found {bound['shown']})" for bound in exceeded)
+        fail(f"bounds exceeded: {names}", EXIT_BOUND_EXCEEDED)
 
 
 def inspect_all(
     files: Mapping[str, float | None], out: Path, cfg: DictConfig, console: "Console | NullConsole"
 ) -> "dict[str, Inspection]":
-    """What there is to know of every file. `files` gives the frame rate of those that are folders of images; what is
-    read is added to the ledger in `out`, and what that knows already is not read again."""
+    """Inspects every file. `files` maps each to its frame rate if it is a folder of images, else to None. Results are
+    added to the ledger in `out`; files that it has already are not read again."""
     from vidtrain.build.data import index_file
     from vidtrain.data.audit.inspection import Inspection, KnownFiles, inspect_job
     from vidtrain.data.loading.workers import guarded
@@ -122,7 +123,7 @@ def inspect_all(
                 console.advance(len(inspections), {"unreadable": unreadable})
     except KeyboardInterrupt:
         done = f"{len(inspections)} of {len(files)} files are in {ledger}"
-        console.info(f"{done}; the same command goes on from there")
+        console.info(f"{done}; the same command continues from there")
         raise
     return {path: inspections[path] for path in files}
 

@@ -1,4 +1,4 @@
-"""Says what simple models reach on a dataset: what the number of a trained one is worth.
+"""Measures the accuracy of simple models on a dataset, to judge that of a trained model.
 
 python -m vidtrain.baselines dataset=class_folders dataset.source.root=/data/mine
 """
@@ -17,15 +17,15 @@ from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
-if TYPE_CHECKING:  # --help should not wait for torch
+if TYPE_CHECKING:  # so that --help does not wait for the import of torch
     from vidtrain.baseline_models.descriptors import Descriptor
     from vidtrain.baseline_models.measure import Described
     from vidtrain.baseline_models.store import Baselines
     from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.tracking.console import Console, NullConsole
 
-NEIGHBORS_OF = ("mean_frame",)  # as for near duplicates, which a split by videos leaves on both sides
-SHOWN_MISSING = 5
+NEIGHBORS_OF = ("mean_frame",)  # its nearest neighbors find near duplicates of test videos in train
+SHOWN_MISSING = 5  # at most so many missing videos are printed
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -42,7 +42,9 @@ def baselines(cfg: DictConfig) -> None:
     console = make_console(True)
     splits = listed_splits(cfg, console)
     if not splits.keys() - {"train"}:
-        raise UserError(f"dataset={cfg.dataset.name} has no val and no test: there is nothing to answer for")
+        raise UserError(
+            f"dataset={cfg.dataset.name} has neither val nor test, on which baselines are evaluated"
+        )
     digests = {split: SplitRecord.of(manifest).digest for split, manifest in splits.items()}
     settings = {
         key: cfg[key] for key in ("clips", "frames", "fps", "size", "max_train_videos", "max_eval_videos")
@@ -51,17 +53,17 @@ def baselines(cfg: DictConfig) -> None:
     folder = folder_for(index_folder(cfg), digests, settings)
     check_links(folder)
     with RunLock(folder):
-        known = None if cfg.anew else open_baselines(folder)
-        if known is None:
-            known = measure_all(cfg, splits, folder, console)
-            known.save(digests, settings)
-    show(known, console)
+        results = None if cfg.anew else open_baselines(folder)
+        if results is None:
+            results = measure_all(cfg, splits, folder, console)
+            results.save(digests, settings)
+    show(results, console)
 
 
 def measure_all(
     cfg: DictConfig, splits: "Mapping[str, Manifest]", folder: Path, console: "Console | NullConsole"
 ) -> "Baselines":
-    """Reads every video once and writes the answers of every baseline into `folder`."""
+    """Reads every video once and writes the predictions of every baseline into `folder`."""
     import numpy as np
 
     from vidtrain.baseline_models.descriptors import PICTURES
@@ -78,25 +80,25 @@ def measure_all(
     plan = [(name, "logistic") for name in descriptors] + [(name, "neighbors") for name in NEIGHBORS_OF]
     protocol = f"{cfg.clips} clips of {cfg.frames} frames at {cfg.fps:g} fps, {cfg.size}x{cfg.size}"
     results: dict[str, dict[str, Any]] = {split: {} for split in splits if split != "train"}
-    made = Baselines(folder, "exact_match" if several else "top1", results, seconds=0.0)
+    stored = Baselines(folder, "exact_match" if several else "top1", results, seconds=0.0)
     for name, reports in answers(described, groups, plan, protocol, several):
         for split, report in reports.items():
             results[split][name] = report.metrics
             manifest = splits[split]
             groups_of = None if manifest.columns.groups is None else [record.group for record in manifest]
-            write_report(report, made.place(split, name), manifest.paths, manifest.classes, groups_of)
-    return replace(made, seconds=round(time.monotonic() - started, 1))
+            write_report(report, stored.place(split, name), manifest.paths, manifest.classes, groups_of)
+    return replace(stored, seconds=round(time.monotonic() - started, 1))
 
 
 def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict[str, Descriptor]":
-    """The features of each of `networks`, by name; of those that no weights are installed for a word."""
+    """The features of each of `networks`, by name. Networks that are not installed are left out with a note."""
     from vidtrain.baseline_models.networks import image_network
 
     features: dict[str, Descriptor] = {}
     for name in cfg.networks:
         try:
             features[f"{name}_features"] = image_network(name, cfg.size)
-        except UserError as missing:  # a package that is not installed
+        except UserError as missing:  # its package is not installed
             console.info(f"{name}_features are left out: {missing}")
     return features
 
@@ -119,7 +121,7 @@ def describe(
 
 
 def show(known: "Baselines", console: "Console | NullConsole") -> None:
-    """The table, the best of the last split first."""
+    """Prints the table, in order of the last split's metric."""
     splits = list(known.results)
     last, metric = known.results[splits[-1]], known.metric
     rows = [
@@ -127,7 +129,7 @@ def show(known: "Baselines", console: "Console | NullConsole") -> None:
         for name in sorted(last, key=lambda name: -last[name][metric])
     ]
     console.table(f"baselines, {metric}", ("", *splits), rows)
-    console.info(f"answers in {known.folder}, made in {known.seconds:g} s")
+    console.info(f"predictions in {known.folder}, computed in {known.seconds:g} s")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Measures where the time of a training run goes, says what bounds it and which setting to change.
+"""Measures where the time of a training run goes, finds its bottleneck, and advises faster settings.
 
 python -m vidtrain.benchmark experiment=motion_baseline trainer.num_workers=4 steps=50
 """
@@ -13,7 +13,7 @@ from vidtrain.app.launch import launch
 from vidtrain.config.schemas import BenchmarkConfig
 from vidtrain.config.targets import Faults, check_settings, suggest
 
-if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from vidtrain.benchmarking.advice import Advice, Measured
     from vidtrain.benchmarking.measure import Meter
 
@@ -29,7 +29,7 @@ def check(cfg: DictConfig) -> Faults:
         name = cfg.phase or next(iter(cfg.stage))
         if OmegaConf.select(cfg, f"stage.{name}.cache_features"):
             why = "trains on features that are read from a cache, which this program does not measure"
-            faults.append((f"stage.{name}.cache_features", f"{name} {why}: give false, or another phase="))
+            faults.append((f"stage.{name}.cache_features", f"{name} {why}: set false, or another phase="))
     return faults
 
 
@@ -56,12 +56,12 @@ def benchmark(cfg: DictConfig) -> float:
         if cfg.prove:
             result["proof"] = _prove(meter, advice)
         ranks.on_main(lambda: write_json_atomic(out / "benchmark.json", result))
-        console.info(f"everything lies in {out / 'benchmark.json'}")
+        console.info(f"all results are in {out / 'benchmark.json'}")
         return result["clips_per_s"]
 
 
 def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"]:
-    """What benchmark.json holds, and the measured rates and the advice in it."""
+    """The content of benchmark.json, and from it the measured rates and the advice."""
     from dataclasses import asdict
 
     from vidtrain.benchmarking.advice import advise, verdict
@@ -71,9 +71,9 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
 
     cfg, data, ranks, console = meter.cfg, meter.data, meter.ranks, meter.console
     phase = open_phase(cfg, data, ranks, console)
-    where = f"{ranks.device.type} x {ranks.world_size}"
-    console.info(f"phase {phase.name}, {where}: {cfg.warmup} steps to warm up, {cfg.steps} timed")
-    described = describe_settings(meter, phase)
+    devices = f"{ranks.device.type} x {ranks.world_size}"
+    console.info(f"phase {phase.name}, {devices}: {cfg.warmup} steps to warm up, {cfg.steps} timed")
+    settings = describe_settings(meter, phase)
     rates, batch = measure(meter, phase)
     model = describe_model(meter, phase, rates["clips_per_s"])
     videos = {split: len(manifest) for split, manifest in data.splits.items()}
@@ -85,7 +85,7 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
     result = {
         "name": cfg.name,
         "phase": phase.name,
-        **described,
+        **settings,
         "steps": cfg.steps,
         "warmup": cfg.warmup,
         **model,
@@ -101,7 +101,7 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
 
 
 def _prove(meter: "Meter", advice: "list[Advice]") -> dict[str, Any] | None:
-    """Before and after following the first advice that this program can follow by itself."""
+    """Measures the run before and after following the first advice that needs no other program."""
     from vidtrain.benchmarking.report import show_proof
     from vidtrain.benchmarking.variants import follow
 

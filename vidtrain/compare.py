@@ -1,7 +1,7 @@
-"""Holds runs against each other: settings, metrics, classes and videos, with intervals; reads only their folders.
+"""Compares finished runs: settings, metrics, classes and videos, with confidence intervals; reads only their folders.
 
 python -m vidtrain.compare outputs/motion/A outputs/motion/B
-python -m vidtrain.compare outputs/motion/A        # the page that training left there, report.html, again
+python -m vidtrain.compare outputs/motion/A        # writes the run's report.html again
 """
 
 import time
@@ -20,10 +20,10 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import RunLock, check_links
 
-if TYPE_CHECKING:  # --help should not wait for numpy
+if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
     from vidtrain.tracking.console import Console, NullConsole
 
-MOST_SHOWN = 30  # recipes in the console's table
+MOST_SHOWN = 30  # at most so many recipes are in the console's table
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def _places(cfg: CompareConfig | DictConfig) -> list[Any]:
 
 
 def show(summary: Mapping[str, Any], console: "Console | NullConsole") -> None:
-    """The recipes as a table, the best first, and what a reader must know."""
+    """Prints the recipes as a table, the best first, and the notes."""
     from vidtrain.reports.compare_page import chosen_words, ranked
     from vidtrain.reports.pages import four, interval, signed
 
@@ -99,7 +99,7 @@ def compare(cfg: DictConfig) -> None:
         write_tables(summary, changed, out)
         write_json_atomic(out / "summary.json", summary)
         page = out / "report.html"
-        page.unlink(missing_ok=True)  # of an earlier comparison
+        page.unlink(missing_ok=True)  # if writing the page fails, an older one must not stay
         pictures = draw(summary, out, console)
         warn_of_failure(
             str(page), lambda: write_text_atomic(page, compare_page(summary, pictures, out)), console
@@ -109,7 +109,7 @@ def compare(cfg: DictConfig) -> None:
 
 
 def write_page_again(run: Path, out: Path, console: "Console | NullConsole") -> None:
-    """The page of a finished run, with what later evaluations found, into the folder `out`."""
+    """Writes the page of a finished run into the folder `out`, including evaluations since its end."""
     from vidtrain.runs.page import PAGE, write_page
 
     check_links(out, folders=False)

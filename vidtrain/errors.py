@@ -1,27 +1,26 @@
-"""The exceptions that every wing shares, and checks of settings that raise them: with the key at fault, and the nearest
-value that fits."""
+"""The exceptions of all packages, and checks of settings, whose messages name the key and the nearest allowed value."""
 
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A fault that the user can mend.
+    """A mistake that the user can correct.
 
-    Its message names the file, key or value at fault and says what to do, so programs print it
-    without a traceback and exit non-zero. Everything else is a defect of ours and keeps its traceback.
+    Its message names the wrong file, key or value and says what to do, so programs print it without a traceback and
+    exit with a nonzero status. Any other exception is a bug of vidtrain and keeps its traceback.
     """
 
 
 class DivergedError(UserError):
-    """Training cannot go on: its loss, or what it selects by, is no finite number any more."""
+    """Training cannot continue, as its loss or its monitored metric is no longer finite."""
 
 
 class Pruned(Exception):
-    """A sweep ends this run early, as others do better. Its message says by what; there is nothing to mend."""
+    """A sweep ends this run early, as other trials do better. The message names the pruner. It is not an error."""
 
 
 def check_share(**values: float) -> None:
-    """Raises `UserError` for a setting that does not lie between 0 and 1."""
+    """Raises `UserError` for a setting that is not between 0 and 1."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise UserError(f"{name}={value}: must lie between 0 and 1")
@@ -44,7 +43,8 @@ def check_drop_path(key: str, value: float) -> None:
 
 
 def check_multiple(key: str, value: int, divisor: int, reason: str) -> None:
-    """`reason` says where the divisor comes from, for example "model.encoder.patch_size=16"."""
+    """Raises `UserError` unless `value` is a positive multiple of `divisor`. `reason` says where `divisor` comes from,
+    for example "model.encoder.patch_size=16"."""
     if value > 0 and value % divisor == 0:
         return
     below = value // divisor * divisor
@@ -55,7 +55,7 @@ def check_multiple(key: str, value: int, divisor: int, reason: str) -> None:
 
 
 def check_odd(key: str, value: int) -> None:
-    """A kernel of even size has no middle: it would shift frames and change their number."""
+    """Raises `UserError` for an even kernel size: without a center, it would shift frames and change their number."""
     if value < 1 or value % 2 == 0:
-        near = [str(each) for each in (value - 1, value + 1) if each > 0 and each % 2 == 1] or ["1"]
+        near = [str(size) for size in (value - 1, value + 1) if size > 0 and size % 2 == 1] or ["1"]
         raise UserError(f"{key}={value} must be odd; nearest that fit: {', '.join(near)}.")

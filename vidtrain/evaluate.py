@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint without training: the same transforms and protocol that it was validated with, or others.
+"""Evaluates a checkpoint without training, with the transforms and protocol of its validation, or with others.
 
 python -m vidtrain.evaluate checkpoint=outputs/motion/NAME eval_clips=4 frame_order_ablations=[shuffled,reversed]
 python -m vidtrain.evaluate from_table=outputs/motion/NAME/eval/test_4x3 fusion=vote
@@ -16,7 +16,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluator.options import CHANGES, USED, VIEWS, as_trained, check, output_folder, view_settings
 from vidtrain.files.folders import check_writable
 
-if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from torch import nn
 
     from vidtrain.build.checkpoint_loader import LoadedCheckpoint
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """The metric that the chosen protocol gives: top-1, or mean average precision where videos have several labels."""
+    """Evaluates, and returns top-1 of the chosen protocol, or mean average precision if videos have several labels."""
     from vidtrain.evaluation.protocols import headline
     from vidtrain.evaluator.report import publish, republish
     from vidtrain.evaluator.run import fill, start_table
@@ -49,7 +49,8 @@ def evaluate(cfg: DictConfig) -> float:
         ranks.on_main(lambda: check_writable(out))
         work = _choose_videos(cfg, trained, opened, checkpoint, ranks, console)
         run, changes = run_of(checkpoint), None
-        if run is not None and cfg.dataset is None and cfg.prepared is None:  # else other data are wanted
+        # The data of the run's own training
+        if run is not None and cfg.dataset is None and cfg.prepared is None:
             split, index = work.manifest, work.dataset.index
             changes = ranks.on_main(
                 lambda: hold_evaluated(run, cfg.split, split, index, cfg.allow_changed, console)
@@ -68,7 +69,7 @@ def evaluate(cfg: DictConfig) -> float:
             report = publish(views, out, f"{checkpoint} on {cfg.split}", console, fusion, work.orders[0])
             if changes is None:
                 (out / "data_changes.json").unlink(missing_ok=True)
-            else:  # the data are not those that the run was started with
+            else:  # the data have changed since the run was started
                 write_json_atomic(out / "data_changes.json", changes)
             console.info(f"tables in {out}, the logits of every view in {out / VIEWS}")
             return report.metrics[headline(work.manifest.multi_label)]
@@ -79,7 +80,7 @@ def evaluate(cfg: DictConfig) -> float:
 def _configure(
     cfg: DictConfig, opened: "LoadedCheckpoint", checkpoint: Path, console: "Console"
 ) -> DictConfig:
-    """The checkpoint's configuration as the command line changes it, checked."""
+    """The checkpoint's configuration with the changes of the command line, checked."""
     from vidtrain.app.check import check_run
     from vidtrain.app.launch import report as report_faults
     from vidtrain.build import data as build_data
@@ -105,7 +106,7 @@ def _choose_videos(
     ranks: "Ranks",
     console: "Console",
 ) -> "Pass":
-    """What is to be judged: the chosen split in the chosen orders of frames, with the checkpoint's order of classes."""
+    """The evaluation to make: the chosen split and frame orders, with classes in the order of the checkpoint."""
     from vidtrain.build import data as build_data
     from vidtrain.build import parts as build
     from vidtrain.evaluator.run import Pass, in_order_of_checkpoint
@@ -116,7 +117,7 @@ def _choose_videos(
         raise UserError(f"split={cfg.split} is not in the dataset; it has {', '.join(splits)}")
     manifest = in_order_of_checkpoint(splits[cfg.split], opened.classes, checkpoint)
     if cfg.fusion == "vote" and manifest.multi_label:
-        raise UserError("fusion=vote is for one label a video; choose one of mean_logits, mean_probs")
+        raise UserError("fusion=vote is only for videos with one label; choose mean_logits or mean_probs")
     dataset = build_data.eval_dataset(trained, cfg.split, manifest, reading)
     orders = tuple(dict.fromkeys((trained.clip.frame_order, *cfg.frame_order_ablations)))
     return Pass(

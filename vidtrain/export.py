@@ -25,11 +25,11 @@ from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.errors import UserError
 from vidtrain.files.folders import check_inside, check_writable
 
-if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from vidtrain.build.checkpoint_loader import LoadedCheckpoint
     from vidtrain.training.run import Console
 
-# What exporting uses of the configuration that a checkpoint carries
+# Keys of a checkpoint's configuration that exporting uses
 USED = ("seed", "clip", "model", "loss", "augmentation.eval")
 
 
@@ -92,7 +92,9 @@ def export(cfg: DictConfig) -> None:
         trained = open_trained(path, cfg.trust_targets, pretraining=True)
         trained.check_computed(USED, {}, cfg)
         if trained.weights is None:
-            raise UserError(f"{path} is exported already; name the run or the checkpoint that it is from")
+            raise UserError(
+                f"{path} is already exported; name the run or the checkpoint that it was made from"
+            )
         if trained.is_pretraining:
             return _publish(cfg, trained, console)
         folder, config = run_of(path), migrate(trained.config, str(path))
@@ -112,10 +114,10 @@ def export(cfg: DictConfig) -> None:
     if cfg.card or (cfg.card is None and folder is not None):
         if folder is None or not (folder / "summary.json").is_file():
             raise UserError(
-                f"card=true: a model card is made of a finished run, and {cfg.checkpoint} lies in none; say card=false"
+                f"card=true: a model card needs a finished run, and {cfg.checkpoint} is in none; set card=false"
             )
         console.info(f"model card {write_model_card(folder, out, spec.settings, card)}")
-    console.info(f"everything lies in {out}")
+    console.info(f"all files are in {out}")
 
 
 def _publish(cfg: DictConfig, trained: "LoadedCheckpoint", console: "Console") -> None:

@@ -1,4 +1,4 @@
-"""Says what is in videos, with the transforms and the protocol that a checkpoint carries.
+"""Classifies videos, with the transforms and the protocol of a checkpoint.
 
 python -m vidtrain.predict checkpoint=outputs/motion/NAME clip.mp4
 """
@@ -27,7 +27,7 @@ from vidtrain.prediction.options import (
     output_place,
 )
 
-if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from vidtrain.build.checkpoint_loader import LoadedCheckpoint
     from vidtrain.prediction.outputs import Outputs
     from vidtrain.prediction.run import Predictor, Reader
@@ -43,7 +43,7 @@ def predict(cfg: DictConfig) -> None:
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import autocast, join_ranks
 
-    for handler in logging.getLogger().handlers:  # standard output is for results
+    for handler in logging.getLogger().handlers:  # log on standard error, as standard output is for results
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
     console, path = make_console(is_main=True, stderr=True), find_checkpoint(cfg.checkpoint)
@@ -58,9 +58,9 @@ def predict(cfg: DictConfig) -> None:
             (trained.clip.frames, *build.clip_size(trained)),
         )
         check_graph(trained, model, (3, *clip_shape), path)
-        heat, why_none = heat_kind(cfg.heat, cfg.heat_class, model, clip_shape) if cfg.render else (None, "")
+        heat, reason = heat_kind(cfg.heat, cfg.heat_class, model, clip_shape) if cfg.render else (None, "")
         if cfg.render and heat is None:
-            console.warn(f"render=true draws no heat map: {why_none}")
+            console.warn(f"render=true draws no heat map: {reason}")
         reader = _make_reader(cfg, trained, paths, opened.classes, Path(temporary), ranks, console)
         predictor = Predictor(
             model=model,
@@ -74,7 +74,7 @@ def predict(cfg: DictConfig) -> None:
         )
         stride, length = cfg.windows.stride, cfg.windows.length
         plans = reader.whole() if stride is None else reader.windows(stride, length)
-        note = heat_note(heat, getattr(model, "head", None), cfg.heat_class, why_none)
+        note = heat_note(heat, getattr(model, "head", None), cfg.heat_class, reason)
         protocol = build.protocol_text(trained, model.fusion)
         outputs = _make_outputs(cfg, protocol, reader, predictor, out, note)
         give_answers(outputs, predictor, plans, cfg.format, out)
@@ -82,7 +82,7 @@ def predict(cfg: DictConfig) -> None:
 
 
 def _configure(cfg: DictConfig, opened: "LoadedCheckpoint") -> DictConfig:
-    """The checkpoint's configuration as the command line changes it, checked."""
+    """The checkpoint's configuration with the changes of the command line, checked."""
     from vidtrain.app.launch import report as report_faults
 
     opened.check_computed((*USED, *CHANGES.values()), CHANGES, cfg)
@@ -107,7 +107,7 @@ def _make_reader(
     from vidtrain.data.manifest.manifest import Manifest, Record
     from vidtrain.prediction.run import Reader
 
-    # the reading processes share what they learn of a file; a video that is read once needs no such file
+    # Reading processes share facts about files in this database; if each video is read only once, none is needed
     shared = temporary / "videos.sqlite" if cfg.windows.stride or cfg.render else None
     index = VideoIndex(shared, trained.data.max_pixels, trained.clip.sample_aspect)
     manifest = Manifest([Record(path, 0, path) for path in paths], classes, cfg.frame_rate)

@@ -1,12 +1,12 @@
-"""Re-encodes a dataset once: small, with clean starts close together, and the same frames at the same times.
+"""Re-encodes a dataset once, with small frames and frequent keyframes; all frames keep their times.
 
 python -m vidtrain.prepare dataset=class_folders dataset.source.root=/data/mine short_side=256 gop=12
 
-Training reads the copy with data.prepared=short256_gop12. A run that was stopped goes on when started again.
+Training reads the copy with data.prepared=short256_gop12. A stopped run continues when the command is repeated.
 
 python -m vidtrain.prepare dataset=class_folders dataset.source.root=/data/mine shards=1GiB out=/data/shards
 
-packs the videos, as they are or those of the copy `prepared`, into tar files that dataset=shards reads.
+packs the videos, or those of the copy `prepared`, unchanged into tar files that dataset=shards reads.
 """
 
 import os
@@ -27,13 +27,13 @@ from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
-if TYPE_CHECKING:  # --help should not wait for PyAV and numpy
+if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
     from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.data.prepared.reencode import EncodeSettings
     from vidtrain.tracking.console import Console, NullConsole
 
 EXIT_TOO_MANY_UNREADABLE = 3
-# Imported once by the process that workers are forked from; the first is what this program itself imports
+# Modules that the fork server imports once for all workers; the first one imports all that this program imports
 PRELOAD = ("vidtrain.app.launch", "vidtrain.data.prepared.reencode")
 SHOWN = 10
 MB = 1_000_000
@@ -92,14 +92,14 @@ def prepare(cfg: DictConfig) -> None:
             look_at = partial(guarded, time_limit=cfg.decode_timeout_s, preload=PRELOAD)
             encode_all(copy, files, cfg.data.max_pixels, cfg.num_workers or cores(), look_at, console)
         except KeyboardInterrupt:
-            console.info("stopped; the same command goes on from there")
+            console.info("stopped; the same command continues from there")
             raise
         finally:
             copy.clean()
         counts, unreadable = copy.finish(list(files))
     show_unreadable(unreadable, console)
     if unreadable:
-        console.info(f"all of them: {folder / 'unreadable.csv'}; training is given the originals")
+        console.info(f"all of them are in {folder / 'unreadable.csv'}; training reads their originals")
     console.info(
         f"{len(files) - len(unreadable)} of {len(files)} files prepared, {counts['source_bytes'] / MB:.1f} -> "
         f"{counts['bytes'] / MB:.1f} MB, after {time.monotonic() - started:.0f} s"

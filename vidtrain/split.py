@@ -1,4 +1,4 @@
-"""Splits videos into train, val and test, and writes the lists; moves no file.
+"""Splits videos into train, val and test, and writes a listing of each; no file is moved.
 
 python -m vidtrain.split path=/data/mine out=/data/mine_split
 """
@@ -15,14 +15,14 @@ from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_some
 
-if TYPE_CHECKING:  # --help should not wait for numpy
+if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
     from vidtrain.data.manifest.manifest import Manifest
 
-SEPARATOR = "|"  # between the labels of a record, where the listing names none
+SEPARATOR = "|"  # between the labels of a video, unless the listing has a separator
 ANNOTATIONS = "annotations.json"
 SPLITS = ("train", "val", "test")
-NAMED = 10
-# Settings of a listing that stand beside it here, and settings of sources that have another name here
+NAMED = 10  # at most so many absent classes are named
+# Settings of a listing that are not in `listing` here, and settings of sources that have another name here
 BESIDE_LISTING = ("group_column", "group_pattern", "classes")
 RENAMED = {"root": "path", "split": "shares"}
 
@@ -39,7 +39,7 @@ def check(cfg: Any) -> list[tuple[str, str]]:
     if cfg.group_column is not None and cfg.source != "listing":
         faults.append(("group_column", f"goes with source=listing; {cfg.source} has no columns"))
     if cfg.classes is not None and cfg.source == "class_folders":
-        faults.append(("classes", "class_folders are the classes; take it back"))
+        faults.append(("classes", "the class folders are the classes; set classes=null"))
     try:
         shares_of(list(cfg.shares))
     except UserError as error:
@@ -57,7 +57,7 @@ def split(cfg: Any) -> None:
     splits = splitting.split_manifest(pool, splitting.shares_of(list(cfg.shares)), cfg.seed)
     separator = (cfg.listing.label_separator or SEPARATOR) if pool.multi_label else ""
     folder = None if cfg.paths == "absolute" else out
-    root = cfg.path  # what the paths of annotations.json are relative to
+    root = cfg.path  # paths in annotations.json are relative to it
     if cfg.source == "listing":
         root = os.path.dirname(cfg.path) if cfg.listing.root is None else cfg.listing.root
     texts = {f"{name}.csv": files.csv_text(part, separator, folder) for name, part in splits.items()}
@@ -77,7 +77,7 @@ def split(cfg: Any) -> None:
 
 
 def read_pool(cfg: Any) -> "Manifest":
-    """All videos of the configured source; faults name this program's settings."""
+    """All videos of the configured source. Error messages name the settings of this program, not those of sources."""
     from vidtrain.data.sources.folders import ClassFolders, FrameFolders
     from vidtrain.data.sources.listings import ListingFormat, read_pool
 
@@ -99,16 +99,16 @@ def read_pool(cfg: Any) -> "Manifest":
         return FrameFolders(root=cfg.path, **truth, **grouped).pool()
     except UserError as error:
 
-        def here(match: re.Match[str]) -> str:
+        def setting_here(match: re.Match[str]) -> str:
             if cfg.source == "listing":
                 return match[1] if match[1] in BESIDE_LISTING else f"listing.{match[1]}"
             return RENAMED[match[1]] if match[1] in RENAMED else match[1]
 
-        raise UserError(re.sub(r"\+?dataset\.source\.(\w+)", here, str(error))) from error
+        raise UserError(re.sub(r"\+?dataset\.source\.(\w+)", setting_here, str(error))) from error
 
 
 def _training_overrides(cfg: Any, pool: "Manifest", has_test: bool, separator: str) -> list[str]:
-    """What the training app must be told to read what was written, as it is written in a shell."""
+    """The overrides with which vidtrain.train reads the new splits, quoted for a shell."""
     out = os.path.abspath(cfg.out)
     settings: dict[str, Any] = {"dataset": "listing", "dataset.name": os.path.basename(out)}
     if cfg.source == "frame_folders":
@@ -117,7 +117,7 @@ def _training_overrides(cfg: Any, pool: "Manifest", has_test: bool, separator: s
         settings["dataset.source.annotations"] = os.path.join(out, ANNOTATIONS)
     else:
         settings["dataset.folder"] = out
-        # a class may be absent from train, and others be named by numbers
+        # Without it, a class that is absent from train would be unknown, and names that are numbers would be indices
         settings["dataset.source.classes"] = os.path.join(out, ANNOTATIONS)
         if not has_test:
             settings["dataset.source.test"] = None

@@ -1,4 +1,4 @@
-"""Looks at a sweep, live if wanted, and submits what is missing of it.
+"""Shows the state of a sweep, live with watch=true, and resumes it.
 
 python -m vidtrain.sweep status multirun/motion/NAME watch=true
 python -m vidtrain.sweep resume multirun/motion/NAME
@@ -26,15 +26,15 @@ NOT_OF_TRAINING = ("-m", "--multirun", "action=", "folder=", "retry=", "interval
 
 
 def with_words(arguments: Sequence[str]) -> list[str]:
-    """The command line with its bare words, `status DIR`, as overrides, which are all that Hydra takes.
+    """The command line with its arguments without =, `status DIR`, as overrides, as Hydra accepts only these.
 
-    Raises `UserError` for more words than those two.
+    Raises `UserError` for more than these two.
     """
     bare, rest = bare_words(arguments)
     if len(bare) > 2:
         raise UserError(f"{shlex.join(bare)}: one of status or resume, and the folder of one sweep")
-    named = zip(("action", "folder"), bare, strict=False)
-    return [*rest, *(f"{key}={in_quotes(word)}" for key, word in named)]
+    pairs = zip(("action", "folder"), bare, strict=False)
+    return [*rest, *(f"{key}={in_quotes(word)}" for key, word in pairs)]
 
 
 def check(cfg: SweepConfig) -> list[tuple[str, str]]:
@@ -77,10 +77,10 @@ def status(cfg: SweepConfig) -> None:
 
 
 def resume_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line of vidtrain.train that goes on with a sweep: the stored one, then what this command line adds.
+    """The command line of vidtrain.train that resumes a sweep: the stored one, and then the overrides of this one.
 
-    `retry=true` runs those again that failed. Goes to the folder that the sweep was started in, as paths are relative
-    to it. Raises `UserError` for a folder that holds no sweep, and for what it must not bring along by itself.
+    `retry=true` runs failed trials again. Changes into the folder in which the sweep was started, as paths are relative
+    to it. Raises `UserError` for a folder without a sweep, and for stored overrides that could do harm.
     """
     from vidtrain.runs.folder import check_whole
     from vidtrain.sweeps.record import SWEEP, SweepRecord
@@ -93,42 +93,42 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     folder = Path(unquoted(own["folder"])).absolute()
     record = SweepRecord.read(folder)
     _go_to(record.started_in, folder / SWEEP)
-    now = [override for override in arguments if not override.startswith(NOT_OF_TRAINING)]
+    overrides = [override for override in arguments if not override.startswith(NOT_OF_TRAINING)]
     if "retry" in own:
-        now.append(f"hydra.sweeper.retry={own['retry']}")
-    replaced = {override.lstrip("+~").partition("=")[0] for override in now}
+        overrides.append(f"hydra.sweeper.retry={own['retry']}")
+    replaced = {override.lstrip("+~").partition("=")[0] for override in overrides}
     replaced |= {"hydra.sweep.dir", "hydra.sweeper.retry"}
     stored = [
         override
         for override in [*record.hydra, *record.task]
         if override.lstrip("+~").partition("=")[0] not in replaced
-        # another launcher has other settings
+        # with another launcher, settings of the stored one are dropped
         and not ("hydra/launcher" in replaced and override.lstrip("+~").startswith("hydra.launcher."))
     ]
     check_whole(stored, str(folder / SWEEP))
     command = f"python -m vidtrain.sweep resume {shlex.quote(str(folder))}"
     check_stored(stored, str(folder / SWEEP), command, hydra=True)
-    return ["-m", *stored, *now, f"hydra.sweep.dir={in_quotes(str(folder))}"]
+    return ["-m", *stored, *overrides, f"hydra.sweep.dir={in_quotes(str(folder))}"]
 
 
 def _go_to(folder: str, source: Path) -> None:
-    """Changes into the folder that a sweep was started in, as its record `source` says."""
+    """Changes into the folder in which a sweep was started, according to its record `source`."""
     if not Path(folder).is_dir():
         raise UserError(
-            f"the sweep in {source.parent} was started in {folder}, which is not there; make it, or correct "
+            f"the sweep in {source.parent} was started in {folder}, which does not exist; create it, or correct "
             f"started_in in {source}"
         )
     if Path(folder).resolve() != Path.cwd():
         print(shown_lines(f"going to {folder}, where the sweep was started"), flush=True)
         os.chdir(folder)
-        # the processes that training starts would else import what lies there, and the record may be from elsewhere
+        # Child processes must not import modules from that folder, as somebody else may have written the record
         os.environ["PYTHONSAFEPATH"] = "1"
         paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 def main() -> None:
-    use_utf8()  # before the folder changes, which the command line names files from
+    use_utf8()  # before the folder changes: it restarts the program, whose command line has relative paths
     try:
         arguments = rename_arguments(with_words(sys.argv[1:]), "train", warn)
         resumes = "action='resume'" in arguments or "action=resume" in arguments

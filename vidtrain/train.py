@@ -1,4 +1,4 @@
-"""The training program: compose, check, build, fit, evaluate, and return the metric that it selected on.
+"""The training program: composes, checks, builds, fits, evaluates, and returns the best value of trainer.monitor.
 
 python -m vidtrain.train dataset=motion model=vit3d_micro optimizer.lr=3e-4
 """
@@ -18,7 +18,7 @@ from vidtrain.runs import folder as run_folder
 from vidtrain.runs.attempts import RunAttempt, run_attempt
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
-if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
+if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from vidtrain.runs.assemble import Parts, RunData, Start
     from vidtrain.runs.goals import Goal
     from vidtrain.tracking.console import Console, NullConsole
@@ -33,16 +33,16 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run, from the composed configuration to its best value of `trainer.monitor` on val."""
-    with PreemptionHandler() as preemption:  # before torch is imported, so that no signal is missed
+    """Trains one run; returns its best value of `trainer.monitor` on val, or None if a sweep pruned it."""
+    with PreemptionHandler() as preemption:  # entered before torch is imported, so that no signal is missed
         try:
             return _train_or_recall(cfg, preemption)
-        except Stopped as stop:  # before there was a folder to record it in
+        except Stopped as stop:  # the signal came before the run's folder could record it
             sys.exit(stop.status)
 
 
 def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | None:
-    """The best value of a run that is finished already, or of one that is trained now; None where it was pruned."""
+    """Trains the run unless it is finished already; returns its best value, or None if it was pruned."""
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import join_ranks
 
@@ -64,7 +64,7 @@ def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | 
                     stack.enter_context(run_folder.attempt(folder))
                 attempt = stack.enter_context(run_attempt(folder, ranks, preemption))
                 return _train(cfg, attempt, console, preemption)
-        except Pruned as ending:  # not a fault, but there is no value to return
+        except Pruned as ending:  # not an error, but there is no value to return
             console.info(str(ending))
             return None
 
@@ -72,7 +72,7 @@ def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | 
 def _train(
     cfg: DictConfig, attempt: RunAttempt, console: "Console | NullConsole", preemption: PreemptionHandler
 ) -> float | None:
-    """Data, model, fit, report."""
+    """The stages of a run: data, model, fit, report."""
     from vidtrain.build.parts import model_spec
     from vidtrain.runs import assemble
     from vidtrain.runs.export import export_run
@@ -96,7 +96,7 @@ def _train(
         state = _fit(cfg, data, parts, start, goal, log)
         goal.report(state, log)
         status = "finished"
-        if ranks.is_main:  # last, as a run that ends here is finished anyway
+        if ranks.is_main:  # last: a run that is killed here counts as finished
             goal.draw_pictures(state, log)
     except Pruned:
         status = "pruned"
@@ -108,7 +108,7 @@ def _train(
         settings, spec = to_settings(cfg.export, ExportSettings), model_spec(cfg)
         ranks.on_main(lambda: export_run(settings, spec, start.classifier, data.classes, folder, console))
     minutes = state.seconds / 60
-    console.info(f"trained {state.total_step} steps in {minutes:.1f} minutes; everything lies in {folder}")
+    console.info(f"trained {state.total_step} steps in {minutes:.1f} minutes; all files are in {folder}")
     return state.best
 
 
@@ -120,7 +120,7 @@ def _fit(
     goal: "Goal",
     log: "RunLog",
 ) -> "TrainState":
-    """Trains all phases, from where the run starts."""
+    """Trains all phases, from the step at which the run starts or resumes."""
     from vidtrain.runs.assemble import Record, assemble
     from vidtrain.sweeps.record import on_validation
     from vidtrain.training.loop import fit
