@@ -86,8 +86,8 @@ def compare(cfg: DictConfig) -> None:
     if len(finished.runs) == 1 and not of_several:
         return write_page_again(finished.runs[0], Path(cfg.out or finished.runs[0]), console)
     if len(finished.runs) < 2:
-        named = ", ".join(map(str, finished.runs)) or "none"
-        raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {named}")
+        names = ", ".join(map(str, finished.runs)) or "none"
+        raise UserError(f"a comparison takes two finished runs or more; in runs={cfg.runs} there is {names}")
     with console.phase("reading", len(finished.runs)):
         runs = read_all(finished.runs, settings.split, lambda done: console.advance(done, {}))
     compared, changed = compare_runs(runs, settings, bool(finished.sweeps), console)

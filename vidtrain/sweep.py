@@ -85,17 +85,17 @@ def resume_arguments(arguments: Sequence[str]) -> list[str]:
     from vidtrain.runs.folder import check_whole
     from vidtrain.sweeps.record import SWEEP, SweepRecord
 
-    own = dict(text.partition("=")[::2] for text in arguments if text.startswith(("folder=", "retry=")))
-    if "folder" not in own:
+    options = dict(text.partition("=")[::2] for text in arguments if text.startswith(("folder=", "retry=")))
+    if "folder" not in options:
         raise UserError("resume what? python -m vidtrain.sweep resume DIR, the folder of a sweep")
-    if "retry" in own and own["retry"] not in ("true", "false"):
-        raise UserError(f"retry={own['retry']}: true or false")
-    folder = Path(unquoted(own["folder"])).absolute()
+    if "retry" in options and options["retry"] not in ("true", "false"):
+        raise UserError(f"retry={options['retry']}: true or false")
+    folder = Path(unquoted(options["folder"])).absolute()
     record = SweepRecord.read(folder)
     _go_to(record.started_in, folder / SWEEP)
     overrides = [override for override in arguments if not override.startswith(NOT_OF_TRAINING)]
-    if "retry" in own:
-        overrides.append(f"hydra.sweeper.retry={own['retry']}")
+    if "retry" in options:
+        overrides.append(f"hydra.sweeper.retry={options['retry']}")
     replaced = {override.lstrip("+~").partition("=")[0] for override in overrides}
     replaced |= {"hydra.sweep.dir", "hydra.sweeper.retry"}
     stored = [

@@ -292,10 +292,10 @@ class Meter:
         return rate(self.ranks.gather_objects((timed.clips, timed.seconds)))
 
     @contextmanager
-    def _shown(self, what: str, total: int) -> Iterator[Advance]:
+    def _shown(self, title: str, total: int) -> Iterator[Advance]:
         """A context that begins on all ranks at the same time, and shows the progress."""
         self.ranks.barrier()
-        with self.console.phase(what, total):
+        with self.console.phase(title, total):
             yield lambda done: self.console.advance(done, {}) if done <= total else None
 
 

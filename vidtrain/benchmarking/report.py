@@ -72,10 +72,10 @@ def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[
         adapters_of(lora).add_to(model)
     apply_phase(model, settings)
     trained = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
-    forward, both = count_flops(trained, clip)
+    forward, training = count_flops(trained, clip)
     precision = phase.run.settings.precision
     peak = cfg.peak_tflops * 1e12 if cfg.peak_tflops else known_peak(device_name(ranks.device), precision)
-    per_second = both * clips_per_s / ranks.world_size
+    per_second = training * clips_per_s / ranks.world_size
     product = matmul_rate(ranks.device, PRECISIONS[precision])
     return {
         "parameters": {
@@ -84,7 +84,7 @@ def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[
         },
         "flops": {
             "forward_per_clip": forward,
-            "training_per_clip": both,
+            "training_per_clip": training,
             "per_second_and_rank": per_second,
             "peak": peak,
             "utilization": per_second / peak if peak else None,
@@ -107,7 +107,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     of_rank = f", rank {result['slowest_rank']} of {ranks}, the slowest" if ranks > 1 else ""
     title = f"{result['steps']} steps of phase {result['phase']}{of_rank}: milliseconds"
     console.table(title, ("part", "mean", "median", "25%", "75%", "share"), parts)
-    both = f"forward {flops['forward_per_clip'] / 1e9:.4g}, training {flops['training_per_clip'] / 1e9:.4g}"
+    gflops = f"forward {flops['forward_per_clip'] / 1e9:.4g}, training {flops['training_per_clip'] / 1e9:.4g}"
     rows = [
         ("steps/s", f"{result['steps_per_s']:.4g}"),
         ("clips/s", f"{result['clips_per_s']:.4g}"),
@@ -118,7 +118,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         ("an evaluation", format_seconds(planned["evaluation_s"])),
         ("the whole run", format_seconds(planned["total_s"])),
         ("parameters", f"{result['parameters']['total']:,}, trained {result['parameters']['trained']:,}"),
-        ("GFLOPs a clip", both),
+        ("GFLOPs a clip", gflops),
         ("arithmetic", _arithmetic(flops)),
         ("peak memory", _memory_text(result["memory"][result["slowest_rank"]])),
     ]

@@ -245,8 +245,8 @@ def where(
     option = choices[group] if group in choices else None
     if not option:
         return "the configuration"
-    own = [path for folder in folders[1:] if (path := folder / group / f"{option}.yaml").is_file()]
-    return str(own[0]) if own else f"conf/{group}/{option}.yaml"
+    user_files = [path for folder in folders[1:] if (path := folder / group / f"{option}.yaml").is_file()]
+    return str(user_files[0]) if user_files else f"conf/{group}/{option}.yaml"
 
 
 # --- comparing plain values of YAML with type annotations -------------------------------------------------

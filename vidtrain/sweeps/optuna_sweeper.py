@@ -90,11 +90,11 @@ class OptunaSweeper(TrialSweeper):
 
     def _refuse_changes(self, space: Mapping[str, str]) -> None:
         earlier = self.record.space
-        known = [
+        earlier_overrides = [
             [override for override in trial.overrides if override.partition("=")[0] not in space]
             for trial in self.record.trials
         ]
-        changed = changed_settings(known, [self.fixed], RESUMABLE)
+        changed = changed_settings(earlier_overrides, [self.fixed], RESUMABLE)
         for key in {**earlier, **space}:
             old, new = (some_space.get(key, "not searched") for some_space in (earlier, space))
             changed += [f"{key}: {old} -> {new}"] if old != new else []

@@ -69,9 +69,9 @@ def restore(
 ) -> None:
     """Copies `weights` into the model. Names and shapes must match exactly, except that the tensors named in `left_out`
     are absent and stay as they are. Raises `UserError` naming the first tensors that do not match."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
-    wrong = [name for name in own.keys() ^ weights.keys()]
-    wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    current = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    wrong = [name for name in current.keys() ^ weights.keys()]
+    wrong += [name for name in current.keys() & weights.keys() if current[name].shape != weights[name].shape]
     if wrong:
         some = ", ".join(sorted(wrong)[:6])
         raise UserError(
@@ -194,14 +194,14 @@ class Saver:
     ) -> bool:
         step = payload["state"]["total_step"]
         try:
-            for rank, why in enumerate(unwritten):
-                if why is not None:
-                    raise NotSaved(f"no checkpoint at step {step}: rows of rank {rank}'s logs wait, {why}")
+            for rank, reason in enumerate(unwritten):
+                if reason is not None:
+                    raise NotSaved(f"no checkpoint at step {step}: rows of rank {rank}'s logs wait, {reason}")
             self._write_best()
-            whole = {**self._metadata, **payload}
+            content = {**self._metadata, **payload}
             if keep:
-                save(whole, self._folder / step_file(step))
-            save(whole, self._folder / LAST, self._folder / PREVIOUS)
+                save(content, self._folder / step_file(step))
+            save(content, self._folder / LAST, self._folder / PREVIOUS)
         except NotSaved as error:
             self._failed += 1
             self._log.log({"checkpoint/failed": self._failed}, step)

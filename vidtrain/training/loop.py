@@ -162,7 +162,7 @@ def log_epoch(trainer: Trainer, phase: Phase) -> None:
 
 
 def position(trainer: Trainer, phase: Phase) -> dict[str, Any]:
-    """The columns of every row of the log that say where the run stands."""
+    """The columns epoch and phase, which every row of the log has."""
     return {"epoch": trainer.state.total_step / trainer.run.steps_per_epoch, "phase": phase.name}
 
 
@@ -204,7 +204,7 @@ def end_phase(trainer: Trainer, phase: Phase) -> None:
 
 
 def save(trainer: Trainer, phase: Phase, keep: bool) -> bool:
-    """Writes a checkpoint, which is never deleted with `keep`; returns whether it could be written."""
+    """Writes last.pt, and with `keep` a checkpoint that is never deleted; returns whether it could be written."""
     run = trainer.run
     # Log rows go to disk first: a run resumed from this checkpoint never writes them again
     unwritten = run.ranks.gather_objects(run.log.flush())
@@ -214,9 +214,9 @@ def save(trainer: Trainer, phase: Phase, keep: bool) -> bool:
 
 def raise_non_finite_loss(loss: float, step: int, files: Sequence[str], checkpoints: Path) -> None:
     """Raises `DivergedError` for a loss that is not finite, naming the `files` of its micro-batch."""
-    named = "\n  ".join(files)
+    file_list = "\n  ".join(files)
     raise DivergedError(
-        f"the loss is {loss} at step {step}, on these files:\n  {named}\n"
+        f"the loss is {loss} at step {step}, on these files:\n  {file_list}\n"
         "Lower optimizer.lr, lengthen the warmup or use trainer.precision=fp32. Nothing after this step's "
         f"beginning was saved in {checkpoints}"
     )

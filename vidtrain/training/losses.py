@@ -101,8 +101,8 @@ class BinaryCrossEntropy:
         if self.pos_weight == BALANCED:
             shares = class_shares.double()
             # A class that all samples hold, or none, has only positives or only negatives: it gets the weight 1
-            both = (shares > 0) & (shares < 1)
-            return torch.where(both, (1 - shares) / shares, 1.0).float()
+            has_both = (shares > 0) & (shares < 1)
+            return torch.where(has_both, (1 - shares) / shares, 1.0).float()
         return _listed("pos_weight", self.pos_weight, class_shares).float()
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

@@ -173,7 +173,7 @@ class Trainer:
         return cls(run, model, state, average, saver, started)
 
     def begin_phase(self, resume: Mapping[str, Any] | None) -> Phase:
-        """The phase at which the state stands, ready for its next step; `resume` is a checkpoint within it."""
+        """The current phase of the state, ready for its next step; `resume` is a checkpoint from within it, or None."""
         run, state = self.run, self.state
         phase = Phase.make(run, self.model, list(run.phases)[state.phase], self.average)
         if state.step >= phase.total and not state.eval_pending:
@@ -201,7 +201,7 @@ class Trainer:
         batches = iter(
             phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step)
         )
-        first = next(batches, None)  # None where only the phase's last evaluation is still to come
+        first = next(batches, None)  # None if only the phase's last evaluation is left
         title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {phase.total} steps"
         table = parameter_table(model, phase.optimizers.peak_lrs, phase.heads.names)
         run.console.table(title, ("module", "parameters", "trained", "peak lr"), table)
@@ -266,7 +266,7 @@ def check_gradients(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     autocast: AbstractContextManager,
 ) -> float:
-    """One forward and backward of `clips` float [b n c t h w]; returns the loss and leaves no trace.
+    """One forward and backward of `clips` float [b n c t h w]; returns the loss, and restores buffers and gradients.
 
     `loss_of` maps the model's output, clip logits [b n k], and the labels to the loss.
 

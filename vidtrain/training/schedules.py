@@ -81,8 +81,8 @@ def too_long(schedule: Schedule, total_steps: int) -> str | None:
     parts = {name: getattr(schedule, name) for name in ("warmup", "anneal") if getattr(schedule, name, 0)}
     if sum(parts.values()) <= total_steps + 1:  # + 1: both may have been rounded up
         return None
-    named = " and ".join(f"{name} ({length} steps)" for name, length in parts.items())
-    return f"{named} take longer than the phase, which has {total_steps} steps: its peak is never reached"
+    lengths = " and ".join(f"{name} ({length} steps)" for name, length in parts.items())
+    return f"{lengths} take longer than the phase, which has {total_steps} steps: its peak is never reached"
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class EpochSums:
             return
         for stored in by_rank:
             for name, tensor in _migrated(stored).items():
-                own = getattr(self, name)
-                own += tensor.to(own.device)
+                own_sum = getattr(self, name)
+                own_sum += tensor.to(own_sum.device)
 
 
 def _no_samples(device: torch.device) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Adds the model's weights after optimizer step `step` of the run."""
+        """Updates the average with the model's weights after optimizer step `step` of the run."""
         averages, weights = ([pair[i] for pair in self._floats] for i in (0, 1))
         torch._foreach_lerp_(averages, weights, 1 - decay_at(step, self.decay, self.warmup))
         for average, current in self._others:
@@ -96,9 +96,9 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for average, current in self._pairs:
-            own = current.clone()
+            saved = current.clone()
             current.copy_(average)
-            average.copy_(own)
+            average.copy_(saved)
 
 
 def kept_average(

@@ -59,10 +59,8 @@ class RankMonitor:
     def __init__(self, connect: Callable[[], dist.Store], rank: int, world_size: int, timeout: float):
         self.timeout = timeout
         self.rank = rank
-        # Hooks that a program may set:
-        self.stop_signal: Callable[[], int | None] = lambda: (
-            None
-        )  # number of the stop signal that came, if one did
+        # Hooks that a program may set. The first one returns the number of the stop signal that came, if one did
+        self.stop_signal: Callable[[], int | None] = lambda: None
         self.lost_status: Callable[[], int] = lambda: EXIT_FAILED  # exit status when another rank is lost
         self.on_lost: Callable[[RunEnd], None] = lambda run_end: None  # records the loss of another rank
         self._watched = [other for other in range(world_size) if other != rank] if rank == 0 else [0]
@@ -89,14 +87,14 @@ class RankMonitor:
         """Writes into the store that rank `of` (None: this rank) has failed, and returns why the run ends: this cause,
         or an earlier one that is already there. Without `tell` the store is not used."""
         rank = self.rank if of is None else of
-        own = RunEnd(rank, self._hosts[rank], cause, status)
+        this_end = RunEnd(rank, self._hosts[rank], cause, status)
         if self._run_end is None and not tell:
-            self._run_end = own
+            self._run_end = this_end
         if self._run_end is None:
             try:
-                self._run_end = _read(self._ours.compare_set("run_end", "", json.dumps(asdict(own))))
+                self._run_end = _read(self._ours.compare_set("run_end", "", json.dumps(asdict(this_end))))
             except RuntimeError:  # the store is in rank 0's process, which has exited
-                self._run_end = own
+                self._run_end = this_end
         return self._run_end
 
     def end_after(self, error: BaseException, status: int) -> RunEnd:
@@ -173,9 +171,8 @@ class RankMonitor:
     def _check_for_losses(self, unanswered: float) -> None:
         lost = [other for other in self._watched if self._silent[other] > self.timeout]
         cause = f"gave no sign of life for {self.timeout:g} s: it was stopped, hangs, or is gone"
-        if (
-            self._lost_store is not None
-        ):  # the store is in rank 0's process or in torchrun's: both count as rank 0
+        # It is in the process of rank 0 or of torchrun: both count as rank 0
+        if self._lost_store is not None:
             self.report_lost(0, f"is gone ({self._lost_store})", tell=False)
         elif unanswered > self.timeout:
             self.report_lost(0, cause, tell=False)
