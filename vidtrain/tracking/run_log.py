@@ -98,7 +98,7 @@ class RunLog:
             self.loggers.summary(values)
 
     def rewind(self, step: int, world_size: int) -> None:
-        """Drops all rows after `step`, from which the run of now `world_size` ranks resumes.
+        """Drops all rows after `step`, from which the run resumes, now with `world_size` ranks.
 
         So the files end up like those of a run that was never interrupted. If the earlier attempt had more ranks, rank
         0 also rewinds the files of the additional ranks.
