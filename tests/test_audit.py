@@ -250,7 +250,7 @@ def test_ctrl_c_keeps_the_ledger(tmp_path, monkeypatch):
             ["dataset=motion", "max_groups_across_splits=-1"],
             ("max_groups_across_splits", "-1 must be 0 or more, or null for no bound"),
         ),
-        (["dataset=motion", "group_pattern='_g(d'"], ("group_pattern", "'_g(d' is no regular expression")),
+        (["dataset=motion", "group_pattern='_g(d'"], ("group_pattern", "'_g(d' is not a regular expression")),
     ],
 )
 def test_mistakes_are_named_before_anything_starts(overrides, fault):

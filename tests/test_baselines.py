@@ -52,7 +52,7 @@ def test_the_table_is_printed(measured):
 def test_a_second_call_reads_nothing_anew(measured):
     folder, before = measured[0], known(measured[0])
     done = run_program("baselines", "dataset=motion", *DATA, *FAST, cwd=folder)
-    assert done.returncode == 0 and f"made in {before.seconds:g} s" in done.stdout
+    assert done.returncode == 0 and f"computed in {before.seconds:g} s" in done.stdout
     assert known(folder) == before
 
 

@@ -58,7 +58,7 @@ def test_nothing_starts_from_scratch_by_itself(faults, ended):
     assert child.wait() == 2
     assert "can be used, and a run does not start from scratch by itself" in child.words
     assert all(f"checkpoints/{name} is truncated or not a PyTorch file" in child.words for name in names)
-    assert f"init_from={ended}/checkpoints/best.pt takes its weights" in child.words
+    assert f"init_from={ended}/checkpoints/best.pt starts from its weights" in child.words
     assert (ended / "metrics.jsonl").read_bytes() == rows
     assert all((ended / "checkpoints" / name).is_file() for name in names)
 

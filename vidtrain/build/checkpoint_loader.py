@@ -189,8 +189,7 @@ def open_trained(
         absent = [key for key in NEEDED if key not in payload]
         if absent:
             raise UserError(
-                f"checkpoint {path} cannot be used, as it lacks {', '.join(absent)}; take a checkpoint that training "
-                "wrote"
+                f"checkpoint {path} lacks {', '.join(absent)} and cannot be used; take a checkpoint that training wrote"
             )
         classes = spelled_classes(payload["classes"])
         adapters = Adapters.of(payload, path)

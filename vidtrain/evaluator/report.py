@@ -174,8 +174,8 @@ def protocols_table(
     console.table(f"{name} by protocol, {first}", ("clips x crops", "clip", *fusions), list(rows.values()))
     if views.about["joint"]:
         console.info(
-            f"the model attends over the tokens of all {views.about['num_clips']} clips jointly, so there is one row "
-            "for each number of crops, with all clips"
+            f"the model attends over the tokens of all {views.about['num_clips']} clips jointly: views cannot be taken "
+            "apart by clips, so there is one row per crop"
         )
     elif not all(protocol.same for protocol in protocols):
         console.info(
