@@ -15,11 +15,15 @@ from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import apply_phase, decays, parameter_groups
 
 # Parameters of the encoder, and of all with 400 classes, for clips of 16x224x224. Published: torchvision's nine are
-# its `num_params`; SlowFast 34.57 M and Slow 32.45 M (PyTorchVideo's model zoo, which has 3.79 M for
-# X3D and 6.15 M for its L); ViT-S 22, B 86.2, L 303.9, H 631.6 M
-# and g 1.01 B (VideoMAE and V-JEPA); ConvNeXt-T without its classifier 27.82 M (timm). ResNet3D-18 equals R3D-18.
+# its `num_params`; SlowFast 34.57 M, Slow 32.45 M, X3D 3.79 M and its L 6.15 M (PyTorchVideo's model zoo); ViT-S 22,
+# B 86.2, L 303.9, H 631.6 M and g 1.01 B (VideoMAE and V-JEPA); ConvNeXt-T without its classifier 27.82 M (timm).
+# ResNet3D-18 equals R3D-18. Hiera's are those of its code (test_hiera.py).
 SIZES = {
     "efficientnet_lite0": (3_371_008, 3_883_408),
+    "hiera_b_video": (50_783_424, 51_092_560),
+    "hiera_bplus_video": (69_031_648, 69_392_240),
+    "hiera_h_video": (670_803_968, 671_627_664),
+    "hiera_l_video": (212_628_096, 213_091_600),
     "mc3_18": (11_490_240, 11_695_440),
     "mvit_v1_b": (36_303_072, 36_610_672),
     "mvit_v2_s": (34_230_144, 34_537_744),
@@ -89,6 +93,7 @@ SMALL = {
     "videomae_base": VIT,
     "vjepa2_1_vitb": PROBE,
     "mc3_18": (),
+    "hiera_b_video": ("model.encoder.embed_dim=16", "model.encoder.depths=[1,2,2,1]"),
     "s3d": WINDOW,
     "mvit_v1_b": (),
     "mvit_v2_s": (),
@@ -208,7 +213,9 @@ def test_positions_and_tokens_are_not_decayed():
 
 
 # The other encoders have tests of their own for this, which take longer
-@pytest.mark.parametrize("name", ["vit3d_micro", "videomae_base", "vjepa2_1_vitb", "timm_frames_attentive"])
+@pytest.mark.parametrize(
+    "name", ["vit3d_micro", "videomae_base", "vjepa2_1_vitb", "hiera_b_video", "timm_frames_attentive"]
+)
 def test_every_parameter_gets_a_gradient_with_and_without_recomputation(name):
     """So distributed training finds no parameter unused."""
     expected = gradients(small(name), video(clips=1))
@@ -227,7 +234,8 @@ def test_clips_of_other_sizes_joint_fusion_half_precision_and_copies(name):
     clips = video()
     expected = model(clips)
     assert (expected.shape, expected.dtype) == ((2, 2, 4), torch.float32)
-    assert model(video(size=48, clips=1)[:1]).shape == (1, 1, 4)
+    other = 64 if name == "hiera_b_video" else 48  # which takes multiples of 32
+    assert model(video(size=other, clips=1)[:1]).shape == (1, 1, 4)
 
     with torch.autocast("cpu", torch.bfloat16):
         halved = model(clips[:1, :1])

@@ -161,6 +161,7 @@ KINDS = {
     "x3d_s": ("grad_cam",),
     "resnext3d_18": ("grad_cam",),
     "swin3d_t": ("grad_cam",),
+    "hiera_b_video": ("grad_cam",),
     "timm_frames": ("grad_cam",),
     "timm_frames_temporal": ("grad_cam",),
     "mvit_v2_s": (),  # answers from its class token, which has no place

@@ -42,6 +42,7 @@ POWERS = {
     "resnext3d_101": {"stem": 34, "stages.0.0.": 33, "stages.3.1.": 2, "stages.3.2.": 1},
     "slowfast_r50": {"stem": 17, "stages.0.0.": 16, "stages.3.1.": 2, "stages.3.2.": 1},
     "x3d_s": {"stem": 27, "stages.0.0.": 26, "stages.3.5.": 2, "stages.3.6.": 1, "conv5": 0},
+    "hiera_b_video": {"stem": 25, "blocks.0.": 24, "blocks.22.": 2, "blocks.23.": 1},
     "timm_frames": {  # convnext_tiny
         "network.stem": 19, "network.stages.0.blocks.0.": 18, "network.stages.3.blocks.2.": 1, "network.head.norm": 0,
     },

@@ -9,6 +9,7 @@ temporal_heads.py     heads along time: statistics of change, convolutions, a sm
 timm_frames.py        any image model of timm, frame by frame, its parts in the order of depth
 slowfast.py           residual networks over video: SlowFast, its slow pathway alone, the pieces
 x3d.py                X3D
+hiera.py              Hiera
 resnext3d.py          ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 torchvision_video.py  torchvision's video models
 lora.py               low-rank adapters beside frozen linear layers

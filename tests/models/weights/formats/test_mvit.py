@@ -111,7 +111,7 @@ def test_positions_are_fitted_to_other_clips():
     converted = PYSLOWFAST_MVIT.convert(Weights("", published), model(size=(32, 96), frames=32))
     assert list(converted.resized.values()) == [
         "8 positions interpolated to 16, but with clip.frames=16",
-        "16x16 positions interpolated to 8x24, but with clip.size=64",
+        "256 positions interpolated to 192, but with clip.size=64",
     ]
     assert converted.tensors["encoder.stem.pos_encoding.spatial_pos"].shape == (192, 96)
     table = small["pos_encoding.temporal_pos"]

@@ -10,6 +10,7 @@ torchvision.py    torchvision's video weights, by enum name or file
 pytorchvideo.py   PyTorchVideo's SlowFast, Slow and X3D
 pyslowfast.py     the same networks as PySlowFast saves them
 mvit.py           PySlowFast's and PyTorchVideo's MViT
+hiera.py          Hiera of videos
 classy_vision.py  Classy Vision's ResNeXt3D
 efficientnet_lite.py   EfficientNet-Lite, whose ImageNet weights the extra `weights` installs
 timm_images.py    image models of timm: ViTs inflated to tubelets, and any of them frame by frame
@@ -18,6 +19,7 @@ timm_images.py    image models of timm: ViTs inflated to tubelets, and any of th
 from vidtrain.models.weights.format import Format
 from vidtrain.models.weights.formats.classy_vision import CLASSY_VISION_RESNEXT3D
 from vidtrain.models.weights.formats.efficientnet_lite import EFFICIENTNET_LITE
+from vidtrain.models.weights.formats.hiera import HIERA
 from vidtrain.models.weights.formats.mvit import PYSLOWFAST_MVIT, PYTORCHVIDEO_MVIT
 from vidtrain.models.weights.formats.own import OWN
 from vidtrain.models.weights.formats.pyslowfast import PYSLOWFAST, PYSLOWFAST_SLOW, PYSLOWFAST_X3D
@@ -64,6 +66,7 @@ FORMATS: tuple[Format, ...] = (
     PYSLOWFAST_X3D,
     PYSLOWFAST_MVIT,
     PYTORCHVIDEO_MVIT,
+    HIERA,
     CLASSY_VISION_RESNEXT3D,
     EFFICIENTNET_LITE,
     TIMM_VIT,

@@ -1,7 +1,6 @@
 """torchvision's video weights: by the names of its enums, and as state dicts in files."""
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from torchvision.models import WeightsEnum, get_model_weights
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import FullyConvolutionalClassifier, MeanPoolClassifier
-from vidtrain.models.positions import fit_table
 from vidtrain.models.torchvision_video import (
     TorchvisionMViT,
     TorchvisionResNet,
@@ -22,6 +20,7 @@ from vidtrain.models.torchvision_video import (
     TorchvisionSwin,
 )
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
+from vidtrain.models.weights.formats.vit3d import fit_separate_positions
 
 MODELS = (
     "r3d_18",
@@ -112,7 +111,11 @@ class Family:
                 found.tensors[name] = fit_relative(old, length)
                 found.resized[name] = f"{len(old)} relative positions interpolated to {length}"
         if isinstance(model.encoder, TorchvisionMViT) and {SPATIAL, TEMPORAL} <= found.tensors.keys():
-            fit_absolute(found, model.encoder)
+            tables = model.encoder.stem.pos_encoding
+            if tables.temporal_pos is not None:  # else another model, which is named elsewhere
+                fit_separate_positions(
+                    found, SPATIAL, TEMPORAL, (len(tables.temporal_pos), *tables.spatial_size)
+                )
         variant = self.model_name(tensors)
         found.requires = {} if variant is None else {"encoder.name": variant}
         return found
@@ -131,30 +134,6 @@ def fit_relative(table: Tensor, length: int) -> Tensor:
     """Relative positions [n d] -> [length d], linearly, as MViT itself does for a clip of another size."""
     columns = rearrange(table.float(), "n d -> 1 d n")
     return rearrange(F.interpolate(columns, size=length, mode="linear"), "1 d n -> n d").to(table.dtype)
-
-
-def fit_absolute(found: Converted, encoder: TorchvisionMViT) -> None:
-    """MViTv1's positions for the model's clips, interpolated over space and over time, as the model itself does it.
-
-    Those of a file are of square clips, as all that were published.
-    """
-    tables, side = encoder.stem.pos_encoding, math.isqrt(len(found.tensors[SPATIAL]))
-    found.seen["size"] = 4 * side
-    if tables.temporal_pos is None:  # another model, which is named elsewhere
-        return
-    old, steps = found.tensors[TEMPORAL], len(tables.temporal_pos)
-    if len(old) != steps:
-        found.tensors[TEMPORAL] = fit_relative(old, steps)
-        found.resized[TEMPORAL] = (
-            f"{len(old)} positions interpolated to {steps}, but with clip.frames={2 * len(old)}"
-        )
-    places, grid = found.tensors[SPATIAL], tables.spatial_size
-    if (side, side) != grid and side * side == len(places):
-        resized = fit_table(places.float().view(1, side, side, -1), (1, *grid), cut=False)
-        found.tensors[SPATIAL] = resized.to(places.dtype)
-        found.resized[SPATIAL] = (
-            f"{side}x{side} positions interpolated to {grid[0]}x{grid[1]}, but with clip.size={4 * side}"
-        )
 
 
 def _takes_head(model: EncoderWithHead) -> bool:

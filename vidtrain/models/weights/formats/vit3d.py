@@ -10,7 +10,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vidtrain.models.classifier import EncoderWithHead
-from vidtrain.models.positions import Grid
+from vidtrain.models.positions import Grid, fit_table
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Converted, Renaming
 
@@ -182,6 +182,26 @@ def fit_learned_table(table: Tensor, grid: Grid, prefix_tokens: int = 0) -> Tens
         resized = F.interpolate(image.float(), size=(h, w), mode="bicubic", antialias=True)
         image = resized.to(table.dtype)
     return repeat(image, "1 d h w -> t h w d", t=t)
+
+
+def fit_separate_positions(found: Converted, spatial: str, temporal: str, grid: Grid) -> None:
+    """Learned positions of places and of times that are summed, [n d] or [1 n d], fitted to a model's grid as it
+    would interpolate them itself. Tokens are of 2x4x4 pixels, and a file's clips are square, as all published ones.
+    """
+    side, old = math.isqrt(found.tensors[spatial].shape[-2]), found.tensors[temporal].shape[-2]
+    found.seen["size"] = 4 * side
+    tables = (
+        (temporal, (old, 1, 1), (grid[0], 1, 1), f"clip.frames={2 * old}"),
+        (spatial, (1, side, side), (1, *grid[1:]), f"clip.size={4 * side}"),
+    )
+    for name, theirs, ours, setting in tables:
+        table = found.tensors[name]
+        if theirs != ours and math.prod(theirs) == table.shape[-2]:
+            resized = fit_table(table.float().view(*theirs, -1), ours, cut=False)
+            found.tensors[name] = resized.to(table.dtype).view(*table.shape[:-2], -1, table.shape[-1])
+            found.resized[name] = (
+                f"{table.shape[-2]} positions interpolated to {math.prod(ours)}, but with {setting}"
+            )
 
 
 def _shares(old: int, new: int) -> Tensor:

@@ -97,8 +97,9 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
     prefix = first_prefix(tensors, PREFIXES, "patch_embed.proj.weight")
     if prefix is None or tensors[f"{prefix}patch_embed.proj.weight"].ndim != 5:
         return None
-    known = f"{prefix}blocks.0.attn.qkv.bias" in tensors and f"{prefix}cls_token" not in tensors
-    return prefix if known else None
+    known = f"{prefix}blocks.0.attn.qkv.bias" in tensors
+    others = {f"{prefix}cls_token", f"{prefix}pos_embed_spatial"}  # of Hiera, and of ViTs of images
+    return prefix if known and not others & tensors.keys() else None
 
 
 # --- encoders ---
