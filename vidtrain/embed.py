@@ -32,7 +32,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
             ("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both")
         )
     elif cfg.checkpoint is not None:
-        unused = [key for key in ("model",) if cfg[key] is not None]
+        unused = ["model"] if cfg.model is not None else []
         unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
         faults += [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in unused]
         faults += check_checkpoint(cfg.checkpoint)

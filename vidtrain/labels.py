@@ -70,7 +70,8 @@ def errors(cfg: LabelsConfig) -> None:
         np.savez(file, probabilities=chances, paths=embeddings.paths, classes=embeddings.classes)
     page = out / "report.html"
     page.unlink(missing_ok=True)  # of an earlier call
-    html = partial(correcting_page, embeddings, suspects, rows, picture_folder(cfg.embeddings), cfg)
+    pictures = picture_folder(cfg.embeddings)
+    html = partial(correcting_page, embeddings, suspects, rows, pictures, cfg.shown, cfg.folds)
     warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
     shown = [[Path(str(row[0])).name, *map(str, row[1:5])] for row in table[1 : MOST_SHOWN + 1]]
     likely = int(suspects.likely.sum())

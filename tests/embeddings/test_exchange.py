@@ -29,7 +29,7 @@ def test_samples_are_in_the_form_of_fiftyone(tmp_path):
     assert metadata["media_type"] == "video" and "version" not in metadata
     assert samples[1]["filepath"] == "/videos/0001.mp4" and samples[1]["tags"] == ["train"]
     assert samples[1]["ground_truth"] == {"_cls": "Classification", "label": "<c>"}
-    assert samples[5]["ground_truth"] is None and samples[2]["support"] == [1.5, None]
+    assert samples[5]["ground_truth"] is None and (samples[2]["start_s"], samples[2]["end_s"]) == (1.5, None)
     assert np.abs(np.array([sample["embedding"] for sample in samples]) - embeddings.vectors).max() < 1e-6
     assert (tmp_path / samples[0]["frames"]).is_file()
     write_fiftyone(several(made(12)), tmp_path)
@@ -79,6 +79,6 @@ def test_label_studio_takes_the_tasks(tmp_path):
         config = interface.LabelInterface((tmp_path / "labeling_config.xml").read_text())
         assert config.is_valid
         for task in read(tmp_path / "tasks.json"):
-            assert config.validate_task(task)
+            assert config.validate_task({"data": task["data"]})
             for annotation in task["annotations"]:
                 assert config.validate_annotation(annotation)

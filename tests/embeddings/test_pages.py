@@ -12,7 +12,6 @@ import pytest
 from made_embeddings import made
 from page_reader import PageReader
 
-from vidtrain.config.schemas import LabelsConfig
 from vidtrain.data.manifest.files import csv_text
 from vidtrain.data.sources.listings import ListingFormat, read_pool
 from vidtrain.embeddings.labels import find_suspects
@@ -45,8 +44,7 @@ def odd():
 
 def page_of(embeddings, folder, shown=60):
     suspects, _ = find_suspects(embeddings, 5, "self_confidence")
-    cfg = LabelsConfig(shown=shown)
-    return suspects, correcting_page(embeddings, suspects, np.arange(60), folder / "pictures", cfg)
+    return suspects, correcting_page(embeddings, suspects, np.arange(60), folder / "pictures", shown, 5)
 
 
 @pytest.mark.parametrize("how", ["pca", "tsne", "none"])

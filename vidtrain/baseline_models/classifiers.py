@@ -77,21 +77,21 @@ def _components(vectors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda others: components.transform(scaler.transform(others))
 
 
-def out_of_fold(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, folds: int) -> np.ndarray:
-    """Probabilities [v k] of every video by `logistic_regression` on the other of `folds`, which have the classes as
-    evenly as groups, kept whole, allow. The penalty is the one of the least log loss over all these videos.
+def stratified_folds(
+    labels: np.ndarray, groups: np.ndarray, count: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to learn from and rows to judge, for `count` folds: each row [v] is judged once. Groups stay whole, and
+    classes are as even as that allows."""
+    return list(StratifiedGroupKFold(count).split(labels, labels, groups))
 
-    Raises `ValueError` with the number of a class whose videos would all lie in one fold: nothing could be learned of
-    it.
-    """
-    labels = targets.argmax(axis=1)
-    plan = list(StratifiedGroupKFold(folds).split(vectors, labels, groups))
-    for train, test in plan:
-        alone = np.setdiff1d(labels[test], labels[train])
-        if len(alone):
-            raise ValueError(int(alone[0]))
+
+def out_of_fold(
+    vectors: np.ndarray, targets: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Probabilities [v k] of every video by logistic regression on the videos of other folds, see `stratified_folds`.
+    The penalty is the one of the least log loss over all videos."""
     chances = np.zeros((len(PENALTIES), *targets.shape))
-    for train, test in plan:
+    for train, test in folds:
         turned = _components(vectors[train])
         known, others = turned(vectors[train]), turned(vectors[test])
         for number, penalty in enumerate(PENALTIES):

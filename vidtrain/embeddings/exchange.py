@@ -11,8 +11,6 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 from vidtrain.embeddings.store import Embeddings
 from vidtrain.files.atomic import strict_json, write_text_atomic
 
@@ -40,7 +38,10 @@ def write_fiftyone(embeddings: Embeddings, folder: Path) -> None:
                 "frames": "frames.json",
                 "ground_truth": truth,
                 "group_name": str(embeddings.groups[row]),
-                "support": _cut(embeddings, row),
+                "start_s": float(
+                    embeddings.starts[row]
+                ),  # null where the file is not cut, as JSON has no NaN
+                "end_s": float(embeddings.ends[row]),
                 EMBEDDING: embeddings.vectors[row].astype(float).round(6).tolist(),
             }
         )
@@ -51,11 +52,6 @@ def write_fiftyone(embeddings: Embeddings, folder: Path) -> None:
         ("frames.json", {"frames": {}}),
     ):
         write_text_atomic(folder / name, strict_json(text) + "\n")
-
-
-def _cut(embeddings: Embeddings, row: int) -> list[float | None] | None:
-    times = [float(embeddings.starts[row]), float(embeddings.ends[row])]
-    return None if np.isnan(times).all() else [None if np.isnan(time) else time for time in times]
 
 
 def write_label_studio(embeddings: Embeddings, folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.baseline_models.classifiers import logistic_regression, out_of_fold
+from vidtrain.baseline_models.classifiers import logistic_regression, out_of_fold, stratified_folds
 from vidtrain.embeddings.search import k_center, unit
 from vidtrain.embeddings.store import UNLABELED, Embeddings
 from vidtrain.errors import UserError
@@ -94,17 +94,17 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
         raise UserError(
             f"all videos are labeled {classes[labels[0]]}: it takes two classes or more to doubt a label"
         )
-    check_folds(numbers, embeddings.groups, folds, [str(classes[label]) for label in present])
-    groups = np.unique(embeddings.groups, return_inverse=True)[1]
-    try:
-        known = out_of_fold(embeddings.vectors, np.eye(len(present))[numbers], groups, folds)
-    except ValueError as error:
-        if not isinstance(error.args[0], int):
-            raise
-        raise UserError(
-            f"all videos of {classes[present[error.args[0]]]} would lie in one fold, as groups are kept whole: say "
-            "another number of folds"
-        ) from error
+    names = [str(classes[label]) for label in present]
+    check_folds(numbers, embeddings.groups, folds, names)
+    plan = stratified_folds(numbers, np.unique(embeddings.groups, return_inverse=True)[1], folds)
+    for train, test in plan:
+        alone = np.setdiff1d(numbers[test], numbers[train])
+        if len(alone):
+            raise UserError(
+                f"all videos of {names[alone[0]]} would lie in one fold, as groups are kept whole: say another number "
+                "with folds="
+            )
+    known = out_of_fold(embeddings.vectors, np.eye(len(present))[numbers], plan)
     score = SCORES[rank_by](known, numbers)
     order = np.argsort(score, kind="stable")
     others = known.copy()

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vidtrain.config.schemas import LabelsConfig
 from vidtrain.data.manifest.files import csv_text as listing_text
 from vidtrain.embeddings.labels import Suspects
 from vidtrain.embeddings.search import Likeness, k_center, unit
@@ -198,10 +197,10 @@ def suspect_rows(embeddings: Embeddings, suspects: Suspects) -> list[tuple[objec
 
 
 def correcting_page(
-    embeddings: Embeddings, suspects: Suspects, rows: np.ndarray, pictures: Path, cfg: LabelsConfig
+    embeddings: Embeddings, suspects: Suspects, rows: np.ndarray, pictures: Path, shown: int, folds: int
 ) -> str:
-    """The page that shows the first suspects and writes a listing of all videos with what was decided; `rows` [v] are
-    those of the pictures.
+    """The page that shows the first `shown` suspects, found with so many `folds`, and writes a listing of all videos
+    with what was decided; `rows` [v] are those of the pictures.
 
     Raises `UserError` for a name that a listing in UTF-8 cannot hold.
     """
@@ -209,7 +208,6 @@ def correcting_page(
     odd = [path for path in embeddings.paths.tolist() if not is_utf8(path)]
     if odd:
         raise UserError(f"{odd[0]!r} is not UTF-8, in which the page writes listings: rename it")
-    shown = suspects.rows[: cfg.shown].tolist()
     classes = [str(name) for name in embeddings.classes]
     common = os.path.commonpath(
         [os.path.dirname(os.path.abspath(path)) for path in embeddings.paths.tolist()]
@@ -224,18 +222,18 @@ def correcting_page(
             "chances": (float(suspects.label_chances[place]), float(suspects.other_chances[place])),
             "likely": bool(suspects.likely[place]),
         }
-        for place, row in enumerate(shown)
+        for place, row in enumerate(suspects.rows[:shown].tolist())
     ]
     return render(
         "label_errors.html.jinja",
-        title=f"Suspect labels of {cfg.split}",
+        title=f"Suspect labels of {embeddings.splits[0]}",
         cards=cards,
         classes=classes,
         cells=_listing_cells(embeddings),
         likely=int(suspects.likely.sum()),
         estimate=suspects.estimate,
         videos=len(embeddings),
-        folds=cfg.folds,
+        folds=folds,
         common=common,
         encoder=embeddings.encoder,
     )

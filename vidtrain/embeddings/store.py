@@ -70,15 +70,16 @@ class Embeddings:
             raise UserError(f"split={split}: the embeddings hold no video of it; they hold {known}")
         return rows
 
-    def manifest(self, labels: np.ndarray | None = None) -> Manifest:
-        """The videos as a manifest, with other `labels` where they are given."""
-        labels = self.labels if labels is None else labels
+    def manifest(self) -> Manifest:
+        """The videos, of one label each, as a manifest."""
         cuts = [
             [None if np.isnan(time) else float(time) for time in times] for times in (self.starts, self.ends)
         ]
         records = [
             Record(str(path), int(label), str(group), start=start, end=end)
-            for path, label, group, start, end in zip(self.paths, labels, self.groups, *cuts, strict=True)
+            for path, label, group, start, end in zip(
+                self.paths, self.labels, self.groups, *cuts, strict=True
+            )
         ]
         return Manifest(records, self.classes.tolist())
 
