@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
     from vidtrain.training.run import Console
 
 # Keys of a checkpoint's configuration that exporting uses
-USED = ("seed", "clip", "model", "loss", "augmentation.eval")
+USED = ("seed", "clip", "model", "loss", "augmentation.eval", "objective")
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:

@@ -161,6 +161,7 @@ def test_of_a_frozen_teacher_there_is_the_encoder_alone(tmp_path):
             ["formats=[transformers]"],
             "no place in V-JEPA 2, transf",
         ),
+        ("vjepa", ["clip.size=[32,16]"], ["formats=[transformers]"], r"clip.size is \[32, 16\]"),
         (
             "vjepa1",
             PUBLISHED,
@@ -175,3 +176,4 @@ def test_what_a_layout_has_no_place_for_is_refused(tmp_path, name, overrides, op
     written(tmp_path, name, *overrides)
     with pytest.raises(UserError, match=words):
         exported(tmp_path, *options)
+    assert not any((tmp_path / "export").glob("transformers*"))  # none that was not checked

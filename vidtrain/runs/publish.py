@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,7 @@ def publish(
     """Writes the encoder alone and all of `model` into `out`, reads each file back, and writes the card.
 
     `model` is of `checkpoint_file`, and that of `run` where it lies in one. Of a network with a frozen teacher there is
-    the encoder alone. Raises `UserError` for a network that a layout cannot
-    express.
+    the encoder alone. Raises `UserError` for a network that a layout cannot express; no file of it stays.
     """
     files: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -76,8 +76,12 @@ def publish(
             )
         for part in parts:
             path = out / _file_name(format, part)
-            _write(model, layout, part, path)
-            difference = _read_back(model, part, path, name, build.clip_size(config))
+            try:
+                _write(model, layout, part, path)
+                difference = _read_back(model, part, path, name, build.clip_size(config))
+            except UserError:  # a file that is there is one that was checked
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                raise
             console.info(f"{path}: {part}, as {name}; read back its outputs differ by {difference:.1e}")
             files[path.name] = {"layout": name, "holds": part, "difference": difference}
     card = {

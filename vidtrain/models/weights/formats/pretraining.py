@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidtrain.errors import UserError
 from vidtrain.models.pretraining.joint_embedding import JointEmbedding, Predictor
 from vidtrain.models.pretraining.masked_autoencoder import MaskedAutoencoder
 from vidtrain.models.pretraining.masked_model import MaskedModel
@@ -284,10 +285,16 @@ def _videomae_config(model: MaskedAutoencoder) -> dict[str, Any]:
 
 
 def _vjepa_config(model: JointEmbedding) -> dict[str, Any]:
+    """Raises `UserError` for frames that are no squares."""
+    side = model.encoder.image_size
+    if not isinstance(side, int):
+        raise UserError(
+            f"formats: {VJEPA_2_TRANSFORMERS.name} has square frames, and clip.size is {list(side)}"
+        )
     encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
     return {
         "model_type": "vjepa2",
-        "crop_size": model.encoder.image_size,
+        "crop_size": side,
         "frames_per_clip": model.encoder.num_frames,
         "patch_size": model.encoder.patch_size,
         "tubelet_size": model.encoder.tubelet_size,
