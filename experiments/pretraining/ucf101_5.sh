@@ -12,16 +12,16 @@ FOLDER=$1
     gop=1 b_frames=0 preset=ultrafast
 pretrain() { # name, seed, epochs, settings; probes learn from all training videos, and are measured on the test videos
     uv run python -m vidtrain.train $(ucf dataset dataset train) $(ucf dataset@probe.dataset probe.dataset test) \
-        data.prepared=small clip.size=48 clip.frames=8 clip.frame_step=4 clip.repeated_augmentation=4 augmentation=pretraining \
+        data.prepared=small clip.size=48 clip.frames=8 clip.frame_step=4 clip.repeated_augmentation=2 augmentation=pretraining \
         trainer.batch_size=8 trainer.epochs="$3" trainer.eval_every="$3"ep trainer.cpu_threads=1 trainer.num_workers=0 \
         logger=none seed="$2" run_dir="$OUT/$1$2" objective="$1" "${@:4}"
 }
 PREDICTOR=(objective.predictor_dim=64 objective.predictor_depth=2 objective.predictor_heads=4 optimizer.lr=1e-3)
 for seed in $SEEDS; do
-    pretrain videomae "$seed" 8 objective.masks.ratio=0.75 optimizer.lr=2e-3 \
+    pretrain videomae "$seed" 5 objective.masks.ratio=0.75 optimizer.lr=2e-3 \
         objective.decoder_dim=64 objective.decoder_depth=1 objective.decoder_heads=4
-    pretrain vjepa "$seed" 4 objective.momentum=0.99 "${PREDICTOR[@]}"
-    pretrain salt "$seed" 4 objective.teacher="$OUT/videomae$seed" "${PREDICTOR[@]}"
+    pretrain vjepa "$seed" 3 objective.momentum=0.99 "${PREDICTOR[@]}"
+    pretrain salt "$seed" 3 objective.teacher="$OUT/videomae$seed" "${PREDICTOR[@]}"
 done
 uv run python - "$OUT" $SEEDS <<'PY'
 import json

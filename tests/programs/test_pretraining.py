@@ -170,6 +170,16 @@ def test_what_answers_nothing_is_no_classifier_and_is_compared_with_nothing(runs
 
 
 @pytest.mark.slow
+def test_pictures_at_every_evaluation_change_no_bit(runs, data, tmp_path):
+    settings = [*BASE, *OBJECTIVES["videomae"], f"data_root={data}", f"run_dir={tmp_path}"]
+    train(config_of("train", *settings, "probe.pictures=true"))
+    names = {f"{name}_val_000{number}" for name in ("masked", "features") for number in (1, 2, 3)}
+    assert names <= {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    with_pictures, without = best(tmp_path)["model"], best(runs / "videomae")["model"]
+    assert all(torch.equal(tensor, without[name]) for name, tensor in with_pictures.items())
+
+
+@pytest.mark.slow
 def test_a_page_has_what_was_measured_before_and_after(runs, tmp_path):
     """compare makes it again; in it, a run without pictures says what it measured and how to make it again."""
     for name in OBJECTIVES:
@@ -199,6 +209,7 @@ def test_a_page_has_what_was_measured_before_and_after(runs, tmp_path):
         (["objective=vjepa", "objective.masks.areas=[0.15,0.999]"], "leave no context"),
         (["objective=salt"], "objective.teacher"),
         (["dataset@probe.dataset=motion"], "probe.dataset is only for pretraining"),
+        (["probe.pictures=true"], "probe.pictures is only for pretraining"),
     ],
 )
 def test_what_cannot_be_pretrained_is_said_before_the_start(overrides, words):

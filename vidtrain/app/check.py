@@ -137,8 +137,9 @@ def _try_export(cfg: DictConfig) -> None:
 def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
     """Raises `UserError`, with a line for each fault, if the model or other settings do not fit the objective."""
     if cfg.objective is None:
-        if cfg.probe.dataset is not None:
-            raise UserError("is null, and probe.dataset is only for pretraining: set it to null")
+        for key, value in (("dataset", "null"), ("pictures", "false")):
+            if cfg.probe[key]:
+                raise UserError(f"is null, and probe.{key} is only for pretraining: set it to {value}")
         return
     wrong = [
         f"{key} {why}"

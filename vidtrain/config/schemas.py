@@ -113,11 +113,13 @@ class ExportSettings:
 
 @dataclass
 class ProbeSettings:
-    """The data of the probes: simple classifiers on the features of pretraining, trained at every evaluation."""
+    """What is measured at every evaluation of pretraining besides the loss: probes, simple classifiers on the features
+    of a labeled dataset; and pictures."""
 
     dataset: Any = None  # a labeled dataset: dataset@probe.dataset=OPTION; null: no probes
     # at most so many videos, evenly spread over each split; null: all
     max_videos: int | None = setting(1000, at_least(2))
+    pictures: bool = False  # of masked videos and of features, at every evaluation too
 
 
 @dataclass

@@ -85,7 +85,8 @@ def goal_of(
     protocol = protocol_text(cfg, cfg.model.fusion)
     if isinstance(model, MaskedModel):
         probe = None if cfg.probe.dataset is None else open_probe(cfg, ranks, console)
-        return Pretraining(model, val, parts, probe, protocol, ranks, console, preemption)
+        pictures = cfg.probe.pictures
+        return Pretraining(model, val, parts, probe, pictures, protocol, ranks, console, preemption)
     count = len(data.classes)
     shared = (ranks, console, preemption)
     return Classifying(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
@@ -133,11 +134,13 @@ class Pretraining:
     val: build_data.EvalData
     parts: Parts
     probe: Probe | None
+    pictures: bool  # at every evaluation
     protocol: str
     ranks: Ranks
     console: Console
     preemption: PreemptionHandler
     result: PretrainingReport | None = None
+    log: RunLog | None = None  # from the beginning
 
     def __post_init__(self) -> None:
         self.watch = CollapseWatch(self.console, self.parts.settings.stop_on_collapse)
@@ -145,6 +148,7 @@ class Pretraining:
 
     def begin(self, log: RunLog) -> None:
         """Takes up what earlier attempts saw. A new run first evaluates the network as it is, as of step 0."""
+        self.log = log
         self.watch.take_up(each_metric(log.run_dir))
         if self.watch.evaluations:
             return
@@ -156,6 +160,8 @@ class Pretraining:
         """One report. Raises `Stopped` where a signal cut the evaluation short, and as `CollapseWatch.look` does."""
         self.watch.evaluations += 1
         report = self._measure(model)
+        if self.pictures and self.log is not None and self.ranks.is_main:
+            self._draw(self.log, self._pictures_of_videos(model), f"_{self.watch.evaluations:04d}")
         self.watch.look(report.metrics)
         return [report]
 
@@ -218,25 +224,36 @@ class Pretraining:
         pictures: dict[str, Callable[[Path], None]] = {
             "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
         }
-        batch: Batch | None = warn_of_failure(
-            "videos of val", lambda: next(iter(self.val.loader)), self.console
-        )
-        if batch is not None and len(batch.labels):
-            clips = batch.clips[:MOST_VIDEOS]
-            inputs = self.transform(clips.to(self.ranks.device))
-            pictures["masked_val"] = partial(draw_masked, self.model, clips, inputs)
-            pictures["features_val"] = partial(draw_features, self.model, clips, inputs)
-        for name, draw in pictures.items():
-            path = log.run_dir / "plots" / f"{name}.png"
-            path.unlink(missing_ok=True)  # of an earlier attempt
-            warn_of_failure(str(path), partial(draw, path), self.console)
-            if path.is_file():
-                log.image(name, path, state.total_step)
+        self._draw(log, pictures | self._pictures_of_videos(self.model))
         page = log.run_dir / PAGE
         page.unlink(missing_ok=True)  # of an earlier attempt
         warn_of_failure(str(page), lambda: write_page(log.run_dir, page), self.console)
         if page.is_file():
             log.page("report", page, state.total_step)
+
+    def _pictures_of_videos(self, model: MaskedModel) -> dict[str, Callable[[Path], None]]:
+        """What draws them, by name; nothing where no video can be read."""
+        batch: Batch | None = warn_of_failure(
+            "videos of val", lambda: next(iter(self.val.loader)), self.console
+        )
+        if batch is None or not len(batch.labels):
+            return {}
+        clips = batch.clips[:MOST_VIDEOS]
+        inputs = self.transform(clips.to(self.ranks.device))
+        return {
+            "masked_val": partial(draw_masked, model, clips, inputs),
+            "features_val": partial(draw_features, model, clips, inputs),
+        }
+
+    def _draw(self, log: RunLog, pictures: Mapping[str, Callable[[Path], None]], suffix: str = "") -> None:
+        """Into plots/, with `suffix` after their names, and the trackers."""
+        for name, draw in pictures.items():
+            path = log.run_dir / "plots" / f"{name}{suffix}.png"
+            path.unlink(missing_ok=True)  # of an earlier attempt
+            with torch.random.fork_rng(devices=[]):  # training goes on with the same draws
+                warn_of_failure(str(path), partial(draw, path), self.console)
+            if path.is_file():
+                log.image(name, path, log.last_step)
 
     def show(self, state: TrainState, log: RunLog) -> None:
         """The closing table, beside the network before training, and how to go on."""

@@ -54,9 +54,11 @@ class RunLog:
         self._ledgers = (self._metrics, self._steps, self._faults)
         self._troubled: set[Path] = set()
         self._unreadable: set[str] = set()
+        self.last_step = 0  # of which numbers were logged
 
     def log(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Records numbers that are known after optimizer step `step`. Non-finite numbers are written as null."""
+        self.last_step = step
         if self.is_main:
             self._metrics.append({"step": step, **metrics})
             self._watch(self._metrics)
