@@ -114,6 +114,25 @@ def test_hiera_equals_its_original(frames, height, width):
     )
 
 
+def test_attention_is_of_four_dimensions_which_onnx_asks_for(monkeypatch):
+    shapes = []
+
+    def attention(q, k, v):
+        shapes.append((q.shape, k.shape))
+        return q
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    with torch.device("meta"):
+        Hiera(64, 4, depths=(1, 1, 1, 1), **SMALL)(torch.zeros(3, 3, 4, 64, 64))
+    # batch (in windows that of clips and mask units), heads, tokens, channels of a head; queries pooled before keys
+    assert shapes == [
+        ((24, 2, 64, 8), (24, 2, 64, 8)),
+        ((24, 4, 16, 8), (24, 4, 64, 8)),
+        ((24, 8, 4, 8), (24, 8, 16, 8)),
+        ((3, 16, 8, 8), (3, 16, 32, 8)),
+    ]
+
+
 @torch.no_grad()
 def test_clips_of_other_sizes_get_interpolated_positions():
     model = VideoClassifier(Hiera(64, 4, depths=(1, 1, 1, 1), **SMALL), MeanPoolClassifier, 3).eval()

@@ -71,10 +71,10 @@ class MaskUnitAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "b m n (qkv h d) -> qkv b m n (h d)", qkv=3, h=self.num_heads)
         if self.pooled:
             q = pool(q)
-        split = "b m n (h d) -> b n h m d" if self.windowed else "b m n (h d) -> b h (m n) d"
+        split = "b m n (h d) -> (b n) h m d" if self.windowed else "b m n (h d) -> b h (m n) d"
         q, k, v = (rearrange(part, split, h=self.num_heads) for part in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v)
-        join = "b n h m d -> b m n (h d)" if self.windowed else "b h (m n) d -> b m n (h d)"
+        join = "(b n) h m d -> b m n (h d)" if self.windowed else "b h (m n) d -> b m n (h d)"
         return self.proj(rearrange(x, join, n=n))
 
 
