@@ -85,7 +85,7 @@ def test_the_card_says_all_that_is_needed_to_use_the_files(run):
         "short_video_policy": "repeat_last", "frame_order": "forward", "eval_clips": 2,
         "short_side": 18, "whole_frame": False, "squashed": False,
         "crops": 1, "height": 16, "width": 16, "interpolation": "bicubic",
-        "sample_aspect": "ignore", "mean": [0.485, 0.456, 0.406],
+        "resize": "antialiased", "sample_aspect": "ignore", "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }  # fmt: skip
     assert card["protocol"] == "8x3 frames at 16x16, 2 clips x 1 crop, mean_logits"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
-from vidtrain.config.schemas import AuditConfig
+from vidtrain.config.dataset_schemas import AuditConfig
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.files.folders import check_links
 from vidtrain.training.ranks.rendezvous import cores

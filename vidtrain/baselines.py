@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
-from vidtrain.config.schemas import BaselinesConfig
+from vidtrain.config.dataset_schemas import BaselinesConfig
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores

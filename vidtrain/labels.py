@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vidtrain.app.launch import fail, launch
+from vidtrain.config.dataset_schemas import LabelsConfig
 from vidtrain.config.overrides import bare_words, in_quotes
-from vidtrain.config.schemas import LabelsConfig
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vidtrain.app.launch import fail, launch
+from vidtrain.config.dataset_schemas import PrepareConfig
 from vidtrain.config.overrides import quoted
-from vidtrain.config.schemas import PrepareConfig
 from vidtrain.config.targets import check_of_dataset
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores

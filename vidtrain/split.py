@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.app.launch import launch
+from vidtrain.config.dataset_schemas import SplitConfig
 from vidtrain.config.overrides import quoted
-from vidtrain.config.schemas import SplitConfig
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_some

@@ -47,6 +47,8 @@ def faults(*overrides):
         ("optimizer.betas=[0.9]", "optimizer.betas: [0.9] is not a list of 2: a number, a number"),
         ("clip.sample_aspect=aply", "clip.sample_aspect: aply is unknown; did you mean apply?"),
         ("data.max_pixels=0", "data.max_pixels: 0 must be 1 or more"),
+        ("clip.resize=vjepa", "clip.resize: vjepa is unknown; did you mean vjepa2?"),
+        ("clip.resize=vjepa2", "clip.resize: vjepa2 is bilinear; set clip.interpolation=bilinear"),
         ("clip.interpolation=bicubik", "clip.interpolation: bicubik is unknown; did you mean bicubic?"),
         ("trainer.batch_size=15", None),
         (
@@ -59,7 +61,7 @@ def faults(*overrides):
         ("clip.frame_step=null", "none is given; add clip.frame_step=4, say"),
         (
             "clip.short_video_policy=pad",
-            "clip.short_video_policy: pad: choose one of repeat_last, wrap, error",
+            "clip.short_video_policy: pad: choose one of repeat_last, wrap, stretch, error",
         ),
         ("data.decode_timeout_s=0", "data.decode_timeout_s: 0.0 must be above 0 seconds"),
         ("data.max_bytes=-1", "data.max_bytes: -1 must be above 0; null is no bound"),
@@ -107,6 +109,15 @@ def test_all_faults_come_at_once():
     ]
     found = faults("+optimizer.wieght_decay=0.1", "clip.frames=7")
     assert len(found) == 2 and "+optimizer.wieght_decay" in found[0] and "clip.frames" in found[1]
+
+
+def test_a_publishers_resize_names_all_that_it_does_not_go_with():
+    found = faults("clip.resize=videomae", "clip.size=[32,48]", "data.prepared=short256_gop12")
+    assert [line.partition("clip.resize: videomae ")[2] for line in found] == [
+        "is bilinear; set clip.interpolation=bilinear (it is bicubic)",
+        "cuts squares; set clip.size to one number (it is [32, 48])",
+        "takes files as they are; set data.prepared=null (the copy short256_gop12 was scaled already)",
+    ]
 
 
 def test_clip_and_data_tell_all_their_faults():

@@ -196,3 +196,13 @@ def test_interpolated_positions_name_the_setting_that_avoids_them():
         small, 32, (224, 224)
     )
     assert build.interpolated_positions(build.model_without_memory(config()), 64, (384, 384)) is None
+    learned = build.model_without_memory(
+        config_of(
+            "train", "model=vit3d_micro", "model.encoder.positions=learned", "clip.frames=16", "clip.size=64"
+        )
+    )
+    assert build.interpolated_positions(learned, 8, (64, 64)) is None  # its beginning
+    for frames, size in ((16, 96), (32, 64)):
+        assert build.interpolated_positions(learned, frames, (size, size)).endswith(
+            f"want model.encoder.num_frames={frames} model.encoder.image_size={size}"
+        )

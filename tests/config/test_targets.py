@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidtrain.config.schemas import BenchmarkConfig, ClipSettings, DataSettings, EvaluateConfig
 from vidtrain.config.targets import check_settings, fits, spell
+from vidtrain.data.augment.geometry import RESIZES
 from vidtrain.data.decoding.conversion import INTERPOLATIONS, SIZE_CHANGES
 from vidtrain.data.decoding.index import SAMPLE_ASPECTS
 from vidtrain.evaluation.metrics import DIRECTIONS
@@ -59,6 +60,7 @@ def test_what_fits(value, hint, expected):
 CHOICES = {
     "clip.interpolation": INTERPOLATIONS,
     "clip.sample_aspect": SAMPLE_ASPECTS,
+    "clip.resize": RESIZES,
     "data.size_changes": SIZE_CHANGES,
     "trainer.precision": PRECISIONS,
     "trainer.clip_grad_by": ("norm", "value"),

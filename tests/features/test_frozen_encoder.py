@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from composing import config_of
 
-from vidtrain.features.frozen_encoder import weights_digest
+from vidtrain.config.references import to_dict
+from vidtrain.evaluator.options import view_settings
+from vidtrain.features.frozen_encoder import protocol_digest, weights_digest
 from vidtrain.models.timm_frames import TimmFrames
 
 FIRST = {"_target_": "vidtrain.models.timm_frames.TimmFrames", "backbone": "test_resnet", "image_size": 32}
@@ -19,6 +22,23 @@ def test_settings_that_came_later_change_no_tokens_that_are_there(encoder):
     now = {**FIRST, "input": "rgb", "difference_gain": 1.0, "spatial_size": None}
     assert weights_digest(encoder, now) == weights_digest(encoder, FIRST)
     assert weights_digest(encoder, {**now, "difference_gain": 2.0}) == weights_digest(encoder, FIRST)
+
+
+def test_how_frames_are_resized_is_part_of_what_tokens_and_views_are_of():
+    cfg = config_of("train", "model=vjepa1_vitl")
+    usual, published = (
+        to_dict(cfg, resolve=True),
+        config_of("train", "model=vjepa1_vitl", "clip.resize=vjepa2"),
+    )
+    before = {**usual, "clip": {key: value for key, value in usual["clip"].items() if key != "resize"}}
+    for training in (False, True):
+        digest = protocol_digest(usual, training, 1)
+        assert digest == protocol_digest(
+            before, training, 1
+        )  # tokens from before there was a choice are found
+        assert digest != protocol_digest(to_dict(published, resolve=True), training, 1)
+    assert "clip.resize" not in view_settings(cfg)
+    assert view_settings(published)["clip.resize"] == "vjepa2"
 
 
 def test_other_inputs_have_other_tokens(encoder):

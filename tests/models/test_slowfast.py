@@ -297,6 +297,21 @@ def test_shipped_models_have_the_published_size(name, encoder, whole, dim):
     assert f"{encoder / 1e6:.1f} M encoder parameters ({whole / 1e6:.1f} M with 400 classes)" in described
 
 
+def test_probabilities_of_windows_are_averaged_in_evaluation():
+    """PySlowFast: softmax at each of 2 x 2 windows, then their mean."""
+    torch.manual_seed(0)
+    head = FullyConvolutionalClassifier(8, 5, pool_size=(2, 7, 7), window_fusion="mean_probs")
+    nn.init.normal_(head.linear.weight)
+    tokens, grid = torch.randn(3, 2 * 8 * 8, 8), (2, 8, 8)
+    features = tokens.unflatten(1, grid)
+    windows = [features[:, :, y : y + 7, x : x + 7].mean(dim=(1, 2, 3)) for y in (0, 1) for x in (0, 1)]
+    logits = torch.stack([head.linear(window) for window in windows])
+    torch.testing.assert_close(head.eval()(tokens, grid).softmax(dim=-1), logits.softmax(dim=-1).mean(dim=0))
+    torch.testing.assert_close(head.train()(tokens, grid), logits.mean(dim=0))
+    with pytest.raises(UserError, match="model.head.window_fusion='mean' is not known"):
+        FullyConvolutionalClassifier(8, 5, window_fusion="mean")
+
+
 @pytest.mark.parametrize(("name", "frames"), [("slowfast_r50", 32), ("slow_r50", 8)])
 def test_the_shipped_window_takes_clips_from_193_pixels_on(name, frames):
     model = build(name)

@@ -8,8 +8,7 @@ from PIL import Image
 
 from vidtrain.build import parts as build
 from vidtrain.models.pretraining.masks import masks_of
-from vidtrain.reports.frames import heat_colors
-from vidtrain.runs.pretraining_pictures import _in_pixels, draw_features, draw_masked
+from vidtrain.runs.pretraining_pictures import _in_pixels, draw_features, draw_masked, heat_colors
 from vidtrain.training.masked_prediction import WithMasks
 from vidtrain.training.ranks.distributed import Ranks
 

@@ -49,7 +49,7 @@ GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer
 # A group is only tried if the groups that it depends on have no faults: a model needs a valid clip size, for example
 REQUIRES = defaultdict(
     tuple,
-    model=("clip",),
+    model=("clip", "loss"),
     augmentation=("clip",),
     stage=("clip", "model", "augmentation"),
     export=("augmentation",),
@@ -247,6 +247,7 @@ def try_clip(cfg: DictConfig) -> None:
         lambda: build.clip_size(cfg),
         lambda: build.clip_protocol(cfg, training=True),
         lambda: build.clip_protocol(cfg, training=False),
+        lambda: build.check_resize(cfg),
     ):
         try:
             trial()
@@ -304,8 +305,14 @@ def _try_augmentation(cfg: DictConfig) -> None:
 
 
 def _try_model(cfg: DictConfig, model: VideoClassifier) -> None:
-    """Raises `UserError` if the encoder does not support the clip's shape."""
+    """Raises `UserError` if the encoder does not support the clip's shape, or the head the loss."""
     model.encoder.grid(cfg.clip.frames, *build.clip_size(cfg))
+    windows = getattr(model.head, "window_fusion", None)
+    if windows == "mean_probs" and build.instantiate_component(cfg.loss).independent:
+        raise UserError(
+            "model.head.window_fusion=mean_probs is of one label a video, and the loss judges classes independently; "
+            "set it to mean_logits"
+        )
 
 
 def ranks_to_come() -> Ranks:

@@ -20,7 +20,8 @@ from vidtrain.benchmarking.advice import Advice, Measured, Prepared, verdict
 from vidtrain.benchmarking.measure import Meter, PhaseSteps, Timed, changed
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.config.schemas import PrepareConfig
+from vidtrain.config.dataset_schemas import PrepareConfig
+from vidtrain.data.augment.geometry import ANTIALIASED
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
@@ -208,6 +209,8 @@ def prepared_trial(cfg: DictConfig, meter: Meter) -> tuple[Prepared | None, list
     train = meter.data.train
     if train.columns.sources is not None:
         return None, ["a prepared copy was not tried: the dataset is a mixture"]
+    if cfg.clip.resize != ANTIALIASED:
+        return None, [f"a prepared copy was not tried: clip.resize={cfg.clip.resize} takes files as they are"]
     few = train.subset(np.random.default_rng(0).permutation(len(train))[:VIDEOS].tolist())
     parent = prepared_folder(cfg.data_root, cfg.dataset.name, "any").parent
     for description in sorted(parent.glob("*/prepared.json")):

@@ -227,6 +227,7 @@ def train_dataset(cfg: DictConfig, manifest: Manifest, reading: Reading) -> Vide
         jitter=instantiate_component(cfg.augmentation.temporal),
         interpolation=cfg.clip.interpolation,
         size_changes=cfg.data.size_changes,
+        resize=cfg.clip.resize,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, "train"),
     )
@@ -276,6 +277,7 @@ def eval_dataset(cfg: DictConfig, split: str, manifest: Manifest, reading: Readi
         training=False,
         interpolation=cfg.clip.interpolation,
         size_changes=cfg.data.size_changes,
+        resize=cfg.clip.resize,
         index=reading.index,
         quarantine=Quarantine(reading.quarantine, split),
     )

@@ -25,7 +25,7 @@ from vidtrain.config.references import (
 from vidtrain.config.targets import reason
 from vidtrain.config.trust import as_text, check_trust, with_references
 from vidtrain.data.augment.device import DeviceTransform
-from vidtrain.data.augment.geometry import UNCUT, EvalGeometry, WholeFrame
+from vidtrain.data.augment.geometry import ANTIALIASED, PLACEMENTS, UNCUT, EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
@@ -47,9 +47,12 @@ MOST_WORKERS = 8
 PLACES = {
     "vjepa2": " as in V-JEPA 2 (windows fixed)",
     "vjepa2_random": " as in V-JEPA 2 (windows drawn, seed {seed})",
+    "videomae": " as in VideoMAE",
     "pyslowfast": " as in PySlowFast",
     "pyslowfast_offset": " as in PySlowFast (USE_OFFSET_SAMPLING)",
 }
+# Whose resize it is, by clip.resize
+PUBLISHERS = {"vjepa2": "V-JEPA", "videomae": "VideoMAE", "pyslowfast": "PySlowFast"}
 
 
 def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
@@ -72,6 +75,24 @@ def clip_size(cfg: DictConfig) -> tuple[int, int]:
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
         raise UserError(f"clip.size={size} must be one number of pixels, or [height, width]")
     return pair[0], pair[1]
+
+
+def check_resize(cfg: DictConfig) -> None:
+    """Raises `UserError`, a line for each fault, where other settings cannot serve `clip.resize`."""
+    if cfg.clip.resize not in PLACEMENTS:
+        return
+    clip, size, prepared, how = cfg.clip, clip_size(cfg), cfg.data.prepared, cfg.clip.interpolation
+    faults = [
+        f"resize={clip.resize} {why}"
+        for why, is_wrong in (
+            (f"is bilinear; set clip.interpolation=bilinear (it is {how})", how != "bilinear"),
+            (f"cuts squares; set clip.size to one number (it is {list(size)})", size[0] != size[1]),
+            (f"takes files as they are; set data.prepared=null (the copy {prepared} was scaled already)", prepared),
+        )
+        if is_wrong
+    ]  # fmt: skip
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
@@ -113,7 +134,8 @@ def frames_text(cfg: DictConfig, frame_order: str) -> str:
     if isinstance(geometry, WholeFrame):
         size = f"short side {geometry.short_side or min(height, width)}"
     square = ", square pixels" if clip.sample_aspect == "apply" else ""
-    return f"{shown}{order}{indices} at {size}{square}"
+    resized = "" if clip.resize == ANTIALIASED else f", resized as in {PUBLISHERS[clip.resize]}"
+    return f"{shown}{order}{indices} at {size}{square}{resized}"
 
 
 def pluralize(number: int, thing: str) -> str:
@@ -377,7 +399,7 @@ def load_starting_point(
         console.info(f"initialized at random: {len(initialized)} tensors: {shown}")
     if cfg.init_from is None:
         trained_clips = {key: value for report in reports for key, value in report.seen.items()}
-        for warning in unseen_clips(cfg, sources, trained_clips):
+        for warning in unseen_clips(cfg, trained_clips):
             console.warn(warning)
         if (positions_warning := interpolated_positions(model, cfg.clip.frames, clip_size(cfg))) is not None:
             console.warn(positions_warning)

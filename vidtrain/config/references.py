@@ -259,25 +259,19 @@ def describe_published(cfg: DictConfig, overrides: Sequence[str], choices: Mappi
     )
 
 
-def unseen_clips(cfg: DictConfig, sources: Sequence[str], of_files: Mapping[str, Any]) -> list[str]:
-    """A warning for each of size, mean and std that differs from the clips on which the weights `sources` were trained.
+def unseen_clips(cfg: DictConfig, of_files: Mapping[str, Any]) -> list[str]:
+    """A warning for each of size, mean and std that differs from the clips on which weights were trained.
 
-    These are known from the model's `published`, from `of_files`, the metadata of the files, and from timm."""
+    These are known from the model's `published`, and from `of_files`, what the formats know of the files."""
     seen = published_clips(cfg) | dict(of_files)
-    for source in sources:
-        if source.startswith("timm:"):
-            from timm import get_pretrained_cfg
-
-            weights = get_pretrained_cfg(source.removeprefix("timm:"))
-            if weights is not None:
-                seen |= {"size": weights.input_size[-1], "mean": list(weights.mean), "std": list(weights.std)}
     warnings = []
     for key in ("size", "mean", "std"):
         value = _followed(cfg.clip[key])
         if key in seen and not _is_near(value, seen[key], 0 if key == "size" else COLOR_ROUNDING):
             shown, trained = (str(numbers).replace(" ", "") for numbers in (value, seen[key]))
             warnings.append(
-                f"the pretrained weights have never seen clip.{key}={shown}: they were trained with {trained}"
+                f"the pretrained weights have never seen clip.{key}={shown}: they were trained with "
+                f"clip.{key}={trained}"
             )
     return warnings
 

@@ -76,6 +76,9 @@ PROGRAM_KEYS = {
     "prepare": {"time_limit": "decode_timeout_s"},
 }
 VALUES = {"clip.sampling": {"reference": "vjepa2"}}
+# Keys of clip that came later, with the value that is the way of before: where it is set, tables and tokens from before
+# are found
+LATER = {"sample_aspect": "ignore", "resize": "antialiased"}
 _load = ConfigLoaderImpl._load_single_config
 
 

@@ -1,4 +1,4 @@
-"""The typed configuration of the programs: every setting, its default, and its allowed values.
+"""The typed configuration of programs for models: every setting, its default, and its allowed values.
 
 Untyped nodes are components, which vidtrain.config.targets.check_targets checks; `check_settings` checks the others.
 """
@@ -12,7 +12,6 @@ from vidtrain.training.run import (
     PhaseSettings,
     TrainerSettings,
     a_metric,
-    a_size,
     above,
     at_least,
     between,
@@ -24,13 +23,12 @@ from vidtrain.training.run import (
 FRAME_ORDERS = one_of("forward", "reversed", "shuffled", "single_frame")
 FUSIONS = one_of("mean_logits", "mean_probs", "joint", "vote")
 PRECISIONS = one_of("fp32", "bf16", "fp16")
-SHORT_POLICIES = one_of("repeat_last", "wrap", "error")
+SHORT_POLICIES = one_of("repeat_last", "wrap", "stretch", "error")
+RESIZES = one_of("antialiased", "vjepa2", "videomae", "pyslowfast")
 SIZE_CHANGES = one_of("scale", "refuse")
 FORMATS = one_of("onnx", "torch_export", "safetensors")
 PRETRAINING_FORMATS = one_of("original", "transformers")  # of what such a run trained
 ODD = {"allows": lambda value: value > 0 and value % 2, "must": "must be an odd number: 1, 3, 5 ..."}
-NETWORKS = one_of("random", "imagenet")
-BOUND = at_least(0, rest=", or null for no bound")
 
 
 # --- the settings -----------------------------------------------------------------------------------------
@@ -50,6 +48,9 @@ class ClipSettings:
     size: Any = SI("${of_model:size,32}")  # pixels: one number, or [height, width]
     # bilinear is a little faster and softer
     interpolation: str = setting(SI("${of_model:interpolation,bicubic}"), one_of("bicubic", "bilinear"))
+    # antialiased: crop, then resize with antialiasing; the others, as in that code: resize the frame without
+    # antialiasing, then crop
+    resize: str = setting("antialiased", RESIZES)
     # for videos whose pixels are not square. ignore: treat them as square; apply: resize as players do
     sample_aspect: str = setting("ignore", one_of("ignore", "apply"))
     train_clips: int = setting(1, at_least(1))
@@ -57,11 +58,12 @@ class ClipSettings:
     repeated_augmentation: int = setting(1, at_least(1))
     eval_clips: int = setting(1, at_least(1))
     # dense: with the stride; uniform: over the whole video, without a stride; vjepa2: frame indices as in V-JEPA 2;
-    # vjepa2_random: the same, with random windows in evaluation, too, as in its published evaluations; pyslowfast: as
-    # in PySlowFast; pyslowfast_offset: as in PySlowFast for MViT
+    # vjepa2_random: the same, with random windows in evaluation, too, as in its published evaluations; videomae: as
+    # in VideoMAE; pyslowfast: as in PySlowFast; pyslowfast_offset: as in PySlowFast for MViT
     sampling: str = "dense"
     overlap: bool = True  # whether clips of one video may share frames
-    short_video_policy: str = "repeat_last"  # videos shorter than a clip: repeat_last, wrap, error
+    # videos shorter than a clip: repeat_last, wrap, error; with sampling=uniform also stretch
+    short_video_policy: str = "repeat_last"
     # forward, reversed, shuffled or single_frame: the others measure how much the model relies on motion
     frame_order: str = "forward"
     mean: list[float] = SI("${of_model:mean,[0.485,0.456,0.406]}")  # per channel; the default is ImageNet's
@@ -263,6 +265,7 @@ class PublishedClipSettings:
     size: Any = None  # pixels: one number, or [height, width]
     short_side: int | None = None  # pixels to which a frame's short side is resized before the center crop
     interpolation: str | None = None
+    resize: str | None = setting(None, RESIZES)
     sample_aspect: str | None = None  # ignore or apply, for pixels that are not square
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -322,59 +325,6 @@ class SweepConfig:
     retry: bool = False  # resume: run trials again that failed, diverged or ran out of memory
 
 
-# --- audit, prepare, split ---
-
-
-@dataclass
-class AuditConfig:
-    """The audit program's configuration. The audit fails if a max_... bound is exceeded; null means no bound."""
-
-    dataset: Any = None
-    data_root: str = "data"
-    out: str | None = None  # folder for the page and the ledger; null: outputs/audit/NAME
-    num_workers: int | None = setting(None, at_least(1))  # processes that read; null: one per core
-    decode_timeout_s: float = setting(60.0, above(0, " seconds"))  # without progress in reading one file
-    retry: bool = False  # read files again that could not be read before
-    group_pattern: str | None = None  # regular expression that finds a video's group in its path
-    # near duplicates differ in at most this mean number of bits of 64 (see vidtrain.data.audit.duplicates)
-    max_distance: float = setting(6.5, at_least(0))
-    max_unreadable_share: float | None = setting(0.0, BOUND)  # share of the files
-    max_damaged_share: float | None = setting(None, BOUND)  # share of files that are truncated or damaged
-    max_absent_classes: int | None = setting(None, BOUND)  # classes without a readable video in some split
-    # Sets of duplicates that are in several splits
-    max_duplicates_across_splits: int | None = setting(0, BOUND)
-    max_groups_across_splits: int | None = setting(0, BOUND)  # groups with videos in several splits
-    # accuracy above chance with which an attribute of the files, such as their size, predicts the class
-    max_shortcut_gain: float | None = setting(None, BOUND)
-    data: IndexSettings = field(default_factory=IndexSettings)
-
-
-@dataclass
-class PreparedIndexSettings(IndexSettings):
-    prepared: str | None = None  # read a copy that vidtrain.prepare made, by its name
-
-
-@dataclass
-class BaselinesConfig:
-    """The baselines program's configuration."""
-
-    dataset: Any = None
-    data_root: str = "data"
-    # weights of the image network that classifies single frames: random, imagenet (skipped if not installed)
-    networks: list[str] = field(default_factory=lambda: list(NETWORKS["choices"]()), metadata=NETWORKS)
-    clips: int = setting(8, at_least(1))  # per video, evenly spread
-    frames: int = setting(4, at_least(1))  # per clip
-    fps: float = setting(8.0, above(0, " frames a second"))
-    size: int = setting(128, at_least(32, " pixels"))  # frames are resized to squares with this side
-    # at most so many videos, evenly spread over the split; null: all
-    max_train_videos: int | None = setting(2000, at_least(1))
-    max_eval_videos: int | None = setting(1000, at_least(1))
-    num_workers: int | None = setting(None, at_least(1))  # processes that decode; null: one per core
-    decode_timeout_s: float = setting(60.0, above(0, " seconds"))  # without progress in reading one video
-    anew: bool = False  # compute again even if results for the same videos and settings exist
-    data: PreparedIndexSettings = field(default_factory=PreparedIndexSettings)
-
-
 @dataclass
 class EmbedConfig:
     """The embedding program's configuration; null means as the checkpoint was trained."""
@@ -411,82 +361,3 @@ class EmbedConfig:
     precision: str | None = setting(None, PRECISIONS)
     device: str = "auto"
     trust_targets: bool = False  # build parts of other packages that the checkpoint names
-
-
-@dataclass
-class LabelsConfig:
-    """The configuration of the program that looks at labels."""
-
-    # errors: labels that are probably wrong; next: what to label next; may be written without action=
-    action: str | None = setting(None, one_of("errors", "next"))
-    embeddings: str | None = None  # of labeled videos; may be written without embeddings=
-    split: str = "train"  # of them
-    folds: int = setting(5, at_least(2))  # that the videos are dealt into, groups kept whole
-    # errors: what suspects are ranked by
-    rank_by: str = setting("self_confidence", one_of("self_confidence", "normalized_margin"))
-    shown: int = setting(120, at_least(1))  # suspects on the page; all are in suspects.csv
-    pool: str | None = None  # next: embeddings of the videos to choose from
-    strategy: str = setting("margin", one_of("margin", "entropy", "k_center", "random"))
-    count: int = setting(50, at_least(1))  # videos to label
-    seed: int = setting(0, at_least(0))  # of strategy=random
-    out: str | None = None  # folder; null: label_errors/ or label_next/ beside the embeddings
-
-
-@dataclass
-class PrepareConfig:
-    """The preparing program's configuration."""
-
-    dataset: Any = None
-    data_root: str = "data"  # the copy is in data_root/prepared/DATASET/NAME
-    name: str | None = None  # of the copy; null: from the settings, such as short256_gop12
-    short_side: int = 256  # pixels; smaller videos keep their size
-    gop: int = 12  # frames from one keyframe to the next
-    b_frames: int = 3  # consecutive B-frames, to which no other frame refers, so that decoding can skip them
-    crf: int = 20  # x264's constant quality: 0 is the best, 51 the worst
-    preset: str = "medium"  # x264's effort, from ultrafast to placebo
-    # processes that encode, one thread each; null: one per core
-    num_workers: int | None = setting(None, at_least(1))
-    # seconds without progress in reading or encoding one file
-    decode_timeout_s: float = setting(120.0, above(0, " seconds"))
-    max_unreadable_share: float | None = setting(0.02, share(", or be null"))  # of the files; null: no bound
-    # instead of re-encoding, pack the videos unchanged into tar files of about this size, such as 1GiB
-    shards: str | None = setting(None, a_size())
-    out: str | None = None  # the folder of the tar files
-    prepared: str | None = None  # pack the videos of the prepared copy with this name
-    data: IndexSettings = field(default_factory=IndexSettings)
-
-
-@dataclass
-class SplitListingSettings:
-    """How to read a listing; null is detected automatically (vidtrain.data.sources.listing_format.ListingFormat)."""
-
-    root: str | None = None  # folder to which paths are relative; null: the listing's folder
-    delimiter: str | None = None  # comma, tab, space, semicolon, "::" or last_space
-    header: bool | None = None  # whether line 1 names the columns
-    path_column: int | str | None = None
-    label_column: int | str | None = None
-    start_column: int | str | None = None
-    end_column: int | str | None = None
-    label_separator: str | None = None
-    label_kind: str | None = None  # names, integers
-    frame_rate: float | None = None  # paths are folders of images, so many per second
-
-
-@dataclass
-class SplitConfig:
-    """The splitting program's configuration."""
-
-    source: str = setting("class_folders", one_of("class_folders", "listing", "frame_folders"))
-    path: str | None = None  # the folder of the class folders or frame folders, or the listing
-    ground_truth: str | None = None  # for frame folders: CSV of youtube_id, folder_name, label
-    # images per second in frame folders, for the training command that is printed
-    frame_rate: float = setting(25.0, above(0, " images a second"))
-    out: str | None = None  # folder for train.csv, val.csv, test.csv and annotations.json
-    shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])  # of train, val and test
-    seed: int = setting(0, at_least(0))
-    group_column: int | str | None = None  # of the listing; null: the column named group, if there is one
-    group_pattern: str | None = None  # regular expression that finds a video's group in its path
-    classes: Any = None  # a list, or a file of class names in order; null: those of the videos, sorted
-    listing: SplitListingSettings = field(default_factory=SplitListingSettings)
-    paths: str = setting("absolute", one_of("absolute", "relative"))  # in the CSV files; relative: to out
-    overwrite: bool = False  # replace another split's files in out

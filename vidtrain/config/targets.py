@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.config import schemas
+from vidtrain.config import dataset_schemas, schemas
 from vidtrain.config.references import flat, guard_environment, register_published
 from vidtrain.config.renames import rename_target
 from vidtrain.errors import UserError
@@ -29,13 +29,13 @@ PROGRAMS = {
     "benchmark": schemas.BenchmarkConfig,
     "evaluate": schemas.EvaluateConfig,
     "export": schemas.ExportConfig,
-    "audit": schemas.AuditConfig,
-    "baselines": schemas.BaselinesConfig,
+    "audit": dataset_schemas.AuditConfig,
+    "baselines": dataset_schemas.BaselinesConfig,
     "predict": schemas.PredictConfig,
     "embed": schemas.EmbedConfig,
-    "labels": schemas.LabelsConfig,
-    "prepare": schemas.PrepareConfig,
-    "split": schemas.SplitConfig,
+    "labels": dataset_schemas.LabelsConfig,
+    "prepare": dataset_schemas.PrepareConfig,
+    "split": dataset_schemas.SplitConfig,
     "compare": schemas.CompareConfig,
     "sweep": schemas.SweepConfig,
 }

@@ -29,6 +29,7 @@ RULE = {
     "uniform": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1; for one clip n // 2",
     "vjepa2": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
     "vjepa2_random": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
+    "videomae": "c of n clips: clip round(i (n - 1) / (c - 1)) for i = 0 ... c - 1, halves up; for one clip n // 2",
     "pyslowfast": "c of n clips: clip floor(i n / c) for i = 0 ... c - 1",
     "pyslowfast_offset": "as dense; their starts are rounded down, so fewer clips start a few frames elsewhere",
 }
@@ -90,11 +91,11 @@ class Probe:
 def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
     """Which c of n clips stand for an evaluation with c clips, and whether they are the same ones.
 
-    Dense clips start evenly from the first possible start to the last, and one alone is centered: the same where
-    those starts are among the table's. Uniform clips shift by shares of a segment, and one alone by half of one.
-    PySlowFast's start at shares of the room that they have, with its offsets at whole frames, which makes as many as
-    those of a table other ones. Clips of parts without overlap, and V-JEPA 2's, depend on
-    the number of parts: never the same.
+    Dense clips, and VideoMAE's, start evenly from the first possible start to the last, and one alone is centered: the
+    same where those starts are among the table's. Uniform clips shift by shares of a segment, and one alone by half of
+    one. PySlowFast's start at shares of the room that they have, with its offsets at whole frames, which makes as many
+    as those of a table other ones. Clips of parts without overlap, and V-JEPA 2's, depend on the number of parts: never
+    the same.
     """
     if c == n:
         return Choice(tuple(range(n)), True)
@@ -106,7 +107,7 @@ def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
         return Choice(tuple(i * n // c for i in range(c)), n % c == 0)
     rounded = sampling == "pyslowfast_offset"
     if c == 1:
-        return Choice((n // 2,), not rounded and n % 2 == (1 if sampling == "dense" else 0))
+        return Choice((n // 2,), not rounded and n % 2 == (0 if sampling == "uniform" else 1))
     if sampling == "uniform":
         return Choice(tuple(i * n // c for i in range(c)), n % c == 0)
     places = tuple((2 * i * (n - 1) + c - 1) // (2 * (c - 1)) for i in range(c))

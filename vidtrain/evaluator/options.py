@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtrain.build.checkpoint_loader import changed_config, check_checkpoint
 from vidtrain.config.references import fingerprints, settled
+from vidtrain.config.renames import LATER
 from vidtrain.config.schemas import EvaluateConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.files.folders import check_inside, check_links
@@ -85,8 +86,9 @@ def view_settings(trained: DictConfig) -> dict[str, Any]:
     read = fingerprints(trained, settings)
     for key in NOT_OF_VIEWS:
         del settings[key]
-    if settings["clip.sample_aspect"] == "ignore":  # older tables do not have this setting
-        del settings["clip.sample_aspect"]
+    for key, default in LATER.items():  # older tables do not have these settings
+        if settings[f"clip.{key}"] == default:
+            del settings[f"clip.{key}"]
     return settings | ({"read in the environment": read} if read else {})
 
 

@@ -27,6 +27,7 @@ from vidtrain.models.vit3d import (
 )
 
 POOLS = ("mean", "first")
+WINDOW_FUSIONS = ("mean_logits", "mean_probs")
 KINDS = ("attention", "grad_cam")
 
 
@@ -67,6 +68,9 @@ class FullyConvolutionalClassifier(nn.Module):
     linear layer cannot tell from the mean of its logits. `hidden` is the width of another layer before that one, with
     a ReLU and without bias, as in X3D.
 
+    With `window_fusion="mean_probs"` a clip's logits in evaluation are the logarithms of the mean probabilities of its
+    windows, as in facebookresearch/SlowFast, slowfast/models/head_helper.py.
+
     Raises UserError for a grid smaller than the window.
     """
 
@@ -77,8 +81,11 @@ class FullyConvolutionalClassifier(nn.Module):
         pool_size: Sequence[int] | None = None,
         dropout: float = 0.0,
         hidden: int | None = None,
+        window_fusion: str = "mean_logits",
     ):
         super().__init__()
+        check_choice("model.head.window_fusion", window_fusion, WINDOW_FUSIONS)
+        self.window_fusion = window_fusion
         self.pool_size = None if pool_size is None else tuple(pool_size)
         if self.pool_size is not None and (len(self.pool_size) != 3 or min(self.pool_size) < 1):
             raise UserError(
@@ -103,7 +110,10 @@ class FullyConvolutionalClassifier(nn.Module):
         t, h, w = grid
         features = rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w)
         windows = rearrange(F.avg_pool3d(features, self.pool_size, stride=1), "b d t h w -> b (t h w) d")
-        return self.linear(self.dropout(self.hidden(windows))).mean(dim=1)
+        logits = self.linear(self.dropout(self.hidden(windows)))
+        if self.training or self.window_fusion == "mean_logits":
+            return logits.mean(dim=1)
+        return logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])
 
 
 # --- V-JEPA 2's probe ---

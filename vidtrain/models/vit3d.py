@@ -292,10 +292,11 @@ class ViT3D(nn.Module):
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
     def interpolates(self, frames: int, height: int, width: int) -> bool:
-        """Whether a computed table of positions is interpolated for such a clip, as it was made for another."""
-        if self.positions not in TABLES:
+        """Whether the table of positions, computed or learned, is interpolated for such a clip, as it was made for
+        another."""
+        if self.positions in ROTARY:
             return False
-        (t, h, w), (steps, rows, columns) = self.tubelets(frames, height, width), self.pos_embed.shape[:3]
+        (t, h, w), (steps, rows, columns) = self.tubelets(frames, height, width), self.native_grid
         return (h, w) != (rows, columns) or t > steps or (t < steps and self.positions in STRETCHED)
 
     def forward(

@@ -375,30 +375,3 @@ def _fitting(text: str, width: float, size: int) -> str:
     while text and _length(text + "…", size) > width:
         text = text[:-1]
     return text + "…"
-
-
-# --- what pretraining makes of videos ---------------------------------------------------------------------
-
-
-def plot_videos(rows: Sequence[tuple[str, np.ndarray]], note: str, path: Path) -> None:
-    """A sheet of videos below each other: each row has a name and frames float [t h w 3] in [0, 1], of which eight at
-    most are shown."""
-    columns = spread_evenly(rows[0][1].shape[0], SEEN_FRAMES)
-    figure = Figure(figsize=(CELL * len(columns) + 1.4, CELL * len(rows) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for (name, frames), line in zip(rows, axes, strict=True):
-        for column, place in zip(columns, line, strict=True):
-            place.imshow(frames[column].clip(0, 1), interpolation="nearest")
-            place.set_xticks([])
-            place.set_yticks([])
-            place.spines[:].set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    figure.suptitle(note, fontsize=9)
-    save_png(figure, path)
-
-
-def heat_colors(values: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """Numbers [t h w] as colors [t h w 3], the greatest the brightest; `absent` bool [t h w] ones are gray."""
-    top = values[~absent].max(initial=0.0) or 1.0
-    colors = HEAT(np.where(absent, 0.0, values) / top)[..., :3]
-    return np.where(absent[..., None], 0.35, colors)

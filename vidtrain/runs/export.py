@@ -217,6 +217,7 @@ def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
         "height": spec.size[0],
         "width": spec.size[1],
         "interpolation": clip["interpolation"],
+        "resize": clip["resize"],
         "sample_aspect": clip["sample_aspect"],
         "mean": list(clip["mean"]),
         "std": list(clip["std"]),

@@ -144,11 +144,11 @@ def test_probes_of_frame_order():
         ({"frames": 8, "frame_step": 2, "num_clips": 0}, "num_clips=0"),
         (
             {"frames": 8, "frame_step": 2, "short_video_policy": "loop"},
-            "short_video_policy=loop: choose one of repeat_last, wrap, error",
+            "short_video_policy=loop: choose one of repeat_last, wrap, stretch, error",
         ),
         (
             {"frames": 8, "frame_step": 2, "sampling": "sparse"},
-            "sampling=sparse: choose one of dense, uniform, vjepa2, vjepa2_random, pyslowfast, pyslowfast_offset",
+            "sampling=sparse: choose one of dense, uniform, vjepa2, vjepa2_random, videomae, pyslowfast, pyslow",
         ),
         ({"frames": 8, "frame_step": 2, "sampling": "uniform"}, "takes no stride: add clip.frame_step=null"),
         ({"frames": 8, "sampling": "vjepa2"}, "none is given; add clip.frame_step=4"),

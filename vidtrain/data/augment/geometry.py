@@ -8,11 +8,13 @@ A geometry for training is called as `geometry(width, height, size, frames, rng)
 clip, or a tuple of one per frame. A geometry for evaluation is called as `geometry(width, height, size)` and gives
 a list of `crops` views; `output_size(width, height, size)` is their (height, width). `width` and `height` are those
 of the displayed frame, `size` is the wanted (height, width). Nothing is ever padded.
+
+Publishers' code scales the frame first, and cuts boxes out of what that gives: see `published_crops`.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,13 +23,64 @@ from vidtrain.errors import UserError, check_share
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A box in pixels of the displayed frame (rotation applied); `flip` mirrors it left to right."""
+    """A box in pixels of the displayed frame (rotation applied); `flip` mirrors it left to right.
+
+    With `scaled` (width, height) it is in pixels of the frame scaled to that size.
+    """
 
     left: int
     top: int
     width: int
     height: int
     flip: bool = False
+    scaled: tuple[int, int] | None = None
+
+    def in_frame(self, width: int, height: int) -> "Crop":
+        """The box in pixels of the displayed frame, to the nearest one."""
+        if self.scaled is None:
+            return self
+        across, down = width / self.scaled[0], height / self.scaled[1]
+        left, top = round(self.left * across), round(self.top * down)
+        right, bottom = round((self.left + self.width) * across), round((self.top + self.height) * down)
+        return Crop(left, top, right - left, bottom - top, self.flip)
+
+
+def _evenly(room: int, number: int, total: int) -> int:
+    return room // 2 if total == 1 else room * number // (total - 1)
+
+
+def _vjepa2(room: int, number: int, total: int) -> int:
+    return round(room / 2) if total == 1 else number * (room // (total - 1))
+
+
+def _videomae(room: int, number: int, total: int) -> int:
+    return round(room / 2) if total == 1 else room * number // (total - 1)
+
+
+def _pyslowfast(room: int, number: int, total: int) -> int:
+    return math.ceil(room / 2) if total == 1 else math.ceil(room * number / (total - 1))
+
+
+Placement = Callable[[int, int, int], int]
+# How frames are scaled, as clip.resize names it: antialiased where the box is cut, or first and without antialiasing as
+# in a publisher's code, by where box `number` of `total` begins in its `room`. Python rounds halves to even numbers.
+# vjepa2: facebookresearch/jepa and vjepa2, evals/video_classification_frozen/utils.py and
+# src/datasets/utils/video/transforms.py; videomae: MCG-NJU/VideoMAE, kinetics.py, ssv2.py and video_transforms.py;
+# pyslowfast: facebookresearch/SlowFast, slowfast/datasets/transform.py, uniform_crop
+ANTIALIASED = "antialiased"
+PLACEMENTS: dict[str, Placement] = {"vjepa2": _vjepa2, "videomae": _videomae, "pyslowfast": _pyslowfast}
+RESIZES = (ANTIALIASED, *PLACEMENTS)
+
+
+def _spread(width: int, height: int, box: tuple[int, int], crops: int, placement: Placement) -> list[Crop]:
+    """`crops` boxes (width, height) along the side of the frame with most room, in the middle of the other."""
+    room = width - box[0], height - box[1]
+    left, top = placement(room[0], 0, 1), placement(room[1], 0, 1)
+    if crops == 1:
+        return [Crop(left, top, *box)]
+    if room[0] >= room[1]:
+        return [Crop(placement(room[0], number, crops), top, *box) for number in range(crops)]
+    return [Crop(left, placement(room[1], number, crops), *box) for number in range(crops)]
 
 
 def _check_range(name: str, bounds: Sequence[float], lowest: float) -> None:
@@ -219,14 +272,7 @@ class CenterCrops:
 
     def __call__(self, width: int, height: int, size: tuple[int, int]) -> list[Crop]:
         box = _short_side_box(width, height, size, self._ratio(size))
-        room = width - box[0], height - box[1]
-        left, top = room[0] // 2, room[1] // 2
-        if self.crops == 1:
-            return [Crop(left, top, *box)]
-        steps = range(self.crops)
-        if room[0] >= room[1]:
-            return [Crop(room[0] * i // (self.crops - 1), top, *box) for i in steps]
-        return [Crop(left, room[1] * i // (self.crops - 1), *box) for i in steps]
+        return _spread(width, height, box, self.crops, _evenly)
 
     def _ratio(self, size: tuple[int, int]) -> float:
         if self.short_side is not None:
@@ -311,6 +357,23 @@ class SquashedFrame:
 
     def __call__(self, width: int, height: int, size: tuple[int, int]) -> list[Crop]:
         return [Crop(0, 0, width, height)]
+
+
+def published_crops(
+    geometry: CenterCrops | FixedCrop, width: int, height: int, size: tuple[int, int], resize: str
+) -> list[Crop]:
+    """The boxes of `geometry` as the code has them that `resize` names, one of `PLACEMENTS`.
+
+    The frame is scaled to a short side of `short_side` pixels, or of `short_side_ratio` times the output's rounded
+    down; the long side follows, rounded down. Out of that, boxes of the square `size` are cut.
+    """
+    if isinstance(geometry, FixedCrop):
+        geometry = CenterCrops(geometry.short_side_ratio, 1, geometry.short_side)
+    ratio = geometry._ratio(size)
+    short_side = geometry.short_side or int(ratio * min(size))
+    frame = width * short_side // min(width, height), height * short_side // min(width, height)
+    crops = _spread(*frame, size[::-1], geometry.crops, PLACEMENTS[resize])
+    return [replace(crop, scaled=frame) for crop in crops]
 
 
 TrainGeometry = RandomResizedCrop | ShortSideCrop | FixedCrop | SquashedCrop

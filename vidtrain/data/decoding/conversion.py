@@ -187,6 +187,66 @@ class ViewConverter:
         return left, top, across, down
 
 
+class BilinearPictures:
+    """Views of a frame that are scaled after it became a whole RGB picture, as by OpenCV's INTER_LINEAR: between the
+    four nearest pixels, however much that shrinks it. Boxes of a frame that is scaled first share one scaling.
+    """
+
+    def __init__(self, video: VideoInfo, interpolation: str):
+        shown = video.width, video.height
+        self._whole = np.empty((3, *shown[::-1]), np.uint8)
+        self._convert = ViewConverter.of(video, Crop(0, 0, *shown), shown[::-1], interpolation)
+        self._scaled: dict[tuple[int, int], np.ndarray] = {}
+
+    def show(self, frame: av.VideoFrame) -> None:
+        """Goes on to `frame`."""
+        self._convert(frame, self._whole)
+        self._scaled.clear()
+
+    def view(self, crop: Crop, out: np.ndarray) -> None:
+        """Writes the view of the frame that is shown into `out`, uint8 [3 h w]."""
+        size = crop.scaled
+        if size is not None and size not in self._scaled:
+            self._scaled[size] = resize_bilinear(self._whole, *size[::-1])
+        picture = self._whole if size is None else self._scaled[size]
+        box = picture[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        view = resize_bilinear(box, *out.shape[1:])
+        out[:] = view[:, :, ::-1] if crop.flip else view
+
+
+def resize_bilinear(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [3 h w] -> [3 height width], in the fixed-point arithmetic of OpenCV's resize with INTER_LINEAR: weights in
+    2048ths, the sum of two pixels of a row cut to 128ths of a level, that of two rows to quarters and then rounded."""
+    if picture.shape[1:] == (height, width):
+        return picture
+    rows, down = _neighbors(picture.shape[1], height)
+    columns, across = _neighbors(picture.shape[2], width)
+    across = np.where(columns[0] == columns[1], np.array([[2048], [0]], np.int32), across)
+    read, places = np.unique(rows, return_inverse=True)
+    lines = picture[:, read]
+
+    mixed, right = (np.take(lines, columns[side], axis=2) * across[side] for side in (0, 1))
+    mixed += right
+    mixed >>= 4
+    above, below = (np.take(mixed, places.reshape(rows.shape)[side], axis=1) for side in (0, 1))
+    for line, weight in ((above, down[0]), (below, down[1])):
+        line *= weight[:, None]
+        line >>= 16
+    above += below
+    above += 2
+    above >>= 2
+    return above.astype(np.uint8)
+
+
+def _neighbors(pixels: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two of `pixels` that each of `wanted` lies between, int64 [2 wanted], and their weights, int32 of 2048ths."""
+    places = ((np.arange(wanted) + 0.5) * (pixels / wanted) - 0.5).astype(np.float32)
+    first = np.floor(places).astype(np.int64)
+    share = (places - first).astype(np.float32)
+    weights = np.rint(np.stack((1 - share, share)) * 2048).astype(np.int32)
+    return np.stack((first, first + 1)).clip(0, pixels - 1), weights
+
+
 def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
     """Where `length` from `begin` of `shown` lies among `pixels`: its beginning and its length, of one or more."""
     first = min(round(begin * pixels / shown), pixels - 1)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtrain.data.augment.geometry import Crop
+from vidtrain.data.augment.geometry import ANTIALIASED, Crop
 from vidtrain.data.decoding.container import check_size, damage_error, sound_frames, sound_image
-from vidtrain.data.decoding.conversion import ViewConverter
+from vidtrain.data.decoding.conversion import BilinearPictures, ViewConverter
 from vidtrain.data.decoding.packets import damaged_frames, decode_frames, decode_in_order, expect_frames
 from vidtrain.data.decoding.video import DecodeError, VideoInfo, displayed_size
 from vidtrain.data.stores.files import ByteRanges
@@ -35,8 +35,10 @@ def decode_views(
     interpolation: str = "bicubic",
     size_changes: str = "scale",
     file: ByteRanges | None = None,
+    resize: str = ANTIALIASED,
 ) -> Tensor:
-    """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`.
+    """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`, or as a publisher's code
+    does: see `RESIZES` of vidtrain.data.augment.geometry.
 
     A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each.
     One pass over the file, on one thread, serves all views; a frame is converted once per box that wants it.
@@ -53,17 +55,23 @@ def decode_views(
             crop = crops if isinstance(crops, Crop) else crops[place]
             places[index][crop].append((view, place))
     converters: dict[Crop, ViewConverter] = {}
+    pictures = None if resize == ANTIALIASED else BilinearPictures(video, interpolation)
 
     decoded = set()
     for index, frame in read_frames(video, sorted(places), file=file):
         if size_changes == "refuse":
             check_unchanged(video, index, frame)
         decoded.add(index)
+        if pictures is not None:
+            pictures.show(frame)
         for crop, wanted in places[index].items():
-            if crop not in converters:
-                converters[crop] = ViewConverter.of(video, crop, size, interpolation)
             (view, place), *others = wanted
-            converters[crop](frame, pixels[view, :, place])
+            if pictures is not None:
+                pictures.view(crop, pixels[view, :, place])
+            else:
+                if crop not in converters:
+                    converters[crop] = ViewConverter.of(video, crop, size, interpolation)
+                converters[crop](frame, pixels[view, :, place])
             for other_view, other_place in others:
                 pixels[other_view, :, other_place] = pixels[view, :, place]
     if missing := sorted(places.keys() - decoded):
@@ -91,7 +99,8 @@ def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
         if not isinstance(crops, Crop) and len(crops) != len(indices):
             raise ValueError(f"{len(crops)} boxes for the {len(indices)} frames of a clip")
         for crop in [crops] if isinstance(crops, Crop) else crops:
-            inside = crop.left + crop.width <= video.width and crop.top + crop.height <= video.height
+            width, height = crop.scaled or (video.width, video.height)
+            inside = crop.left + crop.width <= width and crop.top + crop.height <= height
             if not inside or crop.left < 0 or crop.top < 0:
                 raise ValueError(f"{crop} in the {video.width}x{video.height} frame of {video.path}")
 

@@ -11,7 +11,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidtrain.data.augment.geometry import Crop, EvalGeometry, TrainGeometry
+from vidtrain.data.augment.geometry import (
+    ANTIALIASED,
+    CenterCrops,
+    Crop,
+    EvalGeometry,
+    FixedCrop,
+    TrainGeometry,
+    published_crops,
+)
 from vidtrain.data.decoding.decoder import View, decode_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
@@ -74,7 +82,8 @@ class VideoDataset(Dataset):
     views, clip-major, and all have the protocol's frames. `size` is (height, width); an evaluation geometry may
     make it another for each video.
 
-    `size_changes`, "scale" or "refuse", is what becomes of frames of another size than their video's first one.
+    `size_changes`, "scale" or "refuse", is what becomes of frames of another size than their video's first one. With a
+    publisher's `resize` central boxes are cut out of scaled frames, and others, of training, out of frames as they are.
 
     A file that cannot be read is tried once more. An unreadable video in training is then replaced by a draw
     keyed by (seed, epoch, index, attempt), at most `max_retries` times, then the sample carries a refusal; in
@@ -92,6 +101,7 @@ class VideoDataset(Dataset):
     jitter: TemporalJitter | None = None
     interpolation: str = "bicubic"
     size_changes: str = "scale"
+    resize: str = ANTIALIASED
     index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
     quarantine: Quarantine = field(default_factory=Quarantine)
     ahead: ReadAhead = field(default_factory=ReadAhead)
@@ -151,11 +161,22 @@ class VideoDataset(Dataset):
     def eval_crops(self, video: VideoInfo) -> list[Crop]:
         """The boxes that evaluation cuts from every frame of a video."""
         geometry = cast(EvalGeometry, self.geometry)  # as `training` says
+        if self.resize != ANTIALIASED and isinstance(geometry, CenterCrops):
+            return published_crops(geometry, video.width, video.height, self.size, self.resize)
         return geometry(video.width, video.height, self.size)
 
     def eval_clips(self, video: VideoInfo, clips: np.ndarray) -> Tensor:
         """Every crop of each of `clips`, int64 [n t], as evaluation shows it: uint8 [(n crops) c t h w]."""
-        return decode_views(video, *self._eval_views(video, clips), self.interpolation, self.size_changes)
+        views, size = self._eval_views(video, clips)
+        return decode_views(video, views, size, self.interpolation, self.size_changes, resize=self.resize)
+
+    def _train_crops(
+        self, video: VideoInfo, frames: int, rng: np.random.Generator
+    ) -> Crop | tuple[Crop, ...]:
+        geometry = cast(TrainGeometry, self.geometry)
+        if self.resize != ANTIALIASED and isinstance(geometry, FixedCrop):
+            return published_crops(geometry, video.width, video.height, self.size, self.resize)[0]
+        return geometry(video.width, video.height, self.size, frames, rng)
 
     def _eval_views(self, video: VideoInfo, clips: np.ndarray) -> tuple[list[View], tuple[int, int]]:
         geometry = cast(EvalGeometry, self.geometry)
@@ -171,14 +192,13 @@ class VideoDataset(Dataset):
             views, size = self._eval_views(video, clips)
             return Plan(video, views, size, [0] * len(views))
         views, seeds = [], []
-        geometry = cast(TrainGeometry, self.geometry)
         for copy in range(self.copies):
             # view 0 places the clips in time, views 1..n crop them: none shifts when another draws more
             more = (copy, 2) if copy else ()
             clips = cut(self._protocols[record.source], draw(*key, 0, *more), jitter=self.jitter)
             for number, frames in enumerate(clips, start=1):
                 rng = draw(*key, number, *more)
-                views.append((frames, geometry(video.width, video.height, self.size, len(frames), rng)))
+                views.append((frames, self._train_crops(video, len(frames), rng)))
                 seeds.append(int(rng.integers(2**63 - 1)))
         return Plan(video, views, self.size, seeds)
 
@@ -186,7 +206,9 @@ class VideoDataset(Dataset):
         plan, file = self.ahead.take(SampleKey(*key[1:])) or (None, None)
         if plan is None:
             plan = self.plan(record, key, self.open_video(record.path))
-        pixels = decode_views(plan.video, plan.views, plan.size, self.interpolation, self.size_changes, file)
+        pixels = decode_views(
+            plan.video, plan.views, plan.size, self.interpolation, self.size_changes, file, self.resize
+        )
         copies = rearrange(pixels, "(m n) c t h w -> m n c t h w", m=self.copies)
         return copies, torch.tensor(plan.seeds).view(self.copies, -1)
 

@@ -45,7 +45,8 @@ class Length(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What is shown of a chunk: frame indices int64 [m n t] of the m windows' clips, and the boxes cut from them."""
+    """What is shown of a chunk: frame indices int64 [m n t] of the m windows' clips, and the boxes cut from them,
+    in pixels of the displayed frame."""
 
     video: VideoInfo
     frames: np.ndarray
@@ -94,7 +95,8 @@ class WindowDataset(Dataset):
             windows.append(
                 clip_indices(video.num_frames, video.timestamps, self.videos.protocol, None, begin, end)
             )
-        return Views(video, np.stack(windows), self.videos.eval_crops(video))
+        crops = [crop.in_frame(video.width, video.height) for crop in self.videos.eval_crops(video)]
+        return Views(video, np.stack(windows), crops)
 
     def _read(self, chunk: Chunk) -> Tensor:
         video, frames, _ = self.views(chunk)

@@ -38,6 +38,8 @@ class ClipProtocol:
       that could move begins where its part does, as with `random_clip_sampling=False` in the original.
     - "vjepa2_random": the same, but such windows are drawn in evaluation too, as the published evaluations of V-JEPA
       do, which leave that switch on. Whoever evaluates gives `clip_indices` a generator, see `eval_generator`.
+    - "videomae": as VideoMAE has them on Kinetics (see `_videomae`): the frames of all clips are among every
+      `frame_step`-th one of the video. Its clips on Something-Something are "uniform".
     - "pyslowfast": as PySlowFast has them (see `_pyslowfast`): clip i of n starts at i / n of the room that it has.
     - "pyslowfast_offset": the same with its USE_OFFSET_SAMPLING, as for MViT: from the first possible start to the
       last in whole frames; one clip is centered.
@@ -51,7 +53,8 @@ class ClipProtocol:
 
     `short_video_policy` names what happens where a video (or its part) is shorter than a clip: it is shown from its
     beginning, and then its last frame is held ("repeat_last"), it begins anew ("wrap"), or it is refused ("error"). For
-    "uniform" those of fewer than `frames` frames are short, and are shown frame by frame. "vjepa2" holds the last
+    "uniform" those of fewer than `frames` frames are short, and are shown frame by frame, or frames of all of it are
+    repeated evenly ("stretch", as VideoMAE does). "vjepa2" holds the last
     frame in its own way. `frame_order` is the order in which frames are shown. With `middle` a clip has one frame
     more, at its end: the one that "single_frame" repeats, so that one reading serves all orders.
 
@@ -90,6 +93,12 @@ class ClipProtocol:
             ]
             way = "; ".join(keep) or "none is given; add clip.frame_step=4, say"
             faults.append(f"a clip's stride is given by exactly one of frame_step, fps and duration: {way}")
+        if self.sampling == "videomae" and strides and self.frame_step is None:
+            faults.append(
+                f"sampling=videomae counts frames: add clip.frame_step=4, say, and {_null(strides)}"
+            )
+        if self.sampling == "videomae" and not self.overlap:
+            faults.append("sampling=videomae has clips that overlap in short videos: set overlap=true")
         for name, value in {"frames": self.frames, "num_clips": self.num_clips, **strides}.items():
             if not 0 < value < math.inf:
                 faults.append(f"{name}={value}: must be above 0")
@@ -97,6 +106,8 @@ class ClipProtocol:
             faults.append(
                 f"sampling={self.sampling} cannot wrap: choose short_video_policy=repeat_last or error"
             )
+        if self.sampling != "uniform" and self.short_video_policy == "stretch":
+            faults.append(f"short_video_policy=stretch goes with sampling=uniform, and not {self.sampling}")
         if self.frame_order == "shuffled" and self.frames == 1:
             faults.append("frame_order=shuffled needs clips of 2 frames or more")
         if faults:
@@ -267,7 +278,7 @@ def _over_all(place: Place, protocol: ClipProtocol, rng: np.random.Generator | N
     """One frame [t] of each of t equal segments."""
     stretch, number, total = place
     frames, segments = len(stretch.clock), np.arange(protocol.frames)
-    if frames < protocol.frames:
+    if frames < protocol.frames and protocol.short_video_policy != "stretch":
         return behind_end(protocol.short_video_policy, segments, stretch)
     if rng is not None:
         drawn = np.floor((segments + rng.random(protocol.frames)) * frames / protocol.frames)
@@ -360,6 +371,29 @@ def _padded(end: int, step: int, frames: int) -> np.ndarray:
     return places.clip(max=end - 1)
 
 
+def _videomae(
+    video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
+) -> tuple[list[Place], np.ndarray]:
+    """Of every `frame_step`-th frame from the first on, M in all, clip i of n has `frames` from floor(i (M - frames)
+    / (n - 1)) on; where there are fewer, the last one is repeated. One clip, which that code never tests with, is
+    centered.
+
+    The formulas of MCG-NJU/VideoMAE, kinetics.py, and of OpenGVLab/VideoMAEv2, dataset/datasets.py. Both train with
+    V-JEPA 2's windows without overlap, and so does this.
+    """
+    counted, step, total = video.in_frames(), protocol.frame_step or 1, protocol.num_clips
+    places = [Place(counted, number, total) for number in range(total)]
+    if rng is not None:
+        return places, _vjepa2_clips(len(counted.clock), protocol.frames, step, total, False, rng)
+    strided = -(-len(counted.clock) // step)
+    if protocol.short_video_policy == "error" and strided < protocol.frames:
+        behind_end("error", np.arange(protocol.frames) * step, counted)
+    room = max(strided - protocol.frames, 0)
+    starts = [room // 2 if total == 1 else int(number * (room / (total - 1))) for number in range(total)]
+    positions = np.array(starts)[:, None] + np.arange(protocol.frames)
+    return places, positions.clip(max=strided - 1) * step
+
+
 def _pyslowfast(
     video: Stretch, protocol: ClipProtocol, rng: np.random.Generator | None, jitter: TemporalJitter | None
 ) -> tuple[list[Place], np.ndarray]:
@@ -395,12 +429,9 @@ SAMPLINGS = {
     "uniform": _uniform,
     "vjepa2": _vjepa2,
     "vjepa2_random": _vjepa2,
+    "videomae": _videomae,
     "pyslowfast": _pyslowfast,
     "pyslowfast_offset": _pyslowfast,
 }
-FIXED = (
-    "vjepa2",
-    "vjepa2_random",
-    "pyslowfast",
-    "pyslowfast_offset",
-)  # indices as others' code has them, which nothing here may move
+# indices as others' code has them, which nothing here may move
+FIXED = ("vjepa2", "vjepa2_random", "videomae", "pyslowfast", "pyslowfast_offset")

@@ -94,7 +94,7 @@ def _between(clock: np.ndarray, start: float, end: float) -> tuple[int, int]:
 
 
 # What is shown behind the end of a video that is shorter than a clip: its last frame, the video anew, or an error
-SHORT_POLICIES = ("repeat_last", "wrap", "error")
+SHORT_POLICIES = ("repeat_last", "wrap", "stretch", "error")
 
 
 def behind_end(policy: str, positions: np.ndarray, stretch: Stretch) -> np.ndarray:

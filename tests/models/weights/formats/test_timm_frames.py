@@ -182,3 +182,31 @@ def test_video_models_are_not_recognized():
     assert TIMM_FRAMES.recognizes(
         Weights("timm:mixer_b16_224.goog_in21k", {"stem.weight": torch.zeros(1, 1)})
     )
+
+
+def test_colors_are_those_of_the_named_model():
+    half, imagenet = [0.5] * 3, ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def seen(name: str, source: str = "f.pth", config: dict | None = None) -> dict:
+        tensors = {"state_dict." + key: each for key, each in published(name).state_dict().items()}
+        return TIMM_FRAMES.convert(Weights(source, tensors, config), video_model(name, 224)).seen
+
+    # of a plain file, by the backbone that the user chose
+    assert seen("vit_tiny_patch16_224") == {"mean": half, "std": half}
+    assert seen("resnet18") == dict(zip(("mean", "std"), imagenet, strict=True))
+    # by the name of the weights, and by what timm's folder says
+    assert seen("vit_tiny_patch16_224", "timm:vit_tiny_patch16_224.augreg_in21k") == {
+        "size": 224, "mean": half, "std": half
+    }  # fmt: skip
+    stated = {"input_size": [3, 288, 288], "mean": [0.1] * 3, "std": [0.2] * 3}
+    assert seen("resnet18", config={"architecture": "resnet18", "pretrained_cfg": stated}) == {
+        "size": 288, "mean": [0.1] * 3, "std": [0.2] * 3
+    }  # fmt: skip
+
+
+def test_positions_of_another_size_say_which_size_the_weights_have_seen():
+    tensors = dict(published("vit_tiny_patch16_224").state_dict())
+    assert (
+        TIMM_FRAMES.convert(Weights("f.pth", tensors), video_model("vit_tiny_patch16_224", 96)).seen["size"]
+        == 224
+    )

@@ -156,6 +156,8 @@ def test_learned_positions_are_laid_out_over_the_clip():
     converted = loaded(Weights("ckpt.pth", published), VIDEOMAE, ours)
     assert converted.tensors["encoder.patch_embed.pos_embed"][7, 2, 3, 0] == 7 * 16 + 2 * 4 + 3
     assert equal(there_and_back(converted, VIDEOMAE, ours), published)
+    # its modeling_finetune.py adds them with .detach(); in ours they train
+    assert "in the original they do not" in converted.changed["encoder.patch_embed.pos_embed"]
     fixed = model()
     with pytest.raises(UserError) as error:
         place(fixed, VIDEOMAE.convert(Weights("x", published), fixed), "x", VIDEOMAE, 1.0)

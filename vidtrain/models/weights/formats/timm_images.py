@@ -82,7 +82,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     _check_parts(weights.source, tensors, name)
 
     takes_norm = "head.fc_norm.weight" in model.state_dict()
-    found = Converted(requires=_settings(tensors, name))
+    found = Converted(requires=_settings(tensors, name), seen=_seen(weights, name))
     found.left_out = {name: "not of the model" for name in weights.tensors if not name.startswith(prefix)}
     for theirs, tensor in tensors.items():
         ours = RENAMING.to_ours(theirs)
@@ -107,6 +107,22 @@ def architecture(weights: Weights) -> str | None:
     if weights.config is not None and "architecture" in weights.config:
         names.append(str(weights.config["architecture"]))
     return next((name.split(".")[0] for name in names if timm.is_model(name)), None)
+
+
+def _seen(weights: Weights, backbone: str | None) -> dict[str, Any]:
+    """Size and colors of the images that the weights were trained with: of those that the user or timm's config.json
+    names; of others the colors of timm's own weights for `backbone`, if that is known."""
+    stated = (weights.config or {}).get("pretrained_cfg")
+    if isinstance(stated, Mapping) and {"input_size", "mean", "std"} <= stated.keys():
+        size, mean, std = (stated[key] for key in ("input_size", "mean", "std"))
+        return {"size": size[-1], "mean": list(mean), "std": list(std)}
+    named = weights.source.removeprefix("timm:") if weights.source.startswith("timm:") else None
+    name = named or backbone
+    own = None if name is None else timm.get_pretrained_cfg(name)
+    if own is None:
+        return {}
+    colors = {"mean": list(own.mean), "std": list(own.std)}
+    return colors if named is None else {"size": own.input_size[-1]} | colors
 
 
 def _check_parts(source: str, tensors: Mapping[str, Tensor], name: str | None) -> None:
@@ -199,6 +215,7 @@ def _inflate(found: Converted, tensors: Mapping[str, Tensor], source: str, model
     frames, height, width, _ = encoder.patch_embed.pos_embed.shape
     grid = frames, height, width
     found.tensors[POSITIONS] = fit_learned_table(table, grid, prefix)
+    found.seen.setdefault("size", side * tensors["patch_embed.proj.weight"].shape[-1])
     notes = [f"positions repeated over {grid[0]} steps of time"]
     if grid[1:] != (side, side):
         notes.insert(0, f"{side}x{side} positions interpolated to {grid[1]}x{grid[2]}")
@@ -248,6 +265,7 @@ def _convert_frames(weights: Weights, model: EncoderWithHead) -> Converted:
     prefix = max(PREFIXES, key=lambda each: sum(each + name in weights.tensors for name in own))
     name = architecture(weights)
     found = Converted(requires={} if name is None else {"encoder.backbone": name})
+    found.seen = _seen(weights, encoder.backbone)
     found.left_out = {name: "not of the model" for name in weights.tensors if not name.startswith(prefix)}
     tensors = {}
     for theirs, tensor in weights.tensors.items():
@@ -320,6 +338,8 @@ def _fit(found: Converted, name: str, tensor: Tensor, own: Tensor, network: Any)
         if places == math.isqrt(max(places, 0)) ** 2:
             found.tensors[OURS + name] = resample_abs_pos_embed(tensor, list(grid), num_prefix_tokens=prefix)
             found.resized[OURS + name] = f"positions {sizes}"
+            side = network.patch_embed.img_size[0] * math.isqrt(places) // grid[0]
+            found.seen.setdefault("size", side)
     elif name.endswith(TABLE):
         window = network.get_submodule(name.rpartition(".")[0]).window_size
         found.tensors[OURS + name] = resize_rel_pos_bias_table(tensor, window, tuple(own.shape))

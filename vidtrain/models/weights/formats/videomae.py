@@ -85,7 +85,10 @@ def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
 
 
 def _fit_table(found: Converted, table: Tensor, model: EncoderWithHead, source: str) -> None:
-    """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for."""
+    """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for.
+
+    In the original they stay as they were drawn: modeling_pretrain.py and modeling_finetune.py add them detached.
+    """
     encoder = vit_of(model)
     steps = encoder.num_frames // encoder.tubelet_size
     side = math.isqrt(table.shape[1] // steps)
@@ -96,7 +99,9 @@ def _fit_table(found: Converted, table: Tensor, model: EncoderWithHead, source: 
         )
     found.unexpected.remove(TABLE)
     found.tensors[POSITIONS] = table.unflatten(1, (steps, side, side)).squeeze(0)
-    found.changed[POSITIONS] = "laid out in time, height and width"
+    found.changed[POSITIONS] = (
+        "laid out in time, height and width; they train here, and in the original they do not"
+    )
     found.requires |= {"encoder.positions": "learned", "encoder.image_size": side * encoder.patch_size}
 
 
