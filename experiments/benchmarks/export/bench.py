@@ -38,7 +38,7 @@ MODELS = {
     "slowfast_r50": (32, 224, ()),
     "swin3d_t": (16, 112, ()),
     "x3d_s": (13, 160, ()),
-    "hiera_b_video": (16, 224, ()),
+    "hiera_b_video": (8, 96, ("model.encoder.depths=[1,1,2,1]",)),
     "mvit_v1_b": (16, 112, ()),
     "mvit_v2_s": (16, 112, ()),
 }
