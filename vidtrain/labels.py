@@ -79,6 +79,7 @@ def errors(cfg: LabelsConfig) -> None:
         f"{likely} of {len(embeddings)} labels are suspect, about {suspects.estimate:.0f} wrong; the first"
     )
     console.table(title, ("", "label", "or", "p(label)", "p(or)"), shown)
+    console.info(f"{suspects.accuracy:.1%} of all labels are the most probable class of their video")
     console.info(f"all in {out / 'suspects.csv'}; correct them on {page}")
 
 

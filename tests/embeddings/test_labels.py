@@ -72,6 +72,7 @@ def test_planted_errors_come_first():
     assert right.mean() > 0.9
     assert abs(suspects.estimate - len(wrong)) < 8 and np.allclose(chances.sum(axis=1), 1)
     assert (np.diff(suspects.score) >= 0).all() and suspects.likely[:10].all()
+    assert suspects.accuracy == (chances.argmax(axis=1) == labels).mean()
 
 
 def test_a_class_that_no_video_has_gets_nothing():

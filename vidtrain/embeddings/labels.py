@@ -24,7 +24,8 @@ class Suspects:
     probable other class, and the probabilities of both. `likely` bool [v] says whether the confident joint counts the
     label as wrong, and `score` float64 [v] is what the order is by; less is more suspect.
 
-    `estimate` is how many labels are wrong, as the calibrated joint has it.
+    `estimate` is how many labels are wrong, as the calibrated joint has it. `accuracy` is the share of labels that are
+    the most probable class: where it is low, the classifier knows too little to doubt a label.
     """
 
     rows: np.ndarray
@@ -35,6 +36,7 @@ class Suspects:
     likely: np.ndarray
     score: np.ndarray
     estimate: float
+    accuracy: float
 
 
 def self_confidence(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -124,6 +126,7 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
         likely=((confident >= 0) & (confident != numbers))[order],
         score=score[order],
         estimate=float(((1 - shares) * np.bincount(numbers)).sum()),
+        accuracy=float((known.argmax(axis=1) == numbers).mean()),
     )
     return suspects, chances
 

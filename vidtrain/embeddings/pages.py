@@ -232,6 +232,7 @@ def correcting_page(
         cells=_listing_cells(embeddings),
         likely=int(suspects.likely.sum()),
         estimate=suspects.estimate,
+        accuracy=suspects.accuracy,
         videos=len(embeddings),
         folds=folds,
         common=common,
