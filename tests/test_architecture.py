@@ -22,7 +22,7 @@ FLOORS = (
     {"sweeps"},
     {"prediction", "comparison", "embeddings"},
     {"train", "evaluate", "predict", "compare", "sweep", "export", "benchmark"},
-    {"split", "prepare", "audit", "baselines", "embed", "labels"},
+    {"split", "prepare", "audit", "baselines", "embed", "labels", "calibrate"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Going on with a sweep is training

@@ -26,7 +26,7 @@ SLOW = {
 BESIDE_TORCH = SLOW - {"torch", "av"}
 PROGRAMS = (
     *("train", "evaluate", "predict", "compare", "sweep", "export", "benchmark", "split", "prepare", "audit"),
-    *("baselines", "embed", "labels"),
+    *("baselines", "embed", "labels", "calibrate"),
 )
 
 

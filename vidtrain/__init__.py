@@ -4,6 +4,7 @@ The root holds the programs, each with a main(), and errors.py:
 
 train.py        trains: composes, checks, builds, fits, evaluates
 evaluate.py     evaluates a checkpoint without training
+calibrate.py    calibrates probabilities, and sets the thresholds of answers
 predict.py      classifies videos, and shows where the model looked
 compare.py      compares finished runs, from their folders alone
 sweep.py        shows the state of a sweep's trials, and runs the missing ones

@@ -85,8 +85,7 @@ def measure_all(
         for split, report in reports.items():
             results[split][name] = report.metrics
             manifest = splits[split]
-            groups_of = None if manifest.columns.groups is None else [record.group for record in manifest]
-            write_report(report, stored.place(split, name), manifest.paths, manifest.classes, groups_of)
+            write_report(report, stored.place(split, name), manifest.paths, manifest.classes, manifest.groups)
     return replace(stored, seconds=round(time.monotonic() - started, 1))
 
 

@@ -45,6 +45,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
         faults += [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in unused]
         faults += check_checkpoint(cfg.checkpoint)
+    elif cfg.calibrated:
+        faults.append(("calibrated", "published weights have no calibration; a checkpoint may"))
     elif cfg.model is None:
         faults.append(("model", "must be chosen for published weights: model=OPTION"))
     elif cfg.card:
@@ -69,6 +71,8 @@ def export(cfg: DictConfig) -> None:
 
     from vidtrain.app.check import try_clip
     from vidtrain.build import parts as build
+    from vidtrain.evaluation.calibrated import STORED, find_calibration
+    from vidtrain.evaluator.report import apply_to
     from vidtrain.models.classifier import VideoClassifier
     from vidtrain.models.export_formats import check_onnx
     from vidtrain.models.weights.files import as_sources
@@ -79,10 +83,9 @@ def export(cfg: DictConfig) -> None:
 
     console, ranks = make_console(is_main=True), Ranks(torch.device("cpu"))
     build.set_cpu_threads(None, ranks)
-    folder, origin = None, dict[str, Any]()
+    folder, origin, calibration = None, dict[str, Any](), None
     if cfg.checkpoint is None:
-        sources = as_sources(cfg.pretrained)
-        config = published_config(cfg, "_".join(sources))
+        config = published_config(cfg, "_".join(sources := as_sources(cfg.pretrained)))
         try_clip(config)
         model, classes = load_published(config, cfg, sources, ranks, console)
         origin = {"weights": {"pretrained": sources}, "metrics": None}
@@ -101,6 +104,7 @@ def export(cfg: DictConfig) -> None:
         loaded, classes = trained.model(config, ranks), trained.classes
         assert isinstance(loaded, VideoClassifier)  # a graph is refused above
         model = loaded
+        calibration = find_calibration(path, None, STORED, cfg.calibrated)
         origin = {"weights": {"checkpoint": str(path)}, **recorded_metrics(folder, path.name)}
         out = folder / "export" if folder else Path("outputs/export") / path.stem
     if folder is not None and cfg.out is None:
@@ -110,7 +114,9 @@ def export(cfg: DictConfig) -> None:
     if "onnx" in settings.formats:
         check_onnx(cfg.opset)
     check_writable(out)
-    card = export_model(spec, model, classes, settings, out, origin, console) if settings.formats else None
+    apply_to(calibration, spec.fusion, spec.protocol, console)
+    rest = (settings, out, origin, console, calibration)
+    card = export_model(spec, model, classes, *rest) if settings.formats else None
     if cfg.card or (cfg.card is None and folder is not None):
         if folder is None or not (folder / "summary.json").is_file():
             raise UserError(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
 
 def predict(cfg: DictConfig) -> None:
     from vidtrain.build import parts as build
+    from vidtrain.evaluation.calibrated import STORED, find_calibration
+    from vidtrain.evaluator.report import apply_to
     from vidtrain.prediction.outputs import give_answers
     from vidtrain.prediction.pictures import heat_kind, heat_note
     from vidtrain.prediction.run import Predictor
@@ -52,11 +54,12 @@ def predict(cfg: DictConfig) -> None:
         opened = open_trained(path, cfg.trust_targets)
         trained = _configure(cfg, opened)
         heat_class = class_number(cfg.heat_class, opened.classes, path)
+        protocol = build.protocol_text(trained, trained.model.fusion)
+        calibration = find_calibration(path, opened.card, STORED, cfg.calibrated)
+        apply_to(calibration, trained.model.fusion, protocol, console)
         build.set_cpu_threads(trained.trainer.cpu_threads, ranks)
-        model, clip_shape = (
-            opened.model(trained, ranks, merged=True).eval(),
-            (trained.clip.frames, *build.clip_size(trained)),
-        )
+        model = opened.model(trained, ranks, merged=True).eval()
+        clip_shape = (trained.clip.frames, *build.clip_size(trained))
         check_graph(trained, model, (3, *clip_shape), path)
         heat, reason = heat_kind(cfg.heat, cfg.heat_class, model, clip_shape) if cfg.render else (None, "")
         if cfg.render and heat is None:
@@ -71,11 +74,11 @@ def predict(cfg: DictConfig) -> None:
             independent=build.instantiate_component(trained.loss).independent,
             heat=heat,
             heat_class=heat_class,
+            calibration=calibration,
         )
         stride, length = cfg.windows.stride, cfg.windows.length
         plans = reader.whole() if stride is None else reader.windows(stride, length)
         note = heat_note(heat, getattr(model, "head", None), cfg.heat_class, reason)
-        protocol = build.protocol_text(trained, model.fusion)
         outputs = _make_outputs(cfg, protocol, reader, predictor, out, note)
         give_answers(outputs, predictor, plans, cfg.format, out)
         reader.videos.index.close()
@@ -123,12 +126,17 @@ def _make_outputs(
     from vidtrain import __version__
     from vidtrain.prediction.outputs import Outputs, Results, folders_of, labeling
 
-    about: dict[str, Any] = {"checkpoint": cfg.checkpoint, "protocol": protocol, "vidtrain": __version__}
-    label = None
+    label, calibration, independent = None, predictor.calibration, predictor.independent
+    calibrated = None if calibration is None else str(calibration)
+    about: dict[str, Any] = {"checkpoint": cfg.checkpoint, "protocol": protocol, "calibration": calibrated,
+                             "vidtrain": __version__}  # fmt: skip
     if cfg.windows.stride is not None:
-        label = labeling(cfg.windows.smooth, cfg.windows.threshold, predictor.independent)
-        about["windows"] = {**cfg.windows, "threshold": label.threshold}
-    results = Results(about, reader.classes, cfg.topk, label is not None)
+        label = labeling(cfg.windows.smooth, cfg.windows.threshold, independent, calibration)
+        threshold = label.threshold if isinstance(label.threshold, float) else "by class"
+        about["windows"] = {**cfg.windows, "threshold": threshold}
+        if calibration is not None and calibration.sets is not None:
+            reader.console.warn("windows have no prediction sets, which were fitted to whole videos")
+    results = Results(about, reader.classes, cfg.topk, label is not None, calibration, independent)
     folders = folders_of(reader.paths, out) if out is not None and out.suffix not in FILES else {}
     from_even = predictor.heat == "attention"
     return Outputs(results, reader, folders, label, cfg.logits, cfg.render, note, from_even)

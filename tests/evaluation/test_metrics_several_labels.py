@@ -118,7 +118,7 @@ def test_report_and_its_files(tmp_path):
     ]
     assert (rows[0]["top1"], rows[0]["p1"], rows[0]["top2"]) == ("jump", "0.880797", "run")
     header = (tmp_path / "per_class.csv").read_text().splitlines()[0]
-    assert header == "class,support,ap,precision,recall,f1"
+    assert header == "class,support,ap,precision,recall,f1,ece"
     assert json.loads((tmp_path / "metrics.json").read_text())["coverage"] == "4/5"
 
 

@@ -201,7 +201,10 @@ class TestFiles:
         write_report(found, tmp_path / "new" / "folder", PATHS, CLASSES)
         text = (tmp_path / "new" / "folder" / "metrics.json").read_text()
         assert text.endswith("}\n")
+        [reliability] = found.reliability
         assert json.loads(text) == {
+            "calibrated": False,
+            "reliability": [reliability],
             "metrics": found.metrics,
             "coverage": "3/4",
             "protocol": "clips=2 crops=1",

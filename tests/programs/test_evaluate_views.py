@@ -210,7 +210,7 @@ def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, t
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
         # clips of 8 x 8 frames, of videos that have 40
-        from vidtrain import evaluate as program
+        from vidtrain.app import judging as program
 
         before = program.as_trained
 

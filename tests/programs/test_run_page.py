@@ -63,7 +63,15 @@ def test_a_run_leaves_a_page_and_hands_it_to_its_loggers(finished):
     folder, pages = finished
     assert pages == [("report", folder / "report.html", 4)]
     page, summary = read(folder), json.loads((folder / "summary.json").read_text())
-    assert page.sections == ["baselines", "curves", "confusion", "classes", "videos", "reproduce"]
+    assert page.sections == [
+        "baselines",
+        "curves",
+        "confusion",
+        "classes",
+        "probabilities",
+        "videos",
+        "reproduce",
+    ]
     assert (
         f"has a top-1 accuracy of {summary['top1']:.4f} on test: 10/10 videos, 8x3 frames at 16x16"
         in page.words

@@ -3,11 +3,25 @@
 import base64
 import re
 
+import numpy as np
 import pytest
 from hostile_names import HOSTILE, acts
 from page_reader import PageReader
 
-from vidtrain.reports.run_charts import baseline_chart, curve_panels
+from vidtrain.reports.run_charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    baseline_chart,
+    curve_panels,
+    linear,
+    path,
+    reliability_diagram,
+    risk_chart,
+)
 from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, run_page
 
 EVIL = "<img src=x onerror=alert(1)>&\"'</script>$title {{ title }}"
@@ -18,6 +32,8 @@ SECTIONS = [
     "curves",
     "confusion",
     "classes",
+    "probabilities",
+    "decisions",
     "videos",
     "probes",
     "audit",
@@ -82,6 +98,8 @@ def facts(text="a", **changes) -> dict:
         "panels": curve_panels(LOGGED, 40),
         "confusion": {"classes": [text, "b"], "rows": [[1, 3], [0, 4]], "pairs": [(text, "b", 3, 4)]},
         "classes": [{"class": text, "support": 4, "precision": None, "recall": 0.25, "f1": 0.4}],
+        "reliability": [{"name": text, "before": reliability(0.1), "after": reliability(0.02)}],
+        "calibration": calibration(text),
         "probes": [{"name": text, "coverage": "119/120",
                     "rows": [probe, {**probe, "change": -0.25, "same_class": 0.5}]}],
         "audit": audit(text),
@@ -94,6 +112,23 @@ def facts(text="a", **changes) -> dict:
     }  # fmt: skip
 
 
+def reliability(error) -> dict:
+    number = {"value": error, "low": error / 2, "high": 2 * error}
+    costs = dict.fromkeys(("nll", "brier", "ece", "ece_mass"), number)
+    return {**costs, "chance": 0.03, "units": 30, "bins": [[10, 0.25, 0.125], [4, 0.5, 0.0], [26, 0.75, 0.5]]}
+
+
+def calibration(text) -> dict:
+    row = {"class": text, "threshold": 0.625, "videos": 12, "answers": 8, "right": 7, "bound": 0.53}
+    unsure = {"class": "b", "threshold": None, "videos": 0, "answers": 0, "right": 0, "bound": 0.0}
+    return {
+        "scaling": text, "split": text, "videos": 40, "protocol": {"text": text, "fusion": text},
+        "curve": {"aurc": 0.015, "coverage": [0.25, 0.5, 0.75, 1.0], "risk": [0.0, 0.0, 0.1, 0.2]},
+        "thresholds": {"wanted": "precision", "share": 0.85, "classes": [row, unsure]},
+        "sets": {"coverage": 0.9, "by_class": False, "least": [0.2], "sizes": [1, 30, 9]},
+    }  # fmt: skip
+
+
 def video(kind="wrong", text="a", size=12, number=0, folder="/data") -> Picture:
     shows = {"kind": kind, "true": text, "true_probability": 0.125, "answers": [("b", 0.75), (text, 0.125)],
              "path": f"{folder}/{text}/{number}.mp4", "file": "01.webp"}  # fmt: skip
@@ -103,8 +138,10 @@ def video(kind="wrong", text="a", size=12, number=0, folder="/data") -> Picture:
 
 def empty() -> dict:
     """What is known of a run that left nothing that is not needed."""
-    nothing = dict.fromkeys(("start", "data", "most_common", "confusion", "audit"))
-    lists = {key: [] for key in ("notes", "settings", "baselines", "heads", "panels", "probes")}
+    nothing = dict.fromkeys(("start", "data", "most_common", "confusion", "audit", "calibration"))
+    lists = {
+        key: [] for key in ("notes", "settings", "baselines", "heads", "panels", "probes", "reliability")
+    }
     made_with = {**facts()["made_with"], "git": None, "environment": None}
     return facts(**nothing, **lists, model={"encoder": None, "head": None}, made_with=made_with)
 
@@ -147,6 +184,42 @@ def test_the_page_says_what_was_trained_and_how_good_it_is():
         "a with changes: git.diff",
     ):
         assert words in page.words, words
+
+
+def test_probabilities_and_when_to_answer():
+    page = PageReader(run_page(facts(), []))
+    for words in (
+        "Calibrated: a (a).",
+        "a before 0.1000 (0.0500 to 0.2000)",
+        "(AURC) is 0.0150",
+        "Sets that hold the true class of 90% of videos, if these are like those of a: 2.5% hold none, 75.0% one "
+        "class, 22.5% several.",
+        "answers have a precision of 85% or more on a",
+        "a 0.6250 12 8 7 0.8750 0.5300 b \u2013 0 0 0 \u2013 \u2013",
+    ):
+        assert words in page.words, words
+    page = PageReader(run_page(facts(calibration=None), []))
+    assert "Not calibrated: python -m vidtrain.calibrate" in page.words and "decisions" not in page.sections
+    asked_for_nothing = {**calibration("a"), "curve": None, "thresholds": None, "sets": None}
+    page = PageReader(run_page(facts(calibration=asked_for_nothing), []))
+    assert "min_precision=0.95" in page.words
+
+
+def test_a_reliability_diagram_shows_the_bins_that_hold_a_few():
+    row = {"name": "val", "before": reliability(0.1), "after": None}
+    lines = {line["name"]: line for line in reliability_diagram(row)["lines"]}
+    across, down = linear(0, 1, LEFT, WIDTH - RIGHT), linear(0, 1, HEIGHT - BOTTOM, TOP)
+
+    def through(*points):
+        return path(*np.array([(across(x), down(y)) for x, y in points]).T)
+
+    assert lines["right as often as said"]["path"] == through((0, 0), (1, 1))
+    assert lines["this run"]["path"] == through((0.25, 0.125), (0.75, 0.5))
+    assert set(line["name"] for line in reliability_diagram({**row, "after": reliability(0.2)})["lines"]) == {
+        "right as often as said", "before", "after"
+    }  # fmt: skip
+    risk = risk_chart(calibration("a")["curve"])
+    assert risk["lines"][0]["dots"][0] == pytest.approx((across(0.25), down(0)))
 
 
 def test_it_needs_nothing_else():

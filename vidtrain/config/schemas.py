@@ -29,6 +29,7 @@ SIZE_CHANGES = one_of("scale", "refuse")
 FORMATS = one_of("onnx", "torch_export", "safetensors")
 PRETRAINING_FORMATS = one_of("original", "transformers")  # of what such a run trained
 ODD = {"allows": lambda value: value > 0 and value % 2, "must": "must be an odd number: 1, 3, 5 ..."}
+OPEN_SHARE = between(0, 1, ", such as 0.9")
 
 
 # --- the settings -----------------------------------------------------------------------------------------
@@ -174,8 +175,8 @@ class BenchmarkConfig(RunConfig):
 
 
 @dataclass
-class EvaluateConfig:
-    """The evaluation program's configuration; null means the value with which the checkpoint was trained."""
+class JudgingConfig:
+    """What evaluation and calibration share; null means the value with which the checkpoint was trained."""
 
     checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .onnx or .safetensors
     from_table: str | None = None  # or the folder of an earlier evaluation: no video and no model is opened
@@ -205,6 +206,28 @@ class EvaluateConfig:
     dataset: Any = None
     # Allow the checkpoint to name classes of any package, which are then imported
     trust_targets: bool = False
+
+
+@dataclass
+class EvaluateConfig(JudgingConfig):
+    """The evaluation program's configuration; null means the value with which the checkpoint was trained."""
+
+    calibrated: bool | None = None  # use the checkpoint's calibration; null: if it has one
+
+
+@dataclass
+class CalibrateConfig(JudgingConfig):
+    """The calibration program's configuration; null means the value with which the checkpoint was trained."""
+
+    split: str = "val"
+    # temperature: one number, which keeps every answer; vector: two numbers a class
+    method: str = setting("temperature", one_of("temperature", "vector"))
+    # thresholds from which on each class is answered, for one of two shares
+    min_precision: float | None = setting(None, OPEN_SHARE)
+    min_recall: float | None = setting(None, OPEN_SHARE)
+    set_coverage: float | None = setting(None, OPEN_SHARE)  # the share of sets that hold the true class
+    by_class: bool = False  # that share within every class
+    remove: bool = False  # the calibration that there is
 
 
 @dataclass
@@ -249,6 +272,7 @@ class PredictConfig:
     size_changes: str | None = setting(None, SIZE_CHANGES)
     precision: str | None = setting(None, PRECISIONS)
     device: str = "auto"
+    calibrated: bool | None = None  # use the checkpoint's calibration; null: if it has one
     # Allow the checkpoint to name classes of any package, which are then imported
     trust_targets: bool = False
 
@@ -290,6 +314,7 @@ class ExportConfig(ExportSettings):
         None, one_of(*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]())
     )
     card: bool | None = None  # write a model card; null: if there is a run
+    calibrated: bool | None = None  # use the checkpoint's calibration; null: if it has one
     # Allow the checkpoint to name classes of any package, which are then imported
     trust_targets: bool = False
 

@@ -28,6 +28,7 @@ PROGRAMS = {
     "run": schemas.RunConfig,
     "benchmark": schemas.BenchmarkConfig,
     "evaluate": schemas.EvaluateConfig,
+    "calibrate": schemas.CalibrateConfig,
     "export": schemas.ExportConfig,
     "audit": dataset_schemas.AuditConfig,
     "baselines": dataset_schemas.BaselinesConfig,

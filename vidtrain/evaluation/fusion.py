@@ -75,10 +75,26 @@ def fuse(clip_logits: Tensor, fusion: str, independent: bool = False) -> Tensor:
     return (INDEPENDENT if independent else FUSIONS)[fusion](clip_logits.float())
 
 
-def probabilities(clip_logits: Tensor, fusion: str, independent: bool = False) -> Tensor:
+def probabilities(
+    clip_logits: Tensor,
+    fusion: str,
+    independent: bool = False,
+    scaling: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Clip logits [b n k] -> probabilities [b k] of a video: those of `fuse`, by operations that hold for any n in an
-    exported graph."""
+    exported graph; with a `scaling` of fused logits by scale and bias, of [1] or [k] each."""
     chances = torch.sigmoid if independent else partial(torch.softmax, dim=-1)
+    if scaling is not None:
+        views = clip_logits.float()
+        if fusion == "mean_logits":
+            fused = views.mean(dim=1)
+        elif independent:
+            fused = mean_sigmoids(views)
+        else:  # to the logarithm of n, which all classes share
+            fused = views.log_softmax(dim=-1).logsumexp(dim=1)
+            fused = fused - fused.logsumexp(dim=-1, keepdim=True)
+        scale, bias = scaling
+        return chances(fused * scale + bias)
     if fusion == "mean_logits":
         return chances(clip_logits.float().mean(dim=1))
     return chances(clip_logits.float()).mean(dim=1)

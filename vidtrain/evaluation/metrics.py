@@ -99,9 +99,9 @@ def from_logits(logits: Tensor, labels: Tensor, independent: bool = False) -> di
     return {"loss": loss / v, **{f"top{rank}": count / v for rank, count in hits.items()}}
 
 
-def parts(v: int, k: int) -> Iterator[slice]:
-    """Rows of a table [v k], as many at a time as have `CELLS` cells or fewer."""
-    step = max(1, CELLS // k)
+def parts(v: int, k: int, cells: int = CELLS) -> Iterator[slice]:
+    """Rows of a table [v k], as many at a time as have so many `cells` or fewer."""
+    step = max(1, cells // k)
     return (slice(start, start + step) for start in range(0, v, step))
 
 

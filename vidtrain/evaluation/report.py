@@ -4,10 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vidtrain.evaluation.calibrated import Calibration
+from vidtrain.evaluation.calibration import errors_by_class, outcomes, reliability
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import (
     Confusion,
@@ -43,6 +47,9 @@ class Report:
     coverage: str
     protocol: str
     independent: bool  # whether classes are judged each by itself
+    uncalibrated: Tensor | None = None  # [v k], where `logits` are calibrated
+    # of its probabilities, and of those that are not calibrated (vidtrain.evaluation.calibration); once written
+    reliability: Sequence[Mapping[str, Any]] = ()
 
     @property
     def missing(self) -> list[tuple[str, str]]:
@@ -73,15 +80,23 @@ class Report:
         return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
 
 
-def report(table: ViewTable, fusion: str, protocol: str, independent: bool = False) -> Report:
-    """Metrics of a view table under a fusion. Raises `UserError` when no video could be read.
+def report(
+    table: ViewTable,
+    fusion: str,
+    protocol: str,
+    independent: bool = False,
+    calibration: Calibration | None = None,
+) -> Report:
+    """Metrics of a view table under a fusion, those of videos with a `calibration`. Raises `UserError` when no video
+    could be read.
 
     With `independent`, classes are judged each by itself: probabilities are sigmoids, not a softmax. Videos that may
     have several labels, `table.labels` [v k], need that.
     """
     table.check_read()
     num_classes = table.logits.shape[-1]
-    logits = fuse(table.logits, fusion, independent)
+    fused = fuse(table.logits, fusion, independent)
+    logits = fused if calibration is None else calibration.scaling(fused)
     ranked = first_classes(logits, 5)
     clips, clip_labels = (
         table.logits.flatten(0, 1),
@@ -104,8 +119,9 @@ def report(table: ViewTable, fusion: str, protocol: str, independent: bool = Fal
         ranked=ranked,
         table=table,
         coverage=table.coverage,
-        protocol=protocol,
+        protocol=protocol if calibration is None else f"{protocol}, {calibration}",
         independent=independent,
+        uncalibrated=None if calibration is None else fused,
     )
 
 
@@ -114,20 +130,26 @@ def write_report(
     folder: Path,
     paths: Sequence[str] | Mapping[int, str],
     classes: Sequence[str],
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] | Mapping[int, str] | None = None,
 ) -> None:
     """Writes metrics.json, predictions.csv, per_class.csv and, where videos have one label, confusion.csv into
     `folder`; of more than 1000 classes confusion_pairs.csv instead of the last.
 
     `paths` are those of the whole manifest, or by its index those of the videos read, and `groups` what they must not
     be split from; predictions.csv has a row per video that was read. Several labels of one stand in one field, with ";"
-    between them.
+    between them. The result gets its `reliability`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not result.has_nan:
+        both = (result.logits, *([] if result.uncalibrated is None else [result.uncalibrated]))
+        costs = [outcomes(logits, result.table.labels, result.independent) for logits in both]
+        result.reliability = reliability(costs, group_numbers(result.table.indices.tolist(), groups))
     summary = {
         "metrics": result.metrics,
         "coverage": result.coverage,
         "protocol": result.protocol,
+        "calibrated": result.uncalibrated is not None,
+        "reliability": result.reliability,
         "missing": [{"path": path, "cause": cause} for path, cause in result.table.missing],
     }
     write_json_atomic(folder / "metrics.json", summary)
@@ -136,9 +158,20 @@ def write_report(
         _write_confusion(result.confusion, folder, classes)
         by_class = per_class(result.confusion)
     else:
-        by_class = per_label(result.logits, result.table.labels)
+        errors = errors_by_class(result.logits, result.table.labels)
+        rows_of = per_label(result.logits, result.table.labels)
+        by_class = [row | {"ece": error} for row, error in zip(rows_of, errors, strict=True)]
     rows = [[name, *metrics.values()] for name, metrics in zip(classes, by_class, strict=True)]
     _write(folder / "per_class.csv", [["class", *by_class[0]], *rows])
+
+
+def group_numbers(
+    indices: Sequence[int], groups: Sequence[str] | Mapping[int, str] | None
+) -> np.ndarray | None:
+    """A number from 0 on for the group of each of the `indices`; None where there are no groups."""
+    if groups is None:
+        return None
+    return np.unique(np.array([groups[index] for index in indices]), return_inverse=True)[1]
 
 
 def _write_confusion(confusion: Confusion, folder: Path, classes: Sequence[str]) -> None:
@@ -159,7 +192,7 @@ def _write_predictions(
     path: Path,
     paths: Sequence[str] | Mapping[int, str],
     classes: Sequence[str],
-    groups: Sequence[str] | None,
+    groups: Sequence[str] | Mapping[int, str] | None,
 ) -> None:
     top, chances = result.ranked, result.ranked_chances
     if result.confusion is None:

@@ -4,7 +4,8 @@
     logits.npy   float32 [videos, orders, clips, crops, classes]
     labels.npy   class numbers int64 [videos], or float32 [videos, classes] of 0 and 1
     frames.npy   int32 [videos, clips, frames]: the frame indices that each clip shows, in forward order
-    videos.csv   a row per video: its index in the split, path, label, first and last frame of each clip
+    videos.csv   a row per video: its index in the split, path, label, group where videos have one, first and last
+                 frame of each clip
 
 `identity.json` says what the table is made of, from the beginning on. While it is made, every rank appends units of
 work to a file below units/, so that a process killed at any instant loses none before; at the end they are put together
@@ -62,6 +63,7 @@ class StoredViews:
     labels: Tensor
     indices: Tensor
     paths: Mapping[int, str]  # by index
+    groups: Mapping[int, str] | None = None  # by index; None where each video is one of its own
 
     @property
     def missing(self) -> list[tuple[str, str]]:
@@ -243,11 +245,12 @@ def merge(
     paths: Sequence[str],
     spell: Callable[[np.ndarray], str],
     logits_shape: tuple[int, int, int, int],
+    groups: Sequence[str] | None = None,
 ) -> None:
     """Puts the units together, in the order of the split, and views.json last: from then on the table is complete.
 
-    `logits_shape` is [orders, clips, crops, classes]; `spell` spells a label. The files are the same, byte for byte,
-    whichever process made the units.
+    `logits_shape` is [orders, clips, crops, classes]; `spell` spells a label; `groups` are those of all videos.
+    The files are the same, byte for byte, whichever process made the units.
     """
     places = units_done(folder).values()
     missing: list[tuple[str, str]] = []
@@ -267,7 +270,8 @@ def merge(
         _unfinished(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
         spans = [f"clip{clip + 1}_{end}" for clip in range(frames.shape[1]) for end in ("first", "last")]
-        file.write(csv_text([["index", "path", "label", *spans]], end="\r\n"))
+        named = [] if groups is None else ["group"]
+        file.write(csv_text([["index", "path", "label", *named, *spans]], end="\r\n"))
         first = 0
         for place in places:
             unit = place.read()
@@ -275,7 +279,7 @@ def merge(
             if len(unit.indices):
                 for name, values in ((LOGITS, unit.logits), (FRAMES, unit.frames), (LABELS, unit.labels)):
                     arrays[name][rows] = values
-            file.write(csv_text(_video_rows(unit, paths, spell), end="\r\n"))
+            file.write(csv_text(_video_rows(unit, paths, spell, groups), end="\r\n"))
     for array in arrays.values():
         if isinstance(array, np.memmap):
             array.flush()
@@ -306,11 +310,11 @@ def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
 
 
 def _video_rows(
-    unit: Unit, paths: Sequence[str], spell: Callable[[np.ndarray], str]
+    unit: Unit, paths: Sequence[str], spell: Callable[[np.ndarray], str], groups: Sequence[str] | None
 ) -> Iterator[list[object]]:
     for index, label, frames in zip(unit.indices.tolist(), unit.labels, unit.frames, strict=True):
         ends = [int(end) for clip in frames for end in (clip.min(), clip.max())]
-        yield [index, paths[index], spell(label), *ends]
+        yield [index, paths[index], spell(label), *([] if groups is None else [groups[index]]), *ends]
 
 
 def clean(folder: Path) -> None:
@@ -353,7 +357,9 @@ def open_views(named: Path) -> StoredViews:
     if not len(logits) == len(labels) == len(rows) == about["videos"]:
         raise UserError(f"the files in {folder} are not of one table; make it again with overwrite=true")
     paths = {int(row["index"]): row["path"] for row in rows}
-    return StoredViews(folder, about, logits, labels, torch.tensor(list(paths), dtype=torch.int64), paths)
+    groups = {int(row["index"]): row["group"] for row in rows if "group" in row}
+    indices = torch.tensor(list(paths), dtype=torch.int64)
+    return StoredViews(folder, about, logits, labels, indices, paths, groups or None)
 
 
 def _unfinished(path: Path) -> Path:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.build.checkpoint_loader import changed_config, check_checkpoint
 from vidtrain.config.references import fingerprints, settled
 from vidtrain.config.renames import LATER
-from vidtrain.config.schemas import EvaluateConfig
+from vidtrain.config.schemas import CalibrateConfig, EvaluateConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.files.folders import check_inside, check_links
 
@@ -37,23 +37,31 @@ USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation", "model",
         "trainer.eval_batch_size", "trainer.max_eval_videos", "trainer.precision")  # fmt: skip
 # Options that may be set together with from_table; all others are fixed when the table is computed
 TABLE_OPTIONS = ("from_table", "out", "eval_clips", "crops", "fusion", "frame_order", "num_workers", "cpu_threads",
-                 "device")  # fmt: skip
+                 "device", "calibrated")  # fmt: skip
+# And those that calibration adds to them
+CALIBRATING = ("checkpoint", "split", "method", "min_precision", "min_recall", "set_coverage", "by_class",
+               "remove")  # fmt: skip
 # Clip settings that do not identify a table: two have no effect in evaluation, and `Pass.identity` lists the orders
 NOT_OF_VIEWS = ("clip.train_clips", "clip.repeated_augmentation", "clip.frame_order")
 VIEWS = "views"  # folder of the view table, inside the folder of the reports
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg) + check_settings(cfg, EvaluateConfig)
+    """The faults of evaluating, or of calibrating."""
+    schema = CalibrateConfig if "method" in cfg else EvaluateConfig
+    faults = check_targets(cfg) + check_settings(cfg, schema)
+    if schema is CalibrateConfig:
+        faults += _check_calibrating(cfg)
     orders = list(cfg.frame_order_ablations)
     twice = [order for number, order in enumerate(orders) if order in orders[:number]]
     faults += [("frame_order_ablations", f"{order} is listed twice") for order in twice]
     if cfg.from_table is not None:
-        defaults = OmegaConf.structured(EvaluateConfig)
+        defaults = OmegaConf.structured(schema)
         return faults + [
             (key, "cannot be changed in a stored table (from_table); leave it out")
             for key in defaults
-            if key not in TABLE_OPTIONS and cfg[key] != defaults[key]
+            if key not in (*TABLE_OPTIONS, *(CALIBRATING if schema is CalibrateConfig else ()))
+            and cfg[key] != defaults[key]
         ]
     if cfg.checkpoint is None:
         kinds = (
@@ -61,6 +69,21 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         )
         return [*faults, ("checkpoint", f"must be given: {kinds}")]
     return faults + check_checkpoint(cfg.checkpoint)
+
+
+def _check_calibrating(cfg: DictConfig) -> list[tuple[str, str]]:
+    faults = []
+    if cfg.min_precision is not None and cfg.min_recall is not None:
+        faults.append(("min_recall", "thresholds are of a precision or of a recall: leave one out"))
+    if cfg.by_class and cfg.set_coverage is None:
+        faults.append(("by_class", "has no effect without set_coverage"))
+    if cfg.fusion == "vote":
+        faults.append(("fusion", "votes have no probabilities to be calibrated"))
+    if cfg.from_table is not None and cfg.checkpoint is not None:
+        faults += check_checkpoint(cfg.checkpoint)
+    elif cfg.from_table is not None:
+        faults.append(("checkpoint", "must be given too: the one that is calibrated"))
+    return faults
 
 
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:

@@ -1,12 +1,13 @@
 """The report of a view table: metrics of the chosen protocol, of all others in the table, and of frame-order
 ablations, with a chart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vidtrain.build.parts import pluralize
 from vidtrain.data.augment.geometry import UNCUT
 from vidtrain.errors import UserError
+from vidtrain.evaluation.calibrated import Calibration, calibration_of_table
 from vidtrain.evaluation.fusion import EVALUATION_FUSIONS, fusions_of
 from vidtrain.evaluation.protocols import (
     Probe,
@@ -32,6 +33,9 @@ SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micr
 NEAR = "~"
 
 
+RELIABILITY = {"brier": "Brier score", "ece": "calibration error", "ece_mass": "in equal bins"}
+
+
 def results_table(console: Console, title: str, result: Report) -> None:
     """Prints the final table: a column for single clips and one for videos."""
     metrics = result.metrics
@@ -40,8 +44,14 @@ def results_table(console: Console, title: str, result: Report) -> None:
         for name in SHOWN
         if name in metrics
     ]
+    for of in result.reliability[:1]:
+        rows += [(title_of, "", with_interval(of[name])) for name, title_of in RELIABILITY.items()]
     rows += [("coverage", "", result.coverage), ("protocol", "", result.protocol)]
     console.table(title, ("", "clip", "video"), rows)
+
+
+def with_interval(number: Mapping[str, float]) -> str:
+    return f"{number['value']:.4f} ({number['low']:.4f} to {number['high']:.4f})"
 
 
 def warn_missing(console: Console, result: Report, split: str) -> None:
@@ -56,10 +66,15 @@ def republish(
     order: str | None,
     num_clips: int | None,
     num_crops: int | None,
+    calibrated: bool | None,
     console: Console,
 ) -> float:
     """Reports another protocol of a stored table; None means the table's own. Returns top-1, or mean average precision
-    if videos may have several labels."""
+    if videos may have several labels.
+
+    The calibration is that of the run that the table lies in, unless `calibrated` is False. Raises `UserError` if it is
+    True and there is none.
+    """
     views = open_views(table)
     about = views.about
     fusion, order = fusion or about["fusion"], order or about["orders"][0]
@@ -74,7 +89,14 @@ def republish(
             out = out.with_name(f"{out.name}_as_{differing}")
     check_writable(out)
     title = f"{views.folder}, the {about['split']} split of {about['dataset']}"
-    result = publish(views, out, title, console, fusion, order, num_clips, num_crops)
+    calibration = None
+    if calibrated is not False:
+        calibration = calibration_of_table(views.folder, about["identity"])
+    if calibrated and calibration is None:
+        raise UserError(
+            f"calibrated=true: the run of {views.folder} has no calibration of the checkpoint of this table"
+        )
+    result = publish(views, out, title, console, fusion, order, num_clips, num_crops, calibration)
     console.info(f"tables in {out}")
     return result.metrics[headline(views.labels.ndim == 2)]
 
@@ -88,25 +110,23 @@ def publish(
     order: str,
     num_clips: int | None = None,
     num_crops: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Report:
     """Writes and prints the report of the chosen protocol, and of all others in the table. None means all clips or all
-    crops.
+    crops. A `calibration` applies to the chosen protocol alone.
 
     Raises `UserError` for a protocol that is not in the table, and if no video could be read.
     """
     about, multi_label = views.about, views.labels.ndim == 2
     known = fusions_of(about["joint"], multi_label)
-    check_fusion(fusion, known)
-    if order not in about["orders"]:
-        raise UserError(
-            f"frame_order={order} is not in the table, which holds {', '.join(about['orders'])}: evaluate the "
-            "checkpoint with it among frame_order_ablations"
-        )
+    check_protocol(views, fusion, order)
     clips, crops = choose(views, num_clips or about["num_clips"], num_crops or len(about["crops"]))
     protocol = protocol_text(views, order, clips.numbers, clips.same, crops.numbers, fusion)
-    result = report(views.table(order, clips.numbers, crops.numbers), fusion, protocol, about["independent"])
+    apply_to(calibration, fusion, protocol, console)
+    table = views.table(order, clips.numbers, crops.numbers)
+    result = report(table, fusion, protocol, about["independent"], calibration)
     warn_missing(console, result, about["split"])
-    write_report(result, out, views.paths, about["classes"])
+    write_report(result, out, views.paths, about["classes"], views.groups)
     protocols = all_protocols(views, known)
     probed = probes(views, clips, crops, fusion) if len(about["orders"]) > 1 else []
     points = curve(views, fusion)
@@ -126,6 +146,27 @@ def publish(
             console,
         )
     return result
+
+
+def apply_to(calibration: Calibration | None, fusion: str, protocol: str, console: Console) -> None:
+    """Says that probabilities are calibrated, and whether for this protocol. Raises `UserError` where not for its
+    fusion."""
+    if calibration is None:
+        return
+    warning = calibration.check_protocol(fusion, protocol)
+    console.info(f"probabilities are calibrated: {calibration}; calibrated=false goes without")
+    if warning:
+        console.warn(warning)
+
+
+def check_protocol(views: StoredViews, fusion: str, order: str) -> None:
+    """Raises `UserError` for a fusion or an order of frames that a table does not allow."""
+    check_fusion(fusion, fusions_of(views.about["joint"], views.labels.ndim == 2))
+    if order not in views.about["orders"]:
+        raise UserError(
+            f"frame_order={order} is not in the table, which holds {', '.join(views.about['orders'])}: evaluate the "
+            "checkpoint with it among frame_order_ablations"
+        )
 
 
 def check_fusion(fusion: str, known: Sequence[str]) -> None:

@@ -25,8 +25,10 @@ from vidtrain.data.sampling.temporal import frame_picks
 from vidtrain.data.stores.files import exists, file_status
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
+from vidtrain.evaluation.calibrated import STORED
 from vidtrain.evaluation.view_store import ShardWriter, StoredViews
 from vidtrain.evaluation.views import ClipModel, batch_views
+from vidtrain.files.atomic import sha256
 from vidtrain.files.escaping import first_lines, shown
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console
@@ -76,11 +78,9 @@ class Pass:
 
     def identity(self, device: torch.device) -> dict[str, Any]:
         """All that the numbers in the table depend on. Videos are identified by path, file size, cut and label."""
-        with open(self.source, "rb") as file:
-            checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
         return {
-            "checkpoint": checkpoint,
-            "weights": self.weights or "as stored",
+            "checkpoint": sha256(self.source),
+            "weights": self.weights or STORED,
             "dataset": self.dataset_name,
             "prepared": self.prepared,
             "split": self.split,
@@ -183,7 +183,7 @@ def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console:
     def merge() -> None:
         clips = 1 if work.joint else work.dataset.protocol.num_clips
         shape = (len(work.orders), clips, work.crops, len(classes))
-        view_store.merge(folder, work.about(), work.manifest.paths, spell, shape)
+        view_store.merge(folder, work.about(), work.manifest.paths, spell, shape, work.manifest.groups)
         view_store.clean(folder)
 
     ranks.on_main(merge)

@@ -1,6 +1,7 @@
 """Atomic replacement of files: after a crash, a file is either the old one or the new one. And strict JSON."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -87,6 +88,12 @@ def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, 
         if key not in record:
             raise UserError(f"{path} has no {key}: another program wrote it, or it was changed; {advice}")
     return record
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, as sha256sum gives it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def strict_json(value: object, indent: int | None = None) -> str:

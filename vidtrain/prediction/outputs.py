@@ -16,6 +16,8 @@ from vidtrain.app.launch import fail
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.windows import WindowDataset
 from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
+from vidtrain.evaluation.calibrated import Calibration
+from vidtrain.evaluation.decisions import UNSURE
 from vidtrain.files.atomic import strict_json, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown, shown_lines
 from vidtrain.prediction import pictures
@@ -45,19 +47,23 @@ MAX_NAMED = 20  # unreadable videos that the closing message lists
 class Results:
     """The results so far, as rows.
 
-    `about` says what gave them. A row is a video with its `topk` classes, the most probable first; or, in windows, a
-    stretch of one class.
+    `about` says what gave them. A row is a video with its `topk` classes, the most probable first, and where a
+    `calibration` has thresholds or sets the answer, which may be `unsure`, and the classes of the set; or, in windows,
+    a stretch of one class.
     """
 
     about: dict[str, Any]
     classes: Sequence[str]
     topk: int
     windows: bool
+    calibration: Calibration | None = None
+    independent: bool = False  # whether classes are judged each by itself
     videos: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, prediction: Prediction, segments: Sequence[Segment]) -> None:
         if not self.windows:
-            self.videos.append({"path": prediction.path, "top": self.top(prediction.chances[0])})
+            chances = prediction.chances[0]
+            self.videos.append({"path": prediction.path, **self.decisions(chances), "top": self.top(chances)})
             return
         named = [
             {"start_s": round(part.start, 3), "end_s": round(part.end, 3), "class": self.classes[part.class_index],
@@ -70,6 +76,30 @@ class Results:
         }
         self.videos.append(video | {"segments": named})
 
+    def decisions(self, chances: np.ndarray) -> dict[str, list[str]]:
+        """The classes that are answered, none for unsure, and those of the set, of chances [k]; as far as the
+        calibration has any."""
+        if self.calibration is None:
+            return {}
+        numbers = {
+            "answer": self.calibration.answers(chances, self.independent),
+            "set": self.calibration.set_of(chances),
+        }
+        return {key: [self.classes[k] for k in own] for key, own in numbers.items() if own is not None}
+
+    def verdict(self, chances: np.ndarray) -> str:
+        """What pictures say of chances [k] beside the most probable classes."""
+        decided = self.decisions(chances)
+        if not decided:
+            return ""
+        answer = " and ".join(decided["answer"]) or UNSURE
+        return f"{answer}; one of {', '.join(decided['set']) or 'none'}" if "set" in decided else answer
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The columns of decisions."""
+        return tuple(self.decisions(np.zeros(len(self.classes))))
+
     def top(self, chances: np.ndarray) -> list[dict[str, Any]]:
         """The most probable classes of chances [k]; of equal ones the first."""
         best = np.argsort(-chances, kind="stable")[: self.topk]
@@ -79,13 +109,14 @@ class Results:
     def columns(self) -> tuple[str, ...]:
         if self.windows:
             return ("path", "start_s", "end_s", "class", "probability")
-        return ("path", *_ranked(min(self.topk, len(self.classes))))
+        return ("path", *self.decided, *_ranked(min(self.topk, len(self.classes))))
 
     def rows(self, video: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The rows of one of `videos`; numbers as they are."""
         if self.windows:
             return [(video["path"], *part.values()) for part in video["segments"]]
-        return [(video["path"], *(value for answer in video["top"] for value in answer.values()))]
+        decided = _spelled(video)
+        return [(video["path"], *decided, *(value for answer in video["top"] for value in answer.values()))]
 
     def as_csv(self) -> str:
         return csv_text([self.columns, *(row for video in self.videos for row in self.rows(video))])
@@ -93,6 +124,12 @@ class Results:
     def as_json(self, failures: Sequence[Failure]) -> str:
         whole = {**self.about, "videos": self.videos, "failures": [failure._asdict() for failure in failures]}
         return strict_json(whole, indent=2) + "\n"
+
+
+def _spelled(video: Mapping[str, Any]) -> list[str]:
+    """The decisions on a video as cells, with ";" between classes."""
+    empty = {"answer": UNSURE, "set": ""}
+    return [";".join(video[key]) or nothing for key, nothing in empty.items() if key in video]
 
 
 class AsTheyCome:
@@ -159,11 +196,10 @@ def show(results: Results, console: Console) -> None:
                 times = (f"{part['start_s']:.1f}", f"{part['end_s']:.1f}")
                 rows.append((name, *times, part["class"], f"{part['probability']:.1%}"))
         else:
-            rows.append(
-                (name, *(f"{answer['class']} {answer['probability']:.1%}" for answer in video["top"]))
-            )
+            top = (f"{answer['class']} {answer['probability']:.1%}" for answer in video["top"])
+            rows.append((name, *_spelled(video), *top))
     ranks = tuple(str(rank + 1) for rank in range(min(results.topk, len(results.classes))))
-    columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *ranks)
+    columns = ("", "from s", "to s", "", "mean") if results.windows else ("", *results.decided, *ranks)
     console.table(f"{results.about['protocol']}\n{shown(common)}", columns, rows[:MOST_SHOWN])
     if len(rows) > MOST_SHOWN:
         console.info(f"and {len(rows) - MOST_SHOWN} more rows; format=csv or out=FOLDER gives them all")
@@ -245,11 +281,11 @@ def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Labeling:
-    """How windows are labeled: the mean over `smooth` of them, and from which probability (`threshold`) on;
+    """How windows are labeled: the mean over `smooth` of them, and from which probability (`threshold`, or [k]) on;
     `independent` where a time may have several classes."""
 
     smooth: int
-    threshold: float
+    threshold: float | np.ndarray
     independent: bool
 
 
@@ -303,14 +339,17 @@ class Outputs:
             if self.labeling is None:
                 best = self.results.top(prediction.chances[0])
                 top = [(answer["class"], answer["probability"]) for answer in best]
+                verdict = self.results.verdict(prediction.chances[0])
                 title, note = (
-                    f"{shown(prediction.path)}\n{self.results.about['protocol']}",
+                    f"{shown(prediction.path)}{verdict and ': '}{shown(verdict)}\n{self.results.about['protocol']}",
                     self.note.format(shown(top[0][0])),
                 )
                 pictures.draw_sheet(
                     prediction, dataset, top, title, note, self.from_even, folder / "sheet.png"
                 )
             name = Path(prediction.path).name
+            if self.labeling is None and (verdict := self.results.verdict(prediction.chances[0])):
+                name = f"{name}: {verdict}"
             path = folder / "labeled.mp4"
             pictures.draw_labeled_video(
                 prediction, dataset, self.results.top, name, parts, self.from_even, path
@@ -321,9 +360,13 @@ class Outputs:
             self.reader.console.warn(f"{shown(error.path)}: {shown(cause)}")
 
 
-def labeling(smooth: int, threshold: float | None, independent: bool) -> Labeling:
-    """With the threshold that is usual where none is given: any answer, or of several labels what is more likely than
-    not."""
+def labeling(
+    smooth: int, threshold: float | None, independent: bool, calibration: Calibration | None = None
+) -> Labeling:
+    """With the thresholds of a calibration where none is given, or the usual one: any answer, or of several labels what
+    is more likely than not."""
+    if threshold is None and calibration is not None and calibration.thresholds is not None:
+        return Labeling(smooth, calibration.thresholds, independent)
     usual = 0.5 if independent else 0.0
     return Labeling(smooth, usual if threshold is None else threshold, independent)
 

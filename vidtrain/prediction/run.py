@@ -27,6 +27,7 @@ from vidtrain.data.loading.windows import (
     window_starts,
 )
 from vidtrain.errors import UserError
+from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import VideoClassifier
@@ -62,6 +63,7 @@ class Predictor:
     independent: bool
     heat: str | None
     heat_class: int | None
+    calibration: Calibration | None = None
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -88,7 +90,9 @@ class Predictor:
         else:
             classes = torch.full((count,), self.heat_class or 0, device=logits.device)
             if self.heat_class is None:
-                classes = self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count)).argmax(dim=-1)
+                classes = self.chances(
+                    self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count))
+                ).argmax(dim=-1)
             heat = grad_cam(model, tokens, grid, classes.repeat_interleave(len(tokens) // count))
         return rearrange(heat, "(b v) n t h w -> b (n v) t h w", b=count).cpu()
 
@@ -97,7 +101,9 @@ class Predictor:
         return fuse(clip_logits, self.model.fusion, self.independent)
 
     def chances(self, logits: Tensor) -> Tensor:
-        """Probabilities of a video's logits."""
+        """Probabilities of a video's logits, calibrated where there is a calibration."""
+        if self.calibration is not None:
+            logits = self.calibration.scaling(logits)
         return logits.sigmoid() if self.independent else logits.softmax(dim=-1)
 
 
@@ -351,11 +357,13 @@ def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.nda
     return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [seconds]])
 
 
-def segments(chances: np.ndarray, edges: np.ndarray, threshold: float, independent: bool) -> list[Segment]:
+def segments(
+    chances: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool
+) -> list[Segment]:
     """Adjacent windows with the same answer as one, in order of time.
 
-    The answer of a window is its most probable class, if that has the probability `threshold` or more; where classes
-    are judged independently, every class that has. Windows of NaN have none.
+    The answer of a window is its most probable class, if that has the probability `threshold` or more, one for all
+    classes or [k]; where classes are judged independently, every class that has. Windows of NaN have none.
     """
     answers = np.nan_to_num(chances, nan=-1.0) >= threshold
     if not independent:

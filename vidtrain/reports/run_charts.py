@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from vidtrain.reports.charts import shortened, thinned
 from vidtrain.reports.plots import (
@@ -23,6 +24,7 @@ from vidtrain.reports.plots import (
 )
 
 Plain = dict[str, Any]
+Curve = tuple[ArrayLike, ArrayLike, int]  # x, y, and its color
 
 # CSS pixels: as wide as a phone, so that words have their size there
 WIDTH, HEIGHT = 340, 190
@@ -31,6 +33,7 @@ POINTS = 240  # of a curve; of more, several are taken together
 MOST_LINES = 6  # of a panel, which have colors of their own
 DOTS_UP_TO = 40  # points that are marked
 LONGEST_PHASE, LETTER = 13, 5.5  # characters of a phase's name, and about how wide one is
+LEAST_OF_A_BIN = 5  # answers; of fewer the share is chance
 ROW = 40  # of a baseline: its name above its interval
 BASELINE_LEFT, BASELINE_RIGHT, BASELINE_TOP = 12, 12, 8
 
@@ -68,13 +71,7 @@ def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> li
         low, high = low - 1, high + 1
     across = linear(low, high, LEFT, WIDTH - RIGHT)
     marks = {
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
-        "x_ticks": [(across(tick), _number(tick)) for tick in ticks(low, high, 5)],
+        **_frame([(across(tick), _number(tick)) for tick in ticks(low, high, 5)]),
         "phases": _phases(borders, across),
         "best": across(best_step) if best_step is not None and low <= best_step <= high else None,
     }
@@ -196,6 +193,65 @@ def _number(value: float) -> str:
     if abs(value) >= 1e4:
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+# --- probabilities ----------------------------------------------------------------------------------------
+
+
+def reliability_diagram(row: Mapping[str, Any]) -> Plain:
+    """The share of right answers over their mean probability, of the bins of `before` and, unless None, `after` that
+    hold a few; what can be believed lies on the diagonal (DeGroot & Fienberg, 1983)."""
+    curves: dict[str, Curve] = {"right as often as said": ([0.0, 1.0], [0.0, 1.0], 5)}
+    for number, name in enumerate(("before", "after")):
+        if row[name] is not None:
+            bins = [(said, right) for answers, said, right in row[name]["bins"] if answers >= LEAST_OF_A_BIN]
+            shown = name if row["after"] is not None else "this run"
+            curves[shown] = (*np.array(bins).reshape(-1, 2).T, number)
+    return _chart(row["name"], curves, (0.0, 1.0), (0.0, 1.0))
+
+
+def risk_chart(curve: Mapping[str, Sequence[float]]) -> Plain:
+    """The share of wrong ones over the share of videos that are answered, the surest first."""
+    highest = max(curve["risk"]) or 0.01
+    lines: dict[str, Curve] = {"wrong answers": (curve["coverage"], curve["risk"], 1)}
+    return _chart("wrong, of so many answered", lines, (0.0, 1.0), (0.0, 1.05 * highest))
+
+
+def _chart(
+    title: str,
+    curves: Mapping[str, Curve],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+) -> Plain:
+    """A chart of named curves (x, y, color) in fixed ranges."""
+    across, down = linear(*x_range, LEFT, WIDTH - RIGHT), linear(*y_range, HEIGHT - BOTTOM, TOP)
+    lines = []
+    for name, (x, y, color) in reversed(list(curves.items())):
+        places = across(np.asarray(x)), down(np.asarray(y))
+        dots = list(zip(*(axis.tolist() for axis in places), strict=True))
+        marked = dots if 2 < len(dots) <= DOTS_UP_TO else []
+        lines.append(
+            {"name": name, "color": color, "path": path(*places), "pale": "", "band": "", "dots": marked}
+        )
+    marks = {"title": title, "lines": lines, "phases": [], "best": None, "more": 0}
+    return {
+        **marks,
+        **_frame([(across(tick), _number(tick)) for tick in ticks(*x_range, 5)]),
+        "y_ticks": [(down(tick), _number(tick)) for tick in ticks(*y_range, 5)],
+    }
+
+
+def _frame(x_ticks: list[tuple[float, str]]) -> Plain:
+    """The size of a chart, and where it is drawn in."""
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "x_ticks": x_ticks,
+    }
 
 
 # --- differences to baselines -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from vidtrain.reports.frames import few_digits
 from vidtrain.reports.model_card import METRICS
 from vidtrain.reports.pages import render
-from vidtrain.reports.run_charts import baseline_chart
+from vidtrain.reports.run_charts import baseline_chart, reliability_diagram, risk_chart
 
 Plain = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ def _room(pictures: Sequence[Picture]) -> int:
 def _page(facts: Plain, pictures: Sequence[Picture], left_out: int, rows: int) -> str:
     folder = _common([picture.shows for picture in pictures])
     shown = [_with_names(picture, folder) for picture in pictures]
-    metric = facts["metric"]
+    metric, curve = facts["metric"], (facts["calibration"] or {"curve": None})["curve"]
     return render(
         "run.html.jinja",
         title=f"{facts['name'] or 'A run'}: {facts['run']}",
@@ -69,6 +69,8 @@ def _page(facts: Plain, pictures: Sequence[Picture], left_out: int, rows: int) -
         value=None if metric is None else facts["evaluated"]["metrics"][metric],
         titles=METRICS,
         chart=baseline_chart(facts["baselines"]),
+        diagrams=[reliability_diagram(row) for row in facts["reliability"]],
+        risk=risk_chart(curve) if curve else None,
         pictures={kind: [picture for picture in shown if picture["kind"] == kind] for kind in DROPPED},
         folder=folder,
         left_out=left_out,

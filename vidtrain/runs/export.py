@@ -13,6 +13,7 @@ from vidtrain.build.parts import ModelSpec
 from vidtrain.config.schemas import ExportSettings
 from vidtrain.data.augment.geometry import EvalGeometry, SquashedFrame, WholeFrame
 from vidtrain.errors import UserError
+from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.fusion import probabilities
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 from vidtrain.files.escaping import is_utf8
@@ -89,8 +90,10 @@ def export_model(
     out: Path,
     origin: Mapping[str, Any],
     console: Console,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Writes `model`, which `spec` describes, into the folder `out`; returns the card that it writes there.
+    Probabilities are those of a `calibration`, where there is one.
 
     `origin` says where the weights are from and what they were measured to do. The model itself stays as it is; what is
     written has its adapters merged.
@@ -107,6 +110,7 @@ def export_model(
     if adapter_parameters(model):
         merge_adapters(model)
     card = make_card(spec, model, classes, settings, origin)
+    card["calibration"] = None if calibration is None else dict(calibration.record)
     inside = strict_json(card)  # in each file, so that one that was copied alone can be used
     files: dict[str, Any] = {}
     formats = settings.formats or []
@@ -117,7 +121,7 @@ def export_model(
         console.info(f"{path}: reads back the same, {_megabytes(path)}")
     graphs = [name for name in GRAPHS if name in formats]
     if graphs:
-        files |= _write_graphs(spec, model, settings, graphs, out, inside, console)
+        files |= _write_graphs(spec, model, settings, graphs, out, inside, console, calibration)
     card["files"] = files
     write_json_atomic(out / "card.json", card)
     return card
@@ -131,9 +135,14 @@ def _write_graphs(
     out: Path,
     inside: str,
     console: Console,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     clip_shape = (spec.clip["frames"], *spec.size)
-    predict = partial(probabilities, fusion=spec.fusion, independent=spec.independent)
+    scaling = None
+    if calibration is not None:
+        held = calibration.scaling
+        scaling = torch.tensor(held.scale), torch.tensor(held.bias)
+    predict = partial(probabilities, fusion=spec.fusion, independent=spec.independent, scaling=scaling)
     mean, std = list(spec.clip["mean"]), list(spec.clip["std"])
     make = partial(exporting.ClipGraph, model, predict, mean, std, settings.input)
     expected = exporting.reference_outputs(make(), clip_shape)

@@ -19,6 +19,7 @@ from vidtrain.config.targets import PRESETS, preset_settings
 from vidtrain.data.manifest.split_records import SplitRecord
 from vidtrain.data.stores.places import absolute
 from vidtrain.errors import UserError
+from vidtrain.evaluation.calibrated import STORED, Calibration, read_calibration
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.protocols import headline
 from vidtrain.files.atomic import read_json, write_text_atomic
@@ -63,16 +64,19 @@ def read_facts(folder: Path) -> Plain:
     several = "exact_match" in evaluated["metrics"]
     settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
     beside, not_read = _baselines(summary, settings, data, evaluation / "predictions.csv", several)
+    calibration, not_fitting = _calibration(folder)
     return _shared(folder, summary) | {
         "pretraining": None,
         "evaluated": evaluated,
         "metric": headline(several),
-        "notes": [*_notes(folder, summary, evaluated), *not_read],
+        "notes": [*_notes(folder, summary, evaluated), *not_read, *not_fitting],
         "baselines": [_judged(row) for row in beside],
         "most_common": None if several else _most_common(by_class),
         "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
         "confusion": None if several else _confusion(evaluation),
         "classes": _worst_first(by_class),
+        "reliability": _reliability(folder, split, evaluated, calibration),
+        "calibration": calibration and {**calibration.record, "scaling": str(calibration)},
         "probes": _probes(folder, headline(several)),
     }
 
@@ -112,6 +116,8 @@ def _of_pretraining(folder: Path, summary: Plain) -> Plain:
         "heads": [],
         "confusion": None,
         "classes": [],
+        "reliability": [],
+        "calibration": None,
         "probes": [],
     }
 
@@ -252,6 +258,36 @@ def _most_often(pairs: Iterable[tuple[str, str, int, int]]) -> list[tuple[str, s
 def _worst_first(by_class: Sequence[Plain]) -> list[Plain]:
     """By F1; classes without any video, of which nothing is known, come last."""
     return sorted(by_class, key=lambda row: (not row["support"], -1.0 if row["f1"] is None else row["f1"]))
+
+
+def _calibration(folder: Path) -> tuple[Calibration | None, list[str]]:
+    """That of the best checkpoint, and a note where it is damaged or of another one."""
+    try:
+        return read_calibration(folder / "checkpoints" / "best.pt", STORED), []
+    except UserError as error:
+        return None, [f"The calibration is left out: {error}."]
+
+
+def _reliability(folder: Path, split: str, evaluated: Plain, calibration: Calibration | None) -> list[Plain]:
+    """How far probabilities can be believed, before and after calibrating: as the run closed, on the videos that were
+    calibrated on, and in evaluations since."""
+    rows = [{"name": f"{split}, as the run closed", "before": of, "after": None}
+            for of in _there(evaluated, "reliability")[:1]]  # fmt: skip
+    if calibration is not None:
+        record = calibration.record
+        name = f"{record['split']}, on videos not fitted on"
+        rows.append({"name": name, "before": record["before"], "after": record["after"]})
+    for path in sorted(folder.glob("eval/*/metrics.json")):
+        of = _read(path)
+        if _there(of, "calibrated"):
+            after, before = of["reliability"]
+            rows.append({"name": path.parent.name, "before": before, "after": after})
+    return rows
+
+
+def _there(values: Plain, key: str) -> Any:
+    """A value that evaluations from before there was one lack; nothing then."""
+    return values[key] if key in values else []
 
 
 def _probes(folder: Path, metric: str) -> list[Plain]:

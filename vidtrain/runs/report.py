@@ -94,7 +94,8 @@ def report_best(
     beside: list[Verdict] = []
     if ranks.is_main:
         out = folder / "eval" / split
-        write_report(result, out, videos.manifest.paths, videos.manifest.classes)
+        manifest = videos.manifest
+        write_report(result, out, manifest.paths, manifest.classes, manifest.groups)
         beside = beside_baselines(data, split, out / "predictions.csv", console)
     # checkpoints that are older than weight averaging do not name their weights
     weights = best["weights"] if "weights" in best else "raw"

@@ -134,6 +134,11 @@ class Manifest(Sequence[Record]):
         return self.columns.labels.astype(np.int64)
 
     @property
+    def groups(self) -> list[str] | None:
+        """The group of every record, or None where each is one of its own."""
+        return None if self.columns.groups is None else [record.group for record in self]
+
+    @property
     def multi_label(self) -> bool:
         """Whether records may have several labels."""
         return self.columns.label_offsets is not None

@@ -13,6 +13,7 @@ import safetensors
 from torch import Tensor
 
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import sha256
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import install_hint
 from vidtrain.files.torch_files import read_torch_file, verify
@@ -149,8 +150,7 @@ def content_hash(path: Path) -> str:
     if path.is_dir():
         lines = "".join(f"{content_hash(file)}  {file.name}\n" for file in _read_files(path))
         return hashlib.sha256(lines.encode()).hexdigest()
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 def stamp(path: Path) -> str:

@@ -1,0 +1,139 @@
+"""What calibrating leaves of a checkpoint, in a file beside it and in cards of its exports, and how that answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidtrain.errors import UserError
+from vidtrain.evaluation.calibration import Scaling
+from vidtrain.files.atomic import read_json, sha256
+
+FORMAT = "vidtrain-calibration/1"
+STORED = "as stored"  # the weights that a checkpoint is for
+AGAIN = "calibrate it again, or say calibrated=false to go without"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How fused logits of one protocol become probabilities and answers. `record` is all that is in the file.
+
+    `thresholds` [k] and `sets` [1] or [k] are probabilities from which on a class is answered, or belongs to the set of
+    a video; None where none were asked for.
+    """
+
+    record: Mapping[str, Any]
+    scaling: Scaling
+    thresholds: np.ndarray | None
+    sets: np.ndarray | None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], source: Path) -> "Calibration":
+        """Raises `UserError` where the record, which is from `source`, is damaged or of another version."""
+        try:
+            if record["format"] != FORMAT:
+                raise ValueError(f"its format is {record['format']}, not {FORMAT}")
+            k, rows, sets = len(record["classes"]), record["thresholds"], record["sets"]
+            scale, bias = (_numbers(record["scaling"][key], 1, k) for key in ("scale", "bias"))
+            if len(scale) != len(bias) or (len(scale) == 1 and scale[0] <= 0):
+                raise ValueError(f"a scale of {scale[:3]}")
+            least = None if sets is None else _numbers(sets["least"], 1, k)
+            values = None
+            if rows is not None:  # what no probability suffices for is null in JSON
+                own = [row["threshold"] for row in rows["classes"]]
+                values = _numbers([2.0 if value is None else value for value in own], k)
+            [str(record["protocol"][key]) for key in ("text", "fusion")]
+            [str(record[key]) for key in ("checkpoint", "weights", "split", "videos")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the calibration in {source} is damaged or of another version ({error}); {AGAIN}"
+            ) from error
+        arrays = (None if column is None else np.array(column) for column in (values, least))
+        return cls(record, Scaling(tuple(scale), tuple(bias)), *arrays)
+
+    def __str__(self) -> str:
+        return f"{self.scaling}, fitted on {self.record['videos']} videos of {self.record['split']}"
+
+    def check_protocol(self, fusion: str, text: str) -> str | None:
+        """A warning where logits are of another protocol than those that it was fitted on, as `text` says it. Raises
+        `UserError` where they are fused in another way: then they are numbers of another kind."""
+        fitted = self.record["protocol"]
+        if fitted["fusion"] != fusion:
+            raise UserError(
+                f"the checkpoint is calibrated for fusion={fitted['fusion']}, and not for fusion={fusion}; {AGAIN}"
+            )
+        if fitted["text"] == text:
+            return None
+        return (
+            f"calibrated on another protocol, so probabilities are less sure: {fitted['text']}; here {text}"
+        )
+
+    def answers(self, chances: np.ndarray, independent: bool) -> list[int] | None:
+        """The classes, of probabilities [k], that are sure enough: of one label a video the first or none. Without
+        thresholds the one that a set holds alone."""
+        if self.thresholds is None:
+            alone = self.set_of(chances)
+            return alone if alone is None or len(alone) == 1 else []
+        likely = np.argsort(-chances, kind="stable")[: None if independent else 1]
+        return [number for number in likely.tolist() if chances[number] >= self.thresholds[number]]
+
+    def set_of(self, chances: np.ndarray) -> list[int] | None:
+        """The classes of the prediction set, the most probable first."""
+        if self.sets is None:
+            return None
+        order = np.argsort(-chances, kind="stable")
+        return order[np.broadcast_to(chances >= self.sets, chances.shape)[order]].tolist()
+
+
+def _numbers(values: Any, *sizes: int) -> list[float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) not in sizes or not np.isfinite(numbers).all():
+        raise ValueError(f"{len(numbers)} numbers in place of {' or '.join(map(str, sizes))}, or not finite")
+    return numbers
+
+
+def place_of(checkpoint: Path) -> Path:
+    """The file beside a checkpoint that holds its calibration."""
+    return checkpoint.with_suffix(".calibration.json")
+
+
+def read_calibration(checkpoint: Path, weights: str) -> Calibration | None:
+    """That of some weights of a checkpoint; None where there is none. Raises `UserError` where the file is damaged, and
+    where the checkpoint has been written again since."""
+    path = place_of(checkpoint)
+    if not path.is_file():
+        return None
+    calibration = Calibration.of(read_json(path, AGAIN), path)
+    if calibration.record["checkpoint"] != sha256(checkpoint):
+        raise UserError(f"{path} is of another {checkpoint.name} than the one that lies there now; {AGAIN}")
+    return calibration if calibration.record["weights"] == weights else None
+
+
+def find_calibration(
+    checkpoint: Path, card: Mapping[str, Any] | None, weights: str, wanted: bool | None
+) -> Calibration | None:
+    """That of some weights of a checkpoint, or in the `card` of an exported file, unless it is not `wanted`; None where
+    there is none. Raises `UserError` where one is wanted (True) and there is none, and as `read_calibration` does."""
+    if wanted is False:
+        return None
+    if card is None:
+        found = read_calibration(checkpoint, weights)
+    else:
+        record = card.get("calibration")
+        found = record and Calibration.of(record, checkpoint)
+    if wanted and found is None:
+        raise UserError(
+            f"calibrated=true: {checkpoint} is not calibrated; python -m vidtrain.calibrate checkpoint=RUN does that"
+        )
+    return found
+
+
+def calibration_of_table(folder: Path, identity: Mapping[str, Any]) -> Calibration | None:
+    """That of the checkpoint whose logits a table RUN/eval/NAME/views holds, where it lies in that run."""
+    for path in sorted(folder.resolve().parents[2].glob("checkpoints/*.calibration.json")):
+        calibration = Calibration.of(read_json(path, AGAIN), path)
+        if all(calibration.record[key] == identity[key] for key in ("checkpoint", "weights")):
+            return calibration
+    return None
