@@ -98,6 +98,7 @@ def facts(text="a", **changes) -> dict:
         "panels": curve_panels(LOGGED, 40),
         "confusion": {"classes": [text, "b"], "rows": [[1, 3], [0, 4]], "pairs": [(text, "b", 3, 4)]},
         "classes": [{"class": text, "support": 4, "precision": None, "recall": 0.25, "f1": 0.4}],
+        "pretraining": None,
         "reliability": [{"name": text, "before": reliability(0.1), "after": reliability(0.02)}],
         "calibration": calibration(text),
         "probes": [{"name": text, "coverage": "119/120",
