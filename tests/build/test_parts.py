@@ -204,5 +204,5 @@ def test_interpolated_positions_name_the_setting_that_avoids_them():
     assert build.interpolated_positions(learned, 8, (64, 64)) is None  # its beginning
     for frames, size in ((16, 96), (32, 64)):
         assert build.interpolated_positions(learned, frames, (size, size)).endswith(
-            f"want model.encoder.num_frames={frames} model.encoder.image_size={size}"
+            f"set model.encoder.num_frames={frames} model.encoder.image_size={size}"
         )
