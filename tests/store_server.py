@@ -29,6 +29,7 @@ class HttpStore:
         self.latency = latency
         self.ranges = ranges
         self.requests: list[Request] = []
+        self.bytes_sent = 0
         self.fault: Callable[[int], str | None] = lambda number: None
         self.stopped = threading.Event()
         self._lock = threading.Lock()
@@ -87,7 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "short":
                 data, self.close_connection = data[: len(data) // 2], True
             with suppress(OSError):  # who asked may be gone
-                self.wfile.write(data)
+                for start in range(0, len(data), 1 << 16):
+                    self.wfile.write(data[start : start + (1 << 16)])
+                    store.bytes_sent += len(data[start : start + (1 << 16)])
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -34,6 +34,7 @@ from vidtrain.data.manifest.splitting import check_present
 from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.data.sources.motion import MARKER, Motion
+from vidtrain.data.stores.cache import use_cache
 from vidtrain.errors import UserError
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console
@@ -72,6 +73,7 @@ def reading(cfg: DictConfig, ranks: Ranks, folder: Path | None) -> Reading:
     """The dataset's index, which all ranks and runs share and rank 0 creates, and this rank's quarantine file in the
     run folder."""
     path = index_file(cfg)
+    use_cache(cfg.data.cache, cfg.data.cache_size)
     ranks.on_main(lambda: VideoIndex(path).close())
     quarantine = folder / f"quarantine_rank{ranks.rank}.jsonl" if folder else None
     return Reading(VideoIndex(path, cfg.data.max_pixels, cfg.clip.sample_aspect), quarantine)

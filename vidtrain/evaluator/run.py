@@ -22,7 +22,7 @@ from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.manifest import Manifest, in_order_of
 from vidtrain.data.sampling.clips import clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import frame_picks
-from vidtrain.data.stores.files import exists, file_status
+from vidtrain.data.stores.files import ask_statuses, exists, file_status
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.calibrated import STORED
@@ -257,6 +257,7 @@ def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
 
 def _videos_digest(manifest: Manifest) -> str:
     digest = hashlib.sha256("\n".join(manifest.classes).encode(errors="surrogateescape"))
+    ask_statuses(manifest.paths)
     for record in manifest:
         size = file_status(record.path).size if exists(record.path) else 0
         labels = list(record.labels) if manifest.multi_label else record.label

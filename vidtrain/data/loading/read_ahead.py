@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vidtrain.data.decoding.decoder import View, expect_views
@@ -43,8 +44,9 @@ class ReadAhead:
         for key in keys:
             path = dataset.manifest.paths[key.record]
             if in_store(path):
-                ask_status(path)
-                self._expected.append(key)
+                with suppress(UserError):  # a protocol that is not installed: reading it in its turn says so
+                    ask_status(path)
+                    self._expected.append(key)
 
     def ask(self, dataset: "VideoDataset") -> None:
         """Asks for as many of the next samples as there is room for. Never waits."""

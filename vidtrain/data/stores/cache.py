@@ -1,8 +1,25 @@
-"""Whole videos from stores, kept on a disk of this machine for all its processes; the least recently used go first."""
+"""Whole videos from stores, kept on a disk of this machine for all its processes; the least recently used go first.
 
+A file's name is a hash of the path, size and version of the object, and it appears when it is whole: a crash leaves a
+temporary file, which is removed a day later. Whoever has read a file keeps it open while another process removes it.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
 import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
 
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import FULL, TEMPORARY
+from vidtrain.files.folders import check_links
+
+log = logging.getLogger(__name__)
 
 _UNITS = {
     "": 1,
@@ -16,6 +33,10 @@ _UNITS = {
     "ti": 2**40,
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
+LARGEST = 0.1  # of the cache: larger videos are not kept
+LOOKED_AFTER = 0.01  # of the cache: bytes after which a process looks whether it is full
+LEFT = 0.95  # of the cache, once it was full
+STALE_SECONDS = 86_400  # a temporary file that nobody writes any more
 
 
 def bytes_in(text: str) -> int:
@@ -25,3 +46,103 @@ def bytes_in(text: str) -> int:
     if size < 1:
         raise UserError(f"{text!r} is no size; write it as 500MB, 1GiB or 2TiB")
     return size
+
+
+class Cache:
+    """Up to about `size` bytes in `folder`. Raises `UserError` where that cannot be written."""
+
+    def __init__(self, folder: Path, size: int):
+        self._folder = folder
+        self._size = size
+        self._added = size  # the first file looks how full it is
+        self._warned = False
+        check_links(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "lock").touch()
+        except OSError as error:
+            raise UserError(
+                f"data.cache={folder} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+    def opened(self, key: tuple[str, int, int], fill: Callable[[BinaryIO], object]) -> BinaryIO | None:
+        """The file of an object of this path, size and version, which `fill` writes where it is not there yet.
+
+        None where it is too large, or the disk is full. Raises what `fill` does.
+        """
+        name = hashlib.blake2b(repr(key).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+        path = self._folder / name[:2] / name
+        with suppress(FileNotFoundError):
+            file = open(path, "rb", buffering=0)  # noqa: SIM115  # who asked closes it
+            if os.fstat(file.fileno()).st_size == key[1]:
+                os.utime(path)
+                return file
+            file.close()
+        if key[1] > LARGEST * self._size:
+            return None
+        temporary = path.with_name(f".{name}.{os.getpid()}{TEMPORARY}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            target = temporary.open("w+b")
+        except OSError as error:
+            self._warn(error)
+            return None
+        try:
+            fill(target)
+            target.flush()
+            os.fsync(target.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            target.close()
+            if error.errno not in FULL:  # of the store, not of this disk
+                raise
+            self._warn(error)
+            return None
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._added += key[1]
+        if self._added > LOOKED_AFTER * self._size:
+            self._added = 0
+            self._trim()
+        return target
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            message = "data.cache=%s cannot be written (%s): videos are read without it"
+            log.warning(message, self._folder, error.strerror)
+        self._warned = True
+
+    def _trim(self) -> None:
+        """Removes the files that were used longest ago, where there are too many; one process at a time."""
+        with open(self._folder / "lock", "r+b") as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files, now = [], time.time()
+            for path in self._folder.glob("??/*"):
+                with suppress(FileNotFoundError):
+                    stat = path.stat()
+                    if path.name.endswith(TEMPORARY):
+                        if stat.st_mtime < now - STALE_SECONDS:
+                            path.unlink()
+                    else:
+                        files.append((stat.st_mtime, stat.st_size, path))
+            total = sum(size for _, size, _ in files)
+            if total <= self._size:
+                return
+            for _, size, path in sorted(files):
+                if total <= LEFT * self._size:
+                    return
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+_current: Cache | None = None
+
+
+def use_cache(folder: str | None, size: str) -> None:
+    """From now on, this process and those that it forks keep videos from stores in `folder`; None keeps none."""
+    global _current
+    _current = None if folder is None else Cache(Path(folder), bytes_in(size))
+
+
+def current_cache() -> Cache | None:
+    return _current

@@ -11,12 +11,14 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from vidtrain.data.stores import objects
+from vidtrain.data.stores.cache import current_cache
 from vidtrain.data.stores.objects import Range, Status, StoreError
 from vidtrain.data.stores.places import is_plain, is_url, member_of, name_of
 from vidtrain.errors import UserError
@@ -170,7 +172,9 @@ def opened(path: str) -> Iterator[ByteRanges]:
 def opened_whole(path: str) -> Iterator[LocalFile]:
     """The file that `path` names, for reading all of it. Raises `OSError`."""
     if is_url(path):
-        yield _fetched(path)
+        cached = _from_cache(path)
+        with nullcontext(_fetched(path)) if cached is None else cached as file:
+            yield file
         return
     member = member_of(path)
     with open(member.archive if member else path, "rb", buffering=0) as file:
@@ -182,6 +186,25 @@ def opened_whole(path: str) -> Iterator[LocalFile]:
         yield LocalFile(file, member.begin, member.length)
 
 
+def _from_cache(path: str) -> "closing[LocalFile] | None":
+    cache = current_cache()
+    if cache is None:
+        return None
+    status = file_status(path)
+    file = cache.opened((path, *status), partial(_download, path, status.size))
+    return None if file is None else closing(LocalFile(file))
+
+
+def _download(path: str, size: int, file: BinaryIO) -> None:
+    member = member_of(path)
+    url, begin = (member.archive, member.begin) if member else (path, 0)
+    if objects.serves_ranges(url):
+        objects.fetch(url, begin, begin + size, lambda _, data: file.write(data))
+    else:
+        file.write(objects.read_whole(url)[begin : begin + size])
+    file.flush()
+
+
 _last: list[tuple[str, Status, BinaryIO]] = []  # the object that was fetched last
 
 
@@ -190,14 +213,8 @@ def _fetched(path: str) -> LocalFile:
     if _last and _last[0][:2] == (path, current):
         return LocalFile(_last[0][2])
     _last.clear()
-    member = member_of(path)
-    url, begin, length = (member.archive, member.begin, member.length) if member else (path, 0, current.size)
-    file = _nameless(length)
-    if objects.serves_ranges(url):
-        objects.fetch(url, begin, begin + length, lambda _, data: file.write(data))
-    else:
-        file.write(objects.read_whole(url)[begin : begin + length])
-    file.flush()
+    file = _nameless(current.size)
+    _download(path, current.size, file)
     _last.append((path, current, file))
     return LocalFile(file)
 
@@ -226,7 +243,7 @@ def file_status(path: str) -> Status:
 
 def in_store(path: str) -> bool:
     """Whether clips of the file are asked for by ranges, from a store."""
-    return is_url(path) and objects.serves_ranges(path)
+    return is_url(path) and objects.serves_ranges(path) and current_cache() is None
 
 
 def ask_statuses(paths: Iterable[str]) -> None:

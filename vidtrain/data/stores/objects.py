@@ -63,16 +63,6 @@ class Status(NamedTuple):
     version: int
 
 
-class Traffic:
-    """What this process has asked of stores, and how long (s) it has waited for answers with nothing else to do."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.bytes = 0
-        self.waited = 0.0
-
-
-traffic = Traffic()
 _statuses: dict[str, tuple[float, Status | OSError]] = {}  # with when they end to count
 _asked: "dict[str, Future[None]]" = {}
 _without_ranges: set[str] = set()  # stores
@@ -172,17 +162,13 @@ def objects_at(url: str) -> list[str]:
 def waited(future: "Future[T]") -> T:
     """The answer. Raises `StoreError`, or another `OSError` for what is not there or may not be read, and `UserError`
     for a protocol that is not installed."""
-    started = time.monotonic()
-    try:
-        while True:
-            watchdog.progress()  # every wait ends by itself
-            try:
-                return future.result(timeout=1.0)
-            except TimeoutError:
-                if future.done():
-                    raise
-    finally:
-        traffic.waited += time.monotonic() - started
+    while True:
+        watchdog.progress()  # every wait ends by itself
+        try:
+            return future.result(timeout=1.0)
+        except TimeoutError:
+            if future.done():
+                raise
 
 
 def serves_ranges(url: str) -> bool:
@@ -230,7 +216,6 @@ def _seconds(size: int) -> float:
 
 async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     """A method of a filesystem, which blocks a thread where it is not one of coroutines."""
-    traffic.requests += 1
     if filesystem.async_impl:
         return await getattr(filesystem, f"_{method}")(*args, **kwargs)
     return await asyncio.to_thread(getattr(filesystem, method), *args, **kwargs)
@@ -238,7 +223,6 @@ async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
 
 async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> bytes:
     data = await _call(filesystem, "cat_file", path, start=begin, end=end)
-    traffic.bytes += len(data)
     if len(data) > end - begin:  # all of it
         _note_without_ranges(url)
         data = data[begin:end]
