@@ -12,6 +12,7 @@ from vidtrain.training.run import (
     PhaseSettings,
     TrainerSettings,
     a_metric,
+    a_size,
     above,
     at_least,
     between,
