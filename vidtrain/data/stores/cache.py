@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -116,23 +116,26 @@ class Cache:
         """Removes the files that were used longest ago, where there are too many; one process at a time."""
         with open(self._folder / "lock", "r+b") as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files, now = [], time.time()
-            for path in self._folder.glob("??/*"):
-                with suppress(FileNotFoundError):
-                    stat = path.stat()
-                    if path.name.endswith(TEMPORARY):
-                        if stat.st_mtime < now - STALE_SECONDS:
-                            path.unlink()
-                    else:
-                        files.append((stat.st_mtime, stat.st_size, path))
+            files = sorted(self._files())
             total = sum(size for _, size, _ in files)
-            if total <= self._size:
-                return
-            for _, size, path in sorted(files):
-                if total <= LEFT * self._size:
+            least = LEFT * self._size if total > self._size else total
+            for _, size, path in files:
+                if total <= least:
                     return
                 path.unlink(missing_ok=True)
                 total -= size
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """When each file was used last, its bytes, and itself; temporary files that nobody writes any more go."""
+        for path in self._folder.glob("??/*"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # another process has given it its final name
+                continue
+            if not path.name.endswith(TEMPORARY):
+                yield stat.st_mtime, stat.st_size, path
+            elif stat.st_mtime < time.time() - STALE_SECONDS:
+                path.unlink(missing_ok=True)
 
 
 _current: Cache | None = None
