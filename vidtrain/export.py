@@ -36,10 +36,8 @@ USED = ("seed", "clip", "model", "loss", "augmentation.eval", "objective")
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg) + check_settings(cfg, ExportConfig)
     if (cfg.checkpoint is None) == (cfg.pretrained is None):
-        faults.append(
-            ("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both")
-        )
-        return faults
+        why = "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both"
+        return [*faults, ("checkpoint", why)]
     if cfg.checkpoint is not None:
         unused = [key for key in ("model", "classes") if cfg[key] is not None]
         unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]

@@ -93,7 +93,9 @@ class Results:
         if not decided:
             return ""
         answer = " and ".join(decided["answer"]) or UNSURE
-        return f"{answer}; one of {', '.join(decided['set']) or 'none'}" if "set" in decided else answer
+        if "set" not in decided:
+            return answer
+        return f"{answer}; one of {', '.join(decided['set'])}" if decided["set"] else f"{answer}; empty set"
 
     @property
     def decided(self) -> tuple[str, ...]:
@@ -349,7 +351,7 @@ class Outputs:
                 )
             name = Path(prediction.path).name
             if self.labeling is None and (verdict := self.results.verdict(prediction.chances[0])):
-                name = f"{name}: {verdict}"
+                name = f"{verdict}: {name}"  # the end of a long one is cut
             path = folder / "labeled.mp4"
             pictures.draw_labeled_video(
                 prediction, dataset, self.results.top, name, parts, self.from_even, path

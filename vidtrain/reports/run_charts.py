@@ -229,7 +229,7 @@ def _chart(
     for name, (x, y, color) in reversed(list(curves.items())):
         places = across(np.asarray(x)), down(np.asarray(y))
         dots = list(zip(*(axis.tolist() for axis in places), strict=True))
-        marked = dots if 2 < len(dots) <= DOTS_UP_TO else []
+        marked = dots if len(dots) != 2 and len(dots) <= DOTS_UP_TO else []  # a straight line has none
         lines.append(
             {"name": name, "color": color, "path": path(*places), "pale": "", "band": "", "dots": marked}
         )
