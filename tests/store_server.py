@@ -122,8 +122,10 @@ def serving(folder: Path, latency: float = 0.0, ranges: bool = True) -> Iterator
 @contextmanager
 def serving_s3() -> Iterator[str]:
     """The address of an S3 server, empty at first, for AWS_ENDPOINT_URL."""
+    import s3fs
     from moto.server import ThreadedMotoServer
 
+    s3fs.S3FileSystem.clear_instance_cache()  # clients of an earlier server: they keep the address
     server = ThreadedMotoServer("127.0.0.1", free_ports(1))
     server.start()
     host, port = server.get_host_and_port()

@@ -201,7 +201,7 @@ TINY = ["model=vit3d_micro", "model.encoder.embed_dim=24", "model.encoder.depth=
 @pytest.mark.slow
 def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_path, capsys):
     own = [*TINY, f"pretrained={run}/checkpoints/best.pt", "formats=[safetensors]", f"out={tmp_path}"]
-    with pytest.raises(UserError, match="give clip.frames, .*clip.std, a stride"):
+    with pytest.raises(UserError, match="clip.frames, .*clip.std, a stride"):
         export(config_of("export", *own))
     with pytest.raises(UserError, match="its 10 classes; give classes=FILE"):
         export(config_of("export", *own, *CLIPS))

@@ -130,7 +130,7 @@ def _write(model: MaskedModel, layout: Layout, part: str, path: Path) -> None:
     path.mkdir(exist_ok=True)
     names = {ALL: layout.classes[0], ENCODER: layout.classes[-1]}
     config = layout.config(model) | {"architectures": [names[part]], "torch_dtype": "float32"}
-    (path / "config.json").write_text(json.dumps(config, indent=2))
+    (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     with written_whole(path / "model.safetensors") as temporary:
         whole = {name: each.contiguous().clone() for name, each in tensors.items()}
         save_file(whole, temporary, {"format": "pt"})  # without which transformers refuses it

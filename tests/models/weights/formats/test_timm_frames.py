@@ -107,7 +107,7 @@ def test_parts_of_the_head_that_spatial_features_do_not_use():
     ours = video_model("test_resnet")
     ours.encoder = TimmFrames.__new__(TimmFrames)
     nn.Module.__init__(ours.encoder)
-    ours.encoder.features = "spatial"
+    ours.encoder.features, ours.encoder.backbone = "spatial", "vit_base_patch16_siglip_224"
     ours.encoder.network = timm.create_model(
         "vit_base_patch16_siglip_224", num_classes=0, img_size=32, depth=1
     )
@@ -126,7 +126,7 @@ def test_dinov2_with_registers_by_the_names_of_its_publisher():
     ours = video_model("test_resnet")
     ours.encoder = TimmFrames.__new__(TimmFrames)
     nn.Module.__init__(ours.encoder)
-    ours.encoder.features = "pooled"
+    ours.encoder.features, ours.encoder.backbone = "pooled", "vit_small_patch14_reg4_dinov2"
     network = timm.create_model("vit_small_patch14_reg4_dinov2", **tiny).eval()
     ours.encoder.network = network
     theirs = {name: torch.randn_like(each) * 0.1 for name, each in network.state_dict().items()}
