@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 from vidtrain.data.decoding import watchdog
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import masked
+from vidtrain.files.folders import install_hint
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ def _client(url: str) -> tuple[Any, str]:
         filesystem, path = url_to_fs(url, **(OPTIONS[protocol] if protocol in OPTIONS else {}))
     except ImportError as error:
         raise UserError(
-            f"{masked(url)}: reading {protocol}:// needs more packages: uv sync --extra remote"
+            f"{masked(url)}: reading {protocol}:// needs more packages: {install_hint('remote')}"
         ) from error
     except ValueError as error:
         raise UserError(f"{masked(url)} cannot be read: {masked(str(error))}") from error
