@@ -113,16 +113,13 @@ def show(record: Mapping[str, Any], console: "Console") -> None:
     )
     thresholds, sets = record["thresholds"], record["sets"]
     if thresholds is not None:
-        rows = thresholds["classes"]
-        able, sure = (
-            [row for row in rows if row["threshold"] is not None],
-            sum(row["answers"] for row in rows),
-        )
+        classes = thresholds["classes"]
+        lacking = [row["class"] for row in classes if row["threshold"] is None]
+        answers = sum(row["answers"] for row in classes)
         console.info(
-            f"{thresholds['wanted']} {thresholds['share']:g}: {len(able)} of {len(rows)} classes have a threshold; "
-            f"{sure} answers on {record['videos']} videos pass theirs"
+            f"{thresholds['wanted']} {thresholds['share']:g}: {len(classes) - len(lacking)} of {len(classes)} classes "
+            f"have a threshold; {answers} answers on {record['videos']} videos pass theirs"
         )
-        lacking = [row["class"] for row in rows if row["threshold"] is None]
         if lacking:
             console.warn(
                 f"no threshold gives that for {', '.join(lacking[:8])}{', ...' * (len(lacking) > 8)}"
