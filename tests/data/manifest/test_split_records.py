@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.manifest.split_records import GONE, NOT_LOOKED_AT, SplitRecord, split_changes
 from vidtrain.errors import UserError
@@ -219,23 +220,16 @@ def test_a_damaged_record_is_named(root, tmp_path):
         SplitRecord.open(path)
 
 
-@pytest.mark.slow
-def test_a_million_records_take_seconds(tmp_path):
-    from vidtrain.data.manifest.columns import ColumnsBuilder
-
+def test_records_take_few_bytes(tmp_path):
     def record(root, count):
         builder = ColumnsBuilder()
         builder.extend(
             [f"{root}/class_{n % 400}/{n:09}.mp4" for n in range(count)], [n % 400 for n in range(count)]
         )
-        columns = builder.build()
         sizes = np.arange(count, dtype=np.int64) + 1000
-        return SplitRecord(columns, tuple(map(str, range(400))), sizes, np.zeros(count, np.int64))
+        return SplitRecord(builder.build(), tuple(map(str, range(400))), sizes, np.zeros(count, np.int64))
 
-    before = record("/data/k400", 300_000)
-    began = time.perf_counter()
-    before.save(tmp_path / "a.npz")
-    found = kinds(SplitRecord.open(tmp_path / "a.npz"), record("/local/k400", 299_999))
-    assert time.perf_counter() - began < 30
-    assert found == {"removed": ["/data/k400/class_399/000299999.mp4"]}
-    assert (tmp_path / "a.npz").stat().st_size < 300_000 * 16
+    record("/data/k400", 30_000).save(tmp_path / "a.npz")
+    found = kinds(SplitRecord.open(tmp_path / "a.npz"), record("/local/k400", 29_999))
+    assert found == {"removed": ["/data/k400/class_399/000029999.mp4"]}
+    assert (tmp_path / "a.npz").stat().st_size < 30_000 * 16

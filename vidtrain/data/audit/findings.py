@@ -1,5 +1,5 @@
 """What the records of a dataset have to do with each other: groups on both sides of a split, copies, and shortcuts,
-which tell a class without a look at its videos."""
+which tell a class without a look at its pictures."""
 
 import logging
 from collections import Counter, defaultdict
@@ -39,10 +39,8 @@ class Entry:
 
 
 def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None) -> list[Entry]:
-    """Every record of every split. Where `group_pattern` (`group_in`) is found in a path, it says the group;
-    elsewhere it is what the source says, which is warned of.
-
-    Raises `UserError` where it is found in none.
+    """Every record of every split. `group_pattern` (`group_in`) finds a record's group in its path; where it does not,
+    the source's group counts, with a warning. Raises `UserError` where it is found in no path.
     """
     records, unmatched = [], []
     for split, manifest in manifests.items():
@@ -90,9 +88,8 @@ def balance(
 
 @dataclass(frozen=True)
 class Copies:
-    """Files that are alike. `kind` is "listed twice" (one file), "exact" (the same bytes) or "near"; `distance` in
-    bits is that of the pair least alike of those that link them.
-    """
+    """Files that are alike. `kind` is "listed twice" (one file), "exact" (the same bytes) or "near"; `distance` (bits)
+    is the largest among the pairs that link them."""
 
     kind: str
     paths: tuple[str, ...]
@@ -118,15 +115,14 @@ def copies(records: Iterable[Entry], inspections: Inspections, max_distance: flo
         by_digest[inspections[path].digest].append(number)
     firsts = [same[0] for same in by_digest.values()]
     signatures = [Signature.from_text(inspections[paths[number]].signature) for number in firsts]
-    near = near_duplicates(signatures, max_distance)
-    near_links = {(firsts[pair.first], firsts[pair.second]): pair.distance for pair in near}
     exact_links = [(same[0], other) for same in by_digest.values() for other in same[1:]]
-    distances: dict[int, list[float]] = defaultdict(list)  # of each one to later ones
-    for (first, _), bits in near_links.items():
-        distances[first].append(bits)
+    near_links, distances = [], defaultdict(list)  # of each file to later ones
+    for pair in near_duplicates(signatures, max_distance):
+        near_links.append((firsts[pair.first], firsts[pair.second]))
+        distances[firsts[pair.first]].append(pair.distance)
     sets = []
     for members in clusters(len(paths), [*exact_links, *near_links]):
-        bits_apart = [bits for number in members if number in distances for bits in distances[number]]
+        bits_apart = [bits for number in members for bits in distances[number]]
         names = tuple(paths[number] for number in members)
         sets.append(_copies("near" if bits_apart else "exact", names, by_path, max(bits_apart, default=0.0)))
     for path, listed in by_path.items():
@@ -150,9 +146,8 @@ def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]
 
 @dataclass(frozen=True)
 class Giveaway:
-    """A value that tells a class: it is that of `of_class` of the class's videos, and `of_value` of the videos with
-    it are of the class, which is `lift` times the class's share.
-    """
+    """A value that tells a class: a share `of_class` of the class's videos have it, and a share `of_value` of the
+    videos that have it are of the class, which is `lift` times the class's share of all."""
 
     name: str
     value: str
@@ -165,10 +160,9 @@ class Giveaway:
 class Shortcut:
     """How well an attribute of the files alone tells the class.
 
-    `accuracy` is that of guessing the class that is most common with a value, learned from one half of the videos
-    and compared with the other, on average over halvings that keep groups whole. `fitted` is the same without the
-    halving, `baseline` the share of the most common class. Leaving one video out instead would say 0 for balanced
-    classes: each is in the minority by just the one left out.
+    `accuracy` is that of guessing the most common class of a value, learned from one half of the videos and tested on
+    the other, as a mean over halvings that keep groups whole. (Leaving out one video at a time would say 0 for balanced
+    classes.) `fitted` is learned and tested on all, `baseline` is the share of the most common class.
     """
 
     attribute: str
@@ -209,8 +203,7 @@ def _binned(values: Sequence[float], unit: float, name: str) -> list[str]:
 
 def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0) -> list[Shortcut]:
     """What the attributes of readable files tell of their class, best first; nothing where videos have several
-    classes, or all have one.
-    """
+    classes, or all have the same one."""
     known = [entry for entry in records if not inspections[entry.path].cause]
     if len({entry.classes for entry in known}) < 2 or any(len(entry.classes) > 1 for entry in known):
         return []
@@ -251,8 +244,8 @@ def _shortcut(
 def _right_guesses(
     values: np.ndarray, labels: np.ndarray, other_values: np.ndarray, other_labels: np.ndarray
 ) -> int:
-    """How many of the others are of the class that is most common with their value, of equal ones the first; with a
-    value that is not among `values`, of the class that is most common at all."""
+    """How many of the others are of the class most common with their value (the first of equals), or most common at
+    all where no video of `values` has it."""
     otherwise = int(np.bincount(labels).argmax())
     counts = Counter(zip(values.tolist(), labels.tolist(), strict=True))
     rarest_first = sorted(counts, key=lambda pair: (counts[pair], -pair[1]))  # what is written last stays
@@ -262,9 +255,8 @@ def _right_guesses(
 
 
 def _half(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random half of the videos, bool [n], that has whole groups and about half of every class: what one half had
-    too much of, the other would lack, and guessing would look worse than it is.
-    """
+    """A random half of the videos, bool [n], of whole groups and with about half of every class. With uneven halves
+    guessing would look worse than it is."""
     sizes = np.bincount(groups)
     class_of = np.zeros(len(sizes), dtype=np.int64)
     class_of[groups] = labels

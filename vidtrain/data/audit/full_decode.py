@@ -1,4 +1,4 @@
-"""Decoding a file from end to end, past every error, to see what is wrong with it and what it looks like."""
+"""Decoding a file from end to end and past every error, to see what is wrong with it and what it looks like."""
 
 import math
 import os
@@ -25,58 +25,52 @@ MOST_CHANGES = 1000  # of the picture's size or format that are noted
 
 @dataclass
 class Seen:
-    """What was seen of a file.
+    """What was seen of a file."""
 
-    `stated_frames` and `stated_duration` (seconds) are the header's, 0 where it says nothing. `corrupt` frames are
-    partly made up by the decoder, `untimed` ones have no time, `late` ones one that is not above that of the frame
-    before; `interlaced` ones are two fields, of two moments. `transfer` is the first frame's, by ITU-T H.273. `sizes`
-    and `formats` say from which frame on the picture has which (width, height), and which pixel format and range:
-    `MOST_CHANGES` at most. `pictures` are uint8 [32 32 3], evenly spread over the video; `thumbnail` is the middle
-    frame, uint8 [h w 3], or the first one where the video ends before its middle.
-    """
-
-    stated_frames: int
+    stated_frames: int  # by the header, 0 where it says nothing; so are duration (seconds) and rate
     stated_duration: float
     stated_rate: float
     container: str
     codec: str
     audio: bool
     pixel_format: str = ""
-    sizes: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
-    formats: list[tuple[int, str]] = field(default_factory=list)
+    sizes: list[tuple[int, tuple[int, int]]] = field(
+        default_factory=list
+    )  # (width, height) from which frame on
+    formats: list[tuple[int, str]] = field(default_factory=list)  # pixel format and range from which frame on
     num_frames: int = 0
-    corrupt: int = 0
-    untimed: int = 0
-    late: int = 0
-    interlaced: int = 0
-    transfer: int = 0
+    corrupt: int = 0  # frames that the decoder partly made up
+    untimed: int = 0  # frames without a time
+    late: int = 0  # frames whose time is not above that of the frame before
+    interlaced: int = 0  # frames of two fields, of two moments
+    transfer: int = 0  # the first frame's, by ITU-T H.273
     errors: list[str] = field(default_factory=list)
-    pictures: list[np.ndarray] = field(default_factory=list)
-    thumbnail: np.ndarray | None = None
+    pictures: list[np.ndarray] = field(default_factory=list)  # uint8 [32 32 3], evenly spread over the video
+    thumbnail: np.ndarray | None = (
+        None  # the middle frame, uint8 [h w 3]; the first where the video ends before
+    )
 
 
 def decode_all(info: VideoInfo) -> Seen:
-    """Raises `DecodeError` where the file cannot even be opened.
+    """Decodes a whole video. Raises `DecodeError` where the file cannot even be opened.
 
     The decoder conceals most damage, and says so only in its log, which therefore counts as errors.
     """
-    pictures = Pictures(info.num_frames, None if info.images else info.orientation)
     if info.images:
-        return _decode_images(info, pictures)
-    seen = decode_file(info.path, pictures, info.max_pixels)
+        return _decode_images(info, Pictures(info.num_frames, None))
+    seen = decode_file(info.path, Pictures(info.num_frames, info.orientation), info.max_pixels)
     if info.packets is not None:  # a header may count the two fields of a frame
         seen.stated_frames = max(0, seen.stated_frames - int(info.packets.second.sum()))
     return seen
 
 
 def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> Seen:
-    """As `decode_all`, of a video file of which nothing is known."""
+    """As `decode_all`, for a video file of which nothing is known."""
     with ffmpeg_errors() as log, opened(path, max_pixels) as (container, stream):
         seen = _stated(container, stream)
-        # what the decoders of the sound say is not our business
-        heard = (stream.codec_context.name, container.format.name)
+        senders = (stream.codec_context.name, container.format.name)  # not the decoders of sound
         _look(_frames(container, stream, seen), pictures, seen)
-    seen.errors += [message.strip() for _, sender, message in log if sender in heard]
+    seen.errors += [message.strip() for _, sender, message in log if sender in senders]
     return seen
 
 
@@ -139,7 +133,7 @@ def _stated(container: InputContainer, stream: VideoStream) -> Seen:
 
 
 def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Iterator[av.VideoFrame]:
-    """Every frame that can be had, as the decoder gives them out; errors are noted and passed over."""
+    """Every frame that the decoder gives out; errors are noted and passed over."""
     decoder, packets = stream.codec_context, container.demux(stream)
     empty = _EmptyChunks() if container.format.name == "avi" else None
     while True:
@@ -165,7 +159,7 @@ def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Itera
 
 
 class _EmptyChunks:
-    """Counts the chunks of an AVI that hold no picture: each makes the one before stay for another interval."""
+    """Counts the chunks of an AVI without a picture: each makes the picture before stay for another interval."""
 
     def __init__(self) -> None:
         self._packets = self._empty = self._widest = 0
@@ -181,15 +175,19 @@ class _EmptyChunks:
         self._last = packet.dts
 
     def among(self, stated: int) -> int:
-        """How many of the header's `stated` frames are such. Those behind the last picture are told from a file that
-        was cut by their number: no more than there are between pictures elsewhere."""
+        """How many of the header's `stated` frames are empty chunks.
+
+        Behind the last picture at most as many are believed as stand between two pictures; more means a cut file.
+        """
         behind = max(0, stated - self._packets - self._empty)
         return min(stated, self._empty + (behind if behind <= self._widest else 0))
 
 
 class Pictures:
-    """Small pictures of frames, upright: of those evenly spread over `num_frames`, and of the middle one. They are
-    turned by `orientation`; where it is None, as each frame says itself."""
+    """Small upright pictures: of frames evenly spread over `num_frames`, and of the middle one.
+
+    They are turned by `orientation`; where it is None, as each frame says itself.
+    """
 
     def __init__(self, num_frames: int, orientation: Orientation | None):
         places = (np.arange(FRAMES) + 0.5) / FRAMES * num_frames
@@ -206,7 +204,7 @@ class Pictures:
         return displayed_size(frame.width, frame.height, self._way(frame))
 
     def look(self, frame: av.VideoFrame, index: int) -> None:
-        """Frames come in order; it is decided by `index` what is kept of them."""
+        """Takes the next frame, number `index`."""
         if index in self._wanted:
             self.spread.append(self._small(frame, PICTURE, PICTURE))
         if index in (0, self._middle):

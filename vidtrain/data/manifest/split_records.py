@@ -1,14 +1,13 @@
 """What a split held at some time: enough to tell later whether it still does, and to name what differs.
 
-A record is a compressed .npz of columns, some bytes a video. Files are looked at (size, time of modification), not
-read; of a split of millions, `MOST_LOOKED_AT` spread over it are.
+A record is a compressed .npz of columns, some bytes a video. It has the size and time of modification of every file,
+or of `MOST_LOOKED_AT` that are spread over a split of millions.
 """
 
 import hashlib
 import os
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,13 +32,14 @@ GONE, NOT_LOOKED_AT = -1, -2  # in place of a size
 OPTIONAL = ("label_offsets", "all_labels", "starts", "ends", "sources")
 # How many times its bytes a record may become in memory, beside what is small anyway
 MOST_GROWTH, SMALL = 50, 1 << 28
+MIX = 0x5BD1E995  # an odd number that keeps combined numbers apart
 
 
 @dataclass(frozen=True, eq=False)
 class SplitRecord:
-    """The records of a split in order, as `columns`; and of each file its bytes and time of modification (ns), int64
-    [n]. `GONE` and `NOT_LOOKED_AT` stand in place of sizes. Of a folder of images, a number made of the names of its
-    images and the bytes of some stands for its bytes."""
+    """The records of a split in order, as `columns`, with the bytes and time of modification (ns) of each file, int64
+    [n]. `GONE` and `NOT_LOOKED_AT` stand in place of sizes. A folder of images has a number in place of its bytes,
+    made of the names of its images and the bytes of some."""
 
     columns: Columns
     classes: tuple[str, ...]
@@ -94,19 +94,14 @@ class SplitRecord:
             arrays[name] = np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                replacing_path(path) as temporary,
-                zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-            ):
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+            with replacing_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, **arrays)
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): free some space.") from error
 
     @classmethod
     def open(cls, path: Path) -> "SplitRecord":
-        """One that was saved. Raises `UserError` where it is damaged, or something else."""
+        """A saved record. Raises `UserError` where it is damaged or something else."""
         try:
             with np.load(path, allow_pickle=False) as archive:
                 whole = sum(member.file_size for member in archive.zip.infolist())
@@ -168,17 +163,14 @@ def _spread(values: list[T], most: int) -> list[T]:
 # (path, bytes, earlier time): whether the content is the same, if known
 Same = Callable[[str, int, int], bool | None]
 MOST_READ = 200  # files with another time whose content is looked at
-MOST_ROOTS = 16  # that the files of a split may have moved from
-MIX = 0x5BD1E995  # an odd number, that keeps what is combined apart
-SAMPLED = 200  # files by which it is found where others have moved to
 REMOVED, ADDED, REPLACED = "removed", "added", "replaced by another file"
 RELABELED, CLASSES, REORDERED = "in another class", "different among the classes", "in another order"
 
 
 @dataclass
 class SplitChanges:
-    """What differs, by kind, each named. `touched` files have another time and perhaps the same content: whether they
-    have is not known any more."""
+    """What differs, by kind, each named. `touched` files have another time, and whether another content is not known
+    any more."""
 
     names: dict[str, list[str]] = field(
         default_factory=lambda: {
@@ -193,18 +185,18 @@ class SplitChanges:
 
     @property
     def any(self) -> bool:
-        """Whether something is not what it was; `touched` files are not known to be."""
+        """Whether something differs; `touched` files do not count."""
         return bool(self.kinds())
 
     def kinds(self) -> dict[str, list[str]]:
-        """What there is, by a word for the kind."""
+        """The kinds that there are, with their names."""
         return {kind: names for kind, names in self.names.items() if names}
 
 
 @dataclass(frozen=True, eq=False)
 class _Matches:
-    """Places of records that are the same by path and cut, `first` in one split and `second` in the other; whether
-    each lies elsewhere now; and the places that are left in each split."""
+    """Places of the same records, `first` in one split and `second` in the other; whether each lies elsewhere now;
+    and the places that are left in each split."""
 
     first: np.ndarray
     second: np.ndarray
@@ -213,13 +205,11 @@ class _Matches:
     new: np.ndarray
 
 
-def _unknown(path: str, size: int, modified: int) -> None:
-    """No content is known."""
-
-
-def split_changes(before: SplitRecord, now: SplitRecord, same: Same = _unknown) -> SplitChanges:
-    """What differs in `now`. The files may all lie elsewhere: then only their bytes are compared with each other, as
-    copies have times of their own. `same` is asked about files that have another time in the same place."""
+def split_changes(
+    before: SplitRecord, now: SplitRecord, same: Same = lambda path, size, modified: None
+) -> SplitChanges:
+    """What differs in `now`. Files may lie elsewhere: then only their bytes are compared, as copies have times of their
+    own. `same` is asked about files that have another time in the same place."""
     changes = SplitChanges()
     names = changes.names
     names[CLASSES] += [f"{name} is gone" for name in before.classes if name not in set(now.classes)]
@@ -265,29 +255,35 @@ def _compare_labels(before: SplitRecord, now: SplitRecord, matches: _Matches, re
         pairs = np.flatnonzero(labels[0] != labels[1]).tolist()
     for pair in pairs:
         place = int(matches.second[pair])
-        labels = before.labels_of(int(matches.first[pair])), now.labels_of(place)
-        if labels[0] != labels[1]:
-            relabeled.append(f"{now.columns.paths[place]} ({' -> '.join(map(';'.join, labels))})")
+        if change := _label_change(before, int(matches.first[pair]), now, place):
+            relabeled.append(f"{now.columns.paths[place]} ({change})")
 
 
 def _take_renamed(
     before: SplitRecord, now: SplitRecord, matches: _Matches, relabeled: list[str]
 ) -> tuple[list[int], list[int]]:
-    """Names what nothing but its bytes tells to be the same file, in another class and by another name; returns the
-    places that are still left in each split."""
+    """Names files in another class and by another name, which only their bytes tell; returns what is still left."""
     gone, new = matches.gone.tolist(), matches.new.tolist()
-    counts = [Counter(sizes.tolist()) for sizes in (before.sizes[matches.gone], now.sizes[matches.new])]
-    alone = {size for size, count in counts[0].items() if count == 1 and size > 0 and counts[1][size] == 1}
-    was = {int(before.sizes[place]): place for place in gone if int(before.sizes[place]) in alone}
-    for place in [place for place in new if int(now.sizes[place]) in was]:
-        old = was[int(now.sizes[place])]
-        labels = before.labels_of(old), now.labels_of(place)
-        if labels[0] != labels[1]:
-            change = " -> ".join(map(";".join, labels))
-            relabeled.append(f"{now.columns.paths[place]}, which was {before.columns.paths[old]} ({change})")
-            gone.remove(old)
+    was, size_of = (_sole_sizes(*left) for left in ((before, matches.gone), (now, matches.new)))
+    for size, place in sorted(size_of.items(), key=lambda pair: pair[1]):
+        if size in was and (change := _label_change(before, was[size], now, place)):
+            paths = now.columns.paths[place], before.columns.paths[was[size]]
+            relabeled.append(f"{paths[0]}, which was {paths[1]} ({change})")
+            gone.remove(was[size])
             new.remove(place)
     return gone, new
+
+
+def _sole_sizes(record: SplitRecord, places: np.ndarray) -> dict[int, int]:
+    """The places of files whose size no other of `places` has, by size."""
+    sizes, first, counts = np.unique(record.sizes[places], return_index=True, return_counts=True)
+    sole = (counts == 1) & (sizes > 0)
+    return dict(zip(sizes[sole].tolist(), places[first[sole]].tolist(), strict=True))
+
+
+def _label_change(before: SplitRecord, old: int, now: SplitRecord, new: int) -> str:
+    labels = before.labels_of(old), now.labels_of(new)
+    return "" if labels[0] == labels[1] else " -> ".join(map(";".join, labels))
 
 
 def _describe(record: SplitRecord, place: int) -> str:
@@ -299,26 +295,19 @@ def _describe(record: SplitRecord, place: int) -> str:
 
 
 def _match(before: SplitRecord, now: SplitRecord) -> _Matches:
-    """Records that are the same; those of one name are taken in order."""
+    """Which records are the same: by path, else by path below the folder that all have in common, else by file name
+    and bytes. So files are found that all lie elsewhere, or some of them."""
     gone, new = np.arange(len(before)), np.arange(len(now))
     if _same_paths(before.columns, now.columns):
         moved = before.columns.paths.prefix != now.columns.paths.prefix
         return _Matches(gone, new, np.full(len(now), moved), gone[:0], new[:0])
-    pairs: list[tuple[np.ndarray, np.ndarray, bool]] = []
-    root: tuple[str, str] | None = ("", "")
-    while root is not None and len(pairs) <= MOST_ROOTS:
-        moved = root != ("", "")
-        of_new, candidates = _keys(now, new, root)
-        _, a, b = np.intersect1d(_keys(before, gone, ("", ""))[0], of_new, return_indices=True)
-        first, second = gone[a], new[candidates[b]]
-        if moved:
-            first, second = _likely(before, now, first, second, root[1])
-        pairs.append((first, second, moved))
-        gone, new = np.setdiff1d(gone, first), np.setdiff1d(new, second)
-        root = _root_of_moved(before, now, gone, new) if len(first) or not moved else None
-    elsewhere = [np.full(len(first), moved) for first, _, moved in pairs]
-    first, second = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-    return _Matches(first, second, np.concatenate(elsewhere), gone, new)
+    pairs = []
+    for name_of in (_path, _path_below_prefix, _name_and_size):
+        keys = _keys(before, gone, name_of), _keys(now, new, name_of)
+        _, a, b = np.intersect1d(*keys, return_indices=True)
+        pairs.append((gone[a], new[b], np.full(len(a), name_of is not _path)))
+        gone, new = np.delete(gone, a), np.delete(new, b)
+    return _Matches(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)), gone, new)
 
 
 def _same_paths(one: Columns, other: Columns) -> bool:
@@ -331,62 +320,33 @@ def _same_paths(one: Columns, other: Columns) -> bool:
     )
 
 
-def _keys(record: SplitRecord, places: np.ndarray, root: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each record at `places` whose path begins with root[1], which is taken for root[0]; and which of
-    `places` those are. Records of the same path and cut get different numbers, by their order. The numbers mean
-    something within this process only."""
-    paths, (was, there) = record.columns.paths, root
-    whole = len(places) == len(record)  # going through all of them is faster
-    numbered = enumerate(paths if whole else (paths[place] for place in places.tolist()))
-    keys = [(which, hash(was + path[len(there) :])) for which, path in numbered if path.startswith(there)]
-    chosen, numbers = np.array(keys, dtype=np.int64).reshape(-1, 2).T
-    for factor, name in ((3, "starts"), (5, "ends"), (7, "sources")):
-        column = getattr(record.columns, name)
-        if column is None:
-            continue
-        values = column[places[chosen]]
-        if values.dtype.kind == "f":
-            values = np.where(np.isnan(values), 0.0, values + 1.0).view(np.int64)
-        numbers = numbers ^ (values.astype(np.int64) * np.int64(factor * MIX))
+def _path(record: SplitRecord, place: int) -> str:
+    return record.columns.paths[place]
+
+
+def _path_below_prefix(record: SplitRecord, place: int) -> str:
+    return record.columns.paths[place][len(record.columns.paths.prefix) :]
+
+
+def _name_and_size(record: SplitRecord, place: int) -> str:
+    return f"{os.path.basename(record.columns.paths[place])} {record.sizes[place]}"
+
+
+def _keys(record: SplitRecord, places: np.ndarray, name_of: Callable[[SplitRecord, int], str]) -> np.ndarray:
+    """A number for each record at `places`, of its name, cut and source, and of how many before it have the same.
+
+    Equal numbers mean the same within this process only.
+    """
+    columns, nothing = record.columns, np.zeros(len(record))
+    cuts = [
+        (nothing if column is None else np.nan_to_num(column + 1))[places].tolist()
+        for column in (columns.starts, columns.ends)
+    ]
+    sources = (nothing if columns.sources is None else columns.sources)[places].tolist()
+    names = (name_of(record, place) for place in places.tolist())
+    numbers = np.array([hash(row) for row in zip(names, *cuts, sources, strict=True)], dtype=np.int64)
     order = np.argsort(numbers, kind="stable")
     starts = np.flatnonzero(np.diff(numbers[order], prepend=numbers[order][:1] - 1))
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    return numbers ^ (ranks * np.int64(MIX)), chosen
-
-
-def _root_of_moved(
-    before: SplitRecord, now: SplitRecord, gone: np.ndarray, new: np.ndarray
-) -> tuple[str, str] | None:
-    """From where to where most of the files that are left have moved, going by the names that paths end with."""
-    sample = [now.columns.paths[place] for place in _spread(new.tolist(), SAMPLED)]
-    by_name: dict[str, list[str]] = {os.path.basename(path): [] for path in sample}
-    for path in (before.columns.paths[place] for place in gone.tolist()):
-        name = os.path.basename(path)
-        if name in by_name and len(by_name[name]) < MOST_ROOTS:
-            by_name[name].append(path)
-    votes: Counter[tuple[str, str]] = Counter()
-    for path in sample:
-        roots = [_apart(other, path) for other in by_name[os.path.basename(path)]]
-        if roots:
-            votes[min(roots, key=lambda pair: len(pair[1]))] += 1  # most of the path is shared with it
-    return votes.most_common(1)[0][0] if votes else None
-
-
-def _apart(one: str, other: str) -> tuple[str, str]:
-    """What is left of two paths without the names that both end with."""
-    shared = 0
-    for a, b in zip(reversed(one.split("/")), reversed(other.split("/")), strict=False):
-        if a != b:
-            break
-        shared += len(a) + 1
-    return one[: max(0, len(one) - shared + 1)], other[: max(0, len(other) - shared + 1)]
-
-
-def _likely(
-    before: SplitRecord, now: SplitRecord, first: np.ndarray, second: np.ndarray, root: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Without files that share nothing but their own name below `root`, and have other bytes."""
-    inside = ["/" in now.columns.paths[place][len(root) :] for place in second.tolist()]
-    kept = np.array(inside, dtype=bool) | (before.sizes[first] == now.sizes[second])
-    return first[kept], second[kept]
+    return numbers ^ (ranks * np.int64(MIX))
