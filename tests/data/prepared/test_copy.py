@@ -214,21 +214,9 @@ def test_many_files(tmp_path):
     assert len(found) == 25_000 and np.array_equal(found.labels, manifest.labels)
 
 
-def test_copies_of_an_earlier_version(tmp_path, sources, copy, caplog):
-    """They are used, with a word, and looked at again when they are prepared again."""
+def test_copies_of_another_format_are_made_anew(sources, copy):
     with closing(sqlite3.connect(copy.folder / "ledger.sqlite")) as ledger, ledger:
         ledger.execute("UPDATE files SET settings = replace(settings, '[2, ', '[1, ')")
-    manifest = Manifest([Record(source, 0, source) for source in sources], ["a"])
-    assert copy.redirect(manifest).paths[0] == str(copy.target(sources[0]))
-    assert "4 of 4 files of the prepared copy" in caplog.text and COMMAND in caplog.text
-    assert list(copy.pending(sources)) == sources
-    assert copy.pending(sources) == dict.fromkeys(sources, Made(bytes=4))
-    os.remove(sources[1])  # whose copy is all there is
-    os.remove(copy.target(sources[2]))
-    assert list(copy.pending(sources)) == [sources[0], *sources[2:]]
-    assert [source for source, made in copy.pending(sources).items() if made] == [sources[0], sources[3]]
-    for source in (sources[0], *sources[2:]):
-        make(copy, source)
-    caplog.clear()
-    copy.redirect(manifest)
-    assert list(copy.pending(sources)) == [] and "1 of 4 files of the prepared copy" in caplog.text
+    assert copy.pending(sources) == sources
+    with pytest.raises(UserError, match=f"(?s)4 of 4 files are not in the prepared copy .*{COMMAND}"):
+        copy.redirect(Manifest([Record(source, 0, source) for source in sources], ["a"]))

@@ -13,7 +13,7 @@ from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.entry_points import coded_picture
 from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
-from vidtrain.data.prepared.reencode import EncodeSettings, Job, Made, Timing, prepare_file
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, Timing, prepare_file
 from vidtrain.errors import UserError
 
 SETTINGS = EncodeSettings(short_side=64, gop=12, b_frames=3, crf=18, preset="fast")
@@ -249,27 +249,6 @@ def test_a_folder_of_images(tmp_path, prepared):
         [frame.to_ndarray(format="rgb24") for frame in waves(12, pixel_format="rgb24")]
     ).astype(np.float64)
     assert psnr(expected, pixels(copy, (64, 96))).min() > 36
-
-
-def test_a_copy_by_an_earlier_version_stays_if_it_is_right(tmp_path, write_video, prepared):
-    upright = write_video(tmp_path / "upright.mp4", waves(8))
-    turned = write_video(tmp_path / "turned.mp4", waves(8), rotation=90)
-    faster = write_video(tmp_path / "faster.mp4", waves(8), times=range(0, 160, 20))
-    older = Made(bytes=5, shift=0.5)
-    target = tmp_path / "copies" / "copy.mp4"
-    for copied, source, stays in (
-        (upright, upright, True),
-        (upright, turned, False),
-        (upright, faster, False),
-    ):
-        prepared(copied)
-        before = target.read_bytes()
-        made = prepare_file(Job(source, target, SETTINGS, None, older=older))
-        assert (made == older) == (target.read_bytes() == before) == stays
-    target.write_bytes(b"damaged")
-    assert (
-        prepare_file(Job(upright, target, SETTINGS, None, older=older)).bytes == target.stat().st_size > 100
-    )
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------

@@ -42,8 +42,7 @@ def shares_of(values: Sequence[float]) -> dict[str, float]:
 
 def split_manifest(manifest: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, Manifest]:
     """Splits by name with about the stated shares of every class and of the whole; see `split_indices`."""
-    indices = split_indices(manifest, shares, seed)
-    return {split: manifest.subset(of_split) for split, of_split in indices.items()}
+    return {split: manifest.subset(part) for split, part in split_indices(manifest, shares, seed).items()}
 
 
 def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[str, Manifest]:
@@ -55,18 +54,17 @@ def hold_out(manifests: dict[str, Manifest], share: float, seed: int) -> dict[st
 
 
 def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int) -> dict[str, Manifest]:
-    """Makes sure of a val split: the given one, or a share held out from train; 0 does without. Checks all splits.
+    """All splits, checked, with a val split: the given one, or a share held out from train; 0 does without.
 
     Raises `UserError` where there is none or both, and as `check_splits` does.
     """
     if val_share is not None and "val" in manifests:
         raise UserError(
-            f"dataset.source.val_share={val_share}, but dataset.source.val is given; take one of them back (=null)"
+            f"dataset.source.val_share={val_share}, but dataset.source.val is given; set one to null"
         )
     if val_share is None and "val" not in manifests:
         raise UserError(
-            "there is no val split to select on: give one, or hold out a share of train's groups with "
-            "dataset.source.val_share=0.1"
+            "there is no val split to select on: give one, or set dataset.source.val_share=0.1 of train"
         )
     if val_share:
         manifests = hold_out(manifests, val_share, seed)
@@ -77,10 +75,10 @@ def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int)
 def split_indices(manifest: Manifest, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
     """The indices int64 of each split's records, in the manifest's order.
 
-    Groups are dealt out whole, large ones first and those of one size in an order drawn from `seed`, each to the
-    split where it brings the counts nearest to what the shares ask for. The distance is Pearson's chi-squared, summed
-    over the classes and the whole: the sum of (count - wanted)^2 / wanted. The first group of a class goes
-    to the largest split, and no split stays empty.
+    Groups are dealt out whole, large ones first, those of one size in an order drawn from `seed`. Each goes to the
+    split where it brings the counts nearest to what the shares ask for: by Pearson's chi-squared, the sum of
+    (count - wanted)^2 / wanted over the classes and the whole. The first group of a class goes to the largest split,
+    and no split stays empty.
 
     Raises `UserError` where there are fewer groups than splits, and for a seed below 0.
     """
@@ -97,7 +95,7 @@ def split_indices(manifest: Manifest, shares: Mapping[str, float], seed: int) ->
         size, counts = contents[group]
         new = any(not any(split.counts[label] for split in splits) for label in counts)
         chosen = largest if new else min(splits, key=lambda split: split.cost(size, counts))
-        chosen.take(group, contents[group])
+        chosen.add(group, contents[group])
     _fill_empty(splits, contents)
     member = np.empty(len(contents), dtype=np.int64)
     for number, split in enumerate(splits):
@@ -116,27 +114,27 @@ class _Split:
         self.share = share
         self.wanted = {label: share * count for label, count in totals.items()}
         self.wanted_size = share * sum(size for size, _ in contents)
-        self.counts: dict[int, int] = defaultdict(int)
+        self.counts: Counter[int] = Counter()
         self.size = 0
         self.groups: dict[int, None] = {}  # as an ordered set
 
     def cost(self, size: int, counts: Mapping[int, int]) -> float:
-        """By how much taking these changes the distance."""
+        """By how much a group of these records changes the distance."""
         cost = size * (2 * (self.size - self.wanted_size) + size) / self.wanted_size
         for label, count in counts.items():
             wanted = self.wanted[label]
             cost += count * (2 * (self.counts[label] - wanted) + count) / wanted
         return cost
 
-    def take(self, group: int, content: Content, sign: int = 1) -> None:
-        size, counts = content
-        self.size += sign * size
-        for label, count in counts.items():
-            self.counts[label] += sign * count
-        if sign > 0:
-            self.groups[group] = None
-        else:
-            del self.groups[group]
+    def add(self, group: int, content: Content) -> None:
+        self.size += content[0]
+        self.counts.update(content[1])
+        self.groups[group] = None
+
+    def remove(self, group: int, content: Content) -> None:
+        self.size -= content[0]
+        self.counts.subtract(content[1])
+        del self.groups[group]
 
 
 def _fill_empty(splits: Sequence[_Split], contents: Sequence[Content]) -> None:
@@ -149,8 +147,8 @@ def _fill_empty(splits: Sequence[_Split], contents: Sequence[Content]) -> None:
             donor.groups,
             key=lambda group: (contents[group][0], -min(donor.counts[label] for label in contents[group][1])),
         )
-        donor.take(group, contents[group], sign=-1)
-        split.take(group, contents[group])
+        donor.remove(group, contents[group])
+        split.add(group, contents[group])
 
 
 def group_numbers(manifest: Manifest) -> np.ndarray:
@@ -178,36 +176,30 @@ def _groups_of(manifest: Manifest) -> tuple[np.ndarray, list[Content]]:
 
 
 def group_in(pattern: str, name: str) -> str | None:
-    """The group of a name: what the parentheses of a regular expression hold where it is found in it, or all that it
-    matches; None where it is not found.
-
-    `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01.
+    """The group of a name by a regular expression: what its parentheses hold, else all that it matches; None without a
+    match. `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01.
     """
     match = re.search(pattern, name)
     return ("/".join(match.groups("")) or match[0]) if match else None
 
 
 def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
-    """The group of each name, as in `group_in`; None without a pattern.
+    """The group of each name (`group_in`); None without a pattern.
 
-    Raises `UserError` for a pattern that is no regular expression, even of no names, and for one that is not found in
-    some of them, which would be split from their group.
+    Raises `UserError` for a pattern that is no regular expression, even of no names, or that some names do not match.
     """
     if pattern is None:
         return None
+    setting = f"dataset.source.group_pattern={pattern!r}"
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(
-            f"dataset.source.group_pattern={pattern!r} is no regular expression: {error}"
-        ) from error
+        raise UserError(f"{setting} is no regular expression: {error}") from error
     groups = [(name, group_in(pattern, name)) for name in names]
     missed = [name for name, group in groups if group is None]
     if missed:
-        raise UserError(
-            f"dataset.source.group_pattern={pattern!r} is not found in {len(missed)} of {len(names)} names, "
-            f"such as {', '.join(missed[:NAMED])}"
-        )
+        some = ", ".join(missed[:NAMED])
+        raise UserError(f"{setting} is not found in {len(missed)} of {len(names)} names, such as {some}")
     return [group for _, group in groups if group is not None]
 
 
@@ -215,10 +207,10 @@ def groups_by(pattern: str | None, names: Sequence[str]) -> list[str] | None:
 
 
 def check_splits(manifests: Mapping[str, Manifest]) -> None:
-    """Raises `UserError` unless the splits have the same classes and no video in common, nor one twice as two classes.
+    """Raises `UserError` unless splits have the same classes, no video in common, and none twice with other labels.
 
-    A file that splits share is a fault where the parts that they take of it overlap. Warns of files that are listed
-    twice, and of groups (and files, in parts) that splits share.
+    A file may be in two splits where the parts do not overlap. That is warned of, as are files that are listed twice
+    and groups that splits share.
     """
     check_same_classes(manifests)
     hashes = {split: path_hashes(manifest) for split, manifest in manifests.items()}
@@ -230,11 +222,8 @@ def check_splits(manifests: Mapping[str, Manifest]) -> None:
 
 
 def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[str], None]) -> None:
-    """Looks for a few files of every split, spread over it: where most are missing, something is wrong with all.
-
-    Raises `UserError` with the count, a path and `hint` where more than half of a split's are missing, and where a
-    store does not let them be read; warns of fewer.
-    """
+    """Looks for a few files of every split. Raises `UserError` with `hint` where more than half of them are missing,
+    and where a store does not let them be read; warns of fewer."""
     messages, most_missing = [], False
     for split, manifest in manifests.items():
         count = min(len(manifest), SAMPLED)
@@ -243,16 +232,17 @@ def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[
         missing = [path for path in tried if not exists(path)]
         if not missing:
             continue
-        message = (
-            f"{len(missing)} of {count} {split} videos that were looked for are missing, such as {missing[0]}"
-        )
+        why = ""
         if any(not is_utf8(path) for path in missing):
-            message += f" (what lists them {NO_UTF8})"
+            why = f" (what lists them {NO_UTF8})"
         elif any(_in_other_form(path) for path in missing):
-            message += (
+            why = (
                 " (they are there in another of Unicode's forms, NFC or NFD: list names as the disk has them)"
             )
-        messages.append(message)
+        what = (
+            f"{len(missing)} of {count} {split} videos that were looked for are missing, such as {missing[0]}"
+        )
+        messages.append(what + why)
         most_missing |= 2 * len(missing) > count
     if most_missing:
         raise UserError("; ".join(messages) + f": {hint}")
@@ -266,7 +256,7 @@ def _in_other_form(path: str) -> bool:
 
 
 def path_hashes(manifest: Manifest) -> np.ndarray:
-    """A number for every path, int64 [n], which means something within this process only."""
+    """A number for every path, int64 [n], that holds within this process only."""
     return np.fromiter(map(hash, manifest.paths), dtype=np.int64, count=len(manifest))
 
 
@@ -322,7 +312,7 @@ def _check_shared(
 
 
 class Cut(Protocol):
-    """What has a start and an end in seconds, open where None."""
+    """A part of a file, by start and end in seconds, open where None."""
 
     @property
     def start(self) -> float | None: ...
@@ -331,8 +321,8 @@ class Cut(Protocol):
 
 
 def overlap(one: Cut, other: Cut) -> bool:
-    """Whether two records of one file have a moment in common."""
-    ends = (np.inf if record.end is None else record.end for record in (one, other))
+    """Whether two parts of one file have a moment in common."""
+    ends = (np.inf if part.end is None else part.end for part in (one, other))
     return max(one.start or 0.0, other.start or 0.0) < min(ends)
 
 
@@ -355,18 +345,16 @@ def _warn_of_shared_groups(first: str, second: str, manifests: Mapping[str, Mani
 
 def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str, int, str, int, int, str]]:
     """For each split its name, videos, share of all, groups, classes, and the fewest and most videos of a class."""
-    counts = {name: _class_counts(part) for name, part in splits.items()}
-    return [
-        (
-            name,
-            len(part),
+    rows = []
+    for name, part in splits.items():
+        share, counts, groups = (
             f"{len(part) / len(pool):.1%}",
+            _class_counts(part),
             int(group_numbers(part).max()) + 1,
-            int(np.count_nonzero(counts[name])),
-            f"{counts[name].min()} to {counts[name].max()}",
         )
-        for name, part in splits.items()
-    ]
+        spread = f"{counts.min()} to {counts.max()}"
+        rows.append((name, len(part), share, groups, int(np.count_nonzero(counts)), spread))
+    return rows
 
 
 def absent_classes(manifest: Manifest) -> list[str]:

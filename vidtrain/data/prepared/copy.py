@@ -10,7 +10,6 @@ Sources are known by their path below the common folder, so a dataset that was m
 """
 
 import json
-import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,12 +31,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.atomic import TEMPORARY, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown_some
 
-log = logging.getLogger(__name__)
-
-FORMAT = 2  # of the copies
-# In copies of this one, what was turned, mirrored or has pixels that are not square may be wrong, and times in some
-# containers. They are used anyway, and looked at again when their folder is prepared again
-OLDER_FORMAT = 1
+FORMAT = 2  # of the copies; those of another are made anew
 MB = 1_000_000
 NAMED = 5  # files that a message names
 AT_A_TIME = 10_000  # sources asked for at once
@@ -50,13 +44,11 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of a source that had `source_bytes` and was `modified` (ns) when it was read; `older`: by
-    `OLDER_FORMAT`."""
+    """What became of a source that had `source_bytes` and was `modified` (ns) when it was read."""
 
     source_bytes: int
     modified: int
     outcome: Made
-    older: bool
 
 
 class PreparedCopy:
@@ -72,7 +64,6 @@ class PreparedCopy:
         if settings.size_changes == "scale":  # with which copies were made before there was the choice
             del self._stated["size_changes"]
         self._key = json.dumps([FORMAT, self._stated])
-        self._older_key = json.dumps([OLDER_FORMAT, self._stated])
 
     @classmethod
     def open(cls, folder: Path) -> "PreparedCopy":
@@ -92,13 +83,10 @@ class PreparedCopy:
     def begin(
         cls, folder: Path, sources: Sequence[str], settings: EncodeSettings, command: str
     ) -> "PreparedCopy":
-        """A new copy of `sources` in `folder`, or the one there to go on with.
-
-        Raises `UserError` where that one is of files of another folder.
-        """
+        """A new copy of `sources` in `folder`, or the one that is there. Raises `UserError` where that is of files of
+        another folder."""
         facts = _facts(folder)
-        root = _root(None if facts is None else facts["root"], sources, folder)
-        copy = cls(folder, root, settings, command)
+        copy = cls(folder, _root(facts and facts["root"], sources, folder), settings, command)
         folder.mkdir(parents=True, exist_ok=True)
         copy._write_facts({"complete": False})
         return copy
@@ -108,28 +96,18 @@ class PreparedCopy:
         return self._files / f"{self._name(source)}.mp4"
 
     def record(self, source: str, before: tuple[int, int], outcome: Made) -> None:
-        """Notes what became of `source`, whose `signature` was `before` when it was begun."""
+        """Stores what became of `source`, whose `signature` was `before` when it was begun."""
         if outcome.cause:
             self.target(source).unlink(missing_ok=True)  # of what it was when it could still be read
+        made = (self._key, outcome.bytes, outcome.shift, outcome.cause)
+        row = (os.fsencode(self._name(source)), *before, *made)
         with self._ledger() as ledger, ledger:
-            ledger.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    os.fsencode(self._name(source)),
-                    *before,
-                    self._key,
-                    outcome.bytes,
-                    outcome.shift,
-                    outcome.cause,
-                ),
-            )
+            ledger.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
-    def pending(self, sources: Iterable[str]) -> dict[str, Made | None]:
-        """Those of `sources` that must be prepared: not done yet, changed since, with other settings, or whose copy
-        is gone; and those whose copy stands, but is of an older format and may be wrong, with what was made of them.
-        What could not be read is tried again. A source that is gone itself keeps its copy.
-        """
-        waiting: dict[str, Made | None] = {}
+    def pending(self, sources: Iterable[str]) -> list[str]:
+        """Those of `sources` that must be prepared: not done yet, changed since, with other settings, not readable, or
+        without their copy. A source that is gone itself keeps its copy."""
+        waiting = []
         for source, entry in self._entries(sources):
             now, copy = signature(source), signature(str(self.target(source)))
             if (
@@ -139,15 +117,13 @@ class PreparedCopy:
                 or copy is None
                 or copy[0] != entry.outcome.bytes
             ):
-                waiting[source] = None
-            elif entry.older and now is not None:
-                waiting[source] = entry.outcome
+                waiting.append(source)
         return waiting
 
     def finish(self, sources: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
         """Writes prepared.json and unreadable.csv over `sources`, all recorded.
 
-        Returns the counts `videos`, `unreadable` and, over what was prepared, `source_bytes` and `bytes`; and what is
+        Returns counts (`videos`, `unreadable`, and of what was prepared `source_bytes` and `bytes`), and what is
         unreadable, as (path, cause).
         """
         entries = [(source, entry) for source, entry in self._entries(sources) if entry is not None]
@@ -159,8 +135,7 @@ class PreparedCopy:
             "source_bytes": sum(entry.source_bytes for entry in prepared),
             "bytes": sum(entry.outcome.bytes for entry in prepared),
         }
-        text = csv_text([("path", "cause"), *unreadable])
-        write_text_atomic(self.folder / "unreadable.csv", text)
+        write_text_atomic(self.folder / "unreadable.csv", csv_text([("path", "cause"), *unreadable]))
         self._write_facts({"complete": True, **counts})
         return counts, unreadable
 
@@ -170,33 +145,26 @@ class PreparedCopy:
             path.unlink(missing_ok=True)
 
     def redirect(self, manifest: Manifest) -> Manifest:
-        """`manifest` with the paths of the copies in place of the sources'; all else stays as it is.
+        """`manifest` with the paths of the copies in place of the sources'.
 
-        A source that could not be read keeps its own path, so that reading it fails and is reported as ever. Raises
-        `UserError` where the copy lacks files. Whether sources have changed since, only preparing again finds out.
+        A source that could not be read keeps its own path, so that reading it fails and is reported. Raises `UserError`
+        where the copy lacks files. Only preparing again finds out whether sources have changed since.
         """
         paths: list[str] = []
         missing: list[str] = []
-        shifts, older = np.zeros(len(manifest)), 0
+        shifts = np.zeros(len(manifest))
         for index, (source, entry) in enumerate(self._entries(manifest.paths)):
             if entry is None:
                 missing.append(source)
                 continue
             paths.append(source if entry.outcome.cause else str(self.target(source)))
             shifts[index] = entry.outcome.shift
-            older += entry.older and not entry.outcome.cause
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(manifest)} files are not in the prepared copy {self.folder} "
                 f"of the files in {self.root}: {shown_some(missing, NAMED)}\n"
                 f"complete it with: {self.command}"
             )
-        if older:
-            log.warning(
-                "%d of %d files of the prepared copy %s are of an earlier version, which got some orientations, colors "
-                "and times wrong; this looks at them again, and makes anew what it must: %s",
-                older, len(manifest), self.folder, self.command,
-            )  # fmt: skip
         return manifest.with_paths(paths, shifts)
 
     def _name(self, source: str) -> str:
@@ -220,21 +188,19 @@ class PreparedCopy:
             ) from error
 
     def _entries(self, sources: Iterable[str]) -> Iterator[tuple[str, Entry | None]]:
-        """`sources` with what is known of each, prepared with these settings."""
+        """`sources` with what became of each under these settings."""
         waiting = iter(sources)
         with self._ledger() as ledger:
             while chunk := list(islice(waiting, AT_A_TIME)):
                 names = [os.fsencode(self._name(source)) for source in chunk]
-                rows = ledger.execute(
-                    "SELECT source, source_bytes, modified, bytes, shift, cause, settings FROM files"
-                    f" WHERE settings IN (?, ?) AND source IN ({', '.join('?' * len(names))})",
-                    (self._key, self._older_key, *names),
+                query = (
+                    "SELECT source, source_bytes, modified, bytes, shift, cause FROM files WHERE settings = ?"
                 )
-                entries = {
-                    row[0]: Entry(row[1], row[2], Made(*row[3:6]), row[6] == self._older_key) for row in rows
-                }
+                query += f" AND source IN ({', '.join('?' * len(names))})"
+                rows = ledger.execute(query, (self._key, *names))
+                entries = {row[0]: Entry(row[1], row[2], Made(*row[3:])) for row in rows}
                 for source, name in zip(chunk, names, strict=True):
-                    yield source, entries[name] if name in entries else None
+                    yield source, entries.get(name)
 
     def _write_facts(self, more: dict[str, Any]) -> None:
         libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
@@ -272,19 +238,12 @@ def encode_all(
     """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images; `guarded`
     calls a function on each by so many workers. Raises `UserError` for a refusal that holds for all of them."""
     waiting = copy.pending(files)
-    done, older = len(files) - len(waiting), sum(earlier is not None for earlier in waiting.values())
+    done = len(files) - len(waiting)
     if done:
         console.info(f"{done} of {len(files)} files are there already")
-    if older:
-        console.info(
-            f"{older} copies are of an earlier version: each is looked at, and made anew where it must be"
-        )
     # taken before they are read: one that changes meanwhile is made anew the next time
     before = {source: signature(source) or (0, 0) for source in waiting}
-    jobs = [
-        Job(source, copy.target(source), copy.settings, files[source], max_pixels, earlier)
-        for source, earlier in waiting.items()
-    ]
+    jobs = [Job(source, copy.target(source), copy.settings, files[source], max_pixels) for source in waiting]
     read = written = unreadable = 0
     with console.phase("preparing", len(files), start_step=done):
         for result in guarded(prepare_file, jobs, num_workers=min(workers, len(jobs) or 1)):
@@ -300,7 +259,7 @@ def encode_all(
 
 
 def prepared_folder(data_root: str, dataset: str, name: str) -> Path:
-    """Where the copy of a dataset lies that is called `name`."""
+    """Where the copy `name` of a dataset lies."""
     return Path(data_root) / "prepared" / dataset / name
 
 
@@ -338,8 +297,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _root(known: str | None, sources: Sequence[str], folder: Path) -> str:
     """The folder that the sources' paths are kept below: `known` as long as they lie there."""
     paths = [absolute(source) for source in sources]
-    # the first and the last in order have in common what all have
-    common = common_folder((min(paths), max(paths)))
+    common = common_folder((min(paths), max(paths)))  # what the first and the last share, all do
     inside = sum(path.startswith(os.path.join(known, "")) for path in paths) if known else 0
     if 0 < inside < len(paths):
         raise UserError(

@@ -72,10 +72,8 @@ class EncodeSettings:
             )
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the copy: the short side is `short_side`, or as it is where that is less; both even.
-
-        A side is rounded to the nearest even number, down where nothing is shrunk.
-        """
+        """(width, height) of the copy: the short side is `short_side`, or as it is where that is less. Sides are
+        rounded to the nearest even number, down where nothing is shrunk."""
         short = min(width, height)
         if short <= self.short_side:
             return max(2, width // 2 * 2), max(2, height // 2 * 2)
@@ -86,24 +84,21 @@ class EncodeSettings:
 @dataclass(frozen=True)
 class Job:
     """A video to prepare: the file or, with a `frame_rate`, the folder of images `source` becomes `target`. Pictures of
-    more than `max_pixels` cannot be read. `older` is what an earlier version made of it; that copy stays if this one
-    would make the same.
-    """
+    more than `max_pixels` cannot be read."""
 
     source: str
     target: Path
     settings: EncodeSettings
     frame_rate: float | None
     max_pixels: int = MAX_PIXELS
-    older: "Made | None" = None
 
 
 @dataclass(frozen=True)
 class Made:
     """What became of a job. `cause` says why the source cannot be read; then there is no copy.
 
-    `bytes` is the copy's size. Times of the copy are those of the source plus `shift` seconds, 0 unless the
-    source begins before time 0. `refusal` is what must end the program.
+    `bytes` is the copy's size. Its times are those of the source plus `shift` seconds, 0 unless the source begins
+    before time 0. `refusal` is what must end the program.
     """
 
     bytes: int = 0
@@ -122,16 +117,13 @@ def prepare_file(job: Job) -> Made:
             video = read_metadata(job.source, job.max_pixels)
         timing = Timing.of(video)
         size = job.settings.size(video.width, video.height)
-        if job.older is not None and holds(video, job.target, timing, size):
-            return job.older
         # by process, so that two that work on one file do no harm
         with replacing_path(job.target) as temporary:
             encode(video, temporary, timing, size, job.settings)
             verify(video, temporary, timing, size)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            outcome = Made(os.path.getsize(temporary), timing.shift)
-        return outcome
+            return Made(os.path.getsize(temporary), timing.shift)
     except DecodeError as error:
         return Made(cause=error.cause if error.path == job.source else str(error))
     except OSError as error:  # of the copy's side: what reading raises is a DecodeError
@@ -181,9 +173,8 @@ def encode(
 ) -> None:
     """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
 
-    Colors keep the matrix and the range that the reader takes the source to have, and are labeled with them. Pixels
-    that are not square are labeled with their shape. Raises `DecodeError` where not every frame that the source was
-    found to hold decodes, sound and at its time.
+    The copy is labeled with the matrix, range and pixel shape that the reader takes the source to have. Raises
+    `DecodeError` where a frame that the source was found to hold does not decode, sound and at its time.
     """
     converter: Converter | None = None
     durations, scale = timing.durations, str(timing.scale)
@@ -306,7 +297,7 @@ class Converter:
 
 
 def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
-    """That of a copy's pixels: as the source's where those are not square, and as its sides were rounded.
+    """The aspect of a copy's pixels, as that of the source's and as its sides were rounded.
 
     Square ones stay square: half a pixel more or less is not worth another shape.
     """
@@ -314,18 +305,6 @@ def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:
         return Fraction(1)
     stretch = Fraction(video.width * size[1], video.height * size[0])
     return (video.aspect * stretch).limit_denominator(MOST_ASPECT)
-
-
-def holds(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> bool:
-    """Whether the file `copy`, by an earlier version, is what would be made of `video` now: one that is upright, with
-    square pixels, the same frames and the same times. Raises `DecodeError` where the source cannot be read."""
-    if {video.way_of(frame) for frame in _frames(video)} != {Orientation()} or video.aspect != 1:
-        return False
-    try:
-        verify(video, copy, timing, size)
-    except DecodeError:  # of the copy: the source has just been read
-        return False
-    return True
 
 
 def verify(video: VideoInfo, copy: Path, timing: Timing, size: tuple[int, int]) -> None:
