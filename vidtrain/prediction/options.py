@@ -99,7 +99,7 @@ def _places(cfg: DictConfig) -> list[Any]:
 
 @lru_cache(maxsize=1)  # checked twice, then used
 def _find(places: tuple[str, ...], frame_rate: float | None) -> tuple[list[str], list[str]]:
-    from vidtrain.data.sources.folders import find_videos as find
+    from vidtrain.data.sources.unlabeled import find_videos as find
 
     return find(places, frame_rate)
 

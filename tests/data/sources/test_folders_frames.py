@@ -76,8 +76,8 @@ def test_missing_folders(folders, caplog):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "need one of dataset.source.annotations and"),
-        ({"annotations": ANNOTATIONS, "truth": "x"}, "need one of dataset.source.annotations and"),
+        ({}, "one of dataset.source.annotations and"),
+        ({"annotations": ANNOTATIONS, "truth": "x"}, "one of dataset.source.annotations and"),
         ({"annotations": ANNOTATIONS, "frame_rate": 0}, "frame_rate=0: must be images a second"),
         ({"annotations": ANNOTATIONS, "classes": ["a"]}, "names the classes; take dataset.source.classes back"),
         ({"annotations": ANNOTATIONS, "group_pattern": "a"}, "take dataset.source.group_pattern back"),

@@ -1,6 +1,5 @@
-"""Sources: class folders, the plainest, and folders of images; and finding on disk what annotations or people name."""
+"""Sources: class folders, the plainest, and folders of images; and finding on disk what annotations name."""
 
-import glob
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -8,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, check_frame_rate, image_names
+from vidtrain.data.decoding.metadata import check_frame_rate
 from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest, Record, columns_of
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
-from vidtrain.data.sources.tables import Faults, numbered_lines, read_json, read_table
-from vidtrain.data.stores.objects import objects_at
-from vidtrain.data.stores.places import check_no_secret, is_url, joined, member_of
+from vidtrain.data.sources.tables import Faults, read_json, read_table
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown, shown_some
 
@@ -30,20 +27,17 @@ SUFFIXES = (
 NAMED = 10  # missing videos
 MOST_CLASSES = 2**31
 TRUTH_COLUMNS = ("youtube_id", "folder_name", "label")
-LISTINGS = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
 class ClassFolders:
     """Videos in class folders: `root/split/class/**/*.suffix`, or, with `split`, `root/class/**/*.suffix`.
 
-    The sorted folder names of a split, in one spelling (`one_spelling`), are its classes, and every split must have the
-    same ones. Only "test" may be absent. Suffixes are matched in any letter case; hidden files and folders are passed
-    over.
+    The sorted folder names of a split (`one_spelling`) are its classes, the same in every split. Only "test" may be
+    absent. Suffixes are matched in any letter case; hidden files and folders are passed over.
 
-    `split` holds the shares of train, val and test that are dealt out, stratified, drawn from `seed`. Each
-    video is a group of its own, or, with `group_pattern`, belongs with those of the same group (`group_in`, on
-    the path below `root`); groups stay whole.
+    `split` holds the shares of train, val and test, which are dealt out stratified, drawn from `seed`. Groups stay
+    whole: each video is one, or those of one `group_pattern` (`group_in`, on the path below `root`).
 
     Raises `UserError` for shares and patterns that are none, and `manifests` where the layout is not as stated.
     """
@@ -76,8 +70,8 @@ class ClassFolders:
         named_like_splits = [name for name in self.splits if (root / name).is_dir()]
         if named_like_splits:
             raise UserError(
-                f"{root} holds the folders {', '.join(named_like_splits)}, so it seems to be split already; "
-                "take dataset.source.split back, or, where these are classes, say +dataset.source.splits=[]"
+                f"{root} holds the folders {', '.join(named_like_splits)}: where it is split already, take "
+                "dataset.source.split back; where these are classes, say +dataset.source.splits=[]"
             )
         return self._read(root, None)
 
@@ -97,9 +91,7 @@ class ClassFolders:
             )
         builder = ColumnsBuilder()
         for label, paths in enumerate(by_class.values()):
-            names = (
-                [os.path.relpath(path, self.root) for path in paths] if self.group_pattern is not None else []
-            )
+            names = [os.path.relpath(path, self.root) for path in paths] if self.group_pattern else []
             builder.extend(paths, [label] * len(paths), groups_by(self.group_pattern, names))
         return Manifest(builder.build(), tuple(by_class))
 
@@ -111,12 +103,12 @@ class ClassFolders:
         classes = sorted(path for path in entries if path.is_dir())
         if not classes:
             raise UserError(f"no class folders in {folder}; {self._layout()}")
-        passed: list[str] = [str(path) for path in entries if path.is_file()]
+        passed = [str(path) for path in entries if path.is_file()]
         videos: dict[str, list[str]] = {}
         for path in classes:
             name = one_spelling(path.name)
             if not name:
-                raise UserError(f"{path} names no class, as nothing is seen of its name; rename the folder")
+                raise UserError(f"{path} names no class, as its name is invisible; rename the folder")
             if name in videos:
                 logger.warning("the class %s of %s lies in two folders that are spelled alike", name, folder)
             videos.setdefault(name, []).extend(sorted(walk(path, self.suffixes, passed)))
@@ -135,25 +127,24 @@ class ClassFolders:
 
 
 def leads_back(path: str) -> bool:
-    """Whether a folder is a link to one that holds it: there, everything would be met again."""
+    """Whether a folder is a link to one that holds it, where everything would be met again."""
     if not os.path.islink(path):
         return False
     return f"{os.path.realpath(os.path.dirname(path))}/".startswith(f"{os.path.realpath(path).rstrip('/')}/")
 
 
-def _levels(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+def folder_levels(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Every folder from `folder` down, but for hidden ones, with the names of the files in it."""
     for parent, folders, files in os.walk(folder, followlinks=True):  # datasets are often linked together
-        folders[:] = [
-            name for name in folders if not (name.startswith(".") or leads_back(os.path.join(parent, name)))
-        ]
+        visible = (name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if not leads_back(os.path.join(parent, name))]
         yield parent, files
 
 
 def walk(folder: str | Path, suffixes: Sequence[str], passed: list[str] | None = None) -> Iterator[str]:
-    """The videos below `folder`; hidden files and folders are passed over. Other files are added to `passed`."""
+    """The videos below `folder`, without hidden files and folders. Other files are added to `passed`."""
     endings = tuple(suffix.lower() for suffix in suffixes)
-    for parent, files in _levels(folder):
+    for parent, files in folder_levels(folder):
         for name in files:
             if name.startswith("."):
                 continue
@@ -169,7 +160,6 @@ class VideoFiles:
     def __init__(self, root: str):
         if not Path(root).is_dir():
             raise UserError(f"no folder {root} of videos")
-        self.root = root
         # as on disk; and in one spelling, as annotations and disk may differ in that
         self._paths: dict[str, list[str]] = {}
         self._alike: dict[str, list[str]] = {}
@@ -194,105 +184,14 @@ def _path_in_one_spelling(path: str) -> str:
 
 
 def check_missing(missing: Sequence[str], total: int, root: str, max_share: float, allow: str) -> None:
-    """Raises `UserError` if more than `max_share` of the `total` annotated videos are `missing`; warns of fewer.
-
-    `allow` says what lets them be missing.
-    """
+    """Raises `UserError` if more than `max_share` of the `total` annotated videos are `missing`, and says which setting
+    allows it, `allow`; warns of fewer."""
     if not missing:
         return
     message = f"{len(missing)} of {total} annotated videos are not in {root}: {shown_some(missing, NAMED)}"
     if len(missing) > max_share * total:
         raise UserError(f"{message}; to go on without them, say {allow}")
     logger.warning("%s", message)
-
-
-# --- what people name: files, folders, patterns and listings ----------------------------------------------
-
-
-def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple[list[str], list[str]]:
-    """The videos that `places` name, each once, in the order of the places and sorted within each; and what is wrong
-    with places, in words.
-
-    A place is a file, a folder (all videos below it), a pattern (`**` for any folders), or a listing: a .txt file
-    with a path a line, or a .csv file with a column `path`. Each may be a URL, as may the paths of a listing. Paths in
-    a listing are relative to its folder. A file that is named or listed itself is taken whatever its suffix. With a
-    `frame_rate`, a video is a folder that holds images, and folders and patterns stand for those in them.
-    """
-    videos: dict[str, None] = {}
-    faults = []
-    for place in places:
-        try:
-            videos |= dict.fromkeys(_videos_of(place, frame_rate is not None))
-        except UserError as error:
-            faults.append(str(error))
-    return list(videos), faults
-
-
-def _videos_of(place: str, folders: bool) -> list[str]:
-    if is_url(place):
-        return _videos_at(place, folders)
-    if os.path.isdir(place):
-        videos = _below(place, folders)
-        if not videos:
-            what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
-            raise UserError(
-                f"{shown(place)}: there are no {what} in this folder; looked for {' '.join(suffixes)}"
-            )
-        return videos
-    if os.path.splitext(place)[1].lower() in LISTINGS and os.path.isfile(place):
-        return _listed(place)
-    if os.path.exists(place):
-        if folders:
-            raise UserError(f"{shown(place)} is a file; with frame_rate, videos are folders of images")
-        return [place]
-    if not glob.has_magic(place):
-        raise UserError(f"{shown(place)}: there is no such file or folder")
-    matches = sorted(glob.glob(place, recursive=True))
-    if not matches:
-        raise UserError(f"{shown(place)}: nothing matches this pattern")
-    videos = [] if folders else [match for match in matches if match.lower().endswith(SUFFIXES)]
-    # ** names folders beside the files in them, which then are those files again
-    if folders or "**" not in place:
-        videos += [video for match in matches if os.path.isdir(match) for video in _below(match, folders)]
-    if not videos:
-        raise UserError(f"{shown(place)}: none of the {len(matches)} matches is a video")
-    return videos
-
-
-def _videos_at(url: str, folders: bool) -> list[str]:
-    check_no_secret(url)
-    if folders:
-        raise UserError(f"{shown(url)}: folders of images are read from disk only; make videos of them first")
-    if url.lower().endswith(LISTINGS):
-        return _listed(url)
-    if member_of(url) or url.lower().endswith(SUFFIXES):
-        return [url]
-    try:
-        videos = [name for name in objects_at(url) if name.lower().endswith(SUFFIXES)]
-    except OSError as error:
-        raise UserError(f"{shown(url)}: {error.strerror}") from error
-    if not videos:
-        raise UserError(f"{shown(url)}: the store lists no videos there; give it a listing of their URLs")
-    return sorted(videos)
-
-
-def _below(folder: str, folders: bool) -> list[str]:
-    if folders:
-        return sorted(parent for parent, _ in _levels(folder) if image_names(parent))
-    return sorted(walk(folder, SUFFIXES))
-
-
-def _listed(path: str) -> list[str]:
-    if path.lower().endswith(".txt"):
-        names = [line.strip() for _, line in numbered_lines(path)]
-    else:
-        names = [fields["path"] for _, fields in read_table(path, ",", ("path",)) if fields["path"]]
-    if not names:
-        raise UserError(f"{path} lists no videos")
-    videos = [joined(os.path.dirname(path), name) for name in names]
-    for video in videos:
-        check_no_secret(video, path)
-    return videos
 
 
 # --- videos that are folders of images --------------------------------------------------------------------
@@ -302,12 +201,11 @@ def _listed(path: str) -> list[str]:
 class FrameFolders:
     """Videos that are folders of images below `root`, `frame_rate` images a second.
 
-    They are named by one of two files. `annotations` is a JSON file as `python -m vidtrain.split` writes it:
-    {"categories": {name: number}, "train": [{"video": folder, "target": number, "segment": [first, last]}], "val":
-    ..., "test": ...}; a segment counts images from 0, both ends included; without one, all are taken.
-    `ground_truth` is a CSV file with the columns youtube_id, folder_name and label, whose videos are split here:
-    `split` are the shares of train, val and test, dealt out stratified, drawn from `seed`. Folders of one youtube_id
-    stay together, or, with `group_pattern`, those of one group (`group_in`, on the folder's name).
+    One of two files names them. `annotations` is a JSON file as `python -m vidtrain.split` writes it: {"categories":
+    {name: number}, "train": [{"video": folder, "target": number, "segment": [first, last]}], "val": ..., "test": ...};
+    a segment counts images from 0, both ends included; without one, all are taken. `ground_truth` is a CSV file with
+    the columns youtube_id, folder_name and label, whose videos are split here by the shares `split`, stratified, drawn
+    from `seed`. Folders of one youtube_id stay together, or those of one `group_pattern` (`group_in`, on their names).
 
     Raises `UserError` for files that do not hold this, and for folders that are not on disk, unless `allow_missing`.
     """
@@ -326,15 +224,11 @@ class FrameFolders:
         check_frame_rate(self.frame_rate)
         if (self.annotations is None) == (self.ground_truth is None):
             raise UserError(
-                "frame folders need one of dataset.source.annotations and dataset.source.ground_truth, and null for "
-                "the other"
+                "frame folders need one of dataset.source.annotations and ground_truth, the other null"
             )
-        for key, why in (
-            ("classes", "names the classes"),
-            ("group_pattern", "is split already, and says the groups"),
-        ):
+        for key, what in (("classes", "names the classes"), ("group_pattern", "says the groups")):
             if self.annotations is not None and getattr(self, key) is not None:
-                raise UserError(f"dataset.source.annotations {why}; take dataset.source.{key} back")
+                raise UserError(f"dataset.source.annotations {what}; take dataset.source.{key} back")
         shares_of(self.split)
         groups_by(self.group_pattern, [])
 
@@ -391,9 +285,7 @@ class FrameFolders:
         labels = entry["target"] if isinstance(entry["target"], list) else [entry["target"]]
         labels = [int(label) if type(label) is float and label.is_integer() else label for label in labels]
         if not labels or not all(type(label) is int and 0 <= label < MOST_CLASSES for label in labels):
-            raise ValueError(
-                f"target {entry['target']} of {entry['video']}, which must be a class's number, or several"
-            )
+            raise ValueError(f"target {entry['target']} of {entry['video']}, which must be class numbers")
         start = end = None
         if "segment" in entry:
             first, last = entry["segment"]
@@ -407,11 +299,11 @@ class FrameFolders:
         return Record(folder, labels[0], group, tuple(labels), start, end)
 
     def _folder(self, name: str) -> str:
-        """Written one way only: two would pass for two videos. Nothing stays nothing, which is no folder."""
+        """The path, in one form only: two would pass for two videos. Nothing stays nothing, which is no folder."""
         return os.path.normpath(os.path.join(self.root, name)) if name else ""
 
     def _missing(self, folders: Sequence[str]) -> set[str]:
-        """Those of `folders` that are none. Raises `UserError` unless there may be such."""
+        """Those of `folders` that are not there. Raises `UserError` unless they may be missing."""
         missing = [folder for folder in folders if not os.path.isdir(folder)]
         names = [os.path.relpath(folder or self.root, self.root) for folder in missing]
         allow = "dataset.source.allow_missing=true"

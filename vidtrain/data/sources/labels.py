@@ -22,24 +22,20 @@ Complain = Callable[[int, str], None]  # (which of the texts, what is wrong with
 
 
 def class_list(classes: str | Sequence[str]) -> tuple[str, ...]:
-    """Class names in order: as given, or from a file that `classes` names.
-
-    A .json file holds a list of names, or numbers by name, perhaps as the "categories" of annotations; any other
-    one name a line.
-    """
+    """Class names in order: as given, or from the file `classes`: a .json file of a list of names or of numbers by name
+    (perhaps as "categories"), else of one name a line."""
     if not isinstance(classes, str):
         return spelled_list([str(name) for name in classes], "the list of classes")
-    path = classes
-    if not path.endswith(".json"):
-        with open_text(path) as file:
-            return spelled_list([line for line in file.read().splitlines() if line.strip()], path)
-    content = read_json(path)
+    if not classes.endswith(".json"):
+        with open_text(classes) as file:
+            return spelled_list([line for line in file.read().splitlines() if line.strip()], classes)
+    content = read_json(classes)
     if isinstance(content, dict):
-        nested = "categories" in content and isinstance(content["categories"], dict)
-        return in_order(content["categories"] if nested else content, path)
+        nested = content.get("categories")
+        return in_order(nested if isinstance(nested, dict) else content, classes)
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path} must hold a list of class names, or an object of numbers by name")
-    return spelled_list(content, path)
+        raise UserError(f"{classes} must hold a list of class names, or an object of numbers by name")
+    return spelled_list(content, classes)
 
 
 def in_order(numbers: dict[str, object], path: Path | str) -> tuple[str, ...]:
@@ -50,22 +46,19 @@ def in_order(numbers: dict[str, object], path: Path | str) -> tuple[str, ...]:
             raise UserError(f"{path}: the numbers of classes must be integers: {name!r} has {number!r}")
         by_number[int(float(str(number)))] = name
     if sorted(by_number) != list(range(len(numbers))):
-        raise UserError(
-            f"{path}: its {len(numbers)} classes must be numbered 0 to {len(numbers) - 1}, each once"
-        )
+        raise UserError(f"{path}: its classes must be numbered 0 to {len(numbers) - 1}, each once")
     return spelled_list([by_number[number] for number in range(len(numbers))], path)
 
 
 class LabelReader:
     """Turns the label texts of a dataset's listings into numbers.
 
-    `kind` says what labels are: "names", or "integers" that are the class numbers themselves; None takes what the
-    first label is, unless that is in `classes`, and holds all others to it. The classes are `classes` (see
-    `class_list`), in that order; else the names that train has, sorted, or the integers from 0 to the largest one of
-    train. `separator` stands between several labels of a record; `splits` says whether the source takes one. Without
-    it, a label that looks like several, such as "1;2", is a fault: it would become a class of its own.
+    `kind` says what labels are: "names", or "integers" that are the class numbers; None takes what the first label is
+    (a name if it is in `classes`). The classes are `classes` (`class_list`), else the sorted names of train, or the
+    integers from 0 to the largest of train. `separator` stands between several labels of a record; `splits` says
+    whether the source takes one. Without it, a label that looks like several, such as "1;2", is a fault.
 
-    Train is read and settled first, then the other splits are; their labels must be known.
+    Train is read and settled first; the labels of the other splits must then be known.
     """
 
     def __init__(
@@ -92,8 +85,8 @@ class LabelReader:
         return self._separator is not None
 
     def read(self, texts: Sequence[str], complain: Complain) -> tuple[list[int], list[int] | None]:
-        """The numbers of as many labels, and, where there may be several, how many each text has. Numbers of texts that
-        are complained about mean nothing."""
+        """The numbers of all labels and, where there may be several, how many each text has. Those of texts that are
+        complained about mean nothing."""
         texts = spelled(texts)
         if self._separator is None:
             return self._read_single(texts, complain), None
@@ -111,7 +104,7 @@ class LabelReader:
         if not texts:
             return []
         if self._kind is None:
-            # a table with gaps has floats for integers: those are found by what is no gap
+            # a table with gaps has floats for integers
             stated = [text for text in texts if text.lower() not in GAPS]
             whole = _is_plain(texts[0]) or (bool(stated) and all(map(is_integer, stated)))
             self._kind = "integers" if whole and texts[0] not in self._codes else "names"
@@ -119,13 +112,14 @@ class LabelReader:
 
     def _integers(self, texts: list[str], complain: Complain) -> list[int]:
         together = "".join(texts)
-        if not (together.isascii() and together.isdecimal() and all(texts)):
+        if together.isascii() and together.isdecimal() and all(texts):
+            numbers = list(map(int, texts))
+        else:
+            numbers = [int(float(text)) if is_integer(text) else 0 for text in texts]
             for place, text in enumerate(texts):
                 if not is_integer(text):
                     why = f"label {text!r} is no integer, as others are (dataset.source.label_kind)"
                     complain(place, (self._several(text) or why) if text else "no label")
-            texts = list(map(_plain, texts))
-        numbers = list(map(int, texts))
         self._seen.update(numbers)
         largest = len(self._classes) - 1 if self._settled else np.iinfo(np.int32).max
         if max(numbers) > largest:
@@ -160,7 +154,7 @@ class LabelReader:
         return f"label {text!r} is not among {known}" + (f", though it looks alike: {pair}" if pair else "")
 
     def _several(self, text: str) -> str:
-        """What is wrong with a label that looks like several, which would else become a class of its own."""
+        """What is wrong with a label that looks like several."""
         separator = None if self._separator is not None else _separator_in(text)
         if separator is None:
             return ""
@@ -171,11 +165,8 @@ class LabelReader:
         return f"label {text!r} {looks}: {way}, or, if it is one name, list it in dataset.source.classes"
 
     def settle(self, columns: Columns) -> tuple[Columns, tuple[str, ...]]:
-        """What was read, with the final numbers of its labels, and the classes: the first time, for train, those are
-        settled.
-
-        Raises `UserError` where train lacks one of the integers up to its largest and no classes are given.
-        """
+        """What was read, with the final numbers of its labels, and the classes, which train settles. Raises `UserError`
+        where train lacks an integer below its largest and no classes are given."""
         if self._settled:
             return columns, self._classes
         self._settled = True
@@ -189,8 +180,8 @@ class LabelReader:
             absent = (str(number) for number in range(largest) if number not in self._seen)
             raise UserError(
                 f"train has labels up to {largest}, but none of {largest + 1 - len(self._seen)} below it, such as "
-                f"{', '.join(islice(absent, NAMED))}: name all classes with dataset.source.classes, or say "
-                "dataset.source.label_kind=names if the integers are but names"
+                f"{', '.join(islice(absent, NAMED))}: name all classes (dataset.source.classes), or say "
+                "dataset.source.label_kind=names"
             )
         self._classes = tuple(str(number) for number in range(largest + 1))
         return columns, self._classes
@@ -203,12 +194,6 @@ def is_integer(text: str) -> bool:
 
 def _is_plain(text: str) -> bool:
     return text.isascii() and text.isdecimal()
-
-
-def _plain(text: str) -> str:
-    if not is_integer(text):
-        return "0"
-    return text if _is_plain(text) else f"{float(text):.0f}"
 
 
 def _separator_in(text: str) -> str | None:

@@ -14,8 +14,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.escaping import plain_cell
 
 DELIMITERS = {",": "comma", "\t": "tab", " ": "space", ";": "semicolon", "::": "::"}
-# Spaces that fields are cut at from the right: the first field may hold others
-LAST_SPACE = "last_space"
+LAST_SPACE = "last_space"  # spaces that fields are cut at from the right: the first field may hold others
 # A byte-order mark says how a file is encoded. Without one, UTF-16 shows by its zero bytes.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -31,7 +30,7 @@ NAMED = 10  # how many faulty lines a message names
 
 
 class Faults:
-    """What is wrong with the lines of a file, gathered so that all are told at once."""
+    """What is wrong with the lines of a file, to be raised at once."""
 
     def __init__(self, path: Path | str):
         self._path = path
@@ -45,7 +44,7 @@ class Faults:
 
     @property
     def room(self) -> bool:
-        """Whether the next one will be told."""
+        """Whether the next one will be named."""
         return len(self._lines) < NAMED
 
     def raise_if_any(self) -> None:
@@ -73,17 +72,14 @@ def open_text(path: Path | str) -> TextIO:
     read, or is damaged UTF-16.
     """
     try:
-        # once, as a pipe allows; what is given back closes it
-        file = open_binary(str(path))
+        file = open_binary(str(path))  # once, as a pipe allows
         encoding = _encoding(file.peek(SNIFFED)[:SNIFFED])
         if encoding == "utf-8-sig":
             return io.TextIOWrapper(file, encoding, "surrogateescape")
         with file:
             return io.StringIO(file.read().decode(encoding), newline=None)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no {encoding.upper()}, as it seems to be: {error}; save it as UTF-8"
-        ) from error
+        raise UserError(f"{path} is no {encoding.upper()}, as it seems: {error}; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -116,10 +112,10 @@ def numbered_lines(path: Path | str) -> Iterator[tuple[int, str]]:
 
 
 def split_line(line: str, delimiter: str, width: int = 2) -> list[str]:
-    """The fields of one line. Spaces around those without quotes do not count, nor does a ' that keeps spreadsheets
-    from computing with a field (`vidtrain.files.escaping.csv_lines`). Raises `csv.Error`.
+    """The fields of one line, without spaces around those without quotes, and without the ' that guards a field from
+    spreadsheets (`vidtrain.files.escaping.csv_lines`). Raises `csv.Error`.
 
-    Cut at the last spaces, it has `width` fields, or fewer, of which the first may hold spaces.
+    Cut at the last spaces, the line has at most `width` fields, of which the first may hold spaces.
     """
     fields = _cut(line, delimiter, width)
     return [plain_cell(field) for field in fields] if "'" in line else fields
@@ -175,11 +171,8 @@ def read_rows(
     header: bool,
     whole: Callable[[Sequence[str]], bool] | None = None,
 ) -> Iterator[Rows]:
-    """All rows, some thousands at a time; empty lines are passed over, and the first one if it is a `header`.
-
-    Lines of another number of fields than `width`, with a quote that does not end, or that are not `whole` go to
-    `faults`.
-    """
+    """All rows, some thousands at a time, without empty lines and the `header`. Lines of another number of fields than
+    `width`, with a quote that does not end, or that are not `whole` go to `faults`."""
     rows = Rows([], [])
     numbered = numbered_lines(path)
     if header:
@@ -193,10 +186,9 @@ def read_rows(
         if len(fields) != width:
             faults.add(number, _wrong_width(fields, width, delimiter, line))
         elif whole is not None and not whole(fields):
+            parts = f"the path {fields[0]!r} and {fields[-1]!r}; quote fields that hold spaces"
             faults.add(
-                number,
-                f"{line.rstrip()!r} is not like other lines: cut at its last space, it is the path {fields[0]!r} and "
-                f"{fields[-1]!r}; quote fields that hold spaces",
+                number, f"{line.rstrip()!r} is not like other lines: cut at its last space, it is {parts}"
             )
         else:
             rows.lines.append(number)
@@ -217,10 +209,8 @@ def _wrong_width(fields: Sequence[str], width: int, delimiter: str, line: str) -
 def read_table(
     path: Path | str, delimiter: str, needed: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines of a table with a header, as (number, fields by column).
-
-    Raises `UserError` where columns that are `needed` are missing, and, at the end, for the lines that cannot be read.
-    """
+    """The lines of a table with a header, as (number, fields by column). Raises `UserError` where a column of `needed`
+    is missing and, at the end, for lines that cannot be read."""
     _, header = next(numbered_lines(path), (0, ""))
     if not header:
         raise UserError(f"{path} holds no lines")

@@ -1,25 +1,32 @@
-"""Videos without labels, as pretraining takes them."""
+"""Videos without labels, as pretraining takes them; and the videos that people name."""
 
+import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vidtrain.data.decoding.metadata import check_frame_rate
+from vidtrain.data.decoding.metadata import IMAGE_SUFFIXES, check_frame_rate, image_names
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import check_splits, groups_by, hold_out
-from vidtrain.data.sources.folders import find_videos
+from vidtrain.data.sources.folders import SUFFIXES, folder_levels, walk
+from vidtrain.data.sources.tables import numbered_lines, read_table
+from vidtrain.data.stores.objects import objects_at
+from vidtrain.data.stores.places import check_no_secret, is_url, joined, member_of
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown
 
 UNLABELED = "unlabeled"  # the one class of all videos, which no objective without labels looks at
+LISTINGS = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
 class Unlabeled:
-    """All videos that `path` names: files, folders, patterns or listings, as `find_videos` takes them.
+    """All videos that `path` names, as `find_videos` takes them.
 
-    A share `val_share` of them is held out for the loss on val, drawn from `seed`; with `group_pattern`
-    (`splitting.group_in`, on paths) groups stay whole. With null nothing is held out, and the loss is followed on some
-    of the videos that are trained on. With `frame_rate` videos are folders of images, that many a second.
+    A share `val_share` of them, drawn from `seed`, is held out for the loss on val; with `group_pattern` (`group_in`,
+    on paths) groups stay whole. With null nothing is held out, and the loss is followed on videos that are trained on.
+    With `frame_rate` videos are folders of images, that many a second.
 
     Raises `UserError` for shares and patterns that are none, and `manifests` for places that name no videos.
     """
@@ -51,3 +58,86 @@ class Unlabeled:
             manifests = hold_out(manifests, self.val_share, self.seed)
             check_splits(manifests)
         return manifests
+
+
+def find_videos(places: Sequence[str], frame_rate: float | None = None) -> tuple[list[str], list[str]]:
+    """The videos that `places` name, each once, in order and sorted within a place; and what is wrong with places.
+
+    A place is a file, a folder (all videos below it), a pattern (`**` for any folders), or a listing: a .txt file
+    with a path a line, or a .csv file with a column `path`; paths there are relative to its folder. Each may be a URL.
+    A file that is named or listed itself is taken whatever its suffix. With a `frame_rate`, a video is a folder that
+    holds images, and folders and patterns stand for those in them.
+    """
+    videos: dict[str, None] = {}
+    faults = []
+    for place in places:
+        try:
+            videos |= dict.fromkeys(_videos_of(place, frame_rate is not None))
+        except UserError as error:
+            faults.append(str(error))
+    return list(videos), faults
+
+
+def _videos_of(place: str, folders: bool) -> list[str]:
+    if is_url(place):
+        return _videos_at(place, folders)
+    if os.path.isdir(place):
+        videos = _below(place, folders)
+        if not videos:
+            what, suffixes = ("folders of images", IMAGE_SUFFIXES) if folders else ("videos", SUFFIXES)
+            raise UserError(f"{shown(place)}: there are no {what} in this folder, of {' '.join(suffixes)}")
+        return videos
+    if os.path.splitext(place)[1].lower() in LISTINGS and os.path.isfile(place):
+        return _listed(place)
+    if os.path.exists(place):
+        if folders:
+            raise UserError(f"{shown(place)} is a file; with frame_rate, videos are folders of images")
+        return [place]
+    if not glob.has_magic(place):
+        raise UserError(f"{shown(place)}: there is no such file or folder")
+    matches = sorted(glob.glob(place, recursive=True))
+    if not matches:
+        raise UserError(f"{shown(place)}: nothing matches this pattern")
+    videos = [] if folders else [match for match in matches if match.lower().endswith(SUFFIXES)]
+    # ** names folders beside the files in them, which then are those files again
+    if folders or "**" not in place:
+        videos += [video for match in matches if os.path.isdir(match) for video in _below(match, folders)]
+    if not videos:
+        raise UserError(f"{shown(place)}: none of the {len(matches)} matches is a video")
+    return videos
+
+
+def _videos_at(url: str, folders: bool) -> list[str]:
+    check_no_secret(url)
+    if folders:
+        raise UserError(f"{shown(url)}: folders of images are read from disk only; make videos of them first")
+    if url.lower().endswith(LISTINGS):
+        return _listed(url)
+    if member_of(url) or url.lower().endswith(SUFFIXES):
+        return [url]
+    try:
+        videos = [name for name in objects_at(url) if name.lower().endswith(SUFFIXES)]
+    except OSError as error:
+        raise UserError(f"{shown(url)}: {error.strerror}") from error
+    if not videos:
+        raise UserError(f"{shown(url)}: the store lists no videos there; give it a listing of their URLs")
+    return sorted(videos)
+
+
+def _below(folder: str, folders: bool) -> list[str]:
+    if folders:
+        return sorted(parent for parent, _ in folder_levels(folder) if image_names(parent))
+    return sorted(walk(folder, SUFFIXES))
+
+
+def _listed(path: str) -> list[str]:
+    if path.lower().endswith(".txt"):
+        names = [line.strip() for _, line in numbered_lines(path)]
+    else:
+        names = [fields["path"] for _, fields in read_table(path, ",", ("path",)) if fields["path"]]
+    if not names:
+        raise UserError(f"{path} lists no videos")
+    videos = [joined(os.path.dirname(path), name) for name in names]
+    for video in videos:
+        check_no_secret(video, path)
+    return videos

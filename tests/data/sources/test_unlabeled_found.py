@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vidtrain.data.sources.folders import find_videos
+from vidtrain.data.sources.unlabeled import find_videos
 
 
 @pytest.fixture
