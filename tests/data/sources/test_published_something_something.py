@@ -68,7 +68,7 @@ def test_missing_videos(something, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": {"a": "0", "b": "2"}}, "labels.json: its 2 classes must be numbered 0 to 1, each once"),
+        ({"labels": {"a": "0", "b": "2"}}, "labels.json: its classes must be numbered 0 to 1"),
         ({"labels": {"a": "x"}}, "labels.json: the numbers of classes must be integers"),
         ({"labels": ["a"]}, "labels.json must hold an object of numbers by label"),
         ({"labels": "{"}, "labels.json is no JSON"),

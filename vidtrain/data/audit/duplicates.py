@@ -145,13 +145,6 @@ def _bit_count(values: np.ndarray) -> np.ndarray:
     return np.unpackbits(values[..., None].view(np.uint8), axis=-1).sum(axis=-1)
 
 
-def _bit_count(values: np.ndarray) -> np.ndarray:
-    """Bits set in each of uint64 `values`, without np.bitwise_count, which numpy 1 lacks."""
-    if hasattr(np, "bitwise_count"):
-        return np.bitwise_count(values)
-    return np.unpackbits(values[..., None].view(np.uint8), axis=-1).sum(axis=-1)
-
-
 def clusters(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Sets of two or more of `count` things that `pairs` link, directly or by way of others."""
     parents = list(range(count))

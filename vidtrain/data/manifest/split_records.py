@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ GONE, NOT_LOOKED_AT = -1, -2  # in place of a size
 OPTIONAL = ("label_offsets", "all_labels", "starts", "ends", "sources")
 # How many times its bytes a record may become in memory, beside what is small anyway
 MOST_GROWTH, SMALL = 50, 1 << 28
+FAST: Any = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
 MIX = 0x5BD1E995  # an odd number that keeps combined numbers apart
 
 
@@ -94,8 +95,10 @@ class SplitRecord:
             arrays[name] = np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, **arrays)
+            with replacing_path(path) as temporary, zipfile.ZipFile(temporary, "w", **FAST) as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): free some space.") from error
 
@@ -299,15 +302,16 @@ def _match(before: SplitRecord, now: SplitRecord) -> _Matches:
     and bytes. So files are found that all lie elsewhere, or some of them."""
     gone, new = np.arange(len(before)), np.arange(len(now))
     if _same_paths(before.columns, now.columns):
-        moved = before.columns.paths.prefix != now.columns.paths.prefix
-        return _Matches(gone, new, np.full(len(now), moved), gone[:0], new[:0])
+        elsewhere = before.columns.paths.prefix != now.columns.paths.prefix
+        return _Matches(gone, new, np.full(len(now), elsewhere), gone[:0], new[:0])
     pairs = []
     for name_of in (_path, _path_below_prefix, _name_and_size):
         keys = _keys(before, gone, name_of), _keys(now, new, name_of)
         _, a, b = np.intersect1d(*keys, return_indices=True)
         pairs.append((gone[a], new[b], np.full(len(a), name_of is not _path)))
         gone, new = np.delete(gone, a), np.delete(new, b)
-    return _Matches(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)), gone, new)
+    first, second, moved = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return _Matches(first, second, moved, gone, new)
 
 
 def _same_paths(one: Columns, other: Columns) -> bool:

@@ -86,7 +86,7 @@ class PreparedCopy:
         """A new copy of `sources` in `folder`, or the one that is there. Raises `UserError` where that is of files of
         another folder."""
         facts = _facts(folder)
-        copy = cls(folder, _root(facts and facts["root"], sources, folder), settings, command)
+        copy = cls(folder, _root(facts["root"] if facts else None, sources, folder), settings, command)
         folder.mkdir(parents=True, exist_ok=True)
         copy._write_facts({"complete": False})
         return copy

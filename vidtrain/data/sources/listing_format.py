@@ -41,14 +41,13 @@ class ListingFormat:
     """How the lines of a listing are to be read. What is null is recognized, and compared with every line.
 
     `delimiter` is comma, tab, space, semicolon or "::", or the character itself; fields that hold it must be quoted.
-    With last_space, the path is the first field and may hold spaces without quotes.
-    `header` says whether line 1 names the columns. Columns are given by name or by number, from 0. Null means the
-    column with a usual name (path, label, group, start, end) where there is a header; without one, the first for paths,
-    the second for labels and none for the others. Paths are relative to `root`, else to the listing's folder.
+    With last_space, the path comes first and may hold spaces without quotes. `header` says whether line 1 names the
+    columns. Columns are given by name or by number, from 0. Null means the column with a usual name (path, label,
+    group, start, end) where there is a header, else the first for paths, the second for labels and none for others.
 
-    Labels are read as `LabelReader` says. Groups come from a column or from `group_pattern` (`group_in`, on the
-    path as listed); without, each video is one. `start` and `end` are seconds, empty where a video is not cut. With
-    `frame_rate`, paths are folders of images, that many a second.
+    Paths are relative to `root`, else to the listing's folder. Labels are read by `LabelReader`. Groups come from a
+    column or from `group_pattern` (`group_in`, on the path as listed); without, each video is one. `start` and `end`
+    are seconds, empty where a video is not cut. With `frame_rate`, paths are folders of images, that many a second.
     """
 
     root: str | None = None
@@ -71,9 +70,7 @@ class ListingFormat:
         if self.frame_rate is not None:
             check_frame_rate(self.frame_rate)
         if self.group_column is not None and self.group_pattern is not None:
-            raise UserError(
-                "dataset.source.group_column and dataset.source.group_pattern are both given; take one of them back"
-            )
+            raise UserError("dataset.source.group_column and group_pattern are both given; set one to null")
         groups_by(self.group_pattern, [])
         LabelReader(self.label_kind, None, self.label_separator)  # refuses what is no kind or separator
 
@@ -82,7 +79,7 @@ class ListingFormat:
 
     @property
     def columns(self) -> dict[str, Column]:
-        """The columns that were asked for, path's first."""
+        """The columns as set, path's first."""
         return {name: getattr(self, f"{name}_column") for name in COLUMNS}
 
 
@@ -112,39 +109,36 @@ def recognize(path: Path | str, layout: ListingFormat) -> Table:
     line_1 = f"Line 1 is {lines[0].rstrip()!r}"
     cut = _find_cut(lines, layout, path)
     if cut.width < 2:
+        setting = f"dataset.source.delimiter={DELIMITERS[cut.delimiter]}"
         raise UserError(
-            f"{path}: with dataset.source.delimiter={DELIMITERS[cut.delimiter]} its lines have one field, and two are "
-            f"needed, a path and a label. {line_1}"
+            f"{path}: with {setting} its lines have one field, and a path and a label are needed. {line_1}"
         )
     rows = [fields_of(line, cut.delimiter, cut.width) for line in lines[:2]]
     header = layout.header
     if header is None:
-        header = _columns_are_named(layout) or (
-            all(len(row) == cut.width for row in rows)  # else reading complains
-            and _names_columns(
-                rows, layout, f"{path}: line 1 may be a header (names of columns) or a video", line_1
-            )
+        named = any(isinstance(column, str) for column in layout.columns.values())
+        # where widths differ, reading complains
+        header = named or (
+            all(len(row) == cut.width for row in rows) and _names_columns(rows, layout, path, line_1)
         )
     if not header and cut.width > 2 and None in (layout.path_column, layout.label_column):
-        spaces = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces"
+        spaces = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces" * (
+            cut.delimiter == " "
+        )
         raise UserError(
             f"{path}: line 1 has {cut.width} fields and does not name them: say which ones are the path and the label, "
             "by number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
-            "dataset.source.header=true; or quote fields that hold the delimiter"
-            f"{spaces if cut.delimiter == ' ' else ''}. {line_1}"
+            f"dataset.source.header=true; or quote fields that hold the delimiter{spaces}. {line_1}"
         )
     names = [name.strip() for name in rows[0]] if header else None
-    places = {
-        which: _place(path, which, column, names, cut.width) for which, column in layout.columns.items()
-    }
+    columns = layout.columns.items()
+    places = {which: _place(path, which, column, names, cut.width) for which, column in columns}
     return Table(cut, header, {name: place for name, place in places.items() if place is not None})
 
 
-def _columns_are_named(layout: ListingFormat) -> bool:
-    return any(isinstance(column, str) for column in layout.columns.values())
-
-
-def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, question: str, line_1: str) -> bool:
+def _names_columns(
+    rows: Sequence[Sequence[str]], layout: ListingFormat, path: Path | str, line_1: str
+) -> bool:
     """Whether the first row is a header, told by its words; raises `UserError` where it may be either."""
     names = {field.strip().lower() for field in rows[0]}
     if names & set(PATH_WORDS) and names & set(LABEL_WORDS):
@@ -157,9 +151,9 @@ def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, questio
         named = first.lower() in (*PATH_WORDS, *FOLDER_WORDS) or label.lower() in LABEL_WORDS
         if named or odd_path or (is_integer(next_label) and not label[:1].isdecimal()):
             raise UserError(
-                f"{question}: say dataset.source.header=true, and which column holds what with "
-                "dataset.source.path_column and dataset.source.label_column, or dataset.source.header=false. "
-                + line_1
+                f"{path}: line 1 may be a header (names of columns) or a video: say dataset.source.header=true, and "
+                "which column holds what with dataset.source.path_column and dataset.source.label_column, or "
+                f"dataset.source.header=false. {line_1}"
             )
     return False
 
@@ -167,6 +161,7 @@ def _names_columns(rows: Sequence[Sequence[str]], layout: ListingFormat, questio
 def _place(
     path: Path | str, which: str, column: Column, named: Sequence[str] | None, width: int
 ) -> int | None:
+    """The number of the column `which`; None where there is none. `named` are the names that a header gives."""
     usual_names, usual = COLUMNS[which]
     setting = f"dataset.source.{which}_column"
     if isinstance(column, int):
@@ -183,14 +178,13 @@ def _place(
     fitting = [name for name in named if name.lower() in usual_names]
     if len(fitting) > 1:
         raise UserError(
-            f"{path} has the columns {' and '.join(fitting)}: say which one with {setting}={fitting[0]}"
+            f"{path} has the columns {' and '.join(fitting)}: say which with {setting}={fitting[0]}"
         )
     if not fitting and usual is not None:
         # a guess by position could take a path for a label
         raise UserError(
             f"{path}: line 1 is a header with the columns {', '.join(named)}, none of which is called "
-            f"{' or '.join(usual_names[:2])}: say which one it is with {setting}=NAME. If line 1 is a video, "
-            "say dataset.source.header=false"
+            f"{' or '.join(usual_names[:2])}: say {setting}=NAME, or, for a video, dataset.source.header=false"
         )
     return named.index(fitting[0]) if fitting else None
 
@@ -209,11 +203,10 @@ def _named_delimiter(text: str) -> str:
 
 
 def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) -> Cut:
-    """The cut that `layout` names or, where it names none, that gives most of the first lines the same fields.
+    """The cut that `layout` names, else the one that gives most of the first lines equally many fields.
 
-    It is never at the separator of labels. Spaces may stand in the path where it is the first field and lines are whole
-    when they are cut at the last ones. A few lines that do not fit are left for reading to complain about. Raises
-    `UserError` where none fits, or several.
+    It is never at the separator of labels. Paths may hold spaces where they come first and lines are whole when cut at
+    their last spaces. Reading complains about lines that do not fit. Raises `UserError` where no cut fits, or several.
     """
     columns, separator = list(layout.columns.values()), layout.label_separator
     delimiter = None if layout.delimiter is None else _named_delimiter(layout.delimiter)
@@ -256,8 +249,8 @@ def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) ->
 
 def _most(answers: Iterable[bool]) -> bool:
     """Whether at least half of the answers are yes."""
-    yes_or_no = list(answers)
-    return 2 * sum(yes_or_no) >= len(yes_or_no)
+    listed = list(answers)
+    return 2 * sum(listed) >= len(listed)
 
 
 def _names_video(fields: Sequence[str]) -> bool:
@@ -270,35 +263,29 @@ def _ends_in_integer(fields: Sequence[str]) -> bool:
 
 
 def _is_header(fields: Sequence[str], columns: Sequence[Column]) -> bool:
-    """Whether the first line has the names of columns: those asked for by name, else the usual ones of paths and
-    labels."""
-    names, asked = (
+    """Whether the first line names the columns: those given by name, else the usual ones of paths and labels."""
+    names, by_name = (
         [field.strip() for field in fields],
         {column for column in columns if isinstance(column, str)},
     )
     usual = names[0].lower() in PATH_WORDS and any(name.lower() in LABEL_WORDS for name in names[1:])
-    return asked <= set(names) if asked else usual
+    return by_name <= set(names) if by_name else usual
 
 
 def _cut_at_last_spaces(lines: Sequence[str], width: int) -> Cut | None:
     """At the last spaces, if that makes at least half of `lines` whole: the path a video's, else the label a number."""
-    rows = [
-        fields for fields in (fields_of(line, LAST_SPACE, width) for line in lines) if len(fields) == width
-    ]
+    cut = (fields_of(line, LAST_SPACE, width) for line in lines)
+    rows = [fields for fields in cut if len(fields) == width]
     for whole in (_names_video, _ends_in_integer):
         kept = [fields for fields in rows if whole(fields)]
         if not kept or 2 * len(kept) < len(lines):
             continue
-        if whole is _names_video or not _has_other_columns(lines, kept, width):
+        # what would be paths with spaces may be columns, such as a folder and the number of its images
+        widths = {len(fields_of(line, " ")) for line in lines}
+        numbered = all(is_integer(fields[0].split()[-1]) for fields in kept)
+        if whole is _names_video or not (numbered or (len(widths) == 1 and widths != {width})):
             return Cut(LAST_SPACE, width, whole)
     return None
-
-
-def _has_other_columns(lines: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether what would be paths with spaces seem to be columns, such as a folder and the number of its images."""
-    widths = {len(fields_of(line, " ")) for line in lines}
-    numbered = all(is_integer(fields[0].split()[-1]) for fields in rows)
-    return (len(widths) == 1 and widths != {width}) or numbered
 
 
 def _fitting(sample: Sequence[str], separator: str | None) -> dict[str, int]:

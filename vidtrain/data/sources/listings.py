@@ -26,10 +26,8 @@ WITHOUT = {"val": "dataset.source.val=null dataset.source.val_share=0.1", "test"
 class Listing(ListingFormat):
     """Videos named by files: one for each split, of which `test` may be absent.
 
-    Where `val` is, `val_share` of train's videos is held out for it, stratified, groups kept whole, drawn from
-    `seed`; 0 does without (for a part of a mixture).
-
-    `manifests` raises `UserError` that names the file and the lines at fault.
+    Without `val`, `val_share` of train's videos is held out for it, stratified, groups kept whole, drawn from `seed`; 0
+    does without (for a part of a mixture). `manifests` raises `UserError` that names the file and the lines at fault.
     """
 
     train: str
@@ -79,7 +77,10 @@ def read_listing(path: str, layout: ListingFormat, labels: LabelReader) -> Colum
     builder = ColumnsBuilder(labels.multi_label)
     folder = os.path.dirname(path) if layout.root is None else layout.root
     for rows in read_rows(path, cut.delimiter, cut.width, faults, table.header, cut.whole):
-        complain = _complain(faults, rows)
+
+        def complain(place: int, why: str, lines: Sequence[int] = rows.lines) -> None:
+            faults.add(lines[place], why)
+
         listed = rows.column(places["path"])
         numbers, counts = labels.read(rows.column(places["label"]), complain)
         groups = groups_by(layout.group_pattern, listed)
@@ -104,10 +105,6 @@ def read_pool(path: str, layout: ListingFormat) -> Manifest:
     return Manifest(*labels.settle(read_listing(path, layout, labels)), layout.frame_rate)
 
 
-def _complain(faults: Faults, rows: Rows) -> Callable[[int, str], None]:
-    return lambda place, why: faults.add(rows.lines[place], why)
-
-
 def _empty(values: Sequence[str]) -> list[int]:
     return [] if all(values) else [place for place, value in enumerate(values) if not value]
 
@@ -120,23 +117,19 @@ def _resolved(listed: Sequence[str], folder: str, complain: Callable[[int, str],
         for place, name in enumerate(listed):
             if "\0" in name:
                 complain(place, "a path with a zero byte")
+    # two ways to write one path would pass for two videos
     if is_url(folder) or "://" in "".join(listed):
-        return [_resolved_url(place, joined(folder, name), complain) for place, name in enumerate(listed)]
+        paths = [joined(folder, name) for name in listed]
+        for place, path in enumerate(paths):
+            try:
+                check_no_secret(path)
+            except UserError as error:
+                complain(place, str(error))
+        return [path if is_url(path) else os.path.normpath(path) for path in paths]
     folder = os.path.join(folder, "")
     paths = [name if name.startswith("/") else folder + name for name in listed]
-    # two ways to write one path would pass for two videos
-    return [
-        os.path.normpath(path) if path.endswith("/") or "/." in path or "//" in path else path
-        for path in paths
-    ]
-
-
-def _resolved_url(place: int, path: str, complain: Callable[[int, str], None]) -> str:
-    try:
-        check_no_secret(path)
-    except UserError as error:
-        complain(place, str(error))
-    return path if is_url(path) else os.path.normpath(path)
+    odd = ("/.", "//")
+    return [os.path.normpath(p) if p.endswith("/") or any(part in p for part in odd) else p for p in paths]
 
 
 def _times(
@@ -169,14 +162,13 @@ def _times(
 
 @dataclass(frozen=True, kw_only=True)
 class NpyListing:
-    """Arrays of paths (.npy), one for each split, with their labels in a second array, or without any, all 0.
+    """Arrays of paths (.npy), one for each split, with their labels in a second array; without, labels are 0.
 
-    Arrays are one-dimensional; paths are text, labels are integers (also as floats, such as 2.0) or
-    class names. Paths are relative to
-    `root`, else to the array's folder. `classes` are names, or a file of them; without, they come from
+    Arrays are one-dimensional: paths are text, labels are integers (also as floats, such as 2.0) or class names. Paths
+    are relative to `root`, else to the array's folder. `classes` are names, or a file of them; without, they come from
     train's labels (`LabelReader`). `val_share` and `seed` hold out val where there is none, as in a `Listing`.
 
-    Arrays of Python objects, and what NumPy stores as such, are refused: loading them may run code.
+    Arrays of Python objects are refused: loading them may run code.
     """
 
     train: str
@@ -192,17 +184,12 @@ class NpyListing:
     seed: int = 0
 
     def inputs(self) -> list[str | Path]:
-        files: list[str | Path] = [
-            path for pair in self._files().values() for path in pair if path is not None
-        ]
+        files = [path for pair in self._files().values() for path in pair if path is not None]
         return [*files, *_file_of(self.classes)]
 
     def manifests(self) -> dict[str, Manifest]:
-        labels = LabelReader(None, self.classes, None)
-        manifests = {
-            split: Manifest(*labels.settle(self._read(*files, labels)))
-            for split, files in self._files().items()
-        }
+        labels, files = LabelReader(None, self.classes, None), self._files().items()
+        manifests = {split: Manifest(*labels.settle(self._read(*pair, labels))) for split, pair in files}
         return complete(manifests, self.val_share, self.seed)
 
     def _files(self) -> dict[str, tuple[Path, Path | None]]:
@@ -211,14 +198,13 @@ class NpyListing:
             paths, labels = getattr(self, split), getattr(self, f"{split}_labels")
             if paths is None:
                 if labels is not None:
-                    raise UserError(
-                        f"dataset.source.{split}_labels={labels} is given, but not dataset.source.{split}, the paths"
-                    )
+                    setting = f"dataset.source.{split}"
+                    raise UserError(f"{setting}_labels={labels} is given, but not {setting}, the paths")
                 continue
             if (labels is None) != (self.train_labels is None):
                 has, lacks = ("train", split) if labels is None else (split, "train")
                 raise UserError(
-                    f"{has} has labels and {lacks} has none: give dataset.source.{lacks}_labels, too, or take "
+                    f"{has} has labels and {lacks} has none: give dataset.source.{lacks}_labels, or take "
                     f"dataset.source.{has}_labels back, and all videos are of class 0"
                 )
             files[split] = Path(_listed_file(split, paths)), None if labels is None else Path(labels)
@@ -293,11 +279,8 @@ def _load(path: Path, kinds: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture, which knows it by name.
-
-    `weight` is the share of training samples that are drawn from it, relative to the weights of the other parts.
-    `frames` are its frames per clip; null: the run's.
-    """
+    """One source of a mixture. `weight` is its share of the training samples, relative to the other parts' weights;
+    `frames` are its frames per clip (null: the run's)."""
 
     source: Source
     weight: float = 1.0
@@ -314,8 +297,8 @@ class Part:
 class Mixture:
     """The videos of all `parts`, by name, which have the same classes in the same order. A part of None is left out.
 
-    A part may lack val and test (a `Listing` with val_share=0), but one must have val. Every record knows its part,
-    and `Manifest.sources` what is to be known of that. Raises `UserError` where parts do not fit together.
+    A part may lack val and test (a `Listing` with val_share=0), but one must have val. `Manifest.sources` describes
+    the parts. Raises `UserError` where they do not fit together.
     """
 
     parts: Mapping[str, Part | None]

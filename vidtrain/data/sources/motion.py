@@ -34,6 +34,7 @@ MARKER = "dataset.json"
 # Written into the marker; to be raised when the same parameters give other videos.
 RECIPE = 1
 UNIT = 80  # pixels of the frame that lengths of scenes are given for; they are scaled to the size that is set
+LEAST = {"train_per_class": 1, "val_per_class": 1, "test_per_class": 0, "frames": 2, "size": 16, "seed": 0}
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ logger = logging.getLogger(__name__)
 class Motion:
     """A source that makes its videos when `root` does not hold them yet, then reads them as class folders.
 
-    Makes H.264 files `root/{train,val,test}/<class>/<class>_NNN.mp4` of `frames` frames, `size` x `size`
-    pixels. They are made beside `root` under a lock and moved into place whole, so that processes that start
-    together share one making and one that was killed leaves nothing behind that counts.
+    The files are H.264, `root/{train,val,test}/<class>/<class>_NNN.mp4`, of `frames` frames of `size` x `size` pixels.
+    They are made beside `root` under a lock and moved into place whole: processes that start together make them once,
+    and one that was killed leaves nothing behind that counts.
 
     Raises `UserError` for parameters that make no dataset, and where `root` holds anything else.
     """
@@ -58,17 +59,9 @@ class Motion:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {
-            "train_per_class": 1,
-            "val_per_class": 1,
-            "test_per_class": 0,
-            "frames": 2,
-            "size": 16,
-            "seed": 0,
-        }
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise UserError(f"{name}={getattr(self, name)}: must be {smallest} or more")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be {least} or more")
         if self.size % 2:
             raise UserError(f"size={self.size}: must be even, as H.264's color planes are half as large")
 
@@ -83,13 +76,21 @@ class Motion:
                 raise UserError(
                     f"cannot make the motion dataset in {root}: {error}; choose another root"
                 ) from error
-        self._check_marker(root)
+        stored, again = (
+            json.loads((root / MARKER).read_text(encoding="utf-8")),
+            "delete it to have it made again",
+        )
+        marker = self._marker().items()
+        differing = [
+            f"{key} is {stored.get(key)}, not {value}" for key, value in marker if stored.get(key) != value
+        ]
+        if differing:
+            what = f"{root} holds a motion dataset with other parameters: {'; '.join(differing)}"
+            raise UserError(f"{what}; choose another root, or {again}")
         manifests = ClassFolders(self.root, splits=tuple(self._splits())).manifests()
         count = sum(map(len, manifests.values()))
         if count != self._count():
-            raise UserError(
-                f"{root} holds {count} of the {self._count()} videos made; delete it to have it made again"
-            )
+            raise UserError(f"{root} holds {count} of the {self._count()} videos made; {again}")
         return manifests
 
     def _splits(self) -> dict[str, int]:
@@ -102,19 +103,6 @@ class Motion:
     def _marker(self) -> dict[str, int]:
         parameters = {name: value for name, value in asdict(self).items() if name != "root"}
         return {"recipe": RECIPE, **parameters, "videos": self._count()}
-
-    def _check_marker(self, root: Path) -> None:
-        stored = json.loads((root / MARKER).read_text(encoding="utf-8"))
-        differing = [
-            f"{name} is {stored.get(name)}, not {value}"
-            for name, value in self._marker().items()
-            if stored.get(name) != value
-        ]
-        if differing:
-            raise UserError(
-                f"{root} holds a motion dataset with other parameters: {'; '.join(differing)}; "
-                "choose another root, or delete it to have it made again"
-            )
 
     def _make_unless_made(self, root: Path) -> None:
         if (root / MARKER).is_file():  # by another process, while this one waited for the lock

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 class Listed(NamedTuple):
-    """A video as annotations name it: its `name` there, without suffix; where its file may lie, first choice first;
-    and where the uncut video may lie of which it is the part from `start` to `end` (seconds)."""
+    """A video as annotations name it, without suffix; the `places` where its file may lie, first choice first; and
+    those of the `uncut` video of which it is the part from `start` to `end` (seconds)."""
 
     name: str
     places: Sequence[str]
@@ -46,7 +46,7 @@ def _located(
     listed: Iterable[tuple[str, Listed]], classes: Sequence[str], root: str, max_missing: float, allow: str
 ) -> dict[str, Manifest]:
     """The videos of each split that are below `root`. Raises `UserError` where more than a share of `max_missing` are
-    not; `allow` says what lets them be missing."""
+    not; the setting `allow` lets them be missing."""
     files, missing, total = VideoFiles(root), [], 0
     builders: dict[str, ColumnsBuilder] = {}
     for split, video in listed:
@@ -67,15 +67,13 @@ def _located(
 class OfficialSplits(ABC):
     """What UCF-101 and HMDB51 share.
 
-    Videos lie at `root/<class>/<video>` or `root/<video>`, with any suffix; `annotations` is the folder of the split
-    files, and `fold` is 1, 2 or 3. With fold null no split files are read: videos in class folders are split anew,
-    80/10/10, groups kept whole.
+    Videos lie at `root/<class>/<video>` or `root/<video>`, with any suffix. `annotations` is the folder of the split
+    files, and `fold` is 1, 2 or 3; with null, videos in class folders are split anew, 80/10/10, groups kept whole.
 
-    The official splits have no val. `val` says where it comes from: "train" holds out `val_share` of it, groups
-    kept whole, drawn from `seed`; "test" selects on the test videos, so that what is then reported is too high.
+    The official splits have no val: with `val` "train", `val_share` of train is held out, groups kept whole, drawn from
+    `seed`; with "test" the test videos select, and what is then reported is too high.
 
-    Raises `UserError` for split files that do not hold what they should, and for videos that are not on disk,
-    unless `allow_missing`.
+    Raises `UserError` for split files of other content, and for videos that are not on disk, unless `allow_missing`.
     """
 
     GROUP_PATTERN: ClassVar[str]  # finds a video's group in its path
@@ -93,8 +91,7 @@ class OfficialSplits(ABC):
             raise UserError(f"dataset.source.fold={self.fold}: choose 1, 2 or 3, or null to split anew")
         if self.val not in ("train", "test"):
             raise UserError(
-                f"dataset.source.val={self.val}: choose train, to hold out dataset.source.val_share of it, or test, to "
-                "select on test"
+                f"dataset.source.val={self.val}: choose train, to hold out val_share of it, or test"
             )
 
     def manifests(self) -> dict[str, Manifest]:
@@ -103,11 +100,11 @@ class OfficialSplits(ABC):
             return ClassFolders(self.root, split=NEW_SPLIT, group_pattern=pattern, seed=self.seed).manifests()
         if not Path(self.annotations).is_dir():
             raise UserError(
-                f"no folder {self.annotations} of split files; name it with dataset.source.annotations="
+                f"no folder {self.annotations} of split files; name it: dataset.source.annotations="
             )
+        allow = (float(self.allow_missing), "dataset.source.allow_missing=true")
         classes, listed = self._read_lists()
-        allowed = 1.0 if self.allow_missing else 0.0
-        manifests = _located(listed, classes, self.root, allowed, "dataset.source.allow_missing=true")
+        manifests = _located(listed, classes, self.root, *allow)
         check_splits(manifests)
         if self.val == "test":
             logger.warning("val is the test split: what is selected on it is reported too high on it")
@@ -188,7 +185,7 @@ class HMDB51(OfficialSplits):
         paths = sorted(Path(self.annotations).glob(f"*{ending}"))
         if not paths:
             raise UserError(
-                f"no files *{ending} in {self.annotations}; name their folder with dataset.source.annotations="
+                f"no files *{ending} in {self.annotations}; set dataset.source.annotations=FOLDER"
             )
         classes = spelled_list([path.name.removesuffix(ending) for path in paths], self.annotations)
         listed = []
@@ -208,7 +205,7 @@ class HMDB51(OfficialSplits):
 
 
 def film(stem: str, class_name: str) -> str:
-    """What a clip of HMDB51 is from: its name up to the class; without it, up to the number of the clip."""
+    """The film of a clip of HMDB51: its name up to the class; without it, up to the number of the clip."""
     head, mark, _ = stem.rpartition(f"_{class_name}_")
     return head if mark else stem.rpartition("_")[0] or stem
 
@@ -217,10 +214,9 @@ def film(stem: str, class_name: str) -> str:
 class Kinetics:
     """Videos named by CSV files with the columns label, youtube_id, time_start, time_end and split.
 
-    A trimmed file `<youtube_id>_<start>_<end>`, both in seconds as six digits, is taken whole; of an untrimmed one,
-    `<youtube_id>`, the part from time_start to time_end. Both lie in `root`, in a folder of their split (as
-    it is written in the CSV), of their label (with spaces or underscores), or both, with any suffix. A
-    YouTube video is a group.
+    A trimmed file `<youtube_id>_<start>_<end>` (seconds of six digits) is taken whole; of an untrimmed `<youtube_id>`,
+    the part from time_start to time_end. Both lie in `root`, in a folder of their split (as the CSV has it), of their
+    label (with spaces or underscores), or both, with any suffix. A YouTube video is a group.
 
     The classes are the labels of train, sorted, or `classes`. `val_share` and `seed` hold out val where there is none,
     as in a `Listing`. Raises `UserError` where more than `max_missing_share` of the videos are not on disk.
@@ -246,9 +242,8 @@ class Kinetics:
         if not trained:
             raise UserError(f"no rows of split train in {', '.join(self.annotations)}")
         classes = sorted(trained) if self.classes is None else class_list(self.classes)
-        manifests = _located(
-            self._listed(rows, classes), classes, self.root, self.max_missing_share, ALLOW_SHARE
-        )
+        listed = self._listed(rows, classes)
+        manifests = _located(listed, classes, self.root, self.max_missing_share, ALLOW_SHARE)
         return complete(manifests, self.val_share, self.seed)
 
     def _listed(
@@ -272,7 +267,7 @@ class Kinetics:
 
 
 def _kinetics_fault(fields: dict[str, str], codes: dict[str, int], told: bool) -> str | None:
-    """What is wrong with a row; all of it where it is `told`."""
+    """What is wrong with a row, with look-alikes of its label where it will be `told`."""
     split, label = fields["split"], fields["label"]
     if split not in KINETICS_SPLITS:
         return f"split {split!r} is none of {', '.join(KINETICS_SPLITS)}"
@@ -313,10 +308,8 @@ class SomethingSomething:
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test_answers is None:
-            raise UserError(
-                f"dataset.source.test={self.test} has no labels: give dataset.source.test_answers (lines of "
-                "id;label), or dataset.source.test=null"
-            )
+            way = "give dataset.source.test_answers (lines of id;label), or dataset.source.test=null"
+            raise UserError(f"dataset.source.test={self.test} has no labels: {way}")
 
     def manifests(self) -> dict[str, Manifest]:
         path = Path(self.labels)
@@ -336,9 +329,8 @@ class SomethingSomething:
             answers = _answers(Path(str(self.test_answers))) if split == "test" else None
             for video, name in self._videos(Path(path), answers):
                 if name not in codes:
-                    raise UserError(
-                        f"{split}: video {video} has the label {name!r}, which {self.labels} does not number"
-                    )
+                    what = f"{split}: video {video} has the label {name!r}"
+                    raise UserError(f"{what}, which {self.labels} does not number")
                 yield split, Listed(video, (video,), codes[name])
 
     def _videos(self, path: Path, answers: dict[str, str] | None) -> Iterator[tuple[str, str]]:
@@ -348,9 +340,7 @@ class SomethingSomething:
             raise UserError(f"{path} must hold a list of videos")
         needed = ("id", "template") if answers is None else ("id",)
         for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not all(
-                key in entry and isinstance(entry[key], str) for key in needed
-            ):
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in needed):
                 raise UserError(f"{path}: entry {number} lacks {' or '.join(needed)}: {str(entry)[:200]}")
             if answers is None:
                 yield entry["id"], one_spelling(entry["template"].replace("[", "").replace("]", ""))

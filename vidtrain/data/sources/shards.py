@@ -33,14 +33,11 @@ class Shards:
     def manifests(self) -> dict[str, Manifest]:
         head = self._head()
         self._check_shards({str(shard["name"]): shard["bytes"] for shard in head["shards"]})
-        files: dict[str, Any] = {
-            split: self._at(f"{split}.csv") for split in SPLITS if split in head["splits"]
-        }
-        layout = {"delimiter": "comma", "header": True, "label_separator": head["label_separator"]}
-        without_val = None if "val" in files else 0  # as of videos without labels
-        return Listing(
-            **files, **layout, classes=head["classes"], label_kind="names", val_share=without_val
-        ).manifests()
+        settings: dict[str, Any] = {"delimiter": "comma", "header": True, "label_kind": "names"}
+        settings |= {split: self._at(f"{split}.csv") for split in SPLITS if split in head["splits"]}
+        settings |= {key: head[key] for key in ("classes", "label_separator")}
+        without_val = None if "val" in head["splits"] else 0  # as of videos without labels
+        return Listing(**settings, val_share=without_val).manifests()
 
     def _at(self, name: str) -> str:
         return joined(self.folder, name)
@@ -54,10 +51,8 @@ class Shards:
             if not needed <= head.keys() or head["format"] != SHARDS_FORMAT or "train" not in head["splits"]:
                 raise ValueError("it is of another format")
         except FileNotFoundError as error:
-            raise UserError(
-                f"there is no {path}: dataset.folder must be one that python -m vidtrain.prepare shards=1GiB "
-                "out=FOLDER has packed a dataset into"
-            ) from error
+            way = "python -m vidtrain.prepare shards=1GiB out=FOLDER"
+            raise UserError(f"there is no {path}: dataset.folder must be one that {way} has made") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, AttributeError, TypeError) as error:
@@ -78,10 +73,8 @@ class Shards:
                 continue
             if size != sizes[name]:
                 faults.append(
-                    f"{path} has {size} bytes, not {sizes[name]}: it is cut, compressed, or of another time"
+                    f"{path} has {size} bytes, not {sizes[name]}: it is cut, compressed, or another"
                 )
         if faults:
-            raise UserError(
-                f"{len(faults)} of {len(sizes)} tar files are not those that {HEAD} says: {shown_some(faults, 5)}; "
-                "copy them anew"
-            )
+            count = f"{len(faults)} of {len(sizes)} tar files are not those of {HEAD}"
+            raise UserError(f"{count}: {shown_some(faults, 5)}; copy them anew")
