@@ -27,6 +27,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist there are no workers
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """All cores for folders; tests of one file, which stay together, run in this process."""
     single = len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file()
