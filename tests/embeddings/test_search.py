@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from made_embeddings import made
 from sklearn.neighbors import NearestNeighbors
 
@@ -11,19 +12,37 @@ from vidtrain.embeddings import search
 from vidtrain.embeddings.search import Likeness, k_center, nearest, unit
 
 
-@pytest.mark.parametrize("block", [16384, 100])
-def test_neighbors_are_those_of_scikit_learn(monkeypatch, block):
+@pytest.mark.parametrize("block", [16384, 300])
+@pytest.mark.parametrize("around", [0.0, 3.0])
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_neighbors_are_those_of_scikit_learn(monkeypatch, block, around, bfloat16):
     monkeypatch.setattr(search, "BLOCK", block)
-    monkeypatch.setattr(search, "QUERIES", 30)
+    monkeypatch.setattr(search, "QUERIES", 400)
+    monkeypatch.setattr(search, "PAIRS", 1000)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
     rng = np.random.default_rng(0)
-    base, queries = (unit(rng.normal(size=(count, 48)).astype(np.float32)) for count in (1000, 70))
+    base, queries = (unit(rng.normal(around, size=(count, 48)).astype(np.float32)) for count in (1000, 70))
     cosines, rows = nearest(queries, base, 9)
-    distances, expected = NearestNeighbors(n_neighbors=9, metric="cosine").fit(base).kneighbors(queries)
+    known = NearestNeighbors(n_neighbors=9, metric="cosine").fit(base.astype(np.float64))
+    distances, expected = known.kneighbors(queries.astype(np.float64))
     assert np.array_equal(rows, expected)
     assert np.abs(1 - cosines - distances).max() < 1e-6
-    _, rows = nearest(base, base, 3, np.arange(1000))
-    expected = NearestNeighbors(n_neighbors=3, metric="cosine").fit(base).kneighbors()[1]
-    assert np.array_equal(rows, expected)
+    _, rows = nearest(base, base, 9, np.arange(1000))
+    assert np.array_equal(rows, known.kneighbors()[1])
+
+
+def test_rough_products_are_no_more_wrong_than_they_say():
+    rng = np.random.default_rng(0)
+    for around in (0.0, 3.0):
+        some, others = (
+            torch.from_numpy(unit(rng.normal(around, size=(count, 768)).astype(np.float32)))
+            for count in (20, 9000)
+        )
+        exact = some.double() @ others.double().T
+        for start, products, slack in search._rough_products(some, others):
+            errors = (products.double() - exact[:, start : start + products.shape[1]]).abs()
+            assert (errors <= slack[:, None] + products.abs() * torch.finfo(products.dtype).eps).all()
+            assert slack.max() < 0.01
 
 
 def test_of_equal_ones_the_lower_row_comes_first_and_there_may_be_fewer():

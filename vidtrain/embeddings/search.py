@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vidtrain.embeddings.store import Embeddings
 
-BLOCK = 16384  # vectors that are compared at once: their products with 100 queries stay in a core's cache
+BLOCK = 8192  # vectors that are compared at once: their products with 100 queries stay in a core's cache
 QUERIES = 1024  # at once
+PAIRS = 1 << 16  # whose cosines are computed at once
+ROUNDING = 2.0**-23  # twice what a float32 sum loses by each term
+SPARE = 8  # such losses that lengths, which are one within a rounding error, may add
+LEAST_SHARED = 0.5  # the length of a mean of unit vectors from which on it is worth taking off
 COMPARED = 64  # known vectors that all others are held against at once
 
 
@@ -22,15 +27,15 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def nearest(
     queries: np.ndarray, units: np.ndarray, count: int, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest of `units` [v d] to each of `queries` [q d], all of unit length, nearest first: cosines
-    float32 [q count] and rows int64 [q count]. Every pair is compared; of equal ones the lower row comes first.
+    """The `count` nearest of `units` [v d] to each of `queries` [q d], all of unit length or zero, nearest first:
+    cosines float32 [q count] and rows int64 [q count]. The search is exact; of equal ones the lower row comes first.
 
     `own` int64 [q] are rows of `units` that the queries are themselves, which are passed over. Where there are fewer
     than `count` others, there are fewer columns.
     """
-    if not count or not len(queries):
-        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     count = min(count, len(units) - (own is not None))
+    if count < 1 or not len(queries):
+        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     parts = [
         _nearest(queries[place : place + QUERIES], units, count, None if own is None else own[place : place + QUERIES])
         for place in range(0, len(queries), QUERIES)
@@ -41,23 +46,81 @@ def nearest(
 def _nearest(
     queries: np.ndarray, units: np.ndarray, count: int, own: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    cosines = torch.full((len(queries), count), -torch.inf)
-    rows = torch.zeros((len(queries), count), dtype=torch.int64)
-    for start, products in _products(queries, units):
+    """Products in bfloat16, then in float32, leave the pairs that may be among the nearest, by bounds of their rounding
+    errors; the cosines of these are computed in float64."""
+    left, right = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(units)
+    cosines = np.full((len(left), count), -np.inf)
+    rows = np.zeros((len(left), count), np.int64)
+    slack32 = torch.tensor((left.shape[1] + SPARE) * ROUNDING)
+    for start, products, slack in _rough_products(left, right):
+        floors = torch.from_numpy(cosines[:, -1].astype(np.float32))
+        rough_floors = floors - slack
+        if start == 0:
+            rough_floors = _floors(products, count + (own is not None), slack)
+        above = (products - rough_floors.to(products.dtype)[:, None]).amax(dim=0) >= 0
+        likely = above.nonzero()[:, 0] + start
+        exact = left @ right[likely].T
+        floors = torch.maximum(floors - slack32, _floors(exact, count + (own is not None), slack32))
+        query, place = (exact >= floors[:, None]).nonzero().T
+        row = likely[place]
         if own is not None:
-            inside = np.flatnonzero((own >= start) & (own < start + products.shape[1]))
-            products[torch.from_numpy(inside), torch.from_numpy(own[inside] - start)] = -torch.inf
-        # most blocks hold nothing nearer for most queries
-        better = (products.amax(dim=1) > cosines[:, -1]).nonzero()[:, 0]
-        if not len(better):
+            other = row != torch.from_numpy(own)[query]
+            query, row = query[other], row[other]
+        near = torch.cat([
+            F.cosine_similarity(left[some].double(), right[some_rows].double())
+            for some, some_rows in zip(query.split(PAIRS), row.split(PAIRS), strict=True)
+        ])  # fmt: skip
+        cosines, rows = _merged(cosines, rows, query.numpy(), near.numpy(), row.numpy())
+    return cosines.astype(np.float32), rows
+
+
+def _floors(products: torch.Tensor, count: int, slack: torch.Tensor) -> torch.Tensor:
+    """What the products [q b] of the `count` nearest are not below, float32 [q], where all are at most `slack` wrong
+    before they are rounded to their dtype."""
+    if products.shape[1] <= count:
+        return torch.full((len(products),), -torch.inf)
+    last = products.topk(count, dim=1).values[:, -1].float()
+    return last - last.abs() * torch.finfo(products.dtype).eps - 2 * slack
+
+
+def _merged(
+    cosines: np.ndarray, rows: np.ndarray, query: np.ndarray, near: np.ndarray, row: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest [q n] of those so far and of more pairs [m] of a query and a row."""
+    query = np.concatenate([np.repeat(np.arange(len(rows)), rows.shape[1]), query])
+    near, row = np.concatenate([cosines.ravel(), near]), np.concatenate([rows.ravel(), row])
+    order = np.lexsort((row, -near, query))
+    ranks = np.arange(len(order)) - np.searchsorted(query[order], query[order])
+    first = order[ranks < rows.shape[1]]
+    return near[first].reshape(rows.shape), row[first].reshape(rows.shape)
+
+
+def _rough_products(
+    left: torch.Tensor, right: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Cosines [q b] of queries with one block of vectors after the other: where the block starts, the products, and by
+    how much [q] they may be wrong before they are rounded to their dtype.
+
+    Rounding a vector changes products by at most its change times the other's length (Cauchy-Schwarz). Vectors of many
+    networks lie around one direction: then the mean query is taken off first, which leaves shorter ones, and its
+    products are added again in float32.
+    """
+    kind = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    center, roundoff = left.mean(dim=0), torch.finfo(kind).eps / 2
+    aside = float(center.norm()) > LEAST_SHARED
+    short = left - center if aside else left
+    rounded, buffer = short.to(kind), torch.empty(min(BLOCK, len(right)), right.shape[1], dtype=kind)
+    lengths, slack32 = short.norm(dim=1), (right.shape[1] + SPARE) * ROUNDING
+    slack = (1 + roundoff) * (short - rounded.float()).norm(dim=1) + roundoff * lengths + slack32
+    for start in range(0, len(right), BLOCK):
+        block = right[start : start + BLOCK]
+        if not aside:
+            yield start, rounded @ buffer[: len(block)].copy_(block).T, slack
             continue
-        values, places = products[better].topk(min(count, products.shape[1]), dim=1)
-        values = torch.cat([cosines[better], values], dim=1)
-        places = torch.cat([rows[better], places + start], dim=1)
-        values, order = values.topk(count, dim=1)
-        cosines[better], rows[better] = values, places.gather(1, order)
-    by_cosine = np.lexsort((rows.numpy(), -cosines.numpy()), axis=1)
-    return np.take_along_axis(cosines.numpy(), by_cosine, 1), np.take_along_axis(rows.numpy(), by_cosine, 1)
+        along = block @ center
+        block = block - center
+        products = rounded @ buffer[: len(block)].copy_(block).T + (along + (short @ center)[:, None])
+        yield start, products, (slack + roundoff * lengths) * block.norm(dim=1).max() + slack32
 
 
 def _products(queries: np.ndarray, units: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
