@@ -19,17 +19,17 @@ def resampled_means(
     """Means [draws r] of `values` [r v] over videos drawn with replacement, the same for all r rows.
 
     Videos on which all rows are the same are exchangeable, so it draws how often each distinct column comes, which is
-    the same distribution and far fewer numbers than there are videos. `groups` [v] numbers what is drawn whole.
+    the same distribution and far fewer numbers than there are videos. `groups` [v] numbers what is drawn whole. Means
+    of float32 are computed in it, which takes half the time; of all else in float64.
     """
-    sums, sizes = values.astype(np.float64), np.ones(values.shape[1])
+    kind = np.float32 if values.dtype == np.float32 else np.float64
+    sums, sizes = values.astype(kind), np.ones(values.shape[1])
     if groups is not None:
         sums = np.stack([np.bincount(groups, row) for row in sums])
         sizes = np.bincount(groups).astype(np.float64)
-    columns, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
-    means = [
-        (weights @ columns[:-1].T) / (weights @ columns[-1])[:, None]
-        for weights in draw_weights(counts, draws, len(counts), rng)
-    ]
+    columns, counts = np.unique(np.vstack([sums, sizes]).astype(kind), axis=1, return_counts=True)
+    products = [weights.astype(kind) @ columns.T for weights in draw_weights(counts, draws, len(counts), rng)]
+    means = [rows[:, :-1] / rows[:, -1:] for rows in products]
     return np.concatenate(means)
 
 
