@@ -24,6 +24,7 @@ def measured(load=0.0, transfer=0.0, **more) -> Measured:
 
 
 DECODING = {"load": 2.9, "run": 30.0, "compute": 120.0, "loaders": {2: 31.0}}
+STORE = {"share": 0.8, "requests_per_clip": 1.52, "mb_per_clip": 2.9}
 CROWDED = {"device": "cpu", "cores": 2, "workers": 2, "threads": 2, "run": 60.0, "compute": 100.0}
 
 
@@ -35,6 +36,12 @@ CROWDED = {"device": "cpu", "cores": 2, "workers": 2, "threads": 2, "run": 60.0,
             "decoding",
             "a step waits 74% of its time for data; alone the loader delivers 31 clips/s and",
         ),
+        (
+            DECODING | {"store": STORE},
+            "store",
+            "loaders wait 80% of their time for it, with 1.52 requests and 2.9 MB a clip; a step waits 74%",
+        ),
+        (DECODING | {"store": STORE | {"share": 0.4}}, "decoding", "a step waits 74%"),
         (
             {"load": 0.4, "workers": 0, "run": 70.0, "compute": 100.0, "loaders": {0: 250.0}},
             "decoding",

@@ -16,7 +16,7 @@ from vidtrain.benchmarking import measure as benchmarking
 from vidtrain.benchmarking.measure import PhaseSteps, Timed
 from vidtrain.benchmarking.report import count_flops, estimate, known_peak
 from vidtrain.benchmarking.variants import cores_served, doubled
-from vidtrain.data.loading.dataset import Batch
+from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable
@@ -223,8 +223,18 @@ def test_summaries_hold_mean_quartiles_and_share():
 
 
 def test_timed_steps_add_up():
-    one = Timed([{"load": 1.0}], 4, 2.0)
-    assert one + one == Timed([{"load": 1.0}, {"load": 1.0}], 8, 4.0)
+    one = Timed([{"load": 1.0}], 4, 2.0, (StoreUse(0.5, 6, 4_000_000),))
+    assert one + one == Timed([{"load": 1.0}, {"load": 1.0}], 8, 4.0, 2 * one.stores)
+
+
+def test_what_a_clip_takes_of_a_store():
+    one, two = (Timed([], 4, 2.0, (StoreUse(share, 6, 4_000_000),)) for share in (0.5, 0.75))
+    assert benchmarking.store_use([one, two]) == {
+        "share": 0.625,
+        "requests_per_clip": 1.5,
+        "mb_per_clip": 1.0,
+    }
+    assert benchmarking.store_use([Timed([], 4, 2.0, (StoreUse(),))]) is None
 
 
 # --- arithmetic and memory --------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ NEAR = 0.10  # rates that differ by less than this share count as equal
 CROWDED = 0.80  # below this share of the slower one's rate alone, loader and model compete for the cores
 WORTH = 1.05  # a change is advised if it makes the run at least this many times as fast
 COPIES = 0.40  # if copying to the device takes at least this share of a step's work, it is the bottleneck
+STORE = (
+    0.5  # if loaders wait at least this share of their time for a store, it is the bottleneck, not decoding
+)
 LARGE_OPTIMIZER = 0.25  # above this share of a step's work, larger batches are suggested for the optimizer
 
 
@@ -48,6 +51,9 @@ class Measured:
     prepared: Prepared | None = None
     checkpointing: bool = False  # whether activation checkpointing is on
     free_memory: float | None = None  # share of the GPU's memory that is free at the peak
+    store: Mapping[str, float] | None = (
+        None  # what loaders take of a store of videos, as `measure.store_use` says
+    )
 
     @property
     def capacity(self) -> float:
@@ -60,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The bottleneck: `bound` is decoding, cores, transfer, compute or balanced; `text` gives the figures for it."""
+    """The bottleneck: `bound` is store, decoding, cores, transfer, compute or balanced; `text` gives its figures."""
 
     bound: str
     text: str
@@ -105,6 +111,11 @@ def verdict(m: Measured) -> Verdict:
         f"threads ({m.threads}) share the cores ({m.cores}), and a step waits {waits:.0%} of its time for data"
     )
     if waits >= WAITS:
+        if m.store is not None and m.store["share"] >= STORE and (m.workers == 0 or m.loader < m.compute):
+            taken = f"{m.store['requests_per_clip']:.3g} requests and {m.store['mb_per_clip']:.3g} MB a clip"
+            waiting = f"loaders wait {m.store['share']:.0%} of their time for it, with {taken}"
+            step = f"a step waits {waits:.0%} of its time for data"
+            return Verdict("store", f"the store of the videos is the bottleneck: {waiting}; {step}; {alone}")
         if m.workers == 0:
             reads = f"without workers a step spends {waits:.0%} of its time reading"
             return Verdict("decoding", f"decoding is the bottleneck: {reads}; {alone}, together {m.run:.4g}")
@@ -226,6 +237,8 @@ def _kept_activations(m: Measured) -> Iterator[Advice]:
 
 
 NOTHING = {
+    "store": "no tried setting is faster. These would be: data.cache=FOLDER on a disk of this machine, from the second "
+    "epoch on, smaller videos (python -m vidtrain.prepare), or a store that is nearer",
     "decoding": "no tried setting is faster. These would be: fewer frames to decode (clip.frame_step, clip.frames), "
     "clip.repeated_augmentation=2, which trains on each decoded clip twice, smaller videos, or more cores",
     "cores": "no tried setting is faster, as all cores are busy. More cores or a smaller model would be",

@@ -21,7 +21,7 @@ from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.adapters import start_adapters
 from vidtrain.config.references import to_phases
-from vidtrain.data.loading.dataset import Batch
+from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import view_table
@@ -55,14 +55,21 @@ def changed(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
 
 @dataclass(frozen=True)
 class Timed:
-    """Timings of this rank: the seconds of each part of each step, the number of clips, and the total wall time."""
+    """Timings of this rank: the seconds of each part of each step, the number of clips, the total wall time, and what
+    each batch of the loader took of stores."""
 
     parts: list[dict[str, float]]
     clips: int
     seconds: float
+    stores: tuple[StoreUse, ...] = ()
 
     def __add__(self, other: "Timed") -> "Timed":
-        return Timed(self.parts + other.parts, self.clips + other.clips, self.seconds + other.seconds)
+        return Timed(
+            self.parts + other.parts,
+            self.clips + other.clips,
+            self.seconds + other.seconds,
+            self.stores + other.stores,
+        )
 
 
 class PhaseSteps:
@@ -137,14 +144,16 @@ def time_loader(batches: Batches, workers: int, accumulation: int, seconds: floa
     for _ in range(rounds):
         next(batches)
     clips, taken, started = 0, 0, time.perf_counter()
+    stores: list[StoreUse] = []
     while taken < 2 * rounds or taken % rounds or time.perf_counter() - started < seconds:
         batch = next(batches)
         if batch.refusal:
             raise UserError(batch.refusal)
         clips += batch.clips.shape[0] * batch.clips.shape[1]
+        stores.append(batch.store)
         taken += 1
         advance(taken)
-    return Timed([], clips, time.perf_counter() - started)
+    return Timed([], clips, time.perf_counter() - started, tuple(stores))
 
 
 def whole(count: int, multiple: int) -> int:
@@ -186,6 +195,21 @@ def slowest_rank(by_rank: Sequence[Mapping[str, Mapping[str, float]]]) -> int:
 def rate(by_rank: Sequence[tuple[int, float]]) -> float:
     """Clips per second of all ranks together, if all are as slow as the slowest, from (clips, seconds) of each."""
     return len(by_rank) * min(clips / seconds for clips, seconds in by_rank)
+
+
+def store_use(by_rank: Sequence[Timed]) -> dict[str, float] | None:
+    """The `share` of their time that loaders wait for a store of videos, with requests and MB a clip; None where no
+    video lies in one."""
+    uses = [use for timed in by_rank for use in timed.stores]
+    clips = sum(timed.clips for timed in by_rank)
+    requests = sum(use.requests for use in uses)
+    if not requests:
+        return None
+    return {
+        "share": float(np.mean([use.share for use in uses])),
+        "requests_per_clip": requests / clips,
+        "mb_per_clip": sum(use.bytes for use in uses) / clips / 1e6,
+    }
 
 
 # --- a run and its variants -------------------------------------------------------------------------------
@@ -337,5 +361,6 @@ def measure(meter: Meter, phase: PhaseSteps) -> tuple[dict[str, Any], Batch]:
         },
         "faults": sum(ranks.gather_objects(int(phase.phase.sums.faults))),
         "memory": memory,
+        "store": store_use(ranks.gather_objects(loader)),
         "evaluation_videos_per_s": meter.evaluation(phase),
     }, batch

@@ -122,6 +122,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         ("arithmetic", _arithmetic(flops)),
         ("peak memory", _memory_text(result["memory"][result["slowest_rank"]])),
     ]
+    if store := result["store"]:
+        taken = f"{store['requests_per_clip']:.3g} requests and {store['mb_per_clip']:.3g} MB a clip"
+        rows.append(("the store", f"{taken}; loaders wait {store['share']:.0%} of their time for it"))
     if result["faults"]:
         rows.append(("unreadable videos", str(result["faults"])))
     console.table("the run", ("", ""), rows)

@@ -58,11 +58,12 @@ def explore(
         run=rates["clips_per_s"],
         compute=rates["alone"]["compute"],
         loaders={meter.workers: rates["alone"]["loader"]},
+        store=rates["store"],
         checkpointing=bool(OmegaConf.select(cfg, "model.encoder.activation_checkpointing")),
         free_memory=1 - memory["gpu_reserved"] / memory["gpu_total"] if memory["gpu_total"] else None,
     )
     bound = verdict(m).bound
-    if bound in ("decoding", "cores", "balanced"):
+    if bound in ("store", "decoding", "cores", "balanced"):
         m = replace(m, loaders=_loaders(meter, m))
         if cfg.data.prepared is None:
             prepared, reasons = ranks.on_main(lambda: prepared_trial(cfg, meter))

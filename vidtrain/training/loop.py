@@ -86,14 +86,16 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
     Raises `DivergedError` naming the files of a micro-batch whose loss is not finite.
     """
     run, task, settings = phase.run, phase.task, phase.run.settings
-    device, clips_seen, data_seconds = run.ranks.device, 0, 0.0
+    device, clips_seen, data_seconds, store_seconds = run.ranks.device, 0, 0.0, 0.0
     seed_step(run.seed, state.total_step, run.ranks)  # dropout and drop-path draw from it
     rates = phase.optimizers.set_rates(phase.lr, phase.weight_decay, state.step + 1, phase.total)
     losses, indices = [], []  # of each micro-batch
     for micro in range(settings.accumulation):
         waiting = time.perf_counter()
         batch = phase.next_batch(state.total_step + 1)
-        data_seconds += time.perf_counter() - waiting
+        waited = time.perf_counter() - waiting
+        data_seconds += waited
+        store_seconds += waited * batch.store.share
         clock.mark("load")
         clips = batch.clips.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
@@ -129,7 +131,8 @@ def train_step(phase: Phase, state: TrainState, clock: StepClock | NoClock = NO_
     phase.objective.after_step()
     clock.mark("optimizer")
     state.loss = sum(micro_losses) / settings.accumulation
-    return StepResult(state.total_step, state.loss, finite_mean(grad_norms), rates, clips_seen, data_seconds)
+    waits = data_seconds, store_seconds
+    return StepResult(state.total_step, state.loss, finite_mean(grad_norms), rates, clips_seen, *waits)
 
 
 def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float) -> None:
@@ -140,12 +143,16 @@ def log_step(trainer: Trainer, phase: Phase, result: StepResult, seconds: float)
         "train/grad_norm": result.grad_norm,
         "train/clips_per_s": result.clips * run.ranks.world_size / seconds,
         "train/data_share": result.data_seconds / seconds,
+        "train/store_share": result.store_seconds / seconds,
     }
     about, lr = position(trainer, phase), phase.optimizers.lr
     row = {"step": state.total_step, **about, "seconds": seconds, **metrics}
     run.log.step({**row, "lr": lr, "weight_decay": result.rates["weight_decay"]})
-    shown = {"epoch": round(about["epoch"], 1), "loss": result.loss, "lr": lr}
-    run.console.advance(state.step, {**shown, "clips/s": metrics["train/clips_per_s"]})
+    shown: dict[str, float | str] = {"epoch": round(about["epoch"], 1), "loss": result.loss, "lr": lr}
+    shown["clips/s"] = metrics["train/clips_per_s"]
+    if result.store_seconds:
+        shown["waiting for the store"] = f"{metrics['train/store_share']:.0%}"
+    run.console.advance(state.step, shown)
     if state.total_step % run.settings.log_every == 0:
         run.log.log({**about, **metrics, **result.rates}, state.total_step)
 

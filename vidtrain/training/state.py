@@ -63,6 +63,7 @@ class StepResult(NamedTuple):
     rates: dict[str, float]  # learning rate of each parameter group, and the largest weight decay
     clips: int  # number of clips that this rank trained on
     data_seconds: float  # time spent waiting for the loader
+    store_seconds: float  # the part of it in which the loader waited for a store of videos
 
 
 @dataclass

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import av
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peer_ffmpeg import share_ffmpeg
+
 PARTS = ("times", "loader", "memory", "pixels")
 LIMIT = 120.0  # seconds a child process may be silent
 CLIPS = Path(__file__).resolve().parents[4] / "shared" / "data" / "clips"
@@ -56,28 +59,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="budget of one work on one video (60)")
     parser.add_argument("--quick", action="store_true", help="two small videos, two rounds: does it work?")
     return parser.parse_args()
-
-
-def share_ffmpeg(folder: Path) -> None:
-    """Starts this program again where torchcodec finds the FFmpeg that PyAV brings, if it was not so started.
-
-    Wheels rename the libraries; links restore the names by which the loader looks for them.
-    """
-    links = folder / "ffmpeg"
-    paths = os.environ.get("LD_LIBRARY_PATH", "").split(":")
-    if str(links) in paths:
-        return
-    links.mkdir(parents=True, exist_ok=True)
-    for old in links.iterdir():
-        old.unlink()
-    for library in (Path(av.__file__).parents[1] / "av.libs").glob("*.so*"):
-        stem, _, tail = library.name.partition(".so")
-        name, _, _ = stem.rpartition("-")
-        (links / library.name).symlink_to(library)
-        if name and len(tail) > 1:
-            (links / f"{name}.so.{tail.split('.')[1]}").symlink_to(library)
-    os.environ["LD_LIBRARY_PATH"] = ":".join([str(links), *filter(None, paths)])
-    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def environment() -> dict[str, str]:

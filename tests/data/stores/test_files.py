@@ -141,19 +141,27 @@ class TestSameBits:
 
 
 class TestRequests:
-    def test_few_and_small(self, videos, store, tmp_path):
+    @pytest.mark.parametrize("place", ["http", "tar"])
+    def test_few_and_small(self, videos, place, tmp_path):
         """Three requests a clip at most, the status among them, and 1.1 times its packets' bytes."""
-        paths = [f"{store.url}/{name}" for name in NAMES]
+        names = tar_of(videos, videos / "0.tar")
         index = VideoIndex(tmp_path / "videos.sqlite")
-        infos = {path: index.info(path) for path in paths}
-        objects._statuses.clear()
-        store.requests.clear()
-        read = batches(paths, index=index)
-        clips = sum(len(batch.clips) for batch in read)
+        with serving(videos) as store:
+            paths = [f"{store.url}/{name}" for name in NAMES]
+            if place == "tar":
+                paths = [f"{store.url}/0.tar{name}" for name in names]
+            infos = {path: index.info(path) for path in paths}
+            objects._statuses.clear()
+            store.requests.clear()
+            read = batches(paths, index=index)
+        (videos / "0.tar").unlink()
         gets = [asked for asked in store.requests if asked.method == "GET"]
-        assert len(store.requests) <= 3 * clips and len(gets) <= 2 * clips
+        assert sum(len(batch.clips) for batch in read) == 18
+        assert len(gets) == 36 and len(store.requests) == 36 + (8 if place == "http" else 1)  # of 54
         packets = sum(needed_bytes(infos[path], index, key) for path, key in drawn(paths))
-        assert store.bytes_asked <= 1.1 * packets < 0.7 * clips * 44_802  # bytes of the largest
+        assert store.bytes_asked <= 1.1 * packets < 0.7 * 18 * 44_802  # bytes of the largest
+        assert sum(batch.store.requests for batch in read) == len(store.requests)
+        assert sum(batch.store.bytes for batch in read) == store.bytes_asked
 
     def test_latency_is_hidden(self, store, tmp_path):
         """All clips of a batch are asked for before the first is decoded."""

@@ -56,6 +56,14 @@ class Sample(NamedTuple):
     refusal: str | None = None
 
 
+class StoreUse(NamedTuple):
+    """What a batch took of stores: the share of its reading time that was waiting for them, requests, and bytes."""
+
+    share: float = 0.0
+    requests: int = 0
+    bytes: int = 0
+
+
 class Batch(NamedTuple):
     """Samples side by side, the copies of one video together; `indices` are the manifest records actually read."""
 
@@ -65,6 +73,7 @@ class Batch(NamedTuple):
     seeds: Tensor  # int64 [b n], the randomness that is spent on the device
     faults: list[Fault]
     refusal: str | None = None
+    store: StoreUse = StoreUse()
 
 
 def draw(*key: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ Batches come in the order of the tasks, whichever worker reads them. What a lost
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from typing import Protocol
 import torch
 
 from vidtrain.data.decoding.watchdog import TIME_LIMIT
-from vidtrain.data.loading.dataset import Batch, Sample, VideoDataset, collate
+from vidtrain.data.loading.dataset import Batch, Sample, StoreUse, VideoDataset, collate
 from vidtrain.data.loading.quarantine import Losses, Quarantine
 from vidtrain.data.loading.samplers import EvalShard, EvalUnits, MixtureStream, SampleKey, TrainStream
 from vidtrain.data.loading.workers import TICK, Answer, Lost, Raised, StartMethod, Workers
+from vidtrain.data.stores.objects import used
 from vidtrain.errors import UserError
 
 PREFETCH = 4  # batches for each worker that are read and not yet used, or being read
@@ -49,12 +51,14 @@ class _BatchReader:
 
     def __call__(self, task: NumberedKeys) -> Batch:
         self.dataset.quarantine.number, keys = task
+        began, before = time.perf_counter(), used()
         samples = []
         for key in keys:
             if isinstance(self.dataset, VideoDataset):
                 self.dataset.ahead.ask(self.dataset)
             samples.append(self.dataset[key])
-        return collate(samples)
+        seconds, (waited, requests, size) = time.perf_counter() - began, used().since(before)
+        return collate(samples)._replace(store=StoreUse(waited / seconds, requests, size))
 
 
 class BatchWorkers(Workers[NumberedKeys, Batch]):

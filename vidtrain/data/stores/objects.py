@@ -64,10 +64,36 @@ class Status(NamedTuple):
     version: int
 
 
+class Use(NamedTuple):
+    """What a process has had of stores: seconds that it waited for them, requests, and bytes of objects."""
+
+    waited: float = 0.0
+    requests: int = 0
+    bytes: int = 0
+
+    def since(self, earlier: "Use") -> "Use":
+        return Use(self.waited - earlier.waited, self.requests - earlier.requests, self.bytes - earlier.bytes)
+
+
+_use = Use()
 _statuses: dict[str, tuple[float, Status | OSError]] = {}  # with when they end to count
 _asked: "dict[str, Future[None]]" = {}
 _without_ranges: set[str] = set()  # stores
+_clients: dict[
+    int, Any
+] = {}  # one that a forked process has inherited must not be closed there, as it would be
 _lock = threading.Lock()
+
+
+def used() -> Use:
+    """What this process has had of stores so far."""
+    return _use
+
+
+def _count(waited: float = 0.0, requests: int = 0, size: int = 0) -> None:
+    global _use
+    with _lock:  # of the thread that reads, and of the one that asks
+        _use = Use(_use.waited + waited, _use.requests + requests, _use.bytes + size)
 
 
 def status_of(url: str) -> Status:
@@ -163,13 +189,17 @@ def objects_at(url: str) -> list[str]:
 def waited(future: "Future[T]") -> T:
     """The answer. Raises `StoreError`, or another `OSError` for what is not there or may not be read, and `UserError`
     for a protocol that is not installed."""
-    while True:
-        watchdog.progress()  # every wait ends by itself
-        try:
-            return future.result(timeout=1.0)
-        except TimeoutError:
-            if future.done():
-                raise
+    began = time.perf_counter()
+    try:
+        while True:
+            watchdog.progress()  # every wait ends by itself
+            try:
+                return future.result(timeout=1.0)
+            except TimeoutError:
+                if future.done():
+                    raise
+    finally:
+        _count(waited=time.perf_counter() - began)
 
 
 def serves_ranges(url: str) -> bool:
@@ -204,6 +234,7 @@ def _client(url: str) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         raise UserError(f"{masked(url)} cannot be read: {masked(str(error))}") from error
+    _clients[id(filesystem)] = filesystem
     return filesystem, path
 
 
@@ -224,6 +255,7 @@ async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
 
 async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> bytes:
     data = await _call(filesystem, "cat_file", path, start=begin, end=end)
+    _count(size=len(data))
     if len(data) > end - begin:  # all of it
         _note_without_ranges(url)
         data = data[begin:end]
@@ -238,6 +270,7 @@ async def _tried(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     for number in range(TRIES):
         if number:
             await asyncio.sleep(FIRST_WAIT * 2 ** (number - 1))
+        _count(requests=1)
         try:
             return await asyncio.wait_for(attempt(), seconds)
         # of any client: what it is called says little, and another try costs little
