@@ -19,7 +19,7 @@ from vidtrain.data.loading.dataset import Batch, Sample, StoreUse, VideoDataset,
 from vidtrain.data.loading.quarantine import Losses, Quarantine
 from vidtrain.data.loading.samplers import EvalShard, EvalUnits, MixtureStream, SampleKey, TrainStream
 from vidtrain.data.loading.workers import TICK, Answer, Lost, Raised, StartMethod, Workers
-from vidtrain.data.stores.objects import used
+from vidtrain.data.stores.objects import Use, used
 from vidtrain.errors import UserError
 
 PREFETCH = 4  # batches for each worker that are read and not yet used, or being read
@@ -39,25 +39,29 @@ class Readable(Protocol):
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class _BatchReader:
     """Reads batches of `dataset`; what lies in stores is asked for ahead."""
 
     dataset: Readable
+    counted: Use | None = None  # what the batches so far took of stores
 
     def expect(self, task: NumberedKeys) -> None:
+        self.counted = self.counted or used()
         if isinstance(self.dataset, VideoDataset):
             self.dataset.ahead.expect(self.dataset, task[1])
 
     def __call__(self, task: NumberedKeys) -> Batch:
         self.dataset.quarantine.number, keys = task
-        began, before = time.perf_counter(), used()
+        began = time.perf_counter()
         samples = []
         for key in keys:
             if isinstance(self.dataset, VideoDataset):
                 self.dataset.ahead.ask(self.dataset)
             samples.append(self.dataset[key])
-        seconds, (waited, requests, size) = time.perf_counter() - began, used().since(before)
+        seconds, now = time.perf_counter() - began, used()
+        waited, requests, size = now.since(self.counted or Use())
+        self.counted = now
         return collate(samples)._replace(store=StoreUse(waited / seconds, requests, size))
 
 
