@@ -70,24 +70,9 @@ def packed_samples(archive: str, endings: Sequence[str], beside: Sequence[str]) 
     """The videos of a tar file, which are its members with one of `endings`, in their order, with the texts of members
     that end on one of `beside`. Raises `UserError` where it cannot be read, is compressed, cut or damaged, or a sample
     has two videos."""
-    videos: dict[str, Member] = {}
-    texts: dict[str, dict[str, str]] = {}
     try:
         with _opened(archive) as window, tarfile.TarFile(fileobj=window) as file:  # type: ignore[arg-type]
-            for member in file:
-                name = _NAME.fullmatch(member.name)
-                if not member.isreg() or name is None:
-                    continue
-                if member.offset_data + member.size > window.length:
-                    raise tarfile.ReadError("it is cut")
-                key, ending = name[1], name[2].lower()
-                if f".{ending}".endswith(tuple(endings)):
-                    if key in videos:
-                        raise tarfile.ReadError(f"{key} has two videos, {videos[key].name} and {member.name}")
-                    videos[key] = Member(archive, member.name, member.offset_data, member.size)
-                elif ending in beside and member.size <= LARGEST_TEXT:
-                    window.seek(member.offset_data)
-                    texts.setdefault(key, {})[ending] = window.read(member.size).decode(errors="replace")
+            samples = _samples(archive, window, file, tuple(endings), beside)
             window.seek(file.offset)
             if window.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"there is no header at byte {file.offset}")
@@ -95,4 +80,26 @@ def packed_samples(archive: str, endings: Sequence[str], beside: Sequence[str]) 
         raise UserError(f"{archive} is cut, compressed or no tar file ({error})") from error
     except OSError as error:
         raise UserError(f"{archive} cannot be read: {error.strerror or error}") from error
+    return samples
+
+
+def _samples(
+    archive: str, window: _Window, file: tarfile.TarFile, endings: tuple[str, ...], beside: Sequence[str]
+) -> list[PackedSample]:
+    videos: dict[str, Member] = {}
+    texts: dict[str, dict[str, str]] = {}
+    for member in file:
+        name = _NAME.fullmatch(member.name)
+        if not member.isreg() or name is None:
+            continue
+        if member.offset_data + member.size > window.length:
+            raise tarfile.ReadError("it is cut")
+        key, ending = name[1], name[2].lower()
+        if f".{ending}".endswith(endings):
+            if key in videos:
+                raise tarfile.ReadError(f"{key} has two videos, {videos[key].name} and {member.name}")
+            videos[key] = Member(archive, member.name, member.offset_data, member.size)
+        elif ending in beside and member.size <= LARGEST_TEXT:
+            window.seek(member.offset_data)
+            texts.setdefault(key, {})[ending] = window.read(member.size).decode(errors="replace")
     return [PackedSample(key, video.path, texts.get(key, {})) for key, video in videos.items()]
