@@ -18,7 +18,6 @@ from vidtrain.data.loading.dataset import VideoDataset
 from vidtrain.data.loading.file_checks import refused_videos
 from vidtrain.data.loading.loaders import eval_loader
 from vidtrain.data.loading.samplers import EvalShard, EvalUnits
-from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.manifest import Manifest, in_order_of
 from vidtrain.data.sampling.clips import clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import frame_picks
@@ -136,7 +135,6 @@ def in_order_of_checkpoint(manifest: Manifest, classes: Sequence[str], checkpoin
     raise UserError(
         f"the checkpoint {checkpoint} has other classes than the dataset: {len(classes)} and "
         f"{len(manifest.classes)}; differing: {', '.join(map(shown, differing[:8]))}"
-        + describe_alike(manifest.classes, classes)
     )
 
 

@@ -166,14 +166,13 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
 
 def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | None:
     """The number of the class that `heat_class` names. Raises `UserError` where the checkpoint at `path` lacks it."""
-    from vidtrain.data.manifest.class_names import describe_alike, one_spelling
+    from vidtrain.data.manifest.class_names import one_spelling
 
     if name is None:
         return None
     spelled = one_spelling(name)
     if spelled not in classes:
-        hint = describe_alike([spelled], classes) or suggest(spelled, list(classes))
-        raise UserError(f"heat_class={name} is no class of {path}{hint}")
+        raise UserError(f"heat_class={name} is no class of {path}{suggest(spelled, list(classes))}")
     return classes.index(spelled)
 
 

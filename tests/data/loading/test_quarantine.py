@@ -244,9 +244,9 @@ class TestLosses:
             "  killed: signal 9 (SIGKILL), perhaps for want of memory, with 14.mp4\n"
             "  killed: signal 9 (SIGKILL), perhaps for want of memory, with 15.mp4\n"
             "  crashed: exit status 3, with no file in hand\n"
-            "Where they were killed, memory ran out: lower trainer.num_workers or trainer.batch_size, or give the "
-            "job more memory. Where they hung, storage stood still, or the time limit is too short. Where they "
-            "crashed, trainer.num_workers=0 shows the error itself"
+            "Where they were killed, memory ran out: lower trainer.num_workers or trainer.batch_size. Where they "
+            "hung, storage stood still, or data.decode_timeout_s is too short. Where they crashed, "
+            "trainer.num_workers=0 shows the error"
         )
 
     def test_all_at_once_is_one_loss(self, monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 from vidtrain.data.manifest.class_names import (
     appearance,
     check_appearance,
-    describe_alike,
     one_spelling,
     spelled_classes,
 )
@@ -62,16 +61,15 @@ def test_one_spelling(written, name):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("drin\u200bking", "drinking"), r"'drin\\u200bking' \(with U\+200B ZERO WIDTH SPACE\) and 'drinking'\. Spell"),
-        (("a", "ice\u00a0cream", "ice cream"), r"'ice\\u00a0cream' \(with U\+00A0 NO-BREAK SPACE\) and 'ice cre"),
-        (("ice cream", "ice  cream"), r"'ice cream' and 'ice  cream' \(with U\+0020 SPACE\)"),
-        (("so\u00adfa", "sofa"), r"U\+00AD SOFT HYPHEN"),
-        (("\u2764", "\u2764\ufe0f"), r"U\+FE0F VARIATION SELECTOR-16"),
-        (("ab", "a\x07b"), r"'a\\u0007b' \(with U\+0007 without a name\)"),
-        (("ab", "a\u200db"), r"U\+200D ZERO WIDTH JOINER"),
+        (("drin\u200bking", "drinking"), r"'drin\\u200bking' and 'drinking'"),
+        (("a", "ice\u00a0cream", "ice cream"), r"'ice\\xa0cream' and 'ice cream'"),
+        (("ice cream", "ice  cream"), "'ice cream' and 'ice  cream'"),
+        (("so\u00adfa", "sofa"), r"'so\\xadfa' and 'sofa'"),
+        (("ab", "a\x07b"), r"'ab' and 'a\\x07b'"),
+        (("ab", "a\u200db"), r"'ab' and 'a\\u200db'"),
     ],
-)  # fmt: skip
-def test_look_alikes_are_refused_with_their_code_points(names, message):
+)
+def test_look_alikes_are_refused_with_what_is_not_seen(names, message):
     with pytest.raises(UserError, match=f"^train: .*{message}"):
         check_appearance(names, "train")
 
@@ -95,7 +93,6 @@ def test_what_is_seen_may_differ():
     )
     check_appearance(names, "train")
     assert len({appearance(name) for name in names}) == len(names)
-    assert describe_alike(["a"], ["b", "A"]) == ""
 
 
 def test_stored_classes_keep_their_number():
@@ -123,7 +120,7 @@ def test_two_folders_of_one_class(tmp_path, caplog):
 
 def test_class_folders_whose_names_only_look_alike(tmp_path):
     root = plant(tmp_path, "train/a\u200bb/1.mp4", "val/ab/2.mp4")
-    with pytest.raises(UserError, match=r"'val' .* 'a\\u200bb' .*U\+200B ZERO"):
+    with pytest.raises(UserError, match=r"'val' .*: missing a\\u200bb; extra ab"):
         ClassFolders(root).manifests()
 
 
@@ -150,9 +147,9 @@ def test_listings(tmp_path):
 
 
 def test_listings_name_what_is_not_seen(tmp_path):
-    with pytest.raises(UserError, match=r"'train': .*'di\\u200bve' .*U\+200B"):
+    with pytest.raises(UserError, match=r"'train': .*'dive' and 'di\\u200bve'"):
         listing(tmp_path, "x", "1.mp4,dive\n2.mp4,di\u200bve\n", "3.mp4,dive\n").manifests()
-    with pytest.raises(UserError, match="x_val.csv:1: label .* looks alike"):
+    with pytest.raises(UserError, match=r"x_val.csv:1: label 'di\\u200bve' is not among"):
         listing(tmp_path, "x", "1.mp4,dive\n2.mp4,run\n", "3.mp4,di\u200bve\n").manifests()
 
 
@@ -168,7 +165,7 @@ def test_classes_in_a_list_or_a_file(tmp_path):
         found = listing(tmp_path, "x", f"1.mp4,{NFC}\n", f"2.mp4,{NFD}\n", classes=classes).manifests()
         assert found["train"].labels.tolist() == found["val"].labels.tolist() == [1]
     (tmp_path / "numbers.json").write_text(json.dumps({NFD: 1, NFC: 0}))
-    with pytest.raises(UserError, match=r"numbers.json .*U\+00E9 LATIN SMALL"):
+    with pytest.raises(UserError, match=r"numbers.json .*'caf\\xe9' and 'cafe\\u0301'"):
         class_list(str(tmp_path / "numbers.json"))
     (tmp_path / "numbers.json").write_text(json.dumps({"a": 0.7, "b": 1}))
     with pytest.raises(UserError, match="integers: 'a' has 0.7"):
@@ -192,7 +189,7 @@ def test_mixtures(tmp_path):
     two = listing(tmp_path, "two", f"4.mp4,{NFD}\n5.mp4,dive\n", val_share=0)
     assert Mixture({"one": Part(one), "two": Part(two)}).manifests()["train"].labels.tolist() == [0, 1, 0, 1]
     two = listing(tmp_path, "two", f"4.mp4,{NFD}\n5.mp4,di\u200bve\n", val_share=0)
-    with pytest.raises(UserError, match=r"two .2. and one .2. .*U\+200B"):
+    with pytest.raises(UserError, match=r"two .2. and one .2. .*di\\u200bve"):
         Mixture({"one": Part(one), "two": Part(two)}).manifests()
 
 

@@ -154,7 +154,7 @@ def test_probes_of_frame_order():
         ({"frames": 8, "sampling": "vjepa2"}, "none is given; add clip.frame_step=4"),
         (
             {"frames": 8, "fps": 2.0, "sampling": "vjepa2", "short_video_policy": "wrap"},
-            "choose short_video_policy=repeat_last or error",
+            "short_video_policy=repeat_last or error",
         ),
         ({"frames": 8, "frame_step": 2, "frame_order": "back"}, "choose one of forward, reversed, shuffled"),
         ({"frames": 1, "frame_step": 2, "frame_order": "shuffled"}, "2 frames or more"),

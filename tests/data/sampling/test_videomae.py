@@ -57,7 +57,7 @@ def test_something_something_is_uniform():
 @pytest.mark.parametrize(
     ("protocol", "cause"),
     [
-        ({"fps": 4.0}, "sampling=videomae counts frames: add clip.frame_step=4, say, and clip.fps=null"),
+        ({"fps": 4.0}, "sampling=videomae counts frames: add clip.frame_step=4 and clip.fps=null"),
         ({"frame_step": 4, "overlap": False}, "overlap in short videos: set overlap=true"),
         ({"frame_step": 4, "short_video_policy": "wrap"}, "sampling=videomae cannot wrap"),
         ({"frame_step": 4, "short_video_policy": "stretch"}, "stretch goes with sampling=uniform"),

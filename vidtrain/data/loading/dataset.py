@@ -41,11 +41,10 @@ class Fault(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One video in m differently augmented copies: `clips` uint8 [m n c t h w] and the views' device `seeds`
-    [m n]; None where unreadable. `target` is its label, int64 [], or those of many, float32 [k] of 0 and 1.
+    """One video in m differently augmented copies: `clips` uint8 [m n c t h w], None where unreadable, and the views'
+    device `seeds` [m n]. `target` is its label, int64 [], or those of many, float32 [k] of 0 and 1.
 
-    `refusal` is what must end the run. It travels as data, since an exception raised in a worker process
-    arrives as a traceback.
+    `refusal` is what must end the run. It is data, as an exception of a worker process arrives as a traceback.
     """
 
     clips: Tensor | None
@@ -86,17 +85,16 @@ class VideoDataset(Dataset):
     """Reads the clips of a manifest's records.
 
     In training each of `protocol.num_clips` clips is cut at random, once per `SampleKey`, in `copies` differently
-    augmented copies that one pass over the file serves; `jitter` varies speed and direction. A source of the
-    manifest may have its own number of frames. In evaluation (`training=False`) clips x crops are deterministic
-    views, clip-major, and all have the protocol's frames. `size` is (height, width); an evaluation geometry may
-    make it another for each video.
+    augmented copies that one pass over the file serves; `jitter` varies speed and direction. A source of the manifest
+    may have its own number of frames. In evaluation (`training=False`) clips x crops are deterministic views,
+    clip-major, of the protocol's frames. `size` is (height, width); an evaluation geometry may change it for a video.
 
-    `size_changes`, "scale" or "refuse", is what becomes of frames of another size than their video's first one. With a
-    publisher's `resize` central boxes are cut out of scaled frames, and others, of training, out of frames as they are.
+    `size_changes`, "scale" or "refuse", is for frames of another size than their video's first. With a publisher's
+    `resize` central boxes are cut out of scaled frames, and others, of training, out of frames as they are.
 
-    A file that cannot be read is tried once more. An unreadable video in training is then replaced by a draw
-    keyed by (seed, epoch, index, attempt), at most `max_retries` times, then the sample carries a refusal; in
-    evaluation nothing replaces it: its sample carries no clips.
+    A file that cannot be read is tried once more. In training an unreadable video is replaced by a draw keyed by (seed,
+    epoch, index, attempt), at most `max_retries` times; then the sample carries a refusal. In evaluation its sample
+    carries no clips.
     """
 
     manifest: Manifest
@@ -156,7 +154,7 @@ class VideoDataset(Dataset):
             )
 
     def target(self, record: Record) -> Tensor:
-        """What a record is labeled with: its class, int64 [], or float32 [k] of 0 and 1."""
+        """A record's class, int64 [], or its classes, float32 [k] of 0 and 1."""
         if not self.manifest.multi_label:
             return torch.tensor(record.label)
         target = torch.zeros(len(self.manifest.classes))
@@ -168,7 +166,7 @@ class VideoDataset(Dataset):
         return self.quarantine.opened(path, partial(self.index.info, path, self.manifest.frame_rate))
 
     def eval_crops(self, video: VideoInfo) -> list[Crop]:
-        """The boxes that evaluation cuts from every frame of a video."""
+        """The boxes that evaluation cuts out of every frame of a video."""
         geometry = cast(EvalGeometry, self.geometry)  # as `training` says
         if self.resize != ANTIALIASED and isinstance(geometry, CenterCrops):
             return published_crops(geometry, video.width, video.height, self.size, self.resize)
@@ -223,18 +221,19 @@ class VideoDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Puts side by side what could be read (perhaps nothing) and gathers every fault."""
+    """Puts side by side what could be read (perhaps nothing), and collects every fault."""
     read = [(sample, sample.clips) for sample in samples if sample.clips is not None]
+    faults = [fault for sample in samples for fault in sample.faults]
+    refusal = next((sample.refusal for sample in samples if sample.refusal), None)
+    if not read:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(nothing.to(torch.uint8), nothing, nothing, nothing, faults, refusal)
     counts = torch.tensor([len(clips) for _, clips in read], dtype=torch.int64)
-    records = torch.tensor([sample.record for sample, _ in read], dtype=torch.int64)
-    nothing = torch.empty(0, dtype=torch.int64)
     return Batch(
-        clips=torch.cat([clips for _, clips in read]) if read else nothing.to(torch.uint8),
-        labels=torch.stack([sample.target for sample, _ in read]).repeat_interleave(counts, 0)
-        if read
-        else nothing,
-        indices=records.repeat_interleave(counts),
-        seeds=torch.cat([sample.seeds for sample, _ in read]) if read else nothing,
-        faults=[fault for sample in samples for fault in sample.faults],
-        refusal=next((sample.refusal for sample in samples if sample.refusal), None),
+        clips=torch.cat([clips for _, clips in read]),
+        labels=torch.stack([sample.target for sample, _ in read]).repeat_interleave(counts, 0),
+        indices=torch.tensor([sample.record for sample, _ in read]).repeat_interleave(counts),
+        seeds=torch.cat([sample.seeds for sample, _ in read]),
+        faults=faults,
+        refusal=refusal,
     )

@@ -36,10 +36,8 @@ def _check_all(
     time_limit: float,
     progress: Callable[[int], None],
 ) -> list[Finding | None]:
-    """The finding of each item, in their order; None also for a file that crashes or hangs.
-
-    The files are looked at by `num_workers` processes, for `time_limit` seconds each at most, and each item once.
-    """
+    """The finding of each item, in order; None also for a file that crashes or takes more than `time_limit` seconds.
+    `num_workers` processes look at each item once."""
     items = list(items)
     repeated = Counter(items)
     findings: dict[Item, Finding | None] = {}
@@ -99,10 +97,8 @@ class VideoFilter:
         kept = [number for number, bound in enumerate(unmet) if bound is None]
         dropped = Counter(bound for bound in unmet if bound is not None)
         if not kept:
-            raise UserError(
-                f"no training video is left of {len(manifest)}: "
-                + ", ".join(f"data.{name} drops {count}" for name, count in sorted(dropped.items()))
-            )
+            counts = ", ".join(f"data.{name} drops {count}" for name, count in sorted(dropped.items()))
+            raise UserError(f"no training video is left of {len(manifest)}: {counts}")
         return np.array(kept, dtype=np.int64), dict(dropped)
 
     def _unmet_bound(self, index: VideoIndex, frame_rate: float | None, cut: Cut) -> str | None:
@@ -136,11 +132,8 @@ def refused_videos(
     time_limit: float,
     progress: Callable[[int], None] = _no_progress,
 ) -> list[tuple[str, str]]:
-    """The (path, why) of the records that `protocol` gives no clips of, in the order of the manifest.
-
-    A file that cannot be read, or has nothing between a record's start and end, is not among them: that shows when it
-    is read.
-    """
+    """The (path, why) of the records that `protocol` gives no clips of, in the order of the manifest; without files
+    that cannot be read or show nothing between a record's start and end."""
     check = partial(_refusal, protocol, index, manifest.frame_rate)
     refusals = _check_all(check, _cuts(manifest), num_workers, time_limit, progress)
     return [(path, why) for path, why in zip(manifest.paths, refusals, strict=True) if why is not None]
@@ -165,17 +158,12 @@ def record_digests(
     time_limit: float,
     progress: Callable[[int], None] = _no_progress,
 ) -> list[str]:
-    """What each record is of: the digest of its file's contents, and its cut; where the file lies does not matter.
-
-    What was computed from a record is its own as long as this is the same. A folder of images goes by its frame rate
-    and the names, sizes and times of its files.
-    """
+    """What each record is of: the digest of its file's contents, and its cut. What was computed from a record holds as
+    long as this is the same. A folder of images goes by its frame rate and the names, sizes and times of its files."""
     check = partial(_file_digest, index, manifest.frame_rate)
     digests = _check_all(check, manifest.paths, num_workers, time_limit, progress)
-    return [
-        f"{digest or UNREADABLE} {record.start} {record.end}"
-        for digest, record in zip(digests, manifest, strict=True)
-    ]
+    pairs = zip(digests, manifest, strict=True)
+    return [f"{digest or UNREADABLE} {record.start} {record.end}" for digest, record in pairs]
 
 
 def joint_digest(digests: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ class Readable(Protocol):
 
 @dataclass
 class _BatchReader:
-    """Reads batches of `dataset`; what lies in stores is asked for ahead."""
+    """Reads batches of `dataset`, and asks stores ahead for what later batches need."""
 
     dataset: Readable
     counted: Use | None = None  # what the batches so far took of stores
@@ -78,11 +78,10 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
         self._ready: dict[int, Batch | Raised] = {}  # those of them that are read
 
     def batches(self, tasks: Iterable[list[SampleKey]], first: int) -> Iterator[Batch]:
-        """A batch for every task, in order. The tasks are numbered from `first` on; the same task must have the same
-        number in a resumed run.
+        """A batch for every task, in order. Tasks are numbered from `first` on, the same in a resumed run.
 
-        Raises what reading one raised, `UserError` or else `RuntimeError`, and `UserError` when too many workers
-        are lost. Workers that have raised, or were not read to the end, are good for nothing but `close`.
+        Raises `UserError` or `RuntimeError` for what reading raised, and `UserError` when too many workers are lost.
+        After that, or when not read to the end, the workers can only be closed.
         """
         waiting = enumerate(tasks, first)
         number = first
@@ -114,7 +113,7 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
             self._quarantine.flush(now=True)
 
     def _receive(self, seconds: float) -> bool:
-        """Takes the batches that there are, after waiting at most `seconds` for the first; whether anything came."""
+        """Takes the batches that are there, after waiting up to `seconds` for the first; whether anything came."""
         events = self.collect(seconds)
         for event in events:
             if isinstance(event, Answer):
@@ -124,13 +123,12 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
         return bool(events)
 
     def _read_again(self, lost: Lost[NumberedKeys]) -> bool:
-        """Gives others what a lost worker owed; whether that is everything, as a file is blamed."""
+        """Gives other workers what a lost one owed; whether all later batches are read again, as a file is blamed."""
         tasks = lost.tasks
         at = tasks[0][0] if tasks else -1
         blamed = self._losses.add(lost.status, lost.path, at)
         if blamed:
-            # Whether others had already read that file for a later batch was a matter of time: all later batches
-            # are read again, by workers that know of it
+            # others may have read that file for later batches: all are read again, by workers that know of it
             self.end_all()
             self._ready = {number: batch for number, batch in self._ready.items() if number < at}
             tasks = [task for task in self._owed.items() if task[0] not in self._ready]
@@ -144,10 +142,8 @@ class Loader:
     """The batches of `sampler`, in its order and the same with any number of workers; iterate as often as you like.
 
     `first` is the number of the first batch, which the quarantine goes by. With `keep`, workers stay for the next
-    time. A file that takes longer than `time_limit` seconds, or ends the process that reads it, is tried once more
-    and then counts as unreadable. Without workers nothing guards against either.
-
-    Raises what `BatchWorkers.batches` does.
+    time. A file that takes longer than `time_limit` seconds, or ends the process that reads it, is tried once more and
+    then counts as unreadable; without workers nothing guards against either. Raises what `BatchWorkers.batches` does.
     """
 
     dataset: Readable
@@ -174,17 +170,12 @@ class Loader:
                 batch = read(task)
                 yield pinned(batch) if self.pin_memory else batch
             return
-        pool = (
-            self._kept.pop()
-            if self._kept
-            else BatchWorkers(self.dataset, self.num_workers, self.time_limit, self.start_method)
-        )
+        settings = (self.dataset, self.num_workers, self.time_limit, self.start_method)
+        pool = self._kept.pop() if self._kept else BatchWorkers(*settings)
         whole = False
         try:
-            if self.pin_memory:
-                yield from _pinned_ahead(pool, self.sampler, self.first)
-            else:
-                yield from pool.batches(self.sampler, self.first)
+            ahead = _pinned_ahead if self.pin_memory else BatchWorkers.batches
+            yield from ahead(pool, self.sampler, self.first)
             whole = True
         finally:
             if whole and self.keep:
@@ -220,12 +211,8 @@ def eval_loader(
 
 def pinned(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which it is copied to a GPU while that computes."""
-    return batch._replace(
-        clips=batch.clips.pin_memory(),
-        labels=batch.labels.pin_memory(),
-        indices=batch.indices.pin_memory(),
-        seeds=batch.seeds.pin_memory(),
-    )
+    tensors = {name: getattr(batch, name).pin_memory() for name in ("clips", "labels", "indices", "seeds")}
+    return batch._replace(**tensors)
 
 
 def _pinned_ahead(pool: BatchWorkers, sampler: Sampler, first: int) -> Iterator[Batch]:

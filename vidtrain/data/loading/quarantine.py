@@ -1,9 +1,8 @@
 """Files that are not tried again in a run, and why.
 
-Two kinds. A file that cannot be opened fails for every clip, so remembering that changes nothing but the time taken,
-and each process may find out by itself. A file that ends the process which reads it may do so for some clips only.
-From the batch on in which it did, it counts as unreadable: that is recorded with the batch's number, so that a run
-which is resumed, with any number of workers, computes the same.
+A file that cannot be opened fails for every clip: each process remembers that by itself, to save time. A file that ends
+the process which reads it may do so for some clips only. It counts as unreadable from that batch on, and the number of
+the batch is recorded, so that a resumed run, with any number of workers, computes the same.
 """
 
 import errno
@@ -29,12 +28,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-MOST_LOST = 16  # workers without a file to blame in the last
-LOST_WITHIN = 3600.0  # seconds
-# What writing to a full disk gives: the run goes on, and what is to be written waits
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+MOST_LOST, LOST_WITHIN = 16, 3600.0  # workers without a file to blame, and in how many seconds
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what writing to a full disk raises
 RETRY_SECONDS = 10.0
-
 
 Signature = tuple[
     int | None, int | None
@@ -60,9 +56,8 @@ class Quarantine:
     """The failing files of a split, as known to one process and those that are started from it.
 
     Files that ended worker processes are kept in the JSON lines of `path`, for a resumed run; None keeps them in
-    memory. Splits may share the file, ranks must not: what a rank computes is not to depend on when it hears from
-    another. A file whose size or time of modification has changed counts as new. On a full disk what is to be kept
-    waits in memory until there is room.
+    memory. Splits may share the file, ranks must not: a rank's samples must not depend on when it hears from another. A
+    file of another size or time of modification counts as new. On a full disk lines wait in memory.
 
     `number` is that of the batch that is being read. Raises `UserError` where `path` cannot be read.
     """
@@ -81,10 +76,8 @@ class Quarantine:
                 self._learn(entry)
 
     def attempt(self, video: str, read: Callable[[], Result]) -> Result:
-        """What `read()` makes of the file `video`; if it fails, what it makes of it the second time.
-
-        Raises `DecodeError` where that fails too, and at once for a file that is not to be read.
-        """
+        """What `read()` makes of the file `video`, at the second time if the first fails. Raises `DecodeError` where
+        both fail, and at once for a file in quarantine."""
         entry = self._blamed.get(video)
         if entry is not None and self.number >= entry.since and _signature(video) == entry.signature:
             raise DecodeError(video, entry.cause)
@@ -129,13 +122,11 @@ class Quarantine:
                 if error.errno not in NO_ROOM:
                     raise UserError(f"cannot write {self._path}: {error.strerror}") from error
                 if not self._warned:
-                    self._warned = True
+                    way = "free some space, or a resumed run must find out anew which files ended workers"
                     log.warning(
-                        "cannot write %s (%s): it waits in memory, and the run goes on; free some space, or a resumed "
-                        "run must find out anew which files ended workers",
-                        self._path,
-                        error.strerror,
+                        "cannot write %s (%s): it waits in memory; %s", self._path, error.strerror, way
                     )
+                self._warned = True
                 return
             del self._held[0]
 
@@ -193,9 +184,8 @@ class _Loss(NamedTuple):
 class Losses:
     """The workers that a loader has lost, and the files that are to blame.
 
-    A file is blamed when it has ended two workers in the same batch. One may be chance: memory that ran out while it
-    was being read, storage that stood still, a job that was suspended. The last two lose all workers at once, which
-    counts as one loss, however many there are.
+    A file is blamed when it has ended two workers in the same batch. One may be chance: memory that ran out, storage
+    that stood still, a job that was suspended. The last two lose all workers at once, which counts as one loss.
     """
 
     def __init__(self, quarantine: Quarantine, time_limit: float):
@@ -203,14 +193,11 @@ class Losses:
         self._time_limit = time_limit
         self._ended: Counter[tuple[int, str]] = Counter()
         self._unexplained: deque[_Loss] = deque()
-        self._stood_still = -math.inf  # when the last of them hung that counts
+        self._stood_still = -math.inf  # when the last worker hung that counts
 
     def add(self, status: int | None, video: str | None, number: int) -> bool:
-        """Counts a worker that ended by itself with `status`, having `video` in hand for batch `number`; whether
-        that put the file into quarantine.
-
-        Raises `UserError` when more are lost than files can be blamed for.
-        """
+        """Counts a worker that ended with `status` while it read `video` for batch `number`; whether that put the file
+        into quarantine. Raises `UserError` when more are lost than files can be blamed for."""
         cause = describe_exit(status, self._time_limit)
         if video is not None:
             self._ended[number, video] += 1
@@ -241,6 +228,6 @@ class Losses:
         return (
             f"{len(self._unexplained)} worker processes were lost within an hour, and no file ended two of them; the "
             f"last:\n  {lines}\nWhere they were killed, memory ran out: lower trainer.num_workers or "
-            "trainer.batch_size, or give the job more memory. Where they hung, storage stood still, or the time "
-            "limit is too short. Where they crashed, trainer.num_workers=0 shows the error itself"
+            "trainer.batch_size. Where they hung, storage stood still, or data.decode_timeout_s is too short. Where "
+            "they crashed, trainer.num_workers=0 shows the error"
         )

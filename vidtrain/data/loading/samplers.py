@@ -13,11 +13,11 @@ from vidtrain.errors import UserError
 
 
 class SampleKey(NamedTuple):
-    """What a sampler yields: which time this is that records are read, and the record's index in the manifest.
+    """What a sampler yields: the record's index in the manifest, and the epoch, so that samples to be augmented
+    differently have different keys.
 
-    Two keys differ wherever their samples should be augmented differently. The epoch of a `TrainStream` is its pass
-    over the data; with a balance, and of a `MixtureStream`, it is the place in the stream, as a record may come again
-    in the same pass or step.
+    The epoch of a `TrainStream` is its pass over the data. With a balance, and of a `MixtureStream`, it is the place in
+    the stream, as a record may come again in the same pass or step.
     """
 
     epoch: int
@@ -57,12 +57,12 @@ class _Stream:
 class ClassBalance:
     """Draws classes more evenly than the n videos of a dataset do.
 
-    Class c, which n_c of them are of, has a share of the draws proportional to n_c^(1 - `balance`): with 0 as in the
-    dataset, with 1 the same as every other class. `labels` are int [n], of classes below `num_classes`.
+    A class of n_c videos has a share of the draws proportional to n_c^(1 - `balance`): with 0 as in the dataset, with 1
+    the same as every other class. `labels` are int [n], of classes below `num_classes`.
 
-    A pass is n draws. Its order is a function of (seed, number of the pass): how many videos of each class it holds is
-    the class's share but for rounding, which later passes make good. The videos of a class take turns over all passes,
-    in an order that is shuffled each time round; so no video comes again before all others of its class have.
+    A pass is n draws, a function of (seed, number of the pass). It holds each class's share but for rounding, which
+    later passes make good. The videos of a class take turns over all passes, shuffled each time round; so no video
+    comes again before all others of its class have.
     """
 
     labels: np.ndarray
@@ -94,8 +94,8 @@ class ClassBalance:
     def _drawn_before(self, number: int) -> np.ndarray:
         """How many videos of each class the first `number` passes hold together, int64 [k].
 
-        Rounding running sums, and not each class by itself, lets the classes of a pass add up to its length. No class
-        has a share below 1 / n, so that what is added by a pass never falls below 0.
+        Running sums are rounded, so that the classes of a pass add up to its length. No class has a share below 1 / n,
+        so a pass never adds fewer than 0.
         """
         total = len(self.labels) * number
         ends = np.floor(np.cumsum(self.shares) * total + 0.5).astype(np.int64)
@@ -115,34 +115,26 @@ def _shuffled(values: np.ndarray, seed: int, key: tuple[int, int, int]) -> np.nd
 
 
 def class_balance(manifest: Manifest, balance: float) -> ClassBalance | None:
-    """The balance that training draws with; None where it takes videos as they come.
-
-    Raises `UserError` for a `balance` out of bounds, and where a video's class does not say how often to draw it.
-    """
+    """The balance that training draws with; None where it takes videos as they come. Raises `UserError` for a `balance`
+    out of bounds, and where a video's class does not say how often to draw it."""
+    setting = f"data.class_balanced_sampling={balance}"
     if not 0 <= balance <= 1:
-        raise UserError(
-            f"data.class_balanced_sampling={balance} must lie between 0 (as the videos are) and 1 (all classes alike)"
-        )
+        raise UserError(f"{setting} must lie between 0 (as the videos are) and 1 (all classes alike)")
     if balance == 0:
         return None
+    why, loss = "", ""
     if manifest.multi_label:
-        raise UserError(
-            f"data.class_balanced_sampling={balance} draws by class, and videos here may have several; set "
-            "data.class_balanced_sampling=0, and "
-            "balance the loss with loss.pos_weight=balanced"
-        )
-    if manifest.columns.sources is not None:
-        raise UserError(
-            f"data.class_balanced_sampling={balance} draws by class, and a mixture draws by the weights of its parts; "
-            "set data.class_balanced_sampling=0, and balance the loss with loss.class_weights=balanced"
-        )
+        why, loss = "videos here may have several", "loss.pos_weight=balanced"
+    elif manifest.columns.sources is not None:
+        why, loss = "a mixture draws by the weights of its parts", "loss.class_weights=balanced"
+    if why:
+        raise UserError(f"{setting} draws by class, and {why}; set data.class_balanced_sampling=0 and {loss}")
     return ClassBalance(manifest.columns.labels, len(manifest.classes), balance)
 
 
 def class_shares(manifest: Manifest, balance: float) -> np.ndarray:
-    """Which share of the samples that training draws holds each class, float64 [k], with what says how often videos
-    are drawn: `balance`, or the weights of a mixture's sources. Of several labels a video they add up to more than 1.
-    """
+    """The share of each class in the samples that training draws, float64 [k], by `balance` or the weights of a
+    mixture's sources. Where videos have several labels the shares add up to more than 1."""
     balanced = class_balance(manifest, balance)
     if balanced is not None:
         return balanced.shares
@@ -168,14 +160,12 @@ def describe_shares(shares: np.ndarray, balance: float) -> str:
 class TrainStream(_Stream):
     """One endless shuffled stream of samples, cut into the micro-batches of this rank.
 
-    Pass p of the stream is the permutation keyed by (seed, p), and optimizer step s reads its positions
-    [s * batch_size, (s + 1) * batch_size). Batches cross the border between passes, so nothing is
-    dropped, and resuming is naming another `start_step`. `batch_size` counts the samples of one optimizer
-    step over all ranks: the set of samples of a step depends on neither `world_size` nor `accumulation`.
+    Pass p of the stream is the permutation keyed by (seed, p), or what a `balance` draws. Optimizer step s reads
+    positions [s * batch_size, (s + 1) * batch_size), across the border between passes. Resuming is naming another
+    `start_step`. `batch_size` counts the samples of a step over all ranks: which samples a step holds depends on
+    neither `world_size` nor `accumulation`.
 
-    With a `balance` a pass is what that draws instead: as many samples, of some records several and of others none.
-
-    Iterating yields, for every step, `accumulation` lists of `SampleKey`. It holds one permutation.
+    Iterating yields, for every step, `accumulation` lists of `SampleKey`.
     """
 
     num_samples: int
@@ -217,8 +207,8 @@ class TrainStream(_Stream):
 
 
 class MixtureSource(NamedTuple):
-    """A listing to draw from: the manifest indices of its records, its share of the draws relative to the others',
-    and the frames that its clips have."""
+    """A source to draw from: the manifest indices of its records, its weight relative to the others', and the frames of
+    its clips."""
 
     name: str
     records: Sequence[int] | np.ndarray
@@ -235,14 +225,12 @@ def records_by_source(codes: np.ndarray, num_sources: int) -> list[np.ndarray]:
 class MixtureStream(_Stream):
     """An endless stream of samples drawn from several sources, cut into the micro-batches of this rank.
 
-    Every sample is drawn with replacement: first its source, as often as its weight says, then one of its records,
-    all alike. What place p of optimizer step s holds is keyed by (seed, s, p): it depends on neither `world_size`
-    nor `accumulation`, and resuming is naming another `start_step`. The epoch of a key is s * batch_size + p, so a
-    record that comes again, even in the same step, is augmented differently.
+    Every sample is drawn with replacement: its source by weight, then one of the source's records. Place p of optimizer
+    step s is keyed by (seed, s, p), so it depends on neither `world_size` nor `accumulation`, and resuming is naming
+    another `start_step`. The epoch of a key is s * batch_size + p: a record that comes again is augmented differently.
 
-    Only clips of as many frames stand side by side in a batch. So a step draws from the sources of one number of
-    frames; which, is drawn first, by the sum of their weights. Over many steps each source has its share; within a
-    step the sources of another number have none.
+    Clips of a batch have equally many frames. So a step first draws a number of frames, by the sum of the weights, and
+    then from its sources alone; each source has its share over many steps.
 
     Iterating yields, for every step, `accumulation` lists of `SampleKey`. Raises `UserError` for a source without
     records and for weights that are no shares.
@@ -295,8 +283,8 @@ class MixtureStream(_Stream):
 
     @cached_property
     def _groups(self) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-        """The running share of each number of frames; and for each the sources that have it, their running shares
-        and how many records they hold."""
+        """The running share of each number of frames; and for each its sources, their running shares and how many
+        records they hold."""
         frames = np.array([source.frames for source in self.sources])
         weights = np.array([source.weight for source in self.sources], dtype=np.float64)
         counts = np.array([len(source.records) for source in self.sources])
@@ -314,16 +302,14 @@ def _running_share(weights: np.ndarray) -> np.ndarray:
 
 
 def every_for(total: int, most: int | None) -> int:
-    """The k of which every k-th of `total` samples makes about `most` of them, for a quick look; 1, all, for None."""
+    """The k for which every k-th of `total` samples makes about `most`; 1 for None."""
     return math.ceil(total / (most or total))
 
 
 @dataclass(frozen=True)
 class EvalShard:
-    """This rank's share of an evaluation: every index exactly once over all ranks, in order, no padding.
-
-    With `every` = k it takes only each k-th index, for a quick look.
-    """
+    """This rank's share of an evaluation: every index, or each `every`-th, exactly once over all ranks, in order,
+    without padding."""
 
     num_samples: int
     batch_size: int
@@ -345,13 +331,11 @@ class EvalShard:
 
 @dataclass(frozen=True)
 class EvalUnits:
-    """An evaluation in units of work that are the same whatever the ranks: unit u holds the samples
-    [u * batch_size, (u + 1) * batch_size) of the split, or of each `every`-th of it, and is one batch.
+    """An evaluation in units that are the same at any number of ranks: unit u is one batch, of the samples
+    [u * batch_size, (u + 1) * batch_size) of the split, or of each `every`-th of it.
 
-    In the last bit, logits depend on how many videos a batch holds. Here that follows from the split alone, so that
-    any number of ranks computes the same. Those units that are not `done` are dealt to the ranks in turn.
-
-    Iterating yields the keys of each of this rank's `units`, in order.
+    In the last bit, logits depend on how many videos a batch holds. Here that follows from the split alone. Units that
+    are not `done` are dealt to the ranks in turn. Iterating yields the keys of each of this rank's `units`, in order.
     """
 
     num_samples: int

@@ -1,7 +1,7 @@
 """Videos of any length as clips to judge: whole, or in windows that slide along them.
 
-A sample is a chunk: some windows of one video that follow each other, which one pass over its frames serves. So memory
-does not depend on the video's length, and no frame is decoded for every window anew that shows it.
+A sample is a chunk: successive windows of one video, which one pass over its frames serves. So memory does not depend
+on the video's length, and no frame is decoded anew for every window that shows it.
 """
 
 import math
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
 
 
 class Length(NamedTuple):
-    """A video's length, and what most of its frames are shown for, in seconds; whether it can only be read from its
+    """Seconds of a video, and for which most of its frames are shown; whether it can only be read from its
     beginning."""
 
     seconds: float
@@ -55,12 +55,8 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowDataset(Dataset):
-    """Reads chunks of videos, by the number of the chunk, in the way in which `videos` evaluates.
-
-    A sample's clips are uint8 [m n c t h w] of m windows, each with the n views that a video of its own would have.
-    Whatever cannot be shown (an unreadable file, a video that the protocol refuses) gives a sample without clips and
-    with one fault.
-    """
+    """Reads chunks, by their number, in the way in which `videos` evaluates: uint8 [m n c t h w] of m windows, each
+    with the n views of a video. An unreadable file, or one that the protocol refuses, gives a sample with one fault."""
 
     videos: VideoDataset
     chunks: Sequence[Chunk]
@@ -86,15 +82,14 @@ class WindowDataset(Dataset):
         video = self.videos.open_video(chunk.path)
         times = video.timestamps - video.timestamps[0]
         windows = []
+        index = partial(clip_indices, video.num_frames, video.timestamps, self.videos.protocol, None)
         for start in chunk.starts:
             begin = end = None
             if chunk.length is not None:
                 # from a frame on, so that a window of as many frames as a clip has room for it
                 begin = float(times[max(0, np.searchsorted(times, start + ROUNDING, side="right") - 1)])
                 end = begin + chunk.length
-            windows.append(
-                clip_indices(video.num_frames, video.timestamps, self.videos.protocol, None, begin, end)
-            )
+            windows.append(index(begin, end))
         crops = [crop.in_frame(video.width, video.height) for crop in self.videos.eval_crops(video)]
         return Views(video, np.stack(windows), crops)
 
@@ -106,7 +101,7 @@ class WindowDataset(Dataset):
 
 @dataclass(frozen=True)
 class LengthDataset(Dataset):
-    """How long the files `paths` are, found out by workers: a sample's "clips" are float64 [1 3], its `Length`."""
+    """How long the files `paths` are: a sample's "clips" are float64 [1 3], a `Length`."""
 
     paths: Sequence[str]
     index: VideoIndex
@@ -131,7 +126,7 @@ def _without(key: SampleKey, cause: str, path: str) -> Sample:
 
 
 def tasks_of(sizes: Sequence[int], at_once: int) -> list[list[SampleKey]]:
-    """Chunks of `sizes` windows put side by side in batches of `at_once` windows, or fewer, in order."""
+    """Chunks of `sizes` windows side by side in batches of `at_once` windows, or fewer, in order."""
     tasks: list[list[SampleKey]] = []
     room = 0
     for index, size in enumerate(sizes):
@@ -144,8 +139,7 @@ def tasks_of(sizes: Sequence[int], at_once: int) -> list[list[SampleKey]]:
 
 
 def clip_seconds(protocol: ClipProtocol, frame: float) -> float | None:
-    """Seconds that a clip spans, of a video whose frames are shown for `frame` seconds; None for "uniform", whose
-    clips span whatever there is."""
+    """Seconds that a clip spans where frames are shown for `frame` seconds; None for "uniform", which spans all."""
     if protocol.sampling == "uniform":
         return None
     seconds = protocol.stride * protocol.frames * (frame if protocol.frame_step is not None else 1.0)
@@ -154,11 +148,10 @@ def clip_seconds(protocol: ClipProtocol, frame: float) -> float | None:
 
 
 def window_starts(seconds: float, length: float, stride: float, frame: float) -> list[float]:
-    """Where windows of `length` begin in a video: every `stride`, as long as they lie within it.
+    """Where windows of `length` begin in a video, all in seconds: every `stride`, as long as they lie within it.
 
-    What that leaves over at the end, if it is more than a `frame`, has one more window, which ends with the video. A
-    video that is no longer than a window has one. All in seconds.
-    """
+    More than a `frame` that is left over has one more window, which ends with the video. A shorter video has one
+    window."""
     last = seconds - length
     if last <= frame / 2:
         return [0.0]

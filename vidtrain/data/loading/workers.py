@@ -1,10 +1,8 @@
 """Processes that call a function on one task after another, and may crash, hang or be killed meanwhile.
 
 Each worker has a connection of its own, so that one which ends in the middle of a message leaves nobody waiting. Its
-owner is told what it owed, and decides what becomes of that: `guarded` says it of the file, the loader has it read
-again.
-
-Tensors travel in anonymous memory (memfd), which unlike /dev/shm has no size of its own: containers give that 64 MB.
+owner is told which tasks are lost: `guarded` reports them, the loader has them read again. Tensors travel in anonymous
+memory (memfd), which has no limit of its own; /dev/shm has 64 MB in containers.
 """
 
 import atexit
@@ -67,10 +65,10 @@ class Answer(NamedTuple, Generic[Task, Value]):
 
 
 class Lost(NamedTuple, Generic[Task]):
-    """A worker that has ended, owing `tasks`, of which it was at the first.
+    """A worker that has ended, owing `tasks`, of which it was at the first, with the file `path` in hand, if any.
 
-    `status` is multiprocessing's: -SIGALRM for one that hung. `path` is the file that it had in hand, if any.
-    `came_up` is False where the process ended before it could do anything.
+    `status` is multiprocessing's: -SIGALRM for one that hung. `came_up` is False where the process ended before it
+    could do anything.
     """
 
     tasks: list[Task]
@@ -82,9 +80,9 @@ class Lost(NamedTuple, Generic[Task]):
 class Workers(Generic[Task, Value]):
     """Up to `count` processes that call `function` on what they are given, until `close`.
 
-    They start when there is something to do, also in the place of one that was lost. A task that makes no progress for
-    `time_limit` seconds ends its worker. None outlives its owner by more than the task in hand, or the time limit.
-    `preload` names modules that a fork server imports once for all.
+    They start when there is something to do, also in the place of lost ones. A task without progress for `time_limit`
+    seconds ends its worker. No worker outlives its owner by more than the task in hand, or the time limit. `preload`
+    names modules that a fork server imports once for all.
     """
 
     def __init__(
@@ -113,8 +111,7 @@ class Workers(Generic[Task, Value]):
         worker.give(task)
 
     def collect(self, seconds: float) -> list[Answer[Task, Value] | Lost[Task]]:
-        """One answer of every worker that has one, and the workers that were lost. Waits for the first at most so
-        long."""
+        """One answer of every worker that has one, and the lost workers; waits for the first up to `seconds`."""
         heard = wait([worker.connection for worker in self._workers], seconds)
         events = [(worker, worker.poll(worker.connection in heard)) for worker in self._workers]
         self._workers = [worker for worker, event in events if not isinstance(event, Lost)]
@@ -128,7 +125,7 @@ class Workers(Generic[Task, Value]):
 
     @property
     def is_owner(self) -> bool:
-        """Whether this process started the workers, and is not one of them with a copy of this object."""
+        """Whether this process started the workers, and is not one of them."""
         return os.getpid() == self._owner
 
     def close(self) -> None:
@@ -206,8 +203,8 @@ def _serve(
     time_limit: float,
     parent: int | None,
 ) -> None:
-    """A worker's life: until its owner ends it, or is gone. A function that has a method `expect` is told of tasks as
-    they come."""
+    """A worker's life, until its owner ends it or is gone. A function with a method `expect` is told of waiting
+    tasks."""
     for number in LEFT_TO_MAIN:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_MAIN)
@@ -261,12 +258,11 @@ def guarded(
     """The result of `function` for every item, in the order in which they end.
 
     A failure reads `crashed: signal 11 (SIGSEGV)`, `crashed: exit status 3`, `hung: over 60 s` or, for what the
-    function raised, `failed: ValueError: ...`. `time_limit` is in seconds of wall time without a call of
-    `watchdog.progress`. `function` and items are pickled, so the function is one that can be imported; `preload`
-    names modules that it needs. Workers end with the iterator.
+    function raised, `failed: ValueError: ...`. `time_limit` is in seconds without a call of `watchdog.progress`. The
+    function must be importable, as it is pickled; `preload` names modules that it needs.
 
-    Workers are forked from a fork server: a process that has only imported what they need. Forking the caller itself
-    would copy its threads' locks; starting afresh (spawn) would import everything anew for every replacement.
+    Workers are forked from a fork server, which has only imported what they need. Forking the caller would copy its
+    threads' locks; starting afresh (spawn) would import everything anew for every replacement.
     """
     workers = Workers(function, num_workers, time_limit, "forkserver", preload)
     waiting = iter(items)
@@ -301,12 +297,10 @@ def _result(event: Answer[Task, Value] | Lost[Task], time_limit: float) -> TaskR
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep up to 512 MiB that it has freed, for its own use.
+    """Lets this process keep up to 512 MiB that it has freed. Returns False, and changes nothing, without glibc.
 
-    Each clip has a decoder, whose pictures come to tens of megabytes. glibc gives amounts of that size back to the
-    kernel, which fills them with zeros page by page when the next clip asks for them: a tenth of the time of a
-    1080p clip (experiments/benchmarks/decoding). Returns False where the C library is another than glibc, and
-    nothing is changed.
+    The pictures of a clip's decoder come to tens of megabytes. glibc gives such amounts back to the kernel, which fills
+    them with zeros for the next clip: a tenth of the time of a 1080p clip (experiments/benchmarks/decoding).
     """
     libc = ctypes.CDLL(None)
     return hasattr(libc, "mallopt") and all([libc.mallopt(which, size) == 1 for which, size in KEPT.items()])
@@ -346,8 +340,8 @@ def send(connection: Connection, answer: object) -> None:
 
 
 def receive(connection: Connection, time_limit: float | None = None) -> Any:
-    """What `send` sent. Raises EOFError, or the like, where the sender has ended meanwhile, and TimeoutError where a
-    tensor does not follow within `time_limit` seconds: the sender was stopped meanwhile."""
+    """What `send` sent. Raises EOFError or OSError where the sender has ended meanwhile, and TimeoutError where a
+    tensor does not follow within `time_limit` seconds: the sender was stopped."""
     kind, fields = connection.recv()
     for place, field in enumerate(fields):
         if isinstance(field, _Shared):

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from vidtrain.data.manifest.class_names import check_appearance, check_text, describe_alike, spelled_classes
+from vidtrain.data.manifest.class_names import check_appearance, check_text, spelled_classes
 from vidtrain.data.manifest.columns import CHUNK, OWN_PATH, Columns, ColumnsBuilder, Strings
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import replacing
+from vidtrain.files.escaping import shown_some
 
 HEAD = "manifest.json"  # beside a .npy file for each column
 
@@ -267,9 +268,7 @@ def check_same_classes(manifests: Mapping[str, Manifest]) -> None:
             continue
         missing = [name for name in reference.classes if name not in manifest.classes]
         extra = [name for name in manifest.classes if name not in reference.classes]
-        raise UserError(
-            f"the classes of split {split!r} differ from those of {first!r}: "
-            f"missing {', '.join(missing) or 'none'}; extra {', '.join(extra) or 'none'}"
-            + ("" if missing or extra else "; the same names in another order")
-            + describe_alike(missing, extra)
-        )
+        names = [shown_some(part, len(part)) or "none" for part in (missing, extra)]
+        order = "" if missing or extra else "; the same names in another order"
+        what = f"the classes of split {split!r} differ from those of {first!r}"
+        raise UserError(f"{what}: missing {names[0]}; extra {names[1]}{order}")

@@ -2,6 +2,7 @@
 
 Read clips.py first.
 
-clips.py     the protocol, and the indices of its clips
-temporal.py  cuts by time, ends of short videos, frame orders, random speed and direction
+clips.py      the protocol, and the indices of its clips
+published.py  indices as publishers' code has them
+temporal.py   stretches of a video, ends of short ones, frame orders, random speed and direction
 """

@@ -1,9 +1,9 @@
-"""Time in a video: runs of its frames, the parts that they are cut into, what is shown behind the end, and in which
-order, speed and direction."""
+"""Time in a video: stretches of its frames, what is shown behind the end, and in which order, speed and direction."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,10 @@ ROUNDING = 1.1e-3
 
 @dataclass(frozen=True)
 class Stretch:
-    """A run of a video's frames, taken as a video of its own.
+    """Successive frames of a video, taken as a video of their own. The clock counts seconds or frames.
 
-    Frame `first + i` of the video appears at `clock[i]`, increasing from 0, and the last one is shown until `length`;
-    most are shown for as long as `usual`. The clock counts seconds or frames.
+    Frame `first + i` of the video appears at `clock[i]`, increasing from 0. The last one is shown until `length`, and
+    most are shown for as long as `usual`.
     """
 
     first: int
@@ -39,10 +39,8 @@ class Stretch:
         return self.length - span > ROUNDING
 
     def part(self, start: float, end: float) -> "Stretch":
-        """The frames that appear from `start` up to, not including, `end`; where none does, the one then shown.
-
-        The last is shown until the next one appears or the part ends, and at least as long as most.
-        """
+        """The frames that appear at `start` <= t < `end`; where none does, the one that is then shown. The last one is
+        shown until the next one appears or the part ends, and at least as long as most."""
         first, stop = _between(self.clock, start, end)
         if stop <= first:
             first = int(self.shown(start + ROUNDING))
@@ -53,7 +51,7 @@ class Stretch:
         return Stretch(self.first + first, self.clock[first:stop] - begin, float(over - begin), self.usual)
 
     def parts(self, number: int) -> "list[Stretch]":
-        """Equal parts, which share no frame but that shown through a part in which none appears."""
+        """Equal parts. They share no frame but one that is shown through a part in which none appears."""
         edges = [self.length * i / number for i in range(number)] + [math.inf]
         return [self.part(edges[i], edges[i + 1]) for i in range(number)]
 
@@ -63,6 +61,21 @@ class Stretch:
         return Stretch(self.first, np.arange(count), float(count), 1.0)
 
 
+class Place(NamedTuple):
+    """Where a clip lies: it is clip `number` of the `total` that share a stretch of the video."""
+
+    stretch: Stretch
+    number: int
+    total: int
+
+
+def clip_places(video: Stretch, num_clips: int, overlap: bool) -> list[Place]:
+    """The places of all clips: of the whole video, or, without `overlap`, each of a part of its own."""
+    if overlap:
+        return [Place(video, number, num_clips) for number in range(num_clips)]
+    return [Place(part, 0, 1) for part in video.parts(num_clips)]
+
+
 class EmptyCut(UserError):
     """A record whose start and end lie where its video has nothing to show."""
 
@@ -70,8 +83,8 @@ class EmptyCut(UserError):
 def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: float) -> Stretch:
     """The frames of a video that appear at start <= t < end, in seconds after its first; None leaves that side open.
 
-    The video's last frame is shown as long as the median one, and an only one for `alone` seconds. Raises
-    `EmptyCut` where no frame appears in that time.
+    The last frame is shown as long as the median one, an only one for `alone` seconds. Raises `EmptyCut` where none
+    appears.
     """
     times = timestamps - timestamps[0]
     usual = float(np.median(np.diff(times))) if len(times) > 1 else alone
@@ -79,33 +92,30 @@ def cut(timestamps: np.ndarray, start: float | None, end: float | None, alone: f
     begin, over = 0.0 if start is None else start, math.inf if end is None else end
     first, stop = _between(times, begin, over)
     if stop <= first:
-        until = "its end" if end is None else f"{end:g} s"
-        raise EmptyCut(
-            f"no frame appears from {begin:g} s to {until} of a video that lasts {video.length:g} s; "
-            "correct the start and end times of this record"
-        )
+        span = f"from {begin:g} s to {'its end' if end is None else f'{end:g} s'}"
+        what = f"no frame appears {span} of a video that lasts {video.length:g} s"
+        raise EmptyCut(f"{what}; correct the start and end times of this record")
     return video.part(begin, over)
 
 
 def _between(clock: np.ndarray, start: float, end: float) -> tuple[int, int]:
-    """First frame and stop of those at start <= t < end; a time rounded below either counts as reaching it."""
+    """The range of frames at start <= t < end; a time that was rounded to just below counts as reaching it."""
     first, stop = np.searchsorted(clock, [start - ROUNDING, end - ROUNDING])
     return int(first), int(stop)
 
 
-# What is shown behind the end of a video that is shorter than a clip: its last frame, the video anew, or an error
+# What a video that is shorter than a clip shows behind its end (see `ClipProtocol`)
 SHORT_POLICIES = ("repeat_last", "wrap", "stretch", "error")
 
 
 def behind_end(policy: str, positions: np.ndarray, stretch: Stretch) -> np.ndarray:
-    """The positions [t] of a clip, some of them behind the end of its stretch, as a policy has them."""
+    """Positions [t] of a clip, some of them behind the end of its stretch, as one of `SHORT_POLICIES` has them."""
     if policy == "repeat_last":
         return np.minimum(positions, stretch.last)
     if policy == "wrap":
         around = positions % stretch.length
-        return np.where(
-            stretch.length - around <= ROUNDING, 0.0, around
-        )  # a time rounded below the end is past it
+        past = stretch.length - around <= ROUNDING  # a time that was rounded to just below the end
+        return np.where(past, 0.0, around)
     raise UserError(
         f"the video is too short for a clip: it lasts {stretch.length:g}, the clip's last frame is at "
         f"{positions.max():g} (seconds for fps and duration, else frames); choose shorter clips, or "
@@ -120,8 +130,7 @@ FRAME_ORDERS = ("forward", "reversed", "shuffled", "single_frame")
 def with_middle(positions: np.ndarray) -> np.ndarray:
     """Positions [n t], and after them the middle in time, which "single_frame" repeats: [n t+1].
 
-    It is not the middle one of the clip's frames: of an even number that is the later half's, which would tell a
-    growing thing from a shrinking one.
+    The middle one of an even number of frames would be of the later half, and tell growing from shrinking.
     """
     return np.concatenate([positions, positions.mean(axis=1, keepdims=True)], axis=1)
 
@@ -146,11 +155,9 @@ def frame_picks(order: str, frames: int) -> np.ndarray:
 class TemporalJitter:
     """Random speed and direction of training clips.
 
-    `rate` is the range of the factor on a clip's stride: 2 plays twice as fast. One is drawn for each clip, uniformly
-    on a logarithmic scale, so that half and double are equally likely. `reverse` is the probability that a clip plays
-    backwards, which turns "opening" into "closing": leave it at 0 where direction tells classes apart.
-
-    Raises `UserError` for values out of range.
+    `rate` is the range of the factor on a clip's stride: 2 plays twice as fast. It is drawn uniformly on a logarithmic
+    scale, so half and double are equally likely. `reverse` is the probability that a clip plays backwards: leave it at
+    0 where direction tells classes apart. Raises `UserError` for values out of range.
     """
 
     rate: Sequence[float] = (1.0, 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.manifest.class_names import NO_UTF8, LookAlikes, spelled, spelled_list
+from vidtrain.data.manifest.class_names import NO_UTF8, spelled, spelled_list
 from vidtrain.data.manifest.columns import Columns
 from vidtrain.data.sources.tables import open_text, read_json
 from vidtrain.errors import UserError
@@ -138,20 +138,17 @@ class LabelReader:
             bad = {text for text in set(texts) if text not in codes}
             numbers = [codes[text] if text in codes else 0 for text in texts]
         if bad:
-            alike = LookAlikes(codes if self._settled else ())
-            why = {text: self._several(text) or self._unknown(text, alike) for text in bad}
+            why = {text: self._several(text) or self._unknown(text) for text in bad}
             for place, text in enumerate(texts):
                 if text in bad:
                     complain(place, why[text] if text else "no label")
         return numbers
 
-    def _unknown(self, text: str, alike: LookAlikes) -> str:
+    def _unknown(self, text: str) -> str:
         """What is wrong with a label that is none of the classes."""
         if not is_utf8(text):
             return f"label {text!r} {NO_UTF8}"
-        known = "the classes given" if self._given else "the labels of train"
-        pair = alike.describe(text)
-        return f"label {text!r} is not among {known}" + (f", though it looks alike: {pair}" if pair else "")
+        return f"label {text!r} is not among {'the classes given' if self._given else 'the labels of train'}"
 
     def _several(self, text: str) -> str:
         """What is wrong with a label that looks like several."""

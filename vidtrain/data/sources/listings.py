@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.manifest.class_names import describe_alike
 from vidtrain.data.manifest.columns import CHUNK, Columns, ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest, Source, SourceInfo, columns_of
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, groups_by
@@ -18,6 +17,7 @@ from vidtrain.data.sources.tables import Faults, Rows, read_rows
 from vidtrain.data.stores.files import file_status
 from vidtrain.data.stores.places import check_no_secret, is_url, joined
 from vidtrain.errors import UserError
+from vidtrain.files.escaping import shown_some
 
 WITHOUT = {"val": "dataset.source.val=null dataset.source.val_share=0.1", "test": "dataset.source.test=null"}
 
@@ -358,8 +358,7 @@ def _check_alike(name: str, reference: Manifest, other: str, train: Manifest) ->
         differing = sorted(set(train.classes) ^ set(reference.classes)) or ["only their order"]
         raise UserError(
             f"the classes of {other} ({len(train.classes)}) and {name} ({len(reference.classes)}) differ: "
-            f"{', '.join(differing[:8])}; give both the same list with "
-            f"dataset.source.parts.{other}.source.classes" + describe_alike(train.classes, reference.classes)
+            f"{shown_some(differing, 8)}; give both the same list with dataset.source.parts.{other}.source.classes"
         )
     if (train.frame_rate, train.multi_label) != (reference.frame_rate, reference.multi_label):
         raise UserError(

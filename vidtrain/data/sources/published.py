@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
-from vidtrain.data.manifest.class_names import describe_alike, one_spelling, spelled_list
+from vidtrain.data.manifest.class_names import one_spelling, spelled_list
 from vidtrain.data.manifest.columns import ColumnsBuilder
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, group_in, hold_out
@@ -252,7 +252,7 @@ class Kinetics:
         codes = {name: code for code, name in enumerate(classes)}
         faults = {path: Faults(path) for path, _, _ in rows}
         for path, line, fields in rows:
-            why = _kinetics_fault(fields, codes, told=faults[path].room)
+            why = _kinetics_fault(fields, codes)
             if why is not None:
                 faults[path].add(line, why)
                 continue
@@ -266,14 +266,14 @@ class Kinetics:
             faults_of_file.raise_if_any()
 
 
-def _kinetics_fault(fields: dict[str, str], codes: dict[str, int], told: bool) -> str | None:
-    """What is wrong with a row, with look-alikes of its label where it will be `told`."""
+def _kinetics_fault(fields: dict[str, str], codes: dict[str, int]) -> str | None:
+    """What is wrong with a row."""
     split, label = fields["split"], fields["label"]
     if split not in KINETICS_SPLITS:
         return f"split {split!r} is none of {', '.join(KINETICS_SPLITS)}"
     if label not in codes:
         why = "not among the classes" if label else "empty: leave a list without labels out"
-        return f"label {label!r} is {why}{describe_alike([label], codes) if told else ''}"
+        return f"label {label!r} is {why}"
     try:
         start, end = float(fields["time_start"]), float(fields["time_end"])
     except ValueError:

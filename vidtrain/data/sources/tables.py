@@ -39,13 +39,8 @@ class Faults:
 
     def add(self, line: int, why: str) -> None:
         self._count += 1
-        if self.room:
+        if len(self._lines) < NAMED:
             self._lines.append(f"{self._path}:{line}: {why}")
-
-    @property
-    def room(self) -> bool:
-        """Whether the next one will be named."""
-        return len(self._lines) < NAMED
 
     def raise_if_any(self) -> None:
         if self._count:
