@@ -16,16 +16,11 @@ OWN_PATH = -1  # the group code of a record that is a group of its own
 
 
 class Strings(Sequence[str]):
-    """Many strings in one run of bytes.
-
-    String i is `prefix` and the bytes [offsets[i], offsets[i + 1]) of `blob`, in UTF-8. Bytes that are none, which
-    file names may hold, come out as the file system functions of Python give and take them.
-    """
+    """Many strings in one run of bytes: string i is `prefix` and the bytes [offsets[i], offsets[i + 1]) of `blob`, in
+    UTF-8. Other bytes, which file names may hold, become surrogates, as in Python's file system functions."""
 
     def __init__(self, blob: np.ndarray, offsets: np.ndarray, prefix: str = ""):
-        self.blob = blob
-        self.offsets = offsets
-        self.prefix = prefix
+        self.blob, self.offsets, self.prefix = blob, offsets, prefix
         self._bytes = blob.data
 
     def __len__(self) -> int:
@@ -54,7 +49,7 @@ class Strings(Sequence[str]):
         return self._gather(self.offsets[indices], self.offsets[indices + 1], self.prefix)
 
     def with_common_folder(self, folder: str) -> "Strings":
-        """The same strings with `folder`, which all of them begin with, as their prefix."""
+        """The same strings with `folder`, with which all begin, as their prefix."""
         length = len(folder.encode("utf-8", "surrogateescape"))
         return self._gather(self.offsets[:-1] + length, self.offsets[1:], folder)
 
@@ -115,10 +110,9 @@ class StringsBuilder:
 class Columns:
     """What is known of n records. A column that no record needs is None.
 
-    `labels` int32 [n] are the first labels; where records may have several, those of record i are `all_labels`
-    int32 at [label_offsets[i], label_offsets[i + 1]). `groups` int32 [n] index `group_names`; `OWN_PATH` there, or
-    no such column, means that the path is the group. `starts` and `ends` float64 [n] are seconds, NaN where the file is
-    not cut. `sources` uint16 [n].
+    `labels` int32 [n] are the first labels; where records may have several, those of record i are `all_labels` int32 at
+    [label_offsets[i], label_offsets[i + 1]). `groups` int32 [n] index `group_names`; `OWN_PATH`, or no such column,
+    means that the path is the group. `starts` and `ends` float64 [n] are seconds, NaN for no cut. `sources` uint16 [n].
     """
 
     paths: Strings
@@ -173,26 +167,16 @@ class Columns:
             used, codes = np.unique(self.groups[indices], return_inverse=True)
             own = int(np.count_nonzero(used == OWN_PATH))  # 0 or 1; it sorts first
             groups, names = (codes - own).astype(np.int32), self.group_names.take(used[own:])
-        return Columns(
-            self.paths.take(indices),
-            self.labels[indices],
-            label_offsets,
-            all_labels,
-            groups,
-            names,
-            *(
-                None if column is None else column[indices]
-                for column in (self.starts, self.ends, self.sources)
-            ),
-        )
+        rest = (self.starts, self.ends, self.sources)
+        first = (self.paths.take(indices), self.labels[indices], label_offsets, all_labels, groups, names)
+        return Columns(*first, *(None if column is None else column[indices] for column in rest))
 
     def with_paths(self, paths: Sequence[str], shifts: np.ndarray | None = None) -> "Columns":
         """The same records with other paths, cut later by `shifts` (seconds [n])."""
         strings = StringsBuilder()
         strings.extend(paths)
         later = 0.0 if shifts is None else shifts
-        starts = None if self.starts is None else self.starts + later
-        ends = None if self.ends is None else self.ends + later
+        starts, ends = (None if times is None else times + later for times in (self.starts, self.ends))
         return replace(self, paths=strings.build(), starts=starts, ends=ends)
 
     def relabeled(self, new: np.ndarray | None) -> "Columns":
@@ -273,13 +257,12 @@ class ColumnsBuilder:
 
         Without `groups`, each record is a group of its own. NaN in `starts` or `ends` means not cut there.
         """
-        before, count = len(self), len(paths)
+        before, count, known = len(self), len(paths), self._group_codes
         codes = None
         if groups is not None:
-            known = self._group_codes
+            pairs = zip(groups, paths, strict=True)
             codes = [
-                OWN_PATH if group == path else known.setdefault(group, len(known))
-                for group, path in zip(groups, paths, strict=True)
+                OWN_PATH if group == path else known.setdefault(group, len(known)) for group, path in pairs
             ]
         self._paths.extend(paths)
         self._labels.extend(labels)

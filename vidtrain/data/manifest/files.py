@@ -48,8 +48,8 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
     """The splits of `source`, mapped into memory from files below `folder`, which is the dataset's own.
 
     A source with `inputs()` is read when it or one of those files is new or has changed (by path, size and time of
-    modification), else nothing is parsed. One without is read every time. Processes that start together may
-    all read it; what they store is the same. Manifests that nobody has opened for 30 days are removed.
+    modification); one without is read every time. Processes that start together may all read it; what they store is the
+    same. Manifests that nobody has opened for 30 days are removed.
 
     Raises `UserError` where `folder` cannot be written, and what the source raises.
     """
@@ -70,10 +70,8 @@ def open_manifests(source: Source, folder: Path) -> dict[str, Manifest]:
             place = _store(manifests, warnings, kept, _key_of(source), state)
             _remove_unused(kept)
         except OSError as error:
-            raise UserError(
-                f"the manifests cannot be kept in {kept} ({error.strerror}); "
-                "choose a folder that you may write to with data.index_root"
-            ) from error
+            way = "choose a folder that you may write to with data.index_root"
+            raise UserError(f"the manifests cannot be kept in {kept} ({error.strerror}); {way}") from error
         stored = _open_stored(place)
         if stored is not None:
             return stored
@@ -101,7 +99,7 @@ def _short_hash(data: bytes) -> str:
 
 @contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    """Hears the warnings of sources, which come through the loggers of this package."""
+    """Collects the warnings of sources, which come through the loggers of this package."""
     package, keeper = logging.getLogger("vidtrain.data"), BufferingHandler(sys.maxsize)
     keeper.setLevel(logging.WARNING)
     package.addHandler(keeper)
@@ -138,7 +136,7 @@ def _store(
 
 
 def _open_stored(place: Path, repeat_warnings: bool = False) -> dict[str, Manifest] | None:
-    """The splits in the folder `place`; None where there is none, or one that is damaged, which is removed."""
+    """The splits in the folder `place`; None where there is none, or a damaged one, which is removed."""
     try:
         about = json.loads((place / SPLITS).read_text(encoding="utf-8"))
         manifests = {split: Manifest.open(place / split) for split in about["splits"]}
@@ -169,11 +167,11 @@ def _remove_unused(kept: Path) -> None:
 
 
 def csv_text(manifest: Manifest, separator: str, folder: Path | None) -> str:
-    """A row for every record: path (relative to `folder` where there is one), labels with `separator` between them,
-    group, and the times of cuts where there are any.
+    """A row for every record: path (relative to `folder`, if any), labels with `separator` between them, group, and the
+    times of cuts, if any.
 
-    Fields are guarded as in `vidtrain.files.escaping.csv_lines`, and listings are read so. A path that is no UTF-8 is
-    written as its bytes. Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
+    Fields are guarded as in `vidtrain.files.escaping.csv_lines`. A path that is no UTF-8 is written as its bytes.
+    Raises `UserError` naming a path that no line can hold, or a label that no reader takes.
     """
     cut = manifest.columns.starts is not None or manifest.columns.ends is not None
     rows = [["path", "label", "group", *(("start", "end") if cut else ())]]
@@ -225,25 +223,26 @@ def _annotation(record: Record, root: str, folder: bool) -> dict[str, Any]:
 def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
     """Writes files by name into the folder `out`. Raises `UserError` where another split is there, unless `overwrite`,
     or nothing can be written."""
+    # a split that has no test must not stand beside the test of another
+    wanted = {
+        "test.csv": None,
+        **{name: text.encode(errors="surrogateescape") for name, text in texts.items()},
+    }
     for name in texts:
         if (out / name).is_dir():
             raise UserError(f"{out / name} is a folder: choose another out=")
-    # a split that has no test must not stand beside the test of another
-    stale = [out / "test.csv"] if "test.csv" not in texts and (out / "test.csv").exists() else []
     other = [
-        name
-        for name, text in texts.items()
-        if (out / name).exists() and (out / name).read_bytes() != text.encode(errors="surrogateescape")
+        name for name, data in wanted.items() if (out / name).exists() and (out / name).read_bytes() != data
     ]
-    other += [path.name for path in stale]
     if other and not overwrite:
+        names = ", ".join(sorted(other))
         raise UserError(
-            f"{out} holds another split ({', '.join(other)}): choose another folder with out=, or overwrite=true"
+            f"{out} holds another split ({names}): choose another folder with out=, or overwrite=true"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path in stale:
-            path.unlink()
+        if "test.csv" not in texts:
+            (out / "test.csv").unlink(missing_ok=True)
         for name, text in texts.items():
             write_text_atomic(out / name, text)
     except OSError as error:

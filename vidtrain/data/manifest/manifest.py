@@ -23,11 +23,10 @@ HEAD = "manifest.json"  # beside a .npy file for each column
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One video: where it lies, the index of its class, and what it must not be split from.
+    """One video: where it lies, and the indices of its classes, `labels`, of which `label` is the first.
 
-    Videos of one `group` (a person, a recording) are too alike to stand on both sides of a split. `labels` are all
-    its labels, of which `label` is the first; where a video has one, that alone. `start` and `end` are seconds: the
-    record is that part of the file, open where None. `source` indexes `Manifest.sources`.
+    Videos of one `group` (a person, a recording) are too alike to stand on both sides of a split. The record is the
+    part of the file from `start` to `end` (seconds), open where None. `source` indexes `Manifest.sources`.
     """
 
     path: str
@@ -46,10 +45,8 @@ class Record:
 
 
 class SourceInfo(NamedTuple):
-    """One of several listings: how often its videos are drawn, relative to the others', and its frames per clip.
-
-    `frames` None means as many as the run's.
-    """
+    """One of several sources: how often its videos are drawn, relative to the others', and its frames per clip (None:
+    the run's)."""
 
     name: str
     weight: float = 1.0
@@ -59,10 +56,9 @@ class SourceInfo(NamedTuple):
 class Manifest(Sequence[Record]):
     """The videos of one split and the class names that their labels index.
 
-    Records are kept in columns, and made when asked for. One that was saved is mapped into memory from its folder:
-    all processes share the same pages, and it goes to a worker process as the folder's name, however that starts.
-
-    Where `frame_rate` is given, every record is a folder of images, that many a second.
+    Records are kept in columns, and made when asked for. A saved manifest is mapped into memory: all processes share
+    its pages, and it goes to a worker process as its folder's name. With `frame_rate` every record is a folder of
+    images, that many a second.
 
     Raises `UserError` where there is no record or no class, a class is named twice, or a label has no class.
     """
@@ -78,7 +74,7 @@ class Manifest(Sequence[Record]):
             records = tuple(records)
             records = columns_of(records, multi_label=any(len(record.labels) > 1 for record in records))
         self.columns = records
-        self.classes = spelled_classes(classes)  # those of sources and files that do not care, too
+        self.classes = spelled_classes(classes)
         self.frame_rate = frame_rate
         self.sources = tuple(sources) or (SourceInfo("all"),)
         self._saved: tuple[Path, str] | None = None  # the folder and the digest
@@ -98,8 +94,7 @@ class Manifest(Sequence[Record]):
         place = int(np.flatnonzero((labels < 0) | (labels > largest))[0])
         record = int(np.searchsorted(np.cumsum(self.columns.label_counts), place, side="right"))
         raise UserError(
-            f"{self.paths[record]}: label {labels[place]} is outside 0..{largest}, "
-            f"the labels of the {len(self.classes)} classes"
+            f"{self.paths[record]}: label {labels[place]} is outside 0..{largest}, those of its classes"
         )
 
     def __len__(self) -> int:
@@ -114,13 +109,9 @@ class Manifest(Sequence[Record]):
             return self.subset(range(*index.indices(len(self))))
         place = range(len(self))[index]  # negative ones count from the end
         columns, path, labels = self.columns, self.columns.paths[place], self.columns.labels_of(place)
-        group = path
-        if (
-            columns.groups is not None
-            and columns.group_names is not None
-            and columns.groups[place] != OWN_PATH
-        ):
-            group = columns.group_names[int(columns.groups[place])]
+        group, code = path, OWN_PATH if columns.groups is None else int(columns.groups[place])
+        if columns.group_names is not None and code != OWN_PATH:
+            group = columns.group_names[code]
         source = 0 if columns.sources is None else int(columns.sources[place])
         return Record(path, labels[0], group, labels, *columns.cut_of(place), source)
 
@@ -136,7 +127,7 @@ class Manifest(Sequence[Record]):
 
     @property
     def groups(self) -> list[str] | None:
-        """The group of every record, or None where each is one of its own."""
+        """The group of every record; None where each is its own."""
         return None if self.columns.groups is None else [record.group for record in self]
 
     @property
@@ -157,12 +148,8 @@ class Manifest(Sequence[Record]):
 
     def save(self, folder: Path) -> str:
         """Writes it into the new `folder`, a .npy file a column; returns a digest of the contents."""
-        head: dict[str, Any] = {
-            "classes": self.classes,
-            "frame_rate": self.frame_rate,
-            "sources": self.sources,
-            "prefixes": {},
-        }
+        head: dict[str, Any] = {name: getattr(self, name) for name in ("classes", "frame_rate", "sources")}
+        head["prefixes"] = {}
         arrays: dict[str, np.ndarray] = {}
         for name, column in vars(self.columns).items():
             if isinstance(column, Strings):
@@ -189,11 +176,9 @@ class Manifest(Sequence[Record]):
         folder = Path(folder).absolute()  # a worker that opens it again may stand in another folder
         try:
             head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
+            maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in head["arrays"]}
             # plain arrays over the maps: indexing np.memmap itself costs microseconds
-            arrays: dict[str, Any] = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray)
-                for name in head["arrays"]
-            }
+            arrays: dict[str, Any] = {name: values.view(np.ndarray) for name, values in maps.items()}
             for name, prefix in head["prefixes"].items():
                 arrays[name] = Strings(arrays[name], arrays.pop(f"{name}.offsets"), prefix)
             columns = Columns(**arrays)
@@ -241,9 +226,8 @@ def columns_of(records: Iterable[Record], multi_label: bool) -> Columns:
 class Source(Protocol):
     """Anything that finds a dataset's videos: class folders, listing files, a generator of its own.
 
-    One that is given by files alone also has `inputs() -> Sequence[Path | str] | None`, those files or their URLs: what
-    was read is then kept for as long as they are the same (`manifest.files.open_manifests`).
-    """
+    One that reads certain files alone also has `inputs() -> Sequence[Path | str] | None`, those files or their URLs:
+    its manifests are kept as long as these are the same (`manifest.files.open_manifests`)."""
 
     def manifests(self) -> dict[str, Manifest]:
         """One manifest per split, keyed "train", "val" and, where there is one, "test"."""
