@@ -267,7 +267,7 @@ class TestSquashed:
     ("build", "message"),
     [
         (lambda: RandomResizedCrop(scale=(0.5, 0.1)), "scale"),
-        (lambda: RandomResizedCrop(scale=(0.5, 1.1)), "scale at most 1"),
+        (lambda: RandomResizedCrop(scale=(0.5, 1.1)), "at most 1"),
         (lambda: RandomResizedCrop(ratio=(0.0, 1.0)), "above 0"),
         (lambda: RandomResizedCrop(flip=1.5), "flip=1.5"),
         (lambda: ShortSideCrop(short_side_ratio=(0.9, 1.2)), "short_side_ratio"),

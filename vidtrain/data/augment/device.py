@@ -30,12 +30,8 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 class ColorJitter(nn.Module):
-    """Brightness, contrast and saturation, each scaled by a factor uniform in [1 - x, 1 + x], then the hue turned
-    by a share of the color circle uniform in [-hue, hue]; in this order.
-
-    One draw serves all frames of a clip, and clips are independent. The draw is made from the view's own
-    seed, so it depends on neither the batch it came in nor the global generator.
-    """
+    """Brightness, contrast and saturation, each scaled by a factor uniform in [1 - x, 1 + x], then the hue turned by a
+    share of the color circle uniform in [-hue, hue]. One draw from the view's seed serves all frames of a clip."""
 
     def __init__(
         self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
@@ -83,9 +79,8 @@ class RandomErasing(nn.Module):
     """With `probability` erases one box of a normalized clip, the same in all its frames (Zhong et al. 2017).
 
     `area` bounds the box's share of the picture, `aspect` its height / width (drawn uniformly in the logarithm).
-    `mode` says what is put there: `pixel` is fresh standard normal noise for every pixel, channel and frame,
-    `constant` is 0, the mean color. The box and the noise depend on the view's seed alone; the noise is made on
-    the clips' device, so its numbers are those of that kind of device.
+    `mode` says what is put there: `pixel` is standard normal noise for every pixel, channel and frame, `constant` is 0,
+    the mean color. Both depend on the view's seed alone; the noise is that of the kind of the clips' device.
     """
 
     def __init__(
@@ -105,10 +100,8 @@ class RandomErasing(nn.Module):
             raise UserError(f"aspect={list(aspect)}: must be two numbers above 0, the smaller first")
         if mode not in MODES:
             raise UserError(f"mode={mode}: must be one of {', '.join(MODES)}")
-        self.probability = probability
-        self.area = tuple(area)
-        self.aspect = tuple(aspect)
-        self.mode = mode
+        self.probability, self.mode = probability, mode
+        self.area, self.aspect = tuple(area), tuple(aspect)
 
     def box(self, rng: np.random.Generator, height: int, width: int) -> tuple[slice, slice] | None:
         """The rows and columns that a view loses, or None where it keeps all."""
@@ -146,12 +139,10 @@ DTYPES = (torch.float32, torch.float16)
 class DeviceTransform(nn.Module):
     """uint8 clips [b n c t h w] to normalized floats of the same shape, batched, on their own device.
 
-    In this order: `rand_augment` on uint8, values in [0, 1], `color`, `mean` and `std` (per channel, for values
-    in [0, 1]), `erasing`. The three that augment act only when seeds are given, that is in training; each view's
-    draws depend on its seed alone.
-
-    `dtype` is that of the output and of the work from [0, 1] on: float32, or float16 for half the memory.
-    bfloat16 is refused, for its 8 bits do not hold 256 colors once they are shifted and scaled.
+    In this order: `rand_augment` on uint8, values in [0, 1], `color`, `mean` and `std` (per channel, for values in
+    [0, 1]), `erasing`. The three that augment act only when seeds are given, that is in training; a view's draws depend
+    on its seed alone. `dtype` is float32, or float16 for half the memory; bfloat16's 8 bits do not hold 256 colors once
+    they are shifted and scaled.
     """
 
     mean: Tensor
@@ -194,11 +185,8 @@ class DeviceTransform(nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """One draw: each sample keeps `share` of itself, the rest comes from its partner.
-
-    With a `box` (top, left, height, width) the partner shows inside it, in every frame of every clip; without
-    one, pixels are averaged with these weights.
-    """
+    """One draw: each sample keeps `share` of itself, the rest comes from its partner. That shows inside the `box` (top,
+    left, height, width) of every frame; without one, pixels are averaged with these weights."""
 
     share: float
     box: tuple[int, int, int, int] | None = None
@@ -208,9 +196,9 @@ class Mix:
 class Mixing:
     """Mixes every sample of a batch with one of the video before it (the first with the last), all in the same way.
 
-    Videos come in random order, so that is a random partner, and no sample of two videos or more is its own. The share
-    is drawn from Beta(alpha, alpha), once per batch; an alpha of 0 switches its way of mixing off. Where both are
-    on, CutMix is taken with `switch_probability`. A batch is mixed with `probability`.
+    Videos come in random order, so that is a random partner. A batch is mixed with `probability`. The share is drawn
+    from Beta(alpha, alpha), once per batch; an alpha of 0 switches its way of mixing off. Where both are on, CutMix is
+    taken with `switch_probability`.
     """
 
     mixup_alpha: float = 0.8
@@ -220,9 +208,9 @@ class Mixing:
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or max(self.mixup_alpha, self.cutmix_alpha) == 0:
+            both = f"mixup_alpha={self.mixup_alpha}, cutmix_alpha={self.cutmix_alpha}"
             raise UserError(
-                f"mixup_alpha={self.mixup_alpha}, cutmix_alpha={self.cutmix_alpha}: none may be below 0, and one must "
-                "be above; null in their place does no mixing"
+                f"{both}: none may be below 0, and one must be above; set mixing=null for no mixing"
             )
         check_share(probability=self.probability, switch_probability=self.switch_probability)
 
@@ -237,15 +225,12 @@ class Mixing:
     ) -> tuple[Tensor, Tensor]:
         """`clips` float [b n c t h w] and `labels` (see `soft_targets`) -> mixed clips, targets float32 [b k].
 
-        `key`, such as (seed, step, rank), is all that the draw depends on. `smoothing` smooths the targets here;
-        then the loss must not do it again. `copies` of each video lie side by side. Raises `UserError` for a batch of
-        one video.
+        The draw depends on `key` alone, such as (seed, step, rank). `smoothing` smooths the targets here; then the loss
+        must not do it again. `copies` of each video lie side by side. Raises `UserError` for a batch of one video.
         """
         if len(clips) <= copies:
-            raise UserError(
-                "mixing needs two videos in a batch, and this one has 1; "
-                "raise trainer.batch_size, or set augmentation.mixing=null"
-            )
+            way = "raise trainer.batch_size, or set augmentation.mixing=null"
+            raise UserError(f"mixing needs two videos in a batch, and this one has 1; {way}")
         mix = self.draw(key, *clips.shape[-2:])
         targets = soft_targets(labels, num_classes, smoothing)
         return mix_clips(clips, mix, copies), mix_targets(targets, mix, copies)
@@ -276,8 +261,7 @@ def cut_box(share: float, center: tuple[int, int], height: int, width: int) -> t
 
 
 def mix_clips(clips: Tensor, mix: Mix, copies: int = 1) -> Tensor:
-    """[b n c t h w] -> the same shape, in memory of its own unless nothing is mixed. A sample's partner lies `copies`
-    before it."""
+    """[b n c t h w] -> the same shape. A sample's partner lies `copies` before it."""
     if mix.share == 1:
         return clips
     if mix.box is None:
@@ -295,10 +279,8 @@ def mix_targets(targets: Tensor, mix: Mix, copies: int = 1) -> Tensor:
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Classes int64 [b], or the shares of every class float [b k], as float32 [b k].
-
-    Smoothing takes a class's 1 toward 1/k for all classes, as `CrossEntropyLoss(label_smoothing=...)` does, and
-    the independent labels of [b k] toward 1/2.
+    """Classes int64 [b], or the shares of every class float [b k], as float32 [b k]. Smoothing takes a class's 1 toward
+    1/k for all classes, as in `CrossEntropyLoss(label_smoothing=...)`, and the independent labels of [b k] toward 1/2.
     """
     if labels.ndim == 1:
         return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes

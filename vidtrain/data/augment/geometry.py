@@ -1,15 +1,14 @@
 """Where a view is cut from the frame: boxes in source pixels, so that decoding can crop before it scales.
 
-Every box has whole pixels. Its sides are rounded to the nearest pixel, so the aspect ratio of a box is off
-from the exact one by half a pixel a side at most; its place is then chosen among the whole-pixel places where
-the rounded box lies inside the frame.
+Every box has whole pixels and lies inside the frame; nothing is ever padded. Its sides are rounded to the nearest
+pixel, then its place is chosen.
 
-A geometry for training is called as `geometry(width, height, size, frames, rng)` and gives one `Crop` for the
-clip, or a tuple of one per frame. A geometry for evaluation is called as `geometry(width, height, size)` and gives
-a list of `crops` views; `output_size(width, height, size)` is their (height, width). `width` and `height` are those
-of the displayed frame, `size` is the wanted (height, width). Nothing is ever padded.
+A geometry for training is called as `geometry(width, height, size, frames, rng)` and gives one `Crop` for the clip, or
+a tuple of one per frame. A geometry for evaluation is called as `geometry(width, height, size)` and gives a list of
+`crops` views; `output_size(width, height, size)` is their (height, width). `width` and `height` are those of the
+displayed frame, `size` is the wanted (height, width).
 
-Publishers' code scales the frame first, and cuts boxes out of what that gives: see `published_crops`.
+Publishers' code scales the frame first, and cuts boxes out of that: see `published_crops`.
 """
 
 import math
@@ -45,47 +44,46 @@ class Crop:
         return Crop(left, top, right - left, bottom - top, self.flip)
 
 
-def _evenly(room: int, number: int, total: int) -> int:
-    return room // 2 if total == 1 else room * number // (total - 1)
-
-
-def _vjepa2(room: int, number: int, total: int) -> int:
-    return round(room / 2) if total == 1 else number * (room // (total - 1))
-
-
-def _videomae(room: int, number: int, total: int) -> int:
-    return round(room / 2) if total == 1 else room * number // (total - 1)
-
-
-def _pyslowfast(room: int, number: int, total: int) -> int:
-    return math.ceil(room / 2) if total == 1 else math.ceil(room * number / (total - 1))
-
-
 Placement = Callable[[int, int, int], int]
-# How frames are scaled, as clip.resize names it: antialiased where the box is cut, or first and without antialiasing as
-# in a publisher's code, by where box `number` of `total` begins in its `room`. Python rounds halves to even numbers.
+# How frames are scaled, by the names of clip.resize: antialiased where the box is cut; or first, and without
+# antialiasing, as in publishers' code. That also says where box `number` of `total` begins in its `room`. Python rounds
+# halves to even numbers.
 # vjepa2: facebookresearch/jepa and vjepa2, evals/video_classification_frozen/utils.py and
 # src/datasets/utils/video/transforms.py; videomae: MCG-NJU/VideoMAE, kinetics.py, ssv2.py and video_transforms.py;
 # pyslowfast: facebookresearch/SlowFast, slowfast/datasets/transform.py, uniform_crop
 ANTIALIASED = "antialiased"
-PLACEMENTS: dict[str, Placement] = {"vjepa2": _vjepa2, "videomae": _videomae, "pyslowfast": _pyslowfast}
+PLACEMENTS: dict[str, Placement] = {
+    "vjepa2": lambda room, number, total: round(room / 2) if total == 1 else number * (room // (total - 1)),
+    "videomae": lambda room, number, total: round(room / 2) if total == 1 else room * number // (total - 1),
+    "pyslowfast": lambda room, number, total: math.ceil(
+        room / 2 if total == 1 else room * number / (total - 1)
+    ),
+}
 RESIZES = (ANTIALIASED, *PLACEMENTS)
+
+
+def _evenly(room: int, number: int, total: int) -> int:
+    return room // 2 if total == 1 else room * number // (total - 1)
 
 
 def _spread(width: int, height: int, box: tuple[int, int], crops: int, placement: Placement) -> list[Crop]:
     """`crops` boxes (width, height) along the side of the frame with most room, in the middle of the other."""
-    room = width - box[0], height - box[1]
-    left, top = placement(room[0], 0, 1), placement(room[1], 0, 1)
-    if crops == 1:
-        return [Crop(left, top, *box)]
-    if room[0] >= room[1]:
-        return [Crop(placement(room[0], number, crops), top, *box) for number in range(crops)]
-    return [Crop(left, placement(room[1], number, crops), *box) for number in range(crops)]
+    across, down = width - box[0], height - box[1]
+    left, top = placement(across, 0, 1), placement(down, 0, 1)
+    if across >= down:
+        return [Crop(placement(across, number, crops), top, *box) for number in range(crops)]
+    return [Crop(left, placement(down, number, crops), *box) for number in range(crops)]
 
 
 def _check_range(name: str, bounds: Sequence[float], lowest: float) -> None:
     if len(bounds) != 2 or not lowest <= bounds[0] <= bounds[1] < math.inf:
         raise UserError(f"{name}={list(bounds)}: must be two numbers, the smaller first, from {lowest:g} up")
+
+
+def _check_scale(scale: Sequence[float]) -> None:
+    _check_range("scale", scale, 0)
+    if scale[0] <= 0 or scale[1] > 1:
+        raise UserError(f"scale={list(scale)}: must be above 0, at most 1")
 
 
 def _place(width: int, height: int, box: tuple[int, int], flip: float, rng: np.random.Generator) -> Crop:
@@ -96,24 +94,19 @@ def _place(width: int, height: int, box: tuple[int, int], flip: float, rng: np.r
 
 
 def _short_side_box(width: int, height: int, size: tuple[int, int], ratio: float) -> tuple[int, int]:
-    """The (width, height) of source that fills `size` when the frame's short side becomes ratio x size's.
-
-    Where the output's shape leaves the frame (a wide output of an upright video), as much as there is.
-    """
+    """The (width, height) of source that fills `size` when the frame's short side becomes ratio x size's; as much as
+    there is where the output's shape leaves the frame (a wide output of an upright video)."""
     out_height, out_width = size
     scale = ratio * min(size) / min(width, height)
     scale = max(scale, out_width / width, out_height / height)
-    return (
-        min(width, max(1, round(out_width / scale))),
-        min(height, max(1, round(out_height / scale))),
-    )
+    return min(width, max(1, round(out_width / scale))), min(height, max(1, round(out_height / scale)))
 
 
 def _ratio_in_pixels(short_side: int, size: tuple[int, int]) -> float:
     """A short side in pixels as a multiple of the output's."""
     if short_side < min(size):
         raise UserError(
-            f"short_side={short_side}: must be at least the short side of the output, {min(size)} pixels"
+            f"short_side={short_side}: must be at least the output's short side, {min(size)} pixels"
         )
     return short_side / min(size)
 
@@ -129,12 +122,12 @@ def _shifted(first: Crop, last: Crop, frames: int) -> tuple[Crop, ...]:
     Edges are rounded, not sides: so every box lies inside the frame and has at least one pixel.
     """
 
+    def edges(crop: Crop) -> tuple[int, int, int, int]:
+        return crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
+
     def box(step: int) -> Crop:
-        steps = max(1, frames - 1)
-        left = _between(first.left, last.left, step, steps)
-        top = _between(first.top, last.top, step, steps)
-        right = _between(first.left + first.width, last.left + last.width, step, steps)
-        bottom = _between(first.top + first.height, last.top + last.height, step, steps)
+        pairs = zip(edges(first), edges(last), strict=True)
+        left, top, right, bottom = (_between(*pair, step, max(1, frames - 1)) for pair in pairs)
         return Crop(left, top, right - left, bottom - top, first.flip)
 
     return tuple(box(step) for step in range(frames))
@@ -144,11 +137,9 @@ def _shifted(first: Crop, last: Crop, frames: int) -> tuple[Crop, ...]:
 class RandomResizedCrop:
     """A box of random area and shape, the crop of Inception training (Szegedy et al. 2015).
 
-    `scale` bounds the box's share of the frame's area. `ratio` bounds its width / height relative to that of
-    the output, so (1, 1) never distorts; `flip` is the probability of mirroring.
-
-    With `motion_shift` two boxes are drawn, and the crop moves linearly from one to the other over the clip's
-    frames, like a camera that pans and zooms.
+    `scale` bounds the box's share of the frame's area, `ratio` its width / height relative to the output's, so (1, 1)
+    never distorts; `flip` is the probability of mirroring. With `motion_shift` two boxes are drawn, and the crop moves
+    from one to the other over the clip, like a camera that pans and zooms.
     """
 
     scale: Sequence[float] = (0.08, 1.0)
@@ -157,13 +148,11 @@ class RandomResizedCrop:
     motion_shift: bool = False
 
     def __post_init__(self) -> None:
-        _check_range("scale", self.scale, 0)
+        _check_scale(self.scale)
         _check_range("ratio", self.ratio, 0)
         check_share(flip=self.flip)
-        if self.scale[0] <= 0 or self.scale[1] > 1 or self.ratio[0] <= 0:
-            raise UserError(
-                f"scale={list(self.scale)}, ratio={list(self.ratio)}: must be above 0, scale at most 1"
-            )
+        if self.ratio[0] <= 0:
+            raise UserError(f"ratio={list(self.ratio)}: must be above 0")
 
     def __call__(
         self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
@@ -188,11 +177,10 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShortSideCrop:
-    """Scale jitter: the short side becomes a random length, then a box of the output's size is cut.
+    """Scale jitter: the short side becomes a random length, then a box of the output's size is cut at a random place.
 
-    The length is bounded by exactly one of `short_side_ratio`, a multiple of the output's short side, for instance
-    (256 / 224, 320 / 224), and `short_side`, in whole pixels, both ends included, for instance (128, 160) for an
-    output of 112. The aspect ratio is kept and the place is random.
+    One of two bounds the length, both ends included: `short_side_ratio`, multiples of the output's short side, such as
+    (256 / 224, 320 / 224), or `short_side`, whole pixels, such as (128, 160) for an output of 112.
     """
 
     short_side_ratio: Sequence[float] | None = None
@@ -201,10 +189,8 @@ class ShortSideCrop:
 
     def __post_init__(self) -> None:
         if (self.short_side_ratio is None) == (self.short_side is None):
-            raise UserError(
-                f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}: "
-                "one must be given, and the other null"
-            )
+            both = f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}"
+            raise UserError(f"{both}: one must be given, and the other null")
         if self.short_side is not None:
             _check_range("short_side", self.short_side, 1)
         if self.short_side_ratio is not None:
@@ -246,9 +232,8 @@ class FixedCrop:
 class CenterCrops:
     """Evaluation: `crops` boxes spread evenly along the side with room, both ends included; 1 is the center.
 
-    The short side becomes `short_side_ratio` times the output's, or `short_side` pixels; with neither it becomes
-    the output's. The aspect ratio is kept. V-JEPA 2 takes short side 292 for one crop of 256 and 438 for 384, and
-    the output's for three.
+    The short side becomes `short_side_ratio` times the output's, or `short_side` pixels; with neither, the output's.
+    V-JEPA 2 takes short side 292 for one crop of 256 and 438 for 384, and the output's for three.
     """
 
     short_side_ratio: float | None = None
@@ -257,13 +242,11 @@ class CenterCrops:
 
     def __post_init__(self) -> None:
         if self.short_side_ratio is not None and self.short_side is not None:
-            raise UserError(
-                f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}: one of them must be null"
-            )
-        if self.short_side is not None:
-            _check_range("short_side", (self.short_side, self.short_side), 1)
-        if self.short_side_ratio is not None:
-            _check_range("short_side_ratio", (self.short_side_ratio, self.short_side_ratio), 1)
+            both = f"short_side_ratio={self.short_side_ratio}, short_side={self.short_side}"
+            raise UserError(f"{both}: one of them must be null")
+        for name, value in (("short_side", self.short_side), ("short_side_ratio", self.short_side_ratio)):
+            if value is not None:
+                _check_range(name, (value, value), 1)
         if self.crops < 1:
             raise UserError(f"crops={self.crops}: must be 1 or more")
 
@@ -282,10 +265,11 @@ class CenterCrops:
 
 @dataclass(frozen=True)
 class WholeFrame:
-    """Evaluation on all there is to see: the frame uncut, its aspect ratio kept, so its size depends on the video.
+    """Evaluation on the uncut frame, in its aspect ratio, so that the size depends on the video. There is one such
+    view.
 
-    The short side becomes `short_side` pixels (null: the short side of `size`). The long one follows, rounded to
-    the nearest multiple of `multiple_of` (halves up), so that patches fit. There is one such view: `crops` is 1.
+    The short side becomes `short_side` pixels (null: the short side of `size`). The long one follows, rounded to the
+    nearest multiple of `multiple_of` (halves up), so that patches fit.
     """
 
     short_side: int | None = None
@@ -328,10 +312,8 @@ class SquashedCrop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_range("scale", self.scale, 0)
+        _check_scale(self.scale)
         check_share(flip=self.flip)
-        if self.scale[0] <= 0 or self.scale[1] > 1:
-            raise UserError(f"scale={list(self.scale)}: must be above 0, at most 1")
 
     def __call__(
         self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
@@ -343,8 +325,7 @@ class SquashedCrop:
 
 @dataclass(frozen=True)
 class SquashedFrame:
-    """Evaluation on all there is to see in clips of one size: the frame uncut, its aspect ratio given up. There is one
-    such view: `crops` is 1."""
+    """Evaluation on the uncut frame in clips of one size, its aspect ratio given up. There is one such view."""
 
     crops: int = 1
 
@@ -362,10 +343,10 @@ class SquashedFrame:
 def published_crops(
     geometry: CenterCrops | FixedCrop, width: int, height: int, size: tuple[int, int], resize: str
 ) -> list[Crop]:
-    """The boxes of `geometry` as the code has them that `resize` names, one of `PLACEMENTS`.
+    """The boxes of `geometry` as in the publishers' code that `resize` names, of the square `size`.
 
-    The frame is scaled to a short side of `short_side` pixels, or of `short_side_ratio` times the output's rounded
-    down; the long side follows, rounded down. Out of that, boxes of the square `size` are cut.
+    They are cut out of the frame scaled to a short side of `short_side` pixels, or of `short_side_ratio` times the
+    output's; both sides are rounded down.
     """
     if isinstance(geometry, FixedCrop):
         geometry = CenterCrops(geometry.short_side_ratio, 1, geometry.short_side)

@@ -1,9 +1,8 @@
 """RandAugment for clips (Cubuk et al. 2019), as video fine-tuning uses it: a few random operations for each clip.
 
-The policy is the one that timm writes `rand-m7-n4-mstd0.5-inc1`: 15 operations whose severity grows with the
-magnitude. It differs from the usual video pipelines in one thing: it acts on what the crop has left, since no
-full-size frame is ever made, and not on the whole frame before the crop. So the filled borders of a turned or moved
-picture are always in view, and translations are shares of the crop's sides.
+The policy is timm's `rand-m7-n4-mstd0.5-inc1`: 15 operations whose severity grows with the magnitude. Unlike in the
+usual video pipelines it acts on the crop, as no full-size frame is ever made. So the filled borders of a turned or
+moved picture are always in view, and translations are shares of the crop's sides.
 """
 
 import math
@@ -102,11 +101,10 @@ def _affine(frames: Tensor, matrix: tuple[float, ...], fill: int, interpolation:
 
 
 class RandAugment(nn.Module):
-    """`num_ops` operations per clip, drawn with replacement, each done with `probability`.
+    """`num_ops` operations per clip, drawn with replacement, each done with `probability`, the same in all its frames.
 
-    The magnitude of each is drawn from a normal distribution around `magnitude` with deviation `magnitude_std`,
-    and clipped to [0, 10]; directions are random. All frames of a clip get the same operations with the same
-    parameters, and clips are independent. `interpolation` (bicubic or bilinear) serves rotation, shear and
+    The magnitude of each is drawn from a normal distribution around `magnitude` with deviation `magnitude_std`, and
+    clipped to [0, 10]; directions are random. `interpolation` (bicubic or bilinear) serves rotation, shear and
     translation; `fill` is the gray value of what comes into the picture from outside.
     """
 
@@ -123,20 +121,16 @@ class RandAugment(nn.Module):
         if num_ops < 1:
             raise UserError(f"num_ops={num_ops}: must be 1 or more; null in its place does no RandAugment")
         if not 0 <= magnitude <= MOST or magnitude_std < 0:
-            raise UserError(
-                f"magnitude={magnitude}, magnitude_std={magnitude_std}: must lie between 0 and {MOST}, and from 0 up"
-            )
+            both = f"magnitude={magnitude}, magnitude_std={magnitude_std}"
+            raise UserError(f"{both}: must lie between 0 and {MOST}, and from 0 up")
         check_share(probability=probability)
         if interpolation not in INTERPOLATIONS:
             raise UserError(f"interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
         if not 0 <= fill <= 255:
             raise UserError(f"fill={fill}: must lie between 0 and 255")
-        self.num_ops = num_ops
-        self.magnitude = magnitude
-        self.magnitude_std = magnitude_std
-        self.probability = probability
-        self.interpolation = interpolation
-        self.fill = fill
+        self.num_ops, self.probability = num_ops, probability
+        self.magnitude, self.magnitude_std = magnitude, magnitude_std
+        self.interpolation, self.fill = interpolation, fill
 
     def plan(self, seed: int) -> list[tuple[str, float]]:
         """What is done to the view with this seed: operations, in order, each with what it is done with."""
