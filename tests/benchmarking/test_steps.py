@@ -223,12 +223,12 @@ def test_summaries_hold_mean_quartiles_and_share():
 
 
 def test_timed_steps_add_up():
-    one = Timed([{"load": 1.0}], 4, 2.0, (StoreUse(0.5, 6, 4_000_000),))
+    one = Timed([{"load": 1.0}], 4, 2.0, (StoreUse(2.0, 1.0, 6, 4_000_000),))
     assert one + one == Timed([{"load": 1.0}, {"load": 1.0}], 8, 4.0, 2 * one.stores)
 
 
 def test_what_a_clip_takes_of_a_store():
-    one, two = (Timed([], 4, 2.0, (StoreUse(share, 6, 4_000_000),)) for share in (0.5, 0.75))
+    one, two = (Timed([], 4, 2.0, (StoreUse(4.0, waited, 6, 4_000_000),)) for waited in (2.0, 3.0))
     assert benchmarking.store_use([one, two]) == {
         "share": 0.625,
         "requests_per_clip": 1.5,

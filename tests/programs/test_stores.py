@@ -1,5 +1,8 @@
 """One run from files, tar files, HTTP and S3: the same bits, also where the store fails now and then."""
 
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,15 @@ from composing import config_of
 from small_run import small
 from store_server import serving, serving_s3
 
+from vidtrain.audit import audit
+from vidtrain.benchmark import benchmark
 from vidtrain.data.decoding.decoder import write_video
 from vidtrain.data.stores import objects
 from vidtrain.errors import UserError
+from vidtrain.evaluate import evaluate
+from vidtrain.predict import predict
 from vidtrain.prepare import prepare
+from vidtrain.split import split as split_program
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 
@@ -57,10 +65,22 @@ def assert_same(one, other):
     assert all(torch.equal(weights[name], theirs[name]) for name in weights)
 
 
+@pytest.fixture(scope="module")
+def local_run(data, tmp_path_factory):
+    """A run that was trained on files on disk."""
+    folder = tmp_path_factory.mktemp("run") / "local"
+    run(data, folder, "dataset=class_folders", f"dataset.source.root={data}/videos")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(local_run):
+    return checkpoint.load(local_run / "checkpoints/last.pt")
+
+
 @pytest.mark.slow
-def test_the_same_checkpoint_from_everywhere(data, tmp_path, without_pictures, monkeypatch):
+def test_the_same_checkpoint_from_everywhere(data, local, tmp_path, without_pictures, monkeypatch):
     monkeypatch.setattr(objects, "FIRST_WAIT", 0.05)
-    local = run(data, tmp_path / "local", "dataset=class_folders", f"dataset.source.root={data}/videos")
     shards = ["dataset=shards", f"dataset.folder={data}/shards"]
     assert_same(run(data, tmp_path / "tar", *shards, workers=2), local)
     with serving(data, latency=0.005) as store:
@@ -72,10 +92,9 @@ def test_the_same_checkpoint_from_everywhere(data, tmp_path, without_pictures, m
 
 
 @pytest.mark.slow
-def test_s3(data, tmp_path, without_pictures, monkeypatch):
+def test_s3(data, local, tmp_path, without_pictures, monkeypatch):
     import boto3
 
-    local = run(data, tmp_path / "local", "dataset=class_folders", f"dataset.source.root={data}/videos")
     with serving_s3() as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2222")
@@ -89,6 +108,92 @@ def test_s3(data, tmp_path, without_pictures, monkeypatch):
         assert_same(run(data, tmp_path / "s3", *shards, workers=2), local)
     for path in [*(tmp_path / "s3").rglob("*"), *(data / "s3_index").rglob("*")]:
         assert path.is_dir() or b"hunter22" not in path.read_bytes(), path
+
+
+@pytest.fixture(scope="module")
+def store(data):
+    with serving(data) as store:
+        yield store
+
+
+@pytest.mark.slow
+class TestPrograms:
+    """The answers for URLs are those for files."""
+
+    @pytest.mark.parametrize("dataset", ["shards", "listing"])
+    def test_evaluate(self, local_run, store, tmp_path, dataset):
+        folder = f"{store.url}/{'shards' if dataset == 'shards' else 'videos'}"
+        evaluate(
+            config_of("evaluate", f"checkpoint={local_run}", f"dataset={dataset}", f"dataset.folder={folder}",
+                      f"data_root={tmp_path}", f"out={tmp_path}/out", "num_workers=0")
+        )  # fmt: skip
+        with (
+            open(local_run / "eval/test/predictions.csv") as ours,
+            open(tmp_path / "out/predictions.csv") as file,
+        ):
+            expected, answers = list(csv.DictReader(ours)), list(csv.DictReader(file))
+        assert len(answers) == 2
+        for answer, row in zip(answers, expected, strict=True):
+            assert answer.pop("path").startswith(store.url) and row.pop("path") and answer == row
+
+    def test_predict(self, data, local_run, store, capsys):
+        with open(data / "shards/test.csv") as file:
+            members = [f"{store.url}/shards/{row['path']}" for row in csv.DictReader(file)]
+        names = [f"test/{name}/0 {name}.mp4" for name in ("jump", "run")]
+        answers = []
+        for videos in (
+            [str(data / "videos" / name) for name in names],
+            [f"{store.url}/videos/{name.replace(' ', '%20')}" for name in names],
+            [f"{store.url}/videos/test.csv"],
+            members,
+        ):
+            videos = ", ".join(f"'{video}'" for video in videos)
+            predict(
+                config_of(
+                    "predict", f"checkpoint={local_run}", f"videos=[{videos}]", "format=json", "num_workers=0"
+                )
+            )
+            answers.append(json.loads(capsys.readouterr().out)["videos"])
+        texts = [json.dumps([{**video, "path": ""} for video in answer]) for answer in answers]
+        assert len(answers[0]) == 2 and texts[1:] == texts[:1] * 3
+
+    @pytest.mark.parametrize("dataset", ["shards", "listing"])
+    def test_audit(self, data, store, tmp_path, dataset):
+        folder = f"{store.url}/{'shards' if dataset == 'shards' else 'videos'}"
+        audit(
+            config_of("audit", f"dataset={dataset}", f"dataset.folder={folder}", f"data_root={tmp_path}",
+                      f"out={tmp_path}/out", "num_workers=1", "max_distance=0")
+        )  # fmt: skip
+        summary = json.loads((tmp_path / "out/summary.json").read_text())
+        with open(tmp_path / "out/files.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 14 and summary["unreadable"] == []
+        assert {row["num_frames"] for row in rows} == {"24"} and summary["root"].startswith(folder)
+
+    def test_split(self, store, tmp_path):
+        split_program(
+            config_of("split", "source=listing", f"path={store.url}/videos/train.csv", f"out={tmp_path}",
+                      "shares=[0.6,0.2,0.2]")
+        )  # fmt: skip
+        paths = []
+        for name in ("train", "val", "test"):
+            with open(tmp_path / f"{name}.csv") as file:
+                paths += [row["path"] for row in csv.DictReader(file)]
+        names = [f"train/{name}/{number}%20{name}.mp4" for name in ("jump", "run") for number in range(5)]
+        assert sorted(paths) == [f"{store.url}/videos/{name}" for name in names]
+
+    def test_benchmark_names_the_store(self, data, store, tmp_path):
+        store.latency = 0.5
+        try:
+            benchmark(
+                config_of("benchmark", *RUN, "dataset=shards", f"dataset.folder={store.url}/shards", "steps=2",
+                          "warmup=1", f"data_root={tmp_path}", f"out={tmp_path}/out", "trainer.num_workers=1")
+            )  # fmt: skip
+        finally:
+            store.latency = 0.0
+        result = json.loads((tmp_path / "out/benchmark.json").read_text())
+        assert result["verdict"]["bound"] == "store" and result["store"]["share"] > 0.5
+        assert 1 <= result["store"]["requests_per_clip"] <= 3
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def store_use(by_rank: Sequence[Timed]) -> dict[str, float] | None:
     if not requests:
         return None
     return {
-        "share": float(np.mean([use.share for use in uses])),
+        "share": sum(use.waited for use in uses) / sum(use.seconds for use in uses),
         "requests_per_clip": requests / clips,
         "mb_per_clip": sum(use.bytes for use in uses) / clips / 1e6,
     }

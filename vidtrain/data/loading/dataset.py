@@ -56,11 +56,16 @@ class Sample(NamedTuple):
 
 
 class StoreUse(NamedTuple):
-    """What a batch took of stores: the share of its reading time that was waiting for them, requests, and bytes."""
+    """What a batch took of stores: seconds of reading, those of them that were waiting for a store, requests, bytes."""
 
-    share: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
     requests: int = 0
     bytes: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.waited / self.seconds if self.seconds else 0.0
 
 
 class Batch(NamedTuple):

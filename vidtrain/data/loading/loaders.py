@@ -62,7 +62,7 @@ class _BatchReader:
         seconds, now = time.perf_counter() - began, used()
         waited, requests, size = now.since(self.counted or Use())
         self.counted = now
-        return collate(samples)._replace(store=StoreUse(waited / seconds, requests, size))
+        return collate(samples)._replace(store=StoreUse(seconds, waited, requests, size))
 
 
 class BatchWorkers(Workers[NumberedKeys, Batch]):
