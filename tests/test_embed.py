@@ -16,7 +16,7 @@ from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import open_trained
 from vidtrain.config.renames import migrate
-from vidtrain.embeddings.store import Embeddings
+from vidtrain.embeddings.store import PROGRESS, Embeddings, Progress
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import encode
 from vidtrain.train import train
@@ -57,7 +57,7 @@ def made(run, tmp_path_factory):
         f"checkpoint={run}",
         f"out={out}",
         "tokens=true",
-        "formats=[fiftyone,label_studio]",
+        "formats=[parquet,fiftyone,label_studio]",
         "near_duplicates=0.5",
     )
     return out
@@ -89,7 +89,38 @@ def test_everything_is_left(made):
     assert len(rows_of(made / "neighbors.csv")) == 80 * 5
     assert all(row["split"] != row["other_split"] for row in rows_of(made / "near_duplicates.csv"))
     assert (made / "fiftyone/samples.json").is_file() and (made / "label_studio/tasks.json").is_file()
+    assert (made / "parquet/embeddings.parquet").is_file() and not (made / PROGRESS).exists()
     assert "<circle" in (made / "report.html").read_text()
+
+
+def test_what_was_killed_goes_on_where_it_was(run, made, tmp_path, monkeypatch, capsys):
+    command = [f"checkpoint={run}", f"out={tmp_path}", "tokens=true"]
+    add = Progress.add
+
+    def killed(progress, split, video, vector):
+        if len(progress.rows) == 70:
+            raise KeyboardInterrupt
+        add(progress, split, video, vector)
+
+    monkeypatch.setattr(Progress, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        embedded(*command)
+    added = []
+    monkeypatch.setattr(Progress, "add", lambda *row: (added.append(row[1:3]), add(*row)))
+    embedded(*command)
+    assert len(added) == 10 and "70 videos are embedded already" in capsys.readouterr().out
+    again, whole = Embeddings.open(str(tmp_path)), Embeddings.open(str(made))
+    assert np.array_equal(again.paths, whole.paths) and np.array_equal(again.splits, whole.splits)
+    assert np.abs(again.vectors - whole.vectors).max() < 1e-6
+    assert np.abs(np.load(tmp_path / "tokens.npy") - np.load(made / "tokens.npy")).max() < 1e-2
+    for name in ("000003.webp", "000069.webp", "000079.webp"):
+        assert (tmp_path / "pictures" / name).read_bytes() == (made / "pictures" / name).read_bytes()
+
+
+def test_parquet_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(embed, "find_spec", lambda name: None)
+    found = find_faults("embed", ["checkpoint=x", "formats=[parquet]"], embed.check)
+    assert any(key == "formats" and "uv sync --extra parquet" in why for _, key, why in found)
 
 
 def test_a_video_finds_itself_among_the_others(run, made, tmp_path):

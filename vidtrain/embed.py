@@ -7,6 +7,7 @@ python -m vidtrain.embed checkpoint=outputs/motion/NAME clip.mp4 search=outputs/
 import os
 from datetime import datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from vidtrain.app.launch import launch
 from vidtrain.build.checkpoint_loader import check_checkpoint
 from vidtrain.config.schemas import EmbedConfig
 from vidtrain.config.targets import check_settings, check_targets
-from vidtrain.files.folders import check_writable
+from vidtrain.files.folders import check_writable, install_hint
 
 if TYPE_CHECKING:  # --help should not wait for torch
     from vidtrain.embeddings.store import Embeddings
@@ -50,6 +51,8 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         faults.append(
             ("frame_rate", "is of videos that are given as folders of images; a dataset has its own")
         )
+    if "parquet" in cfg.formats and find_spec("pyarrow") is None:
+        faults.append(("formats", f"parquet needs pyarrow: {install_hint('parquet')}; or leave parquet out"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         why = "embed runs in one process: without torchrun, start it once for each share of videos"
         faults.append(("device", why))
@@ -59,7 +62,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 def embed(cfg: DictConfig) -> None:
     from vidtrain.embeddings.encoder import embed, open_encoder
     from vidtrain.embeddings.exchange import EXPORTS
-    from vidtrain.embeddings.store import FILE, Embeddings
+    from vidtrain.embeddings.store import FILE, PROGRESS, Embeddings
     from vidtrain.files.folders import RunLock
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import join_ranks
@@ -74,6 +77,7 @@ def embed(cfg: DictConfig) -> None:
             earlier.check_comparable(opened.about, cfg.search)
         embeddings = embed(opened, cfg, out, ranks, console)
         embeddings.save(out / FILE)
+        (out / PROGRESS).unlink()
         for name in cfg.formats:
             EXPORTS[name](embeddings, out / name)
         compare(embeddings, earlier, cfg, out, console)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from made_embeddings import made, several
 
-from vidtrain.embeddings.exchange import write_fiftyone, write_label_studio
+from vidtrain.embeddings.exchange import write_fiftyone, write_label_studio, write_parquet
+from vidtrain.errors import UserError
 
 
 def read(path):
@@ -82,3 +83,22 @@ def test_label_studio_takes_the_tasks(tmp_path):
             assert config.validate_task({"data": task["data"]})
             for annotation in task["annotations"]:
                 assert config.validate_annotation(annotation)
+
+
+def test_parquet_has_everything_again(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    embeddings = some()
+    write_parquet(embeddings, tmp_path)
+    table = parquet.read_table(tmp_path / "embeddings.parquet")
+    assert table.column_names == ["path", "split", "group", "labels", "start_s", "end_s", "vector"]
+    rows = table.to_pylist()
+    assert [row["path"] for row in rows] == embeddings.paths.tolist()
+    assert rows[1]["labels"] == ["<c>"] and rows[5]["labels"] == []
+    assert (rows[2]["start_s"], rows[2]["end_s"], rows[3]["start_s"]) == (1.5, None, None)
+    assert np.array_equal(np.array([row["vector"] for row in rows], np.float32), embeddings.vectors)
+    about = {key.decode(): json.loads(value) for key, value in table.schema.metadata.items()}
+    assert about["encoder"] == embeddings.encoder and about["classes"] == ['a "b"', "<c>", "d & e"]
+    write_parquet(several(made(12)), tmp_path)
+    assert parquet.read_table(tmp_path)["labels"][4].as_py() == ["class 0", "class 1"]
+    with pytest.raises(UserError, match="not UTF-8"):
+        write_parquet(replace(embeddings, paths=np.array(["\udce9"] * 12)), tmp_path)

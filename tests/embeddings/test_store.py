@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_embeddings import ENCODER, made, several
 
-from vidtrain.embeddings.store import Embeddings, joined
+from vidtrain.embeddings.store import Embeddings, Progress, joined
 from vidtrain.errors import UserError
 
 
@@ -69,3 +69,22 @@ def test_rows_and_splits_are_taken_and_joined():
         embeddings.of_split("val")
     record = embeddings.manifest()[4]
     assert (record.path, record.label, record.group) == ("/videos/0004.mp4", 1, "g1")
+
+
+def test_a_call_that_was_killed_goes_on(tmp_path):
+    path, key = tmp_path / "partial", ["weights", {"test": ["/vidéo/\udce9.mp4"]}]
+    progress = Progress(path, key)
+    for split, video in ((0, 2), (1, 0), (1, 3)):
+        progress.add(split, video, np.full(4, video, np.float32))
+    progress.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])  # the last row is cut
+    progress = Progress(path, key)
+    assert [row[:2] for row in progress.rows] == [(0, 2), (1, 0)]
+    assert progress.pending(0, 4).tolist() == [0, 1, 3] and progress.pending(1, 4).tolist() == [1, 2, 3]
+    progress.add(1, 3, np.full(4, 3, np.float32))
+    progress.close()
+    assert path.read_bytes() == whole
+    other = Progress(path, ["other weights"])
+    assert not other.rows and len(other.pending(0, 4)) == 4
+    other.close()

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 from composing import config_of
@@ -12,6 +13,8 @@ from small_run import small
 from vidtrain.app import check
 from vidtrain.build import parts as build
 from vidtrain.compare import compare
+from vidtrain.embed import embed
+from vidtrain.embeddings.store import Embeddings
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.models.pretraining.joint_embedding import Predictor
 from vidtrain.models.pretraining.masked_model import MaskedModel
@@ -312,3 +315,20 @@ def test_a_forced_collapse_ends_a_run_and_a_sound_run_goes_on(data, tmp_path, mo
     with pytest.raises(DivergedError, match="their effective rank is .*stop_on_collapse=true"):
         train(config_of("train", *settings, "objective.momentum=0", f"run_dir={tmp_path / 'forced'}"))
     assert json.loads((tmp_path / "forced/outcome.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.slow
+def test_embeddings_are_of_the_teacher_or_of_the_encoder(runs, tmp_path):
+    vectors = {}
+    for part in ("null", "teacher", "encoder"):
+        out = tmp_path / part
+        embed(config_of("embed", f"checkpoint={runs / 'vjepa'}", "num_workers=0", "splits=[val]", f"init_part={part}",
+                        "map=none", "pictures=false", f"out={out}"))  # fmt: skip
+        embeddings = Embeddings.open(str(out))
+        vectors[part] = embeddings.vectors
+    assert embeddings.encoder["learned_from"] is None and vectors["teacher"].shape == (10, 24)
+    assert np.array_equal(vectors["null"], vectors["teacher"])
+    assert np.abs(vectors["teacher"] - vectors["encoder"]).max() > 1e-4
+    with pytest.raises(UserError, match="teacher"):
+        embed(config_of("embed", f"checkpoint={runs / 'videomae'}", "num_workers=0", "init_part=teacher",
+                        f"out={tmp_path / 'none'}"))  # fmt: skip

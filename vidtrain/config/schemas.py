@@ -362,6 +362,8 @@ class EmbedConfig:
     pretrained: Any = None  # or published weights, as for training, with model=OPTION
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
     init_match: float = setting(1.0, share())
+    # of a run of pretraining, which of its encoders; null: the teacher, if it has one
+    init_part: str | None = setting(None, one_of("encoder", "teacher"))
     model: Any = None  # for published weights
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
     videos: Any = None  # files, folders, patterns or listings: one, or a list
@@ -379,7 +381,7 @@ class EmbedConfig:
     map: str = setting("pca", one_of("pca", "tsne", "none"))  # in two dimensions, on the page
     pictures: bool = True  # a moving picture of every video, for pages
     tokens: bool = False  # all tokens too, as float16
-    formats: list[str] = field(default_factory=list, metadata=one_of("fiftyone", "label_studio"))
+    formats: list[str] = field(default_factory=list, metadata=one_of("parquet", "fiftyone", "label_studio"))
     eval_clips: int | None = setting(None, at_least(1))
     batch_size: int | None = setting(None, at_least(1))
     # processes that decode; null: as many as there are cores for

@@ -23,7 +23,7 @@ from vidtrain.config.references import to_dict, to_phases
 from vidtrain.data.augment.geometry import WholeFrame
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.sources.unlabeled import UNLABELED as ONE_CLASS
-from vidtrain.embeddings.store import PICTURES, UNLABELED, Embeddings, joined
+from vidtrain.embeddings.store import PICTURES, PROGRESS, UNLABELED, Embeddings, Progress, joined
 from vidtrain.errors import UserError
 from vidtrain.features.frozen_encoder import TokenEncoder, protocol_digest, weights_digest
 from vidtrain.features.store import LARGEST
@@ -70,10 +70,14 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
     model: Any
     if cfg.checkpoint is not None:
         path = find_checkpoint(cfg.checkpoint)
-        opened = open_trained(path, cfg.trust_targets)
+        opened = open_trained(path, cfg.trust_targets, pretraining=True)
         if opened.weights is None:
             raise UserError(
                 f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint"
+            )
+        if cfg.init_part is not None and not opened.is_pretraining:
+            raise UserError(
+                f"init_part={cfg.init_part}: {path} is not of pretraining and has one encoder; leave it out"
             )
         opened.check_computed(USED, CHANGES, cfg)
         config, source = changed_config(_with_videos(opened.config, cfg), cfg, CHANGES), str(path)
@@ -82,7 +86,12 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
             build_data.keep_index_here(config, cfg.data_root is not None, console)
             if cfg.dataset is None and cfg.videos is None:
                 build_data.check_made_here(config, cfg.data_root is not None)
-        model = opened.model(config, ranks, merged=True)
+        if opened.is_pretraining:
+            model = build.model(config, 2, ranks)  # whose head is not used
+            report = load_pretrained(model, source, path, cfg.init_match, cfg.init_part)
+            console.info("weights of " + "\n  ".join(report.lines()))
+        else:
+            model = opened.model(config, ranks, merged=True)
     else:
         sources = as_sources(cfg.pretrained)
         source = ", ".join(sources)
@@ -94,6 +103,7 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
             report = load_pretrained(model, name, locate(name, cfg.pretrained_revision), cfg.init_match)
             console.info("weights of " + "\n  ".join(report.lines()))
     assert isinstance(model, VideoClassifier)
+    config.trainer.max_eval_videos = None
     build.set_cpu_threads(None, ranks)
     transform = build.device_transform(config, ranks.device)
     context = autocast(ranks, config.trainer.precision)
@@ -125,8 +135,8 @@ def _check(config: DictConfig) -> None:
 
 
 def _learned_from(config: DictConfig) -> str | None:
-    """The dataset whose labels the encoder was trained on; None where it stayed frozen."""
-    if OmegaConf.is_missing(config, "stage"):
+    """The dataset whose labels the encoder was trained on; None where it stayed frozen, or had none."""
+    if OmegaConf.is_missing(config, "stage") or config.get("objective") is not None:
         return None
     phases = to_phases(config.stage).values()
     frozen = all(phase.encoder_blocks == 0 and phase.lora is None for phase in phases)
@@ -134,7 +144,8 @@ def _learned_from(config: DictConfig) -> str | None:
 
 
 def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, console: Console) -> Embeddings:
-    """Embeds every video of the configured splits that can be read, and warns of the others.
+    """Embeds every video of the configured splits that can be read, and warns of the others. What a call that was
+    killed left in `out` / `PROGRESS` is taken over; the caller removes that file.
 
     With `cfg.pictures` a moving picture of each is written below `out`, with `cfg.tokens` all tokens. Raises
     `UserError` where none can be read, for a split that is not there, and for tokens that cannot be kept.
@@ -146,28 +157,45 @@ def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, conso
     reading = build_data.reading(config, ranks, None)
     if cfg.pictures:
         (out / PICTURES).mkdir(exist_ok=True)
+    listed = [
+        [split, [(record.path, record.start, record.end) for record in splits[split]]] for split in splits
+    ]
+    progress = Progress(out / PROGRESS, [opened.about, cfg.pictures, cfg.tokens, listed])
+    if progress.rows:
+        console.info(f"{len(progress.rows)} videos are embedded already, by a call that did not end")
     kept = TokenFile(out / TOKENS, sum(map(len, splits.values()))) if cfg.tokens else None
-    parts, rows = [], 0
-    for split, manifest in splits.items():
-        data = build_data.eval_data(config, split, manifest, reading, ranks)
-        vectors, indices = [], []
+    for number, (split, manifest) in enumerate(splits.items()):
+        pending = progress.pending(number, len(manifest))
+        if not len(pending):
+            continue
+        data = build_data.eval_data(config, split, manifest.subset(pending.tolist()), reading, ranks)
         for index, vector, tokens, views in _videos(opened, data, console):
+            row = len(progress.rows)
             if kept is not None:
-                kept.write(rows, tokens, manifest.paths[index])
+                kept.write(row, tokens, data.manifest.paths[index])
             if cfg.pictures:
                 picture = moving_picture(frames_of(views).numpy())
-                (out / PICTURES / f"{rows:06d}.webp").write_bytes(picture)
-            vectors.append(vector)
-            indices.append(index)
-            rows += 1
-        if indices:
-            parts.append(_described(manifest.subset(indices), split, np.stack(vectors), opened.about))
+                (out / PICTURES / f"{row:06d}.webp").write_bytes(picture)
+            progress.add(number, int(pending[index]), vector)
     reading.index.close()
-    if not parts:
+    progress.close()
+    if not progress.rows:
         raise UserError("none of the videos could be read; audit says why")
     if kept is not None:
-        kept.close(rows)
-    return joined(parts)
+        kept.close(len(progress.rows))
+    return _joined(progress, splits, opened.about)
+
+
+def _joined(progress: Progress, splits: Mapping[str, Manifest], about: Mapping[str, Any]) -> Embeddings:
+    """All vectors with their videos, in the order in which they came, as pictures and tokens are."""
+    numbers, videos = (np.array(column) for column in list(zip(*progress.rows, strict=True))[:2])
+    vectors = np.stack([vector for _, _, vector in progress.rows])
+    parts = []
+    for number, (split, manifest) in enumerate(splits.items()):
+        own = numbers == number
+        if own.any():
+            parts.append(_described(manifest.subset(videos[own].tolist()), split, vectors[own], about))
+    return joined(parts).take(np.argsort(np.argsort(numbers, kind="stable")))
 
 
 def _splits(config: DictConfig, cfg: DictConfig, console: Console) -> dict[str, Manifest]:
@@ -217,13 +245,17 @@ class TokenFile:
                 f"tokens of {path} are beyond {LARGEST:.0f}, where float16 ends; say tokens=false"
             )
         if self._rows is None:
-            shape = (self._videos, *tokens.shape)
-            self._rows = np.lib.format.open_memmap(self._path, "w+", np.float16, shape)
+            shape, mode = (
+                (self._videos, *tokens.shape),
+                "r+" if row else "w+",
+            )  # a call that was killed left others
+            self._rows = np.lib.format.open_memmap(self._path, mode, np.float16, shape)
         self._rows[row] = tokens.half().numpy()
 
     def close(self, rows: int) -> None:
         """Leaves the first `rows` in the file, which are those of videos that could be read."""
-        assert self._rows is not None
+        if self._rows is None:  # a call that was killed had written all
+            return
         self._rows.flush()
         if rows < self._videos:
             np.save(self._path, np.array(self._rows[:rows]))

@@ -1,8 +1,8 @@
 """Datasets as other tools import them, with labels, splits and embeddings where they take them.
 
-FiftyOne: a folder for `fiftyone.Dataset.from_dir(dataset_dir=..., dataset_type=fiftyone.types.FiftyOneDataset)`, in the
-form without a version (plain JSON), which it reads beside its own dump of a database. Label Studio: tasks for its
-import (Label Studio JSON format), and the labeling configuration that they are for.
+Parquet: a row for each video, as pandas, polars and DuckDB read it. FiftyOne: a folder for
+`fiftyone.Dataset.from_dir(dataset_dir=..., dataset_type=fiftyone.types.FiftyOneDataset)`, in the form without a version
+(plain JSON). Label Studio: tasks for its import (Label Studio JSON format), and their labeling configuration.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,9 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from vidtrain.embeddings.store import Embeddings
-from vidtrain.files.atomic import strict_json, write_text_atomic
+from vidtrain.errors import UserError
+from vidtrain.files.atomic import replacing_path, strict_json, write_text_atomic
+from vidtrain.files.escaping import is_utf8
 
 EMBEDDING = "embedding"  # the field of FiftyOne's samples
 LOCAL_FILES = "/data/local-files/?d="  # how Label Studio's local storage names a file below its document root
@@ -78,7 +80,38 @@ def write_label_studio(embeddings: Embeddings, folder: Path) -> None:
     write_text_atomic(folder / "labeling_config.xml", config)
 
 
+def write_parquet(embeddings: Embeddings, folder: Path) -> None:
+    """`folder`/embeddings.parquet with path, split, group, labels (names), start_s, end_s (null where the file is not
+    cut) and vector; `classes` and `encoder` are JSON in the schema's metadata. Raises `UserError` for names that are
+    not UTF-8."""
+    import pyarrow
+    import pyarrow.parquet
+
+    odd = [name for name in [*embeddings.paths.tolist(), *embeddings.groups.tolist()] if not is_utf8(name)]
+    if odd:
+        raise UserError(f"formats=[parquet]: {odd[0]!r} is not UTF-8, which Parquet needs: rename it")
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "path": embeddings.paths.tolist(),
+        "split": embeddings.splits.tolist(),
+        "group": embeddings.groups.tolist(),
+        "labels": pyarrow.array(
+            map(embeddings.names_of, range(len(embeddings))), pyarrow.list_(pyarrow.string())
+        ),
+        "start_s": pyarrow.array(embeddings.starts, from_pandas=True),  # NaN becomes null
+        "end_s": pyarrow.array(embeddings.ends, from_pandas=True),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(
+            embeddings.vectors.ravel(), embeddings.vectors.shape[1]
+        ),
+    }
+    about = {"classes": embeddings.classes.tolist(), "encoder": dict(embeddings.encoder)}
+    table = pyarrow.table(columns, metadata={key: strict_json(value) for key, value in about.items()})
+    with replacing_path(folder / "embeddings.parquet") as temporary:
+        pyarrow.parquet.write_table(table, temporary)
+
+
 EXPORTS: Mapping[str, Callable[[Embeddings, Path], None]] = {
+    "parquet": write_parquet,
     "fiftyone": write_fiftyone,
     "label_studio": write_label_studio,
 }

@@ -1,5 +1,6 @@
 """A file of embeddings: one vector a video, with what is known of the video."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -16,6 +17,7 @@ from vidtrain.files.atomic import replacing_path, strict_json
 
 FORMAT = "vidtrain-embeddings/1"
 FILE = "embeddings.npz"
+PROGRESS = "embeddings.partial"
 PICTURES = "pictures"  # the folder beside it, NNNNNN.webp by row
 UNLABELED = -1
 KEPT = ("classes", "encoder")  # what has no entry for each video
@@ -143,3 +145,44 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings:
         name: np.concatenate([getattr(part, name) for part in parts]) for name in names
     }
     return replace(parts[0], **columns)
+
+
+class Progress:
+    """Vectors as they are computed, in a file that each is added to: a call that was killed is continued.
+
+    `settings` are all that the vectors depend on, as plain values; a file of others is begun again. `rows` holds the
+    number of the split and of the video in it, and the vector, in the order in which they came.
+    """
+
+    def __init__(self, path: Path, settings: object):
+        key = hashlib.blake2b(strict_json(settings).encode(), digest_size=16).hexdigest()
+        self.rows: list[tuple[int, int, np.ndarray]] = []
+        whole = 0
+        try:
+            with open(path, "rb") as file:
+                if str(np.load(file)) == key:
+                    whole = file.tell()
+                while whole:
+                    split, video = np.load(file).tolist()
+                    self.rows.append((split, video, np.load(file)))
+                    whole = file.tell()
+        except (OSError, ValueError, EOFError):  # no file yet, or its end
+            pass
+        self._file = open(path, "r+b" if whole else "wb")  # noqa: SIM115, as it stays open
+        self._file.truncate(whole)
+        self._file.seek(whole)
+        if not whole:
+            np.save(self._file, np.array(key))
+
+    def pending(self, split: int, videos: int) -> np.ndarray:
+        """The numbers of the `videos` of a split that are not there yet, int64 [n]."""
+        return np.setdiff1d(np.arange(videos), [video for own, video, _ in self.rows if own == split])
+
+    def add(self, split: int, video: int, vector: np.ndarray) -> None:
+        np.save(self._file, np.array([split, video]))
+        np.save(self._file, vector)
+        self._file.flush()
+        self.rows.append((split, video, vector))
+
+    def close(self) -> None:
+        self._file.close()
