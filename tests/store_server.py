@@ -65,18 +65,22 @@ class _Handler(BaseHTTPRequestHandler):
             begin, end = int(first), min(size, int(last) + 1 if last else size)
         fault = store.fault(store.noted(Request(self.command, path, (begin, end) if header else None)))
         time.sleep(store.latency)
+        tag = f'"{file.stat().st_mtime_ns:x}-{size:x}"' if file.is_file() else ""
+        if self.headers.get("If-Match", tag) != tag:
+            fault = "412"
         if fault == "stall":
             store.stopped.wait(30)
         if fault in ("stall", "reset"):
             self.close_connection = True
             return
-        if fault in ("503", "403") or not file.is_file():
-            self.send_response(int(fault) if fault in ("503", "403") else 404)
+        if fault in ("503", "403", "412") or not file.is_file():
+            self.send_response(int(fault) if fault in ("503", "403", "412") else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         self.send_response(206 if header and store.ranges else 200)
         self.send_header("Content-Length", str(end - begin))
+        self.send_header("ETag", tag)
         self.send_header("Last-Modified", self.date_time_string(int(file.stat().st_mtime)))
         if store.ranges:
             self.send_header("Accept-Ranges", "bytes")
@@ -119,13 +123,19 @@ def serving(folder: Path, latency: float = 0.0, ranges: bool = True) -> Iterator
         server.server_close()
 
 
+def forget_clients() -> None:
+    """Those of an earlier S3 server keep its address."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @contextmanager
 def serving_s3() -> Iterator[str]:
     """The address of an S3 server, empty at first, for AWS_ENDPOINT_URL."""
-    import s3fs
     from moto.server import ThreadedMotoServer
 
-    s3fs.S3FileSystem.clear_instance_cache()  # clients of an earlier server: they keep the address
+    forget_clients()
     server = ThreadedMotoServer("127.0.0.1", free_ports(1))
     server.start()
     host, port = server.get_host_and_port()

@@ -11,6 +11,7 @@ import argparse
 import io
 import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import tarfile
@@ -133,11 +134,17 @@ def webdataset_at(url: str, frames: int, samples: int, seed: int) -> tuple[float
     return read / (time.perf_counter() - began), float("nan")
 
 
+def cpu_seconds() -> float:
+    """Of this process, and of those that it has started and that have ended; the server's are not among them."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def rows(
     root: Path, url: str, ask, frames: int, samples: int, turns: int
-) -> Iterator[tuple[str, float, float, float, float, float]]:
+) -> Iterator[tuple[str, float, float, float, float, float, float]]:
     """(reader, samples a second, its ratio to files on disk in the same turn, the share of time waiting for the store,
-    requests and MB a sample)."""
+    requests, MB and seconds of CPU a sample)."""
     data = root / "bucket"
     names = sorted(path.name for path in data.glob("*.mp4"))
     with tarfile.open(data / "all.tar", "w") as archive:
@@ -165,14 +172,16 @@ def rows(
     }  # fmt: skip
     for paths, label in zip((local, on_disk, urls, at_url, s3, s3_tar), "abcdef", strict=True):
         ours(paths, root / f"{label}.sqlite", 2 * BATCH, 0)  # which makes the index
-    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in readers}
+    found: dict[str, list[tuple[float, float, float, float, float]]] = {name: [] for name in readers}
     for turn in range(turns):
         for name, read in list(readers.items())[:: 1 if turn % 2 else -1]:
             ask("reset")
+            before = cpu_seconds()
             rate, waits = read(turn)
+            used = cpu_seconds() - before
             requests, sent = ask("count")
             count = few if "," in name and "tar" not in name else samples
-            found[name].append((rate, waits, requests / count, sent / count / 1e6))
+            found[name].append((rate, waits, requests / count, sent / count / 1e6, used / count))
         load = os.getloadavg()[0]
         rates = ", ".join(f"{name} {measured[-1][0]:.1f}" for name, measured in found.items())
         print(f"turn {turn}, load {load:.1f}: {rates}", flush=True)
@@ -211,13 +220,12 @@ def main() -> None:
 
         print(f"{args.videos} videos of {size:.1f} MB; {1000 * args.latency:.0f} ms before each answer\n")
         table = list(rows(root, f"{url}/bucket", ask, args.frames, args.samples, args.turns))
-        print("| reader | clips/s | of files on disk | waits for the store | requests a clip | MB a clip |")
-        print("|---|---|---|---|---|---|")
-        for name, rate, ratio, waits, requests, sent in table:
+        print("| reader | clips/s | of files on disk | waits for the store | CPU ms a clip | requests | MB |")
+        print("|---|---|---|---|---|---|---|")
+        for name, rate, ratio, waits, requests, sent, used in table:
             share = "" if waits != waits else f"{waits:.0%}"
-            print(
-                f"| {name} | {rate:.1f} | {ratio:.2f} | {share} | {requests:.1f} | {sent:.2f} |", flush=True
-            )
+            costs = f"{1000 * used:.0f} | {requests:.1f} | {sent:.2f}"
+            print(f"| {name} | {rate:.1f} | {ratio:.2f} | {share} | {costs} |")
         here.send("end")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_server import serving, serving_s3
+from store_server import forget_clients, serving, serving_s3
 
 from vidtrain.data.augment.geometry import CenterCrops, RandomResizedCrop
 from vidtrain.data.decoding.decoder import refused_frames
@@ -245,6 +245,28 @@ class TestFaults:
             os.utime(tmp_path / "a.mp4", (1, 1))
             objects._statuses.clear()
             assert index.info(f"{store.url}/a.mp4").num_frames == 32
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("place", ["http", "s3"])
+    def test_an_object_that_changes_meanwhile_is_noticed(self, videos, tmp_path, place, monkeypatch, caplog):
+        """No clip is of both: a request says of which version it wants a range, and the new one is looked at."""
+        (tmp_path / "v").mkdir()
+        path = tmp_path / "v" / "a.mp4"
+        path.write_bytes((videos / NAMES[0]).read_bytes())
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        with serving(tmp_path) as store:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+            forget_clients()
+            url = f"{store.url}/v/a.mp4" if place == "http" else "s3://v/a.mp4"
+            index = VideoIndex(tmp_path / "videos.sqlite")
+            assert index.info(url).num_frames == 64
+            path.write_bytes((videos / NAMES[1]).read_bytes())
+            changed = batches([url], index=index)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{url} has changed in the store: it is looked at anew"
+        ]
+        assert_same(changed, batches([str(path)]))
 
     def test_a_cut_tar(self, videos, tmp_path):
         names = tar_of(videos, tmp_path / "0.tar")

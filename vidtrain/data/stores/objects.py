@@ -22,6 +22,7 @@ import fsspec.asyn
 from fsspec.core import url_to_fs
 
 from vidtrain.data.decoding import watchdog
+from vidtrain.data.stores.places import is_http
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import masked
 from vidtrain.files.folders import install_hint
@@ -42,11 +43,12 @@ MOST_REMEMBERED = 100_000  # objects
 PART = 8 << 20  # bytes asked for at once of a whole object
 PARTS_AT_ONCE = 4
 # What a range is asked with: the bytes as they lie, and credentials and proxies from where other clients take them
-HTTP = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"trust_env": True}}
+HEADERS = {"Accept-Encoding": "identity"}
+HTTP = {"headers": HEADERS, "client_kwargs": {"trust_env": True}}
 OPTIONS = {"http": HTTP, "https": HTTP}
 # Answers that asking again does not change
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, UserError)
 FINAL_STATUS = {400, 401, 403, 404, 405, 410, 411, 414, 416, 451, 501}
+CHANGED = "%s has changed in the store: it is looked at anew"
 VERSIONS = (
     "VersionId", "ETag", "etag", "generation", "md5Hash", "Content-MD5", "Last-Modified", "LastModified",
     "last_modified", "mtime", "modified", "created",
@@ -57,11 +59,20 @@ class StoreError(OSError):
     """A store that does not give what was asked for; `strerror` says why, in words."""
 
 
+class ChangedError(StoreError):
+    """An object that is another one than when it was looked at."""
+
+
 class Status(NamedTuple):
     """Bytes of an object, and a number that changes when it does (of a plain file: when it was modified, in ns)."""
 
     size: int
     version: int
+
+
+FINAL = (
+    ChangedError, FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, UserError,
+)  # fmt: skip
 
 
 class Use(NamedTuple):
@@ -77,6 +88,7 @@ class Use(NamedTuple):
 
 _use = Use()
 _statuses: dict[str, tuple[float, Status | OSError]] = {}  # with when they end to count
+_same: dict[str, dict[str, str]] = {}  # what a request says so that it is answered of the same version alone
 _asked: "dict[str, Future[None]]" = {}
 _without_ranges: set[str] = set()  # stores
 _clients: dict[
@@ -124,9 +136,11 @@ def ask_status(url: str) -> "Future[None]":
             status: Status | OSError = _status_in(url, info)
         except OSError as error:
             status = error
+        if url in _statuses and isinstance(before := _statuses[url][1], Status) and before != status:
+            log.warning(CHANGED, masked(url))
         if len(_statuses) >= MOST_REMEMBERED:
-            _statuses.clear()
-            _asked.clear()
+            for known in (_statuses, _asked, _same):
+                known.clear()
         seconds = FAILURE_SECONDS if isinstance(status, OSError) else STATUS_SECONDS
         _statuses[url] = time.monotonic() + seconds, status
 
@@ -144,6 +158,13 @@ def _status_in(url: str, info: dict[str, Any]) -> Status:
     if info.get("partial") is False:
         _note_without_ranges(url)
     label = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+    tag, modified = str(info.get("ETag") or ""), info.get("Last-Modified")
+    if is_http(url) and tag.startswith('"'):  # a weak one, W/"...", matches nothing
+        _same[url] = {"If-Match": tag}
+    elif is_http(url) and isinstance(modified, str):
+        _same[url] = {"If-Unmodified-Since": modified}
+    elif url.startswith("s3://") and tag:
+        _same[url] = {"IfMatch": tag}
     return Status(info["size"], int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest()) >> 1)
 
 
@@ -254,7 +275,20 @@ async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
 
 
 async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> bytes:
-    data = await _call(filesystem, "cat_file", path, start=begin, end=end)
+    same = _same[url] if url in _same else {}
+    try:
+        if "IfMatch" in same:
+            data = await _range_of_s3(filesystem, path, begin, end, same["IfMatch"])
+        else:
+            headers = {"headers": HEADERS | same} if same else {}
+            data = await _call(filesystem, "cat_file", path, start=begin, end=end, **headers)
+    except Exception as error:
+        refused = "IfMatch" in same and getattr(error, "errno", None) == errno.EINVAL  # as s3fs translates it
+        if getattr(error, "status", None) != 412 and not refused:
+            raise
+        if _statuses.pop(url, None):  # whoever looks next asks anew
+            log.warning(CHANGED, masked(url))
+        raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
     _count(size=len(data))
     if len(data) > end - begin:  # all of it
         _note_without_ranges(url)
@@ -262,6 +296,17 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
     if len(data) < end - begin:
         raise StoreError(errno.EIO, f"{len(data)} of {end - begin} bytes came")
     return data
+
+
+async def _range_of_s3(filesystem: Any, path: str, begin: int, end: int, tag: str) -> bytes:
+    """A range of an object, as s3fs asks for it, if it still has this tag."""
+    bucket, key, _ = filesystem.split_path(path)
+    wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={begin}-{end - 1}", "IfMatch": tag}
+    body = (await filesystem._call_s3("get_object", **wanted))["Body"]
+    try:
+        return await body.read()
+    finally:
+        body.close()
 
 
 async def _tried(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
