@@ -18,8 +18,7 @@ from vidtrain.errors import UserError
 from vidtrain.training.ranks.rendezvous import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of torch
-    from vidtrain.baseline_models.descriptors import Descriptor
-    from vidtrain.baseline_models.measure import Described
+    from vidtrain.baseline_models.measure import Described, Descriptor
     from vidtrain.baseline_models.store import Baselines
     from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.tracking.console import Console, NullConsole
@@ -66,8 +65,7 @@ def measure_all(
     """Reads every video once and writes the predictions of every baseline into `folder`."""
     import numpy as np
 
-    from vidtrain.baseline_models.descriptors import PICTURES
-    from vidtrain.baseline_models.measure import answers
+    from vidtrain.baseline_models.measure import PICTURES, answers
     from vidtrain.baseline_models.store import Baselines
     from vidtrain.evaluation.report import write_report
 
@@ -91,7 +89,7 @@ def measure_all(
 
 def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict[str, Descriptor]":
     """The features of each of `networks`, by name. Networks that are not installed are left out with a note."""
-    from vidtrain.baseline_models.networks import image_network
+    from vidtrain.baseline_models.measure import image_network
 
     features: dict[str, Descriptor] = {}
     for name in cfg.networks:

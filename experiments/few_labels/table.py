@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.baseline_models.verdict import find_verdicts
+from vidtrain.baseline_models.store import compare_with_known
 
 SETS = {
     "sports": "ucf101_5",
@@ -72,7 +72,7 @@ def baselines(runs: Iterable[Run]) -> dict[str, list[int]]:
         index = Path(run.config.data.index_root) / run.config.dataset.name
         digests = json.loads((run.folder / "dataset.json").read_text())["digests"]
         predictions = run.folder / "eval" / run.split / "predictions.csv"
-        for verdict in find_verdicts(index, digests, run.split, predictions, False):
+        for verdict in compare_with_known(index, digests, run.split, predictions, False):
             counts[verdict.name][0] += round(verdict.baseline * verdict.videos)
             counts[verdict.name][1] += verdict.videos
     return counts

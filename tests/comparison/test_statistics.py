@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.comparison.statistics import (
-    SCORES,
-    importance,
-    mcnemar,
-    resampled_scores,
-    scores,
-    seed_noise,
-    spread,
-)
+from vidtrain.comparison.paired import SCORES, mcnemar, resampled_scores, scores, seed_noise
+from vidtrain.comparison.recipes import importance
+from vidtrain.comparison.run import spread
 from vidtrain.evaluation.metrics import count_labels, from_label_counts, from_predictions
-from vidtrain.evaluation.resampling import percentile_interval, resampled_means
+from vidtrain.evaluation.predictions import percentile_interval, resampled_means
 
 
 def rng(seed: int = 0):

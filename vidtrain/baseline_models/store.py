@@ -1,4 +1,4 @@
-"""The answers of baselines, kept in a dataset's index folder and found again by what its splits hold.
+"""The answers of baselines in a dataset's index folder, found again by what its splits hold; and a run beside them.
 
     INDEX/baselines/KEY/
       baselines.json              what they were made of, and what each reaches on each split
@@ -9,11 +9,19 @@ KEY stands for the videos, their labels and the settings.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vidtrain.evaluation.predictions import Predictions, read_predictions
+import numpy as np
+
+from vidtrain.evaluation.predictions import (
+    Predictions,
+    align,
+    percentile_interval,
+    read_predictions,
+    resampled_means,
+)
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 
 FOLDER, FILE = "baselines", "baselines.json"
@@ -21,6 +29,8 @@ FORMAT = 2  # to be raised when baselines of the same name are made in another w
 KEYS = ("format", "metric", "splits", "results", "seconds")
 ADVICE = "delete its folder, and run vidtrain.baselines again"
 MOTION = "motion_map logistic"  # what a model that is to see motion has to beat
+CONFIDENCE = 0.95
+DRAWS = 10_000
 
 Metrics = Mapping[str, float]
 
@@ -64,10 +74,7 @@ def open_baselines(folder: Path) -> Baselines | None:
     damaged."""
     if not (folder / FILE).is_file():
         return None
-    return _baselines(folder, read_json(folder / FILE, ADVICE, KEYS))
-
-
-def _baselines(folder: Path, facts: Mapping[str, Any]) -> Baselines | None:
+    facts = read_json(folder / FILE, ADVICE, KEYS)
     if facts["format"] != FORMAT:
         return None
     return Baselines(folder, facts["metric"], facts["results"], facts["seconds"])
@@ -76,10 +83,74 @@ def _baselines(folder: Path, facts: Mapping[str, Any]) -> Baselines | None:
 def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Baselines | None:
     """The newest that learned from the train split and answered for `split` of these digests; None if there is none.
     Raises `UserError` where one is damaged."""
-    files = sorted((index / FOLDER).glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for file in files:
-        facts = read_json(file, ADVICE, KEYS)
-        made_of = facts["splits"]
-        if split in made_of and all(made_of[name] == digests.get(name) for name in ("train", split)):
-            return _baselines(file.parent, facts)
+    for file in sorted((index / FOLDER).glob(f"*/{FILE}"), key=lambda path: -path.stat().st_mtime):
+        splits = read_json(file, ADVICE, KEYS)["splits"]
+        if split in splits and all(splits[name] == digests.get(name) for name in ("train", split)):
+            return open_baselines(file.parent)
     return None
+
+
+# --- a run beside them ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """A run less a baseline in the share of videos that are right, over the `videos` that both answered for.
+
+    The interval holds 95% of the differences on other videos, drawn in whole groups (`units`, see
+    `evaluation.predictions.resampled_means`).
+    """
+
+    name: str
+    metric: str
+    baseline: float
+    run: float
+    difference: float
+    low: float
+    high: float
+    videos: int
+    units: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the run is better by more than chance."""
+        return self.low > 0
+
+    @property
+    def text(self) -> str:
+        return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def compare_with(
+    run: Predictions, baseline: Predictions, name: str, metric: str
+) -> BaselineComparison | None:
+    """A run's answers beside a baseline's, which names the groups of the videos; None where they share no video."""
+    grouped = run if baseline.groups is None else replace(run, groups=run.paths)
+    shared = align([baseline, grouped])  # groups are those of the first
+    if not shared.paths:
+        return None
+    correct = shared.correct.astype(np.float64)
+    sampled = resampled_means(correct[1:] - correct[:1], shared.groups, DRAWS, np.random.default_rng(0))
+    low, high = percentile_interval(sampled[:, 0], CONFIDENCE)
+    of_baseline, of_run = correct.mean(axis=1).tolist()
+    videos = len(shared.paths)
+    return BaselineComparison(
+        name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, shared.units
+    )
+
+
+def compare_with_all(run: Predictions, baselines: Baselines, split: str) -> list[BaselineComparison]:
+    """The run beside the best baseline of the split, then beside the motion map where that is another one."""
+    results = baselines.results[split]
+    names = [name for name in dict.fromkeys([baselines.best(split), MOTION]) if name in results]
+    beside = (compare_with(run, baselines.predictions(split, name), name, baselines.metric) for name in names)
+    return [comparison for comparison in beside if comparison is not None]
+
+
+def compare_with_known(
+    index: Path, digests: Mapping[str, str], split: str, predictions: Path, several: bool
+) -> list[BaselineComparison]:
+    """The answers of a run in its file `predictions` beside the baselines of the same videos that a dataset's `index`
+    folder holds; empty where it holds none. Raises `UserError` where something is damaged."""
+    known = find_baselines(index, digests, split)
+    return [] if known is None else compare_with_all(read_predictions(predictions, several), known, split)

@@ -3,8 +3,7 @@
 Read run.py first.
 
 run.py         compares all runs, and returns one summary, with notes on what limits its conclusions
-paired.py      compares two recipes: their difference, per class, and the videos whose prediction changed
-recipes.py     which settings differ; which runs are one recipe over seeds; which recipes are compared
+paired.py      compares two recipes: their difference, per class, the videos whose prediction changed; the statistics
+recipes.py     which settings differ, and how much each explains; which runs are one recipe; which are compared
 runs.py        reads finished runs from their folders
-statistics.py  scores under resampling, seed spread, McNemar's exact test, and the importance of each setting
 """

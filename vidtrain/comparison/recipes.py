@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vidtrain.comparison.paired import RESAMPLED
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
@@ -15,6 +17,8 @@ from vidtrain.runs.folder import RESUMABLE
 
 # Settings that change only names, speed or the log, and not the results
 IGNORED = (*RESUMABLE, "name", "trainer.cpu_threads", "trainer.eval_batch_size", "trainer.log_every")
+MOST_BINS = 4  # numbers that hardly repeat are put into at most so many bins
+RUNS_PER_BIN = 3  # at least
 ABSENT = "absent"  # shown for a setting that other runs have and this run does not
 UNNAMED = "default"  # shown for a config group or experiment that no override of the run sets
 MOST_NAMED = 4  # at most so many settings are in a label
@@ -292,3 +296,59 @@ def same_seeds(study: Study, other: Recipe) -> list[tuple[int, int]]:
             pairs.append((a, b))
             del free[b]
     return pairs
+
+
+# --- importance of settings -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The importance of one setting. `share` is eta squared, the part of the variance between runs that lies between
+    the setting's values. `adjusted` is epsilon squared (Kelley, 1935), which subtracts what as many values explain by
+    chance, and is cut at 0. It is None if no value was run twice.
+
+    Each setting is considered alone: an effect that two settings have only together is credited to neither, and if
+    settings were not varied independently, one may get the credit of another.
+    """
+
+    key: str
+    values: int  # number of values, or of bins if numbers hardly repeat
+    runs: int
+    binned: bool
+    share: float
+    adjusted: float | None
+
+
+def importance(metric: Sequence[float], settings: Mapping[str, Sequence[Any]]) -> list[Importance]:
+    """The importance of every setting, the greatest first; empty if all runs have the same `metric`."""
+    values = np.array(metric, dtype=np.float64)
+    total = ((values - values.mean()) ** 2).sum() if len(values) else 0.0
+    if total <= 0:
+        return []
+    rows = [_importance_of(key, values, total, row) for key, row in settings.items()]
+    return sorted(rows, key=lambda row: -1.0 if row.adjusted is None else row.adjusted, reverse=True)
+
+
+def _importance_of(key: str, metric: np.ndarray, total: float, row: Sequence[Any]) -> Importance:
+    codes, binned = _values_or_bins(row)
+    counts = np.bincount(codes)
+    means = np.bincount(codes, metric) / counts
+    within = float(((metric - means[codes]) ** 2).sum())
+    adjusted = None
+    if len(metric) > len(counts):
+        between = total - within - (len(counts) - 1) * within / (len(metric) - len(counts))
+        adjusted = max(0.0, float(between / total))
+    return Importance(key, len(counts), len(metric), binned, float(1 - within / total), adjusted)
+
+
+def _values_or_bins(row: Sequence[Any]) -> tuple[np.ndarray, bool]:
+    """An integer code for each run's value, and whether the values, as numbers that hardly repeat, were put into at
+    most `MOST_BINS` bins of equal size first."""
+    names, codes = np.unique([str(value) for value in row], return_inverse=True)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in row)
+    if numbers and 2 * len(names) > len(row) and len(row) >= 2 * RUNS_PER_BIN:
+        bins = min(MOST_BINS, len(row) // RUNS_PER_BIN)
+        column = np.array(row, dtype=np.float64)
+        edges = np.quantile(column, np.arange(1, bins) / bins)
+        return np.unique(np.searchsorted(edges, column), return_inverse=True)[1], True
+    return codes, False

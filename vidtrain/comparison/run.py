@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from statistics import fmean, stdev
 from typing import Any
 
 from vidtrain.comparison.paired import Comparison, compare
@@ -12,6 +13,7 @@ from vidtrain.comparison.recipes import (
     Study,
     differing,
     ignored_keys,
+    importance,
     labels,
     recipe_of,
     same_seeds,
@@ -19,7 +21,6 @@ from vidtrain.comparison.recipes import (
     study_of,
 )
 from vidtrain.comparison.runs import Run
-from vidtrain.comparison.statistics import importance, spread
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.files.escaping import shown_some
@@ -129,6 +130,11 @@ def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
     means = {recipe.number: spread([run.best for run in study.runs_of(recipe)])[0] for recipe in compared}
     number = (max if DIRECTIONS[monitor] == "max" else min)(means, key=lambda number: means[number])
     return {"recipe": number, "monitor": monitor, "mean": means[number]}
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation of runs; for a single run the deviation is None."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

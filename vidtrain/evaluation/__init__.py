@@ -10,6 +10,5 @@ representations.py  how much features tell apart
 calibration.py  how far probabilities can be believed; temperature and vector scaling
 decisions.py    thresholds, risk and coverage, prediction sets
 calibrated.py   what calibrating leaves of a checkpoint, and how that answers
-resampling.py   the paired bootstrap, over videos or groups
-predictions.py  what runs took each video for; the videos that they share
+predictions.py  what runs took each video for; the videos that they share; the bootstrap over them
 """

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import parts
-from vidtrain.evaluation.resampling import percentile_interval, resampled_means
+from vidtrain.evaluation.predictions import percentile_interval, resampled_means
 
 CELLS = 1 << 18  # logits that are taken at a time: as many as stay in a core's cache
 BINS = 15  # as Guo et al. and torchmetrics have it

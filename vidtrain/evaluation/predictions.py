@@ -1,11 +1,12 @@
-"""What runs took each video for, read from predictions.csv, and the same videos of several runs side by side."""
+"""What runs took each video for, from predictions.csv: the same videos of several runs side by side, and the bootstrap
+over them."""
 
 import csv
 import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,8 @@ from vidtrain.files.escaping import read_csv
 NEEDED = ("path", "label", "prediction")
 SEPARATOR = ";"  # between several labels of a video
 TOP5 = ("top1", "top2", "top3", "top4", "top5")
+
+CELLS = 1 << 22  # of the weights that are held at a time
 
 Key = tuple[str, int]  # a path, and which of its rows this is: clips of one file share its path
 
@@ -64,12 +67,15 @@ class Aligned:
     unshared: list[int]
     below_folders: bool
 
+    @property
+    def units(self) -> int:
+        """How many units are drawn when videos are resampled: groups, or videos."""
+        return len(self.paths) if self.groups is None else int(self.groups.max()) + 1
+
 
 def read_predictions(path: Path, several: bool = False) -> Predictions:
-    """Reads the predictions.csv of `vidtrain.evaluation.report`, of videos with `several` labels or with one.
-
-    Raises `UserError` naming the file and the row.
-    """
+    """The predictions.csv of an evaluation, of videos with `several` labels or with one. Raises `UserError` naming the
+    file and the row."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = read_csv(file)
@@ -108,13 +114,12 @@ def align(runs: Sequence[Predictions]) -> Aligned:
     Where no path is shared at all, the paths below the folder that holds all videos of a run are tried, and taken if
     then the labels agree. A path that comes another number of times in another run is not shared.
     """
-    shared = _share([_keys(run.paths) for run in runs], runs)
+    rows, relabeled = _share([_keys(run.paths) for run in runs], runs)
     below_folders = False
-    if not shared.rows[0] and not shared.relabeled:
-        moved = _share([_keys(_below_folder(run.paths)) for run in runs], runs)
-        if moved.rows[0] and not moved.relabeled:
-            shared, below_folders = moved, True
-    rows = shared.rows
+    if not rows[0] and not relabeled:
+        moved, relabeled_moved = _share([_keys(_below_folder(run.paths)) for run in runs], runs)
+        if moved[0] and not relabeled_moved:
+            rows, below_folders = moved, True
     texts = [runs[0].labels[row] for row in rows[0]]
     answers = [[run.predictions[row] for row in own] for run, own in zip(runs, rows, strict=True)]
     several = runs[0].several
@@ -144,8 +149,8 @@ def align(runs: Sequence[Predictions]) -> Aligned:
         ),
         top5=np.array([run.top5[own] for run, own in zip(runs, rows, strict=True)], dtype=bool),
         groups=groups,
-        relabeled=shared.relabeled,
-        unshared=[len(run.paths) - len(rows[0]) - shared.relabeled for run in runs],
+        relabeled=relabeled,
+        unshared=[len(run.paths) - len(rows[0]) - relabeled for run in runs],
         below_folders=below_folders,
     )
 
@@ -154,13 +159,8 @@ def _names(text: str, several: bool) -> list[str]:
     return [name for name in text.split(SEPARATOR) if name] if several else [text]
 
 
-@dataclass(frozen=True)
-class _Shared:
-    rows: list[list[int]]  # for each run, its rows of the shared videos
-    relabeled: int
-
-
-def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> _Shared:
+def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> tuple[list[list[int]], int]:
+    """For each run its rows of the shared videos; and how many are left out, as they are labeled differently."""
     times = [Counter(path for path, _ in own) for own in keys]
     places = [{key: row for row, key in enumerate(own)} for own in keys]
     rows: list[list[int]] = [[] for _ in runs]
@@ -175,7 +175,7 @@ def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> _Share
             continue
         for own, row in zip(rows, at, strict=True):
             own.append(row)
-    return _Shared(rows, relabeled)
+    return rows, relabeled
 
 
 def _keys(paths: Sequence[str]) -> list[Key]:
@@ -192,3 +192,50 @@ def _below_folder(paths: Sequence[str]) -> list[str]:
     if len({os.path.isabs(folder) for folder in folders}) > 1 or "" in folders:
         return list(paths)  # some are absolute and some are not, or there is no folder
     return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
+
+
+# --- the bootstrap ----------------------------------------------------------------------------------------
+#
+# How sure a number is (Efron, 1979): as many videos as there are, drawn with replacement again and again, vary as other
+# videos of the kind would. All runs are scored on the same draw, so what makes a video hard for all cancels out. Where
+# videos come in groups (one person, one long recording) whole groups are drawn, as they are no independent witnesses.
+
+
+def resampled_means(
+    values: np.ndarray, groups: np.ndarray | None, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Means [draws r] of `values` [r v] over videos drawn with replacement, the same for all r rows.
+
+    Videos on which all rows are the same are exchangeable, so it draws how often each distinct column comes, which is
+    the same distribution and far fewer numbers than there are videos. `groups` [v] numbers what is drawn whole. Means
+    of float32 are computed in it, which takes half the time; of all else in float64.
+    """
+    kind = np.float32 if values.dtype == np.float32 else np.float64
+    sums, sizes = values.astype(kind), np.ones(values.shape[1])
+    if groups is not None:
+        sums = np.stack([np.bincount(groups, row) for row in sums])
+        sizes = np.bincount(groups).astype(np.float64)
+    columns, counts = np.unique(np.vstack([sums, sizes]).astype(kind), axis=1, return_counts=True)
+    products = [weights.astype(kind) @ columns.T for weights in draw_weights(counts, draws, len(counts), rng)]
+    return np.concatenate([rows[:, :-1] / rows[:, -1:] for rows in products])
+
+
+def draw_weights(
+    counts: np.ndarray, draws: int, width: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """How often each kind of unit is drawn [b m], where `counts` [m] are the numbers of units. b draws come at a time:
+    as many as there is memory for in rows of `width`."""
+    total, step, m = int(counts.sum()), max(1, CELLS // width), len(counts)
+    alone = total == m  # each kind is of one unit: then drawing units one by one takes a third of the time
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        if alone:
+            yield np.stack([np.bincount(rng.integers(m, size=m), minlength=m) for _ in range(size)])
+        else:
+            yield rng.multinomial(total, counts / total, size=size)
+
+
+def percentile_interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The middle `confidence` of `samples`, without what rounding leaves of a 0."""
+    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return round(float(low), 12) + 0.0, round(float(high), 12) + 0.0

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vidtrain.baseline_models.verdict import find_verdicts
+from vidtrain.baseline_models.store import compare_with_known
 from vidtrain.config.renames import rename_override
 from vidtrain.config.targets import PRESETS, preset_settings
 from vidtrain.data.manifest.split_records import SplitRecord
@@ -201,7 +201,7 @@ def _baselines(
         return [], []
     try:
         index = Path(root) / _one_name(name)
-        beside = find_verdicts(index, data["digests"], summary["split"], predictions, several)
+        beside = compare_with_known(index, data["digests"], summary["split"], predictions, several)
     except UserError as error:
         return [], [f"Baselines are left out: {error}."]
     return [asdict(verdict) for verdict in beside], []

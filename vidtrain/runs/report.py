@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vidtrain.baseline_models.store import MOTION
-from vidtrain.baseline_models.verdict import Verdict, find_verdicts
+from vidtrain.baseline_models.store import MOTION, BaselineComparison, compare_with_known
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.report import Report, report, write_report
@@ -49,7 +48,9 @@ class Result:
     report: Report
     weights: str  # raw, or ema: their average
     heads: list[dict[str, Any]]  # of a grid, the best first
-    beside: list[Verdict]  # baselines of the same videos, the best first; empty where none are known
+    beside: list[
+        BaselineComparison
+    ]  # baselines of the same videos, the best first; empty where none are known
 
     @property
     def also_selected(self) -> bool:
@@ -91,7 +92,7 @@ def report_best(
     table = view_table(*inputs, total, ranks.device, parts.autocast, videos.crops)
     result = report(table, evaluation.fusion, evaluation.protocol, parts.loss.independent)
     warn_missing(console, result, split)
-    beside: list[Verdict] = []
+    beside: list[BaselineComparison] = []
     if ranks.is_main:
         out = folder / "eval" / split
         manifest = videos.manifest
@@ -104,12 +105,14 @@ def report_best(
     return closing
 
 
-def beside_baselines(data: RunData, split: str, predictions: Path, console: Console) -> list[Verdict]:
+def beside_baselines(
+    data: RunData, split: str, predictions: Path, console: Console
+) -> list[BaselineComparison]:
     """The run's answers beside those of the baselines that are known for the same videos. What is damaged of them is a
     warning, as the run itself has ended well."""
     try:
         several = data.splits[split].multi_label
-        return find_verdicts(data.index_folder, data.digests, split, predictions, several)
+        return compare_with_known(data.index_folder, data.digests, split, predictions, several)
     except UserError as error:
         console.warn(f"no baselines beside this run: {error}")
         return []

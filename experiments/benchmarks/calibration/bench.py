@@ -19,7 +19,7 @@ from vidtrain.evaluation.calibration import (
     reliability,
 )
 from vidtrain.evaluation.decisions import least_probabilities, risk_coverage, thresholds
-from vidtrain.evaluation.resampling import percentile_interval
+from vidtrain.evaluation.predictions import percentile_interval
 
 
 def made_up(videos: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.baseline_models.store import MOTION, Baselines, find_baselines, folder_for, open_baselines
-from vidtrain.baseline_models.verdict import compare_with, verdicts
+from vidtrain.baseline_models.store import (
+    MOTION,
+    Baselines,
+    compare_with,
+    compare_with_all,
+    find_baselines,
+    folder_for,
+    open_baselines,
+)
 from vidtrain.errors import UserError
 from vidtrain.evaluation.predictions import Predictions
 from vidtrain.evaluation.report import report, write_report
@@ -66,7 +73,7 @@ def kept(tmp_path):
 def test_the_best_comes_first_and_then_the_motion_map(kept):
     known = find_baselines(kept, DIGESTS, "test")
     assert known is not None and known.best("test") == "majority" and known.seconds == 1.5
-    best, motion = verdicts(answers("1111"), known, "test")
+    best, motion = compare_with_all(answers("1111"), known, "test")
     assert (best.name, best.baseline, best.difference) == ("majority", 0.75, 0.25)
     assert (motion.name, motion.baseline, motion.difference) == (MOTION, 0.5, 0.5)
     assert best.units == motion.units == 2  # groups, which baselines have noted

