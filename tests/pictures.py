@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vidtrain.runs import report
+from vidtrain.runs.report import Classifying
 
-_DRAW = report.draw_pictures
+_DRAW = Classifying.draw_pictures
 
 
 def stop_drawing() -> None:
     """From now on runs of this process end without them; trackers are offered their best.pt as ever."""
-    report.draw_pictures = lambda data, result, state, log, console: log.checkpoint(
+    Classifying.draw_pictures = lambda goal, state, log: log.checkpoint(
         "best", log.run_dir / "checkpoints" / "best.pt"
     )
 
@@ -18,12 +18,12 @@ def stop_drawing() -> None:
 @contextmanager
 def pictures_drawn(drawn: bool = True) -> Iterator[None]:
     """Within it runs have them, or have none."""
-    before = report.draw_pictures
+    before = Classifying.draw_pictures
     if drawn:
-        report.draw_pictures = _DRAW
+        Classifying.draw_pictures = _DRAW
     else:
         stop_drawing()
     try:
         yield
     finally:
-        report.draw_pictures = before
+        Classifying.draw_pictures = before

@@ -74,7 +74,7 @@ def export(cfg: DictConfig) -> None:
     from vidtrain.models.classifier import VideoClassifier
     from vidtrain.models.export_formats import check_onnx
     from vidtrain.models.weights.files import as_sources
-    from vidtrain.reports.model_card import write_model_card
+    from vidtrain.reports.pages import write_model_card
     from vidtrain.runs.export import chosen_formats, export_model, recorded_metrics
     from vidtrain.tracking.console import make_console
     from vidtrain.training.ranks.distributed import Ranks

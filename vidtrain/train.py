@@ -19,8 +19,7 @@ from vidtrain.runs.attempts import RunAttempt, run_attempt
 from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
-    from vidtrain.runs.assemble import Parts, RunData, Start
-    from vidtrain.runs.goals import Goal
+    from vidtrain.runs.assemble import Goal, Parts, RunData, Start
     from vidtrain.tracking.console import Console, NullConsole
     from vidtrain.tracking.run_log import RunLog
     from vidtrain.training.state import TrainState
@@ -76,7 +75,7 @@ def _train(
     from vidtrain.build.parts import model_spec
     from vidtrain.runs import assemble
     from vidtrain.runs.export import export_run
-    from vidtrain.runs.goals import goal_of
+    from vidtrain.runs.report import goal_of
     from vidtrain.sweeps.record import check_objective
 
     ranks, folder = attempt.ranks, attempt.folder

@@ -17,6 +17,7 @@ import rich.console
 from hostile_names import HOSTILE, acts
 
 from vidtrain.data.decoding.video import DecodeError
+from vidtrain.errors import UserError
 from vidtrain.files import escaping
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import (
@@ -103,15 +104,26 @@ def test_no_cell_is_a_formula_and_numbers_are_numbers(cell, written):
     assert csv_text([[cell, 1]]) == f"{written},1\n"
 
 
-def test_hostile_names_come_back_from_csv():
+def test_hostile_names_come_back_from_csv(tmp_path):
     rows = [["path", "label"], *([name, name[::-1]] for name in HOSTILE)]
     for end in ("\n", "\r\n"):
         text = csv_text(rows, end)
-        assert read_csv(io.StringIO(text, newline="")) == rows
+        (tmp_path / "rows.csv").write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        assert read_csv(tmp_path / "rows.csv", "again") == rows
         for row in csv.reader(io.StringIO(text, newline="")):
             assert not any(re.match("[=+@\t\r\n＝＋－＠]|-(?![0-9.]+$)", cell) for cell in row)
-    (record,) = read_records(io.StringIO("path,p\n'=x,-1\n", newline=""))
+    (tmp_path / "rows.csv").write_text("path,p\n'=x,-1\n")
+    (record,) = read_records(tmp_path / "rows.csv", "again")
     assert record == {"path": "=x", "p": "-1"}
+
+
+def test_damaged_csv_is_one_error_that_says_what_to_do(tmp_path):
+    file = tmp_path / "rows.csv"
+    with pytest.raises(UserError, match="rows.csv cannot be read .*; copy it again"):
+        read_csv(file, "copy it again")
+    file.write_text("path,p\na,1\nb\n")
+    with pytest.raises(UserError, match="rows.csv, row 3 has 1 .* 2; copy it again"):
+        read_records(file, "copy it again")
 
 
 def test_csv_is_what_the_csv_module_writes_for_plain_cells():

@@ -223,7 +223,7 @@ def test_what_is_absent_or_damaged_is_named(run, capsys):
     with pytest.raises(UserError, match="what lies in it is not what a run writes"):
         write_page(run, run / "report.html")
     (run / "eval/test/per_class.csv").unlink()
-    with pytest.raises(UserError, match=r"a run's page needs .*per_class\.csv"):
+    with pytest.raises(UserError, match=r"per_class\.csv cannot be read .*a run's page needs it"):
         write_page(run, run / "report.html")
 
 

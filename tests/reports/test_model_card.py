@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.reports.model_card import write_model_card
+from vidtrain.reports.pages import write_model_card
 
 CONFIG = {
     "name": "gestures",

@@ -8,21 +8,23 @@ import pytest
 from hostile_names import HOSTILE, acts
 from page_reader import PageReader
 
-from vidtrain.reports.run_charts import (
+from vidtrain.reports.run_page import (
     BOTTOM,
     HEIGHT,
     LEFT,
+    MATRIX_UP_TO,
     RIGHT,
     TOP,
     WIDTH,
+    Picture,
     baseline_chart,
     curve_panels,
     linear,
     path,
     reliability_diagram,
     risk_chart,
+    run_page,
 )
-from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, run_page
 
 EVIL = "<img src=x onerror=alert(1)>&\"'</script>$title {{ title }}"
 SECTIONS = [

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vidtrain.build import parts as build
 from vidtrain.models.pretraining.masks import masks_of
-from vidtrain.runs.pretraining_pictures import _in_pixels, draw_features, draw_masked, heat_colors
+from vidtrain.runs.examples import _in_pixels, draw_features, draw_masked, heat_colors
 from vidtrain.training.masked_prediction import WithMasks
 from vidtrain.training.ranks.distributed import Ranks
 

@@ -6,7 +6,6 @@ protocols.py    every protocol that a table holds, and temporal probes; the same
 fusion.py       clip fusion by name
 metrics.py      clip-level and video-level metrics, of one label a video or several
 report.py       metrics with their protocol, and the tables behind them
-representations.py  how much features tell apart
 calibration.py  how far probabilities can be believed; temperature and vector scaling
 decisions.py    thresholds, risk and coverage, prediction sets
 calibrated.py   what calibrating leaves of a checkpoint, and how that answers

@@ -1,7 +1,6 @@
 """What runs took each video for, from predictions.csv: the same videos of several runs side by side, and the bootstrap
 over them."""
 
-import csv
 import os
 import sys
 import unicodedata
@@ -76,21 +75,16 @@ class Aligned:
 def read_predictions(path: Path, several: bool = False) -> Predictions:
     """The predictions.csv of an evaluation, of videos with `several` labels or with one. Raises `UserError` naming the
     file and the row."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = read_csv(file)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); evaluate the run's checkpoint again") from error
-    header = rows[0] if rows else []
+    header, *rows = read_csv(path, "evaluate the run's checkpoint again") or [[]]
     lacking = [name for name in NEEDED if name not in header]
     if lacking:
         raise UserError(f"{path} has no column {', '.join(lacking)}: it is not what an evaluation writes")
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(
                 f"{path}, row {number} has {len(row)} fields and not {len(header)}: it is damaged"
             )
-    columns = dict(zip(header, map(list, zip(*rows[1:], strict=True)), strict=False))
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=False))
     if not columns:
         raise UserError(f"{path} names no video")
     for name in columns.keys() & {"label", "prediction", *TOP5}:  # files from before classes had one spelling

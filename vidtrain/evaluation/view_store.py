@@ -12,7 +12,6 @@ work to a file below units/, so that a process killed at any instant loses none 
 in the order of the split and removed.
 """
 
-import csv
 import io
 import json
 import os
@@ -348,12 +347,11 @@ def open_views(named: Path) -> StoredViews:
     try:
         logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None, allow_pickle=False)
         labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False))
-        with open(folder / VIDEOS, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = read_records(file)
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
         raise UserError(
             f"the view table in {folder} is damaged: {error}; make it again with overwrite=true"
         ) from error
+    rows = read_records(folder / VIDEOS, AGAIN)
     if not len(logits) == len(labels) == len(rows) == about["videos"]:
         raise UserError(f"the files in {folder} are not of one table; make it again with overwrite=true")
     paths = {int(row["index"]): row["path"] for row in rows}

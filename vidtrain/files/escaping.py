@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote
 
+from vidtrain.errors import UserError
+
 # Control characters (C0, DEL, C1), line separators, invisible characters, those that change the direction of text, and
 # surrogates. The joiners 200C and 200D are not in it, as Persian and some emoji need them.
 _UNSEEN = (
@@ -114,15 +116,25 @@ def plain_cell(text: str) -> str:
     return text[1:] if text[:1] == "'" and _GUARDED.match(text) else text
 
 
-def read_csv(file: TextIO) -> list[list[str]]:
-    """The rows of a file that `csv_lines` wrote; the first one is the header. Raises `csv.Error`."""
-    return [[plain_cell(cell) for cell in row] for row in csv.reader(file, strict=True)]
+def read_csv(path: Path, advice: str) -> list[list[str]]:
+    """The rows of a file that `csv_lines` wrote; the first one is the header.
+
+    Raises `UserError` if the file is absent or damaged; `advice` tells the user what to do then.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [[plain_cell(cell) for cell in row] for row in csv.reader(file, strict=True)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
 
 
-def read_records(file: TextIO) -> list[dict[str, str]]:
-    """The rows of a file that `csv_lines` wrote, as column -> text. Raises `csv.Error`, and `ValueError` for a row of
-    another length than the header."""
-    header, *rows = read_csv(file) or [[]]
+def read_records(path: Path, advice: str) -> list[dict[str, str]]:
+    """The rows of a file that `csv_lines` wrote, as column -> text. Raises `UserError` as `read_csv` does, and for a
+    row of another length than the header."""
+    header, *rows = read_csv(path, advice) or [[]]
+    for number, row in enumerate(rows, start=2):
+        if row and len(row) != len(header):
+            raise UserError(f"{path}, row {number} has {len(row)} fields and not {len(header)}; {advice}")
     return [dict(zip(header, row, strict=True)) for row in rows if row]
 
 

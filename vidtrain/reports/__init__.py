@@ -5,10 +5,8 @@ Read charts.py first.
 charts.py          what all charts share: colors, axes, PNG files, names in any script
 plots.py           curves, confusion matrix, what views are worth
 frames.py          frames with heat and captions, contact sheets, mistakes, a timeline
-pages.py           HTML pages from templates/; that of an audit; a picture that fails is warned of
-run_page.py        the page of a run, kept small enough to be mailed
-run_charts.py      its charts, as places in inline SVG
+pages.py           what templates/ are made into: pages, that of an audit, a model card; a failed picture is a warning
+run_page.py        the page of a run with its charts, kept small enough to be mailed
 compare_page.py    the page and the CSV tables of a comparison
 compare_charts.py  its charts, with those of a sweep
-model_card.py      a finished run as a model card
 """

@@ -1,16 +1,19 @@
-"""HTML pages from the templates in templates/, and that of an audit; each is one file that needs nothing else.
+"""What is made from the texts in templates/: HTML pages, each a file that needs nothing else, and a run's model card.
 
 Paths, class names and settings come from outside. Templates escape every value, and what acts or hides in a name is
 spelled out before; only what a template writes itself is markup.
 """
 
 import base64
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vidtrain.files import escaping
+from vidtrain.files.atomic import read_json, write_text_atomic
+from vidtrain.files.escaping import legend_of, read_records
 
 if TYPE_CHECKING:  # --help should not wait for it
     from jinja2 import Environment
@@ -26,10 +29,8 @@ Result = TypeVar("Result")
 
 
 def warn_of_failure(what: str, make: Callable[[], Result], console: Any) -> Result | None:
-    """What `make` gives, or None with a warning on the console that names `what`, such as a path, and the cause.
-
-    What only shows results may fail, as the numbers that it shows are written before.
-    """
+    """What `make` gives, or None with a warning that names `what`, such as a path, and the cause: what only shows
+    results may fail, as the numbers are written before."""
     try:
         return make()
     except Exception as error:
@@ -41,7 +42,7 @@ def warn_of_failure(what: str, make: Callable[[], Result], console: Any) -> Resu
 
 
 class Number(str):
-    """A number in the form that it is to be shown in."""
+    """A number as it is shown."""
 
 
 @cache
@@ -117,7 +118,7 @@ def _numeric_columns(rows: Sequence[Sequence[object]], count: int) -> list[bool]
 
 
 def audit_page(summary: Plain, title: str, thumbnails: Path) -> str:
-    """The page of vidtrain.data.audit.summary; pictures are read from the folder `thumbnails`."""
+    """The page of vidtrain.data.audit.summary, with pictures from the folder `thumbnails`."""
     return render("audit.html.jinja", audit=summary, title=title, thumbnail=partial(_thumbnail, thumbnails))
 
 
@@ -152,3 +153,119 @@ def most_unlike(rows: Mapping[str, Sequence[int]]) -> tuple[list[str], int]:
 
     kept = set(sorted(filled, key=unlike, reverse=True)[:MOST_CLASSES])
     return [name for name in filled if name in kept], len(filled) - len(kept)
+
+
+# --- the model card of a finished run ---------------------------------------------------------------------
+#
+# After Mitchell et al. 2019, "Model cards for model reporting" (arXiv:1810.03993).
+
+CARD, NEEDS = "MODEL_CARD.md", "a model card needs it"
+METRIC_TITLES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "map": "mean average precision, macro",
+    "map_micro": "mean average precision, micro",
+    "exact_match": "all labels right",
+    "f1_macro": "F1, macro",
+    "f1_weighted": "F1, weighted",
+    "precision_macro": "precision, macro",
+    "recall_macro": "recall, macro",
+    "loss": "loss",
+}
+CLASSES_SHOWN = 30
+FEW = 10  # videos of a class below which its numbers mean little
+SETTINGS = (
+    "optimizer", "schedule", "loss", "augmentation", "stage", "trainer.epochs", "trainer.batch_size",
+    "trainer.accumulation", "trainer.precision", "trainer.ema", "trainer.clip_grad", "clip.train_clips", "seed",
+)  # fmt: skip
+PICTURES = {"curves.png": "Training curves", "confusion_{split}.png": "Confusion matrix on {split}"}
+
+
+def write_model_card(
+    run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None
+) -> Path:
+    """Writes MODEL_CARD.md of the run folder `run` into `out`, its pictures beside it; returns the card's path.
+
+    `config` is the run's configuration with its references followed, `exported` the card of the files that were
+    exported, or None. Raises `UserError` naming a file that the run should have left.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    split = _read(run / "summary.json")["split"]
+    shown = []
+    for pattern, title in PICTURES.items():
+        picture = run / "plots" / pattern.format(split=split)
+        if picture.is_file():  # no confusion matrix where videos have several labels
+            for file in filter(Path.is_file, (picture, legend_of(picture))):
+                shutil.copyfile(file, out / file.name)
+            shown.append((title.format(split=split), picture.name))
+    path = out / CARD
+    write_text_atomic(path, model_card(run, config, exported, shown))
+    return path
+
+
+def model_card(
+    run: Path,
+    config: Mapping[str, Any],
+    exported: Mapping[str, Any] | None,
+    pictures: Sequence[tuple[str, str]],
+) -> str:
+    """The card as text; `pictures` are (title, file name)."""
+    summary = _read(run / "summary.json")
+    evaluation, start, data = (
+        run / place for place in (f"eval/{summary['split']}", "starting_point.json", "dataset.json")
+    )
+    by_class = read_records(evaluation / "per_class.csv", NEEDS)
+    score = "f1" if "f1" in by_class[0] else list(by_class[0])[-1]
+    return render(
+        "model_card.md.jinja",
+        config=config,
+        summary=summary,
+        evaluated=_read(evaluation / "metrics.json"),
+        exported=exported,
+        start=_read(start) if start.is_file() else None,
+        data=_read(data) if data.is_file() else None,
+        by_class=by_class,
+        weakest_first=sorted(by_class, key=lambda row: _number(row[score])),
+        few=[row for row in by_class if "support" in row and _number(row["support"]) < FEW],
+        least=FEW,
+        most_listed=CLASSES_SHOWN,
+        titles=METRIC_TITLES,
+        pictures=pictures,
+        settings=_settings(config),
+        run=run.name,
+        run_id=_read(run / "run.json")["id"],
+        git=_read(run / "git.json"),
+        environment=_read(run / "environment.json"),
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that a reader asks for first, as far as they are set."""
+    settings = {}
+    for key in SETTINGS:
+        node: Any = config
+        for name in key.split("."):
+            node = node[name] if isinstance(node, Mapping) and name in node else None
+        if node is not None:
+            settings[key] = _spell(node)
+    return settings
+
+
+def _spell(node: object) -> str:
+    """A component as its name and values, other mappings in brackets, the rest as it is."""
+    if isinstance(node, Mapping):
+        inner = [
+            f"{key}={_spell(value)}" for key, value in node.items() if key[0] != "_" and value is not None
+        ]
+        kind = node["_target_"].rpartition(".")[2] if "_target_" in node else ""
+        return f"{kind}({', '.join(inner)})"
+    return f"[{', '.join(map(_spell, node))}]" if isinstance(node, list) else str(node)
+
+
+def _number(cell: str) -> float:
+    return float(cell) if cell else 0.0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, NEEDS)

@@ -1,28 +1,57 @@
-"""A finished run as one page, from plain values and pictures, light enough to be mailed."""
+"""A finished run as one page, from plain values and pictures, light enough to be mailed.
+
+Its charts are places in inline SVG, which templates/run_charts.svg.jinja writes in the page's colors: they follow dark
+mode.
+"""
 
 import base64
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from vidtrain.reports.charts import shortened, thinned
 from vidtrain.reports.frames import few_digits
-from vidtrain.reports.model_card import METRICS
-from vidtrain.reports.pages import render
-from vidtrain.reports.run_charts import baseline_chart, reliability_diagram, risk_chart
+from vidtrain.reports.pages import METRIC_TITLES, render
+from vidtrain.reports.plots import (
+    PANELS,
+    SMOOTH_FROM,
+    Curves,
+    Panel,
+    curves_of,
+    read_curves,
+    running_mean,
+    spans_a_decade,
+)
 
 Plain = Mapping[str, Any]
+Curve = tuple[ArrayLike, ArrayLike, int]  # x, y, and its color
 
 HEADLINES = {"top1": "top-1 accuracy", "map": "mean average precision"}
 MATRIX_UP_TO = 30  # classes; of more, the pairs that are most confused are listed
 MOST_BYTES = 4_800_000  # of the page
-MOST_HEADS, MOST_PAIRS, MOST_CLASSES, MOST_SETTINGS = 40, 30, 200, 20  # rows of tables
+MOST_ROWS = {"heads": 40, "pairs": 30, "classes": 200, "settings": 20}  # of tables
 DROPPED = ("unsure", "wrong", "sheet")  # kinds of pictures, those first that are left out first
 # rows of tables, and characters of a value; the first that fits is taken
 CUTS = ((200, 2000), (60, 400), (12, 80))
 WHOLE = ("command",)  # values that are of use only as a whole
 MOST_WHOLE = 100_000  # characters of those
+# CSS pixels: as wide as a phone, so that words have their size there
+WIDTH, HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 58, 8, 24, 20  # LEFT has room for 0.00015
+POINTS = 240  # of a curve; of more, several are taken together
+MOST_LINES = 6  # of a panel, which have colors of their own
+DOTS_UP_TO = 40  # points that are marked
+LONGEST_PHASE, LETTER = 13, 5.5  # characters of a phase's name, and about how wide one is
+LEAST_OF_A_BIN = 5  # answers; of fewer the share is chance
+ROW = 40  # of a baseline: its name above its interval
+BASELINE_LEFT, BASELINE_RIGHT, BASELINE_TOP = 12, 12, 8
 
 
 @dataclass(frozen=True)
@@ -34,12 +63,17 @@ class Picture:
     data: bytes
     shows: Plain
 
+    @property
+    def room(self) -> int:
+        """Bytes that it adds to a page, at most: itself in base64, and what is said of it, escaped."""
+        return len(self.data) * 4 // 3 + 1000 + 6 * len(str(self.shows))
+
 
 def run_page(facts: Plain, pictures: Sequence[Picture], most_bytes: int = MOST_BYTES) -> str:
     """The page of vidtrain.runs.page.read_facts, of at most `most_bytes`.
 
-    Pictures are left out until it fits: the last of the right answers first, then the last of the mistakes. A page
-    that is too large without any has shorter tables and shorter values.
+    Pictures are left out until it fits: the last right answers first, then the last mistakes. A page that is too large
+    without any has shorter tables and values.
     """
     for rows, characters in CUTS:
         short = _cut(facts, characters)
@@ -47,14 +81,9 @@ def run_page(facts: Plain, pictures: Sequence[Picture], most_bytes: int = MOST_B
         if size <= most_bytes or (rows, characters) == CUTS[-1]:
             break
     kept = list(pictures)
-    while kept and size > most_bytes - _room(kept):
+    while kept and size + sum(picture.room for picture in kept) > most_bytes:
         kept.remove(next(picture for kind in DROPPED for picture in reversed(kept) if picture.kind == kind))
     return _page(short, kept, len(pictures) - len(kept), rows)
-
-
-def _room(pictures: Sequence[Picture]) -> int:
-    """Bytes that pictures add to a page, at most: themselves in base64, and what is said of them, escaped."""
-    return sum(len(picture.data) * 4 // 3 + 1000 + 6 * len(str(picture.shows)) for picture in pictures)
 
 
 def _page(facts: Plain, pictures: Sequence[Picture], left_out: int, rows: int) -> str:
@@ -67,18 +96,16 @@ def _page(facts: Plain, pictures: Sequence[Picture], left_out: int, rows: int) -
         run=facts,
         headline=None if metric is None else HEADLINES[metric],
         value=None if metric is None else facts["evaluated"]["metrics"][metric],
-        titles=METRICS,
+        titles=METRIC_TITLES,
         chart=baseline_chart(facts["baselines"]),
         diagrams=[reliability_diagram(row) for row in facts["reliability"]],
         risk=risk_chart(curve) if curve else None,
         pictures={kind: [picture for picture in shown if picture["kind"] == kind] for kind in DROPPED},
         folder=folder,
         left_out=left_out,
-        most={name: min(most, rows) for name, most in
-              (("heads", MOST_HEADS), ("pairs", MOST_PAIRS), ("classes", MOST_CLASSES), ("settings", MOST_SETTINGS),
-               ("rows", rows))},
+        most={name: min(most, rows) for name, most in MOST_ROWS.items()} | {"rows": rows},
         few_digits=few_digits,
-    )  # fmt: skip
+    )
 
 
 def _with_names(picture: Picture, folder: str) -> Plain:
@@ -110,3 +137,261 @@ def _cut(value: Any, longest: int) -> Any:
             for key, item in value.items()
         }
     return type(value)(_cut(item, longest) for item in value) if isinstance(value, list | tuple) else value
+
+
+# --- charts: places of ticks, lines and dots --------------------------------------------------------------
+
+
+def linear(low: float, high: float, start: float, end: float) -> Any:
+    """The place of a value, or of an array of them, where `low` to `high` is shown as `start` to `end`."""
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers within a range."""
+    inside = 1e-9 * (high - low)
+    return [
+        float(tick)
+        for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
+        if low - inside <= tick <= high + inside
+    ]
+
+
+# --- curves -----------------------------------------------------------------------------------------------
+
+
+def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> list[Plain]:
+    """A chart for each kind of number in rows of metrics.jsonl, with where phases begin, and the best step."""
+    logged, borders = read_curves(rows)
+    panels = [(panel, curves) for panel in PANELS if (curves := curves_of(panel, logged))]
+    if "weight_decay" in logged and len(set(logged["weight_decay"][1])) == 1:  # as it was set: nothing to see
+        panels = [(panel, curves) for panel, curves in panels if "weight_decay" not in curves]
+    if not panels:
+        return []
+    steps = [
+        step for _, curves in panels for curve in curves.values() for step in (curve[0][0], curve[0][-1])
+    ]
+    low, high = min(steps), max(steps)
+    if low == high:
+        low, high = low - 1, high + 1
+    across = linear(low, high, LEFT, WIDTH - RIGHT)
+    marks = {
+        **_frame([(across(tick), _number(tick)) for tick in ticks(low, high, 5)]),
+        "phases": _phases(borders, across),
+        "best": across(best_step) if best_step is not None and low <= best_step <= high else None,
+    }
+    return [{**marks, **_panel(panel, curves, across)} for panel, curves in panels]
+
+
+def _phases(borders: Sequence[tuple[int, str]], across: Any) -> list[Plain]:
+    """Where each of several phases begins; its name is to be shown where there is room behind the one before."""
+    if len(borders) < 2:
+        return []
+    phases: list[Plain] = []
+    free = 0.0
+    for step, name in borders:
+        x = max(across(step), LEFT)
+        shown = shortened(name, LONGEST_PHASE) if x >= free else ""
+        phases.append({"x": x, "name": name, "shown": shown, "first": not phases})
+        free = x + LETTER * (len(shown) + 1) if shown else free
+    return phases
+
+
+def _panel(panel: Panel, curves: Curves, across: Any) -> Plain:
+    """One chart: its lines with their names, and the ticks of its vertical axis."""
+    logarithmic = panel.log_scale and spans_a_decade(curves)
+    lines = []
+    for number, (key, curve) in enumerate(list(curves.items())[:MOST_LINES]):
+        steps, values, low, high = thinned(*curve, POINTS)
+        lines.append(
+            {
+                "name": key.removeprefix(panel.prefix).replace("_", " ").replace("/", " "),
+                "color": number,
+                "x": across(steps),
+                "y": values,
+                "band": (low, high) if len(curve[0]) > POINTS else None,
+                "smooth": key.startswith("train/") and len(steps) >= SMOOTH_FROM,
+            }
+        )
+    scale = np.log10 if logarithmic else np.asarray
+    shown = np.concatenate([values for line in lines for values in (line["y"], *(line["band"] or ()))])
+    values = scale(_positive(shown) if logarithmic else shown)
+    bottom, top = panel.whole_range or _padded(values[np.isfinite(values)])
+    down = linear(bottom, top, HEIGHT - BOTTOM, TOP)
+    inside = (
+        _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 5)]
+    )
+
+    def placed(values: np.ndarray) -> np.ndarray:
+        return down(scale(_positive(values) if logarithmic else values))
+
+    return {
+        "title": panel.title,
+        "y_ticks": [(down(value), text) for value, text in inside],
+        "lines": [_drawn(line, placed) for line in reversed(lines)],  # the first on top
+        "more": max(0, len(curves) - MOST_LINES),
+    }
+
+
+def _drawn(line: Plain, placed: Any) -> Plain:
+    x, y = line["x"], placed(line["y"])
+    smooth = placed(running_mean(line["y"], max(1, len(x) // 50))) if line["smooth"] else None
+    known = np.isfinite(y)
+    return {
+        "name": line["name"],
+        "color": line["color"],
+        "path": path(x, y if smooth is None else smooth),
+        "pale": "" if smooth is None else path(x, y),
+        "band": "" if line["band"] is None else _band(x, *map(placed, line["band"])),
+        "dots": list(zip(x[known].tolist(), y[known].tolist(), strict=True))
+        if known.sum() <= DOTS_UP_TO
+        else [],
+    }
+
+
+def path(x: np.ndarray, y: np.ndarray) -> str:
+    """The d of an SVG path through places; unknown ones leave gaps."""
+    parts, drawing = [], False
+    for across, down in zip(x.tolist(), y.tolist(), strict=True):
+        if math.isfinite(down):
+            parts.append(f"{'L' if drawing else 'M'}{across:.1f} {down:.1f}")
+        drawing = math.isfinite(down)
+    return "".join(parts)
+
+
+def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
+    known = np.isfinite(low) & np.isfinite(high)
+    there, back = path(x[known], high[known]), path(x[known][::-1], low[known][::-1])
+    return f"{there}{back.replace('M', 'L')}Z" if there else ""
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks at 1, 2 and 5 of each power of ten, or at the powers alone where these are many; `low` and `high` are
+    logarithms."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for digits in ((1, 2, 5), (1,)):
+        values = [digit * 10.0**power for power in powers for digit in digits]
+        inside = [(math.log10(value), _number(value)) for value in values if low <= math.log10(value) <= high]
+        if len(inside) <= 5:
+            break
+    return inside
+
+
+def _number(value: float) -> str:
+    """`0.25`, `1,200`, `12k`"""
+    value = 0.0 if abs(value) < 1e-12 else value
+    if abs(value) >= 1e4:
+        return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+# --- probabilities ----------------------------------------------------------------------------------------
+
+
+def reliability_diagram(row: Mapping[str, Any]) -> Plain:
+    """The share of right answers over their mean probability, of the bins of `before` and, unless None, `after` that
+    hold a few; what can be believed lies on the diagonal (DeGroot & Fienberg, 1983)."""
+    curves: dict[str, Curve] = {"right as often as said": ([0.0, 1.0], [0.0, 1.0], 5)}
+    for number, name in enumerate(("before", "after")):
+        if row[name] is not None:
+            bins = [(said, right) for answers, said, right in row[name]["bins"] if answers >= LEAST_OF_A_BIN]
+            shown = name if row["after"] is not None else "this run"
+            curves[shown] = (*np.array(bins).reshape(-1, 2).T, number)
+    return _chart(row["name"], curves, (0.0, 1.0), (0.0, 1.0))
+
+
+def risk_chart(curve: Mapping[str, Sequence[float]]) -> Plain:
+    """The share of wrong ones over the share of videos that are answered, the surest first."""
+    highest = max(curve["risk"]) or 0.01
+    lines: dict[str, Curve] = {"wrong answers": (curve["coverage"], curve["risk"], 1)}
+    return _chart("wrong, of so many answered", lines, (0.0, 1.0), (0.0, 1.05 * highest))
+
+
+def _chart(
+    title: str,
+    curves: Mapping[str, Curve],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+) -> Plain:
+    """A chart of named curves (x, y, color) in fixed ranges."""
+    across, down = linear(*x_range, LEFT, WIDTH - RIGHT), linear(*y_range, HEIGHT - BOTTOM, TOP)
+    lines = []
+    for name, (x, y, color) in reversed(list(curves.items())):
+        places = across(np.asarray(x)), down(np.asarray(y))
+        dots = list(zip(*(axis.tolist() for axis in places), strict=True))
+        marked = dots if len(dots) != 2 and len(dots) <= DOTS_UP_TO else []  # a straight line has none
+        lines.append(
+            {"name": name, "color": color, "path": path(*places), "pale": "", "band": "", "dots": marked}
+        )
+    marks = {"title": title, "lines": lines, "phases": [], "best": None, "more": 0}
+    return {
+        **marks,
+        **_frame([(across(tick), _number(tick)) for tick in ticks(*x_range, 5)]),
+        "y_ticks": [(down(tick), _number(tick)) for tick in ticks(*y_range, 5)],
+    }
+
+
+def _frame(x_ticks: list[tuple[float, str]]) -> Plain:
+    """The size of a chart, and where it is drawn in."""
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "x_ticks": x_ticks,
+    }
+
+
+# --- differences to baselines -----------------------------------------------------------------------------
+
+
+def baseline_chart(baselines: Sequence[Mapping[str, Any]]) -> Plain | None:
+    """Dots and intervals of the differences `difference`, `low`, `high` to baselines, on one axis with 0; None where
+    none is known."""
+    known = [row for row in baselines if row["difference"] is not None]
+    if not known:
+        return None
+    bounds = [
+        0.0,
+        *(row[key] for row in known for key in ("low", "difference", "high") if row[key] is not None),
+    ]
+    margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
+    low, high = min(bounds) - margin, max(bounds) + margin
+    across = linear(low, high, BASELINE_LEFT, WIDTH - BASELINE_RIGHT)
+    bottom = BASELINE_TOP + ROW * len(known)
+    rows = []
+    for number, row in enumerate(known):
+        has_interval = row["low"] is not None and row["high"] is not None
+        rows.append(
+            {
+                "name": row["name"],
+                "words": f"{row['difference']:+.4f} in {row['metric']}",
+                "verdict": row["verdict"],
+                "y": BASELINE_TOP + ROW * number,
+                "dot": across(row["difference"]),
+                "interval": (across(row["low"]), across(row["high"])) if has_interval else None,
+            }
+        )
+    return {
+        "width": WIDTH,
+        "height": bottom + BOTTOM,
+        "top": BASELINE_TOP,
+        "bottom": bottom,
+        "zero": across(0.0),
+        "ticks": [
+            (across(tick), f"{tick:+.3g}" if abs(tick) > 1e-12 else "0") for tick in ticks(low, high, 5)
+        ],
+        "rows": rows,
+    }

@@ -1,10 +1,10 @@
 """From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.class_names import spelled_classes
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
-from vidtrain.evaluation.report import Report, report
-from vidtrain.evaluation.views import ClipModel, EvalBatch, split_heads, view_table
+from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
 from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
@@ -42,6 +41,7 @@ from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.run import Console, Evaluation, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Schedule
+from vidtrain.training.state import TrainState
 from vidtrain.training.validation import check_monitor
 
 
@@ -231,41 +231,60 @@ def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Console, f
 
 
 @dataclass
-class ValEvaluation:
-    """Evaluates a model, or the heads of a grid, on the val split, by all ranks."""
+class Goal(ABC):
+    """What a run is for: how it is evaluated on `val` while it trains, and how it closes, by all ranks.
+
+    A run calls the methods in this order. `protocol` says what numbers are measured with; `cached` makes the tasks of
+    phases on cached features, which only classifiers have.
+    """
 
     val: build_data.EvalData
     parts: Parts
-    num_classes: int
-    fusion: str
     protocol: str
     ranks: Ranks
     console: Console
     preemption: PreemptionHandler
+    cached: CachedFeatureTask | None = field(default=None, kw_only=True)
 
-    def __call__(self, model: ClipModel) -> list[Report]:
-        """A report for each head. Raises `Stopped` where a signal cut the evaluation short."""
-        return self.of_batches(model, self.val.batches(self.console), self.parts.transform)
+    def begin(self, log: RunLog) -> None:  # noqa: B027  # most have nothing to do here
+        """Before the first step of an attempt."""
 
-    def of_batches(
-        self, model: ClipModel, batches: Iterable[EvalBatch], transform: nn.Module
-    ) -> list[Report]:
-        """The same for other inputs of the same videos, such as cached features."""
+    @abstractmethod
+    def __call__(self, model: Any) -> Sequence[Evaluation]:
+        """Evaluates on val, of a grid a report for each head. Raises `Stopped` where a signal cut it short."""
+
+    @abstractmethod
+    def report(self, state: TrainState, log: RunLog) -> None:
+        """Gives the model the weights of best.pt, evaluates them and writes summary.json: the run is finished."""
+
+    @abstractmethod
+    def draw_pictures(self, state: TrainState, log: RunLog) -> None:
+        """On the main rank. What fails is a warning."""
+
+    @abstractmethod
+    def show(self, state: TrainState, log: RunLog) -> None:
+        """The closing tables."""
+
+    def table(
+        self,
+        model: ClipModel,
+        videos: build_data.EvalData,
+        batches: Iterable[EvalBatch],
+        transform: nn.Module,
+    ) -> ViewTable:
+        """The views of `videos`, which come in `batches`. Raises `Stopped` where a signal cut them short."""
         table = view_table(
             model,
             self.preemption.until_stop_requested(batches),
             transform,
-            len(self.val.manifest),
+            len(videos.manifest),
             self.ranks.device,
             self.parts.autocast,
-            self.val.crops,
+            videos.crops,
         )
         # after a signal the table may not be whole
         self.preemption.stop_if(self.ranks.any_rank(self.preemption.stop_requested))
-        return [
-            report(head_table, self.fusion, self.protocol, self.parts.loss.independent)
-            for head_table in split_heads(table, self.num_classes)
-        ]
+        return table
 
 
 def open_log(
@@ -297,24 +316,23 @@ def assemble(
     data: RunData,
     parts: Parts,
     model: VideoClassifier | MaskedModel,
-    evaluation: Callable[[Any], Sequence[Evaluation]] | None,
+    goal: Goal | None,
     ranks: Ranks,
     record: Record,
     adapters: Adapters | None = None,
 ) -> Run:
-    """What the loop works with; without an `evaluation` there are no reports, and steps are all that can be made.
+    """What the loop works with; without a `goal` there are no reports, and steps are all that can be made.
 
     `adapters` are those of the model's encoder.
     """
 
     def reports(trained: Any) -> Sequence[Evaluation]:
-        return [] if evaluation is None else evaluation(trained)
+        return [] if goal is None else goal(trained)
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
         assert isinstance(model, VideoClassifier)  # others are refused such phases
-        if phase.cache_features and isinstance(evaluation, ValEvaluation):
-            cached = cached_features(cfg, data, parts, evaluation)
-            return cached(model, phase)
+        if phase.cache_features and goal is not None and goal.cached is not None:
+            return goal.cached(model, phase)
         return head_task(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
 
     return Run(
@@ -349,32 +367,6 @@ def objective_of(model: VideoClassifier | MaskedModel, parts: Parts, data: RunDa
         return MaskedPrediction(model)
     several = data.train.multi_label
     return Classification(parts.loss, parts.class_weights, model.fusion, model.num_classes, several)
-
-
-def cached_features(
-    cfg: DictConfig,
-    data: RunData,
-    parts: Parts,
-    evaluation: ValEvaluation,
-) -> CachedFeatureTask:
-    ranks, console = evaluation.ranks, evaluation.console
-    return CachedFeatureTask(
-        train=build_data.train_dataset(cfg, data.train, data.reading),
-        evaluated=lambda split: build_data.eval_dataset(cfg, split, data.splits[split], data.reading),
-        eval_views=cfg.clip.eval_clips * evaluation.val.crops,
-        stream=partial(build_data.stream, cfg, data.train, ranks),
-        shard=lambda dataset: build_data.eval_shard(cfg, dataset, ranks),
-        evaluate=evaluation.of_batches,
-        transform=parts.transform,
-        context=parts.autocast,
-        config=to_dict(cfg, resolve=True),
-        root=Path(cfg.data.features_root),
-        batch_size=cfg.trainer.eval_batch_size,
-        num_workers=build.num_workers(cfg.trainer.num_workers, ranks),
-        decode_timeout_s=cfg.data.decode_timeout_s,
-        ranks=ranks,
-        console=console,
-    )
 
 
 def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...]) -> dict[str, Any]:

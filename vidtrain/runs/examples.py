@@ -1,4 +1,5 @@
-"""What shows a model best: its most confident mistakes and least certain right answers, as frames that it saw.
+"""Videos that show a model best. Of a classifier its most confident mistakes and least certain right answers, as frames
+that it saw; of a masked model what it makes of hidden parts, and its features as colors.
 
 plots/examples_SPLIT/
   examples.json   what each picture shows: path, true class, the first answers with their probabilities
@@ -14,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from vidtrain.evaluation.report import Report
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.reports.charts import spread_evenly
-from vidtrain.reports.frames import MOST_WRONG, WRONG_FRAMES, Wrong, plot_wrong
+from vidtrain.models.pretraining.masked_autoencoder import MaskedAutoencoder
+from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.pretraining.masks import MaskedClips, Masks
+from vidtrain.reports.charts import save_png, spread_evenly
+from vidtrain.reports.frames import CELL, HEAT, MOST_WRONG, SEEN_FRAMES, WRONG_FRAMES, Wrong, plot_wrong
 from vidtrain.runs.assemble import RunData
 from vidtrain.training.ranks.distributed import Ranks
 
@@ -32,6 +37,10 @@ MOST_READ = 16  # frames of a view that are kept
 MOST_FRAMES = 8  # of a moving picture
 LONGEST_SIDE = 128  # pixels of it
 FRAME_MS, QUALITY = 180, 60
+MOST_MASKED = 3  # videos of a sheet of a masked model
+GRAY = 0.35
+
+Rows = list[tuple[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,8 @@ def read(data: RunData, split: str, report: Report) -> list[tuple[Example, np.nd
 
 
 def frames_of(views: Tensor, crops: int | None = None) -> Tensor:
-    """At most 16 frames [t h w 3] of the views [v 3 t h w] of a video, in order: of the middle view, or where clips of
-    so many `crops` were judged together, of the middle crop of every clip."""
+    """At most 16 frames [t h w 3] of the views [v 3 t h w] of a video, in order: of the middle view, or, where clips of
+    `crops` each were judged together, of the middle crop of every clip."""
     own = views[len(views) // 2][None] if crops is None else views[crops // 2 :: crops]
     clips = own[spread_evenly(len(own), MOST_READ)]
     frames = clips[:, :, spread_evenly(clips.shape[2], MOST_READ // len(clips))]
@@ -137,3 +146,103 @@ def moving_picture(frames: np.ndarray) -> bytes:
     more = {"append_images": images[1:], "duration": FRAME_MS, "loop": 0, "quality": QUALITY, "method": 4}
     images[0].save(file, "WEBP", save_all=True, **more)
     return file.getvalue()
+
+
+# --- what a masked model makes of videos ------------------------------------------------------------------
+
+
+@torch.no_grad()
+def draw_masked(model: MaskedModel, clips: Tensor, inputs: MaskedClips, path: Path) -> None:
+    """Writes a sheet of uint8 clips [b n c t h w], of which `inputs` are made: each first clip as it is, what the
+    encoder saw of it, and the rest as reconstructed, or its error by kind of masks."""
+    model.eval()
+    rows: Rows = []
+    samples, n = inputs.clips[:, 0], inputs.clips.shape[1]
+    masks = [_first_clips(kind, n) for kind in inputs.masks]
+    predictions = model.predictions(samples, masks).cpu().numpy()
+    size = samples.shape[2:]
+    for video in range(min(MOST_MASKED, len(samples))):
+        frames = rearrange(clips[video, 0], "c t h w -> t h w c").numpy() / 255
+        hidden = [_in_pixels(kind, video, model, size) for kind in masks]
+        rows.append(("as it is", frames))
+        if isinstance(model, MaskedAutoencoder):
+            rows.append(("shown", np.where(hidden[0][..., None], GRAY, frames)))
+            rows.append(("made up", rearrange(predictions[video], "c t h w -> t h w c")))
+            continue
+        for kind, (places, errors) in enumerate(zip(hidden, predictions[video], strict=True)):
+            rows.append((f"shown, kind {kind + 1}", np.where(places[..., None], GRAY, frames)))
+            rows.append(("error", heat_colors(_enlarged(np.nan_to_num(errors), size), ~places)))
+    note = "videos of val: gray is not shown to the encoder"
+    if isinstance(model, MaskedAutoencoder) and model.norm_pix_loss:
+        note += "; what was made up has the true mean and contrast of each cube"
+    plot_videos(rows, note, path)
+
+
+@torch.no_grad()
+def draw_features(model: MaskedModel, clips: Tensor, inputs: MaskedClips, path: Path) -> None:
+    """Writes a sheet of the same clips and their tokens' features as colors: three principal components over all
+    tokens, each scaled to its range."""
+    model.eval()
+    samples = inputs.clips[:MOST_MASKED, 0]
+    tokens = model.feature_encoder()(samples).float().cpu()
+    flat = tokens.flatten(0, 1)
+    _, _, directions = torch.pca_lowrank(flat, q=min(3, *flat.shape), niter=8)
+    colors = (tokens - flat.mean(dim=0)) @ directions
+    low, high = colors.flatten(0, 1).quantile(0.02, dim=0), colors.flatten(0, 1).quantile(0.98, dim=0)
+    colors = ((colors - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    size = samples.shape[2:]
+    t, h, w = model.encoder.tubelets(*size)
+    rows: Rows = []
+    for video in range(len(samples)):
+        rows.append(("as it is", rearrange(clips[video, 0], "c t h w -> t h w c").numpy() / 255))
+        grid = rearrange(colors[video], "(t h w) c -> c t h w", t=t, h=h, w=w).numpy()
+        rows.append(("features", np.stack([_enlarged(channel, size) for channel in grid], axis=-1)))
+    plot_videos(rows, "videos of val, and their features: like colors are alike to the encoder", path)
+
+
+def _first_clips(masks: Masks, n: int) -> Masks:
+    """Of every n-th sample, the first clip of each video."""
+    visible_valid, hidden_valid = (
+        None if part is None else part[::n] for part in (masks.visible_valid, masks.hidden_valid)
+    )
+    return Masks(masks.visible[::n], masks.hidden[::n], visible_valid, hidden_valid)
+
+
+def _in_pixels(masks: Masks, row: int, model: MaskedModel, size: Sequence[int]) -> np.ndarray:
+    """Which pixels [t h w] of a sample are hidden."""
+    grid = model.encoder.tubelets(*size)
+    hidden = np.zeros(grid[0] * grid[1] * grid[2], dtype=bool)
+    places = masks.hidden[row] if masks.hidden_valid is None else masks.hidden[row][masks.hidden_valid[row]]
+    hidden[places.cpu().numpy()] = True
+    return _enlarged(hidden.reshape(grid), size)
+
+
+def _enlarged(values: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Values of tokens [t h w] at every pixel."""
+    for axis, length in enumerate(size):
+        values = values.repeat(length // values.shape[axis], axis=axis)
+    return values
+
+
+def plot_videos(rows: Sequence[tuple[str, np.ndarray]], note: str, path: Path) -> None:
+    """A sheet of videos below each other: each row has a name and frames float [t h w 3] in [0, 1], of which eight at
+    most are shown."""
+    columns = spread_evenly(rows[0][1].shape[0], SEEN_FRAMES)
+    figure = Figure(figsize=(CELL * len(columns) + 1.4, CELL * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for (name, frames), line in zip(rows, axes, strict=True):
+        for column, place in zip(columns, line, strict=True):
+            place.imshow(frames[column].clip(0, 1), interpolation="nearest")
+            place.set_xticks([])
+            place.set_yticks([])
+            place.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(note, fontsize=9)
+    save_png(figure, path)
+
+
+def heat_colors(values: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    """Numbers [t h w] as colors [t h w 3], the greatest the brightest; `absent` bool [t h w] ones are gray."""
+    top = values[~absent].max(initial=0.0) or 1.0
+    colors = HEAT(np.where(absent, 0.0, values) / top)[..., :3]
+    return np.where(absent[..., None], GRAY, colors)

@@ -22,8 +22,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES, onnx_runner
 from vidtrain.models.lora import adapter_parameters, merge_adapters
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
-from vidtrain.reports.model_card import write_model_card
-from vidtrain.reports.pages import warn_of_failure
+from vidtrain.reports.pages import warn_of_failure, write_model_card
 from vidtrain.training.run import Console
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}

@@ -3,7 +3,6 @@
 Training writes it at its end; `python -m vidtrain.compare RUN` writes it again, with what later evaluations found.
 """
 
-import csv
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +23,7 @@ from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.protocols import headline
 from vidtrain.files.atomic import read_json, write_text_atomic
 from vidtrain.files.escaping import read_csv, read_records
-from vidtrain.reports.run_charts import curve_panels
-from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, run_page
+from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, curve_panels, run_page
 from vidtrain.runs.attempts import STARTED, read_attempts
 from vidtrain.runs.folder import SPLITS, stored_settings
 from vidtrain.tracking.ledgers import each_json_line
@@ -34,6 +32,7 @@ from vidtrain.tracking.run_log import each_metric
 Plain = dict[str, Any]
 
 PAGE = "report.html"
+NEEDS = "a run's page needs it"
 MOST_PICTURE = 1 << 20  # bytes of one; ours have some ten thousand
 WEBP, PNG = (b"RIFF", b"WEBP"), b"\x89PNG\r\n\x1a\n"
 MEASURED = ("loss", "effective_rank", "spread", "knn_top1", "linear_top1")  # without labels
@@ -363,7 +362,7 @@ def _setting(settings: Plain, key: str) -> Any:
 
 
 def _read(path: Path, *needed: str) -> Plain:
-    return read_json(path, "a run's page needs it", needed)
+    return read_json(path, NEEDS, needed)
 
 
 def _read_if_there(path: Path) -> Plain | None:
@@ -371,20 +370,12 @@ def _read_if_there(path: Path) -> Plain | None:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return read_csv(file)
-    except (OSError, csv.Error) as error:
-        raise UserError(f"a run's page needs {path}, which cannot be read ({error})") from error
+    return read_csv(path, NEEDS)
 
 
 def _table(path: Path) -> list[Plain]:
     """The rows of a CSV file by column, with numbers as such and None for empty cells."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [{key: _cell(key, text) for key, text in row.items()} for row in read_records(file)]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"a run's page needs {path}, which cannot be read ({error})") from error
+    return [{key: _cell(key, text) for key, text in row.items()} for row in read_records(path, NEEDS)]
 
 
 def _cell(column: str, text: str) -> Any:

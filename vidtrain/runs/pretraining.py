@@ -1,4 +1,4 @@
-"""What a run without labels has in place of answers: its evaluation, the watch over its features, and its close."""
+"""A run without labels: its evaluation by loss, features and probes, the watch over their collapse, and its close."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from vidtrain.baseline_models.classifiers import Classifier, logistic_regression, nearest_neighbors
 from vidtrain.build import data as build_data
@@ -17,20 +18,15 @@ from vidtrain.build import parts as build
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
-from vidtrain.evaluation.representations import effective_rank, spread
-from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
+from vidtrain.evaluation.views import ClipModel, ViewTable
 from vidtrain.models.pretraining.masked_model import MaskedModel
-from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
-from vidtrain.runs.assemble import Parts
-from vidtrain.runs.data import changed_in_mid_run
-from vidtrain.runs.page import PAGE, write_page
-from vidtrain.runs.pretraining_pictures import MOST_VIDEOS, draw_features, draw_masked
+from vidtrain.runs.assemble import Goal
+from vidtrain.runs.examples import MOST_MASKED, draw_features, draw_masked
+from vidtrain.runs.report import close, draw_all, draw_page, load_best, plot_curves
 from vidtrain.tracking.run_log import RunLog, each_metric
-from vidtrain.training import checkpoint
 from vidtrain.training.masked_prediction import Features, LossAndFeatures, WithMasks
 from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.run import Console
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import METRIC_PREFIXES
@@ -84,6 +80,25 @@ class Probe:
         }
 
 
+# --- how much features tell apart -------------------------------------------------------------------------
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the normalized singular values of features [v d], from 1 to min(v, d).
+
+    It is near 1 where all videos have nearly the same features. Source: Roy and Vetterli 2007, section 2.
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
+def spread(features: Tensor) -> float:
+    """The mean distance of features [v d] of unit length from their mean, from 0 to 1: 0 where all point one way."""
+    units = F.normalize(features.double(), dim=1)
+    return (units - units.mean(dim=0)).norm(dim=1).mean().item()
+
+
 @dataclass
 class CollapseWatch:
     """Whether features of val videos still differ: compares their effective rank and their spread with the best that
@@ -125,20 +140,17 @@ class CollapseWatch:
         self.console.warn(message)
 
 
+# --- the run ----------------------------------------------------------------------------------------------
+
+
 @dataclass
-class Pretraining:
-    """Evaluates a masked model by its loss on val, by the features that it has of val, and by what probes know of a
-    labeled dataset; and closes its run. A `vidtrain.runs.goals.Goal`."""
+class Pretraining(Goal):
+    """A masked model: evaluated by its loss on val, by the features that it has of val, and by what probes know of a
+    labeled dataset."""
 
     model: MaskedModel
-    val: build_data.EvalData
-    parts: Parts
     probe: Probe | None
     pictures: bool  # at every evaluation
-    protocol: str
-    ranks: Ranks
-    console: Console
-    preemption: PreemptionHandler
     result: PretrainingReport | None = None
     log: RunLog | None = None  # from the beginning
 
@@ -157,11 +169,12 @@ class Pretraining:
         self.console.info(f"before training: val {shown_metrics(report.metrics)}")
 
     def __call__(self, model: MaskedModel) -> list[PretrainingReport]:
-        """One report. Raises `Stopped` where a signal cut the evaluation short, and as `CollapseWatch.look` does."""
+        """One report. Raises as `CollapseWatch.look` does too."""
         self.watch.evaluations += 1
         report = self._measure(model)
         if self.pictures and self.log is not None and self.ranks.is_main:
-            self._draw(self.log, self._pictures_of_videos(model), f"_{self.watch.evaluations:04d}")
+            suffix = f"_{self.watch.evaluations:04d}"
+            draw_all(self._pictures_of_videos(model), self.log, self.log.last_step, self.console, suffix)
         self.watch.look(report.metrics)
         return [report]
 
@@ -179,57 +192,20 @@ class Pretraining:
         return PretrainingReport(metrics, table.coverage, table.missing, not finite)
 
     def _table(self, model: ClipModel, videos: build_data.EvalData, transform: nn.Module) -> ViewTable:
-        batches: Iterable[EvalBatch] = self.preemption.until_stop_requested(videos.batches(self.console))
-        total, device = len(videos.manifest), self.ranks.device
-        table = view_table(model, batches, transform, total, device, self.parts.autocast, videos.crops)
-        # after a signal the table may not be whole
-        self.preemption.stop_if(self.ranks.any_rank(self.preemption.stop_requested))
-        return table
+        return self.table(model, videos, videos.batches(self.console), transform)
 
     def report(self, state: TrainState, log: RunLog) -> None:
-        """Gives the model the weights of best.pt, evaluates them and writes summary.json.
-
-        Raises `DivergedError` where no evaluation gave a finite number, and `UserError` where best.pt is damaged.
-        """
-        settings = self.parts.settings
-        if state.best is None:
-            raise DivergedError(f"no evaluation gave a finite {settings.monitor}: nothing to close with")
-        file = log.run_dir / "checkpoints" / "best.pt"
-        self.ranks.barrier()
-        best = checkpoint.load_best(file, state)
-        checkpoint.restore(self.model, best["model"], str(file), ())
+        best = load_best(self, self.model, state, log)
         self.result = self._measure(self.model)
-        log.log({f"final/{name}": value for name, value in self.result.metrics.items()}, state.total_step + 1)
-        log.summary(
-            {
-                "status": "finished",
-                "pretraining": type(self.model).__name__,
-                "monitor": settings.monitor,
-                "best": state.best,
-                "best_step": state.best_step,
-                "best_weights": best["weights"],
-                "steps": state.total_step,
-                "minutes": round(state.seconds / 60, 2),
-                **({"data_changed": True} if changed_in_mid_run(log.run_dir) else {}),
-                "split": "val",
-                "coverage": self.result.coverage,
-                "protocol": self.protocol,
-                **self.result.metrics,
-            }
-        )
+        name = type(self.model).__name__
+        close(self, self.result, "final", best, state, log, pretraining=name, split="val")
 
     def draw_pictures(self, state: TrainState, log: RunLog) -> None:
         """plots/curves.png, what the network makes of some videos of val, and report.html."""
         log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
-        pictures: dict[str, Callable[[Path], None]] = {
-            "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
-        }
-        self._draw(log, pictures | self._pictures_of_videos(self.model))
-        page = log.run_dir / PAGE
-        page.unlink(missing_ok=True)  # of an earlier attempt
-        warn_of_failure(str(page), lambda: write_page(log.run_dir, page), self.console)
-        if page.is_file():
-            log.page("report", page, state.total_step)
+        pictures = {"curves": partial(plot_curves, log)} | self._pictures_of_videos(self.model)
+        draw_all(pictures, log, log.last_step, self.console)
+        draw_page(log, state.total_step, self.console)
 
     def _pictures_of_videos(self, model: MaskedModel) -> dict[str, Callable[[Path], None]]:
         """What draws them, by name; nothing where no video can be read."""
@@ -238,22 +214,12 @@ class Pretraining:
         )
         if batch is None or not len(batch.labels):
             return {}
-        clips = batch.clips[:MOST_VIDEOS]
+        clips = batch.clips[:MOST_MASKED]
         inputs = self.transform(clips.to(self.ranks.device))
         return {
             "masked_val": partial(draw_masked, model, clips, inputs),
             "features_val": partial(draw_features, model, clips, inputs),
         }
-
-    def _draw(self, log: RunLog, pictures: Mapping[str, Callable[[Path], None]], suffix: str = "") -> None:
-        """Into plots/, with `suffix` after their names, and the trackers."""
-        for name, draw in pictures.items():
-            path = log.run_dir / "plots" / f"{name}{suffix}.png"
-            path.unlink(missing_ok=True)  # of an earlier attempt
-            with torch.random.fork_rng(devices=[]):  # training goes on with the same draws
-                warn_of_failure(str(path), partial(draw, path), self.console)
-            if path.is_file():
-                log.image(name, path, log.last_step)
 
     def show(self, state: TrainState, log: RunLog) -> None:
         """The closing table, beside the network before training, and how to go on."""

@@ -24,8 +24,7 @@ from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.models.weights.formats.pretraining import LAYOUTS, Layout, layout_of
 from vidtrain.models.weights.formats.vit3d import under
 from vidtrain.models.weights.loading import load_pretrained
-from vidtrain.reports.model_card import NAME as CARD
-from vidtrain.reports.pages import render
+from vidtrain.reports.pages import CARD, render
 from vidtrain.training import checkpoint
 from vidtrain.training.run import Console
 

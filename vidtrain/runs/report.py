@@ -1,4 +1,5 @@
-"""The close of a run: its best checkpoint on the split that selected nothing, in tables, pictures and summary.json."""
+"""A run that classifies: its evaluation on val, and its close: the best checkpoint on a split that selected nothing, in
+tables, pictures and summary.json."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,28 +8,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from vidtrain.baseline_models.store import MOTION, BaselineComparison, compare_with_known
+from vidtrain.build import data as build_data
+from vidtrain.build import parts as build
+from vidtrain.config.references import to_dict
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.report import Report, report, write_report
-from vidtrain.evaluation.views import ClipModel, EvalBatch, view_table
+from vidtrain.evaluation.views import ClipModel, EvalBatch, split_heads, view_table
 from vidtrain.evaluator.report import results_table, warn_missing
 from vidtrain.features.frozen_encoder import CachedFeatureTask
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.models.pretraining.masked_model import MaskedModel
 from vidtrain.models.weights.adapters import Adapters
 from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs import examples
-from vidtrain.runs.assemble import Parts, RunData, ValEvaluation
+from vidtrain.runs.assemble import Goal, Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
 from vidtrain.runs.page import PAGE, write_page
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
-from vidtrain.training.run import Console, PhaseSettings
+from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.ranks.signals import PreemptionHandler
+from vidtrain.training.run import Console, Evaluation, PhaseSettings
 from vidtrain.training.stages import head_choices, head_names
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES
@@ -38,6 +47,49 @@ TRY_MOTION = "Try experiment=few_labels, whose input shows differences of frames
 TRY_APPEARANCE = (
     "More videos would tell; pretrained weights may do better (experiment=few_labels has some that install)"
 )
+
+
+def goal_of(
+    cfg: DictConfig,
+    data: RunData,
+    parts: Parts,
+    model: VideoClassifier | MaskedModel,
+    ranks: Ranks,
+    console: Console,
+    preemption: PreemptionHandler,
+) -> Goal:
+    """What a run that trains `model` is for. Raises `UserError` as `vidtrain.runs.pretraining.open_probe` does."""
+    val = data.open_split("val", data.splits["val"], ranks)
+    shared = (val, parts, build.protocol_text(cfg, cfg.model.fusion), ranks, console, preemption)
+    if isinstance(model, MaskedModel):
+        from vidtrain.runs.pretraining import Pretraining, open_probe  # which needs scikit-learn
+
+        probe = None if cfg.probe.dataset is None else open_probe(cfg, ranks, console)
+        return Pretraining(*shared, model, probe, cfg.probe.pictures)
+    goal = Classifying(*shared, data, model)
+    goal.cached = cached_features(cfg, data, parts, goal)
+    return goal
+
+
+def cached_features(cfg: DictConfig, data: RunData, parts: Parts, goal: "Classifying") -> CachedFeatureTask:
+    ranks = goal.ranks
+    return CachedFeatureTask(
+        train=build_data.train_dataset(cfg, data.train, data.reading),
+        evaluated=lambda split: build_data.eval_dataset(cfg, split, data.splits[split], data.reading),
+        eval_views=cfg.clip.eval_clips * goal.val.crops,
+        stream=partial(build_data.stream, cfg, data.train, ranks),
+        shard=lambda dataset: build_data.eval_shard(cfg, dataset, ranks),
+        evaluate=goal.of_batches,
+        transform=parts.transform,
+        context=parts.autocast,
+        config=to_dict(cfg, resolve=True),
+        root=Path(cfg.data.features_root),
+        batch_size=cfg.trainer.eval_batch_size,
+        num_workers=build.num_workers(cfg.trainer.num_workers, ranks),
+        decode_timeout_s=cfg.data.decode_timeout_s,
+        ranks=ranks,
+        console=goal.console,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,52 +109,164 @@ class Result:
         return self.split == "val"
 
 
-def report_best(
-    data: RunData,
-    parts: Parts,
-    model: VideoClassifier,
-    evaluation: ValEvaluation,
-    cached: CachedFeatureTask,
-    state: TrainState,
-    log: RunLog,
-) -> Result:
-    """Gives `model` the best weights, evaluates them and writes what closes the run.
+@dataclass
+class Classifying(Goal):
+    """A classifier of the dataset's classes, or the heads of a grid."""
 
-    Where all phases trained on cached features, it is evaluated on such features too.
+    data: RunData
+    model: VideoClassifier
+    result: Result | None = None
 
-    Raises `DivergedError` where no evaluation gave a finite number, and `UserError` where best.pt is damaged.
+    def __call__(self, model: ClipModel) -> list[Report]:
+        return self.of_batches(model, self.val.batches(self.console), self.parts.transform)
+
+    def of_batches(
+        self, model: ClipModel, batches: Iterable[EvalBatch], transform: nn.Module
+    ) -> list[Report]:
+        """A report for each head, for inputs of the videos of val, such as cached features."""
+        tables = split_heads(self.table(model, self.val, batches, transform), self.model.num_classes)
+        independent = self.parts.loss.independent
+        return [report(table, self.model.fusion, self.protocol, independent) for table in tables]
+
+    def report(self, state: TrainState, log: RunLog) -> None:
+        """On test, or val where there is no test. Where all phases trained on cached features, on such ones too."""
+        data, model, ranks = self.data, self.model, self.ranks
+        best = load_best(self, model, state, log)
+        split = "test" if "test" in data.splits else "val"
+        videos = data.open_split(split, data.splits[split], ranks)
+        inputs: tuple[ClipModel, Iterable[EvalBatch], nn.Module]
+        inputs = (model, videos.batches(self.console), self.parts.transform)
+        if self.cached is not None and all(phase.cache_features for phase in self.parts.phases.values()):
+            inputs = self.cached.closing(model, split)
+        manifest = videos.manifest
+        table = view_table(*inputs, len(manifest), ranks.device, self.parts.autocast, videos.crops)
+        result = report(table, model.fusion, self.protocol, self.parts.loss.independent)
+        warn_missing(self.console, result, split)
+        beside, heads = [], []
+        if ranks.is_main:
+            out = log.run_dir / "eval" / split
+            write_report(result, out, manifest.paths, manifest.classes, manifest.groups)
+            beside = beside_baselines(data, split, out / "predictions.csv", self.console)
+            heads = rank_heads(log.run_dir, self.parts)
+        self.result = Result(split, result, best["weights"], heads, beside)
+        more = {
+            **({"best_head": best["head"]} if heads else {}),
+            "split": split,
+            "split_also_selected": self.result.also_selected,
+            "baselines": [asdict(comparison) for comparison in beside],
+        }
+        close(self, result, "final" if self.result.also_selected else "test", best, state, log, **more)
+
+    def draw_pictures(self, state: TrainState, log: RunLog) -> None:
+        """Offers best.pt to the trackers, draws the pictures into the run folder's plots/, writes report.html and shows
+        them in the trackers. Where videos may have several labels there is no confusion."""
+        assert self.result is not None  # which `report` left
+        split, result, console = self.result.split, self.result.report, self.console
+        log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
+        manifest = self.data.splits[split]
+        read = partial(examples.read, self.data, split, result)
+        shown = warn_of_failure(f"pictures of videos of {split}", read, console) or []
+        pictures: dict[str, Callable[[Path], None]] = {"curves": partial(plot_curves, log)}
+        confusion = result.confusion
+        if confusion is not None:
+            pairs = confusion.labels.numpy(), confusion.predictions.numpy(), confusion.counts.numpy()
+            pictures[f"confusion_{split}"] = partial(plots.plot_confusion, pairs, manifest.classes)
+            pictures[f"wrong_{split}"] = partial(examples.draw_wrong, shown, split, result)
+        draw_all(pictures, log, state.total_step, console)
+        videos = log.run_dir / "plots" / f"examples_{split}"
+        write = partial(examples.write_examples, shown, result, manifest.paths, videos)
+        warn_of_failure(str(videos), write, console)
+        draw_page(log, state.total_step, console)
+
+    def show(self, state: TrainState, log: RunLog) -> None:
+        assert self.result is not None
+        result, monitor = self.result, self.parts.settings.monitor
+        if result.heads:
+            show_head_table(self.console, result.heads, monitor)
+        selected = ", which also selected it: there is no test split" if result.also_selected else ""
+        value = f"{METRIC_PREFIXES[result.weights]} {monitor} {state.best:.4f}"
+        title = f"best checkpoint ({value}) on {result.split}{selected}"
+        results_table(self.console, title, result.report)
+        show_baselines(result, self.console)
+
+
+# --- the close of any run ---------------------------------------------------------------------------------
+
+
+def load_best(
+    goal: Goal, model: VideoClassifier | MaskedModel, state: TrainState, log: RunLog
+) -> dict[str, Any]:
+    """Gives the model the weights of best.pt, and returns what it holds.
+
+    Raises `DivergedError` where no evaluation gave a finite number, and `UserError` where the file is damaged.
     """
-    settings, folder = parts.settings, log.run_dir
-    ranks, console = evaluation.ranks, evaluation.console
     if state.best is None:
-        raise DivergedError(f"no evaluation gave a finite {settings.monitor}: no best checkpoint to report")
-    file = folder / "checkpoints" / "best.pt"
-    ranks.barrier()
+        monitor = goal.parts.settings.monitor
+        raise DivergedError(f"no evaluation gave a finite {monitor}: no best checkpoint to report")
+    file = log.run_dir / "checkpoints" / "best.pt"
+    goal.ranks.barrier()
     best = checkpoint.load_best(file, state)
     adapters = Adapters.of(best, file)
     checkpoint.restore(model, best["model"], str(file), adapters.left_out if adapters else ())
-    split = "test" if "test" in data.splits else "val"
-    videos = data.open_split(split, data.splits[split], ranks)
-    inputs: tuple[ClipModel, Iterable[EvalBatch], nn.Module] = (
-        cached.closing(model, split)
-        if all(phase.cache_features for phase in parts.phases.values())
-        else (model, videos.batches(console), parts.transform)
-    )
-    total = len(videos.manifest)
-    table = view_table(*inputs, total, ranks.device, parts.autocast, videos.crops)
-    result = report(table, evaluation.fusion, evaluation.protocol, parts.loss.independent)
-    warn_missing(console, result, split)
-    beside: list[BaselineComparison] = []
-    if ranks.is_main:
-        out = folder / "eval" / split
-        manifest = videos.manifest
-        write_report(result, out, manifest.paths, manifest.classes, manifest.groups)
-        beside = beside_baselines(data, split, out / "predictions.csv", console)
     # checkpoints that are older than weight averaging do not name their weights
-    weights = best["weights"] if "weights" in best else "raw"
-    closing = Result(split, result, weights, _rank_heads(folder, parts) if ranks.is_main else [], beside)
-    _write_summary(closing, best, settings.monitor, state, log)
-    return closing
+    return {"weights": "raw"} | best
+
+
+def close(
+    goal: Goal,
+    evaluation: Evaluation,
+    prefix: str,
+    best: Mapping[str, Any],
+    state: TrainState,
+    log: RunLog,
+    **more: Any,
+) -> None:
+    """Logs the closing metrics and writes summary.json with `more`, after which the run is finished."""
+    # one step on, so that a run killed before its summary does not keep these rows twice
+    log.log({f"{prefix}/{name}": value for name, value in evaluation.metrics.items()}, state.total_step + 1)
+    summary = {
+        "status": "finished",
+        "monitor": goal.parts.settings.monitor,
+        "best": state.best,
+        "best_step": state.best_step,
+        "best_weights": best["weights"],
+        "steps": state.total_step,
+        "minutes": round(state.seconds / 60, 2),
+        **({"data_changed": True} if changed_in_mid_run(log.run_dir) else {}),
+        "coverage": evaluation.coverage,
+        "protocol": goal.protocol,
+    }
+    log.summary(summary | more | dict(evaluation.metrics))
+
+
+def plot_curves(log: RunLog, path: Path) -> None:
+    plots.plot_curves(each_metric(log.run_dir), path)
+
+
+def draw_all(
+    pictures: Mapping[str, Callable[[Path], None]], log: RunLog, step: int, console: Console, suffix: str = ""
+) -> None:
+    """Draws them by name into the run folder's plots/, with `suffix` after their names, and shows them in the trackers.
+    What fails is a warning."""
+    for name, draw in pictures.items():
+        path = log.run_dir / "plots" / f"{name}{suffix}.png"
+        path.unlink(missing_ok=True)  # of an earlier attempt
+        with torch.random.fork_rng(devices=[]):  # a training that goes on has the same draws
+            warn_of_failure(str(path), partial(draw, path), console)
+        if path.is_file():
+            log.image(name, path, step)
+
+
+def draw_page(log: RunLog, step: int, console: Console) -> None:
+    """Writes report.html and shows it in the trackers."""
+    page = log.run_dir / PAGE
+    page.unlink(missing_ok=True)  # of an earlier attempt
+    warn_of_failure(str(page), partial(write_page, log.run_dir, page), console)
+    if page.is_file():
+        log.page("report", page, step)
+
+
+# --- baselines, and heads of a grid -----------------------------------------------------------------------
 
 
 def beside_baselines(
@@ -118,7 +282,7 @@ def beside_baselines(
         return []
 
 
-def _rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
+def rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
     """The heads of a grid, the best first, written into heads.csv, a row each; empty where there is no grid."""
     monitor = parts.settings.monitor
     rows = [row for row in each_metric(folder) if any(key.startswith(HEADS) for key in row)]
@@ -128,80 +292,6 @@ def _rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
             folder / "heads.csv", csv_text([list(heads[0]), *(list(row.values()) for row in heads)])
         )
     return heads
-
-
-def _write_summary(
-    result: Result, best: Mapping[str, Any], monitor: str, state: TrainState, log: RunLog
-) -> None:
-    """Logs the closing metrics and writes summary.json, after which the run is finished."""
-    report = result.report
-    # one step on, so that a run killed before its summary does not keep these rows twice
-    prefix = "final" if result.also_selected else "test"
-    log.log({f"{prefix}/{name}": value for name, value in report.metrics.items()}, state.total_step + 1)
-    log.summary(
-        {
-            "status": "finished",
-            "monitor": monitor,
-            "best": state.best,
-            "best_step": state.best_step,
-            "best_weights": result.weights,
-            **({"best_head": best["head"]} if result.heads else {}),
-            "steps": state.total_step,
-            "minutes": round(state.seconds / 60, 2),
-            **({"data_changed": True} if changed_in_mid_run(log.run_dir) else {}),
-            "split": result.split,
-            "split_also_selected": result.also_selected,
-            "coverage": report.coverage,
-            "protocol": report.protocol,
-            "baselines": [asdict(verdict) for verdict in result.beside],
-            **report.metrics,
-        }
-    )
-
-
-def draw_pictures(data: RunData, result: Result, state: TrainState, log: RunLog, console: Console) -> None:
-    """Offers best.pt to the trackers, draws the pictures into the run folder's plots/, writes report.html and shows
-    them in the trackers.
-
-    For the main rank alone. Where videos may have several labels there is no confusion. What fails is a warning.
-    """
-    log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
-    manifest, split, report = data.splits[result.split], result.split, result.report
-    read = partial(examples.read, data, split, report)
-    shown = warn_of_failure(f"pictures of videos of {split}", read, console) or []
-    pictures: dict[str, Callable[[Path], None]] = {
-        "curves": lambda path: plots.plot_curves(each_metric(log.run_dir), path)
-    }
-    confusion = report.confusion
-    if confusion is not None:
-        pairs = confusion.labels.numpy(), confusion.predictions.numpy(), confusion.counts.numpy()
-        pictures[f"confusion_{split}"] = lambda path: plots.plot_confusion(pairs, manifest.classes, path)
-        pictures[f"wrong_{split}"] = lambda path: examples.draw_wrong(shown, split, report, path)
-    for name, plot in pictures.items():
-        path = log.run_dir / "plots" / f"{name}.png"
-        path.unlink(missing_ok=True)  # of an earlier attempt
-        warn_of_failure(str(path), partial(plot, path), console)
-        if path.is_file():
-            log.image(name, path, state.total_step)
-    videos = log.run_dir / "plots" / f"examples_{split}"
-    write = partial(examples.write_examples, shown, report, manifest.paths, videos)
-    warn_of_failure(str(videos), write, console)
-    page = log.run_dir / PAGE
-    page.unlink(missing_ok=True)  # of an earlier attempt
-    warn_of_failure(str(page), lambda: write_page(log.run_dir, page), console)
-    if page.is_file():
-        log.page("report", page, state.total_step)
-
-
-def show(result: Result, state: TrainState, monitor: str, console: Console) -> None:
-    """The closing tables."""
-    if result.heads:
-        show_head_table(console, result.heads, monitor)
-    selected = ", which also selected it: there is no test split" if result.also_selected else ""
-    value = f"{METRIC_PREFIXES[result.weights]} {monitor} {state.best:.4f}"
-    title = f"best checkpoint ({value}) on {result.split}{selected}"
-    results_table(console, title, result.report)
-    show_baselines(result, console)
 
 
 def show_baselines(result: Result, console: Console) -> None:
@@ -243,9 +333,6 @@ def show_head_table(console: Console, table: Sequence[Mapping[str, Any]], monito
     console.table(f"{len(table)} heads, by {monitor} on val", columns, rows)
     if len(table) > MOST_SHOWN:
         console.info(f"{len(table) - MOST_SHOWN} more heads are in heads.csv")
-
-
-# --- heads of a grid ----------------------------------------------------------------------------------------
 
 
 def head_table(

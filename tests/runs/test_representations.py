@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vidtrain.evaluation.representations import effective_rank, spread
+from vidtrain.runs.pretraining import effective_rank, spread
 
 
 def test_equal_directions_count_each():
