@@ -19,7 +19,7 @@ from vidtrain.evaluation.calibrated import place_of
 from vidtrain.evaluation.view_store import open_views
 from vidtrain.evaluator.options import check
 from vidtrain.export import export
-from vidtrain.models.export_formats import onnx_runner
+from vidtrain.models.exporting import onnx_runner
 from vidtrain.predict import predict
 from vidtrain.runs.page import write_page
 from vidtrain.train import train

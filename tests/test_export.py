@@ -25,8 +25,8 @@ from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import check, export
 from vidtrain.models.weights import CARD_KEY
-from vidtrain.models.weights.formats.torchvision import enum_weights
 from vidtrain.models.weights.loading import published_classes
+from vidtrain.models.weights.torchvision import enum_weights
 from vidtrain.train import train
 from vidtrain.training import checkpoint
 

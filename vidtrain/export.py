@@ -53,7 +53,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
         known = [*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]()]
         faults.append(("formats", f"nothing to write: name at least one of {', '.join(known)}"))
     if cfg.formats is None or "onnx" in cfg.formats:
-        from vidtrain.models.export_formats import check_onnx
+        from vidtrain.models.exporting import check_onnx
 
         try:
             check_onnx(cfg.opset)
@@ -72,7 +72,7 @@ def export(cfg: DictConfig) -> None:
     from vidtrain.evaluation.calibrated import STORED, find_calibration
     from vidtrain.evaluator.report import apply_to
     from vidtrain.models.classifier import VideoClassifier
-    from vidtrain.models.export_formats import check_onnx
+    from vidtrain.models.exporting import check_onnx
     from vidtrain.models.weights.files import as_sources
     from vidtrain.reports.pages import write_model_card
     from vidtrain.runs.export import chosen_formats, export_model, recorded_metrics

@@ -13,7 +13,7 @@ from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.build import parts as build
 from vidtrain.build.parts import load_starting_point
-from vidtrain.models.weights.formats.vjepa import VJEPA_2, VJEPA_PROBE
+from vidtrain.models.weights.vjepa import VJEPA_2, VJEPA_PROBE
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 

@@ -21,7 +21,7 @@ from vidtrain.config.trust import as_text, check_trust, is_computed, is_trusted,
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.export import export
-from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES
+from vidtrain.models.exporting import INPUT_NAME, OUTPUT_NAMES
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 from vidtrain.predict import predict
 from vidtrain.runs.folder import check_unchanged, stored_settings
@@ -58,7 +58,7 @@ STRANGE = [
     "vidtrain.files.torch_files.torch.load",
     "vidtrain.files.atomic.write_text_atomic",
     "vidtrain.files.folders.RunLock",  # a class of ours that makes a file
-    "vidtrain.models.export_formats.OnnxClassifier",  # and one that opens one
+    "vidtrain.models.exporting.OnnxClassifier",  # and one that opens one
     "vidtrain.sweeps.submitit_launchers.LocalLauncher",
     "vidtrain.models.vit3d.ViT3D.forward",
     "hydra.utils.get_method",

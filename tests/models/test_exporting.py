@@ -10,23 +10,21 @@ from torch import nn
 from vidtrain.errors import UserError
 from vidtrain.evaluation.fusion import fuse, probabilities
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.export_formats import (
-    OnnxClassifier,
-    check_onnx,
-    onnx_runner,
-    program_runner,
-    save_onnx,
-    save_program,
-    save_weights,
-)
 from vidtrain.models.exporting import (
     SAMPLES,
     ClipGraph,
     Difference,
+    OnnxClassifier,
     check_difference,
+    check_onnx,
     difference,
+    onnx_runner,
+    program_runner,
     random_clips,
     reference_outputs,
+    save_onnx,
+    save_program,
+    save_weights,
     trace,
 )
 from vidtrain.models.heads import AttentiveClassifier, FullyConvolutionalClassifier, MeanPoolClassifier

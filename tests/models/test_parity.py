@@ -24,9 +24,9 @@ from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.positions import sincos_1d
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.models.weights.format import Format, Weights
-from vidtrain.models.weights.formats.videomae import VIDEOMAE_TRANSFORMERS
-from vidtrain.models.weights.formats.vjepa_transformers import VJEPA_2_TRANSFORMERS
 from vidtrain.models.weights.loading import check_settings
+from vidtrain.models.weights.videomae import VIDEOMAE_TRANSFORMERS
+from vidtrain.models.weights.vjepa import VJEPA_2_TRANSFORMERS
 
 FRAMES, SIZE, CLASSES = 8, 64, 5
 TOLERANCE = 1e-6  # relative to the largest value; measured: 0 for V-JEPA 2, 2e-7 for VideoMAE

@@ -23,8 +23,8 @@ from vidtrain.models.torchvision_video import (
     TorchvisionS3D,
     TorchvisionSwin,
 )
+from vidtrain.models.weights import torchvision as formats
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.formats import torchvision as formats
 
 CONF = Path(__file__).parents[2] / "conf"
 MEAN = partial(MeanPoolClassifier, norm=False)

@@ -16,10 +16,8 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import FullyConvolutionalClassifier
 from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.formats import FORMATS
-from vidtrain.models.weights.formats.pyslowfast import PYSLOWFAST_X3D
-from vidtrain.models.weights.formats.pytorchvideo import PYTORCHVIDEO_X3D
-from vidtrain.models.weights.loading import match
+from vidtrain.models.weights.loading import FORMATS, match
+from vidtrain.models.weights.pytorchvideo import PYSLOWFAST_X3D, PYTORCHVIDEO_X3D
 from vidtrain.models.x3d import X3D, squeezed_width
 
 CONF = Path(__file__).parents[2] / "conf" / "model"

@@ -16,8 +16,7 @@ from vidtrain.compare import compare
 from vidtrain.embed import embed
 from vidtrain.embeddings.store import Embeddings
 from vidtrain.errors import DivergedError, UserError
-from vidtrain.models.pretraining.joint_embedding import Predictor
-from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.masked_models import MaskedModel, Predictor
 from vidtrain.models.weights import files
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.predict import predict

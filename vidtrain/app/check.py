@@ -23,7 +23,7 @@ from vidtrain.data.sampling.clips import check_jitter
 from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import NO_LABELS
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.export_formats import check_onnx
+from vidtrain.models.exporting import check_onnx
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
 from vidtrain.training.ranks.distributed import Ranks
@@ -162,7 +162,7 @@ def _try_objective(cfg: DictConfig, model: VideoClassifier) -> None:
         raise UserError("\n".join(wrong))
     with torch.device("meta"):
         network = build.masked_model(cfg, model.encoder, with_weights=False)
-    network.check(network.encoder.tubelets(cfg.clip.frames, *build.clip_size(cfg)))
+    network.masks.check(network.encoder.tubelets(cfg.clip.frames, *build.clip_size(cfg)))
 
 
 def _try_schedule(cfg: DictConfig) -> None:

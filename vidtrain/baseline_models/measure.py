@@ -31,7 +31,7 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
 from vidtrain.models.weights.files import locate
-from vidtrain.models.weights.formats.efficientnet_lite import MEAN, STD
+from vidtrain.models.weights.image_networks import MEAN, STD
 from vidtrain.models.weights.loading import load_pretrained
 
 SIDE = 32  # pixels of the small pictures

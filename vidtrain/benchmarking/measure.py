@@ -26,11 +26,11 @@ from vidtrain.data.loading.loaders import PREFETCH
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import view_table
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.masked_models import MaskedModel
+from vidtrain.models.masks import WithMasks
 from vidtrain.runs.assemble import Record, RunData, assemble, make_parts
 from vidtrain.tracking.run_log import NullRunLog
 from vidtrain.training.loop import train_step
-from vidtrain.training.masked_prediction import LossAndFeatures, WithMasks
 from vidtrain.training.phases import Phase
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory, reset_peak
 from vidtrain.training.ranks.distributed import Ranks, autocast
@@ -307,6 +307,8 @@ class Meter:
             started = time.perf_counter()
             model: Any = phase.trained
             if isinstance(model, MaskedModel):
+                from vidtrain.runs.pretraining import LossAndFeatures  # which needs scikit-learn
+
                 model, transform = LossAndFeatures(model), WithMasks(transform, model)
             view_table(model, some(), transform, len(val.manifest), ranks.device, context, val.crops)
             seconds = time.perf_counter() - started

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from vidtrain.build.parts import StartingPoint, pluralize
 from vidtrain.models.classifier import EncoderWithHead, VideoClassifier
-from vidtrain.models.lora import adapter_parameters
-from vidtrain.models.weights.adapters import Adapters, Base, BaseFile
+from vidtrain.models.lora import Adapters, Base, BaseFile, adapter_parameters
 from vidtrain.training import checkpoint
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, LoraSettings, PhaseSettings

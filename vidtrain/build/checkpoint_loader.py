@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
     from torch import Tensor, nn
 
     from vidtrain.models.classifier import VideoClassifier
-    from vidtrain.models.export_formats import OnnxClassifier
-    from vidtrain.models.weights.adapters import Adapters
+    from vidtrain.models.exporting import OnnxClassifier
+    from vidtrain.models.lora import Adapters
     from vidtrain.training.ranks.distributed import Ranks
     from vidtrain.training.run import Console
 
@@ -85,7 +85,7 @@ class LoadedCheckpoint:
         """
         from vidtrain.build import adapters
         from vidtrain.build import parts as build
-        from vidtrain.models.export_formats import OnnxClassifier
+        from vidtrain.models.exporting import OnnxClassifier
         from vidtrain.models.lora import merge_adapters
 
         if self.weights is None:
@@ -104,7 +104,7 @@ class LoadedCheckpoint:
         from torch import nn
 
         from vidtrain.build import parts as build
-        from vidtrain.models.export_formats import OnnxClassifier
+        from vidtrain.models.exporting import OnnxClassifier
 
         if isinstance(model, OnnxClassifier) and model.takes_uint8:
             return nn.Identity()
@@ -170,7 +170,7 @@ def open_trained(
     without `pretraining`. Unless `trust_targets`, it is also raised when the configuration would build classes from
     outside of vidtrain, and the configuration cannot read environment variables.
     """
-    from vidtrain.models.weights.adapters import Adapters
+    from vidtrain.models.lora import Adapters
     from vidtrain.training import checkpoint
 
     if path.suffix in EXPORTED:
@@ -240,7 +240,7 @@ def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Map
 
 def _open_exported(path: Path) -> LoadedCheckpoint:
     if path.suffix == ".onnx":
-        from vidtrain.models.export_formats import OnnxClassifier
+        from vidtrain.models.exporting import OnnxClassifier
 
         metadata, weights = OnnxClassifier(path, fusion="").metadata, None
     else:

@@ -31,7 +31,7 @@ from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import Encoder, EncoderWithHead, VideoClassifier
-from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.checkpoint import resumable
 from vidtrain.training.ranks.distributed import Ranks

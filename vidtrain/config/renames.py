@@ -41,6 +41,15 @@ TARGETS = {
             ("whole_module", "classifier", "WholeModule"),
         )
     },
+    **{
+        f"vidtrain.models.pretraining.{old}": f"vidtrain.models.{new}"
+        for old, new in (
+            ("masks.TubeMasks", "masks.TubeMasks"),
+            ("masks.BlockMasks", "masks.BlockMasks"),
+            ("masked_autoencoder.MaskedAutoencoder", "masked_models.MaskedAutoencoder"),
+            ("joint_embedding.JointEmbedding", "masked_models.JointEmbedding"),
+        )
+    },
     "vidtrain.launching.LocalLauncher": "vidtrain.sweeps.submitit_launchers.LocalLauncher",
     "vidtrain.launching.SlurmLauncher": "vidtrain.sweeps.submitit_launchers.SlurmLauncher",
     "vidtrain.sweep_grid.GridSweeper": "vidtrain.sweeps.base.GridSweeper",

@@ -12,9 +12,9 @@ x3d.py                X3D
 hiera.py              Hiera
 resnext3d.py          ResNet3D and ResNeXt3D, basic or bottleneck, pre- or post-activated
 torchvision_video.py  torchvision's video models
-lora.py               low-rank adapters beside frozen linear layers
-exporting.py          from a classifier to a graph, compared with PyTorch
-export_formats.py     the files that graphs are written into; an ONNX file as a model
-pretraining/          masks, and the networks that learn from videos without labels
+lora.py               low-rank adapters beside frozen linear layers, and in checkpoints
+masks.py              which tokens are shown in pretraining and which are predicted, each from a sample's seed
+masked_models.py      VideoMAE, V-JEPA and SALT: networks that learn from videos without labels
+exporting.py          from a classifier to a graph in a file, compared with PyTorch; an ONNX file as a model
 weights/              published weights: found, recognized, compared with the model, placed
 """

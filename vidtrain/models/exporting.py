@@ -1,26 +1,30 @@
-"""From a VideoClassifier to a graph that other programs run, compared with PyTorch before anyone relies on it.
+"""From a VideoClassifier to files that other programs run, ONNX, torch.export or safetensors, compared with PyTorch
+before anyone relies on them."""
 
-The files that it is written into: vidtrain.models.export_formats.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from vidtrain.errors import UserError, check_choice
+from vidtrain.files.folders import install_hint
 
 INPUTS = ("uint8", "float32")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The largest difference to PyTorch in float32, relative to the largest logit, that rounding in a precision explains
 MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
-SAMPLES = (
-    (1, 1),
-    (3, 1),
-    (2, 2),
-)  # videos and views of the batches that a graph is compared with PyTorch with
+SAMPLES = ((1, 1), (3, 1), (2, 2))  # videos and views of the batches that a graph and PyTorch are compared on
+INPUT_NAME, OUTPUT_NAMES = "clips", ("clip_logits", "probabilities")
+LEAST_OPSET = 18  # the operators that PyTorch's exporter writes are those of this version and later
+TOO_BIG_FOR_ONE_FILE = 1 << 30  # bytes of weights; an ONNX file ends at 2 GiB
 
 
 class ClipGraph(nn.Module):
@@ -75,9 +79,6 @@ class Difference:
     probability: float
     equal_top1: float
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
     def __str__(self) -> str:
         return (
             f"differs from PyTorch by {self.relative:.1e} of the largest logit at most ({self.absolute:.1e}; "
@@ -107,26 +108,26 @@ def difference(
     """Holds what `run` gives for the clips of `reference_outputs` against what PyTorch gave."""
     logits, chances, largest, equal, videos = 0.0, 0.0, 0.0, 0, 0
     for clips, own_logits, own_chances in expected:
-        found_logits, found_chances = run(clips)
-        if found_logits.shape != own_logits.shape or not bool(found_logits.isfinite().all()):
+        run_logits, run_chances = run(clips)
+        if run_logits.shape != own_logits.shape or not bool(run_logits.isfinite().all()):
             raise UserError(
-                f"for clips {list(clips.shape)} the exported graph gives {list(found_logits.shape)}, where PyTorch "
+                f"for clips {list(clips.shape)} the exported graph gives {list(run_logits.shape)}, where PyTorch "
                 f"gives {list(own_logits.shape)}, or values that are not finite"
             )
-        logits = max(logits, float((found_logits - own_logits).abs().max()))
-        chances = max(chances, float((found_chances - own_chances).abs().max()))
+        logits = max(logits, float((run_logits - own_logits).abs().max()))
+        chances = max(chances, float((run_chances - own_chances).abs().max()))
         largest = max(largest, float(own_logits.abs().max()))
-        equal += int((found_chances.argmax(dim=-1) == own_chances.argmax(dim=-1)).sum())
+        equal += int((run_chances.argmax(dim=-1) == own_chances.argmax(dim=-1)).sum())
         videos += len(own_chances)
     return Difference(logits / max(largest, 1e-12), logits, chances, equal / videos)
 
 
-def check_difference(found: Difference, what: str, limit: float) -> None:
+def check_difference(difference: Difference, what: str, limit: float) -> None:
     """Raises UserError for a graph that does not compute what the model does."""
-    if not found.relative <= limit:
+    if not difference.relative <= limit:
         raise UserError(
-            f"{what} {found}, more than max_difference={limit:g} allows; nothing should rely on it. Export in a higher "
-            "precision, or say max_difference= if that is good enough"
+            f"{what} {difference}, more than max_difference={limit:g} allows; nothing should rely on it. Export in a "
+            "higher precision, or say max_difference= if that is good enough"
         )
 
 
@@ -155,3 +156,203 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says, without what follows."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+# --- an ONNX file as a model ------------------------------------------------------------------------------
+
+
+class OnnxClassifier(nn.Module):
+    """Clips [b n 3 t h w] -> clip logits [b n k], by the graph in the file `path`, on the CPU.
+
+    `takes_uint8` tells whether clips are pixels as they are, which the graph normalizes, or normalized floats.
+    `metadata` is what the file says of itself. `fusion` is the caller's, who fuses the clip logits; only whether the
+    model sees all clips jointly is in the graph.
+
+    Raises UserError for a file that is not such a graph, without onnxruntime, and for clips of another size.
+    """
+
+    def __init__(self, path: Path, fusion: str):
+        super().__init__()
+        self.path = path
+        self.fusion = fusion
+        self.session = onnx_session(path)
+        inputs = {each.name: each for each in self.session.get_inputs()}
+        outputs = {each.name: each for each in self.session.get_outputs()}
+        if set(inputs) != {INPUT_NAME} or set(outputs) != set(OUTPUT_NAMES):
+            raise UserError(
+                f"{path} was not exported by vidtrain: it takes {', '.join(inputs)} and gives {', '.join(outputs)}"
+            )
+        self.takes_uint8 = inputs[INPUT_NAME].type == "tensor(uint8)"
+        self.clip_shape = tuple(inputs[INPUT_NAME].shape[2:])  # 3 t h w
+        self.num_classes = outputs[OUTPUT_NAMES[1]].shape[-1]
+        self.metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.run(clips)[0]
+
+    def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip logits [b n k] and the probabilities [b k] of the videos, on the device of the clips."""
+        if tuple(clips.shape[2:]) != self.clip_shape:
+            taken, given = (
+                "{1} frames at {2}x{3}".format(*shape) for shape in (self.clip_shape, clips.shape[2:])
+            )
+            raise UserError(
+                f"{self.path} takes clips of {taken}, not of {given}: export the model at this size"
+            )
+        outputs = self.session.run(list(OUTPUT_NAMES), {INPUT_NAME: clips.cpu().numpy()})
+        logits, chances = (torch.from_numpy(output).to(clips.device) for output in outputs)
+        return logits, chances
+
+
+def onnx_session(path: Path) -> Any:
+    """An onnxruntime session of a file, on the CPU, with as many threads as torch uses."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"running {path} needs onnxruntime: {install_hint('export')}") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common class
+        raise UserError(
+            f"onnxruntime cannot run {path}, in the operators or the precision that it is in: {first_line(error)}"
+        ) from error
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def save_program(program: ExportedProgram, path: Path, card: str) -> None:
+    """Writes the program, with `card` (JSON) inside as the extra file card.json."""
+    with written_whole(path) as temporary:
+        torch.export.save(program, temporary, extra_files={"card.json": card})
+
+
+def program_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """What a file of `save_program` computes, read back from the disk."""
+    module = torch.export.load(path).module()
+
+    @torch.no_grad()
+    def run(clips: Tensor) -> tuple[Tensor, Tensor]:
+        return module(clips)
+
+    return run
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------
+
+
+def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mapping[str, str]) -> None:
+    """Writes a program as an ONNX graph of operator set `opset`, with `metadata` inside it; weights that are too large
+    for one file lie beside it, in a file of the same name and .data at its end.
+
+    Raises UserError where the operator set, or ONNX itself, cannot express the program.
+    """
+    check_onnx(opset)
+    with _quiet():
+        try:
+            exported = torch.onnx.export(
+                program,
+                (),
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                dynamic_shapes=({0: "videos", 1: "views"},),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # its own errors are of many kinds, and private
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            why = f"ONNX cannot express this model: {first_line(cause)}; formats=[torch_export] may do"
+            raise UserError(why) from error
+    assert exported is not None  # as dynamo=True is said
+    written = exported.model.opset_imports[""]
+    if written != opset:
+        raise UserError(
+            f"opset={opset} cannot express all layers of this model: what it can be written in is opset {written}; say "
+            f"opset={written}"
+        )
+    exported.model.metadata_props.update(metadata)
+    if sum(tensor.nbytes for tensor in program.state_dict.values()) > TOO_BIG_FOR_ONE_FILE:
+        exported.save(path, external_data=True)
+    else:
+        with written_whole(path) as temporary:
+            exported.save(temporary, external_data=False)
+
+
+def check_onnx(opset: int) -> None:
+    """Raises UserError where the packages for ONNX, or the operator set in them, are absent."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"exporting to ONNX needs {error.name}: {install_hint('export')}; or leave onnx out of formats"
+        ) from error
+    newest = onnx.defs.onnx_opset_version()
+    if not LEAST_OPSET <= opset <= newest:
+        raise UserError(
+            f"opset={opset} cannot be written: the layers are expressed in operators of opset {LEAST_OPSET} or later, "
+            f"and the installed onnx knows those up to {newest}"
+        )
+
+
+# --- safetensors ------------------------------------------------------------------------------------------
+
+
+def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
+    """Writes the model's state dict, in which floats are of the given precision, and reads it back to compare.
+
+    Raises UserError for a file that does not hold what was written.
+    """
+    dtype = PRECISIONS[precision]
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(metadata))
+        temporary.chmod(0o644)  # save_file lets nobody else read it
+    read = load_file(path)
+    if read.keys() != tensors.keys() or not all(torch.equal(read[name], tensors[name]) for name in tensors):
+        raise UserError(f"{path} does not hold what was written into it: is the disk sound?")
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` once it is whole. Raises UserError where it cannot be written."""
+    temporary = path.with_name(f".writing.{path.name}")  # torch wants the ending that it knows
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own insides; what matters of them becomes an error here."""
+    levels = {
+        logging.getLogger("torch.onnx"): logging.ERROR,
+        logging.getLogger("onnxscript"): logging.CRITICAL,
+    }
+    before = {logger: logger.level for logger in levels}
+    try:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)

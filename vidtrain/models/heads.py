@@ -194,12 +194,16 @@ class AttentivePooler(nn.Module):
         if activation_checkpointing:
             recompute_activations(self.blocks)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def attended(self, tokens: Tensor) -> Tensor:
+        """The tokens after self-attention, which the cross-attention sees."""
         for block in self.blocks:
             tokens = block(tokens, None)
-        queries = repeat(
-            self.query_tokens, "1 m d -> b m d", b=tokens.shape[0]
-        )  # not len(), which an exported graph takes for a constant
+        return tokens
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.attended(tokens)
+        # not len(), which an exported graph takes for a constant
+        queries = repeat(self.query_tokens, "1 m d -> b m d", b=tokens.shape[0])
         return rearrange(self.cross_attention_block(queries, tokens), "b 1 d -> b d")
 
 
@@ -256,9 +260,7 @@ def pooler_attention(pooler: AttentivePooler, tokens: Tensor) -> Tensor:
     softmax(q k^T / sqrt(d)) of the cross-attention, the mean over heads. With `depth` above 1 blocks of self-attention
     come before it, so a weight is then of what a token has gathered from everywhere, at its place.
     """
-    for block in pooler.blocks:
-        tokens = block(tokens, None)
-    last = pooler.cross_attention_block
+    tokens, last = pooler.attended(tokens), pooler.cross_attention_block
     if isinstance(last, CrossAttentionBlock):
         tokens, last = last.norm1(tokens), last.xattn
     q = rearrange(last.q(pooler.query_tokens), "1 m (h d) -> h m d", h=last.num_heads)
@@ -282,10 +284,9 @@ def attention_map(model: VideoClassifier, tokens: Tensor, grid: Grid) -> Tensor:
 def grad_cam(model: VideoClassifier, tokens: Tensor, grid: Grid, classes: Tensor) -> Tensor:
     """What speaks for the `classes` [b] in the clips' tokens [b n m d], at their places: float32 [b n t h w], >= 0.
 
-    At each place the gradient of the class's logit times the activation, summed over channels, without what is
-    negative. Where the head treats all places alike (mean pooling) that is Grad-CAM (Selvaraju et al. 2017,
-    arXiv:1610.02391) on the encoder's last features; elsewhere it is HiResCAM (Draelos and Carin 2020,
-    arXiv:2011.08891), which keeps each place's own gradient instead of their mean.
+    At each place the gradient of the class's logit times the activation, summed over channels, negatives as 0. Where
+    the head treats all places alike (mean pooling) that is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) on the
+    last features; elsewhere HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), which keeps each place's gradient.
     """
     with torch.enable_grad():
         tokens = tokens.detach().float().requires_grad_()

@@ -6,23 +6,21 @@ defaults are those of Classy Vision's model `resnext3d`, so that its weights fit
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError, check_choice, check_multiple, check_odd, check_positive
-from vidtrain.models.classifier import recompute_activations
 from vidtrain.models.positions import Grid
 from vidtrain.models.slowfast import (
     Bottleneck,
     Branch,
+    Pair,
     ResidualBlock,
     Shortcut,
     StagedEncoder,
     Stem,
     convolution,
-    init_residual_network,
 )
 
 BASIC = "basic_transformation"
@@ -33,13 +31,13 @@ SHORTCUTS = ("postactivated_shortcut", "preactivated_shortcut")
 
 
 class BasicBranch(Branch):
-    """Branch of two 3 x 3 x 3 convolutions in groups, each with a batch norm; the first has the strides."""
+    """Branch of two 3 x 3 x 3 convolutions in groups, each with a batch norm; the first has the stride."""
 
-    def __init__(self, dim_in: int, dim_out: int, temporal_stride: int, spatial_stride: int, groups: int):
+    def __init__(self, dim_in: int, dim_out: int, stride: Pair, groups: int):
         super().__init__()
-        self.conv_a = convolution(dim_in, dim_out, 3, 3, temporal_stride, spatial_stride, groups)
+        self.conv_a = convolution(dim_in, dim_out, (3, 3), stride, groups)
         self.norm_a = nn.BatchNorm3d(dim_out)
-        self.conv_b = convolution(dim_out, dim_out, 3, 3, groups=groups)
+        self.conv_b = convolution(dim_out, dim_out, (3, 3), groups=groups)
         self.norm_b = nn.BatchNorm3d(dim_out)
 
     @property
@@ -60,22 +58,20 @@ class PreactivatedBottleneck(Branch):
     def __init__(
         self,
         dim_in: int,
-        dim_inner: int,
+        inner: int,
         dim_out: int,
-        temporal_kernels: tuple[int, int],
-        temporal_stride: int,
-        spatial_stride: int,
+        kernels: Pair,
+        stride: Pair,
         groups: int,
         norm_first: bool,
     ):
         super().__init__()
-        kernel_a, kernel_b = temporal_kernels
         self.norm_a = nn.BatchNorm3d(dim_in) if norm_first else None
-        self.conv_a = convolution(dim_in, dim_inner, kernel_a, 1)
-        self.norm_b = nn.BatchNorm3d(dim_inner)
-        self.conv_b = convolution(dim_inner, dim_inner, kernel_b, 3, temporal_stride, spatial_stride, groups)
-        self.norm_c = nn.BatchNorm3d(dim_inner)
-        self.conv_c = convolution(dim_inner, dim_out, 1, 1)
+        self.conv_a = convolution(dim_in, inner, (kernels[0], 1))
+        self.norm_b = nn.BatchNorm3d(inner)
+        self.conv_b = convolution(inner, inner, (kernels[1], 3), stride, groups)
+        self.norm_c = nn.BatchNorm3d(inner)
+        self.conv_c = convolution(inner, dim_out, (1, 1))
 
     @property
     def last(self) -> nn.Conv3d:
@@ -91,12 +87,10 @@ class PreactivatedBottleneck(Branch):
 class PreactivatedShortcut(nn.Module):
     """1 x 1 x 1 convolution after batch norm and ReLU, or with `norm_first=False` alone."""
 
-    def __init__(
-        self, dim_in: int, dim_out: int, temporal_stride: int, spatial_stride: int, norm_first: bool
-    ):
+    def __init__(self, dim_in: int, dim_out: int, stride: Pair, norm_first: bool):
         super().__init__()
         self.norm = nn.BatchNorm3d(dim_in) if norm_first else None
-        self.conv = convolution(dim_in, dim_out, 1, 1, temporal_stride, spatial_stride)
+        self.conv = convolution(dim_in, dim_out, (1, 1), stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x if self.norm is None else self.norm(x).relu_())
@@ -144,59 +138,48 @@ class ResNeXt3D(StagedEncoder):
         check_odd("model.encoder.stem_temporal_kernel", stem_temporal_kernel)
         check_odd("model.encoder.stem_spatial_kernel", stem_spatial_kernel)
         check_widths(residual_transformation_type, stem_planes, stage_planes, num_groups, width_per_group)
-        check_stages(
-            num_blocks,
-            stage_temporal_kernel_basis=stage_temporal_kernel_basis,
-            temporal_conv_1x1=temporal_conv_1x1,
-            stage_temporal_stride=stage_temporal_stride,
-            stage_spatial_stride=stage_spatial_stride,
-        )
+        strides = {
+            "stage_temporal_stride": stage_temporal_stride, "stage_spatial_stride": stage_spatial_stride
+        }  # fmt: skip
+        check_stages(num_blocks, strides, stage_temporal_kernel_basis, temporal_conv_1x1)
         self.num_blocks = list(num_blocks)
         self.residual_transformation_type = residual_transformation_type
         self.skip_transformation_type = skip_transformation_type
-        self.stem_planes = stem_planes
-        self.stem_maxpool = stem_maxpool
-        self.stage_planes = stage_planes
+        self.stem_planes, self.stem_maxpool, self.stage_planes = stem_planes, stem_maxpool, stage_planes
         self.stage_temporal_stride = list(stage_temporal_stride)
         self.stage_spatial_stride = list(stage_spatial_stride)
-        self.num_groups = num_groups
-        self.width_per_group = width_per_group
-        widths = [stem_planes, *(stage_planes * 2**stage for stage in range(len(num_blocks)))]
-        self.embed_dim = widths[-1]
+        self.num_groups, self.width_per_group = num_groups, width_per_group
 
-        self.stem = Stem(in_channels, stem_planes, stem_temporal_kernel, stem_spatial_kernel, stem_maxpool)
+        self.stem = Stem(in_channels, stem_planes, (stem_temporal_kernel, stem_spatial_kernel), stem_maxpool)
         self.stages = nn.ModuleList()
+        dim_in = stem_planes
         for stage, count in enumerate(num_blocks):
-            dim_in, dim_out = widths[stage : stage + 2]
-            blocks = nn.ModuleList()
+            blocks, dim_out = nn.ModuleList(), stage_planes * 2**stage
             for index in range(count):
                 kernel = stage_temporal_kernel_basis[stage][index % len(stage_temporal_kernel_basis[stage])]
                 block = residual_block(
                     residual_transformation_type,
                     skip_transformation_type,
-                    dim_in if index == 0 else dim_out,
+                    dim_in,
                     num_groups * width_per_group * 2**stage,
                     dim_out,
                     (kernel, 1) if temporal_conv_1x1[stage] else (1, kernel),
-                    stage_temporal_stride[stage] if index == 0 else 1,
-                    stage_spatial_stride[stage] if index == 0 else 1,
+                    (stage_temporal_stride[stage], stage_spatial_stride[stage]) if index == 0 else (1, 1),
                     num_groups,
                     follows_stem=stage == index == 0,
                 )
                 blocks.append(block)
+                dim_in = dim_out
             self.stages.append(blocks)
+        self.embed_dim = dim_in
         # Branches that begin with norm and activation leave their sum without; the head gets it with both
         ends_bare = residual_transformation_type == PREACTIVATED
         self.norm = nn.Sequential(nn.BatchNorm3d(self.embed_dim), nn.ReLU()) if ends_bare else nn.Identity()
-
-        init_residual_network(self, zero_init_residual_transform)
-        if activation_checkpointing:
-            recompute_activations(self.blocks)
+        self.initialize(zero_init_residual_transform, activation_checkpointing)
 
     @property
-    def layers(self) -> list[nn.Module]:
-        """Stem, blocks and last norm in order of depth; together they hold every parameter."""
-        return [*super().layers, self.norm]
+    def end(self) -> nn.Module:
+        return self.norm
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip."""
@@ -204,84 +187,69 @@ class ResNeXt3D(StagedEncoder):
         spatial = math.prod(self.stage_spatial_stride) * (4 if self.stem_maxpool else 2)
         return -(-frames // temporal), -(-height // spatial), -(-width // spatial)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return rearrange(self.norm(x), "b d t h w -> b (t h w) d")
-
 
 def residual_block(
     residual: str,
     skip: str,
     dim_in: int,
-    dim_inner: int,
+    inner: int,
     dim_out: int,
-    temporal_kernels: tuple[int, int],
-    temporal_stride: int,
-    spatial_stride: int,
+    kernels: Pair,
+    stride: Pair,
     groups: int,
     follows_stem: bool,
 ) -> ResidualBlock:
     """A block of the kinds named; it has a shortcut of its own where channels or size change."""
-    strides = (temporal_stride, spatial_stride)
     branch: Branch
     if residual == BASIC:
-        branch = BasicBranch(dim_in, dim_out, *strides, groups)
+        branch = BasicBranch(dim_in, dim_out, stride, groups)
     elif residual == POSTACTIVATED:
-        branch = Bottleneck(dim_in, dim_inner, dim_out, temporal_kernels, *strides, groups)
+        branch = Bottleneck(dim_in, inner, dim_out, kernels, stride, groups)
     else:
-        branch = PreactivatedBottleneck(
-            dim_in, dim_inner, dim_out, temporal_kernels, *strides, groups, norm_first=not follows_stem
-        )
-    if dim_in == dim_out and strides == (1, 1):
+        branch = PreactivatedBottleneck(dim_in, inner, dim_out, kernels, stride, groups, not follows_stem)
+    if dim_in == dim_out and stride == (1, 1):
         return ResidualBlock(branch, None)
     if skip == "postactivated_shortcut":
-        return ResidualBlock(branch, Shortcut(dim_in, dim_out, *strides))
-    return ResidualBlock(branch, PreactivatedShortcut(dim_in, dim_out, *strides, norm_first=not follows_stem))
+        return ResidualBlock(branch, Shortcut(dim_in, dim_out, stride))
+    return ResidualBlock(branch, PreactivatedShortcut(dim_in, dim_out, stride, not follows_stem))
 
 
 def check_widths(
     residual: str, stem_planes: int, stage_planes: int, num_groups: int, width_per_group: int
 ) -> None:
     """Raises UserError for widths below 1, and for basic branches whose channels the groups do not divide."""
-    check_positive("model.encoder.stem_planes", stem_planes)
-    check_positive("model.encoder.stage_planes", stage_planes)
-    check_positive("model.encoder.num_groups", num_groups)
-    check_positive("model.encoder.width_per_group", width_per_group)
+    planes = {"stem_planes": stem_planes, "stage_planes": stage_planes}
+    for key, width in (planes | {"num_groups": num_groups, "width_per_group": width_per_group}).items():
+        check_positive(f"model.encoder.{key}", width)
     if residual == BASIC:
-        reason = f"model.encoder.num_groups={num_groups}"
-        check_multiple("model.encoder.stem_planes", stem_planes, num_groups, reason)
-        check_multiple("model.encoder.stage_planes", stage_planes, num_groups, reason)
+        for key, width in planes.items():
+            check_multiple(
+                f"model.encoder.{key}", width, num_groups, f"model.encoder.num_groups={num_groups}"
+            )
 
 
 def check_stages(
     num_blocks: Sequence[int],
-    stage_temporal_kernel_basis: Sequence[Sequence[int]],
+    strides: Mapping[str, Sequence[int]],
+    kernels: Sequence[Sequence[int]],
     temporal_conv_1x1: Sequence[bool],
-    stage_temporal_stride: Sequence[int],
-    stage_spatial_stride: Sequence[int],
 ) -> None:
     """Raises UserError for a list without a value for each stage, and for values below 1 or even kernels."""
     if not num_blocks:
         raise UserError("model.encoder.num_blocks=[] must have a number of blocks for each stage")
-    lists = {
-        "stage_temporal_kernel_basis": stage_temporal_kernel_basis,
-        "temporal_conv_1x1": temporal_conv_1x1,
-        "stage_temporal_stride": stage_temporal_stride,
-        "stage_spatial_stride": stage_spatial_stride,
-    }
+    lists: dict[str, Sequence] = {
+        **strides, "stage_temporal_kernel_basis": kernels, "temporal_conv_1x1": temporal_conv_1x1
+    }  # fmt: skip
     for name, values in lists.items():
         if len(values) != len(num_blocks):
             raise UserError(
                 f"model.encoder.{name} has {len(values)} values, but model.encoder.num_blocks="
                 f"{list(num_blocks)} has {len(num_blocks)} stages; give one for each."
             )
-    for count, temporal, spatial in zip(num_blocks, stage_temporal_stride, stage_spatial_stride, strict=True):
-        check_positive("model.encoder.num_blocks", count)
-        check_positive("model.encoder.stage_temporal_stride", temporal)
-        check_positive("model.encoder.stage_spatial_stride", spatial)
-    for basis in stage_temporal_kernel_basis:
+    for name, values in {"num_blocks": num_blocks, **strides}.items():
+        for value in values:
+            check_positive(f"model.encoder.{name}", value)
+    for basis in kernels:
         if not basis:
             raise UserError(
                 "model.encoder.stage_temporal_kernel_basis must name a kernel for each stage, such as [3]"

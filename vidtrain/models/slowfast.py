@@ -20,18 +20,32 @@ SLOW_KERNELS, FAST_KERNELS = (1, 1, 3, 3), (3, 3, 3, 3)
 SLOW_STEM_KERNEL, FAST_STEM_KERNEL = 1, 5
 STRIDE = 32  # pixels of a feature's side: stem, pool and the last three stages halve
 
+Pair = tuple[int, int]  # of kernels or strides: along time, and along height and width
 
-# --- pieces of residual networks over video [b c t h w], which ResNeXt3D has too ---
+
+# --- pieces of residual networks over video [b c t h w], which X3D and ResNeXt3D have too ---
+
+
+def convolution(dim_in: int, dim_out: int, kernel: Pair, stride: Pair = (1, 1), groups: int = 1) -> nn.Conv3d:
+    """Without bias, padded so that n frames or pixels become n / stride, rounded up. Kernels are odd."""
+    (temporal, spatial), (temporal_stride, spatial_stride) = kernel, stride
+    return nn.Conv3d(
+        dim_in,
+        dim_out,
+        kernel_size=(temporal, spatial, spatial),
+        stride=(temporal_stride, spatial_stride, spatial_stride),
+        padding=(temporal // 2, spatial // 2, spatial // 2),
+        groups=groups,
+        bias=False,
+    )
 
 
 class Stem(nn.Module):
     """Convolution, batch norm, ReLU and, where asked, a spatial max pool; halves h and w, with the pool twice."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, temporal_kernel: int, spatial_kernel: int, max_pool: bool
-    ):
+    def __init__(self, in_channels: int, out_channels: int, kernel: Pair, max_pool: bool):
         super().__init__()
-        self.conv = convolution(in_channels, out_channels, temporal_kernel, spatial_kernel, spatial_stride=2)
+        self.conv = convolution(in_channels, out_channels, kernel, (1, 2))
         self.norm = nn.BatchNorm3d(out_channels)
         self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if max_pool else nn.Identity()
 
@@ -51,26 +65,16 @@ class Branch(nn.Module):
 class Bottleneck(Branch):
     """Branch of three convolutions, each with a batch norm: a x 1 x 1, b x 3 x 3 in groups, 1 x 1 x 1.
 
-    `temporal_kernels` are a and b. The strides are those of the middle one.
+    `kernels` are a and b, along time. The stride is that of the middle one.
     """
 
-    def __init__(
-        self,
-        dim_in: int,
-        dim_inner: int,
-        dim_out: int,
-        temporal_kernels: tuple[int, int],
-        temporal_stride: int,
-        spatial_stride: int,
-        groups: int,
-    ):
+    def __init__(self, dim_in: int, inner: int, dim_out: int, kernels: Pair, stride: Pair, groups: int = 1):
         super().__init__()
-        kernel_a, kernel_b = temporal_kernels
-        self.conv_a = convolution(dim_in, dim_inner, kernel_a, 1)
-        self.norm_a = nn.BatchNorm3d(dim_inner)
-        self.conv_b = convolution(dim_inner, dim_inner, kernel_b, 3, temporal_stride, spatial_stride, groups)
-        self.norm_b = nn.BatchNorm3d(dim_inner)
-        self.conv_c = convolution(dim_inner, dim_out, 1, 1)
+        self.conv_a = convolution(dim_in, inner, (kernels[0], 1))
+        self.norm_a = nn.BatchNorm3d(inner)
+        self.conv_b = convolution(inner, inner, (kernels[1], 3), stride, groups)
+        self.norm_b = nn.BatchNorm3d(inner)
+        self.conv_c = convolution(inner, dim_out, (1, 1))
         self.norm_c = nn.BatchNorm3d(dim_out)
 
     @property
@@ -86,11 +90,9 @@ class Bottleneck(Branch):
 class Shortcut(nn.Module):
     """1 x 1 x 1 convolution and, unless `norm` is False, batch norm, for a block that changes channels or size."""
 
-    def __init__(
-        self, dim_in: int, dim_out: int, temporal_stride: int, spatial_stride: int, norm: bool = True
-    ):
+    def __init__(self, dim_in: int, dim_out: int, stride: Pair, norm: bool = True):
         super().__init__()
-        self.conv = convolution(dim_in, dim_out, 1, 1, temporal_stride, spatial_stride)
+        self.conv = convolution(dim_in, dim_out, (1, 1), stride)
         self.norm: nn.Module = nn.BatchNorm3d(dim_out) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,10 +112,14 @@ class ResidualBlock(nn.Module):
 
 
 class StagedEncoder(nn.Module):
-    """An encoder that has a `stem`, and `stages` of residual blocks."""
+    """An encoder of a `stem`, `stages` of residual blocks, and `end`: what follows the last block, if anything does."""
 
     stem: nn.Module
     stages: nn.ModuleList
+
+    @property
+    def end(self) -> nn.Module | None:
+        return None
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -122,43 +128,32 @@ class StagedEncoder(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Stem and blocks in order of depth; together they hold every parameter."""
-        return [self.stem, *self.blocks]
+        """Modules in order of depth; together they hold every parameter."""
+        return [self.stem, *self.blocks, *([] if self.end is None else [self.end])]
 
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Tokens along t, h and w of a clip."""
+        return frames, -(-height // STRIDE), -(-width // STRIDE)
 
-def convolution(
-    dim_in: int,
-    dim_out: int,
-    temporal_kernel: int,
-    spatial_kernel: int,
-    temporal_stride: int = 1,
-    spatial_stride: int = 1,
-    groups: int = 1,
-) -> nn.Conv3d:
-    """Without bias, padded so that n frames or pixels become n / stride, rounded up. Kernels are odd."""
-    return nn.Conv3d(
-        dim_in,
-        dim_out,
-        kernel_size=(temporal_kernel, spatial_kernel, spatial_kernel),
-        stride=(temporal_stride, spatial_stride, spatial_stride),
-        padding=(temporal_kernel // 2, spatial_kernel // 2, spatial_kernel // 2),
-        groups=groups,
-        bias=False,
-    )
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return rearrange(x, "b d t h w -> b (t h w) d")
 
+    def initialize(self, zero_init: bool, activation_checkpointing: bool) -> None:
+        """Convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Norms already start at one and zero.
 
-def init_residual_network(encoder: nn.Module, zero_init: bool) -> None:
-    """Convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Norms already start at one and zero.
-
-    With `zero_init` every branch starts as zero, so that a block passes on its shortcut (Goyal et al. 2017,
-    arXiv:1706.02677).
-    """
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    for module in encoder.modules():
-        if zero_init and isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.branch.last.weight)
+        With `zero_init` every branch starts as zero, so that a block passes on its shortcut (Goyal et al. 2017,
+        arXiv:1706.02677).
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if zero_init and isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.branch.last.weight)
+        if activation_checkpointing:
+            recompute_activations(self.blocks)
 
 
 # --- SlowFast ---
@@ -181,9 +176,7 @@ class FastToSlow(nn.Module):
 
     def __init__(self, channels: int, alpha: int, ratio: int, kernel: int):
         super().__init__()
-        self.conv = nn.Conv3d(
-            channels, channels * ratio, (kernel, 1, 1), (alpha, 1, 1), (kernel // 2, 0, 0), bias=False
-        )
+        self.conv = convolution(channels, channels * ratio, (kernel, 1), (alpha, 1))
         self.norm = nn.BatchNorm3d(channels * ratio)
 
     def forward(self, fast: Tensor) -> Tensor:
@@ -235,37 +228,27 @@ class SlowFast(StagedEncoder):
         check_positive("model.encoder.fusion_ratio", fusion_ratio)
         check_odd("model.encoder.fusion_kernel", fusion_kernel)
         check_multiple("model.encoder.width", width, beta_inv, f"model.encoder.beta_inv={beta_inv}")
-        self.depth = depth
-        self.alpha = alpha
-        self.beta_inv = beta_inv
-        self.width = width
-        self.fusion_ratio = fusion_ratio
-        self.fusion_kernel = fusion_kernel
-
+        self.depth, self.alpha, self.beta_inv, self.width = depth, alpha, beta_inv, width
+        self.fusion_ratio, self.fusion_kernel = fusion_ratio, fusion_kernel
         narrow = width // beta_inv
         self.embed_dim = 32 * width + 32 * narrow
         self.stem = TwoPathStem(
-            Stem(in_channels, width, SLOW_STEM_KERNEL, 7, max_pool=True),
-            Stem(in_channels, narrow, FAST_STEM_KERNEL, 7, max_pool=True),
+            Stem(in_channels, width, (SLOW_STEM_KERNEL, 7), max_pool=True),
+            Stem(in_channels, narrow, (FAST_STEM_KERNEL, 7), max_pool=True),
         )
         self.stages = nn.ModuleList()
         for stage, count in enumerate(NUM_BLOCKS[depth]):
-            fast_in = channels_into(stage, narrow)
-            slow = residual_stage(
-                stage, count, channels_into(stage, width) + fast_in * fusion_ratio, width, SLOW_KERNELS[stage]
-            )
+            slow_in, fast_in = channels_into(stage, width), channels_into(stage, narrow)
+            slow = residual_stage(stage, count, slow_in + fast_in * fusion_ratio, width, SLOW_KERNELS[stage])
             fast = residual_stage(stage, count, fast_in, narrow, FAST_KERNELS[stage])
             fusions = [FastToSlow(fast_in, alpha, fusion_ratio, fusion_kernel), *[None] * (count - 1)]
             self.stages.append(nn.ModuleList(map(TwoPathBlock, slow, fast, fusions)))
-
-        init_residual_network(self, zero_init_residual)
-        if activation_checkpointing:
-            recompute_activations(self.blocks)
+        self.initialize(zero_init_residual, activation_checkpointing)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip. Raises UserError when `alpha` does not divide its frames."""
         check_multiple("clip.frames", frames, self.alpha, f"model.encoder.alpha={self.alpha}")
-        return frames // self.alpha, -(-height // STRIDE), -(-width // STRIDE)
+        return super().grid(frames // self.alpha, height, width)
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.shape[2]
@@ -301,29 +284,15 @@ class SlowOnly(StagedEncoder):
         super().__init__()
         check_depth(depth)
         check_positive("model.encoder.width", width)
-        self.depth = depth
-        self.width = width
+        self.depth, self.width = depth, width
         self.embed_dim = 32 * width
-        self.stem = Stem(in_channels, width, SLOW_STEM_KERNEL, 7, max_pool=True)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(
-                residual_stage(stage, count, channels_into(stage, width), width, SLOW_KERNELS[stage])
-            )
+        self.stem = Stem(in_channels, width, (SLOW_STEM_KERNEL, 7), max_pool=True)
+        stages = (
+            residual_stage(stage, count, channels_into(stage, width), width, SLOW_KERNELS[stage])
             for stage, count in enumerate(NUM_BLOCKS[depth])
         )
-        init_residual_network(self, zero_init_residual)
-        if activation_checkpointing:
-            recompute_activations(self.blocks)
-
-    def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip."""
-        return frames, -(-height // STRIDE), -(-width // STRIDE)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return rearrange(x, "b d t h w -> b (t h w) d")
+        self.stages = nn.ModuleList(map(nn.ModuleList, stages))
+        self.initialize(zero_init_residual, activation_checkpointing)
 
 
 def channels_into(stage: int, width: int) -> int:
@@ -337,16 +306,12 @@ def residual_stage(
     """The blocks of one stage; the first has its shortcut and, from the second stage on, halves h and w."""
     inner = width * 2**stage
     dim_out = 4 * inner
-    stride = 1 if stage == 0 else 2
-    kernels = (temporal_kernel, 1)
-    first = ResidualBlock(
-        Bottleneck(dim_in, inner, dim_out, kernels, 1, stride, groups=1), Shortcut(dim_in, dim_out, 1, stride)
-    )
-    others = [
-        ResidualBlock(Bottleneck(dim_out, inner, dim_out, kernels, 1, 1, groups=1), None)
-        for _ in range(count - 1)
-    ]
-    return [first, *others]
+    stride = (1, 1 if stage == 0 else 2)
+    first = Bottleneck(dim_in, inner, dim_out, (temporal_kernel, 1), stride)
+    blocks = [ResidualBlock(first, Shortcut(dim_in, dim_out, stride))]
+    for _ in range(count - 1):
+        blocks.append(ResidualBlock(Bottleneck(dim_out, inner, dim_out, (temporal_kernel, 1), (1, 1)), None))
+    return blocks
 
 
 def check_depth(depth: int) -> None:

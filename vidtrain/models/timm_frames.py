@@ -204,10 +204,7 @@ def build_backbone(name: str, features: str, options: dict[str, Any]) -> Any:
     if features == "spatial":
         try:
             network.reset_classifier(0, "")
-        except (
-            AssertionError,
-            ValueError,
-        ) as error:  # what timm's models say where pooling cannot be left out
+        except (AssertionError, ValueError) as error:  # timm's models, where pooling cannot be left out
             raise UserError(_no_places(name, str(error))) from error
     return network
 
@@ -255,10 +252,8 @@ def check_name(name: str) -> None:
     raise UserError(f"model.encoder.backbone={name}: timm {timm.__version__} has no such image model; {hint}")
 
 
-UNMATCHED = (
-    "?"  # the name of no parameter, so it falls to what a matcher does not know: norms and heads at the end
-)
-
+# The name of no parameter, so it falls to what a matcher does not know: norms and heads at the end
+UNMATCHED = "?"
 # For the few models of timm that say nothing of their depth: numbered stages of numbered blocks
 MATCHER = {
     "stem": r"^stem|^patch_embed|^cls_token|^pos_embed",
@@ -296,13 +291,12 @@ def layers_and_blocks(network: Any) -> tuple[list[nn.Module], list[nn.Module]]:
         else:
             modules[depth].append(part)
 
-    layers = {
-        depth: modules[depth][0]
-        if len(modules[depth]) == 1 and not strays[depth]
-        else DepthGroup(modules[depth], strays[depth])
-        for depth in range(tail + 1)
-        if modules[depth] or strays[depth]
-    }
+    layers: dict[int, nn.Module] = {}
+    for depth in range(tail + 1):
+        if len(modules[depth]) == 1 and not strays[depth]:
+            layers[depth] = modules[depth][0]
+        elif modules[depth] or strays[depth]:
+            layers[depth] = DepthGroup(modules[depth], strays[depth])
     return list(layers.values()), [layer for depth, layer in layers.items() if 0 < depth < tail]
 
 

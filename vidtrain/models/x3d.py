@@ -8,21 +8,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from vidtrain.errors import UserError, check_positive
-from vidtrain.models.classifier import recompute_activations
-from vidtrain.models.positions import Grid
-from vidtrain.models.slowfast import (
-    STRIDE,
-    Bottleneck,
-    ResidualBlock,
-    Shortcut,
-    StagedEncoder,
-    convolution,
-    init_residual_network,
-)
+from vidtrain.models.slowfast import Bottleneck, ResidualBlock, Shortcut, StagedEncoder, convolution
 
 BOTTLENECK = 2.25  # channels inside a block, by those outside
 SQUEEZE = 1 / 16
@@ -33,8 +22,8 @@ class X3DStem(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv_xy = convolution(in_channels, out_channels, 1, 3, spatial_stride=2)
-        self.conv_t = convolution(out_channels, out_channels, 5, 1, groups=out_channels)
+        self.conv_xy = convolution(in_channels, out_channels, (1, 3), (1, 2))
+        self.conv_t = convolution(out_channels, out_channels, (5, 1), groups=out_channels)
         self.norm = nn.BatchNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,9 +47,9 @@ class SqueezeExcitation(nn.Module):
 class X3DBranch(Bottleneck):
     """A bottleneck that widens: 1 x 1 x 1, 3 x 3 x 3 of each channel, squeeze and excitation, swish, 1 x 1 x 1."""
 
-    def __init__(self, dim_in: int, dim_inner: int, dim_out: int, spatial_stride: int, squeeze: bool):
-        super().__init__(dim_in, dim_inner, dim_out, (1, 3), 1, spatial_stride, groups=dim_inner)
-        self.squeeze = SqueezeExcitation(dim_inner) if squeeze else nn.Identity()
+    def __init__(self, dim_in: int, inner: int, dim_out: int, spatial_stride: int, squeeze: bool):
+        super().__init__(dim_in, inner, dim_out, (1, 3), (1, spatial_stride), groups=inner)
+        self.squeeze = SqueezeExcitation(inner) if squeeze else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm_a(self.conv_a(x)).relu_()
@@ -99,52 +88,34 @@ class X3D(StagedEncoder):
             )
         for count in num_blocks:
             check_positive("model.encoder.num_blocks", count)
-        self.num_blocks = list(num_blocks)
-        self.width = width
-        self.norm_first_shortcut = norm_first_shortcut
+        self.num_blocks, self.width, self.norm_first_shortcut = list(num_blocks), width, norm_first_shortcut
         self.stem = X3DStem(in_channels, width)
         self.stages = nn.ModuleList()
+        dim_in = width
         for stage, count in enumerate(num_blocks):
-            dim_out = width * 2**stage
-            dim_in = dim_out if stage == 0 else dim_out // 2
-            blocks = nn.ModuleList()
+            blocks, dim_out = nn.ModuleList(), width * 2**stage
             for index in range(count):
+                first = index == 0
                 norm = stage > 0 or norm_first_shortcut
-                shortcut = Shortcut(dim_in, dim_out, 1, 2, norm) if index == 0 else None
-                branch = X3DBranch(
-                    dim_in if index == 0 else dim_out,
-                    int(BOTTLENECK * dim_out),
-                    dim_out,
-                    2 if index == 0 else 1,
-                    squeeze=index % 2 == 0,
+                shortcut = Shortcut(dim_in, dim_out, (1, 2), norm) if first else None
+                inner, squeeze = int(BOTTLENECK * dim_out), index % 2 == 0
+                blocks.append(
+                    ResidualBlock(X3DBranch(dim_in, inner, dim_out, 2 if first else 1, squeeze), shortcut)
                 )
-                blocks.append(ResidualBlock(branch, shortcut))
+                dim_in = dim_out
             self.stages.append(blocks)
         self.embed_dim = int(BOTTLENECK * dim_out)
         last = {
-            "conv": convolution(dim_out, self.embed_dim, 1, 1),
+            "conv": convolution(dim_out, self.embed_dim, (1, 1)),
             "norm": nn.BatchNorm3d(self.embed_dim),
             "act": nn.ReLU(inplace=True),
         }
         self.conv5 = nn.Sequential(OrderedDict(last))
-        init_residual_network(self, zero_init_residual)
-        if activation_checkpointing:
-            recompute_activations(self.blocks)
+        self.initialize(zero_init_residual, activation_checkpointing)
 
     @property
-    def layers(self) -> list[nn.Module]:
-        """Stem, blocks and last convolution in order of depth; together they hold every parameter."""
-        return [*super().layers, self.conv5]
-
-    def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip."""
-        return frames, -(-height // STRIDE), -(-width // STRIDE)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return rearrange(self.conv5(x), "b d t h w -> b (t h w) d")
+    def end(self) -> nn.Module:
+        return self.conv5
 
 
 def squeezed_width(channels: int) -> int:

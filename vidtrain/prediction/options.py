@@ -20,7 +20,7 @@ from vidtrain.files.folders import check_writable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.models.classifier import VideoClassifier
-    from vidtrain.models.export_formats import OnnxClassifier
+    from vidtrain.models.exporting import OnnxClassifier
 
 FILES = (".csv", ".json")
 # The program's option -> where the value stands in the configuration that the checkpoint carries
@@ -182,7 +182,7 @@ def check_graph(
     """Raises `UserError` for an exported graph that was made for other clips than are to be shown to it."""
     from vidtrain.build.parts import instantiate_component
     from vidtrain.data.augment.geometry import WholeFrame
-    from vidtrain.models.export_formats import OnnxClassifier
+    from vidtrain.models.exporting import OnnxClassifier
 
     if not isinstance(model, OnnxClassifier):
         return

@@ -15,7 +15,7 @@ from vidtrain.data.loading.windows import Views, WindowDataset
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.export_formats import OnnxClassifier
+from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.models.heads import AttentiveClassifier, kinds_of
 from vidtrain.prediction.run import Prediction, Segment, window_edges
 from vidtrain.reports.charts import COLORS, Legend, drawable

@@ -31,7 +31,7 @@ from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.fusion import fuse
 from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.export_formats import OnnxClassifier
+from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.models.heads import attention_map, grad_cam, tokens_and_logits
 from vidtrain.training.run import Console
 

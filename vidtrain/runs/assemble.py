@@ -26,16 +26,16 @@ from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.pretraining.masked_model import MaskedModel
-from vidtrain.models.weights.adapters import Adapters
+from vidtrain.models.lora import Adapters
+from vidtrain.models.masked_models import MaskedModel
+from vidtrain.models.masks import WithMasks
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
 from vidtrain.tracking import console as tracking
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training import checkpoint
-from vidtrain.training.losses import Classification, Loss, Objective, describe_loss
-from vidtrain.training.masked_prediction import MaskedPrediction, WithMasks
+from vidtrain.training.losses import Classification, Loss, MaskedPrediction, Objective, describe_loss
 from vidtrain.training.optimizers import OptimizerFactory
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.ranks.signals import PreemptionHandler

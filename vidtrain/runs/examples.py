@@ -21,9 +21,8 @@ from torch import Tensor
 
 from vidtrain.evaluation.report import Report
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.models.pretraining.masked_autoencoder import MaskedAutoencoder
-from vidtrain.models.pretraining.masked_model import MaskedModel
-from vidtrain.models.pretraining.masks import MaskedClips, Masks
+from vidtrain.models.masked_models import MaskedAutoencoder, MaskedModel
+from vidtrain.models.masks import MaskedClips, Masks
 from vidtrain.reports.charts import save_png, spread_evenly
 from vidtrain.reports.frames import CELL, HEAT, MOST_WRONG, SEEN_FRAMES, WRONG_FRAMES, Wrong, plot_wrong
 from vidtrain.runs.assemble import RunData

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.fusion import probabilities
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 from vidtrain.files.escaping import is_utf8
-from vidtrain.models import export_formats, exporting
+from vidtrain.models import exporting
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.export_formats import INPUT_NAME, OUTPUT_NAMES, onnx_runner
+from vidtrain.models.exporting import INPUT_NAME, OUTPUT_NAMES, OnnxClassifier
 from vidtrain.models.lora import adapter_parameters, merge_adapters
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY
 from vidtrain.reports.pages import warn_of_failure, write_model_card
@@ -115,7 +116,7 @@ def export_model(
     formats = settings.formats or []
     if "safetensors" in formats:
         path = out / FILES["safetensors"]
-        export_formats.save_weights(model, path, settings.precision, {CARD_KEY: inside})
+        exporting.save_weights(model, path, settings.precision, {CARD_KEY: inside})
         files["safetensors"] = {"file": path.name, "bytes": path.stat().st_size}
         console.info(f"{path}: reads back the same, {_megabytes(path)}")
     graphs = [name for name in GRAPHS if name in formats]
@@ -153,19 +154,19 @@ def _write_graphs(
         console.info(f"writing {path}; a deep model takes minutes")
         facts: dict[str, Any] = {"file": path.name}
         if name == "onnx":
-            export_formats.save_onnx(program, path, settings.opset, {CARD_KEY: inside})
+            exporting.save_onnx(program, path, settings.opset, {CARD_KEY: inside})
             facts["opset"] = settings.opset
         else:
-            export_formats.save_program(program, path, inside)
+            exporting.save_program(program, path, inside)
         try:
-            run = onnx_runner(path) if name == "onnx" else export_formats.program_runner(path)
+            run = OnnxClassifier(path, fusion="").run if name == "onnx" else exporting.program_runner(path)
             difference = exporting.difference(run, expected)
             exporting.check_difference(difference, str(path), limit)
         except UserError:
             path.unlink()  # a file that is there is one that was checked
             raise
         console.info(f"{path}: {difference}, {_megabytes(path)}")
-        files[name] = facts | {"bytes": path.stat().st_size, "difference": difference.as_dict()}
+        files[name] = facts | {"bytes": path.stat().st_size, "difference": asdict(difference)}
     return files
 
 

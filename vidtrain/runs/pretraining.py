@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -19,13 +20,13 @@ from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.views import ClipModel, ViewTable
-from vidtrain.models.pretraining.masked_model import MaskedModel
+from vidtrain.models.masked_models import MaskedModel
+from vidtrain.models.masks import MaskedClips, WithMasks
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs.assemble import Goal
 from vidtrain.runs.examples import MOST_MASKED, draw_features, draw_masked
 from vidtrain.runs.report import close, draw_all, draw_page, load_best, plot_curves
 from vidtrain.tracking.run_log import RunLog, each_metric
-from vidtrain.training.masked_prediction import Features, LossAndFeatures, WithMasks
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console
 from vidtrain.training.state import TrainState
@@ -51,6 +52,45 @@ class PretrainingReport:
 
 
 Extract = Callable[[ClipModel, build_data.EvalData, nn.Module], ViewTable]
+
+
+class LossAndFeatures:
+    """A `ClipModel` whose output for a clip is its loss and the mean of its tokens: [b n 1+d].
+
+    The features are those of `MaskedModel.feature_encoder` on the whole clip.
+    """
+
+    fusion = "mean_logits"
+
+    def __init__(self, model: MaskedModel):
+        self.model = model
+        self.num_classes = 1 + model.encoder.embed_dim
+
+    def eval(self) -> nn.Module:
+        return self.model.eval()
+
+    def __call__(self, inputs: MaskedClips) -> Tensor:
+        n = inputs.clips.shape[1]
+        losses = self.model(inputs)
+        features = self.model.features(rearrange(inputs.clips, "b n c t h w -> (b n) c t h w"))
+        return rearrange(torch.cat((losses[:, None].float(), features), dim=1), "(b n) k -> b n k", n=n)
+
+
+class Features:
+    """A `ClipModel` whose output for a clip is its features alone: [b n d]."""
+
+    fusion = "mean_logits"
+
+    def __init__(self, model: MaskedModel):
+        self.model = model
+        self.num_classes = model.encoder.embed_dim
+
+    def eval(self) -> nn.Module:
+        return self.model.eval()
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        flat = rearrange(clips, "b n c t h w -> (b n) c t h w")
+        return rearrange(self.model.features(flat), "(b n) d -> b n d", n=clips.shape[1])
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from vidtrain.config.references import to_dict
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomic
 from vidtrain.models.classifier import EncoderWithHead
-from vidtrain.models.export_formats import written_whole
-from vidtrain.models.pretraining.joint_embedding import JointEmbedding
-from vidtrain.models.pretraining.masked_model import MaskedModel
-from vidtrain.models.weights.formats.pretraining import LAYOUTS, Layout, layout_of
-from vidtrain.models.weights.formats.vit3d import under
+from vidtrain.models.exporting import written_whole
+from vidtrain.models.masked_models import JointEmbedding, MaskedModel
 from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.models.weights.pretraining import LAYOUTS, Layout, layout_of
+from vidtrain.models.weights.vit3d import under
 from vidtrain.reports.pages import CARD, render
 from vidtrain.training import checkpoint
 from vidtrain.training.run import Console

@@ -25,8 +25,8 @@ from vidtrain.features.frozen_encoder import CachedFeatureTask
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
-from vidtrain.models.pretraining.masked_model import MaskedModel
-from vidtrain.models.weights.adapters import Adapters
+from vidtrain.models.lora import Adapters
+from vidtrain.models.masked_models import MaskedModel
 from vidtrain.reports import plots
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs import examples
@@ -134,10 +134,12 @@ class Classifying(Goal):
         best = load_best(self, model, state, log)
         split = "test" if "test" in data.splits else "val"
         videos = data.open_split(split, data.splits[split], ranks)
-        inputs: tuple[ClipModel, Iterable[EvalBatch], nn.Module]
-        inputs = (model, videos.batches(self.console), self.parts.transform)
-        if self.cached is not None and all(phase.cache_features for phase in self.parts.phases.values()):
-            inputs = self.cached.closing(model, split)
+        cached = self.cached if all(phase.cache_features for phase in self.parts.phases.values()) else None
+        inputs: tuple[ClipModel, Iterable[EvalBatch], nn.Module] = (
+            cached.closing(model, split)
+            if cached is not None
+            else (model, videos.batches(self.console), self.parts.transform)
+        )
         manifest = videos.manifest
         table = view_table(*inputs, len(manifest), ranks.device, self.parts.autocast, videos.crops)
         result = report(table, model.fusion, self.protocol, self.parts.loss.independent)

@@ -11,7 +11,6 @@ stages.py      what a phase trains, at which rate and decay; its heads: one, or 
 optimizers.py  the optimizer of a phase; in a grid, one for each head; timm's optimizers by name
 schedules.py   learning rate and weight decay as functions of the step
 losses.py      losses, class weights, and the objective, which gives the loss of every head on a batch
-masked_prediction.py  the objective of pretraining, which ignores labels
 state.py       the counters and sums that a run resumes from
 validation.py  evaluation on val, of the weights and of their moving average
 checkpoint.py  checkpoints: written whole even when the disk fills up, read safely; which one a run resumes from

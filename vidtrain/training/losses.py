@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidtrain.errors import UserError, check_share
 from vidtrain.evaluation.fusion import fuse
+from vidtrain.models.masked_models import MaskedModel
 from vidtrain.training.state import ClassSums, EpochSums
 
 BALANCED = "balanced"
@@ -220,3 +221,19 @@ class Classification:
 
     def after_step(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class MaskedPrediction:
+    """The objective of a model of pretraining: the mean of its losses [b]. Labels are ignored."""
+
+    model: MaskedModel
+
+    def __call__(self, output: Tensor, targets: Tensor) -> HeadOutputs:
+        return HeadOutputs(output.new_empty(1, len(output), 0), output.mean()[None])
+
+    def no_sums(self, device: torch.device) -> EpochSums:
+        return EpochSums.zeros(device)
+
+    def after_step(self) -> None:
+        self.model.after_step()

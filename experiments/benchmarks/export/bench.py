@@ -17,7 +17,7 @@ from vidtrain.build import parts as build
 from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.errors import UserError
-from vidtrain.models.export_formats import OnnxClassifier
+from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.runs.export import export_model
 from vidtrain.training.ranks.distributed import Ranks
 

@@ -6,29 +6,25 @@ import torch
 from composing import config_of
 from omegaconf import OmegaConf
 
-from vidtrain.models.weights.format import Weights
-from vidtrain.models.weights.formats import (
-    FORMATS,
+from vidtrain.models.weights import (
     classy_vision,
-    efficientnet_lite,
-    hiera,
-    mvit,
-    pyslowfast,
+    image_networks,
+    pooling_transformers,
     pytorchvideo,
-    timm_images,
+    timm_vit,
     torchvision,
     videomae,
     vjepa,
-    vjepa_transformers,
 )
-from vidtrain.models.weights.loading import recognize
+from vidtrain.models.weights.format import Weights
+from vidtrain.models.weights.loading import FORMATS, recognize
 
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 2}
 MODELS = {
     vjepa.VJEPA_1: ("vjepa1_vitl", VIT, {"num_heads": 2}),
     vjepa.VJEPA_2: ("vjepa2_vitl", VIT, {"num_heads": 2}),
     vjepa.VJEPA_2_1: ("vjepa2_1_vitb", {"embed_dim": 48, "num_heads": 2}, {"num_heads": 2}),
-    vjepa_transformers.VJEPA_2_TRANSFORMERS: ("vjepa2_vitl", VIT, {"num_heads": 2}),
+    vjepa.VJEPA_2_TRANSFORMERS: ("vjepa2_vitl", VIT, {"num_heads": 2}),
     videomae.VIDEOMAE: ("videomae_base", VIT, {}),
     videomae.VIDEOMAE_PRETRAINED: ("videomae_base", VIT | {"final_norm": True}, {"norm": False}),
     videomae.VIDEOMAE_TRANSFORMERS: ("videomae_base", VIT, {}),
@@ -39,16 +35,16 @@ MODELS = {
     pytorchvideo.PYTORCHVIDEO_SLOWFAST: ("slowfast_r50", {"width": 16}, {}),
     pytorchvideo.PYTORCHVIDEO_SLOW: ("slow_r50", {"width": 16}, {}),
     pytorchvideo.PYTORCHVIDEO_X3D: ("x3d_s", {"width": 8}, {}),
-    pyslowfast.PYSLOWFAST_X3D: ("x3d_s", {"width": 8, "norm_first_shortcut": True}, {}),
-    pyslowfast.PYSLOWFAST: ("slowfast_r50", {"width": 16}, {}),
-    pyslowfast.PYSLOWFAST_SLOW: ("slow_r50", {"width": 16}, {}),
-    mvit.PYSLOWFAST_MVIT: ("mvit_v1_b", {}, {}),
-    mvit.PYTORCHVIDEO_MVIT: ("mvit_v1_b", {}, {}),
-    hiera.HIERA: ("hiera_b_video", {"embed_dim": 16, "depths": [1, 2, 2, 1]}, {}),
+    pytorchvideo.PYSLOWFAST_X3D: ("x3d_s", {"width": 8, "norm_first_shortcut": True}, {}),
+    pytorchvideo.PYSLOWFAST: ("slowfast_r50", {"width": 16}, {}),
+    pytorchvideo.PYSLOWFAST_SLOW: ("slow_r50", {"width": 16}, {}),
+    pooling_transformers.PYSLOWFAST_MVIT: ("mvit_v1_b", {}, {}),
+    pooling_transformers.PYTORCHVIDEO_MVIT: ("mvit_v1_b", {}, {}),
+    pooling_transformers.HIERA: ("hiera_b_video", {"embed_dim": 16, "depths": [1, 2, 2, 1]}, {}),
     classy_vision.CLASSY_VISION_RESNEXT3D: ("resnext3d_18", {"stage_planes": 8, "stem_planes": 8}, {}),
-    efficientnet_lite.EFFICIENTNET_LITE: ("efficientnet_lite0", {}, {}),
-    timm_images.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
-    timm_images.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
+    image_networks.EFFICIENTNET_LITE: ("efficientnet_lite0", {}, {}),
+    timm_vit.TIMM_VIT: ("vit3d_base_timm", VIT, {}),
+    image_networks.TIMM_FRAMES: ("timm_frames", {"backbone": "resnet18"}, {}),
 }
 
 # What published files hold besides, and are known by
@@ -74,7 +70,7 @@ def test_what_a_format_writes_is_taken_for_that_format(format):
     assert recognize(weights, model) is format
     kinds = {each.encoder for each in FORMATS if each.recognizes(weights)}
     # an image model may be meant frame by frame or inflated; everything else is of one kind
-    assert kinds == {format.encoder} or format in (timm_images.TIMM_VIT, timm_images.TIMM_FRAMES)
+    assert kinds == {format.encoder} or format in (timm_vit.TIMM_VIT, image_networks.TIMM_FRAMES)
 
 
 def test_every_format_is_tried_here():

@@ -6,7 +6,7 @@ from einops import repeat
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 
-from vidtrain.models.weights.formats.vit3d import fit_learned_table, fit_patch_embed
+from vidtrain.models.weights.vit3d import fit_learned_table, fit_patch_embed
 
 
 def weight(*shape: int) -> torch.Tensor:

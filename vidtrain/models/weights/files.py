@@ -17,10 +17,10 @@ from vidtrain.files.atomic import sha256
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import install_hint
 from vidtrain.files.torch_files import read_torch_file, verify
+from vidtrain.models.lora import Adapters
 from vidtrain.models.weights import CARD_KEY
-from vidtrain.models.weights.adapters import Adapters
 from vidtrain.models.weights.format import Weights, split_number
-from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
+from vidtrain.models.weights.torchvision import enum_weights, is_enum_name
 
 FORMS = (
     "a file, a folder, a hub name OWNER/NAME, timm:NAME, a torchvision name such as R3D_18_Weights.DEFAULT, or "

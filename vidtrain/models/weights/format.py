@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidtrain.models.classifier import EncoderWithHead
-from vidtrain.models.weights.adapters import Adapters
+from vidtrain.models.lora import Adapters
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a file of weights to a model: which format it is, whether the model is of its kind, and what fitted."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,51 @@ from torch import Tensor
 
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
-from vidtrain.models.weights.adapters import Base, BaseFile
+from vidtrain.models.lora import Base, BaseFile
+from vidtrain.models.weights import (
+    classy_vision,
+    image_networks,
+    own,
+    pooling_transformers,
+    pytorchvideo,
+    timm_vit,
+    torchvision,
+    videomae,
+    vjepa,
+)
 from vidtrain.models.weights.files import content_hash, read, stamp
 from vidtrain.models.weights.format import Converted, Format, LoadReport, Weights
-from vidtrain.models.weights.formats import FORMATS
-from vidtrain.models.weights.formats.own import OWN
-from vidtrain.models.weights.formats.pretraining import take_pretraining
-from vidtrain.models.weights.formats.torchvision import enum_weights, is_enum_name
+from vidtrain.models.weights.pretraining import take_pretraining
 
+# Adding a format is one file, and its names here
+FORMATS: tuple[Format, ...] = (
+    own.OWN,
+    vjepa.VJEPA_1,
+    vjepa.VJEPA_2,
+    vjepa.VJEPA_2_1,
+    vjepa.VJEPA_PROBE,
+    vjepa.VJEPA_2_TRANSFORMERS,
+    videomae.VIDEOMAE,
+    videomae.VIDEOMAE_PRETRAINED,
+    videomae.VIDEOMAE_TRANSFORMERS,
+    torchvision.TORCHVISION_RESNET,
+    torchvision.TORCHVISION_S3D,
+    torchvision.TORCHVISION_MVIT,
+    torchvision.TORCHVISION_SWIN,
+    pytorchvideo.PYTORCHVIDEO_SLOWFAST,
+    pytorchvideo.PYTORCHVIDEO_SLOW,
+    pytorchvideo.PYTORCHVIDEO_X3D,
+    pytorchvideo.PYSLOWFAST,
+    pytorchvideo.PYSLOWFAST_SLOW,
+    pytorchvideo.PYSLOWFAST_X3D,
+    pooling_transformers.PYSLOWFAST_MVIT,
+    pooling_transformers.PYTORCHVIDEO_MVIT,
+    pooling_transformers.HIERA,
+    classy_vision.CLASSY_VISION_RESNEXT3D,
+    image_networks.EFFICIENTNET_LITE,
+    timm_vit.TIMM_VIT,
+    image_networks.TIMM_FRAMES,  # last: any image model could be of timm
+)
 NEARLY = 0.9  # of the tensors: what fits less is another model
 
 
@@ -64,7 +101,7 @@ def _convert(
     weights = replace(weights, part=part)
     if weights.adapters is not None and weights.adapters.base is not None:
         base = base_tensors(model, weights.adapters.base, path)
-        weights = replace(weights, tensors=OWN.revert(base) | dict(weights.tensors))
+        weights = replace(weights, tensors=own.OWN.revert(base) | dict(weights.tensors))
     format = recognize(weights, model)
     converted = format.convert(weights, model)
     take_pretraining(weights, model, format, converted)
@@ -133,19 +170,19 @@ def locate_base(file: BaseFile, checkpoint: Path) -> Path:
 
 def recognize(weights: Weights, model: EncoderWithHead) -> Format:
     """The format of `weights`. Raises `UserError` when it is unknown, or made for another kind of encoder."""
-    found = [format for format in FORMATS if format.recognizes(weights)]
-    if not found:
+    formats = [format for format in FORMATS if format.recognizes(weights)]
+    if not formats:
         names = ", ".join(list(weights.tensors)[:6])
         known = "\n  ".join(sorted(format.name for format in FORMATS))
         raise UserError(
             f"{weights.source} is in no format that is known here; its first tensors are {names}. Known are:\n  {known}"
         )
-    for format in found:
+    for format in formats:
         if isinstance(model.encoder, format.encoder):
             return format
     kind = type(model.encoder).__name__
     raise UserError(
-        f"{weights.source} is {found[0].name}, which does not fit {kind}; choose {found[0].models}"
+        f"{weights.source} is {formats[0].name}, which does not fit {kind}; choose {formats[0].models}"
     )
 
 
@@ -171,13 +208,10 @@ def _contradictions(model: EncoderWithHead, requires: Mapping[str, Any]) -> list
 def place(
     model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float
 ) -> LoadReport:
-    """Copies the converted tensors into `model` by name and shape; a head for other classes stays as it is.
-
-    Raises `UserError` as `match` does.
-    """
-    found, fitting = match(model, converted, source, format, min_match)
+    """Copies into `model` what `match` finds fitting, and raises as it does."""
+    report, fitting = match(model, converted, source, format, min_match)
     model.load_state_dict(fitting, strict=False)
-    return found
+    return report
 
 
 def match(
@@ -191,69 +225,60 @@ def match(
     any of them can change the result: of positions, of a norm, of a scale.
     """
     own = model.state_dict()
-    found = LoadReport(source, format.name, left_out=converted.left_out, seen=converted.seen)
+    report = LoadReport(source, format.name, left_out=converted.left_out, seen=converted.seen)
     fitting: dict[str, Tensor] = {}
-    held = [f"{part}." for part in ("encoder", "head") if any(map(_of(f"{part}."), converted.tensors))]
+    held = [
+        part for part in ("encoder.", "head.") if any(name.startswith(part) for name in converted.tensors)
+    ]
     judged = held[0] if held else "encoder."
     for name, tensor in converted.tensors.items():
         if name not in own:
-            found.unexpected.append(name)
+            report.unexpected.append(name)
         elif own[name].shape == tensor.shape:
-            found.loaded.append(name)
+            report.loaded.append(name)
             fitting[name] = tensor
         elif name.startswith("head.linear.") and (
             judged == "encoder." or own[name].shape[1:] == tensor.shape[1:]
         ):
-            found.skipped.append(f"{name} {_for(tensor, own[name])}")
+            report.skipped.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
         else:
-            found.mismatched.append(f"{name} {_for(tensor, own[name])}")
-    found.missing = [name for name in own if name not in converted.tensors and name.startswith(tuple(held))]
-    found.changed = {name: how for name, how in converted.changed.items() if name in fitting}
-    found.resized = {name: how for name, how in converted.resized.items() if name in fitting}
+            report.mismatched.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
+    report.missing = [name for name in own if name not in converted.tensors and name.startswith(tuple(held))]
+    report.changed = {name: how for name, how in converted.changed.items() if name in fitting}
+    report.resized = {name: how for name, how in converted.resized.items() if name in fitting}
 
-    loaded = sum(map(_of(judged), found.loaded))
-    lost = sum(map(_of(judged), [*filter(_is_read, found.missing), *found.mismatched, *found.unexpected]))
-    found.match = loaded / max(1, loaded + lost + len(converted.unexpected))
-    found.unexpected += converted.unexpected
-    if found.match < min_match:
-        raise UserError(_misfit(model, converted, found, format, judged[:-1], min_match))
+    loaded = sum(name.startswith(judged) for name in report.loaded)
+    # older files lack how many batches a norm has seen, which takes no part in what a model computes
+    missing = [name for name in report.missing if not name.endswith(".num_batches_tracked")]
+    lost = sum(name.startswith(judged) for name in (*missing, *report.mismatched, *report.unexpected))
+    report.match = loaded / max(1, loaded + lost + len(converted.unexpected))
+    report.unexpected += converted.unexpected
+    if report.match < min_match:
+        raise UserError(_misfit(model, converted, report, format, judged[:-1], min_match))
     check_settings(model, converted.requires, f"{source} ({format.name}, for {format.models})")
-    return found, fitting
+    return report, fitting
 
 
 def _misfit(
     model: EncoderWithHead,
     converted: Converted,
-    found: LoadReport,
+    report: LoadReport,
     format: Format,
     part: str,
     min_match: float,
 ) -> str:
     lines = [
-        f"{found.source} fits the model's {part} by {found.match:.1%} only, below init_match={min_match:g}: is it of "
+        f"{report.source} fits the model's {part} by {report.match:.1%} only, below init_match={min_match:g}: is it of "
         f"another architecture or size? Its format is for {format.models}"
     ]
     wrong = _contradictions(model, converted.requires)
     if wrong:
         lines.append(f"it asks for {', '.join(wrong)}")
-    elif found.match >= NEARLY:
+    elif report.match >= NEARLY:
         lines.append(
-            f"init_match={math.floor(100 * found.match) / 100} loads the rest; the {part} then computes something else"
+            f"init_match={math.floor(100 * report.match) / 100} loads the rest; the {part} then computes something else"
         )
-    return "\n  ".join([*lines, *found.lines()])
-
-
-def _is_read(name: str) -> bool:
-    """Whether a tensor takes part in what a model computes; older files lack how many batches a norm has seen."""
-    return not name.endswith(".num_batches_tracked")
-
-
-def _of(prefix: str) -> Callable[[str], bool]:
-    return lambda name: name.startswith(prefix)
-
-
-def _for(tensor: Tensor, own: Tensor) -> str:
-    return f"{list(tensor.shape)} for {list(own.shape)}"
+    return "\n  ".join([*lines, *report.lines()])
 
 
 def _setting(model: EncoderWithHead, key: str) -> Any:
@@ -276,10 +301,8 @@ def _equal(value: Any, wanted: Any) -> bool:
 
 def _override(key: str, value: Any) -> str:
     """The setting as a user writes it: parts of parts, such as a head's pooler, take theirs from the head."""
-    part, _, name = key.partition(".")
-    return (
-        f"model.{part}.{name.rpartition('.')[2]}={_spell(value)}" if name else f"model.{key}={_spell(value)}"
-    )
+    part, *names = key.split(".")
+    return f"model.{'.'.join([part, *names[-1:]])}={_spell(value)}"
 
 
 def _spell(value: Any) -> str:
@@ -291,8 +314,8 @@ def _spell(value: Any) -> str:
 def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
     """The class names of the weights `source`, which lie at `path`, in the order of their logits; None where neither
     their name nor a config.json beside them tells."""
-    if is_enum_name(source):
-        return tuple(enum_weights(source).meta["categories"])
+    if torchvision.is_enum_name(source):
+        return tuple(torchvision.enum_weights(source).meta["categories"])
     config = read(path, source).config
     if config is None or "id2label" not in config:
         return None
@@ -309,12 +332,12 @@ def num_classes(sources: Sequence[str], paths: Sequence[Path], model: EncoderWit
 
     Raises UserError for weights without a head, which answer nothing.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for source, path in zip(sources, paths, strict=True):
-        found |= _convert(model, read(path, source), path)[1].tensors
-    if "head.linear.weight" not in found:
+        tensors |= _convert(model, read(path, source), path)[1].tensors
+    if "head.linear.weight" not in tensors:
         raise UserError(
             f"{' and '.join(sources)} hold an encoder and no classifier that fits model.head: train one first, with "
             "python -m vidtrain.train pretrained=..., and export that run"
         )
-    return len(found["head.linear.weight"])
+    return len(tensors["head.linear.weight"])

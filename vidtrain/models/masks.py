@@ -1,0 +1,254 @@
+"""Which tokens of a clip an encoder is shown, and which are to be predicted.
+
+A sample's masks follow from (settings, grid, its seed) alone, whatever batch, worker or rank it comes in. V-JEPA draws
+the size of blocks once for a batch and cuts every sample's lists to the shortest of the batch. Here sizes are drawn for
+each sample and nothing is cut: shorter lists are padded, and attention leaves padding out. As padding costs what tokens
+do, samples of like length are encoded together.
+
+Sources: VideoMAE (Tong et al. 2022), tubes; V-JEPA (Bardes et al. 2024), blocks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.positions import Grid
+
+if TYPE_CHECKING:
+    from vidtrain.models.masked_models import MaskedModel
+
+# A view's seed has one stream for each purpose; those of augmentations have the tags 1 and 2.
+TAG = 3
+TRIES = 1000
+GROUPS = 4  # of a batch, by length
+
+
+class Masks(NamedTuple):
+    """One mask for each sample of a batch: each place is visible or hidden. Places are flat: over t, then h, then w (w
+    fastest)."""
+
+    visible: Tensor  # int64 [b n], rising, padded at the end with 0
+    hidden: Tensor  # int64 [b m], likewise
+    visible_valid: Tensor | None = None  # bool [b n], False for padding; None where nothing is padded
+    hidden_valid: Tensor | None = None  # bool [b m], likewise
+    # rows with about as many visible tokens, int64, and the most that one has; all rows are in one of them
+    groups: tuple[tuple[Tensor, int], ...] | None = None
+
+    def to(self, device: torch.device | str) -> "Masks":
+        """On another device. A copy to a GPU waits for nothing that runs there."""
+        pin = torch.device(device).type == "cuda"
+
+        def move(part: Tensor) -> Tensor:
+            return (part.pin_memory() if pin and part.is_cpu else part).to(device, non_blocking=pin)
+
+        tensors = {name: move(part) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        groups = self.groups and tuple((move(rows), longest) for rows, longest in self.groups)
+        return self._replace(**tensors, groups=groups)
+
+    def mean_of_hidden(self, values: Tensor) -> Tensor:
+        """The mean of values [b m] over each sample's hidden tokens: [b]."""
+        if self.hidden_valid is None:
+            return values.mean(dim=1)
+        return (values * self.hidden_valid).sum(dim=1) / self.hidden_valid.sum(dim=1)
+
+    def put_hidden(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens [b N d] with values [b m d] in the places of hidden ones."""
+        return _put(values, tokens, self.hidden, self.hidden_valid)
+
+    def put_visible(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens [b N d] with values [b n d] in the places of visible ones."""
+        return _put(values, tokens, self.visible, self.visible_valid)
+
+
+def _put(values: Tensor, tokens: Tensor, places: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is not None:  # padding goes to a token behind the last
+        places = places.masked_fill(~valid, tokens.shape[1])
+        tokens = torch.cat((tokens, tokens[:, :1]), dim=1)
+    put = tokens.scatter(1, places[..., None].expand_as(values), values)
+    return put if valid is None else put[:, :-1]
+
+
+class MaskedClips(NamedTuple):
+    """Clips float [b n c t h w] with masks of their (b n) samples, of each kind one: what a masked model takes."""
+
+    clips: Tensor
+    masks: list[Masks]
+
+
+class MaskSampler(Protocol):
+    """Draws masks. `kinds` is how many masks each sample gets."""
+
+    @property
+    def kinds(self) -> int: ...
+
+    def __call__(self, grid: Grid, seeds: Sequence[int]) -> list[Masks]:
+        """One `Masks` for each kind; row i follows from (settings, grid, seeds[i]) alone."""
+
+    def check(self, grid: Grid) -> None:
+        """Raises UserError for a grid on which nothing would be hidden, or nothing shown."""
+
+
+def masks_of(hidden: np.ndarray) -> Masks:
+    """`hidden` bool [b n]: each row has both kinds of tokens."""
+    visible, visible_valid = _places(~hidden)
+    places, hidden_valid = _places(hidden)
+    groups = None
+    if visible_valid is not None:
+        counts = (~hidden).sum(axis=1)
+        rows = np.array_split(counts.argsort(kind="stable"), min(GROUPS, len(counts)))
+        groups = tuple((torch.from_numpy(part), int(counts[part].max())) for part in rows)
+    return Masks(visible, places, visible_valid, hidden_valid, groups)
+
+
+def _places(chosen: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    """Where each row of bool [b n] is true, rising and padded, and what is no padding."""
+    counts = chosen.sum(axis=1)
+    valid = np.arange(counts.max()) < counts[:, None]
+    places = np.zeros(valid.shape, dtype=np.int64)
+    places[valid] = np.nonzero(chosen)[1]  # both run over rows, then along them
+    return torch.from_numpy(places), None if valid.all() else torch.from_numpy(valid)
+
+
+@dataclass(frozen=True)
+class TubeMasks:
+    """VideoMAE's: hides a share `ratio` of the places (h, w), rounded down, the same ones at all times.
+
+    Raises UserError for a ratio that is no share.
+    """
+
+    ratio: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UserError(
+                f"objective.masks.ratio={self.ratio} must lie between 0 and 1, as the share of tokens that is hidden"
+            )
+
+    @property
+    def kinds(self) -> int:
+        return 1
+
+    def __call__(self, grid: Grid, seeds: Sequence[int]) -> list[Masks]:
+        t, h, w = grid
+        places = h * w
+        hidden = np.zeros((len(seeds), places), dtype=bool)
+        for row, seed in zip(hidden, seeds, strict=True):
+            row[_generator(seed).permutation(places)[: int(self.ratio * places)]] = True
+        return [masks_of(np.tile(hidden, (1, t)))]
+
+    def check(self, grid: Grid) -> None:
+        _, h, w = grid
+        if int(self.ratio * h * w) == 0:
+            raise UserError(
+                f"objective.masks.ratio={self.ratio} hides none of the {h}x{w} places of a frame, for shares are "
+                "rounded down; raise it, raise clip.size, or lower model.encoder.patch_size"
+            )
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """V-JEPA's: of each kind the union of some blocks is hidden, over all of time.
+
+    Kind i has blocks[i] blocks, each a share areas[i] of a frame. They have one size, drawn for each sample: height /
+    width is uniform within `aspect`. Their places are uniform. A sample that would be shown nothing is drawn again.
+
+    Raises UserError for numbers that are no counts, shares or bounds.
+    """
+
+    blocks: Sequence[int] = (8, 2)
+    areas: Sequence[float] = (0.15, 0.7)
+    aspect: Sequence[float] = (0.75, 1.5)
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) != len(self.areas) or not self.blocks:
+            raise UserError(
+                f"objective.masks.blocks={list(self.blocks)} and objective.masks.areas={list(self.areas)} must be "
+                "equally long: a count and a share of the frame for each kind of mask"
+            )
+        if min(self.blocks) < 1:
+            raise UserError(f"objective.masks.blocks={list(self.blocks)}: every kind needs 1 block at least")
+        if not all(0 < area < 1 for area in self.areas):
+            raise UserError(f"objective.masks.areas={list(self.areas)}: each must lie between 0 and 1")
+        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
+            raise UserError(
+                f"objective.masks.aspect={list(self.aspect)} must be two numbers above 0, the smaller first"
+            )
+
+    @property
+    def kinds(self) -> int:
+        return len(self.blocks)
+
+    def __call__(self, grid: Grid, seeds: Sequence[int]) -> list[Masks]:
+        frames = [self._hidden(grid, _generator(seed)) for seed in seeds]
+        return [masks_of(np.tile(np.stack(kind), (1, grid[0]))) for kind in zip(*frames, strict=True)]
+
+    def check(self, grid: Grid) -> None:
+        _, height, width = grid
+        for area in self.areas:
+            smallest = min(min(self.size(area, aspect, height, width)) for aspect in self.aspect)
+            if smallest == 0:
+                raise UserError(
+                    f"objective.masks.areas={list(self.areas)}: a block of {area} of {height}x{width} places has none; "
+                    "raise it, raise clip.size, or lower model.encoder.patch_size"
+                )
+        for seed in range(100):
+            self._hidden(grid, _generator(seed), tries=20)
+
+    def size(self, area: float, aspect: float, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a block on a frame of height x width places."""
+        places = int(height * width * area)
+        return min(round(math.sqrt(places * aspect)), height), min(round(math.sqrt(places / aspect)), width)
+
+    def _hidden(self, grid: Grid, rng: np.random.Generator, tries: int = TRIES) -> list[np.ndarray]:
+        """Of each kind which places of a frame are hidden, bool [h*w]."""
+        _, height, width = grid
+        narrow, wide = self.aspect
+        kinds = []
+        for count, area in zip(self.blocks, self.areas, strict=True):
+            for _ in range(tries):
+                frame = np.zeros((height, width), dtype=bool)
+                rows, columns = self.size(area, rng.uniform(narrow, wide), height, width)
+                tops = rng.integers(height - rows + 1, size=count)
+                lefts = rng.integers(width - columns + 1, size=count)
+                for top, left in zip(tops, lefts, strict=True):
+                    frame[top : top + rows, left : left + columns] = True
+                if not frame.all():
+                    break
+            else:
+                raise UserError(
+                    f"objective.masks.blocks={list(self.blocks)}, areas={list(self.areas)}: {count} blocks of {area} "
+                    f"hide all {height}x{width} places of a frame, and leave no context; lower either, raise "
+                    "clip.size, or lower model.encoder.patch_size"
+                )
+            kinds.append(frame.ravel())
+        return kinds
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, TAG]))
+
+
+class WithMasks(nn.Module):
+    """uint8 clips [b n c t h w] and the views' seeds int64 [b n] -> the `MaskedClips` that `model` takes.
+
+    Without seeds, as in evaluation, the sum of a clip's pixels seeds its masks. So they are the same in every
+    evaluation, whatever batches and ranks the videos are divided into.
+    """
+
+    def __init__(self, transform: nn.Module, model: "MaskedModel"):
+        super().__init__()
+        self.transform = transform
+        self._sample_masks = model.sample_masks  # the method only: the model must not become a submodule here
+
+    def forward(self, clips: Tensor, seeds: Tensor | None = None) -> MaskedClips:
+        mask_seeds = clips.sum(dim=(2, 3, 4, 5), dtype=torch.int64).cpu() if seeds is None else seeds
+        transformed = self.transform(clips, seeds)
+        flat = rearrange(transformed, "b n c t h w -> (b n) c t h w")
+        return MaskedClips(transformed, self._sample_masks(flat, mask_seeds.flatten()))

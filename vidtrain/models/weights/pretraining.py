@@ -1,0 +1,384 @@
+"""What published files hold for pretraining alone: VideoMAE's decoder, V-JEPA's predictor, and an encoder beside its
+moving average. A classifier leaves it out; a masked model goes on from it, and gives it back.
+
+V-JEPA 2 has ten mask tokens, and trains one of them for all kinds of masks (its src/utils/wrappers.py counts lengths of
+clips, not masks): the first stands for each kind of ours.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.masked_models import JointEmbedding, MaskedAutoencoder, MaskedModel, Predictor
+from vidtrain.models.vit3d import Block, SelfAttention
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
+from vidtrain.models.weights.videomae import (
+    DECODER,
+    KEYS,
+    PARTS,
+    VIDEOMAE_PRETRAINED,
+    VIDEOMAE_TRANSFORMERS,
+    current,
+    join_biases,
+    saved,
+    split_biases,
+)
+from vidtrain.models.weights.vit3d import join, split, under
+from vidtrain.models.weights.vjepa import (
+    JOINED,
+    PREDICTOR,
+    TRAINED,
+    VJEPA_1,
+    VJEPA_2,
+    VJEPA_2_1,
+    VJEPA_2_TRANSFORMERS,
+)
+
+AVERAGES = ("target_encoder.", "ema_encoder.")
+TABLE = "the position table follows from the configuration"
+# of V-JEPA 1: our buffers, and the part of the file and the name there
+TABLES_OF_1 = {
+    "encoder.pos_embed": ("encoder", "pos_embed"),
+    "teacher.pos_embed": ("target_encoder", "pos_embed"),
+    "head.table": ("predictor", "predictor_pos_embed"),
+}
+NORM = "head.norm.weight"
+OUTPUTS = ("head.linear.bias", "head.proj.bias")
+OF_2_1 = "a predictor of four blocks' features from those of four, and of the context: another kind of head"
+FIRST_TOKEN = "the first of the published mask tokens, which stands for all kinds of masks"
+HEADS = {192: 3, 384: 6, 512: 8, 640: 8}  # of VideoMAE's decoders, by width
+PREDICTOR_HEADS = {384: 12}
+DECODER_NAMES = [
+    ("encoder_to_decoder", "head.encoder_to_decoder"),
+    ("mask_token", "head.mask_token"),
+    ("decoder.norm", "head.norm"),
+    ("decoder.head", "head.linear"),
+]
+ORIGINAL_DECODER = Renaming([*DECODER_NAMES, ("decoder.blocks.{n}", "head.blocks.{n}")])
+LAYER, BLOCK = "decoder.decoder_layers.{n}", "head.blocks.{n}"
+TRANSFORMERS_DECODER = Renaming(
+    [
+        *DECODER_NAMES,
+        (f"{LAYER}.attention.qkv", f"{BLOCK}.attn.qkv"),
+        (f"{LAYER}.attention.output.dense", f"{BLOCK}.attn.proj"),
+        (f"{LAYER}.intermediate.dense", f"{BLOCK}.mlp.fc1"),
+        (f"{LAYER}.output.dense", f"{BLOCK}.mlp.fc2"),
+        (f"{LAYER}.layernorm_before", f"{BLOCK}.norm1"),
+        (f"{LAYER}.layernorm_after", f"{BLOCK}.norm2"),
+    ]
+)
+ORIGINAL_PREDICTOR = Renaming(
+    [
+        ("predictor_embed", "head.embed"),
+        ("mask_tokens.{n}", "head.mask_tokens.{n}"),
+        ("predictor_blocks.{n}", "head.blocks.{n}"),
+        ("predictor_norm", "head.norm"),
+        ("predictor_proj", "head.proj"),
+    ]
+)
+TRANSFORMERS_PREDICTOR = Renaming(
+    [
+        ("embeddings.predictor_embeddings", "head.embed"),
+        ("embeddings.mask_tokens.{n}", "head.mask_tokens.{n}"),
+        ("layer.{n}.attention", "head.blocks.{n}.attn"),
+        ("layer.{n}", "head.blocks.{n}"),
+        ("layernorm", "head.norm"),
+        ("proj", "head.proj"),
+    ]
+)
+TOKENS = "embeddings.mask_tokens"
+PREDICTOR_PREFIX = re.compile(r".*?predictor\.(module\.)?(backbone\.)?")
+
+
+def take_pretraining(weights: Weights, model: Any, format: Format, converted: Converted) -> None:
+    """Adds to what a format converted what a masked model takes besides: a head of its own widths, and the encoder
+    beside its average. The report says what stays left out, and why."""
+    if not isinstance(model, MaskedModel):
+        return
+    if isinstance(model, JointEmbedding) and model.momentum < 1 and TRAINED in converted.left_out.values():
+        _take_both_encoders(weights, model, format, converted)
+    names = [name for name, reason in converted.left_out.items() if reason in (DECODER, PREDICTOR)]
+    layout = LAYOUTS.get(format.name)
+    if layout is None or not isinstance(model, layout.network):
+        kind = OF_2_1 if format is VJEPA_2_1 else "another kind of head"
+        converted.left_out |= dict.fromkeys(names, f"{kind} than {type(model).__name__} has")
+        return
+    table = [name for name in names if name.endswith("predictor_pos_embed")]
+    converted.left_out |= dict.fromkeys(table, TABLE)
+    names = [name for name in names if name not in table]
+    head = layout.convert({name: weights.tensors[name] for name in names})
+    if NORM in head.tensors:
+        width = len(head.tensors[NORM])
+        heads = weights.config[layout.heads_key] if weights.config is not None else layout.heads.get(width)
+        if format is VJEPA_1:  # builds its predictor with as many as the encoder has
+            heads = model.encoder.num_heads
+        take_head(converted, model, head, heads, names)
+
+
+def take_head(
+    converted: Converted, model: MaskedModel, head: Converted, heads: int | None, names: list[str]
+) -> None:
+    """Adds the tensors of `head`, published as `names`, or says in `converted.left_out` why they do not fit."""
+    if isinstance(model.head, Predictor):
+        _fit_mask_tokens(head, len(model.head.mask_tokens))
+    own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("head.")}
+    attention = model.head.get_submodule("blocks.0.attn")
+    assert isinstance(attention, SelfAttention)
+    own_heads = attention.num_heads
+    theirs = {name: tensor.shape for name, tensor in head.tensors.items()}
+    if head.unexpected or own != theirs or heads not in (None, own_heads):
+        kind = type(model.head).__name__.lower()
+        sizes = f"a {kind} {_sizes(theirs, heads)}, and the model's is {_sizes(own, own_heads)}"
+        reason = f"{sizes}: see objective.{kind}_*"
+        converted.left_out |= dict.fromkeys(names, reason)
+        return
+    for name in names:
+        converted.left_out.pop(name, None)
+    converted.tensors |= head.tensors
+    converted.changed |= head.changed
+    if isinstance(model, MaskedAutoencoder):
+        converted.requires["encoder.final_norm"] = True
+
+
+def _take_both_encoders(weights: Weights, model: Any, format: Format, converted: Converted) -> None:
+    """The average becomes the teacher, and the encoder as trained the encoder."""
+    kept = {name: each for name, each in weights.tensors.items() if not name.startswith(AVERAGES)}
+    trained = format.convert(replace(weights, tensors=kept), model)
+    for name in [name for name, reason in converted.left_out.items() if reason == TRAINED]:
+        del converted.left_out[name]
+    average = under(converted.tensors, "encoder.")
+    converted.tensors |= {f"teacher.{name}": tensor for name, tensor in average.items()}
+    converted.tensors |= {
+        f"encoder.{name}": tensor for name, tensor in under(trained.tensors, "encoder.").items()
+    }
+
+
+def _fit_mask_tokens(head: Converted, kinds: int) -> None:
+    """As many as there are kinds of masks."""
+    published = [name for name in head.tensors if name.startswith("head.mask_tokens.")]
+    first = "head.mask_tokens.0"
+    if first in published and len(published) != kinds:
+        token = head.tensors[first]
+        for name in published:
+            del head.tensors[name]
+        tokens = {f"head.mask_tokens.{kind}": token for kind in range(kinds)}
+        head.tensors |= tokens
+        head.changed |= dict.fromkeys(tokens, FIRST_TOKEN)
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> str:
+    """In words, of a head by our names."""
+    depth = sum(name.endswith(".norm1.weight") for name in shapes)
+    outputs = next((shapes[name][0] for name in OUTPUTS if name in shapes), 0)
+    return f"of width {shapes[NORM][0]}, {depth} blocks, {heads or '?'} heads and {outputs} outputs"
+
+
+# --- the four layouts, both ways ---
+
+
+def _decoder(tensors: Mapping[str, Tensor]) -> Converted:
+    plain = {re.sub(r"^(module|model)\.", "", name): each for name, each in tensors.items()}
+    return _as_vectors(ORIGINAL_DECODER.convert(join_biases(plain)))
+
+
+def _decoder_transformers(tensors: Mapping[str, Tensor]) -> Converted:
+    plain = {current(name): each for name, each in tensors.items()}
+    return _as_vectors(TRANSFORMERS_DECODER.convert(join(plain, "attention.qkv", PARTS, no_bias=(KEYS,))))
+
+
+def _predictor(tensors: Mapping[str, Tensor]) -> Converted:
+    plain = {PREDICTOR_PREFIX.sub("", name, count=1): each for name, each in tensors.items()}
+    return _as_vectors(ORIGINAL_PREDICTOR.convert(plain))
+
+
+def _predictor_transformers(tensors: Mapping[str, Tensor]) -> Converted:
+    plain = {PREDICTOR_PREFIX.sub("", name, count=1): each for name, each in tensors.items()}
+    plain |= {f"{TOKENS}.{kind}": token for kind, token in enumerate(plain.pop(TOKENS, ()))}
+    for whole, parts in JOINED:
+        plain = join(plain, whole, parts)
+    return _as_vectors(TRANSFORMERS_PREDICTOR.convert(plain))
+
+
+def _as_vectors(head: Converted) -> Converted:
+    """Mask tokens without their dimensions of one."""
+    for name, tensor in head.tensors.items():
+        if ".mask_token" in name:
+            head.tensors[name] = tensor.flatten()
+    return head
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Encoder, head with mask tokens [1 1 d], and teacher under the names of an encoder."""
+    encoder = {name: each for name, each in tensors.items() if name.startswith("encoder.")}
+    head = {
+        name: each[None, None] if ".mask_token" in name else each
+        for name, each in tensors.items()
+        if name.startswith("head.")
+    }
+    teacher = {f"encoder.{name}": each for name, each in under(tensors, "teacher.").items()}
+    return encoder, head, teacher
+
+
+def _revert_videomae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    encoder, head, _ = _parts(tensors)
+    return VIDEOMAE_PRETRAINED.revert(encoder) | split_biases(ORIGINAL_DECODER.revert(head))
+
+
+def _revert_videomae_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    encoder, head, _ = _parts(tensors)
+    decoder = split(TRANSFORMERS_DECODER.revert(head), "attention.qkv", PARTS, no_bias=(KEYS,))
+    return VIDEOMAE_TRANSFORMERS.revert(encoder) | {saved(name): each for name, each in decoder.items()}
+
+
+def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`encoder`, `predictor` and `target_encoder` of the original's checkpoint, whose levels stand as dots here.
+
+    V-JEPA 1 has its tables of positions there too: those buffers, where they are among the tensors."""
+    tables = {ours: tensors[ours].flatten(0, 2)[None] for ours in TABLES_OF_1 if ours in tensors}
+    encoder, head, teacher = _parts({name: each for name, each in tensors.items() if name not in tables})
+    parts = {
+        "encoder": VJEPA_2.revert(encoder),
+        "predictor": ORIGINAL_PREDICTOR.revert(head),
+        "target_encoder": VJEPA_2.revert(teacher),
+    }
+    for ours, table in tables.items():
+        part, name = TABLES_OF_1[ours]
+        parts[part][name] = table
+    return {
+        f"{part}.module.backbone.{name}": each
+        for part, names in parts.items()
+        for name, each in names.items()
+    }
+
+
+def _revert_vjepa_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of both encoders the teacher, as transformers has one."""
+    _, head, teacher = _parts(tensors)
+    predictor = TRANSFORMERS_PREDICTOR.revert(head)
+    tokens = [
+        predictor.pop(f"{TOKENS}.{kind}")
+        for kind in range(sum(name.startswith(TOKENS) for name in predictor))
+    ]
+    for whole, parts in JOINED:
+        predictor = split(predictor, whole, parts)
+    predictor[TOKENS] = torch.stack(tokens)
+    return VJEPA_2_TRANSFORMERS.revert(teacher) | {
+        f"predictor.{name}": each for name, each in predictor.items()
+    }
+
+
+def _videomae_config(model: MaskedAutoencoder) -> dict[str, Any]:
+    encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
+    return {
+        "model_type": "videomae",
+        "image_size": model.encoder.image_size,
+        "num_frames": model.encoder.num_frames,
+        "patch_size": model.encoder.patch_size,
+        "tubelet_size": model.encoder.tubelet_size,
+        **encoder,
+        "hidden_act": "gelu",
+        "layer_norm_eps": model.encoder.norm_eps,
+        "use_mean_pooling": False,
+        "norm_pix_loss": model.norm_pix_loss,
+        **{f"decoder_{name}": size for name, size in head.items()},
+    }
+
+
+def _vjepa_config(model: JointEmbedding) -> dict[str, Any]:
+    """Raises `UserError` for frames that are no squares."""
+    side = model.encoder.image_size
+    if not isinstance(side, int):
+        raise UserError(
+            f"formats: {VJEPA_2_TRANSFORMERS.name} has square frames, and clip.size is {list(side)}"
+        )
+    encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
+    return {
+        "model_type": "vjepa2",
+        "crop_size": side,
+        "frames_per_clip": model.encoder.num_frames,
+        "patch_size": model.encoder.patch_size,
+        "tubelet_size": model.encoder.tubelet_size,
+        "hidden_act": "gelu",
+        "mlp_ratio": encoder.pop("intermediate_size") / encoder["hidden_size"],
+        **encoder,
+        "layer_norm_eps": model.encoder.norm_eps,
+        "pred_mlp_ratio": head.pop("intermediate_size") / head["hidden_size"],
+        **{f"pred_{name}": size for name, size in head.items()},
+        "pred_num_mask_tokens": len(model.head.mask_tokens),
+    }
+
+
+def _sizes_of(blocks: nn.ModuleList) -> dict[str, int]:
+    first = blocks[0]
+    assert isinstance(first, Block)
+    return {
+        "hidden_size": first.attn.proj.out_features,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": first.attn.num_heads,
+        "intermediate_size": first.mlp.fc1.out_features,
+    }
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a published format keeps what only pretraining needs. `convert` takes a published head's tensors to ours, and
+    `revert` the state dict of a masked model to all that the original has.
+
+    `encoder` begins the names of the encoder alone, where there is such a file: of V-JEPA's that of the average.
+    `config` gives transformers' config.json, but for the name of the class. `tables` are buffers that `revert` takes
+    besides."""
+
+    network: type[MaskedModel]
+    convert: Callable[[Mapping[str, Tensor]], Converted]
+    revert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    heads: Mapping[int, int]  # by width, where nothing else tells
+    heads_key: str = ""  # of config.json
+    encoder: str | None = None
+    config: Callable[[Any], dict[str, Any]] | None = None
+    classes: Sequence[str] = ()  # of transformers, for all of it and for the encoder alone
+    tables: Collection[str] = ()
+
+
+# by the name of the format
+LAYOUTS = {
+    VIDEOMAE_PRETRAINED.name: Layout(
+        MaskedAutoencoder, _decoder, _revert_videomae, HEADS, encoder="encoder."
+    ),
+    VIDEOMAE_TRANSFORMERS.name: Layout(
+        MaskedAutoencoder,
+        _decoder_transformers,
+        _revert_videomae_transformers,
+        HEADS,
+        "decoder_num_attention_heads",
+        "videomae.",
+        _videomae_config,
+        ("VideoMAEForPreTraining", "VideoMAEModel"),
+    ),
+    VJEPA_1.name: Layout(
+        JointEmbedding, _predictor, _revert_vjepa, {}, encoder=AVERAGES[0], tables=TABLES_OF_1
+    ),
+    VJEPA_2.name: Layout(JointEmbedding, _predictor, _revert_vjepa, PREDICTOR_HEADS, encoder=AVERAGES[0]),
+    VJEPA_2_TRANSFORMERS.name: Layout(
+        JointEmbedding,
+        _predictor_transformers,
+        _revert_vjepa_transformers,
+        PREDICTOR_HEADS,
+        "pred_num_attention_heads",
+        config=_vjepa_config,
+        classes=("VJEPA2Model",),
+    ),
+}
+
+
+def layout_of(model: MaskedModel, transformers: bool) -> str:
+    """The name of the format that has a place for such a network. Its settings may still say otherwise."""
+    if isinstance(model, MaskedAutoencoder):
+        return (VIDEOMAE_TRANSFORMERS if transformers else VIDEOMAE_PRETRAINED).name
+    if transformers:
+        return VJEPA_2_TRANSFORMERS.name
+    return (VJEPA_1 if model.encoder.positions.startswith("sincos") else VJEPA_2).name

@@ -1,0 +1,242 @@
+"""timm's image ViTs, inflated into a ViT-3D: a still clip gives the image's tokens."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidtrain.errors import UserError
+from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
+from vidtrain.models.weights.vit3d import (
+    fit_learned_table,
+    fit_patch_embed,
+    under,
+    vit_of,
+)
+
+PREFIXES = ("", "model.", "state_dict.", "module.")
+BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+RENAMING = Renaming(
+    [
+        ("patch_embed.proj", "encoder.patch_embed.proj"),
+        ("pos_embed", "encoder.patch_embed.pos_embed"),
+        *((f"blocks.{{n}}.{module}", f"encoder.blocks.{{n}}.{module}") for module in BLOCK),
+        ("norm", "encoder.norm"),
+        ("fc_norm", "head.fc_norm"),
+    ]
+)
+PATCHES = "encoder.patch_embed.proj.weight"
+POSITIONS = "encoder.patch_embed.pos_embed"
+
+NO_TOKEN = (
+    "ViT3D has only tokens of patches; without this one, theirs come near the image's and are not equal"
+)
+NOT_FOR_VIDEOS = "answers for images; the head here is another"
+TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
+LEFT_OUT = {
+    **dict.fromkeys(TOKENS, NO_TOKEN),
+    "mask_token": "only pretraining masks patches",
+    "attn_pool": "pools the image; the head has its own way",
+    "head": NOT_FOR_VIDEOS,
+    "head_dist": NOT_FOR_VIDEOS,
+}
+LAYER_SCALE = re.compile(r"blocks\.\d+\.ls([12])\.gamma")
+SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # the layer that each of a block's two scales follows
+IN_EVERY_TOKEN = ("patch_embed.", "blocks.", "norm_pre.")
+# Widths whose heads are not of 64 channels
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+
+
+def _prefix(weights: Weights) -> str | None:
+    """What stands before every name; None where these are not the tensors of an image ViT."""
+    for prefix in PREFIXES:
+        names = (prefix + "patch_embed.proj.weight", prefix + "pos_embed")
+        if not all(name in weights.tensors for name in names):
+            continue
+        patches, positions = (weights.tensors[name] for name in names)
+        blocks = under(weights.tensors, f"{prefix}blocks.")
+        qkv = [each.shape for name, each in blocks.items() if re.fullmatch(r"\d+\.attn\.qkv\.weight", name)]
+        plain = patches.ndim == 4 and positions.ndim == 3 and positions.shape[-1] == len(patches)
+        # unlike those of ViTs in several stages, all blocks have the width of the patches
+        if plain and set(qkv) == {(3 * len(patches), len(patches))}:
+            return prefix
+    return None
+
+
+def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
+    """Raises UserError for a ViT that computes what ViT3D cannot."""
+    prefix = known(_prefix(weights))
+    tensors = under(weights.tensors, prefix)
+    name = architecture(weights)
+    _check_parts(weights.source, tensors, name)
+
+    takes_norm = "head.fc_norm.weight" in model.state_dict()
+    converted = Converted(requires=_settings(tensors, name), seen=seen_images(weights, name))
+    converted.left_out = {name: "not of the model" for name in weights.tensors if not name.startswith(prefix)}
+    for theirs, tensor in tensors.items():
+        ours = RENAMING.to_ours(theirs)
+        if LAYER_SCALE.fullmatch(theirs):
+            continue
+        if theirs.startswith("fc_norm.") and not takes_norm:
+            converted.left_out[prefix + theirs] = "norms the mean of tokens; the head here has no such norm"
+        elif ours is not None:
+            converted.tensors[ours] = tensor
+        elif (part := theirs.split(".")[0]) in LEFT_OUT:
+            converted.left_out[prefix + theirs] = LEFT_OUT[part]
+        else:
+            converted.unexpected.append(prefix + theirs)
+    _fold_layer_scale(converted, tensors)
+    _inflate(converted, tensors, weights.source, model)
+    return converted
+
+
+def architecture(weights: Weights) -> str | None:
+    """timm's name of the model that the weights are of, where the user or timm's config.json says it."""
+    names = [weights.source.removeprefix("timm:")] if weights.source.startswith("timm:") else []
+    if weights.config is not None and "architecture" in weights.config:
+        names.append(str(weights.config["architecture"]))
+    return next((name.split(".")[0] for name in names if timm.is_model(name)), None)
+
+
+def seen_images(weights: Weights, backbone: str | None) -> dict[str, Any]:
+    """Size and colors of the images that the weights were trained with: of those that the user or timm's config.json
+    names; of others the colors of timm's own weights for `backbone`, if that is known."""
+    stated = (weights.config or {}).get("pretrained_cfg")
+    if isinstance(stated, Mapping) and {"input_size", "mean", "std"} <= stated.keys():
+        return {"size": stated["input_size"][-1], "mean": list(stated["mean"]), "std": list(stated["std"])}
+    named = weights.source.removeprefix("timm:") if weights.source.startswith("timm:") else None
+    name = named or backbone
+    own = None if name is None else timm.get_pretrained_cfg(name)
+    if own is None:
+        return {}
+    colors = {"mean": list(own.mean), "std": list(own.std)}
+    return colors if named is None else {"size": own.input_size[-1]} | colors
+
+
+def _check_parts(source: str, tensors: Mapping[str, Tensor], name: str | None) -> None:
+    """Raises UserError for parts that ViT3D has not, and without which every token would be another."""
+    foreign = [
+        theirs
+        for theirs in tensors
+        if theirs.startswith(IN_EVERY_TOKEN)
+        and RENAMING.to_ours(theirs) is None
+        and not LAYER_SCALE.fullmatch(theirs)
+    ]
+    mlp = [f"blocks.0.mlp.{layer}.weight" for layer in ("fc1", "fc2")]
+    if all(each in tensors for each in mlp) and len(tensors[mlp[0]]) != tensors[mlp[1]].shape[1]:
+        foreign.append("blocks.0.mlp (gated)")
+    if "blocks.0.norm1.bias" not in tensors:
+        foreign.append("blocks.0.norm1 (not a LayerNorm)")
+    if name is not None and not foreign:
+        block = _timm_model(name).blocks[0]
+        parts = {"block": (block, Block), "MLP": (block.mlp, Mlp), "norm": (block.norm1, nn.LayerNorm)}
+        foreign = [
+            f"{part} {type(each).__name__}"
+            for part, (each, kind) in parts.items()
+            if not isinstance(each, kind) or (kind is Block and type(each) is not Block)
+        ]
+        if not foreign and not _is_gelu(block.mlp.act):
+            foreign = [f"activation {type(block.mlp.act).__name__}"]
+    if foreign:
+        some = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if foreign[4:] else "")
+        raise UserError(
+            f"{source}: this image model has parts that take part in every token and that ViT3D has not: {some}; "
+            f"use it frame by frame: model=timm_frames model.encoder.backbone={name or 'NAME'}"
+        )
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    x = torch.linspace(-3, 3, 13)
+    return torch.equal(activation(x.clone()), nn.functional.gelu(x))
+
+
+def _settings(tensors: Mapping[str, Tensor], name: str | None) -> dict[str, Any]:
+    """What the model must be set to. For weights that do not name their model, what timm's models have in common."""
+    width = len(tensors["patch_embed.proj.weight"])
+    heads, norm_eps = HEADS[width] if width in HEADS else max(1, width // 64), 1e-6
+    if name is not None:
+        block = _timm_model(name).blocks[0]
+        heads, norm_eps = block.attn.num_heads, block.norm1.eps
+    return {
+        "encoder.positions": "learned",
+        "encoder.activation": "gelu",
+        "encoder.num_heads": heads,
+        "encoder.norm_eps": norm_eps,
+        # timm norms the mean of the tokens (fc_norm) or every token (norm)
+        "encoder.final_norm": "norm.weight" in tensors,
+    }
+
+
+def _timm_model(name: str) -> Any:
+    """The model as timm builds it, without memory for its weights; its parts are timm's own."""
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False)
+
+
+def _fold_layer_scale(converted: Converted, tensors: Mapping[str, Tensor]) -> None:
+    """gamma * (W x + b) = (gamma W) x + gamma b, so a scale needs no layer of its own."""
+    for theirs, gamma in tensors.items():
+        scale = LAYER_SCALE.fullmatch(theirs)
+        if scale is None:
+            continue
+        layer = theirs.replace(f"ls{scale[1]}.gamma", SCALED[scale[1]])
+        for kind, factor in (("weight", gamma[:, None]), ("bias", gamma)):
+            ours = RENAMING.to_ours(f"{layer}.{kind}")
+            if ours in converted.tensors:
+                converted.tensors[ours] = converted.tensors[ours] * factor
+                converted.changed[ours] = "multiplied by the layer scale that follows it"
+
+
+def _inflate(
+    converted: Converted, tensors: Mapping[str, Tensor], source: str, model: EncoderWithHead
+) -> None:
+    encoder = vit_of(model)
+    tubelet = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
+    converted.tensors[PATCHES], converted.resized[PATCHES] = fit_patch_embed(
+        converted.tensors[PATCHES], tubelet
+    )
+    if encoder.positions != "learned":
+        return  # `requires` will say so
+    table = tensors["pos_embed"]
+    side = math.isqrt(table.shape[1])
+    prefix = table.shape[1] - side * side
+    if prefix > sum(tensors[name].shape[1] for name in TOKENS if name in tensors):
+        raise UserError(f"{source}: pos_embed {list(table.shape)} is not that of a square image")
+    frames, height, width, _ = encoder.patch_embed.pos_embed.shape
+    grid = frames, height, width
+    converted.tensors[POSITIONS] = fit_learned_table(table, grid, prefix)
+    converted.seen.setdefault("size", side * tensors["patch_embed.proj.weight"].shape[-1])
+    notes = [f"positions repeated over {grid[0]} steps of time"]
+    if grid[1:] != (side, side):
+        notes.insert(0, f"{side}x{side} positions interpolated to {grid[1]}x{grid[2]}")
+    if prefix:
+        notes.append(f"{prefix} of other tokens dropped")
+    converted.resized[POSITIONS] = "; ".join(notes)
+
+
+def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image model of still clips, with mean positions over time, without class token and layer scale."""
+    kept = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "head.fc_norm."))}
+    converted = RENAMING.revert(kept)
+    converted["patch_embed.proj.weight"] = converted["patch_embed.proj.weight"].sum(dim=2)
+    converted["pos_embed"] = converted["pos_embed"].mean(dim=0).flatten(0, 1)[None]
+    return converted
+
+
+TIMM_VIT = Format(
+    name="image ViT, timm",
+    encoder=ViT3D,
+    models="model=vit3d_base_timm, or another vit3d_* with model.encoder.positions=learned; "
+    "frame by frame: model=timm_frames model.encoder.backbone=NAME",
+    recognizes=lambda weights: _prefix(weights) is not None,
+    convert=_convert,
+    revert=_revert,
+)

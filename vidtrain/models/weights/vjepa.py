@@ -1,0 +1,404 @@
+"""V-JEPA 1, 2 and 2.1 as facebookresearch publishes them, and V-JEPA 2 as transformers saves it: pretraining files,
+bare encoders, probes.
+
+A pretraining file holds an encoder under `encoder`, its moving average under `target_encoder` (`ema_encoder` where a
+model was distilled), and a predictor. Like the published evaluations, we take the average. Read from
+facebookresearch/jepa and facebookresearch/vjepa2: src/models, src/hub/backbones.py and app/vjepa_2_1/models.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vidtrain.errors import UserError
+from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.models.heads import AttentiveClassifier
+from vidtrain.models.positions import TABLES
+from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known, split_number
+from vidtrain.models.weights.vit3d import (
+    activation_of,
+    explain_rest,
+    first_prefix,
+    fit_patches,
+    heads_of,
+    join,
+    leave_out,
+    leave_out_head,
+    one_of,
+    set_aside,
+    split,
+    under,
+    vit_of,
+)
+
+ROOTS = ("ema_encoder.", "target_encoder.", "encoder.", "")
+WRAPPERS = ("module.backbone.", "module.", "backbone.", "")
+PREFIXES = tuple(root + wrapper for root in ROOTS for wrapper in WRAPPERS)
+PROBE_ROOTS = ("classifiers.{}.", "classifier.", "")
+PROBE_PREFIXES = tuple(root + wrapper for root in PROBE_ROOTS for wrapper in ("module.", ""))
+UNUSED = "head.pooler.cross_attention_block.xattn.proj."
+HEADS_1 = {1408: 16, 1664: 16}  # by width, as its code builds them
+HEADS_2 = {1408: 22, 1664: 26}  # of 2 and 2.1: "giant_xformers" and "gigantic_xformers" are published
+PROBE_HEADS = {1024: 16, 1280: 16, 1408: 16}  # by width; 16 even on ViT-g, whose encoder has 22
+
+NAMES = Renaming(
+    [
+        ("patch_embed", "encoder.patch_embed"),
+        ("blocks.{n}", "encoder.blocks.{n}"),
+        ("norm", "encoder.norm"),
+        ("pooler", "head.pooler"),
+        ("linear", "head.linear"),
+    ]
+)
+PREDICTOR = "the predictor, which only pretraining needs"
+TRAINED = "the encoder as trained; its moving average is taken"
+PRETRAINING = {
+    "predictor.": PREDICTOR,
+    "encoder.": TRAINED,
+    "target_encoder.": "the teacher of a distilled model",
+}
+TABLE = {"pos_embed": "the position table follows from the configuration"}
+NO_TABLE = {"pos_embed": "a table that rotary positions do not use"}
+IMAGES = {
+    "patch_embed_img.": "cuts single images, which are not taken here",
+    "img_mod_embed": "marks single images, which are not taken here",
+}
+# V-JEPA 2.1: the blocks whose outputs have a norm, by depth
+NORMED_BLOCKS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)}
+MARK = "encoder.patch_embed.video_mod_embed"
+TABLE_FRAMES = 16  # of V-JEPA 1
+TABLE_TOKENS = (8 * 14 * 14, 8 * 24 * 24)  # of its published models: 16 frames at 224 and at 384
+
+
+# --- which is which ---
+
+
+def _generation(weights: Weights) -> str | None:
+    """1, 2 or 2.1; None for what is no V-JEPA encoder.
+
+    Names and shapes of 1 and 2 are equal, and 2 has a position table that it does not use. What tells them apart is the
+    predictor (a mask token for each of two masks in 1, ten in 2), or else the table's size.
+    """
+    tensors = weights.tensors
+    prefix = _prefix(tensors)
+    own = {} if prefix is None else under(tensors, prefix)
+    if "norms_block.0.weight" in own:
+        return "2.1"
+    if "norm.weight" not in own:
+        return None
+    masks = sum(".mask_tokens." in name for name in tensors if name.startswith("predictor."))
+    first = 1 <= masks <= 2 or (
+        masks == 0 and "pos_embed" in own and own["pos_embed"].shape[-2] in TABLE_TOKENS
+    )
+    return "1" if first and "pos_embed" in own else "2"
+
+
+def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
+    """Where the encoder lies in the file; None where there is none of V-JEPA."""
+    prefix = first_prefix(tensors, PREFIXES, "patch_embed.proj.weight")
+    if prefix is None or tensors[f"{prefix}patch_embed.proj.weight"].ndim != 5:
+        return None
+    known = f"{prefix}blocks.0.attn.qkv.bias" in tensors
+    others = {f"{prefix}cls_token", f"{prefix}pos_embed_spatial"}  # of Hiera, and of ViTs of images
+    return prefix if known and not others & tensors.keys() else None
+
+
+# --- encoders ---
+
+
+def _convert(
+    weights: Weights, model: EncoderWithHead, heads: Mapping[int, int]
+) -> tuple[Converted, dict[str, Tensor]]:
+    """What all generations have in common; and the encoder's tensors by their published names."""
+    prefix = known(_prefix(weights.tensors))
+    own = under(weights.tensors, prefix)
+    converted = NAMES.convert(own)
+    explain_rest(converted, weights.tensors, prefix, PRETRAINING)
+    fit_patches(converted, vit_of(model))
+    converted.requires = heads_of(converted, heads) | {
+        "encoder.norm_eps": 1e-6,
+        "encoder.final_norm": True,
+        "encoder.activation": activation_of(converted),
+    }
+    return converted, own
+
+
+def _convert_1(weights: Weights, model: EncoderWithHead) -> Converted:
+    converted, own = _convert(weights, model, HEADS_1)
+    table = own["pos_embed"].squeeze(0)
+    side = math.isqrt(len(table) // 8)
+    patch = own["patch_embed.proj.weight"].shape[-1]
+    converted.requires |= {
+        "encoder.positions": _kind_of(table, (8, side, side), weights.source),
+        "encoder.norm_per_layer": False,
+        "encoder.num_frames": TABLE_FRAMES,
+        "encoder.image_size": side * patch,
+    }
+    leave_out(converted, TABLE)
+    return converted
+
+
+def _kind_of(table: Tensor, grid: tuple[int, int, int], source: str) -> str:
+    """Which of our tables the published one is. Raises UserError where it is none."""
+    for kind in ("sincos_uniform", "sincos"):
+        ours = TABLES[kind](grid, table.shape[-1]).flatten(0, 2)
+        if ours.shape == table.shape and torch.allclose(ours, table.float(), atol=1e-2):
+            return kind
+    raise UserError(
+        f"{source}: its pos_embed {list(table.shape)} is not the sin-cos table of V-JEPA 1 for {TABLE_FRAMES} frames "
+        "in tubelets of 2, so its positions are not known here"
+    )
+
+
+def _convert_2(weights: Weights, model: EncoderWithHead) -> Converted:
+    converted, _ = _convert(weights, model, HEADS_2)
+    converted.requires |= {
+        "encoder.positions": "rope",
+        "encoder.rope_base_grid": None,
+        "encoder.norm_per_layer": False,
+    }
+    leave_out(converted, NO_TABLE)
+    return converted
+
+
+def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
+    converted, own = _convert(weights, model, HEADS_2)
+    marked = "video_mod_embed" in own
+    converted.requires |= {
+        "encoder.positions": "rope_interleaved",
+        "encoder.rope_base_grid": 256 // own["patch_embed.proj.weight"].shape[-1],
+        "encoder.norm_per_layer": True,
+        "encoder.modality_embed": marked,
+    }
+    if marked:
+        converted.unexpected.remove("video_mod_embed")
+        converted.tensors[MARK] = own["video_mod_embed"].flatten()
+        converted.changed[MARK] = "without its dimensions of one"
+    normed = _normed_blocks(converted.tensors, weights.source)
+    out_layers = vit_of(model).out_layers
+    if len(vit_of(model).blocks) == normed[-1] + 1 and not set(out_layers) <= set(normed):
+        raise UserError(
+            f"{weights.source} has norms of blocks {', '.join(map(str, normed))} alone, and "
+            f"model.encoder.out_layers={list(out_layers)} asks for others: choose among those"
+        )
+    for index, block in enumerate(normed):
+        for kind in ("weight", "bias"):
+            theirs = f"norms_block.{index}.{kind}"
+            converted.unexpected.remove(theirs)
+            if block in out_layers:
+                converted.tensors[f"encoder.norm.{block}.{kind}"] = own[theirs]
+            else:
+                converted.left_out[theirs] = (
+                    f"the norm of block {block}, which is not in model.encoder.out_layers"
+                )
+    leave_out(converted, NO_TABLE | IMAGES)
+    return converted
+
+
+def _normed_blocks(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
+    """By the depth of the encoder. Raises UserError for a depth that V-JEPA 2.1 does not have."""
+    depth = len({name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")})
+    if depth not in NORMED_BLOCKS:
+        raise UserError(f"{source} has {depth} blocks; V-JEPA 2.1 has {', '.join(map(str, NORMED_BLOCKS))}")
+    return NORMED_BLOCKS[depth]
+
+
+def _revert(tensors: Mapping[str, Tensor], part: str = "encoder.") -> dict[str, Tensor]:
+    """One part: encoder and head are published in files of their own."""
+    return NAMES.revert({name: each for name, each in tensors.items() if name.startswith(part)})
+
+
+def _revert_2_1(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = {name: each for name, each in tensors.items() if not name.startswith("encoder.norm.")}
+    converted = _revert({name: each for name, each in plain.items() if name != MARK})
+    if MARK in plain:
+        converted["video_mod_embed"] = plain[MARK].reshape(1, 1, -1)
+    normed = _normed_blocks(tensors, "the model")
+    for name in tensors.keys() - plain.keys():
+        block, kind = name.split(".")[2:]
+        converted[f"norms_block.{normed.index(int(block))}.{kind}"] = tensors[name]
+    return converted
+
+
+# --- probes ---
+
+
+def _probe_prefix(tensors: Mapping[str, Tensor], number: int = 0) -> str | None:
+    prefixes = [prefix.format(number) for prefix in PROBE_PREFIXES]
+    return first_prefix(tensors, prefixes, "pooler.cross_attention_block.xattn.kv.weight")
+
+
+def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
+    if not isinstance(model.head, AttentiveClassifier):
+        raise UserError(
+            f"{weights.source} is an attentive probe, and the model's head is {type(model.head).__name__}; "
+            "choose model=vjepa2_vitl, or another with an attentive probe"
+        )
+    file, number = split_number(weights.source)
+    several = {name.split(".")[1] for name in weights.tensors if name.startswith("classifiers.")}
+    if number is not None and str(number) not in several:
+        held = f"probes 0 to {len(several) - 1}" if several else "one probe"
+        raise UserError(f"{weights.source}: {file} holds {held}")
+    prefix = known(_probe_prefix(weights.tensors, number or 0))
+    own = under(weights.tensors, prefix)
+    converted = NAMES.convert(own)
+    other = f"another probe; number {number or 0} is taken, and {file}:1 would be the second"
+    explain_rest(converted, weights.tensors, prefix, {"classifiers.": other})
+    unused = {name for name in converted.tensors if name.startswith(UNUSED)}
+    if unused and any(name.startswith("head.pooler.blocks.") for name in converted.tensors):
+        raise UserError(
+            f"{weights.source} is a V-JEPA 1 probe of several layers, whose blocks follow the cross-attention; only "
+            "those of one layer fit"
+        )
+    for name in unused:
+        del converted.tensors[name]
+        converted.left_out[f"{prefix}{NAMES.to_theirs(name)}"] = (
+            "a projection that V-JEPA 1 has and does not use"
+        )
+    width = len(converted.tensors["head.pooler.cross_attention_block.xattn.q.weight"])
+    converted.requires = {"head.pooler.norm_eps": 1e-5}
+    if width in PROBE_HEADS:
+        converted.requires["head.pooler.num_heads"] = PROBE_HEADS[width]
+    return converted
+
+
+VJEPA_1 = Format(
+    name="V-JEPA 1, original",
+    encoder=ViT3D,
+    models="model=vjepa1_vitl or vjepa1_vith",
+    recognizes=lambda weights: _generation(weights) == "1",
+    convert=_convert_1,
+    revert=_revert,
+)
+VJEPA_2 = Format(
+    name="V-JEPA 2, original",
+    encoder=ViT3D,
+    models="model=vjepa2_vitl, vjepa2_vith or vjepa2_vitg",
+    recognizes=lambda weights: _generation(weights) == "2",
+    convert=_convert_2,
+    revert=_revert,
+)
+VJEPA_2_1 = Format(
+    name="V-JEPA 2.1, original",
+    encoder=ViT3D,
+    models="model=vjepa2_1_vitb, vjepa2_1_vitl, vjepa2_1_vitg or vjepa2_1_vitgigantic",
+    recognizes=lambda weights: _generation(weights) == "2.1",
+    convert=_convert_2_1,
+    revert=_revert_2_1,
+)
+VJEPA_PROBE = Format(
+    name="V-JEPA attentive probe, original",
+    encoder=ViT3D,
+    models="model=vjepa2_vitl, or another vjepa*",
+    recognizes=lambda weights: _probe_prefix(weights.tensors) is not None,
+    convert=_convert_probe,
+    revert=lambda tensors: _revert(tensors, "head."),
+)
+
+
+# --- V-JEPA 2 as transformers saves it: encoders, and with the attentive probe ---
+
+BASE_PREFIX = "vjepa2."  # of the base model's names inside of a classification model
+# Linear layers of ours that transformers keeps in parts
+JOINED = (
+    ("attention.qkv", ("attention.query", "attention.key", "attention.value")),
+    ("self_attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ("cross_attn.kv", ("cross_attn.k_proj", "cross_attn.v_proj")),
+)
+THEIR_POOLER, THEIR_CROSS = "pooler.self_attention_layers.{n}", "pooler.cross_attention_layer"
+OUR_BLOCK, OUR_CROSS = "head.pooler.blocks.{n}", "head.pooler.cross_attention_block"
+TRANSFORMERS_NAMES = Renaming(
+    [
+        ("encoder.embeddings.patch_embeddings.proj", "encoder.patch_embed.proj"),
+        ("encoder.layer.{n}.attention", "encoder.blocks.{n}.attn"),
+        ("encoder.layer.{n}", "encoder.blocks.{n}"),
+        ("encoder.layernorm", "encoder.norm"),
+        ("pooler.query_tokens", "head.pooler.query_tokens"),
+        (f"{THEIR_POOLER}.layer_norm1", f"{OUR_BLOCK}.norm1"),
+        (f"{THEIR_POOLER}.layer_norm2", f"{OUR_BLOCK}.norm2"),
+        (f"{THEIR_POOLER}.self_attn.qkv", f"{OUR_BLOCK}.attn.qkv"),
+        (f"{THEIR_POOLER}.self_attn.out_proj", f"{OUR_BLOCK}.attn.proj"),
+        (f"{THEIR_POOLER}.mlp", f"{OUR_BLOCK}.mlp"),
+        (f"{THEIR_CROSS}.layer_norm1", f"{OUR_CROSS}.norm1"),
+        (f"{THEIR_CROSS}.layer_norm2", f"{OUR_CROSS}.norm2"),
+        (f"{THEIR_CROSS}.cross_attn.q_proj", f"{OUR_CROSS}.xattn.q"),
+        (f"{THEIR_CROSS}.cross_attn.kv", f"{OUR_CROSS}.xattn.kv"),
+        (f"{THEIR_CROSS}.mlp", f"{OUR_CROSS}.mlp"),
+        ("classifier", "head.linear"),
+    ]
+)
+
+
+def _is_transformers(weights: Weights) -> bool:
+    base = {name.removeprefix(BASE_PREFIX) for name in weights.tensors}
+    anchors = ("encoder.embeddings.patch_embeddings.proj.weight", "encoder.layer.0.attention.query.weight")
+    return base.issuperset(anchors)
+
+
+def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
+    of_predictor = (f"{BASE_PREFIX}predictor.", "predictor.")
+    kept, left_out = set_aside(weights.tensors, dict.fromkeys(of_predictor, PREDICTOR))
+    tensors = {name.removeprefix(BASE_PREFIX): each for name, each in kept.items()}
+    for whole, parts in JOINED:
+        tensors = join(tensors, whole, parts)
+    converted = TRANSFORMERS_NAMES.convert(tensors)
+    converted.left_out |= left_out
+    fit_patches(converted, vit_of(model))
+    converted.requires = heads_of(converted, HEADS_2) | {
+        "encoder.positions": "rope",
+        "encoder.rope_base_grid": None,
+        "encoder.norm_eps": 1e-6,
+        "encoder.final_norm": True,
+        "encoder.norm_per_layer": False,
+    }
+    if weights.config is not None:
+        converted.requires |= {
+            "encoder.num_heads": weights.config["num_attention_heads"],
+            "encoder.norm_eps": weights.config["layer_norm_eps"],
+            "encoder.activation": weights.config["hidden_act"],
+        }
+    if not isinstance(model.head, AttentiveClassifier):
+        reason = f"an attentive probe, and the model's head is {type(model.head).__name__}"
+        leave_out_head(converted, TRANSFORMERS_NAMES, reason)
+    elif "head.pooler.query_tokens" in converted.tensors:
+        converted.requires |= _transformers_probe_settings(converted, model.head)
+    for name in converted.tensors:
+        if ".qkv." in name or ".kv." in name:
+            converted.changed[name] = ("queries, " if ".qkv." in name else "") + "keys and values joined"
+    return converted
+
+
+def _transformers_probe_settings(converted: Converted, head: AttentiveClassifier) -> dict[str, float]:
+    """As it was trained, or as transformers runs it."""
+    width = converted.tensors["head.pooler.query_tokens"].shape[-1]
+    epsilons = (1e-5, converted.requires["encoder.norm_eps"])
+    settings = {"head.pooler.norm_eps": one_of(head.pooler.norm_eps, epsilons)}
+    heads = [PROBE_HEADS[width]] if width in PROBE_HEADS else []
+    if "encoder.num_heads" in converted.requires:
+        heads.append(converted.requires["encoder.num_heads"])
+    return settings | ({"head.pooler.num_heads": one_of(head.pooler.num_heads, heads)} if heads else {})
+
+
+def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A base model's names for an encoder alone, a classification model's for an encoder with its head."""
+    converted = TRANSFORMERS_NAMES.revert(tensors)
+    for whole, parts in JOINED:
+        converted = split(converted, whole, parts)
+    if not under(tensors, "head."):
+        return converted
+    return {
+        BASE_PREFIX + name if name.startswith("encoder.") else name: each for name, each in converted.items()
+    }
+
+
+VJEPA_2_TRANSFORMERS = Format(
+    name="V-JEPA 2, transformers",
+    encoder=ViT3D,
+    models="model=vjepa2_vitl, vjepa2_vith or vjepa2_vitg",
+    recognizes=_is_transformers,
+    convert=_convert_transformers,
+    revert=_revert_transformers,
+)
