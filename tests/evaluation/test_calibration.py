@@ -23,8 +23,8 @@ from vidtrain.evaluation.calibration import (
     outcomes,
     reliability,
 )
-from vidtrain.evaluation.fusion import fuse, probabilities
 from vidtrain.evaluation.metrics import first_classes, from_label_logits, from_logits
+from vidtrain.evaluation.views import fuse, probabilities
 
 
 def drawn(seed, v=300, k=7, spread=3.0, several=False):

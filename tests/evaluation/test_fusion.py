@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vidtrain.evaluation.fusion import FUSIONS, fuse, fusions_of, mean_logits, mean_probs
+from vidtrain.evaluation.views import FUSIONS, fuse, fusions_of, mean_logits, mean_probs
 from vidtrain.models import classifier
 
 # one video of two clips, whose probabilities are (3/4, 1/4) and (1/2, 1/2)

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from vidtrain.evaluation.fusion import fuse, mean_sigmoids
 from vidtrain.evaluation.metrics import (
     average_precision,
     count_labels,
@@ -17,7 +16,7 @@ from vidtrain.evaluation.metrics import (
     per_label,
 )
 from vidtrain.evaluation.report import report, write_report
-from vidtrain.evaluation.views import ViewTable
+from vidtrain.evaluation.views import ViewTable, fuse, mean_sigmoids
 
 # four videos of three classes; the third class has no video
 LOGITS = torch.tensor([[2.0, -1.0, -3.0], [1.0, 2.0, -3.0], [-1.0, 1.0, 0.5], [-2.0, -2.0, -3.0]])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.fusion import fuse, probabilities
+from vidtrain.evaluation.views import fuse, probabilities
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.exporting import (
     SAMPLES,

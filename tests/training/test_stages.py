@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.fusion import fuse
+from vidtrain.evaluation.views import fuse
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.vit3d import ViT3D

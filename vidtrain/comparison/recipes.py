@@ -215,13 +215,13 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
     metric = _metric(runs, settings.metric)
     keys, grouped = _recipes(runs, settings)
     place = _place_of_baseline(runs, settings.baseline)
-    baseline, how = recipe_of(grouped, place), runs[place].how
-    tested = metric if metric in RESAMPLED else ("exact_match" if how.several else "top1")
+    baseline, kind = recipe_of(grouped, place), runs[place].kind
+    tested = metric if metric in RESAMPLED else ("exact_match" if kind.several else "top1")
     alike = [
         recipe
         for recipe in grouped
-        if (other := runs[recipe.runs[0]].how) == how
-        or (settings.across_protocols and other.several == how.several)
+        if (other := runs[recipe.runs[0]].kind) == kind
+        or (settings.across_protocols and other.several == kind.several)
     ]
     return Study(settings, runs, grouped, keys, baseline, alike, metric, tested)
 
@@ -248,19 +248,19 @@ def _recipes(runs: Sequence[Run], settings: CompareConfig) -> tuple[dict[str, li
     """The swept keys and the recipes. If runs with equal settings have different training data, these count as a
     setting, and so does the commit if all runs would otherwise be one recipe."""
     run_settings, ignored = [run.settings for run in runs], ignored_keys(settings)
-    overrides, how = [run.overrides for run in runs], [run.how for run in runs]
-    keys, grouped = recipes(run_settings, overrides, how, ignored)
+    overrides, kinds = [run.overrides for run in runs], [run.kind for run in runs]
+    keys, grouped = recipes(run_settings, overrides, kinds, ignored)
     data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
     if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in grouped):
         run_settings = [
             {**values, "training data": digest} for values, digest in zip(run_settings, data, strict=True)
         ]
-        keys, grouped = recipes(run_settings, overrides, how, ignored)
+        keys, grouped = recipes(run_settings, overrides, kinds, ignored)
     if len(grouped) == 1 and len({run.commit for run in runs}) > 1:
         run_settings = [
             {**values, "commit": run.commit} for values, run in zip(run_settings, runs, strict=True)
         ]
-        keys, grouped = recipes(run_settings, overrides, how, ignored)
+        keys, grouped = recipes(run_settings, overrides, kinds, ignored)
     return keys, grouped
 
 

@@ -185,7 +185,7 @@ def _run(study: Study, place: int, name: str) -> Plain:
         "repeats": study.repeat_of(run),
         **{key: getattr(run, key) for key in RUN_KEYS},
         "final": final[-1][1] if final else None,
-        "best_baseline": run.beside[0] if run.beside else None,
+        "best_baseline": run.baselines[0] if run.baselines else None,
         "curve": run.validated(study.metric),
     }
 
@@ -226,12 +226,12 @@ def _notes(study: Study, comparisons: Comparisons) -> Iterator[str]:
 
 
 def _on_protocols(study: Study) -> Iterator[str]:
-    counts = Counter(run.how for run in study.runs)
+    counts = Counter(run.kind for run in study.runs)
     if len(counts) > 1:
         listed = "; ".join(
-            f"{how.protocol} on {how.split}{', several labels a video' if how.several else ''} "
+            f"{kind.protocol} on {kind.split}{', several labels a video' if kind.several else ''} "
             f"({count} run{'' if count == 1 else 's'})"
-            for how, count in counts.items()
+            for kind, count in counts.items()
         )
         consequence = (
             "They are compared anyway, because of across_protocols=true: a difference may come from that alone."
@@ -289,7 +289,7 @@ def _on_data(runs: Sequence[Run]) -> Iterator[str]:
 
 def _on_baselines(runs: Sequence[Run]) -> Iterator[str]:
     """Notes on runs that are not better than the baselines, which learn nothing from video."""
-    with_best = [(run.folder, run.beside[0]) for run in runs if run.beside]
+    with_best = [(run.folder, run.baselines[0]) for run in runs if run.baselines]
     not_better = [
         f"{folder} ({best['run']:.4f}; {best['name']} {best['baseline']:.4f})"
         for folder, best in with_best
@@ -297,7 +297,7 @@ def _on_baselines(runs: Sequence[Run]) -> Iterator[str]:
     ]
     if not_better:
         yield f"These runs are not better than the best baseline by more than chance: {shown_some(not_better, LISTED)}."
-    without = [run.folder for run in runs if not run.beside]
+    without = [run.folder for run in runs if not run.baselines]
     if with_best and without:
         yield f"The baselines are not known, or are of another split, for {shown_some(without, LISTED)}."
 

@@ -30,7 +30,7 @@ ENDED_AS = {
 }
 
 
-class How(NamedTuple):
+class EvaluationKind(NamedTuple):
     """How a run was evaluated. `several` says whether videos may have several labels."""
 
     split: str
@@ -43,7 +43,7 @@ class Run:
     """A finished run. `metrics` are those of the evaluation of `split`; `history` holds the validations, oldest first.
 
     `commit` is the code of the run, followed by "with changes" if it differed from the commit; None if not known.
-    `beside` holds the results of the baselines on its split, the best first; empty if none are known.
+    `baselines` holds the results of the baselines on its split, the best first; empty if none are known.
     """
 
     folder: Path
@@ -63,11 +63,11 @@ class Run:
     commit: str | None
     digests: dict[str, str]  # digest of the data by split, if recorded
     data_changed: bool  # whether it was resumed with changed data
-    beside: list[dict[str, Any]]
+    baselines: list[dict[str, Any]]
 
     @property
-    def how(self) -> How:
-        return How(self.split, self.protocol, self.predictions.several)
+    def kind(self) -> EvaluationKind:
+        return EvaluationKind(self.split, self.protocol, self.predictions.several)
 
     def validated(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric in each validation that has it."""
@@ -196,7 +196,7 @@ def read_run(folder: Path, split: str | None) -> Run:
         digests=_digests(folder / "dataset.json"),
         data_changed=(folder / CHANGES).is_file(),
         # older runs have no baselines
-        beside=summary.get("baselines", []) if closing.name == summary["split"] else [],
+        baselines=summary.get("baselines", []) if closing.name == summary["split"] else [],
     )
 
 

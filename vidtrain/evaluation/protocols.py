@@ -15,10 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import first_classes, from_label_logits, from_logits
 from vidtrain.evaluation.view_store import StoredViews
-from vidtrain.evaluation.views import ViewTable
+from vidtrain.evaluation.views import ViewTable, fuse
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import csv_text
 

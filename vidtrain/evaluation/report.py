@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.calibration import errors_by_class, outcomes, reliability
-from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.metrics import (
     Confusion,
     confusion_matrix,
@@ -27,7 +26,7 @@ from vidtrain.evaluation.metrics import (
     per_class,
     per_label,
 )
-from vidtrain.evaluation.views import ViewTable
+from vidtrain.evaluation.views import ViewTable, fuse
 from vidtrain.files.atomic import replacing, write_json_atomic
 from vidtrain.files.escaping import csv_lines
 

@@ -1,12 +1,16 @@
-"""The view table: the logits of every view of every video, each exactly once at any world size."""
+"""The view table: the logits of every view of every video, each exactly once at any world size; and clip fusion, from
+the views of a video to one prediction."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -72,9 +76,9 @@ class ViewTable:
 
 @dataclass(frozen=True)
 class BatchViews:
-    """One batch, judged: `logits` float32 [b o n s k] of b videos shown in o orders, in n clips x s crops, on the CPU.
+    """The logits float32 [b o n s k] of a batch: b videos in o orders of frames, n clips and s crops, on the CPU.
 
-    Where the model attends over all clips jointly, n is 1. `missing` names the (path, cause) of the unreadable.
+    A model that attends over all clips jointly has n = 1. `missing` names the (path, cause) of unreadable videos.
     """
 
     indices: Tensor
@@ -95,9 +99,8 @@ def batch_views(
 ) -> BatchViews:
     """Runs `model`, in eval mode, over the clips [b (n crops) c t h w] of a batch, once for each of `orders`.
 
-    An order says which frames of the decoded ones a clip shows, int64 [t]; None shows them as they are. A model that
-    attends over all clips jointly does so for each of the `crops` spatial views apart. Raises `UserError` for a batch
-    that carries a refusal.
+    An order, int64 [t], says which decoded frames a clip shows; None shows all. A model that attends over all clips
+    jointly sees those of one crop at a time. Raises `UserError` for a batch that carries a refusal.
     """
     if batch.refusal:
         raise UserError(batch.refusal)
@@ -105,20 +108,18 @@ def batch_views(
     if not len(batch.labels):
         nothing = torch.empty(0, len(orders), 1, 1, model.num_classes)
         return BatchViews(batch.indices, batch.labels, nothing, missing)
+    joint = model.fusion == "joint"
     decoded = transform(batch.clips.to(device, non_blocking=True))
-    shown = []
-    for picks in orders:
-        clips = decoded if picks is None else decoded.index_select(3, picks.to(device))
-        if model.fusion == "joint":
+    logits = []
+    for frames in orders:
+        clips = decoded if frames is None else decoded.index_select(3, frames.to(device))
+        if joint:
             clips = rearrange(clips, "b (n s) ... -> (b s) n ...", s=crops)
         with autocast:
             views = model(clips)
-        if model.fusion == "joint":
-            views = rearrange(views, "(b s) n k -> b n s k", s=crops)
-        else:
-            views = rearrange(views, "b (n s) k -> b n s k", s=crops)
-        shown.append(views.float().cpu())
-    return BatchViews(batch.indices, batch.labels, torch.stack(shown, dim=1), missing)
+        views = rearrange(views, "(b s) n k -> b n s k" if joint else "b (n s) k -> b n s k", s=crops)
+        logits.append(views.float().cpu())
+    return BatchViews(batch.indices, batch.labels, torch.stack(logits, dim=1), missing)
 
 
 def view_table(
@@ -130,19 +131,13 @@ def view_table(
     autocast: AbstractContextManager,
     crops: int = 1,
 ) -> ViewTable:
-    """Runs `model` over this rank's `batches` of clips [b (n crops) c t h w] and gathers over ranks.
-
-    A model that attends over all clips jointly does so for each of the `crops` spatial views apart.
-    Every rank returns the whole table, sorted by index.
-    """
+    """Runs `model` over this rank's `batches`, see `batch_views`. Every rank gets the whole table, sorted by index."""
     model.eval()
-    share = [batch_views(model, batch, transform, device, autocast, crops) for batch in batches]
-    shares = [share]
+    views = [batch_views(model, batch, transform, device, autocast, crops) for batch in batches]
     if dist.is_initialized():
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, share)
-        shares = gathered
-    views = [batch for share in shares for batch in share]
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, views)
+        views = [batch for share in shares for batch in share]
     missing = sorted(fault for batch in views for fault in batch.missing)
     read = [batch for batch in views if len(batch.labels)]
     if not read:
@@ -157,3 +152,97 @@ def view_table(
 def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
     """A table for each head of a model that gives the logits [v n (h k)] of several side by side."""
     return [replace(table, logits=logits) for logits in table.logits.split(num_classes, dim=-1)]
+
+
+# --- clip fusion, by name ---------------------------------------------------------------------------------
+
+
+def mean_logits(clip_logits: Tensor) -> Tensor:
+    """[b n k] -> [b k]: the mean over clips, this project's default."""
+    return clip_logits.mean(dim=1)
+
+
+def mean_probs(clip_logits: Tensor) -> Tensor:
+    """[b n k] -> [b k]: the logarithm of the clips' mean probabilities, as VideoMAE and PySlowFast evaluate.
+
+    Its softmax is exactly the mean of the clips' softmaxes, so losses and metrics take it as logits.
+    """
+    return clip_logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(clip_logits.shape[1])
+
+
+def mean_sigmoids(clip_logits: Tensor) -> Tensor:
+    """[b n k] -> [b k]: the logits whose sigmoid is the mean of the clips' sigmoids, for classes judged independently.
+
+    Their odds are those of the sums of yes and no, taken in logarithms, which do not round to 0 or 1.
+    """
+    return F.logsigmoid(clip_logits).logsumexp(dim=1) - F.logsigmoid(-clip_logits).logsumexp(dim=1)
+
+
+def vote(clip_logits: Tensor, independent: bool = False) -> Tensor:
+    """[b n k] -> float64 [b k]: each view votes for its first class, and the class with the most votes wins.
+
+    Ties go to the higher mean probability over views, then to the first class. For a loss and a top-5, the mean
+    probability counts as one more vote: shares are (votes + mean probability) / (n + 1), so it never outweighs a vote,
+    and no share is 0. The result is their logarithms, or where classes are judged independently their logits.
+    """
+    views = clip_logits.double()
+    n, num_classes = views.shape[1:]
+    first = views.sort(dim=-1, descending=True, stable=True).indices[..., 0]
+    votes = F.one_hot(first, num_classes).sum(dim=1)
+    chances = views.sigmoid() if independent else views.softmax(dim=-1)
+    shares = (votes + chances.mean(dim=1)) / (n + 1)
+    # certainty that has rounded to 0 or 1 keeps a finite logarithm
+    return shares.logit(eps=1e-15) if independent else shares.clamp_min(1e-300).log()
+
+
+# joint: the model attended over the tokens of all clips, so each row is a spatial view of the whole video;
+# V-JEPA averages the probabilities of those
+FUSIONS = {"mean_logits": mean_logits, "mean_probs": mean_probs, "joint": mean_probs}
+INDEPENDENT = {"mean_logits": mean_logits, "mean_probs": mean_sigmoids, "joint": mean_sigmoids}
+# of one label a video, and only after training: votes have no gradient
+VOTE = "vote"
+EVALUATION_FUSIONS = (*FUSIONS, VOTE)
+
+
+def fusions_of(joint: bool, multi_label: bool) -> tuple[str, ...]:
+    """The fusions that the views of a table allow: of a model that attended over all clips jointly its own alone, and
+    a vote only where a video has one label."""
+    if joint:
+        return ("joint",)
+    return ("mean_logits", "mean_probs") if multi_label else ("mean_logits", "mean_probs", VOTE)
+
+
+def fuse(clip_logits: Tensor, fusion: str, independent: bool = False) -> Tensor:
+    """Clip logits [b n k] -> video logits [b k] by the fusion's name.
+
+    Their softmax is the prediction (they are up to a constant) or, where the loss judges classes independently, their
+    sigmoid.
+    """
+    if fusion == VOTE:
+        return vote(clip_logits, independent)
+    return (INDEPENDENT if independent else FUSIONS)[fusion](clip_logits.float())
+
+
+def probabilities(
+    clip_logits: Tensor,
+    fusion: str,
+    independent: bool = False,
+    scaling: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Clip logits [b n k] -> probabilities [b k] of a video: those of `fuse`, by operations that an exported graph has
+    for any n; with a `scaling` of fused logits by scale and bias, of [1] or [k] each."""
+    chances = torch.sigmoid if independent else partial(torch.softmax, dim=-1)
+    if scaling is not None:
+        views = clip_logits.float()
+        if fusion == "mean_logits":
+            fused = views.mean(dim=1)
+        elif independent:
+            fused = mean_sigmoids(views)
+        else:  # to the logarithm of n, which all classes share
+            fused = views.log_softmax(dim=-1).logsumexp(dim=1)
+            fused = fused - fused.logsumexp(dim=-1, keepdim=True)
+        scale, bias = scaling
+        return chances(fused * scale + bias)
+    if fusion == "mean_logits":
+        return chances(clip_logits.float().mean(dim=1))
+    return chances(clip_logits.float()).mean(dim=1)

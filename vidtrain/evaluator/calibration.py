@@ -10,11 +10,10 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation import decisions
 from vidtrain.evaluation.calibrated import FORMAT
 from vidtrain.evaluation.calibration import Scaling, fit, outcomes, reliability
-from vidtrain.evaluation.fusion import fuse
 from vidtrain.evaluation.protocols import choose
 from vidtrain.evaluation.report import group_numbers
 from vidtrain.evaluation.view_store import StoredViews
-from vidtrain.evaluation.views import ViewTable
+from vidtrain.evaluation.views import ViewTable, fuse
 from vidtrain.evaluator.report import check_protocol, protocol_text
 from vidtrain.reports.charts import spread_evenly
 from vidtrain.training.run import Console

@@ -8,7 +8,6 @@ from vidtrain.build.parts import pluralize
 from vidtrain.data.augment.geometry import UNCUT
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import Calibration, calibration_of_table
-from vidtrain.evaluation.fusion import EVALUATION_FUSIONS, fusions_of
 from vidtrain.evaluation.protocols import (
     Probe,
     Protocol,
@@ -21,6 +20,7 @@ from vidtrain.evaluation.protocols import (
 )
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.view_store import StoredViews, open_views
+from vidtrain.evaluation.views import EVALUATION_FUSIONS, fusions_of
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import check_writable
 from vidtrain.reports.pages import warn_of_failure

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,11 +46,10 @@ MAX_NAMED = 20  # unreadable videos that the closing message lists
 
 @dataclass
 class Results:
-    """The results so far, as rows.
+    """The results so far, as rows. `about` says what gave them.
 
-    `about` says what gave them. A row is a video with its `topk` classes, the most probable first, and where a
-    `calibration` has thresholds or sets the answer, which may be `unsure`, and the classes of the set; or, in windows,
-    a stretch of one class.
+    A row is a video with its `topk` classes, the most probable first, or, in windows, a stretch of one class. Where a
+    `calibration` has thresholds or sets, a video has the answer too, which may be `unsure`, and the classes of the set.
     """
 
     about: dict[str, Any]
@@ -61,20 +61,18 @@ class Results:
     videos: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, prediction: Prediction, segments: Sequence[Segment]) -> None:
-        if not self.windows:
+        video: dict[str, Any] = {"path": prediction.path}
+        if self.windows:
+            video |= {"seconds": round(prediction.seconds, 3), "windows": len(prediction.starts)}
+            video["segments"] = [
+                {"start_s": round(part.start, 3), "end_s": round(part.end, 3),
+                 "class": self.classes[part.class_index], "probability": round(part.probability, 6)}
+                for part in segments
+            ]  # fmt: skip
+        else:
             chances = prediction.chances[0]
-            self.videos.append({"path": prediction.path, **self.decisions(chances), "top": self.top(chances)})
-            return
-        named = [
-            {"start_s": round(part.start, 3), "end_s": round(part.end, 3), "class": self.classes[part.class_index],
-             "probability": round(part.probability, 6)} for part in segments
-        ]  # fmt: skip
-        video = {
-            "path": prediction.path,
-            "seconds": round(prediction.seconds, 3),
-            "windows": len(prediction.starts),
-        }
-        self.videos.append(video | {"segments": named})
+            video |= {**self.decisions(chances), "top": self.top(chances)}
+        self.videos.append(video)
 
     def decisions(self, chances: np.ndarray) -> dict[str, list[str]]:
         """The classes that are answered, none for unsure, and those of the set, of chances [k]; as far as the
@@ -87,7 +85,7 @@ class Results:
         }
         return {key: [self.classes[k] for k in own] for key, own in numbers.items() if own is not None}
 
-    def verdict(self, chances: np.ndarray) -> str:
+    def answer_text(self, chances: np.ndarray) -> str:
         """What pictures say of chances [k] beside the most probable classes."""
         decided = self.decisions(chances)
         if not decided:
@@ -135,25 +133,22 @@ def _spelled(video: Mapping[str, Any]) -> list[str]:
 
 
 class AsTheyCome:
-    """Gives every answer out as CSV as soon as it is there: to `stream`, and to the file `path`, each where there is
-    one. What a kill leaves in the file are whole rows.
-
-    Raises `UserError` where a row cannot be written.
-    """
+    """Writes every answer as CSV as soon as it is there: to `stream`, and to the file `path`, each where there is one.
+    A kill leaves whole rows in the file. Raises `UserError` where a row cannot be written."""
 
     def __init__(self, results: Results, stream: TextIO | None, path: Path | None):
         self._results, self._stream, self._path = results, stream, path
-        self._given = 0
+        self._written = 0
         if path is not None:
             path.unlink(missing_ok=True)  # of a call that was killed
         self._file = None if path is None else Ledger(path)
         self._write(csv_text([results.columns]))
 
-    def give(self) -> None:
-        """The answers that came since the last call."""
-        for video in self._results.videos[self._given :]:
+    def write(self) -> None:
+        """Writes the answers that came since the last call."""
+        for video in self._results.videos[self._written :]:
             self._write(csv_text(self._results.rows(video)))
-        self._given = len(self._results.videos)
+        self._written = len(self._results.videos)
 
     def _write(self, text: str) -> None:
         if self._file is not None and text:
@@ -223,8 +218,8 @@ def write_results(results: Results, failures: Sequence[Failure], out: Path) -> N
 
 
 def write_logits(prediction: Prediction, classes: Sequence[str], folder: Path) -> None:
-    """logits.npz: clip_logits [w v k], logits [w k], starts and ends [w] in seconds, classes [k]; w is 1, and the times
-    are those of nothing, where the video was judged as a whole."""
+    """logits.npz: clip_logits [w v k], logits [w k], starts and ends [w] in seconds, classes [k]. Of a video that was
+    judged as a whole w is 1, and the times mean nothing."""
     np.savez(
         folder / "logits.npz",
         clip_logits=prediction.clip_logits,
@@ -242,12 +237,9 @@ def write_timeline(
     count = min(results.topk, len(results.classes))
     rows = [("start_s", "end_s", *_ranked(count))]
     for start, end, chances in zip(prediction.starts, prediction.ends, prediction.chances, strict=True):
-        unread = np.isnan(chances).any()
-        cells = (
-            [""] * (2 * count)
-            if unread
-            else [value for answer in results.top(chances) for value in answer.values()]
-        )
+        cells = [value for answer in results.top(chances) for value in answer.values()]
+        if np.isnan(chances).any():  # it could not be read
+            cells = [""] * (2 * count)
         rows.append((f"{start:.3f}", f"{end:.3f}", *cells))
     write_text_atomic(folder / "timeline.csv", csv_text(rows))
     columns = ("start_s", "end_s", "class", "probability")
@@ -264,8 +256,8 @@ def _ranked(count: int) -> tuple[str, ...]:
 
 
 def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
-    """A folder below `out` for each video: its place below the folder that all have in common, without its suffix
-    unless two would share one."""
+    """A folder below `out` for each video: its place below the folder that all share, without its suffix unless two
+    would share one."""
     common = common_folder(paths)
     places = [relative(absolute(path), common) for path in paths]
     if any(map(is_url, paths)):  # whose names may lead anywhere
@@ -293,9 +285,10 @@ class Labeling:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Takes predictions of `reader` and adds them to `results`; `folders` are those of the videos, where any are
-    wanted. `labeling` is None where videos are judged as a whole. `note` says what the colors of a sheet mean; where it
-    names a class, `{}` stands for it. `from_even`: heat of an even share is drawn as none.
+    """Adds predictions of `reader` to `results`, and writes what else is wanted into the `folders` of the videos.
+
+    `labeling` is None where videos are judged as a whole. `note` says what the colors of a sheet mean, with `{}` for a
+    class. With `from_even`, heat of an even share is drawn as none.
     """
 
     results: Results
@@ -328,34 +321,27 @@ class Outputs:
                 folder / "timeline.png",
             )
             stretches = [Stretch(part.start, part.end, part.class_index) for part in parts]
-            warn_of_failure(
-                str(path), lambda: draw_timeline(path, title, classes, edges, chances, stretches), console
-            )
+            draw = partial(draw_timeline, path, title, classes, edges, chances, stretches)
+            warn_of_failure(str(path), draw, console)
         if self.render:
             what = f"pictures of {prediction.path}"
             warn_of_failure(what, lambda: self._render(prediction, parts, folder), console)
 
     def _render(self, prediction: Prediction, parts: Sequence[Segment], folder: Path) -> None:
         dataset = WindowDataset(self.reader.videos, prediction.chunks)
+        name, top_of = Path(prediction.path).name, self.results.top
         try:
             if self.labeling is None:
-                best = self.results.top(prediction.chances[0])
-                top = [(answer["class"], answer["probability"]) for answer in best]
-                verdict = self.results.verdict(prediction.chances[0])
-                title, note = (
-                    f"{shown(prediction.path)}{verdict and ': '}{shown(verdict)}\n{self.results.about['protocol']}",
-                    self.note.format(shown(top[0][0])),
-                )
-                pictures.draw_sheet(
-                    prediction, dataset, top, title, note, self.from_even, folder / "sheet.png"
-                )
-            name = Path(prediction.path).name
-            if self.labeling is None and (verdict := self.results.verdict(prediction.chances[0])):
-                name = f"{verdict}: {name}"  # the end of a long one is cut
-            path = folder / "labeled.mp4"
-            pictures.draw_labeled_video(
-                prediction, dataset, self.results.top, name, parts, self.from_even, path
-            )
+                top = [(answer["class"], answer["probability"]) for answer in top_of(prediction.chances[0])]
+                answer = self.results.answer_text(prediction.chances[0])
+                name = f"{answer}: {name}" if answer else name  # the end of a long one is cut
+                title = shown(prediction.path) + (f": {shown(answer)}" if answer else "")
+                title += f"\n{self.results.about['protocol']}"
+                note = self.note.format(shown(top[0][0]))
+                sheet = folder / "sheet.png"
+                pictures.draw_sheet(prediction, dataset, top, title, note, self.from_even, sheet)
+            video = folder / "labeled.mp4"
+            pictures.draw_labeled_video(prediction, dataset, top_of, name, parts, self.from_even, video)
         except DecodeError as error:  # in a part that no clip shows: the answer stands
             cause = f"its pictures could not be drawn: {error.cause}"
             self.reader.failures.append(Failure(error.path, cause))
@@ -365,12 +351,13 @@ class Outputs:
 def labeling(
     smooth: int, threshold: float | None, independent: bool, calibration: Calibration | None = None
 ) -> Labeling:
-    """With the thresholds of a calibration where none is given, or the usual one: any answer, or of several labels what
-    is more likely than not."""
-    if threshold is None and calibration is not None and calibration.thresholds is not None:
+    """Without a `threshold`, those of the calibration, or the usual one: any answer, or of several labels what is more
+    likely than not."""
+    if threshold is not None:
+        return Labeling(smooth, threshold, independent)
+    if calibration is not None and calibration.thresholds is not None:
         return Labeling(smooth, calibration.thresholds, independent)
-    usual = 0.5 if independent else 0.0
-    return Labeling(smooth, usual if threshold is None else threshold, independent)
+    return Labeling(smooth, 0.5 if independent else 0.0, independent)
 
 
 def give_answers(
@@ -379,19 +366,17 @@ def give_answers(
     """Predicts, writes the results, as `form` to standard output too, and ends the program with status 1 if anything
     could not be read."""
     results, reader, started = outputs.results, outputs.reader, time.perf_counter()
-    console, streams = (
-        reader.console,
-        form == "csv" and not sys.stdout.isatty(),
-    )  # a terminal has the progress bar
-    partial = None if out is None else partial_of(out)
-    as_they_come = AsTheyCome(results, as_data(sys.stdout) if streams else None, partial)
+    console = reader.console
+    streams = form == "csv" and not sys.stdout.isatty()  # a terminal has the progress bar
+    so_far = None if out is None else partial_of(out)
+    as_they_come = AsTheyCome(results, as_data(sys.stdout) if streams else None, so_far)
     try:
         for prediction in reader.predictions(plans, predictor, pictures=outputs.render) if plans else ():
             outputs.take(prediction)
-            as_they_come.give()
+            as_they_come.write()
     except BaseException:  # Ctrl-C too
-        if partial is not None:
-            console.warn(f"ended early: the answers to {len(results.videos)} videos are in {partial}")
+        if so_far is not None:
+            console.warn(f"ended early: the answers to {len(results.videos)} videos are in {so_far}")
         raise
     seconds = time.perf_counter() - started
     if not streams:

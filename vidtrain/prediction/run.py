@@ -28,7 +28,7 @@ from vidtrain.data.loading.windows import (
 )
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import Calibration
-from vidtrain.evaluation.fusion import fuse
+from vidtrain.evaluation.views import fuse
 from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.exporting import OnnxClassifier

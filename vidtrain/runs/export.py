@@ -15,7 +15,7 @@ from vidtrain.config.schemas import ExportSettings
 from vidtrain.data.augment.geometry import EvalGeometry, SquashedFrame, WholeFrame
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import Calibration
-from vidtrain.evaluation.fusion import probabilities
+from vidtrain.evaluation.views import probabilities
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
 from vidtrain.files.escaping import is_utf8
 from vidtrain.models import exporting

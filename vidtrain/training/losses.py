@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidtrain.errors import UserError, check_share
-from vidtrain.evaluation.fusion import fuse
+from vidtrain.evaluation.views import fuse
 from vidtrain.models.masked_models import MaskedModel
 from vidtrain.training.state import ClassSums, EpochSums
 
