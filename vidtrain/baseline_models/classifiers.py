@@ -37,10 +37,8 @@ def majority(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, sever
 
 
 def nearest_neighbors(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
-    """The share of each class among the nearest training videos, one video of no class in particular added.
-
-    Nearness is the cosine of what differs from the mean of training.
-    """
+    """The share of each class among the nearest training videos, one video of no class in particular added. Nearness is
+    the cosine of what differs from the mean of training."""
     center = vectors.mean(axis=0)
 
     def fit(vectors: np.ndarray, targets: np.ndarray, count: int) -> Predict:
@@ -56,11 +54,9 @@ def nearest_neighbors(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarr
 def logistic_regression(
     vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool
 ) -> Predict:
-    """Multinomial, or with `several` labels a video one regression a class, with a quadratic penalty.
-
-    Vectors are standardized, then turned onto at most 256 principal components, which loses nothing where there are
-    fewer videos.
-    """
+    """Multinomial, or with `several` labels a video one regression a class, with a quadratic penalty. Vectors are
+    standardized, then turned onto at most 256 principal components, which loses nothing where there are fewer
+    videos."""
     turned = _components(vectors)
     known = turned(vectors)
     penalty = select(

@@ -94,10 +94,8 @@ PICTURES: dict[str, Descriptor] = {
 
 
 class FrameFeatures:
-    """A descriptor: the mean features [d] of the middle frames of all clips, by a frozen image network.
-
-    `encoder` maps clips of normalized floats [b 3 t h w] to tokens [b t d]; `mean` and `std` are its colors.
-    """
+    """A descriptor: the mean features [d] of the middle frames of all clips, by a frozen image network. `encoder` maps
+    clips of normalized floats [b 3 t h w] to tokens [b t d]; `mean` and `std` are its colors."""
 
     def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]):
         self._encoder = encoder.eval().requires_grad_(False)
@@ -112,10 +110,8 @@ class FrameFeatures:
 
 
 def image_network(name: str, size: int) -> FrameFeatures:
-    """The features of the network `random` or `imagenet` for frames of `size` pixels a side.
-
-    Raises `UserError` for imagenet where the package of its weights is not installed.
-    """
+    """The features of the network `random` or `imagenet` for frames of `size` pixels a side. Raises `UserError` for
+    imagenet where the package of its weights is not installed."""
     path = locate(WEIGHTS) if name == "imagenet" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same untrained one every time
@@ -145,10 +141,8 @@ class Described:
 def describe_split(
     manifest: Manifest, batches: Iterable[Batch], descriptors: Mapping[str, Descriptor], total: int
 ) -> Described:
-    """Describes the videos of `batches`, one video in each, of `total` that are asked for.
-
-    Raises `UserError` where none can be read, and for a batch that carries a refusal.
-    """
+    """Describes the videos of `batches`, one video in each, of `total` that are asked for. Raises `UserError` where
+    none can be read, and for a batch that carries a refusal."""
     rows: list[list[np.ndarray]] = []
     indices, labels, missing = [], [], []
     for batch in batches:
@@ -176,11 +170,9 @@ def answers(
     protocol: str,
     several: bool,
 ) -> Iterator[tuple[str, dict[str, Report]]]:
-    """Each baseline's name and its report on every split but train, which it learns from.
-
-    `plan` lists (descriptor, classifier); the majority class comes first. `groups` [v] number those of the training
-    videos, which stay together where a setting is chosen.
-    """
+    """Each baseline's name and its report on every split but train, which it learns from. `plan` lists (descriptor,
+    classifier); the majority class comes first. `groups` [v] number those of the training videos, which stay together
+    where a setting is chosen."""
     train = splits["train"]
     for name in ("majority", *(" ".join(pair) for pair in plan)):
         descriptor, _, classifier = name.partition(" ")

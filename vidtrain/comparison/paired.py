@@ -47,11 +47,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """Recall and F1 of one class in both recipes, averaged over their runs.
-
-    `interval` is the confidence interval of the difference in recall, over samples of videos and, if both recipes have
-    several runs, over seeds.
-    """
+    """Recall and F1 of one class in both recipes, averaged over their runs. `interval` is the confidence interval of
+    the difference in recall, over samples of videos and, if both recipes have several runs, over seeds."""
 
     name: str
     support: int  # number of videos with this label
@@ -126,10 +123,8 @@ def compare(
     confidence: float,
     seed: int,
 ) -> Comparison | None:
-    """Compares `metric` (one of `RESAMPLED`) of two recipes' runs; None if they share no video.
-
-    `same_seed` holds the pairs of run indices (baseline, other) that McNemar's test compares.
-    """
+    """Compares `metric` (one of `RESAMPLED`) of two recipes' runs; None if they share no video. `same_seed` holds the
+    pairs of run indices (baseline, other) that McNemar's test compares."""
     shared = align([*baseline, *other])
     if not shared.paths:
         return None
@@ -275,10 +270,8 @@ def _score(metric: str, hits: np.ndarray, labeled: np.ndarray, predicted: np.nda
 def scores(
     metric: str, labels: np.ndarray, predictions: Sequence[np.ndarray], k: int, weights: np.ndarray
 ) -> np.ndarray:
-    """A score of `SCORES` [b r], of r runs, for b weightings of the v videos: `weights` [b v].
-
-    `labels` and every run's `predictions` are sorted numbers video * k + class, one for each label of a video.
-    """
+    """A score of `SCORES` [b r], of r runs, for b weightings of the v videos: `weights` [b v]. `labels` and every run's
+    `predictions` are sorted numbers video * k + class, one for each label of a video."""
     labeled = _sum_by_class(weights, labels, k)
     columns = []
     for marks in predictions:
@@ -329,11 +322,9 @@ def seed_noise(scores: np.ndarray, draws: int, rng: np.random.Generator) -> np.n
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """(videos on which only the first is correct, only the second, p) from correctness bool [v] of two runs.
-
-    p is two-sided and exact (McNemar, 1947, with the binomial distribution): if both runs are equally good, each video
-    on which only one is correct falls to either with probability 1/2. Whole numbers avoid rounding of tiny terms.
-    """
+    """(videos on which only the first is correct, only the second, p) from correctness bool [v] of two runs. p is
+    two-sided and exact (McNemar, 1947, with the binomial distribution): if both runs are equally good, each video on
+    which only one is correct falls to either with probability 1/2. Whole numbers avoid rounding of tiny terms."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n, fewer = only_first + only_second, min(only_first, only_second)
     ways, tail = 1, 0

@@ -49,11 +49,9 @@ def differing(runs: Sequence[Settings], ignored: Collection[str]) -> dict[str, l
 def swept(
     runs: Sequence[Settings], overrides: Sequence[Sequence[str]], ignored: Collection[str]
 ) -> dict[str, list[Any]]:
-    """The choices that differ between runs, by key, with the value of each run.
-
-    They are the keys of `differing`, but keys that only follow from another choice are replaced by it: the settings of
-    a config group by the group's option (`augmentation=none`), and the settings of an experiment by its name.
-    """
+    """The choices that differ between runs, by key, with the value of each run. They are the keys of `differing`, but
+    keys that only follow from another choice are replaced by it: the settings of a config group by the group's option
+    (`augmentation=none`), and the settings of an experiment by its name."""
     assigned = [_assignments(run) for run in overrides]
     differ = differing(runs, ignored)
     explicit = {key for run in assigned for key in run}
@@ -108,11 +106,9 @@ def recipes(
     apart: Sequence[Any],
     ignored: Collection[str],
 ) -> tuple[dict[str, list[Any]], list[Recipe]]:
-    """The swept keys with every run's value, and the recipes in the order of their first runs.
-
-    Runs belong to one recipe if all their settings except the `ignored` ones are equal, and their values of `apart`,
-    such as how they were evaluated.
-    """
+    """The swept keys with every run's value, and the recipes in the order of their first runs. Runs belong to one
+    recipe if all their settings except the `ignored` ones are equal, and their values of `apart`, such as how they were
+    evaluated."""
     differ, keys = differing(settings, ignored), swept(settings, overrides, ignored)
     members: dict[tuple[str, ...], list[int]] = {}
     for run, kind in enumerate(apart):
@@ -125,8 +121,7 @@ def recipes(
 
 def labels(grouped: Sequence[Recipe], compared: Collection[int]) -> dict[int, str]:
     """A label for every recipe, by number. Recipes in `compared` are labeled by the settings that differ between them,
-    all others by all swept settings. Without any, the label is empty.
-    """
+    all others by all swept settings. Without any, the label is empty."""
     keys = list(grouped[0].settings)
     among = [recipe.settings for recipe in grouped if recipe.number in compared]
     differing_keys = [key for key in keys if len(set(_texts([settings[key] for settings in among]))) > 1]
@@ -209,9 +204,8 @@ class Study:
 
 
 def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
-    """Groups the runs into recipes, and chooses metric and baseline.
-
-    Raises `UserError` for a metric that not all runs report, and for a baseline that is none of the runs."""
+    """Groups the runs into recipes, and chooses metric and baseline. Raises `UserError` for a metric that not all runs
+    report, and for a baseline that is none of the runs."""
     metric = _metric(runs, settings.metric)
     keys, grouped = _recipes(runs, settings)
     place = _place_of_baseline(runs, settings.baseline)

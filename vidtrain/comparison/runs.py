@@ -85,11 +85,9 @@ class Found:
 
 
 def find_runs(places: Sequence[str]) -> Found:
-    """The finished runs in `places`: run folders, folders that hold some at any depth, or glob patterns of these.
-
-    An unfinished run is left out if a folder or a pattern led to it. Raises one `UserError` for all faults: a place
-    that is absent or holds no run, or an unfinished run that is itself one of `places`.
-    """
+    """The finished runs in `places`: run folders, folders that hold some at any depth, or glob patterns of these. An
+    unfinished run is left out if a folder or a pattern led to it. Raises one `UserError` for all faults: a place that
+    is absent or holds no run, or an unfinished run that is itself one of `places`."""
     runs: dict[Path, Path] = {}  # by resolved path, so that links to a run do not count twice
     left_out: dict[Path, str] = {}
     sweeps: list[Path] = []
@@ -151,10 +149,8 @@ def _progress(folder: Path) -> str:
 
 
 def read_run(folder: Path, split: str | None) -> Run:
-    """Reads a finished run, and its evaluation in eval/`split`; None means the evaluation at the end of the run.
-
-    Raises `UserError` naming the file that is absent or damaged.
-    """
+    """Reads a finished run, and its evaluation in eval/`split`; None means the evaluation at the end of the run. Raises
+    `UserError` naming the file that is absent or damaged."""
     from vidtrain.evaluation.predictions import read_predictions
 
     record = _read(folder / "run.json", "overrides")

@@ -38,11 +38,9 @@ CELLS = 1 << 24  # logits that are sorted, or taken in double precision, at a ti
 
 
 def from_predictions(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
-    """Top-1, and precision, recall and F1 as macro and weighted averages; `predictions` and `labels` are [v].
-
-    Macro averages leave out classes that are neither present nor predicted, and balanced accuracy is the
-    mean recall of the classes that are present.
-    """
+    """Top-1, and precision, recall and F1 as macro and weighted averages; `predictions` and `labels` are [v]. Macro
+    averages leave out classes that are neither present nor predicted, and balanced accuracy is the mean recall of the
+    classes that are present."""
     return from_class_counts(class_counts(predictions, labels, num_classes))
 
 
@@ -79,11 +77,9 @@ def ranking(logits: Tensor) -> Tensor:
 
 
 def from_logits(logits: Tensor, labels: Tensor, independent: bool = False) -> dict[str, float]:
-    """Loss, top-1 and, above five classes, top-5; `logits` are [v k].
-
-    The loss is in natural logarithms, without smoothing or weights of classes, so that runs which train on other
-    losses compare: cross-entropy, or the mean binary cross-entropy over classes where each is judged independently.
-    """
+    """Loss, top-1 and, above five classes, top-5; `logits` are [v k]. The loss is in natural logarithms, without
+    smoothing or weights of classes, so that runs which train on other losses compare: cross-entropy, or the mean binary
+    cross-entropy over classes where each is judged independently."""
     (v, k), loss = logits.shape, 0.0
     hits = {rank: 0 for rank in (1, 5) if rank < k}
     for rows in parts(v, k):
@@ -200,21 +196,17 @@ def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def count_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts int64 [k 2 2] of `logits` and `labels` [v k]: for each class by (has it, is predicted to).
-
-    A label is predicted where its logit is above 0: a probability above 0.5.
-    """
+    """Counts int64 [k 2 2] of `logits` and `labels` [v k]: for each class by (has it, is predicted to). A label is
+    predicted where its logit is above 0: a probability above 0.5."""
     has, predicted = labels.bool(), logits > 0
     cells = ((~has & ~predicted), (~has & predicted), (has & ~predicted), (has & predicted))
     return torch.stack([cell.sum(dim=0) for cell in cells], dim=-1).unflatten(-1, (2, 2))
 
 
 def from_label_counts(counts: Tensor) -> dict[str, float]:
-    """Precision, recall and F1 at a probability of 0.5, of counts [k 2 2] as `count_labels` gives them.
-
-    Micro counts all labels together. Macro is the mean over classes, and leaves out those that are neither present nor
-    predicted. A ratio of nothing to nothing is 0.
-    """
+    """Precision, recall and F1 at a probability of 0.5, of counts [k 2 2] as `count_labels` gives them. Micro counts
+    all labels together. Macro is the mean over classes, and leaves out those that are neither present nor predicted. A
+    ratio of nothing to nothing is 0."""
     counts = counts.double().cpu()
     kept = counts[counts[:, 1, 1] + counts[:, 0, 1] + counts[:, 1, 0] > 0]
     metrics = {}

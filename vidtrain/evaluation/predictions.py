@@ -103,11 +103,9 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
 
 
 def align(runs: Sequence[Predictions]) -> Aligned:
-    """The videos that all `runs` read, in the order of the first one. They are known by their path.
-
-    Where no path is shared at all, the paths below the folder that holds all videos of a run are tried, and taken if
-    then the labels agree. A path that comes another number of times in another run is not shared.
-    """
+    """The videos that all `runs` read, in the order of the first one. They are known by their path. Where no path is
+    shared at all, the paths below the folder that holds all videos of a run are tried, and taken if then the labels
+    agree. A path that comes another number of times in another run is not shared."""
     rows, relabeled = _share([_keys(run.paths) for run in runs], runs)
     below_folders = False
     if not rows[0] and not relabeled:

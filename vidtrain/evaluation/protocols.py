@@ -45,9 +45,7 @@ class Choice:
 @dataclass(frozen=True)
 class Protocol:
     """One way to evaluate from the table, and what it gives: `metrics` of videos, and as `clip_...` of single views.
-
-    `num_clips` is how many clips each video shows; where they are attended jointly, they are one of the table's.
-    """
+    `num_clips` is how many clips each video shows; where they are attended jointly, they are one of the table's."""
 
     order: str
     num_clips: int
@@ -182,11 +180,9 @@ def headline(multi_label: bool) -> str:
 
 
 def curve(views: StoredViews, fusion: str) -> list[Point]:
-    """The metric against the number of clips, for each number of crops, in the table's first order.
-
-    Every point is the mean over the subsets of that many clips: all subsets, or where there are more, `MOST_SUBSETS`
-    drawn with a fixed seed. Empty for views that cannot be taken apart.
-    """
+    """The metric against the number of clips, for each number of crops, in the table's first order. Every point is the
+    mean over the subsets of that many clips: all subsets, or where there are more, `MOST_SUBSETS` drawn with a fixed
+    seed. Empty for views that cannot be taken apart."""
     about = views.about
     if about["joint"]:
         return []
@@ -288,10 +284,8 @@ def write_protocols(
     fusion: str,
     metric: str,
 ) -> None:
-    """Writes the files into `folder`; `points` are of `metric` under `fusion`.
-
-    Clips and crops are numbered from 1; a number that was not to be had is empty in CSV and null in JSON.
-    """
+    """Writes the files into `folder`; `points` are of `metric` under `fusion`. Clips and crops are numbered from 1; a
+    number that was not to be had is empty in CSV and null in JSON."""
     rows = [as_row(protocol) for protocol in protocols]
     probe_rows = [
         as_row(probe.protocol) | {"change": probe.change, "same_class": probe.same_class} for probe in probed

@@ -87,11 +87,8 @@ def report(
     calibration: Calibration | None = None,
 ) -> Report:
     """Metrics of a view table under a fusion, those of videos with a `calibration`. Raises `UserError` when no video
-    could be read.
-
-    With `independent`, classes are judged each by itself: probabilities are sigmoids, not a softmax. Videos that may
-    have several labels, `table.labels` [v k], need that.
-    """
+    could be read. With `independent`, classes are judged each by itself: probabilities are sigmoids, not a softmax.
+    Videos that may have several labels, `table.labels` [v k], need that."""
     table.check_read()
     num_classes = table.logits.shape[-1]
     fused = fuse(table.logits, fusion, independent)

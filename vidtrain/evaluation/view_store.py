@@ -247,10 +247,8 @@ def merge(
     groups: Sequence[str] | None = None,
 ) -> None:
     """Puts the units together, in the order of the split, and views.json last: from then on the table is complete.
-
-    `logits_shape` is [orders, clips, crops, classes]; `spell` spells a label; `groups` are those of all videos.
-    The files are the same, byte for byte, whichever process made the units.
-    """
+    `logits_shape` is [orders, clips, crops, classes]; `spell` spells a label; `groups` are those of all videos. The
+    files are the same, byte for byte, whichever process made the units."""
     places = units_done(folder).values()
     missing: list[tuple[str, str]] = []
     videos, labels, frames = 0, np.zeros(0, np.int64), np.zeros((0, 0, 0), np.int32)
@@ -324,10 +322,8 @@ def clean(folder: Path) -> None:
 
 
 def open_views(named: Path) -> StoredViews:
-    """The complete table in a folder, or in the folder views/ in it.
-
-    Raises `UserError` for a folder without one, for one that is not complete yet, and for damaged files.
-    """
+    """The complete table in a folder, or in the folder views/ in it. Raises `UserError` for a folder without one, for
+    one that is not complete yet, and for damaged files."""
     folder = named if (named / IDENTITY).is_file() else named / FOLDER
     if not (folder / IDENTITY).is_file():
         raise UserError(

@@ -50,10 +50,8 @@ class EvalBatch(Protocol):
 
 @dataclass
 class ViewTable:
-    """Logits float32 [v n k] of v videos and n views, their `labels` and manifest `indices` [v].
-
-    `missing` names the (path, cause) of those that could not be read, of `total` in the split.
-    """
+    """Logits float32 [v n k] of v videos and n views, their `labels` and manifest `indices` [v]. `missing` names the
+    (path, cause) of those that could not be read, of `total` in the split."""
 
     indices: Tensor
     labels: Tensor
@@ -76,10 +74,8 @@ class ViewTable:
 
 @dataclass(frozen=True)
 class BatchViews:
-    """The logits float32 [b o n s k] of a batch: b videos in o orders of frames, n clips and s crops, on the CPU.
-
-    A model that attends over all clips jointly has n = 1. `missing` names the (path, cause) of unreadable videos.
-    """
+    """The logits float32 [b o n s k] of a batch: b videos in o orders of frames, n clips and s crops, on the CPU. A
+    model that attends over all clips jointly has n = 1. `missing` names the (path, cause) of unreadable videos."""
 
     indices: Tensor
     labels: Tensor
@@ -97,11 +93,9 @@ def batch_views(
     crops: int,
     orders: Sequence[Tensor | None] = (None,),
 ) -> BatchViews:
-    """Runs `model`, in eval mode, over the clips [b (n crops) c t h w] of a batch, once for each of `orders`.
-
-    An order, int64 [t], says which decoded frames a clip shows; None shows all. A model that attends over all clips
-    jointly sees those of one crop at a time. Raises `UserError` for a batch that carries a refusal.
-    """
+    """Runs `model`, in eval mode, over the clips [b (n crops) c t h w] of a batch, once for each of `orders`. An order,
+    int64 [t], says which decoded frames a clip shows; None shows all. A model that attends over all clips jointly sees
+    those of one crop at a time. Raises `UserError` for a batch that carries a refusal."""
     if batch.refusal:
         raise UserError(batch.refusal)
     missing = [(path, cause) for path, cause in batch.faults]
@@ -163,18 +157,14 @@ def mean_logits(clip_logits: Tensor) -> Tensor:
 
 
 def mean_probs(clip_logits: Tensor) -> Tensor:
-    """[b n k] -> [b k]: the logarithm of the clips' mean probabilities, as VideoMAE and PySlowFast evaluate.
-
-    Its softmax is exactly the mean of the clips' softmaxes, so losses and metrics take it as logits.
-    """
+    """[b n k] -> [b k]: the logarithm of the clips' mean probabilities, as VideoMAE and PySlowFast evaluate. Its
+    softmax is exactly the mean of the clips' softmaxes, so losses and metrics take it as logits."""
     return clip_logits.log_softmax(dim=-1).logsumexp(dim=1) - math.log(clip_logits.shape[1])
 
 
 def mean_sigmoids(clip_logits: Tensor) -> Tensor:
     """[b n k] -> [b k]: the logits whose sigmoid is the mean of the clips' sigmoids, for classes judged independently.
-
-    Their odds are those of the sums of yes and no, taken in logarithms, which do not round to 0 or 1.
-    """
+    Their odds are those of the sums of yes and no, taken in logarithms, which do not round to 0 or 1."""
     return F.logsigmoid(clip_logits).logsumexp(dim=1) - F.logsigmoid(-clip_logits).logsumexp(dim=1)
 
 
@@ -213,11 +203,8 @@ def fusions_of(joint: bool, multi_label: bool) -> tuple[str, ...]:
 
 
 def fuse(clip_logits: Tensor, fusion: str, independent: bool = False) -> Tensor:
-    """Clip logits [b n k] -> video logits [b k] by the fusion's name.
-
-    Their softmax is the prediction (they are up to a constant) or, where the loss judges classes independently, their
-    sigmoid.
-    """
+    """Clip logits [b n k] -> video logits [b k] by the fusion's name. Their softmax is the prediction (they are up to a
+    constant) or, where the loss judges classes independently, their sigmoid."""
     if fusion == VOTE:
         return vote(clip_logits, independent)
     return (INDEPENDENT if independent else FUSIONS)[fusion](clip_logits.float())

@@ -87,10 +87,8 @@ def _check_calibrating(cfg: DictConfig) -> list[tuple[str, str]]:
 
 
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
-    """The checkpoint's configuration, changed by the options of the command line.
-
-    The model itself has no fusion "vote", which needs separate logits for each clip: so joint becomes mean_logits.
-    """
+    """The checkpoint's configuration, changed by the options of the command line. The model itself has no fusion
+    "vote", which needs separate logits for each clip: so joint becomes mean_logits."""
     if cfg.fusion != "vote":
         return changed_config(config, cfg, CHANGES)
     trained = changed_config(config, cfg, {key: place for key, place in CHANGES.items() if key != "fusion"})
@@ -116,10 +114,8 @@ def view_settings(trained: DictConfig) -> dict[str, Any]:
 
 
 def output_folder(cfg: DictConfig, trained: DictConfig, checkpoint: Path) -> Path:
-    """The folder for the tables of an evaluation: `out`, or one in the run's folder, with a name for the views.
-
-    Raises `UserError` if a link leads out of the run's folder.
-    """
+    """The folder for the tables of an evaluation: `out`, or one in the run's folder, with a name for the views. Raises
+    `UserError` if a link leads out of the run's folder."""
     from vidtrain.build.parts import instantiate_component
 
     crops = instantiate_component(trained.augmentation.eval).crops

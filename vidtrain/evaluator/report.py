@@ -70,11 +70,8 @@ def republish(
     console: Console,
 ) -> float:
     """Reports another protocol of a stored table; None means the table's own. Returns top-1, or mean average precision
-    if videos may have several labels.
-
-    The calibration is that of the run that the table lies in, unless `calibrated` is False. Raises `UserError` if it is
-    True and there is none.
-    """
+    if videos may have several labels. The calibration is that of the run that the table lies in, unless `calibrated` is
+    False. Raises `UserError` if it is True and there is none."""
     views = open_views(table)
     about = views.about
     fusion, order = fusion or about["fusion"], order or about["orders"][0]
@@ -113,10 +110,8 @@ def publish(
     calibration: Calibration | None = None,
 ) -> Report:
     """Writes and prints the report of the chosen protocol, and of all others in the table. None means all clips or all
-    crops. A `calibration` applies to the chosen protocol alone.
-
-    Raises `UserError` for a protocol that is not in the table, and if no video could be read.
-    """
+    crops. A `calibration` applies to the chosen protocol alone. Raises `UserError` for a protocol that is not in the
+    table, and if no video could be read."""
     about, multi_label = views.about, views.labels.ndim == 2
     known = fusions_of(about["joint"], multi_label)
     check_protocol(views, fusion, order)

@@ -154,9 +154,7 @@ def start_table(work: Pass, folder: Path, cpu_threads: int | None, overwrite: bo
 
 def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console: Console) -> StoredViews:
     """Completes the table of `work` in `folder`: all ranks compute missing batches, then rank 0 merges their files.
-
-    `make_model` is not called if the table is complete. Raises `UserError` if videos are too short for the protocol.
-    """
+    `make_model` is not called if the table is complete. Raises `UserError` if videos are too short for the protocol."""
     if ranks.on_main(lambda: view_store.is_complete(folder)):
         console.info(f"all views are already in {folder}: no video is read")
         ranks.on_main(lambda: view_store.clean(folder))

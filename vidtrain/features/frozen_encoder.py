@@ -47,9 +47,7 @@ DECIDING = {
 
 def heads_of(model: VideoClassifier, phase: PhaseSettings) -> list[nn.Module]:
     """The heads that a phase trains: one copy of the model's head for each head of the grid, or the model's own head.
-
-    All start from the same weights, so that they differ only in learning rate and weight decay.
-    """
+    All start from the same weights, so that they differ only in learning rate and weight decay."""
     if phase.heads is None:
         return [model.head]
     count = len(phase.heads.lr) * len(phase.heads.weight_decay)
@@ -91,11 +89,9 @@ class CachedFeatureTask:
     console: Console
 
     def __call__(self, model: VideoClassifier, phase: PhaseSettings) -> PhaseTask:
-        """Encodes the videos that are not cached yet, and returns the task of `phase`.
-
-        Raises `UserError` for clips of different shapes, for tokens outside of the range of float16, and for the errors
-        of `TokenStore` and of reading videos.
-        """
+        """Encodes the videos that are not cached yet, and returns the task of `phase`. Raises `UserError` for clips of
+        different shapes, for tokens outside of the range of float16, and for the errors of `TokenStore` and of reading
+        videos."""
         train, val = self.train, self.evaluated("val")
         if any(source.frames not in (None, train.protocol.frames) for source in train.manifest.sources):
             raise UserError(
@@ -210,10 +206,8 @@ class AsFloat(nn.Module):
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """The cached tokens of a split. Row (view * number of videos + video) holds one reading of a video.
-
-    `rows`, if given, maps each row to the row that is read in its place.
-    """
+    """The cached tokens of a split. Row (view * number of videos + video) holds one reading of a video. `rows`, if
+    given, maps each row to the row that is read in its place."""
 
     store: TokenStore
     dataset: VideoDataset
@@ -333,10 +327,8 @@ def _chunk(
     encoder: TokenEncoder,
     dataset: VideoDataset,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a chunk's rows, and for each row the record that was read; zeros and -1 for a missing video.
-
-    Raises `UserError` for tokens outside of the range of float16.
-    """
+    """The tokens of a chunk's rows, and for each row the record that was read; zeros and -1 for a missing video. Raises
+    `UserError` for tokens outside of the range of float16."""
     tokens = np.zeros((len(samples), *store.shape), np.float16)
     read = np.full(len(samples), -1, np.int64)
     if not len(batch.indices):

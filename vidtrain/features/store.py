@@ -35,9 +35,7 @@ OWN = ("dataset", "videos", "rows")  # keys that may differ between stores with 
 @dataclass(frozen=True)
 class TokenStore:
     """`rows` rows of tokens with `shape` each, in chunks of `chunk` rows, in `folder`; `key` identifies their content.
-
-    Raises `UserError` for a folder with other content, that cannot be written, or whose disk has too little space.
-    """
+    Raises `UserError` for a folder with other content, that cannot be written, or whose disk has too little space."""
 
     folder: Path
     key: Mapping[str, Any]
@@ -113,10 +111,8 @@ class TokenStore:
         return np.flatnonzero(np.fromfile(self.folder / "done.u8", np.uint8) == 0).tolist()
 
     def take_over(self, videos: Sequence[str]) -> None:
-        """Fills pending chunks whose rows are all in neighboring stores with interchangeable tokens.
-
-        `videos` identifies the video of each row, and is stored so that later stores can copy from this one.
-        """
+        """Fills pending chunks whose rows are all in neighboring stores with interchangeable tokens. `videos`
+        identifies the video of each row, and is stored so that later stores can copy from this one."""
         write_text_atomic(self.folder / VIDEOS, "\n".join(videos))
         pending = self.pending()
         sources = self._known_rows() if pending else {}

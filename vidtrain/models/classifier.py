@@ -71,14 +71,13 @@ class EncoderWithHead(nn.Module):
 class VideoClassifier(EncoderWithHead):
     """Clips [b n c t h w] of normalized floats -> clip logits [b n k], never probabilities.
 
-    `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each
-    clip is judged alone, and the evaluation takes the mean. For joint the head attends to the tokens of
-    all clips together, so there is one row of logits: [b 1 k].
+    `fusion` names how one answer for the video comes of its n clips. For mean_logits and mean_probs each clip is judged
+    alone, and the evaluation takes the mean. For joint the head attends to the tokens of all clips together, so there
+    is one row of logits: [b 1 k].
 
     `published` are the clips that the model's published weights were made for, by keys of `PUBLISHED`. Nothing is
-    computed with them here: `clip` of a configuration takes them as its defaults.
-
-    Raises UserError for an unknown fusion or key, and for an encoder that lacks one of those four members.
+    computed with them here: `clip` of a configuration takes them as its defaults. Raises UserError for an unknown
+    fusion or key, and for an encoder that lacks one of those four members.
     """
 
     fusion: str
@@ -162,10 +161,8 @@ class ManyHeads(EncoderWithHead):
 
 
 def recompute_activations(blocks: Iterable[nn.Module]) -> None:
-    """From now on a backward pass keeps only the inputs of each block, and runs its forward pass once more.
-
-    Names and numbers stay: batch norms keep statistics of the first pass alone.
-    """
+    """From now on a backward pass keeps only the inputs of each block, and runs its forward pass once more. Names and
+    numbers stay: batch norms keep statistics of the first pass alone."""
     for block in blocks:
         # a partial, which copies and pickles with the block; a closure would not
         block.forward = partial(_recomputed, block)
@@ -189,10 +186,8 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContext
 
 @contextmanager
 def _statistics_held(block: nn.Module) -> Iterator[None]:
-    """Batch norms run as before, but what they move are copies of their statistics, which are then dropped.
-
-    Without any statistics they would save fewer tensors than in the first pass, which checkpointing refuses.
-    """
+    """Batch norms run as before, but what they move are copies of their statistics, which are then dropped. Without any
+    statistics they would save fewer tensors than in the first pass, which checkpointing refuses."""
     norms = [each for each in block.modules() if isinstance(each, _BatchNorm) and each.training]
     held = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
     for norm, name, buffer in held:

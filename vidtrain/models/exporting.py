@@ -32,9 +32,8 @@ class ClipGraph(nn.Module):
 
     With `input="uint8"` the graph divides by 255 and normalizes by `mean` and `std` (a number a channel) itself; with
     float32 it takes clips that are normalized already. `predict` gives the probabilities of clip logits. Outputs are
-    float32 in every `precision`; a model that sees all views jointly gives one row of clip logits.
-
-    Raises UserError for an unknown input or precision.
+    float32 in every `precision`; a model that sees all views jointly gives one row of clip logits. Raises UserError for
+    an unknown input or precision.
     """
 
     mean: Tensor
@@ -94,10 +93,8 @@ def random_clips(graph: ClipGraph, shape: Sequence[int], seed: int = 0) -> Tenso
 
 @torch.no_grad()
 def reference_outputs(graph: ClipGraph, clip_shape: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(clips, clip logits, probabilities) of PyTorch for each of `SAMPLES`; `clip_shape` is (t, h, w).
-
-    Take them of the graph in fp32, so that what another precision costs shows in the difference.
-    """
+    """(clips, clip logits, probabilities) of PyTorch for each of `SAMPLES`; `clip_shape` is (t, h, w). Take them of the
+    graph in fp32, so that what another precision costs shows in the difference."""
     batches = [random_clips(graph, (*sample, 3, *clip_shape)) for sample in SAMPLES]
     return [(clips, *graph(clips)) for clips in batches]
 
@@ -134,10 +131,7 @@ def check_difference(difference: Difference, what: str, limit: float) -> None:
 @torch.no_grad()
 def trace(graph: ClipGraph, clip_shape: Sequence[int]) -> ExportedProgram:
     """The program of a graph for any number of videos and views of clips (t, h, w); without gradients, so activations
-    are never recomputed.
-
-    Raises UserError where the model's code cannot be turned into a graph.
-    """
+    are never recomputed. Raises UserError where the model's code cannot be turned into a graph."""
     # sizes that no dimension of a model shares by chance
     example = random_clips(graph, (2, 3, 3, *clip_shape))
     shapes = {"clips": {0: Dim("videos"), 1: Dim("views")}}
@@ -166,9 +160,8 @@ class OnnxClassifier(nn.Module):
 
     `takes_uint8` tells whether clips are pixels as they are, which the graph normalizes, or normalized floats.
     `metadata` is what the file says of itself. `fusion` is the caller's, who fuses the clip logits; only whether the
-    model sees all clips jointly is in the graph.
-
-    Raises UserError for a file that is not such a graph, without onnxruntime, and for clips of another size.
+    model sees all clips jointly is in the graph. Raises UserError for a file that is not such a graph, without
+    onnxruntime, and for clips of another size.
     """
 
     def __init__(self, path: Path, fusion: str):
@@ -246,10 +239,8 @@ def program_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 def save_onnx(program: ExportedProgram, path: Path, opset: int, metadata: Mapping[str, str]) -> None:
     """Writes a program as an ONNX graph of operator set `opset`, with `metadata` inside it; weights that are too large
-    for one file lie beside it, in a file of the same name and .data at its end.
-
-    Raises UserError where the operator set, or ONNX itself, cannot express the program.
-    """
+    for one file lie beside it, in a file of the same name and .data at its end. Raises UserError where the operator
+    set, or ONNX itself, cannot express the program."""
     check_onnx(opset)
     with _quiet():
         try:
@@ -306,10 +297,8 @@ def check_onnx(opset: int) -> None:
 
 
 def save_weights(model: nn.Module, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
-    """Writes the model's state dict, in which floats are of the given precision, and reads it back to compare.
-
-    Raises UserError for a file that does not hold what was written.
-    """
+    """Writes the model's state dict, in which floats are of the given precision, and reads it back to compare. Raises
+    UserError for a file that does not hold what was written."""
     dtype = PRECISIONS[precision]
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().clone().contiguous()

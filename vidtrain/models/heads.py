@@ -63,15 +63,14 @@ class MeanPoolClassifier(nn.Module):
 class FullyConvolutionalClassifier(nn.Module):
     """Linear layer at every place of the grid, then the mean of its logits; [b n d] -> [b k].
 
-    `pool_size` (t, h, w) is the window that is averaged, a step of one at a time, before the layer: a larger
-    clip than in training gives more windows, each as the layer knows it. None averages the whole grid, which a
-    linear layer cannot tell from the mean of its logits. `hidden` is the width of another layer before that one, with
-    a ReLU and without bias, as in X3D.
+    `pool_size` (t, h, w) is the window that is averaged, a step of one at a time, before the layer: a larger clip than
+    in training gives more windows, each as the layer knows it. None averages the whole grid, which a linear layer
+    cannot tell from the mean of its logits. `hidden` is the width of another layer before that one, with a ReLU and
+    without bias, as in X3D.
 
     With `window_fusion="mean_probs"` a clip's logits in evaluation are the logarithms of the mean probabilities of its
-    windows, as in facebookresearch/SlowFast, slowfast/models/head_helper.py.
-
-    Raises UserError for a grid smaller than the window.
+    windows, as in facebookresearch/SlowFast, slowfast/models/head_helper.py. Raises UserError for a grid smaller than
+    the window.
     """
 
     def __init__(
@@ -153,9 +152,8 @@ class AttentivePooler(nn.Module):
     """Tokens [b n d] -> one vector each, [b d].
 
     `depth` counts attention layers: depth - 1 blocks of self-attention, then the cross-attention.
-    `complete_block=False` leaves the bare cross-attention: no norm, no residual, no MLP.
-
-    Raises UserError when the heads do not divide embed_dim, or depth is below one.
+    `complete_block=False` leaves the bare cross-attention: no norm, no residual, no MLP. Raises UserError when the
+    heads do not divide embed_dim, or depth is below one.
     """
 
     def __init__(
@@ -237,11 +235,9 @@ class AttentiveClassifier(nn.Module):
 
 
 def kinds_of(model: nn.Module, frames: int, height: int, width: int) -> tuple[str, ...]:
-    """Which of `KINDS` can be drawn of a model on clips of this size, the first to be preferred.
-
-    Attention needs an attentive pooler, Grad-CAM tokens that have a place: a model that gives its head one token, such
-    as a class token, has nothing to show. An exported graph gives logits alone.
-    """
+    """Which of `KINDS` can be drawn of a model on clips of this size, the first to be preferred. Attention needs an
+    attentive pooler, Grad-CAM tokens that have a place: a model that gives its head one token, such as a class token,
+    has nothing to show. An exported graph gives logits alone."""
     if not isinstance(model, VideoClassifier) or math.prod(model.encoder.grid(frames, height, width)) == 1:
         return ()
     return KINDS if isinstance(model.head, AttentiveClassifier) else KINDS[1:]
@@ -255,11 +251,9 @@ def tokens_and_logits(model: VideoClassifier, clips: Tensor) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def pooler_attention(pooler: AttentivePooler, tokens: Tensor) -> Tensor:
-    """How much of its attention the pooler's query gives to each token: [b n d] -> [b n], each row of sum 1.
-
-    softmax(q k^T / sqrt(d)) of the cross-attention, the mean over heads. With `depth` above 1 blocks of self-attention
-    come before it, so a weight is then of what a token has gathered from everywhere, at its place.
-    """
+    """How much of its attention the pooler's query gives to each token: [b n d] -> [b n], each row of sum 1. softmax(q
+    k^T / sqrt(d)) of the cross-attention, the mean over heads. With `depth` above 1 blocks of self-attention come
+    before it, so a weight is then of what a token has gathered from everywhere, at its place."""
     tokens, last = pooler.attended(tokens), pooler.cross_attention_block
     if isinstance(last, CrossAttentionBlock):
         tokens, last = last.norm1(tokens), last.xattn
@@ -270,10 +264,8 @@ def pooler_attention(pooler: AttentivePooler, tokens: Tensor) -> Tensor:
 
 
 def attention_map(model: VideoClassifier, tokens: Tensor, grid: Grid) -> Tensor:
-    """The pooler's attention over the clips' tokens [b n m d], at their places: float32 [b n t h w].
-
-    Where clips are judged jointly the weights of a video sum to 1 over all of them, else those of each clip.
-    """
+    """The pooler's attention over the clips' tokens [b n m d], at their places: float32 [b n t h w]. Where clips are
+    judged jointly the weights of a video sum to 1 over all of them, else those of each clip."""
     assert isinstance(model.head, AttentiveClassifier)
     n, tokens = tokens.shape[1], tokens.float()
     together = "b n m d -> b (n m) d" if model.fusion == "joint" else "b n m d -> (b n) m d"

@@ -55,10 +55,8 @@ def pool(x: Tensor) -> Tensor:
 
 
 class MaskUnitAttention(nn.Module):
-    """Tokens [b m n d] of n mask units -> [b m n d_out]; with `pooled` the queries, and so m, are a quarter.
-
-    Tokens attend to those of their own unit where `windowed`, else to all.
-    """
+    """Tokens [b m n d] of n mask units -> [b m n d_out]; with `pooled` the queries, and so m, are a quarter. Tokens
+    attend to those of their own unit where `windowed`, else to all."""
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, pooled: bool, windowed: bool):
         super().__init__()
@@ -109,9 +107,8 @@ class Hiera(nn.Module):
 
     `image_size` (side, or height and width) and `num_frames` set the tables of positions; a clip of another size is
     given interpolated ones. h and w are multiples of 32, the side of a mask unit; t is rounded up. `drop_path` grows
-    linearly over depth from 0 to the value given.
-
-    Raises UserError for settings that make no network, and for a clip whose sides 32 does not divide.
+    linearly over depth from 0 to the value given. Raises UserError for settings that make no network, and for a clip
+    whose sides 32 does not divide.
     """
 
     def __init__(

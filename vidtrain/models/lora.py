@@ -93,10 +93,8 @@ def add_adapters(
 
     `targets` are patterns of names in the encoder, such as "*.attn.qkv"; None takes `ATTENTION_AND_MLP`. A is drawn
     from the Kaiming-uniform distribution with a = sqrt(5), as PyTorch draws linear layers, and B is zero. The draw
-    depends on `seed` and on nothing else.
-
-    Raises `UserError` where a setting is out of range, a pattern matches no linear layer, the rank is above the width
-    of a layer, and where there are adapters already.
+    depends on `seed` and on nothing else. Raises `UserError` where a setting is out of range, a pattern matches no
+    linear layer, the rank is above the width of a layer, and where there are adapters already.
     """
     if rank < 1:
         raise UserError(f"lora.rank={rank} must be 1 or more")
@@ -168,11 +166,9 @@ def adapter_parameters(model: nn.Module | Encoder) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module | Encoder) -> None:
-    """Makes W + scale * B A the weight of each adapted layer, which is an ordinary linear layer again.
-
-    The model computes what it computed before, to rounding. Raises `UserError` where there is nothing to merge, so
-    also for merging twice.
-    """
+    """Makes W + scale * B A the weight of each adapted layer, which is an ordinary linear layer again. The model
+    computes what it computed before, to rounding. Raises `UserError` where there is nothing to merge, so also for
+    merging twice."""
     layers = list(adapted_layers(model))
     if not layers:
         raise UserError("lora: the model has no adapters to merge; they can be merged once")

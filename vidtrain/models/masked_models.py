@@ -128,10 +128,8 @@ EPSILON = 1e-6  # added to a cube's deviation
 
 
 class Decoder(nn.Module):
-    """Tokens that were visible [b n d] -> the pixels of each hidden token [b m u*p*q*c].
-
-    The fixed table of positions is made for the encoder's size, and fitted to others. Raises UserError for bad widths.
-    """
+    """Tokens that were visible [b n d] -> the pixels of each hidden token [b m u*p*q*c]. The fixed table of positions
+    is made for the encoder's size, and fitted to others. Raises UserError for bad widths."""
 
     positions: Tensor
 
@@ -202,9 +200,7 @@ class MaskedAutoencoder(MaskedModel):
     @torch.no_grad()
     def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
         """The video in [0, 1], float32 [b c t h w], where what the first kind of masks hides is as it is predicted.
-
-        With `norm_pix_loss` the predicted cubes get the true mean and deviation of their colors.
-        """
+        With `norm_pix_loss` the predicted cubes get the true mean and deviation of their colors."""
         target, mean, deviation = self._targets(clips)
         predicted = masks[0].put_hidden(self._predict(clips, masks[0]), target)
         t, h, w = self.encoder.tubelets(*clips.shape[2:])
@@ -248,11 +244,8 @@ class MaskedAutoencoder(MaskedModel):
 
 
 class Predictor(nn.Module):
-    """Tokens that were visible [b n d] -> features of each hidden token [b m outputs].
-
-    Positions are of the encoder's kind: rotary, or a table that is added (sincos where the encoder's are learned).
-    Raises UserError for bad widths.
-    """
+    """Tokens that were visible [b n d] -> features of each hidden token [b m outputs]. Positions are of the encoder's
+    kind: rotary, or a table that is added (sincos where the encoder's are learned). Raises UserError for bad widths."""
 
     table: Tensor | None
 
@@ -301,9 +294,8 @@ class JointEmbedding(MaskedModel):
 
     The teacher sees the whole clip, without gradient, dropout or dropped paths. Where `teacher` is None it starts as a
     copy of `encoder` as that is then. After each step teacher = momentum * teacher + (1 - momentum) * encoder; with a
-    `momentum` of 1 it stays as it is.
-
-    Raises UserError for a teacher with other tokens, or with other weights where it is to follow the encoder.
+    `momentum` of 1 it stays as it is. Raises UserError for a teacher with other tokens, or with other weights where it
+    is to follow the encoder.
     """
 
     head: Predictor

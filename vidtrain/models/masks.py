@@ -118,10 +118,8 @@ def _places(chosen: np.ndarray) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class TubeMasks:
-    """VideoMAE's: hides a share `ratio` of the places (h, w), rounded down, the same ones at all times.
-
-    Raises UserError for a ratio that is no share.
-    """
+    """VideoMAE's: hides a share `ratio` of the places (h, w), rounded down, the same ones at all times. Raises
+    UserError for a ratio that is no share."""
 
     ratio: float = 0.9
 
@@ -158,7 +156,6 @@ class BlockMasks:
 
     Kind i has blocks[i] blocks, each a share areas[i] of a frame. They have one size, drawn for each sample: height /
     width is uniform within `aspect`. Their places are uniform. A sample that would be shown nothing is drawn again.
-
     Raises UserError for numbers that are no counts, shares or bounds.
     """
 

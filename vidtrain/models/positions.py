@@ -26,11 +26,9 @@ Grid = tuple[int, int, int]
 
 
 def _angles(positions: Tensor, dim: int) -> Tensor:
-    """Positions [n] -> angles [n dim/2]: position * 10000^(-i / (dim/2)), in the dtype of positions.
-
-    Source: "Attention Is All You Need", section 3.5. A product and no matmul or einsum: those would be
-    cast to half precision under autocast, which moves angles by up to 0.09 below position 32.
-    """
+    """Positions [n] -> angles [n dim/2]: position * 10000^(-i / (dim/2)), in the dtype of positions. Source: "Attention
+    Is All You Need", section 3.5. A product and no matmul or einsum: those would be cast to half precision under
+    autocast, which moves angles by up to 0.09 below position 32."""
     index = torch.arange(dim // 2, dtype=positions.dtype, device=positions.device)
     return positions[:, None] * (1.0 / 10000 ** (index / (dim / 2)))
 
@@ -48,10 +46,8 @@ def _join_axes(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def sincos(grid: Grid, dim: int) -> Tensor:
-    """dim/2 channels for t, dim/4 for h, dim/4 for w, each cut into [sin | cos].
-
-    Raises UserError when dim cannot be cut so.
-    """
+    """dim/2 channels for t, dim/4 for h, dim/4 for w, each cut into [sin | cos]. Raises UserError when dim cannot be
+    cut so."""
     check_multiple("model.encoder.embed_dim", dim, 8, "8, which model.encoder.positions=sincos needs")
     return _sincos_3d(grid, (dim // 2, dim // 4, dim // 4))
 
@@ -62,10 +58,7 @@ def sincos_uniform(grid: Grid, dim: int) -> Tensor:
 
 
 def sincos_1d(grid: Grid, dim: int) -> Tensor:
-    """One axis over the flat token index; sin in even channels, cos in odd ones.
-
-    Raises UserError when dim is odd.
-    """
+    """One axis over the flat token index; sin in even channels, cos in odd ones. Raises UserError when dim is odd."""
     check_multiple("model.encoder.embed_dim", dim, 2, "2, which model.encoder.positions=sincos_1d needs")
     angles = _angles(torch.arange(math.prod(grid), dtype=torch.float64), dim)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1).unflatten(0, grid).float()
@@ -80,10 +73,8 @@ def _sincos_3d(grid: Grid, axis_dims: tuple[int, int, int]) -> Tensor:
 
 
 def fit_table(table: Tensor, grid: Grid, cut: bool = True) -> Tensor:
-    """Table [T H W d] for another grid: [t*h*w d].
-
-    With `cut` a clip that is only shorter takes the first t steps; anything else is interpolated trilinearly.
-    """
+    """Table [T H W d] for another grid: [t*h*w d]. With `cut` a clip that is only shorter takes the first t steps;
+    anything else is interpolated trilinearly."""
     t, h, w = grid
     if table.shape[1:3] == (h, w) and (t == len(table) or (cut and t < len(table))):
         return table[:t].flatten(0, 2)
@@ -126,11 +117,9 @@ def check_rotary(positions: str, embed_dim: int, num_heads: int, base_grid: int 
 def rotary_table(
     grid: Grid, head_dim: int, kind: str, base_grid: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), float32 [t*h*w 3*rotary_dim], for `rotate`. `kind` is a key of `ROTARY`.
-
-    Positions are token indices. With `base_grid` those of h and w are stretched to [0, base_grid - 1], so
-    that images of any size span the range met in pretraining.
-    """
+    """(cos, sin), float32 [t*h*w 3*rotary_dim], for `rotate`. `kind` is a key of `ROTARY`. Positions are token indices.
+    With `base_grid` those of h and w are stretched to [0, base_grid - 1], so that images of any size span the range met
+    in pretraining."""
     positions = [torch.arange(length, dtype=torch.float32, device=device) for length in grid]
     if base_grid is not None:
         positions[1:] = [x * (base_grid - 1) / max(len(x) - 1, 1) for x in positions[1:]]
@@ -157,11 +146,8 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _tile(x: Tensor) -> Tensor:
-    """[n k] -> [n 2k]: a0 .. ak a0 .. ak.
-
-    Not what `rotate` pairs (the two channels of a pair get different angles), but the released V-JEPA 2
-    weights were trained so; the right layout gives wrong outputs with them.
-    """
+    """[n k] -> [n 2k]: a0 .. ak a0 .. ak. Not what `rotate` pairs (the two channels of a pair get different angles),
+    but the released V-JEPA 2 weights were trained so; the right layout gives wrong outputs with them."""
     return torch.cat((x, x), dim=-1)
 
 

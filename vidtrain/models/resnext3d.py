@@ -50,10 +50,8 @@ class BasicBranch(Branch):
 
 
 class PreactivatedBottleneck(Branch):
-    """Branch of three convolutions as in Bottleneck, each after its batch norm and ReLU.
-
-    With `norm_first=False` the first convolution has neither: it follows the stem, which ends with both.
-    """
+    """Branch of three convolutions as in Bottleneck, each after its batch norm and ReLU. With `norm_first=False` the
+    first convolution has neither: it follows the stem, which ends with both."""
 
     def __init__(
         self,
@@ -99,17 +97,15 @@ class PreactivatedShortcut(nn.Module):
 class ResNeXt3D(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], the places of the last stage.
 
-    The stem halves h and w, with `stem_maxpool` twice. Stage s (from 0) has `num_blocks[s]` blocks of
-    `stage_planes` * 2**s channels, the first of them with the stage's strides; a size that a stride does not
-    divide is rounded up. d is the width of the last stage.
+    The stem halves h and w, with `stem_maxpool` twice. Stage s (from 0) has `num_blocks[s]` blocks of `stage_planes` *
+    2**s channels, the first of them with the stage's strides; a size that a stride does not divide is rounded up. d is
+    the width of the last stage.
 
-    `residual_transformation_type` is the branch of every block, `skip_transformation_type` the shortcut of those
-    that change size or channels. Settings of bottlenecks only: their middle convolution has `num_groups` *
-    `width_per_group` * 2**s channels (in the basic ones `num_groups` counts too). The temporal kernels of a stage
-    are those of its `stage_temporal_kernel_basis`, in turn over its blocks; they lie in the middle convolution, or
-    with `temporal_conv_1x1` in the first.
-
-    Raises UserError for settings that do not fit together.
+    `residual_transformation_type` is the branch of every block, `skip_transformation_type` the shortcut of those that
+    change size or channels. Settings of bottlenecks only: their middle convolution has `num_groups` * `width_per_group`
+    * 2**s channels (in the basic ones `num_groups` counts too). The temporal kernels of a stage are those of its
+    `stage_temporal_kernel_basis`, in turn over its blocks; they lie in the middle convolution, or with
+    `temporal_conv_1x1` in the first. Raises UserError for settings that do not fit together.
     """
 
     def __init__(

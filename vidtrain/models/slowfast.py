@@ -63,10 +63,8 @@ class Branch(nn.Module):
 
 
 class Bottleneck(Branch):
-    """Branch of three convolutions, each with a batch norm: a x 1 x 1, b x 3 x 3 in groups, 1 x 1 x 1.
-
-    `kernels` are a and b, along time. The stride is that of the middle one.
-    """
+    """Branch of three convolutions, each with a batch norm: a x 1 x 1, b x 3 x 3 in groups, 1 x 1 x 1. `kernels` are a
+    and b, along time. The stride is that of the middle one."""
 
     def __init__(self, dim_in: int, inner: int, dim_out: int, kernels: Pair, stride: Pair, groups: int = 1):
         super().__init__()
@@ -141,11 +139,9 @@ class StagedEncoder(nn.Module):
         return rearrange(x, "b d t h w -> b (t h w) d")
 
     def initialize(self, zero_init: bool, activation_checkpointing: bool) -> None:
-        """Convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Norms already start at one and zero.
-
-        With `zero_init` every branch starts as zero, so that a block passes on its shortcut (Goyal et al. 2017,
-        arXiv:1706.02677).
-        """
+        """Convolutions after He et al. 2015 (arXiv:1502.01852), by fan out. Norms already start at one and zero. With
+        `zero_init` every branch starts as zero, so that a block passes on its shortcut (Goyal et al. 2017,
+        arXiv:1706.02677)."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -201,12 +197,11 @@ class TwoPathBlock(nn.Module):
 class SlowFast(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/alpha)(h/32)(w/32).
 
-    The fast pathway sees all frames with 1/`beta_inv` of the channels, the slow one every `alpha`-th of them.
-    `width` is the number of channels of the slow stem, `depth` that of the ResNet (50, 101 or 152). A lateral
-    connection has `fusion_ratio` times the fast channels and looks at `fusion_kernel` frames. d is
-    32 * width * (1 + 1/beta_inv). h and w may be of any size; their tokens are rounded up.
-
-    Raises UserError for settings that do not fit together and for a clip that `alpha` does not divide.
+    The fast pathway sees all frames with 1/`beta_inv` of the channels, the slow one every `alpha`-th of them. `width`
+    is the number of channels of the slow stem, `depth` that of the ResNet (50, 101 or 152). A lateral connection has
+    `fusion_ratio` times the fast channels and looks at `fusion_kernel` frames. d is 32 * width * (1 + 1/beta_inv). h
+    and w may be of any size; their tokens are rounded up. Raises UserError for settings that do not fit together and
+    for a clip that `alpha` does not divide.
     """
 
     def __init__(
@@ -267,10 +262,8 @@ class SlowFast(StagedEncoder):
 class SlowOnly(StagedEncoder):
     """Encoder: the slow pathway alone; [b c t h w] of normalized floats -> [b n d], n = t (h/32)(w/32).
 
-    `width` is the number of channels of the stem and d is 32 * width, `depth` that of the ResNet (50, 101 or
-    152). h and w may be of any size; their tokens are rounded up.
-
-    Raises UserError for an unknown depth.
+    `width` is the number of channels of the stem and d is 32 * width, `depth` that of the ResNet (50, 101 or 152). h
+    and w may be of any size; their tokens are rounded up. Raises UserError for an unknown depth.
     """
 
     def __init__(

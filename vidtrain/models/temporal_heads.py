@@ -34,17 +34,15 @@ LEAST_VARIANCE = 1.1e-8
 class TemporalStatisticsClassifier(nn.Module):
     """Statistics over time of every place's features, each normed, dropout, one linear layer; [b n d] -> logits [b k].
 
-    `statistics` are some of mean; difference, the mean of |x[t+1] - x[t]|; deviation, the standard deviation; trend,
-    by how much the least-squares line through the features rises over the clip, which alone tells the direction of
-    time. They are averaged over places; with `spatial_size` s the s x s places of a grid are kept apart.
+    `statistics` are some of mean; difference, the mean of |x[t+1] - x[t]|; deviation, the standard deviation; trend, by
+    how much the least-squares line through the features rises over the clip, which alone tells the direction of time.
+    They are averaged over places; with `spatial_size` s the s x s places of a grid are kept apart.
 
     `streams` is how many encodings lie side by side in a token, two where an encoder sees frames and their differences.
     Each is normed by itself: changes are small beside what stays, and would be lost in a norm over both. The linear
     layer is drawn with `init_std`. With 0 it starts at zero: of few videos it then learns directions in which these
-    differ, and nothing in all others, where what was drawn would stay.
-
-    Raises UserError for statistics that are none, for a width that the streams do not divide, and for a grid of other
-    places.
+    differ, and nothing in all others, where what was drawn would stay. Raises UserError for statistics that are none,
+    for a width that the streams do not divide, and for a grid of other places.
     """
 
     def __init__(
@@ -127,9 +125,7 @@ class TemporalConvolutionClassifier(nn.Module):
     """A small convolutional network along time at every place, then the mean of all tokens; [b n d] -> logits [b k].
 
     Tokens are normed and brought to `width` channels; `depth` blocks follow, each a convolution over `kernel` steps
-    beside a shortcut. Clips of any length fit; beyond their ends are zeros.
-
-    Raises UserError for a kernel of even size.
+    beside a shortcut. Clips of any length fit; beyond their ends are zeros. Raises UserError for a kernel of even size.
     """
 
     def __init__(
@@ -167,13 +163,11 @@ class TemporalConvolutionClassifier(nn.Module):
 class TemporalTransformerClassifier(nn.Module):
     """Every place attends to itself at other times; then the mean of all tokens; [b n d] -> logits [b k].
 
-    Tokens are brought to `width` channels first (None: they keep their own), and given positions in time: a
-    `sincos` table, or a `learned` one, made for `num_frames` steps. Fewer steps take the first of them, more
-    steps interpolate. `drop_path` grows linearly over depth from 0 to the value given; `dropout` is that before
-    the last layer. One token a frame makes this the temporal encoder of ViViT's model 2 (arXiv:2103.15691), with
-    the mean in place of a class token.
-
-    Raises UserError for heads that do not divide the width, and for an unknown kind of positions.
+    Tokens are brought to `width` channels first (None: they keep their own), and given positions in time: a `sincos`
+    table, or a `learned` one, made for `num_frames` steps. Fewer steps take the first of them, more steps interpolate.
+    `drop_path` grows linearly over depth from 0 to the value given; `dropout` is that before the last layer. One token
+    a frame makes this the temporal encoder of ViViT's model 2 (arXiv:2103.15691), with the mean in place of a class
+    token. Raises UserError for heads that do not divide the width, and for an unknown kind of positions.
     """
 
     def __init__(

@@ -24,9 +24,9 @@ INPUTS = ("rgb", "difference", "both")
 class TimmFrames(nn.Module):
     """Encoder: video [b 3 t h w] of normalized floats -> tokens [b n d], frame after frame.
 
-    `backbone` is a name of `timm.list_models()`. With `features="pooled"` a frame is one token, what the image
-    model gives its classifier; with "spatial" one for every place of its last features, without class tokens, or for
-    each of `spatial_size` x `spatial_size` parts of the frame the mean of its places.
+    `backbone` is a name of `timm.list_models()`. With `features="pooled"` a frame is one token, what the image model
+    gives its classifier; with "spatial" one for every place of its last features, without class tokens, or for each of
+    `spatial_size` x `spatial_size` parts of the frame the mean of its places.
 
     `input="difference"` shows the image model what changes: x[t+1] - x[t] for each pair of adjacent frames, as in the
     RGB differences of TSN (Wang et al. 2016, arXiv:1608.00859), times `difference_gain`. Differences of normalized
@@ -35,11 +35,9 @@ class TimmFrames(nn.Module):
     for the first frame of a pair, then what it gives for their difference. A clip of t frames has t - 1 such tokens a
     place.
 
-    `image_size` (side, or height and width) is for models that must be built for one, such as Swin; of those,
-    only the ones that timm can use at any size take clips of another. `drop_path` grows over depth up to the value
-    given.
-
-    Raises UserError for a name that timm does not know, and for a clip that the model cannot take.
+    `image_size` (side, or height and width) is for models that must be built for one, such as Swin; of those, only the
+    ones that timm can use at any size take clips of another. `drop_path` grows over depth up to the value given. Raises
+    UserError for a name that timm does not know, and for a clip that the model cannot take.
     """
 
     network: Any  # timm's models say what they are by attributes of their own
@@ -196,10 +194,8 @@ def channels_first(features: Tensor, dim: int) -> bool:
 
 
 def build_backbone(name: str, features: str, options: dict[str, Any]) -> Any:
-    """timm's model without its classifier, and for spatial features without its pooling; not pretrained.
-
-    Raises UserError where it cannot do without its pooling.
-    """
+    """timm's model without its classifier, and for spatial features without its pooling; not pretrained. Raises
+    UserError where it cannot do without its pooling."""
     network: Any = timm.create_model(name, pretrained=False, num_classes=0, **options)
     if features == "spatial":
         try:
@@ -217,10 +213,8 @@ def _no_places(name: str, reason: str) -> str:
 
 
 def backbone_options(name: str, image_size: tuple[int, int], drop_path: float) -> dict[str, Any]:
-    """Those of the options that only some image models have, for this one.
-
-    Raises UserError for a `drop_path` in a model without.
-    """
+    """Those of the options that only some image models have, for this one. Raises UserError for a `drop_path` in a
+    model without."""
     known = constructor_options(name)
     if drop_path > 0 and "drop_path_rate" not in known:
         raise UserError(f"model.encoder.drop_path={drop_path}: {name} has no drop path; set it to 0")
@@ -262,10 +256,8 @@ MATCHER = {
 
 
 class DepthGroup(nn.Module):
-    """Modules, and parameters that lie in none of them, of one depth.
-
-    They belong to the network, and this only refers to them, so it is never registered beside it.
-    """
+    """Modules, and parameters that lie in none of them, of one depth. They belong to the network, and this only refers
+    to them, so it is never registered beside it."""
 
     def __init__(self, modules: list[nn.Module], parameters: list[nn.Parameter]):
         super().__init__()
@@ -274,11 +266,9 @@ class DepthGroup(nn.Module):
 
 
 def layers_and_blocks(network: Any) -> tuple[list[nn.Module], list[nn.Module]]:
-    """(layers, blocks) of a timm model, by what it says of itself (`group_matcher`).
-
-    The layers hold every parameter once, in order of depth; one is a module of the network where it has a module
-    of just these parameters, else a DepthGroup. Blocks are all but the stem and what comes after the last one.
-    """
+    """(layers, blocks) of a timm model, by what it says of itself (`group_matcher`). The layers hold every parameter
+    once, in order of depth; one is a module of the network where it has a module of just these parameters, else a
+    DepthGroup. Blocks are all but the stem and what comes after the last one."""
     matcher = network.group_matcher(coarse=False) if hasattr(network, "group_matcher") else MATCHER
     named = [(name, None) for name in (*dict(network.named_parameters()), UNMATCHED)]
     depth_of = group_with_matcher(iter(named), matcher, reverse=True)

@@ -28,12 +28,10 @@ TOKENS = ("class", "patches")
 class TorchvisionResNet(nn.Module):
     """Encoder: a ResNet-18 of videos, [b 3 t h w] -> tokens [b n 512], one for every 16x16 pixels.
 
-    `name` is r3d_18 (3D convolutions), r2plus1d_18 (each apart in space and time) or mc3_18 (3D in the first stage
-    and 2D after it, which keeps a token for every frame; the others join 8 frames). Any size of clip fits; the
-    last window of a side or of the frames may reach over the edge.
-    Source: Tran et al. 2018, arXiv:1711.11248.
-
-    Raises UserError for an unknown name.
+    `name` is r3d_18 (3D convolutions), r2plus1d_18 (each apart in space and time) or mc3_18 (3D in the first stage and
+    2D after it, which keeps a token for every frame; the others join 8 frames). Any size of clip fits; the last window
+    of a side or of the frames may reach over the edge. Source: Tran et al. 2018, arXiv:1711.11248. Raises UserError for
+    an unknown name.
     """
 
     def __init__(self, name: str, activation_checkpointing: bool = False):
@@ -113,11 +111,9 @@ class TorchvisionMViT(nn.Module):
     with `tokens="patches"` there are the others, without it.
 
     `num_frames` and `image_size` (side, or height and width) set the lengths of the tables of positions; a clip of
-    another size is given interpolated ones, so any size fits. `drop_path` grows linearly over depth from 0 to the
-    value given; `dropout` is of what attention and MLP add.
-    Sources: Fan et al. 2021, arXiv:2104.11227, table 3; Li et al. 2022, arXiv:2112.01526, table 1.
-
-    Raises UserError for an unknown `name` or `tokens`.
+    another size is given interpolated ones, so any size fits. `drop_path` grows linearly over depth from 0 to the value
+    given; `dropout` is of what attention and MLP add. Sources: Fan et al. 2021, arXiv:2104.11227, table 3; Li et al.
+    2022, arXiv:2112.01526, table 1. Raises UserError for an unknown `name` or `tokens`.
     """
 
     def __init__(
@@ -175,10 +171,8 @@ class TorchvisionMViT(nn.Module):
 
 
 class MViTStem(nn.Module):
-    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches.
-
-    Where positions are added, a grid of another size gets them interpolated trilinearly, as in PySlowFast.
-    """
+    """Video [b 3 t h w] -> class token and patches [b 1+n d], and the grid of the patches. Where positions are added, a
+    grid of another size gets them interpolated trilinearly, as in PySlowFast."""
 
     def __init__(self, conv_proj: nn.Module, pos_encoding: PositionalEncoding):
         super().__init__()
@@ -212,10 +206,8 @@ def mvit_v1_b_blocks() -> list[MSBlockConfig]:
 
 
 def mvit_v2_s_blocks() -> list[MSBlockConfig]:
-    """Stages of 1, 2, 11 and 2 blocks; each next has twice the width and heads, and tokens of twice the side.
-
-    Keys and values are pooled so that they always lie 8 tokens of the first stage apart.
-    """
+    """Stages of 1, 2, 11 and 2 blocks; each next has twice the width and heads, and tokens of twice the side. Keys and
+    values are pooled so that they always lie 8 tokens of the first stage apart."""
     blocks = []
     for stage, depth in enumerate((1, 2, 11, 2)):
         for index in range(depth):
@@ -237,12 +229,10 @@ def mvit_v2_s_blocks() -> list[MSBlockConfig]:
 class TorchvisionSwin(nn.Module):
     """Encoder: Video Swin, [b 3 t h w] -> tokens [b n d], one for 2 frames of 32x32 pixels.
 
-    `name` is swin3d_t, swin3d_s (d = 768) or swin3d_b (d = 1024). Any size of clip fits: what a last patch or
-    window lacks is filled with zeros. `drop_path` grows linearly over depth from 0 to the value given;
-    `dropout` is of the patches and of what attention and MLP add, `attention_dropout` of the attention weights.
-    Source: Liu et al. 2022, arXiv:2106.13230.
-
-    Raises UserError for an unknown name.
+    `name` is swin3d_t, swin3d_s (d = 768) or swin3d_b (d = 1024). Any size of clip fits: what a last patch or window
+    lacks is filled with zeros. `drop_path` grows linearly over depth from 0 to the value given; `dropout` is of the
+    patches and of what attention and MLP add, `attention_dropout` of the attention weights. Source: Liu et al. 2022,
+    arXiv:2106.13230. Raises UserError for an unknown name.
     """
 
     def __init__(

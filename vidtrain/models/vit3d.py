@@ -32,10 +32,8 @@ ACTIVATIONS = ("gelu", "swiglu")
 
 
 class PatchEmbed3D(nn.Module):
-    """[b c t h w] -> [b n d], one token for each tubelet of tubelet_size x patch_size x patch_size pixels.
-
-    With `modality_embed` a learned vector that says "video" is added to every token, as in V-JEPA 2.1.
-    """
+    """[b c t h w] -> [b n d], one token for each tubelet of tubelet_size x patch_size x patch_size pixels. With
+    `modality_embed` a learned vector that says "video" is added to every token, as in V-JEPA 2.1."""
 
     pos_embed: nn.Parameter  # where positions are learned
 
@@ -65,10 +63,8 @@ class PatchEmbed3D(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Tokens [b n d] -> [b n d]; `dropout` is of the attention weights.
-
-    `key_mask` bool [b n] is False for tokens that none attends to, such as padding.
-    """
+    """Tokens [b n d] -> [b n d]; `dropout` is of the attention weights. `key_mask` bool [b n] is False for tokens that
+    none attends to, such as padding."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, dropout: float = 0.0):
         super().__init__()
@@ -126,11 +122,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out.
-
-    `dropout` is of what attention and MLP add, `drop_path` leaves out either for a whole sample. `key_mask`: see
-    SelfAttention.
-    """
+    """x + attention(norm(x)), then x + mlp(norm(x)); tokens [b n d] in and out. `dropout` is of what attention and MLP
+    add, `drop_path` leaves out either for a whole sample. `key_mask`: see SelfAttention."""
 
     def __init__(
         self,
@@ -161,20 +154,19 @@ class Block(nn.Module):
 class ViT3D(nn.Module):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = (t/tubelet)(h/patch)(w/patch).
 
-    `out_layers` are the blocks (from 0, the last one among them) whose tokens are given, each through the final
-    norm, those of one block after those of another; without it, those of the last block. `norm_per_layer` gives
-    each of them a norm of its own, as in V-JEPA 2.1; `modality_embed`: see PatchEmbed3D.
+    `out_layers` are the blocks (from 0, the last one among them) whose tokens are given, each through the final norm,
+    those of one block after those of another; without it, those of the last block. `norm_per_layer` gives each of them
+    a norm of its own, as in V-JEPA 2.1; `modality_embed`: see PatchEmbed3D.
 
-    `image_size` (side, or height and width) and `num_frames` are the size the fixed position table is made
-    for; other sizes and lengths that patch and tubelet divide work too, the table is then fitted to them.
+    `image_size` (side, or height and width) and `num_frames` are the size the fixed position table is made for; other
+    sizes and lengths that patch and tubelet divide work too, the table is then fitted to them.
 
-    `mlp_hidden` is the width of the MLP as it is; when None it follows from `mlp_ratio` (see `mlp_width`).
-    `drop_path` grows linearly over depth from 0 to the value given; `dropout` and `attention_dropout` are those
-    of every block. `positions` is a key of positions.TABLES or positions.ROTARY, or `learned`: a table that
-    trains; `rope_base_grid` stretches rotary positions (see positions.rotary_table).
-    `final_norm=False` is VideoMAE's fine-tuned encoder, whose only last norm is the head's.
-
-    Raises UserError for sizes that do not fit together, at construction and for a clip that does not fit.
+    `mlp_hidden` is the width of the MLP as it is; when None it follows from `mlp_ratio` (see `mlp_width`). `drop_path`
+    grows linearly over depth from 0 to the value given; `dropout` and `attention_dropout` are those of every block.
+    `positions` is a key of positions.TABLES or positions.ROTARY, or `learned`: a table that trains; `rope_base_grid`
+    stretches rotary positions (see positions.rotary_table). `final_norm=False` is VideoMAE's fine-tuned encoder, whose
+    only last norm is the head's. Raises UserError for sizes that do not fit together, at construction and for a clip
+    that does not fit.
     """
 
     norm: nn.Module
@@ -275,10 +267,8 @@ class ViT3D(nn.Module):
         return [self.patch_embed, *self.blocks, self.norm]
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Tokens along t, h and w of a clip; those of several `out_layers` count as following each other in t.
-
-        Raises UserError when patches or tubelets do not fill the clip.
-        """
+        """Tokens along t, h and w of a clip; those of several `out_layers` count as following each other in t. Raises
+        UserError when patches or tubelets do not fill the clip."""
         t, h, w = self.tubelets(frames, height, width)
         return t * len(self.out_layers), h, w
 
@@ -327,10 +317,8 @@ class ViT3D(nn.Module):
 
 
 def mlp_width(dim: int, ratio: float, activation: str) -> int:
-    """Hidden width of an MLP: dim * ratio, of which SwiGLU takes 2/3, rounded up to a multiple of 8.
-
-    With its third matrix SwiGLU then has about as many parameters as the plain MLP.
-    """
+    """Hidden width of an MLP: dim * ratio, of which SwiGLU takes 2/3, rounded up to a multiple of 8. With its third
+    matrix SwiGLU then has about as many parameters as the plain MLP."""
     hidden = int(dim * ratio)
     return math.ceil(int(2 * hidden / 3) / 8) * 8 if activation == "swiglu" else hidden
 
@@ -345,10 +333,8 @@ def init_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def rescale_residual_branches(blocks: Iterable[nn.Module]) -> None:
-    """Divides what block l (from 1) adds to the residual stream by sqrt(2 l), so its variance grows slowly.
-
-    The reference scales `mlp.fc2` for SwiGLU too, which is not the output there; here it is the output.
-    """
+    """Divides what block l (from 1) adds to the residual stream by sqrt(2 l), so its variance grows slowly. The
+    reference scales `mlp.fc2` for SwiGLU too, which is not the output there; here it is the output."""
     for level, block in enumerate(blocks, start=1):
         assert isinstance(block, Block)
         mlp_output = block.mlp.fc3 if isinstance(block.mlp, SwiGLU) else block.mlp.fc2

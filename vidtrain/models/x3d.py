@@ -60,15 +60,13 @@ class X3DBranch(Bottleneck):
 class X3D(StagedEncoder):
     """Encoder: video [b c t h w] of normalized floats -> tokens [b n d], n = t (h/32)(w/32).
 
-    `width` is the number of channels of the stem and of the first stage; each next has twice as many, and
-    `num_blocks` of them. A block has 2.25 times its channels inside, every other one squeeze and excitation, and the
-    first of a stage halves h and w. d is the inner width of the last stage. h and w may be of any size; their tokens
-    are rounded up.
+    `width` is the number of channels of the stem and of the first stage; each next has twice as many, and `num_blocks`
+    of them. A block has 2.25 times its channels inside, every other one squeeze and excitation, and the first of a
+    stage halves h and w. d is the inner width of the last stage. h and w may be of any size; their tokens are rounded
+    up.
 
     `norm_first_shortcut` is whether the shortcut of the first stage ends with a batch norm: with PySlowFast it does,
-    with PyTorchVideo it does not.
-
-    Raises UserError for a number of stages that is not four, and for numbers below one.
+    with PyTorchVideo it does not. Raises UserError for a number of stages that is not four, and for numbers below one.
     """
 
     def __init__(

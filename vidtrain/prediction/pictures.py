@@ -161,11 +161,9 @@ def draw_labeled_video(
     from_even: bool,
     path: Path,
 ) -> None:
-    """labeled.mp4: every frame with its answer, and the heat of the clip that shows it. Raises `DecodeError`.
-
-    `top_of` gives the most probable classes of chances [k]. A video that was judged as a whole has one answer;
-    frames that lie in no clip stay as they are.
-    """
+    """labeled.mp4: every frame with its answer, and the heat of the clip that shows it. Raises `DecodeError`. `top_of`
+    gives the most probable classes of chances [k]. A video that was judged as a whole has one answer; frames that lie
+    in no clip stay as they are."""
     seen = dataset.views(prediction.chunks[0])
     video = seen.video
     size = _even(video, SHORT_SIDE)

@@ -173,10 +173,8 @@ class Judged(NamedTuple):
 
 @dataclass
 class Reader:
-    """Reads the clips of `videos`, of `batch_size` videos or windows at once, and plans their windows.
-
-    `failures` gathers what could not be read.
-    """
+    """Reads the clips of `videos`, of `batch_size` videos or windows at once, and plans their windows. `failures`
+    gathers what could not be read."""
 
     videos: VideoDataset
     device: torch.device
@@ -360,11 +358,9 @@ def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.nda
 def segments(
     chances: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool
 ) -> list[Segment]:
-    """Adjacent windows with the same answer as one, in order of time.
-
-    The answer of a window is its most probable class, if that has the probability `threshold` or more, one for all
-    classes or [k]; where classes are judged independently, every class that has. Windows of NaN have none.
-    """
+    """Adjacent windows with the same answer as one, in order of time. The answer of a window is its most probable
+    class, if that has the probability `threshold` or more, one for all classes or [k]; where classes are judged
+    independently, every class that has. Windows of NaN have none."""
     answers = np.nan_to_num(chances, nan=-1.0) >= threshold
     if not independent:
         best = np.nan_to_num(chances, nan=-1.0).argmax(axis=1)

@@ -97,11 +97,8 @@ def thinned(
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Written beside and renamed, as a reader may look at any time.
-
-    Names are drawn in any script; what no font here has is spelled in NAME_names.txt beside the picture. A figure too
-    large for memory is drawn less finely.
-    """
+    """Written beside and renamed, as a reader may look at any time. Names are drawn in any script; what no font here
+    has is spelled in NAME_names.txt beside the picture. A figure too large for memory is drawn less finely."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = prepare(figure).write(path)
     if names is not None:
@@ -144,10 +141,8 @@ def _characters(path: str) -> frozenset[int]:
 
 @cache
 def _fonts() -> tuple[tuple[str, str], ...]:
-    """(family, path) of the upright fonts of normal weight on this machine, those without serifs first.
-
-    matplotlib's own list is of when it was first made; fonts that came later are added to it.
-    """
+    """(family, path) of the upright fonts of normal weight on this machine, those without serifs first. matplotlib's
+    own list is of when it was first made; fonts that came later are added to it."""
     manager = font_manager.fontManager
     for path in sorted(set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}):
         try:
@@ -290,10 +285,8 @@ def _columns(character: str) -> int:
 
 
 def prepare(figure: Figure) -> Legend:
-    """Every text of a figure as it can be drawn, in fonts that have it, and taken literally: a $ begins no formula.
-
-    A note below the picture says which texts became numbers; the caller writes the legend.
-    """
+    """Every text of a figure as it can be drawn, in fonts that have it, and taken literally: a $ begins no formula. A
+    note below the picture says which texts became numbers; the caller writes the legend."""
     legend = Legend()
     axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     for axis in axes:

@@ -49,10 +49,7 @@ LEAST_GAP = 0.05  # between ticks, of an axis, below which their words run into 
 
 def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
     """Draws what the summary has something to show of; returns the names of the files, without their ending. One that
-    fails is warned about.
-
-    Pictures of an earlier comparison that this one does not draw are taken away.
-    """
+    fails is warned about. Pictures of an earlier comparison that this one does not draw are taken away."""
     wanted = {
         "comparison": True,
         "curves": any(run["curve"] for run in summary["runs"]),

@@ -116,8 +116,7 @@ def draw_contact_sheet(
     clips: Sequence[SeenClip],
 ) -> None:
     """Draws the whole `frame`, uint8 [h w 3], with the boxes that the model saw; the `top` classes; and up to 8 frames
-    of each of the first 4 clips, as they went into the model and below that under the heat map.
-    """
+    of each of the first 4 clips, as they went into the model and below that under the heat map."""
     shown = clips[:MOST_CLIPS]
     height, width = clips[0].frames.shape[1:3]
     lines = len(shown) * (1 if clips[0].heat is None else 2)
@@ -203,11 +202,8 @@ def draw_timeline(
     stretches: Sequence[Stretch],
 ) -> None:
     """Draws the `chances` [w k] of w windows, window i shown from edges[i] to edges[i + 1] seconds, NaN for those that
-    could not be read; and above them the answers.
-
-    A row a class, of up to 12: those that are the answer for longest, then those of the largest mean. A map keeps
-    thousands of windows apart where lines would run into each other.
-    """
+    could not be read; and above them the answers. A row a class, of up to 12: those that are the answer for longest,
+    then those of the largest mean. A map keeps thousands of windows apart where lines would run into each other."""
     chosen = shown_classes(chances, stretches)
     colors = dict(zip(chosen, [*COLORS, *[OTHER] * MOST_CLASSES], strict=False))
     together = max(1, -(-len(chances) // MOST_WINDOWS))
@@ -279,10 +275,8 @@ def clock_text(seconds: float, minutes: bool) -> str:
 
 
 def shade(picture: np.ndarray, heat: np.ndarray, box: Box | None = None) -> np.ndarray:
-    """`picture`, uint8 [h w 3], with `heat` [a b] of 0 to 1 stretched over it, or over a `box` of it.
-
-    Little heat is transparent, so what is not looked at keeps its colors.
-    """
+    """`picture`, uint8 [h w 3], with `heat` [a b] of 0 to 1 stretched over it, or over a `box` of it. Little heat is
+    transparent, so what is not looked at keeps its colors."""
     left, top, width, height = box or (0, 0, picture.shape[1], picture.shape[0])
     if width < 1 or height < 1:
         return picture
@@ -306,9 +300,7 @@ def outlined(picture: np.ndarray, box: Box, color: Color = (255, 255, 255)) -> n
 
 def caption(width: int, title: str, rows: Sequence[tuple[str, float]], lines: int) -> np.ndarray:
     """A panel uint8 [h width 3] with a title and the names and shares of `rows`, as bars; room for `lines` of them.
-
-    Names are such as `vidtrain.reports.charts.drawable` gives.
-    """
+    Names are such as `vidtrain.reports.charts.drawable` gives."""
     height = ROW * (lines + 1) + MARGIN
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
@@ -339,10 +331,8 @@ def strip(width: int, spans: Sequence[Span]) -> np.ndarray:
 
 
 def labeled(picture: np.ndarray, panel: np.ndarray, whole: np.ndarray, at: float) -> np.ndarray:
-    """`picture`, a strip of the whole video with a mark `at` a share of it, and a panel, one below the other.
-
-    The sides come out even, as video codecs want them.
-    """
+    """`picture`, a strip of the whole video with a mark `at` a share of it, and a panel, one below the other. The sides
+    come out even, as video codecs want them."""
     marked = whole.copy()
     column = min(int(at * marked.shape[1]), marked.shape[1] - 2)
     marked[:, max(column, 0) : column + 2] = 255

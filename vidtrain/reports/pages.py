@@ -123,10 +123,8 @@ def audit_page(summary: Plain, title: str, thumbnails: Path) -> str:
 
 
 def _thumbnail(folder: Path, name: str) -> str:
-    """A picture in base64; empty where there is none.
-
-    The name is of a ledger that may be from elsewhere: only JPEG files of the folder itself get into the page.
-    """
+    """A picture in base64; empty where there is none. The name is of a ledger that may be from elsewhere: only JPEG
+    files of the folder itself get into the page."""
     path = folder / name
     data = path.read_bytes() if name and path.name == name and path.is_file() else b""
     return base64.b64encode(data).decode() if data.startswith(JPEG) else ""
@@ -186,10 +184,8 @@ def write_model_card(
     run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None
 ) -> Path:
     """Writes MODEL_CARD.md of the run folder `run` into `out`, its pictures beside it; returns the card's path.
-
     `config` is the run's configuration with its references followed, `exported` the card of the files that were
-    exported, or None. Raises `UserError` naming a file that the run should have left.
-    """
+    exported, or None. Raises `UserError` naming a file that the run should have left."""
     out.mkdir(parents=True, exist_ok=True)
     split = _read(run / "summary.json")["split"]
     shown = []

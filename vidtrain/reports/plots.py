@@ -200,10 +200,8 @@ def plot_confusion(
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path
 ) -> None:
     """Draw (true classes, predicted ones, counts), each [m], of the pairs that occur, as shares of each true class.
-
     Rows are true classes, 0 where a class has no video. Where there are more than 400 classes, the 100 that are most
-    confused are drawn; shares still count all videos of a class.
-    """
+    confused are drawn; shares still count all videos of a class."""
     labels, predictions, counted = pairs
     shown = np.arange(len(classes))
     title = f"Confusion: share of each true class (n = {int(counted.sum()):,})"
@@ -287,11 +285,8 @@ def plot_views(
     path: Path,
 ) -> None:
     """Draws a table's protocols: the metric against clips and crops, by fusion, and in other orders of frames, as far
-    as there is something to show.
-
-    `about` is that of the table, `protocols`, `points` and `probes` are those of vidtrain.evaluation.protocols;
-    `metric` is the key of their numbers.
-    """
+    as there is something to show. `about` is that of the table, `protocols`, `points` and `probes` are those of
+    vidtrain.evaluation.protocols; `metric` is the key of their numbers."""
     panels: list[Callable[[Axes], None]] = []
     if len({point.clips for point in points}) > 1:
         panels.append(partial(_draw_clips, points=points, fusion=fusion))

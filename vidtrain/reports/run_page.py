@@ -70,11 +70,8 @@ class Picture:
 
 
 def run_page(facts: Plain, pictures: Sequence[Picture], most_bytes: int = MOST_BYTES) -> str:
-    """The page of vidtrain.runs.page.read_facts, of at most `most_bytes`.
-
-    Pictures are left out until it fits: the last right answers first, then the last mistakes. A page that is too large
-    without any has shorter tables and values.
-    """
+    """The page of vidtrain.runs.page.read_facts, of at most `most_bytes`. Pictures are left out until it fits: the last
+    right answers first, then the last mistakes. A page that is too large without any has shorter tables and values."""
     for rows, characters in CUTS:
         short = _cut(facts, characters)
         size = len(_page(short, [], len(pictures), rows).encode())

@@ -83,10 +83,8 @@ def set_up(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path) -> str
 
 
 def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | None = None) -> RunData:
-    """The splits as they are trained on; `folder` is the run's, which records what they hold.
-
-    Raises `UserError` where a run that is resumed has other training data now, unless `data.allow_changed`.
-    """
+    """The splits as they are trained on; `folder` is the run's, which records what they hold. Raises `UserError` where
+    a run that is resumed has other training data now, unless `data.allow_changed`."""
     reading = build_data.reading(cfg, ranks, folder)
     splits = build_data.manifests(cfg, ranks, console)
     digests: dict[str, str] = {}
@@ -177,10 +175,8 @@ class Parts:
 def make_parts(
     cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path | None = None
 ) -> Parts:
-    """A run in `folder` keeps the steps per epoch that it was started with.
-
-    Raises `UserError` where the data has no such metric as `trainer.monitor`, or the loss no such weights.
-    """
+    """A run in `folder` keeps the steps per epoch that it was started with. Raises `UserError` where the data has no
+    such metric as `trainer.monitor`, or the loss no such weights."""
     settings = to_settings(cfg.trainer, TrainerSettings)
     batches, steps_per_epoch = build_data.train_batches(cfg, data.train, data.reading, ranks)
     if folder is not None:
@@ -299,10 +295,8 @@ def open_log(
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run is recorded, and who is called while it trains; the benchmark records nothing.
-
-    A hook of the loop is a field here and in `Run`, which `assemble` hands on.
-    """
+    """Where a run is recorded, and who is called while it trains; the benchmark records nothing. A hook of the loop is
+    a field here and in `Run`, which `assemble` hands on."""
 
     log: Log
     console: Console
@@ -321,10 +315,8 @@ def assemble(
     record: Record,
     adapters: Adapters | None = None,
 ) -> Run:
-    """What the loop works with; without a `goal` there are no reports, and steps are all that can be made.
-
-    `adapters` are those of the model's encoder.
-    """
+    """What the loop works with; without a `goal` there are no reports, and steps are all that can be made. `adapters`
+    are those of the model's encoder."""
 
     def reports(trained: Any) -> Sequence[Evaluation]:
         return [] if goal is None else goal(trained)

@@ -139,11 +139,8 @@ class RunAttempt:
         self._earlier: list[dict[str, Any]] = list(ranks.on_main(lambda: read_attempts(folder)))
 
     def begin(self, step: int) -> None:
-        """Records that the attempt starts at `step`.
-
-        Raises `UserError` under a scheduler where the last attempts all ended at this step without a record, as a
-        program that crashes does.
-        """
+        """Records that the attempt starts at `step`. Raises `UserError` under a scheduler where the last attempts all
+        ended at this step without a record, as a program that crashes does."""
         self._step = step
         silent = 0
         for row in reversed(self._earlier):
@@ -159,10 +156,8 @@ class RunAttempt:
             self.record(STARTED, ranks=self.ranks.world_size, **_job())
 
     def record(self, event: str, **more: Any) -> None:
-        """Adds a row to attempts.jsonl.
-
-        `step` of an attempt that ended is the last step in the logs, and `from` is the step that it started at.
-        """
+        """Adds a row to attempts.jsonl. `step` of an attempt that ended is the last step in the logs, and `from` is the
+        step that it started at."""
         row: dict[str, Any] = {
             "event": event,
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -185,11 +180,9 @@ class RunAttempt:
             return self._step
 
     def status_after(self, signature: str) -> int:
-        """The exit status after a fault: 75 where a scheduler should try again, else 1.
-
-        It is 1 where the same fault ended the attempt before this one at the same step. A rank that is lost with its
-        node is not the program's fault, so such an attempt is repeated `MAX_SILENT` times.
-        """
+        """The exit status after a fault: 75 where a scheduler should try again, else 1. It is 1 where the same fault
+        ended the attempt before this one at the same step. A rank that is lost with its node is not the program's
+        fault, so such an attempt is repeated `MAX_SILENT` times."""
         if REQUEUE_FLAG not in os.environ:
             return 1
         same = 0

@@ -33,11 +33,8 @@ def begin(
     folder: Path, splits: Mapping[str, Manifest], index: VideoIndex, allowed: bool, console: "Console"
 ) -> dict[str, str]:
     """Records what the splits of a new run hold, or compares them with what those of a run to resume held; for the main
-    rank alone. Returns a digest of each split.
-
-    Raises `UserError` naming what differs where training data or labels do, unless that is `allowed`; what differs
-    otherwise is a warning.
-    """
+    rank alone. Returns a digest of each split. Raises `UserError` naming what differs where training data or labels do,
+    unless that is `allowed`; what differs otherwise is a warning."""
     now = {split: SplitRecord.of(manifest) for split, manifest in splits.items()}
     if not resumable(folder / "checkpoints"):
         (folder / CHANGES).unlink(missing_ok=True)
@@ -81,10 +78,8 @@ def hold_evaluated(
     folder: Path, split: str, manifest: Manifest, index: VideoIndex, allowed: bool, console: "Console"
 ) -> dict[str, Any] | None:
     """Holds a split that is evaluated against what it was when the run in `folder` was started; for the main rank.
-
     Returns what differs, as `changes_record` does, or None. Raises `UserError` where labels differ, or training data,
-    unless that is `allowed`.
-    """
+    unless that is `allowed`."""
     path = folder / SPLITS / f"{split}.npz"
     if not path.is_file():
         console.info(f"{folder} does not say what {split} was when the run was started: it is taken as it is")

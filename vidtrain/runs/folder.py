@@ -106,8 +106,7 @@ def check_whole(overrides: Sequence[str], source: str) -> None:
 def check_names_a_run(arguments: Sequence[str]) -> None:
     """Raises `UserError` where a command line says `run_dir=` and nothing else but what is of use to a run that is
     resumed, and there is none: it must not silently become the default run. The one that is meant may have been killed
-    before it noted anything.
-    """
+    before it noted anything."""
     if not all(argument.startswith(("run_dir=", "data.allow_changed=")) for argument in arguments):
         return
     folder = _folder_in(arguments)
@@ -139,11 +138,9 @@ def _replaces(argument: str, stored: str) -> bool:
 
 @contextmanager
 def attempt(path: Path) -> Iterator[None]:
-    """Within it, what ends a run too early is noted in outcome.json.
-
-    A `UserError` that ends it before its first checkpoint is noted in the folder's run.json too, and what stood there
-    before is put back, so that the next attempt is not bound by the settings of this one.
-    """
+    """Within it, what ends a run too early is noted in outcome.json. A `UserError` that ends it before its first
+    checkpoint is noted in the folder's run.json too, and what stood there before is put back, so that the next attempt
+    is not bound by the settings of this one."""
     record = path / "run.json"
     before = _read_json(record) if record.is_file() else None
     clear_outcome(path)
@@ -177,10 +174,8 @@ def is_started_by_sweep() -> bool:
 
 
 def _job_name(environ: Mapping[str, str]) -> str | None:
-    """What a batch job's run folder is called, which is the same when the job is requeued; None outside of one.
-
-    Steps of a job are runs of their own.
-    """
+    """What a batch job's run folder is called, which is the same when the job is requeued; None outside of one. Steps
+    of a job are runs of their own."""
     if "ENVIRONMENT" not in environ or environ["ENVIRONMENT"] != "BATCH" or "SLURM_JOB_ID" not in environ:
         return None
     step = f".{environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in environ else ""
@@ -188,10 +183,8 @@ def _job_name(environ: Mapping[str, str]) -> str | None:
 
 
 def held(path: Path) -> RunLock:
-    """The lock of a run folder. After a requeue it may take a while until a node that went down lets go of it.
-
-    Raises `UserError` where another process holds it, and for links in the folder that lead out of it.
-    """
+    """The lock of a run folder. After a requeue it may take a while until a node that went down lets go of it. Raises
+    `UserError` where another process holds it, and for links in the folder that lead out of it."""
     check_links(path, below=True)
     requeued = "SLURM_RESTART_COUNT" in os.environ and os.environ["SLURM_RESTART_COUNT"] != "0"
     deadline = time.monotonic() + (LOCK_SECONDS if requeued else 0.0)
@@ -228,11 +221,9 @@ def finished(path: Path) -> dict[str, Any] | None:
 
 
 def record(path: Path, cfg: DictConfig) -> str:
-    """Writes config.yaml and run.json into a run folder, or compares `cfg` with those of a run to resume.
-
-    Returns the run's id. A run that has saved nothing yet is begun anew. Raises `UserError` naming the settings
-    that differ from those the run was started with, unless they change nothing that is computed.
-    """
+    """Writes config.yaml and run.json into a run folder, or compares `cfg` with those of a run to resume. Returns the
+    run's id. A run that has saved nothing yet is begun anew. Raises `UserError` naming the settings that differ from
+    those the run was started with, unless they change nothing that is computed."""
     if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
         overrides = to_list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -331,10 +322,8 @@ def _read_when_started(path: Path) -> dict[str, str]:
 
 def stored_settings(path: Path) -> dict[str, Any]:
     """The settings of the run in a folder, by dotted key, with what the schema has gained since at its default.
-    References to the environment stay: it is the reader's, and the folder may be another's.
-
-    Raises `UserError` where they cannot be read, or are from another version that knew other settings.
-    """
+    References to the environment stay: it is the reader's, and the folder may be another's. Raises `UserError` where
+    they cannot be read, or are from another version that knew other settings."""
     return _settled(*_stored(path), path)
 
 

@@ -55,10 +55,8 @@ Extract = Callable[[ClipModel, build_data.EvalData, nn.Module], ViewTable]
 
 
 class LossAndFeatures:
-    """A `ClipModel` whose output for a clip is its loss and the mean of its tokens: [b n 1+d].
-
-    The features are those of `MaskedModel.feature_encoder` on the whole clip.
-    """
+    """A `ClipModel` whose output for a clip is its loss and the mean of its tokens: [b n 1+d]. The features are those
+    of `MaskedModel.feature_encoder` on the whole clip."""
 
     fusion = "mean_logits"
 
@@ -95,10 +93,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Probe:
-    """How well simple classifiers on frozen features know a labeled dataset: neighbors, and a linear one.
-
-    Both choose their one setting on `train` alone, and are measured on the videos of `other`.
-    """
+    """How well simple classifiers on frozen features know a labeled dataset: neighbors, and a linear one. Both choose
+    their one setting on `train` alone, and are measured on the videos of `other`."""
 
     name: str
     train: build_data.EvalData
@@ -124,10 +120,8 @@ class Probe:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalized singular values of features [v d], from 1 to min(v, d).
-
-    It is near 1 where all videos have nearly the same features. Source: Roy and Vetterli 2007, section 2.
-    """
+    """exp of the entropy of the normalized singular values of features [v d], from 1 to min(v, d). It is near 1 where
+    all videos have nearly the same features. Source: Roy and Vetterli 2007, section 2."""
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum()
     return torch.special.entr(shares).sum().exp().item()
@@ -280,10 +274,8 @@ class Pretraining(Goal):
 
 
 def open_probe(cfg: DictConfig, ranks: Ranks, console: Console) -> Probe:
-    """Reads `probe.dataset` as the run reads its own: the same clips.
-
-    Raises `UserError` for a dataset of one class, and for several labels a video.
-    """
+    """Reads `probe.dataset` as the run reads its own: the same clips. Raises `UserError` for a dataset of one class,
+    and for several labels a video."""
     labeled = cfg.copy()
     labeled.dataset, labeled.trainer.max_eval_videos = cfg.probe.dataset, cfg.probe.max_videos
     splits = ranks.on_main(lambda: build_data.listed_splits(labeled, console))

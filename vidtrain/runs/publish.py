@@ -56,11 +56,9 @@ def publish(
     run: Path | None,
     console: Console,
 ) -> None:
-    """Writes the encoder alone and all of `model` into `out`, reads each file back, and writes the card.
-
-    `model` is of `checkpoint_file`, and that of `run` where it lies in one. Of a network with a frozen teacher there is
-    the encoder alone. Raises `UserError` for a network that a layout cannot express; no file of it stays.
-    """
+    """Writes the encoder alone and all of `model` into `out`, reads each file back, and writes the card. `model` is of
+    `checkpoint_file`, and that of `run` where it lies in one. Of a network with a frozen teacher there is the encoder
+    alone. Raises `UserError` for a network that a layout cannot express; no file of it stays."""
     files: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
     for format in formats:
@@ -148,9 +146,7 @@ def _levels(tensors: Mapping[str, Tensor]) -> Levels:
 @torch.no_grad()
 def _read_back(model: MaskedModel, part: str, path: Path, name: str, size: tuple[int, int]) -> float:
     """The largest difference of what the network computes for a clip once it is read from `path`, of the largest value.
-
-    Raises `UserError` where settings of the network say otherwise than the layout does.
-    """
+    Raises `UserError` where settings of the network say otherwise than the layout does."""
     clip = torch.randn(1, 3, model.encoder.num_frames, *size, generator=torch.Generator().manual_seed(0))
     before, after = copy.deepcopy(model), copy.deepcopy(model)
     if isinstance(before, JointEmbedding) and name.endswith("transformers"):

@@ -198,10 +198,8 @@ class Classifying(Goal):
 def load_best(
     goal: Goal, model: VideoClassifier | MaskedModel, state: TrainState, log: RunLog
 ) -> dict[str, Any]:
-    """Gives the model the weights of best.pt, and returns what it holds.
-
-    Raises `DivergedError` where no evaluation gave a finite number, and `UserError` where the file is damaged.
-    """
+    """Gives the model the weights of best.pt, and returns what it holds. Raises `DivergedError` where no evaluation
+    gave a finite number, and `UserError` where the file is damaged."""
     if state.best is None:
         monitor = goal.parts.settings.monitor
         raise DivergedError(f"no evaluation gave a finite {monitor}: no best checkpoint to report")

@@ -63,11 +63,10 @@ def locate(source: str, revision: str | None = None) -> Path:
     """The file or folder on this machine that holds the weights named `source`, downloaded if need be.
 
     `source` is a file, or one of several models in it (see `split_number`), a folder (config.json beside
-    model.safetensors, as transformers saves), a hub name such as `facebook/vjepa2-vitl-fpc64-256` (with its
-    `revision`: a branch, tag or commit), `timm:NAME`, `package:NAME` of an installed package, or a name such as
-    `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's.
-
-    Raises `UserError` for what cannot be found, or not be reached.
+    model.safetensors, as transformers saves), a hub name such as `facebook/vjepa2-vitl-fpc64-256` (with its `revision`:
+    a branch, tag or commit), `timm:NAME`, `package:NAME` of an installed package, or a name such as
+    `R2Plus1D_18_Weights.KINETICS400_V1` of torchvision's. Raises `UserError` for what cannot be found, or not be
+    reached.
     """
     check_source(source)
     if source.startswith("timm:"):
@@ -87,10 +86,8 @@ def local_path(source: str) -> Path | None:
 
 
 def read(path: Path, source: str) -> Weights:
-    """The tensors of a file or folder, by dotted names: nested dictionaries and lists are flattened.
-
-    Raises `UserError` naming the file when it is truncated, damaged, holds no tensors or could run code.
-    """
+    """The tensors of a file or folder, by dotted names: nested dictionaries and lists are flattened. Raises `UserError`
+    naming the file when it is truncated, damaged, holds no tensors or could run code."""
     if path.is_dir():
         return _read_folder(path, source)
     config = _read_json(path.with_name("config.json")) if path.with_name("config.json").is_file() else None
@@ -309,10 +306,8 @@ def _absent(source: str) -> str:
 
 
 def as_sources(pretrained: str | Sequence[str] | None) -> list[str]:
-    """The setting `pretrained` as a list: none, one, or several that are loaded in turn.
-
-    Raises `UserError` for what is no name.
-    """
+    """The setting `pretrained` as a list: none, one, or several that are loaded in turn. Raises `UserError` for what is
+    no name."""
     if pretrained is None:
         return []
     sources = (

@@ -63,9 +63,7 @@ def _by_timms_names(
     converted: Converted, tensors: dict[str, Tensor], network: nn.Module, prefix: str
 ) -> dict[str, Tensor]:
     """Tensors by the names of the model's publisher, such as those of DINOv2 with registers, as timm takes them over.
-
-    timm has a function for each family that does so. Raises UserError where it cannot.
-    """
+    timm has a function for each family that does so. Raises UserError where it cannot."""
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors

@@ -63,11 +63,10 @@ def load_pretrained(
 ) -> LoadReport:
     """Loads the published weights at `path`, which the user named `source`, into a model.
 
-    `part` is what to take of a checkpoint of pretraining (`Weights.part`).
-
-    Raises `UserError`, before anything is changed, when the file cannot be read, is of no known format or of
-    another family than the model, when a setting of the model contradicts the weights, or when less than
-    `min_match` of the encoder's tensors, in file and model together, find their place.
+    `part` is what to take of a checkpoint of pretraining (`Weights.part`). Raises `UserError`, before anything is
+    changed, when the file cannot be read, is of no known format or of another family than the model, when a setting of
+    the model contradicts the weights, or when less than `min_match` of the encoder's tensors, in file and model
+    together, find their place.
     """
     return load_weights(model, read(path, source), path, min_match, part)
 
@@ -83,10 +82,8 @@ def load_weights(
 def check_pretrained(
     model: EncoderWithHead, source: str, path: Path, min_match: float, part: str | None = None
 ) -> None:
-    """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing.
-
-    `model` may lie on the meta device, so a file can be compared with a configuration before any data is seen.
-    """
+    """Raises what `load_pretrained` would for a model of as many classes as the file has; loads nothing. `model` may
+    lie on the meta device, so a file can be compared with a configuration before any data is seen."""
     format, converted = _convert(model, read(path, source), path, part)
     own = model.state_dict()
     for name, tensor in converted.tensors.items():
@@ -112,10 +109,8 @@ def _convert(
 
 
 def load_base(model: EncoderWithHead, base: Base, checkpoint: Path) -> None:
-    """Loads what `checkpoint` leaves out into a model without adapters.
-
-    Raises `UserError` as `locate_base` does, and where the files do not hold what they should.
-    """
+    """Loads what `checkpoint` leaves out into a model without adapters. Raises `UserError` as `locate_base` does, and
+    where the files do not hold what they should."""
     tensors = base_tensors(model, base, checkpoint)
     absent = [name for name in base.tensors if name not in tensors]
     if absent:
@@ -142,12 +137,9 @@ def base_tensors(model: EncoderWithHead, base: Base, checkpoint: Path) -> dict[s
 
 
 def locate_base(file: BaseFile, checkpoint: Path) -> Path:
-    """Where a file of weights that `checkpoint` names is now: at its path, or beside the checkpoint.
-
-    It is hashed unless it has the stamp that it had then.
-
-    Raises `UserError` naming file and hashes where it is absent, or another file than it was.
-    """
+    """Where a file of weights that `checkpoint` names is now: at its path, or beside the checkpoint. It is hashed
+    unless it has the stamp that it had then. Raises `UserError` naming file and hashes where it is absent, or another
+    file than it was."""
     changed = []
     for place in (Path(file.path), checkpoint.parent / Path(file.path).name):
         if not place.is_file() and not place.is_dir():
@@ -329,9 +321,7 @@ def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
 
 def num_classes(sources: Sequence[str], paths: Sequence[Path], model: EncoderWithHead) -> int:
     """How many classes the published head tells apart, for a `model` of any number of classes (on the meta device).
-
-    Raises UserError for weights without a head, which answer nothing.
-    """
+    Raises UserError for weights without a head, which answer nothing."""
     tensors: dict[str, Tensor] = {}
     for source, path in zip(sources, paths, strict=True):
         tensors |= _convert(model, read(path, source), path)[1].tensors

@@ -114,10 +114,8 @@ def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str
 def _settings(
     node: Mapping[str, Any], part: str, module: nn.Module | Encoder, free: set[str]
 ) -> dict[str, Any]:
-    """The settings of an encoder or a head that the model's own has as an attribute, by where it has them.
-
-    One that the configuration does not have, as it is from before there was such a setting, counts as its default.
-    """
+    """The settings of an encoder or a head that the model's own has as an attribute, by where it has them. One that the
+    configuration does not have, as it is from before there was such a setting, counts as its default."""
     holders: dict[str, Any] = {part: module}
     if hasattr(module, "pooler"):
         holders[f"{part}.pooler"] = module.pooler

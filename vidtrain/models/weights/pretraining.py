@@ -236,9 +236,8 @@ def _revert_videomae_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`encoder`, `predictor` and `target_encoder` of the original's checkpoint, whose levels stand as dots here.
-
-    V-JEPA 1 has its tables of positions there too: those buffers, where they are among the tensors."""
+    """`encoder`, `predictor` and `target_encoder` of the original's checkpoint, whose levels stand as dots here. V-JEPA
+    1 has its tables of positions there too: those buffers, where they are among the tensors."""
     tables = {ours: tensors[ours].flatten(0, 2)[None] for ours in TABLES_OF_1 if ours in tensors}
     encoder, head, teacher = _parts({name: each for name, each in tensors.items() if name not in tables})
     parts = {

@@ -40,10 +40,8 @@ def is_enum_name(text: str) -> bool:
 
 
 def enum_weights(name: str) -> WeightsEnum:
-    """The member of torchvision's enums with that name, such as R3D_18_Weights.DEFAULT; nothing is downloaded.
-
-    Raises UserError for a name that is not among those of the models here.
-    """
+    """The member of torchvision's enums with that name, such as R3D_18_Weights.DEFAULT; nothing is downloaded. Raises
+    UserError for a name that is not among those of the models here."""
     enums = [get_model_weights(model) for model in MODELS]
     known = {f"{enum.__name__}.{key}": member for enum in enums for key, member in enum.__members__.items()}
     if name not in known:
@@ -58,11 +56,8 @@ def enum_weights(name: str) -> WeightsEnum:
 
 @dataclass(frozen=True)
 class Family:
-    """What the four families of models differ in.
-
-    Any of the `anchors` tells the family: no other format has these tensors. `model_name` says of which model of the
-    family tensors are, None where it has but one.
-    """
+    """What the four families of models differ in. Any of the `anchors` tells the family: no other format has these
+    tensors. `model_name` says of which model of the family tensors are, None where it has but one."""
 
     anchors: tuple[str, ...]
     renaming: Renaming

@@ -84,10 +84,8 @@ def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
 
 
 def _fit_table(converted: Converted, table: Tensor, model: EncoderWithHead, source: str) -> None:
-    """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for.
-
-    In the original they stay as they were drawn: modeling_pretrain.py and modeling_finetune.py add them detached.
-    """
+    """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for. In the
+    original they stay as they were drawn: modeling_pretrain.py and modeling_finetune.py add them detached."""
     encoder = vit_of(model)
     steps = encoder.num_frames // encoder.tubelet_size
     side = math.isqrt(table.shape[1] // steps)

@@ -84,10 +84,8 @@ def fit_patches(converted: Converted, encoder: ViT3D) -> None:
 
 
 def heads_of(converted: Converted, family: Mapping[int, int]) -> dict[str, int]:
-    """The setting of heads that the width of an encoder asks for: as in `HEADS`, or in what a family has besides.
-
-    None for a width that was never published.
-    """
+    """The setting of heads that the width of an encoder asks for: as in `HEADS`, or in what a family has besides. None
+    for a width that was never published."""
     heads, width = HEADS | dict(family), len(converted.tensors[PATCHES])
     return {"encoder.num_heads": heads[width]} if width in heads else {}
 
@@ -167,11 +165,9 @@ def fit_patch_embed(weight: Tensor, tubelet: tuple[int, int, int]) -> tuple[Tens
 
 
 def fit_learned_table(table: Tensor, grid: Grid, prefix_tokens: int = 0) -> Tensor:
-    """Learned positions of a square image, [1 n d] or [n d], for a video's grid: [t h w d].
-
-    The first `prefix_tokens` rows, of a class token and its like, are dropped. Rows and columns are interpolated
-    (bicubic, antialiased); every t gets the same. Raises ValueError when the rest is not a square.
-    """
+    """Learned positions of a square image, [1 n d] or [n d], for a video's grid: [t h w d]. The first `prefix_tokens`
+    rows, of a class token and its like, are dropped. Rows and columns are interpolated (bicubic, antialiased); every t
+    gets the same. Raises ValueError when the rest is not a square."""
     t, h, w = grid
     places = table.reshape(-1, table.shape[-1])[prefix_tokens:]
     side = math.isqrt(len(places))
@@ -185,9 +181,8 @@ def fit_learned_table(table: Tensor, grid: Grid, prefix_tokens: int = 0) -> Tens
 
 
 def fit_separate_positions(converted: Converted, spatial: str, temporal: str, grid: Grid) -> None:
-    """Learned positions of places and of times that are summed, [n d] or [1 n d], fitted to a model's grid as it
-    would interpolate them itself. Tokens are of 2x4x4 pixels, and a file's clips are square, as all published ones.
-    """
+    """Learned positions of places and of times that are summed, [n d] or [1 n d], fitted to a model's grid as it would
+    interpolate them itself. Tokens are of 2x4x4 pixels, and a file's clips are square, as all published ones."""
     side, old = math.isqrt(converted.tensors[spatial].shape[-2]), converted.tensors[temporal].shape[-2]
     converted.seen["size"] = 4 * side
     tables = (

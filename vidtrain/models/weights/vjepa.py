@@ -77,11 +77,9 @@ TABLE_TOKENS = (8 * 14 * 14, 8 * 24 * 24)  # of its published models: 16 frames 
 
 
 def _generation(weights: Weights) -> str | None:
-    """1, 2 or 2.1; None for what is no V-JEPA encoder.
-
-    Names and shapes of 1 and 2 are equal, and 2 has a position table that it does not use. What tells them apart is the
-    predictor (a mask token for each of two masks in 1, ten in 2), or else the table's size.
-    """
+    """1, 2 or 2.1; None for what is no V-JEPA encoder. Names and shapes of 1 and 2 are equal, and 2 has a position
+    table that it does not use. What tells them apart is the predictor (a mask token for each of two masks in 1, ten in
+    2), or else the table's size."""
     tensors = weights.tensors
     prefix = _prefix(tensors)
     own = {} if prefix is None else under(tensors, prefix)
