@@ -53,9 +53,7 @@ def check_source(source: str) -> None:
         packaged_file(source)
     elif is_enum_name(source):
         enum_weights(source)
-    elif not Path(split_number(source)[0]).exists() and (
-        not HUB_NAME.fullmatch(source) or _is_file_name(source)
-    ):
+    elif local_path(source) is None and (not HUB_NAME.fullmatch(source) or _is_file_name(source)):
         raise UserError(_absent(source))
 
 
@@ -88,10 +86,17 @@ def local_path(source: str) -> Path | None:
 def read(path: Path, source: str) -> Weights:
     """The tensors of a file or folder, by dotted names: nested dictionaries and lists are flattened. Raises `UserError`
     naming the file when it is truncated, damaged, holds no tensors or could run code."""
-    if path.is_dir():
-        return _read_folder(path, source)
-    config = _read_json(path.with_name("config.json")) if path.with_name("config.json").is_file() else None
-    return _weights(path, source, config)
+    config_file = path / "config.json" if path.is_dir() else path.with_name("config.json")
+    config = _read_json(config_file) if config_file.is_file() else None
+    if not path.is_dir():
+        return _weights(path, source, config)
+    files = _tensor_files(path)
+    if len(files) == 1 and files[0].name in SINGLE:
+        return _weights(files[0], source, config)
+    tensors: dict[str, Tensor] = {}
+    for shard in files:
+        tensors |= _weights(shard, source, config).tensors
+    return Weights(source, tensors, config)
 
 
 def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weights:
@@ -118,17 +123,6 @@ def _weights(path: Path, source: str, config: Mapping[str, Any] | None) -> Weigh
     return Weights(source, tensors, payload["config"], written_by, Adapters.of(payload, path))
 
 
-def _read_folder(folder: Path, source: str) -> Weights:
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    files = _tensor_files(folder)
-    if len(files) == 1 and files[0].name in SINGLE:
-        return _weights(files[0], source, config)
-    tensors: dict[str, Tensor] = {}
-    for shard in files:
-        tensors |= _weights(shard, source, config).tensors
-    return Weights(source, tensors, config)
-
-
 def _tensor_files(folder: Path) -> list[Path]:
     """The files of a folder that hold its tensors: one, or those that an index names."""
     for name in SINGLE:
@@ -137,8 +131,8 @@ def _tensor_files(folder: Path) -> list[Path]:
     for name in SHARDED:
         if (folder / name).is_file():
             return [folder / shard for shard in _shards(folder / name)]
-    found = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
-    raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {found}")
+    held = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+    raise UserError(f"folder {folder} holds none of {', '.join(SINGLE + SHARDED)}; it holds {held}")
 
 
 def content_hash(path: Path) -> str:
@@ -165,13 +159,13 @@ def _read_files(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[str]:
     """The files that an index names, each beside it. Raises `UserError` for other names."""
     try:
-        found = sorted(set(_read_json(index)["weight_map"].values()))
-        strange = [each for each in found if Path(each).name != each]
+        shards = sorted(set(_read_json(index)["weight_map"].values()))
+        strange = [name for name in shards if Path(name).name != name]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged ({error!r}); copy it again") from error
     if strange:
         raise UserError(f"{index} names files that are not beside it: {', '.join(map(shown, strange[:8]))}")
-    return found
+    return shards
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -196,8 +190,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(node, Tensor):
         yield prefix, node
     elif isinstance(node, Mapping | list | tuple):
-        named = node.items() if isinstance(node, Mapping) else enumerate(node)
-        for key, value in named:
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
@@ -236,7 +229,7 @@ def timm_hub_name(source: str) -> str:
     name = source.removeprefix("timm:")
     known = timm.list_pretrained()
     if name not in known:
-        of_architecture = [each for each in known if each.partition(".")[0] == name]
+        of_architecture = [full for full in known if full.partition(".")[0] == name]
         near = of_architecture or difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near[:5])}?" if near else ""
         raise UserError(f"pretrained={source}: timm has no weights of that name{hint}")
@@ -262,9 +255,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except RepositoryNotFoundError as error:
         raise UserError(f"pretrained={name} is neither a file here nor a public name on the hub") from error
     except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"pretrained={name}: the hub cannot be reached and nothing is cached; {elsewhere}"
-        ) from error
+        why = f"pretrained={name}: the hub cannot be reached and nothing is cached; {elsewhere}"
+        raise UserError(why) from error
     except (HfHubHTTPError, OSError) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"pretrained={name} cannot be had from the hub ({cause}); {elsewhere}") from error
@@ -289,18 +281,16 @@ def _from_torchvision(name: str) -> Path:
 
 
 def _is_file_name(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or source.endswith(
-        (".pt", ".pth", ".pyth", ".bin", ".safetensors")
-    )
+    endings = (".pt", ".pth", ".pyth", ".bin", ".safetensors")
+    return source.startswith(("/", ".", "~")) or source.endswith(endings)
 
 
 def _absent(source: str) -> str:
     path = Path(source)
     if not path.parent.is_dir():
         return f"pretrained={source} is not there: there is no folder {path.parent}"
-    near = difflib.get_close_matches(
-        path.name, [each.name for each in path.parent.iterdir()], n=3, cutoff=0.5
-    )
+    names = [file.name for file in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
     return f"pretrained={source} is not there{hint}; write {FORMS}"
 
@@ -310,11 +300,8 @@ def as_sources(pretrained: str | Sequence[str] | None) -> list[str]:
     no name."""
     if pretrained is None:
         return []
-    sources = (
-        list(pretrained)
-        if isinstance(pretrained, Sequence) and not isinstance(pretrained, str)
-        else [pretrained]
-    )
+    several = isinstance(pretrained, Sequence) and not isinstance(pretrained, str)
+    sources = list(pretrained) if several else [pretrained]
     for source in sources:
         if not isinstance(source, str) or not source:
             raise UserError(f"pretrained={source!r} names no weights; write {FORMS}, or null")

@@ -102,24 +102,24 @@ class Renaming:
 
     def convert(self, tensors: Mapping[str, Tensor]) -> Converted:
         """All tensors by our names; those without one are unexpected."""
-        found = Converted()
+        converted = Converted()
         for name, tensor in tensors.items():
             ours = self.to_ours(name)
             if ours is None:
-                found.unexpected.append(name)
+                converted.unexpected.append(name)
             else:
-                found.tensors[ours] = tensor
-        return found
+                converted.tensors[ours] = tensor
+        return converted
 
     def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors by published names. Raises KeyError for one that the format has no name for."""
-        found = {}
+        reverted = {}
         for name, tensor in tensors.items():
             theirs = self.to_theirs(name)
             if theirs is None:
                 raise KeyError(name)
-            found[theirs] = tensor
-        return found
+            reverted[theirs] = tensor
+        return reverted
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -186,17 +186,14 @@ class LoadReport:
     def as_dict(self) -> dict[str, Any]:
         """For starting_point.json: every name of every kind, and the counts."""
         kinds = asdict(self)
-        counts = {
-            kind: len(names)
-            for kind, names in kinds.items()
-            if isinstance(names, list | dict) and kind != "seen"
-        }
+        named = {kind: names for kind, names in kinds.items() if isinstance(names, list | dict)}
+        counts = {kind: len(names) for kind, names in named.items() if kind != "seen"}
         return {"source": self.source, "format": self.format, "match": self.match, "counts": counts} | kinds
 
 
 def _reasons(why: Mapping[str, str], before: str) -> str:
-    said = "; ".join(f"{reason} ({count})" for reason, count in Counter(why.values()).most_common())
-    return before + said if said else ""
+    counted = [f"{reason} ({count})" for reason, count in Counter(why.values()).most_common()]
+    return before + "; ".join(counted) if counted else ""
 
 
 def _some(names: Sequence[str], most: int) -> str:

@@ -180,20 +180,10 @@ PYTORCHVIDEO_SLOWFAST = Format(
     revert=SLOWFAST_NAMES.revert,
 )
 PYTORCHVIDEO_SLOW = Format(
-    name="PyTorchVideo, Slow",
-    encoder=SlowOnly,
-    models="model=slow_r50",
-    recognizes=_is_slow,
-    convert=_convert_slow,
-    revert=SLOW_NAMES.revert,
+    "PyTorchVideo, Slow", SlowOnly, "model=slow_r50", _is_slow, _convert_slow, SLOW_NAMES.revert
 )
 PYTORCHVIDEO_X3D = Format(
-    name="PyTorchVideo, X3D",
-    encoder=X3D,
-    models="model=x3d_xs, x3d_s, x3d_m or x3d_l",
-    recognizes=_is_x3d,
-    convert=_convert_x3d,
-    revert=_revert_x3d,
+    "PyTorchVideo, X3D", X3D, "model=x3d_xs, x3d_s, x3d_m or x3d_l", _is_x3d, _convert_x3d, _revert_x3d
 )
 
 # --- PySlowFast: to PyTorchVideo's names --------------------------------------------------------------------
