@@ -133,11 +133,9 @@ def choose(views: StoredViews, clips: int, crops: int) -> tuple[Choice, Choice]:
         )
     if not 1 <= clips <= held:
         raise UserError(f"eval_clips={clips} is not in the table, which holds 1 to {held}")
-    taken = (
-        Choice((0,), True)
-        if about["joint"]
-        else clip_choice(about["sampling"], about["overlap"], held, clips)
-    )
+    taken = Choice((0,), True)
+    if not about["joint"]:
+        taken = clip_choice(about["sampling"], about["overlap"], held, clips)
     return taken, crop_choice(len(about["crops"]), crops)
 
 
@@ -287,9 +285,8 @@ def write_protocols(
     """Writes the files into `folder`; `points` are of `metric` under `fusion`. Clips and crops are numbered from 1; a
     number that was not to be had is empty in CSV and null in JSON."""
     rows = [as_row(protocol) for protocol in protocols]
-    probe_rows = [
-        as_row(probe.protocol) | {"change": probe.change, "same_class": probe.same_class} for probe in probed
-    ]
+    changes = ({"change": probe.change, "same_class": probe.same_class} for probe in probed)
+    probe_rows = [as_row(probe.protocol) | change for probe, change in zip(probed, changes, strict=True)]
     of = {"order": about["orders"][0], "fusion": fusion, "metric": metric}
     curve_rows = [of | asdict(point) for point in points]
     _write_csv(folder / "protocols.csv", rows)

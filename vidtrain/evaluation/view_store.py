@@ -42,10 +42,7 @@ SMALL = 1 << 20
 HEADER = struct.Struct("<8sqqI")  # mark, unit, bytes that follow, their CRC-32
 MOST_SHOWN = 8  # differences that are listed
 AGAIN = "make the table again with overwrite=true"
-AXES = {
-    LOGITS: ["video", "order", "clip", "crop", "class"],
-    FRAMES: ["video", "clip", "frame"],
-}
+AXES = {LOGITS: ["video", "order", "clip", "crop", "class"], FRAMES: ["video", "clip", "frame"]}
 READ_WITH = (
     "np.load('logits.npy', mmap_mode='r')[i, j] are the logits [clips, crops, classes] of row i of videos.csv, shown "
     "in order j of orders"
@@ -71,13 +68,8 @@ class StoredViews:
     def table(self, order: str, clips: Sequence[int], crops: Sequence[int]) -> ViewTable:
         """The views of the given clips and crops, by their numbers from 0."""
         views = np.array(self.logits[:, self.about["orders"].index(order)])[:, list(clips)][:, :, list(crops)]
-        return ViewTable(
-            self.indices,
-            self.labels,
-            torch.from_numpy(views).flatten(1, 2),
-            self.missing,
-            self.about["total"],
-        )
+        logits = torch.from_numpy(views).flatten(1, 2)
+        return ViewTable(self.indices, self.labels, logits, self.missing, self.about["total"])
 
 
 # --- units of work ------------------------------------------------------------------------------------------
@@ -115,9 +107,7 @@ class Place:
             return Unit(arrays["indices"], arrays["labels"], arrays["logits"], arrays["frames"], missing)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError, RecursionError,
                 zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-            raise UserError(
-                f"{self.path} holds something else than views ({error}); make the table again with overwrite=true"
-            ) from error
+            raise UserError(f"{self.path} holds something else than views ({error}); {AGAIN}") from error
 
 
 class ShardWriter:
@@ -263,9 +253,8 @@ def merge(
         FRAMES: _new_array(folder / FRAMES, np.dtype(np.int32), (videos, *frames.shape[1:])),
         LABELS: _new_array(folder / LABELS, labels.dtype, (videos, *labels.shape[1:])),
     }
-    with open(
-        _unfinished(folder / VIDEOS), "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
+    table = _unfinished(folder / VIDEOS)
+    with open(table, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         spans = [f"clip{clip + 1}_{end}" for clip in range(frames.shape[1]) for end in ("first", "last")]
         named = [] if groups is None else ["group"]
         file.write(csv_text([["index", "path", "label", *named, *spans]], end="\r\n"))
@@ -331,7 +320,7 @@ def open_views(named: Path) -> StoredViews:
         )
     if not is_complete(folder):
         raise UserError(
-            f"the view table in {folder} is not complete: give the command that began it again, and it goes on"
+            f"the view table in {folder} is not complete: the command that began it goes on with it"
         )
     about = read_json(folder / VIEWS, AGAIN)
     if about.get("sampling") == "reference":  # as it was called before
@@ -344,12 +333,10 @@ def open_views(named: Path) -> StoredViews:
         logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None, allow_pickle=False)
         labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False))
     except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
-        raise UserError(
-            f"the view table in {folder} is damaged: {error}; make it again with overwrite=true"
-        ) from error
+        raise UserError(f"the view table in {folder} is damaged: {error}; {AGAIN}") from error
     rows = read_records(folder / VIDEOS, AGAIN)
     if not len(logits) == len(labels) == len(rows) == about["videos"]:
-        raise UserError(f"the files in {folder} are not of one table; make it again with overwrite=true")
+        raise UserError(f"the files in {folder} are not of one table; {AGAIN}")
     paths = {int(row["index"]): row["path"] for row in rows}
     groups = {int(row["index"]): row["group"] for row in rows if "group" in row}
     indices = torch.tensor(list(paths), dtype=torch.int64)

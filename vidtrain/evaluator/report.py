@@ -2,6 +2,7 @@
 ablations, with a chart."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from vidtrain.build.parts import pluralize
@@ -78,9 +79,8 @@ def republish(
     if out is None:
         clips, crops = num_clips or about["num_clips"], num_crops or len(about["crops"])
         table_protocol = {f"{about['num_clips']}x{len(about['crops'])}", about["fusion"], about["orders"][0]}
-        differing = "_".join(
-            name for name in (f"{clips}x{crops}", fusion, order) if name not in table_protocol
-        )
+        names = (f"{clips}x{crops}", fusion, order)
+        differing = "_".join(name for name in names if name not in table_protocol)
         out = views.folder.parent
         if differing:  # that folder holds the report of the table's own protocol, which is not replaced
             out = out.with_name(f"{out.name}_as_{differing}")
@@ -90,9 +90,8 @@ def republish(
     if calibrated is not False:
         calibration = calibration_of_table(views.folder, about["identity"])
     if calibrated and calibration is None:
-        raise UserError(
-            f"calibrated=true: the run of {views.folder} has no calibration of the checkpoint of this table"
-        )
+        why = f"the run of {views.folder} has no calibration of the checkpoint of this table"
+        raise UserError(f"calibrated=true: {why}")
     result = publish(views, out, title, console, fusion, order, num_clips, num_crops, calibration)
     console.info(f"tables in {out}")
     return result.metrics[headline(views.labels.ndim == 2)]
@@ -135,11 +134,8 @@ def publish(
         probes_table(console, probed, name)
     if several or probed:
         picture = out / "views_curve.png"
-        warn_of_failure(
-            str(picture),
-            lambda: plot_views(about, protocols, points, probed, fusion, name, picture),
-            console,
-        )
+        draw = partial(plot_views, about, protocols, points, probed, fusion, name, picture)
+        warn_of_failure(str(picture), draw, console)
     return result
 
 
@@ -214,9 +210,7 @@ def protocols_table(
             "apart by clips, so there is one row per crop"
         )
     elif not all(protocol.same for protocol in protocols):
-        console.info(
-            f"{NEAR} the clips are close to those that an evaluation with this number of clips would read"
-        )
+        console.info(f"{NEAR} the clips are close to those that an evaluation with as many would read")
 
 
 def probes_table(console: Console, probed: Sequence[Probe], name: str) -> None:
@@ -225,9 +219,7 @@ def probes_table(console: Console, probed: Sequence[Probe], name: str) -> None:
     for probe in probed:
         metrics = probe.protocol.metrics
         row = (probe.protocol.order, f"{metrics[f'clip_{name}']:.4f}", f"{metrics[name]:.4f}")
-        against_first = (
-            ("", "") if probe is probed[0] else (f"{probe.change:+.4f}", f"{probe.same_class:.4f}")
-        )
-        rows.append((*row, *against_first))
+        changes = (f"{probe.change:+.4f}", f"{probe.same_class:.4f}")
+        rows.append((*row, *(("", "") if probe is probed[0] else changes)))
     columns = ("frames", f"clip {name}", f"video {name}", "change", "same class")
     console.table(f"temporal probes, {first.name}, {first.fusion}", columns, rows)

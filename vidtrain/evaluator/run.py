@@ -229,17 +229,15 @@ def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:
     """Raises `UserError` naming the videos that are too short for the protocol, before anything is computed."""
     dataset, videos = work.dataset, len(work.manifest)
 
-    def show(done: int) -> None:
-        console.advance(done, {})
-
     with console.phase("looking at lengths", videos):
+        protocol, workers = work.reader().protocol, share_of_cores(ranks)
         refused = refused_videos(
             work.manifest,
-            work.reader().protocol,
+            protocol,
             dataset.index,
-            share_of_cores(ranks),
+            workers,
             work.decode_timeout_s,
-            show,
+            lambda done: console.advance(done, {}),
         )
     if refused:
         lines = [f"{shown(path)}: {why.partition(';')[0]}" for path, why in refused]

@@ -105,20 +105,16 @@ def _of_pretraining(folder: Path, summary: Plain) -> Plain:
     names = [name for name in MEASURED if name in summary]
     evaluated = {"metrics": {name: summary[name] for name in names}, "missing": []}
     evaluated |= {key: summary[key] for key in ("protocol", "coverage")}
-    return {
-        "pretraining": {name: _setting(first, f"val/{name}") for name in names},
-        "evaluated": evaluated,
-        "metric": None,
-        "notes": _notes(folder, summary, evaluated),
-        "baselines": [],
-        "most_common": None,
-        "heads": [],
-        "confusion": None,
-        "classes": [],
-        "reliability": [],
-        "calibration": None,
-        "probes": [],
-    }
+    empty = dict.fromkeys(("baselines", "heads", "classes", "reliability", "probes"), [])
+    return (
+        dict.fromkeys(("metric", "most_common", "confusion", "calibration"))
+        | empty
+        | {
+            "pretraining": {name: _setting(first, f"val/{name}") for name in names},
+            "evaluated": evaluated,
+            "notes": _notes(folder, summary, evaluated),
+        }
+    )
 
 
 # --- what was trained -------------------------------------------------------------------------------------
@@ -143,29 +139,25 @@ def _chosen(overrides: Iterable[str], settings: Plain) -> list[tuple[str, str, l
         group, _, rest = key.replace("/", ".", 1).partition(".")
         cells.setdefault((group, by), []).append(f"{rest}={value}" if rest else value)
     groups = list(dict.fromkeys(group for group, _ in cells))
-    return sorted(
-        ((group, by, texts) for (group, by), texts in cells.items()), key=lambda row: groups.index(row[0])
-    )
+    rows = ((group, by, texts) for (group, by), texts in cells.items())
+    return sorted(rows, key=lambda row: groups.index(row[0]))
 
 
 def _notes(folder: Path, summary: Plain, evaluated: Plain) -> list[str]:
     """What a reader of the number must know."""
     notes = []
-    if "split_also_selected" in summary and summary["split_also_selected"]:
+    if _setting(summary, "split_also_selected"):
         notes.append(f"There is no test split: {summary['split']} also selected the checkpoint, so its numbers are "
                      "too good.")  # fmt: skip
-    if "data_changed" in summary and summary["data_changed"]:
+    if _setting(summary, "data_changed"):
         notes.append("The run went on with other data in its middle: data_changes.jsonl says which.")
     if evaluated["missing"]:
-        notes.append(
-            f"Videos that could not be read, and are not in the numbers: {len(evaluated['missing'])}."
-        )
-    faults = {
-        (row["split"], row["path"]) for row in chain(*map(each_json_line, folder.glob("faults_rank*.jsonl")))
-    }
-    training = sum(split == "train" for split, _ in faults)
-    if training:
-        notes.append(f"Videos of train that could not be read, and were replaced by others: {training}.")
+        missing = len(evaluated["missing"])
+        notes.append(f"Videos that could not be read, and are not in the numbers: {missing}.")
+    faults = chain(*map(each_json_line, folder.glob("faults_rank*.jsonl")))
+    replaced = {row["path"] for row in faults if row["split"] == "train"}
+    if replaced:
+        notes.append(f"Videos of train that could not be read, and were replaced by others: {len(replaced)}.")
     return notes
 
 
@@ -193,7 +185,7 @@ def _baselines(
 ) -> tuple[list[Plain], list[str]]:
     """The run beside baselines: as it closed, or where there were none beside those that are known by now; and a note
     where these are damaged."""
-    if "baselines" in summary and summary["baselines"]:
+    if _setting(summary, "baselines"):
         return summary["baselines"], []
     root, name = _setting(settings, "data.index_root"), _setting(settings, "dataset.name")
     if root is None or name is None or not data or "digests" not in data:
@@ -207,7 +199,7 @@ def _baselines(
 
 
 def _judged(row: Plain) -> Plain:
-    """A baseline with a verdict: whether the interval of the run's difference misses 0, and on which side."""
+    """A baseline, and whether the interval of the run's difference misses 0, and on which side."""
     sign = -1 if row["metric"] in DIRECTIONS and DIRECTIONS[row["metric"]] == "min" else 1
     bounds = [row[key] for key in ("low", "high")]
     verdict = "alike"
@@ -226,7 +218,7 @@ def _confusion(evaluation: Path) -> Plain | None:
     """Counts of at most 30 classes as rows, and all pairs of classes that were taken for each other."""
     matrix, listed = evaluation / "confusion.csv", evaluation / "confusion_pairs.csv"
     if matrix.is_file():
-        header, *rows = _rows(matrix)
+        header, *rows = read_csv(matrix, NEEDS)
         classes, counts = header[1:], [[int(cell) for cell in row[1:]] for row in rows]
         pairs = [
             (classes[label], classes[prediction], count, sum(row))
@@ -235,23 +227,16 @@ def _confusion(evaluation: Path) -> Plain | None:
             if count and label != prediction
         ]
         few = len(classes) <= MATRIX_UP_TO
-        return {"classes": classes, "rows": counts if few else None, "pairs": _most_often(pairs)}
+        most_often = sorted(pairs, key=lambda pair: -pair[2])
+        return {"classes": classes, "rows": counts if few else None, "pairs": most_often}
     if not listed.is_file():
         return None
-    counted = [(label, prediction, int(count)) for label, prediction, count in _rows(listed)[1:]]
+    counted = [(label, prediction, int(count)) for label, prediction, count in read_csv(listed, NEEDS)[1:]]
     totals: dict[str, int] = {}
     for label, _, count in counted:
         totals[label] = totals.setdefault(label, 0) + count
-    wrong = [
-        (label, prediction, count, totals[label])
-        for label, prediction, count in counted
-        if label != prediction
-    ]
-    return {"classes": list(totals), "rows": None, "pairs": _most_often(wrong)}
-
-
-def _most_often(pairs: Iterable[tuple[str, str, int, int]]) -> list[tuple[str, str, int, int]]:
-    return sorted(pairs, key=lambda pair: -pair[2])
+    wrong = [(label, other, count, totals[label]) for label, other, count in counted if label != other]
+    return {"classes": list(totals), "rows": None, "pairs": sorted(wrong, key=lambda pair: -pair[2])}
 
 
 def _worst_first(by_class: Sequence[Plain]) -> list[Plain]:
@@ -270,23 +255,18 @@ def _calibration(folder: Path) -> tuple[Calibration | None, list[str]]:
 def _reliability(folder: Path, split: str, evaluated: Plain, calibration: Calibration | None) -> list[Plain]:
     """How far probabilities can be believed, before and after calibrating: as the run closed, on the videos that were
     calibrated on, and in evaluations since."""
-    rows = [{"name": f"{split}, as the run closed", "before": of, "after": None}
-            for of in _there(evaluated, "reliability")[:1]]  # fmt: skip
+    closed = _setting(evaluated, "reliability") or []  # evaluations from before there was one lack it
+    rows = [{"name": f"{split}, as the run closed", "before": of, "after": None} for of in closed[:1]]
     if calibration is not None:
         record = calibration.record
         name = f"{record['split']}, on videos not fitted on"
         rows.append({"name": name, "before": record["before"], "after": record["after"]})
     for path in sorted(folder.glob("eval/*/metrics.json")):
         of = _read(path)
-        if _there(of, "calibrated"):
+        if _setting(of, "calibrated"):
             after, before = of["reliability"]
             rows.append({"name": path.parent.name, "before": before, "after": after})
     return rows
-
-
-def _there(values: Plain, key: str) -> Any:
-    """A value that evaluations from before there was one lack; nothing then."""
-    return values[key] if key in values else []
 
 
 def _probes(folder: Path, metric: str) -> list[Plain]:
@@ -328,9 +308,8 @@ def _pictures(folder: Path, split: str) -> list[Picture]:
     the sheet of its mistakes, and of one without labels those of masked videos and of features."""
     record = folder / "plots" / f"examples_{split}" / "examples.json"
     if not record.is_file():
-        sheets = [
-            _picture(folder / "plots" / f"{name}_{split}.png") for name in ("wrong", "masked", "features")
-        ]
+        names = ("wrong", "masked", "features")
+        sheets = [_picture(folder / "plots" / f"{name}_{split}.png") for name in names]
         return [Picture("sheet", data, {}) for data in sheets if data.startswith(PNG)]
     pictures = []
     for video in _read(record, "examples")["examples"]:
@@ -367,10 +346,6 @@ def _read(path: Path, *needed: str) -> Plain:
 
 def _read_if_there(path: Path) -> Plain | None:
     return _read(path) if path.is_file() else None
-
-
-def _rows(path: Path) -> list[list[str]]:
-    return read_csv(path, NEEDS)
 
 
 def _table(path: Path) -> list[Plain]:
