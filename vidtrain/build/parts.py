@@ -41,6 +41,10 @@ from vidtrain.training.run import Console
 if TYPE_CHECKING:  # with all formats its import takes seconds
     from vidtrain.models.weights.format import Weights
 
+# The settings of clips that a protocol has by the same names
+OF_PROTOCOL = (
+    "frames", "frame_step", "fps", "duration", "short_video_policy", "frame_order", "sampling", "overlap"
+)  # fmt: skip
 Mix = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 MOST_WORKERS = 8
 # How a protocol's text names the reference code whose frame indices clip.sampling reproduces
@@ -57,10 +61,8 @@ PUBLISHERS = {"vjepa2": "V-JEPA", "videomae": "VideoMAE", "pyslowfast": "PySlowF
 
 def instantiate_component(node: DictConfig | None, **late: Any) -> Any:
     """Builds the object that a node with a _target_ describes. `late` are arguments that only a run knows; the node is
-    a partial then, which gets them.
-
-    Raises `UserError` with the constructor's message, without Hydra's text around it.
-    """
+    a partial then, which gets them. Raises `UserError` with the constructor's message, without Hydra's text around
+    it."""
     try:
         component = instantiate(node, _convert_="all")  # constructors get plain lists and dicts
         return component(**late) if late else component
@@ -97,17 +99,8 @@ def check_resize(cfg: DictConfig) -> None:
 
 def clip_protocol(cfg: DictConfig, training: bool) -> ClipProtocol:
     clip = cfg.clip
-    return ClipProtocol(
-        frames=clip.frames,
-        frame_step=clip.frame_step,
-        fps=clip.fps,
-        duration=clip.duration,
-        num_clips=clip.train_clips if training else clip.eval_clips,
-        short_video_policy=clip.short_video_policy,
-        frame_order=clip.frame_order,
-        sampling=clip.sampling,
-        overlap=clip.overlap,
-    )
+    num_clips = clip.train_clips if training else clip.eval_clips
+    return ClipProtocol(num_clips=num_clips, **{key: clip[key] for key in OF_PROTOCOL})
 
 
 def protocol_text(cfg: DictConfig, fusion: str) -> str:
@@ -161,9 +154,8 @@ def set_cpu_threads(setting: int | None, ranks: Ranks) -> None:
 
 
 def device_transform(cfg: DictConfig, device: torch.device) -> DeviceTransform:
-    stages = {
-        name: instantiate_component(cfg.augmentation[name]) for name in ("color", "rand_augment", "erasing")
-    }
+    names = ("color", "rand_augment", "erasing")
+    stages = {name: instantiate_component(cfg.augmentation[name]) for name in names}
     return DeviceTransform(list(cfg.clip.mean), list(cfg.clip.std), **stages).to(device)
 
 
@@ -203,16 +195,13 @@ def _teacher(cfg: DictConfig, name: str, with_weights: bool) -> Encoder:
     check_source(source)
     path = locate(source, cfg.pretrained_revision)
     weights = _read_teacher(path, source, stamp(path))
-    config = weights.config
-    node = cfg.model.encoder
+    config, node = weights.config, cfg.model.encoder
     if config is not None and "model" in config:
         check_trust(config, str(path))  # the file may come from somebody else and name any class
         node = OmegaConf.create(as_text(config)[0])
-        if str(node.model.encoder["_target_"]) != f"{ViT3D.__module__}.{ViT3D.__qualname__}":
-            raise UserError(
-                f"objective.teacher={name} has a {node.model.encoder['_target_']}, and must have a ViT3D"
-            )
         node = node.model.encoder
+        if str(node["_target_"]) != f"{ViT3D.__module__}.{ViT3D.__qualname__}":
+            raise UserError(f"objective.teacher={name} has a {node['_target_']}, and must have a ViT3D")
     teacher = EncoderWithHead()
     teacher.encoder, teacher.head = instantiate_component(node), nn.Identity()
     if with_weights:
@@ -293,11 +282,8 @@ def model_spec(cfg: DictConfig) -> ModelSpec:
 
 def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None:
     """Raises `UserError` for weights with an unknown name, and for a local file that does not fit `model`. This may be
-    on the meta device, or None if the model's own settings have faults.
-
-    This does not use the network: weights that must be downloaded are compared with the model when they are loaded. A
-    resumed run needs no starting point.
-    """
+    on the meta device, or None if the model's own settings have faults. This does not use the network: weights that
+    must be downloaded are compared with the model when they are loaded. A resumed run needs no starting point."""
     if cfg.run_dir is not None and resumable(Path(cfg.run_dir) / "checkpoints"):
         return
     sources = _sources(cfg)
@@ -306,14 +292,13 @@ def check_starting_point(cfg: DictConfig, model: EncoderWithHead | None) -> None
     from vidtrain.models.weights.files import check_source, local_path
     from vidtrain.models.weights.loading import check_pretrained
 
-    if cfg.init_from is None:
-        for source in sources:
+    for source in sources:
+        if cfg.init_from is None:
             check_source(source)
-    if model is not None:
-        for source in sources:
-            path = Path(source) if cfg.init_from is not None else local_path(source)
-            if path is not None:
-                check_pretrained(model, source, path, cfg.init_match, cfg.init_part)
+    for source in sources:
+        path = Path(source) if cfg.init_from is not None else local_path(source)
+        if path is not None and model is not None:
+            check_pretrained(model, source, path, cfg.init_match, cfg.init_part)
 
 
 def _sources(cfg: DictConfig) -> list[str]:
@@ -366,9 +351,7 @@ def load_starting_point(
     cfg: DictConfig, model: EncoderWithHead, ranks: Ranks, console: Console, folder: Path
 ) -> StartingPoint:
     """Loads the weights that the configuration names; writes to the log and starting_point.json which tensors fitted.
-
-    Several sources, such as an encoder and a probe, are loaded one after the other.
-    """
+    Several sources, such as an encoder and a probe, are loaded one after the other."""
     if HydraConfig.initialized():
         context = HydraConfig.get()
         line = describe_published(cfg, to_list(context.overrides.task), context.runtime.choices)
@@ -407,7 +390,5 @@ def load_starting_point(
         record = {"sources": [report.as_dict() for report in reports], "initialized": initialized}
         write_json_atomic(folder / "starting_point.json", record)
     parts = zip(sources, paths, reports, strict=True)
-    return StartingPoint(
-        "starts from " + " and ".join(sources),
-        tuple(LoadedSource(source, path, frozenset(report.loaded)) for source, path, report in parts),
-    )
+    loaded_sources = (LoadedSource(source, path, frozenset(report.loaded)) for source, path, report in parts)
+    return StartingPoint("starts from " + " and ".join(sources), tuple(loaded_sources))
