@@ -174,14 +174,12 @@ def _recomputed(block: nn.Module, *inputs, **named):
         return forward(block, *inputs, **named)
     if torch.compiler.is_compiling():  # takes no contexts, and writes statistics once by itself
         return checkpoint(forward, block, *inputs, use_reentrant=False, **named)
-    return checkpoint(
-        forward, block, *inputs, use_reentrant=False, context_fn=partial(_contexts, block), **named
-    )
 
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of the first and the second forward pass."""
+        return nullcontext(), _statistics_held(block)
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What the first and the second forward pass run in."""
-    return nullcontext(), _statistics_held(block)
+    return checkpoint(forward, block, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
 @contextmanager
