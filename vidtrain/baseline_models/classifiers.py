@@ -5,7 +5,7 @@ on the training videos alone, by the log loss under cross-validation that keeps 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -126,9 +126,10 @@ def select(
 ) -> Any:
     """The one of `choices` with the least log loss on videos of other groups, the first of equals; `usual` where there
     is one group only."""
-    folds = list(_folds(vectors, groups))
-    if not folds:
+    count = min(FOLDS, len(np.unique(groups)))
+    if count < 2:
         return usual
+    folds = list(GroupKFold(count).split(vectors, groups=groups))
     losses = [
         sum(
             log_loss(fit(vectors[train], targets[train], choice)(vectors[test]), targets[test], several)
@@ -137,11 +138,6 @@ def select(
         for choice in choices
     ]
     return choices[int(np.argmin(losses))]
-
-
-def _folds(vectors: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    count = min(FOLDS, len(np.unique(groups)))
-    return iter(()) if count < 2 else GroupKFold(count).split(vectors, groups=groups)
 
 
 def log_loss(chances: np.ndarray, targets: np.ndarray, several: bool) -> float:

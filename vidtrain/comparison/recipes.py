@@ -52,7 +52,8 @@ def swept(
     """The choices that differ between runs, by key, with the value of each run. They are the keys of `differing`, but
     keys that only follow from another choice are replaced by it: the settings of a config group by the group's option
     (`augmentation=none`), and the settings of an experiment by its name."""
-    assigned = [_assignments(run) for run in overrides]
+    pairs = [[override.lstrip("+~").partition("=") for override in run] for run in overrides]
+    assigned = [{key: value for key, _, value in run} for run in pairs]
     differ = differing(runs, ignored)
     explicit = {key for run in assigned for key in run}
     # An override whose key is not a single setting chooses a config group or an experiment
@@ -135,7 +136,8 @@ def labels(grouped: Sequence[Recipe], compared: Collection[int]) -> dict[int, st
 
 def label(settings: Settings) -> str:
     """Settings as a short text, such as `lr=0.001, augmentation=none`."""
-    assignments = [f"{_cut(key)}={_plain(value)}" for key, value in settings.items()]
+    short = {key: key if len(key) <= KEY_LENGTH else f"{key[: KEY_LENGTH - 1]}…" for key in settings}
+    assignments = [f"{short[key]}={_plain(value)}" for key, value in settings.items()]
     if len(assignments) > MOST_NAMED:
         assignments = [*assignments[: MOST_NAMED - 1], f"and {len(assignments) - MOST_NAMED + 1} more"]
     return ", ".join(assignments)
@@ -154,21 +156,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _cut(key: str) -> str:
-    return key if len(key) <= KEY_LENGTH else f"{key[: KEY_LENGTH - 1]}…"
-
-
 def _plain(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _assignments(overrides: Sequence[str]) -> dict[str, str]:
-    pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: value for key, _, value in pairs}
 
 
 def _is_below(key: str, above: Collection[str]) -> bool:

@@ -196,7 +196,9 @@ def begin(
     """
     path = folder / IDENTITY
     if overwrite:
-        _clear(folder)
+        for name in (VIEWS, IDENTITY, LOGITS, LABELS, FRAMES, VIDEOS):
+            (folder / name).unlink(missing_ok=True)
+        clean(folder)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         threads = cpu_threads or default_threads
@@ -345,12 +347,6 @@ def open_views(named: Path) -> StoredViews:
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-def _clear(folder: Path) -> None:
-    for name in (VIEWS, IDENTITY, LOGITS, LABELS, FRAMES, VIDEOS):
-        (folder / name).unlink(missing_ok=True)
-    clean(folder)
 
 
 def _short(values: Mapping[str, Any], key: str) -> str:

@@ -173,7 +173,13 @@ def draw_labeled_video(
     lines = min(MOST_LINES, prediction.chances.shape[1], len(top_of(prediction.chances[0])))
     edges = window_edges(prediction.starts, prediction.ends, prediction.seconds) if windows else None
     seconds = prediction.seconds if windows else max(float(times[-1]), 1e-6)
-    spans = _spans(segments, seconds) if windows else _clip_spans(seen, times, seconds)
+    spans: list[Span] = [
+        (times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]
+    ]
+    if windows:
+        classes = list(dict.fromkeys(segment.class_index for segment in segments))
+        color_of = {number: COLORS[place % len(COLORS)] for place, number in enumerate(classes)}
+        spans = [(part.start / seconds, part.end / seconds, color_of[part.class_index]) for part in segments]
     band = strip(size[1], spans)
     chunk_of = [number for number, chunk in enumerate(prediction.chunks) for _ in chunk.starts]
     legend = Legend()
@@ -241,22 +247,6 @@ def _with_heat(
         for crop in views.crops:
             picture = outlined(picture, _box(crop, views.video, size))
     return picture
-
-
-def _spans(segments: Sequence[Segment], seconds: float) -> list[Span]:
-    classes = list(dict.fromkeys(segment.class_index for segment in segments))
-    return [
-        (
-            segment.start / seconds,
-            segment.end / seconds,
-            COLORS[classes.index(segment.class_index) % len(COLORS)],
-        )
-        for segment in segments
-    ]
-
-
-def _clip_spans(seen: Views, times: np.ndarray, seconds: float) -> list[Span]:
-    return [(times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]]
 
 
 def _even(video: VideoInfo, bounds: tuple[int, int]) -> tuple[int, int]:

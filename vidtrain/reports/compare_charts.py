@@ -123,9 +123,8 @@ def plot_validation(summary: Plain, path: Path) -> None:
     recipes = {recipe["number"]: recipe for recipe in summary["recipes"]}
     few = len(recipes) <= len(COLORS)
     means = {number: recipe["mean"] for number, recipe in recipes.items() if recipe["mean"] is not None}
-    scale = ScalarMappable(
-        Normalize(min(means.values(), default=0), max(means.values(), default=1)), colormaps["viridis"]
-    )
+    lowest, highest = min(means.values(), default=0), max(means.values(), default=1)
+    scale = ScalarMappable(Normalize(lowest, highest), colormaps["viridis"])
     colors: dict[int, Any] = {number: scale.to_rgba(mean) for number, mean in means.items()}
     if few:
         colors = dict(zip(recipes, COLORS, strict=False))
@@ -287,15 +286,12 @@ def setting_axis(name: str, row: Sequence[Any]) -> Axis:
                 ticks.append((place, f"{value:.4g}"))
         return Axis(short, places, ticks)
     names = list(dict.fromkeys(map(str, row)))
-    place_of = dict(
-        zip(names, np.linspace(0, 1, len(names)).tolist() if len(names) > 1 else [0.5], strict=True)
-    )
-    ticks = [(place_of[names[at]], _cut(names[at])) for at in spread_evenly(len(names), MOST_TICKS)]
+    places = np.linspace(0, 1, len(names)).tolist() if len(names) > 1 else [0.5]
+    place_of = dict(zip(names, places, strict=True))
+    shown = [names[at] for at in spread_evenly(len(names), MOST_TICKS)]
+    cut = {name: name if len(name) <= TICK_LENGTH else f"{name[: TICK_LENGTH - 1]}…" for name in shown}
+    ticks = [(place_of[name], cut[name]) for name in shown]
     return Axis(short, [place_of[str(value)] for value in row], ticks)
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= TICK_LENGTH else f"{name[: TICK_LENGTH - 1]}…"
 
 
 def _smooth(places: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def compare_page(summary: Plain, pictures: Sequence[str], folder: Path) -> str:
         ranking=ranked(summary),
         chosen=chosen_words(summary),
         name_of=name_of,
-        largest_first=_largest_first,
+        largest_first=lambda rows, key: sorted(rows, key=lambda row: -abs(row[key])),
     )
 
 
@@ -67,10 +67,6 @@ def _picture(path: Path) -> Plain:
     data = path.read_bytes()
     pixels = int.from_bytes(data[16:20])  # a PNG says its width first
     return {"base64": base64.b64encode(data).decode(), "width": round(pixels * CSS_PER_INCH / DOTS_PER_INCH)}
-
-
-def _largest_first(rows: Iterable[Plain], key: str) -> list[Plain]:
-    return sorted(rows, key=lambda row: -abs(row[key]))
 
 
 # --- tables -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -153,15 +153,15 @@ class RunAttempt:
                 "is not tried again. What killed them shows at the end of their output: a crash, or too little memory"
             )
         if self.ranks.is_main:
-            self.record(STARTED, ranks=self.ranks.world_size, **_job())
+            job = os.environ["SLURM_JOB_ID"] if "SLURM_JOB_ID" in os.environ else None
+            restart = int(os.environ["SLURM_RESTART_COUNT"]) if "SLURM_RESTART_COUNT" in os.environ else 0
+            self.record(STARTED, ranks=self.ranks.world_size, job=job, restart=restart)
 
     def record(self, event: str, **more: Any) -> None:
         """Adds a row to attempts.jsonl. `step` of an attempt that ended is the last step in the logs, and `from` is the
         step that it started at."""
-        row: dict[str, Any] = {
-            "event": event,
-            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        }
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        row: dict[str, Any] = {"event": event, "time": now}
         row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
         ledger = JsonLines(self.folder / ATTEMPTS)
         try:
@@ -187,7 +187,8 @@ class RunAttempt:
             return 1
         same = 0
         for row in reversed([row for row in self._earlier if row["event"] == FAILED]):
-            if (row["signature"], _started_at(row)) != (signature, self._step):
+            start = row["from"] if "from" in row else row["step"]  # as old rows hold it
+            if (row["signature"], start) != (signature, self._step):
                 break
             same += 1
         return 1 if same >= (MAX_SILENT if signature == LOST else 1) else EXIT_STOPPED
@@ -269,23 +270,8 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(path) if path.is_file() else []
 
 
-def _started_at(row: Mapping[str, Any]) -> int | None:
-    """The step that an attempt started at; old rows, without `from`, hold it as `step`."""
-    return row["from"] if "from" in row else row["step"]
-
-
 def signature_of(error: BaseException) -> str:
     """What makes two faults the same: their kind and the line that raised them; messages hold numbers that change."""
     frames = traceback.extract_tb(error.__traceback__)
-    return (
-        f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
-        if frames
-        else type(error).__name__
-    )
-
-
-def _job(environ: Mapping[str, str] = os.environ) -> dict[str, str | int | None]:
-    """The scheduler's name of this attempt."""
-    job = environ["SLURM_JOB_ID"] if "SLURM_JOB_ID" in environ else None
-    restart = int(environ["SLURM_RESTART_COUNT"]) if "SLURM_RESTART_COUNT" in environ else 0
-    return {"job": job, "restart": restart}
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"

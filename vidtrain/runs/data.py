@@ -40,7 +40,7 @@ def begin(
         (folder / CHANGES).unlink(missing_ok=True)
         _save(now, folder)
         return {split: record.digest for split, record in now.items()}
-    before = _recorded(folder)
+    before = {path.stem: SplitRecord.open(path) for path in sorted((folder / SPLITS).glob("*.npz"))}
     if not before:
         console.info(
             f"{folder} does not say what the data of the run were when it was started, as runs from before that was "
@@ -133,10 +133,6 @@ def difference(one: Path, other: Path, split: str) -> str | None:
         return None
     changes = split_changes(SplitRecord.open(paths[0]), SplitRecord.open(paths[1]))
     return "; ".join(_lines_of(changes)) or "no file that both looked at"
-
-
-def _recorded(folder: Path) -> dict[str, SplitRecord]:
-    return {path.stem: SplitRecord.open(path) for path in sorted((folder / SPLITS).glob("*.npz"))}
 
 
 def _save(records: Mapping[str, SplitRecord], folder: Path) -> None:

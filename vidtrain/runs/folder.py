@@ -24,13 +24,7 @@ from yaml import parse as parse_yaml
 from vidtrain.config.overrides import check_stored, overrides_of
 from vidtrain.config.references import fingerprints, flat, read, refers, settled, to_list, unset_keys
 from vidtrain.config.renames import migrate, rename_override
-from vidtrain.config.trust import (
-    DEEPEST,
-    defaults_of,
-    put_back,
-    set_aside,
-    targets_of,
-)
+from vidtrain.config.trust import DEEPEST, defaults_of, put_back, set_aside, targets_of
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import read_json, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import is_masked, masked
@@ -263,11 +257,9 @@ def keep_published(path: Path, cfg: DictConfig, ranks: "Ranks") -> None:
 def logged_run(path: Path, run_id: str, cfg: DictConfig, step: int) -> LoggedRun:
     """What trackers are told of the run in a folder, which starts from `step`. Trials of a sweep are a group."""
     sweep = path.resolve().parent
-    group = (
-        f"{cfg.name}/{sweep.name}" if is_started_by_sweep() or (sweep / "sweep.json").is_file() else cfg.name
-    )
-    settings = flat(settled(cfg))
-    return LoggedRun(path, run_id, f"{cfg.name}/{path.name}", group, settings, step)
+    in_sweep = is_started_by_sweep() or (sweep / "sweep.json").is_file()
+    group = f"{cfg.name}/{sweep.name}" if in_sweep else cfg.name
+    return LoggedRun(path, run_id, f"{cfg.name}/{path.name}", group, flat(settled(cfg)), step)
 
 
 def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
@@ -278,13 +270,16 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
     own = targets_of(cfg)
     # an argument that one of them leaves out is the same where the other says its default
     taken = [defaults_of(config, own) | values for config, values in ((earlier, before), (cfg, now))]
-    changed, seen = [], _read_when_started(path)
+    record = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    changed, seen = [], record[READ] if READ in record and isinstance(record[READ], dict) else {}
     is_held = (path / SPLITS).is_dir()  # then what the data are is compared with it, wherever they lie
     for key in sorted(before.keys() | now.keys()):
         old, new = (settings[key] if key in settings else ABSENT for settings in taken)
         if _is_free(key) or (is_held and _lies_elsewhere(cfg, key, old, new)):
             continue
-        if old != new and not _read_the_same(cfg, key, old, new):
+        # once, what a reference to the environment read was stored
+        read_the_same = refers(new) and not refers(old) and read(cfg, key) == old
+        if old != new and not read_the_same:
             changed.append(f"{key}: {old} -> {new}")
         elif key in seen and fingerprints(cfg, {key: new}) != {key: seen[key]}:
             changed.append(f"{key}: {new} reads another value than it did")
@@ -307,17 +302,6 @@ def _lies_elsewhere(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
     place = read(cfg, key)
     path = isinstance(place, str) and "/" in place
     return path and os.path.basename(old.rstrip("/")) == os.path.basename(new.rstrip("/"))
-
-
-def _read_the_same(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
-    """Whether a setting refers to the environment now, and reads there what stands in the folder: once, what was read
-    was stored."""
-    return refers(new) and not refers(old) and read(cfg, key) == old
-
-
-def _read_when_started(path: Path) -> dict[str, str]:
-    record = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
-    return record[READ] if READ in record and isinstance(record[READ], dict) else {}
 
 
 def stored_settings(path: Path) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def read_facts(folder: Path) -> Plain:
     evaluated = _read(evaluation / "metrics.json", "metrics", "protocol", "coverage", "missing")
     several = "exact_match" in evaluated["metrics"]
     settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
+    # by F1; of classes without any video nothing is known
+    weakest = sorted(by_class, key=lambda row: (not row["support"], -1.0 if row["f1"] is None else row["f1"]))
     beside, not_read = _baselines(summary, settings, data, evaluation / "predictions.csv", several)
     calibration, not_fitting = _calibration(folder)
     return _shared(folder, summary) | {
@@ -73,7 +75,7 @@ def read_facts(folder: Path) -> Plain:
         "most_common": None if several else _most_common(by_class),
         "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
         "confusion": None if several else _confusion(evaluation),
-        "classes": _worst_first(by_class),
+        "classes": weakest,
         "reliability": _reliability(folder, split, evaluated, calibration),
         "calibration": calibration and {**calibration.record, "scaling": str(calibration)},
         "probes": _probes(folder, headline(several)),
@@ -82,7 +84,8 @@ def read_facts(folder: Path) -> Plain:
 
 def _shared(folder: Path, summary: Plain) -> Plain:
     """What a run says, whatever it is for."""
-    settings, overrides = stored_settings(folder), _overrides(folder)
+    settings = stored_settings(folder)
+    overrides = [rename_override(text) for text in _read(folder / "run.json", "overrides")["overrides"]]
     data = _read_if_there(folder / "dataset.json")
     return {
         "run": folder.resolve().name,
@@ -118,10 +121,6 @@ def _of_pretraining(folder: Path, summary: Plain) -> Plain:
 
 
 # --- what was trained -------------------------------------------------------------------------------------
-
-
-def _overrides(folder: Path) -> list[str]:
-    return [rename_override(text) for text in _read(folder / "run.json", "overrides")["overrides"]]
 
 
 def _chosen(overrides: Iterable[str], settings: Plain) -> list[tuple[str, str, list[str]]]:
@@ -237,11 +236,6 @@ def _confusion(evaluation: Path) -> Plain | None:
         totals[label] = totals.setdefault(label, 0) + count
     wrong = [(label, other, count, totals[label]) for label, other, count in counted if label != other]
     return {"classes": list(totals), "rows": None, "pairs": sorted(wrong, key=lambda pair: -pair[2])}
-
-
-def _worst_first(by_class: Sequence[Plain]) -> list[Plain]:
-    """By F1; classes without any video, of which nothing is known, come last."""
-    return sorted(by_class, key=lambda row: (not row["support"], -1.0 if row["f1"] is None else row["f1"]))
 
 
 def _calibration(folder: Path) -> tuple[Calibration | None, list[str]]:

@@ -119,17 +119,13 @@ def _fit(converted: Converted, name: str, tensor: Tensor, own: Tensor, network: 
         converted.resized[OURS + name] = f"relative positions {sizes}"
 
 
-def _revert_frames(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return under(tensors, OURS)
-
-
 TIMM_FRAMES = Format(
     name="image model, timm",
     encoder=TimmFrames,
     models="model=timm_frames model.encoder.backbone=NAME, with timm's name of the model",
     recognizes=_is_image_model,
     convert=_convert_frames,
-    revert=_revert_frames,
+    revert=lambda tensors: under(tensors, OURS),
 )
 
 

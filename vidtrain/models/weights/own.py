@@ -123,7 +123,8 @@ def _settings(
         f"{holder}.{key}": value
         for key, value in (dict(node) | _defaults(module) | dict(node)).items()  # in its order
         for holder, each in holders.items()
-        if key not in free and not _refers(value) and hasattr(each, key)
+        # a reference, such as ${clip.size}, is another setting
+        if key not in free and not str(value).startswith("${") and hasattr(each, key)
         # a module keeps its settings to itself; None for a list stands for what follows from other settings
         if not isinstance(getattr(each, key), nn.Module | Tensor)
         and not (value is None and isinstance(getattr(each, key), tuple))
@@ -140,20 +141,11 @@ def _defaults(module: nn.Module | Encoder) -> dict[str, Any]:
     }
 
 
-def _refers(value: Any) -> bool:
-    """Whether a setting is another one's, such as ${clip.size}."""
-    return isinstance(value, str) and value.startswith("${")
-
-
-def _revert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {PREFIX + name: tensor for name, tensor in tensors.items()}
-
-
 OWN = Format(
     name="vidtrain checkpoint",
     encoder=nn.Module,
     models="the model that it was trained with",
     recognizes=lambda weights: weights.written_by is not None and weights.written_by.startswith("vidtrain"),
     convert=_convert,
-    revert=_revert,
+    revert=lambda tensors: {PREFIX + name: tensor for name, tensor in tensors.items()},
 )

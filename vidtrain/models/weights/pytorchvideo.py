@@ -104,10 +104,6 @@ def _num_blocks(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(1 + max((block for own, block in blocks if own == stage), default=-1) for stage in STAGES)
 
 
-def _is_slowfast(weights: Weights) -> bool:
-    return {*STEMS, FUSION} <= _unwrapped(weights).keys()
-
-
 def _is_slow(weights: Weights) -> bool:
     """Other ResNets of PyTorchVideo differ: I3D in the stem, C2D in its blocks' numbers, CSN in its 3 x 3 x 3."""
     tensors = _unwrapped(weights)
@@ -175,7 +171,7 @@ PYTORCHVIDEO_SLOWFAST = Format(
     name="PyTorchVideo, SlowFast",
     encoder=SlowFast,
     models="model=slowfast_r50",
-    recognizes=_is_slowfast,
+    recognizes=lambda weights: {*STEMS, FUSION} <= _unwrapped(weights).keys(),
     convert=_convert_slowfast,
     revert=SLOWFAST_NAMES.revert,
 )

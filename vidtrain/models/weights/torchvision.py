@@ -140,10 +140,6 @@ def _swin_name(tensors: Mapping[str, Tensor]) -> str:
     return "swin3d_s" if "features.4.6.norm1.weight" in tensors else "swin3d_t"
 
 
-def _mvit_name(tensors: Mapping[str, Tensor]) -> str:
-    return "mvit_v1_b" if "pos_encoding.spatial_pos" in tensors else "mvit_v2_s"
-
-
 def _same(*modules: str) -> list[tuple[str, str]]:
     return [(module, f"encoder.{module}") for module in modules]
 
@@ -168,7 +164,7 @@ MVIT = Family(
             ("head.1", "head.linear"),
         ]
     ),
-    model_name=_mvit_name,
+    model_name=lambda tensors: "mvit_v1_b" if "pos_encoding.spatial_pos" in tensors else "mvit_v2_s",
 )
 SWIN = Family(
     anchors=(BIAS_TABLE,),
