@@ -5,8 +5,6 @@ from PIL import Image
 from vidtrain.reports import frames
 from vidtrain.reports.frames import (
     SeenClip,
-    Stretch,
-    Wrong,
     caption,
     clock_text,
     draw_contact_sheet,
@@ -69,7 +67,7 @@ def test_a_sheet_and_a_timeline_are_rendered(tmp_path):
     top = [("run", 0.9), ("sit", 0.1)]
     draw_contact_sheet(tmp_path / "a.png", "a", "note", top, GRAY, [(0, 0, 20, 20)], [seen()])
     edges, chances = np.arange(9002.0), np.full((9001, 2), 0.5)
-    draw_timeline(tmp_path / "t.png", "t", ["a", "b"], edges, chances, [Stretch(0, 9001, 0)])
+    draw_timeline(tmp_path / "t.png", "t", ["a", "b"], edges, chances, [(0, 9001, 0)])
     assert png_size(tmp_path / "a.png")[0] > 1500 and png_size(tmp_path / "t.png")[0] > 1500
 
 
@@ -88,7 +86,7 @@ def test_a_timeline_puts_the_longest_answer_first(tmp_path, drawn):
     chances = np.tile([0.1, 0.2, 0.7, 0.0], (5, 1))
     chances[3] = [0.0, 0.9, 0.1, 0.0]
     chances[4] = np.nan
-    stretches = [Stretch(0, 300, 2), Stretch(300, 400, 1)]
+    stretches = [(0, 300, 2), (300, 400, 1)]
     assert shown_classes(chances, stretches) == [2, 1, 0, 3]
     edges = np.array([0.0, 100, 200, 300, 400, 500])
     draw_timeline(tmp_path / "t.png", "t", ["a", "b", "c", "d"], edges, chances, stretches)
@@ -102,7 +100,7 @@ def test_a_timeline_puts_the_longest_answer_first(tmp_path, drawn):
 
 def test_a_timeline_shows_twelve_classes_of_many():
     chances = np.random.default_rng(0).dirichlet(np.ones(400), 50)
-    found = shown_classes(chances, [Stretch(0, 1, 399)])
+    found = shown_classes(chances, [(0, 1, 399)])
     assert len(found) == 12 and found[0] == 399
     assert found[1] == int(np.delete(chances, 399, 1).mean(axis=0).argmax())
 
@@ -116,7 +114,7 @@ def test_times_are_written_as_people_read_them():
 
 def test_an_hour_has_few_round_times(tmp_path, drawn):
     edges = np.linspace(0, 3600, 1801)
-    draw_timeline(tmp_path / "t.png", "t", ["a", "b"], edges, np.full((1800, 2), 0.5), [Stretch(0, 3600, 0)])
+    draw_timeline(tmp_path / "t.png", "t", ["a", "b"], edges, np.full((1800, 2), 0.5), [(0, 3600, 0)])
     axes = drawn[0].get_axes()[1]
     ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= 3600]
     assert ticks == [0, 300, 600, 900, 1200, 1500, 1800, 2100, 2400, 2700, 3000, 3300, 3600]
@@ -128,7 +126,7 @@ def test_an_hour_has_few_round_times(tmp_path, drawn):
 
 def test_a_single_video_and_long_names_make_a_picture(tmp_path):
     strip = np.full((5, 32, 48, 3), 128, np.uint8)
-    plot_wrong([strip], [Wrong("n" * 80, "b", 0.9)], "wrong on test", tmp_path / "wrong.png")
+    plot_wrong([strip], [("n" * 80, "b", 0.9)], "wrong on test", tmp_path / "wrong.png")
     width, height = png_size(tmp_path / "wrong.png")
     assert width > 800 and height > 150
 
@@ -147,7 +145,7 @@ def test_frames_stand_side_by_side_in_order():
 def test_a_sheet_shows_how_a_video_moves(tmp_path):
     """Frames of five grays: all of them are in the picture, not only the middle one."""
     strip = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (20, 60, 100, 140, 180)])
-    plot_wrong([strip], [Wrong("跑步", "走", 0.9)], "wrong", tmp_path / "wrong.png")
+    plot_wrong([strip], [("跑步", "走", 0.9)], "wrong", tmp_path / "wrong.png")
     grays = np.asarray(Image.open(tmp_path / "wrong.png").convert("L"))
     counts = np.bincount(grays.ravel(), minlength=256)
     assert all(counts[value] > 5000 for value in (20, 60, 100, 140, 180))

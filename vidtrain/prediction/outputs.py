@@ -33,7 +33,7 @@ from vidtrain.prediction.run import (
     smoothed,
     window_edges,
 )
-from vidtrain.reports.frames import Stretch, draw_timeline
+from vidtrain.reports.frames import draw_timeline
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.tracking.console import as_data, make_console
 from vidtrain.tracking.ledgers import Ledger
@@ -320,7 +320,7 @@ class Outputs:
                 f"{shown(prediction.path)}: {len(prediction.starts)} windows",
                 folder / "timeline.png",
             )
-            stretches = [Stretch(part.start, part.end, part.class_index) for part in parts]
+            stretches = [(part.start, part.end, part.class_index) for part in parts]
             draw = partial(draw_timeline, path, title, classes, edges, chances, stretches)
             warn_of_failure(str(path), draw, console)
         if self.render:

@@ -42,6 +42,8 @@ STRIP = 10  # pixels: the height of the strip that shows where in the video a fr
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels of the picture
 Span = tuple[float, float, Color | str]  # from, to, as shares of the whole, and a color
+Wrong = tuple[str, str, float]  # the true class, the predicted one and its probability
+Stretch = tuple[float, float, int]  # from, to, in seconds of a video, and the class that was the answer
 
 BACKGROUND, BAR, PALE_BAR = (24, 24, 27), (0, 114, 178), (30, 87, 119)
 TEXT, PALE, EMPTY = (244, 244, 245), (161, 161, 170), (54, 54, 57)
@@ -50,17 +52,8 @@ TEXT, PALE, EMPTY = (244, 244, 245), (161, 161, 170), (54, 54, 57)
 # --- what a model got wrong -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """A video whose class was missed: the true and the predicted class, and the probability of the latter."""
-
-    true: str
-    predicted: str
-    probability: float
-
-
 def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str, path: Path) -> None:
-    """Draw a strip of frames (uint8 [t h w 3]) for each of `wrong`, with both classes and the probability below it."""
+    """Draws a strip of frames uint8 [t h w 3] for each of `wrong`, with both classes and the probability below it."""
     columns = min(2, len(wrong))
     lines = -(-len(wrong) // columns)
     pictures = [side_by_side(frames) for frames in strips]
@@ -68,13 +61,15 @@ def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str,
     size = (STRIP_WIDTH * columns, (STRIP_WIDTH * ratio + 0.4) * lines + 0.45)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    for number, (picture, video) in enumerate(zip(pictures, wrong, strict=True), start=1):
+    for number, (picture, (true, predicted, probability)) in enumerate(
+        zip(pictures, wrong, strict=True), start=1
+    ):
         axes = figure.add_subplot(lines, columns, number)
         axes.imshow(picture, interpolation="nearest" if picture.shape[0] < 100 else "auto")
         axes.set_axis_off()
-        answer = f"predicted: {shortened(video.predicted)} {few_digits(video.probability)}"
+        answer = f"predicted: {shortened(predicted)} {few_digits(probability)}"
         below = {"xycoords": "axes fraction", "va": "top", "fontsize": 8.5}
-        write_beside(axes, f"true: {shortened(video.true)}", (0, 0), (0, -4), ha="left", color=TRUE, **below)
+        write_beside(axes, f"true: {shortened(true)}", (0, 0), (0, -4), ha="left", color=TRUE, **below)
         write_beside(axes, answer, (1, 0), (0, -4), ha="right", color=PREDICTED, **below)
     save_png(figure, path)
 
@@ -184,15 +179,6 @@ def _draw_frames(row: np.ndarray, pictures: Sequence[np.ndarray], labels: Sequen
 # --- answers over time ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """A part of the video, in seconds, for which one class was the answer."""
-
-    start: float
-    end: float
-    class_index: int
-
-
 def draw_timeline(
     path: Path,
     title: str,
@@ -213,12 +199,11 @@ def draw_timeline(
     figure = Figure(figsize=(13, 1.9 + height), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     answers, axes = figure.subplots(2, 1, sharex=True, height_ratios=[0.5, height + 0.3])
-    for stretch in stretches:
-        seconds, color = stretch.end - stretch.start, colors.get(stretch.class_index, OTHER)
-        answers.axvspan(stretch.start, stretch.end, facecolor=color, linewidth=0)
-        if seconds > 0.09 * (edges[-1] - edges[0]):
+    for start, end, number in stretches:
+        answers.axvspan(start, end, facecolor=colors.get(number, OTHER), linewidth=0)
+        if end - start > 0.09 * (edges[-1] - edges[0]):
             look = {"ha": "center", "va": "center", "fontsize": 8, "color": "white", "clip_on": True}
-            answers.text(stretch.start + seconds / 2, 0.5, shortened(classes[stretch.class_index]), **look)
+            answers.text((start + end) / 2, 0.5, shortened(classes[number]), **look)
     answers.set_yticks([0.5], ["answer"], fontsize=9)
     answers.set_ylim(0, 1)
     answers.tick_params(length=0, labelbottom=False)
@@ -256,8 +241,8 @@ def _label_times(axes: Axes, start: float, end: float) -> None:
 def shown_classes(chances: np.ndarray, stretches: Sequence[Stretch]) -> list[int]:
     """The classes that a timeline shows, the most important first."""
     seconds = np.zeros(chances.shape[1])
-    for stretch in stretches:
-        seconds[stretch.class_index] += stretch.end - stretch.start
+    for start, end, number in stretches:
+        seconds[number] += end - start
     means = np.nan_to_num(np.ma.masked_invalid(chances).mean(axis=0).filled(0.0))
     order = np.lexsort((np.arange(chances.shape[1]), -means, -seconds))
     return order[:MOST_CLASSES].tolist()

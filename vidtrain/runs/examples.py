@@ -24,7 +24,7 @@ from vidtrain.files.atomic import write_json_atomic
 from vidtrain.models.masked_models import MaskedAutoencoder, MaskedModel
 from vidtrain.models.masks import MaskedClips, Masks
 from vidtrain.reports.charts import save_png, spread_evenly
-from vidtrain.reports.frames import CELL, HEAT, MOST_WRONG, SEEN_FRAMES, WRONG_FRAMES, Wrong, plot_wrong
+from vidtrain.reports.frames import CELL, HEAT, MOST_WRONG, SEEN_FRAMES, WRONG_FRAMES, plot_wrong
 from vidtrain.runs.assemble import RunData
 from vidtrain.training.ranks.distributed import Ranks
 
@@ -117,7 +117,7 @@ def draw_wrong(shown: Sequence[tuple[Example, np.ndarray]], split: str, report: 
     which = f"the {len(wrong)} most confident of {count:,}" if count > len(wrong) else f"{count}"
     title = f"wrong on {split}: {which} (of {total:,} videos); frames as the model saw them, first to last"
     strips = [frames[spread_evenly(len(frames), WRONG_FRAMES)] for _, frames in wrong]
-    plot_wrong(strips, [Wrong(video.true, *video.answers[0]) for video, _ in wrong], title, path)
+    plot_wrong(strips, [(video.true, *video.answers[0]) for video, _ in wrong], title, path)
 
 
 def write_examples(
