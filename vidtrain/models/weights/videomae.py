@@ -15,20 +15,8 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights import vit3d
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known
-from vidtrain.models.weights.vit3d import (
-    explain_rest,
-    first_prefix,
-    fit_patches,
-    heads_of,
-    join,
-    leave_out_head,
-    one_of,
-    set_aside,
-    split,
-    under,
-    vit_of,
-)
 
 HEADS = {1408: 16}  # V2's ViT-g
 WRAPPERS = ("module.", "model.", "")
@@ -53,19 +41,19 @@ JOINED_BIAS = "biases of queries and values joined, with zeros for keys"
 
 def _prefix(tensors: Mapping[str, Tensor], inner: str) -> str | None:
     """Where the model lies in the file: under its container, and `inner`."""
-    prefix = first_prefix(tensors, [wrapper + inner for wrapper in WRAPPERS], "blocks.0.attn.q_bias")
+    prefix = vit3d.first_prefix(tensors, [wrapper + inner for wrapper in WRAPPERS], "blocks.0.attn.q_bias")
     there = prefix is not None and f"{prefix}patch_embed.proj.weight" in tensors
     return prefix if there and f"{prefix}cls_token" not in tensors else None
 
 
 def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
     prefix = known(_prefix(weights.tensors, inner))
-    converted = NAMES.convert(join_biases(under(weights.tensors, prefix)))
+    converted = NAMES.convert(join_biases(vit3d.under(weights.tensors, prefix)))
     reasons = {prefix.removesuffix(inner) + name: why for name, why in REST.items()}
-    explain_rest(converted, weights.tensors, prefix, reasons)
-    fit_patches(converted, vit_of(model))
+    vit3d.explain_rest(converted, weights.tensors, prefix, reasons)
+    vit3d.fit_patches(converted, vit3d.vit_of(model))
     converted.changed = {name: JOINED_BIAS for name in converted.tensors if name.endswith(BIAS)}
-    converted.requires = heads_of(converted, HEADS) | {
+    converted.requires = vit3d.heads_of(converted, HEADS) | {
         "encoder.positions": "sincos_1d",
         "encoder.norm_eps": 1e-6,
         "encoder.activation": "gelu",
@@ -76,17 +64,17 @@ def _convert(weights: Weights, model: EncoderWithHead, inner: str) -> Converted:
             "published files has it"
         )
     if TABLE in converted.unexpected:
-        _fit_table(converted, under(weights.tensors, prefix)[TABLE], model, weights.source)
+        _fit_table(converted, vit3d.under(weights.tensors, prefix)[TABLE], model, weights.source)
     if not isinstance(model.head, MeanPoolClassifier):
         reason = f"a layer over the mean of the tokens, and the model's head is {type(model.head).__name__}"
-        leave_out_head(converted, NAMES, reason)
+        vit3d.leave_out_head(converted, NAMES, reason)
     return converted
 
 
 def _fit_table(converted: Converted, table: Tensor, model: EncoderWithHead, source: str) -> None:
     """Learned positions (--use_learnable_pos_emb), [1 t*h*w d] for a square of the clip that they were made for. In the
     original they stay as they were drawn: modeling_pretrain.py and modeling_finetune.py add them detached."""
-    encoder = vit_of(model)
+    encoder = vit3d.vit_of(model)
     steps = encoder.num_frames // encoder.tubelet_size
     side = math.isqrt(table.shape[1] // steps)
     if steps * side**2 != table.shape[1]:
@@ -122,7 +110,7 @@ def _convert_pretrained(weights: Weights, model: EncoderWithHead) -> Converted:
 def leave_out_norm(converted: Converted, model: EncoderWithHead, theirs: str) -> None:
     """Pretraining's last norm, unless the model has one there."""
     for kind in ("weight", "bias"):
-        if f"encoder.norm.{kind}" in converted.tensors and not vit_of(model).final_norm:
+        if f"encoder.norm.{kind}" in converted.tensors and not vit3d.vit_of(model).final_norm:
             del converted.tensors[f"encoder.norm.{kind}"]
             converted.left_out[f"{theirs}.{kind}"] = FRESH_NORM
 
@@ -212,11 +200,11 @@ def _is_transformers(weights: Weights) -> bool:
 
 
 def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
-    kept, left_out = set_aside(weights.tensors, REST)
+    kept, left_out = vit3d.set_aside(weights.tensors, REST)
     tensors = {current(name.removeprefix(BASE_PREFIX)): each for name, each in kept.items()}
-    converted = TRANSFORMERS_NAMES.convert(join(tensors, "attention.qkv", PARTS, no_bias=(KEYS,)))
+    converted = TRANSFORMERS_NAMES.convert(vit3d.join(tensors, "attention.qkv", PARTS, no_bias=(KEYS,)))
     converted.left_out |= left_out
-    fit_patches(converted, vit_of(model))
+    vit3d.fit_patches(converted, vit3d.vit_of(model))
     for name in converted.tensors:
         if ".qkv." in name:
             converted.changed[name] = (
@@ -225,7 +213,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
 
     # the original's, which the weights were trained with
     epsilons = [1e-6]
-    converted.requires = heads_of(converted, HEADS) | {
+    converted.requires = vit3d.heads_of(converted, HEADS) | {
         "encoder.positions": "sincos_1d",
         "encoder.activation": "gelu",
     }
@@ -238,7 +226,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
             "encoder.activation": weights.config["hidden_act"],
             "encoder.image_size": weights.config["image_size"],
         }
-    converted.requires["encoder.norm_eps"] = one_of(vit_of(model).norm_eps, epsilons)
+    converted.requires["encoder.norm_eps"] = vit3d.one_of(vit3d.vit_of(model).norm_eps, epsilons)
     _settle_head(converted, model)
     return converted
 
@@ -246,11 +234,11 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
 def _settle_head(converted: Converted, model: EncoderWithHead) -> None:
     if not isinstance(model.head, MeanPoolClassifier):
         reason = f"a linear classifier, and the model's head is {type(model.head).__name__}"
-        leave_out_head(converted, TRANSFORMERS_NAMES, reason)
+        vit3d.leave_out_head(converted, TRANSFORMERS_NAMES, reason)
     elif "head.fc_norm.weight" in converted.tensors:
         # transformers has its default here, 1e-5, and the original 1e-6
         converted.requires |= {"encoder.final_norm": False, "head.pool": "mean", "head.norm": True}
-        converted.requires["head.norm_eps"] = one_of(model.head.norm_eps, (1e-6, 1e-5))
+        converted.requires["head.norm_eps"] = vit3d.one_of(model.head.norm_eps, (1e-6, 1e-5))
     elif "head.linear.weight" in converted.tensors and "encoder.norm.weight" in converted.tensors:
         converted.requires |= {"encoder.final_norm": True, "head.pool": "first", "head.norm": False}
     leave_out_norm(converted, model, f"{BASE_PREFIX}layernorm")
@@ -266,7 +254,7 @@ def current(name: str) -> str:
 
 def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names as in the files of the hub and of `save_pretrained`."""
-    converted = split(TRANSFORMERS_NAMES.revert(tensors), "attention.qkv", PARTS, no_bias=(KEYS,))
+    converted = vit3d.split(TRANSFORMERS_NAMES.revert(tensors), "attention.qkv", PARTS, no_bias=(KEYS,))
     of_head = ("fc_norm.", "classifier.")
     return {
         name if name.startswith(of_head) else BASE_PREFIX + name: tensor

@@ -17,22 +17,8 @@ from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.models.heads import AttentiveClassifier
 from vidtrain.models.positions import TABLES
 from vidtrain.models.vit3d import ViT3D
+from vidtrain.models.weights import vit3d
 from vidtrain.models.weights.format import Converted, Format, Renaming, Weights, known, split_number
-from vidtrain.models.weights.vit3d import (
-    activation_of,
-    explain_rest,
-    first_prefix,
-    fit_patches,
-    heads_of,
-    join,
-    leave_out,
-    leave_out_head,
-    one_of,
-    set_aside,
-    split,
-    under,
-    vit_of,
-)
 
 ROOTS = ("ema_encoder.", "target_encoder.", "encoder.", "")
 WRAPPERS = ("module.backbone.", "module.", "backbone.", "")
@@ -82,7 +68,7 @@ def _generation(weights: Weights) -> str | None:
     2), or else the table's size."""
     tensors = weights.tensors
     prefix = _prefix(tensors)
-    own = {} if prefix is None else under(tensors, prefix)
+    own = {} if prefix is None else vit3d.under(tensors, prefix)
     if "norms_block.0.weight" in own:
         return "2.1"
     if "norm.weight" not in own:
@@ -96,7 +82,7 @@ def _generation(weights: Weights) -> str | None:
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
     """Where the encoder lies in the file; None where there is none of V-JEPA."""
-    prefix = first_prefix(tensors, PREFIXES, "patch_embed.proj.weight")
+    prefix = vit3d.first_prefix(tensors, PREFIXES, "patch_embed.proj.weight")
     if prefix is None or tensors[f"{prefix}patch_embed.proj.weight"].ndim != 5:
         return None
     known = f"{prefix}blocks.0.attn.qkv.bias" in tensors
@@ -112,14 +98,14 @@ def _convert(
 ) -> tuple[Converted, dict[str, Tensor]]:
     """What all generations have in common; and the encoder's tensors by their published names."""
     prefix = known(_prefix(weights.tensors))
-    own = under(weights.tensors, prefix)
+    own = vit3d.under(weights.tensors, prefix)
     converted = NAMES.convert(own)
-    explain_rest(converted, weights.tensors, prefix, PRETRAINING)
-    fit_patches(converted, vit_of(model))
-    converted.requires = heads_of(converted, heads) | {
+    vit3d.explain_rest(converted, weights.tensors, prefix, PRETRAINING)
+    vit3d.fit_patches(converted, vit3d.vit_of(model))
+    converted.requires = vit3d.heads_of(converted, heads) | {
         "encoder.norm_eps": 1e-6,
         "encoder.final_norm": True,
-        "encoder.activation": activation_of(converted),
+        "encoder.activation": vit3d.activation_of(converted),
     }
     return converted, own
 
@@ -135,7 +121,7 @@ def _convert_1(weights: Weights, model: EncoderWithHead) -> Converted:
         "encoder.num_frames": TABLE_FRAMES,
         "encoder.image_size": side * patch,
     }
-    leave_out(converted, TABLE)
+    vit3d.leave_out(converted, TABLE)
     return converted
 
 
@@ -158,7 +144,7 @@ def _convert_2(weights: Weights, model: EncoderWithHead) -> Converted:
         "encoder.rope_base_grid": None,
         "encoder.norm_per_layer": False,
     }
-    leave_out(converted, NO_TABLE)
+    vit3d.leave_out(converted, NO_TABLE)
     return converted
 
 
@@ -176,8 +162,8 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
         converted.tensors[MARK] = own["video_mod_embed"].flatten()
         converted.changed[MARK] = "without its dimensions of one"
     normed = _normed_blocks(converted.tensors, weights.source)
-    out_layers = vit_of(model).out_layers
-    if len(vit_of(model).blocks) == normed[-1] + 1 and not set(out_layers) <= set(normed):
+    out_layers = vit3d.vit_of(model).out_layers
+    if len(vit3d.vit_of(model).blocks) == normed[-1] + 1 and not set(out_layers) <= set(normed):
         raise UserError(
             f"{weights.source} has norms of blocks {', '.join(map(str, normed))} alone, and "
             f"model.encoder.out_layers={list(out_layers)} asks for others: choose among those"
@@ -192,7 +178,7 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
                 converted.left_out[theirs] = (
                     f"the norm of block {block}, which is not in model.encoder.out_layers"
                 )
-    leave_out(converted, NO_TABLE | IMAGES)
+    vit3d.leave_out(converted, NO_TABLE | IMAGES)
     return converted
 
 
@@ -226,7 +212,7 @@ def _revert_2_1(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _probe_prefix(tensors: Mapping[str, Tensor], number: int = 0) -> str | None:
     prefixes = [prefix.format(number) for prefix in PROBE_PREFIXES]
-    return first_prefix(tensors, prefixes, "pooler.cross_attention_block.xattn.kv.weight")
+    return vit3d.first_prefix(tensors, prefixes, "pooler.cross_attention_block.xattn.kv.weight")
 
 
 def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
@@ -241,10 +227,10 @@ def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
         held = f"probes 0 to {len(several) - 1}" if several else "one probe"
         raise UserError(f"{weights.source}: {file} holds {held}")
     prefix = known(_probe_prefix(weights.tensors, number or 0))
-    own = under(weights.tensors, prefix)
+    own = vit3d.under(weights.tensors, prefix)
     converted = NAMES.convert(own)
     other = f"another probe; number {number or 0} is taken, and {file}:1 would be the second"
-    explain_rest(converted, weights.tensors, prefix, {"classifiers.": other})
+    vit3d.explain_rest(converted, weights.tensors, prefix, {"classifiers.": other})
     unused = {name for name in converted.tensors if name.startswith(UNUSED)}
     if unused and any(name.startswith("head.pooler.blocks.") for name in converted.tensors):
         raise UserError(
@@ -338,14 +324,14 @@ def _is_transformers(weights: Weights) -> bool:
 
 def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted:
     of_predictor = (f"{BASE_PREFIX}predictor.", "predictor.")
-    kept, left_out = set_aside(weights.tensors, dict.fromkeys(of_predictor, PREDICTOR))
+    kept, left_out = vit3d.set_aside(weights.tensors, dict.fromkeys(of_predictor, PREDICTOR))
     tensors = {name.removeprefix(BASE_PREFIX): each for name, each in kept.items()}
     for whole, parts in JOINED:
-        tensors = join(tensors, whole, parts)
+        tensors = vit3d.join(tensors, whole, parts)
     converted = TRANSFORMERS_NAMES.convert(tensors)
     converted.left_out |= left_out
-    fit_patches(converted, vit_of(model))
-    converted.requires = heads_of(converted, HEADS_2) | {
+    vit3d.fit_patches(converted, vit3d.vit_of(model))
+    converted.requires = vit3d.heads_of(converted, HEADS_2) | {
         "encoder.positions": "rope",
         "encoder.rope_base_grid": None,
         "encoder.norm_eps": 1e-6,
@@ -360,7 +346,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
         }
     if not isinstance(model.head, AttentiveClassifier):
         reason = f"an attentive probe, and the model's head is {type(model.head).__name__}"
-        leave_out_head(converted, TRANSFORMERS_NAMES, reason)
+        vit3d.leave_out_head(converted, TRANSFORMERS_NAMES, reason)
     elif "head.pooler.query_tokens" in converted.tensors:
         converted.requires |= _transformers_probe_settings(converted, model.head)
     for name in converted.tensors:
@@ -373,19 +359,19 @@ def _transformers_probe_settings(converted: Converted, head: AttentiveClassifier
     """As it was trained, or as transformers runs it."""
     width = converted.tensors["head.pooler.query_tokens"].shape[-1]
     epsilons = (1e-5, converted.requires["encoder.norm_eps"])
-    settings = {"head.pooler.norm_eps": one_of(head.pooler.norm_eps, epsilons)}
+    settings = {"head.pooler.norm_eps": vit3d.one_of(head.pooler.norm_eps, epsilons)}
     heads = [PROBE_HEADS[width]] if width in PROBE_HEADS else []
     if "encoder.num_heads" in converted.requires:
         heads.append(converted.requires["encoder.num_heads"])
-    return settings | ({"head.pooler.num_heads": one_of(head.pooler.num_heads, heads)} if heads else {})
+    return settings | ({"head.pooler.num_heads": vit3d.one_of(head.pooler.num_heads, heads)} if heads else {})
 
 
 def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A base model's names for an encoder alone, a classification model's for an encoder with its head."""
     converted = TRANSFORMERS_NAMES.revert(tensors)
     for whole, parts in JOINED:
-        converted = split(converted, whole, parts)
-    if not under(tensors, "head."):
+        converted = vit3d.split(converted, whole, parts)
+    if not vit3d.under(tensors, "head."):
         return converted
     return {
         BASE_PREFIX + name if name.startswith("encoder.") else name: each for name, each in converted.items()
