@@ -18,7 +18,6 @@ from vidtrain.models.exporting import (
     check_difference,
     check_onnx,
     difference,
-    onnx_runner,
     program_runner,
     random_clips,
     reference_outputs,
@@ -117,7 +116,7 @@ def test_a_graph_of_deviations_is_right_where_features_hardly_move(tmp_path):
     save_onnx(trace(graph, (2, 32, 32)), tmp_path / "model.onnx", 18, {})
     with torch.no_grad():
         expected = [(each, *graph(each)) for each in clips]
-    assert difference(onnx_runner(tmp_path / "model.onnx"), expected).relative < 2e-5
+    assert difference(OnnxClassifier(tmp_path / "model.onnx", fusion="").run, expected).relative < 2e-5
 
 
 @pytest.mark.slow
@@ -131,7 +130,7 @@ def test_graphs_compute_what_the_model_does_for_any_number_of_videos_and_views(k
     assert not [node.target for node in program.graph.nodes if "checkpoint" in str(node.target)]
 
     save_onnx(program, tmp_path / "model.onnx", 18, {"a": "b"})
-    found = difference(onnx_runner(tmp_path / "model.onnx"), expected)
+    found = difference(OnnxClassifier(tmp_path / "model.onnx", fusion="").run, expected)
     # norms of small changes enlarge rounding: 5e-6 and 2e-5 were seen, and float32 is 2e-5 off float64 in PyTorch alone
     assert found.relative < (5e-5 if kind == "statistics" else 2e-6)
     assert found.equal_top1 == 1
@@ -176,7 +175,7 @@ def test_half_precision_is_held_against_float32(tmp_path):
     model = classifier(vit(), mean_pool)
     expected = reference_outputs(graph_of(model), CLIP)
     save_onnx(trace(graph_of(model, precision="fp16"), CLIP), tmp_path / "model.onnx", 18, {})
-    found = difference(onnx_runner(tmp_path / "model.onnx"), expected)
+    found = difference(OnnxClassifier(tmp_path / "model.onnx", fusion="").run, expected)
     assert 1e-5 < found.relative < 1e-2  # measured 5e-4
     assert expected[0][1].dtype == torch.float32
 

@@ -290,5 +290,5 @@ def test_tables_need_a_width_that_they_can_be_cut_from():
 
 def test_masks_are_tried_before_the_start():
     with pytest.raises(UserError, match=r"a block of 0\.15 of 2x2 places has none"):
-        ours(masks=BlockMasks()).check((2, 2, 2))
-    ours(masks=TubeMasks()).check((2, 4, 4))
+        ours(masks=BlockMasks()).masks.check((2, 2, 2))
+    ours(masks=TubeMasks()).masks.check((2, 4, 4))

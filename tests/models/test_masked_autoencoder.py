@@ -253,5 +253,5 @@ def test_encoders_that_cannot_leave_tokens_out(encoder, message):
 
 def test_masks_are_tried_before_the_start():
     with pytest.raises(UserError, match=r"objective\.masks\.ratio=0\.2 hides none"):
-        ours(masks=TubeMasks(0.2)).check((2, 2, 2))
-    ours().check((2, 2, 2))
+        ours(masks=TubeMasks(0.2)).masks.check((2, 2, 2))
+    ours().masks.check((2, 2, 2))

@@ -234,7 +234,7 @@ def check_stages(
     if not num_blocks:
         raise UserError("model.encoder.num_blocks=[] must have a number of blocks for each stage")
     lists: dict[str, Sequence] = {
-        **strides, "stage_temporal_kernel_basis": kernels, "temporal_conv_1x1": temporal_conv_1x1
+        "stage_temporal_kernel_basis": kernels, "temporal_conv_1x1": temporal_conv_1x1, **strides
     }  # fmt: skip
     for name, values in lists.items():
         if len(values) != len(num_blocks):

@@ -68,22 +68,22 @@ def _by_timms_names(
     if convert is None:
         return tensors
     try:
-        converted: dict[str, Tensor] = convert(dict(tensors), network)
+        renamed: dict[str, Tensor] = convert(dict(tensors), network)
     except (KeyError, RuntimeError, AttributeError) as error:
         strange = ", ".join(list(tensors.keys() - network.state_dict().keys())[:4])
         raise UserError(
             f"timm cannot convert these weights for {type(network).__name__} ({error}); it has no {strange}: is "
             "model.encoder.backbone another model than theirs?"
         ) from error
-    kept = {id(tensor) for tensor in converted.values()}
+    kept = {id(tensor) for tensor in renamed.values()}
     for name, tensor in tensors.items():
-        if name not in converted and id(tensor) not in kept:
+        if name not in renamed and id(tensor) not in kept:
             converted.left_out[prefix + name] = "timm's model of the same name has no use for it"
     before = {id(tensor) for tensor in tensors.values()}
-    for name, tensor in converted.items():
+    for name, tensor in renamed.items():
         if id(tensor) not in before:
             converted.changed[OURS + name] = "converted by timm from its publisher's"
-    return converted
+    return renamed
 
 
 def _why_left_out(name: str, network: Any, features: str) -> str | None:

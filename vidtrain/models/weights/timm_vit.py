@@ -37,7 +37,7 @@ PATCHES = "encoder.patch_embed.proj.weight"
 POSITIONS = "encoder.patch_embed.pos_embed"
 
 NO_TOKEN = (
-    "ViT3D has only tokens of patches; without this one, theirs come near the image's and are not equal"
+    "ViT3D has only tokens of patches; without this one, theirs come out near the image's and not equal"
 )
 NOT_FOR_VIDEOS = "answers for images; the head here is another"
 TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")

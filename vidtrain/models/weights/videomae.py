@@ -85,7 +85,7 @@ def _fit_table(converted: Converted, table: Tensor, model: EncoderWithHead, sour
     converted.unexpected.remove(TABLE)
     converted.tensors[POSITIONS] = table.unflatten(1, (steps, side, side)).squeeze(0)
     converted.changed[POSITIONS] = (
-        "laid out in time, height and width; they train here, and in the original not"
+        "laid out in time, height and width; they train here, and in the original they do not"
     )
     converted.requires |= {"encoder.positions": "learned", "encoder.image_size": side * encoder.patch_size}
 
