@@ -137,7 +137,7 @@ class TimmFrames(nn.Module):
         if features.ndim == 3:
             h, _ = self._places[x.shape[3], x.shape[4]]
             features = rearrange(features[:, self.prefix_tokens :], "n (h w) d -> n d h w", h=h)
-        elif not channels_first(features, self.network.head_hidden_size):
+        elif features.shape[1] != self.network.head_hidden_size:  # as Swin's are
             features = rearrange(features, "n h w d -> n d h w")
         if self.spatial_size is not None:
             features = F.adaptive_avg_pool2d(features, self.spatial_size)
@@ -161,8 +161,8 @@ class TimmFrames(nn.Module):
             shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise UserError(_no_places(self.backbone, f"but {shape}"))
         if features.ndim == 4:
-            first = channels_first(features, network.head_hidden_size)
-            h, w = features.shape[2:] if first else features.shape[1:3]
+            channels_first = features.shape[1] == network.head_hidden_size
+            h, w = features.shape[2:] if channels_first else features.shape[1:3]
             return h, w
         places = features.shape[1] - prefix_tokens(network)
         rows = max(1, round((places * height / width) ** 0.5))  # of patches that are square
@@ -186,11 +186,6 @@ def check_spatial_size(spatial_size: int | None, features: str) -> None:
 def prefix_tokens(network: Any) -> int:
     """How many tokens of no place, such as a class token, come before the others; not every timm model says it."""
     return network.num_prefix_tokens if hasattr(network, "num_prefix_tokens") else 0
-
-
-def channels_first(features: Tensor, dim: int) -> bool:
-    """Whether features of four dimensions are [n d h w], and not [n h w d] as Swin's are."""
-    return features.shape[1] == dim
 
 
 def build_backbone(name: str, features: str, options: dict[str, Any]) -> Any:

@@ -108,7 +108,7 @@ def _of_pretraining(folder: Path, summary: Plain) -> Plain:
     names = [name for name in MEASURED if name in summary]
     evaluated = {"metrics": {name: summary[name] for name in names}, "missing": []}
     evaluated |= {key: summary[key] for key in ("protocol", "coverage")}
-    empty = dict.fromkeys(("baselines", "heads", "classes", "reliability", "probes"), [])
+    empty: Plain = dict.fromkeys(("baselines", "heads", "classes", "reliability", "probes"), [])
     return (
         dict.fromkeys(("metric", "most_common", "confusion", "calibration"))
         | empty

@@ -301,7 +301,7 @@ def as_sources(pretrained: str | Sequence[str] | None) -> list[str]:
     if pretrained is None:
         return []
     several = isinstance(pretrained, Sequence) and not isinstance(pretrained, str)
-    sources = list(pretrained) if several else [pretrained]
+    sources: list[Any] = list(pretrained) if several else [pretrained]
     for source in sources:
         if not isinstance(source, str) or not source:
             raise UserError(f"pretrained={source!r} names no weights; write {FORMS}, or null")

@@ -23,7 +23,7 @@ BLOCK = re.compile(
 )
 STAGES = range(1, 5)  # theirs; block 0 is the stem, the last one the head
 PATHS = {"slow": 0, "fast": 1}
-DEPTHS = {counts: depth for depth, counts in NUM_BLOCKS.items()}
+DEPTHS = {tuple[int, ...](counts): depth for depth, counts in NUM_BLOCKS.items()}
 # How far apart the slow pathway's frames are is in no tensor; this is what was published, by depth and fusion kernel
 PUBLISHED_ALPHA = {(50, 7): 4, (50, 5): 8, (101, 5): 4}
 STEMS = [f"blocks.0.multipathway_blocks.{index}.conv.weight" for index in PATHS.values()]
