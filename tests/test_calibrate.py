@@ -13,6 +13,8 @@ from small_run import small
 
 from vidtrain.app.launch import find_faults
 from vidtrain.calibrate import calibrate
+from vidtrain.compare import compare
+from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.evaluation.calibrated import place_of
@@ -81,6 +83,26 @@ def test_the_page_shows_it(run, place):
     assert "The calibration is left out" in page.words and "Not calibrated" in page.words
 
 
+def test_a_page_without_a_temperature_does_not_say_calibrated(run, place):
+    record = json.loads(place.read_text())
+    place.write_text(json.dumps(record | {"scaling": {"scale": [1.0], "bias": [0.0]}}))
+    write_page(run, run / "report.html")
+    words = PageReader((run / "report.html").read_text()).words
+    assert "no temperature fits the 80 videos of val" in words and "Calibrated:" not in words
+
+
+def test_every_report_has_the_costs_of_probabilities(run):
+    summary = json.loads((run / "summary.json").read_text())
+    for name in ("nll", "brier", "ece", "ece_mass"):
+        low, high = summary["intervals"][name]
+        assert 0 <= low <= high and summary["loss" if name == "nll" else name] >= 0
+    other = run.parent / "other"
+    shutil.copytree(run, other)
+    compare(config_of("compare", f"runs=[{run},{other}]", f"out={run.parent / 'compared'}", "metric=brier"))
+    compared = json.loads((run.parent / "compared/summary.json").read_text())
+    assert compared["recipes"][0]["metrics"]["ece"][0] == summary["ece"]
+
+
 def test_what_it_leaves(run, place):
     record = json.loads(place.read_text())
     assert record["protocol"]["text"] == "8x3 frames at 16x16, 2 clips x 1 crop, mean_probs"
@@ -99,7 +121,7 @@ def test_the_same_from_a_stored_table(run, place):
 
 def test_evaluate_applies_it_and_says_so(run, place, capsys):
     program("evaluate", run)
-    assert "probabilities are calibrated: temperature" in " ".join(capsys.readouterr().out.split())
+    assert "calibration: temperature" in " ".join(capsys.readouterr().out.split())
     found = json.loads((run / "eval/test_2x1/metrics.json").read_text())
     assert "mean_probs, temperature" in found["protocol"] and found["calibrated"]
     after, before = found["reliability"]
@@ -158,6 +180,62 @@ def test_answers_are_those_that_pass(run, place, videos):
     predict(config_of("predict", f"checkpoint={run}", *chosen))
     with open(out, newline="") as file:
         assert [row["answer"] for row in csv.DictReader(file)] == ["unsure"] * len(videos)
+
+
+def test_videos_of_several_labels(tmp_path, capsys):
+    """Each video is of its class and of its pair of classes; thresholds are of each class by itself."""
+    for split, manifest in Motion(tmp_path / "motion", 2, 3, 1, frames=24, size=32).manifests().items():
+        rows = [(one.path, f"{manifest.classes[one.label]}+pair{one.label // 2}") for one in manifest]
+        (tmp_path / f"{split}.csv").write_text(
+            "path,label\n" + "".join(f"{path},{name}\n" for path, name in rows)
+        )
+    run, several = (
+        tmp_path / "run",
+        ["dataset=listing", f"dataset.folder={tmp_path}", "loss=bce", "trainer.monitor=map"],
+    )
+    base = [text for text in SMALL if not text.startswith("+dataset.")]
+    train(config_of("train", *base, *several, "dataset.source.label_separator='+'", f"run_dir={run}"))
+    program("calibrate", run, "min_recall=0.6")
+    record = json.loads(place_of(run / "checkpoints/best.pt").read_text())
+    assert record["fitted_nll"] <= record["before"]["nll"]["value"] and record["curve"] is None
+    thresholds = {row["class"]: row["threshold"] for row in record["thresholds"]["classes"]}
+    assert len(thresholds) == 15 and record["videos"] == 30 and None not in thresholds.values()
+    assert all(row["right"] >= 0.6 * row["videos"] for row in record["thresholds"]["classes"])
+    program("evaluate", run)
+    metrics = json.loads((run / "eval/test_2x1/metrics.json").read_text())
+    assert metrics["calibrated"] and metrics["metrics"]["ece"] == metrics["reliability"][0]["ece"]["value"]
+    with open(tmp_path / "test.csv", newline="") as file:
+        videos = [row["path"] for row in csv.DictReader(file)][::3]
+    (calibrated, raw), scale = (
+        [answers(run, videos, *more) for more in ([], ["calibrated=false"])],
+        record["scaling"],
+    )
+    for own, plain in zip(calibrated["videos"], raw["videos"], strict=True):
+        chances, before = ({row["class"]: row["probability"] for row in of["top"]} for of in (own, plain))
+        for name, chance in chances.items():
+            logit = np.log(before[name] / (1 - before[name])) * scale["scale"][0]
+            assert chance == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+        assert set(own["answer"]) >= {
+            name for name, chance in chances.items() if chance > thresholds[name] + 1e-6
+        }
+    program("export", run, "formats=[onnx]", "card=false")  # compared with PyTorch
+    with pytest.raises(UserError, match="set_coverage= is of sets that hold the one class"):
+        program("calibrate", run, "set_coverage=0.8")
+    page = PageReader((run / "report.html").read_text())
+    assert "from videos of it answers right recall at least" in page.words
+
+
+def test_the_best_head_of_a_grid(tmp_path):
+    grid = [
+        "stage=head_grid",
+        "stage.head_grid.heads.lr=[3e-2,1e-3]",
+        "stage.head_grid.heads.weight_decay=[0.01]",
+    ]
+    base = [text for text in SMALL if not text.startswith("optimizer.")]
+    train(config_of("train", *base, *grid, f"run_dir={tmp_path}/run", f"data_root={tmp_path}/data"))
+    program("calibrate", tmp_path / "run", "set_coverage=0.8")
+    record = json.loads(place_of(tmp_path / "run/checkpoints/best.pt").read_text())
+    assert record["fitted_nll"] <= record["before"]["nll"]["value"] and record["videos"] == 80
 
 
 def test_other_protocols(run, videos, capsys):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
 from vidtrain.evaluation.predictions import (
     Aligned,
     Predictions,
@@ -111,7 +111,7 @@ class Comparison:
         low, high = self.widest
         if low <= 0 <= high:
             return "not told apart"
-        return "better" if (self.difference > 0) == (DIRECTIONS[self.metric] == "max") else "worse"
+        return "better" if (self.difference > 0) == (CLOSING_DIRECTIONS[self.metric] == "max") else "worse"
 
 
 def compare(

@@ -12,7 +12,7 @@ from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.config.targets import suggest
 from vidtrain.errors import UserError
-from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
 from vidtrain.runs.folder import RESUMABLE
 
 # Settings that change only names, speed or the log, and not the results
@@ -214,7 +214,7 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
 
 
 def _metric(runs: Sequence[Run], wanted: str | None) -> str:
-    shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(DIRECTIONS))
+    shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(CLOSING_DIRECTIONS))
     metric = wanted or next((name for name in ("top1", "exact_match") if name in shared), None)
     if metric is None:
         raise UserError(

@@ -22,7 +22,7 @@ from vidtrain.comparison.recipes import (
 )
 from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
-from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
 from vidtrain.files.escaping import shown_some
 from vidtrain.tracking.console import Console, NullConsole
 
@@ -83,8 +83,8 @@ def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
     return {
         "metric": metric,
         "tested": study.tested,
-        "higher_is_better": DIRECTIONS[metric] == "max",
-        "tested_higher_is_better": DIRECTIONS[study.tested] == "max",
+        "higher_is_better": CLOSING_DIRECTIONS[metric] == "max",
+        "tested_higher_is_better": CLOSING_DIRECTIONS[study.tested] == "max",
         "confidence": settings.confidence,
         "draws": settings.bootstrap,
         "seed": settings.seed,
@@ -128,7 +128,7 @@ def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
         return None
     (monitor,) = monitors
     means = {recipe.number: spread([run.best for run in study.runs_of(recipe)])[0] for recipe in compared}
-    number = (max if DIRECTIONS[monitor] == "max" else min)(means, key=lambda number: means[number])
+    number = (max if CLOSING_DIRECTIONS[monitor] == "max" else min)(means, key=lambda number: means[number])
     return {"recipe": number, "monitor": monitor, "mean": means[number]}
 
 

@@ -331,7 +331,7 @@ class CompareConfig:
     # page is written again
     runs: Any = None
     # null: top1, or exact_match if videos have several labels
-    metric: str | None = setting(None, a_metric())
+    metric: str | None = setting(None, a_metric(closing=True))
     split: str | None = None  # name of a folder in eval/; null: the evaluation at the end of each run
     baseline: str | None = None  # a run of the recipe that others are compared with; null: the first
     repeats: list[str] = field(default_factory=lambda: ["seed"])  # settings that may differ within a recipe

@@ -54,7 +54,7 @@ class Calibration:
         return cls(record, Scaling(tuple(scale), tuple(bias)), *arrays)
 
     def __str__(self) -> str:
-        return f"{self.scaling}, fitted on {self.record['videos']} videos of {self.record['split']}"
+        return f"{self.scaling}, from {self.record['videos']} videos of {self.record['split']}"
 
     def check_protocol(self, fusion: str, text: str) -> str | None:
         """A warning where logits are of another protocol than those that it was fitted on, as `text` says it. Raises

@@ -188,6 +188,8 @@ class Scaling:
         return 1 / self.scale[0] if len(self.scale) == 1 else None
 
     def __str__(self) -> str:
+        if self == Scaling():
+            return "no temperature"
         return "vector scaling" if self.temperature is None else f"temperature {self.temperature:.4g}"
 
 

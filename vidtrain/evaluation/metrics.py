@@ -25,6 +25,9 @@ DIRECTIONS = {
     name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS, *NO_LABELS)
 }
 
+# With what closing evaluations report of probabilities besides
+CLOSING_DIRECTIONS = DIRECTIONS | {"brier": "min", "ece": "min", "ece_mass": "min"}
+
 
 def metric_names(num_classes: int, multi_label: bool) -> tuple[str, ...]:
     """The metrics of a dataset with `num_classes` classes."""

@@ -133,13 +133,16 @@ def write_report(
 
     `paths` are those of the whole manifest, or by its index those of the videos read, and `groups` what they must not
     be split from; predictions.csv has a row per video that was read. Several labels of one stand in one field, with ";"
-    between them. The result gets its `reliability`.
+    between them. The result gets its `reliability`, and the metrics of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not result.has_nan:
         both = (result.logits, *([] if result.uncalibrated is None else [result.uncalibrated]))
         costs = [outcomes(logits, result.table.labels, result.independent) for logits in both]
         result.reliability = reliability(costs, group_numbers(result.table.indices.tolist(), groups))
+        result.metrics |= {
+            name: result.reliability[0][name]["value"] for name in ("brier", "ece", "ece_mass")
+        }
     summary = {
         "metrics": result.metrics,
         "coverage": result.coverage,

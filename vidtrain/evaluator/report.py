@@ -34,19 +34,17 @@ SHOWN = ("top1", "top5", "map", "map_micro", "exact_match", "f1_macro", "f1_micr
 NEAR = "~"
 
 
-RELIABILITY = {"brier": "Brier score", "ece": "calibration error", "ece_mass": "in equal bins"}
+RELIABILITY = {"nll": "loss", "brier": "Brier score", "ece": "calibration error", "ece_mass": "in equal bins"}
 
 
 def results_table(console: Console, title: str, result: Report) -> None:
     """Prints the final table: a column for single clips and one for videos."""
     metrics = result.metrics
-    rows = [
-        (name, f"{metrics[f'clip_{name}']:.4f}" if f"clip_{name}" in metrics else "", f"{metrics[name]:.4f}")
-        for name in SHOWN
-        if name in metrics
-    ]
+    videos = {name: f"{metrics[name]:.4f}" for name in SHOWN if name in metrics}
     for of in result.reliability[:1]:
-        rows += [(title_of, "", with_interval(of[name])) for name, title_of in RELIABILITY.items()]
+        videos |= {title_of: with_interval(of[name]) for name, title_of in RELIABILITY.items()}
+    clips = {name: f"{metrics[f'clip_{name}']:.4f}" for name in videos if f"clip_{name}" in metrics}
+    rows = [(name, clips.get(name, ""), value) for name, value in videos.items()]
     rows += [("coverage", "", result.coverage), ("protocol", "", result.protocol)]
     console.table(title, ("", "clip", "video"), rows)
 
@@ -145,7 +143,7 @@ def apply_to(calibration: Calibration | None, fusion: str, protocol: str, consol
     if calibration is None:
         return
     warning = calibration.check_protocol(fusion, protocol)
-    console.info(f"probabilities are calibrated: {calibration}; calibrated=false goes without")
+    console.info(f"calibration: {calibration}; calibrated=false goes without")
     if warning:
         console.warn(warning)
 

@@ -19,7 +19,7 @@ from vidtrain.data.manifest.split_records import SplitRecord
 from vidtrain.data.stores.places import absolute
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import STORED, Calibration, read_calibration
-from vidtrain.evaluation.metrics import DIRECTIONS
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
 from vidtrain.evaluation.protocols import headline
 from vidtrain.files.atomic import read_json, write_text_atomic
 from vidtrain.files.escaping import read_csv, read_records
@@ -199,7 +199,7 @@ def _baselines(
 
 def _judged(row: Plain) -> Plain:
     """A baseline, and whether the interval of the run's difference misses 0, and on which side."""
-    sign = -1 if row["metric"] in DIRECTIONS and DIRECTIONS[row["metric"]] == "min" else 1
+    sign = -1 if row["metric"] in CLOSING_DIRECTIONS and CLOSING_DIRECTIONS[row["metric"]] == "min" else 1
     bounds = [row[key] for key in ("low", "high")]
     verdict = "alike"
     if None not in bounds and (bounds[0] > 0 or bounds[1] < 0):

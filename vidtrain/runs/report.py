@@ -156,6 +156,11 @@ class Classifying(Goal):
             "split": split,
             "split_also_selected": self.result.also_selected,
             "baselines": [asdict(comparison) for comparison in beside],
+            "intervals": {
+                name: [of[name]["low"], of[name]["high"]]
+                for of in result.reliability[:1]
+                for name in ("nll", "brier", "ece", "ece_mass")
+            },
         }
         close(self, result, "final" if self.result.also_selected else "test", best, state, log, **more)
 

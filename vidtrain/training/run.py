@@ -66,11 +66,13 @@ def a_size() -> Mapping[str, Any]:
     return {"allows": allows, "must": "must be a size, such as 500MB, 1GiB or 2TiB"}
 
 
-def a_metric() -> Mapping[str, Any]:
-    def names() -> list[str]:
-        from vidtrain.evaluation.metrics import DIRECTIONS  # imports torch
+def a_metric(closing: bool = False) -> Mapping[str, Any]:
+    """One of every evaluation, or also of those that only `closing` ones have."""
 
-        return list(DIRECTIONS)
+    def names() -> list[str]:
+        from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, DIRECTIONS  # imports torch
+
+        return list(CLOSING_DIRECTIONS if closing else DIRECTIONS)
 
     return {"choices": names}
 
