@@ -134,5 +134,5 @@ def test_without_dev_shm_the_note_lies_in_a_temporary_file(monkeypatch, tmp_path
     assert "/dev/shm cannot be written (No such file or directory)" in caplog.text
     monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())
     monkeypatch.setattr(heap.Arena, "_choose_dir", lambda self, size: absent)
-    with pytest.raises(UserError, match="cannot be written either .* set TMPDIR"):
+    with pytest.raises(UserError, match="can be written .* set TMPDIR"):
         watchdog.new_note(FORK)

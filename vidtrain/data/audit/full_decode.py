@@ -34,10 +34,8 @@ class Seen:
     codec: str
     audio: bool
     pixel_format: str = ""
-    sizes: list[tuple[int, tuple[int, int]]] = field(
-        default_factory=list
-    )  # (width, height) from which frame on
-    formats: list[tuple[int, str]] = field(default_factory=list)  # pixel format and range from which frame on
+    sizes: list[tuple[int, tuple[int, int]]] = field(default_factory=list)  # (width, height) from a frame on
+    formats: list[tuple[int, str]] = field(default_factory=list)  # pixel format and range from a frame on
     num_frames: int = 0
     corrupt: int = 0  # frames that the decoder partly made up
     untimed: int = 0  # frames without a time
@@ -46,9 +44,7 @@ class Seen:
     transfer: int = 0  # the first frame's, by ITU-T H.273
     errors: list[str] = field(default_factory=list)
     pictures: list[np.ndarray] = field(default_factory=list)  # uint8 [32 32 3], evenly spread over the video
-    thumbnail: np.ndarray | None = (
-        None  # the middle frame, uint8 [h w 3]; the first where the video ends before
-    )
+    thumbnail: np.ndarray | None = None  # the middle frame, uint8 [h w 3], or the first of a shorter video
 
 
 def decode_all(info: VideoInfo) -> Seen:

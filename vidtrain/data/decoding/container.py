@@ -1,10 +1,8 @@
 """Reading a file as its container gives it: what FFmpeg is asked, what it says, and what is not believed of it.
 
-A file of a few kilobytes can say that its pictures take gigabytes. FFmpeg's decoders refuse larger pictures before they
-allocate any, where they are told so; what a file says of itself is looked at before any decoder is opened.
-
-Decoders report frames that they could not decode, some of them only in the log. They make such frames up, and nobody
-should see them.
+A file of a few kilobytes can say that its pictures take gigabytes. So what it says is checked before a decoder is
+opened, and decoders are told to refuse larger pictures. Decoders make up frames that they cannot decode, and some
+report that only in the log; such frames are not given out.
 """
 
 import errno
@@ -34,15 +32,13 @@ from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, Orientation
 from vidtrain.data.stores.files import opened_by_ffmpeg, opened_whole
 from vidtrain.data.stores.places import is_plain
 
-# A little of each video stream is decoded to find out about it. This bounds what all streams of a file may take
-# together, in pictures of the largest size
+# FFmpeg decodes a little of each video stream; this bounds them together, in pictures of the largest size
 MOST_TOGETHER = 4
 PADDING = 1 << 16
 IMAGES = (b"\xff\xd8\xff", b"\x89PNG")  # how JPEG and PNG begin
 TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")  # libavutil's words
-# Decoders that set no mark on a frame that they could not decode, and only report it in their log. A message of those
-# in UNMARKING is about the picture unless it holds a word of NOT_PIXELS; one of those in OF_PIXELS if it holds one of
-# theirs.
+# Decoders that report a frame that they could not decode only in their log. A message of UNMARKING is about the picture
+# unless it holds a word of NOT_PIXELS; one of OF_PIXELS if it holds a word of theirs.
 UNMARKING = ("hevc", "vvc")
 NOT_PIXELS = ("SEI", "VUI", "VPS")
 OF_PIXELS = {"mjpeg": ("overread", "error y=", "error count")}
@@ -50,7 +46,7 @@ MOST_REORDERED = 16  # frames by which H.264 and HEVC may show a picture later t
 
 
 def _first_bytes(path: str) -> bytes:
-    """How a file begins; nothing of one that cannot be opened, or is none, as a pipe would wait."""
+    """How a file begins; nothing where it cannot be opened, or is no file, as a pipe would wait."""
     with suppress(OSError):
         if not is_plain(path) or os.path.isfile(path):
             with opened_whole(path) as file:
@@ -60,15 +56,13 @@ def _first_bytes(path: str) -> bytes:
 
 @contextmanager
 def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file's main video stream, decoded on one thread; whatever FFmpeg reports becomes `DecodeError`, as do
-    pictures of more than `max_pixels`, before there is any memory for them."""
+    """The file's main video stream, decoded on one thread. Raises `DecodeError` for whatever FFmpeg reports, and for
+    pictures of more than `max_pixels`, before they take memory."""
     options = decoder_options(max_pixels)
     first_bytes = _first_bytes(path)
     # RIFF, WEBP, then VP8X with the flag of an animation: FFmpeg skips its frames and calls the rest invalid data
     if len(first_bytes) == 21 and first_bytes[8:16] == b"WEBPVP8X" and first_bytes[20] & 2:
-        raise DecodeError(
-            path, "it is an animated WebP, which FFmpeg does not decode; convert it to MP4 or GIF"
-        )
+        raise DecodeError(path, "it is an animated WebP, which FFmpeg does not decode; convert it to MP4")
     try:
         # of images nothing is known before their decoder looks, and a folder of them would take a fifth longer
         if not first_bytes.startswith(IMAGES) and (cause := too_large(path, max_pixels)):
@@ -86,7 +80,7 @@ def opened(path: str, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[InputConta
             if stream.codec_context is None:
                 raise DecodeError(path, "there is no decoder for its video")
             stream.codec_context.options = options
-            # workers are processes already, and more threads would change nothing but the contention
+            # workers are processes already, and more threads would only contend
             stream.codec_context.thread_type = ThreadType.NONE
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -101,13 +95,13 @@ def aspect_of(stream: VideoStream, orientation: Orientation) -> Fraction:
 
 
 def decoder_options(max_pixels: int) -> dict[str, str]:
-    """What tells a decoder to refuse pictures that are larger by far: it counts the pixels that it pads them with."""
+    """What tells a decoder to refuse pictures that are larger by far; it also counts the pixels of padding."""
     return {"max_pixels": str(2 * max_pixels + PADDING)}
 
 
 def too_large(path: str, max_pixels: int) -> str:
-    """Why the pictures that the file says it has are too large; empty if they are not, or it cannot be opened. No
-    decoder is."""
+    """Why the pictures are too large, as the file states them; empty if they are not, or it cannot be opened. No
+    decoder is opened."""
     sizes = []
     with (
         av.logging.Capture(local=True),  # that no decoder may be opened is no error
@@ -121,10 +115,8 @@ def too_large(path: str, max_pixels: int) -> str:
     if pixels and (cause := larger(*sizes[pixels.index(max(pixels))], max_pixels)):
         return cause
     if sum(pixels) > MOST_TOGETHER * max_pixels:
-        return (
-            f"its {len(pixels)} video streams have {sum(pixels)} pixels together, more than {MOST_TOGETHER} times "
-            f"data.max_pixels={max_pixels}"
-        )
+        most = f"{MOST_TOGETHER} times data.max_pixels={max_pixels}"
+        return f"its {len(pixels)} video streams have {sum(pixels)} pixels together, more than {most}"
     return ""
 
 
@@ -136,10 +128,8 @@ def larger(width: int, height: int, max_pixels: int) -> str:
 
 
 def why_refused(path: str, error: av.FFmpegError, max_pixels: int) -> str:
-    """What a decoder that gave up with `error` found too large; empty if it was something else.
-
-    That stands in FFmpeg's log alone, so the file is decoded once more up to where it happens.
-    """
+    """What a decoder that gave up with `error` found too large; empty if it was something else. Only FFmpeg's log says
+    that, so the file is decoded once more up to there."""
     if error.errno != errno.EINVAL:  # which decoders give for this, among others
         return ""
     with (
@@ -172,8 +162,8 @@ def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
 
 
 def listened(decoder: VideoCodecContext, packet: av.Packet | None) -> tuple[list[av.VideoFrame], bool]:
-    """What the decoder gives out for `packet`, None asking for what it holds; and whether a decoder that marks no
-    frames called the packet damaged."""
+    """The decoder's frames for `packet` (None: those that it holds), and whether a decoder that marks no frames called
+    the packet damaged."""
     codec = decoder.codec.canonical_name
     if codec not in UNMARKING and codec not in OF_PIXELS:
         return decoder.decode(packet), False
@@ -198,8 +188,8 @@ def check_size(path: str, frame: av.VideoFrame, max_pixels: int) -> None:
 
 
 def frames_in_order(path: str, max_pixels: int) -> Iterator[tuple[av.VideoFrame, bool]]:
-    """Every frame of a video file in order, with a time only where the file states it, and whether the decoder made up
-    some of it. Raises `DecodeError`."""
+    """Every frame of a video file in order, with a time only where the file states it, and whether the decoder made
+    some of it up. Raises `DecodeError`."""
     with opened(path, max_pixels) as (container, stream):
         decoder = stream.codec_context
         doubtful: set[int | None] = set()
@@ -231,8 +221,7 @@ def sound_image(path: str, max_pixels: int) -> av.VideoFrame:
 
 def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
     """Every frame of a video file in order with its index, None in place of one that is damaged or may refer to one
-    that is. A few frames are held until it is known. Raises `DecodeError`.
-    """
+    that is. Raises `DecodeError`."""
     # B pictures, which may refer to one that is shown later
     held: deque[tuple[int, av.VideoFrame | None]] = deque()
     sound = True
@@ -249,8 +238,8 @@ def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFram
 
 # --- when each frame is shown, also where the file does not say so of every one ---------------------------
 #
-# AVI states no times of presentation, nor do bare streams, and what FFmpeg guesses then is out of order where pictures
-# are reordered. Files that were cut, joined or damaged miss some.
+# AVI and bare streams state no times of presentation, and FFmpeg's guesses are out of order where pictures are
+# reordered. Files that were cut, joined or damaged miss some.
 
 FINER = 1000  # parts of a tick that times between two known ones are rounded to
 Ticks = Sequence[int | None]
@@ -260,9 +249,9 @@ Ticks = Sequence[int | None]
 class StatedTimes:
     """What a file says of its times, in ticks; None where it says nothing.
 
-    `shown` are the times of presentation of its frames, in the order in which they are shown. `let_out` is for each
-    the decode time of the packet upon which the decoder gave it out; None for those that come out at the end only.
-    `sent` are the decode times of the packets, in the order of the file.
+    `shown` are the times of presentation of the frames, in the order of showing. `let_out` is the decode time of the
+    packet upon which the decoder gave each out; None for those that come out at the end. `sent` are the decode times of
+    the packets, in the order of the file.
     """
 
     shown: Ticks
@@ -285,9 +274,9 @@ def frame_times(
 ) -> tuple[np.ndarray, Fraction] | None:
     """When frames appear: int64 [n], increasing, and the seconds of one unit. None where there is no telling.
 
-    Times of presentation are believed where all are there and in order. Else decode times tell, which are those of
-    presentation but for the order; else the times of presentation that are in order, with what lies between them evenly
-    spread; else the frames are as far apart as `rate` (frames per second) says.
+    Times of presentation are believed where all are there and in order; else decode times, which are the same but for
+    the order; else the times of presentation that are in order, with the frames between them evenly spread; else `rate`
+    (frames per second).
     """
     shown = _increasing(stated.shown)
     if shown is not None:

@@ -1,7 +1,7 @@
 """From a decoded frame to the pixels of a view: crop and scale as it is coded, then turn and mirror what is left.
 
-Where a filter does not take a format, libavfilter puts a conversion in front of it that knows neither the matrix nor
-the range. So nothing but what takes every format stands before the scale that is told both.
+In front of a filter that does not take a format, libavfilter puts a conversion that knows neither the matrix nor the
+range. So only what takes every format stands before the scale that is told both.
 """
 
 import ctypes
@@ -30,9 +30,8 @@ FULL_RANGE = 2
 INTERPOLATIONS = ("bicubic", "bilinear")
 # What becomes of frames of another size than the first one's: scaled to it, as players do, or an error
 SIZE_CHANGES = ("scale", "refuse")
-# One pass from source to scaled planar RGB, as nothing else is both fast and unbiased: by way of packed RGB, or of
-# scaled YUV, swscale takes shortcuts that darken by a level. Without accurate_rnd swscale is off by one here and there,
-# differently on different processors.
+# Frames are scaled to planar RGB in one pass: by way of packed RGB or scaled YUV, swscale takes shortcuts that darken
+# by a level. Without accurate_rnd it is off by one here and there, differently on different processors.
 SCALE_FLAGS = "accurate_rnd+full_chroma_int"
 
 SLOW_GATHER = 0x2000000  # AV_CPU_FLAG_SLOW_GATHER of libavutil/cpu.h, on x86
@@ -62,9 +61,8 @@ def filter_graph(frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> Gr
 
 
 def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
-    """What comes before a crop, where that filter does not take the frame's format: packed pixels that share color
-    samples, and single bits. They become planes of the same values; there is nothing to do for all else.
-    """
+    """What makes planes of the same values of a format that the crop filter does not take: packed pixels that share
+    color samples, and single bits; nothing for all else."""
     pixels = frame.format
     across, planes = 4 // pixels.chroma_width(4), {part.plane for part in pixels.components}
     if pixels.is_bit_stream:
@@ -78,8 +76,7 @@ def unpacked(frame: av.VideoFrame) -> list[tuple[str, str]]:
 
 
 def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, str]]:
-    """What scales a frame, once `unpacked`, to another size in its own format and colors; those of a palette, which
-    nothing can be scaled to, become RGB."""
+    """What scales a frame to another size in its own format, once `unpacked`, and colors; a palette becomes RGB."""
     own = "gbrp" if frame.format.has_palette else frame.format.name
     target = [options for name, options in unpacked(frame) if name == "format"] or [own]
     scale = f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}:{_same_colors(frame)}"
@@ -88,30 +85,24 @@ def resized(frame: av.VideoFrame, width: int, height: int) -> list[tuple[str, st
 
 def _same_colors(frame: av.VideoFrame) -> str:
     """What has the scale filter leave matrix and range as they are."""
-    matrix, source_range = color_of(frame)
-    return (
-        f"in_color_matrix={matrix}:out_color_matrix={matrix}:in_range={source_range}:out_range={source_range}"
-    )
+    matrix, own = color_of(frame)
+    return f"in_color_matrix={matrix}:out_color_matrix={matrix}:in_range={own}:out_range={own}"
 
 
 @dataclass(eq=False)
 class ViewConverter:
     """Cuts one `crop` out of frames and scales it to `size` (height, width), as uint8 RGB.
 
-    The frames are shown as `orientation` says (None: as each frame says itself), and `crop` is in pixels of what is
-    shown. `interpolation` is one of
-    `INTERPOLATIONS`. In the coded picture the crop's corner moves left and up to the next pixel that has a color sample
-    of its own: by one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same
-    pixels, turned. Frames of another size than `shape` (width, height, as they are shown; None: any) are scaled to it
-    first. Where pixels are not square, `crop` may be in square ones, of pictures of `shown` (width, height); its edges
-    lie at the nearest of the frames' pixels.
+    In the coded picture the crop's corner moves left and up to the next pixel that has a color sample of its own: by
+    one pixel at most in 4:2:0 video. A turned view is, byte for byte, the upright one of the same pixels, turned.
     """
 
-    crop: Crop
+    crop: Crop  # in pixels of what is shown
     size: tuple[int, int]
-    orientation: Orientation | None
-    interpolation: str = "bicubic"
-    shape: tuple[int, int] | None = None
+    orientation: Orientation | None  # how frames are shown; None: as each says itself
+    interpolation: str = "bicubic"  # one of `INTERPOLATIONS`
+    shape: tuple[int, int] | None = None  # (width, height) as shown, to which frames are scaled first, if any
+    # (width, height) in square pixels, where the crop is in these; its edges lie at the nearest of the frames' pixels
     shown: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -153,18 +144,10 @@ class ViewConverter:
             part = []
         else:
             part = [*resized(frame, *coded), ("crop", self._crop_options(frame, way, *coded))]
-        filters = [
-            *unpacked(frame),
-            *part,
-            (
-                "scale",
-                f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
-                f":in_color_matrix={matrix}:in_range={source_range}:out_range=full",
-            ),
-            ("format", "gbrp"),
-            *turn,
-            *([("hflip", "")] if self.crop.flip else []),
-        ]
+        scale = f"w={width}:h={height}:flags={self.interpolation}+{SCALE_FLAGS}"
+        scale += f":in_color_matrix={matrix}:in_range={source_range}:out_range=full"
+        flip = [("hflip", "")] if self.crop.flip else []
+        filters = [*unpacked(frame), *part, ("scale", scale), ("format", "gbrp"), *turn, *flip]
         return filter_graph(frame, filters)
 
     def _crop_options(
@@ -188,9 +171,8 @@ class ViewConverter:
 
 
 class BilinearPictures:
-    """Views of a frame that are scaled after it became a whole RGB picture, as by OpenCV's INTER_LINEAR: between the
-    four nearest pixels, however much that shrinks it. Boxes of a frame that is scaled first share one scaling.
-    """
+    """Views of a frame that is scaled as a whole RGB picture, as by OpenCV's INTER_LINEAR: between the four nearest
+    pixels, however much that shrinks it. Boxes of one scaled frame share its scaling."""
 
     def __init__(self, video: VideoInfo, interpolation: str):
         shown = video.width, video.height
@@ -254,15 +236,13 @@ def _edges(begin: int, length: int, shown: int, pixels: int) -> tuple[int, int]:
 
 
 def allow_gather(allowed: bool) -> bool:
-    """Sets whether swscale may gather in what it sets up from here on, in all of this process.
+    """Sets whether swscale may gather in what it sets up from here on, in all of this process. Returns False, and
+    changes nothing, on other processors than x86-64 and where libavutil's functions are not found.
 
-    swscale has two ways to shrink a row, which give the same bits: by AVX2's gather instructions, or by plain loads. It
-    gathers, unless FFmpeg holds a processor's gathers for slow, as it does with AMD's up to Zen 3 only. They are slow
-    on later ones as well, and on most of Intel's since the microcode against Gather Data Sampling; elsewhere there is
-    little between the two. On Zen 5 a box of 720 x 720 took twice as long with them (experiments/benchmarks/decoding).
-
-    Returns False where that cannot be set, and nothing is changed: on processors other than x86-64, and where
-    libavutil's functions are not found.
+    swscale shrinks a row by AVX2's gather instructions or by plain loads, with the same bits. FFmpeg holds gathers for
+    slow on AMD's processors up to Zen 3 only. They are slow on later ones as well, and on most of Intel's since the
+    microcode against Gather Data Sampling; elsewhere there is little between the two. On Zen 5 a box of 720 x 720 took
+    twice as long with them (experiments/benchmarks/decoding).
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return False

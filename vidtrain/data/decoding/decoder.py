@@ -37,14 +37,14 @@ def decode_views(
     file: ByteRanges | None = None,
     resize: str = ANTIALIASED,
 ) -> Tensor:
-    """The pixels of `views`, scaled to `size` (h, w) by bicubic or bilinear `interpolation`, or as a publisher's code
-    does: see `RESIZES` of vidtrain.data.augment.geometry.
+    """The pixels of `views` as uint8 [n c t h w], RGB, scaled to `size` (h, w) by bicubic or bilinear `interpolation`,
+    or as `resize` says, one of `RESIZES` of vidtrain.data.augment.geometry.
 
-    A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each.
-    One pass over the file, on one thread, serves all views; a frame is converted once per box that wants it.
-    Where the picture changes its size, boxes are those of frames scaled to the first one's, or it is an error: one of
-    `SIZE_CHANGES`. `file` is the video's where it has been told to expect this (`expect_views`). Returns uint8
-    [n c t h w], RGB. Raises `DecodeError` where the file does not hold what `video` says, or a frame is damaged.
+    A view is the frame indices of a clip, int64 [t], and the box to cut, one for all its frames or one for each. One
+    pass over the file, on one thread, serves all views; a frame is converted once per box. A picture that changes its
+    size is scaled to the first one's, or refused (`SIZE_CHANGES`). `file` is the video's where it has been told to
+    expect this (`expect_views`). Raises `DecodeError` where the file does not hold what `video` says, or a frame is
+    damaged.
     """
     _check_views(video, views)
     clips = torch.empty(len(views), 3, len(views[0][0]), *size, dtype=torch.uint8)
@@ -75,19 +75,16 @@ def decode_views(
             for other_view, other_place in others:
                 pixels[other_view, :, other_place] = pixels[view, :, place]
     if missing := sorted(places.keys() - decoded):
-        raise DecodeError(
-            video.path,
-            f"{len(missing)} of {len(places)} wanted frames do not decode, the first is {missing[0]}",
-        )
+        cause = f"{len(missing)} of {len(places)} wanted frames do not decode, the first is {missing[0]}"
+        raise DecodeError(video.path, cause)
     return clips
 
 
 def expect_views(file: ByteRanges, video: VideoInfo, views: Sequence[View]) -> None:
     """Tells `file` what `decode_views` will read of it, in a video of packets."""
     if video.packets is not None:
-        expect_frames(
-            file, video.packets, np.unique(np.concatenate([indices for indices, _ in views])).tolist()
-        )
+        wanted = np.unique(np.concatenate([indices for indices, _ in views])).tolist()
+        expect_frames(file, video.packets, wanted)
 
 
 def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
@@ -114,10 +111,10 @@ def check_unchanged(video: VideoInfo, index: int, frame: av.VideoFrame) -> None:
 
 def size_error(path: str, index: int, shape: tuple[int, int], width: int, height: int) -> DecodeError:
     """The error for a frame whose size differs from that of the first, `shape`."""
-    sizes = f"from {shape[0]}x{shape[1]} to {width}x{height}"
+    change = f"from {shape[0]}x{shape[1]} to {width}x{height} at frame {index}"
+    # the audit knows it by "size changes"
     return DecodeError(
-        path,
-        f"the picture changes its size {sizes} at frame {index} (size changes are refused by data.size_changes)",
+        path, f"the picture changes its size {change} (size changes are refused by data.size_changes)"
     )
 
 
@@ -126,8 +123,8 @@ def read_frames(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with indices `wanted` (sorted); only what is there. Raises `DecodeError` where one is damaged.
 
-    In any order, and of one that comes twice the second counts; `in_order` gives each once, as they are shown but for
-    what a decoder reorders.
+    They come in any order, and of one that comes twice the second counts. With `in_order` each comes once, in the order
+    of the file.
     """
     if video.images:
         yield from ((index, sound_image(video.images[index], video.max_pixels)) for index in wanted)
@@ -148,8 +145,8 @@ def read_frames(
 
 
 def refused_frames(video: VideoInfo) -> list[int]:
-    """Indices of the frames that are not given out as they are damaged, found by decoding all of the file. Raises
-    `DecodeError` where that cannot be done."""
+    """Indices of damaged frames, which are not given out, found by decoding all of the file. Raises `DecodeError` where
+    that cannot be done."""
     if video.images:
         damaged = []
         for index, path in enumerate(video.images):
@@ -164,11 +161,8 @@ def refused_frames(video: VideoInfo) -> list[int]:
 
 
 def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Every frame of `video` in the order in which they are shown, upright and scaled to `size` (height, width): uint8
-    [h w 3], RGB.
-
-    Raises `DecodeError` where one does not decode, or is damaged.
-    """
+    """Every frame of `video` as it is shown, in order, scaled to `size` (height, width): uint8 [h w 3], RGB. Raises
+    `DecodeError` where one does not decode, or is damaged."""
     convert = ViewConverter.of(video, Crop(0, 0, video.width, video.height), size)
     early: dict[int, np.ndarray] = {}  # decoded before those that are shown before them
     shown = 0
@@ -184,10 +178,8 @@ def all_frames(video: VideoInfo, size: tuple[int, int]) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], seconds: np.ndarray) -> None:
-    """Writes pictures, uint8 [h w 3] of even sides, as H.264 in MP4; each is shown at its time, increasing.
-
-    The file appears when it is whole.
-    """
+    """Writes pictures, uint8 [h w 3] of even sides, as H.264 in MP4, shown at increasing times. The file appears when
+    it is whole."""
     times = np.round((seconds - seconds[0]) * CLOCK).astype(np.int64)
     span = int(times[-1]) if len(times) > 1 else CLOCK // 25
     mean = Fraction(max(1, len(times) - 1) * CLOCK, span).limit_denominator(1000)

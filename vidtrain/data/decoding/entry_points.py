@@ -1,7 +1,5 @@
-"""What the bits of a packet tell before it is decoded: where decoding may start, and what nothing refers to.
-
-A container's keyframe flag is not enough: it also marks pictures that only begin a recovery.
-"""
+"""What the bits of a packet tell before it is decoded: where decoding may start, and what nothing refers to. (A
+container's keyframe flag also marks pictures that only begin a recovery.)"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -36,23 +34,17 @@ TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
 
 @dataclass(slots=True)
 class CodedPicture:
-    """What the bits of one picture tell.
+    """What the bits of one picture tell; False where that cannot be told."""
 
-    `clean` says of a keyframe whether it and all frames shown after it decode exactly without what came before; False
-    where that cannot be told. `layer` is the temporal layer of a picture of HEVC, which may refer to lower ones, else
-    0. `disposable` says whether no other picture of its layer refers to it; False where that cannot be told. `slices`
-    is how many pieces the picture is in, 1 where that is not looked for; `layered` is whether there are pictures of
-    further views, sizes or qualities beside it. `headers` are, for H.264, what `survey` looks at. `parameters` are the
-    parameter sets of H.264 and HEVC that stand in its packet.
-    """
-
-    clean: bool = False
-    layer: int = 0
-    disposable: bool = False
-    slices: int = 1
-    layered: bool = False
-    headers: tuple[bytes, ...] = ()
-    parameters: tuple[bytes, ...] = ()
+    clean: bool = (
+        False  # whether this keyframe and all frames shown after it decode exactly without what came before
+    )
+    layer: int = 0  # the temporal layer of a picture of HEVC, which may refer to lower ones
+    disposable: bool = False  # whether no other picture of its layer refers to it
+    slices: int = 1  # in how many pieces it is, 1 where that is not looked for
+    layered: bool = False  # whether there are pictures of further views, sizes or qualities beside it
+    headers: tuple[bytes, ...] = ()  # of H.264, what `survey` looks at
+    parameters: tuple[bytes, ...] = ()  # the parameter sets of H.264 and HEVC in its packet
 
 
 @dataclass
@@ -128,10 +120,10 @@ def _hevc_picture(units: Sequence[bytes]) -> CodedPicture:
 
 
 class ParametersInMidStream:
-    """Follows the parameter sets of H.264 and HEVC, which hold for all pictures up to the next ones.
+    """Follows the parameter sets of H.264 and HEVC, which hold up to the next ones.
 
-    A file put together of several has others in its middle than its configuration record, `extradata`, says. Decoding
-    can begin behind them only at packets that carry their own.
+    A file put together of several has others in its middle than in its configuration record, `extradata`. Behind these,
+    decoding can begin only at packets that carry their own.
     """
 
     def __init__(self, codec: str, extradata: bytes):
@@ -152,8 +144,8 @@ class ParametersInMidStream:
 def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:
     """Where the pictures of a packet lie in it, as (offset, size).
 
-    Only MPEG-4 in AVI packs several: a reference picture with the B picture that is shown before it, so that
-    each packet shows one frame. Apart, the B picture can be passed over.
+    Only MPEG-4 in AVI packs several, a reference picture with the B picture that is shown before it. Apart, the B
+    picture can be passed over.
     """
     if codec != "mpeg4":
         return [(0, len(packet))]
@@ -165,8 +157,8 @@ def pictures_apart(codec: str, packet: bytes) -> list[tuple[int, int]]:
 def needs_first_packet(codec: str, first_packet: bytes, pixel_format: str) -> bool:
     """Whether frames decode right only after the file's first packet, so that there is no other start.
 
-    FFmpeg makes up for two errors of old x264 encoders, in direct prediction before build 34 and in 4:4:4
-    before build 151. It knows them by a note that is in the first packet alone.
+    FFmpeg makes up for two errors of old x264 encoders, in direct prediction before build 34 and in 4:4:4 before build
+    151. It knows them by a note in the first packet.
     """
     note = X264_BUILD.search(first_packet) if codec == "h264" else None
     return note is not None and int(note[1]) < (151 if "444" in pixel_format else 34)

@@ -1,11 +1,11 @@
 """Reading coded pictures' headers bit by bit, of H.264 and AV1, before anything is decoded.
 
-H.264: which pictures are fields, and whether frame numbers run on. A frame may be coded as two fields, a picture each,
-which some containers keep as two packets. Section numbers are those of ITU-T H.264.
+H.264: which pictures are fields (a frame may be coded as two, which some containers keep as two packets), and whether
+frame numbers run on. Section numbers are those of ITU-T H.264.
 
-AV1: whether pictures leave anything behind. VP9's may also hand on probabilities and motion; an AV1 picture hands
-everything on through the reference slots that it refreshes. Section numbers are those of the AV1 bitstream
-specification, version 1.0.0 with errata 1.
+AV1: whether pictures leave anything behind, which they do through the reference slots that they refresh. (VP9's may
+also hand on probabilities and motion.) Section numbers are those of the AV1 bitstream specification, version 1.0.0 with
+errata 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,25 +82,22 @@ class _Slice(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the headers of a stream's pictures tell, one packet each.
+    """What the headers of a stream's pictures tell, one packet each."""
 
-    `second` says of each whether it is the second field of the frame whose first field is the packet before.
-    `paired` is False where a field has no other one. `regular` says whether frame numbers run on as they do where no
-    picture is missing; a decoder makes up for others from what it has decoded last. `has_b` is whether there are B
-    pictures.
-    """
-
-    second: list[bool]
-    paired: bool
-    regular: bool
-    has_b: bool
+    second: list[bool]  # whether each is the second field of the frame whose first field is the packet before
+    paired: bool  # whether every field has its other one
+    regular: (
+        bool  # whether frame numbers run on; else a decoder makes up for missing pictures from its last ones
+    )
+    has_b: bool  # whether there are B pictures
 
 
 def survey(extradata: bytes, pictures: Sequence[Sequence[bytes]]) -> Survey:
-    """What the headers say of `pictures`: of each packet the parameter sets, and how its first and last slice begin.
+    """What the headers say: `pictures` holds for each packet its parameter sets, and how its first and last slice
+    begin.
 
-    `extradata` is the stream's configuration record; where it is none, the parameter sets are in the packets. Pictures
-    whose headers are damaged or absent count as frames of any number.
+    `extradata` is the stream's configuration record, if any. Pictures whose headers are damaged or absent count as
+    frames of any number.
     """
     parameters = _Parameters()
     parameters.learn_record(extradata)
@@ -164,7 +161,7 @@ class _Parameters:
                     at += 2 + size
 
     def read(self, units: Sequence[bytes]) -> _Slice | None:
-        """The picture of a packet; None where its headers end early, or refer to parameters that are not there."""
+        """The picture of a packet; None where its headers end early, or refer to absent parameters."""
         try:
             slices = [unit for unit in units if not self._learn(unit)] if len(units) > 1 else units
             first = self._slice(slices[0])
@@ -261,8 +258,8 @@ class _Av1Sequence:
 def leaves_nothing(packet: bytes, extradata: bytes) -> bool:
     """Whether every picture in `packet` refreshes no reference slot, so that no other picture can refer to it.
 
-    False where that cannot be told: without a sequence header in `extradata` (an av1C record, or the units alone), for
-    streams with a decoder model, and for packets that only show a picture decoded earlier.
+    False without a sequence header in `extradata` (an av1C record, or the units alone), for streams with a decoder
+    model, and for packets that only show a picture decoded earlier.
     """
     try:
         sequence = _sequence_header(extradata)
@@ -287,7 +284,7 @@ def has_layers(extradata: bytes) -> bool:
 
 
 def _sequence_header(extradata: bytes) -> _Av1Sequence | None:
-    """The header that `extradata` carries; None where there is none, or one of a kind that is not read here."""
+    """The header in `extradata`; None where there is none, or one of a kind that is not read here."""
     is_record = extradata[:1] == b"\x81"  # marker and version
     units = _obus(extradata[CONFIGURATION_BYTES:] if is_record else extradata)
     for kind, body in units:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -43,10 +42,9 @@ class VideoIndex:
     """What is known of video files, by path, size and time of modification; those with pictures of more than
     `max_pixels` cannot be read. `sample_aspect` is one of `SAMPLE_ASPECTS`.
 
-    `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. An
-    index goes to worker processes by its path alone, and each opens it for itself. Raises `UserError` where the
-    file cannot be made, or is something else. It only saves time: where it fails later, a warning says so, and files
-    are read again.
+    `path` is an SQLite file, one per dataset, shared by any number of processes; None keeps nothing on disk. Worker
+    processes get its path and open it for themselves. Raises `UserError` where the file cannot be made, or is something
+    else. Where it fails later, a warning says so, and files are read again.
     """
 
     def __init__(
@@ -69,22 +67,16 @@ class VideoIndex:
                 self._connect().execute(SCHEMA)
                 self._connect().commit()
             except (OSError, sqlite3.Error) as error:
-                raise UserError(
-                    f"the video index {path} cannot be used ({error}); choose a folder that you may write to with "
-                    "data.index_root, or delete the file if it is damaged"
-                ) from error
+                way = "choose another folder with data.index_root, or delete the file if it is damaged"
+                raise UserError(f"the video index {path} cannot be used ({error}); {way}") from error
 
     def info(self, video: str, frame_rate: float | None = None) -> VideoInfo:
-        """What the file `video` holds, read if it is new or has changed. Raises `DecodeError`.
-
-        With a `frame_rate` it is a folder of images, which is listed anew in each process.
-        """
+        """What the file `video` holds, read if it is new or has changed. Raises `DecodeError`. With a `frame_rate` it
+        is a folder of images, which is listed anew in each process."""
         try:
             key = (video, *file_status(video))
-        except OSError as error:
-            raise DecodeError(video, error.strerror) from error
-        except ValueError as error:  # a zero byte, which no path has
-            raise DecodeError(video, str(error)) from error
+        except (OSError, ValueError) as error:  # ValueError: a zero byte, which no path has
+            raise DecodeError(video, getattr(error, "strerror", None) or str(error)) from error
         if (key, frame_rate) in self._remembered:
             self._remembered.move_to_end((key, frame_rate))
             return self._remembered[key, frame_rate]
@@ -104,7 +96,7 @@ class VideoIndex:
         return info
 
     def known(self, video: str) -> VideoInfo | None:
-        """What `info` would give of a file, where its status and what it holds are known here; None elsewhere."""
+        """What `info` would give of a file, without asking a store or reading it; None where that is not known."""
         status = known_status(video)
         if status is None:
             return None
@@ -113,8 +105,7 @@ class VideoIndex:
         return None
 
     def known_digest(self, video: str, size: int, modified: int) -> bytes | None:
-        """The hash of what a file held when it had this size and time of modification; None where that is not known any
-        more."""
+        """The hash of a file's contents when it had this size and time of modification; None where it is not known."""
         info = self._read((video, size, modified))
         return info.digest if info is not None and info.digest else None
 
@@ -123,15 +114,8 @@ class VideoIndex:
             self._database[1].close()
             self._database = None
 
-    def __getstate__(self) -> dict[str, object]:
-        return {
-            "path": self._path,
-            "max_pixels": self._max_pixels,
-            "sample_aspect": self._sample_aspect,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        VideoIndex.__init__(self, **state)
+    def __reduce__(self):
+        return VideoIndex, (self._path, self._max_pixels, self._sample_aspect)
 
     def _connect(self) -> sqlite3.Connection:
         # a connection must not cross a fork, so it belongs to the process that opened it
@@ -145,8 +129,8 @@ class VideoIndex:
         return self._database[1]
 
     def _take_shard_index(self, key: tuple[str, int, int]) -> bool:
-        """Takes over what lies beside the tar file that the video is in; whether that was new. Raises `UserError` where
-        it is that of another tar file."""
+        """Takes over the index beside the tar file that the video is in; whether that was new. Raises `UserError` where
+        it is the one of another tar file."""
         path, _, modified = key
         member = member_of(path)
         if member is None or member.archive in self._shards:
@@ -155,27 +139,19 @@ class VideoIndex:
         try:
             shard = read_shard_index(member.archive)
         except OSError as error:
-            log.warning(
-                "the index of %s cannot be read (%s): its videos are looked at",
-                member.archive,
-                error.strerror,
-            )
+            message = "the index of %s cannot be read (%s): its videos are looked at"
+            log.warning(message, member.archive, error.strerror)
             return False
         if shard is not None and shard.format != FORMAT:
-            log.warning(
-                "the index of %s is of another version of FFmpeg: its videos are looked at", member.archive
-            )
+            message = "the index of %s is of another version of FFmpeg: its videos are looked at"
+            log.warning(message, member.archive)
         if shard is None or shard.format != FORMAT:
             return False
-        rows = [
-            (path, entry.length, modified, entry.entry)
-            for path, entry in shard.paths(member.archive)
-            if entry.entry
-        ]
+        entries = [(path, entry) for path, entry in shard.paths(member.archive) if entry.entry]
         if self._path is None:
-            self._shipped |= {path: entry for path, _, _, entry in rows}
+            self._shipped |= {path: entry.entry for path, entry in entries}
         else:
-            self._insert([(os.fsencode(path), size, when, FORMAT, entry) for path, size, when, entry in rows])
+            self._insert([(os.fsencode(p), e.length, modified, FORMAT, e.entry) for p, e in entries])
         return True
 
     def _read(self, key: tuple[str, int, int]) -> VideoInfo | None:
@@ -229,15 +205,9 @@ def _weight(video: VideoInfo) -> int:
     return 1000 + 40 * video.num_frames + sum(50 + len(image) for image in video.images)
 
 
-# Arrays are kept as differences, which are small and alike, and so compress to a byte or two a frame.
-ARRAYS: dict[str, type] = {
-    "positions": np.int64,
-    "sizes": np.int32,
-    "order": np.int32,
-    "starts": np.int32,
-    "disposable": bool,
-    "second": bool,
-}
+# Arrays are kept as differences, which compress to a byte or two a frame
+ARRAYS: dict[str, type] = {"positions": np.int64, "sizes": np.int32, "order": np.int32, "starts": np.int32}
+ARRAYS |= {"disposable": bool, "second": bool}
 
 
 def pack(video: VideoInfo) -> bytes:
@@ -257,9 +227,8 @@ def pack(video: VideoInfo) -> bytes:
         arrays |= {name: getattr(table, name) for name in ARRAYS}
     head["arrays"] = {name: len(values) for name, values in arrays.items()}
     text = json.dumps(head).encode()
-    differences = [
-        np.diff(values.astype(np.int64), prepend=np.int64(0)).tobytes() for values in arrays.values()
-    ]
+    zero = np.int64(0)
+    differences = [np.diff(values.astype(np.int64), prepend=zero).tobytes() for values in arrays.values()]
     return zlib.compress(len(text).to_bytes(4, "little") + text + b"".join(differences), 1)
 
 
@@ -298,7 +267,7 @@ def _unpacked(path: str, entry: bytes) -> VideoInfo:
 
 
 def _check_entry(video: VideoInfo) -> None:
-    """Raises `ValueError` for an entry that reading would stumble over: of wrong types, or pointing outside itself."""
+    """Raises `ValueError` for an entry of wrong types or values, or that points outside itself."""
     table, whole = video.packets, (video.width, video.height, video.rotation)
     sound = (
         all(type(number) is int for number in whole)

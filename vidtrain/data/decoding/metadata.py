@@ -1,8 +1,8 @@
 """Finding out what a file holds: frames, times, size, and where its packets lie. Done once per file.
 
-What the packets tell without being decoded is believed of MP4 and Matroska with codecs whose bits say where
-decoding can start. All else is decoded twice, once as its container gives it and once from byte ranges, and read
-from byte ranges later only where both gave the same pixels.
+Undecoded packets are believed of MP4 and Matroska with codecs whose bits say where decoding can start. All else is
+decoded twice, once as its container gives it and once from byte ranges; it is read from byte ranges later only where
+both gave the same pixels.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ from vidtrain.errors import UserError
 
 # Containers that give every frame a presentation time.
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-# Codecs whose bare streams state the rate of frames, not a clock that several ticks of may pass between two.
+# Codecs whose bare streams state the rate of frames, not that of a clock with several ticks a frame
 RATED_CODECS = ("h264", "hevc")
 HIGHEST_CODED_RATE = 300  # frames per second; what is more is the rate of such a clock after all
 # Matroska counts a packet's position from its block's header, whose length varies.
@@ -62,8 +62,8 @@ NUMBER = re.compile(r"(\d+)")
 
 
 def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """What the video file at `path` holds. Raises `DecodeError` for whatever is not a video that can be read, and for
-    pictures of more than `max_pixels`."""
+    """What the video file at `path` holds. Raises `DecodeError` where it cannot be read as a video, and for pictures of
+    more than `max_pixels`."""
     try:
         size = file_status(path).size
         if is_plain(path) and not os.path.isfile(path):  # a pipe would wait
@@ -75,12 +75,12 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     try:
         with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
             scan = _Scan(container, stream, file, max_pixels)
-            first = scan.first  # of which the headers may have said something else, or nothing
+            first = scan.first  # headers may have said something else, or nothing
             if first is not None and (cause := larger(first.width, first.height, max_pixels)):
                 raise DecodeError(path, cause)
             video = scan.believed(path)
         digest = file_digest([path])
-        # where a picture seems to be missing, others decode to what depends on where decoding began
+        # where a picture seems to be missing, what others decode to depends on where decoding began
         if video is None or not scan.survey.regular:
             try:
                 video = _decoded(path, scan)
@@ -172,10 +172,9 @@ class _Scan:
         return result
 
     def _disposable(self, second: np.ndarray, extradata: bytes) -> tuple[np.ndarray, bool]:
-        """Which pictures nothing refers to, and whether the stream is of a kind of which that must be tried."""
+        """Which pictures nothing refers to, and whether that must be tried, as the stream is unusual."""
         coded = [picture.coded for picture in self.pictures]
-        top_layer = max((picture.layer for picture in coded), default=0)
-        # what is in a lower layer may be referred to from above
+        top_layer = max((picture.layer for picture in coded), default=0)  # which may refer to lower ones
         disposable = np.array(
             [picture.disposable and picture.layer == top_layer for picture in coded], dtype=bool
         )
@@ -236,7 +235,7 @@ def _like_first(
 def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Frames per second as the file states them, for where times do not tell; None where it does not."""
     decoder = stream.codec_context
-    # FFmpeg guesses among the usual rates, and takes 25 for others; the average is over whatever times there are
+    # FFmpeg guesses among the usual rates, and takes 25 for others
     coded = decoder.framerate if decoder.codec.canonical_name in RATED_CODECS else None
     if coded and coded <= HIGHEST_CODED_RATE and not states_decode_times(container.format):
         return coded
@@ -244,7 +243,7 @@ def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
 
 
 def _place(packet: av.Packet, data: bytes, file: LocalFile) -> int | None:
-    """Where in the file the bytes of a packet lie, having looked."""
+    """Where in the file the bytes of a packet lie; None where they are not found."""
     if packet.pos is None or packet.pos < 0:
         return None
     offset = bytes(file.read_at(packet.pos, len(data) + HEADER)).find(data)
@@ -273,9 +272,7 @@ def _decoded(path: str, scan: _Scan) -> VideoInfo:
 
 def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """The images of `folder` as a video of `frame_rate` frames a second, in the order of the numbers in their names.
-
-    Raises `DecodeError` where there is none, or the first one does not decode or has more than `max_pixels`.
-    """
+    Raises `DecodeError` where there is none, or the first does not decode or has more than `max_pixels`."""
     try:
         names = image_names(folder)
     except OSError as error:
@@ -298,9 +295,7 @@ def read_image_folder(folder: str, frame_rate: float, max_pixels: int = MAX_PIXE
 def check_frame_rate(frame_rate: float) -> None:
     """Raises `UserError` for a rate that is none."""
     if not 1e-3 <= frame_rate <= 1e5:
-        raise UserError(
-            f"dataset.source.frame_rate={frame_rate}: must be images a second, from 0.001 to 100000"
-        )
+        raise UserError(f"dataset.source.frame_rate={frame_rate}: must be images a second, 0.001 to 100000")
 
 
 def image_names(folder: str) -> list[str]:

@@ -1,15 +1,13 @@
 """Reading coded pictures straight from their byte ranges: no container is opened, and only what is needed decoded.
 
-Opening a container costs more than decoding a few frames does, for it decodes to find out what is in it. What it
-would find out is in the `PacketTable`.
+Opening a container costs more than decoding a few frames, as it decodes to find out what the `PacketTable` says.
 
 Decoders make up what a damaged picture lacks from what they decoded before it, so a frame read at random would differ
-from the one that reading in order gives. Where they say that they did, it is read in order, and if that is damaged
-too, it is not given out.
+from the same one read in order. Where they report that, frames are read in order; those that are still damaged are not
+given out.
 
-`Trial` finds out what a table may say, by decoding. Pictures that nothing refers to can be left out, say the bits. But
-decoders carry more from picture to picture than references: what stands in for a missing one, or how far B pictures lie
-apart. Leaving out one may change what follows.
+By the bits, pictures that nothing refers to can be left out. But decoders carry more from picture to picture: what
+stands in for a missing one, or how far B pictures lie apart. `Trial` finds out, by decoding, what may be left out.
 """
 
 import zlib
@@ -29,10 +27,8 @@ from vidtrain.data.decoding.entry_points import ListedPicture
 from vidtrain.data.decoding.video import MAX_PIXELS, DecodeError, PacketTable
 from vidtrain.data.stores.files import ByteRanges, opened, opened_whole
 
-# Frames up to which a file is decoded again, to be read from byte ranges later.
-MOST_VERIFIED = 100_000
-# Pixels up to which a stream is decoded just to see what can be left out, some 20 s each time; of longer ones, nothing.
-MOST_TRIED = 1 << 32
+MOST_VERIFIED = 100_000  # frames up to which a file is decoded again, to be read from byte ranges later
+MOST_TRIED = 1 << 32  # pixels up to which a stream is decoded, in some 20 s, just to see what can be left out
 Marks = dict[int, int | None]
 
 
@@ -59,11 +55,9 @@ def decode_numbers(
     read: Callable[[int], memoryview | bytes],
     damaged: set[int] | None = None,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decodes the packets `numbers`, in order, and gives each frame with the number of the packet it is from.
-
-    The numbers of pictures that the decoder made up, in part or whole, or could not decode go into `damaged`. Without
-    it, what the decoder raises is raised.
-    """
+    """Decodes the packets `numbers`, in order, and gives each frame with the number of its packet. Pictures that the
+    decoder made up, in part or whole, or could not decode go into `damaged`; without it, the decoder's errors are
+    raised."""
     for number in numbers:
         data = read(number)
         # libavcodec's padding is behind it, which a packet made of bytes lacks
@@ -78,7 +72,7 @@ def decode_numbers(
 def _frames(
     decoder: VideoCodecContext, packet: av.Packet | None, number: int, damaged: set[int] | None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """What the decoder gives out for `packet`, None asking for what it still holds; as `decode_numbers`."""
+    """The decoder's frames for `packet` (None: those that it still holds), as in `decode_numbers`."""
     watchdog.progress()
     if damaged is None:
         frames = decoder.decode(packet)
@@ -110,11 +104,11 @@ def decode_frames(
     max_pixels: int = MAX_PIXELS,
     file: ByteRanges | None = None,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The shown frames with the indices `wanted` (sorted, each once), in no certain order; where one comes twice, the
-    second counts. `file` is the one at `path` where it has been told to expect this.
+    """The shown frames with the indices `wanted` (sorted, each once), in any order; where one comes twice, the second
+    counts. `file` is the one at `path` where it has been told to expect this.
 
-    Raises `DecodeError`, perhaps at the end only, where the file has become another one, or where a frame or one that
-    it depends on is damaged.
+    Raises `DecodeError`, perhaps at the end only, where the file has changed, or a frame or one that it depends on is
+    damaged.
     """
     index_of = {int(table.order[index]): index for index in wanted}
     doubtful: list[int] = []
@@ -165,14 +159,14 @@ class _Source:
     def run(
         self, numbers: Sequence[int], index_of: dict[int, int], damaged: set[int]
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes the packets `numbers` and gives the frames of those in `index_of` with their index. What is damaged,
-        or does not come out, is noted in `damaged` by the end."""
+        """Decodes the packets `numbers` and gives the frames of those in `index_of` with their index. By the end
+        `damaged` holds what is damaged or did not come out."""
         table, out = self.table, set()
         for number, frame in decode_numbers(self.decoder, numbers, self._reader(numbers), damaged):
             out.add(number)
             if number in index_of:
                 yield index_of[number], frame
-        # what is shown before the first may refer to pictures from before it: then it is broken, and nobody needs it
+        # what is shown before the first may refer to earlier pictures: it is broken then, and not needed
         places = table.shown[np.asarray(numbers)]
         first = max(0, int(places[0]))
         shown = zip(numbers, places.tolist(), strict=True)
@@ -208,7 +202,7 @@ def _opened(
 
 
 def _dependent(table: PacketTable, numbers: Sequence[int], damaged: Set[int]) -> list[int]:
-    """Which of the packets `numbers` are damaged, or may refer to one that is: one between their start and them."""
+    """Which of the packets `numbers` are damaged, or may refer to a damaged one between their start and them."""
     if not damaged:
         return []
     worst = sorted(number for number in damaged if not table.disposable[number])
@@ -272,8 +266,8 @@ class Trial:
     max_pixels: int
 
     def can_leave_out(self) -> bool:
-        """Whether all other frames stay the same when the table's disposable packets are left out; False where it would
-        take too long to see."""
+        """Whether all other frames stay the same without the table's disposable packets; False where a trial would take
+        too long."""
         table = self.table
         if not table.disposable.any():
             return True
@@ -299,10 +293,9 @@ class Trial:
         if -1 in order:
             return None
         second = self.table.second
-        if self.table.codec.startswith("mpeg2"):  # whose headers are not looked at: those that give no frame
-            second = np.array(
-                [number > 0 and number not in marks for number in range(len(pictures))], dtype=bool
-            )
+        if self.table.codec.startswith("mpeg2"):  # whose headers are not read: second fields give no frame
+            fields = [number > 0 and number not in marks for number in range(len(pictures))]
+            second = np.array(fields, dtype=bool)
         trial = replace(self, table=replace(self.table, order=np.array(order, np.int32), second=second))
         starts, same = trial._starts(shown, [number for number in order if pictures[number].keyframe])
         remaining = _halves(trial.table)[1 if same else 0 :]
@@ -314,11 +307,8 @@ class Trial:
         return replace(trial.table, starts=np.array(starts, np.int32), disposable=disposable)
 
     def _starts(self, shown: Sequence[int | None], keys: Sequence[int]) -> tuple[list[int], bool | None]:
-        """Which of the keyframes `keys`, tried as a start, give what is shown from them up to the next one.
-
-        Half of what nothing refers to is left out meanwhile. The second value says whether that gave the same
-        everywhere; it is None where a keyframe is no start either way.
-        """
+        """Which of the keyframes `keys`, tried as a start, give what is shown from them up to the next one; and whether
+        the same comes out without half of the disposable pictures, None where a keyframe is no start either way."""
         order, half = self.table.order.tolist(), _halves(self.table)[0]
         starts: list[int] = []
         same: bool | None = True
@@ -363,10 +353,8 @@ class Trial:
 
 
 def _halves(table: PacketTable) -> list[np.ndarray]:
-    """Which packets to decode in two trials, bool [m] each: every second one of the disposable pictures, or the others.
-
-    So each of them is missing once, and is decoded once beside a missing one. There is one trial where there are none.
-    """
+    """Which packets to decode in two trials, bool [m] each: with every second one of the disposable pictures, and with
+    the others. So each is missing once, and is decoded once beside a missing one. Without any there is one trial."""
     if not table.disposable.any():
         return [~table.disposable]
     turn = np.cumsum(table.disposable & ~table.second) % 2

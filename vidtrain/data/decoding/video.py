@@ -31,11 +31,7 @@ class DecodeError(UserError):
 
 class Orientation(NamedTuple):
     """How a coded picture is shown: mirrored left to right if `mirrored`, then turned by `rotation` degrees
-    counterclockwise, one of 0, 90, 180 and 270.
-
-    A file's container, its H.264 or HEVC messages or a photo's EXIF say it; FFmpeg gives all of them as a display
-    matrix beside the frame.
-    """
+    counterclockwise, one of 0, 90, 180 and 270. FFmpeg gives what container, H.264, HEVC or EXIF say as one matrix."""
 
     rotation: int = 0
     mirrored: bool = False
@@ -47,10 +43,8 @@ class Orientation(NamedTuple):
 
     @property
     def filters(self) -> tuple[list[tuple[str, str]], bool]:
-        """What turns a coded picture: filters (name, options), and whether its rows come last to first after them.
-
-        The filter that reverses rows hands out memory that runs backwards, which not everything takes.
-        """
+        """What turns a coded picture: filters (name, options), and whether its rows come last to first after them. (The
+        filter that reverses rows gives memory that runs backwards, which not everything takes.)"""
         return _FILTERS[self]
 
     def turned(self, picture: np.ndarray) -> np.ndarray:
@@ -58,8 +52,7 @@ class Orientation(NamedTuple):
         return np.rot90(picture[:, ::-1] if self.mirrored else picture, self.rotation // 90)
 
     def coded_box(self, box: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
-        """Where a `box` (left, top, width, height) of what is shown lies in the coded picture of `width` and
-        `height`."""
+        """Where a `box` (left, top, width, height) of what is shown lies in the coded picture."""
         left, top, across, down = box
         if self.rotation == 90:
             left, top, across, down = width - top - down, left, down, across
@@ -84,28 +77,22 @@ _FILTERS = {
 
 @dataclass(frozen=True, eq=False)
 class PacketTable:
-    """The coded pictures of a file in decoding order, so that any can be read without opening its container.
+    """The m packets of a file in decoding order, so that any can be read without opening its container."""
 
-    `positions` int64 and `sizes` int32 [m] are byte ranges. `order` int32 [num_frames] gives for every shown
-    frame the number of the packet that it comes from. Decoding can begin at the packets `starts` int32, in
-    order, and is exact for frames that are shown no earlier than such a packet's own. No other picture refers to
-    those of `disposable` bool [m]. Those of `second` bool [m] complete the frame of the packet before them: they are
-    second fields, and in no `order`. `codec`, `tag`, `extradata`, `width`, `height` and `color` (matrix, range)
-    set up the decoder.
-    """
-
+    # These set up the decoder; color is (matrix, range)
     codec: str
     tag: str
     extradata: bytes
     width: int
     height: int
     color: tuple[int, int]
-    positions: np.ndarray
-    sizes: np.ndarray
-    order: np.ndarray
+    positions: np.ndarray  # int64 [m]: where in the file each begins
+    sizes: np.ndarray  # int32 [m]: bytes
+    order: np.ndarray  # int32 [num_frames]: the packet of every shown frame
+    # int32, in order: packets at which decoding can begin, exact for frames that are shown no earlier than their own
     starts: np.ndarray
-    disposable: np.ndarray
-    second: np.ndarray
+    disposable: np.ndarray  # bool [m]: no other picture refers to it
+    second: np.ndarray  # bool [m]: it is the second field of the packet before, and in no order
 
     def last_part(self, number: int) -> int:
         """The last packet of the frame whose first one is packet `number`."""
@@ -126,37 +113,27 @@ class PacketTable:
         return self.shown[self.starts]
 
     def start_of(self, index: int) -> int:
-        """The packet at which decoding begins for frame `index`: the last start that is shown no later. What leads
-        that one in the file may need an earlier one."""
+        """The packet at which decoding begins for frame `index`: the last start that is shown no later."""
         return int(self.starts[max(0, int(np.searchsorted(self.first_shown, index, side="right")) - 1)])
 
 
 @dataclass(frozen=True, eq=False)
 class VideoInfo:
-    """What must be known of a video before its frames are chosen.
-
-    `ticks` int64 [num_frames] are the times at which its frames appear, increasing, in units of `tick` seconds.
-    `width` and `height` are of the displayed frame, which the coded one becomes when it is mirrored left to right,
-    if `mirrored`, and turned by `rotation` (degrees counterclockwise: 0, 90, 180 or 270). Pixels are taken as square,
-    though the file calls them `aspect` times as wide as high; where `pixels_of` is given, `width` and `height` are
-    those of square ones, as players show it, and `pixels_of` is the (width, height) of the picture that is stretched.
-    No frame of more than `max_pixels` is decoded. A file without `packets` can only be read from its beginning.
-    `images` are the files of a video that is a folder of images. `digest` is the BLAKE2b hash of the file (16 bytes).
-    """
+    """What must be known of a video before its frames are chosen."""
 
     path: str
-    ticks: np.ndarray
+    ticks: np.ndarray  # int64 [num_frames]: when its frames appear, increasing, in units of `tick` seconds
     tick: Fraction
-    width: int
+    width: int  # of the displayed frame, in pixels that are taken as square
     height: int
-    rotation: int
-    packets: PacketTable | None = None
-    images: tuple[str, ...] = ()
-    digest: bytes = b""
+    rotation: int  # see `Orientation`, as for mirrored
+    packets: PacketTable | None = None  # without, it can only be read from its beginning
+    images: tuple[str, ...] = ()  # the files of a folder of images
+    digest: bytes = b""  # the BLAKE2b hash of the file (16 bytes)
     mirrored: bool = False
-    max_pixels: int = MAX_PIXELS
-    aspect: Fraction = Fraction(1)
-    pixels_of: tuple[int, int] | None = None
+    max_pixels: int = MAX_PIXELS  # no frame of more is decoded
+    aspect: Fraction = Fraction(1)  # how many times as wide as high the file calls its pixels
+    pixels_of: tuple[int, int] | None = None  # (width, height) before pixels are stretched to square ones
 
     @property
     def picture(self) -> tuple[int, int]:
@@ -193,7 +170,7 @@ class VideoInfo:
 
 
 def _unnamed(cls: type[Type], value: int) -> Type:
-    """A kind of side data that PyAV has no name for: with one beside a frame, it would give none of the others."""
+    """A kind of side data that PyAV has no name for: a frame that has one would give none of the others."""
     kind = object.__new__(cls)
     kind._name_, kind._value_ = f"UNNAMED_{value}", value  # type: ignore[assignment] # its stub has no values
     return kind
