@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtrain.config.references import STRIDES, published_clips, put_published, to_dict
 from vidtrain.config.renames import LOSS, migrate
 from vidtrain.config.trust import MOST_SHOWN, as_text, check_trust
-from vidtrain.data.manifest.class_names import spelled_classes
+from vidtrain.data.manifest.manifest import spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import first_lines
 from vidtrain.models.weights import CARD_FORMAT, CARD_KEY

@@ -166,7 +166,7 @@ def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]
 
 def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | None:
     """The number of the class that `heat_class` names. Raises `UserError` where the checkpoint at `path` lacks it."""
-    from vidtrain.data.manifest.class_names import one_spelling
+    from vidtrain.data.manifest.manifest import one_spelling
 
     if name is None:
         return None

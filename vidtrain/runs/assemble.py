@@ -18,8 +18,7 @@ from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.references import to_dict, to_phases, to_settings, with_published
 from vidtrain.data.loading.samplers import class_shares, describe_shares
-from vidtrain.data.manifest.class_names import spelled_classes
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.manifest import Manifest, spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
 from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task

@@ -6,13 +6,15 @@ import unicodedata
 import numpy as np
 import pytest
 
-from vidtrain.data.manifest.class_names import (
+from vidtrain.data.manifest.manifest import (
+    Manifest,
+    Record,
     appearance,
     check_appearance,
+    in_order_of,
     one_spelling,
     spelled_classes,
 )
-from vidtrain.data.manifest.manifest import Manifest, Record, in_order_of
 from vidtrain.data.manifest.splitting import check_present
 from vidtrain.data.sources.folders import ClassFolders, FrameFolders
 from vidtrain.data.sources.labels import class_list

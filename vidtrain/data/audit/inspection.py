@@ -12,8 +12,15 @@ import av
 import numpy as np
 
 from vidtrain.data.audit.duplicates import PICTURE, sign
-from vidtrain.data.audit.full_decode import Pictures, Seen, decode_all, decode_file
-from vidtrain.data.audit.issues import find_issues, first_error, joined
+from vidtrain.data.audit.full_decode import (
+    Pictures,
+    Seen,
+    decode_all,
+    decode_file,
+    find_issues,
+    first_error,
+    joined,
+)
 from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding.container import damage_error, ffmpeg_errors
 from vidtrain.data.decoding.decoder import decode_views, refused_frames, size_error
@@ -33,7 +40,7 @@ OF_SEEN = ("num_frames", "stated_frames", "container", "codec", "pixel_format", 
 class Inspection:
     """A report on one file. `cause` says why it cannot be read; then only `size` and `digest` are known.
 
-    `issues` are kind and text, as audit/issues.py has them. `size` is in bytes, `duration` in seconds, `rate` in
+    `issues` are kind and text, see full_decode.py. `size` is in bytes, `duration` in seconds, `rate` in
     frames per second over the whole video. `width` and `height` are as displayed, `rotation` and `mirrored` as in
     `Orientation`, `sample_aspect` is the shape of a displayed pixel, such as 16:15. `stated_frames` is the header's
     count, 0 where it has none. `digest` is the BLAKE2b hash of the bytes in hexadecimal, `signature` what the frames

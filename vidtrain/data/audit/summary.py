@@ -64,8 +64,7 @@ def summarize(
     """All findings. `classes` gives their order; `inspections` holds every path of `records`."""
     splits = list(dict.fromkeys(entry.split for entry in records))
     by_path = records_by_path(records)
-    # so that what is shown of paths can be short
-    root = common_folder(by_path)
+    root = common_folder(by_path)  # paths are shown below it
     readable = [entry for entry in records if not inspections[entry.path].cause]
 
     def describe(path: str) -> Plain:
@@ -137,11 +136,8 @@ def table(records: Sequence[Entry], inspections: Inspections, summary: Plain) ->
 def _empty_cuts(listed: Sequence[Entry], inspection: Inspection) -> list[tuple[str, str]]:
     """Issues of records that begin behind the end of their file."""
     starts = [entry.start for entry in listed if entry.start is not None and not inspection.cause]
-    return [
-        ("cut behind the end", f"from {start:g} s of {inspection.duration:g} s")
-        for start in starts
-        if start >= inspection.duration
-    ]
+    behind = [start for start in starts if start >= inspection.duration]
+    return [("cut behind the end", f"from {start:g} s of {inspection.duration:g} s") for start in behind]
 
 
 def _short(path: str, root: str) -> str:
@@ -189,25 +185,23 @@ def _classes(
     for entry in records:
         for name in entry.classes:
             by_class[name].append(inspections[entry.path])
-    rows = []
-    for name, files in by_class.items():
+
+    def row(name: str, files: Sequence[Inspection]) -> Plain:
         readable = [file for file in files if not file.cause]
-        seconds = [file.duration for file in readable]
-        rows.append(
-            {
-                "name": name,
-                "counts": dict(counts[name]),
-                "unreadable": len(files) - len(readable),
-                "median_seconds": float(np.median(seconds)) if seconds else None,
-                "rates": _most_common(f"{file.rate:.4g}" for file in readable),
-                "sizes": _most_common(f"{file.width}x{file.height}" for file in readable),
-            }
-        )
-    return rows
+        return {
+            "name": name,
+            "counts": dict(counts[name]),
+            "unreadable": len(files) - len(readable),
+            "median_seconds": float(np.median([file.duration for file in readable])) if readable else None,
+            "rates": _most_common(f"{file.rate:.4g}" for file in readable),
+            "sizes": _most_common(f"{file.width}x{file.height}" for file in readable),
+        }
+
+    return [row(name, files) for name, files in by_class.items()]
 
 
 def _most_common(values: Iterable[str]) -> str:
-    """The two most common values with their shares, such as `25 (80%), 30 (20%)`."""
+    """The two most common values with their shares, as `25 (80%), 30 (20%)`."""
     counts = Counter(values)
     spelled = [f"{value} ({count / counts.total():.0%})" for value, count in counts.most_common(2)]
     return ", ".join(spelled) + (f", {len(counts) - 2} more" if len(counts) > 2 else "")
@@ -240,11 +234,11 @@ def _distributions(
 
 
 def _ranked(values: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The most common values, and the place among them of each, the last one being for all others."""
+    """The most common values, then "other" for the rest, and the place of each value among these."""
     common = [value for value, _ in Counter(values).most_common(MOST_VALUES)]
     rare = ["other"] if len(set(values)) > len(common) else []
     places = {value: place for place, value in enumerate(common)}
-    return common + rare, [places[value] if value in places else len(common) for value in values]
+    return common + rare, [places.get(value, len(common)) for value in values]
 
 
 def _samples(
@@ -256,7 +250,7 @@ def _samples(
         for name in entry.classes:
             paths[name].append(entry.path)
     samples = {}
-    for name, of_class in paths.items():
-        chosen = np.linspace(0, len(of_class) - 1, min(SAMPLES, len(of_class))).round().astype(int)
-        samples[name] = [describe(of_class[number]) for number in chosen]
+    for name, own in paths.items():
+        chosen = np.linspace(0, len(own) - 1, min(SAMPLES, len(own))).round().astype(int)
+        samples[name] = [describe(own[number]) for number in chosen]
     return samples

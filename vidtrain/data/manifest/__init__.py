@@ -2,8 +2,7 @@
 
 Read manifest.py first.
 
-manifest.py       records and class names, in memory and in a folder of columns
-class_names.py    one spelling for each class
+manifest.py       records and class names, in memory and in a folder of columns; one spelling for each class
 columns.py        how millions of records lie in memory
 files.py          what a source gave, kept for all runs; splits written as lists
 split_records.py  what a split held at some time, in some bytes a video, and what differs in it now

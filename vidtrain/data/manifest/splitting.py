@@ -12,9 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vidtrain.data.manifest.class_names import NO_UTF8
 from vidtrain.data.manifest.columns import OWN_PATH
-from vidtrain.data.manifest.manifest import Manifest, Record, check_same_classes
+from vidtrain.data.manifest.manifest import NO_UTF8, Manifest, Record, check_same_classes
 from vidtrain.data.stores.files import ask_statuses, exists
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8, shown, shown_some

@@ -1,7 +1,7 @@
 """One video to one prepared file: smaller, quick to read at random, with the same frames at the same times.
 
-What makes it quick: a clean start every few frames, and B pictures that no other picture refers to, so that those
-that nobody asked for are not decoded.
+It is quick by a clean start every few frames, and by B pictures that no other picture refers to, so that they need not
+be decoded.
 """
 
 import os
@@ -215,7 +215,7 @@ def _codec_options(settings: EncodeSettings) -> dict[str, str]:
 
 
 def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
-    """All frames in order, as many as `video` says and at its times; raises `DecodeError` where they are not."""
+    """All frames in order; raises `DecodeError` where they are not as many as `video` says, or not at its times."""
     times: list[int | None] = []
     for frame in _decoded(video):
         if len(times) == video.num_frames:
@@ -223,10 +223,8 @@ def _frames(video: VideoInfo) -> Iterator[av.VideoFrame]:
         times.append(None if video.images else frame.pts)
         time_base = frame.time_base
         yield frame
-    if len(times) < video.num_frames:
-        raise DecodeError(
-            video.path, f"{video.num_frames - len(times)} of {video.num_frames} frames do not decode"
-        )
+    if lost := video.num_frames - len(times):
+        raise DecodeError(video.path, f"{lost} of {video.num_frames} frames do not decode")
     ticks = np.array([time for time in times if time is not None])
     timed = len(ticks) == len(times) and (np.diff(ticks) > 0).all()
     if timed and time_base and not _same_times(ticks, time_base, video.ticks, video.tick):
@@ -272,13 +270,8 @@ class Converter:
 
     def _build(self, frame: av.VideoFrame, way: Orientation) -> Graph:
         width, height = self._size[::-1] if way.swaps_sides else self._size
-        matrix, source_range = color_of(frame)
-        out_matrix, out_range = MATRICES[self.matrix], self._range_name
-        scale = (
-            f"w={width}:h={height}:flags=bicubic+{SCALE_FLAGS}"
-            f":in_color_matrix={matrix}:out_color_matrix={out_matrix}"
-            f":in_range={source_range}:out_range={out_range}"
-        )
+        own = (MATRICES[self.matrix], self._range_name)
+        scale = f"w={width}:h={height}:{self._scale(*color_of(frame))}"
         left = ":out_chroma_loc=left"  # what H.264 means where it says nothing
         turn, upside_down = way.filters
         turn = [*turn, *([("vflip", "")] if upside_down else [])]
@@ -286,14 +279,12 @@ class Converter:
             return filter_graph(frame, [("scale", scale + left), ("format", "yuv420p")])
         # with as many color samples as pixels, which every filter takes; those of 4:2:0 lie between its pixels in
         # height and not in width, which turning would exchange
-        same = (
-            f"flags=bicubic+{SCALE_FLAGS}:in_color_matrix={out_matrix}:out_color_matrix={out_matrix}"
-            f":in_range={out_range}:out_range={out_range}"
-        )
-        return filter_graph(
-            frame,
-            [("scale", scale), ("format", "yuv444p"), *turn, ("scale", same + left), ("format", "yuv420p")],
-        )
+        after = [("scale", self._scale(*own) + left), ("format", "yuv420p")]
+        return filter_graph(frame, [("scale", scale), ("format", "yuv444p"), *turn, *after])
+
+    def _scale(self, matrix: str, source_range: str) -> str:
+        colors = f"in_color_matrix={matrix}:out_color_matrix={MATRICES[self.matrix]}"
+        return f"flags=bicubic+{SCALE_FLAGS}:{colors}:in_range={source_range}:out_range={self._range_name}"
 
 
 def pixel_aspect(video: VideoInfo, size: tuple[int, int]) -> Fraction:

@@ -68,9 +68,7 @@ class Shard:
 
 def planned(splits: Mapping[str, Manifest], size: int) -> list[Shard]:
     """Which files go into which tar file of about `size` bytes each: every file once, in the order of the splits.
-
-    Raises `UserError` for folders of images.
-    """
+    Raises `UserError` for folders of images."""
     if any(manifest.frame_rate is not None for manifest in splits.values()):
         raise UserError("folders of images are not packed; make videos of them first, with vidtrain.prepare")
     folder = common_folder(path for manifest in splits.values() for path in manifest.paths)
@@ -117,10 +115,8 @@ def look(path: str, index_file: Path, max_pixels: int) -> str:
 
 
 def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
-    """Writes a tar file and its index, unless those there are made of the same; both appear when they are whole.
-
-    Raises `UserError` where they cannot be written, or a video has changed meanwhile.
-    """
+    """Writes a tar file and its index, unless those there are made of the same; both appear when they are whole. Raises
+    `UserError` where they cannot be written, or a video has changed meanwhile."""
     path = folder / shard.name
     beside = path.with_name(shard.name + SUFFIX)
     if (known := _known(path, beside, shard)) is not None:
@@ -134,7 +130,7 @@ def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
             temporary.write_bytes(result.to_bytes())
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): free some space, or say another out="
+            f"{path} cannot be written ({error.strerror}): free space, or say another out="
         ) from error
     return result
 
@@ -149,7 +145,7 @@ def _known(path: Path, beside: Path, shard: Shard) -> ShardIndex | None:
 
 
 def _add(archive: tarfile.TarFile, video: Video, index: VideoIndex) -> Entry:
-    """Adds a video and what is said of it; a file that cannot be opened is there without a byte, and stays unread."""
+    """Adds a video and what stands beside it; a file that cannot be opened is there without a byte."""
     header = tarfile.TarInfo(video.member)
     header.mode = 0o644
     header.size = video.size
@@ -192,8 +188,8 @@ def pack_dataset(
     look_at: Callable[[Callable[[str], str], Sequence[str]], Iterator[TaskResult[str, str]]],
     console: Console,
 ) -> tuple[list[Shard], list[tuple[str, str]]]:
-    """Packs all splits into `folder`; what is there already stays. Returns the tar files, and what cannot be read, as
-    (path, cause): it is packed as it is, and is unreadable there too.
+    """Packs all splits into `folder`; what is there already stays. Returns the tar files, and the videos that cannot be
+    read, as (path, cause), which are packed as they are.
 
     `look_at` calls a function on every file, in processes that may crash. Raises `UserError` where a file has changed
     meanwhile, or nothing can be written.

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.data.decoding.metadata import check_frame_rate
-from vidtrain.data.manifest.class_names import one_spelling
 from vidtrain.data.manifest.columns import ColumnsBuilder
-from vidtrain.data.manifest.manifest import Manifest, Record, columns_of
+from vidtrain.data.manifest.manifest import Manifest, Record, columns_of, one_spelling
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, groups_by, shares_of, split_manifest
 from vidtrain.data.sources.labels import LabelReader, in_order
 from vidtrain.data.sources.tables import Faults, read_json, read_table

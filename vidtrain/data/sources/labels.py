@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtrain.data.manifest.class_names import NO_UTF8, spelled, spelled_list
 from vidtrain.data.manifest.columns import Columns
+from vidtrain.data.manifest.manifest import NO_UTF8, spelled, spelled_list
 from vidtrain.data.sources.tables import open_text, read_json
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import is_utf8

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
-from vidtrain.data.manifest.class_names import one_spelling, spelled_list
 from vidtrain.data.manifest.columns import ColumnsBuilder
-from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.data.manifest.manifest import Manifest, one_spelling, spelled_list
 from vidtrain.data.manifest.splitting import SPLITS, check_splits, complete, group_in, hold_out
 from vidtrain.data.sources.folders import ClassFolders, VideoFiles, check_missing
 from vidtrain.data.sources.labels import class_list, in_order
