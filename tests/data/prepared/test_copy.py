@@ -12,7 +12,7 @@ import pytest
 
 from vidtrain.data.manifest.manifest import Manifest, Record, SourceInfo
 from vidtrain.data.prepared.copy import PreparedCopy, signature
-from vidtrain.data.prepared.reencode import EncodeSettings, Made
+from vidtrain.data.prepared.reencode import EncodeSettings, PrepareResult
 from vidtrain.errors import UserError
 
 SETTINGS = EncodeSettings(short_side=256, gop=12, b_frames=3, crf=20, preset="fast")
@@ -38,7 +38,7 @@ def make(copy: PreparedCopy, source: str, shift: float = 0.0) -> None:
     target = copy.target(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("copy")
-    copy.record(source, signature(source), Made(bytes=4, shift=shift))
+    copy.record(source, signature(source), PrepareResult(bytes=4, shift=shift))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_other_settings_make_everything_anew(tmp_path, sources, copy):
 
 
 def test_what_could_not_be_read_is_listed_and_tried_again(tmp_path, sources, copy):
-    copy.record(sources[1], signature(sources[1]), Made(cause="the file is empty"))
+    copy.record(sources[1], signature(sources[1]), PrepareResult(cause="the file is empty"))
     assert list(copy.pending(sources)) == [sources[1]]
     assert not copy.target(sources[1]).exists()
     counts, unreadable = copy.finish(sources)
@@ -96,7 +96,7 @@ def test_what_could_not_be_read_is_listed_and_tried_again(tmp_path, sources, cop
 
 
 def test_a_manifest_gets_the_copies_paths_and_keeps_the_rest(sources, copy):
-    copy.record(sources[1], signature(sources[1]), Made(cause="no frame of it decodes"))
+    copy.record(sources[1], signature(sources[1]), PrepareResult(cause="no frame of it decodes"))
     records = [
         Record(sources[2], 1, "anna", (1, 0), start=1.5, end=4.0, source=1),
         Record(sources[1], 0, "bert", (0,)),
@@ -176,7 +176,7 @@ def test_a_name_in_no_encoding(tmp_path, sources, copy):
     Path(odd).write_text("odd")
     make(copy, odd)
     assert list(copy.pending([odd])) == []
-    copy.record(odd, signature(odd), Made(cause="broken"))
+    copy.record(odd, signature(odd), PrepareResult(cause="broken"))
     copy.finish([odd])
     assert b"\xff\xfe.avi,broken" in (copy.folder / "unreadable.csv").read_bytes()
 

@@ -204,18 +204,18 @@ def _binned(values: Sequence[float], unit: float, name: str) -> list[str]:
 def shortcuts(records: Sequence[Entry], inspections: Inspections, seed: int = 0) -> list[Shortcut]:
     """What the attributes of readable files tell of their class, best first; nothing where videos have several
     classes, or all have the same one."""
-    known = [entry for entry in records if not inspections[entry.path].cause]
-    if len({entry.classes for entry in known}) < 2 or any(len(entry.classes) > 1 for entry in known):
+    readable = [entry for entry in records if not inspections[entry.path].cause]
+    if len({entry.classes for entry in readable}) < 2 or any(len(entry.classes) > 1 for entry in readable):
         return []
-    names = sorted({entry.classes[0] for entry in known})
+    names = sorted({entry.classes[0] for entry in readable})
     number = {name: place for place, name in enumerate(names)}
-    labels = np.array([number[entry.classes[0]] for entry in known])
-    groups = np.unique([entry.group for entry in known], return_inverse=True)[1]
+    labels = np.array([number[entry.classes[0]] for entry in readable])
+    groups = np.unique([entry.group for entry in readable], return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     halves = [_half(labels, groups, rng) for _ in range(HALVINGS)]
-    table = attributes([inspections[entry.path] for entry in known])
-    told = [_shortcut(name, np.array(values), labels, halves, names) for name, values in table.items()]
-    return sorted(told, key=lambda shortcut: -shortcut.gain)
+    table = attributes([inspections[entry.path] for entry in readable])
+    rows = [_shortcut(name, np.array(values), labels, halves, names) for name, values in table.items()]
+    return sorted(rows, key=lambda shortcut: -shortcut.gain)
 
 
 def _shortcut(

@@ -40,8 +40,8 @@ MOST_CHANGES = 1000  # of the picture's size or format that are noted
 
 
 @dataclass
-class Seen:
-    """What was seen of a file."""
+class DecodeReport:
+    """What decoding all of a file showed."""
 
     stated_frames: int  # by the header, 0 where it says nothing; so are duration (seconds) and rate
     stated_duration: float
@@ -63,65 +63,65 @@ class Seen:
     thumbnail: np.ndarray | None = None  # the middle frame, uint8 [h w 3], or the first of a shorter video
 
 
-def decode_all(info: VideoInfo) -> Seen:
+def decode_all(info: VideoInfo) -> DecodeReport:
     """Decodes a whole video. Raises `DecodeError` where the file cannot even be opened.
 
     The decoder conceals most damage, and says so only in its log, which therefore counts as errors.
     """
     if info.images:
         return _decode_images(info, Pictures(info.num_frames, None))
-    seen = decode_file(info.path, Pictures(info.num_frames, info.orientation), info.max_pixels)
+    report = decode_file(info.path, Pictures(info.num_frames, info.orientation), info.max_pixels)
     if info.packets is not None:  # a header may count the two fields of a frame
-        seen.stated_frames = max(0, seen.stated_frames - int(info.packets.second.sum()))
-    return seen
+        report.stated_frames = max(0, report.stated_frames - int(info.packets.second.sum()))
+    return report
 
 
-def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> Seen:
+def decode_file(path: str, pictures: "Pictures", max_pixels: int) -> DecodeReport:
     """As `decode_all`, for a video file of which nothing is known."""
     with ffmpeg_errors() as log, opened(path, max_pixels) as (container, stream):
-        seen = _stated(container, stream)
+        report = _stated(container, stream)
         senders = (stream.codec_context.name, container.format.name)  # not the decoders of sound
-        _look(_frames(container, stream, seen), pictures, seen)
-    seen.errors += [message.strip() for _, sender, message in log if sender in senders]
-    return seen
+        _look(_frames(container, stream, report), pictures, report)
+    report.errors += [message.strip() for _, sender, message in log if sender in senders]
+    return report
 
 
-def _decode_images(info: VideoInfo, pictures: "Pictures") -> Seen:
+def _decode_images(info: VideoInfo, pictures: "Pictures") -> DecodeReport:
     with opened(info.images[0], info.max_pixels) as (container, stream):
-        seen = _stated(container, stream)
-    seen.stated_frames, seen.stated_duration, seen.container = len(info.images), 0.0, "images"
-    seen.stated_rate = float(1 / info.tick)
-    _look(_images(info, seen), pictures, seen)
-    return seen
+        report = _stated(container, stream)
+    report.stated_frames, report.stated_duration, report.container = len(info.images), 0.0, "images"
+    report.stated_rate = float(1 / info.tick)
+    _look(_images(info, report), pictures, report)
+    return report
 
 
-def _images(info: VideoInfo, seen: Seen) -> Iterator[av.VideoFrame]:
+def _images(info: VideoInfo, report: DecodeReport) -> Iterator[av.VideoFrame]:
     for index, path in enumerate(info.images):
         try:
             for frame, made_up in islice(frames_in_order(path, info.max_pixels), 1):
-                seen.corrupt += made_up and not frame.is_corrupt  # which counts as any frame's does
+                report.corrupt += made_up and not frame.is_corrupt  # which counts as any frame's does
                 frame.pts = index
                 yield frame
         except DecodeError as error:
-            seen.errors.append(f"{os.path.basename(path)}: {error.cause}")
+            report.errors.append(f"{os.path.basename(path)}: {error.cause}")
 
 
-def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", seen: Seen) -> None:
+def _look(frames: Iterator[av.VideoFrame], pictures: "Pictures", report: DecodeReport) -> None:
     last = None
     for frame in frames:
         watchdog.progress()
-        pictures.look(frame, seen.num_frames)
-        _note(seen.sizes, seen.num_frames, pictures.shown_size(frame))
-        _note(seen.formats, seen.num_frames, f"{frame.format.name}, {color_of(frame)[1]} range")
-        seen.pixel_format = seen.pixel_format or frame.format.name
-        seen.transfer = seen.transfer or frame.color_trc
-        seen.interlaced += frame.interlaced_frame
-        seen.corrupt += frame.is_corrupt
-        seen.untimed += frame.pts is None
-        seen.late += frame.pts is not None and last is not None and frame.pts <= last
+        pictures.look(frame, report.num_frames)
+        _note(report.sizes, report.num_frames, pictures.shown_size(frame))
+        _note(report.formats, report.num_frames, f"{frame.format.name}, {color_of(frame)[1]} range")
+        report.pixel_format = report.pixel_format or frame.format.name
+        report.transfer = report.transfer or frame.color_trc
+        report.interlaced += frame.interlaced_frame
+        report.corrupt += frame.is_corrupt
+        report.untimed += frame.pts is None
+        report.late += frame.pts is not None and last is not None and frame.pts <= last
         last = frame.pts
-        seen.num_frames += 1
-    seen.pictures, seen.thumbnail = pictures.spread, pictures.thumbnail
+        report.num_frames += 1
+    report.pictures, report.thumbnail = pictures.spread, pictures.thumbnail
 
 
 def _note(changes: list[tuple[int, T]], index: int, value: T) -> None:
@@ -129,12 +129,12 @@ def _note(changes: list[tuple[int, T]], index: int, value: T) -> None:
         changes.append((index, value))
 
 
-def _stated(container: InputContainer, stream: VideoStream) -> Seen:
+def _stated(container: InputContainer, stream: VideoStream) -> DecodeReport:
     audio = len(container.streams.audio) > 0
     duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     if not duration and not audio and container.duration:  # which may be that of longer sound
         duration = container.duration / av.time_base
-    return Seen(
+    return DecodeReport(
         stated_frames=stream.frames,
         stated_duration=duration,
         stated_rate=float(stream.guessed_rate or stream.average_rate or 0),
@@ -144,7 +144,7 @@ def _stated(container: InputContainer, stream: VideoStream) -> Seen:
     )
 
 
-def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Iterator[av.VideoFrame]:
+def _frames(container: InputContainer, stream: VideoStream, report: DecodeReport) -> Iterator[av.VideoFrame]:
     """Every frame that the decoder gives out; errors are noted and passed over."""
     decoder, packets = stream.codec_context, container.demux(stream)
     empty = _EmptyChunks() if container.format.name == "avi" else None
@@ -152,21 +152,21 @@ def _frames(container: InputContainer, stream: VideoStream, seen: Seen) -> Itera
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
-            seen.errors.append(str(error.strerror))
+            report.errors.append(str(error.strerror))
             packet = None  # what the decoder still holds is asked for
         if packet is not None and empty is not None:
             empty.look(packet)
         if packet is not None and packet.is_discard:
-            seen.stated_frames -= min(1, seen.stated_frames)  # counted by the header, but not to be shown
+            report.stated_frames -= min(1, report.stated_frames)  # counted by the header, but not to be shown
         try:
             yield from decoder.decode(packet)
         except EOFError:  # demuxing has already asked it for what it held
             packet = None
         except av.FFmpegError as error:
-            seen.errors.append(str(error.strerror))
+            report.errors.append(str(error.strerror))
         if packet is None:
             if empty is not None:
-                seen.stated_frames -= empty.among(seen.stated_frames)
+                report.stated_frames -= empty.among(report.stated_frames)
             return
 
 
@@ -245,41 +245,41 @@ Issue = tuple[str, str]
 
 
 def find_issues(
-    info: VideoInfo, seen: Seen, rate: float, duration: float, refused: int, has_contrast: bool
+    info: VideoInfo, report: DecodeReport, rate: float, duration: float, refused: int, has_contrast: bool
 ) -> tuple[Issue, ...]:
     """All issues of a file. `rate` (frames per second) and `duration` (seconds) are those of the whole video;
     training refuses `refused` of its frames."""
     issues = [
-        *_missing_frames(info, seen, duration, refused),
-        *_odd_times(info, seen, rate),
-        *_changes(seen),
-        *_odd_pictures(info, seen),
+        *_missing_frames(info, report, duration, refused),
+        *_odd_times(info, report, rate),
+        *_changes(report),
+        *_odd_pictures(info, report),
     ]
     return tuple(issues if has_contrast else [*issues, ("no contrast", "uniform pictures throughout")])
 
 
-def _missing_frames(info: VideoInfo, seen: Seen, duration: float, refused: int) -> list[Issue]:
-    stated = max(seen.stated_frames, info.num_frames)
-    missing = stated - seen.num_frames
-    first = first_error(seen.errors)
+def _missing_frames(info: VideoInfo, report: DecodeReport, duration: float, refused: int) -> list[Issue]:
+    stated = max(report.stated_frames, info.num_frames)
+    missing = stated - report.num_frames
+    first = first_error(report.errors)
     if missing > max(SLACK_FRAMES, SLACK_SHARE * stated) or (missing > 0 and info.num_frames < stated):
-        return [("truncated", joined(f"{seen.num_frames} of {stated} frames", first))]
-    if seen.stated_duration - duration > max(SLACK_SECONDS, SLACK_DURATION * duration):
-        return [("truncated", joined(f"{duration:.1f} of {seen.stated_duration:.1f} s", first))]
+        return [("truncated", joined(f"{report.num_frames} of {stated} frames", first))]
+    if report.stated_duration - duration > max(SLACK_SECONDS, SLACK_DURATION * duration):
+        return [("truncated", joined(f"{duration:.1f} of {report.stated_duration:.1f} s", first))]
     # Matroska's word for it
-    if not seen.stated_duration and any("prematurely" in error for error in seen.errors):
+    if not report.stated_duration and any("prematurely" in error for error in report.errors):
         return [("truncated", first)]
-    if seen.errors or seen.corrupt or seen.num_frames < info.num_frames:
-        lost = f"frames lost: {max(0, info.num_frames - seen.num_frames)}, partly made up: {seen.corrupt}"
+    if report.errors or report.corrupt or report.num_frames < info.num_frames:
+        lost = f"frames lost: {max(0, info.num_frames - report.num_frames)}, partly made up: {report.corrupt}"
         if refused:
             lost += f", refused with those that depend on them: {refused} of {info.num_frames}"
         return [("damaged", joined(lost, first))]
-    if seen.stated_frames not in (0, seen.num_frames):
-        return [("frame count", f"the header says {seen.stated_frames}, there are {seen.num_frames}")]
+    if report.stated_frames not in (0, report.num_frames):
+        return [("frame count", f"the header says {report.stated_frames}, there are {report.num_frames}")]
     return []
 
 
-def _odd_times(info: VideoInfo, seen: Seen, rate: float) -> Iterator[Issue]:
+def _odd_times(info: VideoInfo, report: DecodeReport, rate: float) -> Iterator[Issue]:
     if not 0 < rate <= HIGHEST_RATE:
         yield "rate", f"{rate:g} frames/s"
     intervals = np.diff(info.timestamps)
@@ -289,29 +289,29 @@ def _odd_times(info: VideoInfo, seen: Seen, rate: float) -> Iterator[Issue]:
         if off.mean() > VARIABLE_SHARE or longest > max(LONGEST_INTERVAL, 2 * usual):
             spread = f"{1000 * intervals.min():.0f} to {1000 * longest:.0f} ms"
             yield "variable rate", f"{spread} from frame to frame, mostly {1000 * usual:.0f}"
-    if (seen.untimed or seen.late) and seen.container != "avi":  # which has no times of presentation
-        yield "times", f"{seen.untimed} frames without a time, {seen.late} not after the one before"
+    if (report.untimed or report.late) and report.container != "avi":  # which has no times of presentation
+        yield "times", f"{report.untimed} frames without a time, {report.late} not after the one before"
 
 
-def _changes(seen: Seen) -> Iterator[Issue]:
-    sizes = [f"{width}x{height} from frame {index}" for index, (width, height) in seen.sizes]
-    formats = [f"{name} from frame {index}" for index, name in seen.formats]
+def _changes(report: DecodeReport) -> Iterator[Issue]:
+    sizes = [f"{width}x{height} from frame {index}" for index, (width, height) in report.sizes]
+    formats = [f"{name} from frame {index}" for index, name in report.formats]
     for kind, changes in (("size changes", sizes), ("format changes", formats)):
         if len(changes) > 1:
             more = f" and {len(changes) - NAMED} more changes" if len(changes) > NAMED else ""
             yield kind, f"{'; '.join(changes[:NAMED])}{more}"
 
 
-def _odd_pictures(info: VideoInfo, seen: Seen) -> Iterator[Issue]:
+def _odd_pictures(info: VideoInfo, report: DecodeReport) -> Iterator[Issue]:
     """What is sound, and not what models have mostly been trained on."""
     if info.aspect != 1:
         square = info.with_square_pixels()
         shape = f"{info.width}x{info.height} pixels of {info.aspect.numerator}:{info.aspect.denominator}"
         yield "non-square pixels", f"{shape}, shown as {square.width}x{square.height}"
-    if seen.interlaced:
-        yield "interlaced", f"{seen.interlaced} of {seen.num_frames} frames"
-    if seen.transfer in HDR:
-        yield "HDR", HDR[seen.transfer]
+    if report.interlaced:
+        yield "interlaced", f"{report.interlaced} of {report.num_frames} frames"
+    if report.transfer in HDR:
+        yield "HDR", HDR[report.transfer]
 
 
 def first_error(errors: list[str]) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 
 from vidtrain.data.audit.duplicates import PICTURE, sign
 from vidtrain.data.audit.full_decode import (
+    DecodeReport,
     Pictures,
-    Seen,
     decode_all,
     decode_file,
     find_issues,
@@ -33,7 +33,7 @@ from vidtrain.data.stores.places import is_plain
 FORMAT = 6  # of an `Inspection`; a file inspected under another is inspected anew
 READ_ALONE = 4  # frames, evenly spread
 OF_INFO = ("width", "height", "rotation", "mirrored")
-OF_SEEN = ("num_frames", "stated_frames", "container", "codec", "pixel_format", "audio")
+OF_REPORT = ("num_frames", "stated_frames", "container", "codec", "pixel_format", "audio")
 
 
 @dataclass(frozen=True)
@@ -104,40 +104,40 @@ def inspect_video(
             cause = joined(error.cause, log[0][2].strip(" .\n") if log and not names_setting else "")
             return _unreadable(path, cause, thumbnails, max_pixels)
     try:
-        seen = decode_all(info)
-        if not seen.num_frames:
-            raise DecodeError(path, joined("no frame of it decodes", first_error(seen.errors)))
-        refused = _count_refused(info, seen, size_changes)
+        report = decode_all(info)
+        if not report.num_frames:
+            raise DecodeError(path, joined("no frame of it decodes", first_error(report.errors)))
+        refused = _count_refused(info, report, size_changes)
     except DecodeError as error:
         return _unreadable(path, error.cause, thumbnails, max_pixels)
-    signature = sign(np.stack(seen.pictures))
-    rate, duration = _rate_and_duration(info, seen)
+    signature = sign(np.stack(report.pictures))
+    rate, duration = _rate_and_duration(info, report)
     return Inspection(
         size=sum(file_status(path).size for path in info.images or (info.path,)),
-        issues=find_issues(info, seen, rate, duration, refused, has_contrast=len(signature) > 0),
+        issues=find_issues(info, report, rate, duration, refused, has_contrast=len(signature) > 0),
         sample_aspect=f"{info.aspect.numerator}:{info.aspect.denominator}",
         duration=duration,
         rate=rate,
         **{name: getattr(info, name) for name in OF_INFO},
-        **{name: getattr(seen, name) for name in OF_SEEN},
+        **{name: getattr(report, name) for name in OF_REPORT},
         digest=(info.digest or file_digest(info.images)).hex(),
         signature=signature.to_text(),
-        thumbnail=_thumbnail(path, seen, thumbnails),
+        thumbnail=_thumbnail(path, report, thumbnails),
     )
 
 
-def _count_refused(info: VideoInfo, seen: Seen, size_changes: str) -> int:
+def _count_refused(info: VideoInfo, report: DecodeReport, size_changes: str) -> int:
     """How many frames training, evaluation and prediction refuse. Raises `DecodeError` where they refuse the video.
 
     A few frames are read alone, as training does; those at which size or format change are among them.
     """
-    if size_changes == "refuse" and len(seen.sizes) > 1:
-        index, (width, height) = seen.sizes[1]
-        raise size_error(info.path, index, seen.sizes[0][1], width, height)
-    damaged = refused_frames(info) if seen.errors or seen.corrupt else []
+    if size_changes == "refuse" and len(report.sizes) > 1:
+        index, (width, height) = report.sizes[1]
+        raise size_error(info.path, index, report.sizes[0][1], width, height)
+    damaged = refused_frames(info) if report.errors or report.corrupt else []
     if len(damaged) >= info.num_frames:
         raise damage_error(info.path, 0, info.num_frames)
-    changed = [index for index, _ in (*seen.sizes[1:2], *seen.formats[1:2])]
+    changed = [index for index, _ in (*report.sizes[1:2], *report.formats[1:2])]
     spread = ((np.arange(READ_ALONE) + 0.5) / READ_ALONE * info.num_frames).astype(int).tolist()
     whole = Crop(0, 0, info.width, info.height)
     for index in sorted({*spread, *changed}.difference(damaged)):
@@ -158,27 +158,27 @@ def _unreadable(path: str, cause: str, thumbnails: Path | None, max_pixels: int)
         return Inspection(size=0, cause=cause)
     thumbnail = ""
     with suppress(DecodeError):  # it cannot even be opened: the cause says so
-        seen = decode_file(path, Pictures(num_frames=0, orientation=None), max_pixels)
-        thumbnail = _thumbnail(path, seen, thumbnails)
-        if seen.num_frames:
-            stated = f" of {seen.stated_frames}" if seen.stated_frames else ""
-            cause = f"{cause}; {seen.num_frames}{stated} frames can be decoded"
+        report = decode_file(path, Pictures(num_frames=0, orientation=None), max_pixels)
+        thumbnail = _thumbnail(path, report, thumbnails)
+        if report.num_frames:
+            stated = f" of {report.stated_frames}" if report.stated_frames else ""
+            cause = f"{cause}; {report.num_frames}{stated} frames can be decoded"
     return Inspection(size=size, cause=cause, digest=digest, thumbnail=thumbnail)
 
 
-def _thumbnail(path: str, seen: Seen, folder: Path | None) -> str:
+def _thumbnail(path: str, report: DecodeReport, folder: Path | None) -> str:
     """Writes the picture of a file; returns its name."""
-    if folder is None or seen.thumbnail is None:
+    if folder is None or report.thumbnail is None:
         return ""
     name = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest() + ".jpg"
-    av.VideoFrame.from_ndarray(seen.thumbnail, format="rgb24").save(str(folder / name), qscale=4)
+    av.VideoFrame.from_ndarray(report.thumbnail, format="rgb24").save(str(folder / name), qscale=4)
     return name
 
 
-def _rate_and_duration(info: VideoInfo, seen: Seen) -> tuple[float, float]:
+def _rate_and_duration(info: VideoInfo, report: DecodeReport) -> tuple[float, float]:
     """The last frame is taken to stay as long as frames do on average."""
     times = info.timestamps
-    rate = seen.stated_rate
+    rate = report.stated_rate
     if len(times) > 1 and times[-1] > times[0]:
         rate = float((len(times) - 1) / (times[-1] - times[0]))
     return round(rate, 3), round(len(times) / rate, 3) if rate else 0.0

@@ -70,10 +70,10 @@ def summarize(
     def describe(path: str) -> Plain:
         return _describe(by_path[path], inspections[path], root)
 
-    alike = copies(records, inspections, max_distance)
+    copy_sets = copies(records, inspections, max_distance)
     crossing = groups_across_splits(records)
     groups_known = len({entry.group for entry in records}) < len(records)
-    told = shortcuts(records, inspections)
+    leaks = shortcuts(records, inspections)
     unreadable = [path for path in by_path if inspections[path].cause]
     damaged = [path for path in by_path if any(kind in BROKEN for kind, _ in inspections[path].issues)]
     counts = balance(readable, classes, splits)
@@ -82,9 +82,9 @@ def summarize(
         "max_unreadable_share": len(unreadable) / len(by_path),
         "max_damaged_share": len(damaged) / len(by_path),
         "max_absent_classes": len(absent),
-        "max_duplicates_across_splits": sum(same.across_splits for same in alike),
+        "max_duplicates_across_splits": sum(same.across_splits for same in copy_sets),
         "max_groups_across_splits": len(crossing) if groups_known else None,
-        "max_shortcut_gain": max((shortcut.gain for shortcut in told), default=0.0),
+        "max_shortcut_gain": max((shortcut.gain for shortcut in leaks), default=0.0),
     }
     return {
         "root": root,
@@ -104,10 +104,10 @@ def summarize(
         "classes": _classes(records, counts, inspections),
         "absent_classes": absent,
         "distributions": _distributions(readable, classes, inspections),
-        "shortcuts": [{**asdict(shortcut), "gain": shortcut.gain} for shortcut in told],
+        "shortcuts": [{**asdict(shortcut), "gain": shortcut.gain} for shortcut in leaks],
         "copies": [
             {key: getattr(same, key) for key in OF_COPIES} | {"files": list(map(describe, same.paths))}
-            for same in alike
+            for same in copy_sets
         ],
         "groups_known": groups_known,
         "groups_across_splits": crossing,

@@ -112,8 +112,8 @@ class Workers(Generic[Task, Value]):
 
     def collect(self, seconds: float) -> list[Answer[Task, Value] | Lost[Task]]:
         """One answer of every worker that has one, and the lost workers; waits for the first up to `seconds`."""
-        heard = wait([worker.connection for worker in self._workers], seconds)
-        events = [(worker, worker.poll(worker.connection in heard)) for worker in self._workers]
+        ready = wait([worker.connection for worker in self._workers], seconds)
+        events = [(worker, worker.poll(worker.connection in ready)) for worker in self._workers]
         self._workers = [worker for worker, event in events if not isinstance(event, Lost)]
         return [event for _, event in events if event is not None]
 
@@ -162,9 +162,9 @@ class _Worker(Generic[Task, Value]):
         with suppress(BrokenPipeError, ConnectionResetError):  # it has ended; `poll` finds out
             self.connection.send(task)
 
-    def poll(self, heard: bool) -> Answer[Task, Value] | Lost[Task] | None:
+    def poll(self, has_message: bool) -> Answer[Task, Value] | Lost[Task] | None:
         """What has become of the worker or its first task, if anything has."""
-        if heard:
+        if has_message:
             try:
                 value = receive(self.connection, self._time_limit)
             except TimeoutError:

@@ -64,8 +64,8 @@ class SplitRecord:
 
         parts = [chosen[first : first + AT_A_TIME] for first in range(0, len(chosen), AT_A_TIME)]
         with ThreadPoolExecutor(LOOKING) as pool:
-            for part, looks in zip(parts, pool.map(look, parts), strict=True):
-                sizes[part], times[part] = np.array(looks, dtype=np.int64).reshape(-1, 2).T
+            for part, statuses in zip(parts, pool.map(look, parts), strict=True):
+                sizes[part], times[part] = np.array(statuses, dtype=np.int64).reshape(-1, 2).T
         return cls(manifest.columns, manifest.classes, sizes, times)
 
     @property

@@ -24,7 +24,7 @@ import numpy as np
 
 from vidtrain.data.loading.workers import TaskResult
 from vidtrain.data.manifest.manifest import Manifest
-from vidtrain.data.prepared.reencode import EncodeSettings, Job, Made, prepare_file
+from vidtrain.data.prepared.reencode import EncodeSettings, Job, PrepareResult, prepare_file
 from vidtrain.data.stores.files import file_status
 from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
 from vidtrain.errors import UserError
@@ -48,7 +48,7 @@ class Entry:
 
     source_bytes: int
     modified: int
-    outcome: Made
+    outcome: PrepareResult
 
 
 class PreparedCopy:
@@ -95,12 +95,12 @@ class PreparedCopy:
         """Where the copy of `source` lies; no two sources share one."""
         return self._files / f"{self._name(source)}.mp4"
 
-    def record(self, source: str, before: tuple[int, int], outcome: Made) -> None:
+    def record(self, source: str, before: tuple[int, int], outcome: PrepareResult) -> None:
         """Stores what became of `source`, whose `signature` was `before` when it was begun."""
         if outcome.cause:
             self.target(source).unlink(missing_ok=True)  # of what it was when it could still be read
-        made = (self._key, outcome.bytes, outcome.shift, outcome.cause)
-        row = (os.fsencode(self._name(source)), *before, *made)
+        result = (self._key, outcome.bytes, outcome.shift, outcome.cause)
+        row = (os.fsencode(self._name(source)), *before, *result)
         with self._ledger() as ledger, ledger:
             ledger.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
@@ -198,7 +198,7 @@ class PreparedCopy:
                 )
                 query += f" AND source IN ({', '.join('?' * len(names))})"
                 rows = ledger.execute(query, (self._key, *names))
-                entries = {row[0]: Entry(row[1], row[2], Made(*row[3:])) for row in rows}
+                entries = {row[0]: Entry(row[1], row[2], PrepareResult(*row[3:])) for row in rows}
                 for source, name in zip(chunk, names, strict=True):
                     yield source, entries.get(name)
 
@@ -232,7 +232,7 @@ def encode_all(
     files: Mapping[str, float | None],
     max_pixels: int,
     workers: int,
-    guarded: Callable[..., Iterator[TaskResult[Job, Made]]],
+    guarded: Callable[..., Iterator[TaskResult[Job, PrepareResult]]],
     console: Console,
 ) -> None:
     """Makes the copies that are missing. `files` gives the frame rate of those that are folders of images; `guarded`
@@ -248,7 +248,7 @@ def encode_all(
     with console.phase("preparing", len(files), start_step=done):
         for result in guarded(prepare_file, jobs, num_workers=min(workers, len(jobs) or 1)):
             source = result.item.source
-            outcome = result.value or Made(cause=result.failure)
+            outcome = result.value or PrepareResult(cause=result.failure)
             if outcome.refusal:
                 raise UserError(f"{outcome.refusal}; mend that, and the same command goes on from there")
             copy.record(source, before[source], outcome)

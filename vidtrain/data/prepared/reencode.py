@@ -94,7 +94,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
+class PrepareResult:
     """What became of a job. `cause` says why the source cannot be read; then there is no copy.
 
     `bytes` is the copy's size. Its times are those of the source plus `shift` seconds, 0 unless the source begins
@@ -107,7 +107,7 @@ class Made:
     refusal: str = ""
 
 
-def prepare_file(job: Job) -> Made:
+def prepare_file(job: Job) -> PrepareResult:
     """Makes `job.target`, whole or not at all. What goes wrong is in the result, which crosses processes."""
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +123,13 @@ def prepare_file(job: Job) -> Made:
             verify(video, temporary, timing, size)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            return Made(os.path.getsize(temporary), timing.shift)
+            return PrepareResult(os.path.getsize(temporary), timing.shift)
     except DecodeError as error:
-        return Made(cause=error.cause if error.path == job.source else str(error))
+        return PrepareResult(cause=error.cause if error.path == job.source else str(error))
     except OSError as error:  # of the copy's side: what reading raises is a DecodeError
-        return Made(refusal=f"cannot write {job.target}: {error.strerror or error}")
+        return PrepareResult(refusal=f"cannot write {job.target}: {error.strerror or error}")
     except av.FFmpegError as error:
-        return Made(cause=f"it cannot be encoded: {error.strerror}")
+        return PrepareResult(cause=f"it cannot be encoded: {error.strerror}")
 
 
 @dataclass(frozen=True, eq=False)
