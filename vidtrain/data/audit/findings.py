@@ -40,8 +40,7 @@ class Entry:
 
 def entries(manifests: Mapping[str, Manifest], group_pattern: str | None = None) -> list[Entry]:
     """Every record of every split. `group_pattern` (`group_in`) finds a record's group in its path; where it does not,
-    the source's group counts, with a warning. Raises `UserError` where it is found in no path.
-    """
+    the source's group counts, with a warning. Raises `UserError` where it is found in no path."""
     records, unmatched = [], []
     for split, manifest in manifests.items():
         for record in manifest:

@@ -176,8 +176,7 @@ def _groups_of(manifest: Manifest) -> tuple[np.ndarray, list[Content]]:
 
 def group_in(pattern: str, name: str) -> str | None:
     """The group of a name by a regular expression: what its parentheses hold, else all that it matches; None without a
-    match. `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01.
-    """
+    match. `r"_g(\\d+)_"` puts v_Diving_g01_c02.avi into group 01; `r"v_(\\w+)_g(\\d+)_"` into Diving/01."""
     match = re.search(pattern, name)
     return ("/".join(match.groups("")) or match[0]) if match else None
 
