@@ -21,7 +21,7 @@ from vidtrain.evaluation.calibrated import place_of
 from vidtrain.evaluation.view_store import open_views
 from vidtrain.evaluator.options import check
 from vidtrain.export import export
-from vidtrain.models.exporting import onnx_runner
+from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.predict import predict
 from vidtrain.runs.page import write_page
 from vidtrain.train import train
@@ -156,11 +156,11 @@ def test_predict_and_exported_files_give_the_same_probabilities(run, place, vide
                 assert a["probability"] == pytest.approx(b["probability"], abs=1e-5)
     # the graph itself
     clips = torch.randint(0, 256, (3, 2, 3, 8, 16, 16), dtype=torch.uint8)
-    logits, chances = onnx_runner(run / "export/model.onnx")(clips)
+    logits, chances = OnnxClassifier(run / "export/model.onnx", fusion="").run(clips)
     expected = (logits.softmax(dim=-1).mean(dim=1).log() * scale).softmax(dim=-1)
     torch.testing.assert_close(chances, expected, atol=1e-5, rtol=0)
     program("export", run, "formats=[onnx]", "card=false", "calibrated=false", f"out={run}/plain")
-    logits, chances = onnx_runner(run / "plain/model.onnx")(clips)
+    logits, chances = OnnxClassifier(run / "plain/model.onnx", fusion="").run(clips)
     torch.testing.assert_close(chances, logits.softmax(dim=-1).mean(dim=1), atol=1e-5, rtol=0)
 
 
