@@ -24,9 +24,9 @@ def _serve(requests: socket.socket) -> None:
     import vidtrain.app.check
     import vidtrain.build.parts
     import vidtrain.evaluate
-    import vidtrain.features.frozen_encoder
     import vidtrain.reports.plots
     import vidtrain.runs.export
+    import vidtrain.runs.frozen_encoder
     import vidtrain.training.loop  # noqa: F401
     from vidtrain.config.targets import CONF, register_schemas
 

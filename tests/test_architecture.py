@@ -16,7 +16,7 @@ FLOORS = (
     {"config"},
     {"build"},
     {"evaluator"},
-    {"features", "baseline_models"},
+    {"baseline_models"},
     {"runs"},
     {"app", "benchmarking"},
     {"sweeps"},

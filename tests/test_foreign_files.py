@@ -18,7 +18,7 @@ from vidtrain.data.prepared.reencode import EncodeSettings
 from vidtrain.errors import UserError
 from vidtrain.evaluation import view_store
 from vidtrain.evaluation.view_store import HEADER, MARK, find_units
-from vidtrain.features.store import TokenStore
+from vidtrain.runs.token_store import TokenStore
 
 
 class Bomb:

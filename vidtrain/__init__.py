@@ -30,7 +30,6 @@ training/       the loop, phases, optimizers, checkpoints, ranks
 config/         schemas, checks and overrides of configurations
 build/          builds objects from a configuration
 evaluator/      evaluates a checkpoint: fills a view table, and reports on it
-features/       head grids and cached features, on a frozen encoder
 baseline_models/  simple models, and the comparison of a run with them
 runs/           one run from its start to its report
 app/            starts a program: composes, checks, reports mistakes

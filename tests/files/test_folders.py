@@ -216,7 +216,7 @@ def test_an_index_and_its_manifests(own, tmp_path):
 
 
 def test_cached_features(own, tmp_path):
-    from vidtrain.features.store import TokenStore
+    from vidtrain.runs.token_store import TokenStore
 
     store = TokenStore(tmp_path / "store", {"format": "x"}, rows=4, shape=(64,), chunk=2)
     store.folder.mkdir()

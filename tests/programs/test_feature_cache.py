@@ -12,8 +12,8 @@ from fork_server import run_program
 from vidtrain.app import check
 from vidtrain.data.sources.motion import Motion
 from vidtrain.errors import UserError
-from vidtrain.features import frozen_encoder
-from vidtrain.features.store import TokenStore
+from vidtrain.runs import frozen_encoder
+from vidtrain.runs.token_store import TokenStore
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
 from vidtrain.training import checkpoint

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable, split_heads
-from vidtrain.features.frozen_encoder import head_task
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
+from vidtrain.runs.frozen_encoder import head_task
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, read_metrics

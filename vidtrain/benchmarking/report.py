@@ -16,8 +16,8 @@ from vidtrain.build import parts as build
 from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import settled
 from vidtrain.data.loading.samplers import every_for
-from vidtrain.features.frozen_encoder import heads_of
 from vidtrain.models.classifier import ManyHeads
+from vidtrain.runs.frozen_encoder import heads_of
 from vidtrain.tracking.console import format_seconds
 from vidtrain.training.ranks.distributed import PRECISIONS
 from vidtrain.training.ranks.rendezvous import cores

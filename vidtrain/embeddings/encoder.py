@@ -25,12 +25,12 @@ from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.sources.unlabeled import UNLABELED as ONE_CLASS
 from vidtrain.embeddings.store import PICTURES, PROGRESS, UNLABELED, Embeddings, Progress, joined
 from vidtrain.errors import UserError
-from vidtrain.features.frozen_encoder import TokenEncoder, protocol_digest, weights_digest
-from vidtrain.features.store import LARGEST
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.weights.files import as_sources, locate
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.runs.examples import frames_of, moving_picture
+from vidtrain.runs.frozen_encoder import TokenEncoder, protocol_digest, weights_digest
+from vidtrain.runs.token_store import LARGEST
 from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 

@@ -21,7 +21,6 @@ from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.manifest import Manifest, spelled_classes
 from vidtrain.errors import UserError
 from vidtrain.evaluation.views import ClipModel, EvalBatch, ViewTable, view_table
-from vidtrain.features.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.files.atomic import write_json_atomic
 from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import VideoClassifier
@@ -30,6 +29,7 @@ from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.masks import WithMasks
 from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
+from vidtrain.runs.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.tracking import console as tracking
 from vidtrain.tracking.loggers.process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance

@@ -21,7 +21,6 @@ from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.views import ClipModel, EvalBatch, split_heads, view_table
 from vidtrain.evaluator.report import results_table, warn_missing
-from vidtrain.features.frozen_encoder import CachedFeatureTask
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text
 from vidtrain.models.classifier import VideoClassifier
@@ -32,6 +31,7 @@ from vidtrain.reports.pages import warn_of_failure
 from vidtrain.runs import examples
 from vidtrain.runs.assemble import Goal, Parts, RunData
 from vidtrain.runs.data import changed_in_mid_run
+from vidtrain.runs.frozen_encoder import CachedFeatureTask
 from vidtrain.runs.page import PAGE, write_page
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint

@@ -6,8 +6,8 @@ from composing import config_of
 
 from vidtrain.config.references import to_dict
 from vidtrain.evaluator.options import view_settings
-from vidtrain.features.frozen_encoder import protocol_digest, weights_digest
 from vidtrain.models.timm_frames import TimmFrames
+from vidtrain.runs.frozen_encoder import protocol_digest, weights_digest
 
 FIRST = {"_target_": "vidtrain.models.timm_frames.TimmFrames", "backbone": "test_resnet", "image_size": 32}
 

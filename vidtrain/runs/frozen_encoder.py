@@ -28,8 +28,8 @@ from vidtrain.data.loading.loaders import START_METHOD, Loader
 from vidtrain.data.loading.samplers import EvalShard, MixtureStream, SampleKey, TrainStream
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report
-from vidtrain.features.store import LARGEST, TokenStore
 from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier, encode
+from vidtrain.runs.token_store import LARGEST, TokenStore
 from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import Console, Evaluation, PhaseSettings, PhaseTask
 

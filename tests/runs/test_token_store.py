@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.features.store import TokenStore
+from vidtrain.runs.token_store import TokenStore
 
 KEY = {"format": "test", "weights": "ab"}
 
