@@ -232,6 +232,5 @@ def per_label(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]:
 
 
 def _by_label(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of counts [k 2 2], those [k] of videos that have a label and are predicted to, that have it, and that are
-    predicted to."""
+    """From counts [k 2 2]: videos [k] that have a label and are predicted to, that have it, that are predicted to."""
     return counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)

@@ -37,7 +37,7 @@ class Encoder(Protocol):
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
-        """Those of the layers that unfreezing and layer decay count."""
+        """The layers that unfreezing and layer decay count."""
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         """Tokens along t, h and w of a clip. Raises UserError for a clip that does not fit."""

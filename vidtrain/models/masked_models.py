@@ -50,7 +50,7 @@ class MaskedModel(EncoderWithHead, ABC):
         return self.losses(inputs.clips.flatten(0, 1), inputs.masks)
 
     def losses(self, clips: Tensor, masks: list[Masks]) -> Tensor:
-        """The same for samples [b c t h w]: [b]."""
+        """The loss of each of the samples [b c t h w]: [b]."""
         errors = self.errors(clips, masks)
         losses = [kind.mean_of_hidden(values) for kind, values in zip(masks, errors, strict=True)]
         return torch.stack(losses).mean(dim=0)
@@ -76,7 +76,7 @@ class MaskedModel(EncoderWithHead, ABC):
 
     @abstractmethod
     def errors(self, clips: Tensor, masks: list[Masks]) -> list[Tensor]:
-        """Of each kind the error of every hidden token, float32 [b m]; that of padding has no meaning."""
+        """For each kind of masks the error of every hidden token, float32 [b m]; padding has errors without meaning."""
 
     @abstractmethod
     def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
@@ -86,7 +86,7 @@ class MaskedModel(EncoderWithHead, ABC):
         """What follows an optimizer step: nothing, unless a network says otherwise."""
 
     def feature_encoder(self) -> ViT3D:
-        """Whose features are of use after pretraining."""
+        """The encoder whose features are of use after pretraining."""
         return self.encoder
 
 
@@ -216,7 +216,7 @@ class MaskedAutoencoder(MaskedModel):
         ).clamp(0, 1)
 
     def _predict(self, clips: Tensor, masks: Masks) -> Tensor:
-        """Of each hidden token its pixels as targets are, float32 [b m k*c]."""
+        """The predicted pixels of each hidden token, in the form of targets, float32 [b m k*c]."""
         tokens = self.encode(clips, masks)
         return self.head(tokens, masks, self.encoder.tubelets(*clips.shape[2:])).float()
 

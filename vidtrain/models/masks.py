@@ -204,7 +204,7 @@ class BlockMasks:
         return min(round(math.sqrt(places * aspect)), height), min(round(math.sqrt(places / aspect)), width)
 
     def _hidden(self, grid: Grid, rng: np.random.Generator, tries: int = TRIES) -> list[np.ndarray]:
-        """Of each kind which places of a frame are hidden, bool [h*w]."""
+        """For each kind of masks which places of a frame are hidden, bool [h*w]."""
         _, height, width = grid
         narrow, wide = self.aspect
         kinds = []

@@ -85,7 +85,7 @@ def fit_table(table: Tensor, grid: Grid, cut: bool = True) -> Tensor:
 
 
 def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:
-    """Of tokens [b n d] those at `places`, int64 [b m]: [b m d]."""
+    """The tokens [b m d] that lie at `places`, int64 [b m], of tokens [b n d]."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -131,7 +131,7 @@ def rotary_table(
 
 
 def take_rotary(rotary: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `rotary_table` what lies at `places`, int64 [b m], for all heads: (cos, sin) [b 1 m k]."""
+    """The part of a `rotary_table` that lies at `places`, int64 [b m], for all heads: (cos, sin) [b 1 m k]."""
     cos, sin = rotary
     return cos[places][:, None], sin[places][:, None]
 

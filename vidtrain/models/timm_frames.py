@@ -208,8 +208,8 @@ def _no_places(name: str, reason: str) -> str:
 
 
 def backbone_options(name: str, image_size: tuple[int, int], drop_path: float) -> dict[str, Any]:
-    """Those of the options that only some image models have, for this one. Raises UserError for a `drop_path` in a
-    model without."""
+    """The constructor's options of an image model, as far as it has them. Raises UserError for a `drop_path` where it
+    has none."""
     known = constructor_options(name)
     if drop_path > 0 and "drop_path_rate" not in known:
         raise UserError(f"model.encoder.drop_path={drop_path}: {name} has no drop path; set it to 0")

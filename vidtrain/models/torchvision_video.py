@@ -193,8 +193,8 @@ class MViTStem(nn.Module):
 
 
 def mvit_v1_b_blocks() -> list[MSBlockConfig]:
-    """Those of MViTv2-S, but the last block of a stage widens tokens for the next, and only where a stage begins are
-    queries pooled."""
+    """The blocks of MViTv2-S, but a stage's last block widens tokens for the next, and queries are pooled only where a
+    stage begins."""
     blocks = mvit_v2_s_blocks()
     for block, following in zip(blocks, blocks[1:], strict=False):
         block.input_channels, block.output_channels = 96 * block.num_heads, 96 * following.num_heads

@@ -127,7 +127,7 @@ def read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[i
 
 
 def curves_of(panel: Panel, logged: Curves) -> Curves:
-    """Those of a panel, in its order, for which there is any value; of very many, some evenly spread."""
+    """The curves of a panel that have any value, in its order; of very many, some evenly spread."""
     keys = [key for key in panel.keys if key in logged]
     keys += [key for key in logged if panel.prefix and key.startswith(panel.prefix)]
     keys = [key for key in keys if np.isfinite(logged[key][1]).any()]

@@ -103,7 +103,7 @@ def _shared(folder: Path, summary: Plain) -> Plain:
 
 
 def _of_pretraining(folder: Path, summary: Plain) -> Plain:
-    """Of a run without labels: each number before and after training; nothing of what only a classifier has."""
+    """The facts of a run without labels: each number before and after training; nothing that only classifiers have."""
     first = next((row for row in each_metric(folder) if row["step"] == 0), {})
     names = [name for name in MEASURED if name in summary]
     evaluated = {"metrics": {name: summary[name] for name in names}, "missing": []}
@@ -239,7 +239,7 @@ def _confusion(evaluation: Path) -> Plain | None:
 
 
 def _calibration(folder: Path) -> tuple[Calibration | None, list[str]]:
-    """That of the best checkpoint, and a note where it is damaged or of another one."""
+    """The calibration of the best checkpoint, and a note where it is damaged or of another one."""
     try:
         return read_calibration(folder / "checkpoints" / "best.pt", STORED), []
     except UserError as error:

@@ -107,7 +107,7 @@ def _is_frozen(model: MaskedModel) -> bool:
 
 
 def _file_name(format: str, part: str) -> str:
-    """Of the original's a file, of transformers' a folder."""
+    """The name of a file for the original's format, of a folder for transformers'."""
     if format == "original":
         return "pretraining.pth" if part == ALL else "encoder.pth"
     return "transformers" if part == ALL else "transformers_encoder"
@@ -134,8 +134,8 @@ def _write(model: MaskedModel, layout: Layout, part: str, path: Path) -> None:
 
 
 def _levels(tensors: Mapping[str, Tensor]) -> Levels:
-    """As the originals save them: VideoMAE all below `model`, V-JEPA each network below its name. An average that is
-    alone stands for the encoder too, as some code looks for that."""
+    """Tensors in the levels of the originals: VideoMAE has all below `model`, V-JEPA each network below its name. An
+    average that is alone stands for the encoder too, as some code looks for that."""
     parts = {"encoder": "encoder.", "predictor": "predictor.", "target_encoder": "target_encoder."}
     if not any(name.startswith(parts["target_encoder"]) for name in tensors):
         return {"model": dict(tensors)}

@@ -29,13 +29,13 @@ class Weights:
 
 @dataclass
 class Converted:
-    """The same for one of our models, by the names of a `VideoClassifier`: encoder.* and head.*.
+    """Published tensors by the names of a `VideoClassifier`: encoder.* and head.*.
 
-    `changed` says of a tensor what was done to it besides renaming (joined, folded ...), `resized` what of its
-    shape was fitted to the model, `left_out` of a published tensor why ours needs none. `unexpected` names those
-    that should have had a place. `requires` holds settings of the model, such as `encoder.num_heads`, without
-    which the tensors would load cleanly and compute something else. `seen` are the clips that the weights were trained
-    on, as far as the format tells, by keys of vidtrain.models.classifier.PUBLISHED.
+    `changed` says what was done to a tensor besides renaming (joined, folded ...), `resized` what was fitted to the
+    model, `left_out` why a published tensor is not needed. `unexpected` names tensors that should have had a place.
+    `requires` are settings of the model, such as `encoder.num_heads`, without which the tensors would load and compute
+    something else. `seen` are the clips that the weights were trained on, as far as known, by keys of
+    vidtrain.models.classifier.PUBLISHED.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)

@@ -74,7 +74,7 @@ def load_pretrained(
 def load_weights(
     model: EncoderWithHead, weights: Weights, path: Path, min_match: float, part: str | None = None
 ) -> LoadReport:
-    """The same with what was read at `path`."""
+    """`load_pretrained` for weights that were read at `path`."""
     format, converted = _convert(model, weights, path, part)
     return place(model, converted, weights.source, format, min_match)
 

@@ -159,7 +159,7 @@ def _take_both_encoders(weights: Weights, model: Any, format: Format, converted:
 
 
 def _fit_mask_tokens(head: Converted, kinds: int) -> None:
-    """As many as there are kinds of masks."""
+    """Gives the head one mask token for each kind of masks."""
     published = [name for name in head.tensors if name.startswith("head.mask_tokens.")]
     first = "head.mask_tokens.0"
     if first in published and len(published) != kinds:
@@ -172,7 +172,7 @@ def _fit_mask_tokens(head: Converted, kinds: int) -> None:
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> str:
-    """In words, of a head by our names."""
+    """The sizes of a head in words, by the shapes of its tensors."""
     depth = sum(name.endswith(".norm1.weight") for name in shapes)
     outputs = next((shapes[name][0] for name in OUTPUTS if name in shapes), 0)
     return f"of width {shapes[NORM][0]}, {depth} blocks, {heads or '?'} heads and {outputs} outputs"
@@ -256,7 +256,7 @@ def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _revert_vjepa_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of both encoders the teacher, as transformers has one."""
+    """The predictor, and the teacher as the one encoder that transformers has."""
     _, head, teacher = _parts(tensors)
     predictor = TRANSFORMERS_PREDICTOR.revert(head)
     tokens = [

@@ -183,7 +183,7 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
 
 
 def _normed_blocks(tensors: Mapping[str, Tensor], source: str) -> tuple[int, ...]:
-    """By the depth of the encoder. Raises UserError for a depth that V-JEPA 2.1 does not have."""
+    """The blocks that have a norm, by the depth of the encoder. Raises UserError where V-JEPA 2.1 has no such depth."""
     depth = len({name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")})
     if depth not in NORMED_BLOCKS:
         raise UserError(f"{source} has {depth} blocks; V-JEPA 2.1 has {', '.join(map(str, NORMED_BLOCKS))}")
@@ -356,7 +356,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
 
 
 def _transformers_probe_settings(converted: Converted, head: AttentiveClassifier) -> dict[str, float]:
-    """As it was trained, or as transformers runs it."""
+    """The settings that the probe was trained with, or that transformers runs it with."""
     width = converted.tensors["head.pooler.query_tokens"].shape[-1]
     epsilons = (1e-5, converted.requires["encoder.norm_eps"])
     settings = {"head.pooler.norm_eps": vit3d.one_of(head.pooler.norm_eps, epsilons)}
