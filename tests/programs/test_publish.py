@@ -170,6 +170,7 @@ def test_of_a_frozen_teacher_there_is_the_encoder_alone(tmp_path):
         ),
         ("videomae", [], ["formats=[onnx]"], "formats: onnx is not for a network of pretraining"),
         ("videomae", [], ["precision=fp16"], "precision=fp16"),
+        ("videomae", [], ["calibrated=true"], "calibrated=true"),
     ],
 )
 def test_what_a_layout_has_no_place_for_is_refused(tmp_path, name, overrides, options, words):

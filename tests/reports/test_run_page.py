@@ -193,7 +193,7 @@ def test_probabilities_and_when_to_answer():
     page = PageReader(run_page(facts(), []))
     for words in (
         "Calibrated: a (a).",
-        "a before 0.1000 (0.0500 to 0.2000)",
+        "before after loss 0.1000 (0.0500 to 0.2000)",
         "(AURC) is 0.0150",
         "Sets that hold the true class of 90% of videos, if these are like those of a: 2.5% hold none, 75.0% one "
         "class, 22.5% several.",
