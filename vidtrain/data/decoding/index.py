@@ -85,7 +85,8 @@ class VideoIndex:
             info = self._read(key)
         if info is None:
             info = read_metadata(video, self._max_pixels)
-            self._write(key, info)
+            if self._path is not None:
+                self._insert([(os.fsencode(video), *key[1:], FORMAT, pack(info))])
         elif cause := larger(info.width, info.height, self._max_pixels):  # read when more were allowed
             raise DecodeError(video, cause)
         if self._sample_aspect == "apply":
@@ -167,12 +168,6 @@ class VideoIndex:
         except (sqlite3.Error, ValueError) as error:  # locked for long, or damaged
             self._warn(error)
             return None
-
-    def _write(self, key: tuple[str, int, int], info: VideoInfo) -> None:
-        if self._path is None:
-            return
-        path, size, modified = key
-        self._insert([(os.fsencode(path), size, modified, FORMAT, pack(info))])
 
     def _insert(self, rows: list[tuple[bytes, int, int, str, bytes]]) -> None:
         try:

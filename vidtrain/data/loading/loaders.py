@@ -110,7 +110,7 @@ class BatchWorkers(Workers[NumberedKeys, Batch]):
     def close(self) -> None:
         if self.is_owner:
             super().close()
-            self._quarantine.flush(now=True)
+            self._quarantine.flush()
 
     def _receive(self, seconds: float) -> bool:
         """Takes the batches that are there, after waiting up to `seconds` for the first; whether anything came."""

@@ -30,7 +30,6 @@ Result = TypeVar("Result")
 
 MOST_LOST, LOST_WITHIN = 16, 3600.0  # workers without a file to blame, and in how many seconds
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what writing to a full disk raises
-RETRY_SECONDS = 10.0
 
 Signature = tuple[
     int | None, int | None
@@ -69,7 +68,6 @@ class Quarantine:
         self._failed: dict[str, tuple[Signature, int, DecodeError]] = {}
         self._blamed: dict[str, Entry] = {}
         self._held: list[str] = []  # lines for which there was no room
-        self._tried = 0.0
         self._warned = False
         for entry in _entries(path) if path is not None else ():
             if entry.split == split:
@@ -108,24 +106,19 @@ class Quarantine:
         self._learn(entry)
         if self._path is not None:
             self._held.append(json.dumps(entry._asdict()))
-            self.flush(now=True)
+            self.flush()
 
-    def flush(self, now: bool = False) -> None:
-        """Tries again to write what waits for a full disk: at most every few seconds, unless it is to be `now`."""
-        if self._path is None or not (now or time.monotonic() - self._tried > RETRY_SECONDS):
-            return
-        while self._held:
-            self._tried = time.monotonic()
+    def flush(self) -> None:
+        """Writes the lines that wait for room on the disk, if there is any."""
+        while self._path is not None and self._held:
             try:
                 _append(self._path, self._held[0])
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise UserError(f"cannot write {self._path}: {error.strerror}") from error
                 if not self._warned:
-                    way = "free some space, or a resumed run must find out anew which files ended workers"
-                    log.warning(
-                        "cannot write %s (%s): it waits in memory; %s", self._path, error.strerror, way
-                    )
+                    what = "it waits in memory; free some space, or a resumed run finds out anew what ended workers"
+                    log.warning("cannot write %s (%s): %s", self._path, error.strerror, what)
                 self._warned = True
                 return
             del self._held[0]

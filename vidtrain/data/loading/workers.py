@@ -173,14 +173,12 @@ class _Worker(Generic[Task, Value]):
                 return self._lost()
             self._since = time.monotonic()
             return Answer(self.tasks.popleft(), value)
-        if self.tasks and not self._seconds_left():
+        left = watchdog.seconds_left(self._note, self._since, self._time_limit, self._start_limit)
+        if self.tasks and not left:
             return self._lost(-signal.SIGALRM)  # it was stopped, or is where no signal reaches it
         if not self._process.is_alive() and not self.connection.poll():
             return self._lost()  # and some other process has inherited its end of the connection
         return None
-
-    def _seconds_left(self) -> float:
-        return watchdog.seconds_left(self._note, self._since, self._time_limit, self._start_limit)
 
     def _lost(self, status: int | None = None) -> Lost[Task]:
         if status is None:  # it is ending by itself

@@ -138,17 +138,13 @@ class LabelReader:
             bad = {text for text in set(texts) if text not in codes}
             numbers = [codes[text] if text in codes else 0 for text in texts]
         if bad:
-            why = {text: self._several(text) or self._unknown(text) for text in bad}
+            known = "the classes given" if self._given else "the labels of train"
+            why = {text: self._several(text) or f"label {text!r} is not among {known}" for text in bad}
+            why |= {text: f"label {text!r} {NO_UTF8}" for text in bad if not is_utf8(text)}
             for place, text in enumerate(texts):
                 if text in bad:
                     complain(place, why[text] if text else "no label")
         return numbers
-
-    def _unknown(self, text: str) -> str:
-        """What is wrong with a label that is none of the classes."""
-        if not is_utf8(text):
-            return f"label {text!r} {NO_UTF8}"
-        return f"label {text!r} is not among {'the classes given' if self._given else 'the labels of train'}"
 
     def _several(self, text: str) -> str:
         """What is wrong with a label that looks like several."""
