@@ -171,7 +171,7 @@ def test_val_can_be_held_out(listing):
         ("a b,run c\n", {}, "may be comma or space; say dataset.source.delimiter=comma or"),
         ("a.mp4\nb.mp4\n", {}, "none of comma, tab, space, semicolon, :: cuts its lines"),
         ("a.mp4 x run\nb.mp4 y run\n", {}, "3 fields and does not name them: say which ones are the path"),
-        ("a.mp4,run\n", {"delimiter": "tab"}, "dataset.source.delimiter=tab its lines have one field"),
+        ("a.mp4,run\n", {"delimiter": "tab"}, "its lines have one field with dataset.source.delimiter=tab"),
         ("a b;1\nb c;0\n", {}, "may be space or semicolon; say dataset.source.delimiter=space"),
         ("a.mp4,1;2\nb.mp4,0\n", {}, "label '1;2' looks like several: say .*label_separator=.;.., or, if it"),
         ("a.mp4,0\nb.mp4,1|2\n", {}, r"train.csv:2: label '1\|2' looks like several: say .*label_separator=.\|."),

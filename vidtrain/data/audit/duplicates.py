@@ -147,17 +147,12 @@ def _bit_count(values: np.ndarray) -> np.ndarray:
 
 def clusters(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Sets of two or more of `count` things that `pairs` link, directly or by way of others."""
-    parents = list(range(count))
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    def root(thing: int) -> int:
-        while parents[thing] != thing:
-            parents[thing] = thing = parents[parents[thing]]
-        return thing
-
-    for first, second in pairs:
-        low, high = sorted((root(first), root(second)))
-        parents[high] = low
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(count, count))
     members: dict[int, list[int]] = {}
-    for thing in range(count):
-        members.setdefault(root(thing), []).append(thing)
+    for thing, label in enumerate(connected_components(graph, directed=False)[1].tolist()):
+        members.setdefault(label, []).append(thing)
     return [linked for linked in members.values() if len(linked) > 1]

@@ -109,22 +109,17 @@ def recognize(path: Path | str, layout: ListingFormat) -> Table:
     line_1 = f"Line 1 is {lines[0].rstrip()!r}"
     cut = _find_cut(lines, layout, path)
     if cut.width < 2:
-        setting = f"dataset.source.delimiter={DELIMITERS[cut.delimiter]}"
-        raise UserError(
-            f"{path}: with {setting} its lines have one field, and a path and a label are needed. {line_1}"
-        )
+        what = f"its lines have one field with dataset.source.delimiter={DELIMITERS[cut.delimiter]}"
+        raise UserError(f"{path}: {what}, and need a path and a label. {line_1}")
     rows = [fields_of(line, cut.delimiter, cut.width) for line in lines[:2]]
     header = layout.header
     if header is None:
         named = any(isinstance(column, str) for column in layout.columns.values())
-        # where widths differ, reading complains
-        header = named or (
-            all(len(row) == cut.width for row in rows) and _names_columns(rows, layout, path, line_1)
-        )
+        even = all(len(row) == cut.width for row in rows)  # else reading complains
+        header = named or (even and _names_columns(rows, layout, path, line_1))
     if not header and cut.width > 2 and None in (layout.path_column, layout.label_column):
-        spaces = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces" * (
-            cut.delimiter == " "
-        )
+        way = f", or say dataset.source.delimiter={LAST_SPACE} where paths hold spaces"
+        spaces = way if cut.delimiter == " " else ""
         raise UserError(
             f"{path}: line 1 has {cut.width} fields and does not name them: say which ones are the path and the label, "
             "by number from 0, such as dataset.source.path_column=0 and dataset.source.label_column=1; or by name with "
@@ -136,9 +131,7 @@ def recognize(path: Path | str, layout: ListingFormat) -> Table:
     return Table(cut, header, {name: place for name, place in places.items() if place is not None})
 
 
-def _names_columns(
-    rows: Sequence[Sequence[str]], layout: ListingFormat, path: Path | str, line_1: str
-) -> bool:
+def _names_columns(rows: list[list[str]], layout: ListingFormat, path: Path | str, line_1: str) -> bool:
     """Whether the first row is a header, told by its words; raises `UserError` where it may be either."""
     names = {field.strip().lower() for field in rows[0]}
     if names & set(PATH_WORDS) and names & set(LABEL_WORDS):
