@@ -138,7 +138,7 @@ def test_other_parameters_are_refused(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="dataset.json is missing"):
+    with pytest.raises(UserError, match="no dataset.json"):
         Motion(str(tmp_path / "mine"), **SMALL).manifests()
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 

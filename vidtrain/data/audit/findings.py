@@ -23,6 +23,7 @@ SHORTCUT_GAIN, NOISE = 0.1, 3.0
 MOST_OF_CLASS, LIFT = 0.5, 2.0
 
 Inspections = Mapping[str, Inspection]
+Balance = dict[str, dict[str, int]]  # records by class and split
 logger = logging.getLogger(__name__)
 
 
@@ -74,9 +75,7 @@ def groups_across_splits(records: Iterable[Entry]) -> dict[str, dict[str, int]]:
     return {group: dict(splits) for group, splits in sorted(counts.items()) if len(splits) > 1}
 
 
-def balance(
-    records: Iterable[Entry], classes: Sequence[str], splits: Sequence[str]
-) -> dict[str, dict[str, int]]:
+def balance(records: Iterable[Entry], classes: Sequence[str], splits: Sequence[str]) -> Balance:
     """How many records of every class are in every split; zeros are written out."""
     counts = Counter((name, entry.split) for entry in records for name in entry.classes)
     return {name: {split: counts[name, split] for split in splits} for name in classes}
@@ -128,9 +127,7 @@ def copies(records: Iterable[Entry], inspections: Inspections, max_distance: flo
         in_order = sorted(listed, key=lambda entry: entry.start or 0.0)
         if any(overlap(one, other) for one, other in pairwise(in_order)):
             sets.append(_copies("listed twice", (path,), by_path, 0.0))
-    return sorted(
-        sets, key=lambda same: (not same.across_splits, same.kind == "near", same.distance, same.paths)
-    )
+    return sorted(sets, key=lambda one: (not one.across_splits, one.kind == "near", one.distance, one.paths))
 
 
 def _copies(kind: str, paths: tuple[str, ...], by_path: Mapping[str, list[Entry]], distance: float) -> Copies:
@@ -240,16 +237,14 @@ def _shortcut(
     )
 
 
-def _right_guesses(
-    values: np.ndarray, labels: np.ndarray, other_values: np.ndarray, other_labels: np.ndarray
-) -> int:
+def _right_guesses(values: np.ndarray, labels: np.ndarray, others: np.ndarray, of_others: np.ndarray) -> int:
     """How many of the others are of the class most common with their value (the first of equals), or most common at
     all where no video of `values` has it."""
     otherwise = int(np.bincount(labels).argmax())
     counts = Counter(zip(values.tolist(), labels.tolist(), strict=True))
     rarest_first = sorted(counts, key=lambda pair: (counts[pair], -pair[1]))  # what is written last stays
     most_common = dict(rarest_first)
-    pairs = zip(other_values.tolist(), other_labels.tolist(), strict=True)
+    pairs = zip(others.tolist(), of_others.tolist(), strict=True)
     return sum(most_common.get(value, otherwise) == label for value, label in pairs)
 
 

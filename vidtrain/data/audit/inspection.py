@@ -32,6 +32,7 @@ from vidtrain.data.stores.places import is_plain
 
 FORMAT = 6  # of an `Inspection`; a file inspected under another is inspected anew
 READ_ALONE = 4  # frames, evenly spread
+Job = tuple[str, float | None, int, str]  # path, frame rate, pixels at most, size changes
 OF_INFO = ("width", "height", "rotation", "mirrored")
 OF_REPORT = ("num_frames", "stated_frames", "container", "codec", "pixel_format", "audio")
 
@@ -73,10 +74,8 @@ class Inspection:
         return cls(max(0, _stamp(path)[0]), cause)
 
 
-def inspect_job(
-    job: tuple[str, float | None, int, str], index: Path | None, thumbnails: Path | None
-) -> Inspection:
-    """`inspect_video` of (path, frame rate, pixels at most, size changes), for worker processes."""
+def inspect_job(job: Job, index: Path | None, thumbnails: Path | None) -> Inspection:
+    """`inspect_video` for worker processes."""
     path, frame_rate, max_pixels, size_changes = job
     return inspect_video(path, frame_rate, index, thumbnails, max_pixels, size_changes)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vidtrain.data.audit.findings import (
+    Balance,
     Entry,
     Inspections,
     balance,
@@ -117,11 +118,8 @@ def summarize(
 
 def table(records: Sequence[Entry], inspections: Inspections, summary: Plain) -> str:
     """A row for every record as CSV, with the number of the set of alike files that it is in."""
-    sets = {
-        file["path"]: number
-        for number, same in enumerate(summary["copies"], start=1)
-        for file in same["files"]
-    }
+    copies_by_number = enumerate(summary["copies"], start=1)
+    sets = {file["path"]: number for number, same in copies_by_number for file in same["files"]}
     rows: list[tuple[Any, ...]] = [(*COLUMNS, *MEASURED)]
     for entry in records:
         inspection, path = inspections[entry.path], _short(entry.path, summary["root"])
@@ -178,9 +176,7 @@ def _spell(name: str, value: float | None) -> str:
     return f"{value:.2%}" if name.endswith(("share", "gain")) else str(value)
 
 
-def _classes(
-    records: Sequence[Entry], counts: Mapping[str, Mapping[str, int]], inspections: Inspections
-) -> list[Plain]:
+def _classes(records: Sequence[Entry], counts: Balance, inspections: Inspections) -> list[Plain]:
     by_class: dict[str, list[Inspection]] = {name: [] for name in counts}
     for entry in records:
         for name in entry.classes:
@@ -207,9 +203,7 @@ def _most_common(values: Iterable[str]) -> str:
     return ", ".join(spelled) + (f", {len(counts) - 2} more" if len(counts) > 2 else "")
 
 
-def _distributions(
-    readable: Sequence[Entry], classes: Sequence[str], inspections: Inspections
-) -> list[Plain]:
+def _distributions(readable: list[Entry], classes: Sequence[str], inspections: Inspections) -> list[Plain]:
     """How often each value, or bin of values, is in each class: `labels` [n] and `counts` {class: [n]}."""
     if not readable:
         return []

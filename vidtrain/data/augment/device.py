@@ -33,9 +33,7 @@ class ColorJitter(nn.Module):
     """Brightness, contrast and saturation, each scaled by a factor uniform in [1 - x, 1 + x], then the hue turned by a
     share of the color circle uniform in [-hue, hue]. One draw from the view's seed serves all frames of a clip."""
 
-    def __init__(
-        self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
-    ):
+    def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0):
         super().__init__()
         self.strengths = (brightness, contrast, saturation)
         self.hue = hue
@@ -93,9 +91,7 @@ class RandomErasing(nn.Module):
         super().__init__()
         check_share(probability=probability)
         if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-            raise UserError(
-                f"area={list(area)}: must be two shares, the smaller first, above 0 and at most 1"
-            )
+            raise UserError(f"area={list(area)}: must be two shares, the smaller first, above 0, at most 1")
         if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
             raise UserError(f"aspect={list(aspect)}: must be two numbers above 0, the smaller first")
         if mode not in MODES:
@@ -209,9 +205,7 @@ class Mixing:
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or max(self.mixup_alpha, self.cutmix_alpha) == 0:
             both = f"mixup_alpha={self.mixup_alpha}, cutmix_alpha={self.cutmix_alpha}"
-            raise UserError(
-                f"{both}: none may be below 0, and one must be above; set mixing=null for no mixing"
-            )
+            raise UserError(f"{both}: none may be below 0, and one must be above; mixing=null does no mixing")
         check_share(probability=self.probability, switch_probability=self.switch_probability)
 
     def __call__(

@@ -44,6 +44,7 @@ class Crop:
         return Crop(left, top, right - left, bottom - top, self.flip)
 
 
+Size = tuple[int, int]  # height, width
 Placement = Callable[[int, int, int], int]
 # How frames are scaled, by the names of clip.resize: antialiased where the box is cut; or first, and without
 # antialiasing, as in publishers' code. That also says where box `number` of `total` begins in its `room`. Python rounds
@@ -105,9 +106,7 @@ def _short_side_box(width: int, height: int, size: tuple[int, int], ratio: float
 def _ratio_in_pixels(short_side: int, size: tuple[int, int]) -> float:
     """A short side in pixels as a multiple of the output's."""
     if short_side < min(size):
-        raise UserError(
-            f"short_side={short_side}: must be at least the output's short side, {min(size)} pixels"
-        )
+        raise UserError(f"short_side={short_side}: must be at least the output's, {min(size)} pixels")
     return short_side / min(size)
 
 
@@ -197,9 +196,7 @@ class ShortSideCrop:
             _check_range("short_side_ratio", self.short_side_ratio, 1)
         check_share(flip=self.flip)
 
-    def __call__(
-        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
-    ) -> Crop:
+    def __call__(self, width: int, height: int, size: Size, frames: int, rng: np.random.Generator) -> Crop:
         box = _short_side_box(width, height, size, self._ratio(size, rng))
         return _place(width, height, box, self.flip, rng)
 
@@ -222,9 +219,7 @@ class FixedCrop:
     def __post_init__(self) -> None:
         CenterCrops(self.short_side_ratio, 1, self.short_side)  # which knows what may not be
 
-    def __call__(
-        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
-    ) -> Crop:
+    def __call__(self, width: int, height: int, size: Size, frames: int, rng: np.random.Generator) -> Crop:
         return CenterCrops(self.short_side_ratio, 1, self.short_side)(width, height, size)[0]
 
 
@@ -286,9 +281,7 @@ class WholeFrame:
 
     def _check(self, short_side: int) -> None:
         if short_side < 1 or short_side % self.multiple_of:
-            raise UserError(
-                f"short_side={short_side}: must be a multiple of multiple_of={self.multiple_of}, above 0"
-            )
+            raise UserError(f"short_side={short_side}: must be a multiple of multiple_of={self.multiple_of}")
 
     def output_size(self, width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
         short_side = min(size) if self.short_side is None else self.short_side
@@ -315,9 +308,7 @@ class SquashedCrop:
         _check_scale(self.scale)
         check_share(flip=self.flip)
 
-    def __call__(
-        self, width: int, height: int, size: tuple[int, int], frames: int, rng: np.random.Generator
-    ) -> Crop:
+    def __call__(self, width: int, height: int, size: Size, frames: int, rng: np.random.Generator) -> Crop:
         side = math.sqrt(rng.uniform(self.scale[0], self.scale[1]))
         box = max(1, round(width * side)), max(1, round(height * side))
         return _place(width, height, box, self.flip, rng)

@@ -243,6 +243,7 @@ def sound_frames(path: str, max_pixels: int) -> Iterator[tuple[int, av.VideoFram
 
 FINER = 1000  # parts of a tick that times between two known ones are rounded to
 Ticks = Sequence[int | None]
+Times = tuple[np.ndarray, Fraction]  # int64 [n], and the seconds of one unit
 
 
 @dataclass(frozen=True)
@@ -269,9 +270,7 @@ def states_shown_times(container: ContainerFormat) -> bool:
     return states_decode_times(container) and container.name != "avi"
 
 
-def frame_times(
-    stated: StatedTimes, tick: Fraction, rate: Fraction | None
-) -> tuple[np.ndarray, Fraction] | None:
+def frame_times(stated: StatedTimes, tick: Fraction, rate: Fraction | None) -> Times | None:
     """When frames appear: int64 [n], increasing, and the seconds of one unit. None where there is no telling.
 
     Times of presentation are believed where all are there and in order; else decode times, which are the same but for

@@ -90,9 +90,7 @@ def expect_views(file: ByteRanges, video: VideoInfo, views: Sequence[View]) -> N
 def _check_views(video: VideoInfo, views: Sequence[View]) -> None:
     for indices, crops in views:
         if indices.min() < 0 or indices.max() >= video.num_frames:
-            raise ValueError(
-                f"frames {indices.min()}..{indices.max()} of the {video.num_frames} of {video.path}"
-            )
+            raise ValueError(f"frames {indices.min()}..{indices.max()} of {video.num_frames} of {video.path}")
         if not isinstance(crops, Crop) and len(crops) != len(indices):
             raise ValueError(f"{len(crops)} boxes for the {len(indices)} frames of a clip")
         for crop in [crops] if isinstance(crops, Crop) else crops:
@@ -113,9 +111,8 @@ def size_error(path: str, index: int, shape: tuple[int, int], width: int, height
     """The error for a frame whose size differs from that of the first, `shape`."""
     change = f"from {shape[0]}x{shape[1]} to {width}x{height} at frame {index}"
     # the audit knows it by "size changes"
-    return DecodeError(
-        path, f"the picture changes its size {change} (size changes are refused by data.size_changes)"
-    )
+    refused = "size changes are refused by data.size_changes"
+    return DecodeError(path, f"the picture changes its size {change} ({refused})")
 
 
 def read_frames(

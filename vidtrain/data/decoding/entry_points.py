@@ -104,9 +104,8 @@ def _hevc_picture(units: Sequence[bytes]) -> CodedPicture:
     units = [unit for unit in units if len(unit) > 1]
     kinds = [(unit[0] >> 1) & 63 for unit in units]
     parameters = tuple(unit for unit, kind in zip(units, kinds, strict=True) if kind in HEVC_PARAMETERS)
-    pictures = [
-        (kind, (unit[1] & 7) - 1) for unit, kind in zip(units, kinds, strict=True) if kind in HEVC_PICTURES
-    ]
+    pairs = zip(units, kinds, strict=True)
+    pictures = [(kind, (unit[1] & 7) - 1) for unit, kind in pairs if kind in HEVC_PICTURES]
     top_layer = max((layer for _, layer in pictures), default=0)
     passed_over = all(kind in HEVC_NON_REFERENCE and layer == top_layer for kind, layer in pictures)
     return CodedPicture(

@@ -47,9 +47,7 @@ class VideoIndex:
     else. Where it fails later, a warning says so, and files are read again.
     """
 
-    def __init__(
-        self, path: Path | None, max_pixels: int = MAX_PIXELS, sample_aspect: str = SAMPLE_ASPECTS[0]
-    ):
+    def __init__(self, path: Path | None, max_pixels: int = MAX_PIXELS, sample_aspect: str = "ignore"):
         self._path = path
         self._sample_aspect = sample_aspect
         self._max_pixels = max_pixels

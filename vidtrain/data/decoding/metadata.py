@@ -175,9 +175,7 @@ class _Scan:
         """Which pictures nothing refers to, and whether that must be tried, as the stream is unusual."""
         coded = [picture.coded for picture in self.pictures]
         top_layer = max((picture.layer for picture in coded), default=0)  # which may refer to lower ones
-        disposable = np.array(
-            [picture.disposable and picture.layer == top_layer for picture in coded], dtype=bool
-        )
+        disposable = np.array([one.disposable and one.layer == top_layer for one in coded], dtype=bool)
         firsts = np.flatnonzero(second) - 1
         # a frame's two fields go together
         disposable[firsts] = disposable[firsts + 1] = disposable[firsts] & disposable[firsts + 1]

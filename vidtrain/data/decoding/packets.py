@@ -171,9 +171,8 @@ class _Source:
         first = max(0, int(places[0]))
         shown = zip(numbers, places.tolist(), strict=True)
         damaged.update(number for number, place in shown if place >= 0 and number not in out)
-        damaged.difference_update(
-            [n for n in damaged if n < 0 or (0 <= table.shown[n] < first and n not in index_of)]
-        )
+        early = [n for n in damaged if n < 0 or (0 <= table.shown[n] < first and n not in index_of)]
+        damaged.difference_update(early)
 
     def _reader(self, numbers: Sequence[int]) -> Callable[[int], memoryview | bytes]:
         """What reads the packets `numbers`."""
@@ -191,12 +190,10 @@ class _Source:
 
 
 @contextmanager
-def _opened(
-    path: str, table: PacketTable, max_pixels: int, file: ByteRanges | None = None
-) -> Iterator[_Source]:
+def _opened(path: str, table: PacketTable, limit: int, file: ByteRanges | None = None) -> Iterator[_Source]:
     try:
         with opened(path) if file is None else nullcontext(file) as source:
-            yield _Source(path, source, table, new_decoder(table, max_pixels))
+            yield _Source(path, source, table, new_decoder(table, limit))
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(path, error.strerror) from error
 

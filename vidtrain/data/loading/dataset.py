@@ -182,9 +182,7 @@ class VideoDataset(Dataset):
         views, size = self._eval_views(video, clips)
         return decode_views(video, views, size, self.interpolation, self.size_changes, resize=self.resize)
 
-    def _train_crops(
-        self, video: VideoInfo, frames: int, rng: np.random.Generator
-    ) -> Crop | tuple[Crop, ...]:
+    def _train_crops(self, video: VideoInfo, frames: int, rng: np.random.Generator) -> Crop | Sequence[Crop]:
         geometry = cast(TrainGeometry, self.geometry)
         if self.resize != ANTIALIASED and isinstance(geometry, FixedCrop):
             return published_crops(geometry, video.width, video.height, self.size, self.resize)[0]
@@ -218,9 +216,8 @@ class VideoDataset(Dataset):
         plan, file = self.ahead.take(SampleKey(*key[1:])) or (None, None)
         if plan is None:
             plan = self.plan(record, key, self.open_video(record.path))
-        pixels = decode_views(
-            plan.video, plan.views, plan.size, self.interpolation, self.size_changes, file, self.resize
-        )
+        how = (self.interpolation, self.size_changes, file, self.resize)
+        pixels = decode_views(plan.video, plan.views, plan.size, *how)
         copies = rearrange(pixels, "(m n) c t h w -> m n c t h w", m=self.copies)
         return copies, torch.tensor(plan.seeds).view(self.copies, -1)
 

@@ -275,9 +275,8 @@ def guarded(
             if not busy:
                 return
             events = workers.collect(TICK)
-            results = [
-                _result(event, time_limit) for event in events if isinstance(event, Answer) or event.tasks
-            ]
+            ended = (event for event in events if isinstance(event, Answer) or event.tasks)
+            results = [_result(event, time_limit) for event in ended]
             busy -= len(results)
     finally:
         workers.close()

@@ -261,9 +261,7 @@ class ColumnsBuilder:
         codes = None
         if groups is not None:
             pairs = zip(groups, paths, strict=True)
-            codes = [
-                OWN_PATH if group == path else known.setdefault(group, len(known)) for group, path in pairs
-            ]
+            codes = [OWN_PATH if g == path else known.setdefault(g, len(known)) for g, path in pairs]
         self._paths.extend(paths)
         self._labels.extend(labels)
         if self._label_counts is not None:

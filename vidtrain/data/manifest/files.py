@@ -224,21 +224,16 @@ def write_split(out: Path, texts: Mapping[str, str], overwrite: bool) -> None:
     """Writes files by name into the folder `out`. Raises `UserError` where another split is there, unless `overwrite`,
     or nothing can be written."""
     # a split that has no test must not stand beside the test of another
-    wanted = {
-        "test.csv": None,
-        **{name: text.encode(errors="surrogateescape") for name, text in texts.items()},
-    }
+    encoded = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
+    wanted = {"test.csv": None, **encoded}
     for name in texts:
         if (out / name).is_dir():
             raise UserError(f"{out / name} is a folder: choose another out=")
-    other = [
-        name for name, data in wanted.items() if (out / name).exists() and (out / name).read_bytes() != data
-    ]
+    present = {name: data for name, data in wanted.items() if (out / name).exists()}
+    other = [name for name, data in present.items() if (out / name).read_bytes() != data]
     if other and not overwrite:
         names = ", ".join(sorted(other))
-        raise UserError(
-            f"{out} holds another split ({names}): choose another folder with out=, or overwrite=true"
-        )
+        raise UserError(f"{out} holds another split ({names}): choose another out=, or overwrite=true")
     try:
         out.mkdir(parents=True, exist_ok=True)
         if "test.csv" not in texts:

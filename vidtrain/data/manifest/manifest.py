@@ -94,9 +94,7 @@ class Manifest(Sequence[Record]):
             return
         place = int(np.flatnonzero((labels < 0) | (labels > largest))[0])
         record = int(np.searchsorted(np.cumsum(self.columns.label_counts), place, side="right"))
-        raise UserError(
-            f"{self.paths[record]}: label {labels[place]} is outside 0..{largest}, those of its classes"
-        )
+        raise UserError(f"{self.paths[record]}: label {labels[place]} is outside 0..{largest}")
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -190,9 +188,7 @@ class Manifest(Sequence[Record]):
         except FileNotFoundError as error:
             raise UserError(f"the manifest {folder} cannot be opened: {error.strerror}") from error
         except (OSError, EOFError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"the manifest {folder} is damaged ({error}); delete it to have it made anew"
-            ) from error
+            raise UserError(f"the manifest {folder} is damaged ({error}); delete it") from error
         return manifest
 
     def __reduce__(self):
@@ -324,6 +320,4 @@ def check_appearance(names: Iterable[str], where: str) -> None:
     for name in names:
         other = first_with.setdefault(appearance(name), name)
         if other != name:
-            raise UserError(
-                f"{where}: the classes {other!a} and {name!a} look alike; spell them alike if they are one"
-            )
+            raise UserError(f"{where}: the classes {other!a} and {name!a} look alike; spell one as the other")

@@ -111,13 +111,11 @@ class SplitRecord:
                 if whole > MOST_GROWTH * path.stat().st_size + SMALL:
                     raise ValueError(f"it would become {whole:,} bytes")
                 arrays = {name: archive[name] for name in archive.files}
-            prefix, classes = (
-                str(bytes(arrays[name]), "utf-8", "surrogateescape") for name in ("prefix", "classes")
-            )
+            texts = (bytes(arrays[name]) for name in ("prefix", "classes"))
+            prefix, classes = (str(text, "utf-8", "surrogateescape") for text in texts)
             paths = Strings(arrays["blob"], arrays["offsets"], prefix)
-            columns = Columns(
-                paths, arrays["labels"], **{name: arrays[name] for name in OPTIONAL if name in arrays}
-            )
+            optional = {name: arrays[name] for name in OPTIONAL if name in arrays}
+            columns = Columns(paths, arrays["labels"], **optional)
             record = cls(columns, tuple(classes.split("\0")), arrays["sizes"], arrays["times"])
             record._check()
             return record
@@ -208,9 +206,7 @@ class _Matches:
     new: np.ndarray
 
 
-def split_changes(
-    before: SplitRecord, now: SplitRecord, same: Same = lambda path, size, modified: None
-) -> SplitChanges:
+def split_changes(before: SplitRecord, now: SplitRecord, same: Same = lambda *file: None) -> SplitChanges:
     """What differs in `now`. Files may lie elsewhere: then only their bytes are compared, as copies have times of their
     own. `same` is asked about files that have another time in the same place."""
     changes = SplitChanges()

@@ -58,13 +58,9 @@ def complete(manifests: dict[str, Manifest], val_share: float | None, seed: int)
     Raises `UserError` where there is none or both, and as `check_splits` does.
     """
     if val_share is not None and "val" in manifests:
-        raise UserError(
-            f"dataset.source.val_share={val_share}, but dataset.source.val is given; set one to null"
-        )
+        raise UserError(f"dataset.source.val_share={val_share}, but dataset.source.val is given; unset one")
     if val_share is None and "val" not in manifests:
-        raise UserError(
-            "there is no val split to select on: give one, or set dataset.source.val_share=0.1 of train"
-        )
+        raise UserError("there is no val split to select on: give one, or dataset.source.val_share=0.1")
     if val_share:
         manifests = hold_out(manifests, val_share, seed)
     check_splits(manifests)
@@ -234,12 +230,9 @@ def check_present(manifests: Mapping[str, Manifest], hint: str, warn: Callable[[
         if any(not is_utf8(path) for path in missing):
             why = f" (what lists them {NO_UTF8})"
         elif any(_in_other_form(path) for path in missing):
-            why = (
-                " (they are there in another of Unicode's forms, NFC or NFD: list names as the disk has them)"
-            )
-        what = (
-            f"{len(missing)} of {count} {split} videos that were looked for are missing, such as {missing[0]}"
-        )
+            why = " (they are there in another of Unicode's forms: list names as the disk has them)"
+        some = f"{len(missing)} of {count} {split} videos"
+        what = f"{some} that were looked for are missing, such as {missing[0]}"
         messages.append(what + why)
         most_missing |= 2 * len(missing) > count
     if most_missing:
@@ -345,11 +338,8 @@ def split_rows(pool: Manifest, splits: Mapping[str, Manifest]) -> list[tuple[str
     """For each split its name, videos, share of all, groups, classes, and the fewest and most videos of a class."""
     rows = []
     for name, part in splits.items():
-        share, counts, groups = (
-            f"{len(part) / len(pool):.1%}",
-            _class_counts(part),
-            int(group_numbers(part).max()) + 1,
-        )
+        share, counts = f"{len(part) / len(pool):.1%}", _class_counts(part)
+        groups = int(group_numbers(part).max()) + 1
         spread = f"{counts.min()} to {counts.max()}"
         rows.append((name, len(part), share, groups, int(np.count_nonzero(counts)), spread))
     return rows

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import av
 import numpy as np
@@ -80,9 +80,7 @@ class PreparedCopy:
         return cls(folder, facts["root"], settings, facts["command"])
 
     @classmethod
-    def begin(
-        cls, folder: Path, sources: Sequence[str], settings: EncodeSettings, command: str
-    ) -> "PreparedCopy":
+    def begin(cls, folder: Path, sources: Sequence[str], settings: EncodeSettings, command: str) -> Self:
         """A new copy of `sources` in `folder`, or the one that is there. Raises `UserError` where that is of files of
         another folder."""
         facts = _facts(folder)
@@ -193,9 +191,8 @@ class PreparedCopy:
         with self._ledger() as ledger:
             while chunk := list(islice(waiting, AT_A_TIME)):
                 names = [os.fsencode(self._name(source)) for source in chunk]
-                query = (
-                    "SELECT source, source_bytes, modified, bytes, shift, cause FROM files WHERE settings = ?"
-                )
+                columns = "source, source_bytes, modified, bytes, shift, cause"
+                query = f"SELECT {columns} FROM files WHERE settings = ?"
                 query += f" AND source IN ({', '.join('?' * len(names))})"
                 rows = ledger.execute(query, (self._key, *names))
                 entries = {row[0]: Entry(row[1], row[2], PrepareResult(*row[3:])) for row in rows}

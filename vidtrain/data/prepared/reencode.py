@@ -67,9 +67,8 @@ class EncodeSettings:
         if self.preset not in PRESETS:
             raise UserError(f"preset={self.preset}: must be one of {', '.join(PRESETS)}")
         if self.size_changes not in SIZE_CHANGES:
-            raise UserError(
-                f"data.size_changes={self.size_changes}: must be one of {', '.join(SIZE_CHANGES)}"
-            )
+            known = ", ".join(SIZE_CHANGES)
+            raise UserError(f"data.size_changes={self.size_changes}: must be one of {known}")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of the copy: the short side is `short_side`, or as it is where that is less. Sides are
@@ -146,9 +145,8 @@ class Timing:
         shift = max(0, -int(video.ticks[0]))
         for scale in (video.tick.denominator, *COARSER_SCALES):
             per_tick = video.tick * scale
-            units = np.array(
-                [round(tick * per_tick) for tick in (video.ticks + shift).tolist()], dtype=np.int64
-            )
+            ticks = (video.ticks + shift).tolist()
+            units = np.array([round(tick * per_tick) for tick in ticks], dtype=np.int64)
             gaps = np.diff(units)
             if scale <= LARGEST and (gaps > 0).all() and gaps.max(initial=0) * 32 <= LARGEST:
                 return cls(units, scale, float(shift * video.tick))

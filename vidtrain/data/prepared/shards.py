@@ -129,9 +129,7 @@ def write_shard(folder: Path, shard: Shard, index: VideoIndex) -> ShardIndex:
         with replacing_path(beside) as temporary:
             temporary.write_bytes(result.to_bytes())
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): free space, or say another out="
-        ) from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): say another out=") from error
     return result
 
 

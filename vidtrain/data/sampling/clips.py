@@ -91,9 +91,7 @@ class ClipProtocol:
             if not 0 < value < math.inf:
                 faults.append(f"{name}={value}: must be above 0")
         if self.sampling in FIXED and self.short_video_policy == "wrap":
-            faults.append(
-                f"sampling={self.sampling} cannot wrap: set short_video_policy=repeat_last or error"
-            )
+            faults.append(f"sampling={self.sampling} cannot wrap: short_video_policy=repeat_last or error")
         if self.sampling != "uniform" and self.short_video_policy == "stretch":
             faults.append(f"short_video_policy=stretch goes with sampling=uniform, and not {self.sampling}")
         if self.frame_order == "shuffled" and self.frames == 1:
@@ -213,18 +211,16 @@ def _start(place: Place, span: float, rng: np.random.Generator | None) -> float 
     return stretch.clock[stretch.shown(start + ROUNDING)]
 
 
-def _at_rate(
-    stretch: Stretch, start: float | None, offsets: np.ndarray, rate: float, policy: str
-) -> np.ndarray:
+def _at_rate(part: Stretch, start: float | None, offsets: np.ndarray, rate: float, policy: str) -> np.ndarray:
     """The positions [t] of a clip whose stride is multiplied by `rate`."""
     span = offsets[-1]
     if span > 0:
-        rate = min(rate, max(1.0, stretch.last / span))
+        rate = min(rate, max(1.0, part.last / span))
     if start is None:
-        return behind_end(policy, offsets * rate, stretch)
+        return behind_end(policy, offsets * rate, part)
     if rate > 1:
-        latest = stretch.last - span * rate
-        start = stretch.clock[stretch.shown(min(start, latest) + ROUNDING)]
+        latest = part.last - span * rate
+        start = part.clock[part.shown(min(start, latest) + ROUNDING)]
     return start + offsets * rate
 
 

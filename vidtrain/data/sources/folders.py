@@ -222,9 +222,7 @@ class FrameFolders:
     def __post_init__(self) -> None:
         check_frame_rate(self.frame_rate)
         if (self.annotations is None) == (self.ground_truth is None):
-            raise UserError(
-                "frame folders need one of dataset.source.annotations and ground_truth, the other null"
-            )
+            raise UserError("give one of dataset.source.annotations and dataset.source.ground_truth")
         for key, what in (("classes", "names the classes"), ("group_pattern", "says the groups")):
             if self.annotations is not None and getattr(self, key) is not None:
                 raise UserError(f"dataset.source.annotations {what}; take dataset.source.{key} back")
@@ -255,9 +253,8 @@ class FrameFolders:
         numbers, _ = labels.read(texts, lambda place, why: faults.add(kept[place][0], why))
         faults.raise_if_any()
         builder = ColumnsBuilder()
-        builder.extend(
-            list(map(self._folder, names)), numbers, groups_by(self.group_pattern, names) or groups
-        )
+        groups = groups_by(self.group_pattern, names) or groups
+        builder.extend(list(map(self._folder, names)), numbers, groups)
         return Manifest(*labels.settle(builder.build()), self.frame_rate)
 
     def _annotated(self, path: Path) -> dict[str, Manifest]:

@@ -151,9 +151,7 @@ def _names_columns(rows: list[list[str]], layout: ListingFormat, path: Path | st
     return False
 
 
-def _place(
-    path: Path | str, which: str, column: Column, named: Sequence[str] | None, width: int
-) -> int | None:
+def _place(path: Path | str, which: str, column: Column, named: list[str] | None, width: int) -> int | None:
     """The number of the column `which`; None where there is none. `named` are the names that a header gives."""
     usual_names, usual = COLUMNS[which]
     setting = f"dataset.source.{which}_column"
@@ -170,9 +168,7 @@ def _place(
         return usual
     fitting = [name for name in named if name.lower() in usual_names]
     if len(fitting) > 1:
-        raise UserError(
-            f"{path} has the columns {' and '.join(fitting)}: say which with {setting}={fitting[0]}"
-        )
+        raise UserError(f"{path} has the columns {' and '.join(fitting)}: say {setting}={fitting[0]}")
     if not fitting and usual is not None:
         # a guess by position could take a path for a label
         raise UserError(
@@ -206,9 +202,8 @@ def _find_cut(sample: Sequence[str], layout: ListingFormat, path: Path | str) ->
     if delimiter is not None and delimiter not in (" ", LAST_SPACE):
         return Cut(delimiter, _usual_width(sample, delimiter))
     heads = {other: fields_of(sample[0], other) for other in DELIMITERS if other not in (" ", separator)}
-    by_header = {
-        other: names for other, names in heads.items() if len(names) > 1 and _is_header(names, columns)
-    }
+    several = {other: names for other, names in heads.items() if len(names) > 1}
+    by_header = {other: names for other, names in several.items() if _is_header(names, columns)}
     if delimiter is None and layout.header is not False and len(by_header) == 1:
         [(other, names)] = by_header.items()
         return Cut(other, len(names))
@@ -257,10 +252,8 @@ def _ends_in_integer(fields: Sequence[str]) -> bool:
 
 def _is_header(fields: Sequence[str], columns: Sequence[Column]) -> bool:
     """Whether the first line names the columns: those given by name, else the usual ones of paths and labels."""
-    names, by_name = (
-        [field.strip() for field in fields],
-        {column for column in columns if isinstance(column, str)},
-    )
+    names = [field.strip() for field in fields]
+    by_name = {column for column in columns if isinstance(column, str)}
     usual = names[0].lower() in PATH_WORDS and any(name.lower() in LABEL_WORDS for name in names[1:])
     return by_name <= set(names) if by_name else usual
 

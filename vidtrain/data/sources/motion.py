@@ -73,17 +73,12 @@ class Motion:
                 with _locked(root):
                     self._make_unless_made(root)
             except OSError as error:
-                raise UserError(
-                    f"cannot make the motion dataset in {root}: {error}; choose another root"
-                ) from error
-        stored, again = (
-            json.loads((root / MARKER).read_text(encoding="utf-8")),
-            "delete it to have it made again",
-        )
+                raise UserError(f"cannot make the videos of {root} ({error}); choose another root") from error
+        again = "delete it to have it made again"
+        stored = json.loads((root / MARKER).read_text(encoding="utf-8"))
         marker = self._marker().items()
-        differing = [
-            f"{key} is {stored.get(key)}, not {value}" for key, value in marker if stored.get(key) != value
-        ]
+        changed = ((key, stored.get(key), value) for key, value in marker if stored.get(key) != value)
+        differing = [f"{key} is {before}, not {value}" for key, before, value in changed]
         if differing:
             what = f"{root} holds a motion dataset with other parameters: {'; '.join(differing)}"
             raise UserError(f"{what}; choose another root, or {again}")
@@ -108,9 +103,7 @@ class Motion:
         if (root / MARKER).is_file():  # by another process, while this one waited for the lock
             return
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise UserError(
-                f"{root} exists and is no motion dataset ({MARKER} is missing); choose another root"
-            )
+            raise UserError(f"{root} exists and is no motion dataset (no {MARKER}); choose another root")
         started = time.perf_counter()
         logger.info("making the motion dataset: %d videos in %s", self._count(), root)
         # under the lock, so what a killed process left here belongs to nobody
@@ -286,9 +279,8 @@ def _draw(track: Track, frames: int, size: int, rng: Draws) -> np.ndarray:
     color = _contrasting_color(rng, (first, second))
     shape = SHAPES[rng.choice(list(SHAPES))]
     angle = rng.uniform(0, 2 * math.pi)
-    center_x, center_y, radius = (
-        values.astype(np.float32)[:, None, None] for values in (track.x, track.y, track.radius)
-    )
+    tracks = (track.x, track.y, track.radius)
+    center_x, center_y, radius = (values.astype(np.float32)[:, None, None] for values in tracks)
     dx, dy = (x - center_x) / radius, (y - center_y) / radius
     cos, sin = math.cos(angle), math.sin(angle)
     distance = shape(cos * dx + sin * dy, cos * dy - sin * dx) * (radius / pixel)

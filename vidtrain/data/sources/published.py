@@ -89,18 +89,14 @@ class OfficialSplits(ABC):
         if self.fold not in (None, 1, 2, 3):
             raise UserError(f"dataset.source.fold={self.fold}: choose 1, 2 or 3, or null to split anew")
         if self.val not in ("train", "test"):
-            raise UserError(
-                f"dataset.source.val={self.val}: choose train, to hold out val_share of it, or test"
-            )
+            raise UserError(f"dataset.source.val={self.val}: choose train (val_share of it), or test")
 
     def manifests(self) -> dict[str, Manifest]:
         if self.fold is None:
             pattern = self.GROUP_PATTERN
             return ClassFolders(self.root, split=NEW_SPLIT, group_pattern=pattern, seed=self.seed).manifests()
         if not Path(self.annotations).is_dir():
-            raise UserError(
-                f"no folder {self.annotations} of split files; name it: dataset.source.annotations="
-            )
+            raise UserError(f"no folder {self.annotations} of split files: dataset.source.annotations")
         allow = (float(self.allow_missing), "dataset.source.allow_missing=true")
         classes, listed = self._read_lists()
         manifests = _located(listed, classes, self.root, *allow)
@@ -183,9 +179,7 @@ class HMDB51(OfficialSplits):
         ending = f"_test_split{self.fold}.txt"
         paths = sorted(Path(self.annotations).glob(f"*{ending}"))
         if not paths:
-            raise UserError(
-                f"no files *{ending} in {self.annotations}; set dataset.source.annotations=FOLDER"
-            )
+            raise UserError(f"no files *{ending} in dataset.source.annotations={self.annotations}")
         classes = spelled_list([path.name.removesuffix(ending) for path in paths], self.annotations)
         listed = []
         for label, (class_name, path) in enumerate(zip(classes, paths, strict=True)):

@@ -182,9 +182,8 @@ def read_rows(
             faults.add(number, _wrong_width(fields, width, delimiter, line))
         elif whole is not None and not whole(fields):
             parts = f"the path {fields[0]!r} and {fields[-1]!r}; quote fields that hold spaces"
-            faults.add(
-                number, f"{line.rstrip()!r} is not like other lines: cut at its last space, it is {parts}"
-            )
+            what = f"{line.rstrip()!r} is not like other lines"
+            faults.add(number, f"{what}: cut at its last space, it is {parts}")
         else:
             rows.lines.append(number)
             rows.fields.append(fields)

@@ -39,9 +39,7 @@ class Unlabeled:
 
     def __post_init__(self) -> None:
         if self.val_share is not None and not 0 < self.val_share < 1:
-            raise UserError(
-                f"dataset.source.val_share={self.val_share}: must lie between 0 and 1, or be null"
-            )
+            raise UserError(f"dataset.source.val_share={self.val_share}: must lie between 0 and 1; or null")
         groups_by(self.group_pattern, [])
         if self.frame_rate is not None:
             check_frame_rate(self.frame_rate)
