@@ -80,7 +80,9 @@ def evaluation(folder: Path, *names: str, protocol=PROTOCOL, crops: int = 1, siz
 
 def same(a: Batch, b: Batch) -> bool:
     tensors = zip(a[:4], b[:4], strict=True)
-    return all(torch.equal(x, y) for x, y in tensors) and a[4:] == b[4:]
+    return (
+        all(torch.equal(x, y) for x, y in tensors) and a[4:6] == b[4:6]
+    )  # not what the clock says of stores
 
 
 SOUND = ("0", "1", "2", "3", "4", "5")
