@@ -188,6 +188,6 @@ def test_settings_are_written_as_overrides():
 def test_cores_that_others_use_are_not_counted_on():
     # reading 5 ms and computing 10 ms a clip, one after the other; two processes do the work of 1.2
     m = measured(load=0.5, device="cpu", cores=2, workers=0, threads=1, run=66.0, compute=100.0,
-                 loaders={0: 200.0, 1: 200.0}, served=1.2)  # fmt: skip
+                 loaders={0: 200.0, 1: 200.0}, free_cores=1.2)  # fmt: skip
     (found,) = advise(m)
     assert found.gain == pytest.approx(1.2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vidtrain.benchmarking import measure as benchmarking
 from vidtrain.benchmarking.measure import PhaseSteps, Timed
 from vidtrain.benchmarking.report import count_flops, estimate, known_peak
-from vidtrain.benchmarking.variants import cores_served, doubled
+from vidtrain.benchmarking.variants import count_free_cores, doubled
 from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report, report
@@ -355,8 +355,8 @@ def test_an_average_is_validated_too_and_a_quick_look_reads_few():
 
 
 def test_one_process_has_the_core_it_has():
-    assert cores_served(1) == 1
-    assert 1 <= cores_served(2, seconds=0.02, rounds=1) <= 2
+    assert count_free_cores(1) == 1
+    assert 1 <= count_free_cores(2, seconds=0.02, rounds=1) <= 2
 
 
 def test_a_variant_trains_the_same_weights_and_leaves_the_phase_as_it_is(a_run):

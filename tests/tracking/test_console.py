@@ -20,7 +20,7 @@ from vidtrain.tracking.console import (
     format_seconds,
     format_value,
     make_console,
-    unread,
+    stdout_reader_ended,
 )
 
 
@@ -259,7 +259,7 @@ def test_a_pipe_that_nobody_reads_is_known(monkeypatch, read):
         os.close(reading)
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        assert unread() is not read
+        assert stdout_reader_ended() is not read
         monkeypatch.undo()
     if read:
         os.close(reading)

@@ -37,11 +37,11 @@ from vidtrain.files.atomic import FULL
 from vidtrain.files.escaping import mask_streams, masked, shown_lines
 from vidtrain.runs.attempts import write_requeue_flag
 from vidtrain.tracking.console import (
-    STATUS_UNREAD,
+    STATUS_NO_READER,
     OneLineNames,
-    silence,
+    redirect_to_null,
+    stdout_reader_ended,
     take_every_character,
-    unread,
     use_utf8,
 )
 from vidtrain.training.ranks.rendezvous import find_place
@@ -115,7 +115,7 @@ def launch(
                 return
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BrokenPipeError:  # from output of Hydra itself, such as --info
-        _end_if_unread()
+        _end_without_reader()
 
 
 def _find_none(cfg: DictConfig) -> list[tuple[str, str]]:
@@ -144,7 +144,7 @@ def _check_and_run(
             raise  # the sweeper records it, and continues with the other trials
         fail(str(error))
     except BrokenPipeError:
-        _end_if_unread()
+        _end_without_reader()
     except OSError as error:
         if error.errno not in FULL or is_trial(context):
             raise
@@ -167,13 +167,13 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
-def _end_if_unread() -> NoReturn:
+def _end_without_reader() -> NoReturn:
     """To be called while a BrokenPipeError is handled: ends the program if standard output has lost its reader, and
     raises the error again otherwise."""
-    if not unread():
+    if not stdout_reader_ended():
         raise
-    silence(sys.stdout)
-    sys.exit(STATUS_UNREAD)
+    redirect_to_null(sys.stdout)
+    sys.exit(STATUS_NO_READER)
 
 
 def warn(message: str) -> None:

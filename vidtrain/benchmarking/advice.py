@@ -44,7 +44,7 @@ class Measured:
     run: float  # rate of the run
     compute: float  # rate of the model alone
     loaders: Mapping[int, float]  # rate of the loader alone, by number of workers
-    served: float | None = None  # `cores_served`: the number of cores that are free for this rank; None: all
+    free_cores: float | None = None  # the number of cores that are free for this rank; None: all
     # Rate of the model alone, by trainer.cpu_threads
     threaded: Mapping[int, float] = field(default_factory=dict)
     computes: Mapping[str, float] = field(default_factory=dict)  # rate of the model alone, by other settings
@@ -52,12 +52,12 @@ class Measured:
     checkpointing: bool = False  # whether activation checkpointing is on
     free_memory: float | None = None  # share of the GPU's memory that is free at the peak
     store: Mapping[str, float] | None = (
-        None  # what loaders take of a store of videos, as `measure.store_use` says
+        None  # what loaders take of a store of videos: see `measure.store_use`
     )
 
     @property
     def capacity(self) -> float:
-        return self.cores if self.served is None else self.served
+        return self.cores if self.free_cores is None else self.free_cores
 
     @property
     def loader(self) -> float:
@@ -77,13 +77,13 @@ class Advice:
     """A change of settings, and the rate that is expected of it.
 
     `first` is a program that must be run before. `changes` says how the settings affect training itself, or is None if
-    only its speed changes. `resting` names the measurements from which the rate is computed.
+    only its speed changes. `basis` names the measurements from which the rate is computed.
     """
 
     settings: Mapping[str, Setting]
     clips_per_s: float
     gain: float
-    resting: str
+    basis: str
     first: str | None = None
     changes: str | None = None
 
@@ -193,12 +193,12 @@ def _processes(m: Measured) -> Iterator[Advice]:
     best = max(rate for rate, *_ in candidates)
     as_good = [trial for trial in candidates if trial[0] >= 0.97 * best]
     rate, _, workers, threads, settings = min(as_good, key=lambda trial: trial[1:4])
-    resting = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
+    basis = f"measured alone: workers ({workers}) deliver {m.loaders[workers]:.4g} clips/s"
     if threads != m.threads:
-        resting += f", computing threads ({threads}) take {computes[threads]:.4g}"
+        basis += f", computing threads ({threads}) take {computes[threads]:.4g}"
     if m.device == "cpu":
-        resting += f"; {m.cores} cores do the work of {m.capacity:.2g} free ones"
-    yield Advice(settings, rate, rate / m.run, resting)
+        basis += f"; {m.cores} cores do the work of {m.capacity:.2g} free ones"
+    yield Advice(settings, rate, rate / m.run, basis)
 
 
 def _prepared(m: Measured) -> Iterator[Advice]:
@@ -206,8 +206,8 @@ def _prepared(m: Measured) -> Iterator[Advice]:
         gain = m.prepared.gain
         rate = expected(m, m.workers, m.loader * gain, m.compute, m.threads, 1 / gain)
         first = None if m.prepared.exists else "vidtrain.prepare"
-        resting = f"measured on a few videos: the copy is read {gain:.2g} times as fast"
-        yield Advice({"data.prepared": m.prepared.name}, rate, rate / m.run, resting, first)
+        basis = f"measured on a few videos: the copy is read {gain:.2g} times as fast"
+        yield Advice({"data.prepared": m.prepared.name}, rate, rate / m.run, basis, first)
 
 
 CHANGES = {
@@ -222,8 +222,8 @@ def _variants(m: Measured) -> Iterator[Advice]:
         key, _, text = setting.partition("=")
         value: Setting = {"true": True, "false": False}.get(text, int(text) if text.isdigit() else text)
         rate = expected(m, m.workers, m.loader, compute, m.threads)
-        resting = f"measured alone: the model takes {compute:.4g} clips/s"
-        yield Advice({key: value}, rate, rate / m.run, resting, changes=CHANGES.get(key))
+        basis = f"measured alone: the model takes {compute:.4g} clips/s"
+        yield Advice({key: value}, rate, rate / m.run, basis, changes=CHANGES.get(key))
 
 
 def _kept_activations(m: Measured) -> Iterator[Advice]:
@@ -232,8 +232,8 @@ def _kept_activations(m: Measured) -> Iterator[Advice]:
         work = sum(m.parts.values()) - m.parts["load"]
         faster = m.compute * work / (work - m.parts["forward"])
         rate = expected(m, m.workers, m.loader, faster, m.threads)
-        resting = f"{m.free_memory:.0%} of the GPU's memory is free; forward passes would not run twice"
-        yield Advice({"model.encoder.activation_checkpointing": False}, rate, rate / m.run, resting)
+        basis = f"{m.free_memory:.0%} of the GPU's memory is free; forward passes would not run twice"
+        yield Advice({"model.encoder.activation_checkpointing": False}, rate, rate / m.run, basis)
 
 
 NOTHING = {

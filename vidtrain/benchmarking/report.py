@@ -134,7 +134,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         changes = f"; {advice['changes']}" if advice["changes"] else ""
         console.info(
             f"advice: {advice['text']}{_before(advice)}: {advice['clips_per_s']:.4g} clips/s expected, "
-            f"{advice['gain']:.2f} times as fast ({advice['resting']}){changes}"
+            f"{advice['gain']:.2f} times as fast ({advice['basis']}){changes}"
         )
     for note in result["notes"]:
         console.info(f"note: {note}")

@@ -53,7 +53,7 @@ def explore(
         cores=build.share_of_cores(ranks),
         workers=meter.workers,
         threads=torch.get_num_threads() if ranks.device.type == "cpu" else 0,
-        served=_served(meter),
+        free_cores=_free_cores(meter),
         parts={name: seconds["mean"] for name, seconds in rates["parts"].items() if name != "step"},
         run=rates["clips_per_s"],
         compute=rates["alone"]["compute"],
@@ -72,26 +72,26 @@ def explore(
         computes, reasons = _computes(meter, phase, batch, m)
         m = replace(m, threaded=_threaded(meter, phase, batch, m), computes=computes)
         notes += reasons
-    if m.served is not None:
+    if m.free_cores is not None:
         # Others may use the machine at one time or the other
-        served = min(m.served, _served(meter) or m.served)
-        m = replace(m, served=served)
-        if served < CROWDED_BY_OTHERS * m.cores:
+        free_cores = min(m.free_cores, _free_cores(meter) or m.free_cores)
+        m = replace(m, free_cores=free_cores)
+        if free_cores < CROWDED_BY_OTHERS * m.cores:
             notes.append(
-                f"{m.cores} cores do the work of {served:.2g} free ones, as other programs use this machine: all rates "
-                "are too low, and rates measured at different times are not comparable"
+                f"{m.cores} cores do the work of {free_cores:.2g} free ones, as other programs use this machine: "
+                "all rates are too low, and rates measured at different times are not comparable"
             )
     return m, notes
 
 
-def _served(meter: Meter) -> float | None:
+def _free_cores(meter: Meter) -> float | None:
     """The number of cores that are free for this rank while all ranks are busy; None with a GPU, where it does not
     matter."""
     if meter.ranks.device.type != "cpu":
         return None
     meter.ranks.barrier()
     with meter.console.phase("trying the cores", 1):
-        return min(meter.ranks.gather_objects(cores_served(build.share_of_cores(meter.ranks))))
+        return min(meter.ranks.gather_objects(count_free_cores(build.share_of_cores(meter.ranks))))
 
 
 def _loaders(meter: Meter, m: Measured) -> dict[int, float]:
@@ -260,7 +260,7 @@ def _gain(cfg: DictConfig, sources: Manifest, copies: Manifest, console: Console
 # --- cores: other programs may use them, too --------------------------------------------------------------
 
 
-def cores_served(processes: int, seconds: float = 0.4, rounds: int = 3) -> float:
+def count_free_cores(processes: int, seconds: float = 0.4, rounds: int = 3) -> float:
     """How many times as much work `processes` busy processes do at once as one alone: the median of `rounds`.
 
     It is their number if each has a core to itself, and less if other programs use the machine, or if hardware threads

@@ -236,7 +236,7 @@ def format_seconds(seconds: float | None) -> str:
 # --- standard output and standard error -------------------------------------------------------------------
 
 GONE = (errno.EPIPE, errno.EIO)  # the pipe's reader has ended, or the terminal was closed
-STATUS_UNREAD = 141  # 128 + SIGPIPE: a shell's status for a program that writes to a pipe without a reader
+STATUS_NO_READER = 141  # 128 + SIGPIPE: a shell's status for a program that writes to a pipe without a reader
 
 
 class PatientStream:
@@ -266,7 +266,7 @@ class PatientStream:
 
     def _outlive(self, error: OSError) -> None:
         if error.errno in GONE:
-            silence(self._stream)
+            redirect_to_null(self._stream)
         elif error.errno not in FULL:
             raise error
 
@@ -274,14 +274,14 @@ class PatientStream:
         return getattr(self._stream, name)
 
 
-def silence(stream: TextIO) -> None:
+def redirect_to_null(stream: TextIO) -> None:
     """Redirects a stream, with its buffered text, to /dev/null. Otherwise Python fails when it flushes it at exit."""
     null_device = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_device, stream.fileno())
     os.close(null_device)
 
 
-def unread() -> bool:
+def stdout_reader_ended() -> bool:
     """Whether standard output is a pipe whose reader has ended, such as `| head`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)

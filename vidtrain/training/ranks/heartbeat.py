@@ -83,10 +83,9 @@ class RankMonitor:
         for thread in self._threads:
             thread.start()
 
-    def settle_end(self, cause: str, status: int, of: int | None = None, tell: bool = True) -> RunEnd:
-        """Writes into the store that rank `of` (None: this rank) has failed, and returns why the run ends: this cause,
-        or an earlier one that is already there. Without `tell` the store is not used."""
-        rank = self.rank if of is None else of
+    def settle_end(self, rank: int, cause: str, status: int, tell: bool = True) -> RunEnd:
+        """Writes into the store that `rank` has failed, and returns why the run ends: this cause, or an earlier one
+        that is already there. Without `tell` the store is not used."""
         this_end = RunEnd(rank, self._hosts[rank], cause, status)
         if self._run_end is None and not tell:
             self._run_end = this_end
@@ -111,9 +110,8 @@ class RankMonitor:
                 return self.report_lost(missing[0], f"is gone: {_first_line(error)}")
         stopped = isinstance(error, SystemExit | Stopped) and status in (EXIT_STOPPED, EXIT_INTERRUPTED)
         failed_rank = 0 if isinstance(error, RefusedByMain) else self.rank
-        return self.settle_end(
-            "was stopped" if stopped else f"failed: {_first_line(error)}", status, failed_rank
-        )
+        cause = "was stopped" if stopped else f"failed: {_first_line(error)}"
+        return self.settle_end(failed_rank, cause, status)
 
     def should_report(self, error: BaseException, run_end: RunEnd) -> bool:
         """Whether this rank prints its own `error` instead of only `run_end`. The first rank to fail does, and rank 0
@@ -182,7 +180,7 @@ class RankMonitor:
     def report_lost(self, rank: int, cause: str, tell: bool = True) -> RunEnd:
         """Ends the run because of the loss of `rank`, and records it (`on_lost`), unless another cause came first or
         this process was itself suspended. Without `tell` the store, which may never answer, is not used."""
-        run_end = self.settle_end(cause, self.lost_status(), rank, tell)
+        run_end = self.settle_end(rank, cause, self.lost_status(), tell)
         if run_end.rank == rank and run_end.cause == cause and not self._given_up:
             self.on_lost(run_end)
         return run_end
