@@ -1,4 +1,4 @@
-"""Makes the probabilities of a checkpoint believable, and says from which on its answers may stand.
+"""Calibrates a checkpoint on val: a temperature, and on request thresholds and prediction sets.
 
 python -m vidtrain.calibrate checkpoint=outputs/motion/NAME min_precision=0.95 set_coverage=0.9
 """
@@ -57,7 +57,7 @@ def calibrate(cfg: DictConfig) -> None:
 def find_views(
     cfg: DictConfig, checkpoint: Path, ranks: "Ranks", console: "Console", stack: ExitStack
 ) -> "tuple[StoredViews, str]":
-    """The views to calibrate on, and how they are fused. Raises `UserError` for a table of another checkpoint."""
+    """The views to calibrate on, and their fusion. Raises `UserError` for a table of another checkpoint."""
     from vidtrain.app.judging import judge
     from vidtrain.evaluation.calibrated import STORED
     from vidtrain.evaluation.view_store import open_views
@@ -89,7 +89,7 @@ def remove(place: Path, checkpoint: Path, console: "Console") -> None:
 
 
 def write_page_again(checkpoint: Path, console: "Console") -> None:
-    """The page of the run whose best checkpoint this is, if it is finished."""
+    """Writes the page again, if this is the best checkpoint of a finished run."""
     from vidtrain.reports.pages import warn_of_failure
     from vidtrain.runs.page import PAGE, write_page
 
@@ -100,7 +100,7 @@ def write_page_again(checkpoint: Path, console: "Console") -> None:
 
 
 def show(record: Mapping[str, Any], console: "Console") -> None:
-    """Before and after, and what was decided."""
+    """Prints the costs before and after, thresholds and sets."""
     from vidtrain.evaluation.calibration import Scaling
     from vidtrain.evaluator.report import with_interval
 

@@ -1,4 +1,4 @@
-"""Gives every video one vector, by a frozen encoder, and says what is alike by them.
+"""Computes one vector for each video with a frozen encoder, and compares videos by these vectors.
 
 python -m vidtrain.embed checkpoint=outputs/motion/NAME folder out=outputs/embed/mine
 python -m vidtrain.embed checkpoint=outputs/motion/NAME clip.mp4 search=outputs/embed/mine
@@ -87,7 +87,7 @@ def embed(cfg: DictConfig) -> None:
 def compare(
     embeddings: "Embeddings", earlier: "Embeddings | None", cfg: DictConfig, out: Path, console: "Console"
 ) -> None:
-    """Writes what is alike, among the videos or in earlier embeddings, as tables and as a page."""
+    """Writes neighbors and near duplicates, among the videos or in earlier embeddings, as tables and a page."""
     from vidtrain.embeddings.pages import embeddings_page
     from vidtrain.embeddings.search import Likeness
     from vidtrain.files.atomic import write_text_atomic

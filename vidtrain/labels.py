@@ -1,4 +1,4 @@
-"""Says which labels are probably wrong, and which videos are worth a label next, by their embeddings.
+"""Ranks labels by how likely they are wrong, and videos by how useful a label would be, from embeddings.
 
 python -m vidtrain.labels errors outputs/embed/mine
 python -m vidtrain.labels next outputs/embed/mine pool=outputs/embed/new count=100

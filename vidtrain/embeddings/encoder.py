@@ -54,8 +54,7 @@ TOKENS = "tokens.npy"  # float16 [v n m d], n clips of m tokens, beside the embe
 
 @dataclass(frozen=True)
 class OpenedEncoder:
-    """A frozen encoder on the ranks' device and the configuration that says what it is shown; `about` says so in the
-    file of embeddings."""
+    """A frozen encoder on the ranks' device, the configuration of its clips, and their description for the file."""
 
     config: DictConfig
     encode: TokenEncoder
@@ -63,9 +62,9 @@ class OpenedEncoder:
 
 
 def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncoder:
-    """The encoder of `checkpoint`, or of `model` with the weights `pretrained`, to embed what `cfg` names.
+    """The encoder of `checkpoint`, or of `model` with the weights `pretrained`.
 
-    Raises `UserError` for a graph, which gives no tokens, and for weights or settings that do not fit.
+    Raises `UserError` for a graph, which has no tokens, and for weights or settings that do not fit.
     """
     model: Any
     if cfg.checkpoint is not None:
@@ -144,11 +143,11 @@ def _learned_from(config: DictConfig) -> str | None:
 
 
 def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, console: Console) -> Embeddings:
-    """Embeds every video of the configured splits that can be read, and warns of the others. What a call that was
-    killed left in `out` / `PROGRESS` is taken over; the caller removes that file.
+    """Embeds every readable video of the configured splits, and warns of the others. Continues a killed call from
+    `out` / `PROGRESS`, which the caller removes.
 
-    With `cfg.pictures` a moving picture of each is written below `out`, with `cfg.tokens` all tokens. Raises
-    `UserError` where none can be read, for a split that is not there, and for tokens that cannot be kept.
+    Writes moving pictures with `cfg.pictures`, and all tokens with `cfg.tokens`, below `out`. Raises `UserError` if no
+    video can be read, for an absent split, and for tokens that float16 cannot hold.
     """
     config, frame_geometry = opened.config, build.instantiate_component(opened.config.augmentation.eval)
     if cfg.tokens and isinstance(frame_geometry, WholeFrame):
@@ -187,7 +186,7 @@ def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, conso
 
 
 def _joined(progress: Progress, splits: Mapping[str, Manifest], about: Mapping[str, Any]) -> Embeddings:
-    """All vectors with their videos, in the order in which they came, as pictures and tokens are."""
+    """All vectors with their videos, in the order of pictures and tokens."""
     numbers, videos = (np.array(column) for column in list(zip(*progress.rows, strict=True))[:2])
     vectors = np.stack([vector for _, _, vector in progress.rows])
     parts = []
@@ -212,7 +211,7 @@ def _splits(config: DictConfig, cfg: DictConfig, console: Console) -> dict[str, 
 def _videos(
     opened: OpenedEncoder, data: build_data.EvalData, console: Console
 ) -> Iterator[tuple[int, np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Of every video of a split that can be read: its record, its vector float32 [d], its tokens [n m d] and its views
+    """For every readable video of a split: its number, vector float32 [d], tokens [n m d] and views
     uint8 [n 3 t h w]."""
     for batch in data.batches(console):
         if batch.refusal:
@@ -232,7 +231,7 @@ def _videos(
 
 
 class TokenFile:
-    """`TOKENS` as it grows, for `videos` at most."""
+    """The growing file `TOKENS`, of at most so many `videos`."""
 
     def __init__(self, path: Path, videos: int):
         self._path, self._videos = path, videos
@@ -253,7 +252,7 @@ class TokenFile:
         self._rows[row] = tokens.half().numpy()
 
     def close(self, rows: int) -> None:
-        """Leaves the first `rows` in the file, which are those of videos that could be read."""
+        """Cuts the file to the first `rows`, as some videos may be unreadable."""
         if self._rows is None:  # a call that was killed had written all
             return
         self._rows.flush()

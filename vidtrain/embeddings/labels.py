@@ -1,5 +1,4 @@
-"""Labels that are probably wrong, by probabilities of classifiers that have not seen them; and the videos that are
-worth a label next.
+"""Label errors, by out-of-fold probabilities, and the choice of videos to label next.
 
 Source: Northcutt, Jiang and Chuang 2021, Confident Learning (the joint and its thresholds; cleanlab is their code).
 """
@@ -15,17 +14,17 @@ from vidtrain.embeddings.search import k_center, unit
 from vidtrain.embeddings.store import UNLABELED, Embeddings
 from vidtrain.errors import UserError
 
-ROUNDING = 1e-6  # a probability this much below its threshold reaches it
+ROUNDING = 1e-6  # a probability so little below its threshold reaches it
 
 
 @dataclass(frozen=True)
 class Suspects:
-    """All labeled videos, the most suspect first: `rows` int64 [v] of the embeddings. For each its label, the most
-    probable other class, and the probabilities of both. `likely` bool [v] says whether the confident joint counts the
-    label as wrong, and `score` float64 [v] is what the order is by; less is more suspect.
+    """All labeled videos, the most suspect first: `rows` int64 [v] of the embeddings, label, most probable other
+    class, and the probabilities of both. `likely` bool [v]: the confident joint counts the label as wrong. `score`
+    float64 [v] gives the order; less is more suspect.
 
-    `estimate` is how many labels are wrong, as the calibrated joint has it. `accuracy` is the share of labels that are
-    the most probable class: where it is low, the classifier knows too little to doubt a label.
+    `estimate` is the number of wrong labels by the calibrated joint, `accuracy` the share of labels that are the most
+    probable class; a classifier of low accuracy cannot doubt labels.
     """
 
     rows: np.ndarray
@@ -58,8 +57,8 @@ SCORES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def confident_classes(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The class that each video [v] is confidently of: the most probable of those whose probability reaches the mean
-    that it has in videos labeled with it; -1 where there is none."""
+    """The confident class of each video [v]: the most probable that reaches its threshold, the mean probability
+    of the class in videos labeled with it; -1 where none does."""
     classes = range(chances.shape[1])
     thresholds = np.array(
         [chances[labels == k, k].mean() if (labels == k).any() else np.inf for k in classes]
@@ -69,14 +68,14 @@ def confident_classes(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def confident_joint(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many videos of label i are confidently of class j, int64 [k k]."""
+    """The number of videos with label i and confident class j, int64 [k k]."""
     confident, count = confident_classes(chances, labels), chances.shape[1]
     pairs = labels[confident >= 0] * count + confident[confident >= 0]
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
 
 def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Suspects, np.ndarray]:
-    """Ranks the labels of all videos, and gives the probabilities [v k] behind it, by row of the embeddings.
+    """Ranks the labels of all videos; also returns the probabilities [v k], by row of the embeddings.
 
     Raises `UserError` for several labels a video, for videos without any, and for a class with fewer videos, or groups
     of them, than `folds`.
@@ -157,7 +156,7 @@ def _group_counts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def choose_next(
     labeled: Embeddings, pool: Embeddings, strategy: str, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows int64 [count] of `pool`, the ones most worth a label first, and what they were ranked by, where they were.
+    """Rows int64 [count] of `pool` to label, the best first, and their doubts, where the strategy ranks by them.
 
     `margin` and `entropy` are of a classifier that learned from `labeled`; `k_center` covers both.
 

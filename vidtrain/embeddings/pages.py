@@ -1,4 +1,4 @@
-"""The page of a set of embeddings, and the one on which suspect labels are looked at, corrected and exported."""
+"""The page of embeddings, and the page to look at, correct and export suspect labels."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from vidtrain.reports.charts import spread_evenly
 from vidtrain.reports.pages import render
 
 MOST_POINTS = 5000  # of a map
-MOST_THUMBNAILS, THUMBNAIL = 48, 56  # and their pixels
+MOST_THUMBNAILS, THUMBNAIL = 48, 56  # of a map; pixels
 MOST_LOOKED_FOR, MOST_PAIRS, MOST_NEIGHBORS = 12, 40, 6  # on the page; all are in the tables
 MOST_NAMED = 24  # classes of the legend
 WIDTH, HEIGHT, MARGIN = 1000, 620, 36  # of the map
@@ -31,7 +31,7 @@ TSNE_POINTS = 4  # the least there may be
 
 @dataclass(frozen=True)
 class Film:
-    """A video on a page: where its picture is from, its place below the folder of all, and what is said of it."""
+    """A video on a page: the source of its picture, its path below the common folder, and a text."""
 
     source: str
     path: str
@@ -39,13 +39,13 @@ class Film:
 
 
 def flat(vectors: np.ndarray, how: str) -> np.ndarray:
-    """A map float64 [v 2] of vectors [v d], from 0 to 1 in both directions: by principal components (`pca`), or by
-    scikit-learn's `tsne` with its defaults, from components and with one seed."""
+    """A map float64 [v 2] of vectors [v d], from 0 to 1 in both directions: `pca`, or scikit-learn's `tsne` with its
+    defaults and a fixed seed, started from principal components."""
     centered = vectors - vectors.mean(axis=0, dtype=np.float64)
     _, values, directions = np.linalg.svd(centered, full_matrices=False)
     plane = np.zeros((len(vectors), 2))
-    found = centered @ directions[:2].T
-    plane[:, : found.shape[1]] = found
+    components = centered @ directions[:2].T
+    plane[:, : components.shape[1]] = components
     if how == "tsne" and len(vectors) >= TSNE_POINTS:
         from sklearn.manifold import TSNE
 
@@ -56,8 +56,8 @@ def flat(vectors: np.ndarray, how: str) -> np.ndarray:
 
 
 def embeddings_page(alike: Likeness, how: str, out: Path, search: str | None) -> str:
-    """The page of embeddings in the folder `out`, with a map as `flat` makes it unless `how` is none. Pictures of the
-    others that were searched lie beside the file, or in the folder, `search`."""
+    """The page of embeddings in the folder `out`, with a map by `flat` unless `how` is none. Pictures of others lie
+    beside the file, or in the folder, `search`."""
     videos = alike.videos
     folders = [out / PICTURES, None if search is None else picture_folder(search)]
     common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in videos.paths.tolist()])
@@ -97,7 +97,7 @@ def embeddings_page(alike: Likeness, how: str, out: Path, search: str | None) ->
 
 
 def _map(videos: Embeddings, how: str, pictures: Path | None) -> dict[str, Any]:
-    """What the template draws: points with the number of their color, and thumbnails where they lie far apart."""
+    """The points of the map with colors, and thumbnails of some that lie far apart."""
     rows = np.array(spread_evenly(len(videos), MOST_POINTS))
     plane = flat(unit(videos.vectors[rows]), how)
     at = np.stack(
@@ -199,8 +199,8 @@ def suspect_rows(embeddings: Embeddings, suspects: Suspects) -> list[tuple[objec
 def correcting_page(
     embeddings: Embeddings, suspects: Suspects, rows: np.ndarray, pictures: Path, shown: int, folds: int
 ) -> str:
-    """The page that shows the first `shown` suspects, found with so many `folds`, and writes a listing of all videos
-    with what was decided; `rows` [v] are those of the pictures.
+    """The page of the first `shown` suspects, which writes a listing of all videos with the decisions; `rows` [v] are
+    those of the pictures.
 
     Raises `UserError` for a name that a listing in UTF-8 cannot hold.
     """

@@ -167,9 +167,9 @@ def k_center(vectors: np.ndarray, count: int, known: np.ndarray | None = None) -
 
 @dataclass(frozen=True)
 class Likeness:
-    """What is alike: among `videos`, or where there are `others`, in those.
+    """Neighbors and near duplicates among `videos`, or of `videos` in `others`.
 
-    `cosines` and `rows` [v n] are those of the nearest others of every video, `duplicates` pairs of rows with their
+    `cosines` and `rows` [v n] are of the nearest neighbors of each video, `duplicates` are pairs of rows with their
     cosine; rows of `others` follow those of `videos`.
     """
 

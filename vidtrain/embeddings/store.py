@@ -20,7 +20,7 @@ FILE = "embeddings.npz"
 PROGRESS = "embeddings.partial"
 PICTURES = "pictures"  # the folder beside it, NNNNNN.webp by row
 UNLABELED = -1
-KEPT = ("classes", "encoder")  # what has no entry for each video
+KEPT = ("classes", "encoder")  # fields without an entry for each video
 ANEW = "make it again with python -m vidtrain.embed"
 
 
@@ -28,10 +28,10 @@ ANEW = "make it again with python -m vidtrain.embed"
 class Embeddings:
     """`vectors` float32 [v d] of v videos, as the arrays of an .npz file.
 
-    `paths`, `splits` and `groups` are text [v]: videos of one group are never parted. `labels` int64 [v] are numbers of
-    `classes` [k], -1 where a video has none; uint8 [v k] of 0 and 1 where videos may have several. `starts` and `ends`
-    float64 [v] are seconds, NaN where the file is not cut. `encoder` says what made them: digests of its weights and of
-    how it saw the videos, which vectors that are compared must have in common, and both in words.
+    `paths`, `splits` and `groups` are text [v]; videos of a group stay together. `labels` int64 [v] are numbers of
+    `classes` [k], -1 for none; uint8 [v k] of 0 and 1 where videos may have several. `starts` and `ends` float64 [v]
+    are seconds, NaN where the file is not cut. `encoder` holds digests of its weights and of its view of the videos,
+    which comparable vectors have in common, and both in words.
     """
 
     vectors: np.ndarray
@@ -148,10 +148,10 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings:
 
 
 class Progress:
-    """Vectors as they are computed, in a file that each is added to: a call that was killed is continued.
+    """A file to which each vector is appended, so that a killed call continues.
 
-    `settings` are all that the vectors depend on, as plain values; a file of others is begun again. `rows` holds the
-    number of the split and of the video in it, and the vector, in the order in which they came.
+    `settings` are the plain values on which vectors depend; a file of other settings is replaced. `rows` are (number of
+    the split, number of the video in it, vector) in order of computation.
     """
 
     def __init__(self, path: Path, settings: object):

@@ -1,4 +1,4 @@
-"""What calibrating leaves of a checkpoint, in a file beside it and in cards of its exports, and how that answers."""
+"""The calibration of a checkpoint: stored beside it and in the cards of its exports, and applied to logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from vidtrain.evaluation.calibration import Scaling
 from vidtrain.files.atomic import read_json, sha256
 
 FORMAT = "vidtrain-calibration/1"
-STORED = "as stored"  # the weights that a checkpoint is for
+STORED = "as stored"  # the weights in the entry "model" of a checkpoint
 AGAIN = "calibrate it again, or say calibrated=false to go without"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How fused logits of one protocol become probabilities and answers. `record` is all that is in the file.
+    """From fused logits of one protocol to probabilities and answers. `record` is the content of the file.
 
-    `thresholds` [k] and `sets` [1] or [k] are probabilities from which on a class is answered, or belongs to the set of
-    a video; None where none were asked for.
+    `thresholds` [k] are the least probabilities of answers, `sets` [1] or [k] those of classes in a prediction set;
+    None where none were asked for.
     """
 
     record: Mapping[str, Any]
@@ -31,7 +31,7 @@ class Calibration:
 
     @classmethod
     def of(cls, record: Mapping[str, Any], source: Path) -> "Calibration":
-        """Raises `UserError` where the record, which is from `source`, is damaged or of another version."""
+        """Raises `UserError` if the record from `source` is damaged or of another version."""
         try:
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']}, not {FORMAT}")
@@ -57,8 +57,8 @@ class Calibration:
         return f"{self.scaling}, from {self.record['videos']} videos of {self.record['split']}"
 
     def check_protocol(self, fusion: str, text: str) -> str | None:
-        """A warning where logits are of another protocol than those that it was fitted on, as `text` says it. Raises
-        `UserError` where they are fused in another way: then they are numbers of another kind."""
+        """A warning if the protocol `text` is not that of the fit. Raises `UserError` for another fusion, whose logits
+        are on another scale."""
         fitted = self.record["protocol"]
         if fitted["fusion"] != fusion:
             raise UserError(
@@ -71,8 +71,8 @@ class Calibration:
         )
 
     def answers(self, chances: np.ndarray, independent: bool) -> list[int] | None:
-        """The classes, of probabilities [k], that are sure enough: of one label a video the first or none. Without
-        thresholds the one that a set holds alone."""
+        """The classes whose probabilities [k] reach their thresholds: with one label a video, the first or none.
+        Without thresholds, the only class of the prediction set."""
         if self.thresholds is None:
             alone = self.set_of(chances)
             return alone if alone is None or len(alone) == 1 else []
@@ -100,8 +100,8 @@ def place_of(checkpoint: Path) -> Path:
 
 
 def read_calibration(checkpoint: Path, weights: str) -> Calibration | None:
-    """That of some weights of a checkpoint; None where there is none. Raises `UserError` where the file is damaged, and
-    where the checkpoint has been written again since."""
+    """The calibration of some weights of a checkpoint, or None. Raises `UserError` if the file is damaged, or the
+    checkpoint was written after it."""
     path = place_of(checkpoint)
     if not path.is_file():
         return None
@@ -114,24 +114,24 @@ def read_calibration(checkpoint: Path, weights: str) -> Calibration | None:
 def find_calibration(
     checkpoint: Path, card: Mapping[str, Any] | None, weights: str, wanted: bool | None
 ) -> Calibration | None:
-    """That of some weights of a checkpoint, or in the `card` of an exported file, unless it is not `wanted`; None where
-    there is none. Raises `UserError` where one is wanted (True) and there is none, and as `read_calibration` does."""
+    """The calibration of some weights of a checkpoint, or in the `card` of an exported file; None if there is none, or
+    `wanted` is False. Raises `UserError` if `wanted` is True and there is none, and as `read_calibration` does."""
     if wanted is False:
         return None
     if card is None:
-        found = read_calibration(checkpoint, weights)
+        calibration = read_calibration(checkpoint, weights)
     else:
         record = card.get("calibration")
-        found = record and Calibration.of(record, checkpoint)
-    if wanted and found is None:
+        calibration = record and Calibration.of(record, checkpoint)
+    if wanted and calibration is None:
         raise UserError(
             f"calibrated=true: {checkpoint} is not calibrated; python -m vidtrain.calibrate checkpoint=RUN does that"
         )
-    return found
+    return calibration
 
 
 def calibration_of_table(folder: Path, identity: Mapping[str, Any]) -> Calibration | None:
-    """That of the checkpoint whose logits a table RUN/eval/NAME/views holds, where it lies in that run."""
+    """The calibration of the checkpoint whose logits a table RUN/eval/NAME/views holds, if that run has one."""
     for path in sorted(folder.resolve().parents[2].glob("checkpoints/*.calibration.json")):
         calibration = Calibration.of(read_json(path, AGAIN), path)
         if all(calibration.record[key] == identity[key] for key in ("checkpoint", "weights")):

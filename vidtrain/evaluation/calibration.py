@@ -1,8 +1,7 @@
-"""How far probabilities can be believed, and what makes them believable: temperature and vector scaling.
+"""Calibration errors, and temperature and vector scaling.
 
-Both act on the fused logits of a video, after its views are fused and whatever the fusion is: so a temperature keeps
-the order of classes. Under mean_probs fused logits are logarithms of mean probabilities, and a temperature is a power
-of these. A temperature of each view, before probabilities are averaged, could change the first class.
+Both scale the fused logits of a video, so a temperature keeps the order of classes. Under mean_probs fused logits are
+logarithms of mean probabilities. A temperature of each view, before the mean, could change the first class.
 """
 
 import math
@@ -20,17 +19,17 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import parts
 from vidtrain.evaluation.predictions import percentile_interval, resampled_means
 
-CELLS = 1 << 18  # logits that are taken at a time: as many as stay in a core's cache
+CELLS = 1 << 18  # logits at a time, which fit in a core's cache
 BINS = 15  # as Guo et al. and torchmetrics have it
 DRAWS, CONFIDENCE = 1000, 0.95  # of the bootstrap
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures that are looked among
+COLDEST, HOTTEST = 0.01, 100.0  # bounds of temperatures
 FOLDS = 5
 FOLD_TOLERANCE = (
     0.03  # Newton's steps are squared by the next: from here on a temperature is right within 0.1%
 )
-WARM_START = 2000  # videos that a large table's first guess is made of
+WARM_START = 2000  # videos of the first guess of a temperature
 TEMPERATURE, VECTOR = "temperature", "vector"
-LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos: ten for each number that is fitted
+LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos: ten for each fitted number
 
 
 # --- how good probabilities are -----------------------------------------------------------------------------
@@ -38,10 +37,9 @@ LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos: ten for each number that is fitt
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the probabilities of v videos came to, in float64.
-
-    `nll` and `brier` [v] are costs. Of `answers` [m] with a probability each, `confidence` [m], those that are `right`
-    [m] came true: the first class of each video or, with several labels a video, every question of video and class.
+    """Costs `nll` and `brier` [v] of the probabilities of v videos; probabilities `confidence` [m] of answers, and
+    whether they are `right` [m]; all float64. Answers are the first class of each video or, with several labels a
+    video, the yes or no of every video and class.
     """
 
     nll: np.ndarray
@@ -82,21 +80,20 @@ def _outcomes(logits: Tensor, labels: Tensor, independent: bool) -> tuple[Tensor
 
 
 def equal_width(confidence: np.ndarray) -> np.ndarray:
-    """The bin [m] of each answer: of 15 from 0 to 1, with their lower ends; as in torchmetrics, a 1 has one of its
-    own."""
+    """The bin [m] of each answer: 15 of equal width with closed lower ends and, as in torchmetrics, one for 1."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1
 
 
 def equal_mass(confidence: np.ndarray) -> np.ndarray:
-    """The bin [m] of each answer: of 15 that hold as many each, but that equal probabilities share one."""
+    """The bin [m] of each answer: 15 of equally many answers; equal probabilities share a bin."""
     ordered = np.sort(confidence)
     firsts = ordered[np.arange(BINS) * len(ordered) // BINS]
     return np.searchsorted(np.unique(firsts), confidence, side="right") - 1
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: np.ndarray) -> float:
-    """The mean over answers of how far their bin's mean probability is from its share of right ones (Naeini et al.,
-    2015; Guo et al., 2017)."""
+    """The expected calibration error: the distance of mean probability and share of right answers in each bin, weighted
+    by its answers (Naeini et al., 2015; Guo et al., 2017)."""
     return float(np.abs(np.bincount(bins, confidence - right)).sum() / len(bins))
 
 
@@ -109,25 +106,25 @@ def errors_by_class(logits: Tensor, labels: Tensor) -> list[float]:
 BINNINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"ece": equal_width, "ece_mass": equal_mass}
 
 
-def reliability(each: Sequence[Outcomes], groups: np.ndarray | None) -> list[dict[str, Any]]:
+def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[dict[str, Any]]:
     """For each of several outcomes of the same videos: nll, brier, ece and ece_mass as value, low and high; `chance`,
-    about what ece would be if every probability were true; `units`, how many were drawn; and `bins` of equal width as
-    [answers, mean probability, share that is right].
+    the approximate ece of true probabilities; `units`, how many are drawn; `bins` of equal width as [answers, mean
+    probability, share that is right].
 
-    Intervals hold 95% of 1,000 bootstrap draws of videos, or of `groups` [v] of them, in the bins of all videos. A draw
-    repeats videos, which adds chance to every bin and so to the error: intervals of errors are draws mirrored at the
-    value, which takes that away twice and may leave the value outside (the basic bootstrap, Davison & Hinkley, 1997).
+    Intervals are of 95%, from 1,000 bootstrap draws of videos, or of `groups` [v] of them, with fixed bins. Drawing
+    with replacement raises calibration errors, so their intervals are draws mirrored at the value, which may lie
+    outside (the basic bootstrap, Davison & Hinkley, 1997).
     """
     columns: list[np.ndarray] = []
-    for own in each:
+    for own in results:
         columns += [own.nll[None], own.brier[None]]
         columns += [_gaps(own, binning(own.confidence)) for binning in BINNINGS.values()]
-    costs = np.concatenate(columns, dtype=np.float32)  # what a thousand draws are off by is far more
+    costs = np.concatenate(columns, dtype=np.float32)  # draws are far less exact
     means = resampled_means(costs, groups, DRAWS, np.random.default_rng(0))
     sampled = iter(np.split(means, np.cumsum([len(column) for column in columns])[:-1], axis=1))
-    units = len(each[0].nll) if groups is None else int(groups.max()) + 1
+    units = len(results[0].nll) if groups is None else int(groups.max()) + 1
     rows = []
-    for own in each:
+    for own in results:
         row: dict[str, Any] = {"units": units, "chance": _chance(own), "bins": _diagram(own)}
         for name, costs in (("nll", own.nll), ("brier", own.brier)):
             low, high = percentile_interval(next(sampled)[:, 0], CONFIDENCE)
@@ -142,13 +139,13 @@ def reliability(each: Sequence[Outcomes], groups: np.ndarray | None) -> list[dic
 
 
 def _chance(own: Outcomes) -> float:
-    """The mean of a sum of absolute values of normal ones: of a deviation s it is s times the root of 2 / pi."""
+    """The mean of |x| is s * sqrt(2 / pi) for a normal x of deviation s; summed over bins."""
     variances = np.bincount(equal_width(own.confidence), own.confidence * (1 - own.confidence))
     return float(np.sqrt(2 / np.pi * variances).sum() / len(own.confidence))
 
 
 def _gaps(own: Outcomes, bins: np.ndarray) -> np.ndarray:
-    """Each video's part [b v] in what its bin's mean probability exceeds the share of right ones by."""
+    """Each video's part [b v] in the difference of mean probability and share of right answers of each bin."""
     v = len(own.nll)
     answers = len(bins) // v
     cells = bins * v + np.repeat(np.arange(v), answers)
@@ -170,9 +167,8 @@ def _diagram(own: Outcomes) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Fused logits [.. k] to scaled ones, float64: times `scale` plus `bias`, one number each or k.
-
-    One number is a temperature, 1 / scale. In float64 no two logits of float32 become one, so ranks stay.
+    """Maps fused logits [.. k] to `scale` * logits + `bias`, of one number or k each. One scale is a temperature,
+    1 / scale. Float64 keeps neighboring float32 logits apart, so ranks stay.
     """
 
     scale: tuple[float, ...] = (1.0,)
@@ -207,9 +203,9 @@ def mean_nll(logits: Tensor, labels: Tensor, independent: bool) -> float:
 def fit_temperature(logits: Tensor, labels: Tensor, independent: bool) -> Scaling | None:
     """The temperature of least negative log-likelihood on fused logits [v k] (Guo et al., 2017).
 
-    That is convex in 1 / temperature, so Newton's method within a bracket finds it. None where it falls without end:
-    where every class that is true has the highest logit, the coldest temperature is the best. Never raises the
-    likelihood's cost, and where the logits tell nothing the hottest one is taken.
+    The cost is convex in 1 / temperature: Newton's method within a bracket finds the minimum. None where every true
+    class has the highest logit, as the coldest temperature would be best; the hottest where logits tell nothing. Never
+    raises the cost.
     """
     slopes = partial(_slopes, logits, labels, independent)
     some = torch.arange(
@@ -224,8 +220,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, independent: bool) -> Scalin
 
 
 def _newton(slopes: Callable[[float], Tensor], start: float, tolerance: float) -> float:
-    """The scale at which the first of two slopes, which rises, is 0; where it never is, the nearer end of those that
-    are looked among. Ends when a step, relative to the scale, is below `tolerance`."""
+    """The root of the first of two `slopes`, the first and second derivative, within the bounds of scales; the nearer
+    bound where there is none. Ends when a relative step is below `tolerance`."""
     low, high = 1 / HOTTEST, 1 / COLDEST
     scale = min(max(start, low), high)
     while high / low > 1 + 1e-6:
@@ -243,8 +239,8 @@ def _newton(slopes: Callable[[float], Tensor], start: float, tolerance: float) -
 def _slopes(
     logits: Tensor, labels: Tensor, independent: bool, scale: float, rows: Tensor | None = None
 ) -> Tensor:
-    """First and second derivatives [2 v], float64, by the scale of what each video costs; of some `rows`, where they
-    are given. In float32 they are right within 1e-6, and so is a temperature."""
+    """First and second derivatives [2 v], float64, of each video's cost by the scale; of some `rows` if given. Float32
+    arithmetic is exact to 1e-6, and so is a temperature."""
     if rows is not None:
         logits, labels = logits[rows], labels[rows]
     columns = []
@@ -265,10 +261,10 @@ def _slopes(
 
 
 def fit_vector(logits: Tensor, labels: Tensor, independent: bool, start: Scaling) -> Scaling:
-    """A scale and a bias for each class (vector scaling, Guo et al., 2017), from the temperature `start` on.
+    """A scale and a bias for each class (vector scaling, Guo et al., 2017), starting from the temperature `start`.
 
-    They are those of the highest posterior under a unit normal prior of every bias and of how far every scale is from
-    the temperature's, relative to it: the likelihood alone leaves a bias of all classes open.
+    They maximize the posterior under unit normal priors of each bias and of each scale's relative distance from the
+    temperature's; the likelihood alone leaves a common bias undetermined.
     """
     z, k, around = logits.double(), logits.shape[1], start.scale[0]
     numbers = torch.zeros(2, k, dtype=torch.float64, requires_grad=True)
@@ -294,10 +290,10 @@ def fit_vector(logits: Tensor, labels: Tensor, independent: bool, start: Scaling
 def fit(
     method: str, logits: Tensor, labels: Tensor, independent: bool, groups: np.ndarray | None
 ) -> tuple[Scaling | None, Tensor]:
-    """A scaling by `method`, temperature or vector, and the logits [v k] as scalings of four fifths of the videos scale
-    the last fifth, with groups kept whole: what it will do for others. None where no temperature is the best.
+    """A scaling by `method`, temperature or vector, and held-out logits [v k]: a fit on four fifths of the videos
+    scales the last fifth, with groups kept whole. None where no temperature is the best.
 
-    Raises `UserError` for too few videos, naming how many it takes.
+    Raises `UserError` for too few videos, with the number that it takes.
     """
     _check_enough(method, labels, logits.shape[1], groups)
     fitted = fit_temperature(logits, labels, independent)

@@ -1,6 +1,6 @@
-"""What probabilities allow one to decide: from which one on an answer may stand, and which classes remain.
+"""Decisions from probabilities: thresholds, risk and coverage, prediction sets.
 
-All of it holds for videos of the same kind as those that it was found on, and for groups of alike videos it holds less.
+All guarantees assume that new videos are exchangeable with those of the fit; groups of similar videos weaken them.
 """
 
 import math
@@ -11,11 +11,11 @@ import numpy as np
 from vidtrain.errors import UserError
 
 UNSURE = "unsure"
-BOUND = 0.95  # how sure the lower bounds of shares are
+BOUND = 0.95  # confidence of the lower bounds
 
 
 def lower_bound(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """The least share that `hits` of `n` allow with 95% (one-sided; Clopper & Pearson, 1934); 0 where n is 0."""
+    """Lower 95% bound of the share `hits` / `n` (one-sided; Clopper & Pearson, 1934); 0 where n is 0."""
     from scipy.special import betaincinv
 
     return np.where(hits > 0, betaincinv(np.maximum(hits, 1), n - hits + 1, 1 - BOUND), 0.0)
@@ -26,10 +26,10 @@ def lower_bound(hits: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which probability on each of k classes is answered, all [k]: inf where no probability will do.
+    """The least probability at which each of k classes is answered, all [k]; inf where none reaches the share.
 
-    Of the `answers` with so much or more, `hits` were right, and there were `support` videos of the class; `bound` is
-    the lower bound of the share that was wanted.
+    `answers` reach the threshold, `hits` of them are right, `support` videos are of the class; `bound` is the lower
+    bound of the wanted share.
     """
 
     values: np.ndarray
@@ -40,12 +40,11 @@ class Thresholds:
 
 
 def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: float) -> Thresholds:
-    """Of each class the lowest threshold with a precision of `share` or more, or the highest with such a recall;
+    """For each class the lowest threshold with a precision of at least `share`, or the highest with such a recall;
     `wanted` is precision or recall.
 
-    `chances` are [v k]. With classes [v] only the first class of a video is answered, if its probability will do; with
-    `labels` [v k] of 0 and 1 every class of which it does. The share is that of these videos, so it is on others
-    somewhat lower: `bound` says how low it may be.
+    `chances` are [v k]. With `labels` [v] only the first class of a video is answered, if it reaches its threshold;
+    with `labels` [v k] of 0 and 1, every class that does. On other videos the share is lower; `bound` says how low.
 
     Raises `UserError` for a wanted recall of a class that no video is of.
     """
@@ -64,7 +63,7 @@ def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: floa
             f"min_recall={share:g}: there is no video of {len(absent)} of {k} classes, such as number {absent[0]}"
         )
     answers, correct = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    found = Thresholds(np.full(k, np.inf), answers, correct, support, np.zeros(k))
+    result = Thresholds(np.full(k, np.inf), answers, correct, support, np.zeros(k))
     for number, own in enumerate(rows):
         scores = chances[own, number]
         hits = np.cumsum(labels[own] == number if labels.ndim == 1 else labels[own, number] > 0)
@@ -75,22 +74,21 @@ def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: floa
         enough = ends[shares >= share]
         if len(enough):
             last = enough[-1] if wanted == "precision" else enough[0]
-            found.values[number], found.answers[number], found.hits[number] = (
+            result.values[number], result.answers[number], result.hits[number] = (
                 scores[last],
                 last + 1,
                 hits[last],
             )
-    found.bound[:] = lower_bound(found.hits, found.answers if wanted == "precision" else support)
-    return found
+    result.bound[:] = lower_bound(result.hits, result.answers if wanted == "precision" else support)
+    return result
 
 
 # --- risk and coverage -----------------------------------------------------------------------------------------
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """If only the n most confident of v answers are given, for n = 1 ... v: their share of all, the share of wrong ones
-    among them, and the mean of the latter, AURC (Geifman et al., 2019). Of equally confident ones each comes first as
-    often as any other."""
+    """Coverage [v] and risk [v] if only the n most confident of v answers are given, for n = 1 ... v, and their mean
+    risk, AURC (Geifman et al., 2019). Ties are averaged over all their orders."""
     order = np.argsort(-confidence, kind="stable")
     _, block, sizes = np.unique(-confidence[order], return_inverse=True, return_counts=True)
     wrong = np.cumsum((np.bincount(block, 1 - right[order]) / sizes)[block])
@@ -103,16 +101,16 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
 
 
 def least_videos(coverage: float) -> int:
-    """How many videos split conformal prediction takes: ceil(c / (1 - c))."""
+    """The number of videos that split conformal prediction needs: ceil(c / (1 - c))."""
     return math.ceil(coverage / (1 - coverage) - 1e-9)
 
 
 def least_probability(true_chances: np.ndarray, coverage: float) -> float:
-    """From which probability on a class belongs to a video's set, so that a share of `coverage` or more of sets hold
-    the true class: split conformal prediction by 1 - p (Vovk et al., 2005; Sadinle et al., 2019).
+    """The least probability of classes in a prediction set, so that at least a share `coverage` of sets hold the true
+    class: split conformal prediction by 1 - p (Vovk et al., 2005; Sadinle et al., 2019).
 
-    `true_chances` [n] are those of the true classes of n videos that are exchangeable with those to come; over draws of
-    all, the share is at most 1 / (n + 1) higher. Raises ValueError where n is below `least_videos`.
+    `true_chances` [n] are probabilities of the true classes. The expected share is at most 1 / (n + 1) higher. Raises
+    ValueError where n is below `least_videos`.
     """
     n = len(true_chances)
     rank = math.ceil((n + 1) * coverage - 1e-9)
@@ -126,10 +124,10 @@ def least_probability(true_chances: np.ndarray, coverage: float) -> float:
 def least_probabilities(
     chances: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool
 ) -> list[float]:
-    """`least_probability` of all classes together, one number, or of each class by itself (Vovk, 2012): then the share
-    holds within every class. `chances` [v k], `labels` [v].
+    """`least_probability` of all classes together, or of each class (Vovk, 2012), for a share that holds within every
+    class. `chances` [v k], `labels` [v].
 
-    Raises `UserError` for too few videos, saying how many it takes.
+    Raises `UserError` for too few videos, with the number that it takes.
     """
     own = chances[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=chances.shape[1]) if by_class else np.array([len(labels)])

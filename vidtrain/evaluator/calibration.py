@@ -1,4 +1,4 @@
-"""From a view table to the calibration of the checkpoint that it is of."""
+"""From a view table to the calibration of its checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,8 @@ CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be fitted: a scaling by `method`; thresholds of a precision or a recall by class; prediction sets of a
-    coverage, of all classes together or of each."""
+    """What to fit: a scaling by `method`; thresholds for a precision or recall of each class; prediction sets of a
+    coverage, over all classes or within each."""
 
     method: str
     precision: float | None
@@ -47,12 +47,12 @@ def calibrate_views(
     wanted: Wanted,
     console: Console,
 ) -> dict[str, Any]:
-    """The record of a calibration (vidtrain.evaluation.calibrated) on the views of a protocol; None is the
-    table's first order, all clips and all crops.
+    """The record of a calibration (vidtrain.evaluation.calibrated) on the views of a protocol; None means the table's
+    first order, all clips, all crops.
 
-    Thresholds, sets and the curve are of probabilities that come from scalings of other videos, so that what was fitted
-    does not flatter them. Raises `UserError` for too few videos, naming how many it takes, for logits that are not
-    finite, and for sets of videos with several labels.
+    Thresholds, sets and the curve use held-out probabilities: each fold is scaled by the other folds. Raises
+    `UserError` for too few videos, with the number that it takes, for logits that are not finite, and for sets with
+    several labels.
     """
     about = views.about
     order = order or about["orders"][0]
@@ -121,15 +121,15 @@ def _thresholds(
     if wanted.threshold is None:
         return None
     kind, share = wanted.threshold
-    found = decisions.thresholds(chances, labels, kind, share)
+    result = decisions.thresholds(chances, labels, kind, share)
     rows = [
         {
             "class": name,
-            "threshold": None if np.isinf(found.values[number]) else float(found.values[number]),
-            "videos": int(found.support[number]),
-            "answers": int(found.answers[number]),
-            "right": int(found.hits[number]),
-            "bound": float(found.bound[number]),
+            "threshold": None if np.isinf(result.values[number]) else float(result.values[number]),
+            "videos": int(result.support[number]),
+            "answers": int(result.answers[number]),
+            "right": int(result.hits[number]),
+            "bound": float(result.bound[number]),
         }
         for number, name in enumerate(classes)
     ]
