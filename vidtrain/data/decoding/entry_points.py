@@ -5,12 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vidtrain.data.decoding.headers import (
-    PICTURE_PARAMETERS,
-    SEQUENCE_PARAMETERS,
-    SLICE_HEAD,
-    leaves_nothing,
-)
+from vidtrain.data.decoding.headers import PICTURE_PARAMETERS, SEQUENCE_PARAMETERS, SLICE_HEAD, leaves_nothing
 
 H264_IDR, H264_SEI = 5, 6
 H264_PICTURES = range(1, 6)

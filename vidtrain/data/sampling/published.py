@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vidtrain.data.sampling.temporal import (
-    ROUNDING,
-    Place,
-    Stretch,
-    TemporalJitter,
-    behind_end,
-    clip_places,
-)
+from vidtrain.data.sampling.temporal import ROUNDING, Place, Stretch, TemporalJitter, behind_end, clip_places
 from vidtrain.errors import UserError
 
 if TYPE_CHECKING:
