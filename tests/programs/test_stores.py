@@ -2,11 +2,13 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 from composing import config_of
+from fork_server import server
 from small_run import small
 from store_server import serving, serving_s3
 
@@ -114,6 +116,20 @@ def test_s3(data, local, tmp_path, without_pictures, monkeypatch):
 def store(data):
     with serving(data) as store:
         yield store
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_bits(data, store, local, tmp_path, without_pictures):
+    folder, shards = (
+        tmp_path / "http",
+        ["dataset=shards", f"dataset.folder={store.url}/shards", "trainer.save_every=1it"],
+    )
+    settings = [f"data_root={data}/http_index", f"run_dir={folder}", "trainer.num_workers=2", *shards]
+    child = server().start("train", *RUN, *settings)
+    assert child.until(lambda: (folder / "checkpoints/previous.pt").exists()), child.said
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not (folder / "summary.json").exists()
+    assert_same(run(data, folder, *shards), local)
 
 
 @pytest.mark.slow
