@@ -97,7 +97,11 @@ def inspect_video(
     with ffmpeg_errors() as log:
         try:
             known = opened_index(index, max_pixels)
-            info = known.info(path) if frame_rate is None else read_image_folder(path, frame_rate, max_pixels)
+            info = (
+                known.info(path, whole=True)
+                if frame_rate is None
+                else read_image_folder(path, frame_rate, max_pixels)
+            )
         except DecodeError as error:
             names_setting = "data.max_pixels" in error.cause
             cause = joined(error.cause, log[0][2].strip(" .\n") if log and not names_setting else "")

@@ -116,6 +116,13 @@ def survey(extradata: bytes, pictures: Sequence[Sequence[bytes]]) -> Survey:
     return Survey(second, paired and first is None, _run_on(frames), has_b)
 
 
+def frames_only(extradata: bytes) -> bool:
+    """Whether the configuration record says that no picture is a field."""
+    parameters = _Parameters()
+    parameters.learn_record(extradata)
+    return parameters.frames_only
+
+
 def _completes(first: _Slice, other: _Slice) -> bool:
     """Whether two pictures are the fields of one frame (7.4.1.2.4)."""
     opposite = other.parity == 3 - first.parity
@@ -146,6 +153,10 @@ class _Parameters:
     def __init__(self) -> None:
         self._sequences: dict[int, _Sequence] = {}
         self._pictures: dict[int, int] = {}
+
+    @property
+    def frames_only(self) -> bool:
+        return bool(self._sequences) and all(sequence.frames_only for sequence in self._sequences.values())
 
     def learn_record(self, extradata: bytes) -> None:
         """Takes the parameter sets of an avcC record, each behind its length; another kind has none to take."""

@@ -68,21 +68,23 @@ class VideoIndex:
                 way = "choose another folder with data.index_root, or delete the file if it is damaged"
                 raise UserError(f"the video index {path} cannot be used ({error}); {way}") from error
 
-    def info(self, video: str, frame_rate: float | None = None) -> VideoInfo:
+    def info(self, video: str, frame_rate: float | None = None, whole: bool = False) -> VideoInfo:
         """What the file `video` holds, read if it is new or has changed. Raises `DecodeError`. With a `frame_rate` it
-        is a folder of images, which is listed anew in each process."""
+        is a folder of images, which is listed anew in each process. Of a file in a store as much is fetched as it
+        takes, or, for a reader that fetches the `whole` file anyway, all."""
         try:
             key = (video, *file_status(video))
         except (OSError, ValueError) as error:  # ValueError: a zero byte, which no path has
             raise DecodeError(video, getattr(error, "strerror", None) or str(error)) from error
-        if (key, frame_rate) in self._remembered:
+        known = self._remembered[key, frame_rate] if (key, frame_rate) in self._remembered else None
+        if known is not None and (known.digest or known.images or not whole):
             self._remembered.move_to_end((key, frame_rate))
-            return self._remembered[key, frame_rate]
+            return known
         info = read_image_folder(video, frame_rate, self._max_pixels) if frame_rate else self._read(key)
         if info is None and self._take_shard_index(key):
             info = self._read(key)
-        if info is None:
-            info = read_metadata(video, self._max_pixels)
+        if info is None or (whole and not info.digest and not info.images):
+            info = read_metadata(video, self._max_pixels, whole)
             if self._path is not None:
                 self._insert([(os.fsencode(video), *key[1:], FORMAT, pack(info))])
         elif cause := larger(info.width, info.height, self._max_pixels):  # read when more were allowed

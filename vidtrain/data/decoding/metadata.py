@@ -8,7 +8,7 @@ both gave the same pixels.
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from fractions import Fraction
 
@@ -29,13 +29,14 @@ from vidtrain.data.decoding.container import (
 )
 from vidtrain.data.decoding.entry_points import (
     TELLING_CODECS,
+    CodedPicture,
     ListedPicture,
     ParametersInMidStream,
     coded_picture,
     needs_first_packet,
     pictures_apart,
 )
-from vidtrain.data.decoding.headers import Survey, has_layers, survey
+from vidtrain.data.decoding.headers import Survey, frames_only, has_layers, survey
 from vidtrain.data.decoding.packets import Trial, fingerprint
 from vidtrain.data.decoding.video import (
     MAX_PIXELS,
@@ -45,7 +46,8 @@ from vidtrain.data.decoding.video import (
     displayed_size,
     orientation_of,
 )
-from vidtrain.data.stores.files import LocalFile, file_status, opened_whole
+from vidtrain.data.stores.files import LocalFile, file_status, merged, opened_whole
+from vidtrain.data.stores.outlines import outlined
 from vidtrain.data.stores.places import is_plain
 from vidtrain.errors import UserError
 
@@ -56,14 +58,22 @@ RATED_CODECS = ("h264", "hevc")
 HIGHEST_CODED_RATE = 300  # frames per second; what is more is the rate of such a clock after all
 # Matroska counts a packet's position from its block's header, whose length varies.
 HEADER = 64
+# What is fetched of a file in a store: so many first packets, so many bytes of each keyframe, and of the file at most
+OPENING = 32
+KEY_HEAD = 4 << 10
+MOST_OUTLINED = 0.5
 NONE = np.array([], dtype=np.int32)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = re.compile(r"(\d+)")
 
 
-def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -> VideoInfo:
     """What the video file at `path` holds. Raises `DecodeError` where it cannot be read as a video, and for pictures of
-    more than `max_pixels`."""
+    more than `max_pixels`.
+
+    Where `whole` is not needed, little is fetched of an MP4 file in a store: then its `digest` is empty, and all its
+    pictures are taken for ones that others refer to.
+    """
     try:
         size = file_status(path).size
         if is_plain(path) and not os.path.isfile(path):  # a pipe would wait
@@ -73,6 +83,8 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     if size == 0:
         raise DecodeError(path, "the file is empty")
     try:
+        if not whole and (outline := _outlined(path, max_pixels)) is not None:
+            return outline
         with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
             scan = _Scan(container, stream, file, max_pixels)
             first = scan.first  # headers may have said something else, or nothing
@@ -92,6 +104,31 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     return replace(video, digest=digest, max_pixels=max_pixels)
 
 
+def _outlined(path: str, max_pixels: int) -> VideoInfo | None:
+    """As `read_metadata`, of the boxes of a file in a store, its first packets and how its keyframes begin. None where
+    that does not do, or the file is of another kind. Raises `OSError`."""
+    with outlined(path) as outline:
+        if outline is None:
+            return None
+        try:
+            with opened(path, max_pixels) as (_, stream):
+                # of packets that are empty, demuxing would not tell which are keyframes
+                packets = [(entry.pos, entry.size, entry.is_keyframe) for entry in stream.index_entries]
+            ranges = [(place, place + size) for place, size, _ in packets[:OPENING]]
+            ranges += [(place, place + min(size, KEY_HEAD)) for place, size, key in packets[OPENING:] if key]
+            if sum(end - begin for begin, end in ranges) > MOST_OUTLINED * outline.length:
+                return None
+            outline.add(merged(ranges, len(ranges)))
+            with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
+                scan = _Scan(container, stream, file, max_pixels, {place for place, _, key in packets if key})
+                video = scan.believed(path)
+        except DecodeError:  # which reading all of it finds again, or not
+            return None
+    if video is None or not scan.survey.regular or larger(video.width, video.height, max_pixels):
+        return None
+    return replace(video, max_pixels=max_pixels)
+
+
 def file_digest(paths: Sequence[str]) -> bytes:
     """The BLAKE2b hash of what the files hold, one after the other (16 bytes)."""
     digest = hashlib.blake2b(digest_size=16)
@@ -104,23 +141,35 @@ def file_digest(paths: Sequence[str]) -> bytes:
 
 
 class _Scan:
-    """The pictures of a stream in decoding order, its first frame, and how to set up a decoder for it."""
+    """The pictures of a stream in decoding order, its first frame, and how to set up a decoder for it.
 
-    def __init__(self, container: InputContainer, stream: VideoStream, file: LocalFile, max_pixels: int):
+    Of a file that holds its first packets and how its keyframes begin alone, `keys` says where those lie.
+    """
+
+    first: av.VideoFrame | None = None
+    aspect = Fraction(1)
+    sound = True
+    opening = b""
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        file: LocalFile,
+        max_pixels: int,
+        keys: Set[int] | None = None,
+    ):
         decoder = stream.codec_context
+        self.keys = keys
         self.max_pixels = max_pixels
         self.codec = decoder.codec.canonical_name
         self.timed = container.format.name in TIMED_CONTAINERS
         self.time_base = stream.time_base or Fraction(1, av.time_base)
         self.rate = _rate(container, stream)
         self.reorders = decoder.has_b_frames
-        self.first: av.VideoFrame | None = None
-        self.aspect = Fraction(1)
-        self.sound = True
         self.pictures: list[ListedPicture] = []
         self.sent: list[int | None] = []
         stated = states_decode_times(container.format)
-        self.opening = b""
         extradata = decoder.extradata or b""
         parameters = ParametersInMidStream(self.codec, extradata)
         for packet in container.demux(stream):
@@ -137,10 +186,10 @@ class _Scan:
             if stated and not packet.is_discard:
                 self.sent.append(packet.dts)
             for offset, size in pictures_apart(self.codec, data):
-                coded = coded_picture(self.codec, data[offset : offset + size], extradata)
+                keyframe, coded = self._coded(packet, data[offset : offset + size], extradata)
                 position = None if place is None else place + offset
-                key, hidden = packet.is_keyframe and offset == 0, packet.is_discard
-                clean = parameters.known_at(coded) and packet.is_keyframe and coded.clean
+                key, hidden = keyframe and offset == 0, packet.is_discard
+                clean = parameters.known_at(coded) and keyframe and coded.clean
                 self.pictures.append(ListedPicture(position, size, packet.pts, key, clean, hidden, coded))
         if self.first is not None:
             self.aspect = aspect_of(stream, orientation_of(self.first))
@@ -162,6 +211,13 @@ class _Scan:
             second=second,
         )
 
+    def _coded(self, packet: av.Packet, data: bytes, extradata: bytes) -> tuple[bool, CodedPicture]:
+        """Whether the packet is a keyframe, and what its bits tell where they are there."""
+        keyframe = packet.is_keyframe if self.keys is None else packet.pos in self.keys
+        if self.keys is None or keyframe or len(self.pictures) < OPENING:
+            return keyframe, coded_picture(self.codec, data, extradata)
+        return keyframe, CodedPicture()
+
     def _survey(self, extradata: bytes) -> Survey:
         if self.codec != "h264":
             return Survey([False] * len(self.pictures), paired=True, regular=True, has_b=True)
@@ -169,7 +225,8 @@ class _Scan:
         for picture, second in zip(self.pictures, result.second, strict=True):
             if second:  # decoding cannot start there
                 picture.keyframe = picture.clean = False
-        return result
+        # of fields whose headers are not there nobody knows which belong together
+        return replace(result, paired=result.paired and (self.keys is None or frames_only(extradata)))
 
     def _disposable(self, second: np.ndarray, extradata: bytes) -> tuple[np.ndarray, bool]:
         """Which pictures nothing refers to, and whether that must be tried, as the stream is unusual."""
@@ -181,6 +238,8 @@ class _Scan:
         disposable[firsts] = disposable[firsts + 1] = disposable[firsts] & disposable[firsts + 1]
         several = any(picture.slices > 1 or picture.layered for picture in coded)
         layered = self.codec == "av1" and has_layers(extradata)
+        if self.keys is not None:
+            disposable[:] = False
         return disposable, bool(several or layered or top_layer or second.any())
 
     @property
@@ -198,7 +257,7 @@ class _Scan:
         if len(set(times)) < len(times):
             return None
         ticks = np.array(times, dtype=np.int64)
-        if self.reorders and (np.diff(ticks) > 0).all() and self.survey.has_b:
+        if self.reorders and (np.diff(ticks) > 0).all() and (self.survey.has_b or self.keys is not None):
             return None  # pictures are reordered, but not by these times, which are those of decoding
         order = firsts[np.argsort(ticks)].astype(np.int32)
         # pictures that lead the first keyframe are in the file but cannot be decoded, so they are never shown

@@ -129,7 +129,7 @@ class VideoInfo:
     rotation: int  # see `Orientation`, as for mirrored
     packets: PacketTable | None = None  # without, it can only be read from its beginning
     images: tuple[str, ...] = ()  # the files of a folder of images
-    digest: bytes = b""  # the BLAKE2b hash of the file (16 bytes)
+    digest: bytes = b""  # the BLAKE2b hash of the file (16 bytes); empty where not all of it was read
     mirrored: bool = False
     max_pixels: int = MAX_PIXELS  # no frame of more is decoded
     aspect: Fraction = Fraction(1)  # how many times as wide as high the file calls its pixels

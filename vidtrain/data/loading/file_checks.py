@@ -177,7 +177,7 @@ def _file_digest(index: VideoIndex, frame_rate: float | None, path: str) -> str:
     except DecodeError:
         return UNREADABLE
     if not video.images:
-        return video.digest.hex()
+        return (video.digest or index.info(path, whole=True).digest).hex()
     whole = hashlib.blake2b(f"{frame_rate}\n".encode(), digest_size=16)
     for image in video.images:
         status = os.stat(image)

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 class ReadAhead:
     """The samples that a process will read, in their order, and the files of those that are asked for.
 
-    A video that no index knows yet is not asked for: it is read as a whole when its turn comes.
+    A video that no index knows yet is not asked for: it is looked at when its turn comes.
     """
 
     def __init__(self) -> None:

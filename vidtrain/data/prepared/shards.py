@@ -108,7 +108,7 @@ def _video(record: Record, manifest: Manifest, number: int, folder: str) -> Vide
 def look(path: str, index_file: Path, max_pixels: int) -> str:
     """Makes the index know a video; why it cannot be read, else nothing. For worker processes."""
     try:
-        opened_index(index_file, max_pixels).info(path)
+        opened_index(index_file, max_pixels).info(path, whole=True)
     except DecodeError as error:
         return error.cause
     return ""

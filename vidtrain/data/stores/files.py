@@ -1,7 +1,8 @@
 """One face for all places that videos lie in: their status, ranges of their bytes, and what FFmpeg opens.
 
-A clip is read by ranges. What needs a file as a whole (what is in it, its hash, a video whose packets cannot be read
-one by one) gets it in a file without a name, in the folder for temporary ones, which is gone with the next one.
+A clip is read by ranges. What needs a file as a whole (what is in one that outlines.py does not know, its hash, a video
+whose packets cannot be read one by one) gets it in a file without a name, in the folder for temporary ones, which is
+gone with the next one.
 """
 
 import errno
@@ -213,13 +214,23 @@ def _fetched(path: str) -> LocalFile:
     if _last and _last[0][:2] == (path, current):
         return LocalFile(_last[0][2])
     _last.clear()
-    file = _nameless(current.size)
+    file = nameless(current.size)
     _download(path, current.size, file)
     _last.append((path, current, file))
     return LocalFile(file)
 
 
-def _nameless(size: int) -> BinaryIO:
+@contextmanager
+def standing_in(path: str, status: Status, file: BinaryIO) -> Iterator[None]:
+    """Meanwhile `file` is read in place of the whole object."""
+    _last[:] = [(path, status, file)]
+    try:
+        yield
+    finally:
+        _last.clear()
+
+
+def nameless(size: int) -> BinaryIO:
     if size <= IN_MEMORY and hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("object"), "w+b")
     return tempfile.TemporaryFile()
