@@ -132,9 +132,7 @@ def _publish(cfg: DictConfig, trained: "LoadedCheckpoint", console: "Console") -
     if cfg.precision != "fp32":
         raise UserError(f"precision={cfg.precision}: layouts of pretraining hold fp32; take it back")
     if cfg.calibrated:
-        raise UserError(
-            "calibrated=true: a network of pretraining answers nothing, so it has no calibration; take it back"
-        )
+        raise UserError("calibrated=true: a network of pretraining has no calibration; leave it out")
     assert trained.weights is not None
     folder, config = run_of(trained.source), migrate(trained.config, str(trained.source))
     formats = chosen_formats(cfg.formats, PRETRAINING_FORMATS, "a network of pretraining")

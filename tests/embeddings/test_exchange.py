@@ -39,21 +39,21 @@ def test_samples_are_in_the_form_of_fiftyone(tmp_path):
 
 
 @pytest.mark.slow
-def test_fiftyone_has_everything_again(tmp_path):
-    fiftyone = pytest.importorskip("fiftyone")
-    write_fiftyone(embeddings := some(), tmp_path)
-    dataset = fiftyone.Dataset.from_dir(
-        dataset_dir=str(tmp_path), dataset_type=fiftyone.types.FiftyOneDataset
-    )
-    assert dataset.media_type == "video" and len(dataset) == 12
-    for row, sample in enumerate(dataset):
-        label = None if sample.ground_truth is None else sample.ground_truth.label
-        assert (sample.filepath, [label] if label else []) == (
-            embeddings.paths[row],
-            embeddings.names_of(row),
-        )
+@pytest.mark.parametrize("embeddings", [some(), several(made(12))], ids=["one_label", "several_labels"])
+def test_fiftyone_has_everything_again(tmp_path, embeddings):
+    """By its importer, which needs no database."""
+    importers = pytest.importorskip("fiftyone.utils.data.importers")
+    write_fiftyone(embeddings, tmp_path)
+    importer = importers.LegacyFiftyOneDatasetImporter(dataset_dir=str(tmp_path))
+    importer.setup()
+    samples = list(importer)
+    assert importer.get_dataset_info()["classes"] == embeddings.classes.tolist() and len(samples) == 12
+    for row, sample in enumerate(samples):
+        truth = sample.ground_truth
+        labels = [] if truth is None else truth.classifications if embeddings.multi_label else [truth]
+        assert (sample.filepath, sample.media_type) == (embeddings.paths[row], "video")
+        assert [label.label for label in labels] == embeddings.names_of(row)
         assert np.abs(np.array(sample.embedding) - embeddings.vectors[row]).max() < 1e-6
-    dataset.delete()
 
 
 def test_tasks_are_in_the_form_of_label_studio(tmp_path):
