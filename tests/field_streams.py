@@ -48,13 +48,9 @@ class Writer:
 
 
 def parameters() -> bytes:
-    sequence = (
-        Writer().number(77, 8).number(0, 8).number(30, 8).golomb(0, FRAME_NUM_BITS - 4, 0, ORDER_BITS - 4, 2)
-    )
+    sequence = Writer().number(77, 8).number(0, 8).number(30, 8).golomb(0, FRAME_NUM_BITS - 4, 0, ORDER_BITS - 4, 2)
     sequence.number(0, 1).golomb(WIDTH // 16 - 1, HEIGHT // 32 - 1)
-    sequence.number(
-        0b0_0_1_0_0, 5
-    )  # fields and frames, no pairs of macroblocks, direct_8x8, no cropping, no VUI
+    sequence.number(0b0_0_1_0_0, 5)  # fields and frames, no pairs of macroblocks, direct_8x8, no cropping, no VUI
     # CAVLC; one reference; no weights; QP 26; deblocking stated in slices
     picture = Writer().golomb(0, 0).number(0, 2).golomb(0, 0, 0).number(0, 3).golomb(0, 0, 0).number(0b100, 3)
     return sequence.unit(0x67) + picture.unit(0x68)
@@ -147,9 +143,7 @@ def muxed(
                 packet.is_keyframe = number % 6 == 0 and place == 0
                 write.mux(packet)
                 if audio is not None:  # so that the fields of a frame do not lie side by side
-                    tone = av.AudioFrame.from_ndarray(
-                        np.ones((1, 160), np.int16), format="s16", layout="mono"
-                    )
+                    tone = av.AudioFrame.from_ndarray(np.ones((1, 160), np.int16), format="s16", layout="mono")
                     tone.sample_rate, tone.pts = 8000, 320 * number + 160 * place
                     write.mux(audio.encode(tone))
     return str(path)
@@ -175,9 +169,7 @@ def mpeg2_fields(frames: int, group: int = 6) -> tuple[list[list[bytes]], list[n
     pictures, lumas = [], []
     for frame in range(frames):
         grays = 20 + 8 * frame, 24 + 8 * frame
-        parts = [
-            mpeg2_picture(frame % group, structure, gray) for structure, gray in enumerate(grays, start=1)
-        ]
+        parts = [mpeg2_picture(frame % group, structure, gray) for structure, gray in enumerate(grays, start=1)]
         if frame % group == 0:
             parts[0] = mpeg2_header() + parts[0]
         pictures.append(parts)
@@ -186,9 +178,7 @@ def mpeg2_fields(frames: int, group: int = 6) -> tuple[list[list[bytes]], list[n
 
 
 def mpeg2_header() -> bytes:
-    sequence = (
-        Writer().number(WIDTH, 12).number(HEIGHT, 12).number(0x13, 8).number(1000, 18)
-    )  # 25 frames per second
+    sequence = Writer().number(WIDTH, 12).number(HEIGHT, 12).number(0x13, 8).number(1000, 18)  # 25 frames per second
     extension = Writer().number(0x148, 12).number(0, 1).number(1, 2).number(0, 16).number(1, 1).number(0, 16)
     group = Writer().number(0, 25).number(0b10, 2)  # closed
     return (
@@ -210,9 +200,7 @@ def mpeg2_picture(order: int, structure: int, gray: int) -> bytes:
         for block in range(WIDTH // 16 * 6):
             bits.bits("11" if block % 6 == 0 else "")  # the next macroblock, intra
             if block == 0 and size:
-                bits.bits(DC_SIZES[size]).number(
-                    difference if difference > 0 else difference + (1 << size) - 1, size
-                )
+                bits.bits(DC_SIZES[size]).number(difference if difference > 0 else difference + (1 << size) - 1, size)
             else:
                 bits.bits(DC_SIZES[0] if block % 6 < 4 else "00")
             bits.bits("10")  # no more coefficients

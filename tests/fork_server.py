@@ -43,9 +43,7 @@ class Child:
                 self._printed.append((number, chunk))
 
     def _text(self, *numbers: int) -> str:
-        return b"".join(chunk for number, chunk in self._printed if number in numbers).decode(
-            errors="replace"
-        )
+        return b"".join(chunk for number, chunk in self._printed if number in numbers).decode(errors="replace")
 
     @property
     def stdout(self) -> str:
@@ -165,9 +163,7 @@ class ForkServer:
                 return json.loads(self._requests.recv(1 << 10))
         except OSError as error:
             status = self._process.wait(PATIENCE)
-            raise RuntimeError(
-                f"the fork server has ended with status {status}; its last words are above"
-            ) from error
+            raise RuntimeError(f"the fork server has ended with status {status}; its last words are above") from error
 
 
 _SERVERS: list[ForkServer] = []

@@ -9,9 +9,7 @@ from vidtrain.embeddings.store import Embeddings
 ENCODER = {"weights": "w", "protocol": "p", "source": "best.pt", "clips": "8x3 frames", "learned_from": None}
 
 
-def made(
-    videos: int = 60, classes: int = 3, groups: int = 20, seed: int = 0, apart: float = 2.0
-) -> Embeddings:
+def made(videos: int = 60, classes: int = 3, groups: int = 20, seed: int = 0, apart: float = 2.0) -> Embeddings:
     """Videos of classes in turn whose vectors lie around a center of their class, `apart` from the others."""
     rng = np.random.default_rng(seed)
     labels = np.arange(videos) % classes

@@ -38,9 +38,7 @@ def configured(*overrides):
 
 def write(path: Path, seed: int, rate: int = 25, size: str = "64x48") -> Path:
     """A video of a window that wanders over a picture of its own."""
-    picture = np.kron(
-        np.random.default_rng(seed).integers(0, 256, (16, 20, 3), np.uint8), np.ones((8, 8, 1), np.uint8)
-    )
+    picture = np.kron(np.random.default_rng(seed).integers(0, 256, (16, 20, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
     width, height = map(int, size.split("x"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
@@ -104,9 +102,7 @@ def test_what_was_planted_is_found(audited):
         "train/run/text.mp4": "Invalid data found when processing input",
         'train/run/a<img src=x onerror="x">.mp4': "Invalid data found when processing input",
     }
-    assert {(each["path"], each["kind"]) for each in summary["issues"]} == {
-        ("train/run/flipped.mp4", "damaged")
-    }
+    assert {(each["path"], each["kind"]) for each in summary["issues"]} == {("train/run/flipped.mp4", "damaged")}
     sets = [(each["kind"], {file["path"] for file in each["files"]}) for each in summary["copies"]]
     assert sets[:2] == [
         ("exact", {"train/run/v00.mp4", "val/run/exact.mp4"}),
@@ -153,9 +149,7 @@ def test_the_index_is_filled_for_later_runs(audited, planted):
 
 def test_a_second_run_reads_only_what_is_new_or_changed(audited, planted, tmp_path, capsys):
     shutil.copytree(audited[0], tmp_path / "out")
-    cfg = configured(
-        *overrides(planted, tmp_path), "max_unreadable_share=0.2", "max_duplicates_across_splits=2"
-    )
+    cfg = configured(*overrides(planted, tmp_path), "max_unreadable_share=0.2", "max_duplicates_across_splits=2")
     audit.audit(cfg)
     assert len(read_json_lines(tmp_path / "out" / "files.jsonl")) == 26
     assert "26 of 26 files are known" in capsys.readouterr().out
@@ -173,9 +167,7 @@ def test_a_second_run_reads_only_what_is_new_or_changed(audited, planted, tmp_pa
             "max_duplicates_across_splits=9",
         )
     )
-    assert (
-        len(read_json_lines(tmp_path / "out" / "files.jsonl")) == 30
-    )  # and the three that could not be read
+    assert len(read_json_lines(tmp_path / "out" / "files.jsonl")) == 30  # and the three that could not be read
 
 
 @pytest.fixture
@@ -270,7 +262,5 @@ def test_the_program_ends_with_status_3_and_names_the_bounds(planted, audited, t
     shutil.copytree(audited[0], tmp_path / "out")
     found = run_program("audit", *overrides(planted, tmp_path))
     assert found.returncode == 3, found.stderr
-    assert found.stderr.startswith(
-        "error: bounds exceeded: max_unreadable_share=0.0 (found 11.54%), max_dupl"
-    )
+    assert found.stderr.startswith("error: bounds exceeded: max_unreadable_share=0.0 (found 11.54%), max_dupl")
     assert "report.html" in found.stdout and "Traceback" not in found.stdout + found.stderr

@@ -67,9 +67,7 @@ def test_a_run_closes_beside_them(measured):
     baselines = known(folder)
     assert best["name"] == baselines.best("test") and best["videos"] == 20
     assert best["run"] == pytest.approx(summary["top1"])
-    assert best["difference"] == pytest.approx(
-        summary["top1"] - baselines.results["test"][best["name"]]["top1"]
-    )
+    assert best["difference"] == pytest.approx(summary["top1"] - baselines.results["test"][best["name"]]["top1"])
     assert best["low"] <= best["difference"] <= best["high"]
     assert [other["name"] for other in others] in ([], ["motion_map logistic"])
     assert "beside baselines" in done.stdout

@@ -76,9 +76,7 @@ def test_the_json_holds_what_was_measured(measured):
     for values in found["parts"].values():
         assert set(values) == {"mean", "median", "p25", "p75", "share"}
         assert 0 <= values["p25"] <= values["median"] <= values["p75"]
-    assert sum(found["parts"][part]["mean"] for part in PARTS) == pytest.approx(
-        found["parts"]["step"]["mean"]
-    )
+    assert sum(found["parts"][part]["mean"] for part in PARTS) == pytest.approx(found["parts"]["step"]["mean"])
     assert found["clips_per_step"] == 4
     assert found["clips_per_s"] == pytest.approx(4 * found["steps_per_s"], rel=1e-6) == rate
     # the clock's steps fill the wall time but for the ends of the two series

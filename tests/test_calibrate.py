@@ -186,9 +186,7 @@ def test_videos_of_several_labels(tmp_path, capsys):
     """Each video is of its class and of its pair of classes; thresholds are of each class by itself."""
     for split, manifest in Motion(tmp_path / "motion", 2, 3, 1, frames=24, size=32).manifests().items():
         rows = [(one.path, f"{manifest.classes[one.label]}+pair{one.label // 2}") for one in manifest]
-        (tmp_path / f"{split}.csv").write_text(
-            "path,label\n" + "".join(f"{path},{name}\n" for path, name in rows)
-        )
+        (tmp_path / f"{split}.csv").write_text("path,label\n" + "".join(f"{path},{name}\n" for path, name in rows))
     run, several = (
         tmp_path / "run",
         ["dataset=listing", f"dataset.folder={tmp_path}", "loss=bce", "trainer.monitor=map"],
@@ -215,9 +213,7 @@ def test_videos_of_several_labels(tmp_path, capsys):
         for name, chance in chances.items():
             logit = np.log(before[name] / (1 - before[name])) * scale["scale"][0]
             assert chance == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
-        assert set(own["answer"]) >= {
-            name for name, chance in chances.items() if chance > thresholds[name] + 1e-6
-        }
+        assert set(own["answer"]) >= {name for name, chance in chances.items() if chance > thresholds[name] + 1e-6}
     program("export", run, "formats=[onnx]", "card=false")  # compared with PyTorch
     with pytest.raises(UserError, match="set_coverage= is of sets that hold the one class"):
         program("calibrate", run, "set_coverage=0.8")
@@ -323,9 +319,7 @@ def test_every_mistake_at_once():
                   "min_recall: thresholds are of a precision or of a recall", "fusion: votes have no probabilities",
                   "checkpoint: absent: there is no such"):  # fmt: skip
         assert sum(words in fault for fault in found) == 1, (words, found)
-    found = [
-        ": ".join(fault[1:]) for fault in find_faults("calibrate", ["from_table=x", "by_class=true"], check)
-    ]
+    found = [": ".join(fault[1:]) for fault in find_faults("calibrate", ["from_table=x", "by_class=true"], check)]
     assert found == [
         "by_class: has no effect without set_coverage",
         "checkpoint: must be given too: the one that is calibrated",

@@ -57,9 +57,7 @@ def write_run(
         for video in range(30):
             label, other = CLASSES[video % 3], CLASSES[(video + 1) % 3]
             first, second = (label, other) if video in right else (other, label)
-            rows.writerow(
-                [f"{root}/{label}/{video}.mp4", label, first, int(first == label), first, 0.7, second, 0.2]
-            )
+            rows.writerow([f"{root}/{label}/{video}.mp4", label, first, int(first == label), first, 0.7, second, 0.2])
     lines = [
         {"step": 20, "phase": "full", "val/top1": 0.5, "val/loss": 1.0},
         {"step": 40, "phase": "full", "val/top1": 0.4, "val/loss": 1.2},
@@ -97,9 +95,7 @@ def two(tmp_path):
     """lr 0.1 gets 12, 13 and 14 of 30 videos right over three seeds, lr 0.2 gets 24, 25 and 26."""
     for seed in range(3):
         write_run(tmp_path / f"a{seed}", list(range(12 + seed)), seed, ("optimizer.lr=0.1",))
-        write_run(
-            tmp_path / f"b{seed}", list(range(24 + seed)), seed, ("optimizer.lr=0.2",), optimizer={"lr": 0.2}
-        )
+        write_run(tmp_path / f"b{seed}", list(range(24 + seed)), seed, ("optimizer.lr=0.2",), optimizer={"lr": 0.2})
     return tmp_path
 
 
@@ -247,9 +243,7 @@ def test_runs_stand_beside_the_best_baseline(two, tmp_path, low, told):
     best = {"name": "mean_frame logistic", "metric": "top1", "baseline": 0.4, "run": 0.5, "low": low}
     (two / "a0" / "summary.json").write_text(json.dumps(summary | {"baselines": [best]}))
     found = run(two / "a0", two / "b0", out=tmp_path / "out")
-    named = [
-        note for note in found["notes"] if note.startswith("These runs are not better than the best baseline")
-    ]
+    named = [note for note in found["notes"] if note.startswith("These runs are not better than the best baseline")]
     assert len(named) == told and all("mean_frame logistic 0.4000" in note for note in named)
     assert any(note.startswith("The baselines are not known") and "b0" in note for note in found["notes"])
     assert [row["best_baseline"] for row in found["runs"]] == [best, None]
@@ -399,9 +393,7 @@ def with_data(folder, root, count, split="train", content=b"x"):
     for number, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content * number)
-    found = SplitRecord.of(
-        Manifest([Record(str(path), n % 3, str(n)) for n, path in enumerate(paths)], CLASSES)
-    )
+    found = SplitRecord.of(Manifest([Record(str(path), n % 3, str(n)) for n, path in enumerate(paths)], CLASSES))
     found.save(folder / "splits" / f"{split}.npz")
     (folder / "dataset.json").write_text(json.dumps({"digests": {split: found.digest}}))
 
@@ -414,9 +406,7 @@ def test_runs_that_were_evaluated_on_files_of_other_content_are_told(tmp_path):
     assert not any("on the same data" in note for note in run(*folders, out=tmp_path / "same")["notes"])
     with_data(folders[1], tmp_path / "other", 9, "test", content=b"yy")
     said = "\n".join(run(*folders, out=tmp_path / "out")["notes"])
-    assert (
-        f"The runs were not evaluated on the same data: {folders[1]} not on those of {folders[0]} (8 " in said
-    )
+    assert f"The runs were not evaluated on the same data: {folders[1]} not on those of {folders[0]} (8 " in said
     assert f"replaced by another file: {tmp_path}/other/" in said and "1.mp4 (1 -> 2 bytes)" in said
 
 
@@ -435,7 +425,4 @@ def test_runs_on_other_training_data_are_other_recipes(tmp_path):
         f"The runs were not trained on the same data: {folders[2]} not on those of {folders[0]} (1 removed: "
         f"{tmp_path}/data/sit/8.mp4)."
     ) in said
-    assert (
-        f"The data changed in the middle of these runs (data_changes.jsonl in their folders): {folders[1]}."
-        in said
-    )
+    assert f"The data changed in the middle of these runs (data_changes.jsonl in their folders): {folders[1]}." in said

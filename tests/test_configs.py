@@ -82,9 +82,7 @@ def test_progressive_lists_its_phases_in_order():
 
 def test_the_evaluation_program_composes_and_changes_what_it_is_asked_to():
     trained = OmegaConf.to_container(compose("train"), resolve=True)
-    cfg = compose(
-        "evaluate", ["checkpoint=best.pt", "eval_clips=4", "crops=3", "fusion=mean_probs", "data_root=d"]
-    )
+    cfg = compose("evaluate", ["checkpoint=best.pt", "eval_clips=4", "crops=3", "fusion=mean_probs", "data_root=d"])
     assert check_targets(cfg) == []
     changed = as_trained(trained, cfg)
     assert (changed.clip.eval_clips, changed.augmentation.eval.crops, changed.model.fusion) == (

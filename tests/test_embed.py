@@ -125,9 +125,7 @@ def test_parquet_without_its_package_names_the_extra(monkeypatch):
 
 def test_a_video_finds_itself_among_the_others(run, made, tmp_path):
     path = Embeddings.open(str(made)).paths[17]
-    embedded(
-        f"checkpoint={run}", f"videos=[{path}]", f"search={made}", f"out={tmp_path}", "near_duplicates=0.9999"
-    )
+    embedded(f"checkpoint={run}", f"videos=[{path}]", f"search={made}", f"out={tmp_path}", "near_duplicates=0.9999")
     first = rows_of(tmp_path / "neighbors.csv")[0]
     assert first["neighbor"] == path and float(first["cosine"]) > 0.99999
     assert rows_of(tmp_path / "near_duplicates.csv")[0]["other"] == path
@@ -147,13 +145,9 @@ def test_labels_are_ranked_and_listed(made, tmp_path):
 
 def test_the_pool_is_without_what_is_labeled(made, tmp_path):
     embeddings = Embeddings.open(str(made))
-    renamed = np.array(
-        [f"{path}.copy" if row % 2 else path for row, path in enumerate(embeddings.paths.tolist())]
-    )
+    renamed = np.array([f"{path}.copy" if row % 2 else path for row, path in enumerate(embeddings.paths.tolist())])
     replace(embeddings, paths=renamed).save(tmp_path / "pool.npz")
-    labels.labels(
-        config_of("labels", "action=next", f"embeddings={made}", f"pool={tmp_path / 'pool.npz'}", "count=7")
-    )
+    labels.labels(config_of("labels", "action=next", f"embeddings={made}", f"pool={tmp_path / 'pool.npz'}", "count=7"))
     listed = rows_of(made / "label_next/to_label.csv")
     assert len(listed) == 7 and all(row["path"].endswith(".copy") for row in listed)
 

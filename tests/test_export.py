@@ -144,9 +144,7 @@ def test_the_program_exports_a_runs_best_checkpoint_and_makes_its_card(run, tmp_
 
 def test_metrics_are_stated_of_the_checkpoint_that_they_were_measured_of(run, tmp_path):
     last = f"checkpoint={run}/checkpoints/last.pt"
-    export(
-        config_of("export", last, "formats=[safetensors]", f"out={tmp_path}", "card=false", "precision=fp16")
-    )
+    export(config_of("export", last, "formats=[safetensors]", f"out={tmp_path}", "card=false", "precision=fp16"))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["metrics"] is None
     assert card["weights"] == {"checkpoint": f"{run}/checkpoints/last.pt"}
@@ -223,9 +221,7 @@ def test_weights_without_a_word_on_clips_or_classes_need_to_be_told(run, tmp_pat
     with pytest.raises(UserError, match="other classes .*: 10 and 10"):
         data = ["dataset=motion", f"data_root={tmp_path}", "dataset.source.root=${data_root}/motion"]
         small = [each for each in SMALL if each.startswith("+dataset")]
-        evaluate(
-            config_of("evaluate", f"checkpoint={tmp_path}/model.safetensors", *data, *small, "num_workers=0")
-        )
+        evaluate(config_of("evaluate", f"checkpoint={tmp_path}/model.safetensors", *data, *small, "num_workers=0"))
 
 
 def test_weights_without_a_head_answer_nothing(run, tmp_path):
@@ -324,11 +320,7 @@ def test_what_was_exported_is_not_exported_again(run):
 def test_a_model_card_needs_a_finished_run(run, tmp_path):
     shutil.copyfile(run / "checkpoints/best.pt", tmp_path / "alone.pt")
     with pytest.raises(UserError, match="finished run, and .*alone.pt is in none"):
-        export(
-            config_of(
-                "export", f"checkpoint={tmp_path}/alone.pt", "formats=[]", "card=true", f"out={tmp_path}"
-            )
-        )
+        export(config_of("export", f"checkpoint={tmp_path}/alone.pt", "formats=[]", "card=true", f"out={tmp_path}"))
 
 
 @pytest.mark.slow

@@ -131,9 +131,7 @@ def test_the_study_of_a_sweep(bomb, tmp_path):
 
     study = open_study("sweep", sqlite_file(tmp_path / "study.db"), "max")
     for sampler in ("cma", "gp", "nsga2"):
-        study._storage.set_study_system_attr(
-            study._study_id, f"{sampler}:optimizer:0", pickle.dumps(bomb).hex()
-        )
+        study._storage.set_study_system_attr(study._study_id, f"{sampler}:optimizer:0", pickle.dumps(bomb).hex())
     sampler = OmegaConf.create({"_target_": "optuna.samplers.TPESampler"})
     assert ask(study, {"lr": FloatDistribution(0.0, 1.0)}, sampler, 0)[0] == 0
 
@@ -196,9 +194,7 @@ def test_a_checkpoint_chooses_no_folder_to_keep_an_index_in(tmp_path, capsys):
     cfg = config_of("train", elsewhere)
     keep_index_here(cfg, True, console)
     assert cfg.data.index_root == usual
-    assert f"there is no index of the videos in {tmp_path}/projects" in "".join(
-        capsys.readouterr().out.split("\n")
-    )
+    assert f"there is no index of the videos in {tmp_path}/projects" in "".join(capsys.readouterr().out.split("\n"))
     cfg = config_of("train", f"data_root={tmp_path}")
     keep_index_here(cfg, False, console)  # the data root of the checkpoint
     assert cfg.data.index_root == usual

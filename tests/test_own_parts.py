@@ -77,8 +77,7 @@ def listed_videos(folder: Path) -> None:
         table.writerow(["split", "path", "class"])
         for split, manifest in videos.items():
             table.writerows(
-                [split, Path(record.path).relative_to(folder), manifest.classes[record.label]]
-                for record in manifest
+                [split, Path(record.path).relative_to(folder), manifest.classes[record.label]] for record in manifest
             )
 
 
@@ -126,6 +125,4 @@ def test_what_a_whole_network_cannot_do_is_said():
     assert "has 0 blocks" in faults("model=clip_net", "stage=unfreeze_last")[0][2]
     cached = ["stage=head_grid", "stage.head_grid.cache_features=true"]
     assert "Pixels has no parameters" in faults("model=clip_net", *cached)[0][2]
-    assert (
-        faults("model=module", "model.head.net._target_=own_parts.ClipNet", "+model.head.net.width=4") == []
-    )
+    assert faults("model=module", "model.head.net._target_=own_parts.ClipNet", "+model.head.net.width=4") == []

@@ -55,9 +55,7 @@ def installed(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_trains_from_an_empty_folder(installed, tmp_path):
-    said = run(
-        str(installed / "vidtrain-train"), "debug=smoke", *FEW, "trainer.cpu_threads=1", folder=tmp_path
-    )
+    said = run(str(installed / "vidtrain-train"), "debug=smoke", *FEW, "trainer.cpu_threads=1", folder=tmp_path)
     assert "trained 2 steps" in said
     run_folder = next((tmp_path / "outputs" / "motion").iterdir())
     assert (run_folder / "summary.json").is_file()

@@ -152,9 +152,7 @@ def test_an_exported_graph_gives_the_same_answers(run, listing, tmp_path):
 
 
 def test_options_change_the_protocol(run, test_split, capsys):
-    predicted(
-        f"checkpoint={run}", f"videos={test_split[0]}", "format=json", "eval_clips=3", "fusion=mean_probs"
-    )
+    predicted(f"checkpoint={run}", f"videos={test_split[0]}", "format=json", "eval_clips=3", "fusion=mean_probs")
     found = json.loads(capsys.readouterr().out)
     assert found["protocol"] == "8x3 frames at 16x16, 3 clips x 1 crop, mean_probs"
 
@@ -344,9 +342,7 @@ def test_part_of_a_video_that_cannot_be_read_leaves_a_gap(run, long_video, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("heat", ["attention", "grad_cam", "none"])
 def test_a_sheet_and_a_labeled_video(run, test_split, tmp_path, heat):
-    predicted(
-        f"checkpoint={run}", f"videos={test_split[2]}", f"out={tmp_path}", "render=true", f"heat={heat}"
-    )
+    predicted(f"checkpoint={run}", f"videos={test_split[2]}", f"out={tmp_path}", "render=true", f"heat={heat}")
     folder = tmp_path / Path(test_split[2]).stem
     assert {path.name for path in folder.iterdir()} == {"sheet.png", "labeled.mp4"}
     assert Image.open(folder / "sheet.png").width > 1500
@@ -358,12 +354,9 @@ def test_a_sheet_and_a_labeled_video(run, test_split, tmp_path, heat):
 @pytest.mark.slow
 def test_pictures_do_not_change_the_answer(run, test_split, tmp_path):
     for name, more in (("plain", []), ("drawn", ["render=true", "heat=grad_cam", "heat_class=grow"])):
-        predicted(
-            f"checkpoint={run}", f"videos={test_split[2]}", f"out={tmp_path / name}", "logits=true", *more
-        )
+        predicted(f"checkpoint={run}", f"videos={test_split[2]}", f"out={tmp_path / name}", "logits=true", *more)
     plain, drawn = (
-        np.load(tmp_path / name / Path(test_split[2]).stem / "logits.npz")["clip_logits"]
-        for name in ("plain", "drawn")
+        np.load(tmp_path / name / Path(test_split[2]).stem / "logits.npz")["clip_logits"] for name in ("plain", "drawn")
     )
     np.testing.assert_array_equal(plain, drawn)
 
@@ -447,9 +440,7 @@ def test_a_checkpoint_that_was_cut_down(run, test_split, tmp_path):
 
 def test_uniform_clips_have_no_length_of_their_own(run, test_split, tmp_path, capsys):
     config = torch.load(run / "checkpoints/best.pt", weights_only=True)["config"]
-    file = changed(
-        run, tmp_path / "uniform.pt", clip=config["clip"] | {"sampling": "uniform", "frame_step": None}
-    )
+    file = changed(run, tmp_path / "uniform.pt", clip=config["clip"] | {"sampling": "uniform", "frame_step": None})
     call = [f"checkpoint={file}", f"videos={test_split[0]}", f"out={tmp_path / 'out'}", "windows.stride=0.5"]
     with pytest.raises(SystemExit) as ended:
         predicted(*call)

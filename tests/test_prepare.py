@@ -93,9 +93,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, capsys):
         if "broken" in before.path:
             assert after.path == before.path
         else:
-            assert after.path == str(
-                copies / "files" / f"{os.path.relpath(before.path, tmp_path / 'mine')}.mp4"
-            )
+            assert after.path == str(copies / "files" / f"{os.path.relpath(before.path, tmp_path / 'mine')}.mp4")
             assert read_metadata(after.path).num_frames == read_metadata(before.path).num_frames
     assert len(sources) == 10
 

@@ -88,9 +88,7 @@ def test_every_folder_says_what_its_files_are(init):
 
 def test_the_tree_names_every_program():
     for path in CONF.glob("[!_]*.yaml"):
-        assert re.search(rf"^ +{path.stem}.py ", README, re.MULTILINE), (
-            f"{path.stem}.py is not in the README's tree"
-        )
+        assert re.search(rf"^ +{path.stem}.py ", README, re.MULTILINE), f"{path.stem}.py is not in the README's tree"
 
 
 def test_the_table_names_every_model():

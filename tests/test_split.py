@@ -22,9 +22,7 @@ def run(*overrides: str) -> None:
 
 
 def read(out: Path, **settings):
-    names = {
-        name: str(out / f"{name}.csv") for name in ("train", "val", "test") if (out / f"{name}.csv").exists()
-    }
+    names = {name: str(out / f"{name}.csv") for name in ("train", "val", "test") if (out / f"{name}.csv").exists()}
     return Listing(**names, **settings).manifests()
 
 
@@ -131,9 +129,7 @@ def test_the_printed_command_reads_listings_back(tmp_path, capsys):
 
 
 def test_the_printed_command_reads_frame_folders_back(shared_data, tmp_path, capsys):
-    images, truth = (
-        shared_data / "k400_tiny" / name for name in ("k400tiny_images", "k400tiny_groundtruth.csv")
-    )
+    images, truth = (shared_data / "k400_tiny" / name for name in ("k400tiny_images", "k400tiny_groundtruth.csv"))
     run("source=frame_folders", f"path={images}", f"ground_truth={truth}", f"out={tmp_path}", "frame_rate=10")
     found = read_as_told(printed(capsys))
     assert {name: len(part) for name, part in found.items()} == {"train": 4, "val": 1, "test": 1}
@@ -173,12 +169,7 @@ def test_overwriting_must_be_asked_for(videos, tmp_path):
 def test_relative_paths(videos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("path=videos", "out=lists/mine", "paths=relative")
-    assert (
-        (tmp_path / "lists/mine/train.csv")
-        .read_text()
-        .splitlines()[1]
-        .startswith('"../../videos/long jump/v_g')
-    )
+    assert (tmp_path / "lists/mine/train.csv").read_text().splitlines()[1].startswith('"../../videos/long jump/v_g')
     moved = tmp_path / "moved"
     moved.mkdir()
     (tmp_path / "lists").rename(moved / "lists")
@@ -214,9 +205,7 @@ def test_gestures_by_person(shared_data, tmp_path):
 
 
 def test_frame_folders_that_are_too_few(shared_data, tmp_path, capsys):
-    images, truth = (
-        shared_data / "k400_tiny" / name for name in ("k400tiny_images", "k400tiny_groundtruth.csv")
-    )
+    images, truth = (shared_data / "k400_tiny" / name for name in ("k400tiny_images", "k400tiny_groundtruth.csv"))
     run("source=frame_folders", f"path={images}", f"ground_truth={truth}", f"out={tmp_path}")
     shown = " ".join(capsys.readouterr().out.split())
     assert "warning: train lacks 2 of 6 classes, which have too few groups: " in shown
@@ -304,6 +293,6 @@ def test_a_class_is_written_in_one_spelling(videos, tmp_path):
     run(f"path={videos}", f"out={tmp_path / 'out'}")
     found = read(tmp_path / "out")
     assert found["train"].classes == ("caf\u00e9", "long jump") and Path(found["train"][0].path).is_file()
-    assert [
-        ": ".join(fault[1:]) for fault in find_faults("split", [f"path={videos}", "out=x", "seed=-1"], check)
-    ] == ["seed: -1 must be 0 or more"]
+    assert [": ".join(fault[1:]) for fault in find_faults("split", [f"path={videos}", "out=x", "seed=-1"], check)] == [
+        "seed: -1 must be 0 or more"
+    ]

@@ -41,13 +41,9 @@ def baselines(cfg: DictConfig) -> None:
     console = make_console(True)
     splits = listed_splits(cfg, console)
     if not splits.keys() - {"train"}:
-        raise UserError(
-            f"dataset={cfg.dataset.name} has neither val nor test, on which baselines are evaluated"
-        )
+        raise UserError(f"dataset={cfg.dataset.name} has neither val nor test, on which baselines are evaluated")
     digests = {split: SplitRecord.of(manifest).digest for split, manifest in splits.items()}
-    settings = {
-        key: cfg[key] for key in ("clips", "frames", "fps", "size", "max_train_videos", "max_eval_videos")
-    }
+    settings = {key: cfg[key] for key in ("clips", "frames", "fps", "size", "max_train_videos", "max_eval_videos")}
     settings["networks"] = list(cfg.networks)
     folder = folder_for(index_folder(cfg), digests, settings)
     check_links(folder)

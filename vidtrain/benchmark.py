@@ -77,9 +77,7 @@ def _measure(meter: "Meter") -> tuple[dict[str, Any], "Measured", "list[Advice]"
     rates, batch = measure(meter, phase)
     model = describe_model(meter, phase, rates["clips_per_s"])
     videos = {split: len(manifest) for split, manifest in data.splits.items()}
-    planned = estimate(
-        phase.run, phase.name, videos, rates["seconds_per_step"], rates["evaluation_videos_per_s"]
-    )
+    planned = estimate(phase.run, phase.name, videos, rates["seconds_per_step"], rates["evaluation_videos_per_s"])
     measured, notes = explore(meter, phase, batch, rates)
     advice = advise(measured)
     result = {

@@ -46,9 +46,7 @@ def calibrate(cfg: DictConfig) -> None:
             record = calibrate_views(views, fusion, order, clips, crops, wanted, console)
             write_json_atomic(place, record)
             show(record, console)
-            console.info(
-                f"{place}: evaluate, predict and export apply it from now on; calibrated=false goes without"
-            )
+            console.info(f"{place}: evaluate, predict and export apply it from now on; calibrated=false goes without")
             write_page_again(checkpoint, console)
 
         ranks.on_main(write)
@@ -74,8 +72,7 @@ def find_views(
     identity = views.about["identity"]
     if (identity["checkpoint"], identity["weights"]) != (sha256(checkpoint), STORED):
         raise UserError(
-            f"from_table={cfg.from_table} holds logits of another checkpoint than {checkpoint}, or of "
-            "other weights"
+            f"from_table={cfg.from_table} holds logits of another checkpoint than {checkpoint}, or of other weights"
         )
     return views, cfg.fusion or views.about["fusion"]
 
@@ -108,9 +105,7 @@ def show(record: Mapping[str, Any], console: "Console") -> None:
     rows = [(title, with_interval(before[name]), with_interval(after[name])) for name, title in COSTS.items()]
     rows.append(("by chance, if believable", f"{before['chance']:.4f}", f"{after['chance']:.4f}"))
     title = f"{Scaling(scaling['scale'], scaling['bias'])} on {record['split']}, {record['coverage']} videos"
-    console.table(
-        f"{title}, {record['protocol']['text']}", ("", "before", "after, on videos not fitted on"), rows
-    )
+    console.table(f"{title}, {record['protocol']['text']}", ("", "before", "after, on videos not fitted on"), rows)
     thresholds, sets = record["thresholds"], record["sets"]
     if thresholds is not None:
         classes = thresholds["classes"]
@@ -121,9 +116,7 @@ def show(record: Mapping[str, Any], console: "Console") -> None:
             f"have a threshold; {answers} answers on {record['videos']} videos pass theirs"
         )
         if lacking:
-            console.warn(
-                f"no threshold gives that for {', '.join(lacking[:8])}{', ...' * (len(lacking) > 8)}"
-            )
+            console.warn(f"no threshold gives that for {', '.join(lacking[:8])}{', ...' * (len(lacking) > 8)}")
     if sets is not None:
         total = sum(sets["sizes"])
         mean = sum(size * count for size, count in enumerate(sets["sizes"])) / total

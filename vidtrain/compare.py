@@ -101,9 +101,7 @@ def compare(cfg: DictConfig) -> None:
         page = out / "report.html"
         page.unlink(missing_ok=True)  # if writing the page fails, an older one must not stay
         pictures = draw(summary, out, console)
-        warn_of_failure(
-            str(page), lambda: write_text_atomic(page, compare_page(summary, pictures, out)), console
-        )
+        warn_of_failure(str(page), lambda: write_text_atomic(page, compare_page(summary, pictures, out)), console)
     show(summary, console)
     console.info(f"{page} after {time.monotonic() - started:.0f} s")
 

@@ -29,9 +29,7 @@ MOST_SHOWN = 10  # rows of a table on a terminal
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg) + check_settings(cfg, EmbedConfig)
     if (cfg.checkpoint is None) == (cfg.pretrained is None):
-        faults.append(
-            ("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both")
-        )
+        faults.append(("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both"))
     elif cfg.checkpoint is not None:
         unused = ["model"] if cfg.model is not None else []
         unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
@@ -44,13 +42,9 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
     if cfg.videos is not None and cfg.dataset is not None:
         faults.append(("videos", "and dataset are both given; take one of them back"))
     if cfg.videos is not None and not isinstance(cfg.videos, str | ListConfig):
-        faults.append(
-            ("videos", f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them")
-        )
+        faults.append(("videos", f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them"))
     if cfg.frame_rate is not None and cfg.videos is None:
-        faults.append(
-            ("frame_rate", "is of videos that are given as folders of images; a dataset has its own")
-        )
+        faults.append(("frame_rate", "is of videos that are given as folders of images; a dataset has its own"))
     if "parquet" in cfg.formats and find_spec("pyarrow") is None:
         faults.append(("formats", f"parquet needs pyarrow: {install_hint('parquet')}; or leave parquet out"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -101,9 +95,7 @@ def compare(
         columns, *rows = alike.neighbor_rows()
         console.table(f"nearest in {cfg.search}", columns, rows[:MOST_SHOWN])
     if cfg.near_duplicates is not None:
-        console.info(
-            f"{len(alike.duplicates)} pairs with a cosine of {cfg.near_duplicates} or more across sets"
-        )
+        console.info(f"{len(alike.duplicates)} pairs with a cosine of {cfg.near_duplicates} or more across sets")
     page = out / "report.html"
     page.unlink(missing_ok=True)  # of an earlier call
     html = partial(embeddings_page, alike, cfg.map, out, cfg.search)

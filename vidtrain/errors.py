@@ -49,9 +49,7 @@ def check_multiple(key: str, value: int, divisor: int, reason: str) -> None:
         return
     below = value // divisor * divisor
     fitting = [str(n) for n in (below, below + divisor) if n > 0] or [str(divisor)]
-    raise UserError(
-        f"{key}={value} is not a positive multiple of {reason}; nearest that fit: {', '.join(fitting)}."
-    )
+    raise UserError(f"{key}={value} is not a positive multiple of {reason}; nearest that fit: {', '.join(fitting)}.")
 
 
 def check_odd(key: str, value: int) -> None:

@@ -93,9 +93,7 @@ def export(cfg: DictConfig) -> None:
         trained = open_trained(path, cfg.trust_targets, pretraining=True)
         trained.check_computed(USED, {}, cfg)
         if trained.weights is None:
-            raise UserError(
-                f"{path} is already exported; name the run or the checkpoint that it was made from"
-            )
+            raise UserError(f"{path} is already exported; name the run or the checkpoint that it was made from")
         if trained.is_pretraining:
             return _publish(cfg, trained, console)
         folder, config = run_of(path), migrate(trained.config, str(path))

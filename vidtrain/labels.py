@@ -24,9 +24,7 @@ ONLY = {"errors": ("folds", "rank_by", "shown"), "next": ("pool", "strategy", "c
 def check(cfg: LabelsConfig) -> list[tuple[str, str]]:
     faults = check_settings(cfg, LabelsConfig)
     if cfg.action is None:
-        faults.append(
-            ("action", "must be given: python -m vidtrain.labels errors EMBEDDINGS, or next EMBEDDINGS")
-        )
+        faults.append(("action", "must be given: python -m vidtrain.labels errors EMBEDDINGS, or next EMBEDDINGS"))
     if cfg.embeddings is None:
         faults.append(("embeddings", "must be given: the folder or file that python -m vidtrain.embed made"))
     defaults = LabelsConfig()
@@ -75,9 +73,7 @@ def errors(cfg: LabelsConfig) -> None:
     warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
     shown = [[Path(str(row[0])).name, *map(str, row[1:5])] for row in table[1 : MOST_SHOWN + 1]]
     likely = int(suspects.likely.sum())
-    title = (
-        f"{likely} of {len(embeddings)} labels are suspect, about {suspects.estimate:.0f} wrong; the first"
-    )
+    title = f"{likely} of {len(embeddings)} labels are suspect, about {suspects.estimate:.0f} wrong; the first"
     console.table(title, ("", "label", "or", "p(label)", "p(or)"), shown)
     console.info(f"{suspects.accuracy:.1%} of all labels are the most probable class of their video")
     console.info(f"all in {out / 'suspects.csv'}; correct them on {page}")

@@ -43,11 +43,7 @@ def main(data: Path, gestures: Path, shapes: Path, out: Path) -> None:
         rows = list(csv.DictReader(file))
     for person in sorted({row["group"] for row in rows}):
         own, others = (
-            [
-                (str(gestures / row["path"]), row["label"])
-                for row in rows
-                if (row["group"] == person) is is_own
-            ]
+            [(str(gestures / row["path"]), row["label"]) for row in rows if (row["group"] == person) is is_own]
             for is_own in (True, False)
         )
         write(out / person, others, own)

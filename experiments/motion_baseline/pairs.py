@@ -19,9 +19,7 @@ def main(path: str) -> None:
     within = sum(label == found for label, found in same_pair)
     print(f"top-1 {right / len(rows):.3f} ({right}/{len(rows)})")
     print(f"the right pair {len(same_pair) / len(rows):.3f} ({len(same_pair)}/{len(rows)})")
-    print(
-        f"the right member, given the right pair {within / max(1, len(same_pair)):.3f} ({within}/{len(same_pair)})"
-    )
+    print(f"the right member, given the right pair {within / max(1, len(same_pair)):.3f} ({within}/{len(same_pair)})")
 
 
 if __name__ == "__main__":

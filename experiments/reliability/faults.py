@@ -223,9 +223,7 @@ def video_that_goes(bench: Bench) -> str:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [
-            int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
-        ]
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except FileNotFoundError:
         return []
 
@@ -260,9 +258,7 @@ FAULTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10, help="trials of each fault")
     parser.add_argument("--jobs", type=int, default=1, help="trials at once")
     parser.add_argument("--seed", type=int, default=0)

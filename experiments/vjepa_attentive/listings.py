@@ -23,9 +23,7 @@ def main(data: Path, out: Path, fold: int = 1) -> None:
         "first_test": list(splits["test"]),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "classes.txt").write_text(
-        "".join(f"{name}\n" for name in splits["train"].classes), encoding="utf-8"
-    )
+    (out / "classes.txt").write_text("".join(f"{name}\n" for name in splits["train"].classes), encoding="utf-8")
     for name, records in listings.items():
         (out / f"{name}.csv").write_text(lines(records), encoding="utf-8")
         print(f"{out}/{name}.csv: {len(records)} videos")

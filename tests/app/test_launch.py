@@ -141,10 +141,7 @@ def test_settings_of_a_source_are_tried_before_anything_is_read():
         "override 'dataset.source.fold=7': dataset.source.fold: 7: choose 1, 2 or 3, or null to split anew"
     )
     assert "optimizer: Invalid learning rate" in found[1]
-    assert (
-        "parts: Cannot merge DictConfig with ListConfig"
-        in faults("dataset=mixture", "dataset.source.parts=[]")[0]
-    )
+    assert "parts: Cannot merge DictConfig with ListConfig" in faults("dataset=mixture", "dataset.source.parts=[]")[0]
     assert faults("dataset=mixture", "dataset.source.parts.second.frames=8") == []
     assert "weight=0: must be above 0" in faults("dataset=mixture", "dataset.source.parts.first.weight=0")[0]
 
@@ -277,9 +274,7 @@ def task(cfg):
 sys.argv[1:] = ["out=nowhere"]
 launch("split", task, lambda cfg: [])
 """
-    program = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert program.stdout.readline() == "word\n"
     program.stdout.close()
     assert (program.wait(60), program.stderr.read()) == (141, "")

@@ -84,9 +84,7 @@ def a_run(tmp_path):
     def make(**settings) -> Run:
         torch.manual_seed(0)
         model = VideoClassifier(Small(), MeanPoolClassifier, num_classes=3)
-        settings = TrainerSettings(
-            **{"epochs": 1, "batch_size": 4, "save_every": "100it", "ema": 0.9} | settings
-        )
+        settings = TrainerSettings(**{"epochs": 1, "batch_size": 4, "save_every": "100it", "ema": 0.9} | settings)
 
         def evaluate() -> Report:
             logits = torch.eye(3)[:, None]
@@ -106,9 +104,7 @@ def a_run(tmp_path):
             train_paths=["a.mp4"] * 100,
             steps_per_epoch=STEPS,
             evaluate=evaluate,
-            objective=Classification(
-                CrossEntropy(label_smoothing=0.1), None, model.fusion, model.num_classes
-            ),
+            objective=Classification(CrossEntropy(label_smoothing=0.1), None, model.fusion, model.num_classes),
             optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
             lr=Constant(),
             weight_decay=Constant(),
@@ -134,9 +130,7 @@ def test_its_steps_are_those_of_the_loop_to_the_last_bit(a_run, settings):
     timed = benchmarking.time_steps(phase, iter(ours.train_batches(0, STEPS)), 2, STEPS - 2, lambda _: None)
     assert phase.phase.total == phase.state.total_step == STEPS
     assert timed.clips == (STEPS - 2) * 4
-    for (name, mine), other in zip(
-        ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True
-    ):
+    for (name, mine), other in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
         assert torch.equal(mine, other), name
 
 
@@ -207,16 +201,11 @@ def test_rates_go_by_the_slowest_rank():
     assert benchmarking.rate([(100, 2.0)]) == 50
     assert benchmarking.rate([(100, 2.0), (100, 4.0)]) == 50  # twice 25
     step = {"step": {"mean": 1.0}}
-    assert (
-        benchmarking.slowest_rank([step | {"backward": {"mean": 0.6}}, step | {"backward": {"mean": 0.5}}])
-        == 1
-    )
+    assert benchmarking.slowest_rank([step | {"backward": {"mean": 0.6}}, step | {"backward": {"mean": 0.5}}]) == 1
 
 
 def test_summaries_hold_mean_quartiles_and_share():
-    steps = [
-        {**dict.fromkeys(PARTS, 0.0), "load": load, "forward": 4.0} for load in (1.0, 2.0, 3.0, 4.0, 10.0)
-    ]
+    steps = [{**dict.fromkeys(PARTS, 0.0), "load": load, "forward": 4.0} for load in (1.0, 2.0, 3.0, 4.0, 10.0)]
     summary = benchmarking.summarize(steps)
     assert summary["load"] == {"mean": 4.0, "median": 3.0, "p25": 2.0, "p75": 4.0, "share": 0.5}
     assert summary["step"] == {"mean": 8.0, "median": 7.0, "p25": 6.0, "p75": 8.0, "share": 1.0}

@@ -157,9 +157,7 @@ def test_a_name_that_is_not_there_is_found_beside_a_faulty_model(files):
 
 def test_options_that_an_installed_package_brings_are_not_ours():
     """Classy Vision puts a folder of configurations on Hydra's search path."""
-    assert faults("model=resnet_50") == [
-        ("model", "group model has no option resnet_50; did you mean resnext3d_101?")
-    ]
+    assert faults("model=resnet_50") == [("model", "group model has no option resnet_50; did you mean resnext3d_101?")]
 
 
 def test_a_checkpoint_of_ours_comes_before_published_weights(files):
@@ -197,9 +195,7 @@ def test_interpolated_positions_name_the_setting_that_avoids_them():
     )
     assert build.interpolated_positions(build.model_without_memory(config()), 64, (384, 384)) is None
     learned = build.model_without_memory(
-        config_of(
-            "train", "model=vit3d_micro", "model.encoder.positions=learned", "clip.frames=16", "clip.size=64"
-        )
+        config_of("train", "model=vit3d_micro", "model.encoder.positions=learned", "clip.frames=16", "clip.size=64")
     )
     assert build.interpolated_positions(learned, 8, (64, 64)) is None  # its beginning
     for frames, size in ((16, 96), (32, 64)):

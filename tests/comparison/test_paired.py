@@ -42,9 +42,7 @@ def test_a_narrower_confidence_is_narrower():
 def test_seeds_are_averaged_and_their_spread_counts():
     steady = held([outcome(set(range(8)))] * 3, [outcome(set(range(12)))] * 3, pairs=())
     assert steady.interval_with_seeds == steady.interval  # seeds that do not differ add nothing
-    wild = held(
-        [outcome(set(range(n))) for n in (4, 8, 12)], [outcome(set(range(n))) for n in (8, 12, 16)], pairs=()
-    )
+    wild = held([outcome(set(range(n))) for n in (4, 8, 12)], [outcome(set(range(n))) for n in (8, 12, 16)], pairs=())
     assert wild.difference == pytest.approx(0.2)
     assert wild.of_other == [0.4, 0.6, 0.8]
     # two standard errors of 0.2 / sqrt(3), by Student's t of 2 degrees of freedom: wider than -0.4 to 0.8
@@ -74,9 +72,7 @@ def test_a_class_that_one_seed_of_several_loses_is_not_told_apart():
 
 
 def test_videos_that_changed_most_come_first():
-    found = held(
-        [outcome({0, 1}), outcome({0}), outcome({0})], [outcome({0, 3}), outcome({3}), outcome({3, 1})]
-    )
+    found = held([outcome({0, 1}), outcome({0}), outcome({0})], [outcome({0, 3}), outcome({3}), outcome({3, 1})])
     first, second, third = found.videos[:3]
     assert (first.path, first.baseline, first.other, first.flipped) == ("3.mp4", 0.0, 1.0, True)
     assert (first.label, first.prediction_baseline, first.prediction_other) == ("sit", "run", "sit")

@@ -15,9 +15,7 @@ def grouped(*runs: tuple[dict, tuple[str, ...]]):
 
 
 def test_seeds_are_repeats():
-    runs = [
-        ({"optimizer.lr": lr, "seed": seed, "logger.mode": seed}, ()) for seed in (0, 1) for lr in (0.1, 0.2)
-    ]
+    runs = [({"optimizer.lr": lr, "seed": seed, "logger.mode": seed}, ()) for seed in (0, 1) for lr in (0.1, 0.2)]
     assert grouped(*runs) == (
         {"optimizer.lr": [0.1, 0.2, 0.1, 0.2]},
         [("lr=0.1", [0, 2]), ("lr=0.2", [1, 3])],
@@ -73,8 +71,7 @@ def test_a_setting_that_repeats_another_is_left_out():
 
 def test_differences_that_no_override_tells_of_are_not_hidden():
     runs = [
-        ({"optimizer.lr": lr, "trainer.epochs": epochs}, (f"optimizer.lr={lr}",))
-        for lr, epochs in ((1, 3), (2, 9))
+        ({"optimizer.lr": lr, "trainer.epochs": epochs}, (f"optimizer.lr={lr}",)) for lr, epochs in ((1, 3), (2, 9))
     ]
     assert grouped(*runs)[0] == {"optimizer.lr": [1, 2], "trainer.epochs": [3, 9]}
 
@@ -99,8 +96,7 @@ def test_short_names(keys, names):
 
 def test_labels():
     assert (
-        label({"lr": 0.001, "flip": True, "fps": None, "clip": [1, 2]})
-        == "lr=0.001, flip=true, fps=null, clip=[1, 2]"
+        label({"lr": 0.001, "flip": True, "fps": None, "clip": [1, 2]}) == "lr=0.001, flip=true, fps=null, clip=[1, 2]"
     )
     assert label(dict.fromkeys("abcdef", 1)) == "a=1, b=1, c=1, and 3 more"
 

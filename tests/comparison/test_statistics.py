@@ -158,8 +158,7 @@ def test_numbers_that_hardly_repeat_are_binned():
     generator = rng()
     lr = generator.uniform(0, 1, 40)
     found = {
-        each.key: each
-        for each in importance(np.round(lr), {"lr": lr.tolist(), "noise": generator.random(40).tolist()})
+        each.key: each for each in importance(np.round(lr), {"lr": lr.tolist(), "noise": generator.random(40).tolist()})
     }
     assert (found["lr"].binned, found["lr"].values) == (True, 4)
     assert found["lr"].adjusted > 0.7 > 0.2 > found["noise"].adjusted

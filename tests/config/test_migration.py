@@ -183,7 +183,4 @@ def test_a_users_yaml_of_old_names_is_composed_with_a_warning(tmp_path, monkeypa
     assert (found.clip.sampling, found.clip.short_video_policy) == ("vjepa2", "wrap")
     assert found.trainer.overfit_one_batch is True
     assert len(told) == 3
-    assert any(
-        "trainer/mine.yaml: trainer.one_batch is called trainer.overfit_one_batch now" in text
-        for text in told
-    )
+    assert any("trainer/mine.yaml: trainer.one_batch is called trainer.overfit_one_batch now" in text for text in told)

@@ -82,15 +82,11 @@ def test_two_strides_are_still_refused():
 def test_the_log_says_where_each_value_is_from():
     overrides = ["model=videomae_base", "clip.frames=8"]
     line = describe_published(config_of("train", *overrides), overrides, {"model": "videomae_base"})
-    assert line.startswith(
-        "clips of model=videomae_base: by the command line frames=8; as published frame_step=4, "
-    )
+    assert line.startswith("clips of model=videomae_base: by the command line frames=8; as published frame_step=4, ")
     assert "size=224, interpolation=bilinear" in line and line.endswith("fusion=mean_probs")
     choices = {"model": "videomae_base", "experiment": "videomae_staged"}
     line = describe_published(config_of("train", "experiment=videomae_staged"), [], choices)
-    assert (
-        "by experiment=videomae_staged frames=8, size=192, interpolation=bicubic, fusion=mean_logits" in line
-    )
+    assert "by experiment=videomae_staged frames=8, size=192, interpolation=bicubic, fusion=mean_logits" in line
     assert describe_published(config_of("train"), [], {"model": "vit3d_micro"}) is None
 
 
@@ -131,9 +127,7 @@ def test_the_clips_of_torchvisions_models_are_those_that_it_states(model):
 
 def test_a_run_keeps_the_clips_that_its_model_brought(tmp_path):
     """One that was started when model=r3d_18 still left 8 frames of 32 pixels in force is resumed with them."""
-    before = config_of(
-        "train", "model=r3d_18", *[f"clip.{key}={json.dumps(value)}" for key, value in DEFAULT.items()]
-    )
+    before = config_of("train", "model=r3d_18", *[f"clip.{key}={json.dumps(value)}" for key, value in DEFAULT.items()])
     record(tmp_path, before)
     (tmp_path / "summary.json").write_text(json.dumps({"status": "finished"}))
     stored = OmegaConf.load(tmp_path / "config.yaml")

@@ -305,9 +305,7 @@ def test_a_trial_that_was_handed_over_builds_no_pruner_of_its_own(tmp_path, caps
     assert told(other, pruner) and told("mysql://nowhere/x", pruner) and told(own + "?x=1", pruner)
     assert not (tmp_path / "other").exists() and not ran.exists()
     assert not told(own, pruner)
-    told(
-        own, {"_target_": "os.mkdir", "_args_": [str(ran)]}, started_by_sweep=True
-    )  # which wrote that itself
+    told(own, {"_target_": "os.mkdir", "_args_": [str(ran)]}, started_by_sweep=True)  # which wrote that itself
     assert ran.exists()
 
 
@@ -342,9 +340,7 @@ def test_results_that_lie_where_the_next_job_will_are_not_opened(tmp_path):
     assert (elsewhere / "mine.pkl").exists() and not (tmp_path / "sweep/.submitit/1").exists()
 
 
-@pytest.mark.parametrize(
-    "change", [{"number": "0;x"}, {"folder": 1}, {"overrides": [1]}, {"overrides": "seed=1"}]
-)
+@pytest.mark.parametrize("change", [{"number": "0;x"}, {"folder": 1}, {"overrides": [1]}, {"overrides": "seed=1"}])
 def test_a_record_of_other_types_is_refused(change, tmp_path):
     write_sweep(tmp_path, trials=[Trial(**{"number": 0, "folder": "0", "overrides": [], **change})])
     with pytest.raises(UserError, match="sweep.json cannot be read"):

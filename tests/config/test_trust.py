@@ -98,9 +98,7 @@ def test_what_conf_ships_is_all_that_it_names():
     assert "vidtrain.sweeps.submitit_launchers.SlurmLauncher" not in shipped()
     for name in shipped():  # each says itself that it lives there
         if name.startswith("vidtrain."):
-            found = build.instantiate_component(
-                OmegaConf.create({"_target_": "hydra.utils.get_object", "path": name})
-            )
+            found = build.instantiate_component(OmegaConf.create({"_target_": "hydra.utils.get_object", "path": name}))
             assert f"{found.__module__}.{found.__qualname__}" == name
 
 
@@ -195,8 +193,7 @@ def test_a_card_in_an_exported_file_is_held_to_the_same(place, config, tmp_path)
     pytest.importorskip("onnxruntime", reason="needs the extra export")
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
     clips, *outputs = [
-        helper.make_tensor_value_info(name, floats, [1, 1, 3, 4, 16, 16])
-        for name in (INPUT_NAME, *OUTPUT_NAMES)
+        helper.make_tensor_value_info(name, floats, [1, 1, 3, 4, 16, 16]) for name in (INPUT_NAME, *OUTPUT_NAMES)
     ]
     nodes = [helper.make_node("Identity", [INPUT_NAME], [each.name]) for each in outputs]
     model = helper.make_model(
@@ -309,9 +306,7 @@ def test_what_would_be_looked_up_stays_text(config, monkeypatch):
 
 
 @pytest.mark.parametrize("program", ["evaluate", "predict", "export"])
-def test_a_checkpoint_that_reads_the_environment_is_refused_where_that_counts(
-    program, config, tmp_path, monkeypatch
-):
+def test_a_checkpoint_that_reads_the_environment_is_refused_where_that_counts(program, config, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     stored = copy.deepcopy(config)
     stored["loss"]["label_smoothing"] = "${oc.env:SECRET}"
@@ -324,11 +319,7 @@ def test_a_checkpoint_that_reads_the_environment_is_refused_where_that_counts(
     more = {"predict": [f"videos={tmp_path}/clip.mp4"], "export": ["formats=[safetensors]"], "evaluate": []}
     run = {"evaluate": evaluate, "predict": predict, "export": export}[program]
     with pytest.raises(UserError) as error:
-        run(
-            config_of(
-                program, f"checkpoint={tmp_path}/checkpoints/bad.pt", f"out={tmp_path}/out", *more[program]
-            )
-        )
+        run(config_of(program, f"checkpoint={tmp_path}/checkpoints/bad.pt", f"out={tmp_path}/out", *more[program]))
     lines = str(error.value).splitlines()
     assert "  loss.label_smoothing: ${oc.env:SECRET}" in lines
     assert ("  data_root: ${oc.env:SECRET}; set data_root=" in lines) == (program == "evaluate")

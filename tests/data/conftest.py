@@ -54,9 +54,7 @@ def write_video(
     return str(path)
 
 
-def patches(
-    count: int, width: int = 96, height: int = 64, pixel_format: str = "yuv420p"
-) -> list[av.VideoFrame]:
+def patches(count: int, width: int = 96, height: int = 64, pixel_format: str = "yuv420p") -> list[av.VideoFrame]:
     """A picture of colored patches under a moving window, so that no two frames are alike."""
     rng = np.random.default_rng(0)
     picture = np.kron(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))

@@ -23,9 +23,7 @@ def noisy(seed, count=500, classes=6):
     """Probabilities that say much of labels, some of which are wrong."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
-    logits = (
-        rng.normal(size=(count, classes)) + 3 * np.eye(classes)[np.where(rng.random(count) < 0.2, 0, labels)]
-    )
+    logits = rng.normal(size=(count, classes)) + 3 * np.eye(classes)[np.where(rng.random(count) < 0.2, 0, labels)]
     chances = np.exp(logits)
     return chances / chances.sum(axis=1, keepdims=True), labels
 
@@ -36,9 +34,7 @@ def test_scores_and_joint_are_those_of_cleanlab(seed):
     count = pytest.importorskip("cleanlab.count")
     chances, labels = noisy(seed)
     assert (
-        np.abs(
-            self_confidence(chances, labels) - rank.get_self_confidence_for_each_label(labels, chances)
-        ).max()
+        np.abs(self_confidence(chances, labels) - rank.get_self_confidence_for_each_label(labels, chances)).max()
         < 1e-12
     )
     theirs = rank.get_normalized_margin_for_each_label(labels, chances)
@@ -76,9 +72,7 @@ def test_planted_errors_come_first():
 
 
 def test_a_class_that_no_video_has_gets_nothing():
-    embeddings = replace(
-        made(), classes=np.array(["a", "unused", "b", "c"]), labels=np.array([0, 2, 3])[made().labels]
-    )
+    embeddings = replace(made(), classes=np.array(["a", "unused", "b", "c"]), labels=np.array([0, 2, 3])[made().labels])
     suspects, chances = find_suspects(embeddings, 5, "normalized_margin")
     assert (chances[:, 1] == 0).all() and 1 not in suspects.others
 

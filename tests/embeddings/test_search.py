@@ -35,8 +35,7 @@ def test_rough_products_are_no_more_wrong_than_they_say():
     rng = np.random.default_rng(0)
     for around in (0.0, 3.0):
         some, others = (
-            torch.from_numpy(unit(rng.normal(around, size=(count, 768)).astype(np.float32)))
-            for count in (20, 9000)
+            torch.from_numpy(unit(rng.normal(around, size=(count, 768)).astype(np.float32))) for count in (20, 9000)
         )
         exact = some.double() @ others.double().T
         for start, products, slack in search._rough_products(some, others):

@@ -128,9 +128,7 @@ def test_chance_is_what_a_calibrated_model_has():
     chances = logits.double().softmax(dim=1)
     errors = []
     for _ in range(200):
-        labels = torch.from_numpy((chances.cumsum(dim=1).numpy() < rng.random((500, 1))).sum(axis=1)).clamp(
-            max=6
-        )
+        labels = torch.from_numpy((chances.cumsum(dim=1).numpy() < rng.random((500, 1))).sum(axis=1)).clamp(max=6)
         costs = outcomes(logits, labels, independent=False)
         errors.append(calibration_error(costs.confidence, costs.right, equal_width(costs.confidence)))
     assert reliability([costs], None)[0]["chance"] == pytest.approx(np.mean(errors), rel=0.1)

@@ -46,9 +46,7 @@ def test_thresholds_of_several_labels():
 
 def test_a_class_without_videos():
     chances = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
-    with pytest.raises(
-        UserError, match="min_recall=0.9: there is no video of 1 of 3 classes, such as number 2"
-    ):
+    with pytest.raises(UserError, match="min_recall=0.9: there is no video of 1 of 3 classes, such as number 2"):
         thresholds(chances, np.array([0, 1]), "recall", 0.9)
     found = thresholds(chances, np.array([0, 1]), "precision", 0.9)
     assert found.values.tolist() == [0.9, 0.8, np.inf]

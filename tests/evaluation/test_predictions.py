@@ -25,9 +25,7 @@ def test_a_file_is_read(tmp_path):
     assert found.paths == ["a, b.mp4", "c.mp4", "d.mp4"]
     assert found.predictions == ["run", "sit", "sit"]
     assert found.top5.tolist() == [True, False, True] and found.groups is None
-    path.write_text(
-        "path,label,prediction\na.mp4,cafe\u0301,caf\u00e9\n"
-    )  # of before classes had one spelling
+    path.write_text("path,label,prediction\na.mp4,cafe\u0301,caf\u00e9\n")  # of before classes had one spelling
     assert read_predictions(path).labels == read_predictions(path).predictions == ["caf\u00e9"]
     path.write_text("path,label,prediction\n")
     with pytest.raises(UserError, match="names no video"):
@@ -87,9 +85,7 @@ def test_nothing_is_shared(other):
 
 
 def test_several_labels():
-    found = align(
-        [predictions("1 a;b a\n2 b;c b;c", several=True), predictions("1 a;b a;b\n2 b;c d", several=True)]
-    )
+    found = align([predictions("1 a;b a\n2 b;c b;c", several=True), predictions("1 a;b a;b\n2 b;c d", several=True)])
     assert found.classes == ["a", "b", "c", "d"]
     assert found.labels.tolist() == [0, 1, 5, 6]
     assert [each.tolist() for each in found.predictions] == [[0, 5, 6], [0, 1, 7]]

@@ -114,9 +114,7 @@ def stored(logits, labels, orders=("forward",), num_clips=None, joint=False, ind
         "coverage": f"{len(logits)}/{len(logits)}",
     }
     indices = torch.arange(len(logits))
-    return StoredViews(
-        None, about, logits, torch.tensor(labels), indices, {i: f"{i}.mp4" for i in range(len(logits))}
-    )
+    return StoredViews(None, about, logits, torch.tensor(labels), indices, {i: f"{i}.mp4" for i in range(len(logits))})
 
 
 # three clips, one crop; logits of the second class less the first, both orders
@@ -127,9 +125,7 @@ LABELS = [1, 1, 0]
 
 @pytest.fixture
 def views():
-    logits = [
-        [[[[0.0, value]] for value in order[video]] for order in (FORWARD, REVERSED)] for video in range(3)
-    ]
+    logits = [[[[[0.0, value]] for value in order[video]] for order in (FORWARD, REVERSED)] for video in range(3)]
     return stored(logits, LABELS, ("forward", "reversed"))
 
 

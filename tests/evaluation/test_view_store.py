@@ -28,8 +28,7 @@ def unit(number):
     """Videos 2u and 2u + 1; video 3 is missing. A logit's digits are video, order, clip and class."""
     indices = [index for index in (2 * number, 2 * number + 1) if index != 3]
     logits = [
-        [[[[1000.0 * v + 100 * o + 10 * n + k for k in (0, 1)]] for n in (0, 1)] for o in (0, 1)]
-        for v in indices
+        [[[[1000.0 * v + 100 * o + 10 * n + k for k in (0, 1)]] for n in (0, 1)] for o in (0, 1)] for v in indices
     ]
     frames = np.array([[[v, v + 3], [v + 1, v + 4]] for v in indices])
     missing = [("v/d.mp4", "cut")] if number == 1 else []
@@ -147,9 +146,7 @@ def test_all_videos_missing(tmp_path):
     view_store.begin(tmp_path, IDENTITY, None, 1, overwrite=False)
     nothing = torch.empty(0, dtype=torch.int64)
     writer = ShardWriter(tmp_path / "units/rank0.bin")
-    writer.append(
-        0, BatchViews(nothing, nothing, torch.empty(0, *SHAPE), [("v/a.mp4", "cut")]), np.zeros((0, 2, 2))
-    )
+    writer.append(0, BatchViews(nothing, nothing, torch.empty(0, *SHAPE), [("v/a.mp4", "cut")]), np.zeros((0, 2, 2)))
     writer.close()
     view_store.merge(tmp_path, {**ABOUT, "total": 1}, PATHS[:1], str, SHAPE)
     views = view_store.open_views(tmp_path)

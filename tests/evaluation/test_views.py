@@ -154,9 +154,7 @@ def found() -> Report:
         [[0.1, 0.6, 0.3], [0.1, 0.8, 0.1]],  # run, both views right
     ]
     logits = torch.tensor(probabilities).log()
-    table = ViewTable(
-        torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]), logits, [("v/b.mp4", "the file is empty")], 4
-    )
+    table = ViewTable(torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]), logits, [("v/b.mp4", "the file is empty")], 4)
     return report(table, "mean_probs", "clips=2 crops=1")
 
 

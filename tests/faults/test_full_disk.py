@@ -33,9 +33,7 @@ def test_a_run_outlives_saves_that_fail(faults, alone, tmp_path):
     child.limit_files(-1)
     assert child.wait() == 0, child.said
     assert failed(run)[0] == 1
-    assert (
-        "the run goes on and tries again with the next checkpoint (failure 1 in a row" in child.words.lower()
-    )
+    assert "the run goes on and tries again with the next checkpoint (failure 1 in a row" in child.words.lower()
     assert f"the checkpoint is written, after {failed(run)[-1]} that were not" in child.words
     assert difference(alone, run) is None
 

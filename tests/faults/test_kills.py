@@ -31,9 +31,7 @@ def test_killed_at_random_steps(faults, alone, tmp_path):
     random.seed(0)
     targets, run = sorted(random.sample(range(4, STEPS), 3)), tmp_path / "run"
     for attempt, target in enumerate(targets):
-        child = faults(
-            run, f"trainer.num_workers={attempt % 2}", whole=attempt == 0
-        )  # the program notes the command
+        child = faults(run, f"trainer.num_workers={attempt % 2}", whole=attempt == 0)  # the program notes the command
         assert child.until(lambda target=target: step_now(run) >= target), child.said
         child.kill()
         assert child.wait() == -signal.SIGKILL

@@ -41,9 +41,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path):
 
 def test_non_finite_numbers_become_null_at_any_depth():
     value = {"a": math.nan, "b": [1, math.inf, 0.5], "c": {"d": -math.inf, "e": "x", "f": None, "g": True}}
-    assert strict_json(value) == (
-        '{"a": null, "b": [1, null, 0.5], "c": {"d": null, "e": "x", "f": null, "g": true}}'
-    )
+    assert strict_json(value) == ('{"a": null, "b": [1, null, 0.5], "c": {"d": null, "e": "x", "f": null, "g": true}}')
 
 
 def test_json_file_is_indented(tmp_path: Path):

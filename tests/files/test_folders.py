@@ -31,9 +31,7 @@ signal.pause()
 
 def start_holder(run_dir: Path, kind: str) -> tuple[subprocess.Popen[str], int]:
     """A process that holds the folder; and the pid of its forked worker, or its own."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, run_dir, kind], cwd=REPO, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLD, run_dir, kind], cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, int(process.stdout.readline())
 
@@ -166,9 +164,7 @@ def test_only_links_that_lead_out_count(own, tmp_path):
     check_inside(folder / "again/x", folder)
 
 
-@pytest.mark.parametrize(
-    "name", [".lock", "attempts.jsonl", "metrics.jsonl", "checkpoints/last.pt", ".wandb.log"]
-)
+@pytest.mark.parametrize("name", [".lock", "attempts.jsonl", "metrics.jsonl", "checkpoints/last.pt", ".wandb.log"])
 def test_a_run(name, own, tmp_path):
     place = tmp_path / "run" / name
     place.parent.mkdir(parents=True)
@@ -272,9 +268,7 @@ def test_names_of_other_files_in_an_index_of_weights(tmp_path):
             read(tmp_path / "w", "w")
 
 
-@pytest.mark.parametrize(
-    "changed", [{"root": 1}, {"settings": {"x": 1}}, {"settings": []}, {"command": None}]
-)
+@pytest.mark.parametrize("changed", [{"root": 1}, {"settings": {"x": 1}}, {"settings": []}, {"command": None}])
 def test_what_a_prepared_copy_says_of_itself(changed, tmp_path):
     import json
 

@@ -35,9 +35,7 @@ def test_cross_attention_formula():
 def test_names_are_the_original_ones():
     modules = ["norm1", "xattn.q", "xattn.kv", "norm2", "mlp.fc1", "mlp.fc2"]
     modules = [f"pooler.cross_attention_block.{name}" for name in modules]
-    modules += [
-        f"pooler.blocks.0.{n}" for n in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    ]
+    modules += [f"pooler.blocks.0.{n}" for n in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
     expected = {f"{name}.{kind}" for name in [*modules, "linear"] for kind in ("weight", "bias")}
     state = AttentiveClassifier(48, 7, num_heads=4, depth=2).state_dict()
     assert set(state) == expected | {"pooler.query_tokens"}

@@ -137,9 +137,7 @@ def video(frames: int = 8, size: int = 32, clips: int = 2) -> torch.Tensor:
 
 def gradients(model: nn.Module, clips: torch.Tensor) -> dict[str, torch.Tensor]:
     model.train()
-    torch.nn.functional.cross_entropy(
-        model(clips).flatten(0, 1), torch.arange(4)[: 2 * clips.shape[1]]
-    ).backward()
+    torch.nn.functional.cross_entropy(model(clips).flatten(0, 1), torch.arange(4)[: 2 * clips.shape[1]]).backward()
     return {name: each.grad for name, each in model.named_parameters()}
 
 

@@ -234,9 +234,7 @@ class Branching(nn.Module):
 @pytest.mark.slow
 def test_a_layer_that_onnx_cannot_express_is_named(tmp_path):
     program = trace(graph_of(classifier(vit(), Eigenvalues)), CLIP)
-    with pytest.raises(
-        UserError, match=r"ONNX cannot express this model: (.|\n)*eigh.*formats=\[torch_export\]"
-    ):
+    with pytest.raises(UserError, match=r"ONNX cannot express this model: (.|\n)*eigh.*formats=\[torch_export\]"):
         save_onnx(program, tmp_path / "model.onnx", 18, {})
     assert not list(tmp_path.iterdir())
 

@@ -135,6 +135,4 @@ def test_in_a_classifier(fusion, rows):
     clips = torch.randn(3, 2, 3, 2, 4, 5)
     assert model(clips).shape == (3, rows, 4)
     if fusion == "joint":  # the clips in a row, so a window may reach from one into the next
-        assert torch.equal(
-            model(clips)[:, 0], model.head(model.encoder(torch.cat([*clips.unbind(1)], 2)), (4, 4, 5))
-        )
+        assert torch.equal(model(clips)[:, 0], model.head(model.encoder(torch.cat([*clips.unbind(1)], 2)), (4, 4, 5)))

@@ -71,10 +71,7 @@ def test_heads_count_alike():
     block = pooler.cross_attention_block
     q = block.xattn.q(pooler.query_tokens)[0, 0].view(2, 12)
     k = F.linear(block.norm1(tokens), block.xattn.kv.weight[:24], block.xattn.kv.bias[:24])[0].view(8, 2, 12)
-    by_hand = [
-        torch.tensor([float((q[h] @ k[n, h]).detach()) / 12**0.5 for n in range(8)]).softmax(0)
-        for h in (0, 1)
-    ]
+    by_hand = [torch.tensor([float((q[h] @ k[n, h]).detach()) / 12**0.5 for n in range(8)]).softmax(0) for h in (0, 1)]
     torch.testing.assert_close(pooler_attention(pooler, tokens)[0], (by_hand[0] + by_hand[1]) / 2)
 
 

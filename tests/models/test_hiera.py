@@ -48,9 +48,7 @@ def original(monkeypatch):
 def test_published_sizes_have_our_names_and_shapes(size, original):
     theirs, ours = original(f"hiera_{PUBLISHED[size]}_16x224"), shipped(size)
     reverted = HIERA.revert(ours.state_dict())
-    assert {key: each.shape for key, each in reverted.items()} == {
-        key: each.shape for key, each in theirs.items()
-    }
+    assert {key: each.shape for key, each in reverted.items()} == {key: each.shape for key, each in theirs.items()}
     for prefix in ("model_state.", ""):
         weights = Weights("", {prefix + key: each for key, each in theirs.items()})
         assert [each for each in FORMATS if each.recognizes(weights)] == [HIERA]
@@ -84,9 +82,7 @@ def test_what_a_file_asks_for(original):
     with torch.device("meta"):
         attentive = VideoClassifier(Hiera(224, 16), partial(AttentiveClassifier, num_heads=4, depth=1), 400)
     left = HIERA.convert(Weights("", original("hiera_base_16x224")), attentive).left_out
-    assert left.keys() == {
-        f"{part}.{kind}" for part in ("norm", "head.projection") for kind in ("weight", "bias")
-    }
+    assert left.keys() == {f"{part}.{kind}" for part in ("norm", "head.projection") for kind in ("weight", "bias")}
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(4, 64, 96), (1, 32, 32)])
@@ -108,9 +104,7 @@ def test_hiera_equals_its_original(frames, height, width):
     tokens, expected = encoder(video), stages[-1].flatten(1, 3)  # put back into the order of t, h and w
     assert expected.std() > 0.1
     assert float((tokens - expected).abs().max() / expected.abs().max()) <= 1e-6  # measured: 5e-7
-    torch.testing.assert_close(
-        ours(video[:, None])[:, 0].softmax(dim=-1), probabilities, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(ours(video[:, None])[:, 0].softmax(dim=-1), probabilities, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_is_of_four_dimensions_which_onnx_asks_for(monkeypatch):
@@ -145,9 +139,7 @@ def test_clips_of_other_sizes_get_interpolated_positions():
     assert torch.equal(tokens[:, -1, 0], patches[:, :, 0, 7, 7])
     assert torch.equal(tokens[:, -1, -1], patches[:, :, 3, 23, 7])
 
-    made_for_it = VideoClassifier(
-        Hiera((96, 32), 7, depths=(1, 1, 1, 1), **SMALL), MeanPoolClassifier, 3
-    ).eval()
+    made_for_it = VideoClassifier(Hiera((96, 32), 7, depths=(1, 1, 1, 1), **SMALL), MeanPoolClassifier, 3).eval()
     converted = HIERA.convert(Weights("", HIERA.revert(model.state_dict())), made_for_it)
     assert list(converted.resized.values()) == [
         "2 positions interpolated to 4, but with clip.frames=4",

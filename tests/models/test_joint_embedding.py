@@ -14,9 +14,7 @@ from vidtrain.models.masks import BlockMasks, TubeMasks
 from vidtrain.models.vit3d import ViT3D
 
 FRAMES, SIZE = 4, 64
-EQUAL = BlockMasks(
-    blocks=[1, 1], areas=[0.15, 0.7], aspect=[1, 1]
-)  # one size, so that all lists are equally long
+EQUAL = BlockMasks(blocks=[1, 1], areas=[0.15, 0.7], aspect=[1, 1])  # one size, so that all lists are equally long
 
 
 def theirs() -> VJEPA2Model:
@@ -165,9 +163,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     assert difference(losses, torch.cat(alone)) <= 1e-6
     for name, parameter in model.named_parameters():
         assert not parameter.requires_grad or difference(together[name], parameter.grad) <= 1e-5, name
-    torch.testing.assert_close(
-        model.predictions(video(), masks), torch.cat(maps), equal_nan=True, atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(model.predictions(video(), masks), torch.cat(maps), equal_nan=True, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -183,9 +179,7 @@ def test_the_map_of_errors_lies_where_tokens_are_hidden():
     torch.testing.assert_close(maps.flatten(2).nanmean(2).mean(1), model.losses(video(), masks))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"positions": "sincos"}, {"modality_embed": True}, {"positions": "learned"}]
-)
+@pytest.mark.parametrize("options", [{}, {"positions": "sincos"}, {"modality_embed": True}, {"positions": "learned"}])
 def test_every_trained_parameter_has_a_gradient_and_the_teacher_none(options):
     model = noisy(ours(masks=BlockMasks(), **options))
     model.losses(video(), model.sample_masks(video(), torch.arange(3))).sum().backward()

@@ -266,9 +266,7 @@ def test_layers_of_another_kind_are_none_and_their_names_are_told():
 
 def test_tensors_of_adapters_that_do_not_fit():
     tensors = {"a.weight": torch.zeros(3, 4), "a.lora_A": torch.zeros(2, 4), "a.lora_B": torch.zeros(5, 2)}
-    with pytest.raises(
-        UserError, match=r"a: adapters of \[5, 2\] and \[2, 4\] do not fit a weight of \[3, 4\]"
-    ):
+    with pytest.raises(UserError, match=r"a: adapters of \[5, 2\] and \[2, 4\] do not fit a weight of \[3, 4\]"):
         merge_tensors(tensors, 1.0)
     alone = {"a.lora_A": torch.zeros(2, 4), "a.lora_B": torch.zeros(3, 2)}
     assert merge_tensors(alone, 1.0) == alone

@@ -162,10 +162,7 @@ def test_a_padded_batch_is_each_sample_alone(positions):
     together = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     alone = torch.cat(
-        [
-            model.losses(video()[i : i + 1], model.sample_masks(video()[i : i + 1], seeds[i : i + 1]))
-            for i in range(3)
-        ]
+        [model.losses(video()[i : i + 1], model.sample_masks(video()[i : i + 1], seeds[i : i + 1])) for i in range(3)]
     )
     alone.sum().backward()
     assert difference(losses, alone) <= 1e-6

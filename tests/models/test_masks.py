@@ -20,9 +20,7 @@ def frames(masks: Masks, grid=GRID) -> np.ndarray:
     return hidden.reshape(-1, *grid)
 
 
-@pytest.mark.parametrize(
-    "sampler", [TubeMasks(), TubeMasks(0.75), BlockMasks(), BlockMasks(blocks=[1], areas=[0.5])]
-)
+@pytest.mark.parametrize("sampler", [TubeMasks(), TubeMasks(0.75), BlockMasks(), BlockMasks(blocks=[1], areas=[0.5])])
 def test_each_token_is_either_visible_or_hidden_at_all_times(sampler):
     kinds = sampler(GRID, range(20))
     assert len(kinds) == sampler.kinds
@@ -70,9 +68,7 @@ def test_a_row_follows_from_its_seed_whatever_the_batch(sampler):
         assert not (frames(masks)[0] == frames(masks)[1]).all()
     again = sampler(GRID, [5, 2**62 + 3, 7])
     assert all(
-        torch.equal(x, y)
-        for a, b in zip(together, again, strict=True)
-        for x, y in zip(a[:2], b[:2], strict=True)
+        torch.equal(x, y) for a, b in zip(together, again, strict=True) for x, y in zip(a[:2], b[:2], strict=True)
     )
 
 

@@ -111,9 +111,7 @@ def test_vjepa2_with_more_frames(vjepa2):
 
 @torch.no_grad()
 def test_vjepa2_tokens_of_several_layers(video, vjepa2):
-    states = vjepa2.vjepa2(
-        video.transpose(1, 2), skip_predictor=True, output_hidden_states=True
-    ).hidden_states
+    states = vjepa2.vjepa2(video.transpose(1, 2), skip_predictor=True, output_hidden_states=True).hidden_states
     middle = vjepa2.vjepa2.encoder.layernorm(states[2])  # [0] is what enters the first block
     expected = torch.cat((middle, tokens_of(vjepa2, video)), dim=1)
     ours = as_vjepa2(vjepa2, out_layers=[1, 2])
@@ -187,9 +185,7 @@ def videomae_config(**options) -> VideoMAEConfig:
 def as_videomae(theirs: nn.Module, final_norm=False, **head) -> VideoClassifier:
     sizes = {"embed_dim": 96, "depth": 3, "num_heads": 4, "positions": "sincos_1d", "norm_eps": 1e-12}
     encoder = ViT3D(SIZE, FRAMES, final_norm=final_norm, **sizes)
-    return filled(
-        VideoClassifier(encoder, partial(MeanPoolClassifier, **head), CLASSES), theirs, VIDEOMAE_TRANSFORMERS
-    )
+    return filled(VideoClassifier(encoder, partial(MeanPoolClassifier, **head), CLASSES), theirs, VIDEOMAE_TRANSFORMERS)
 
 
 @torch.no_grad()
@@ -225,15 +221,11 @@ def test_videomae_base_as_it_is_published(video):
     theirs = built(VideoMAEModel, videomae_config(**sizes))
     encoder = ViT3D(SIZE, FRAMES, 768, 1, 12, positions="sincos_1d", norm_eps=1e-6, final_norm=False)
     ours = VideoClassifier(encoder, MeanPoolClassifier, CLASSES).eval()
-    converted = VIDEOMAE_TRANSFORMERS.convert(
-        Weights("random", theirs.state_dict(), theirs.config.to_dict()), ours
-    )
+    converted = VIDEOMAE_TRANSFORMERS.convert(Weights("random", theirs.state_dict(), theirs.config.to_dict()), ours)
     check_settings(ours, converted.requires, "random")
     ours.load_state_dict(converted.tensors, strict=False)
     expected = theirs(video.transpose(1, 2)).last_hidden_state
-    assert (
-        difference(ours.encoder(video), expected) <= 1e-5
-    )  # measured: 1e-6, of which eps 1e-6 for 1e-12 is most
+    assert difference(ours.encoder(video), expected) <= 1e-5  # measured: 1e-6, of which eps 1e-6 for 1e-12 is most
 
 
 def test_videomae_position_table():

@@ -33,9 +33,7 @@ def test_sincos_uniform_literal_values():
     expected = [0.841471, 0.046399, 0.002154, 0.540302, 0.998923, 0.999998]
     expected += [0.909297, 0.092698, 0.004309, -0.416147, 0.995694, 0.999991]
     expected += [0.141120, 0.138798, 0.006463, -0.989992]
-    torch.testing.assert_close(
-        sincos_uniform((2, 3, 4), 16)[1, 2, 3], torch.tensor(expected), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(sincos_uniform((2, 3, 4), 16)[1, 2, 3], torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 def test_sincos_1d_literal_values():

@@ -50,9 +50,7 @@ def train(model: nn.Module, steps: int = 3) -> dict[str, torch.Tensor]:
 
 
 def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(
-        torch.equal(found[name], expected[name]) for name in expected
-    )
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])  # None: the mean over all batches so far

@@ -226,9 +226,7 @@ def test_half_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = encoder(video).float()
     full = encoder(video)
-    assert (
-        float((half - full).abs().max() / full.abs().max()) <= 5e-2
-    )  # measured: 1.1e-2 of the largest token
+    assert float((half - full).abs().max() / full.abs().max()) <= 5e-2  # measured: 1.1e-2 of the largest token
 
 
 @pytest.mark.parametrize(

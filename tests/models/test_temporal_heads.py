@@ -122,9 +122,7 @@ def test_a_ramp_rises_by_what_its_ends_differ_and_a_single_step_does_not_change(
         assert not statistic(name, ramp[:, :1]).any()
 
 
-@pytest.mark.parametrize(
-    ("statistics", "differs"), [(("mean", "difference", "deviation"), False), (("trend",), True)]
-)
+@pytest.mark.parametrize(("statistics", "differs"), [(("mean", "difference", "deviation"), False), (("trend",), True)])
 @torch.no_grad()
 def test_the_trend_alone_tells_the_direction_of_time(statistics, differs):
     torch.manual_seed(0)

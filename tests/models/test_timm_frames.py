@@ -149,9 +149,7 @@ def test_frozen_layers_keep_their_statistics():
     set_train_mode(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
     model(clip(batch=2)[:, None])
-    moved = {
-        name for name, buffer in model.named_buffers() if name in before and not buffer.equal(before[name])
-    }
+    moved = {name for name, buffer in model.named_buffers() if name in before and not buffer.equal(before[name])}
     assert moved and all(name.startswith("encoder.network.layer4.") for name in moved)
 
 
@@ -204,9 +202,7 @@ def test_recomputed_activations_give_equal_gradients_and_statistics(name, size):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("name", "places"), [("test_vit", (2, 3)), ("test_resnet", (1, 2)), ("test_convnext", (1, 1))]
-)
+@pytest.mark.parametrize(("name", "places"), [("test_vit", (2, 3)), ("test_resnet", (1, 2)), ("test_convnext", (1, 1))])
 @torch.no_grad()
 def test_clips_of_another_size(name, places):
     ours = encoder(name, features="spatial")

@@ -162,9 +162,7 @@ def test_layers_hold_every_parameter_once_and_the_blocks_in_order(name):
     assert (len(encoder.layers), len(encoder.blocks)) == counts[same.get(name, name)]
 
 
-@pytest.mark.parametrize(
-    "name", ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t"]
-)
+@pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18", "mc3_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t"])
 def test_the_grid_is_that_of_the_tokens_at_any_size(name):
     sizes = [(5, 17, 64), (8, 64, 17), (9, 33, 47), (16, 65, 66), (30, 112, 49)]
     with torch.device("meta"):
@@ -198,13 +196,9 @@ def test_grids():
 def test_clips_too_small_for_s3d():
     with torch.device("meta"):
         encoder = TorchvisionS3D()
-    with pytest.raises(
-        UserError, match=r"clip\.frames=4 is too small for s3d; the smallest that fits is 5\."
-    ):
+    with pytest.raises(UserError, match=r"clip\.frames=4 is too small for s3d; the smallest that fits is 5\."):
         encoder.grid(4, 64, 64)
-    with pytest.raises(
-        UserError, match=r"clip\.size=16 is too small for s3d; the smallest that fits is 17\."
-    ):
+    with pytest.raises(UserError, match=r"clip\.size=16 is too small for s3d; the smallest that fits is 17\."):
         encoder(torch.empty(1, 3, 8, 64, 16, device="meta"))
 
 
@@ -244,12 +238,8 @@ def test_drop_path_grows_over_depth():
         swin = TorchvisionSwin("swin3d_t", drop_path=0.33)
         mvit = TorchvisionMViT(image_size=32, num_frames=4, drop_path=0.3)
         original, default = get_model("swin3d_t", weights=None), TorchvisionSwin("swin3d_t")
-    assert [round(block.stochastic_depth.p, 3) for block in swin.blocks] == [
-        round(0.03 * i, 3) for i in range(12)
-    ]
-    assert [round(block.stochastic_depth.p, 3) for block in mvit.blocks] == [
-        round(0.02 * i, 3) for i in range(16)
-    ]
+    assert [round(block.stochastic_depth.p, 3) for block in swin.blocks] == [round(0.03 * i, 3) for i in range(12)]
+    assert [round(block.stochastic_depth.p, 3) for block in mvit.blocks] == [round(0.02 * i, 3) for i in range(16)]
     rates = [block.stochastic_depth.p for stage in original.features[::2] for block in stage]
     assert [block.stochastic_depth.p for block in default.blocks] == rates
 
@@ -299,9 +289,7 @@ def test_shipped_files_build_what_they_say(name):
     total = sum(parameter.numel() for parameter in model.parameters())
     encoder = sum(parameter.numel() for parameter in model.encoder.parameters())
     assert f"{encoder / 1e6:.1f} M encoder parameters ({total / 1e6:.1f} M with 400 classes)" in header(name)
-    dropouts = [
-        module.p for key, module in reference.named_modules() if re.fullmatch(r"(head|classifier)\.0", key)
-    ]
+    dropouts = [module.p for key, module in reference.named_modules() if re.fullmatch(r"(head|classifier)\.0", key)]
     assert [model.head.dropout.p] == (dropouts or [0.0])
     for member in get_model_weights(name):
         assert f"{type(member).__name__}.{member.name}" in header(name)

@@ -67,9 +67,7 @@ def test_frozen_parts_stand_still_and_released_ones_move(name):
     assert not any(key.startswith(frozen) for key in moved)  # batch statistics neither
     trained = {key for key in after if not key.startswith(frozen)}
     buffers = {key for key, _ in model.named_buffers()}
-    assert {
-        key for key in trained & buffers if key.endswith(("running_mean", "num_batches_tracked"))
-    } <= moved
+    assert {key for key in trained & buffers if key.endswith(("running_mean", "num_batches_tracked"))} <= moved
     assert "head.linear.weight" in moved and any(key.startswith(names[layers[first]]) for key in moved)
 
 
@@ -81,9 +79,7 @@ def test_layer_decay_falls_with_depth(name):
     scales = {group["name"].removesuffix(".no_decay"): group["lr_scale"] for group in groups}
     blocks = {layer: place for place, layer in enumerate(reversed(model.encoder.blocks), start=1)}
     expected = {
-        f"encoder.layer{i:02d}": 0.5 ** blocks[layer]
-        for i, layer in enumerate(model.encoder.layers)
-        if layer in blocks
+        f"encoder.layer{i:02d}": 0.5 ** blocks[layer] for i, layer in enumerate(model.encoder.layers) if layer in blocks
     }
     assert scales.items() >= {"head": 1.0, "encoder.layer00": 0.5 ** (len(blocks) + 1), **expected}.items()
     held = [parameter for group in groups for parameter in group["params"]]

@@ -98,9 +98,7 @@ def test_layers_hold_every_parameter_once_and_in_order(options):
 
 
 def test_names_are_the_original_ones():
-    names = {
-        name.replace("blocks.1.", "blocks.N.") for name in small().state_dict() if "blocks.0." not in name
-    }
+    names = {name.replace("blocks.1.", "blocks.N.") for name in small().state_dict() if "blocks.0." not in name}
     block = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     modules = ("patch_embed.proj", "norm", *(f"blocks.N.{module}" for module in block))
     assert names == {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
@@ -202,11 +200,7 @@ def test_a_norm_for_each_layer():
     shared, own = small(depth=3, out_layers=[0, 2]), small(depth=3, out_layers=[0, 2], norm_per_layer=True)
     state = shared.state_dict()
     weight, bias = state.pop("norm.weight"), state.pop("norm.bias")
-    norms = {
-        f"norm.{layer}.{kind}": each
-        for layer in (0, 2)
-        for kind, each in (("weight", weight), ("bias", bias))
-    }
+    norms = {f"norm.{layer}.{kind}": each for layer in (0, 2) for kind, each in (("weight", weight), ("bias", bias))}
     own.load_state_dict(state | norms, strict=True)
     assert torch.equal(own(clip()), shared(clip()))
     own.norm["2"].bias.add_(1)

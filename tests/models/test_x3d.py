@@ -47,9 +47,7 @@ def published(name: str) -> dict[str, torch.Tensor]:
 def test_published_sizes_have_our_names_and_shapes(name):
     theirs, ours = published(name), shipped(name)
     reverted = PYTORCHVIDEO_X3D.revert(ours.state_dict())
-    assert {key: each.shape for key, each in reverted.items()} == {
-        key: each.shape for key, each in theirs.items()
-    }
+    assert {key: each.shape for key, each in reverted.items()} == {key: each.shape for key, each in theirs.items()}
     weights = Weights("", {f"model_state.{key}": each for key, each in theirs.items()})
     assert [each for each in FORMATS if each.recognizes(weights)] == [PYTORCHVIDEO_X3D]
     converted = PYTORCHVIDEO_X3D.convert(weights, ours)

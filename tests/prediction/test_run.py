@@ -28,9 +28,7 @@ def judge(fusion, heat, crops=2, heat_class=None):
     model = VideoClassifier(
         encoder, lambda embed_dim, num_classes: AttentiveClassifier(embed_dim, num_classes, 2), 5, fusion
     )
-    return Predictor(
-        model.eval(), Floats(), torch.device("cpu"), nullcontext(), crops, False, heat, heat_class
-    )
+    return Predictor(model.eval(), Floats(), torch.device("cpu"), nullcontext(), crops, False, heat, heat_class)
 
 
 CLIPS = torch.randint(0, 256, (2, 6, 3, 4, 16, 16), generator=torch.Generator().manual_seed(0)).byte()

@@ -30,9 +30,7 @@ def test_two_ranks_equal_one(tmp_path):
         folders = [f"run_dir={tmp_path / str(processes)}", f"data_root={tmp_path}"]
         ended = run_program("train", *folders, *OVERRIDES, ranks=processes)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-    one, two = (
-        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in "12"
-    )
+    one, two = ([json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in "12")
     assert len(one) == len(two) > 5
     for row, other in zip(one, two, strict=True):
         assert row.keys() == other.keys()
@@ -58,9 +56,7 @@ def test_two_ranks_equal_one(tmp_path):
 def test_a_batch_that_two_ranks_cannot_share_is_refused_before_anything_starts(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*torchrun, "-m", "vidtrain.train", f"run_dir={tmp_path / 'run'}", f"data_root={tmp_path}"]
-    ended = subprocess.run(
-        [*command, *OVERRIDES, "trainer.batch_size=7"], capture_output=True, text=True, timeout=300
-    )
+    ended = subprocess.run([*command, *OVERRIDES, "trainer.batch_size=7"], capture_output=True, text=True, timeout=300)
     assert ended.returncode != 0
     assert "trainer.batch_size=7 cannot be shared by 2 rank(s)" in ended.stdout + ended.stderr
     assert not (tmp_path / "run").exists()

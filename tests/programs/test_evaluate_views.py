@@ -156,13 +156,9 @@ def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):
     other = ["eval_clips=2", "frame_order_ablations=[reversed]", "batch_size=3", f"out={tmp_path}/out"]
     with pytest.raises(UserError, match="no table is made of two") as error:
         run(*other)
-    assert "clip.eval_clips: 3 -> 2" in str(error.value) and "augmentation.eval.crops: 3 -> 1" in str(
-        error.value
-    )
+    assert "clip.eval_clips: 3 -> 2" in str(error.value) and "augmentation.eval.crops: 3 -> 1" in str(error.value)
     with pytest.raises(UserError, match="checkpoint: "):
-        evaluate(
-            config_of("evaluate", f"checkpoint={root}/run/checkpoints/last.pt", *VIEWS, f"out={tmp_path}/out")
-        )
+        evaluate(config_of("evaluate", f"checkpoint={root}/run/checkpoints/last.pt", *VIEWS, f"out={tmp_path}/out"))
     run(*other, "overwrite=true")
     assert open_views(tmp_path / "out").logits.shape == (20, 2, 2, 1, 10)
 
@@ -223,13 +219,8 @@ def test_videos_that_are_too_short_are_named_before_anything_is_computed(root, t
         with pytest.raises(UserError) as error:
             evaluate(cfg)
     said = str(error.value)
-    assert (
-        "short_video_policy=error, and 20 of 20 videos of test are too short for 8x8 frames at 16x16" in said
-    )
-    assert (
-        "appear_000.mp4: the video is too short for a clip: it lasts 40, the clip's last frame is at 56"
-        in said
-    )
+    assert "short_video_policy=error, and 20 of 20 videos of test are too short for 8x8 frames at 16x16" in said
+    assert "appear_000.mp4: the video is too short for a clip: it lasts 40, the clip's last frame is at 56" in said
     assert "and 10 more" in said and "short_video_policy=repeat_last" in said
 
 
@@ -237,9 +228,7 @@ def test_missing_videos_are_named_in_the_table(root, tmp_path):
     shutil.copytree(root / "data", tmp_path / "data")
     lost = tmp_path / "data/motion/test/grow/grow_001.mp4"
     lost.write_bytes(b"not a video")
-    evaluate(
-        config_of("evaluate", f"checkpoint={root}/run", f"data_root={tmp_path}/data", f"out={tmp_path}/out")
-    )
+    evaluate(config_of("evaluate", f"checkpoint={root}/run", f"data_root={tmp_path}/data", f"out={tmp_path}/out"))
     views = open_views(tmp_path / "out")
     assert [path for path, _ in views.missing] == [str(lost)]
     assert (views.about["coverage"], len(views.logits)) == ("19/20", 19)

@@ -83,9 +83,7 @@ def test_a_checkpoint_holds_what_trains_and_names_the_base(runs, name):
     }
     assert set(payload["base"]["tensors"]) == {key for key in whole if key.startswith("encoder.")}
     assert runs.best.stat().st_size < 0.7 * runs.base.stat().st_size
-    assert "optimizer" not in payload or len(
-        payload["optimizer"]["state"] if payload["optimizer"] else []
-    ) in (
+    assert "optimizer" not in payload or len(payload["optimizer"]["state"] if payload["optimizer"] else []) in (
         0,
         len(adapters) + len(head),
     )
@@ -94,9 +92,7 @@ def test_a_checkpoint_holds_what_trains_and_names_the_base(runs, name):
 def test_the_model_is_the_base_with_the_adapters_and_merges_within_1e_5(runs):
     model, whole = rebuilt(runs.best), checkpoint.load(runs.base)["model"]
     held, state = checkpoint.load(runs.best)["model"], model.state_dict()
-    assert all(
-        torch.equal(tensor, held[name] if name in held else whole[name]) for name, tensor in state.items()
-    )
+    assert all(torch.equal(tensor, held[name] if name in held else whole[name]) for name, tensor in state.items())
     assert any(parameter.abs().sum() > 0 for parameter in adapter_parameters(model)[1::2])
     merged = rebuilt(runs.best, merged=True)
     assert merged.state_dict().keys() == whole.keys()
@@ -134,9 +130,7 @@ def test_predictions_are_those_of_the_run(runs, tmp_path):
 @pytest.mark.slow
 def test_an_export_is_the_merged_network(runs, tmp_path):
     export(
-        config_of(
-            "export", f"checkpoint={runs.lora}", f"out={tmp_path}", "formats=[onnx,safetensors]", "card=false"
-        )
+        config_of("export", f"checkpoint={runs.lora}", f"out={tmp_path}", "formats=[onnx,safetensors]", "card=false")
     )
     tensors = load_file(tmp_path / "model.safetensors")
     merged = rebuilt(runs.best, merged=True).state_dict()
@@ -163,9 +157,7 @@ def test_another_run_starts_from_the_merged_network(runs, data, tmp_path, key):
 
 def test_adapters_of_a_network_with_adapters(runs, data, tmp_path):
     """The base is then the checkpoint that names the base before it."""
-    train(
-        config_of("train", *LORA, f"data_root={data}", f"run_dir={tmp_path}/second", f"init_from={runs.lora}")
-    )
+    train(config_of("train", *LORA, f"data_root={data}", f"run_dir={tmp_path}/second", f"init_from={runs.lora}"))
     path = tmp_path / "second/checkpoints/best.pt"
     payload = checkpoint.load(path)
     assert [file["path"] for file in payload["base"]["files"]] == [str(runs.best)]
@@ -174,11 +166,7 @@ def test_adapters_of_a_network_with_adapters(runs, data, tmp_path):
 
 
 def test_runs_are_compared(runs, tmp_path):
-    compare(
-        config_of(
-            "compare", f"runs=[{runs.lora},{runs.lora.parent}/full]", f"out={tmp_path}", "bootstrap=100"
-        )
-    )
+    compare(config_of("compare", f"runs=[{runs.lora},{runs.lora.parent}/full]", f"out={tmp_path}", "bootstrap=100"))
     assert any(tmp_path.iterdir())
 
 
@@ -315,11 +303,7 @@ def test_a_later_phase_may_train_everything(runs, data, tmp_path):
     ],
 )
 def test_what_does_not_go_together_shows_before_the_start(overrides, why):
-    base = (
-        [each for each in LORA if not each.startswith(("model.", "clip."))]
-        if "model=r3d_18" in overrides
-        else LORA
-    )
+    base = [each for each in LORA if not each.startswith(("model.", "clip."))] if "model=r3d_18" in overrides else LORA
     [(key, said)] = check.check_run(config_of("train", *base, *overrides))
     assert key == "stage" and why in said
 

@@ -111,18 +111,13 @@ def test_interrupted_and_resumed_it_is_the_same_bits(config, tmp_path, monkeypat
             assert all(torch.equal(one[part][key], other[part][key]) for key in one[part])
         assert one["weights"] == other["weights"] == ("ema" if file == "best.pt" else "raw")
     rows = [
-        [
-            {key: value for key, value in row.items() if key not in TIMED}
-            for row in read_metrics(tmp_path / run)
-        ]
+        [{key: value for key, value in row.items() if key not in TIMED} for row in read_metrics(tmp_path / run)]
         for run in ("alone", "killed")
     ]
     assert rows[0] == rows[1]
     assert "weights are averaged with decay 0.9 after a warmup" in said
     if name == "uneven":
-        assert (
-            "loss CrossEntropy(label_smoothing=0.1, class_weights='balanced'), weights of classes 0." in said
-        )
+        assert "loss CrossEntropy(label_smoothing=0.1, class_weights='balanced'), weights of classes 0." in said
         assert "(data.class_balanced_sampling=0.5)" in said
         assert {key for row in rows[0] for key in row} >= {
             "val/balanced_accuracy",
@@ -153,9 +148,7 @@ def test_several_labels_are_learned_and_reported(config, tmp_path):
     assert trained and "train/top1" not in trained[0]
 
     best = f"checkpoint={folder}/checkpoints/best.pt"
-    cfg = config(
-        "several", best, "split=val", f"out={tmp_path}/again", program="evaluate", base=["num_workers=0"]
-    )
+    cfg = config("several", best, "split=val", f"out={tmp_path}/again", program="evaluate", base=["num_workers=0"])
     found = evaluate(cfg)
     metrics = json.loads((tmp_path / "again/metrics.json").read_text())["metrics"]
     assert metrics["map"] == found and set(metrics) == set(summary) & set(metrics)

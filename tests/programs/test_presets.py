@@ -63,8 +63,7 @@ def data(motion, tmp_path_factory):
     for part, take in (("first", slice(0, None, 2)), ("second", slice(1, None, 2))):
         for split in ("train", "val"):
             lines = [
-                f"{path} {names.index(name)}"
-                for path, name in listed[split][take if split == "train" else slice(None)]
+                f"{path} {names.index(name)}" for path, name in listed[split][take if split == "train" else slice(None)]
             ]
             (root / f"mixture/{part}_{split}.csv").write_text("\n".join(lines) + "\n")
 
@@ -128,13 +127,9 @@ def last_row(folder: Path, key: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["videomae_staged", "videomae_staged_t16"])
 def test_videomae_staged(run, data, name):
-    folder = run(
-        name, *VIT, "model.encoder.image_size=16", f"dataset.source.root={data}/folders", "trainer.epochs=4"
-    )
+    folder = run(name, *VIT, "model.encoder.image_size=16", f"dataset.source.root={data}/folders", "trainer.epochs=4")
     rows = read_metrics(folder)
-    assert [row["phase"] for row in rows if "val/f1_macro" in row] == ["head_only"] * 2 + [
-        "unfreeze_last"
-    ] * 2
+    assert [row["phase"] for row in rows if "val/f1_macro" in row] == ["head_only"] * 2 + ["unfreeze_last"] * 2
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["monitor"] == "f1_macro"
     assert summary["best"] == max(row["val/f1_macro"] for row in rows if "val/f1_macro" in row)
@@ -151,11 +146,7 @@ def test_videomae_staged_as_two_runs(run, data):
     best = first / "checkpoints/best.pt"
     second = run("videomae_staged", *here, "stage=unfreeze_last", f"init_from={best}", folder="second")
     before, after = (checkpoint.load(each)["model"] for each in (best, second / "checkpoints/last.pt"))
-    moved = {
-        name.split(".")[2]
-        for name in before
-        if "blocks" in name and not torch.equal(before[name], after[name])
-    }
+    moved = {name.split(".")[2] for name in before if "blocks" in name and not torch.equal(before[name], after[name])}
     assert moved == {"1", "2"}  # of three blocks, the last two
 
 
@@ -234,9 +225,7 @@ def test_vjepa_attentive(run, data, stride):
 
 
 def test_vjepa_attentive_with_a_frozen_encoder(run, data):
-    folder = run(
-        "vjepa_attentive", *VIT, "model.head.num_heads=2", f"dataset.folder={data}/mixture", "stage=head_only"
-    )
+    folder = run("vjepa_attentive", *VIT, "model.head.num_heads=2", f"dataset.folder={data}/mixture", "stage=head_only")
     assert "lr/encoder" not in last_row(folder, "lr/head")
 
 
@@ -249,9 +238,7 @@ def test_slowfast_finetune(run, data):
     trained, checked = last_row(folder, "train/f1_macro"), last_row(folder, "val/f1_macro")
     for row, split in ((trained, "train"), (checked, "val")):
         assert {
-            f"{split}/{score}_{mean}"
-            for score in ("precision", "recall", "f1")
-            for mean in ("macro", "weighted")
+            f"{split}/{score}_{mean}" for score in ("precision", "recall", "f1") for mean in ("macro", "weighted")
         } <= row.keys()
     assert {"time/epoch_s", "time/total_s"} <= trained.keys()
     assert {"train/grad_norm", "lr/head", "lr/encoder"} <= last_row(folder, "train/grad_norm").keys()
@@ -279,7 +266,5 @@ def test_k400_tiny(run):
         "k400_tiny", "clip.size=32", "augmentation.train.short_side=36", "augmentation.eval.short_side=36",
         "export.formats=[onnx]", "trainer.epochs=1", "trainer.steps_per_epoch=1",
     )  # fmt: skip
-    assert json.loads((folder / "summary.json").read_text())["protocol"].startswith(
-        "16 uniform frames at 32x32"
-    )
+    assert json.loads((folder / "summary.json").read_text())["protocol"].startswith("16 uniform frames at 32x32")
     assert [path.suffix for path in (folder / "export").iterdir() if path.suffix == ".onnx"] == [".onnx"]

@@ -96,13 +96,9 @@ def test_a_classifier_starts_from_the_teacher_or_by_name_from_the_encoder(runs, 
     with pytest.raises(UserError, match="has no teacher: take back init_part=teacher"):
         other = runs / "videomae/checkpoints/best.pt"
         load_pretrained(model, str(other), other, 1.0, "teacher")
-    train(
-        config_of("train", *BASE, f"data_root={data}", f"run_dir={tmp_path}", f"init_from={runs / 'vjepa'}")
-    )
+    train(config_of("train", *BASE, f"data_root={data}", f"run_dir={tmp_path}", f"init_from={runs / 'vjepa'}"))
     record = json.loads((tmp_path / "starting_point.json").read_text())
-    assert record["sources"][0]["match"] == 1 and all(
-        name.startswith("head.") for name in record["initialized"]
-    )
+    assert record["sources"][0]["match"] == 1 and all(name.startswith("head.") for name in record["initialized"])
 
 
 @pytest.mark.slow
@@ -146,9 +142,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(runs, data, tmp_path, nam
     alone, resumed = best(runs / name), best(tmp_path)
     assert alone["model"].keys() == resumed["model"].keys()
     assert all(torch.equal(tensor, resumed["model"][key]) for key, tensor in alone["model"].items())
-    rows = [
-        [row["val/loss"] for row in read_metrics(run) if "val/loss" in row] for run in (runs / name, tmp_path)
-    ]
+    rows = [[row["val/loss"] for row in read_metrics(run) if "val/loss" in row] for run in (runs / name, tmp_path)]
     assert rows[0] == rows[1] and len(rows[0]) == 3
 
 
@@ -223,9 +217,7 @@ def test_a_collapse_is_noticed_in_the_attempt_that_follows_too():
     watch = CollapseWatch(NullConsole(), stops=True)
     watch.take_up([{"step": 0, "val/effective_rank": 5.0, "val/spread": 0.3, "val/evaluations": 1.0}])
     watch.look({"effective_rank": 2.0, "spread": 0.07})
-    with pytest.raises(
-        DivergedError, match="effective rank is 2.00, and was 5.00, and their spread 0.050, and was"
-    ):
+    with pytest.raises(DivergedError, match="effective rank is 2.00, and was 5.00, and their spread 0.050, and was"):
         watch.look({"effective_rank": 2.0, "spread": 0.05})
 
 

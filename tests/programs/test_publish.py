@@ -26,11 +26,7 @@ PUBLISHED = [
     "clip.frames=16",
     "model.encoder.patch_size=16",
 ]  # tables of V-JEPA 1 are of such
-SIZES = [
-    f"objective.{head}_{size}"
-    for head in ("decoder", "predictor")
-    for size in ("dim=24", "depth=1", "heads=3")
-]
+SIZES = [f"objective.{head}_{size}" for head in ("decoder", "predictor") for size in ("dim=24", "depth=1", "heads=3")]
 
 
 @torch.no_grad()
@@ -112,9 +108,7 @@ def test_vjepa_is_loaded_by_transformers_and_gives_the_same(tmp_path):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_originals_layouts_load_again_to_the_bit(tmp_path, name):
-    more = (
-        [*PUBLISHED, "objective.predictor_heads=4"] if name == "vjepa1" else []
-    )  # as many as the encoder has
+    more = [*PUBLISHED, "objective.predictor_heads=4"] if name == "vjepa1" else []  # as many as the encoder has
     model, cfg = written(tmp_path, name, *more)
     out, card = exported(tmp_path, "formats=[original]")
     layout = {"videomae": "VideoMAE pretrained", "vjepa": "V-JEPA 2", "vjepa1": "V-JEPA 1"}[name]
@@ -125,9 +119,7 @@ def test_the_originals_layouts_load_again_to_the_bit(tmp_path, name):
     report = load_pretrained(again, "pretraining.pth", out / "pretraining.pth", 1.0)
     assert report.format == f"{layout}, original"
     assert set(report.loaded) == set(model.state_dict())
-    wrong = [
-        key for key, each in again.state_dict().items() if not torch.equal(each, model.state_dict()[key])
-    ]
+    wrong = [key for key, each in again.state_dict().items() if not torch.equal(each, model.state_dict()[key])]
     assert all(name == "videomae" and key.endswith("attn.qkv.bias") for key in wrong)  # keys have none there
 
 

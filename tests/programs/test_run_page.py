@@ -72,18 +72,9 @@ def test_a_run_leaves_a_page_and_hands_it_to_its_loggers(finished):
         "videos",
         "reproduce",
     ]
-    assert (
-        f"has a top-1 accuracy of {summary['top1']:.4f} on test: 10/10 videos, 8x3 frames at 16x16"
-        in page.words
-    )
-    assert (
-        "ViT3D + AttentiveClassifier, trained on motion to tell 10 classes apart; videos: train 20,"
-        in page.words
-    )
-    assert (
-        "Always answering the class that most videos of test are of has a top-1 accuracy of 0.1000"
-        in page.words
-    )
+    assert f"has a top-1 accuracy of {summary['top1']:.4f} on test: 10/10 videos, 8x3 frames at 16x16" in page.words
+    assert "ViT3D + AttentiveClassifier, trained on motion to tell 10 classes apart; videos: train 20," in page.words
+    assert "Always answering the class that most videos of test are of has a top-1 accuracy of 0.1000" in page.words
     digests = json.loads((folder / "dataset.json").read_text())["digests"]
     assert all(digest in page.words for digest in digests.values()) and len(digests) == 3
     record = json.loads((folder / "plots/examples_test/examples.json").read_text())
@@ -124,9 +115,7 @@ def test_baselines_of_the_summary_are_held_beside_the_result(run):
 def test_baselines_that_were_measured_later_are_found(run, data_root):
     assert read_facts(run)["baselines"] == []
     digests = json.loads((run / "dataset.json").read_text())["digests"]
-    later = Baselines(
-        data_root / "index/motion/baselines/later", "top1", {"test": {"majority": {"top1": 0.1}}}, 1.0
-    )
+    later = Baselines(data_root / "index/motion/baselines/later", "top1", {"test": {"majority": {"top1": 0.1}}}, 1.0)
     shutil.copytree(run / "eval/test", later.place("test", "majority"))  # the run's own answers
     later.save(digests, {})
     compare(config_of("compare", f"runs={run}"))
@@ -198,9 +187,7 @@ def test_a_folder_from_elsewhere_shows_nothing_of_other_folders(run, tmp_path):
     record = json.loads((folder / "examples.json").read_text())["examples"][:3]
     (folder / "link.webp").symlink_to(secret)
     (folder / "page.webp").write_text("<script>alert(1)</script>")
-    rewrite(
-        folder / "examples.json", examples=[record[0] | {"file": name} for name in ("link.webp", "page.webp")]
-    )
+    rewrite(folder / "examples.json", examples=[record[0] | {"file": name} for name in ("link.webp", "page.webp")])
     write_page(run, run / "report.html")
     assert read(run).images == []
     rewrite(folder / "examples.json", examples=[record[0] | {"file": "../../../secret.webp"}])

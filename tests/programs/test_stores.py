@@ -165,9 +165,7 @@ class TestPrograms:
         ):
             videos = ", ".join(f"'{video}'" for video in videos)
             predict(
-                config_of(
-                    "predict", f"checkpoint={local_run}", f"videos=[{videos}]", "format=json", "num_workers=0"
-                )
+                config_of("predict", f"checkpoint={local_run}", f"videos=[{videos}]", "format=json", "num_workers=0")
             )
             answers.append(json.loads(capsys.readouterr().out)["videos"])
         texts = [json.dumps([{**video, "path": ""} for video in answer]) for answer in answers]

@@ -87,9 +87,7 @@ def test_the_objective_is_that_of_val(ended):
 def test_a_comparison_leaves_out_what_failed_and_says_why(ended, tmp_path, monkeypatch):
     found = find_runs([str(ended)])
     assert [each.name for each in found.runs] == ["0", "1"]
-    assert [(path.name, why[:34]) for path, why in found.left_out] == [
-        ("2", "the run diverged: the loss is nan ")
-    ]
+    assert [(path.name, why[:34]) for path, why in found.left_out] == [("2", "the run diverged: the loss is nan ")]
     assert run(compare, monkeypatch, ended, f"out={tmp_path / 'out'}", "bootstrap=200") == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [each["settings"] for each in summary["recipes"]] == [
@@ -119,9 +117,7 @@ def test_each_trial_as_a_job_of_two_processes_on_this_machine(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "trial 0: finished, best val top1" in done.stdout
     assert "trial 1: diverged: the loss is nan" in done.stdout
-    (started, _) = (
-        json.loads(line) for line in (tmp_path / "sweep/0/attempts.jsonl").read_text().splitlines()
-    )
+    (started, _) = (json.loads(line) for line in (tmp_path / "sweep/0/attempts.jsonl").read_text().splitlines())
     assert (started["event"], started["ranks"]) == ("started", 2)
     output = "".join(path.read_text() for path in (tmp_path / "sweep/.submitit/1").rglob("*_0_log.err"))
     assert "error: the loss is nan" in output  # the job tells its own log, too

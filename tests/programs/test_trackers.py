@@ -66,9 +66,7 @@ def test_tensorboard_holds_every_number_of_the_metrics_and_the_pictures(data_roo
         "memory/process_gb",
         "test/top1",
     } <= expected.keys()
-    assert {
-        tag: [(each.step, each.value) for each in held.Scalars(tag)] for tag in held.Tags()["scalars"]
-    } == expected
+    assert {tag: [(each.step, each.value) for each in held.Scalars(tag)] for tag in held.Tags()["scalars"]} == expected
     assert held.Tags()["images"] == ["curves", "confusion_test", "wrong_test"]
     (settings,) = held.Tensors("settings")
     assert b"model.encoder.embed_dim: 24" in settings.tensor_proto.string_val[0]

@@ -253,9 +253,7 @@ def test_a_run_folder_in_use_is_refused(config, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files(config, tmp_path):
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+(.|\n)*\.mp4"):
-        train(
-            config(f"run_dir={tmp_path}", "optimizer.lr=1e30", "schedule=constant", "trainer.clip_grad=null")
-        )
+        train(config(f"run_dir={tmp_path}", "optimizer.lr=1e30", "schedule=constant", "trainer.clip_grad=null"))
 
 
 @pytest.mark.slow
@@ -322,9 +320,7 @@ def test_accumulation_makes_the_same_step(config, tmp_path):
 
 @pytest.mark.slow
 def test_overfit_mode_reaches_near_zero_loss(config, tmp_path):
-    train(
-        config("debug=overfit", f"run_dir={tmp_path}", "trainer.batch_size=4", "trainer.steps_per_epoch=60")
-    )
+    train(config("debug=overfit", f"run_dir={tmp_path}", "trainer.batch_size=4", "trainer.steps_per_epoch=60"))
     rows = [row for row in read_metrics(tmp_path) if "train/step_loss" in row]
     assert rows[-1]["train/step_loss"] < 0.05
 
@@ -335,16 +331,12 @@ def test_overfit_mode_asks_of_a_smoothed_loss_that_answers_are_right(config, tmp
     train(config(*smoothed, f"run_dir={tmp_path}/run", "trainer.steps_per_epoch=60"))
     assert json.loads((tmp_path / "run/summary.json").read_text())["top1"] == 1
     with pytest.raises(UserError, match="not learned: after 4 steps 50% of "):
-        train(
-            config(*smoothed, f"run_dir={tmp_path}/short", "trainer.steps_per_epoch=2", "optimizer.lr=1e-9")
-        )
+        train(config(*smoothed, f"run_dir={tmp_path}/short", "trainer.steps_per_epoch=2", "optimizer.lr=1e-9"))
 
 
 def test_overfit_mode_fails_when_it_cannot(config, tmp_path):
     with pytest.raises(UserError, match="batch was not learned: .* above 0.05"):
-        train(
-            config("debug=overfit", f"run_dir={tmp_path}", "optimizer.lr=1e-9", "trainer.steps_per_epoch=3")
-        )
+        train(config("debug=overfit", f"run_dir={tmp_path}", "optimizer.lr=1e-9", "trainer.steps_per_epoch=3"))
 
 
 @pytest.mark.slow
@@ -405,9 +397,7 @@ def test_unreadable_videos_are_recorded_replaced_and_counted(config, tmp_path):
     trained = next(row for row in read_metrics(tmp_path / "run") if "train/faults" in row)
     assert trained["train/faults"] == 1
 
-    strict = config(
-        f"run_dir={tmp_path}/strict", f"data_root={tmp_path}", "trainer.max_unreadable_fraction=0.01"
-    )
+    strict = config(f"run_dir={tmp_path}/strict", f"data_root={tmp_path}", "trainer.max_unreadable_fraction=0.01")
     with pytest.raises(
         UserError,
         match=r"1 reads .*20 videos.*max_unreadable_fraction=1%",
@@ -442,13 +432,9 @@ def test_a_first_attempt_that_failed_does_not_bind_the_next(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_model_trains(config, tmp_path, monkeypatch):
-    compile_with = (
-        torch.compile
-    )  # without the code generator, whose results the models' tests hold against eager
+    compile_with = torch.compile  # without the code generator, whose results the models' tests hold against eager
     monkeypatch.setattr(torch, "compile", lambda model: compile_with(model, backend="eager"))
-    train(
-        config(f"run_dir={tmp_path}", "trainer.compile=true", "trainer.epochs=1", "trainer.steps_per_epoch=2")
-    )
+    train(config(f"run_dir={tmp_path}", "trainer.compile=true", "trainer.epochs=1", "trainer.steps_per_epoch=2"))
     names = checkpoint.load(tmp_path / "checkpoints/last.pt")["model"]
     assert not any("_orig_mod" in name for name in names)
 
@@ -476,11 +462,7 @@ def test_classes_of_a_checkpoint_in_another_order_or_spelling(finished, config, 
     old = tmp_path / "run/checkpoints/best.pt"
     for number, written in enumerate((names[::-1], [f"{name}\u200b" for name in names])):
         checkpoint.save({**payload, "classes": list(written)}, old)
-        evaluate(
-            config(
-                f"checkpoint={old}", f"out={tmp_path}/{number}", program="evaluate", base=["num_workers=0"]
-            )
-        )
+        evaluate(config(f"checkpoint={old}", f"out={tmp_path}/{number}", program="evaluate", base=["num_workers=0"]))
         with (
             open(folder / "eval/test/predictions.csv") as before,
             open(tmp_path / f"{number}/predictions.csv") as after,

@@ -103,9 +103,7 @@ def test_the_page_says_what_was_found(tmp_path):
     assert "Audit of mine" in text
     assert "fails Bounds exceeded: 1." in text
     assert "4files" in text and "2.0 hof video" in text and "2.50 GBon disk" in text
-    assert (
-        "frame rate tells the class in 75.0% of the videos, against 50.0% for the most common class" in text
-    )
+    assert "frame rate tells the class in 75.0% of the videos, against 50.0% for the most common class" in text
     assert "near train and val different classes 2 files, up to 2.5 of 64 bits apart" in text
     assert "1 sets of alike files, 1 of them in more than one split." in text
     assert base64.b64encode(b"\xff\xd8\xff jpeg bytes").decode() in page
@@ -136,9 +134,7 @@ def test_nothing_found(tmp_path):
 
 
 def test_long_lists_end_with_how_much_is_left_out(tmp_path):
-    many = summary(
-        copies=summary()["copies"] * (60 + 7), unreadable=summary()["unreadable"] * (MOST_ROWS + 5)
-    )
+    many = summary(copies=summary()["copies"] * (60 + 7), unreadable=summary()["unreadable"] * (MOST_ROWS + 5))
     text = Reader(audit_page(many, "x", tmp_path)).text
     assert "… and 7 more sets, in summary.json." in text
     assert "… and 5 more rows, in summary.json." in text

@@ -169,9 +169,7 @@ def test_it_needs_nothing_else(tmp_path):
 
 def test_pictures_have_their_natural_size(rendered):
     folder, names = rendered
-    images = [
-        attributes for tag, attributes in Reader(compare_page(sweep(), names, folder)).tags if tag == "img"
-    ]
+    images = [attributes for tag, attributes in Reader(compare_page(sweep(), names, folder)).tags if tag == "img"]
     assert images[0]["alt"] == "comparison"
     for image in images:
         width = png_width(folder / f"{image['alt'].replace(' ', '_')}.png")
@@ -179,9 +177,7 @@ def test_pictures_have_their_natural_size(rendered):
 
 
 def test_nothing_to_compare(tmp_path):
-    of = summary(
-        comparisons=[], recipes=[recipe(1), recipe(2, compared=False)], notes=[], left_out=[], settings={}
-    )
+    of = summary(comparisons=[], recipes=[recipe(1), recipe(2, compared=False)], notes=[], left_out=[], settings={})
     text = Reader(page(of, tmp_path)).text
     assert "not compared" in text and "all runs have the same settings" in text
     assert "Videos that flipped" not in text and "gained" not in text
@@ -225,9 +221,7 @@ def test_tables_have_a_value_for_every_column(tmp_path):
     assert [row["top1"] for row in rows["runs.csv"]] == ["0.5", ""] and rows["runs.csv"][1]["map"] == "0.3"
     assert [row["low_with_seeds"] for row in rows["recipes.csv"]] == ["", "-0.1", ""]
     assert rows["recipes.csv"][0]["baseline"] == "1" and rows["recipes.csv"][1]["verdict"] == "better"
-    assert rows["settings.csv"] == [
-        {"setting": "optimizer.lr", "recipe 1": "0.1", "recipe 2": "0.2", "recipe 3": ""}
-    ]
+    assert rows["settings.csv"] == [{"setting": "optimizer.lr", "recipe 1": "0.1", "recipe 2": "0.2", "recipe 3": ""}]
     assert rows["per_class.csv"][1]["class"] == "ay" and rows["per_class.csv"][1]["recall_recipe"] == "0.0"
     assert rows["flips.csv"][0]["right_in_recipe"] == "1.0"
 

@@ -56,9 +56,7 @@ def test_a_sheet_shows_eight_frames_of_a_clip_without_and_with_heat(tmp_path, dr
     draw_contact_sheet(tmp_path / "a.png", "a", "note", top, GRAY, [(0, 0, 20, 20)], [seen()])
     whole, bars, *frames = drawn[0].get_axes()
     assert [label.get_text() for label in bars.get_yticklabels()] == ["run", "a name that is too long f…"]
-    assert [axes.get_xlabel() for axes in frames[:8]] == [
-        f"{place / 10:.2f} s" for place in (0, 2, 3, 5, 6, 8, 9, 11)
-    ]
+    assert [axes.get_xlabel() for axes in frames[:8]] == [f"{place / 10:.2f} s" for place in (0, 2, 3, 5, 6, 8, 9, 11)]
     assert [axes.get_xlabel() for axes in frames[8:]] == ["10%", "…", "20%", "…", "30%", "…", "40%", "…"]
     assert frames[0].get_ylabel() == "clip 1\nas seen" and frames[8].get_ylabel() == "heat"
 
@@ -193,11 +191,7 @@ def test_long_names_are_cut():
 
 def test_a_frame_has_its_strip_and_caption_below_it():
     whole = strip(61, [(0.0, 0.5, (200, 0, 0))])
-    assert (
-        whole.shape == (10, 61, 3)
-        and whole[5, 10].tolist() == [200, 0, 0]
-        and whole[5, 50].tolist() == [54, 54, 57]
-    )
+    assert whole.shape == (10, 61, 3) and whole[5, 10].tolist() == [200, 0, 0] and whole[5, 50].tolist() == [54, 54, 57]
     panel = caption(61, "a", [], 1)
     found = labeled(np.full((40, 61, 3), 128, np.uint8), panel, whole, at=1.0)
     assert found.shape == (40 + 10 + 46, 62, 3)

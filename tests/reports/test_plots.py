@@ -88,9 +88,7 @@ def test_confusion_is_normalized_by_row_and_shows_counts(tmp_path: Path, drawn):
     matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 2, 2]])
     plot_confusion(pairs_of(matrix), ["left", "a" * 40, "right"], tmp_path / "confusion.png")
     axes = drawn[0].axes[0]
-    np.testing.assert_array_equal(
-        axes.images[0].get_array(), [[0.75, 0.25, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]]
-    )
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.75, 0.25, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
         ((0, 0), "3"),
         ((1, 0), "1"),
@@ -102,9 +100,7 @@ def test_confusion_is_normalized_by_row_and_shows_counts(tmp_path: Path, drawn):
 
 @pytest.mark.parametrize("classes, texts", [(30, 30), (31, 0)])
 def test_counts_are_written_up_to_thirty_classes(tmp_path: Path, drawn, classes: int, texts: int):
-    plot_confusion(
-        pairs_of(np.eye(classes, dtype=int)), [f"c{i}" for i in range(classes)], tmp_path / "confusion.png"
-    )
+    plot_confusion(pairs_of(np.eye(classes, dtype=int)), [f"c{i}" for i in range(classes)], tmp_path / "confusion.png")
     assert len(drawn[0].axes[0].texts) == texts
 
 
@@ -117,9 +113,7 @@ def test_the_most_confused_of_many_classes_are_drawn(tmp_path: Path, drawn):
     axes = drawn[0].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["c7", "c900", "c5", "c6", "c1"]
-    np.testing.assert_array_equal(
-        axes.images[0].get_array()[:3, :4], [[0.75, 0.25, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
-    )
+    np.testing.assert_array_equal(axes.images[0].get_array()[:3, :4], [[0.75, 0.25, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     assert "the 5 most confused of 1,000 classes, with 40 of 40 mistakes" in axes.get_title()
 
 
@@ -127,9 +121,7 @@ def test_the_most_confused_of_many_classes_are_drawn(tmp_path: Path, drawn):
 def test_pictures_are_written_whole_and_of_a_bounded_size(tmp_path: Path):
     plot_curves(ROWS, tmp_path / "plots" / "curves.png")
     classes = [f"c{number}" for number in range(1000)]
-    plot_confusion(
-        (np.arange(200), np.arange(200) + 1, np.ones(200, int)), classes, tmp_path / "plots" / "c.png"
-    )
+    plot_confusion((np.arange(200), np.arange(200) + 1, np.ones(200, int)), classes, tmp_path / "plots" / "c.png")
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["c.png", "curves.png"]
     assert png_size(tmp_path / "plots" / "curves.png")[0] > 2000
     assert max(png_size(tmp_path / "plots" / "c.png")) < 3000
@@ -148,9 +140,7 @@ def test_a_long_curve_is_drawn_by_stretches():
 
 def test_pyplot_stays_unloaded():
     code = "import sys, vidtrain.reports.plots; print('matplotlib.pyplot' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
 
 

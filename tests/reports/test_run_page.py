@@ -49,9 +49,7 @@ LOGGED = [
 ]
 
 
-def baseline(
-    name="motion_map logistic", difference=0.12, low=0.03, high=0.21, verdict="better", **more
-) -> dict:
+def baseline(name="motion_map logistic", difference=0.12, low=0.03, high=0.21, verdict="better", **more) -> dict:
     values = {"metric": "top1", "baseline": 0.7, "run": 0.82, "videos": 120, "units": 30}
     return {
         "name": name,
@@ -142,17 +140,14 @@ def video(kind="wrong", text="a", size=12, number=0, folder="/data") -> Picture:
 def empty() -> dict:
     """What is known of a run that left nothing that is not needed."""
     nothing = dict.fromkeys(("start", "data", "most_common", "confusion", "audit", "calibration"))
-    lists = {
-        key: [] for key in ("notes", "settings", "baselines", "heads", "panels", "probes", "reliability")
-    }
+    lists = {key: [] for key in ("notes", "settings", "baselines", "heads", "panels", "probes", "reliability")}
     made_with = {**facts()["made_with"], "git": None, "environment": None}
     return facts(**nothing, **lists, model={"encoder": None, "head": None}, made_with=made_with)
 
 
 def test_what_comes_from_outside_is_text_only():
     plain, evil = (
-        PageReader(run_page(facts(text), [video("wrong", text), video("unsure", text)]))
-        for text in ("a", EVIL)
+        PageReader(run_page(facts(text), [video("wrong", text), video("unsure", text)])) for text in ("a", EVIL)
     )
     assert [tag for tag, _ in evil.tags] == [tag for tag, _ in plain.tags]
     assert evil.text.count(EVIL) > 25
@@ -239,10 +234,7 @@ def test_parts_without_anything_to_say_are_left_out():
     assert "No baseline is known. python -m vidtrain.baselines" in page.words
     assert "None" not in page.words and page.images == []
     page = PageReader(run_page(facts(baselines=[]), []))
-    assert (
-        "Always answering the class that most videos of test are of has a top-1 accuracy of 0.2500"
-        in page.words
-    )
+    assert "Always answering the class that most videos of test are of has a top-1 accuracy of 0.2500" in page.words
 
 
 def test_several_labels_have_no_confusion_and_no_majority():
@@ -270,8 +262,7 @@ def test_pictures_are_left_out_in_a_known_order_until_the_page_fits():
         page = run_page(facts(), pictures, empty_size + room)
         assert len(page.encode()) <= empty_size + max(room, 300)
         shown = [
-            next(p for p in pictures if base64.b64encode(p.data).decode() in image)
-            for image in PageReader(page).images
+            next(p for p in pictures if base64.b64encode(p.data).decode() in image) for image in PageReader(page).images
         ]
         kept[room] = [(picture.kind, picture.data[-1]) for picture in shown]
         assert (f"{8 - len(shown)} more picture" in page) == (len(shown) < 8)
@@ -334,11 +325,7 @@ def test_a_weight_decay_that_changes_nothing_is_not_drawn():
 def test_a_long_run_has_few_points_and_a_band():
     rows = [{"step": n, "train/loss": 1 + n % 2, "train/grad_norm": 10.0 ** (n % 4)} for n in range(10_000)]
     loss, norm = curve_panels(rows, None)
-    assert (
-        loss["lines"][0]["path"].count("L") < 240
-        and loss["lines"][0]["band"]
-        and not loss["lines"][0]["dots"]
-    )
+    assert loss["lines"][0]["path"].count("L") < 240 and loss["lines"][0]["band"] and not loss["lines"][0]["dots"]
     assert [text for _, text in norm["y_ticks"]] == ["1", "10", "100", "1,000"]
 
 
@@ -346,15 +333,7 @@ def test_baselines_are_on_one_axis_with_zero():
     rows = [baseline(), baseline("b", -0.1, None, None, "alike"), baseline("c", None, None, None, "alike")]
     chart = baseline_chart(rows)
     better, alike = chart["rows"]
-    assert (
-        12
-        <= alike["dot"]
-        < chart["zero"]
-        < better["interval"][0]
-        < better["dot"]
-        < better["interval"][1]
-        <= 328
-    )
+    assert 12 <= alike["dot"] < chart["zero"] < better["interval"][0] < better["dot"] < better["interval"][1] <= 328
     assert alike["interval"] is None
     assert "0" in [text for _, text in chart["ticks"]]
     assert baseline_chart([rows[2]]) is None and baseline_chart([]) is None

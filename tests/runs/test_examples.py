@@ -45,9 +45,7 @@ def test_there_are_at_most_sixteen_and_eight():
 
 
 def test_of_several_labels_a_mistake_is_a_first_answer_that_is_none_of_them():
-    result = evaluated(
-        [[3.0, 1, 0, 0], [0, 4.0, 0, 0], [1.0, 0, 0, 0]], [[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]]
-    )
+    result = evaluated([[3.0, 1, 0, 0], [0, 4.0, 0, 0], [1.0, 0, 0, 0]], [[1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
     examples = choose(result, CLASSES)
     assert [(video.row, video.true, video.true_probability) for video in examples] == [
         (1, "a; d", None), (2, "", None), (0, "a; c", None)

@@ -40,9 +40,7 @@ def test_a_first_attempt_that_failed_binds_nothing(tmp_path):
         with_stored_overrides([named])  # and must not silently become the default run
     assert str(error.value).startswith(f"the run in {tmp_path} failed before it saved anything")
     assert "no.pt is not a file" in str(error.value)
-    assert str(error.value).endswith(
-        f"python -m vidtrain.train run_dir={tmp_path} init_from=no.pt 'dataset.name=a b'"
-    )
+    assert str(error.value).endswith(f"python -m vidtrain.train run_dir={tmp_path} init_from=no.pt 'dataset.name=a b'")
     fail_in(tmp_path, "again", [named, "seed=2"])
     assert json.loads((tmp_path / "run.json").read_text())["failed"] == "again"
 
@@ -68,12 +66,8 @@ def test_a_folder_alone_must_hold_a_run(tmp_path):
         "ended before it noted its settings: start it again with all of them. For a new run with every default say "
         f"one of them: python -m vidtrain.train dataset=motion run_dir={tmp_path}/gone"
     )
-    said = refusal(
-        f"run_dir={tmp_path}/gone", "data.allow_changed=true"
-    )  # of use to a run that is resumed only
-    assert said.startswith(f"run_dir={tmp_path}/gone names no run") and said.endswith(
-        f"run_dir={tmp_path}/gone"
-    )
+    said = refusal(f"run_dir={tmp_path}/gone", "data.allow_changed=true")  # of use to a run that is resumed only
+    assert said.startswith(f"run_dir={tmp_path}/gone names no run") and said.endswith(f"run_dir={tmp_path}/gone")
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / ".lock").touch()  # killed as soon as it had begun
     assert "names no run to resume: it holds no run.json" in refusal(f"run_dir='{tmp_path}/a b'")
@@ -146,9 +140,7 @@ def test_an_older_folder_differs_only_in_what_it_says(tmp_path):
 def with_secrets(**changes):
     from vidtrain.config.renames import migrate
 
-    found = config(
-        data_root="${oc.env:PLACE}", optimizer={"_target_": "torch.optim.AdamW", "lr": "${oc.env:LR}"}
-    )
+    found = config(data_root="${oc.env:PLACE}", optimizer={"_target_": "torch.optim.AdamW", "lr": "${oc.env:LR}"})
     found.logger = {"mlflow": {"tracking_uri": "http://u:${oc.env:PW}@h", "notes": "http://v:literal@h"}}
     return migrate(OmegaConf.to_container(OmegaConf.merge(found, changes)), "now")
 
@@ -180,9 +172,7 @@ def test_what_a_setting_reads_in_the_environment_must_stay(tmp_path, environment
     environment.setenv("LR", "0.25")
     with pytest.raises(UserError) as error:
         check_unchanged(tmp_path, with_secrets(), "differs")
-    assert str(error.value).splitlines()[1:2] == [
-        "  optimizer.lr: ${oc.env:LR} reads another value than it did"
-    ]
+    assert str(error.value).splitlines()[1:2] == ["  optimizer.lr: ${oc.env:LR} reads another value than it did"]
     assert "0.25" not in str(error.value)
 
 

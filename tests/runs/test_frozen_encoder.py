@@ -33,9 +33,7 @@ def test_how_frames_are_resized_is_part_of_what_tokens_and_views_are_of():
     before = {**usual, "clip": {key: value for key, value in usual["clip"].items() if key != "resize"}}
     for training in (False, True):
         digest = protocol_digest(usual, training, 1)
-        assert digest == protocol_digest(
-            before, training, 1
-        )  # tokens from before there was a choice are found
+        assert digest == protocol_digest(before, training, 1)  # tokens from before there was a choice are found
         assert digest != protocol_digest(to_dict(published, resolve=True), training, 1)
     assert "clip.resize" not in view_settings(cfg)
     assert view_settings(published)["clip.resize"] == "vjepa2"

@@ -162,9 +162,7 @@ class Cluster:
 
     def node_kill(self, node: str) -> None:
         """A power cut: the node's daemon, its step managers and all that they hold are gone at once."""
-        managers = [
-            pid for pid in _pids() if _command(pid).startswith("slurmstepd: ") and self._logs_of(pid, node)
-        ]
+        managers = [pid for pid in _pids() if _command(pid).startswith("slurmstepd: ") and self._logs_of(pid, node)]
         victims = [self._daemons.pop(node).pid, *managers, *self._processes(node)]
         for pid in victims:
             with suppress(ProcessLookupError):

@@ -32,9 +32,7 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
-OWN = (
-    "optimizer._target_=throttled.Throttled"  # of another package: a folder does not bring it along by itself
-)
+OWN = "optimizer._target_=throttled.Throttled"  # of another package: a folder does not bring it along by itself
 SMALL = small(
     "augmentation=standard",
     "model.encoder.drop_path=0.2",
@@ -150,9 +148,7 @@ def reach(slurm, job, folder, attempt):
         started = [row for row in attempts(slurm, folder) if row["event"] == "started"]
         metrics = slurm.work / folder / "metrics.jsonl"
         steps = re.findall(r'"step": ?(\d+)', metrics.read_text()) if metrics.exists() else []
-        return (
-            len(started) >= attempt and steps and int(steps[-1]) >= started[-1]["step"] + 12
-        )  # two epochs are saved
+        return len(started) >= attempt and steps and int(steps[-1]) >= started[-1]["step"] + 12  # two epochs are saved
 
     try:
         wait_for(there, f"steps of attempt {attempt}", PATIENCE, every=0.1)
@@ -261,9 +257,7 @@ def test_a_run_that_everything_happens_to_ends_with_the_same_bits(slurm, undistu
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), (
         f"{found}\n{attempts(slurm, 'disturbed')[-4:]}\n{output_of(slurm, 'disturbed')[-3000:]}"
     )
-    assert int(found["Restarts"]) >= len(
-        EVENTS
-    )  # a node that has come back may end a job's next attempt, too
+    assert int(found["Restarts"]) >= len(EVENTS)  # a node that has come back may end a job's next attempt, too
     assert len(ids) == 1  # the same run in W&B
     folder = slurm.work / "disturbed"
     for name in ("last.pt", "best.pt"):
@@ -318,9 +312,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
     ]  # fmt: skip
     with slow_steps(slurm, PACE), open(slurm.work / "launcher.out", "wb") as out:
         launcher = subprocess.Popen(command, env=slurm.env, cwd=slurm.work, stdout=out, stderr=out)
-        jobs = [
-            wait_for(lambda at=at: job_of(folder, at), f"the job of trial {at}", PATIENCE) for at in (0, 1)
-        ]
+        jobs = [wait_for(lambda at=at: job_of(folder, at), f"the job of trial {at}", PATIENCE) for at in (0, 1)]
         for at, job in enumerate(jobs):
             reach(slurm, job, f"sweep/{at}", 1)
             write_pace(slurm, CRAWL)
@@ -331,9 +323,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
             wait_for(lambda job=job: slurm.restarts(job) == 1, f"a requeue of trial {at}", PATIENCE)
             slurm.release(job)
     resume = [sys.executable, "-m", "vidtrain.sweep", "resume", "sweep", OWN]
-    done = subprocess.run(
-        resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE
-    )
+    done = subprocess.run(resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE)
     said = done.stdout + done.stderr
     assert done.returncode == 1, said
     assert "2 finished, 2 diverged" in said, said
@@ -352,9 +342,7 @@ def test_a_sweep_that_is_preempted_and_loses_its_launcher_goes_on_where_it_was(s
     well, badly = ("COMPLETED", "0:0", "1"), ("FAILED", "2:0", "0")
     assert states == {0: well, 1: well, 2: badly, 3: badly}
 
-    again = subprocess.run(
-        resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE
-    )
+    again = subprocess.run(resume, env=slurm.env, cwd=slurm.work, capture_output=True, text=True, timeout=PATIENCE)
     assert "4 trials, 0 to run" in again.stdout, again.stdout + again.stderr
     for at in range(4):
         assert job_of(folder, at)  # still the only one

@@ -123,10 +123,7 @@ def test_a_search_that_is_killed_goes_on_with_its_study(start, tmp_path):
     assert study.trials[2].intermediate_values == {1: 0.52, 2: 0.7}  # what was reported twice counts once
     assert study.direction.name == "MAXIMIZE"
     assert read_outcome(folder / "3")["status"] == "pruned"
-    assert (
-        read_outcome(folder / "3")["cause"]
-        == "pruned by MedianPruner after 2 validations, the last of 0.6000"
-    )
+    assert read_outcome(folder / "3")["cause"] == "pruned by MedianPruner after 2 validations, the last of 0.6000"
     assert "1 finished, 2 pruned, 1 diverged" in " ".join(said.split())
     assert json.loads((folder / "3" / "trial.json").read_text())["pruning"]["study"] == "sweep"
 

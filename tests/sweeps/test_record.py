@@ -24,9 +24,7 @@ def test_it_comes_back_as_it_was_written(tmp_path):
 
 
 def test_trials_are_known_by_their_overrides_in_any_order():
-    one = record(
-        trials=[Trial(0, "0", ["lr=0.1", "seed=0", "data_root=a"]), Trial(1, "1", ["lr=0.2", "seed=0"])]
-    )
+    one = record(trials=[Trial(0, "0", ["lr=0.1", "seed=0", "data_root=a"]), Trial(1, "1", ["lr=0.2", "seed=0"])])
     assert one.find(["data_root=b", "seed=0", "lr=0.1"], FREE).number == 0
     assert one.find(["seed=0", "lr=0.2", "trainer.num_workers=4"], FREE).number == 1
     assert one.find(["seed=0"], FREE) is None
@@ -43,9 +41,7 @@ def test_what_is_free_tells_trials_apart_where_it_is_swept():
 def test_passwords_are_not_stored_and_are_put_back(tmp_path):
     said = ["lr=1", "logger.mlflow.tracking_uri=http://u:pw@h"]
     record(trials=[Trial(0, "0", said)], task=said).write(tmp_path)
-    write_trial(
-        tmp_path, Trial(0, "0", said), {"storage": "postgresql://u:pw@h/db", "study": "s", "pruner": {}}
-    )
+    write_trial(tmp_path, Trial(0, "0", said), {"storage": "postgresql://u:pw@h/db", "study": "s", "pruner": {}})
     for path in (tmp_path / "sweep.json", tmp_path / "0" / "trial.json"):
         assert "pw" not in path.read_text() and "u:***@h" in path.read_text()
     again = SweepRecord.read(tmp_path)

@@ -45,9 +45,7 @@ def test_a_job_is_told_where_its_verdict_lies_and_when_to_give_up(monkeypatch):
     ).launch([["seed=1"]], 0)
     first, second, third = seen["setup"]
     assert first == "module load x"
-    assert second.startswith("export VIDTRAIN_STATE=/") and second.endswith(
-        "s/.submitit/3 VIDTRAIN_MAX_RESTARTS=7"
-    )
+    assert second.startswith("export VIDTRAIN_STATE=/") and second.endswith("s/.submitit/3 VIDTRAIN_MAX_RESTARTS=7")
     assert third == f"source {launching.REQUEUE}" and launching.REQUEUE.is_file()
     assert seen["additional_parameters"] == {"requeue": True, "a": 1}
 
@@ -57,9 +55,7 @@ def test_a_sweep_of_several_processes_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     ((key, why),) = plugins.sweep_faults(["seed=0,1"])
     assert key == "-m"
-    assert why.startswith(
-        "torchrun has started 8 processes, and each would start the whole sweep. Start it without"
-    )
+    assert why.startswith("torchrun has started 8 processes, and each would start the whole sweep. Start it without")
 
 
 def test_without_slurm_it_says_so(monkeypatch):

@@ -82,9 +82,7 @@ def test_a_full_disk_is_reported_once_by_name(tmp_path: Path, room):
         (0, 0, "File too large"),
     ],
 )
-def test_rows_wait_for_room_and_no_half_of_one_stays(
-    tmp_path: Path, room, size: int, kept: int, trouble: str
-):
+def test_rows_wait_for_room_and_no_half_of_one_stays(tmp_path: Path, room, size: int, kept: int, trouble: str):
     path = tmp_path / "m.jsonl"
     lines = JsonLines(path, most_held=10)
     room(size)

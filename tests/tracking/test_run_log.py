@@ -229,9 +229,7 @@ def test_reading_metrics_of_a_new_or_absent_run(tmp_path: Path):
 def test_importing_the_log_is_light():
     heavy = {"torch", "wandb", "matplotlib"}
     code = f"import sys, vidtrain.tracking.run_log; print({heavy} & set(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
 

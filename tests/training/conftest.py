@@ -90,9 +90,7 @@ def small_loop(tmp_path: Path, ranks: Ranks):
         torch.manual_seed(0)
         model = VideoClassifier(SmallConv(), MeanPoolClassifier, num_classes=3)
         preemption = preemption or PreemptionHandler()
-        settings = TrainerSettings(
-            **{"epochs": 3, "batch_size": 6, "log_every": 1, "save_every": "2it"} | settings
-        )
+        settings = TrainerSettings(**{"epochs": 3, "batch_size": 6, "log_every": 1, "save_every": "2it"} | settings)
         loss = loss or CrossEntropy()
         folder: Path = tmp_path / name
         last = folder / "checkpoints/last.pt"

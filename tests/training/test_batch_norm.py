@@ -39,11 +39,7 @@ def test_what_moves(run_loop, small_model, mode, statistics_move, affine_trains)
         ("encoder.blocks.1.0.weight", True),
     ):
         assert torch.equal(before[name], after[name]) != moves, name
-    said = [
-        line
-        for line in found.said
-        if line.startswith(f"trainer.batch_norm={mode}: the model's 2 batch norms")
-    ]
+    said = [line for line in found.said if line.startswith(f"trainer.batch_norm={mode}: the model's 2 batch norms")]
     assert len(said) == 1
 
 
@@ -56,9 +52,7 @@ def test_resumed_they_are_the_same_bits(run_loop):
     alone = run_loop("alone", batch_norm="frozen_statistics")
     run_loop("killed", batch_norm="frozen_statistics", stop_after=7)
     resumed = run_loop("killed", batch_norm="frozen_statistics")
-    assert all(
-        torch.equal(tensor, resumed.last["model"][name]) for name, tensor in alone.last["model"].items()
-    )
+    assert all(torch.equal(tensor, resumed.last["model"][name]) for name, tensor in alone.last["model"].items())
 
 
 def test_several_ranks_sync_on_gpus_only(small_model):
@@ -70,10 +64,7 @@ def test_several_ranks_sync_on_gpus_only(small_model):
     # the same parameters, so that what freezes and groups them goes on
     assert all(before[name] is parameter for name, parameter in synced.named_parameters())
     assert synced.encoder.layers[0][1] is batch_norms(synced)[0]
-    assert (
-        batch_norms(prepare_batch_norm(nn.Linear(2, 2), "sync", Ranks(torch.device("cpu"), world_size=2)))
-        == []
-    )
+    assert batch_norms(prepare_batch_norm(nn.Linear(2, 2), "sync", Ranks(torch.device("cpu"), world_size=2))) == []
 
 
 def test_nothing_is_said_of_batch_norms_that_are_frozen_in_every_phase():

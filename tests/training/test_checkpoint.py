@@ -119,9 +119,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(is_noticed, whole):
     random.seed(0)
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         directory = archive.start_dir
-    places = random.sample(range(8 * directory), 300) + random.sample(
-        range(8 * directory, 8 * len(whole)), 600
-    )
+    places = random.sample(range(8 * directory), 300) + random.sample(range(8 * directory, 8 * len(whole)), 600)
     assert sum(is_noticed(flipped(whole, bit)) for bit in places) > 500
 
 
@@ -130,9 +128,7 @@ def test_every_flipped_bit_of_a_tensor_is_noticed(is_noticed, whole):
         data = archive.read("archive/data/0")
     first = whole.index(data)
     random.seed(0)
-    assert all(
-        is_noticed(flipped(whole, 8 * first + bit)) for bit in random.sample(range(8 * len(data)), 100)
-    )
+    assert all(is_noticed(flipped(whole, 8 * first + bit)) for bit in random.sample(range(8 * len(data)), 100))
 
 
 def test_every_cut_is_noticed(is_noticed, whole):

@@ -61,9 +61,7 @@ def test_a_kill_at_every_call_of_saving_leaves_two_that_verify(tmp_path):
         assert steps(folder) == {"last.pt": 4, "previous.pt": seen[-1]["last.pt"]}
         if ended:
             break
-    before, between, after = (
-        {"last.pt": last, "previous.pt": previous} for last, previous in ((2, 1), (3, 1), (3, 2))
-    )
+    before, between, after = ({"last.pt": last, "previous.pt": previous} for last, previous in ((2, 1), (3, 1), (3, 2)))
     assert all(each in (before, between, after) for each in seen)
     assert seen[0] == before and between in seen and seen[-1] == after
     assert len(seen) >= 6

@@ -65,10 +65,7 @@ def test_both_are_validated_and_best_says_which_it_holds(run_loop):
     assert found.best["weights"] == "ema"
     assert found.state.best == min(row["val_ema/loss"] for row in rows)
     assert found.best["metrics"]["loss"] == found.state.best
-    assert any(
-        "validated beside the raw ones; loss of the ema weights selects best.pt" in line
-        for line in found.said
-    )
+    assert any("validated beside the raw ones; loss of the ema weights selects best.pt" in line for line in found.said)
     assert found.last["weights"] == "raw"
     assert not torch.equal(found.last["model"]["head.linear.weight"], found.last["ema"]["head.linear.weight"])
     # the batch norms' statistics are averaged too
@@ -78,14 +75,10 @@ def test_both_are_validated_and_best_says_which_it_holds(run_loop):
 
 def test_the_average_leaves_training_alone(run_loop):
     plain, averaged = run_loop("plain"), run_loop("averaged", ema=0.9, monitor_weights="raw")
-    assert all(
-        torch.equal(plain.last["model"][name], averaged.last["model"][name]) for name in plain.last["model"]
-    )
+    assert all(torch.equal(plain.last["model"][name], averaged.last["model"][name]) for name in plain.last["model"])
     assert plain.last["ema"] is None
     assert (plain.best["weights"], averaged.best["weights"]) == ("raw", "raw")
-    assert all(
-        torch.equal(plain.best["model"][name], averaged.best["model"][name]) for name in plain.best["model"]
-    )
+    assert all(torch.equal(plain.best["model"][name], averaged.best["model"][name]) for name in plain.best["model"])
 
 
 @pytest.mark.parametrize("stop_after", [3, 7])

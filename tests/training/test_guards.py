@@ -34,9 +34,7 @@ def test_one_batch_must_be_known_by_heart(loss):
         check_overfit({"top1": 1.0, "loss": float("nan")}, loss, 9)
 
 
-@pytest.mark.parametrize(
-    "loss", [CrossEntropy(label_smoothing=0.1), BinaryCrossEntropy(label_smoothing=0.1), Focal()]
-)
+@pytest.mark.parametrize("loss", [CrossEntropy(label_smoothing=0.1), BinaryCrossEntropy(label_smoothing=0.1), Focal()])
 def test_a_loss_that_asks_for_no_certainty_need_not_vanish(loss):
     check_overfit({"top1": 1.0, "loss": 0.3}, loss, 100)
     with pytest.raises(UserError, match="100 steps 75% of its videos are right;"):

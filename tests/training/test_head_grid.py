@@ -16,9 +16,7 @@ NAMES = ["lr0.1_wd0", "lr0.1_wd0.5", "lr0.01_wd0", "lr0.01_wd0.5"]
 
 
 def grid(lr=(0.1, 0.01), weight_decay=(0.0, 0.5), **phase):
-    return {
-        "grid": PhaseSettings(encoder_blocks=0, heads=HeadGridSettings(list(lr), list(weight_decay)), **phase)
-    }
+    return {"grid": PhaseSettings(encoder_blocks=0, heads=HeadGridSettings(list(lr), list(weight_decay)), **phase)}
 
 
 @pytest.mark.parametrize("clip_grad", [1.0, 0.02])
@@ -37,9 +35,7 @@ def test_each_head_ends_with_the_bits_of_a_run_of_its_own(run_loop, clip_grad):
             assert torch.equal(found.last["heads"][f"{place}.{name}"], tensor), (place, name)
         values = [row["val/loss"] for row in alone.rows if "val/loss" in row]
         assert values == [
-            row[f"val_heads/{NAMES[place]}/loss"]
-            for row in found.rows
-            if f"val_heads/{NAMES[place]}/loss" in row
+            row[f"val_heads/{NAMES[place]}/loss"] for row in found.rows if f"val_heads/{NAMES[place]}/loss" in row
         ]
 
 
@@ -83,8 +79,7 @@ def test_resumed_it_is_the_same_bits(run_loop, stop_after):
         one, other = getattr(alone, file), getattr(resumed, file)
         assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
     untimed = [
-        [{key: value for key, value in row.items() if key not in TIMED} for row in run.rows]
-        for run in (alone, resumed)
+        [{key: value for key, value in row.items() if key not in TIMED} for row in run.rows] for run in (alone, resumed)
     ]
     assert untimed[0] == untimed[1]
 

@@ -115,9 +115,7 @@ def test_image_models_of_timm_as_timm_has_it(name):
     expected = {name: expected[parameter] for name, parameter in theirs.named_parameters()}
     layers, blocks = layers_and_blocks(network)
     powers = layer_powers(SimpleNamespace(layers=layers, blocks=blocks))
-    found = {
-        each: 0.5**power for layer, power in zip(layers, powers, strict=True) for each in layer.parameters()
-    }
+    found = {each: 0.5**power for layer, power in zip(layers, powers, strict=True) for each in layer.parameters()}
     for key, parameter in network.named_parameters():
         assert found[parameter] == expected[key], key
     assert set(found.values()) | {1} == set(expected.values())

@@ -31,9 +31,7 @@ class Head(nn.Module):
 
 def plain() -> VideoClassifier:
     torch.manual_seed(0)
-    encoder = ViT3D(
-        image_size=16, num_frames=4, patch_size=8, embed_dim=24, depth=3, num_heads=2, drop_path=0.5
-    )
+    encoder = ViT3D(image_size=16, num_frames=4, patch_size=8, embed_dim=24, depth=3, num_heads=2, drop_path=0.5)
     return VideoClassifier(encoder, Head, num_classes=3)
 
 

@@ -84,9 +84,7 @@ def test_binary_weights_and_smoothing_by_hand():
     weights = BinaryCrossEntropy(pos_weight="balanced").weights(torch.tensor([0.5, 0.2, 0.0, 1.0]))
     assert weights.tolist() == pytest.approx([1, 4, 1, 1])
     assert BinaryCrossEntropy(pos_weight=[3, 1]).weights(torch.ones(2)).tolist() == [3, 1]
-    found = BinaryCrossEntropy(label_smoothing=0.2)(
-        torch.tensor([[math.log(3)]]), torch.tensor([[1.0]]), None
-    )
+    found = BinaryCrossEntropy(label_smoothing=0.2)(torch.tensor([[math.log(3)]]), torch.tensor([[1.0]]), None)
     assert found.item() == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
 
 

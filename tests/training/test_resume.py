@@ -101,9 +101,7 @@ def test_weights_alone_are_no_place_to_resume_from(tmp_path):
     checkpoint.save({"model": {}}, tmp_path / "last.pt")
     name, step, said = found(tmp_path)
     assert (name, step) == ("previous.pt", 4)
-    assert (
-        "last.pt lacks state, optimizer, sums: it holds weights, but not the state to resume from" in said[0]
-    )
+    assert "last.pt lacks state, optimizer, sums: it holds weights, but not the state to resume from" in said[0]
 
 
 def test_a_lost_best_is_said_at_once(tmp_path):
@@ -127,9 +125,7 @@ def test_only_the_weights_that_were_selected_are_reported(tmp_path):
     with pytest.raises(UserError, match=rf"best.pt is of step 2. {lost}"):
         load_best(path, state)
     flip(path)
-    with pytest.raises(
-        UserError, match=rf"best.pt is damaged: .* {lost}.*evaluate checkpoint={tmp_path}/last.pt"
-    ):
+    with pytest.raises(UserError, match=rf"best.pt is damaged: .* {lost}.*evaluate checkpoint={tmp_path}/last.pt"):
         load_best(path, state)
 
 

@@ -118,9 +118,7 @@ def test_the_best_weights_wait_in_memory_and_are_written_before_the_next_checkpo
     disk.saver.best({"model": weights, "state": {"total_step": 3}})
     weights["w"].fill_(4.0)  # training goes on
     assert checkpoint.load(disk.folder / "best.pt")["model"]["w"].item() == 1
-    assert disk.console.said[0].endswith(
-        "These weights are kept in memory and written with the next checkpoint"
-    )
+    assert disk.console.said[0].endswith("These weights are kept in memory and written with the next checkpoint")
     disk.save(4)
     assert not (disk.folder / "last.pt").exists()  # it would speak of a best.pt that is not there
     disk.full = False

@@ -21,9 +21,7 @@ from vidtrain.training.stages import apply_phase, parameter_groups, parameter_ta
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    encoder = ViT3D(
-        image_size=16, num_frames=4, patch_size=8, embed_dim=24, depth=3, num_heads=2, drop_path=0.5
-    )
+    encoder = ViT3D(image_size=16, num_frames=4, patch_size=8, embed_dim=24, depth=3, num_heads=2, drop_path=0.5)
     return VideoClassifier(encoder, partial(AttentiveClassifier, num_heads=2, depth=1), num_classes=3)
 
 

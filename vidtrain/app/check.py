@@ -75,9 +75,7 @@ def check_run(cfg: DictConfig, training: bool = True) -> Faults:
     Parts whose arguments fit the signatures are built for trial, the model on the meta device. So the rules for their
     values stand in their constructors only.
     """
-    missing = [
-        group for group in GROUPS if (training or group not in TRAINING_ONLY) and not _is_chosen(cfg, group)
-    ]
+    missing = [group for group in GROUPS if (training or group not in TRAINING_ONLY) and not _is_chosen(cfg, group)]
     if missing:
         return [(group, f"must be chosen: {group}=OPTION") for group in missing]
     try:
@@ -190,9 +188,7 @@ def _check_parts(cfg: DictConfig, training: bool) -> Faults:
             actual, null = "null" if node is None else actual, ", or null" if may_be_null else ""
             faults.append((f"{group}.{name}", f"must be a part with a _target_{null}; it is {actual}"))
     extra = [name for name in cfg.schedule if name not in PARTS["schedule"]] if training else []
-    return faults + [
-        (f"schedule.{name}", "schedule has no such part; it has lr and weight_decay") for name in extra
-    ]
+    return faults + [(f"schedule.{name}", "schedule has no such part; it has lr and weight_decay") for name in extra]
 
 
 def _try_optimizer(cfg: DictConfig) -> None:
@@ -201,9 +197,7 @@ def _try_optimizer(cfg: DictConfig) -> None:
     built = build.instantiate_component(cfg.optimizer, params=groups)
     absent = sorted({"lr", "weight_decay"} - built.defaults.keys())
     if absent:
-        raise UserError(
-            f"{type(built).__name__} has no {' and no '.join(absent)}, which schedules set; choose another"
-        )
+        raise UserError(f"{type(built).__name__} has no {' and no '.join(absent)}, which schedules set; choose another")
 
 
 def _check_settings(cfg: DictConfig, training: bool) -> Faults:

@@ -57,9 +57,7 @@ def judge(cfg: DictConfig, ranks: Ranks, console: Console, stack: ExitStack) -> 
     # The data of the run's own training
     if run is not None and cfg.dataset is None and cfg.prepared is None:
         split, index = work.manifest, work.dataset.index
-        changes = ranks.on_main(
-            lambda: hold_evaluated(run, cfg.split, split, index, cfg.allow_changed, console)
-        )
+        changes = ranks.on_main(lambda: hold_evaluated(run, cfg.split, split, index, cfg.allow_changed, console))
     ranks.on_main(lambda: stack.enter_context(RunLock(out / VIEWS)) and None)
     start_table(work, out / VIEWS, trained.trainer.cpu_threads, cfg.overwrite, ranks)
 

@@ -92,9 +92,7 @@ def launch(
     name = arguments.config_name or config_name
     only_asks = arguments.hydra_help or arguments.info or arguments.shell_completion
 
-    several = arguments.multirun or any(
-        override.startswith("hydra.mode=") for override in arguments.overrides
-    )
+    several = arguments.multirun or any(override.startswith("hydra.mode=") for override in arguments.overrides)
     # --config-path replaces the folder conf/; only Hydra itself can compose then
     composes_here = not only_asks and not arguments.config_path
 
@@ -122,9 +120,7 @@ def _find_none(cfg: DictConfig) -> list[tuple[str, str]]:
     return []
 
 
-def _check_and_run(
-    cfg: DictConfig, task: Task, check: Check, stored: Stored, folders: Sequence[Path]
-) -> float | None:
+def _check_and_run(cfg: DictConfig, task: Task, check: Check, stored: Stored, folders: Sequence[Path]) -> float | None:
     """Checks the composed configuration, and runs `task`. A user's mistake ends the program without a traceback."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(OneLineNames("%(message)s"))

@@ -43,9 +43,7 @@ class _Instantiate:
     def __init__(self, kind: str):
         self._kind = kind
 
-    def __call__(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> Any:
+    def __call__(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Any:
         arguments = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
         node = config.hydra[self._kind]
         if not node._target_.startswith(OURS):

@@ -51,17 +51,13 @@ def nearest_neighbors(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarr
     return fit(vectors, targets, count)
 
 
-def logistic_regression(
-    vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool
-) -> Predict:
+def logistic_regression(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
     """Multinomial, or with `several` labels a video one regression a class, with a quadratic penalty. Vectors are
     standardized, then turned onto at most 256 principal components, which loses nothing where there are fewer
     videos."""
     turned = _components(vectors)
     known = turned(vectors)
-    penalty = select(
-        partial(_fit_logistic, several), known, targets, groups, PENALTIES, USUAL_PENALTY, several
-    )
+    penalty = select(partial(_fit_logistic, several), known, targets, groups, PENALTIES, USUAL_PENALTY, several)
     predict = _fit_logistic(several, known, targets, penalty)
     return lambda others: predict(turned(others))
 
@@ -73,17 +69,13 @@ def _components(vectors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda others: components.transform(scaler.transform(others))
 
 
-def stratified_folds(
-    labels: np.ndarray, groups: np.ndarray, count: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def stratified_folds(labels: np.ndarray, groups: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows to learn from and rows to judge, for `count` folds: each row [v] is judged once. Groups stay whole, and
     classes are as even as that allows."""
     return list(StratifiedGroupKFold(count).split(labels, labels, groups))
 
 
-def out_of_fold(
-    vectors: np.ndarray, targets: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
+def out_of_fold(vectors: np.ndarray, targets: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Probabilities [v k] of every video by logistic regression on the videos of other folds, see `stratified_folds`.
     The penalty is the one of the least log loss over all videos."""
     chances = np.zeros((len(PENALTIES), *targets.shape))

@@ -182,9 +182,7 @@ def answers(
         yield (
             name,
             {
-                split: report(
-                    own.answered(predict(vectors[split]), several), "mean_logits", protocol, several
-                )
+                split: report(own.answered(predict(vectors[split]), several), "mean_logits", protocol, several)
                 for split, own in splits.items()
                 if split != "train"
             },

@@ -121,9 +121,7 @@ class BaselineComparison:
         return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
-def compare_with(
-    run: Predictions, baseline: Predictions, name: str, metric: str
-) -> BaselineComparison | None:
+def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> BaselineComparison | None:
     """A run's answers beside a baseline's, which names the groups of the videos; None where they share no video."""
     grouped = run if baseline.groups is None else replace(run, groups=run.paths)
     shared = align([baseline, grouped])  # groups are those of the first
@@ -134,9 +132,7 @@ def compare_with(
     low, high = percentile_interval(sampled[:, 0], CONFIDENCE)
     of_baseline, of_run = correct.mean(axis=1).tolist()
     videos = len(shared.paths)
-    return BaselineComparison(
-        name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, shared.units
-    )
+    return BaselineComparison(name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, shared.units)
 
 
 def compare_with_all(run: Predictions, baselines: Baselines, split: str) -> list[BaselineComparison]:

@@ -17,9 +17,7 @@ NEAR = 0.10  # rates that differ by less than this share count as equal
 CROWDED = 0.80  # below this share of the slower one's rate alone, loader and model compete for the cores
 WORTH = 1.05  # a change is advised if it makes the run at least this many times as fast
 COPIES = 0.40  # if copying to the device takes at least this share of a step's work, it is the bottleneck
-STORE = (
-    0.5  # if loaders wait at least this share of their time for a store, it is the bottleneck, not decoding
-)
+STORE = 0.5  # if loaders wait at least this share of their time for a store, it is the bottleneck, not decoding
 LARGE_OPTIMIZER = 0.25  # above this share of a step's work, larger batches are suggested for the optimizer
 
 
@@ -51,9 +49,7 @@ class Measured:
     prepared: Prepared | None = None
     checkpointing: bool = False  # whether activation checkpointing is on
     free_memory: float | None = None  # share of the GPU's memory that is free at the peak
-    store: Mapping[str, float] | None = (
-        None  # what loaders take of a store of videos: see `measure.store_use`
-    )
+    store: Mapping[str, float] | None = None  # what loaders take of a store of videos: see `measure.store_use`
 
     @property
     def capacity(self) -> float:
@@ -90,8 +86,7 @@ class Advice:
     @property
     def text(self) -> str:
         return " ".join(
-            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-            for key, value in self.settings.items()
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in self.settings.items()
         )
 
 
@@ -131,18 +126,14 @@ def verdict(m: Measured) -> Verdict:
     if m.parts["transfer"] >= COPIES * work:
         return Verdict("transfer", f"copying to the device is the bottleneck: {shares_text}; {alone}")
     if m.workers > 0 and m.loader < (1 + NEAR) * m.compute:
-        return Verdict(
-            "balanced", f"the model is the bottleneck, and the loader just keeps up: {alone}; {shares_text}"
-        )
+        return Verdict("balanced", f"the model is the bottleneck, and the loader just keeps up: {alone}; {shares_text}")
     return Verdict("compute", f"the model is the bottleneck: {alone}; {shares_text}")
 
 
 # --- what to change ---------------------------------------------------------------------------------------
 
 
-def expected(
-    m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float = 1.0
-) -> float:
+def expected(m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float = 1.0) -> float:
     """Expected clips per second of a run with this number of workers and threads.
 
     `loader` and `compute` are the rates of its loader alone and its model alone. `decoding` is the cost of decoding a
@@ -152,9 +143,7 @@ def expected(
     return reached * _together(m, workers, loader, compute, threads, decoding)
 
 
-def _together(
-    m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float
-) -> float:
+def _together(m: Measured, workers: int, loader: float, compute: float, threads: int, decoding: float) -> float:
     if workers == 0:
         return 1 / (1 / loader + 1 / compute)
     slower = min(loader, compute)

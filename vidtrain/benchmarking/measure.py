@@ -123,9 +123,7 @@ def time_steps(phase: PhaseSteps, batches: Batches, warmup: int, count: int, adv
     return Timed(clock.seconds(), clips, time.perf_counter() - started)
 
 
-def time_compute(
-    phase: PhaseSteps, batch: Batch, warmup: int, seconds: float, most: int, advance: Advance
-) -> Timed:
+def time_compute(phase: PhaseSteps, batch: Batch, warmup: int, seconds: float, most: int, advance: Advance) -> Timed:
     """Times the model alone: 3 to `most` steps on the same `batch`, in about `seconds`, so that nothing is read. All
     ranks make the same number of steps."""
     same = itertools.repeat(batch)
@@ -220,9 +218,7 @@ def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console) -
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = build.trained_model(cfg, len(data.classes), ranks)
     if isinstance(model, VideoClassifier):
-        start_adapters(
-            model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console
-        )
+        start_adapters(model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console)
     record = Record(log=NullRunLog(), console=console)
     run = assemble(cfg, data, make_parts(cfg, data, ranks, console), model, None, ranks, record)
     return PhaseSteps(run, cfg.phase or next(iter(cfg.stage)))
@@ -252,9 +248,7 @@ class Meter:
 
     def loader(self, workers: int, batches: Batches) -> Timed:
         """Times the loader alone, on `batches` of `workers` processes."""
-        with self._shown(
-            f"loader alone, {build.pluralize(workers, 'worker')}", 2 * max(1, workers)
-        ) as advance:
+        with self._shown(f"loader alone, {build.pluralize(workers, 'worker')}", 2 * max(1, workers)) as advance:
             return time_loader(batches, workers, self.cfg.trainer.accumulation, ALONE_SECONDS, advance)
 
     def new_loader(self, workers: int) -> Timed:

@@ -45,10 +45,7 @@ def describe_settings(meter: Meter, phase: PhaseSteps) -> dict[str, Any]:
             "torch": str(torch.__version__),
         },
         "settings": {
-            **{
-                key: getattr(trainer, key)
-                for key in ("batch_size", "accumulation", "precision", "compile", "ema")
-            },
+            **{key: getattr(trainer, key) for key in ("batch_size", "accumulation", "precision", "compile", "ema")},
             "num_workers": meter.workers,
             "cpu_threads": torch.get_num_threads(),
             "prepared": cfg.data.prepared,
@@ -254,9 +251,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
-def estimate(
-    run: Run, measured: str, videos: Mapping[str, int], seconds: float, videos_per_s: float
-) -> dict[str, Any]:
+def estimate(run: Run, measured: str, videos: Mapping[str, int], seconds: float, videos_per_s: float) -> dict[str, Any]:
     """Estimated seconds of an epoch, an evaluation and the whole run, and what they include (`holds`).
 
     A step takes `seconds` in the phase `measured`, and is assumed to take as long in the others. `videos` is the number

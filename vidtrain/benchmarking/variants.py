@@ -39,9 +39,7 @@ CROWDED_BY_OTHERS = 0.85  # if less than this share of the cores is free, other 
 HALF_FREE = 0.5  # share of a GPU's memory that must be free for a trial of twice the batch
 
 
-def explore(
-    meter: Meter, phase: PhaseSteps, batch: Batch, rates: dict[str, Any]
-) -> tuple[Measured, list[str]]:
+def explore(meter: Meter, phase: PhaseSteps, batch: Batch, rates: dict[str, Any]) -> tuple[Measured, list[str]]:
     """Measures the variants that could relieve the bottleneck of the run, whose own measurements are `rates`.
 
     Returns all measurements, and notes on what could not be tried."""
@@ -128,9 +126,7 @@ def _with_threads(count: int, trial: Callable[[], Timed]) -> Timed:
         torch.set_num_threads(before)
 
 
-def _computes(
-    meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured
-) -> tuple[dict[str, float], list[str]]:
+def _computes(meter: Meter, phase: PhaseSteps, batch: Batch, m: Measured) -> tuple[dict[str, float], list[str]]:
     """Rates of the model alone with other settings that do not change the model, and notes on those not tried."""
     trainer, ranks, notes = meter.cfg.trainer, meter.ranks, []
     trials: dict[str, Callable[[], Timed]] = {}
@@ -143,9 +139,7 @@ def _computes(
             twice = f"trainer.accumulation={trainer.accumulation // 2}"
         trials[twice] = partial(meter.compute, phase, doubled(batch), ", twice the micro-batch")
     else:
-        notes.append(
-            f"a larger batch was not tried: {m.free_memory:.0%} of the GPU's memory is free at the peak"
-        )
+        notes.append(f"a larger batch was not tried: {m.free_memory:.0%} of the GPU's memory is free at the peak")
     wanted = ranks.device.type == "cuda" if meter.cfg.compile_trial is None else meter.cfg.compile_trial
     if wanted and not trainer.compile:
         compiled = phase.variant(forward=torch.compile(phase.phase.forward))

@@ -55,17 +55,11 @@ def start_adapters(
         ]
     )
     file_list = ", ".join(f"{file.path} (sha256 {file.sha256})" for file in files)
-    console.info(
-        f"{line}; checkpoints hold only the trained weights, and name the file of the others: {file_list}"
-    )
-    return replace(
-        adapters, base=Base(tuple(files), tuple(name for name in model.state_dict() if name in names))
-    )
+    console.info(f"{line}; checkpoints hold only the trained weights, and name the file of the others: {file_list}")
+    return replace(adapters, base=Base(tuple(files), tuple(name for name in model.state_dict() if name in names)))
 
 
-def restore(
-    model: EncoderWithHead, adapters: Adapters | None, weights: Mapping[str, Tensor], path: Path
-) -> None:
+def restore(model: EncoderWithHead, adapters: Adapters | None, weights: Mapping[str, Tensor], path: Path) -> None:
     """Loads the `weights` of the checkpoint at `path` into a new model. If the checkpoint's model has `adapters`, it
     adds them and loads their base first.
 

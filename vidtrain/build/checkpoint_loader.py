@@ -61,8 +61,7 @@ class LoadedCheckpoint:
         """
         given_now = [key for option, key in options.items() if cfg[option] is not None]
         lines = [
-            f"{key}: {text}"
-            + "".join(f"; set {option}=" for option, place in options.items() if place == key)
+            f"{key}: {text}" + "".join(f"; set {option}=" for option, place in options.items() if place == key)
             for key, text in self.computed.items()
             if any(_is_below(key, [place]) or _is_below(place, [key]) for place in used)
             and not _is_below(key, given_now)
@@ -75,9 +74,7 @@ class LoadedCheckpoint:
                 + "\nIf you trust the file, set trust_targets=true, and they are read"
             )
 
-    def model(
-        self, cfg: DictConfig, ranks: "Ranks", merged: bool = False
-    ) -> "VideoClassifier | OnnxClassifier":
+    def model(self, cfg: DictConfig, ranks: "Ranks", merged: bool = False) -> "VideoClassifier | OnnxClassifier":
         """The model with its weights, on the ranks' device; `cfg` is `config` with the caller's changes.
 
         Adapters stay separate from their layers unless `merged`. Raises `UserError` for weights that do not fit `cfg`,
@@ -125,9 +122,7 @@ def find_checkpoint(named: str) -> Path:
     if best.is_file():
         return best
     if (path / "run.json").is_file():
-        raise UserError(
-            f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it"
-        )
+        raise UserError(f"checkpoint={named}: the run has no checkpoints/best.pt yet; name another checkpoint of it")
     raise UserError(f"checkpoint={named} is a folder, but not of a run; name the folder of a run, or a file")
 
 
@@ -175,9 +170,7 @@ def open_trained(
 
     if path.suffix in EXPORTED:
         if weights is not None:
-            raise UserError(
-                f"weights={weights}: the exported file {path} holds one set of weights; leave it out"
-            )
+            raise UserError(f"weights={weights}: the exported file {path} holds one set of weights; leave it out")
         trained = _open_exported(path)
     elif path.suffix == ".pt2":
         raise UserError(
@@ -197,9 +190,7 @@ def open_trained(
             path, payload["config"], classes, _weights(payload, weights, path), adapters=adapters
         )
     if not isinstance(trained.config, Mapping):
-        raise UserError(
-            f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration"
-        )
+        raise UserError(f"checkpoint {path} holds a {type(trained.config).__name__} in place of a configuration")
     if trained.is_pretraining and not pretraining:
         raise UserError(
             f"checkpoint {path} is of pretraining and has no classifier: train one that starts from it, with "
@@ -233,9 +224,7 @@ def _weights(payload: Mapping[str, Any], wanted: str | None, path: Path) -> "Map
         if wanted == "ema"
         else ""
     )
-    raise UserError(
-        f"weights={wanted}: checkpoint {path} does not hold {names[wanted]}, only {names[held]}{hint}"
-    )
+    raise UserError(f"weights={wanted}: checkpoint {path} does not hold {names[wanted]}, only {names[held]}{hint}")
 
 
 def _open_exported(path: Path) -> LoadedCheckpoint:
@@ -254,9 +243,7 @@ def _open_exported(path: Path) -> LoadedCheckpoint:
     try:
         card = json.loads(metadata[CARD_KEY])
         if card["format"] != CARD_FORMAT:
-            raise UserError(
-                f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}"
-            )
+            raise UserError(f"{path} is of format {card['format']}, and this version of vidtrain reads {CARD_FORMAT}")
         return LoadedCheckpoint(path, card["config"], spelled_classes(card["classes"]), weights, card)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"the card in {path} is damaged ({error!r}); export the model again") from error
@@ -265,9 +252,7 @@ def _open_exported(path: Path) -> LoadedCheckpoint:
 def check_fusion(exported: str, wanted: str, source: Path) -> None:
     """Raises `UserError` for a fusion that an exported graph cannot have: joint fusion is part of the graph."""
     if exported != wanted and "joint" in (exported, wanted):
-        raise UserError(
-            f"{source} was exported with model.fusion={exported}, which cannot be changed to {wanted}"
-        )
+        raise UserError(f"{source} was exported with model.fusion={exported}, which cannot be changed to {wanted}")
 
 
 # --- published weights ----------------------------------------------------------------------------------------
@@ -322,9 +307,7 @@ def load_published(
         try:
             classes = tuple(class_list(cfg.classes if isinstance(cfg.classes, str) else list(cfg.classes)))
         except UserError as error:
-            raise UserError(
-                f"classes={cfg.classes}: {error}; give a list, or a file with a name a line"
-            ) from error
+            raise UserError(f"classes={cfg.classes}: {error}; give a list, or a file with a name a line") from error
     if classes is None:
         raise UserError(
             f"pretrained={sources[-1]} does not name its {count} classes; give classes=FILE, with a name in each line"

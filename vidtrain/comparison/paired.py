@@ -158,9 +158,7 @@ def _difference(by_run: np.ndarray, n: int) -> np.ndarray:
     return by_run[..., n:].mean(axis=-1) - by_run[..., :n].mean(axis=-1)
 
 
-def _observe(
-    shared: Aligned, metric: str, draws: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _observe(shared: Aligned, metric: str, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The metric of each of the r runs on the shared videos [r], and on resampled ones [draws r]."""
     if metric in MEANS:
         hits = shared.top5 if metric == "top5" else shared.correct
@@ -258,9 +256,7 @@ def _score(metric: str, hits: np.ndarray, labeled: np.ndarray, predicted: np.nda
     if metric == "balanced_accuracy":
         ratio, weights = "recall", (labeled > 0).astype(np.float64)
     elif mean == "micro":
-        hits, labeled, predicted = (
-            counts.sum(axis=1, keepdims=True) for counts in (hits, labeled, predicted)
-        )
+        hits, labeled, predicted = (counts.sum(axis=1, keepdims=True) for counts in (hits, labeled, predicted))
         return RATIOS[ratio](hits, labeled, predicted)[:, 0]
     else:
         weights = labeled if mean == "weighted" else (labeled + predicted > 0).astype(np.float64)

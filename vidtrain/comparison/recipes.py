@@ -41,9 +41,7 @@ def differing(runs: Sequence[Settings], ignored: Collection[str]) -> dict[str, l
     out."""
     keys = dict.fromkeys(key for run in runs for key in run)
     values = {key: [run[key] if key in run else ABSENT for run in runs] for key in keys}
-    return {
-        key: row for key, row in values.items() if not _is_below(key, ignored) and len(set(_texts(row))) > 1
-    }
+    return {key: row for key, row in values.items() if not _is_below(key, ignored) and len(set(_texts(row))) > 1}
 
 
 def swept(
@@ -150,9 +148,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         ends = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
         others = [f".{other}" for other in keys if other != key]
-        names[key] = next(
-            (end for end in ends if not any(other.endswith(f".{end}") for other in others)), key
-        )
+        names[key] = next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), key)
     return names
 
 
@@ -207,8 +203,7 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
     alike = [
         recipe
         for recipe in grouped
-        if (other := runs[recipe.runs[0]].kind) == kind
-        or (settings.across_protocols and other.several == kind.several)
+        if (other := runs[recipe.runs[0]].kind) == kind or (settings.across_protocols and other.several == kind.several)
     ]
     return Study(settings, runs, grouped, keys, baseline, alike, metric, tested)
 
@@ -217,13 +212,9 @@ def _metric(runs: Sequence[Run], wanted: str | None) -> str:
     shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(CLOSING_DIRECTIONS))
     metric = wanted or next((name for name in ("top1", "exact_match") if name in shared), None)
     if metric is None:
-        raise UserError(
-            f"the runs do not share top1 or exact_match; choose metric= from {', '.join(shared) or 'none'}"
-        )
+        raise UserError(f"the runs do not share top1 or exact_match; choose metric= from {', '.join(shared) or 'none'}")
     if metric not in shared:
-        not_reported = next(
-            (f"{run.folder} does not report it" for run in runs if metric not in run.metrics), None
-        )
+        not_reported = next((f"{run.folder} does not report it" for run in runs if metric not in run.metrics), None)
         reason = not_reported or "it is not known which way is better"
         raise UserError(f"metric={metric}: {reason}{suggest(metric, shared)}")
     if all(run.metrics[metric] is None for run in runs):
@@ -239,14 +230,10 @@ def _recipes(runs: Sequence[Run], settings: CompareConfig) -> tuple[dict[str, li
     keys, grouped = recipes(run_settings, overrides, kinds, ignored)
     data = [run.digests["train"][:8] if "train" in run.digests else None for run in runs]
     if any(len({data[run] for run in recipe.runs} - {None}) > 1 for recipe in grouped):
-        run_settings = [
-            {**values, "training data": digest} for values, digest in zip(run_settings, data, strict=True)
-        ]
+        run_settings = [{**values, "training data": digest} for values, digest in zip(run_settings, data, strict=True)]
         keys, grouped = recipes(run_settings, overrides, kinds, ignored)
     if len(grouped) == 1 and len({run.commit for run in runs}) > 1:
-        run_settings = [
-            {**values, "commit": run.commit} for values, run in zip(run_settings, runs, strict=True)
-        ]
+        run_settings = [{**values, "commit": run.commit} for values, run in zip(run_settings, runs, strict=True)]
         keys, grouped = recipes(run_settings, overrides, kinds, ignored)
     return keys, grouped
 
@@ -261,9 +248,7 @@ def _place_of_baseline(runs: Sequence[Run], wanted: str | None) -> int:
         return 0
     folders = [run.folder.resolve() for run in runs]
     if Path(wanted).resolve() not in folders:
-        raise UserError(
-            f"baseline={wanted} is none of the runs{suggest(wanted, [str(run.folder) for run in runs])}"
-        )
+        raise UserError(f"baseline={wanted} is none of the runs{suggest(wanted, [str(run.folder) for run in runs])}")
     return folders.index(Path(wanted).resolve())
 
 

@@ -99,9 +99,7 @@ def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
             for recipe in study.recipes
         ],
         "runs": [_run(study, place, name) for place, name in enumerate(names)],
-        "settings": differing(
-            [study.runs_of(recipe)[0].settings for recipe in study.recipes], ignored_keys(settings)
-        ),
+        "settings": differing([study.runs_of(recipe)[0].settings for recipe in study.recipes], ignored_keys(settings)),
         "comparisons": [_comparison(pair, baseline.number, number) for number, pair in comparisons.items()],
         "importance": _importance(study, known) if is_sweep else [],
         "is_sweep": is_sweep and bool(study.keys) and len(known) > 1,

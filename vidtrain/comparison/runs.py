@@ -98,9 +98,7 @@ def find_runs(places: Sequence[str]) -> Found:
             faults.append(f"{place}: there is no such folder")
         folders = [folder for match in matches for folder in _runs_below(Path(match), sweeps)]
         if matches and not folders:
-            faults.append(
-                f"{place}: it is not the folder of a run, and no run lies below it (none has a run.json)"
-            )
+            faults.append(f"{place}: it is not the folder of a run, and no run lies below it (none has a run.json)")
         named_itself = folders == [Path(place)]
         for folder in folders:
             if finished(folder):

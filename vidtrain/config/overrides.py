@@ -87,9 +87,7 @@ def search_path(overrides: Sequence[str], own: str | None) -> tuple[list[str], t
 
     Raises `UserError` if `own` is not a folder.
     """
-    search_paths = [
-        override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")
-    ]
+    search_paths = [override for override in overrides if override.lstrip("+").startswith("hydra.searchpath=")]
     kept = [override for override in overrides if override not in search_paths]
     lists = [_parse(override).value() for override in search_paths if parses(override)]
     places = [str(place) for value in lists if isinstance(value, list) for place in value]
@@ -235,9 +233,7 @@ def check_stored(
 
     `command` is the command on which a user can repeat them; `hydra` says whether they may set Hydra's own settings.
     """
-    refused = [
-        override for override in taken if override not in written and not may_be_taken(override, hydra)
-    ]
+    refused = [override for override in taken if override not in written and not may_be_taken(override, hydra)]
     if refused:
         raise UserError(
             f"{source} holds settings that could do harm if somebody else wrote them: they name code, read your "
@@ -325,9 +321,7 @@ def check_trials(trials: Sequence[Any], written: Collection[str], source: str) -
             f"{source} names folders of trials outside of the sweep: {listed}; it is damaged, or was changed"
         )
     overrides = dict.fromkeys(override for trial in trials for override in trial.overrides)
-    refused = [
-        str(override) for override in overrides if override not in written and not may_be_taken(override)
-    ]
+    refused = [str(override) for override in overrides if override not in written and not may_be_taken(override)]
     if refused:
         raise UserError(
             f"{source} has trials with settings that could do harm if somebody else wrote them, and that are not on "

@@ -149,9 +149,7 @@ def fingerprints(config: DictConfig, keys: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the settings, among the dotted `keys`, that refer to the environment: they tell whether a value has
     changed without revealing it. The hash is slow, so that a password cannot be found by trying."""
     return {
-        key: hashlib.scrypt(
-            f"{read(config, key)!r}".encode(), salt=key.encode(), n=1 << 13, r=8, p=1, dklen=8
-        ).hex()
+        key: hashlib.scrypt(f"{read(config, key)!r}".encode(), salt=key.encode(), n=1 << 13, r=8, p=1, dklen=8).hex()
         for key, value in keys.items()
         if refers(value)
     }
@@ -213,9 +211,7 @@ def _refers_to_model(node: Any, key: str) -> bool:
 def unset_keys(cfg: DictConfig) -> list[str]:
     """The keys of `KEYS` that neither the command line nor a recipe sets."""
     parts = {key: key.split(".") for key in KEYS}
-    return [
-        key for key, (group, name) in parts.items() if group in cfg and _refers_to_model(cfg[group], name)
-    ]
+    return [key for key, (group, name) in parts.items() if group in cfg and _refers_to_model(cfg[group], name)]
 
 
 def put_published(cfg: DictConfig) -> None:

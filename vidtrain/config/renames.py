@@ -177,12 +177,7 @@ def _plain_node(config: DictConfig, key: str) -> Any:
     """The node or value at a dotted key, with a reference as its text; None if there is none."""
     node: Node | None = config
     for name in key.split(".") if key else ():
-        if (
-            not isinstance(node, DictConfig)
-            or node._is_none()
-            or node._is_missing()
-            or node._is_interpolation()
-        ):
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
             return None
         node = node._get_node(name)
     return node if isinstance(node, DictConfig) or node is None else node._value()

@@ -314,9 +314,7 @@ class ExportConfig(ExportSettings):
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
     out: str | None = None  # folder; null: export/ in the run's folder, or outputs/export/NAME
     # null: onnx, torch_export and safetensors; for a run of pretraining, original and transformers
-    formats: list[str] | None = setting(
-        None, one_of(*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]())
-    )
+    formats: list[str] | None = setting(None, one_of(*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]()))
     card: bool | None = None  # write a model card; null: if there is a run
     calibrated: bool | None = None  # use the checkpoint's calibration; null: if it has one
     # Allow the checkpoint to name classes of any package, which are then imported

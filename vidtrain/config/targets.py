@@ -77,9 +77,7 @@ def preset_settings(group: str, name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for entry in preset.pop("defaults", []):
         if isinstance(entry, dict):
-            settings |= {
-                str(key).removeprefix("override ").lstrip("/"): value for key, value in entry.items()
-            }
+            settings |= {str(key).removeprefix("override ").lstrip("/"): value for key, value in entry.items()}
         elif entry != "_self_":
             settings |= preset_settings(group, entry)
     return settings | flat(preset)
@@ -88,9 +86,7 @@ def preset_settings(group: str, name: str) -> dict[str, Any]:
 def _groups() -> str:
     """A line for each group in conf/ with its options. Hydra's own list has those of every installed package."""
     folders = sorted({path.parent.relative_to(CONF) for path in CONF.glob("*/**/*.yaml")})
-    return "\n".join(
-        f"{folder}: {', '.join(options(str(folder)))}" for folder in folders if folder.parts[0] != "hydra"
-    )
+    return "\n".join(f"{folder}: {', '.join(options(str(folder)))}" for folder in folders if folder.parts[0] != "hydra")
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -137,9 +133,7 @@ def check_settings(cfg: Any, schema: type, prefix: str = "") -> Faults:
         elif "choices" in rules:
             known = list(rules["choices"]())
             chosen = list(value) if isinstance(value, ListConfig) else [value]
-            faults += [
-                (key, f"{word} is unknown{suggest(word, known)}") for word in chosen if word not in known
-            ]
+            faults += [(key, f"{word} is unknown{suggest(word, known)}") for word in chosen if word not in known]
         elif "allows" in rules and not rules["allows"](value):
             faults.append((key, f"{value} {rules['must']}"))
     return faults

@@ -119,9 +119,7 @@ def check_trust(config: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _walk(
-    node: Any, path: str = "", depth: int = 0, seen: list[int] | None = None
-) -> Iterator[tuple[str, Any]]:
+def _walk(node: Any, path: str = "", depth: int = 0, seen: list[int] | None = None) -> Iterator[tuple[str, Any]]:
     """`node` and everything in it, by dotted key. Raises `UserError` if it is too large or too deep, or a cycle."""
     seen = [0] if seen is None else seen
     seen[0] += 1
@@ -186,8 +184,7 @@ def _kept(node: Any, path: str, hint: Any, computed: dict[str, str]) -> Any:
         return {key: value for key, value in children.items() if value is not ABSENT}
     if isinstance(node, list | tuple):
         values = [
-            _kept(value, f"{path}[{index}]", _hint_below(hint, index), computed)
-            for index, value in enumerate(node)
+            _kept(value, f"{path}[{index}]", _hint_below(hint, index), computed) for index, value in enumerate(node)
         ]
         return [value for value in values if value is not ABSENT]
     if not isinstance(node, str) or not is_computed(node):

@@ -71,9 +71,7 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
         path = find_checkpoint(cfg.checkpoint)
         opened = open_trained(path, cfg.trust_targets, pretraining=True)
         if opened.weights is None:
-            raise UserError(
-                f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint"
-            )
+            raise UserError(f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint")
         if cfg.init_part is not None and not opened.is_pretraining:
             raise UserError(
                 f"init_part={cfg.init_part}: {path} is not of pretraining and has one encoder; leave it out"
@@ -156,9 +154,7 @@ def embed(opened: OpenedEncoder, cfg: DictConfig, out: Path, ranks: Ranks, conso
     reading = build_data.reading(config, ranks, None)
     if cfg.pictures:
         (out / PICTURES).mkdir(exist_ok=True)
-    listed = [
-        [split, [(record.path, record.start, record.end) for record in splits[split]]] for split in splits
-    ]
+    listed = [[split, [(record.path, record.start, record.end) for record in splits[split]]] for split in splits]
     progress = Progress(out / PROGRESS, [opened.about, cfg.pictures, cfg.tokens, listed])
     if progress.rows:
         console.info(f"{len(progress.rows)} videos are embedded already, by a call that did not end")
@@ -220,9 +216,7 @@ def _videos(
             console.warn(f"missing from {data.split}: {fault.path} ({fault.cause})")
         if not len(batch.indices):
             continue
-        for index, tokens, views in zip(
-            batch.indices.tolist(), opened.encode(batch, False), batch.clips, strict=True
-        ):
+        for index, tokens, views in zip(batch.indices.tolist(), opened.encode(batch, False), batch.clips, strict=True):
             vector = tokens.mean(dim=(0, 1)).numpy()
             if not np.isfinite(vector).all():
                 path = data.manifest.paths[index]
@@ -240,9 +234,7 @@ class TokenFile:
     def write(self, row: int, tokens: torch.Tensor, path: str) -> None:
         """The tokens [n m d] of the video `path`. Raises `UserError` where float16 does not hold them."""
         if float(tokens.abs().max()) > LARGEST:
-            raise UserError(
-                f"tokens of {path} are beyond {LARGEST:.0f}, where float16 ends; say tokens=false"
-            )
+            raise UserError(f"tokens of {path} are beyond {LARGEST:.0f}, where float16 ends; say tokens=false")
         if self._rows is None:
             shape, mode = (
                 (self._videos, *tokens.shape),
@@ -272,9 +264,7 @@ def _described(manifest: Manifest, split: str, vectors: np.ndarray, about: Mappi
     else:
         labels = manifest.labels
     cuts = [[getattr(record, end) for record in records] for end in ("start", "end")]
-    starts, ends = (
-        np.array([np.nan if time is None else time for time in times], np.float64) for times in cuts
-    )
+    starts, ends = (np.array([np.nan if time is None else time for time in times], np.float64) for times in cuts)
     return Embeddings(
         vectors=vectors.astype(np.float32),
         paths=np.array([record.path for record in records], dtype=np.str_),

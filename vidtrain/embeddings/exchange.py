@@ -40,9 +40,7 @@ def write_fiftyone(embeddings: Embeddings, folder: Path) -> None:
                 "frames": "frames.json",
                 "ground_truth": truth,
                 "group_name": str(embeddings.groups[row]),
-                "start_s": float(
-                    embeddings.starts[row]
-                ),  # null where the file is not cut, as JSON has no NaN
+                "start_s": float(embeddings.starts[row]),  # null where the file is not cut, as JSON has no NaN
                 "end_s": float(embeddings.ends[row]),
                 EMBEDDING: embeddings.vectors[row].astype(float).round(6).tolist(),
             }
@@ -95,14 +93,10 @@ def write_parquet(embeddings: Embeddings, folder: Path) -> None:
         "path": embeddings.paths.tolist(),
         "split": embeddings.splits.tolist(),
         "group": embeddings.groups.tolist(),
-        "labels": pyarrow.array(
-            map(embeddings.names_of, range(len(embeddings))), pyarrow.list_(pyarrow.string())
-        ),
+        "labels": pyarrow.array(map(embeddings.names_of, range(len(embeddings))), pyarrow.list_(pyarrow.string())),
         "start_s": pyarrow.array(embeddings.starts, from_pandas=True),  # NaN becomes null
         "end_s": pyarrow.array(embeddings.ends, from_pandas=True),
-        "vector": pyarrow.FixedSizeListArray.from_arrays(
-            embeddings.vectors.ravel(), embeddings.vectors.shape[1]
-        ),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(embeddings.vectors.ravel(), embeddings.vectors.shape[1]),
     }
     about = {"classes": embeddings.classes.tolist(), "encoder": dict(embeddings.encoder)}
     table = pyarrow.table(columns, metadata={key: strict_json(value) for key, value in about.items()})

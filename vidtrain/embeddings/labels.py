@@ -60,9 +60,7 @@ def confident_classes(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The confident class of each video [v]: the most probable that reaches its threshold, the mean probability
     of the class in videos labeled with it; -1 where none does."""
     classes = range(chances.shape[1])
-    thresholds = np.array(
-        [chances[labels == k, k].mean() if (labels == k).any() else np.inf for k in classes]
-    )
+    thresholds = np.array([chances[labels == k, k].mean() if (labels == k).any() else np.inf for k in classes])
     reached = np.where(chances >= thresholds - ROUNDING, chances, -1.0)
     return np.where(reached.max(axis=1) >= 0, reached.argmax(axis=1), -1)
 
@@ -92,9 +90,7 @@ def find_suspects(embeddings: Embeddings, folds: int, rank_by: str) -> tuple[Sus
         )
     present, numbers = np.unique(labels, return_inverse=True)
     if len(present) < 2:
-        raise UserError(
-            f"all videos are labeled {classes[labels[0]]}: it takes two classes or more to doubt a label"
-        )
+        raise UserError(f"all videos are labeled {classes[labels[0]]}: it takes two classes or more to doubt a label")
     names = [str(classes[label]) for label in present]
     check_folds(numbers, embeddings.groups, folds, names)
     plan = stratified_folds(numbers, np.unique(embeddings.groups, return_inverse=True)[1], folds)
@@ -139,9 +135,7 @@ def check_folds(labels: np.ndarray, groups: np.ndarray, folds: int, names: list[
         if counts.min() < folds:
             name, count = names[int(counts.argmin())], int(counts.min())
             hint = f"say folds={count}" if count > 1 else "add videos to it, or leave the class out"
-            raise UserError(
-                f"folds={folds}: the class {name} has {count} {what} and every fold needs one; {hint}"
-            )
+            raise UserError(f"folds={folds}: the class {name} has {count} {what} and every fold needs one; {hint}")
 
 
 def _group_counts(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -171,9 +165,7 @@ def choose_next(
     known = labeled.take(np.flatnonzero(labeled.labels != UNLABELED))
     present, numbers = np.unique(known.labels, return_inverse=True)
     if len(present) < 2:
-        raise UserError(
-            f"strategy={strategy} takes labels of two classes or more; k_center looks at no labels"
-        )
+        raise UserError(f"strategy={strategy} takes labels of two classes or more; k_center looks at no labels")
     groups = np.unique(known.groups, return_inverse=True)[1]
     targets = np.eye(len(present))[numbers]
     chances = logistic_regression(known.vectors, targets, groups, False)(pool.vectors)

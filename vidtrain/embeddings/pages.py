@@ -74,9 +74,7 @@ def embeddings_page(alike: Likeness, how: str, out: Path, search: str | None) ->
     searches = [
         (film(row, ""), [film(other, f"{cosine:.3f}") for other, cosine in zip(rows, cosines, strict=True)])
         for row in list(shown)[:MOST_LOOKED_FOR]
-        for rows, cosines in [
-            (alike.rows[row, :MOST_NEIGHBORS].tolist(), alike.cosines[row, :MOST_NEIGHBORS].tolist())
-        ]
+        for rows, cosines in [(alike.rows[row, :MOST_NEIGHBORS].tolist(), alike.cosines[row, :MOST_NEIGHBORS].tolist())]
     ]
     pairs = [
         (film(one, alike.about(one)[1]), film(other, alike.about(other)[1]), f"{cosine:.4f}")
@@ -209,9 +207,7 @@ def correcting_page(
     if odd:
         raise UserError(f"{odd[0]!r} is not UTF-8, in which the page writes listings: rename it")
     classes = [str(name) for name in embeddings.classes]
-    common = os.path.commonpath(
-        [os.path.dirname(os.path.abspath(path)) for path in embeddings.paths.tolist()]
-    )
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in embeddings.paths.tolist()])
     cards = [
         {
             "row": row,
@@ -247,9 +243,7 @@ def _listing_cells(embeddings: Embeddings) -> dict[str, Sequence[Any]]:
     times = [["" if np.isnan(time) else repr(float(time)) for time in pair] for pair in
              zip(embeddings.starts, embeddings.ends, strict=True)]  # fmt: skip
     rows = []
-    for row, (path, group) in enumerate(
-        zip(embeddings.paths.tolist(), embeddings.groups.tolist(), strict=True)
-    ):
+    for row, (path, group) in enumerate(zip(embeddings.paths.tolist(), embeddings.groups.tolist(), strict=True)):
         absolute = os.path.abspath(path)
         after = [absolute if group == path else group, *(times[row] if cut else ())]
         rows.append([int(embeddings.labels[row]), guarded_cell(absolute), *map(guarded_cell, after)])

@@ -95,9 +95,7 @@ def _merged(
     return near[first].reshape(rows.shape), row[first].reshape(rows.shape)
 
 
-def _rough_products(
-    left: torch.Tensor, right: torch.Tensor
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def _rough_products(left: torch.Tensor, right: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Cosines [q b] of queries with one block of vectors after the other: where the block starts, the products, and by
     how much [q] they may be wrong before they are rounded to their dtype.
 

@@ -59,9 +59,7 @@ class Embeddings:
 
     def take(self, rows: np.ndarray) -> "Embeddings":
         """The videos of `rows`, int64 [n] or bool [v]."""
-        columns = {
-            field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name not in KEPT
-        }
+        columns = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name not in KEPT}
         return replace(self, **columns)
 
     def of_split(self, split: str) -> np.ndarray:
@@ -74,14 +72,10 @@ class Embeddings:
 
     def manifest(self) -> Manifest:
         """The videos, of one label each, as a manifest."""
-        cuts = [
-            [None if np.isnan(time) else float(time) for time in times] for times in (self.starts, self.ends)
-        ]
+        cuts = [[None if np.isnan(time) else float(time) for time in times] for times in (self.starts, self.ends)]
         records = [
             Record(str(path), int(label), str(group), start=start, end=end)
-            for path, label, group, start, end in zip(
-                self.paths, self.labels, self.groups, *cuts, strict=True
-            )
+            for path, label, group, start, end in zip(self.paths, self.labels, self.groups, *cuts, strict=True)
         ]
         return Manifest(records, self.classes.tolist())
 
@@ -127,9 +121,7 @@ class Embeddings:
         return embeddings
 
     def _check(self, path: Path) -> None:
-        lengths = {
-            field.name: len(getattr(self, field.name)) for field in fields(self) if field.name not in KEPT
-        }
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self) if field.name not in KEPT}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{path} was cut: its columns have different lengths ({lengths}); {ANEW}")
         if self.vectors.ndim != 2 or not len(self) or not np.isfinite(self.vectors).all():
@@ -141,9 +133,7 @@ class Embeddings:
 def joined(parts: Sequence[Embeddings]) -> Embeddings:
     """Embeddings of one encoder with the same classes, one after the other."""
     names = [field.name for field in fields(Embeddings) if field.name not in KEPT]
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in names
-    }
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **columns)
 
 

@@ -66,9 +66,7 @@ class Calibration:
             )
         if fitted["text"] == text:
             return None
-        return (
-            f"calibrated on another protocol, so probabilities are less sure: {fitted['text']}; here {text}"
-        )
+        return f"calibrated on another protocol, so probabilities are less sure: {fitted['text']}; here {text}"
 
     def answers(self, chances: np.ndarray, independent: bool) -> list[int] | None:
         """The classes whose probabilities [k] reach their thresholds: with one label a video, the first or none.

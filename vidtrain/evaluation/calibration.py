@@ -24,9 +24,7 @@ BINS = 15  # as Guo et al. and torchmetrics have it
 DRAWS, CONFIDENCE = 1000, 0.95  # of the bootstrap
 COLDEST, HOTTEST = 0.01, 100.0  # bounds of temperatures
 FOLDS = 5
-FOLD_TOLERANCE = (
-    0.03  # Newton's steps are squared by the next: from here on a temperature is right within 0.1%
-)
+FOLD_TOLERANCE = 0.03  # Newton's steps are squared by the next: from here on a temperature is right within 0.1%
 WARM_START = 2000  # videos of the first guess of a temperature
 TEMPERATURE, VECTOR = "temperature", "vector"
 LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos: ten for each fitted number
@@ -208,9 +206,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, independent: bool) -> Scalin
     raises the cost.
     """
     slopes = partial(_slopes, logits, labels, independent)
-    some = torch.arange(
-        0, len(logits), max(1, len(logits) // WARM_START)
-    )  # a first guess, which costs little
+    some = torch.arange(0, len(logits), max(1, len(logits) // WARM_START))  # a first guess, which costs little
     guess = _newton(lambda scale: slopes(scale, some).sum(dim=1), 1.0, 1e-3)
     scale = _newton(lambda scale: slopes(scale).sum(dim=1), guess, 1e-6)
     if scale >= 1 / COLDEST:
@@ -236,9 +232,7 @@ def _newton(slopes: Callable[[float], Tensor], start: float, tolerance: float) -
     return low if low == 1 / HOTTEST else high
 
 
-def _slopes(
-    logits: Tensor, labels: Tensor, independent: bool, scale: float, rows: Tensor | None = None
-) -> Tensor:
+def _slopes(logits: Tensor, labels: Tensor, independent: bool, scale: float, rows: Tensor | None = None) -> Tensor:
     """First and second derivatives [2 v], float64, of each video's cost by the scale; of some `rows` if given. Float32
     arithmetic is exact to 1e-6, and so is a temperature."""
     if rows is not None:

@@ -67,9 +67,7 @@ def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: floa
     for number, own in enumerate(rows):
         scores = chances[own, number]
         hits = np.cumsum(labels[own] == number if labels.ndim == 1 else labels[own, number] > 0)
-        ends = np.flatnonzero(
-            np.append(scores[1:] < scores[:-1], True)[: len(own)]
-        )  # equal ones stand together
+        ends = np.flatnonzero(np.append(scores[1:] < scores[:-1], True)[: len(own)])  # equal ones stand together
         shares = hits[ends] / ((ends + 1) if wanted == "precision" else support[number])
         enough = ends[shares >= share]
         if len(enough):
@@ -121,9 +119,7 @@ def least_probability(true_chances: np.ndarray, coverage: float) -> float:
     return float(np.partition(true_chances, n - rank)[n - rank])
 
 
-def least_probabilities(
-    chances: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool
-) -> list[float]:
+def least_probabilities(chances: np.ndarray, labels: np.ndarray, coverage: float, by_class: bool) -> list[float]:
     """`least_probability` of all classes together, or of each class (Vovk, 2012), for a share that holds within every
     class. `chances` [v k], `labels` [v].
 
@@ -133,14 +129,8 @@ def least_probabilities(
     counts = np.bincount(labels, minlength=chances.shape[1]) if by_class else np.array([len(labels)])
     few = int((counts < least_videos(coverage)).sum())
     if few:
-        of = (
-            f"of every class with by_class=true: {few} have fewer, down to"
-            if by_class
-            else "of val, which has"
-        )
-        raise UserError(
-            f"set_coverage={coverage:g} takes {least_videos(coverage)} videos {of} {counts.min()}"
-        )
+        of = f"of every class with by_class=true: {few} have fewer, down to" if by_class else "of val, which has"
+        raise UserError(f"set_coverage={coverage:g} takes {least_videos(coverage)} videos {of} {counts.min()}")
     if not by_class:
         return [least_probability(own, coverage)]
     return [least_probability(own[labels == number], coverage) for number in range(chances.shape[1])]

@@ -21,9 +21,7 @@ SEVERAL_LABELS = ("loss", "map", "map_micro", "exact_match", "precision_macro", 
 # And where there are no labels; the last two where a labeled dataset is named to probe the features
 NO_LABELS = ("loss", "evaluations", "effective_rank", "spread", "knn_top1", "linear_top1")
 # Which way is better
-DIRECTIONS = {
-    name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS, *NO_LABELS)
-}
+DIRECTIONS = {name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS, *NO_LABELS)}
 
 # With what closing evaluations report of probabilities besides
 CLOSING_DIRECTIONS = DIRECTIONS | {"brier": "min", "ece": "min", "ece_mass": "min"}

@@ -81,9 +81,7 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
         raise UserError(f"{path} has no column {', '.join(lacking)}: it is not what an evaluation writes")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise UserError(
-                f"{path}, row {number} has {len(row)} fields and not {len(header)}: it is damaged"
-            )
+            raise UserError(f"{path}, row {number} has {len(row)} fields and not {len(header)}: it is damaged")
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=False))
     if not columns:
         raise UserError(f"{path} names no video")
@@ -120,9 +118,7 @@ def align(runs: Sequence[Predictions]) -> Aligned:
 
     def marks(column: Sequence[str]) -> np.ndarray:
         codes = [
-            video * len(classes) + number[name]
-            for video, text in enumerate(column)
-            for name in _names(text, several)
+            video * len(classes) + number[name] for video, text in enumerate(column) for name in _names(text, several)
         ]
         return np.array(sorted(codes), dtype=np.int64)
 
@@ -136,9 +132,7 @@ def align(runs: Sequence[Predictions]) -> Aligned:
         answers=answers,
         labels=marks(texts),
         predictions=[marks(column) for column in answers],
-        correct=np.array(
-            [[a == b for a, b in zip(column, texts, strict=True)] for column in answers], dtype=bool
-        ),
+        correct=np.array([[a == b for a, b in zip(column, texts, strict=True)] for column in answers], dtype=bool),
         top5=np.array([run.top5[own] for run, own in zip(runs, rows, strict=True)], dtype=bool),
         groups=groups,
         relabeled=relabeled,
@@ -193,9 +187,7 @@ def _below_folder(paths: Sequence[str]) -> list[str]:
 # videos come in groups (one person, one long recording) whole groups are drawn, as they are no independent witnesses.
 
 
-def resampled_means(
-    values: np.ndarray, groups: np.ndarray | None, draws: int, rng: np.random.Generator
-) -> np.ndarray:
+def resampled_means(values: np.ndarray, groups: np.ndarray | None, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Means [draws r] of `values` [r v] over videos drawn with replacement, the same for all r rows.
 
     Videos on which all rows are the same are exchangeable, so it draws how often each distinct column comes, which is
@@ -212,9 +204,7 @@ def resampled_means(
     return np.concatenate([rows[:, :-1] / rows[:, -1:] for rows in products])
 
 
-def draw_weights(
-    counts: np.ndarray, draws: int, width: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
+def draw_weights(counts: np.ndarray, draws: int, width: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """How often each kind of unit is drawn [b m], where `counts` [m] are the numbers of units. b draws come at a time:
     as many as there is memory for in rows of `width`."""
     total, step, m = int(counts.sum()), max(1, CELLS // width), len(counts)

@@ -156,9 +156,7 @@ def all_protocols(views: StoredViews, fusions: Sequence[str]) -> list[Protocol]:
     return protocols
 
 
-def measured(
-    views: StoredViews, order: str, clips: Choice, crops: Choice, fusions: Sequence[str]
-) -> list[Protocol]:
+def measured(views: StoredViews, order: str, clips: Choice, crops: Choice, fusions: Sequence[str]) -> list[Protocol]:
     """The metrics of some views under each fusion."""
     table, independent = views.table(order, clips.numbers, crops.numbers), views.about["independent"]
     labels = table.labels.repeat_interleave(table.logits.shape[1], dim=0)

@@ -67,9 +67,7 @@ class Report:
     def ranked_chances(self) -> Tensor:
         """The probabilities [v 5] of `ranked`."""
         rows_at_once = parts(*self.logits.shape)
-        return torch.cat(
-            [self._chances(self.logits[rows]).gather(1, self.ranked[rows]) for rows in rows_at_once]
-        )
+        return torch.cat([self._chances(self.logits[rows]).gather(1, self.ranked[rows]) for rows in rows_at_once])
 
     def chances_of(self, row: int) -> Tensor:
         """The probabilities [k] of one video."""
@@ -140,9 +138,7 @@ def write_report(
         both = (result.logits, *([] if result.uncalibrated is None else [result.uncalibrated]))
         costs = [outcomes(logits, result.table.labels, result.independent) for logits in both]
         result.reliability = reliability(costs, group_numbers(result.table.indices.tolist(), groups))
-        result.metrics |= {
-            name: result.reliability[0][name]["value"] for name in ("brier", "ece", "ece_mass")
-        }
+        result.metrics |= {name: result.reliability[0][name]["value"] for name in ("brier", "ece", "ece_mass")}
     summary = {
         "metrics": result.metrics,
         "coverage": result.coverage,
@@ -164,9 +160,7 @@ def write_report(
     _write(folder / "per_class.csv", [["class", *by_class[0]], *rows])
 
 
-def group_numbers(
-    indices: Sequence[int], groups: Sequence[str] | Mapping[int, str] | None
-) -> np.ndarray | None:
+def group_numbers(indices: Sequence[int], groups: Sequence[str] | Mapping[int, str] | None) -> np.ndarray | None:
     """A number from 0 on for the group of each of the `indices`; None where there are no groups."""
     if groups is None:
         return None

@@ -120,9 +120,7 @@ class ShardWriter:
             self._file: BinaryIO = open(path, "ab")  # noqa: SIM115
             flush_folder(path.parent)
         except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; choose another folder with out="
-            ) from error
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with out=") from error
 
     def append(self, unit: int, views: BatchViews, frames: np.ndarray) -> None:
         """Raises `UserError` where the disk is full, say; what was appended before stays."""
@@ -317,20 +315,14 @@ def open_views(named: Path) -> StoredViews:
     one that is not complete yet, and for damaged files."""
     folder = named if (named / IDENTITY).is_file() else named / FOLDER
     if not (folder / IDENTITY).is_file():
-        raise UserError(
-            f"{named} holds no view table; vidtrain.evaluate makes one in its out folder, below {FOLDER}/"
-        )
+        raise UserError(f"{named} holds no view table; vidtrain.evaluate makes one in its out folder, below {FOLDER}/")
     if not is_complete(folder):
-        raise UserError(
-            f"the view table in {folder} is not complete: the command that began it goes on with it"
-        )
+        raise UserError(f"the view table in {folder} is not complete: the command that began it goes on with it")
     about = read_json(folder / VIEWS, AGAIN)
     if about.get("sampling") == "reference":  # as it was called before
         about["sampling"] = "vjepa2"
     if about["format"] != FORMAT:
-        raise UserError(
-            f"{folder} is of format {about['format']}, and this version of vidtrain reads {FORMAT}"
-        )
+        raise UserError(f"{folder} is of format {about['format']}, and this version of vidtrain reads {FORMAT}")
     try:
         logits = np.load(folder / LOGITS, mmap_mode="r" if about["videos"] else None, allow_pickle=False)
         labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False))

@@ -67,9 +67,7 @@ class ViewTable:
         """Raises `UserError` where no video could be read."""
         if not len(self.labels):
             path, cause = self.missing[0]
-            raise UserError(
-                f"none of the {self.total} videos could be read; the first: {shown(path)} ({shown(cause)})"
-            )
+            raise UserError(f"none of the {self.total} videos could be read; the first: {shown(path)} ({shown(cause)})")
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,7 @@ def _curve(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     return {"aurc": aurc, "coverage": coverage[places].tolist(), "risk": risk[places].tolist()}
 
 
-def _thresholds(
-    chances: np.ndarray, labels: np.ndarray, classes: list[str], wanted: Wanted
-) -> dict[str, Any] | None:
+def _thresholds(chances: np.ndarray, labels: np.ndarray, classes: list[str], wanted: Wanted) -> dict[str, Any] | None:
     if wanted.threshold is None:
         return None
     kind, share = wanted.threshold

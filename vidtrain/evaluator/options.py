@@ -64,9 +64,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
             and cfg[key] != defaults[key]
         ]
     if cfg.checkpoint is None:
-        kinds = (
-            "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
-        )
+        kinds = "a run's folder, a checkpoint, or an exported file; or from_table, the folder of an evaluation"
         return [*faults, ("checkpoint", f"must be given: {kinds}")]
     return faults + check_checkpoint(cfg.checkpoint)
 
@@ -101,9 +99,7 @@ def view_settings(trained: DictConfig) -> dict[str, Any]:
     """The settings on which views depend, as plain values by dotted key. Settings that refer to the environment are
     included with a hash of their value, so that a change is noticed."""
     settings = {f"clip.{key}": value for key, value in settled(trained.clip).items()}
-    settings |= {
-        f"augmentation.eval.{key}": value for key, value in settled(trained.augmentation.eval).items()
-    }
+    settings |= {f"augmentation.eval.{key}": value for key, value in settled(trained.augmentation.eval).items()}
     read = fingerprints(trained, settings)
     for key in NOT_OF_VIEWS:
         del settings[key]

@@ -162,9 +162,7 @@ def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console:
     if work.dataset.protocol.short_video_policy == "error":
         ranks.on_main(lambda: _refuse_short(work, ranks, console))
     done = ranks.on_main(lambda: frozenset(view_store.units_done(folder)))
-    units = EvalUnits(
-        len(work.dataset), work.shard.batch_size, ranks.rank, ranks.world_size, work.shard.every, done
-    )
+    units = EvalUnits(len(work.dataset), work.shard.batch_size, ranks.rank, ranks.world_size, work.shard.every, done)
     if done:
         console.info(f"continuing the table in {folder}: {len(done)} of {units.total} batches are in it")
     if len(done) < units.total:
@@ -186,9 +184,7 @@ def fill(work: Pass, folder: Path, make_model: MakeModel, ranks: Ranks, console:
     return view_store.open_views(folder)
 
 
-def _compute(
-    work: Pass, folder: Path, units: EvalUnits, make_model: MakeModel, ranks: Ranks, console: Console
-) -> None:
+def _compute(work: Pass, folder: Path, units: EvalUnits, make_model: MakeModel, ranks: Ranks, console: Console) -> None:
     model, transform = make_model()
     model.eval()
     dataset = work.reader()
@@ -220,9 +216,7 @@ def _frames(dataset: VideoDataset, index: int) -> np.ndarray:
     except DecodeError:
         return np.full((protocol.num_clips, protocol.frames), -1)
     drawn = eval_generator(protocol, dataset.seed, record.path)
-    return clip_indices(
-        video.num_frames, video.timestamps, protocol, drawn, start=record.start, end=record.end
-    )
+    return clip_indices(video.num_frames, video.timestamps, protocol, drawn, start=record.start, end=record.end)
 
 
 def _refuse_short(work: Pass, ranks: Ranks, console: Console) -> None:

@@ -55,8 +55,7 @@ class RunLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"cannot write into the run folder {run_dir} ({error.strerror}): "
-                "choose a folder that you may write to."
+                f"cannot write into the run folder {run_dir} ({error.strerror}): choose a folder that you may write to."
             ) from error
         try:
             self._acquire(descriptor)

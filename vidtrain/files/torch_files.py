@@ -149,9 +149,7 @@ def _check_archive(file: BinaryIO, path: Path, checksums: bool) -> None:
     except Exception as error:  # a damaged directory of the archive can make zipfile raise any exception
         raise UserError(f"checkpoint {path} is damaged: {error}; copy it again") from error
     if damaged:
-        raise UserError(
-            f"checkpoint {path} is damaged: its content is not what its checksum says; copy it again"
-        )
+        raise UserError(f"checkpoint {path} is damaged: its content is not what its checksum says; copy it again")
     if too_large:
         raise UserError(
             f"checkpoint {path} is refused: it has {size:,} bytes, and {unpacked_size:,} when it is unpacked"

@@ -102,18 +102,12 @@ class VideoClassifier(EncoderWithHead):
         self.num_classes = num_classes
 
     def forward(self, clips: Tensor) -> Tensor:
-        return classify(
-            self.head, encode(self.encoder, clips), self.encoder.grid(*clips.shape[3:]), self.fusion
-        )
+        return classify(self.head, encode(self.encoder, clips), self.encoder.grid(*clips.shape[3:]), self.fusion)
 
 
 def check_encoder(encoder: object) -> None:
     """Raises UserError where the encoder lacks what the head or the training reads, naming who needs it."""
-    missing = [
-        f"{name} (needed by {reader})"
-        for name, reader in ENCODER_MEMBERS.items()
-        if not hasattr(encoder, name)
-    ]
+    missing = [f"{name} (needed by {reader})" for name, reader in ENCODER_MEMBERS.items() if not hasattr(encoder, name)]
     if missing:
         raise UserError(f"model.encoder: {type(encoder).__name__} has no {'; no '.join(missing)}")
 

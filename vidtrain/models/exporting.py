@@ -186,12 +186,8 @@ class OnnxClassifier(nn.Module):
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Clip logits [b n k] and the probabilities [b k] of the videos, on the device of the clips."""
         if tuple(clips.shape[2:]) != self.clip_shape:
-            taken, given = (
-                "{1} frames at {2}x{3}".format(*shape) for shape in (self.clip_shape, clips.shape[2:])
-            )
-            raise UserError(
-                f"{self.path} takes clips of {taken}, not of {given}: export the model at this size"
-            )
+            taken, given = ("{1} frames at {2}x{3}".format(*shape) for shape in (self.clip_shape, clips.shape[2:]))
+            raise UserError(f"{self.path} takes clips of {taken}, not of {given}: export the model at this size")
         outputs = self.session.run(list(OUTPUT_NAMES), {INPUT_NAME: clips.cpu().numpy()})
         logits, chances = (torch.from_numpy(output).to(clips.device) for output in outputs)
         return logits, chances

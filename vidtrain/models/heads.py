@@ -87,9 +87,7 @@ class FullyConvolutionalClassifier(nn.Module):
         self.window_fusion = window_fusion
         self.pool_size = None if pool_size is None else tuple(pool_size)
         if self.pool_size is not None and (len(self.pool_size) != 3 or min(self.pool_size) < 1):
-            raise UserError(
-                f"model.head.pool_size={list(self.pool_size)} must be three numbers above 0: t, h, w"
-            )
+            raise UserError(f"model.head.pool_size={list(self.pool_size)} must be three numbers above 0: t, h, w")
         self.hidden: nn.Module = nn.Identity()
         if hidden is not None:
             check_positive("model.head.hidden", hidden)

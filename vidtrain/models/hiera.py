@@ -80,9 +80,7 @@ class HieraBlock(nn.Module):
     """x + attention(norm(x)), then + mlp(norm(.)). Where the width changes, a linear layer of the norm takes the place
     of the first x, and both are pooled."""
 
-    def __init__(
-        self, dim: int, dim_out: int, num_heads: int, mlp_ratio: float, windowed: bool, drop_path: float
-    ):
+    def __init__(self, dim: int, dim_out: int, num_heads: int, mlp_ratio: float, windowed: bool, drop_path: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = MaskUnitAttention(dim, dim_out, num_heads, dim != dim_out, windowed)
@@ -126,18 +124,12 @@ class Hiera(nn.Module):
         super().__init__()
         check_drop_path("model.encoder.drop_path", drop_path)
         check_positive("model.encoder.num_heads", num_heads)
-        check_multiple(
-            "model.encoder.embed_dim", embed_dim, num_heads, f"model.encoder.num_heads={num_heads}"
-        )
+        check_multiple("model.encoder.embed_dim", embed_dim, num_heads, f"model.encoder.num_heads={num_heads}")
         if len(depths) != len(WINDOWED) or min(depths) < 1:
-            raise UserError(
-                f"model.encoder.depths={list(depths)} must be four numbers above 0, one for each stage"
-            )
+            raise UserError(f"model.encoder.depths={list(depths)} must be four numbers above 0, one for each stage")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.depths, self.num_heads = list(depths), num_heads
-        self.stem = HieraStem(
-            in_channels, embed_dim, (-(-num_frames // 2), max(1, height // 4), max(1, width // 4))
-        )
+        self.stem = HieraStem(in_channels, embed_dim, (-(-num_frames // 2), max(1, height // 4), max(1, width // 4)))
         self.blocks = nn.ModuleList()
         dim = embed_dim
         for stage, depth in enumerate(depths):

@@ -192,10 +192,7 @@ class MaskedAutoencoder(MaskedModel):
 
     def errors(self, clips: Tensor, masks: list[Masks]) -> list[Tensor]:
         target, _, _ = self._targets(clips)
-        return [
-            (self._predict(clips, kind) - take_tokens(target, kind.hidden)).square().mean(dim=-1)
-            for kind in masks
-        ]
+        return [(self._predict(clips, kind) - take_tokens(target, kind.hidden)).square().mean(dim=-1) for kind in masks]
 
     @torch.no_grad()
     def predictions(self, clips: Tensor, masks: list[Masks]) -> Tensor:
@@ -321,9 +318,7 @@ class JointEmbedding(MaskedModel):
             )
         assert not isinstance(teacher, str)  # the name of weights, which are loaded before
         self.momentum = momentum
-        self.teacher = (
-            copy.deepcopy(self.encoder) if teacher is None else check_encoder(teacher, "objective.teacher")
-        )
+        self.teacher = copy.deepcopy(self.encoder) if teacher is None else check_encoder(teacher, "objective.teacher")
         self.teacher.requires_grad_(False).eval()
         self._check_teacher()
         self.head = Predictor(

@@ -210,18 +210,14 @@ def residual_block(
     return ResidualBlock(branch, PreactivatedShortcut(dim_in, dim_out, stride, not follows_stem))
 
 
-def check_widths(
-    residual: str, stem_planes: int, stage_planes: int, num_groups: int, width_per_group: int
-) -> None:
+def check_widths(residual: str, stem_planes: int, stage_planes: int, num_groups: int, width_per_group: int) -> None:
     """Raises UserError for widths below 1, and for basic branches whose channels the groups do not divide."""
     planes = {"stem_planes": stem_planes, "stage_planes": stage_planes}
     for key, width in (planes | {"num_groups": num_groups, "width_per_group": width_per_group}).items():
         check_positive(f"model.encoder.{key}", width)
     if residual == BASIC:
         for key, width in planes.items():
-            check_multiple(
-                f"model.encoder.{key}", width, num_groups, f"model.encoder.num_groups={num_groups}"
-            )
+            check_multiple(f"model.encoder.{key}", width, num_groups, f"model.encoder.num_groups={num_groups}")
 
 
 def check_stages(
@@ -247,8 +243,6 @@ def check_stages(
             check_positive(f"model.encoder.{name}", value)
     for basis in kernels:
         if not basis:
-            raise UserError(
-                "model.encoder.stage_temporal_kernel_basis must name a kernel for each stage, such as [3]"
-            )
+            raise UserError("model.encoder.stage_temporal_kernel_basis must name a kernel for each stage, such as [3]")
         for kernel in basis:
             check_odd("model.encoder.stage_temporal_kernel_basis", kernel)

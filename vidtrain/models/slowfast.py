@@ -293,9 +293,7 @@ def channels_into(stage: int, width: int) -> int:
     return width if stage == 0 else 2 * width * 2**stage
 
 
-def residual_stage(
-    stage: int, count: int, dim_in: int, width: int, temporal_kernel: int
-) -> list[ResidualBlock]:
+def residual_stage(stage: int, count: int, dim_in: int, width: int, temporal_kernel: int) -> list[ResidualBlock]:
     """The blocks of one stage; the first has its shortcut and, from the second stage on, halves h and w."""
     inner = width * 2**stage
     dim_out = 4 * inner
@@ -310,6 +308,4 @@ def residual_stage(
 def check_depth(depth: int) -> None:
     if depth not in NUM_BLOCKS:
         known = ", ".join(map(str, NUM_BLOCKS))
-        raise UserError(
-            f"model.encoder.depth={depth} is not the depth of a known ResNet; choose one of {known}."
-        )
+        raise UserError(f"model.encoder.depth={depth} is not the depth of a known ResNet; choose one of {known}.")

@@ -70,9 +70,7 @@ class TemporalStatisticsClassifier(nn.Module):
         self.streams = streams
         self.statistics, self.spatial_size = tuple(statistics), spatial_size
         width = embed_dim // streams
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(width, eps=norm_eps) for _ in range(len(statistics) * streams)
-        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=norm_eps) for _ in range(len(statistics) * streams))
         self.dropout = nn.Dropout(dropout)
         places = 1 if spatial_size is None else spatial_size**2
         self.linear = nn.Linear(len(statistics) * places * embed_dim, num_classes)

@@ -290,9 +290,7 @@ def members(layer: nn.Module) -> list[nn.Module]:
     return list(layer.parts) if isinstance(layer, DepthGroup) else [layer]
 
 
-def _parts(
-    module: nn.Module, prefix: str, depth_of: dict[str, int]
-) -> Iterator[tuple[int, nn.Module | nn.Parameter]]:
+def _parts(module: nn.Module, prefix: str, depth_of: dict[str, int]) -> Iterator[tuple[int, nn.Module | nn.Parameter]]:
     """The largest modules whose parameters are all of one depth, and the parameters outside of these."""
     depths = {depth_of[prefix + name] for name, _ in module.named_parameters() if prefix + name in depth_of}
     if len(depths) == 1 and not isinstance(module, nn.ModuleList):  # which is never called itself

@@ -250,9 +250,7 @@ class ViT3D(nn.Module):
             for index in range(depth)
         )
         if norm_per_layer:
-            self.norm = nn.ModuleDict(
-                {str(i): nn.LayerNorm(embed_dim, eps=norm_eps) for i in self.out_layers}
-            )
+            self.norm = nn.ModuleDict({str(i): nn.LayerNorm(embed_dim, eps=norm_eps) for i in self.out_layers})
         else:
             self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
 
@@ -274,9 +272,7 @@ class ViT3D(nn.Module):
 
     def tubelets(self, frames: int, height: int, width: int) -> Grid:
         """The grid inside of the encoder, which positions are of. Raises as `grid` does."""
-        check_multiple(
-            "clip.frames", frames, self.tubelet_size, f"model.encoder.tubelet_size={self.tubelet_size}"
-        )
+        check_multiple("clip.frames", frames, self.tubelet_size, f"model.encoder.tubelet_size={self.tubelet_size}")
         for side in (height, width):
             check_multiple("clip.size", side, self.patch_size, f"model.encoder.patch_size={self.patch_size}")
         return frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
@@ -289,9 +285,7 @@ class ViT3D(nn.Module):
         (t, h, w), (steps, rows, columns) = self.tubelets(frames, height, width), self.native_grid
         return (h, w) != (rows, columns) or t > steps or (t < steps and self.positions in STRETCHED)
 
-    def forward(
-        self, x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, visible_valid: Tensor | None = None) -> Tensor:
         """With `visible`, int64 [b n] of flat places, only the tokens there take part, each with the position of its
         true place: [b n d]. `visible_valid` bool [b n] is False for padding: it has tokens, and no other token
         attends to them."""
@@ -358,9 +352,7 @@ def check_heads(key: str, num_heads: int, embed_dim: int) -> None:
 def check_out_layers(layers: Sequence[int] | None, depth: int) -> None:
     """Raises UserError for blocks that are not there, or out of order, or that leave the last ones without use."""
     if layers is not None and (sorted(set(layers)) != list(layers) or not layers or layers[0] < 0):
-        raise UserError(
-            f"model.encoder.out_layers={list(layers)} must be block numbers from 0, in rising order."
-        )
+        raise UserError(f"model.encoder.out_layers={list(layers)} must be block numbers from 0, in rising order.")
     if layers is not None and layers[-1] != depth - 1:
         raise UserError(
             f"model.encoder.out_layers={list(layers)} must end with the last block, {depth - 1}; to leave out what "

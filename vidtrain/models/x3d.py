@@ -81,9 +81,7 @@ class X3D(StagedEncoder):
         super().__init__()
         check_positive("model.encoder.width", width)
         if len(num_blocks) != 4:
-            raise UserError(
-                f"model.encoder.num_blocks={list(num_blocks)} must be four numbers, one for each stage"
-            )
+            raise UserError(f"model.encoder.num_blocks={list(num_blocks)} must be four numbers, one for each stage")
         for count in num_blocks:
             check_positive("model.encoder.num_blocks", count)
         self.num_blocks, self.width, self.norm_first_shortcut = list(num_blocks), width, norm_first_shortcut
@@ -97,9 +95,7 @@ class X3D(StagedEncoder):
                 norm = stage > 0 or norm_first_shortcut
                 shortcut = Shortcut(dim_in, dim_out, (1, 2), norm) if first else None
                 inner, squeeze = int(BOTTLENECK * dim_out), index % 2 == 0
-                blocks.append(
-                    ResidualBlock(X3DBranch(dim_in, inner, dim_out, 2 if first else 1, squeeze), shortcut)
-                )
+                blocks.append(ResidualBlock(X3DBranch(dim_in, inner, dim_out, 2 if first else 1, squeeze), shortcut))
                 dim_in = dim_out
             self.stages.append(blocks)
         self.embed_dim = int(BOTTLENECK * dim_out)

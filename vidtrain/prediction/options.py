@@ -59,9 +59,7 @@ def _check_places(cfg: DictConfig) -> list[tuple[str, str]]:
         faults += check_checkpoint(cfg.checkpoint)
     if cfg.videos is None:
         faults.append(("videos", "must be given: files, folders, patterns in quotes, or listings"))
-    elif not (
-        isinstance(cfg.videos, str | ListConfig) and all(isinstance(item, str) for item in _places(cfg))
-    ):
+    elif not (isinstance(cfg.videos, str | ListConfig) and all(isinstance(item, str) for item in _places(cfg))):
         why = f"{cfg.videos} must be a file, folder, pattern or listing, or a list of them"
         faults.append(("videos", why))
     elif not _places(cfg):

@@ -230,9 +230,7 @@ def write_logits(prediction: Prediction, classes: Sequence[str], folder: Path) -
     )
 
 
-def write_timeline(
-    prediction: Prediction, results: Results, segments: Sequence[Segment], folder: Path
-) -> None:
+def write_timeline(prediction: Prediction, results: Results, segments: Sequence[Segment], folder: Path) -> None:
     """timeline.csv, a row a window with its most probable classes, and segments.csv."""
     count = min(results.topk, len(results.classes))
     rows = [("start_s", "end_s", *_ranked(count))]
@@ -265,8 +263,7 @@ def folders_of(paths: Sequence[str], out: Path) -> dict[str, Path]:
     short = [os.path.splitext(place)[0] for place in places]
     twice = {place for place, count in Counter(short).items() if count > 1}
     return {
-        path: out / (place if bare in twice else bare)
-        for path, place, bare in zip(paths, places, short, strict=True)
+        path: out / (place if bare in twice else bare) for path, place, bare in zip(paths, places, short, strict=True)
     }
 
 
@@ -360,9 +357,7 @@ def labeling(
     return Labeling(smooth, 0.5 if independent else 0.0, independent)
 
 
-def give_answers(
-    outputs: Outputs, predictor: Predictor, plans: Sequence[Plan], form: str, out: Path | None
-) -> None:
+def give_answers(outputs: Outputs, predictor: Predictor, plans: Sequence[Plan], form: str, out: Path | None) -> None:
     """Predicts, writes the results, as `form` to standard output too, and ends the program with status 1 if anything
     could not be read."""
     results, reader, started = outputs.results, outputs.reader, time.perf_counter()

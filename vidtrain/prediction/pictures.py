@@ -128,9 +128,7 @@ def draw_sheet(
     if prediction.heat is not None:
         heat, times_mean = scaled(prediction.heat[0], from_even)
         begin = "the mean" if from_even else "none"
-        colors = (
-            "there is none here" if times_mean is None else f"from {begin} to {times_mean:.1f} times the mean"
-        )
+        colors = "there is none here" if times_mean is None else f"from {begin} to {times_mean:.1f} times the mean"
         note += f" Colors: {colors}."
     clips = []
     for view, pixels in enumerate(rearrange(prediction.pixels[0].numpy(), "v c t h w -> v t h w c")):
@@ -140,16 +138,12 @@ def draw_sheet(
         if prediction.heat is not None:
             sums = prediction.heat[0, view].astype(np.float64).sum(axis=(1, 2))
             shares = sums / max(float(sums.sum()), 1e-12)
-        clips.append(
-            SeenClip(name, pixels, times[frames[clip]], None if heat is None else heat[view], shares)
-        )
+        clips.append(SeenClip(name, pixels, times[frames[clip]], None if heat is None else heat[view], shares))
     middle = frames[0][len(frames[0]) // 2 : len(frames[0]) // 2 + 1]
     size = _even(video, SHORT_SIDE)
     whole = decode_views(video, [(middle, Crop(0, 0, video.width, video.height))], size)
     picture = rearrange(whole[0, :, 0].numpy(), "c h w -> h w c")
-    draw_contact_sheet(
-        path, title, note, top, picture, [_box(crop, video, size) for crop in seen.crops], clips
-    )
+    draw_contact_sheet(path, title, note, top, picture, [_box(crop, video, size) for crop in seen.crops], clips)
 
 
 def draw_labeled_video(
@@ -173,9 +167,7 @@ def draw_labeled_video(
     lines = min(MOST_LINES, prediction.chances.shape[1], len(top_of(prediction.chances[0])))
     edges = window_edges(prediction.starts, prediction.ends, prediction.seconds) if windows else None
     seconds = prediction.seconds if windows else max(float(times[-1]), 1e-6)
-    spans: list[Span] = [
-        (times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]
-    ]
+    spans: list[Span] = [(times[clip.min()] / seconds, times[clip.max()] / seconds, BAR) for clip in seen.frames[0]]
     if windows:
         classes = list(dict.fromkeys(segment.class_index for segment in segments))
         color_of = {number: COLORS[place % len(COLORS)] for place, number in enumerate(classes)}
@@ -208,9 +200,7 @@ def draw_labeled_video(
     legend.write(path)
 
 
-def _panel(
-    chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend
-) -> np.ndarray:
+def _panel(chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: int, legend: Legend) -> np.ndarray:
     title = drawable(shown(title), legend)
     if np.isnan(chances).any():
         return caption(width, f"{title}: could not be read here", [], lines)

@@ -90,9 +90,7 @@ class Predictor:
         else:
             classes = torch.full((count,), self.heat_class or 0, device=logits.device)
             if self.heat_class is None:
-                classes = self.chances(
-                    self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count))
-                ).argmax(dim=-1)
+                classes = self.chances(self.fused(rearrange(logits, "(b v) n k -> b (n v) k", b=count))).argmax(dim=-1)
             heat = grad_cam(model, tokens, grid, classes.repeat_interleave(len(tokens) // count))
         return rearrange(heat, "(b v) n t h w -> b (n v) t h w", b=count).cpu()
 
@@ -206,9 +204,7 @@ class Reader:
             if window is None:
                 clip = clip_seconds(protocol, video.frame)
                 if clip is None:
-                    raise UserError(
-                        "windows.length must be given: clips of clip.sampling=uniform have no length"
-                    )
+                    raise UserError("windows.length must be given: clips of clip.sampling=uniform have no length")
                 window = clip * protocol.num_clips
             starts = window_starts(video.seconds, window, stride, video.frame)
             chunks = tuple(chunks_of(path, starts, window, self.batch_size))
@@ -234,9 +230,7 @@ class Reader:
                     yield self.paths[index], Length(seconds, frame, bool(from_beginning))
                 self.console.advance(number, {})
 
-    def predictions(
-        self, plans: Sequence[Plan], predictor: Predictor, pictures: bool
-    ) -> Iterator[Prediction]:
+    def predictions(self, plans: Sequence[Plan], predictor: Predictor, pictures: bool) -> Iterator[Prediction]:
         """The prediction of every video of which anything can be read, in order, as soon as it is there."""
         chunks = [chunk for plan in plans for chunk in plan.chunks]
         judged = self._judged(WindowDataset(self.videos, chunks), predictor, keep_pixels=pictures)
@@ -246,9 +240,7 @@ class Reader:
                 yield _joined(plan, parts, predictor)
         next(judged, None)  # the bar reaches its end, and the clock stops
 
-    def _judged(
-        self, dataset: WindowDataset, predictor: Predictor, keep_pixels: bool
-    ) -> Iterator[Judged | None]:
+    def _judged(self, dataset: WindowDataset, predictor: Predictor, keep_pixels: bool) -> Iterator[Judged | None]:
         """Every chunk in order; None where it could not be read."""
         sizes = [len(chunk.starts) for chunk in dataset.chunks]
         tasks = tasks_of(sizes, self.batch_size)
@@ -294,9 +286,7 @@ def _joined(plan: Plan, parts: Sequence[Judged | None], predictor: Predictor) ->
     def side_by_side(name: str) -> Tensor:
         like = getattr(example, name)
         rows = [
-            like.new_full((len(chunk.starts), *like.shape[1:]), float("nan"))
-            if part is None
-            else getattr(part, name)
+            like.new_full((len(chunk.starts), *like.shape[1:]), float("nan")) if part is None else getattr(part, name)
             for part, chunk in zip(parts, plan.chunks, strict=True)
         ]
         return torch.cat(rows)
@@ -355,9 +345,7 @@ def window_edges(starts: np.ndarray, ends: np.ndarray, seconds: float) -> np.nda
     return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [seconds]])
 
 
-def segments(
-    chances: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool
-) -> list[Segment]:
+def segments(chances: np.ndarray, edges: np.ndarray, threshold: float | np.ndarray, independent: bool) -> list[Segment]:
     """Adjacent windows with the same answer as one, in order of time. The answer of a window is its most probable
     class, if that has the probability `threshold` or more, one for all classes or [k]; where classes are judged
     independently, every class that has. Windows of NaN have none."""

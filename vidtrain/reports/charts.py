@@ -76,9 +76,7 @@ def spread_evenly(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def thinned(
-    places: ArrayLike, values: ArrayLike, most: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def thinned(places: ArrayLike, values: ArrayLike, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of n `places` and `values` [n ...], at most `most` stretches of as many each: the mean place, and the mean, the
     lowest and the highest of the values that are finite; NaN where none is."""
     places, values = np.asarray(places, np.float64), np.ma.masked_invalid(values)
@@ -102,9 +100,7 @@ def save_png(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = prepare(figure).write(path)
     if names is not None:
-        _add_note(
-            figure, f"#1 and so on: names in {names.name}, which no font here has (install one, such as Noto)"
-        )
+        _add_note(figure, f"#1 and so on: names in {names.name}, which no font here has (install one, such as Noto)")
     width, height = figure.get_size_inches()
     finest = min(math.sqrt(MOST_PIXELS / (width * height)), MOST_ACROSS / max(width, height))
     temporary = path.with_name(f".{path.name}.tmp")

@@ -78,9 +78,7 @@ def plot_recipes(summary: Plain, path: Path) -> None:
     panels = figure.subplots(1, 2 if pairs else 1, sharey=True, squeeze=False)[0]
     for row, recipe in enumerate(recipes):
         known = [value for value in recipe["values"] if value is not None]
-        panels[0].plot(
-            known, [row] * len(known), "o", color=COLORS[0], alpha=0.45, markersize=5, markeredgewidth=0
-        )
+        panels[0].plot(known, [row] * len(known), "o", color=COLORS[0], alpha=0.45, markersize=5, markeredgewidth=0)
         if known:
             panels[0].plot([recipe["mean"]] * 2, [row - 0.28, row + 0.28], color="0.15", linewidth=1.8)
     style(panels[0], f"{summary['metric']}: runs, and their mean")
@@ -90,9 +88,7 @@ def plot_recipes(summary: Plain, path: Path) -> None:
     save_png(figure, path)
 
 
-def _draw_differences(
-    axes: Axes, recipes: Sequence[Plain], pairs: Mapping[int, Plain], summary: Plain
-) -> None:
+def _draw_differences(axes: Axes, recipes: Sequence[Plain], pairs: Mapping[int, Plain], summary: Plain) -> None:
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
     for row, recipe in enumerate(recipes):
         if recipe["number"] == summary["baseline"]:
@@ -194,16 +190,12 @@ def _draw_bars(rows: Sequence[Plain], title: str, path: Path) -> None:
     save_png(figure, path)
 
 
-def _draw_cells(
-    table: np.ndarray, names: Sequence[str], columns: Sequence[str], title: str, path: Path
-) -> None:
+def _draw_cells(table: np.ndarray, names: Sequence[str], columns: Sequence[str], title: str, path: Path) -> None:
     figure = Figure(figsize=(3.0 + 0.95 * len(columns), 1.2 + 0.27 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     bound = max(0.05, float(np.abs(table).max()))
     image = axes.imshow(table, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
-    axes.set_xticks(
-        range(len(columns)), columns, fontsize=8.5, rotation=30, ha="right", rotation_mode="anchor"
-    )
+    axes.set_xticks(range(len(columns)), columns, fontsize=8.5, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), [shortened(name, NAME_LENGTH) for name in names], fontsize=8.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -231,16 +223,13 @@ def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
     """A line for every run, through its value of each swept setting to its metric; brighter is better."""
     metric = summary["metric"]
     compared = {recipe["number"] for recipe in summary["recipes"] if recipe["compared"]}
-    runs = [
-        run for run in summary["runs"] if run["recipe"] in compared and run["metrics"][metric] is not None
-    ]
+    runs = [run for run in summary["runs"] if run["recipe"] in compared and run["metrics"][metric] is not None]
     values = np.array([run["metrics"][metric] for run in runs])
     low, high = float(values.min()), float(values.max())
     span = (high - low) or 1.0
     ticks = [((tick - low) / span, f"{tick:.3g}") for tick in np.linspace(low, high, 5)]
     axes_of = [
-        setting_axis(summary["keys"][key], [run["settings"][key] for run in runs])
-        for key in _shown_keys(summary, runs)
+        setting_axis(summary["keys"][key], [run["settings"][key] for run in runs]) for key in _shown_keys(summary, runs)
     ]
     axes_of.append(Axis(metric, ((values - low) / span).tolist(), ticks))
 

@@ -142,9 +142,7 @@ def _class_rows(summary: Plain) -> Rows:
     rows: Rows = [["baseline", "recipe", "class", *columns, "recall_low", "recall_high"]]
     for pair in summary["comparisons"]:
         for change in pair["classes"]:
-            rows.append(
-                [pair["baseline"], pair["other"], *(change[key] for key in keys), *change["interval"]]
-            )
+            rows.append([pair["baseline"], pair["other"], *(change[key] for key in keys), *change["interval"]])
     return rows
 
 

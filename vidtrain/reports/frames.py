@@ -61,9 +61,7 @@ def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str,
     size = (STRIP_WIDTH * columns, (STRIP_WIDTH * ratio + 0.4) * lines + 0.45)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    for number, (picture, (true, predicted, probability)) in enumerate(
-        zip(pictures, wrong, strict=True), start=1
-    ):
+    for number, (picture, (true, predicted, probability)) in enumerate(zip(pictures, wrong, strict=True), start=1):
         axes = figure.add_subplot(lines, columns, number)
         axes.imshow(picture, interpolation="nearest" if picture.shape[0] < 100 else "auto")
         axes.set_axis_off()
@@ -134,13 +132,9 @@ def draw_contact_sheet(
         _draw_frames(next(rows), list(clip.frames[places]), labels, f"{clip.name}\nas seen")
         if clip.heat is not None and clip.shares is not None:
             steps = [step_of(place, len(clip.frames), len(clip.heat)) for place in places]
-            heated = [
-                shade(clip.frames[place], clip.heat[step]) for place, step in zip(places, steps, strict=True)
-            ]
+            heated = [shade(clip.frames[place], clip.heat[step]) for place, step in zip(places, steps, strict=True)]
             # a step may last for several frames: its share stands below the first that is shown
-            labels = [
-                f"{clip.shares[step]:.0%}" if step not in steps[:at] else "…" for at, step in enumerate(steps)
-            ]
+            labels = [f"{clip.shares[step]:.0%}" if step not in steps[:at] else "…" for at, step in enumerate(steps)]
             _draw_frames(next(rows), heated, labels, "heat")
     hidden = f" {len(clips) - len(shown)} more clips are not shown." if len(clips) > len(shown) else ""
     below.supxlabel(note + hidden, fontsize=7.5, x=0.01, ha="left", color="0.35")
@@ -210,9 +204,7 @@ def draw_timeline(
     answers.spines[:].set_visible(False)
     rows = np.arange(len(chosen) + 1) - 0.5
     axes.set_facecolor("0.85")  # what could not be read
-    image = axes.pcolormesh(
-        edges, rows, np.ma.masked_invalid(shown.T), cmap="Blues", vmin=0, vmax=1, rasterized=True
-    )
+    image = axes.pcolormesh(edges, rows, np.ma.masked_invalid(shown.T), cmap="Blues", vmin=0, vmax=1, rasterized=True)
     axes.set_yticks(range(len(chosen)), [shortened(classes[index]) for index in chosen], fontsize=9)
     for index, label in zip(chosen, axes.get_yticklabels(), strict=True):
         label.set_color(colors[index])

@@ -180,9 +180,7 @@ SETTINGS = (
 PICTURES = {"curves.png": "Training curves", "confusion_{split}.png": "Confusion matrix on {split}"}
 
 
-def write_model_card(
-    run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None
-) -> Path:
+def write_model_card(run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None) -> Path:
     """Writes MODEL_CARD.md of the run folder `run` into `out`, its pictures beside it; returns the card's path.
     `config` is the run's configuration with its references followed, `exported` the card of the files that were
     exported, or None. Raises `UserError` naming a file that the run should have left."""
@@ -251,9 +249,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
 def _spell(node: object) -> str:
     """A component as its name and values, other mappings in brackets, the rest as it is."""
     if isinstance(node, Mapping):
-        inner = [
-            f"{key}={_spell(value)}" for key, value in node.items() if key[0] != "_" and value is not None
-        ]
+        inner = [f"{key}={_spell(value)}" for key, value in node.items() if key[0] != "_" and value is not None]
         kind = node["_target_"].rpartition(".")[2] if "_target_" in node else ""
         return f"{kind}({', '.join(inner)})"
     return f"[{', '.join(map(_spell, node))}]" if isinstance(node, list) else str(node)

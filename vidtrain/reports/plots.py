@@ -196,9 +196,7 @@ def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> Non
 # --- confusion matrix -------------------------------------------------------------------------------------
 
 
-def plot_confusion(
-    pairs: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path
-) -> None:
+def plot_confusion(pairs: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path) -> None:
     """Draw (true classes, predicted ones, counts), each [m], of the pairs that occur, as shares of each true class.
     Rows are true classes, 0 where a class has no video. Where there are more than 400 classes, the 100 that are most
     confused are drawn; shares still count all videos of a class."""
@@ -223,9 +221,7 @@ def plot_confusion(
     _draw_confusion(counts, shares, [shortened(classes[number]) for number in shown.tolist()], title, path)
 
 
-def most_confused(
-    labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int
-) -> np.ndarray:
+def most_confused(labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int) -> np.ndarray:
     """Up to `most` of k classes: those of the pairs that are taken for each other most often, a pair beside each
     other; where there are too few, those of most videos. One without any video is among them only where some video
     was taken for it."""
@@ -242,9 +238,7 @@ def most_confused(
     return every[np.sort(first)[:most]]
 
 
-def _draw_confusion(
-    counts: np.ndarray, shares: np.ndarray, names: Sequence[str], title: str, path: Path
-) -> None:
+def _draw_confusion(counts: np.ndarray, shares: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
     k = len(names)
     cell = float(np.clip(14 / k, 0.065, 0.55)) if k > 4 else 0.9  # inches
     font = float(np.clip(cell * 72 * 0.8, 3.4, 9))  # points
@@ -357,9 +351,7 @@ def _draw_crops(axes: Axes, protocols: Sequence[Any], metric: str) -> None:
     _draw_columns(axes, names, [protocol.metrics[metric] for protocol in protocols], COLORS[0])
 
 
-def _draw_columns(
-    axes: Axes, names: Sequence[str], values: Sequence[float], colors: str | Sequence[str]
-) -> None:
+def _draw_columns(axes: Axes, names: Sequence[str], values: Sequence[float], colors: str | Sequence[str]) -> None:
     bars = axes.bar(names, values, color=colors, width=0.55)
     axes.bar_label(bars, [f"{value:.3f}" for value in values], fontsize=8, padding=2)
 

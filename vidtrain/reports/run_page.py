@@ -165,9 +165,7 @@ def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> li
         panels = [(panel, curves) for panel, curves in panels if "weight_decay" not in curves]
     if not panels:
         return []
-    steps = [
-        step for _, curves in panels for curve in curves.values() for step in (curve[0][0], curve[0][-1])
-    ]
+    steps = [step for _, curves in panels for curve in curves.values() for step in (curve[0][0], curve[0][-1])]
     low, high = min(steps), max(steps)
     if low == high:
         low, high = low - 1, high + 1
@@ -215,9 +213,7 @@ def _panel(panel: Panel, curves: Curves, across: Any) -> Plain:
     values = scale(_positive(shown) if logarithmic else shown)
     bottom, top = panel.whole_range or _padded(values[np.isfinite(values)])
     down = linear(bottom, top, HEIGHT - BOTTOM, TOP)
-    inside = (
-        _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 5)]
-    )
+    inside = _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 5)]
 
     def placed(values: np.ndarray) -> np.ndarray:
         return down(scale(_positive(values) if logarithmic else values))
@@ -240,9 +236,7 @@ def _drawn(line: Plain, placed: Any) -> Plain:
         "path": path(x, y if smooth is None else smooth),
         "pale": "" if smooth is None else path(x, y),
         "band": "" if line["band"] is None else _band(x, *map(placed, line["band"])),
-        "dots": list(zip(x[known].tolist(), y[known].tolist(), strict=True))
-        if known.sum() <= DOTS_UP_TO
-        else [],
+        "dots": list(zip(x[known].tolist(), y[known].tolist(), strict=True)) if known.sum() <= DOTS_UP_TO else [],
     }
 
 
@@ -327,9 +321,7 @@ def _chart(
         places = across(np.asarray(x)), down(np.asarray(y))
         dots = list(zip(*(axis.tolist() for axis in places), strict=True))
         marked = dots if len(dots) != 2 and len(dots) <= DOTS_UP_TO else []  # a straight line has none
-        lines.append(
-            {"name": name, "color": color, "path": path(*places), "pale": "", "band": "", "dots": marked}
-        )
+        lines.append({"name": name, "color": color, "path": path(*places), "pale": "", "band": "", "dots": marked})
     marks = {"title": title, "lines": lines, "phases": [], "best": None, "more": 0}
     return {
         **marks,
@@ -387,8 +379,6 @@ def baseline_chart(baselines: Sequence[Mapping[str, Any]]) -> Plain | None:
         "top": BASELINE_TOP,
         "bottom": bottom,
         "zero": across(0.0),
-        "ticks": [
-            (across(tick), f"{tick:+.3g}" if abs(tick) > 1e-12 else "0") for tick in ticks(low, high, 5)
-        ],
+        "ticks": [(across(tick), f"{tick:+.3g}" if abs(tick) > 1e-12 else "0") for tick in ticks(low, high, 5)],
         "rows": rows,
     }

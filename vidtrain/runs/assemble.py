@@ -139,9 +139,7 @@ def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
     adapters = Adapters.of(resume, newest)
     build_adapters.restore(model, adapters, resume["model"], newest)
     if spelled_classes(resume["classes"]) != data.classes:
-        raise UserError(
-            f"{newest} was trained on other classes, or in another order, than the dataset has now"
-        )
+        raise UserError(f"{newest} was trained on other classes, or in another order, than the dataset has now")
     return Start(model, resume, f"resumed from {newest} at step {resume['state']['total_step']}", adapters)
 
 
@@ -171,9 +169,7 @@ class Parts:
         )
 
 
-def make_parts(
-    cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path | None = None
-) -> Parts:
+def make_parts(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path | None = None) -> Parts:
     """A run in `folder` keeps the steps per epoch that it was started with. Raises `UserError` where the data has no
     such metric as `trainer.monitor`, or the loss no such weights."""
     settings = to_settings(cfg.trainer, TrainerSettings)
@@ -186,9 +182,7 @@ def make_parts(
     shares = class_shares(data.train, cfg.data.class_balanced_sampling)
     loss = build.instantiate_component(cfg.loss)
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
-    about_loss = (
-        f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}"
-    )
+    about_loss = f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}"
     if cfg.objective is not None:
         about_loss = f"no label is looked at: {build.describe_objective(cfg)}"
     return Parts(

@@ -229,9 +229,7 @@ class RunAttempt:
         again = run_end.status == EXIT_STOPPED
         if not again:
             _write_flag(FAILED)  # the process may be ended without coming back to `write_requeue_flag`
-        self.record(
-            FAILED, rank=run_end.rank, signature=LOST, again=again, cause=run_end.message, traceback=None
-        )
+        self.record(FAILED, rank=run_end.rank, signature=LOST, again=again, cause=run_end.message, traceback=None)
 
 
 @contextmanager

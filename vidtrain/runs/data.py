@@ -59,9 +59,7 @@ def begin(
     if differing:
         console.warn(f"the data are not those that the run was started with ({CHANGES} has all):\n  {lines}")
     if any(split != "train" for split in differing):
-        console.warn(
-            "what val selected so far was selected on what val was then; numbers of now are of other videos"
-        )
+        console.warn("what val selected so far was selected on what val was then; numbers of now are of other videos")
     _warn_of_touched(compared, console)
     _note(differing, folder)
     if differing or before.keys() != now.keys():
@@ -120,9 +118,7 @@ def epoch_steps(folder: Path, counted: int, console: "Console") -> int:
         return counted
     recorded = read_json(path, "it says how many steps an epoch has").get("steps_per_epoch", counted)
     if recorded != counted:
-        console.info(
-            f"an epoch keeps {recorded} steps, as when the run was started; its data would give {counted}"
-        )
+        console.info(f"an epoch keeps {recorded} steps, as when the run was started; its data would give {counted}")
     return recorded
 
 
@@ -162,9 +158,7 @@ def _note(differing: Mapping[str, SplitChanges], folder: Path) -> None:
     ledger = JsonLines(folder / CHANGES)
     for split, changes in differing.items():
         time = datetime.now().astimezone().isoformat(timespec="seconds")
-        ledger.append(
-            {"time": time, "last_logged_step": last_step(folder), "split": split, **changes_record(changes)}
-        )
+        ledger.append({"time": time, "last_logged_step": last_step(folder), "split": split, **changes_record(changes)})
     ledger.flush()
     ledger.close()
 

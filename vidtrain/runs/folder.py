@@ -200,9 +200,7 @@ def _new(parent: Path) -> Path:
         except FileExistsError:  # another run of the same second
             continue
         except OSError as error:
-            raise UserError(
-                f"cannot make the run folder {parent / name}: {error}; choose one with run_dir="
-            ) from error
+            raise UserError(f"cannot make the run folder {parent / name}: {error}; choose one with run_dir=") from error
         return parent / name
     raise UserError(f"{parent} holds a thousand runs of {stamp}; choose a folder with run_dir=")
 
@@ -221,9 +219,7 @@ def record(path: Path, cfg: DictConfig) -> str:
     if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
         overrides = to_list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
-        run_id = hashlib.sha256(f"{path.resolve()} {started}".encode(errors="surrogateescape")).hexdigest()[
-            :12
-        ]
+        run_id = hashlib.sha256(f"{path.resolve()} {started}".encode(errors="surrogateescape")).hexdigest()[:12]
         if (path / "run.json").is_file():
             # stopped before it saved anything: the trackers go on with the same run
             earlier = _read_json(path / "run.json")
@@ -344,9 +340,7 @@ def _check_size(text: str) -> None:
     for event in parse_yaml(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if isinstance(event, AliasEvent):
-            raise ValueError(
-                "it holds aliases, which vidtrain writes none of: a few of them stand for any size"
-            )
+            raise ValueError("it holds aliases, which vidtrain writes none of: a few of them stand for any size")
         if depth > DEEPEST:
             raise ValueError(f"it is nested deeper than {DEEPEST}")
 

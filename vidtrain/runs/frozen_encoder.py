@@ -135,9 +135,7 @@ class CachedFeatureTask:
         cached = self._open(split, dataset, 1, self.eval_views, model)
         return cached.without_unread() if replaced else cached
 
-    def _open(
-        self, split: str, dataset: VideoDataset, views: int, clips: int, model: VideoClassifier
-    ) -> "CachedSplit":
+    def _open(self, split: str, dataset: VideoDataset, views: int, clips: int, model: VideoClassifier) -> "CachedSplit":
         """Opens the cached tokens of a split, with `views` readings of each video and `clips` clips per reading. Tokens
         that are absent are computed now."""
         ranks, console = self.ranks, self.console
@@ -283,9 +281,7 @@ class TokenEncoder:
 def weights_digest(encoder: Encoder, settings: Mapping[str, Any]) -> str:
     """BLAKE2b of all tensors of the encoder, and of the settings that it was built with."""
     chosen = {
-        name: value
-        for name, value in settings.items()
-        if name not in FIRST_SETTINGS or FIRST_SETTINGS[name] != value
+        name: value for name, value in settings.items() if name not in FIRST_SETTINGS or FIRST_SETTINGS[name] != value
     }
     if "input" not in chosen:  # difference_gain has an effect only with another input than rgb
         chosen.pop("difference_gain", None)

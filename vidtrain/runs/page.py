@@ -46,9 +46,7 @@ def write_page(folder: Path, page: Path) -> None:
         text = run_page(facts, _pictures(folder, facts["summary"]["split"]))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         cause = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{folder} has no page: what lies in it is not what a run writes ({cause})"
-        ) from error
+        raise UserError(f"{folder} has no page: what lies in it is not what a run writes ({cause})") from error
     write_text_atomic(page, text)
 
 

@@ -243,9 +243,7 @@ class Pretraining(Goal):
 
     def _pictures_of_videos(self, model: MaskedModel) -> dict[str, Callable[[Path], None]]:
         """What draws them, by name; nothing where no video can be read."""
-        batch: Batch | None = warn_of_failure(
-            "videos of val", lambda: next(iter(self.val.loader)), self.console
-        )
+        batch: Batch | None = warn_of_failure("videos of val", lambda: next(iter(self.val.loader)), self.console)
         if batch is None or not len(batch.labels):
             return {}
         clips = batch.clips[:MOST_MASKED]
@@ -280,9 +278,7 @@ def open_probe(cfg: DictConfig, ranks: Ranks, console: Console) -> Probe:
     labeled.dataset, labeled.trainer.max_eval_videos = cfg.probe.dataset, cfg.probe.max_videos
     splits = ranks.on_main(lambda: build_data.listed_splits(labeled, console))
     if splits["train"].multi_label or len(splits["train"].classes) < 2:
-        raise UserError(
-            f"probe.dataset={labeled.dataset.name} must have two classes or more, and one label a video"
-        )
+        raise UserError(f"probe.dataset={labeled.dataset.name} must have two classes or more, and one label a video")
     reading = build_data.reading(labeled, ranks, None)
     train, other = (
         build_data.eval_data(labeled, split, splits[split], reading, ranks)

@@ -96,9 +96,7 @@ def publish(
     found = None
     if summary is not None and summary.is_file():
         found = read_json(summary, "the card says what the run found", ["steps", "protocol"])
-    write_text_atomic(
-        out / CARD, render("pretraining_card.md.jinja", card=card, found=found, dataset=config.dataset)
-    )
+    write_text_atomic(out / CARD, render("pretraining_card.md.jinja", card=card, found=found, dataset=config.dataset))
     console.info(f"model card {out / CARD}")
 
 

@@ -100,9 +100,7 @@ class Result:
     report: Report
     weights: str  # raw, or ema: their average
     heads: list[dict[str, Any]]  # of a grid, the best first
-    beside: list[
-        BaselineComparison
-    ]  # baselines of the same videos, the best first; empty where none are known
+    beside: list[BaselineComparison]  # baselines of the same videos, the best first; empty where none are known
 
     @property
     def also_selected(self) -> bool:
@@ -120,9 +118,7 @@ class Classifying(Goal):
     def __call__(self, model: ClipModel) -> list[Report]:
         return self.of_batches(model, self.val.batches(self.console), self.parts.transform)
 
-    def of_batches(
-        self, model: ClipModel, batches: Iterable[EvalBatch], transform: nn.Module
-    ) -> list[Report]:
+    def of_batches(self, model: ClipModel, batches: Iterable[EvalBatch], transform: nn.Module) -> list[Report]:
         """A report for each head, for inputs of the videos of val, such as cached features."""
         tables = split_heads(self.table(model, self.val, batches, transform), self.model.num_classes)
         independent = self.parts.loss.independent
@@ -200,9 +196,7 @@ class Classifying(Goal):
 # --- the close of any run ---------------------------------------------------------------------------------
 
 
-def load_best(
-    goal: Goal, model: VideoClassifier | MaskedModel, state: TrainState, log: RunLog
-) -> dict[str, Any]:
+def load_best(goal: Goal, model: VideoClassifier | MaskedModel, state: TrainState, log: RunLog) -> dict[str, Any]:
     """Gives the model the weights of best.pt, and returns what it holds. Raises `DivergedError` where no evaluation
     gave a finite number, and `UserError` where the file is damaged."""
     if state.best is None:
@@ -274,9 +268,7 @@ def draw_page(log: RunLog, step: int, console: Console) -> None:
 # --- baselines, and heads of a grid -----------------------------------------------------------------------
 
 
-def beside_baselines(
-    data: RunData, split: str, predictions: Path, console: Console
-) -> list[BaselineComparison]:
+def beside_baselines(data: RunData, split: str, predictions: Path, console: Console) -> list[BaselineComparison]:
     """The run's answers beside those of the baselines that are known for the same videos. What is damaged of them is a
     warning, as the run itself has ended well."""
     try:
@@ -293,9 +285,7 @@ def rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
     rows = [row for row in each_metric(folder) if any(key.startswith(HEADS) for key in row)]
     heads = head_table(rows, parts.phases, monitor, DIRECTIONS[monitor])
     if heads:
-        write_text_atomic(
-            folder / "heads.csv", csv_text([list(heads[0]), *(list(row.values()) for row in heads)])
-        )
+        write_text_atomic(folder / "heads.csv", csv_text([list(heads[0]), *(list(row.values()) for row in heads)]))
     return heads
 
 
@@ -307,10 +297,7 @@ def show_baselines(result: Result, console: Console) -> None:
             "reach on these videos; a run then closes beside them"
         )
         return
-    rows = [
-        (verdict.name, f"{verdict.baseline:.4f}", f"{verdict.run:.4f}", verdict.text)
-        for verdict in result.beside
-    ]
+    rows = [(verdict.name, f"{verdict.baseline:.4f}", f"{verdict.run:.4f}", verdict.text) for verdict in result.beside]
     columns = ("baseline", result.beside[0].metric, "this run", "difference, 95% interval")
     console.table(f"beside baselines, on {result.split}", columns, rows)
     best, not_better = result.beside[0], [verdict.name for verdict in result.beside if not verdict.is_better]
@@ -361,9 +348,7 @@ def head_table(
             best = min(judged, key=lambda row: (_cost(row, prefix, monitor, sign), row["step"]), default=None)
             if best is None:
                 continue
-            metrics = {
-                key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)
-            }
+            metrics = {key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)}
             settings = {"phase": phase_name, "head": name, "lr": lr, "weight_decay": decay}
             order = (_cost(best, prefix, monitor, sign), best["step"], place)
             ranked.append((order, {**settings, "step": best["step"], **metrics}))

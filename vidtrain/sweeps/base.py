@@ -86,13 +86,9 @@ class TrialSweeper(Sweeper):
         parsed = OverridesParser.create(self._context.config_loader).parse_overrides(list(arguments))
         # The last override of a key counts
         self.overrides = {override.get_key_element(): override for override in parsed}
-        self.swept = {
-            key: override for key, override in self.overrides.items() if override.is_sweep_override()
-        }
+        self.swept = {key: override for key, override in self.overrides.items() if override.is_sweep_override()}
         if "run_dir" in self.overrides:
-            raise UserError(
-                "run_dir gives all trials of a sweep one folder; name the sweep's with hydra.sweep.dir="
-            )
+            raise UserError("run_dir gives all trials of a sweep one folder; name the sweep's with hydra.sweep.dir=")
         if not self.swept:
             raise UserError(
                 "-m sweeps, and no setting has several values: write optimizer.lr=1e-4,3e-4, or leave -m out"
@@ -128,9 +124,7 @@ class TrialSweeper(Sweeper):
         overrides, choices = self._config.hydra.overrides, self._config.hydra.runtime.choices
         record = SweepRecord(
             program="vidtrain.train",
-            hydra=[
-                override for override in to_list(overrides.hydra) if not override.startswith("hydra.mode=")
-            ],
+            hydra=[override for override in to_list(overrides.hydra) if not override.startswith("hydra.mode=")],
             task=to_list(overrides.task),
             started_in=os.getcwd(),
             started=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -189,9 +183,7 @@ class TrialSweeper(Sweeper):
             cfg.hydra.job.num = number
         trial = Trial(number, str(cfg.hydra.sweep.subdir), list(overrides))
         if trial.folder in {other.folder for other in self.record.trials}:
-            raise UserError(
-                f"hydra.sweep.subdir gives two trials the folder {trial.folder}; leave it as it is"
-            )
+            raise UserError(f"hydra.sweep.subdir gives two trials the folder {trial.folder}; leave it as it is")
         self.record.trials.append(trial)
         return trial
 
@@ -208,15 +200,11 @@ class TrialSweeper(Sweeper):
             if state.state not in (RUNNING, QUEUED):
                 return waited and state.state in ENDED
             if not waited:
-                self.console.info(
-                    f"trial {trial.number} is {state.state} already, {state.where}: waiting for it"
-                )
+                self.console.info(f"trial {trial.number} is {state.state} already, {state.where}: waiting for it")
             waited = True
             time.sleep(LOOK_SECONDS)
 
-    def run_all(
-        self, trials: Iterator[Trial], ended: Callable[[TrialState], object], pruning: Any = None
-    ) -> None:
+    def run_all(self, trials: Iterator[Trial], ended: Callable[[TrialState], object], pruning: Any = None) -> None:
         """Launches the trials, as many at a time as allowed, and calls `ended` with the state of each."""
         at_a_time = self._at_a_time()
         if at_a_time is None:
@@ -304,9 +292,7 @@ class TrialSweeper(Sweeper):
 class GridSweeper(TrialSweeper):
     """Runs every combination of the swept values; the last override varies fastest."""
 
-    def __init__(
-        self, n_jobs: int | None = None, retry: bool = False, params: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, n_jobs: int | None = None, retry: bool = False, params: Mapping[str, Any] | None = None):
         super().__init__(n_jobs, retry, params)
 
     def check_swept(self) -> None:

@@ -150,9 +150,7 @@ def open_study(name: str, storage: str, direction: str) -> optuna.Study:
     """Opens the study of a sweep, or creates it; `direction` is max or min."""
     goal: Literal["maximize", "minimize"] = "maximize" if direction == "max" else "minimize"
     try:
-        return optuna.create_study(
-            study_name=name, storage=_storage(storage), direction=goal, load_if_exists=True
-        )
+        return optuna.create_study(study_name=name, storage=_storage(storage), direction=goal, load_if_exists=True)
     except Exception as error:  # SQLAlchemy and the database drivers raise many types
         raise UserError(f"hydra.sweeper.storage={storage} cannot be opened: {error}") from error
 
@@ -180,9 +178,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 def as_drawn(study: optuna.Study, space: Space) -> Space:
     """`space` with the names and choices that the study's earlier trials have, in case settings were renamed since."""
     drawn = {
-        name: choices
-        for trial in study.get_trials(deepcopy=False)
-        for name, choices in trial.distributions.items()
+        name: choices for trial in study.get_trials(deepcopy=False) for name, choices in trial.distributions.items()
     }
     drawn_space = {}
     for key, searched in space.items():

@@ -76,9 +76,7 @@ class SweepRecord:
         try:
             trials = [Trial(**trial) for trial in stored["trials"]]
             values = {key.name: stored[key.name] for key in fields(cls)} | {"trials": trials}
-            _check_types(
-                *(isinstance(trial.number, int) and isinstance(trial.folder, str) for trial in trials)
-            )
+            _check_types(*(isinstance(trial.number, int) and isinstance(trial.folder, str) for trial in trials))
             for texts in (
                 values["hydra"],
                 values["task"],
@@ -106,9 +104,7 @@ class SweepRecord:
         """The trial with these overrides, in any order; keys that begin with one of `free` are ignored unless they are
         among those `swept`."""
         identity = _identity(overrides, free, swept)
-        return next(
-            (trial for trial in self.trials if _identity(trial.overrides, free, swept) == identity), None
-        )
+        return next((trial for trial in self.trials if _identity(trial.overrides, free, swept) == identity), None)
 
     def complete(self, overrides: Sequence[str]) -> None:
         """Replaces addresses whose passwords are masked in the stored trials by those of the command line."""
@@ -144,9 +140,7 @@ def _identity(overrides: Sequence[str], free: Sequence[str], swept: Sequence[str
     )
 
 
-def changed_settings(
-    before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], free: Sequence[str]
-) -> list[str]:
+def changed_settings(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]], free: Sequence[str]) -> list[str]:
     """Lines `key: old -> new` for settings that are not swept and differ between two lists of trials' overrides. Trials
     that differ in more than the swept settings must not be in the same sweep."""
     old, new = (_shared(trials, free) for trials in (before, now))

@@ -59,9 +59,7 @@ def trial_state(
     held = is_held(folder)
     done = finished(folder)
     if done is not None:
-        return TrialState(
-            trial.number, FINISHED, done["best"], done["steps"], done["steps"], minutes=done["minutes"]
-        )
+        return TrialState(trial.number, FINISHED, done["best"], done["steps"], done["steps"], minutes=done["minutes"])
     ended = None if held else read_outcome(folder)
     metrics_file = folder / "metrics.jsonl"
     rows = read_metrics(folder) if metrics_file.is_file() else []
@@ -98,9 +96,7 @@ def _total_steps(folder: Path, rows: Sequence[dict[str, Any]]) -> int | None:
         return None
     settings = stored_settings(folder)
     per_epoch = round(last["step"] / last["epoch"])
-    durations = [
-        value for key, value in settings.items() if key.startswith("stage.") and key.endswith(".duration")
-    ]
+    durations = [value for key, value in settings.items() if key.startswith("stage.") and key.endswith(".duration")]
     return sum(steps(duration, settings["trainer.epochs"] * per_epoch, per_epoch) for duration in durations)
 
 
@@ -227,9 +223,7 @@ def _seconds_left(record: SweepRecord, states: Sequence[TrialState]) -> float | 
     if not minutes or not running:
         return None
     mean_seconds = sum(minutes) / len(minutes) * 60
-    waiting = (
-        sum(state.state in (WAITING, QUEUED, STALLED) for state in states) + record.planned - len(states)
-    )
+    waiting = sum(state.state in (WAITING, QUEUED, STALLED) for state in states) + record.planned - len(states)
     remaining = sum(1 - state.step / state.total if state.step and state.total else 1.0 for state in running)
     seconds = mean_seconds * (waiting + remaining) / len(running)
     return seconds if math.isfinite(seconds) else None

@@ -131,9 +131,7 @@ class Console:
     def __init__(self, out: "rich.console.Console", clock: Callable[[], float] = time.monotonic):
         self._out = out
         self._clock = clock
-        self._view: BarView | LineView = (
-            BarView(out) if out.is_terminal and not out.is_dumb_terminal else LineView(out)
-        )
+        self._view: BarView | LineView = BarView(out) if out.is_terminal and not out.is_dumb_terminal else LineView(out)
         self._phases: list[Phase] = []
         self._draw_at = 0.0
 
@@ -145,9 +143,7 @@ class Console:
 
     def _print(self, text: str, style: str | None = None) -> None:
         # Text in brackets must not count as rich's markup, nor text between colons as an emoji
-        self._out.print(
-            shown_lines(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
-        )
+        self._out.print(shown_lines(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Shown]]) -> None:
         """See `make_table`."""
@@ -318,7 +314,6 @@ class OneLineNames(logging.Formatter):
         escaped = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
             escaped.args = tuple(
-                shown(argument) if isinstance(argument, str | os.PathLike) else argument
-                for argument in record.args
+                shown(argument) if isinstance(argument, str | os.PathLike) else argument for argument in record.args
             )
         return shown_lines(super().format(escaped))

@@ -40,9 +40,7 @@ class RunLog:
     A full disk does not end the run: at most `MOST_HELD` rows of each file wait in memory until there is space.
     """
 
-    def __init__(
-        self, run_dir: Path, loggers: Loggers, console: Console | NullConsole, is_main: bool, rank: int
-    ):
+    def __init__(self, run_dir: Path, loggers: Loggers, console: Console | NullConsole, is_main: bool, rank: int):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
         self.loggers = loggers if is_main else Loggers({})
@@ -121,9 +119,7 @@ class RunLog:
         for ledger in self._ledgers:
             ledger.flush()
             self._watch(ledger)
-        troubles = [
-            f"{ledger.path}: {ledger.trouble}" for ledger in self._ledgers if ledger.trouble is not None
-        ]
+        troubles = [f"{ledger.path}: {ledger.trouble}" for ledger in self._ledgers if ledger.trouble is not None]
         return "; ".join(troubles) or None
 
     def close(self, status: str) -> None:

@@ -46,9 +46,7 @@ def save(payload: Mapping, path: Path, previous: Path | None = None) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         cause = error.strerror or error
-        raise NotSaved(
-            f"could not write the checkpoint {path} ({cause}); the previous one is intact"
-        ) from error
+        raise NotSaved(f"could not write the checkpoint {path} ({cause}); the previous one is intact") from error
 
 
 def load(path: Path | str) -> dict:
@@ -64,9 +62,7 @@ def load(path: Path | str) -> dict:
     return payload
 
 
-def restore(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, left_out: Collection[str] = ()
-) -> None:
+def restore(model: nn.Module, weights: Mapping[str, Tensor], source: str, left_out: Collection[str] = ()) -> None:
     """Copies `weights` into the model. Names and shapes must match exactly, except that the tensors named in `left_out`
     are absent and stay as they are. Raises `UserError` naming the first tensors that do not match."""
     current = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
@@ -172,13 +168,9 @@ class Saver:
         except NotSaved as error:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in payload["model"].items()}
             self._unsaved_best = {**self._metadata, **payload, "model": weights}
-            self._console.warn(
-                f"{error}. These weights are kept in memory and written with the next checkpoint"
-            )
+            self._console.warn(f"{error}. These weights are kept in memory and written with the next checkpoint")
 
-    def save(
-        self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool
-    ) -> bool:
+    def save(self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool) -> bool:
         """Writes last.pt, after the old one has become previous.pt, and with `keep` also a step_*.pt; returns whether
         it succeeded.
 
@@ -189,9 +181,7 @@ class Saver:
         """
         return self._ranks.on_main(lambda: self._save(payload, unwritten, keep, must))
 
-    def _save(
-        self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool
-    ) -> bool:
+    def _save(self, payload: Mapping[str, Any], unwritten: Sequence[str | None], keep: bool, must: bool) -> bool:
         step = payload["state"]["total_step"]
         try:
             for rank, reason in enumerate(unwritten):
@@ -208,9 +198,7 @@ class Saver:
             self._refuse_or_warn(str(error), step, must)
         else:
             if self._failed:
-                self._console.info(
-                    f"step {step}: the checkpoint is written, after {self._failed} that were not"
-                )
+                self._console.info(f"step {step}: the checkpoint is written, after {self._failed} that were not")
             self._failed, self._newest = 0, step
         return self._newest == step
 
@@ -300,8 +288,7 @@ def _newest(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
         )
     path, payload = newest
     warnings = [
-        f"passed over {bad.name}, and renamed it {set_aside(bad).name}: {cause}"
-        for bad, cause in damaged.items()
+        f"passed over {bad.name}, and renamed it {set_aside(bad).name}: {cause}" for bad, cause in damaged.items()
     ]
     if warnings:
         step = payload["state"]["total_step"]
@@ -329,9 +316,7 @@ def _lost_best(folder: Path, payload: Mapping[str, Any]) -> list[str]:
     lost = _refusal(lambda: verify(path)) if path.is_file() else f"checkpoint {path} is not there"
     if lost is None:
         return []
-    return [
-        f"{lost}. Unless a later evaluation is better than {best:.4f}, this run will have no weights to report"
-    ]
+    return [f"{lost}. Unless a later evaluation is better than {best:.4f}, this run will have no weights to report"]
 
 
 def _refusal(action: Callable[[], object]) -> str | None:

@@ -54,9 +54,7 @@ def iterate(trainer: Trainer, phase: Phase) -> None:
         log_step(trainer, phase, result, time.perf_counter() - started)
 
     # A step's only collective besides that of the gradients. A signal to any rank stops all ranks after the same step
-    stop_requests, failed_reads = run.ranks.all_reduce_sum(
-        int(run.preemption.stop_requested), int(phase.sums.faults)
-    )
+    stop_requests, failed_reads = run.ranks.all_reduce_sum(int(run.preemption.stop_requested), int(phase.sums.faults))
     check_faults(failed_reads, run.settings, run.steps_per_epoch)
     stopping, at_end = stop_requests > 0, state.step == phase.total
     if stepped and (state.step % run.steps_per_epoch == 0 or at_end):

@@ -70,9 +70,7 @@ class CrossEntropy:
         return (weights / mean).float()
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        total = F.cross_entropy(
-            logits, targets, weights, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        total = F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=self.label_smoothing)
         return total / len(logits)
 
 

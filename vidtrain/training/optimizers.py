@@ -142,9 +142,7 @@ class OptimizerSet:
 
     def load(self, optimizer: Any, scaler: Any) -> None:
         """Loads the two entries that `state_dicts` returned."""
-        optimizers, scalers = (
-            stored if isinstance(stored, list) else [stored] for stored in (optimizer, scaler)
-        )
+        optimizers, scalers = (stored if isinstance(stored, list) else [stored] for stored in (optimizer, scaler))
         for member, optimizer_state, scaler_state in zip(self._members, optimizers, scalers, strict=True):
             member.optimizer.load_state_dict(optimizer_state)
             member.scaler.load_state_dict(scaler_state)

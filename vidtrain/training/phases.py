@@ -90,9 +90,7 @@ class Phase:
 
         ddp = None
         if ranks.world_size > 1:
-            ddp = DistributedDataParallel(
-                task.model, [ranks.device.index] if ranks.device.type == "cuda" else None
-            )
+            ddp = DistributedDataParallel(task.model, [ranks.device.index] if ranks.device.type == "cuda" else None)
         forward = ddp or task.model
         return cls(
             run=run,
@@ -198,9 +196,7 @@ class Trainer:
     def _preflight(self, phase: Phase) -> None:
         """Logs what trains, and tries forward and backward on the first batch, on which the first step then trains."""
         run, state, model = self.run, self.state, phase.task.model
-        batches = iter(
-            phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step)
-        )
+        batches = iter(phase.task.train_batches(state.total_step, state.total_step + phase.total - state.step))
         first = next(batches, None)  # None if only the phase's last evaluation is left
         title = f"phase {phase.name} ({state.phase + 1} of {len(run.phases)}): {phase.total} steps"
         table = parameter_table(model, phase.optimizers.peak_lrs, phase.heads.names)
@@ -237,9 +233,7 @@ class Trainer:
             "ema": None if self.average is None else self._held(self.average.tensors),
             "heads": None if phase.settings.heads is None else phase.task.model.head.state_dict(),
             **optimizers,
-            "sums": run.ranks.gather_objects(
-                {name: value.cpu() for name, value in phase.sums.tensors().items()}
-            ),
+            "sums": run.ranks.gather_objects({name: value.cpu() for name, value in phase.sums.tensors().items()}),
             "state": asdict(self.state),
         }
 

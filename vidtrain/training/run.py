@@ -153,9 +153,7 @@ class LoraSettings:
     rank: int = setting(8, at_least(1))
     alpha: float = setting(16.0, above(0))
     # probability of dropout on the adapters' input
-    dropout: float = setting(
-        0.0, {"allows": lambda value: 0 <= value < 1, "must": "must be 0 or more, and below 1"}
-    )
+    dropout: float = setting(0.0, {"allows": lambda value: 0 <= value < 1, "must": "must be 0 or more, and below 1"})
     # patterns of layer names in the encoder, such as "*.attn.qkv"; null: the linear layers of attention and MLP
     targets: list[str] | None = None
 
@@ -192,9 +190,7 @@ class Console(Protocol):
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None: ...
 
-    def phase(
-        self, name: str, total_steps: int, start_step: int = 0
-    ) -> AbstractContextManager[None, bool | None]:
+    def phase(self, name: str, total_steps: int, start_step: int = 0) -> AbstractContextManager[None, bool | None]:
         """A context in which `advance` moves the progress bar of this phase."""
 
     def advance(self, step: int, fields: Mapping[str, Value]) -> None: ...

@@ -63,9 +63,7 @@ def apply_phase(model: EncoderWithHead, phase: PhaseSettings) -> None:
             parameter.requires_grad_(True)
 
 
-def check_phases(
-    model: EncoderWithHead, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int
-) -> None:
+def check_phases(model: EncoderWithHead, phases: Mapping[str, PhaseSettings], epochs: int, per_epoch: int) -> None:
     """Checks every phase before the first one starts: a fault of the last would waste the training of the others."""
     for name, phase in phases.items():
         if steps(phase.duration, epochs * per_epoch, per_epoch) < 1:
@@ -105,9 +103,7 @@ def check_phase(phase: PhaseSettings) -> None:
                 "set encoder_blocks=0"
             )
     if phase.cache_features and phase.cache_views is not None and phase.cache_views < 1:
-        raise UserError(
-            f"cache_views={phase.cache_views} must be 1 or more, or null for the view that evaluation uses"
-        )
+        raise UserError(f"cache_views={phase.cache_views} must be 1 or more, or null for the view that evaluation uses")
     if phase.heads is not None:
         _check_grid("lr", phase.heads.lr, "above 0")
         _check_grid("weight_decay", phase.heads.weight_decay, "0 or more")
@@ -171,9 +167,7 @@ def set_train_mode(model: EncoderWithHead, batch_norm: str = "train") -> None:
             norm.eval()
 
 
-def parameter_table(
-    model: EncoderWithHead, peak_lrs: Mapping[Tensor, float], heads: Sequence[str] = ("",)
-) -> Table:
+def parameter_table(model: EncoderWithHead, peak_lrs: Mapping[Tensor, float], heads: Sequence[str] = ("",)) -> Table:
     """Rows (module, parameters, trained, peak learning rate): a row for each layer, and for each of the `heads`.
 
     `peak_lrs` maps each parameter that an optimizer holds to its peak learning rate.
@@ -242,9 +236,7 @@ def parameter_groups(model: EncoderWithHead, phase: PhaseSettings) -> list[dict[
     groups = group_parameters(modules, phase.lr_scale)
     grouped = {parameter for group in groups for parameter in group["params"]}
     missing = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter not in grouped
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in grouped
     ]
     if missing:
         raise UserError(

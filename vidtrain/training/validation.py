@@ -63,8 +63,7 @@ class WeightAverage:
             if id(tensor) not in shared
         }
         self.tensors = {
-            name: tensor.detach() if id(tensor) in shared else pairs[id(tensor)][0]
-            for name, tensor in live.items()
+            name: tensor.detach() if id(tensor) in shared else pairs[id(tensor)][0] for name, tensor in live.items()
         }
         self._averaged = [name for name, tensor in live.items() if id(tensor) not in shared]
         self._pairs = list(pairs.values())
@@ -134,9 +133,7 @@ def check_dataset(name: str, classes: Sequence[str], several: Mapping[str, bool]
         )
     if any(several.values()) and not all(several.values()):
         splits = ", ".join(split for split, has_several in several.items() if has_several)
-        raise UserError(
-            f"videos of dataset {name} may have several labels in {splits} only; all splits must agree"
-        )
+        raise UserError(f"videos of dataset {name} may have several labels in {splits} only; all splits must agree")
 
 
 def check_monitor(monitor: str, num_classes: int, multi_label: bool) -> None:
@@ -144,9 +141,7 @@ def check_monitor(monitor: str, num_classes: int, multi_label: bool) -> None:
     known = metric_names(num_classes, multi_label)
     if monitor not in known:
         kind = "whose videos may have several labels" if multi_label else f"with {num_classes} classes"
-        raise UserError(
-            f"trainer.monitor={monitor} is no metric of a dataset {kind}; choose one of {', '.join(known)}"
-        )
+        raise UserError(f"trainer.monitor={monitor} is no metric of a dataset {kind}; choose one of {', '.join(known)}")
 
 
 def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
@@ -166,9 +161,7 @@ def check_overfit(metrics: Mapping[str, float], loss: Loss, steps: int) -> None:
         )
 
 
-def settings_lines(
-    model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]
-) -> list[str]:
+def settings_lines(model: EncoderWithHead, settings: TrainerSettings, phases: Mapping[str, PhaseSettings]) -> list[str]:
     """Lines for the log about batch norms, unless all of them are always frozen, and about the weight average."""
     lines = []
     frozen = all(phase.encoder_blocks == 0 for phase in phases.values())

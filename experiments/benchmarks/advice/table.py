@@ -7,9 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-print(
-    "| run | loader alone | model alone | together | bound | followed | expected | before | after | times |"
-)
+print("| run | loader alone | model alone | together | bound | followed | expected | before | after | times |")
 print("|---|---|---|---|---|---|---|---|---|---|")
 for path in map(Path, sys.argv[1:]):
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -43,9 +43,7 @@ def time_parts(videos: int, classes: int) -> None:
         print(f"{name:45} {spent[0]:6.2f} s, {spent[1]:6.2f} s of CPU time")
         return value
 
-    scaling, scaled = timed(
-        "temperature, and of five folds", lambda: fit("temperature", logits, labels, False, None)
-    )
+    scaling, scaled = timed("temperature, and of five folds", lambda: fit("temperature", logits, labels, False, None))
     costs = timed("costs before and after", lambda: [outcomes(z, labels, False) for z in (logits, scaled)])
     before, after = timed("1,000 bootstrap draws of both", lambda: reliability(costs, None))
     chances = timed("probabilities", lambda: scaled.softmax(dim=1).numpy())

@@ -46,15 +46,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=Path, default=CLIPS, help=f"folder with the real clips ({CLIPS})")
     parser.add_argument("--videos", type=Path, default=folder, help=f"where videos are made once ({folder})")
-    parser.add_argument(
-        "--results", type=Path, default=None, help="default: results.json in the folder --videos"
-    )
+    parser.add_argument("--results", type=Path, default=None, help="default: results.json in the folder --videos")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--works", nargs="+", default=["train", "eval", "long"])
     parser.add_argument("--only", nargs="+", default=[""], help="videos whose name has one of these in it")
-    parser.add_argument(
-        "--readers", nargs="+", default=[""], help="readers whose name has one of these in it"
-    )
+    parser.add_argument("--readers", nargs="+", default=[""], help="readers whose name has one of these in it")
     parser.add_argument("--extra", nargs="+", default=[], metavar="NAME=PATH", help="more videos")
     parser.add_argument("--seconds", type=float, default=60.0, help="budget of one work on one video (60)")
     parser.add_argument("--quick", action="store_true", help="two small videos, two rounds: does it work?")
@@ -93,13 +89,9 @@ class Bench:
         for video in every:
             if video.path is None:
                 note(f"left out: {video.name}: {video.why}")
-        self.videos = {
-            v.name: v.path for v in every if v.path and any(text in v.name for text in options.only)
-        }
+        self.videos = {v.name: v.path for v in every if v.path and any(text in v.name for text in options.only)}
         always = ("vidtrain", "floor")
-        self.readers = [
-            name for name in readers() if name in always or any(text in name for text in options.readers)
-        ]
+        self.readers = [name for name in readers() if name in always or any(text in name for text in options.readers)]
         self.results: dict[str, dict] = {key: {} for key in ("videos", "checks", "times", *PARTS[1:])}
         self.results["environment"] = environment()
         self.results["load average"] = {"start": os.getloadavg()}
@@ -177,9 +169,7 @@ class Bench:
                 note(f"memory: {video}: {name}")
                 count = 2 if self.options.quick else 8
                 rest = (name, small or path, path, count)
-                halt = run(
-                    remember, rest, LIMIT, lambda kind, reader, found, into=into: into.update({reader: found})
-                )
+                halt = run(remember, rest, LIMIT, lambda kind, reader, found, into=into: into.update({reader: found}))
                 if halt:
                     into[name] = halt.cause
 
@@ -239,9 +229,7 @@ def main() -> None:
     for part in options.parts:
         getattr(bench, part)()
         bench.results["load average"]["end"] = os.getloadavg()
-        path.write_text(
-            json.dumps(bench.results), encoding="utf-8"
-        )  # a part takes long, and the next may be stopped
+        path.write_text(json.dumps(bench.results), encoding="utf-8")  # a part takes long, and the next may be stopped
     show(bench.results, options.works)
     note(f"all figures are in {path}")
 

@@ -87,9 +87,7 @@ def _residuals(picture: Tensor, candidates: Tensor) -> Tensor:
     return (y - gain[..., None] * x).square().mean(dim=-1).sqrt()
 
 
-def pixel_quality(
-    readers: dict[str, Reader], job: Job, report: Callable[[str, dict[str, float]], None]
-) -> None:
+def pixel_quality(readers: dict[str, Reader], job: Job, report: Callable[[str, dict[str, float]], None]) -> None:
     """Reports for each reader the PSNR in dB against float references, and the mean shift in levels of 255.
 
     A reference is the BT.601 limited-range matrix in float on the decoded planes, cut, scaled with antialiasing,
@@ -108,9 +106,7 @@ def pixel_quality(
     for name, reader in readers.items():
         found = reader.read(job)[0].float()
         errors = {key: found - target for key, target in targets.items()}
-        scores = {
-            key: float(10 * torch.log10(255**2 / error.square().mean())) for key, error in errors.items()
-        }
+        scores = {key: float(10 * torch.log10(255**2 / error.square().mean())) for key, error in errors.items()}
         report(name, {**scores, "bias": float(errors["center bicubic"].mean())})
 
 

@@ -29,9 +29,7 @@ class Pipe:
         self._connection.send((kind, *found))
 
 
-def run(
-    function: Callable[..., None], arguments: tuple, limit: float, receive: Callable[..., None]
-) -> Halt | None:
+def run(function: Callable[..., None], arguments: tuple, limit: float, receive: Callable[..., None]) -> Halt | None:
     """Calls `function(pipe, *arguments)` in a fresh process; what it sends goes to `receive`.
 
     The child is killed where it says nothing for `limit` seconds. None: it finished.

@@ -43,9 +43,7 @@ def _read(small: list[str], every: list[str], count: int, index_path: Path) -> N
     rng = np.random.default_rng(0)
     index = VideoIndex(index_path)
     started, resident = time.monotonic(), {}
-    print(
-        f"{len(every)} files, {len(small)} of them small\n\n| clips | resident, MiB | seconds |\n|---|---|---|"
-    )
+    print(f"{len(every)} files, {len(small)} of them small\n\n| clips | resident, MiB | seconds |\n|---|---|---|")
     for number in range(1, count + 1):
         paths = every if number % 50 == 0 else small
         path = paths[int(rng.integers(len(paths)))]

@@ -37,9 +37,7 @@ def measure(pipe: Pipe, path: str, names: list[str], settings: Settings) -> None
     pipe.at("reference")
     known = reference(path)
     facts = {"frames": known.shape.frames, "width": known.shape.width, "height": known.shape.height}
-    pipe.send(
-        "video", {**facts, "codec": known.codec, "keyframes": known.keyframes, "b_share": known.b_share}
-    )
+    pipe.send("video", {**facts, "codec": known.codec, "keyframes": known.keyframes, "b_share": known.b_share})
     every = {name: reader for name, reader in readers().items() if name in names}
     usable: dict[str, list[str]] = {work: [] for work in settings.checks}
     for name, reader in every.items():
@@ -58,10 +56,7 @@ def _check(reader: Reader, work: str, count: int, path: str, known: Reference) -
     rng = np.random.default_rng(1)
     try:
         reader.prepare(path)
-        counts = [
-            wrong_frames(reader, draw(work, path, known.shape, rng, centered=True), known)
-            for _ in range(count)
-        ]
+        counts = [wrong_frames(reader, draw(work, path, known.shape, rng, centered=True), known) for _ in range(count)]
     except Exception as error:  # whatever a peer raises is its result
         return _words(error)
     return sum(wrong for wrong, _ in counts), sum(total for _, total in counts)
@@ -71,9 +66,7 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
 
 
-def _time(
-    pipe: Pipe, work: str, path: str, shape: Shape, every: dict[str, Reader], settings: Settings
-) -> None:
+def _time(pipe: Pipe, work: str, path: str, shape: Shape, every: dict[str, Reader], settings: Settings) -> None:
     rng = np.random.default_rng(2)
     names = list(every)
     for name in names:  # once more, as the clips before were centered and another work's

@@ -94,9 +94,7 @@ class TorchCodec:
 
     def read(self, job: Job) -> Tensor:
         table = (
-            {"custom_frame_mappings": self.mappings[job.path]}
-            if self.seek == "mapped"
-            else {"seek_mode": self.seek}
+            {"custom_frame_mappings": self.mappings[job.path]} if self.seek == "mapped" else {"seek_mode": self.seek}
         )
         steps = [Box(job.crop), Resize(SIZE)] if self.decoder_transforms else None
         decoder = VideoDecoder(job.path, num_ffmpeg_threads=1, transforms=steps, **table)
@@ -167,9 +165,7 @@ class OpenCV:
                 at += 1
             _, picture = capture.retrieve()
             cut = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-            small = cv2.resize(
-                cut, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            )
+            small = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
             cv2.cvtColor(small, cv2.COLOR_BGR2RGB, dst=frames[place])
         capture.release()
         return arranged(torch.from_numpy(frames).permute(0, 3, 1, 2), job)

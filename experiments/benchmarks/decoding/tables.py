@@ -76,16 +76,12 @@ class Work:
             for reader in self.times[video]
             if reader.startswith(family) and not self.faults[video][reader] and self.ratios(video, reader)
         ]
-        return min(
-            forms, key=lambda each: statistics.median(self.ratios(video, each, clock=clock)), default=None
-        )
+        return min(forms, key=lambda each: statistics.median(self.ratios(video, each, clock=clock)), default=None)
 
     def cell(self, video: str, family: str) -> str:
         form = self.best(video, family)
         if form is None:
-            faults = [
-                fault for each, fault in self.faults[video].items() if each.startswith(family) and fault
-            ]
+            faults = [fault for each, fault in self.faults[video].items() if each.startswith(family) and fault]
             return min(faults, key=len, default="-")[:40]
         variant = form.removeprefix(family).strip(", ")
         return spread(self.ratios(video, form)) + (f" {variant}" if family == "torchcodec" else "")
@@ -99,9 +95,7 @@ class Work:
     def summary(self) -> list[str]:
         def cheapest(video: str, clock: str) -> float | None:
             forms = [form for family in FAMILIES if (form := self.best(video, family, clock))]
-            return min(
-                (statistics.median(self.ratios(video, form, clock=clock)) for form in forms), default=None
-            )
+            return min((statistics.median(self.ratios(video, form, clock=clock)) for form in forms), default=None)
 
         def torchcodec(video: str, clock: str) -> float | None:
             form = self.best(video, "torchcodec", clock)
@@ -154,9 +148,7 @@ def work_tables(results: Results, work: str) -> str:
         row = [video, str(len(ours)), figures.milliseconds(video, OURS), figures.milliseconds(video, FLOOR)]
         row.append(spread(figures.ratios(video, OURS, FLOOR)))
         row += [figures.cell(video, family) for family in FAMILIES]
-        row += [
-            spread(figures.ratios(video, f"vidtrain, {kind}")) for kind in ("index from disk", "no index")
-        ]
+        row += [spread(figures.ratios(video, f"vidtrain, {kind}")) for kind in ("index from disk", "no index")]
         rows.append(row)
     forms = [each for each in next(iter(results["checks"].values())) if each not in (OURS, FLOOR)]
     every = [[video, *(figures.milliseconds(video, form) for form in forms)] for video in figures.times]

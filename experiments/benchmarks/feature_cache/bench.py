@@ -59,16 +59,10 @@ def measure_speed(out: Path, rounds: int) -> None:
     plain, kept = [], []
     for number in range(rounds):  # in turn, as others use the machine too
         plain += epoch_seconds(train(out, f"plain{number}", *data, "trainer.epochs=2")[0])
-        kept += epoch_seconds(
-            train(out, f"cached{number}", *data, *cached(out, "speed", 1), "trainer.epochs=6")[0]
-        )
+        kept += epoch_seconds(train(out, f"cached{number}", *data, *cached(out, "speed", 1), "trainer.epochs=6")[0])
     size = sum(file.stat().st_size for file in (out / "features_speed").rglob("tokens.f16"))
-    print(
-        f"re-encoding {median(plain):.2f} s an epoch ({min(plain):.2f} to {max(plain):.2f}, {len(plain)} epochs)"
-    )
-    print(
-        f"cached      {median(kept):.3f} s an epoch ({min(kept):.3f} to {max(kept):.3f}, {len(kept)} epochs)"
-    )
+    print(f"re-encoding {median(plain):.2f} s an epoch ({min(plain):.2f} to {max(plain):.2f}, {len(plain)} epochs)")
+    print(f"cached      {median(kept):.3f} s an epoch ({min(kept):.3f} to {max(kept):.3f}, {len(kept)} epochs)")
     print(f"ratio of the medians {median(plain) / median(kept):.1f}")
     print(f"filling the cache took {filling - reading:.1f} s, once; it holds {size / 1e6:.1f} MB")
 
@@ -114,9 +108,7 @@ if __name__ == "__main__":
     # more epochs than views: with as many, both train on the same samples
     arguments.add_argument("--epochs", type=int, default=8, help="of every head")
     arguments.add_argument("--views", type=int, default=4, help="of each video, in the cache")
-    arguments.add_argument(
-        "--encoder-epochs", type=int, default=28, help="of the run whose encoder they share"
-    )
+    arguments.add_argument("--encoder-epochs", type=int, default=28, help="of the run whose encoder they share")
     arguments.add_argument("--parts", nargs="+", choices=("speed", "accuracy"), default=["speed", "accuracy"])
     given = arguments.parse_args()
     if "speed" in given.parts:

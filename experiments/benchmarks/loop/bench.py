@@ -61,16 +61,12 @@ def main(overrides: list[str]) -> None:
     loop = [row["seconds"] * (1 - row["train/data_share"]) for row in rows]
     pairs = list(zip(loop, bare, strict=True))[WARMUP:]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{parameters / 1e6:.2f} M parameters, batch {list(inputs.shape)}, {torch.get_num_threads()} thread(s)"
-    )
+    print(f"{parameters / 1e6:.2f} M parameters, batch {list(inputs.shape)}, {torch.get_num_threads()} thread(s)")
     print(f"loop {statistics.median(each for each, _ in pairs) * 1e3:.2f} ms a step")
     print(f"bare {statistics.median(each for _, each in pairs) * 1e3:.2f} ms a step")
     ratios = sorted(one / other for one, other in pairs)
     low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
-    print(
-        f"ratio {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}) over {len(pairs)} steps"
-    )
+    print(f"ratio {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}) over {len(pairs)} steps")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,7 @@ def main() -> None:
     for way, rounds in found.items():
         peak, first = statistics.median(row["peak"] for row in rounds), rounds[0]
         print(f"| {way} | {first['trained'] / 1e6:.2f} | {peak:.0f} | {first['state']:.1f} |")
-    print(
-        "\n| encoder | way | weights, GB | gradients, GB | Adam, GB | together, GB |\n|---|---|---|---|---|---|"
-    )
+    print("\n| encoder | way | weights, GB | gradients, GB | Adam, GB | together, GB |\n|---|---|---|---|---|---|")
     for model in ("vit3d_base", "vjepa2_vitl", "vjepa2_vitg"):
         for way in WAYS:
             row = count(model, way, options.rank)
@@ -85,9 +83,7 @@ def measure(way: str, rank: int) -> dict[str, float]:
     cfg, phase = configured("vit3d_base", way, rank)
     clip, label = torch.randn(1, 1, 3, 16, 224, 224), torch.zeros(1, dtype=torch.int64)
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # from here on the kernel notes a new peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # from here on the kernel notes a new peak
     model = adapted(build.model(cfg, CLASSES, Ranks(torch.device("cpu"))), phase)
     set_train_mode(model)
     optimizers = OptimizerSet.make(build.instantiate_component(cfg.optimizer), model, phase, "cpu", "fp32")

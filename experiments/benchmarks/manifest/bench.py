@@ -111,10 +111,7 @@ def shuffle(records: int) -> dict[str, float]:
 def as_objects() -> float:
     """Bytes a record where each is an object of its own."""
     before = memory()["Private_Dirty"]
-    paths = [
-        f"/datasets/kinetics/videos/train/class_{i % 400:03d}/{i:011x}_000000_000010.mp4"
-        for i in range(OBJECTS)
-    ]
+    paths = [f"/datasets/kinetics/videos/train/class_{i % 400:03d}/{i:011x}_000000_000010.mp4" for i in range(OBJECTS)]
     records = tuple(Record(path, i % CLASSES, path) for i, path in enumerate(paths))
     del paths
     return (memory()["Private_Dirty"] - before) * MEGABYTE / len(records)
@@ -154,8 +151,7 @@ def workers(folder: Path, method: str, count: int, records: int, hold: bool) -> 
     context = multiprocessing.get_context(method)
     ready, answers = context.Barrier(count), context.Queue()
     processes = [
-        context.Process(target=work, args=(manifest, records, number, ready, answers))
-        for number in range(count)
+        context.Process(target=work, args=(manifest, records, number, ready, answers)) for number in range(count)
     ]
     for process in processes:
         process.start()

@@ -41,9 +41,7 @@ def main() -> None:
         return
     batch = [options.batch, 3, options.frames, options.image, options.image]
     print(f"ViT-{options.size}, clips {batch}, float32, {options.threads} threads, {options.rounds} rounds\n")
-    print(
-        "| family | work | vidtrain, s | transformers, s | ratio (quartiles) | peak MiB | theirs | difference |"
-    )
+    print("| family | work | vidtrain, s | transformers, s | ratio (quartiles) | peak MiB | theirs | difference |")
     print("|---|---|---|---|---|---|---|---|")
     for family in options.family:
         pair = contenders(family, options.size, options.frames, options.image)
@@ -52,9 +50,7 @@ def main() -> None:
         for compiled in (False, True) if options.compile else (False,):
             for work in WORKS:
                 times = _times(pair, clip, work, options.rounds, compiled)
-                memory = (
-                    ["", ""] if compiled else [_measured(options, family, each.name, work) for each in pair]
-                )
+                memory = ["", ""] if compiled else [_measured(options, family, each.name, work) for each in pair]
                 _row(f"{family}{', compiled' if compiled else ''}", work, times, memory, difference)
 
 
@@ -89,9 +85,7 @@ def run(contender: Contender, clip: torch.Tensor, work: str) -> float:
     return seconds
 
 
-def _times(
-    pair: list[Contender], clip: torch.Tensor, work: str, rounds: int, compiled: bool
-) -> list[list[float]]:
+def _times(pair: list[Contender], clip: torch.Tensor, work: str, rounds: int, compiled: bool) -> list[list[float]]:
     for each in pair:
         torch.compiler.reset()
         each.module._compiled_call_impl = None
@@ -112,9 +106,7 @@ def _measured(options: argparse.Namespace, family: str, name: str, work: str) ->
     command = [sys.executable, __file__, *plain, "--memory-of", family, name, work]
     # memory that is freed goes back at once, so that what is resident is what is used
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=True, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, env=environment)
     return f"{json.loads(done.stdout.splitlines()[-1]):.0f}"
 
 
@@ -125,9 +117,7 @@ def _peak_memory(options: argparse.Namespace) -> float:
     mine = next(each for each in pair if each.name == name)
     clip = torch.randn(options.batch, 3, options.frames, options.image, options.image)
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # from here on the kernel notes a new peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # from here on the kernel notes a new peak
     run(mine, clip, work)
     run(mine, clip, work)
     return _resident("VmHWM") - before

@@ -59,9 +59,7 @@ def _flops(options: argparse.Namespace, clips: torch.Tensor) -> float:
     return counter.get_total_flops()
 
 
-def _step(
-    options: argparse.Namespace, clips: torch.Tensor, compiled: bool, checkpointing: bool
-) -> tuple[float, float]:
+def _step(options: argparse.Namespace, clips: torch.Tensor, compiled: bool, checkpointing: bool) -> tuple[float, float]:
     """(median seconds, peak GiB; 0 without a GPU)."""
     torch.compiler.reset()
     torch.manual_seed(0)

@@ -23,9 +23,7 @@ from vidtrain.data.decoding.decoder import decode_views
 from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 
-SETTINGS = EncodeSettings(
-    short_side=256, gop=12, b_frames=3, crf=20, preset="medium"
-)  # the program's defaults
+SETTINGS = EncodeSettings(short_side=256, gop=12, b_frames=3, crf=20, preset="medium")  # the program's defaults
 FRAMES, STRIDE, SIZE, SOURCE_FRAMES = 16, 4, (224, 224), 300
 # name: codec, width, height, GOP and the clip in --clips that its pictures are from
 ROWS = {
@@ -44,9 +42,7 @@ def pictures(clip: Path | None, width: int, height: int) -> Iterator[av.VideoFra
         rng = np.random.default_rng(0)
         texture = rng.integers(0, 256, (height // 8 + 200, width // 8 + 200, 3), dtype=np.uint8)
         large = av.VideoFrame.from_ndarray(texture, format="rgb24")
-        large = large.reformat(
-            8 * texture.shape[1], 8 * texture.shape[0], interpolation="BICUBIC"
-        ).to_ndarray()
+        large = large.reformat(8 * texture.shape[1], 8 * texture.shape[0], interpolation="BICUBIC").to_ndarray()
         for i in range(SOURCE_FRAMES):
             window = np.ascontiguousarray(large[2 * i :, 3 * i :][:height, :width])
             yield av.VideoFrame.from_ndarray(window, format="rgb24").reformat(format="yuv420p")
@@ -99,9 +95,7 @@ def likeness(source, copy) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--clips", type=Path, help="real clips; without, sources are made of a moving texture"
-    )
+    parser.add_argument("--clips", type=Path, help="real clips; without, sources are made of a moving texture")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "vidtrain_prepare_bench")
     parser.add_argument("--jobs", type=int, default=30)
     arguments = parser.parse_args()

@@ -50,9 +50,7 @@ def make_videos(source: Path, folder: Path, count: int, frames: int) -> list[str
     names = [f"{number}.mp4" for number in range(count)]
     for number, name in enumerate(names):
         with av.open(str(folder / name), "w", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream(
-                "libx264", rate=25, options={"preset": "veryfast", "crf": "23", "g": "250"}
-            )
+            stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast", "crf": "23", "g": "250"})
             stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
             for index in range(frames):
                 frame = around[(index + 17 * number) % len(around)]

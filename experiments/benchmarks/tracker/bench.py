@@ -88,9 +88,7 @@ def main(overrides: list[str]) -> None:
         ratios = sorted(step / none for (step, *_), (none, *_) in pairs)
         step, calls, cpu = (statistics.median(each) for each in zip(*measured, strict=True))
         spread = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        print(
-            f"| {logger.strip('[]')} | {step:.1f} | {spread} | {calls:.3f} | {cpu:.3f} | {calls / step:.2%} |"
-        )
+        print(f"| {logger.strip('[]')} | {step:.1f} | {spread} | {calls:.3f} | {cpu:.3f} | {calls / step:.2%} |")
 
 
 if __name__ == "__main__":

@@ -82,9 +82,7 @@ def test_distance_is_that_of_the_better_half_in_the_better_direction():
 
 
 def test_other_colors_are_other_videos():
-    assert [pair.distance for pair in near_duplicates([video(5, 9, color=50), video(5, 9, color=56)])] == [
-        0.0
-    ]
+    assert [pair.distance for pair in near_duplicates([video(5, 9, color=50), video(5, 9, color=56)])] == [0.0]
     assert near_duplicates([video(5, 9, color=50), video(5, 9, color=57)]) == []
 
 
@@ -94,9 +92,7 @@ def test_the_search_finds_what_comparing_all_pairs_does():
     for number in range(20):  # copies, with up to 3 bits of every frame turned
         flips = [sum(1 << int(bit) for bit in rng.choice(64, number % 4, replace=False)) for _ in range(6)]
         videos.append(video(*(videos[number].hashes ^ np.array(flips, np.uint64)).tolist()))
-    expected = {
-        (i, j) for j in range(len(videos)) for i in range(j) if distance(videos[i], videos[j])[0] <= 6.5
-    }
+    expected = {(i, j) for j in range(len(videos)) for i in range(j) if distance(videos[i], videos[j])[0] <= 6.5}
     found = near_duplicates(videos, 6.5)
     assert {(pair.first, pair.second) for pair in found} == expected == {(n, 60 + n) for n in range(20)}
     assert [pair.distance for pair in found] == sorted(pair.distance for pair in found)

@@ -17,9 +17,7 @@ NEAR, NEARER, FAR = (  # the first two are two bits apart
 
 
 def test_entries_take_groups_from_the_source_or_from_the_path():
-    train = Manifest(
-        [Record("/v/Dive_g01_c1.mp4", 0, "a"), Record("/v/other.mp4", 1, "b")], ("Dive", "Swing")
-    )
+    train = Manifest([Record("/v/Dive_g01_c1.mp4", 0, "a"), Record("/v/other.mp4", 1, "b")], ("Dive", "Swing"))
     found = entries({"train": train}, r"/(\w+)_g(\d+)_")
     assert [(each.path, each.split, each.classes, each.group) for each in found] == [
         ("/v/Dive_g01_c1.mp4", "train", ("Dive",), "Dive/01"),
@@ -74,9 +72,7 @@ def test_copies_are_exact_near_or_listed_twice():
     records += [entry("cut", start=0, end=2), entry("cut", "val", start=2, end=4)]  # not the same moments
     records += [entry("twice", "val", start=0, end=2), entry("twice", "test", start=1.5)]
     sets = copies(records, found, max_distance=6.5)
-    assert [
-        (each.kind, set(each.paths), set(each.splits), set(each.classes), each.distance) for each in sets
-    ] == [
+    assert [(each.kind, set(each.paths), set(each.splits), set(each.classes), each.distance) for each in sets] == [
         ("listed twice", {"twice"}, {"val", "test"}, {"a"}, 0.0),
         ("near", {"one", "same", "alike"}, {"train", "val"}, {"a", "b"}, 2.0),
         ("exact", {"far", "far copy"}, {"train"}, {"a"}, 0.0),

@@ -32,9 +32,7 @@ def test_a_rate_that_tells_two_of_five_classes_apart_from_the_rest():
 
 def test_chance_is_not_called_out():
     rng = np.random.default_rng(0)
-    rows = [
-        (name, float(rng.integers(10, 60)), int(rng.integers(1, 400))) for name in "abcd" for _ in range(50)
-    ]
+    rows = [(name, float(rng.integers(10, 60)), int(rng.integers(1, 400))) for name in "abcd" for _ in range(50)]
     for each in shortcuts(*dataset(rows)):
         assert not each.called_out and abs(each.gain) < 0.1
     size = next(each for each in shortcuts(*dataset(rows)) if each.attribute == "frame size")

@@ -28,9 +28,7 @@ def kinds(found):
 
 @pytest.fixture
 def sound(tmp_path, write_video, patches):
-    return write_video(
-        tmp_path / "sound.mp4", patches(50), container_options={"movflags": "faststart"}, b_frames=0
-    )
+    return write_video(tmp_path / "sound.mp4", patches(50), container_options={"movflags": "faststart"}, b_frames=0)
 
 
 def test_a_sound_file(sound, tmp_path):
@@ -156,9 +154,7 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_uneven_and_odd_rates(tmp_path, write_video, patches):
     uneven = look(
-        write_video(
-            tmp_path / "a.mp4", patches(12), times=[0, 40, 80, 120, 400, 440, 480, 520, 560, 600, 640, 680]
-        )
+        write_video(tmp_path / "a.mp4", patches(12), times=[0, 40, 80, 120, 400, 440, 480, 520, 560, 600, 640, 680])
     )
     assert uneven.issues == (("variable rate", "40 to 280 ms from frame to frame, mostly 40"),)
     fast = look(write_video(tmp_path / "b.mp4", patches(12), times=range(0, 24, 2)))
@@ -189,9 +185,7 @@ def test_what_is_sound_but_not_what_models_know(tmp_path, patches):
     wide = look(written("wide.mp4", {}, sample_aspect_ratio=Fraction(16, 11)))
     assert wide.issues == (("non-square pixels", "96x64 pixels of 16:11, shown as 140x64"),)
     assert (wide.width, wide.height, wide.sample_aspect) == (96, 64, "16:11")
-    assert look(written("fields.mp4", {"x264-params": "interlaced=1"})).issues == (
-        ("interlaced", "6 of 6 frames"),
-    )
+    assert look(written("fields.mp4", {"x264-params": "interlaced=1"})).issues == (("interlaced", "6 of 6 frames"),)
     for transfer, name in ((16, "PQ (SMPTE ST 2084)"), (18, "HLG (ARIB STD-B67)")):
         assert look(written("hdr.mp4", {}, color_trc=transfer)).issues == (("HDR", name),)
     plain = look(written("plain.mp4", {}, color_trc=1, sample_aspect_ratio=Fraction(1)))

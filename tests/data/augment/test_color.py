@@ -21,9 +21,7 @@ def test_hue_against_colorsys():
     found = ColorJitter(hue=0.3)(clips, SEEDS)
     for view, seed in enumerate(SEEDS.tolist()):
         turn = 0.3 * np.random.default_rng(seed).uniform(-1, 1, 4)[3]
-        for before, after in zip(
-            clips[view].flatten(1).T.tolist(), found[view].flatten(1).T.tolist(), strict=True
-        ):
+        for before, after in zip(clips[view].flatten(1).T.tolist(), found[view].flatten(1).T.tolist(), strict=True):
             hue, saturation, value = colorsys.rgb_to_hsv(*before)
             assert after == pytest.approx(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value), abs=1e-5)
 

@@ -45,9 +45,7 @@ def test_center_crop():
     assert CenterCrops(256 / 224)(320, 240, (224, 224)) == [Crop(55, 15, 210, 210)]
     assert CenterCrops()(320, 240, (224, 224)) == [Crop(40, 0, 240, 240)]
     assert CenterCrops()(240, 320, (112, 112)) == [Crop(0, 40, 240, 240)]
-    assert CenterCrops()(320, 240, (100, 200)) == [
-        Crop(0, 40, 320, 160)
-    ]  # wider than the frame: all its width
+    assert CenterCrops()(320, 240, (100, 200)) == [Crop(0, 40, 320, 160)]  # wider than the frame: all its width
 
 
 def test_three_crops_along_the_side_with_room():
@@ -94,12 +92,8 @@ def test_random_resized_crop_keeps_its_bounds():
 
 def test_random_resized_crop_of_an_extreme_frame_is_centered():
     rng = np.random.default_rng(0)
-    assert RandomResizedCrop((0.9, 1.0), (1.0, 1.0), 0.0)(400, 100, (64, 64), T, rng) == Crop(
-        150, 0, 100, 100
-    )
-    assert RandomResizedCrop((1.0, 1.0), (1.0, 1.0), 1.0)(64, 64, (32, 32), T, rng) == Crop(
-        0, 0, 64, 64, True
-    )
+    assert RandomResizedCrop((0.9, 1.0), (1.0, 1.0), 0.0)(400, 100, (64, 64), T, rng) == Crop(150, 0, 100, 100)
+    assert RandomResizedCrop((1.0, 1.0), (1.0, 1.0), 1.0)(64, 64, (32, 32), T, rng) == Crop(0, 0, 64, 64, True)
 
 
 def test_short_side_crop_bounds_and_places():

@@ -141,9 +141,7 @@ def test_copies_of_a_video_are_not_partners():
         mix = mixing.draw(KEY, 8, 10)
         found, targets = mixing(clips, labels, 4, KEY, copies=2)
         partners = [4, 5, 0, 1, 2, 3]
-        pairs = [
-            mixing(clips[[one, other]], labels[[one, other]], 4, KEY) for one, other in enumerate(partners)
-        ]
+        pairs = [mixing(clips[[one, other]], labels[[one, other]], 4, KEY) for one, other in enumerate(partners)]
         assert torch.equal(found, torch.stack([pair[0][0] for pair in pairs]))
         assert torch.equal(targets, torch.stack([pair[1][0] for pair in pairs]))
         assert targets[1, 3] == pytest.approx(mix.share) and targets[1, 0] == pytest.approx(1 - mix.share)

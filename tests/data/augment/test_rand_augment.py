@@ -123,18 +123,14 @@ class TestPlan:
         which, done = rng.integers(15, size=4), rng.random(4) < 0.5
         magnitudes, signs = rng.normal(7, 0.5, 4), rng.choice((-1, 1), 4)
         expected = [
-            (NAMES[i], LEVELS[NAMES[i]](m, s))
-            for i, d, m, s in zip(which, done, magnitudes, signs, strict=True)
-            if d
+            (NAMES[i], LEVELS[NAMES[i]](m, s)) for i, d, m, s in zip(which, done, magnitudes, signs, strict=True) if d
         ]
         assert RandAugment().plan(7) == expected != []
 
     def test_shares(self):
         plans = [RandAugment().plan(seed) for seed in range(4000)]
         lengths = Counter(map(len, plans))  # binomial of 4 halves: 1/16 4/16 6/16 4/16 1/16
-        assert [lengths[n] / 4000 for n in range(5)] == pytest.approx(
-            [0.0625, 0.25, 0.375, 0.25, 0.0625], abs=0.03
-        )
+        assert [lengths[n] / 4000 for n in range(5)] == pytest.approx([0.0625, 0.25, 0.375, 0.25, 0.0625], abs=0.03)
         done = Counter(name for plan in plans for name, _ in plan)
         assert set(done) == set(NAMES) and max(done.values()) < 1.25 * min(done.values())
         turns = np.array([amount for plan in plans for name, amount in plan if name == "rotate"])

@@ -50,9 +50,7 @@ class TestHeaders:
 
 
 @pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="this FFmpeg has no encoder for AV1")
-@pytest.mark.parametrize(
-    ("name", "structure", "least"), [("random_access.mp4", 2, 8), ("low_delay.webm", 1, 20)]
-)
+@pytest.mark.parametrize(("name", "structure", "least"), [("random_access.mp4", 2, 8), ("low_delay.webm", 1, 20)])
 def test_frames_are_exact_without_them(tmp_path, name, structure, least, write_video, patches):
     options = {"preset": "10", "crf": "40", "svtav1-params": f"pred-struct={structure}:lp=1:keyint=24"}
     path = write_video(tmp_path / name, patches(49, 128, 96), "libsvtav1", options)

@@ -95,9 +95,7 @@ def test_single_reads_of_30_damaged_files(tmp_path, write_video, patches):
         (expected, says_so), video = in_order(path), read_metadata(path)
         assert len(expected) == video.num_frames == COUNT
         found = {index: alone(video, index) for index in (0, 13, 17, 25, 31, 35, 37, 44)}
-        silent += any(
-            pixels is not None and (pixels != expected[index]).any() for index, pixels in found.items()
-        )
+        silent += any(pixels is not None and (pixels != expected[index]).any() for index, pixels in found.items())
         owning_up += says_so
         if says_so:
             refused.add(sum(pixels is None for pixels in found.values()))

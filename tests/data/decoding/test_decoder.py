@@ -152,19 +152,13 @@ class TestExactness:
             ("temporal_layers.mp4", "libx265", "yuv420p", None),
         ],
     )
-    def test_other_codecs_and_containers(
-        self, tmp_path, name, codec, pixel_format, b_frames, write_video, patches
-    ):
+    def test_other_codecs_and_containers(self, tmp_path, name, codec, pixel_format, b_frames, write_video, patches):
         width, height = (97, 63) if name.startswith("odd") else (96, 64)
         layers = ":temporal-layers=3:b-adapt=0" if name.startswith("temporal") else ""
-        options = (
-            {"x265-params": f"log-level=none:keyint=12:open-gop=1{layers}"} if codec == "libx265" else None
-        )
+        options = {"x265-params": f"log-level=none:keyint=12:open-gop=1{layers}"} if codec == "libx265" else None
         container = {"movflags": "frag_keyframe+empty_moov"} if name.startswith("fragmented") else None
         frames = patches(40, width, height, pixel_format)
-        path = write_video(
-            tmp_path / name, frames, codec, options, b_frames=b_frames, container_options=container
-        )
+        path = write_video(tmp_path / name, frames, codec, options, b_frames=b_frames, container_options=container)
         video = read_metadata(path)
         assert (video.num_frames, video.width, video.height) == (40, width, height)
         if not name.endswith((".ts", ".mpg")):  # which put frames into pieces, apart in the file
@@ -200,9 +194,7 @@ class TestExactness:
             for i, frame in enumerate(patches(250)):
                 frame.pts, frame.time_base = i, Fraction(1, 25)
                 container.mux(video.encode(frame))
-                sound = av.AudioFrame.from_ndarray(
-                    np.zeros((1, 3840), np.int16), format="s16", layout="stereo"
-                )
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, 3840), np.int16), format="s16", layout="stereo")
                 sound.sample_rate, sound.pts = 48000, 1920 * i
                 container.mux(audio.encode(sound))
             container.mux(video.encode(None))
@@ -266,15 +258,9 @@ class TestPixels:
         frames = [av.VideoFrame.from_ndarray(planes, format="yuv444p") for _ in range(3)]
         path = write_video(tmp_path / "red.mp4", frames, options={"crf": "1"}, color=color)
         for size in ((64, 64), (24, 40)):
-            pixels = (
-                decode_views(read_metadata(path), [(np.array([1]), Crop(0, 0, 64, 64))], size)
-                .numpy()
-                .astype(int)
-            )
+            pixels = decode_views(read_metadata(path), [(np.array([1]), Crop(0, 0, 64, 64))], size).numpy().astype(int)
             assert pixels.shape == (1, 3, 1, *size)
-            assert (abs(pixels - np.array([255, 0, 0]).reshape(1, 3, 1, 1, 1)) <= 3).all(), pixels[
-                0, :, 0, 0, 0
-            ]
+            assert (abs(pixels - np.array([255, 0, 0]).reshape(1, 3, 1, 1, 1)) <= 3).all(), pixels[0, :, 0, 0, 0]
 
     def test_bicubic_is_sharper_than_bilinear(self, tmp_path, write_video, patches):
         video = read_metadata(write_video(tmp_path / "video.mp4", patches(3)))
@@ -377,9 +363,7 @@ class TestFaults:
             cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
             cover.disposition = av.stream.Disposition.attached_pic
             for i in range(20):
-                sound = av.AudioFrame.from_ndarray(
-                    np.zeros((2, 1152), np.int32), format="s32p", layout="stereo"
-                )
+                sound = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.int32), format="s32p", layout="stereo")
                 sound.sample_rate, sound.pts = 44100, 1152 * i
                 container.mux(audio.encode(sound))
             picture = av.VideoFrame.from_ndarray(np.zeros((72, 64), np.uint8), format="yuvj420p")

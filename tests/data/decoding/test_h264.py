@@ -26,9 +26,7 @@ def stream() -> tuple[list[list[bytes]], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("apart", [True, False])
-@pytest.mark.parametrize(
-    "name", ["video.mp4", "video.mkv", "video.mov", "video.avi", "video.ts", "video.flv"]
-)
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv", "video.mov", "video.avi", "video.ts", "video.flv"])
 def test_two_fields_are_one_frame(tmp_path, stream, name, apart):
     pictures, lumas = stream
     path = muxed(tmp_path / name, pictures, apart, sound=name.endswith("mov"))
@@ -120,9 +118,7 @@ def test_what_headers_tell():
 def test_headers_of_an_encoder(tmp_path, write_video, patches, x264):
     """Frame numbers run on, whatever else is in the parameters; both in MP4 and with start codes."""
     pixel_format = "yuv444p" if "444" in x264 else "yuv420p"
-    frames = patches(
-        300 if "300" in x264 else 30, pixel_format=pixel_format
-    )  # more than frame numbers have bits
+    frames = patches(300 if "300" in x264 else 30, pixel_format=pixel_format)  # more than frame numbers have bits
     options = {"x264-params": "" if "444" in x264 else x264}
     for name in ("video.mp4", "video.h264"):
         path = write_video(tmp_path / name, frames, options=options, b_frames=2)

@@ -136,9 +136,7 @@ def test_a_file_that_cannot_be_read_is_not_remembered(tmp_path, write_video, pat
     assert index.info(str(path)).num_frames == 5
 
 
-def test_an_index_that_fails_later_costs_time_only(
-    tmp_path, write_video, patches, monkeypatch, caplog, probed
-):
+def test_an_index_that_fails_later_costs_time_only(tmp_path, write_video, patches, monkeypatch, caplog, probed):
     """Locked for too long, then with a damaged entry."""
     monkeypatch.setattr(index_module, "WAIT_SECONDS", 0.05)
     path, clip = tmp_path / "videos.db", write_video(tmp_path / "video.mp4", patches(5))

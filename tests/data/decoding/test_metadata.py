@@ -22,9 +22,7 @@ X265_QUIET = {"x265-params": "log-level=none"}
 def encoded(tmp_path, patches):
     """Writes a file of frames that are shown in the intervals `shown` of a clock of `rate`."""
 
-    def encode(
-        name: str, codec: str, shown: Sequence[int], rate: int = 30, b_frames: int = 2, **options: str
-    ) -> str:
+    def encode(name: str, codec: str, shown: Sequence[int], rate: int = 30, b_frames: int = 2, **options: str) -> str:
         with av.open(str(tmp_path / name), "w") as container:
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -162,9 +160,7 @@ def test_two_pictures_in_a_packet(tmp_path, encoded):
             packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 30), stream, number == 0
             write.mux(packet)
     video = read_metadata(str(tmp_path / "packed.avi"))
-    np.testing.assert_allclose(
-        video.timestamps - video.timestamps[0], np.arange(video.num_frames) / 30, atol=1e-6
-    )
+    np.testing.assert_allclose(video.timestamps - video.timestamps[0], np.arange(video.num_frames) / 30, atol=1e-6)
     assert_exact(video)
 
 

@@ -180,12 +180,8 @@ def test_images_held_in_several_ways(tmp_path):
         exif[0x0112] = number
         Image.fromarray(picture).save(tmp_path / f"{number}.jpg", exif=exif, quality=98, subsampling=0)
     video = read_image_folder(str(tmp_path), 25)
-    expected = np.stack(
-        [np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"{n}.jpg"))) for n in range(1, 9)]
-    )
+    expected = np.stack([np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / f"{n}.jpg"))) for n in range(1, 9)])
     assert abs(whole(video) - expected).max() <= 6
     assert abs(np.stack(list(all_frames(video, (64, 64)))) - expected.astype(int)).max() <= 6
     made = prepare_file(Job(str(tmp_path), tmp_path / "copy.mp4", SETTINGS, 25))
-    assert (
-        made.cause == "" and abs(whole(read_metadata(str(tmp_path / "copy.mp4"))) - expected).mean() < 15
-    )  # 4:2:0
+    assert made.cause == "" and abs(whole(read_metadata(str(tmp_path / "copy.mp4"))) - expected).mean() < 15  # 4:2:0

@@ -46,9 +46,7 @@ def unit(kind: int, bits: str) -> bytes:
 def huge_h264(path: Path, pictures: int = 40) -> str:
     """Raw H.264 of a few kilobytes: each picture says that it has SIDE x SIDE pixels, and breaks off."""
     blocks = SIDE // 16 - 1
-    head = unit(
-        7, f"{66:08b}{0:08b}{62:08b}" + unsigned(0, 0, 2, 16) + "0" + unsigned(blocks, blocks) + "1100"
-    )
+    head = unit(7, f"{66:08b}{0:08b}{62:08b}" + unsigned(0, 0, 2, 16) + "0" + unsigned(blocks, blocks) + "1100")
     head += unit(8, unsigned(0, 0) + "00" + unsigned(0, 0, 0) + "000" + unsigned(0, 0, 0) + "000")
     slices = []
     for number in range(pictures):
@@ -112,9 +110,7 @@ def test_enormous_pictures_take_no_memory(tmp_path):
     folder.mkdir()
     paths = [raw, *(copied(raw, tmp_path / f"a.{suffix}") for suffix in ("mp4", "mkv", "ts", "flv", "mpg"))]
     paths += [huge_png(folder / "1.png")]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *paths], capture_output=True, text=True, timeout=100
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *paths], capture_output=True, text=True, timeout=100)
     *causes, megabytes = done.stdout.splitlines()
     assert causes == [f"its picture of {SIDE}x{SIDE} has more pixels than data.max_pixels=36000000"] * 8, (
         done.stdout + done.stderr

@@ -233,9 +233,7 @@ def test_no_later_picture_is_larger_than_allowed(changing, tmp_path, suffix):
     limit = 96 * 64
     words = f"its picture of 192x160 has more pixels than data.max_pixels={limit}"
     for most in (limit, 192 * 160):
-        made = prepare_file(
-            Job(path, tmp_path / "copy.mp4", EncodeSettings(64, 12, 2, 20, "veryfast"), None, most)
-        )
+        made = prepare_file(Job(path, tmp_path / "copy.mp4", EncodeSettings(64, 12, 2, 20, "veryfast"), None, most))
         found = inspect_video(path, None, None, None, most)
         assert (made.cause, found.cause[: len(words)]) == ((words, words) if most == limit else ("", ""))
     if suffix == "mkv":

@@ -12,9 +12,7 @@ from vidtrain.data.augment.geometry import Crop
 from vidtrain.data.decoding import conversion
 from vidtrain.data.decoding.conversion import INTERPOLATIONS, ViewConverter
 
-X86 = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 alone has these gathers"
-)
+X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 alone has these gathers")
 
 
 @pytest.fixture

@@ -59,9 +59,7 @@ def units(packet: bytes) -> list[bytes]:
 
 @pytest.mark.parametrize("slices", [1, 4])
 @pytest.mark.parametrize("name", ["video.h264", "video.mp4", "video.mkv", "video.avi"])
-def test_nothing_is_left_out_where_that_changes_others(
-    tmp_path, write_video, patches, monkeypatch, name, slices
-):
+def test_nothing_is_left_out_where_that_changes_others(tmp_path, write_video, patches, monkeypatch, name, slices):
     # the decoder misses pictures that these files lie about, in order too, so their frames count as damaged
     monkeypatch.setattr(packets, "_dependent", lambda *_: [])
     options = {"x264-params": f"bframes=0:ref=2:keyint=16:slices={slices}"}
@@ -122,9 +120,7 @@ def test_what_can_be_left_out_still_is(tmp_path, write_video, patches, name, cod
 
 
 @pytest.mark.parametrize(("slices", "left_out"), [(1, True), (4, False)])
-def test_long_streams_of_an_unusual_kind_are_not_tried(
-    tmp_path, write_video, patches, monkeypatch, slices, left_out
-):
+def test_long_streams_of_an_unusual_kind_are_not_tried(tmp_path, write_video, patches, monkeypatch, slices, left_out):
     monkeypatch.setattr(packets, "MOST_TRIED", 40 * 96 * 64 - 1)
     options = {"x264-params": f"slices={slices}:bframes=3"}
     video = read_metadata(write_video(tmp_path / "video.mp4", patches(40), options=options))

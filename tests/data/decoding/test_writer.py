@@ -12,9 +12,7 @@ GOPS = {"b-frames": {"b_frames": 2}, "open gops": {"b_frames": 3, "options": {"x
 
 @pytest.mark.parametrize("kind", GOPS)
 @pytest.mark.parametrize("rotation", [0, 90])
-def test_all_frames_are_those_that_are_read_at_random_in_order(
-    tmp_path, write_video, patches, kind, rotation
-):
+def test_all_frames_are_those_that_are_read_at_random_in_order(tmp_path, write_video, patches, kind, rotation):
     path = write_video(tmp_path / "a.mp4", patches(40), rotation=rotation, **GOPS[kind])
     video = read_metadata(path)
     size = (video.height // 2, video.width // 2)

@@ -80,9 +80,7 @@ def evaluation(folder: Path, *names: str, protocol=PROTOCOL, crops: int = 1, siz
 
 def same(a: Batch, b: Batch) -> bool:
     tensors = zip(a[:4], b[:4], strict=True)
-    return (
-        all(torch.equal(x, y) for x, y in tensors) and a[4:6] == b[4:6]
-    )  # not what the clock says of stores
+    return all(torch.equal(x, y) for x, y in tensors) and a[4:6] == b[4:6]  # not what the clock says of stores
 
 
 SOUND = ("0", "1", "2", "3", "4", "5")
@@ -91,9 +89,7 @@ MIXED = ("0", "1", "empty", "2", "garbage", "3", "4", "5")
 
 class TestTraining:
     def test_shapes(self, folder):
-        sample = training(folder, *SOUND, protocol=ClipProtocol(4, frame_step=2, num_clips=3))[
-            SampleKey(0, 3)
-        ]
+        sample = training(folder, *SOUND, protocol=ClipProtocol(4, frame_step=2, num_clips=3))[SampleKey(0, 3)]
         assert (sample.clips.shape, sample.clips.dtype) == ((1, 3, 3, 4, 24, 32), torch.uint8)
         assert (sample.seeds.shape, sample.seeds.dtype) == ((1, 3), torch.int64)
         assert (int(sample.target), sample.record, sample.faults, sample.refusal) == (1, 3, [], None)
@@ -126,8 +122,7 @@ class TestTraining:
     def test_another_clip_does_not_shift_the_first(self, folder):
         """In a video shorter than a clip all clips hold the same frames, so that only the crops can differ."""
         one, three = (
-            training(folder, "0", protocol=ClipProtocol(6, frame_step=4, num_clips=n))[SampleKey(5, 0)]
-            for n in (1, 3)
+            training(folder, "0", protocol=ClipProtocol(6, frame_step=4, num_clips=n))[SampleKey(5, 0)] for n in (1, 3)
         )
         assert torch.equal(one.clips[0, 0], three.clips[0, 0])
         assert one.seeds[0, 0] == three.seeds[0, 0]
@@ -263,9 +258,7 @@ class TestUnreadableInTraining:
         train = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CROPS, SIZE, 0, True, 9)
         sample = train[SampleKey(0, 1)]
         assert set(sample.faults) == {fault} and (sample.record, sample.refusal) == (0, None)
-        found = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CenterCrops(), SIZE, 0, False)[
-            SampleKey(0, 1)
-        ]
+        found = VideoDataset(Manifest(records, ["a", "b"]), PROTOCOL, CenterCrops(), SIZE, 0, False)[SampleKey(0, 1)]
         assert (found.clips, found.faults, found.refusal) == (None, [fault], None)
 
     @pytest.mark.parametrize("max_retries", [0, 2])

@@ -303,9 +303,7 @@ class TestTraining:
 
         whole = train(later(Videos(folder(), True, {}, tmp_path / "q")), 2, stop=45)
         found = [number for number, batch in enumerate(whole) if batch.faults]
-        assert (
-            len(found) == 2 and 15 <= found[0] < 30 <= found[1]
-        )  # once in the second pass, once in the third
+        assert len(found) == 2 and 15 <= found[0] < 30 <= found[1]  # once in the second pass, once in the third
         resumed = later(Videos(folder(), True, {}, tmp_path / "q"))
         assert [entry.since for entry in resumed.quarantine.blamed] == [found[0]]
         assert same(train(resumed, workers, start=1, stop=45), whole[1:])
@@ -324,9 +322,7 @@ class TestTraining:
             return read(epoch, index)
 
         videos.read = crash
-        loader = eval_loader(
-            videos, [[SampleKey(n, 0), SampleKey(n, n)] for n in range(1, 12)], workers, False
-        )
+        loader = eval_loader(videos, [[SampleKey(n, 0), SampleKey(n, n)] for n in range(1, 12)], workers, False)
         for _ in range(2):
             assert [len(batch.faults) for batch in loader] == [0, 0, 0] + [1] * 8
 

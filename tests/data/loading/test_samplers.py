@@ -133,8 +133,7 @@ class TestMixture:
     def test_a_step_reads_the_same_samples_however_it_is_shared(self, world_size, accumulation):
         whole = list(mixture())
         ranks = [
-            list(mixture(accumulation=accumulation, world_size=world_size, rank=rank))
-            for rank in range(world_size)
+            list(mixture(accumulation=accumulation, world_size=world_size, rank=rank)) for rank in range(world_size)
         ]
         for step in range(10):
             micro = [batches[step * accumulation + part] for part in range(accumulation) for batches in ranks]
@@ -194,9 +193,7 @@ class TestMixture:
 
     def test_the_last_of_ten_million_can_be_drawn(self):
         sources = [MixtureSource("huge", Slices(10_000_000), 1.0, 16)]
-        drawn = [
-            key.record for batch in mixture(sources=sources, batch_size=1000, stop_step=20) for key in batch
-        ]
+        drawn = [key.record for batch in mixture(sources=sources, batch_size=1000, stop_step=20) for key in batch]
         assert 0 <= min(drawn) < 5_000 and 9_995_000 < max(drawn) < 10_000_000
 
     def test_an_epoch_is_as_many_samples_as_there_are_records(self):

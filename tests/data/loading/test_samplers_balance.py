@@ -59,10 +59,7 @@ def stream(**changes):
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 3), (3, 2)])
 def test_a_step_reads_the_same_samples_however_it_is_shared(world_size, accumulation):
     whole = list(stream())
-    ranks = [
-        list(stream(accumulation=accumulation, world_size=world_size, rank=rank))
-        for rank in range(world_size)
-    ]
+    ranks = [list(stream(accumulation=accumulation, world_size=world_size, rank=rank)) for rank in range(world_size)]
     for step in range(14):
         micro = [batches[step * accumulation + part] for part in range(accumulation) for batches in ranks]
         assert [key for batch in micro for key in batch] == whole[step]

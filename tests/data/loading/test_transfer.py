@@ -79,9 +79,7 @@ def test_without_memfd(ends, monkeypatch):
 
 
 def test_empty(ends):
-    transfer.send(
-        ends[1], Parcel(torch.empty(0, dtype=torch.uint8), torch.empty(0, 3), [], None, torch.empty(0))
-    )
+    transfer.send(ends[1], Parcel(torch.empty(0, dtype=torch.uint8), torch.empty(0, 3), [], None, torch.empty(0)))
     found = transfer.receive(ends[0])
     assert (found.big.shape, found.big.dtype, found.small.shape) == ((0,), torch.uint8, (0, 3))
 

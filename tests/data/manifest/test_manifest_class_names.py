@@ -140,9 +140,7 @@ def test_listings(tmp_path):
     found = listing(tmp_path, "x", train, val).manifests()
     assert found["train"].classes == ("café", "dive")
     assert found["train"].labels.tolist() == [0, 0, 1] and found["val"].labels.tolist() == [0]
-    several = listing(
-        tmp_path, "y", f"1.mp4,{NFC}; dive\n2.mp4,{NFD}\n", val, label_separator=";"
-    ).manifests()
+    several = listing(tmp_path, "y", f"1.mp4,{NFC}; dive\n2.mp4,{NFD}\n", val, label_separator=";").manifests()
     assert several["train"].classes == ("café", "dive")
     with pytest.raises(UserError, match=r"x_train.csv:1: a label twice"):
         listing(tmp_path, "x", f"1.mp4,{NFC};{NFD}\n", val, label_separator=";").manifests()
@@ -199,12 +197,8 @@ def test_official_splits_find_folders_of_the_other_form(tmp_path):
     splits = tmp_path / "splits"
     splits.mkdir()
     (splits / "classInd.txt").write_text(f"1 {NFC}\n2 Dive\n")
-    names = [f"{NFD}/v_{NFD}_g0{g}_c01.avi" for g in (1, 2, 3)] + [
-        f"Dive/v_Dive_g0{g}_c01.avi" for g in (1, 2, 3)
-    ]
-    (splits / "trainlist01.txt").write_text(
-        "".join(f"{n} {1 + ('Dive' in n)}\n" for n in names if "g03" not in n)
-    )
+    names = [f"{NFD}/v_{NFD}_g0{g}_c01.avi" for g in (1, 2, 3)] + [f"Dive/v_Dive_g0{g}_c01.avi" for g in (1, 2, 3)]
+    (splits / "trainlist01.txt").write_text("".join(f"{n} {1 + ('Dive' in n)}\n" for n in names if "g03" not in n))
     (splits / "testlist01.txt").write_text("".join(f"{n}\n" for n in names if "g03" in n))
     plant(tmp_path / "videos", *(unicodedata.normalize("NFC", name) for name in names))
     settings = {"annotations": str(splits), "val_share": 0.5}
@@ -245,9 +239,7 @@ def test_kinetics_something_and_frames(tmp_path):
 
     for name in "abcd":
         (tmp_path / name).mkdir()
-    (tmp_path / "truth.csv").write_text(
-        f"youtube_id,folder_name,label\n1,a,{NFC}\n2,b,{NFD}\n3,c,dive\n4,d,dive \n"
-    )
+    (tmp_path / "truth.csv").write_text(f"youtube_id,folder_name,label\n1,a,{NFC}\n2,b,{NFD}\n3,c,dive\n4,d,dive \n")
     pool = FrameFolders(root=str(tmp_path), frame_rate=10.0, ground_truth=str(tmp_path / "truth.csv")).pool()
     assert pool.classes == ("café", "dive") and pool.labels.tolist() == [0, 0, 1, 1]
 

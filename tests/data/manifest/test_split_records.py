@@ -26,9 +26,7 @@ def make(root, **sizes):
 
 def listed(root, classes=CLASSES):
     files = sorted(root.glob("*/*.mp4"))
-    return Manifest(
-        [Record(str(path), classes.index(path.parent.name), str(path)) for path in files], classes
-    )
+    return Manifest([Record(str(path), classes.index(path.parent.name), str(path)) for path in files], classes)
 
 
 def of(root, **more):
@@ -112,9 +110,7 @@ def test_labels_and_classes(root):
 def test_another_order_counts(root):
     manifest = listed(root)
     turned = manifest.subset([4, 3, 2, 1, 0])
-    assert kinds(SplitRecord.of(manifest), SplitRecord.of(turned)) == {
-        "in another order": ["all 5 videos are there"]
-    }
+    assert kinds(SplitRecord.of(manifest), SplitRecord.of(turned)) == {"in another order": ["all 5 videos are there"]}
 
 
 @pytest.mark.parametrize("place", ["local/data", "local/deep/er", "d"])
@@ -156,9 +152,7 @@ def test_other_times_are_looked_into(root):
     assert (kinds(before, of(root)), split_changes(before, of(root)).touched) == ({}, [path])
     found = split_changes(before, of(root), verdict(True))
     assert (found.any, found.touched) == (False, [])
-    assert kinds(before, of(root), verdict(False)) == {
-        "replaced by another file": [f"{path} (of as many bytes)"]
-    }
+    assert kinds(before, of(root), verdict(False)) == {"replaced by another file": [f"{path} (of as many bytes)"]}
     assert asked[0] == (path, 20, int(before.times[2]))
 
 
@@ -223,9 +217,7 @@ def test_a_damaged_record_is_named(root, tmp_path):
 def test_records_take_few_bytes(tmp_path):
     def record(root, count):
         builder = ColumnsBuilder()
-        builder.extend(
-            [f"{root}/class_{n % 400}/{n:09}.mp4" for n in range(count)], [n % 400 for n in range(count)]
-        )
+        builder.extend([f"{root}/class_{n % 400}/{n:09}.mp4" for n in range(count)], [n % 400 for n in range(count)])
         sizes = np.arange(count, dtype=np.int64) + 1000
         return SplitRecord(builder.build(), tuple(map(str, range(400))), sizes, np.zeros(count, np.int64))
 

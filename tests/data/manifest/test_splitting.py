@@ -21,10 +21,7 @@ def singles(*counts):
 
 
 def table(manifest, found):
-    return [
-        np.bincount(manifest.labels[each], minlength=len(manifest.classes)).tolist()
-        for each in found.values()
-    ]
+    return [np.bincount(manifest.labels[each], minlength=len(manifest.classes)).tolist() for each in found.values()]
 
 
 def test_single_videos_keep_their_shares_exactly():
@@ -103,11 +100,7 @@ def test_ucf101_by_group(shared_data):
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
     counts = [np.bincount(each.labels) for each in manifests.values()]
     # of 80 a class, in groups of up to 7
-    assert (
-        np.abs(counts[0] - 64).max() <= 2
-        and np.abs(counts[1] - 8).max() <= 2
-        and np.abs(counts[2] - 8).max() <= 2
-    )
+    assert np.abs(counts[0] - 64).max() <= 2 and np.abs(counts[1] - 8).max() <= 2 and np.abs(counts[2] - 8).max() <= 2
 
 
 def test_hold_out_leaves_test_alone():

@@ -6,9 +6,7 @@ from vidtrain.errors import UserError
 
 
 def manifest(*records, sources=()):
-    return Manifest(
-        [Record(path, label, group, **more) for path, label, group, more in records], "ab", None, sources
-    )
+    return Manifest([Record(path, label, group, **more) for path, label, group, more in records], "ab", None, sources)
 
 
 def video(path, label=0, group=None, **more):
@@ -24,9 +22,7 @@ def test_sound_splits_pass_without_a_word(caplog):
 def test_a_video_in_two_splits_is_refused():
     train = manifest(*(video(f"{i}.mp4") for i in range(20)))
     with pytest.raises(UserError, match="2 .* both train and test: 3.mp4, 7.mp4"):
-        check_splits(
-            {"train": train, "val": manifest(video("x")), "test": manifest(video("7.mp4"), video("3.mp4"))}
-        )
+        check_splits({"train": train, "val": manifest(video("x")), "test": manifest(video("7.mp4"), video("3.mp4"))})
 
 
 def test_parts_of_a_file_may_be_in_two_splits_unless_they_overlap(caplog):

@@ -155,9 +155,7 @@ def test_a_dataset_that_was_moved_is_known_again(tmp_path, sources, copy):
     moved = [source.replace(f"{tmp_path}/data/", f"{tmp_path}/moved/") for source in sources]
     again = begin(tmp_path, moved)
     assert list(again.pending(moved)) == []
-    assert again.redirect(Manifest([Record(moved[0], 0, "g")], ("one",)))[0].path == str(
-        again.target(moved[0])
-    )
+    assert again.redirect(Manifest([Record(moved[0], 0, "g")], ("one",)))[0].path == str(again.target(moved[0]))
 
 
 def test_a_part_of_the_dataset_keeps_its_root_and_another_dataset_is_refused(tmp_path, sources, copy):
@@ -202,9 +200,7 @@ def test_many_files(tmp_path):
     sources = [f"/data/mine/c{number % 7}/{number:05}.avi" for number in range(25_000)]
     copy = begin(tmp_path, sources)
     with copy._ledger() as ledger, ledger:
-        rows = (
-            (os.fsencode(source[len("/data/mine/") :]), 1, 2, copy._key, 3, 0.0, "") for source in sources
-        )
+        rows = ((os.fsencode(source[len("/data/mine/") :]), 1, 2, copy._key, 3, 0.0, "") for source in sources)
         ledger.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
     manifest = Manifest([Record(source, 0, source) for source in sources], ("one",))
     found = copy.redirect(manifest)

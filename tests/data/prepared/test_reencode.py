@@ -23,9 +23,7 @@ BT709, UNLABELED, BT601, BT2020 = 1, 2, 6, 9
 
 @pytest.fixture
 def prepared(tmp_path):
-    def prepare(
-        source: str, settings: EncodeSettings = SETTINGS, frame_rate: float | None = None
-    ) -> VideoInfo:
+    def prepare(source: str, settings: EncodeSettings = SETTINGS, frame_rate: float | None = None) -> VideoInfo:
         target = tmp_path / "copies" / "copy.mp4"
         made = prepare_file(Job(source, target, settings, frame_rate))
         assert (made.cause, made.refusal) == ("", "")
@@ -36,9 +34,7 @@ def prepared(tmp_path):
     return prepare
 
 
-def waves(
-    count: int, width: int = 96, height: int = 64, pixel_format: str = "yuv420p"
-) -> list[av.VideoFrame]:
+def waves(count: int, width: int = 96, height: int = 64, pixel_format: str = "yuv420p") -> list[av.VideoFrame]:
     """Smooth colors all over the range, moving so fast that one frame is within 25 dB of no other near it.
 
     Smooth, so that fewer color samples and fewer pixels lose little: what differs then is the matrix or the range.
@@ -90,9 +86,7 @@ def test_the_frames_keep_their_times(tmp_path, write_video, prepared, times, suf
     copy = prepared(source)
     assert [tick * copy.tick for tick in copy.ticks.tolist()] == [Fraction(time, 1000) for time in times]
     assert copy.packets is not None  # it is read from byte ranges
-    assert_looks_the_same(
-        read_metadata(source), copy, least=36
-    )  # of every frame, so none took another's place
+    assert_looks_the_same(read_metadata(source), copy, least=36)  # of every frame, so none took another's place
 
 
 def test_a_beginning_between_milliseconds_is_kept(tmp_path, patches, prepared):
@@ -245,9 +239,9 @@ def test_a_folder_of_images(tmp_path, prepared):
         frame.to_image().save(folder / f"img_{i}.png")  # 10 comes after 9
     copy = prepared(str(folder), frame_rate=12.5)
     np.testing.assert_allclose(copy.timestamps, np.arange(12) / 12.5)
-    expected = np.stack(
-        [frame.to_ndarray(format="rgb24") for frame in waves(12, pixel_format="rgb24")]
-    ).astype(np.float64)
+    expected = np.stack([frame.to_ndarray(format="rgb24") for frame in waves(12, pixel_format="rgb24")]).astype(
+        np.float64
+    )
     assert psnr(expected, pixels(copy, (64, 96))).min() > 36
 
 
@@ -274,15 +268,11 @@ def test_unreadable_files_leave_nothing(tmp_path, write_video, patches):
     assert list((tmp_path / "copies").iterdir()) == []
 
 
-def test_a_file_with_fewer_frames_than_it_says_is_not_taken_for_whole(
-    tmp_path, write_video, patches, monkeypatch
-):
+def test_a_file_with_fewer_frames_than_it_says_is_not_taken_for_whole(tmp_path, write_video, patches, monkeypatch):
     source = write_video(tmp_path / "source.mp4", patches(20))
     found = read_metadata(source)
     ticks = np.append(found.ticks, found.ticks[-1] + 1)
-    monkeypatch.setattr(
-        "vidtrain.data.prepared.reencode.read_metadata", lambda path, *_: replace(found, ticks=ticks)
-    )
+    monkeypatch.setattr("vidtrain.data.prepared.reencode.read_metadata", lambda path, *_: replace(found, ticks=ticks))
     made = prepare_file(Job(source, tmp_path / "copy.mp4", SETTINGS, None))
     assert made.cause == "1 of 21 frames do not decode"
     assert [path.name for path in tmp_path.iterdir()] == ["source.mp4"]

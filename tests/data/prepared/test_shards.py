@@ -69,9 +69,7 @@ def test_anyone_reads_them(splits, folder):
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
             content |= {member.name: archive.extractfile(member).read() for member in archive}
-    keys = [
-        f"{number:09}/{stem}" for number, stem in enumerate(["a", "b_c", "ö 1#2_3", "broken", "gone", "val"])
-    ]
+    keys = [f"{number:09}/{stem}" for number, stem in enumerate(["a", "b_c", "ö 1#2_3", "broken", "gone", "val"])]
     assert list(content) == [f"{key}.{kind}" for key in keys for kind in ("mp4", "json")]
     for key, record in zip(keys[:4], splits["train"], strict=False):
         assert content[f"{key}.mp4"] == Path(record.path).read_bytes()
@@ -122,9 +120,7 @@ def test_no_video_is_looked_at(splits, folder, tmp_path, kept):
             index.info(train.paths[3])
     for info, path in zip(infos, splits["train"].paths[:3], strict=True):
         theirs = VideoIndex(None).info(path)
-        assert info.digest == theirs.digest and np.array_equal(
-            info.packets.positions, theirs.packets.positions
-        )
+        assert info.digest == theirs.digest and np.array_equal(info.packets.positions, theirs.packets.positions)
 
 
 def test_what_is_there_stays(splits, folder):
@@ -176,9 +172,7 @@ class TestBadInput:
         (tmp_path / "x.tar").write_bytes(bytes(1024))
         assert read_shard_index(str(tmp_path / "x.tar")) is None
         with pytest.raises(ValueError):
-            ShardIndex.of_bytes(
-                b'{"format": "1", "size": 3, "made_of": "", "members": [["a", 0, 1, 5]]}\nabc'
-            )
+            ShardIndex.of_bytes(b'{"format": "1", "size": 3, "made_of": "", "members": [["a", 0, 1, 5]]}\nabc')
 
 
 @pytest.fixture(autouse=True)

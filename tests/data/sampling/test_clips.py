@@ -35,10 +35,7 @@ class TestStride:
     def test_training_starts_cover_their_slices_evenly(self, stride):
         rng = np.random.default_rng(0)
         starts = np.array(
-            [
-                [clip[0] for clip in indices(HUNDRED, rng, frames=8, num_clips=3, **stride)]
-                for _ in range(3000)
-            ]
+            [[clip[0] for clip in indices(HUNDRED, rng, frames=8, num_clips=3, **stride)] for _ in range(3000)]
         )
         # 72 possible starts, 24 in each slice, 125 draws of each expected
         for clip in range(3):
@@ -68,16 +65,13 @@ class TestShortVideo:
             == [[0, 4, 8, 9, 9, 9]] * 2
         )
         assert (
-            indices(short, rng, frames=6, num_clips=2, short_video_policy="wrap", **stride)
-            == [[0, 4, 8, 2, 6, 0]] * 2
+            indices(short, rng, frames=6, num_clips=2, short_video_policy="wrap", **stride) == [[0, 4, 8, 2, 6, 0]] * 2
         )
         with pytest.raises(UserError, match="too short for a clip"):
             indices(short, rng, frames=6, short_video_policy="error", **stride)
 
     def test_just_long_enough_is_not_short(self, stride):
-        assert indices(HUNDRED[:21], frames=6, short_video_policy="error", **stride) == [
-            [0, 4, 8, 12, 16, 20]
-        ]
+        assert indices(HUNDRED[:21], frames=6, short_video_policy="error", **stride) == [[0, 4, 8, 12, 16, 20]]
 
     def test_a_single_frame(self, stride):
         for policy in ("repeat_last", "wrap"):
@@ -167,9 +161,7 @@ def test_refuses_what_makes_no_clip(protocol, message):
 
 def test_tells_all_that_is_wrong_at_once():
     with pytest.raises(UserError) as error:
-        ClipProtocol(
-            frames=0, frame_step=2, duration=1.0, short_video_policy="loop", frame_order="back", num_clips=0
-        )
+        ClipProtocol(frames=0, frame_step=2, duration=1.0, short_video_policy="loop", frame_order="back", num_clips=0)
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
         "short_video_policy=loop",
         "frame_order=back",
@@ -187,9 +179,7 @@ def test_wrapping_starts_at_the_first_frame_again_whatever_is_rounded(ticks, rat
         assert clip_indices(count, timestamps, protocol, None).tolist() == [[*range(count), *range(count)]]
 
 
-@pytest.mark.parametrize(
-    "stride", [{"fps": float("nan")}, {"duration": float("inf")}, {"duration": float("nan")}]
-)
+@pytest.mark.parametrize("stride", [{"fps": float("nan")}, {"duration": float("inf")}, {"duration": float("nan")}])
 def test_a_stride_that_is_no_number_is_refused(stride):
     with pytest.raises(UserError, match="must be above 0"):
         ClipProtocol(4, **stride)

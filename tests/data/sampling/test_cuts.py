@@ -12,9 +12,7 @@ VARIABLE = np.concatenate([np.arange(10) / 10, 1 + np.arange(40) / 40])
 
 
 def indices(timestamps, rng=None, start=None, end=None, **protocol) -> list[list[int]]:
-    return clip_indices(
-        len(timestamps), timestamps, ClipProtocol(**protocol), rng, start=start, end=end
-    ).tolist()
+    return clip_indices(len(timestamps), timestamps, ClipProtocol(**protocol), rng, start=start, end=end).tolist()
 
 
 def random_protocol(rng: np.random.Generator) -> dict:
@@ -66,9 +64,7 @@ class TestCut:
         for _ in range(500):
             first, stop = sorted(rng.choice(101, 2, replace=False))
             protocol, seed = random_protocol(rng), int(rng.integers(1000))
-            generators = (
-                (np.random.default_rng(seed), np.random.default_rng(seed)) if seed % 2 else (None,) * 2
-            )
+            generators = (np.random.default_rng(seed), np.random.default_rng(seed)) if seed % 2 else (None,) * 2
             cut = indices(HUNDRED, generators[0], first / 25, stop / 25, **protocol)
             alone = indices(np.arange(stop - first) / 25, generators[1], **protocol)
             assert cut == (np.array(alone) + first).tolist()
@@ -78,9 +74,7 @@ class TestCut:
         """Also where the file's timestamps are rounded and the cut's are not."""
         timestamps = np.round(np.arange(300) / 30, digits)
         for first, stop in ((0, 1), (29, 61), (61, 62), (61, 300)):
-            (clip,) = indices(
-                timestamps, start=first / 30, end=stop / 30, frames=stop - first, sampling="uniform"
-            )
+            (clip,) = indices(timestamps, start=first / 30, end=stop / 30, frames=stop - first, sampling="uniform")
             assert clip == list(range(first, stop))
 
     @pytest.mark.parametrize(

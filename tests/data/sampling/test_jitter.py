@@ -65,9 +65,7 @@ class TestRate:
 def test_rates_are_log_uniform_and_each_clips_own():
     rates, backwards = TemporalJitter(rate=(0.5, 2.0)).draw(20_000, np.random.default_rng(0))
     counts, _ = np.histogram(np.log2(rates), bins=8, range=(-1, 1))
-    assert (
-        counts.sum() == 20_000 and counts.min() > 2300 and counts.max() < 2700
-    )  # 2500 expected, deviation 47
+    assert counts.sum() == 20_000 and counts.min() > 2300 and counts.max() < 2700  # 2500 expected, deviation 47
     assert not backwards.any()
 
 

@@ -15,9 +15,7 @@ def uniform(num_frames: int, rng: np.random.Generator | None = None, **protocol)
 def test_one_clip_takes_the_middle_of_each_segment():
     assert uniform(100, frames=8) == [[6, 18, 31, 43, 56, 68, 81, 93]]
     assert uniform(8, frames=8) == [[0, 1, 2, 3, 4, 5, 6, 7]]
-    assert uniform(9, frames=8) == [
-        [0, 1, 2, 3, 5, 6, 7, 8]
-    ]  # 0.56, 1.69, 2.81, 3.94, 5.06, 6.19, 7.31, 8.44
+    assert uniform(9, frames=8) == [[0, 1, 2, 3, 5, 6, 7, 8]]  # 0.56, 1.69, 2.81, 3.94, 5.06, 6.19, 7.31, 8.44
     assert uniform(100, frames=1) == [[50]]
 
 

@@ -132,9 +132,7 @@ def test_rounded_timestamps_do_not_raise_the_rate():
             for timestamps in (exact, exact + 7.3, np.round(exact, 3)):
                 # one more frame a second would give a stride of 2
                 stride = {"fps": (rate + 1) / 2, "frames": 4}
-                assert reference(count, timestamps=timestamps, **stride) == reference(
-                    count, frames=4, frame_step=1
-                )
+                assert reference(count, timestamps=timestamps, **stride) == reference(count, frames=4, frame_step=1)
 
 
 @pytest.mark.parametrize("stride", [{"fps": 31}, {"duration": 0.5}])
@@ -174,6 +172,4 @@ def test_windows_of_an_evaluation_are_drawn_by_seed_and_file():
 def test_takes_no_jitter():
     protocol = ClipProtocol(16, frame_step=4, sampling="vjepa2")
     with pytest.raises(UserError, match="temporal augmentation"):
-        clip_indices(
-            300, np.arange(300) / 30, protocol, np.random.default_rng(0), jitter=TemporalJitter(reverse=0.5)
-        )
+        clip_indices(300, np.arange(300) / 30, protocol, np.random.default_rng(0), jitter=TemporalJitter(reverse=0.5))

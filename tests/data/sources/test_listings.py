@@ -101,9 +101,7 @@ def test_several_labels(listing):
 def test_classes_may_be_given(listing, tmp_path):
     (tmp_path / "classes.txt").write_text("walk\nrun\njump\n")
     (tmp_path / "classes.json").write_text('{"run": 1, "walk": 0, "jump": "2"}')
-    (tmp_path / "annotations.json").write_text(
-        '{"categories": {"run": 1, "walk": 0, "jump": 2}, "train": []}'
-    )
+    (tmp_path / "annotations.json").write_text('{"categories": {"run": 1, "walk": 0, "jump": 2}, "train": []}')
     given = [["walk", "run", "jump"], *(str(tmp_path / name) for name in ("classes.txt", "classes.json"))]
     for classes in (*given, str(tmp_path / "annotations.json")):
         found = listing("a.mp4,jump\nb.mp4,run\n", classes=classes).manifests()["train"]
@@ -124,9 +122,7 @@ def test_group_pattern(listing):
     found = train(listing("x/v_g01_c1.mp4,run\nx/v_g02_c1.mp4,run\n", "g03_,run\n", group_pattern=r"g(\d+)_"))
     assert [record.group for record in found] == ["01", "02"]
     # it says more than a column does that nobody asked for
-    headed = listing(
-        "path,label,group\na_1.mp4,jump,x\nb_2.mp4,run,x\n", "o_1.mp4,run\n", group_pattern=r"_(\d)"
-    )
+    headed = listing("path,label,group\na_1.mp4,jump,x\nb_2.mp4,run,x\n", "o_1.mp4,run\n", group_pattern=r"_(\d)")
     assert [record.group for record in train(headed)] == ["1", "2"]
 
 
@@ -207,9 +203,7 @@ def test_a_semicolon_is_taken_where_nothing_else_fits(listing):
     assert train(listing("path;label\na.mp4;jump\nb.mp4;run\n", "o.mp4;run\n")) == TWO
     several = listing("a.mp4 0;1\nb.mp4 1;0\n", "o.mp4 0;1\n", label_separator=";")
     assert [record.labels for record in train(several)] == [(0, 1), (1, 0)]
-    with pytest.raises(
-        UserError, match="train.csv:3: 1 fields, not 2"
-    ):  # of commas, and no path is 'a.mp4,0'
+    with pytest.raises(UserError, match="train.csv:3: 1 fields, not 2"):  # of commas, and no path is 'a.mp4,0'
         listing("a.mp4,0;1\nb.mp4,0;1\nc.mp4;0\n", "o.mp4,0\n", label_separator="|").manifests()
 
 
@@ -269,9 +263,7 @@ def test_quoting_agrees_with_the_csv_module(listing, tmp_path):
     for delimiter in (",", "\t", " "):
         with open(tmp_path / "written", "w", newline="") as file:
             csv.writer(file, delimiter=delimiter).writerows([name, "run"] for name in names)
-        found = listing(
-            (tmp_path / "written").read_text(), f"o.mp4{delimiter}run", delimiter=delimiter
-        ).manifests()
+        found = listing((tmp_path / "written").read_text(), f"o.mp4{delimiter}run", delimiter=delimiter).manifests()
         assert list(found["train"].paths) == [f"/v/{name}" for name in names]
 
 

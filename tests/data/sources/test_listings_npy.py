@@ -69,9 +69,7 @@ def test_labels_default_to_0_and_may_be_names(save):
 def test_says_what_is_wrong(save, values, message):
     if values is None:
         pytest.skip("NumPy 1 has no such type")
-    source = NpyListing(
-        train=save("train", values), train_labels=save("labels", np.array([0, 1])), val_share=0.5
-    )
+    source = NpyListing(train=save("train", values), train_labels=save("labels", np.array([0, 1])), val_share=0.5)
     if "no videos" in message:
         save("labels", np.array([], dtype=int))
     with pytest.raises(UserError, match=message):
@@ -110,9 +108,7 @@ def test_labels_are_given_for_every_split_or_for_none(save):
 def test_integers_that_were_saved_as_floats(save):
     paths = {"train": save("t", np.array(["a", "b", "c"])), "val": save("v", np.array(["d"]))}
     val = save("vl", np.array([1.0]))
-    found = NpyListing(
-        **paths, train_labels=save("tl", np.array([0.0, 2.0, 1.0], "f4")), val_labels=val
-    ).manifests()
+    found = NpyListing(**paths, train_labels=save("tl", np.array([0.0, 2.0, 1.0], "f4")), val_labels=val).manifests()
     assert found["train"].labels.tolist() == [0, 2, 1] and found["train"].classes == ("0", "1", "2")
     for values, label in (([0.0, 0.5, 1.0], "0.5"), ([0.0, np.nan, 1.0], "nan"), ([0.0, np.inf, 1.0], "inf")):
         with pytest.raises(UserError, match=f"tl.npy: entry 1: label {label}"):

@@ -44,9 +44,7 @@ def test_trimmed_files_are_whole_and_untrimmed_ones_cut(kinetics, tmp_path):
         Record(f"{root}/train/abseiling/-bbbbbbbbbb_000010_000020.mkv", 0, "-bbbbbbbbbb"),
         Record(f"{root}/ccccccccccc.webm", 0, "ccccccccccc", start=0.0, end=7.5),
     ]
-    assert list(found["val"]) == [
-        Record(f"{root}/val/abseiling/ddddddddddd_000123_000133.mp4", 0, "ddddddddddd")
-    ]
+    assert list(found["val"]) == [Record(f"{root}/val/abseiling/ddddddddddd_000123_000133.mp4", 0, "ddddddddddd")]
 
 
 @pytest.mark.parametrize("folder", ["", "air_drumming", "air drumming", "train", "train/air_drumming"])

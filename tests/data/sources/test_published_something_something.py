@@ -24,9 +24,7 @@ def something(tmp_path):
         files = {}
         for name, content in (("labels", labels), ("train", train), ("val", val)):
             files[name] = str(tmp_path / f"{name}.json")
-            (tmp_path / f"{name}.json").write_text(
-                content if isinstance(content, str) else json.dumps(content)
-            )
+            (tmp_path / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
         return SomethingSomething(root=str(tmp_path / "videos"), **files, **settings)
 
     return make

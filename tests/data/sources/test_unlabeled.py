@@ -34,9 +34,7 @@ def test_groups_stay_whole(folder):
 
 
 def test_nothing_is_held_out_where_nobody_asks(folder):
-    assert list(Unlabeled([str(folder / "scene0"), str(folder / "scene1")], val_share=None).manifests()) == [
-        "train"
-    ]
+    assert list(Unlabeled([str(folder / "scene0"), str(folder / "scene1")], val_share=None).manifests()) == ["train"]
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 2.0])

@@ -30,9 +30,7 @@ PROTOCOL = ClipProtocol(frames=4, frame_step=3)
 def dataset(paths, training=True, index=None, **more) -> VideoDataset:
     manifest = Manifest([Record(path, number % 2, path) for number, path in enumerate(paths)], ["dog", "cat"])
     geometry = RandomResizedCrop(scale=(0.3, 0.8), flip=0.5) if training else CenterCrops()
-    return VideoDataset(
-        manifest, PROTOCOL, geometry, (24, 32), 3, training, index=index or VideoIndex(None), **more
-    )
+    return VideoDataset(manifest, PROTOCOL, geometry, (24, 32), 3, training, index=index or VideoIndex(None), **more)
 
 
 def batches(paths, workers=0, index=None, **more):
@@ -127,9 +125,7 @@ class TestSameBits:
         def clips(paths):
             return list(eval_loader(dataset(paths, False), EvalShard(len(paths), 3), 0, False))
 
-        assert_same(
-            clips([f"{store.url}/{name}" for name in NAMES]), clips([str(videos / name) for name in NAMES])
-        )
+        assert_same(clips([f"{store.url}/{name}" for name in NAMES]), clips([str(videos / name) for name in NAMES]))
 
     def test_a_video_that_is_read_from_its_beginning(self, videos, store):
         """One without byte ranges, as the whole file."""
@@ -196,9 +192,7 @@ class TestFaults:
         monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.5)
         store.fault = lambda number: kind if number % 7 == 3 else None
         index = VideoIndex(tmp_path / "videos.sqlite")
-        assert_same(
-            batches([f"{store.url}/{name}" for name in NAMES], 2 if kind == "503" else 0, index), local
-        )
+        assert_same(batches([f"{store.url}/{name}" for name in NAMES], 2 if kind == "503" else 0, index), local)
 
     @pytest.mark.parametrize(
         "kind, cause",

@@ -47,9 +47,7 @@ def folder(tmp_path_factory):
                 frame = av.VideoFrame.from_ndarray(pictures[number])
                 frame.pts, frame.time_base = number, Fraction(1, 25)
                 container.mux(stream.encode(frame))
-                audio = av.AudioFrame.from_ndarray(
-                    np.zeros((1, 640), np.float32), format="fltp", layout="mono"
-                )
+                audio = av.AudioFrame.from_ndarray(np.zeros((1, 640), np.float32), format="fltp", layout="mono")
                 audio.rate, audio.pts = 16000, 640 * number
                 container.mux(sound.encode(audio))
             container.mux([*stream.encode(None), *sound.encode(None)])

@@ -99,8 +99,6 @@ def test_secrets_are_refused(path):
     assert "dataset.source.train" in str(error.value) and "hunter22" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "path", ["/data/a:b@c?token=1", "https://host/a.mp4?versionId=3", MEMBER, "ssh://me@host/a"]
-)
+@pytest.mark.parametrize("path", ["/data/a:b@c?token=1", "https://host/a.mp4?versionId=3", MEMBER, "ssh://me@host/a"])
 def test_what_holds_none(path):
     check_no_secret(path)

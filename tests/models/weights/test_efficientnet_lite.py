@@ -50,9 +50,7 @@ def test_logits_equal_those_of_the_published_network(number, size):
     theirs.load_state_dict(torch.load(path, weights_only=True))
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
     expected = theirs(image)
-    logits = torch.nn.functional.linear(
-        ours.encoder(image[:, :, None])[:, 0], theirs._fc.weight, theirs._fc.bias
-    )
+    logits = torch.nn.functional.linear(ours.encoder(image[:, :, None])[:, 0], theirs._fc.weight, theirs._fc.bias)
     assert expected.std() > 1
     assert float((logits - expected).abs().max() / expected.abs().max()) <= 1e-6  # measured: 0 for all three
     assert report.seen == {"mean": [127 / 255] * 3, "std": [128 / 255] * 3, "size": size}
@@ -97,9 +95,7 @@ def test_another_backbone_is_refused_with_the_one_to_write(small, backbone, tmp_
     torch.save(small[1], tmp_path / "lite0.pth")
     with torch.device("meta"):
         other = video_model(backbone)
-    with pytest.raises(
-        UserError, match=rf"model\.encoder\.backbone=tf_efficientnet_lite0 \(it is {backbone}\)"
-    ):
+    with pytest.raises(UserError, match=rf"model\.encoder\.backbone=tf_efficientnet_lite0 \(it is {backbone}\)"):
         load_pretrained(other, "lite0.pth", tmp_path / "lite0.pth", 1.0)
 
 

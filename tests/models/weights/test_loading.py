@@ -156,15 +156,11 @@ def test_settings_that_would_compute_something_else_are_named_together():
 
 
 def test_an_unknown_format_and_another_family_are_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"y is in no format that is known here; its first tensors are w(.|\n)*ViT"
-    ):
+    with pytest.raises(UserError, match=r"y is in no format that is known here; its first tensors are w(.|\n)*ViT"):
         load_pretrained(model(), "y", saved({"w": torch.zeros(1)}, tmp_path / "y.pt"), 1.0)
     other = model()
     other.encoder = torch.nn.Identity()
-    with pytest.raises(
-        UserError, match="x is somebody's ViT, which does not fit Identity; choose model=vit3d_micro"
-    ):
+    with pytest.raises(UserError, match="x is somebody's ViT, which does not fit Identity; choose model=vit3d_micro"):
         load_pretrained(other, "x", saved(published(), tmp_path / "x.pt"), 1.0)
 
 
@@ -291,9 +287,7 @@ def test_a_package_that_is_not_installed_or_lost_its_file(monkeypatch):
         check_source("package:efficientnet_lite0")
 
 
-@pytest.mark.parametrize(
-    "source", ["facebook/vjepa2-vitl-fpc64-256", "timm:vit_base_patch16_224.augreg_in21k"]
-)
+@pytest.mark.parametrize("source", ["facebook/vjepa2-vitl-fpc64-256", "timm:vit_base_patch16_224.augreg_in21k"])
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(source, monkeypatch, tmp_path):
     check_source(source)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

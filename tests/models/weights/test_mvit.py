@@ -44,9 +44,7 @@ def random(tensors):
     }
 
 
-@pytest.mark.parametrize(
-    ("config", "frames"), [(mvit_video_base_config, 16), (mvit_video_base_32x3_config, 32)]
-)
+@pytest.mark.parametrize(("config", "frames"), [(mvit_video_base_config, 16), (mvit_video_base_32x3_config, 32)])
 def test_pytorchvideos_published_sizes_have_our_names_and_shapes(config, frames, monkeypatch):
     for name in ("linspace", "ones"):  # whose numbers it reads while it builds
         monkeypatch.setattr(torch, name, partial(getattr(torch, name), device="cpu"))
@@ -54,9 +52,7 @@ def test_pytorchvideos_published_sizes_have_our_names_and_shapes(config, frames,
         theirs = create_multiscale_vision_transformers(**config).state_dict()
     ours = model(frames=frames)
     reverted = PYTORCHVIDEO_MVIT.revert(ours.state_dict())
-    assert {name: each.shape for name, each in reverted.items()} == {
-        name: each.shape for name, each in theirs.items()
-    }
+    assert {name: each.shape for name, each in reverted.items()} == {name: each.shape for name, each in theirs.items()}
     weights = Weights("", {f"model_state.{name}": each for name, each in theirs.items()})
     assert [each for each in FORMATS if each.recognizes(weights)] == [PYTORCHVIDEO_MVIT]
     converted = PYTORCHVIDEO_MVIT.convert(weights, ours)
@@ -87,9 +83,7 @@ def test_every_tensor_of_pyslowfast_has_its_place(name):
     own = ours.state_dict()
     published = PYSLOWFAST_MVIT.revert(own)
     if name == "mvit_v1_b":
-        assert all(
-            published[theirs].numel() == own[f"encoder.{mine}"].numel() for theirs, mine in NAMES.items()
-        )
+        assert all(published[theirs].numel() == own[f"encoder.{mine}"].numel() for theirs, mine in NAMES.items())
         assert published["cls_token"].shape == published["pos_embed_class"].shape == (1, 1, 96)
         assert published["pos_embed_spatial"].shape == (1, 3136, 96)
         assert published["head.projection.weight"].shape == (400, 768)
@@ -97,9 +91,7 @@ def test_every_tensor_of_pyslowfast_has_its_place(name):
     assert [each for each in FORMATS if each.recognizes(weights)] == [PYSLOWFAST_MVIT]
     converted = PYSLOWFAST_MVIT.convert(weights, ours)
     report, _ = match(ours, converted, "file", PYSLOWFAST_MVIT, min_match=1)
-    assert not (
-        report.missing or report.unexpected or report.mismatched or report.resized or converted.changed
-    )
+    assert not (report.missing or report.unexpected or report.mismatched or report.resized or converted.changed)
     assert converted.requires == {"encoder.name": name}
 
 

@@ -53,9 +53,7 @@ def test_it_is_known_and_comes_back_the_same(written):
     ours = model()
     found = load_pretrained(ours, "run", written, 1.0)
     assert (found.format, found.match, len(found.missing)) == ("vidtrain checkpoint", 1.0, 0)
-    assert all(
-        torch.equal(each, model(seed=1).state_dict()[name]) for name, each in ours.state_dict().items()
-    )
+    assert all(torch.equal(each, model(seed=1).state_dict()[name]) for name, each in ours.state_dict().items())
     back = OWN.revert(ours.state_dict())
     assert OWN.convert(read(written, "run"), ours).tensors.keys() == {each[len("model.") :] for each in back}
 
@@ -65,9 +63,7 @@ def test_sizes_of_clips_and_regularization_may_differ(written):
 
 
 def test_what_would_compute_something_else_is_refused(written):
-    wrong = model(
-        num_heads=4, positions="sincos_1d", head=partial(AttentiveClassifier, **{**HEAD, "num_heads": 2})
-    )
+    wrong = model(num_heads=4, positions="sincos_1d", head=partial(AttentiveClassifier, **{**HEAD, "num_heads": 2}))
     with pytest.raises(UserError) as fault:
         load_pretrained(wrong, "run", written, 1.0)
     assert str(fault.value).splitlines()[1:] == [
@@ -87,9 +83,7 @@ def test_another_head_is_left_as_it_is_and_may_take_other_tokens(written):
     other = model(head=MeanPoolClassifier, out_layers=[0, 1])
     found = load_pretrained(other, "run", written, 1.0)
     assert found.match == 1.0
-    assert set(found.left_out.values()) == {
-        "of AttentiveClassifier, and the model's head is MeanPoolClassifier"
-    }
+    assert set(found.left_out.values()) == {"of AttentiveClassifier, and the model's head is MeanPoolClassifier"}
 
 
 def test_another_encoder_is_refused(written):
@@ -103,9 +97,7 @@ def test_a_setting_that_there_was_not_yet_counts_as_its_default(tmp_path):
     """Of frames, from before there were differences of them; what is the default now fits."""
 
     def frames(**changed) -> VideoClassifier:
-        return VideoClassifier(
-            TimmFrames("test_resnet", 32, **changed), partial(MeanPoolClassifier, norm=False), 3
-        )
+        return VideoClassifier(TimmFrames("test_resnet", 32, **changed), partial(MeanPoolClassifier, norm=False), 3)
 
     config = {
         "model": {

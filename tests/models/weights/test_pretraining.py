@@ -67,9 +67,7 @@ def noisy(model: nn.Module) -> nn.Module:
 
 def autoencoder(**options) -> MaskedAutoencoder:
     encoder = ViT3D(SIZE, FRAMES, 48, 2, 4, **({"positions": "sincos_1d", "norm_eps": 1e-12} | options))
-    model = MaskedAutoencoder(
-        encoder, TubeMasks(0.75), **COLORS, decoder_dim=24, decoder_depth=1, decoder_heads=3
-    )
+    model = MaskedAutoencoder(encoder, TubeMasks(0.75), **COLORS, decoder_dim=24, decoder_depth=1, decoder_heads=3)
     model.head.norm.eps = 1e-5  # transformers' default, where the original has 1e-6
     return model.eval()
 
@@ -103,9 +101,7 @@ def predictions(theirs: VJEPA2Model, ours: JointEmbedding, kind: int) -> tuple[T
 
 def written(folder: Path, tensors: dict[str, Tensor], config) -> Path:
     folder.mkdir()
-    save_file(
-        {name: each.contiguous().clone() for name, each in tensors.items()}, folder / "model.safetensors"
-    )
+    save_file({name: each.contiguous().clone() for name, each in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     return folder
 
@@ -263,9 +259,7 @@ def test_of_vjepa_2_1_the_encoder_is_taken_and_the_predictor_is_left_out(tmp_pat
         encoder = ViT3D(
             SIZE, FRAMES, 24, 12, 4, positions="rope_interleaved", rope_base_grid=16, norm_per_layer=True,
         )  # fmt: skip
-        return noisy(
-            JointEmbedding(encoder, BlockMasks(), predictor_dim=24, predictor_depth=1, predictor_heads=4)
-        )
+        return noisy(JointEmbedding(encoder, BlockMasks(), predictor_dim=24, predictor_depth=1, predictor_heads=4))
 
     source, ours = twelve(), twelve()
     of_teacher = {
@@ -273,15 +267,11 @@ def test_of_vjepa_2_1_the_encoder_is_taken_and_the_predictor_is_left_out(tmp_pat
         for name, each in source.state_dict().items()
         if name.startswith("teacher.")
     }
-    others = {
-        f"encoder.norm.{block}.{kind}": torch.ones(24) for block in (2, 5, 8) for kind in ("weight", "bias")
-    }
+    others = {f"encoder.norm.{block}.{kind}": torch.ones(24) for block in (2, 5, 8) for kind in ("weight", "bias")}
     encoder = VJEPA_2_1.revert(of_teacher | others)
     predictor = {"predictor_embed.0.weight": torch.zeros(24, 96), "predictor_norm.weight": torch.ones(24)}
     torch.save({"target_encoder": encoder, "encoder": encoder, "predictor": predictor}, tmp_path / "a.pt")
     report = load_pretrained(ours, "a.pt", tmp_path / "a.pt", 1.0)
     assert equal(ours.teacher, source.teacher)
-    assert report.left_out["predictor.predictor_norm.weight"].startswith(
-        "a predictor of four blocks' features"
-    )
+    assert report.left_out["predictor.predictor_norm.weight"].startswith("a predictor of four blocks' features")
     assert not any(name.startswith("head.") for name in report.loaded)

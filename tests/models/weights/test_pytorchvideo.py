@@ -133,9 +133,7 @@ def test_a_head_of_other_classes_keeps_its_shape(name):
     tensors = published(name)
     head = next(key for key in tensors if key.endswith("proj.weight"))
     tensors[head] = torch.zeros(400, tensors[head].shape[1])
-    assert (
-        FORMATS[name].convert(Weights("", tensors), ours(name)).tensors["head.linear.weight"].shape[0] == 400
-    )
+    assert FORMATS[name].convert(Weights("", tensors), ours(name)).tensors["head.linear.weight"].shape[0] == 400
 
 
 @pytest.mark.parametrize("name", FORMATS)

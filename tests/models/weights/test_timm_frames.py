@@ -108,9 +108,7 @@ def test_parts_of_the_head_that_spatial_features_do_not_use():
     ours.encoder = TimmFrames.__new__(TimmFrames)
     nn.Module.__init__(ours.encoder)
     ours.encoder.features, ours.encoder.backbone = "spatial", "vit_base_patch16_siglip_224"
-    ours.encoder.network = timm.create_model(
-        "vit_base_patch16_siglip_224", num_classes=0, img_size=32, depth=1
-    )
+    ours.encoder.network = timm.create_model("vit_base_patch16_siglip_224", num_classes=0, img_size=32, depth=1)
     ours.encoder.network.reset_classifier(0, "")
     converted = TIMM_FRAMES.convert(Weights("f.pth", theirs.state_dict()), ours)
     assert converted.left_out["attn_pool.latent"] == "not in the features that are used (spatial)"
@@ -160,9 +158,7 @@ def test_weights_that_timm_cannot_convert_are_an_error():
 
 def test_the_model_must_be_the_one_that_is_named():
     tensors = published("test_resnet").state_dict()
-    converted = TIMM_FRAMES.convert(
-        Weights("timm:test_resnet.r160_in1k", tensors), video_model("test_resnet")
-    )
+    converted = TIMM_FRAMES.convert(Weights("timm:test_resnet.r160_in1k", tensors), video_model("test_resnet"))
     assert converted.requires == {"encoder.backbone": "test_resnet"}
     converted = TIMM_FRAMES.convert(
         Weights("folder", tensors, {"architecture": "test_resnet"}), video_model("test_resnet")
@@ -179,9 +175,7 @@ def test_what_the_model_has_not_is_unexpected():
 def test_video_models_are_not_recognized():
     assert not TIMM_FRAMES.recognizes(Weights("f.pth", {"stem.weight": torch.zeros(1, 1, 1, 1, 1)}))
     assert not TIMM_FRAMES.recognizes(Weights("f.pth", {"linear.weight": torch.zeros(1, 1)}))
-    assert TIMM_FRAMES.recognizes(
-        Weights("timm:mixer_b16_224.goog_in21k", {"stem.weight": torch.zeros(1, 1)})
-    )
+    assert TIMM_FRAMES.recognizes(Weights("timm:mixer_b16_224.goog_in21k", {"stem.weight": torch.zeros(1, 1)}))
 
 
 def test_colors_are_those_of_the_named_model():
@@ -206,7 +200,4 @@ def test_colors_are_those_of_the_named_model():
 
 def test_positions_of_another_size_say_which_size_the_weights_have_seen():
     tensors = dict(published("vit_tiny_patch16_224").state_dict())
-    assert (
-        TIMM_FRAMES.convert(Weights("f.pth", tensors), video_model("vit_tiny_patch16_224", 96)).seen["size"]
-        == 224
-    )
+    assert TIMM_FRAMES.convert(Weights("f.pth", tensors), video_model("vit_tiny_patch16_224", 96)).seen["size"] == 224

@@ -186,9 +186,7 @@ def test_positions_of_an_oblong_image():
 def test_heads_are_those_of_the_named_model(source, config, heads, norm_eps):
     tensors = image_model(embed_dim=96, num_heads=3).state_dict()
     ours = ViT3D(32, 4, 96, 2, 3, patch_size=PATCH, positions="learned")
-    converted = TIMM_VIT.convert(
-        Weights(source, tensors, config), VideoClassifier(ours, MeanPoolClassifier, 3)
-    )
+    converted = TIMM_VIT.convert(Weights(source, tensors, config), VideoClassifier(ours, MeanPoolClassifier, 3))
     assert (converted.requires["encoder.num_heads"], converted.requires["encoder.norm_eps"]) == (
         heads,
         norm_eps,

@@ -73,9 +73,7 @@ def test_what_was_published_comes_back(name):
     assert not found.unexpected and not found.left_out and not found.resized
     assert found.requires == ({} if name == "s3d" else {"encoder.name": name})
     state = model.state_dict()
-    assert {key: each.shape for key, each in found.tensors.items()} == {
-        key: each.shape for key, each in state.items()
-    }
+    assert {key: each.shape for key, each in found.tensors.items()} == {key: each.shape for key, each in state.items()}
     model.load_state_dict(found.tensors, assign=True)
     again = format.revert(model.state_dict())
     assert again.keys() == tensors.keys()
@@ -92,9 +90,7 @@ def test_the_convolution_of_s3d_becomes_its_linear_layer():
 @pytest.mark.parametrize("prefix", ["model.", "module."])
 def test_a_training_checkpoint_is_unwrapped(prefix):
     tensors = published("mc3_18")
-    wrapped = {prefix + key: each for key, each in tensors.items()} | {
-        "model_ema.n_averaged": torch.zeros(())
-    }
+    wrapped = {prefix + key: each for key, each in tensors.items()} | {"model_ema.n_averaged": torch.zeros(())}
     found = TORCHVISION_RESNET.convert(Weights("checkpoint.pth", wrapped), model_for("mc3_18"))
     assert found.left_out == {"model_ema.n_averaged": "not of the model"}
     assert found.tensors.keys() == model_for("mc3_18").state_dict().keys()
@@ -164,13 +160,9 @@ def test_relative_positions_are_fitted_to_another_clip():
 def test_fitted_positions_answer_as_interpolated_ones():
     """A model made for the clip, and one made for another that interpolates on the way: to the last bit."""
     torch.manual_seed(0)
-    made_for_another = VideoClassifier(
-        TorchvisionMViT(image_size=64, num_frames=8), MEAN, num_classes=3
-    ).eval()
+    made_for_another = VideoClassifier(TorchvisionMViT(image_size=64, num_frames=8), MEAN, num_classes=3).eval()
     with torch.device("meta"):
-        made_for_it = VideoClassifier(
-            TorchvisionMViT(image_size=32, num_frames=4), MEAN, num_classes=3
-        ).eval()
+        made_for_it = VideoClassifier(TorchvisionMViT(image_size=32, num_frames=4), MEAN, num_classes=3).eval()
     tensors = TORCHVISION_MVIT.revert(made_for_another.state_dict())
     found = TORCHVISION_MVIT.convert(Weights("mvit.pth", tensors), made_for_it)
     assert found.resized

@@ -143,10 +143,7 @@ def test_with_use_cls_the_tokens_are_normed_and_the_first_is_taken():
         "it asks for model.encoder.final_norm=true (it is false), model.head.pool=first (it is mean), "
         "model.head.norm=false (it is true)"
     )
-    assert (
-        "unexpected 2 that the file has and the model has not: encoder.norm.weight, encoder.norm.bias"
-        in lines
-    )
+    assert "unexpected 2 that the file has and the model has not: encoder.norm.weight, encoder.norm.bias" in lines
 
 
 def test_learned_positions_are_laid_out_over_the_clip():

@@ -84,12 +84,8 @@ def model_2_1(**options) -> VideoClassifier:
 
 def file(mask_tokens: int, **parts: dict[str, Tensor]) -> Weights:
     """As vitl.pt: `part.module.backbone.name`, and a predictor."""
-    tensors = {
-        f"{part}.module.backbone.{name}": each for part, held in parts.items() for name, each in held.items()
-    }
-    tensors |= {
-        f"predictor.module.backbone.mask_tokens.{n}": torch.zeros(1, 1, 8) for n in range(mask_tokens)
-    }
+    tensors = {f"{part}.module.backbone.{name}": each for part, held in parts.items() for name, each in held.items()}
+    tensors |= {f"predictor.module.backbone.mask_tokens.{n}": torch.zeros(1, 1, 8) for n in range(mask_tokens)}
     return Weights("vit.pt", tensors)
 
 
@@ -159,9 +155,7 @@ def test_the_first_generation_at_another_size_is_refused():
         VJEPA_1.convert(strange, ours)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "format"), [(1568, VJEPA_1), (4608, VJEPA_1), (2048, VJEPA_2), (8192, VJEPA_2)]
-)
+@pytest.mark.parametrize(("tokens", "format"), [(1568, VJEPA_1), (4608, VJEPA_1), (2048, VJEPA_2), (8192, VJEPA_2)])
 def test_without_a_predictor_the_size_of_the_table_tells_the_generation(tokens, format):
     weights = Weights("vit.pt", encoder() | {"pos_embed": torch.zeros(1, tokens, DIM)})
     assert [each for each in FORMATS if each.recognizes(weights)] == [format]
@@ -211,9 +205,7 @@ def test_another_model_than_the_weights_are_of():
 
 
 # As each generation's code builds its encoders; 2.1's are those of 2
-@pytest.mark.parametrize(
-    ("width", "first", "second"), [(1024, 16, 16), (1280, 16, 16), (1408, 16, 22), (1664, 16, 26)]
-)
+@pytest.mark.parametrize(("width", "first", "second"), [(1024, 16, 16), (1280, 16, 16), (1408, 16, 22), (1664, 16, 26)])
 def test_heads_follow_from_generation_and_width(width, first, second):
     table = {"pos_embed": sincos_uniform((8, 4, 4), DIM).reshape(1, 128, DIM)}
     published = {VJEPA_1: encoder() | table, VJEPA_2: encoder(), VJEPA_2_1: encoder_2_1()}
@@ -226,9 +218,7 @@ def test_heads_follow_from_generation_and_width(width, first, second):
 
 
 def test_patches_of_another_size_are_resized():
-    ours = VideoClassifier(
-        ViT3D(64, 16, DIM, 2, 4, patch_size=8, positions="rope"), MeanPoolClassifier, CLASSES
-    )
+    ours = VideoClassifier(ViT3D(64, 16, DIM, 2, 4, patch_size=8, positions="rope"), MeanPoolClassifier, CLASSES)
     converted = VJEPA_2.convert(Weights("vit.pt", encoder()), ours)
     assert converted.tensors["encoder.patch_embed.proj.weight"].shape == (DIM, 3, 2, 8, 8)
     assert converted.resized == {"encoder.patch_embed.proj.weight": "patch size 16x16 resized to 8x8"}
@@ -299,7 +289,5 @@ def test_the_first_generation_has_a_projection_that_it_does_not_use():
 
 def test_a_probe_needs_an_attentive_head():
     ours = VideoClassifier(ViT3D(64, 16, DIM, 2, 4), MeanPoolClassifier, CLASSES)
-    with pytest.raises(
-        UserError, match=r"ssv2\.pt is an attentive probe, .*MeanPoolClassifier; choose model="
-    ):
+    with pytest.raises(UserError, match=r"ssv2\.pt is an attentive probe, .*MeanPoolClassifier; choose model="):
         VJEPA_PROBE.convert(Weights("ssv2.pt", probe()), ours)

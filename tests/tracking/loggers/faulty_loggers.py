@@ -66,7 +66,5 @@ FAULTS = {
     "slow": lambda: time.sleep(0.05),
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    "signals": lambda: [
-        os.kill(os.getpid(), each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    ],
+    "signals": lambda: [os.kill(os.getpid(), each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)],
 }

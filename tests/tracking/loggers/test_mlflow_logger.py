@@ -45,9 +45,7 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
         logger = MlflowLogger(uri, tags={"owner": "me"}, artifacts="best")
         logger.close_seconds = 300.0  # a new store takes long to make where other tests run
         loggers = Loggers({"mlflow": logger})
-        loggers.start(
-            LoggedRun(tmp_path / name, f"id-{name}", f"motion/{name}", "motion/sweep", settings, first)
-        )
+        loggers.start(LoggedRun(tmp_path / name, f"id-{name}", f"motion/{name}", "motion/sweep", settings, first))
         return loggers
 
     one, two = begin("a", 0), begin("b", 0)
@@ -84,9 +82,7 @@ def test_runs_of_a_group_share_a_new_store_and_attempts_a_run(tmp_path, store, c
     accuracy = client.get_metric_history(run.info.run_id, "val/top1")
     assert [(point.step, point.value) for point in accuracy] == [(4, 0.5), (6, 0.75)]
     kept = sorted(
-        path.relative_to(store.parent)
-        for path in store.parent.rglob("*")
-        if path.suffix in (".png", ".pt", ".html")
+        path.relative_to(store.parent) for path in store.parent.rglob("*") if path.suffix in (".png", ".pt", ".html")
     )
     assert [path.name for path in kept] == ["best.pt", "curves.png", "report.html"]
     assert kept[0].parts[:3] == ("mlartifacts", "motion", "sweep")
@@ -127,9 +123,7 @@ def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small, store, size)
 
 
 def test_without_its_packages_it_names_the_extra(monkeypatch):
-    monkeypatch.setattr(
-        logger_module.importlib.util, "find_spec", lambda name: None if name != "mlflow" else name
-    )
+    monkeypatch.setattr(logger_module.importlib.util, "find_spec", lambda name: None if name != "mlflow" else name)
     needed = r"^logger=mlflow needs sqlalchemy, alembic: uv sync --extra mlflow$"
     with pytest.raises(UserError, match=needed):
         MlflowLogger("sqlite:///outputs/mlflow.db")

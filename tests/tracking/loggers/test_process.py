@@ -53,9 +53,7 @@ def log_a_run(loggers: Loggers, run: LoggedRun, rows: int = 3) -> None:
 
 
 def only_child_gone() -> bool:
-    return not [
-        each for each in descendants(os.getpid()) if b"vidtrain.tracking.loggers.process" in cmdline(each)
-    ]
+    return not [each for each in descendants(os.getpid()) if b"vidtrain.tracking.loggers.process" in cmdline(each)]
 
 
 def cmdline(process: int) -> bytes:

@@ -64,9 +64,7 @@ def test_a_full_disk_costs_a_warning(tmp_path, caplog, mount_small):
         loggers.log({f"value/{number}": step / 7 + number for number in range(20)}, step)
     loggers.close("finished")
     (warning,) = warnings(caplog)
-    assert warning.startswith(
-        "TensorBoard is switched off for this run: OSError: [Errno 28] No space left on device"
-    )
+    assert warning.startswith("TensorBoard is switched off for this run: OSError: [Errno 28] No space left on device")
 
 
 def test_without_the_package_it_names_the_extra(monkeypatch):

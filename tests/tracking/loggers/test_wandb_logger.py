@@ -180,8 +180,7 @@ def test_online_without_a_key_says_how_to_get_one(run, caplog):
     with pytest.raises(UserError) as error:
         Loggers({"wandb": WandbLogger("vidtrain", "online")}).start(run)
     assert str(error.value) == (
-        "W&B has no key for http://127.0.0.1:9: "
-        "set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
+        "W&B has no key for http://127.0.0.1:9: set WANDB_API_KEY, run `wandb login`, or choose logger=wandb_offline."
     )
     assert warnings(caplog) == []
 

@@ -34,9 +34,7 @@ SCENARIOS = (
 
 
 def launch(root, scenarios):
-    arguments = [
-        str(word) for pair in enumerate(scenarios, free_ports(len(scenarios))) for word in reversed(pair)
-    ]
+    arguments = [str(word) for pair in enumerate(scenarios, free_ports(len(scenarios))) for word in reversed(pair)]
     env = {key: value for key, value in os.environ.items() if key != "VIDTRAIN_VERDICT"}
     command = [sys.executable, str(SCRIPT), str(root), *arguments]
     subprocess.run(command, check=True, timeout=300, env=env | {"OMP_NUM_THREADS": "1"})
@@ -79,10 +77,7 @@ def test_an_exception_on_one_rank_ends_both_and_its_trace_is_shown_once(ended, r
     assert f"error: rank {rank} of 2 failed" in found.said[rank]
     other = found.said[1 - rank]
     host = socket.gethostname()
-    assert (
-        f"error: rank {1 - rank} ends, as rank {rank} on {host} failed: ValueError: a defect in step 20"
-        in other
-    )
+    assert f"error: rank {1 - rank} ends, as rank {rank} on {host} failed: ValueError: a defect in step 20" in other
     assert "Traceback" not in other
     started, failed = found.rows
     assert (started["event"], started["ranks"], started["step"]) == ("started", 2, 0)

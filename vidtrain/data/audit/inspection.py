@@ -98,9 +98,7 @@ def inspect_video(
         try:
             known = opened_index(index, max_pixels)
             info = (
-                known.info(path, whole=True)
-                if frame_rate is None
-                else read_image_folder(path, frame_rate, max_pixels)
+                known.info(path, whole=True) if frame_rate is None else read_image_folder(path, frame_rate, max_pixels)
             )
         except DecodeError as error:
             names_setting = "data.max_pixels" in error.cause

@@ -56,9 +56,7 @@ ANTIALIASED = "antialiased"
 PLACEMENTS: dict[str, Placement] = {
     "vjepa2": lambda room, number, total: round(room / 2) if total == 1 else number * (room // (total - 1)),
     "videomae": lambda room, number, total: round(room / 2) if total == 1 else room * number // (total - 1),
-    "pyslowfast": lambda room, number, total: math.ceil(
-        room / 2 if total == 1 else room * number / (total - 1)
-    ),
+    "pyslowfast": lambda room, number, total: math.ceil(room / 2 if total == 1 else room * number / (total - 1)),
 }
 RESIZES = (ANTIALIASED, *PLACEMENTS)
 

@@ -111,9 +111,7 @@ class ViewConverter:
         self._graph: Graph
 
     @classmethod
-    def of(
-        cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic"
-    ) -> "ViewConverter":
+    def of(cls, video: VideoInfo, crop: Crop, size: tuple[int, int], interpolation: str = "bicubic") -> "ViewConverter":
         """For frames of `video`."""
         orientation = None if video.images else video.orientation
         shown = (video.width, video.height) if video.pixels_of else None
@@ -150,9 +148,7 @@ class ViewConverter:
         filters = [*unpacked(frame), *part, ("scale", scale), ("format", "gbrp"), *turn, *flip]
         return filter_graph(frame, filters)
 
-    def _crop_options(
-        self, frame: av.VideoFrame, way: Orientation, coded_width: int, coded_height: int
-    ) -> str:
+    def _crop_options(self, frame: av.VideoFrame, way: Orientation, coded_width: int, coded_height: int) -> str:
         # how many luma samples share a color sample
         across, down = 4 // frame.format.chroma_width(4), 4 // frame.format.chroma_height(4)
         crop = self._box(*displayed_size(coded_width, coded_height, way))

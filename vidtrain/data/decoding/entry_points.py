@@ -31,9 +31,7 @@ TELLING_CODECS = ("h264", "hevc", "vp9", "av1")
 class CodedPicture:
     """What the bits of one picture tell; False where that cannot be told."""
 
-    clean: bool = (
-        False  # whether this keyframe and all frames shown after it decode exactly without what came before
-    )
+    clean: bool = False  # whether this keyframe and all frames shown after it decode exactly without what came before
     layer: int = 0  # the temporal layer of a picture of HEVC, which may refer to lower ones
     disposable: bool = False  # whether no other picture of its layer refers to it
     slices: int = 1  # in how many pieces it is, 1 where that is not looked for

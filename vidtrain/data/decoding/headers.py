@@ -86,9 +86,7 @@ class Survey:
 
     second: list[bool]  # whether each is the second field of the frame whose first field is the packet before
     paired: bool  # whether every field has its other one
-    regular: (
-        bool  # whether frame numbers run on; else a decoder makes up for missing pictures from its last ones
-    )
+    regular: bool  # whether frame numbers run on; else a decoder makes up for missing pictures from its last ones
     has_b: bool  # whether there are B pictures
 
 

@@ -278,9 +278,7 @@ def _check_entry(video: VideoInfo) -> None:
         packets = len(table.positions)
         sound = (
             type(table.codec) is type(table.tag) is str
-            and all(
-                type(number) is int and number >= 0 for number in (table.width, table.height, *table.color)
-            )
+            and all(type(number) is int and number >= 0 for number in (table.width, table.height, *table.color))
             and len(table.color) == 2
             and len(table.sizes) == len(table.disposable) == len(table.second) == packets
             and len(table.order) == video.num_frames

@@ -31,9 +31,7 @@ Result = TypeVar("Result")
 MOST_LOST, LOST_WITHIN = 16, 3600.0  # workers without a file to blame, and in how many seconds
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what writing to a full disk raises
 
-Signature = tuple[
-    int | None, int | None
-]  # size in bytes, time of modification in ns; None where there is no file
+Signature = tuple[int | None, int | None]  # size in bytes, time of modification in ns; None where there is no file
 
 
 class Entry(NamedTuple):

@@ -174,9 +174,7 @@ class SplitChanges:
     any more."""
 
     names: dict[str, list[str]] = field(
-        default_factory=lambda: {
-            kind: [] for kind in (REMOVED, ADDED, REPLACED, RELABELED, CLASSES, REORDERED)
-        }
+        default_factory=lambda: {kind: [] for kind in (REMOVED, ADDED, REPLACED, RELABELED, CLASSES, REORDERED)}
     )
     touched: list[str] = field(default_factory=list)
 
@@ -226,9 +224,7 @@ def split_changes(before: SplitRecord, now: SplitRecord, same: Same = lambda *fi
     return changes
 
 
-def _compare_files(
-    before: SplitRecord, now: SplitRecord, matches: _Matches, same: Same, changes: SplitChanges
-) -> None:
+def _compare_files(before: SplitRecord, now: SplitRecord, matches: _Matches, same: Same, changes: SplitChanges) -> None:
     was, size = before.sizes[matches.first], now.sizes[matches.second]
     earlier, paths, names = before.times[matches.first], now.columns.paths, changes.names
     names[REMOVED] += [paths[place] for place in matches.second[(was >= 0) & (size == GONE)].tolist()]

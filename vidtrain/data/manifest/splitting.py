@@ -284,9 +284,7 @@ def _check_repeated(split: str, manifest: Manifest, hashes: np.ndarray) -> None:
         logger.warning("%s lists %d videos more than once, such as %s", split, len(set(twice)), twice[0])
 
 
-def _check_shared(
-    first: str, second: str, manifests: Mapping[str, Manifest], hashes: Mapping[str, np.ndarray]
-) -> None:
+def _check_shared(first: str, second: str, manifests: Mapping[str, Manifest], hashes: Mapping[str, np.ndarray]) -> None:
     shared = np.intersect1d(hashes[first], hashes[second])
     if not len(shared):
         return

@@ -166,9 +166,7 @@ class Timing:
         return min(max(mean.limit_denominator(100_000), Fraction(1, 1000)), Fraction(1000))
 
 
-def encode(
-    video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int], settings: EncodeSettings
-) -> None:
+def encode(video: VideoInfo, target: Path, timing: Timing, size: tuple[int, int], settings: EncodeSettings) -> None:
     """Writes all frames of `video` to `target` in `size` (width, height), upright and in 8 bit 4:2:0.
 
     The copy is labeled with the matrix, range and pixel shape that the reader takes the source to have. Raises

@@ -210,9 +210,7 @@ def pack_dataset(
     return shards, unreadable
 
 
-def write_listings(
-    folder: Path, splits: Mapping[str, Manifest], shards: Iterable[tuple[Shard, ShardIndex]]
-) -> None:
+def write_listings(folder: Path, splits: Mapping[str, Manifest], shards: Iterable[tuple[Shard, ShardIndex]]) -> None:
     """Writes the listings of all splits, and shards.json last."""
     places: dict[str, str] = {}
     rows = []

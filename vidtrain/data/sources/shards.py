@@ -66,9 +66,7 @@ class Shards:
     def __post_init__(self) -> None:
         check_no_secret(self.folder, "dataset.folder")
         if self.labels not in (None, *LABELS):
-            raise UserError(
-                f"dataset.source.labels={self.labels}: choose one of {', '.join(LABELS)}, or null"
-            )
+            raise UserError(f"dataset.source.labels={self.labels}: choose one of {', '.join(LABELS)}, or null")
 
     def inputs(self) -> list[str]:
         if not self._is_ours():
@@ -105,9 +103,7 @@ class Shards:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}): pack the dataset again, or copy it anew"
-            ) from error
+            raise UserError(f"{path} is damaged ({error}): pack the dataset again, or copy it anew") from error
         return head
 
     def _check_shards(self, sizes: dict[str, int]) -> None:
@@ -121,9 +117,7 @@ class Shards:
                 faults.append(f"{path}: {error.strerror}")
                 continue
             if size != sizes[name]:
-                faults.append(
-                    f"{path} has {size} bytes, not {sizes[name]}: it is cut, compressed, or another"
-                )
+                faults.append(f"{path} has {size} bytes, not {sizes[name]}: it is cut, compressed, or another")
         if faults:
             count = f"{len(faults)} of {len(sizes)} tar files are not those of {HEAD}"
             raise UserError(f"{count}: {shown_some(faults, 5)}; copy them anew")
@@ -157,9 +151,7 @@ class Shards:
             name = SPLIT_NAME.findall(relative(path, folder).lower())
             archives.setdefault(SPLIT_NAMES[name[-1]] if name else "train", []).append(path)
         if "train" not in archives:
-            raise UserError(
-                f"dataset.folder={self.folder}: its tar files are named {', '.join(archives)}, none train"
-            )
+            raise UserError(f"dataset.folder={self.folder}: its tar files are named {', '.join(archives)}, none train")
         reader, manifests = LabelReader(None, self.classes, self.label_separator, splits=True), {}
         look = partial(packed_samples, endings=SUFFIXES, beside=LABELS[:3])
         where = self.labels
@@ -167,9 +159,7 @@ class Shards:
             with ThreadPoolExecutor(ARCHIVES_AT_ONCE) as threads:
                 samples = [sample for part in threads.map(look, archives[split]) for sample in part]
             if not samples:
-                raise UserError(
-                    f"there are no videos in the tar files of {split}, such as {archives[split][0]}"
-                )
+                raise UserError(f"there are no videos in the tar files of {split}, such as {archives[split][0]}")
             where = where or _where_labels_stand(samples[0])
             manifests[split] = self._manifest(samples, where, reader)
         return complete(manifests, self.val_share, self.seed)

@@ -200,9 +200,7 @@ def _wrong_width(fields: Sequence[str], width: int, delimiter: str, line: str) -
     return f"{len(fields)} fields, not {width}: {line.rstrip()!r}{advice}"
 
 
-def read_table(
-    path: Path | str, delimiter: str, needed: Sequence[str]
-) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(path: Path | str, delimiter: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The lines of a table with a header, as (number, fields by column). Raises `UserError` where a column of `needed`
     is missing and, at the end, for lines that cannot be read."""
     _, header = next(numbered_lines(path), (0, ""))

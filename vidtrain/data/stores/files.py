@@ -97,10 +97,7 @@ class RemoteFile:
 
     def begin(self, positions: np.ndarray, sizes: np.ndarray) -> None:
         self._receive()
-        if any(
-            not len(self._from_held(at, size))
-            for at, size in zip(positions.tolist(), sizes.tolist(), strict=True)
-        ):
+        if any(not len(self._from_held(at, size)) for at, size in zip(positions.tolist(), sizes.tolist(), strict=True)):
             self.expect([(positions, sizes)])
             self._receive()
 

@@ -91,9 +91,7 @@ _statuses: dict[str, tuple[float, Status | OSError]] = {}  # with when they end 
 _same: dict[str, dict[str, str]] = {}  # what a request says so that it is answered of the same version alone
 _asked: "dict[str, Future[None]]" = {}
 _without_ranges: set[str] = set()  # stores
-_clients: dict[
-    int, Any
-] = {}  # one that a forked process has inherited must not be closed there, as it would be
+_clients: dict[int, Any] = {}  # one that a forked process has inherited must not be closed there, as it would be
 _lock = threading.Lock()
 
 
@@ -152,9 +150,7 @@ def _status_in(url: str, info: dict[str, Any]) -> Status:
     if info.get("type") == "directory":
         raise StoreError(errno.EISDIR, "it is a folder")
     if not isinstance(info.get("size"), int):
-        raise StoreError(
-            errno.EIO, "the store does not say how large it is, so parts of it cannot be asked for"
-        )
+        raise StoreError(errno.EIO, "the store does not say how large it is, so parts of it cannot be asked for")
     if info.get("partial") is False:
         _note_without_ranges(url)
     label = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
@@ -201,9 +197,7 @@ def read_whole(url: str) -> bytes:
 def objects_at(url: str) -> list[str]:
     """The URLs of all objects below `url`, or that match it where it holds a *. Raises as `waited` does."""
     filesystem, path = _client(url)
-    names = waited(
-        _started(_tried(partial(_call, filesystem, "glob" if "*" in path else "find", path), LIST_SECONDS))
-    )
+    names = waited(_started(_tried(partial(_call, filesystem, "glob" if "*" in path else "find", path), LIST_SECONDS)))
     return [filesystem.unstrip_protocol(name) for name in names]
 
 
@@ -239,9 +233,7 @@ def _note_without_ranges(url: str) -> None:
         told = store in _without_ranges
         _without_ranges.add(store)
     if not told:
-        log.warning(
-            "%s serves no ranges of bytes: whole files are read for every clip; data.cache keeps them", store
-        )
+        log.warning("%s serves no ranges of bytes: whole files are read for every clip; data.cache keeps them", store)
 
 
 def _client(url: str) -> tuple[Any, str]:
@@ -335,17 +327,9 @@ def _in_words(error: BaseException) -> OSError:
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "there is no such object in the store")
-    if (
-        isinstance(error, PermissionError)
-        or status in (401, 403)
-        or type(error).__name__ == "NoCredentialsError"
-    ):
-        detail = (
-            masked(str(error)) if isinstance(error, PermissionError) or status is None else f"status {status}"
-        )
-        return PermissionError(
-            errno.EACCES, f"the store does not let it be read ({detail}): look at its credentials"
-        )
+    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ == "NoCredentialsError":
+        detail = masked(str(error)) if isinstance(error, PermissionError) or status is None else f"status {status}"
+        return PermissionError(errno.EACCES, f"the store does not let it be read ({detail}): look at its credentials")
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return StoreError(errno.ETIMEDOUT, "the store did not answer in time")
     text = f"status {status}" if status else masked(str(error)) or "no answer"

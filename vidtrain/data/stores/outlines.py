@@ -45,12 +45,7 @@ class Outline:
             head = data[at - begin : at - begin + 16]
             size, kind = int.from_bytes(head[:4], "big"), head[4:8]
             size = int.from_bytes(head[8:16], "big") if size == 1 else size or self.length - at
-            if (
-                kind not in KNOWN_BOXES
-                or (kind != b"ftyp") == (not kinds)
-                or size < 8
-                or size > self.length - at
-            ):
+            if kind not in KNOWN_BOXES or (kind != b"ftyp") == (not kinds) or size < 8 or size > self.length - at:
                 return False
             held = begin + len(data) - at
             if kind != b"mdat" and size > held:

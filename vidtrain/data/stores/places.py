@@ -21,9 +21,7 @@ from vidtrain.errors import UserError
 _URL = re.compile(r"[A-Za-z][\w+.-]*(::[A-Za-z][\w+.-]*)*://")
 _MEMBER = re.compile(r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<begin>\d+)\+(?P<length>\d+)", re.DOTALL)
 # Queries that are signed name a signature, and most of them what it is of
-SIGNED = re.compile(
-    r"sig(nature)?|.*-signature|.*token|.*credential|.*secret|.*key-?id|pass(wor|w)?d?|api-?key", re.I
-)
+SIGNED = re.compile(r"sig(nature)?|.*-signature|.*token|.*credential|.*secret|.*key-?id|pass(wor|w)?d?|api-?key", re.I)
 
 
 class Member(NamedTuple):
@@ -56,9 +54,7 @@ def is_http(path: str) -> bool:
 def member_of(path: str) -> Member | None:
     """The member of a tar file that `path` names; None for other paths."""
     match = _MEMBER.fullmatch(path) if ".tar::" in path else None
-    return (
-        Member(match["archive"], match["name"], int(match["begin"]), int(match["length"])) if match else None
-    )
+    return Member(match["archive"], match["name"], int(match["begin"]), int(match["length"])) if match else None
 
 
 def name_of(path: str) -> str:

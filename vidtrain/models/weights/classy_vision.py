@@ -90,9 +90,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     residual = _residual(trunk)
     names = _names(num_blocks, residual)
     converted = names.convert(trunk)
-    converted.left_out = {
-        name: "no part of the network" for name in weights.tensors if not STATE.fullmatch(name)
-    }
+    converted.left_out = {name: "no part of the network" for name in weights.tensors if not STATE.fullmatch(name)}
     for head, tensors in heads.items():
         for inside, tensor in tensors.items():
             name = f"heads.{head}.{inside}"

@@ -236,9 +236,7 @@ def timm_hub_name(source: str) -> str:
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None  # for a name that timm lists
     if not cfg.hf_hub_id:
-        raise UserError(
-            f"pretrained={source}: timm has these weights at {cfg.url} only; download and name the file"
-        )
+        raise UserError(f"pretrained={source}: timm has these weights at {cfg.url} only; download and name the file")
     return f"{cfg.hf_hub_id}{name}" if cfg.hf_hub_id.endswith("/") else cfg.hf_hub_id
 
 
@@ -247,9 +245,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-    elsewhere = (
-        f"download it where there is a network, and say pretrained=FOLDER (revision: {revision or 'main'})"
-    )
+    elsewhere = f"download it where there is a network, and say pretrained=FOLDER (revision: {revision or 'main'})"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except RepositoryNotFoundError as error:

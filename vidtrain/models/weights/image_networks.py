@@ -88,9 +88,7 @@ def _by_timms_names(
 
 def _why_left_out(name: str, network: Any, features: str) -> str | None:
     """None for what the model must have."""
-    removed = network.pretrained_cfg[
-        "classifier"
-    ]  # layers that timm takes away with num_classes=0, such as head.fc
+    removed = network.pretrained_cfg["classifier"]  # layers that timm takes away with num_classes=0, such as head.fc
     removed = (removed,) if isinstance(removed, str) else removed or ()
     if name.startswith(tuple(f"{layer}." for layer in removed)):
         return NOT_FOR_VIDEOS
@@ -107,9 +105,7 @@ def _fit(converted: Converted, name: str, tensor: Tensor, own: Tensor, network: 
         prefix = own.shape[1] - grid[0] * grid[1]  # some give positions to patches alone
         places = tensor.shape[1] - prefix
         if places == math.isqrt(max(places, 0)) ** 2:
-            converted.tensors[OURS + name] = resample_abs_pos_embed(
-                tensor, list(grid), num_prefix_tokens=prefix
-            )
+            converted.tensors[OURS + name] = resample_abs_pos_embed(tensor, list(grid), num_prefix_tokens=prefix)
             converted.resized[OURS + name] = f"positions {sizes}"
             side = network.patch_embed.img_size[0] * math.isqrt(places) // grid[0]
             converted.seen.setdefault("size", side)

@@ -92,9 +92,7 @@ def check_pretrained(
     match(model, converted, source, format, min_match)
 
 
-def _convert(
-    model: EncoderWithHead, weights: Weights, path: Path, part: str | None = None
-) -> tuple[Format, Converted]:
+def _convert(model: EncoderWithHead, weights: Weights, path: Path, part: str | None = None) -> tuple[Format, Converted]:
     weights = replace(weights, part=part)
     if weights.adapters is not None and weights.adapters.base is not None:
         base = base_tensors(model, weights.adapters.base, path)
@@ -173,9 +171,7 @@ def recognize(weights: Weights, model: EncoderWithHead) -> Format:
         if isinstance(model.encoder, format.encoder):
             return format
     kind = type(model.encoder).__name__
-    raise UserError(
-        f"{weights.source} is {formats[0].name}, which does not fit {kind}; choose {formats[0].models}"
-    )
+    raise UserError(f"{weights.source} is {formats[0].name}, which does not fit {kind}; choose {formats[0].models}")
 
 
 def check_settings(model: EncoderWithHead, requires: Mapping[str, Any], source: str) -> None:
@@ -197,9 +193,7 @@ def _contradictions(model: EncoderWithHead, requires: Mapping[str, Any]) -> list
     ]
 
 
-def place(
-    model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float
-) -> LoadReport:
+def place(model: EncoderWithHead, converted: Converted, source: str, format: Format, min_match: float) -> LoadReport:
     """Copies into `model` what `match` finds fitting, and raises as it does."""
     report, fitting = match(model, converted, source, format, min_match)
     model.load_state_dict(fitting, strict=False)
@@ -219,9 +213,7 @@ def match(
     own = model.state_dict()
     report = LoadReport(source, format.name, left_out=converted.left_out, seen=converted.seen)
     fitting: dict[str, Tensor] = {}
-    held = [
-        part for part in ("encoder.", "head.") if any(name.startswith(part) for name in converted.tensors)
-    ]
+    held = [part for part in ("encoder.", "head.") if any(name.startswith(part) for name in converted.tensors)]
     judged = held[0] if held else "encoder."
     for name, tensor in converted.tensors.items():
         if name not in own:
@@ -229,9 +221,7 @@ def match(
         elif own[name].shape == tensor.shape:
             report.loaded.append(name)
             fitting[name] = tensor
-        elif name.startswith("head.linear.") and (
-            judged == "encoder." or own[name].shape[1:] == tensor.shape[1:]
-        ):
+        elif name.startswith("head.linear.") and (judged == "encoder." or own[name].shape[1:] == tensor.shape[1:]):
             report.skipped.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
         else:
             report.mismatched.append(f"{name} {list(tensor.shape)} for {list(own[name].shape)}")
@@ -313,9 +303,7 @@ def published_classes(source: str, path: Path) -> tuple[str, ...] | None:
         return None
     by_number = {int(number): name for number, name in config["id2label"].items()}
     if sorted(by_number) != list(range(len(by_number))):
-        raise UserError(
-            f"{source}: id2label in config.json does not number its classes from 0; give classes="
-        )
+        raise UserError(f"{source}: id2label in config.json does not number its classes from 0; give classes=")
     return tuple(by_number[number] for number in range(len(by_number)))
 
 

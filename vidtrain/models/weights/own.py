@@ -45,9 +45,7 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
     for part in ("encoder", "head"):
         held = parts[part] if isinstance(parts, Mapping) and part in parts else None
         if not isinstance(held, Mapping) or "_target_" not in held:
-            raise UserError(
-                f"{weights.source} is damaged, or was changed: its configuration has no model.{part}"
-            )
+            raise UserError(f"{weights.source} is damaged, or was changed: its configuration has no model.{part}")
     kinds = {part: str(parts[part]["_target_"]).rpartition(".")[2] for part in ("encoder", "head")}
     if kinds["encoder"] != type(model.encoder).__name__:
         raise UserError(
@@ -62,25 +60,19 @@ def _convert(weights: Weights, model: EncoderWithHead) -> Converted:
             return converted
         _take_encoder(converted, weights, objective)
     elif weights.part is not None:
-        raise UserError(
-            f"{weights.source} is not of pretraining: init_part={weights.part} chooses nothing of it"
-        )
+        raise UserError(f"{weights.source} is not of pretraining: init_part={weights.part} chooses nothing of it")
     same_head = kinds["head"] == type(model.head).__name__
     if not same_head:
         for name in [name for name in converted.tensors if name.startswith("head.")]:
             del converted.tensors[name]
-            converted.left_out[name] = (
-                f"of {kinds['head']}, and the model's head is {type(model.head).__name__}"
-            )
+            converted.left_out[name] = f"of {kinds['head']}, and the model's head is {type(model.head).__name__}"
     free = FREE if same_head else FREE | OF_HEAD
     for part in ("encoder", "head") if same_head else ("encoder",):
         converted.requires |= _settings(weights.config["model"][part], part, getattr(model, part), free)
     return converted
 
 
-def _go_on(
-    converted: Converted, weights: Weights, objective: Mapping[str, Any], model: EncoderWithHead
-) -> None:
+def _go_on(converted: Converted, weights: Weights, objective: Mapping[str, Any], model: EncoderWithHead) -> None:
     """Pretraining goes on from pretraining: with all networks, but for a head of another number of attention heads,
     which would load and compute something else."""
     assert weights.config is not None  # which holds the objective
@@ -111,9 +103,7 @@ def _take_encoder(converted: Converted, weights: Weights, objective: Mapping[str
             converted.changed[own] = "of the teacher"
 
 
-def _settings(
-    node: Mapping[str, Any], part: str, module: nn.Module | Encoder, free: set[str]
-) -> dict[str, Any]:
+def _settings(node: Mapping[str, Any], part: str, module: nn.Module | Encoder, free: set[str]) -> dict[str, Any]:
     """The settings of an encoder or a head that the model's own has as an attribute, by where it has them. One that the
     configuration does not have, as it is from before there was such a setting, counts as its default."""
     holders: dict[str, Any] = {part: module}

@@ -146,9 +146,7 @@ def _convert_hiera(weights: Weights, model: EncoderWithHead) -> Converted:
     blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
     starts = sorted(block for block in blocks if f"blocks.{block}.proj.weight" in tensors)
     ends = [*starts, 1 + max(blocks)]
-    converted.requires["encoder.depths"] = [
-        end - start for start, end in zip([0, *starts], ends, strict=True)
-    ]
+    converted.requires["encoder.depths"] = [end - start for start, end in zip([0, *starts], ends, strict=True)]
     return converted
 
 

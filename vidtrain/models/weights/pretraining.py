@@ -120,9 +120,7 @@ def take_pretraining(weights: Weights, model: Any, format: Format, converted: Co
         take_head(converted, model, head, heads, names)
 
 
-def take_head(
-    converted: Converted, model: MaskedModel, head: Converted, heads: int | None, names: list[str]
-) -> None:
+def take_head(converted: Converted, model: MaskedModel, head: Converted, heads: int | None, names: list[str]) -> None:
     """Adds the tensors of `head`, published as `names`, or says in `converted.left_out` why they do not fit."""
     if isinstance(model.head, Predictor):
         _fit_mask_tokens(head, len(model.head.mask_tokens))
@@ -153,9 +151,7 @@ def _take_both_encoders(weights: Weights, model: Any, format: Format, converted:
         del converted.left_out[name]
     average = under(converted.tensors, "encoder.")
     converted.tensors |= {f"teacher.{name}": tensor for name, tensor in average.items()}
-    converted.tensors |= {
-        f"encoder.{name}": tensor for name, tensor in under(trained.tensors, "encoder.").items()
-    }
+    converted.tensors |= {f"encoder.{name}": tensor for name, tensor in under(trained.tensors, "encoder.").items()}
 
 
 def _fit_mask_tokens(head: Converted, kinds: int) -> None:
@@ -248,27 +244,18 @@ def _revert_vjepa(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for ours, table in tables.items():
         part, name = TABLES_OF_1[ours]
         parts[part][name] = table
-    return {
-        f"{part}.module.backbone.{name}": each
-        for part, names in parts.items()
-        for name, each in names.items()
-    }
+    return {f"{part}.module.backbone.{name}": each for part, names in parts.items() for name, each in names.items()}
 
 
 def _revert_vjepa_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The predictor, and the teacher as the one encoder that transformers has."""
     _, head, teacher = _parts(tensors)
     predictor = TRANSFORMERS_PREDICTOR.revert(head)
-    tokens = [
-        predictor.pop(f"{TOKENS}.{kind}")
-        for kind in range(sum(name.startswith(TOKENS) for name in predictor))
-    ]
+    tokens = [predictor.pop(f"{TOKENS}.{kind}") for kind in range(sum(name.startswith(TOKENS) for name in predictor))]
     for whole, parts in JOINED:
         predictor = split(predictor, whole, parts)
     predictor[TOKENS] = torch.stack(tokens)
-    return VJEPA_2_TRANSFORMERS.revert(teacher) | {
-        f"predictor.{name}": each for name, each in predictor.items()
-    }
+    return VJEPA_2_TRANSFORMERS.revert(teacher) | {f"predictor.{name}": each for name, each in predictor.items()}
 
 
 def _videomae_config(model: MaskedAutoencoder) -> dict[str, Any]:
@@ -292,9 +279,7 @@ def _vjepa_config(model: JointEmbedding) -> dict[str, Any]:
     """Raises `UserError` for frames that are no squares."""
     side = model.encoder.image_size
     if not isinstance(side, int):
-        raise UserError(
-            f"formats: {VJEPA_2_TRANSFORMERS.name} has square frames, and clip.size is {list(side)}"
-        )
+        raise UserError(f"formats: {VJEPA_2_TRANSFORMERS.name} has square frames, and clip.size is {list(side)}")
     encoder, head = _sizes_of(model.encoder.blocks), _sizes_of(model.head.blocks)
     return {
         "model_type": "vjepa2",
@@ -345,9 +330,7 @@ class Layout:
 
 # by the name of the format
 LAYOUTS = {
-    VIDEOMAE_PRETRAINED.name: Layout(
-        MaskedAutoencoder, _decoder, _revert_videomae, HEADS, encoder="encoder."
-    ),
+    VIDEOMAE_PRETRAINED.name: Layout(MaskedAutoencoder, _decoder, _revert_videomae, HEADS, encoder="encoder."),
     VIDEOMAE_TRANSFORMERS.name: Layout(
         MaskedAutoencoder,
         _decoder_transformers,
@@ -358,9 +341,7 @@ LAYOUTS = {
         _videomae_config,
         ("VideoMAEForPreTraining", "VideoMAEModel"),
     ),
-    VJEPA_1.name: Layout(
-        JointEmbedding, _predictor, _revert_vjepa, {}, encoder=AVERAGES[0], tables=TABLES_OF_1
-    ),
+    VJEPA_1.name: Layout(JointEmbedding, _predictor, _revert_vjepa, {}, encoder=AVERAGES[0], tables=TABLES_OF_1),
     VJEPA_2.name: Layout(JointEmbedding, _predictor, _revert_vjepa, PREDICTOR_HEADS, encoder=AVERAGES[0]),
     VJEPA_2_TRANSFORMERS.name: Layout(
         JointEmbedding,

@@ -18,9 +18,7 @@ from vidtrain.models.weights.format import Converted, Format, Renaming, Weights
 from vidtrain.models.x3d import X3D
 
 WRAPPED = re.compile(r"(?:(?:model_state|state_dict|model|module)\.)*(blocks\.\d+\..+)")
-BLOCK = re.compile(
-    r"blocks\.([1-4])\.(?:multipathway_blocks\.0\.)?res_blocks\.(\d+)\.branch2\.conv_a\.weight"
-)
+BLOCK = re.compile(r"blocks\.([1-4])\.(?:multipathway_blocks\.0\.)?res_blocks\.(\d+)\.branch2\.conv_a\.weight")
 STAGES = range(1, 5)  # theirs; block 0 is the stem, the last one the head
 PATHS = {"slow": 0, "fast": 1}
 DEPTHS = {tuple[int, ...](counts): depth for depth, counts in NUM_BLOCKS.items()}
@@ -108,9 +106,7 @@ def _is_slow(weights: Weights) -> bool:
     """Other ResNets of PyTorchVideo differ: I3D in the stem, C2D in its blocks' numbers, CSN in its 3 x 3 x 3."""
     tensors = _unwrapped(weights)
     stem, middle = "blocks.0.conv.weight", "blocks.4.res_blocks.0.branch2.conv_b.weight"
-    if not {stem, middle} <= tensors.keys() or any(
-        name.startswith("blocks.5.res_blocks.") for name in tensors
-    ):
+    if not {stem, middle} <= tensors.keys() or any(name.startswith("blocks.5.res_blocks.") for name in tensors):
         return False
     return tensors[stem].shape[2] == 1 and tensors[middle].shape[2] == 1
 
@@ -175,9 +171,7 @@ PYTORCHVIDEO_SLOWFAST = Format(
     convert=_convert_slowfast,
     revert=SLOWFAST_NAMES.revert,
 )
-PYTORCHVIDEO_SLOW = Format(
-    "PyTorchVideo, Slow", SlowOnly, "model=slow_r50", _is_slow, _convert_slow, SLOW_NAMES.revert
-)
+PYTORCHVIDEO_SLOW = Format("PyTorchVideo, Slow", SlowOnly, "model=slow_r50", _is_slow, _convert_slow, SLOW_NAMES.revert)
 PYTORCHVIDEO_X3D = Format(
     "PyTorchVideo, X3D", X3D, "model=x3d_xs, x3d_s, x3d_m or x3d_l", _is_x3d, _convert_x3d, _revert_x3d
 )

@@ -36,9 +36,7 @@ RENAMING = Renaming(
 PATCHES = "encoder.patch_embed.proj.weight"
 POSITIONS = "encoder.patch_embed.pos_embed"
 
-NO_TOKEN = (
-    "ViT3D has only tokens of patches; without this one, theirs come out near the image's and not equal"
-)
+NO_TOKEN = "ViT3D has only tokens of patches; without this one, theirs come out near the image's and not equal"
 NOT_FOR_VIDEOS = "answers for images; the head here is another"
 TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
 LEFT_OUT = {
@@ -126,9 +124,7 @@ def _check_parts(source: str, tensors: Mapping[str, Tensor], name: str | None) -
     foreign = [
         theirs
         for theirs in tensors
-        if theirs.startswith(IN_EVERY_TOKEN)
-        and RENAMING.to_ours(theirs) is None
-        and not LAYER_SCALE.fullmatch(theirs)
+        if theirs.startswith(IN_EVERY_TOKEN) and RENAMING.to_ours(theirs) is None and not LAYER_SCALE.fullmatch(theirs)
     ]
     mlp = [f"blocks.0.mlp.{layer}.weight" for layer in ("fc1", "fc2")]
     if all(each in tensors for each in mlp) and len(tensors[mlp[0]]) != tensors[mlp[1]].shape[1]:
@@ -195,14 +191,10 @@ def _fold_layer_scale(converted: Converted, tensors: Mapping[str, Tensor]) -> No
                 converted.changed[ours] = "multiplied by the layer scale that follows it"
 
 
-def _inflate(
-    converted: Converted, tensors: Mapping[str, Tensor], source: str, model: EncoderWithHead
-) -> None:
+def _inflate(converted: Converted, tensors: Mapping[str, Tensor], source: str, model: EncoderWithHead) -> None:
     encoder = vit_of(model)
     tubelet = (encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
-    converted.tensors[PATCHES], converted.resized[PATCHES] = fit_patch_embed(
-        converted.tensors[PATCHES], tubelet
-    )
+    converted.tensors[PATCHES], converted.resized[PATCHES] = fit_patch_embed(converted.tensors[PATCHES], tubelet)
     if encoder.positions != "learned":
         return  # `requires` will say so
     table = tensors["pos_embed"]

@@ -177,6 +177,4 @@ TORCHVISION_RESNET = RESNET.format(
 )
 TORCHVISION_S3D = S3D.format("torchvision, S3D", TorchvisionS3D, "model=s3d")
 TORCHVISION_MVIT = MVIT.format("torchvision, MViT", TorchvisionMViT, "model=mvit_v1_b or mvit_v2_s")
-TORCHVISION_SWIN = SWIN.format(
-    "torchvision, Video Swin", TorchvisionSwin, "model=swin3d_t, swin3d_s or swin3d_b"
-)
+TORCHVISION_SWIN = SWIN.format("torchvision, Video Swin", TorchvisionSwin, "model=swin3d_t, swin3d_s or swin3d_b")

@@ -207,9 +207,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
     vit3d.fit_patches(converted, vit3d.vit_of(model))
     for name in converted.tensors:
         if ".qkv." in name:
-            converted.changed[name] = (
-                JOINED_BIAS if name.endswith("bias") else "queries, keys and values joined"
-            )
+            converted.changed[name] = JOINED_BIAS if name.endswith("bias") else "queries, keys and values joined"
 
     # the original's, which the weights were trained with
     epsilons = [1e-6]
@@ -218,9 +216,7 @@ def _convert_transformers(weights: Weights, model: EncoderWithHead) -> Converted
         "encoder.activation": "gelu",
     }
     if weights.config is not None:
-        epsilons.append(
-            weights.config["layer_norm_eps"]
-        )  # with which transformers computes; 1e-12 on the hub
+        epsilons.append(weights.config["layer_norm_eps"])  # with which transformers computes; 1e-12 on the hub
         converted.requires |= {
             "encoder.num_heads": weights.config["num_attention_heads"],
             "encoder.activation": weights.config["hidden_act"],

@@ -39,17 +39,13 @@ def first_prefix(tensors: Mapping[str, Tensor], prefixes: Sequence[str], name: s
     return next((prefix for prefix in prefixes if prefix + name in tensors), None)
 
 
-def explain_rest(
-    converted: Converted, tensors: Mapping[str, Tensor], prefix: str, reasons: Mapping[str, str]
-) -> None:
+def explain_rest(converted: Converted, tensors: Mapping[str, Tensor], prefix: str, reasons: Mapping[str, str]) -> None:
     """Every tensor outside of `prefix` is left out, for the reason given for how its name begins, or unexpected."""
     converted.unexpected += [name for name in tensors if not name.startswith(prefix)]
     leave_out(converted, reasons)
 
 
-def set_aside(
-    tensors: Mapping[str, Tensor], reasons: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def set_aside(tensors: Mapping[str, Tensor], reasons: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors without those whose names begin with a key of `reasons`; and those, each with its reason."""
     left_out = {
         name: next(reason for start, reason in reasons.items() if name.startswith(start))

@@ -74,9 +74,7 @@ def _generation(weights: Weights) -> str | None:
     if "norm.weight" not in own:
         return None
     masks = sum(".mask_tokens." in name for name in tensors if name.startswith("predictor."))
-    first = 1 <= masks <= 2 or (
-        masks == 0 and "pos_embed" in own and own["pos_embed"].shape[-2] in TABLE_TOKENS
-    )
+    first = 1 <= masks <= 2 or (masks == 0 and "pos_embed" in own and own["pos_embed"].shape[-2] in TABLE_TOKENS)
     return "1" if first and "pos_embed" in own else "2"
 
 
@@ -93,9 +91,7 @@ def _prefix(tensors: Mapping[str, Tensor]) -> str | None:
 # --- encoders ---
 
 
-def _convert(
-    weights: Weights, model: EncoderWithHead, heads: Mapping[int, int]
-) -> tuple[Converted, dict[str, Tensor]]:
+def _convert(weights: Weights, model: EncoderWithHead, heads: Mapping[int, int]) -> tuple[Converted, dict[str, Tensor]]:
     """What all generations have in common; and the encoder's tensors by their published names."""
     prefix = known(_prefix(weights.tensors))
     own = vit3d.under(weights.tensors, prefix)
@@ -175,9 +171,7 @@ def _convert_2_1(weights: Weights, model: EncoderWithHead) -> Converted:
             if block in out_layers:
                 converted.tensors[f"encoder.norm.{block}.{kind}"] = own[theirs]
             else:
-                converted.left_out[theirs] = (
-                    f"the norm of block {block}, which is not in model.encoder.out_layers"
-                )
+                converted.left_out[theirs] = f"the norm of block {block}, which is not in model.encoder.out_layers"
     vit3d.leave_out(converted, NO_TABLE | IMAGES)
     return converted
 
@@ -239,9 +233,7 @@ def _convert_probe(weights: Weights, model: EncoderWithHead) -> Converted:
         )
     for name in unused:
         del converted.tensors[name]
-        converted.left_out[f"{prefix}{NAMES.to_theirs(name)}"] = (
-            "a projection that V-JEPA 1 has and does not use"
-        )
+        converted.left_out[f"{prefix}{NAMES.to_theirs(name)}"] = "a projection that V-JEPA 1 has and does not use"
     width = len(converted.tensors["head.pooler.cross_attention_block.xattn.q.weight"])
     converted.requires = {"head.pooler.norm_eps": 1e-5}
     if width in PROBE_HEADS:
@@ -373,9 +365,7 @@ def _revert_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted = vit3d.split(converted, whole, parts)
     if not vit3d.under(tensors, "head."):
         return converted
-    return {
-        BASE_PREFIX + name if name.startswith("encoder.") else name: each for name, each in converted.items()
-    }
+    return {BASE_PREFIX + name if name.startswith("encoder.") else name: each for name, each in converted.items()}
 
 
 VJEPA_2_TRANSFORMERS = Format(

@@ -62,9 +62,7 @@ class MlflowLogger:
             self._client = MlflowClient(tracking_uri=self.tracking_uri)
             existing = self._client.get_experiment_by_name(name)
             artifacts = (store.parent / "mlartifacts" / name).resolve().as_uri() if store else None
-            experiment = (
-                existing.experiment_id if existing else self._client.create_experiment(name, artifacts)
-            )
+            experiment = existing.experiment_id if existing else self._client.create_experiment(name, artifacts)
         earlier = self._client.search_runs(
             [experiment], f"tags.`{RUN_ID}` = '{run.id}'", order_by=["attributes.start_time DESC"]
         )

@@ -73,9 +73,7 @@ class WandbLogger:
             raise OSError(f"no space left for {self._folder}")
         # A resumed run logs some steps again, which W&B has already
         values = {key: value for key, value in metrics.items() if value is not None}
-        new_values = {
-            key: value for key, value in values.items() if key not in self._steps or self._steps[key] < step
-        }
+        new_values = {key: value for key, value in values.items() if key not in self._steps or self._steps[key] < step}
         self._steps |= dict.fromkeys(new_values, step)
         if new_values:
             self._run.log({**new_values, "step": step})

@@ -140,18 +140,14 @@ def join_ranks(device: str, rank_timeout: float = RANK_TIMEOUT) -> Iterator[Rank
             raise
         _did_not_meet(place, f"{address}:{port}", error, time.monotonic() - started)
     try:
-        yield Ranks(
-            torch_device, place.rank, place.world_size, place.local_rank, place.local_world_size, monitor
-        )
+        yield Ranks(torch_device, place.rank, place.world_size, place.local_rank, place.local_world_size, monitor)
     except BaseException as error:
         run_end = monitor.end_after(error, status_of(error))
         leave_at_exit(run_end.status, LINGER_SECONDS)
         if isinstance(error, SystemExit | Stopped) or monitor.should_report(error, run_end):
             # After a stop, every rank has received the signal itself and needs no message about another rank
             raise
-        print(
-            shown_lines(f"error: rank {place.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True
-        )
+        print(shown_lines(f"error: rank {place.rank} ends, as {run_end.message}"), file=sys.stderr, flush=True)
         sys.exit(run_end.status)
     dist.barrier()
     monitor.close()

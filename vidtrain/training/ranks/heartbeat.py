@@ -77,8 +77,7 @@ class RankMonitor:
         self._given_up = False  # whether this process was suspended so long that the others count it as lost
         self._closed = threading.Event()
         self._threads = [
-            threading.Thread(target=work, name=work.__name__, daemon=True)
-            for work in (self._beat, self._watch)
+            threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self._beat, self._watch)
         ]
         for thread in self._threads:
             thread.start()
