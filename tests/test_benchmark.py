@@ -70,6 +70,7 @@ def test_the_json_holds_what_was_measured(measured):
         "name", "phase", "device", "settings", "steps", "warmup", "parameters", "flops", "slowest_rank", "parts",
         "by_rank", "seconds_per_step", "steps_per_s", "clips_per_s", "clips_per_step", "alone", "faults", "memory",
         "evaluation_videos_per_s", "estimate", "verdict", "measured", "advice", "notes", "proof",
+        "store",
     }  # fmt: skip
     assert found["phase"] == "unfreeze_last"
     assert tuple(found["parts"]) == (*PARTS, "step")

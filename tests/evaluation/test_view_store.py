@@ -130,7 +130,7 @@ def test_what_is_no_complete_table_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no view table"):
         view_store.open_views(tmp_path)
     view_store.begin(tmp_path, IDENTITY, None, 1, overwrite=False)
-    with pytest.raises(UserError, match="is not complete: give the command"):
+    with pytest.raises(UserError, match="is not complete"):
         view_store.open_views(tmp_path)
     folder = make(tmp_path / "whole", [[0, 1, 2]])
     lines = (folder / "videos.csv").read_text().splitlines()

@@ -158,7 +158,9 @@ class Progress:
                     whole = file.tell()
         except (OSError, ValueError, EOFError):  # no file yet, or its end
             pass
-        self._file = open(path, "r+b" if whole else "wb")  # noqa: SIM115, as it stays open
+        if not whole:
+            path.write_bytes(b"")
+        self._file = open(path, "r+b")  # noqa: SIM115, as it stays open
         self._file.truncate(whole)
         self._file.seek(whole)
         if not whole:

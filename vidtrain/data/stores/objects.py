@@ -278,7 +278,8 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
         refused = "IfMatch" in same and getattr(error, "errno", None) == errno.EINVAL  # as s3fs translates it
         if getattr(error, "status", None) != 412 and not refused:
             raise
-        if _statuses.pop(url, None):  # whoever looks next asks anew
+        # Whoever looks next asks anew; a late answer to an earlier tag says nothing of what was found since
+        if same == _same.get(url) and _statuses.pop(url, None):
             log.warning(CHANGED, masked(url))
         raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
     _count(size=len(data))
