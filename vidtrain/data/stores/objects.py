@@ -279,7 +279,8 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
         if getattr(error, "status", None) != 412 and not refused:
             raise
         # Whoever looks next asks anew; a late answer to an earlier tag says nothing of what was found since
-        if same == _same.get(url) and _statuses.pop(url, None):
+        if url in _statuses and _same.get(url) == same:
+            del _statuses[url]
             log.warning(CHANGED, masked(url))
         raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
     _count(size=len(data))
