@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from composing import config_of
 from hiera import hiera_mae
+from noisy_models import noisy
 
 from vidtrain.config.references import published_clips
 from vidtrain.errors import UserError
@@ -94,8 +95,7 @@ def test_hiera_equals_its_original(frames, height, width):
         mask_unit_size=(1, 8, 8), patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4), patch_padding=(1, 3, 3),
         sep_pos_embed=True, **SMALL,
     ).eval()  # fmt: skip
-    for parameter in theirs.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape))
+    noisy(theirs)
     encoder = Hiera((height, width), frames, depths=(1, 2, 2, 1), **SMALL)
     ours = VideoClassifier(encoder, MeanPoolClassifier, 7).eval()
     ours.load_state_dict(HIERA.convert(Weights("", theirs.state_dict()), ours).tensors)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from noisy_models import noisy
 from torch import Tensor, nn
 from transformers import VJEPA2Config, VJEPA2Model
 
@@ -31,13 +32,6 @@ def theirs() -> VJEPA2Model:
     )
     torch.manual_seed(0)
     return noisy(VJEPA2Model(config).eval())
-
-
-def noisy(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
 
 
 def ours(masks=EQUAL, objective=(), **options) -> JointEmbedding:

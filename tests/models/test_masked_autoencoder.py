@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noisy_models import noisy
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
@@ -31,11 +32,7 @@ def theirs(norm_pix_loss: bool) -> VideoMAEForPreTraining:
         norm_pix_loss=norm_pix_loss,
     )
     torch.manual_seed(0)
-    model = VideoMAEForPreTraining(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
+    return noisy(VideoMAEForPreTraining(config).eval())
 
 
 def ours(norm_pix_loss: bool = True, masks=None, **options) -> MaskedAutoencoder:

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from noisy_models import built
 from torch import Tensor, nn
 from transformers import (
     VideoMAEConfig,
@@ -30,16 +31,6 @@ from vidtrain.models.weights.vjepa import VJEPA_2_TRANSFORMERS
 
 FRAMES, SIZE, CLASSES = 8, 64, 5
 TOLERANCE = 1e-6  # relative to the largest value; measured: 0 for V-JEPA 2, 2e-7 for VideoMAE
-
-
-def built(kind: type[nn.Module], config) -> nn.Module:
-    """With every parameter random, biases and norms too: what is zero or one could hide a wrong name."""
-    torch.manual_seed(0)
-    model = kind(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
 
 
 def filled(ours: VideoClassifier, theirs: nn.Module, format: Format) -> VideoClassifier:

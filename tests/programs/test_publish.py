@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from composing import config_of
+from noisy_models import noisy
 from small_run import small
 from transformers import VideoMAEForPreTraining, VideoMAEModel, VJEPA2Model
 
@@ -35,9 +36,7 @@ def written(folder, name, *overrides):
     head = "decoder" if name == "videomae" else "predictor"
     sizes = [text for text in SIZES if head in text]
     cfg = config_of("train", *BASE, *OBJECTIVES[name], *sizes, *overrides)
-    model = build.trained_model(cfg, 1, Ranks(torch.device("cpu"))).eval()
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape))
+    model = noisy(build.trained_model(cfg, 1, Ranks(torch.device("cpu"))).eval())
     payload = {"model": model.state_dict(), "config": build.model_spec(cfg).config, "classes": ["all"]}
     checkpoint.save(payload, folder / "best.pt")
     return model, cfg

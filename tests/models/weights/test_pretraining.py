@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noisy_models import built, noisy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VJEPA2Config, VJEPA2Model
@@ -51,18 +52,6 @@ VJEPA2 = VJEPA2Config(
     pred_num_hidden_layers=1,
     pred_num_mask_tokens=2,
 )
-
-
-def built(kind: type[nn.Module], config) -> nn.Module:
-    torch.manual_seed(0)
-    return noisy(kind(config).eval())
-
-
-@torch.no_grad()
-def noisy(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
 
 
 def autoencoder(**options) -> MaskedAutoencoder:

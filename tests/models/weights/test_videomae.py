@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from converted_weights import converted_by, equal, there_and_back
 from torch import Tensor
 
 from vidtrain.errors import UserError
@@ -53,22 +54,7 @@ def model(head=MeanPoolClassifier, **options) -> VideoClassifier:
 
 
 def loaded(weights: Weights, format: Format, ours: VideoClassifier, part: str = "") -> Converted:
-    assert [each for each in FORMATS if each.recognizes(weights)] == [format]
-    converted = format.convert(weights, ours)
-    check_settings(ours, converted.requires, weights.source)
-    assert converted.unexpected == []
-    expected = {name: each.shape for name, each in ours.state_dict().items() if name.startswith(part)}
-    assert {name: each.shape for name, each in converted.tensors.items()} == expected
-    return converted
-
-
-def there_and_back(converted: Converted, format: Format, ours: VideoClassifier) -> dict[str, Tensor]:
-    ours.load_state_dict(converted.tensors, strict=False)
-    return format.revert(ours.state_dict())
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return converted_by(format, FORMATS, weights, ours, part)
 
 
 @pytest.mark.parametrize("container", ["module.", "model.", ""])

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from converted_weights import converted_by, equal, there_and_back
 from torch import Tensor
 
 from vidtrain.errors import UserError
@@ -90,23 +91,7 @@ def file(mask_tokens: int, **parts: dict[str, Tensor]) -> Weights:
 
 
 def loaded(weights: Weights, format: Format, ours: VideoClassifier, part: str) -> Converted:
-    """Every tensor finds its place, and with what it asks for the model agrees."""
-    assert [each for each in FORMATS if each.recognizes(weights)] == [format]
-    converted = format.convert(weights, ours)
-    check_settings(ours, converted.requires, weights.source)
-    assert converted.unexpected == []
-    expected = {name: each.shape for name, each in ours.state_dict().items() if name.startswith(part)}
-    assert {name: each.shape for name, each in converted.tensors.items()} == expected
-    return converted
-
-
-def there_and_back(converted: Converted, format: Format, ours: VideoClassifier) -> dict[str, Tensor]:
-    ours.load_state_dict(converted.tensors, strict=False)
-    return format.revert(ours.state_dict())
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return converted_by(format, FORMATS, weights, ours, part)
 
 
 # --- encoders ---
