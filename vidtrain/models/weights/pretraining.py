@@ -25,6 +25,7 @@ from vidtrain.models.weights.videomae import (
     VIDEOMAE_TRANSFORMERS,
     current,
     join_biases,
+    layer_names,
     saved,
     split_biases,
 )
@@ -60,18 +61,7 @@ DECODER_NAMES = [
     ("decoder.head", "head.linear"),
 ]
 ORIGINAL_DECODER = Renaming([*DECODER_NAMES, ("decoder.blocks.{n}", "head.blocks.{n}")])
-LAYER, BLOCK = "decoder.decoder_layers.{n}", "head.blocks.{n}"
-TRANSFORMERS_DECODER = Renaming(
-    [
-        *DECODER_NAMES,
-        (f"{LAYER}.attention.qkv", f"{BLOCK}.attn.qkv"),
-        (f"{LAYER}.attention.output.dense", f"{BLOCK}.attn.proj"),
-        (f"{LAYER}.intermediate.dense", f"{BLOCK}.mlp.fc1"),
-        (f"{LAYER}.output.dense", f"{BLOCK}.mlp.fc2"),
-        (f"{LAYER}.layernorm_before", f"{BLOCK}.norm1"),
-        (f"{LAYER}.layernorm_after", f"{BLOCK}.norm2"),
-    ]
-)
+TRANSFORMERS_DECODER = Renaming([*DECODER_NAMES, *layer_names("decoder.decoder_layers.{n}", "head.blocks.{n}")])
 ORIGINAL_PREDICTOR = Renaming(
     [
         ("predictor_embed", "head.embed"),

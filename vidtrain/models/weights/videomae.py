@@ -175,16 +175,24 @@ BIASES = {
     "attention.attention.q_bias": "attention.attention.query.bias",
     "attention.attention.v_bias": "attention.attention.value.bias",
 }
-LAYER, BLOCK = "encoder.layer.{n}", "encoder.blocks.{n}"
+
+
+def layer_names(layer: str, block: str) -> list[tuple[str, str]]:
+    """The modules of one of transformers' layers, whose q, k and v are joined, and of one of our blocks."""
+    return [
+        (f"{layer}.attention.qkv", f"{block}.attn.qkv"),
+        (f"{layer}.attention.output.dense", f"{block}.attn.proj"),
+        (f"{layer}.intermediate.dense", f"{block}.mlp.fc1"),
+        (f"{layer}.output.dense", f"{block}.mlp.fc2"),
+        (f"{layer}.layernorm_before", f"{block}.norm1"),
+        (f"{layer}.layernorm_after", f"{block}.norm2"),
+    ]
+
+
 TRANSFORMERS_NAMES = Renaming(
     [
         ("embeddings.patch_embeddings.projection", "encoder.patch_embed.proj"),
-        (f"{LAYER}.attention.qkv", f"{BLOCK}.attn.qkv"),
-        (f"{LAYER}.attention.output.dense", f"{BLOCK}.attn.proj"),
-        (f"{LAYER}.intermediate.dense", f"{BLOCK}.mlp.fc1"),
-        (f"{LAYER}.output.dense", f"{BLOCK}.mlp.fc2"),
-        (f"{LAYER}.layernorm_before", f"{BLOCK}.norm1"),
-        (f"{LAYER}.layernorm_after", f"{BLOCK}.norm2"),
+        *layer_names("encoder.layer.{n}", "encoder.blocks.{n}"),
         ("layernorm", "encoder.norm"),
         ("fc_norm", "head.fc_norm"),
         ("classifier", "head.linear"),
