@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,15 @@ class Shards:
 
     def inputs(self) -> list[str]:
         if not self._is_ours():
-            paths = self._archives()
+            paths = self._archives
             ask_statuses(paths)
             return [*paths, *([self.classes] if isinstance(self.classes, str) else [])]
-        return [self._at(HEAD), *(self._at(f"{split}.csv") for split in self._head()["splits"])]
+        return [self._at(HEAD), *(self._at(f"{split}.csv") for split in self._head["splits"])]
 
     def manifests(self) -> dict[str, Manifest]:
         if not self._is_ours():
             return self._foreign()
-        head = self._head()
+        head = self._head
         self._check_shards({str(shard["name"]): shard["bytes"] for shard in head["shards"]})
         settings: dict[str, Any] = {"delimiter": "comma", "header": True, "label_kind": "names"}
         settings |= {split: self._at(f"{split}.csv") for split in SPLITS if split in head["splits"]}
@@ -92,6 +92,7 @@ class Shards:
     def _is_ours(self) -> bool:
         return not NUMBERS.search(self.folder) and exists(self._at(HEAD))
 
+    @cached_property
     def _head(self) -> dict[str, Any]:
         path = self._at(HEAD)
         try:
@@ -124,6 +125,7 @@ class Shards:
 
     # --- tar files of others ------------------------------------------------------------------------------
 
+    @cached_property  # a store is slow to list many
     def _archives(self) -> list[str]:
         """The tar files of `folder`."""
         if numbers := NUMBERS.search(self.folder):
@@ -147,7 +149,7 @@ class Shards:
     def _foreign(self) -> dict[str, Manifest]:
         archives: dict[str, list[str]] = {}
         folder = os.path.dirname(self.folder) if NUMBERS.search(self.folder) else self.folder
-        for path in self._archives():
+        for path in self._archives:
             name = SPLIT_NAME.findall(relative(path, folder).lower())
             archives.setdefault(SPLIT_NAMES[name[-1]] if name else "train", []).append(path)
         if "train" not in archives:
