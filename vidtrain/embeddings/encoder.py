@@ -236,11 +236,8 @@ class TokenFile:
         if float(tokens.abs().max()) > LARGEST:
             raise UserError(f"tokens of {path} are beyond {LARGEST:.0f}, where float16 ends; say tokens=false")
         if self._rows is None:
-            shape, mode = (
-                (self._videos, *tokens.shape),
-                "r+" if row else "w+",
-            )  # a call that was killed left others
-            self._rows = np.lib.format.open_memmap(self._path, mode, np.float16, shape)
+            mode = "r+" if row else "w+"  # a call that was killed left the rows before
+            self._rows = np.lib.format.open_memmap(self._path, mode, np.float16, (self._videos, *tokens.shape))
         self._rows[row] = tokens.half().numpy()
 
     def close(self, rows: int) -> None:

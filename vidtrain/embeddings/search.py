@@ -144,7 +144,8 @@ def k_center(vectors: np.ndarray, count: int, known: np.ndarray | None = None) -
     Distances are Euclidean. Source: the greedy algorithm of Gonzalez 1985, as Sener and Savarese 2018 choose labels.
     """
     vectors = vectors.astype(np.float32, copy=False)
-    if known is None or not len(known):
+    known = vectors[:0] if known is None else known
+    if not len(known):
         distances = np.linalg.norm(vectors - vectors.mean(axis=0), axis=1)
     else:
         distances = np.full(len(vectors), np.inf, np.float32)
@@ -152,14 +153,13 @@ def k_center(vectors: np.ndarray, count: int, known: np.ndarray | None = None) -
             part = known[start : start + COMPARED].astype(np.float32, copy=False)
             squares = (vectors**2).sum(axis=1)[:, None] - 2 * vectors @ part.T + (part**2).sum(axis=1)
             distances = np.minimum(distances, np.sqrt(squares.min(axis=1).clip(0)))
-    chosen = []
-    covers_nothing = known is None or not len(known)
+    chosen: list[int] = []
     for _ in range(min(count, len(vectors))):
+        first_center = not len(known) and not chosen  # distances were those from the mean, which covers nothing
         chosen.append(int(distances.argmax()))
         apart = np.linalg.norm(vectors - vectors[chosen[-1]], axis=1)
-        distances = apart if covers_nothing else np.minimum(distances, apart)
+        distances = apart if first_center else np.minimum(distances, apart)
         distances[chosen] = -1.0
-        covers_nothing = False
     return np.array(chosen, dtype=np.int64)
 
 
@@ -182,26 +182,17 @@ class Likeness:
         """The `count` nearest of every video, and pairs of a cosine of at least `least` across splits, or across
         `videos` and `others`; None looks for no pairs."""
         units = unit(videos.vectors)
-        base, own, first = (
-            (units, np.arange(len(units)), 0) if others is None else (unit(others.vectors), None, len(units))
-        )
+        base, first = (units, 0) if others is None else (unit(others.vectors), len(units))
+        own = np.arange(len(units)) if others is None else None
         cosines, rows = nearest(units, base, count, own)
-        pairs = (
-            []
-            if least is None
-            else [
-                (one, first + other, cosine)
-                for one, other, cosine in near_pairs(units, base, least)
-                if others is not None or (one < other and videos.splits[one] != videos.splits[other])
-            ]
-        )
-        return cls(
-            videos,
-            others,
-            cosines,
-            rows + first,
-            sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1])),
-        )
+        pairs = [] if least is None else near_pairs(units, base, least)
+        duplicates = [
+            (one, first + other, cosine)
+            for one, other, cosine in pairs
+            if others is not None or (one < other and videos.splits[one] != videos.splits[other])
+        ]
+        duplicates.sort(key=lambda pair: (-pair[2], pair[0], pair[1]))
+        return cls(videos, others, cosines, rows + first, duplicates)
 
     def about(self, row: int) -> tuple[str, str, str]:
         """Path, split and labels of a video."""
