@@ -340,6 +340,86 @@ def test_faults_are_named(override, message):
     assert [message in ": ".join(fault[1:]) for fault in found] == [True]
 
 
+# --- runs of pretraining ----------------------------------------------------------------------------------
+
+
+def write_pretraining(folder: Path, seed: int, ratio: float, objective: str = "videomae", **measured: float) -> Path:
+    """A finished run of pretraining with masks of `ratio`, and what its closing evaluation `measured`."""
+    folder.mkdir()
+    config = {"name": "mine", "seed": seed, "objective": {"masks": {"ratio": ratio}}}
+    if "linear_top1" in measured:
+        config["probe"] = {"dataset": {"name": "gestures"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    said = [f"seed={seed}", f"objective.masks.ratio={ratio}"]
+    (folder / "run.json").write_text(json.dumps({"id": "x", "started": "now", "overrides": said}))
+    summary = {
+        "status": "finished", "monitor": "evaluations", "best": 3.0, "best_step": 40, "steps": 40, "minutes": 1.5,
+        "split": "val", "protocol": PROTOCOL, "coverage": "30/30", "pretraining": objective, "evaluations": 3.0,
+        **measured,
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [{"step": step, **{f"val/{name}": value for name, value in measured.items()}} for step in (0, 40)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_pretraining_is_compared_by_its_probe_over_seeds(tmp_path, capsys):
+    values = {0.5: (0.50, 0.52, 0.54), 0.9: (0.70, 0.71, 0.75)}
+    runs = [
+        write_pretraining(tmp_path / f"{ratio}_{seed}", seed, ratio, loss=ratio, linear_top1=value, effective_rank=9.0)
+        for ratio, of_ratio in values.items()
+        for seed, value in enumerate(of_ratio)
+    ]
+    found = run(*runs, out=tmp_path / "out")
+    assert (found["metric"], found["tested"], found["pretraining"], found["chosen"]) == (
+        "linear_top1", "linear_top1", True, None,
+    )  # fmt: skip
+    (pair,) = found["comparisons"]
+    assert pair["difference"] == pytest.approx(0.2) and pair["interval"] is None
+    # the Behrens-Fisher interval at 95 % with two degrees of freedom each, from 4,000,000 draws of scipy's t
+    assert pair["interval_with_seeds"] == pytest.approx([0.2 - 0.0881, 0.2 + 0.0881], abs=0.012)
+    assert pair["verdict"] == "better"
+    assert "over seeds alone" in " ".join(found["notes"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "over seeds" in page and "effective_rank" in page and "Videos that flipped" not in page
+    assert [row["linear_top1_difference"] for row in table(tmp_path / "out" / "recipes.csv")][1].startswith("0.2")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2: ratio=0.9 │ 3 │ 0.7200 │ 0.0265 │ +0.2000" in shown and "better" in shown
+
+
+def test_without_probes_one_objective_is_compared_by_its_loss(tmp_path):
+    runs = [write_pretraining(tmp_path / f"{ratio}", 0, ratio, loss=ratio) for ratio in (0.5, 0.9)]
+    found = run(*runs, out=tmp_path / "out")
+    assert (found["metric"], found["higher_is_better"]) == ("loss", False)
+    (pair,) = found["comparisons"]
+    assert (pair["widest"], pair["verdict"]) == (None, "not told apart")
+    notes = " ".join(found["notes"])
+    assert "own objective" in notes and "no interval" in notes
+
+
+def test_losses_of_different_objectives_are_not_compared(tmp_path):
+    runs = [write_pretraining(tmp_path / name, 0, 0.9, name, loss=1.0) for name in ("videomae", "vjepa")]
+    with pytest.raises(UserError, match="linear_top1 or knn_top1"):
+        run(*runs, out=tmp_path / "out")
+
+
+def test_other_probes_are_listed_and_not_compared(tmp_path):
+    runs = [write_pretraining(tmp_path / f"{ratio}", 0, ratio, loss=1.0, linear_top1=0.5) for ratio in (0.5, 0.9)]
+    other = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(other | {"probe": {"dataset": {"name": "signs"}}}))
+    found = run(*runs, out=tmp_path / "out")
+    assert found["comparisons"] == [] and "evaluated in different ways" in found["notes"][0]
+    assert "gestures" in found["notes"][0] and "signs" in found["notes"][0]
+
+
+def test_pretraining_and_classifiers_are_not_compared(tmp_path, two):
+    pretrained = write_pretraining(tmp_path / "p", 0, 0.9, loss=1.0)
+    with pytest.raises(UserError, match="/p is a run of pretraining, and .*/a0 a classifier"):
+        run(two / "a0", pretrained, out=tmp_path / "out")
+    with pytest.raises(UserError, match="/p is a run of pretraining, .*leave out split="):
+        read_run(pretrained, "test")
+
+
 # --- the command line -------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,7 @@ def summary(text: str = "a", others: int = 1, **changes) -> dict:
     numbers = range(2, 2 + others)
     return {
         "metric": "top1", "tested": "top1", "higher_is_better": True, "tested_higher_is_better": True,
-        "confidence": 0.95, "draws": 1000, "seed": 0, "repeats": ["seed"], "baseline": 1,
+        "pretraining": False, "confidence": 0.95, "draws": 1000, "seed": 0, "repeats": ["seed"], "baseline": 1,
         "keys": {"optimizer.lr": "lr"}, "recipes": [recipe(1, text), *(recipe(n, text) for n in numbers)],
         "runs": [run(1, text=text), *(run(n, 0.5 + n / 50, text) for n in numbers)],
         "settings": {"optimizer.lr": [0.1, *(n / 10 for n in numbers)]},

@@ -83,7 +83,8 @@ class Comparison:
     """The comparison of two recipes on the videos that their runs share. Differences are other minus baseline.
 
     `interval` is the confidence interval of `difference` over samples of videos, `interval_with_seeds` over samples of
-    videos and over seeds. The latter is None if a recipe has only one run.
+    videos and over seeds. The latter is None if a recipe has only one run. Runs of pretraining share no predictions:
+    `interval` is None, and `interval_with_seeds` is over seeds alone.
     """
 
     metric: str
@@ -95,20 +96,20 @@ class Comparison:
     of_baseline: list[float]  # the metric of each run of the baseline
     of_other: list[float]
     difference: float
-    interval: Interval
+    interval: Interval | None
     interval_with_seeds: Interval | None
     pairs: list[Pair]
     classes: list[ClassChange]
     videos: list[Video]
 
     @property
-    def widest(self) -> Interval:
+    def widest(self) -> Interval | None:
         """The interval from which conclusions are drawn: the one with seeds, if there is one."""
         return self.interval_with_seeds or self.interval
 
     @property
     def verdict(self) -> str:
-        low, high = self.widest
+        low, high = self.widest or (-np.inf, np.inf)
         if low <= 0 <= high:
             return "not told apart"
         return "better" if (self.difference > 0) == (CLOSING_DIRECTIONS[self.metric] == "max") else "worse"
@@ -150,6 +151,34 @@ def compare(
         pairs=[Pair(a, b, *mcnemar(correct[a], correct[n + b])) for a, b in same_seed],
         classes=class_changes(shared, n, draws, confidence, rng),
         videos=video_changes(shared, n),
+    )
+
+
+def compare_over_seeds(
+    baseline: Sequence[float], other: Sequence[float], metric: str, draws: int, confidence: float, seed: int
+) -> Comparison:
+    """Compares `metric` of two recipes from its values alone, one for each run. The interval is over seeds; None if a
+    recipe has only one run."""
+    first, second, rng = np.array(baseline), np.array(other), np.random.default_rng(seed)
+    difference, interval = float(second.mean() - first.mean()), None
+    if min(len(first), len(second)) > 1:
+        noise = seed_noise(second, draws, rng) - seed_noise(first, draws, rng)
+        interval = percentile_interval(difference + noise, confidence)
+    return Comparison(
+        metric=metric,
+        shared=0,
+        units=0,
+        relabeled=0,
+        unshared=[],
+        below_folders=False,
+        of_baseline=list(baseline),
+        of_other=list(other),
+        difference=difference,
+        interval=None,
+        interval_with_seeds=interval,
+        pairs=[],
+        classes=[],
+        videos=[],
     )
 
 

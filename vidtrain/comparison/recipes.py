@@ -184,6 +184,10 @@ class Study:
     metric: str
     tested: str  # the metric whose intervals are computed, as it follows from predictions.csv
 
+    @property
+    def of_pretraining(self) -> bool:
+        return self.runs[0].objective is not None
+
     def runs_of(self, recipe: Recipe) -> list[Run]:
         return [self.runs[place] for place in recipe.runs]
 
@@ -199,7 +203,10 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
     keys, grouped = _recipes(runs, settings)
     place = _place_of_baseline(runs, settings.baseline)
     baseline, kind = recipe_of(grouped, place), runs[place].kind
-    tested = metric if metric in RESAMPLED else ("exact_match" if kind.several else "top1")
+    if metric in RESAMPLED or runs[place].predictions is None:
+        tested = metric
+    else:
+        tested = "exact_match" if kind.several else "top1"
     alike = [
         recipe
         for recipe in grouped
@@ -210,9 +217,13 @@ def study_of(runs: Sequence[Run], settings: CompareConfig) -> Study:
 
 def _metric(runs: Sequence[Run], wanted: str | None) -> str:
     shared = sorted(set.intersection(*(set(run.metrics) for run in runs)) & set(CLOSING_DIRECTIONS))
-    metric = wanted or next((name for name in ("top1", "exact_match") if name in shared), None)
+    usual = ["top1", "exact_match"]
+    if runs[0].objective is not None:
+        usual = ["linear_top1", "knn_top1", *(["loss"] if len({run.objective for run in runs}) == 1 else [])]
+    metric = wanted or next((name for name in usual if name in shared), None)
     if metric is None:
-        raise UserError(f"the runs do not share top1 or exact_match; choose metric= from {', '.join(shared) or 'none'}")
+        choices = ", ".join(shared) or "none"
+        raise UserError(f"the runs do not share {' or '.join(usual)}; choose metric= from {choices}")
     if metric not in shared:
         not_reported = next((f"{run.folder} does not report it" for run in runs if metric not in run.metrics), None)
         reason = not_reported or "it is not known which way is better"

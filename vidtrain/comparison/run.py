@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from vidtrain.comparison.paired import Comparison, compare
+from vidtrain.comparison.paired import Comparison, compare, compare_over_seeds
 from vidtrain.comparison.recipes import (
     Recipe,
     Study,
@@ -28,6 +28,7 @@ from vidtrain.tracking.console import Console, NullConsole
 
 SHOWN_FLIPS = 200  # at most so many videos whose prediction changed are in the summary
 FEWEST_TRIALS = 3  # so many recipes or more are treated as a sweep
+LATEST = "evaluations"  # the metric that keeps the last weights
 LISTED = 8  # at most so many runs or recipes are named in a note
 
 Plain = dict[str, Any]
@@ -49,15 +50,7 @@ def compare_runs(
     comparisons: dict[int, Comparison] = {}
     with console.phase("comparing", len(others)):
         for done, other in enumerate(others, start=1):
-            pair = compare(
-                [run.predictions for run in study.runs_of(study.baseline)],
-                [run.predictions for run in study.runs_of(other)],
-                same_seeds(study, other),
-                study.tested,
-                settings.bootstrap,
-                settings.confidence,
-                settings.seed,
-            )
+            pair = _compare_with_baseline(study, other)
             if pair is not None:
                 changed = [video for video in pair.videos if video.baseline != video.other]
                 comparisons[other.number] = replace(pair, videos=changed)
@@ -68,6 +61,20 @@ def compare_runs(
         for video in pair.videos
     ]
     return _summary(study, comparisons, is_sweep), rows
+
+
+def _compare_with_baseline(study: Study, other: Recipe) -> Comparison | None:
+    """Without predictions, by the values of the metric; None where these, or shared videos, are missing."""
+    settings, sides = study.settings, [study.runs_of(study.baseline), study.runs_of(other)]
+    draws, confidence, seed = settings.bootstrap, settings.confidence, settings.seed
+    if not study.of_pretraining:
+        of_baseline, of_other = ([run.predictions for run in side if run.predictions] for side in sides)
+        same_seed = same_seeds(study, other)
+        return compare(of_baseline, of_other, same_seed, study.tested, draws, confidence, seed)
+    values = [[run.metrics[study.metric] for run in side] for side in sides]
+    first, second = ([value for value in side if value is not None] for side in values)
+    known = [first, second] == values
+    return compare_over_seeds(first, second, study.metric, draws, confidence, seed) if known else None
 
 
 # --- the summary, as plain data ---------------------------------------------------------------------------
@@ -85,6 +92,7 @@ def _summary(study: Study, comparisons: Comparisons, of_a_sweep: bool) -> Plain:
         "tested": study.tested,
         "higher_is_better": CLOSING_DIRECTIONS[metric] == "max",
         "tested_higher_is_better": CLOSING_DIRECTIONS[study.tested] == "max",
+        "pretraining": study.of_pretraining,
         "confidence": settings.confidence,
         "draws": settings.bootstrap,
         "seed": settings.seed,
@@ -120,9 +128,9 @@ def _importance(study: Study, known: Sequence[int]) -> list[Plain]:
 
 def _chosen(study: Study, compared: Sequence[Recipe]) -> Plain | None:
     """The recipe with the best mean over runs on val, by which a recipe should be chosen; None if the runs monitored
-    different metrics."""
+    different metrics, or no metric, as their last weights count."""
     monitors = {run.monitor for recipe in compared for run in study.runs_of(recipe)}
-    if len(monitors) != 1:
+    if len(monitors) != 1 or monitors == {LATEST}:
         return None
     (monitor,) = monitors
     means = {recipe.number: spread([run.best for run in study.runs_of(recipe)])[0] for recipe in compared}
@@ -209,6 +217,8 @@ def _comparison(pair: Comparison, baseline: int, other: int) -> Plain:
 
 def _notes(study: Study, comparisons: Comparisons) -> Iterator[str]:
     yield from _on_protocols(study)
+    if study.of_pretraining:
+        yield from _on_objectives(study)
     yield from _on_videos(study, comparisons)
     yield from _on_data(study.runs)
     yield from _on_baselines(study.runs)
@@ -227,7 +237,8 @@ def _on_protocols(study: Study) -> Iterator[str]:
     counts = Counter(run.kind for run in study.runs)
     if len(counts) > 1:
         listed = "; ".join(
-            f"{kind.protocol} on {kind.split}{', several labels a video' if kind.several else ''} "
+            f"{kind.protocol} on {kind.split}{', several labels a video' if kind.several else ''}"
+            f"{f', probed with {kind.probed}' if kind.probed else ''} "
             f"({count} run{'' if count == 1 else 's'})"
             for kind, count in counts.items()
         )
@@ -242,10 +253,21 @@ def _on_protocols(study: Study) -> Iterator[str]:
         yield "No other recipe was evaluated like the baseline, so there is no comparison."
 
 
+def _on_objectives(study: Study) -> Iterator[str]:
+    if study.metric == "loss" and any(key.partition(".")[0] in ("objective", "clip") for key in study.keys):
+        yield (
+            "The loss is that of each run's own objective and clips, which differ. Compare by what probes know: name a "
+            "probe.dataset when pretraining."
+        )
+    if study.metric in ("effective_rank", "spread"):
+        yield f"The {study.metric} tells whether features collapse, not what they are good for."
+    yield "Intervals are over seeds alone, and not over the choice of videos."
+
+
 def _on_videos(study: Study, comparisons: Comparisons) -> Iterator[str]:
     numbers = [recipe.number for recipe in study.alike if recipe is not study.baseline]
     disjoint = [number for number in numbers if number not in comparisons]
-    if disjoint:
+    if disjoint and not study.of_pretraining:
         yield f"No video is shared with the baseline by {_list_recipes(disjoint)}."
     if study.metric != study.tested:
         yield f"Intervals are of {study.tested}, as {study.metric} cannot be computed from predictions.csv."
@@ -308,10 +330,12 @@ def _on_seeds(study: Study, comparisons: Comparisons) -> Iterator[str]:
         yield f"All runs are one recipe{over}.{advice}"
     once = [recipe.number for recipe in study.alike if len(recipe.runs) == 1]
     if once and comparisons:
-        yield (
-            f"Run only once: {_list_recipes(once)}. Their intervals include the choice of videos, but not that of the "
-            "seed."
+        covered = (
+            "What another seed would give is not known, so their differences have no interval."
+            if study.of_pretraining
+            else "Their intervals include the choice of videos, but not that of the seed."
         )
+        yield f"Run only once: {_list_recipes(once)}. {covered}"
     twice = [
         recipe.number
         for recipe in study.recipes
@@ -328,7 +352,7 @@ def _on_runs(runs: Sequence[Run]) -> Iterator[str]:
     commits = sorted({str(run.commit) for run in runs})
     if len(commits) > 1:
         yield f"The runs were made by different code: {', '.join(commits)}."
-    selected = sorted({run.split for run in runs if run.split.startswith("val")})
+    selected = sorted({run.split for run in runs if run.split.startswith("val") and run.monitor != LATEST})
     if selected:
         yield f"Numbers on {', '.join(selected)} are too good, as the checkpoints were selected by them."
     incomplete = [f"{run.folder} {run.coverage}" for run in runs if len(set(run.coverage.split("/"))) > 1]

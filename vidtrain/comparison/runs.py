@@ -31,17 +31,20 @@ ENDED_AS = {
 
 
 class EvaluationKind(NamedTuple):
-    """How a run was evaluated. `several` says whether videos may have several labels."""
+    """How a run was evaluated. `several` says whether videos may have several labels; `probed` names the labeled
+    dataset by which a run of pretraining was probed."""
 
     split: str
     protocol: str
     several: bool
+    probed: str | None
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run. `metrics` are those of the evaluation of `split`; `history` holds the validations, oldest first.
 
+    A run of pretraining has an `objective`, and no predictions.
     `commit` is the code of the run, followed by "with changes" if it differed from the commit; None if not known.
     `baselines` holds the results of the baselines on its split, the best first; empty if none are known.
     """
@@ -59,7 +62,8 @@ class Run:
     coverage: str
     metrics: dict[str, float | None]
     history: list[dict[str, Any]]
-    predictions: "Predictions"
+    predictions: "Predictions | None"
+    objective: str | None
     commit: str | None
     digests: dict[str, str]  # digest of the data by split, if recorded
     data_changed: bool  # whether it was resumed with changed data
@@ -67,7 +71,8 @@ class Run:
 
     @property
     def kind(self) -> EvaluationKind:
-        return EvaluationKind(self.split, self.protocol, self.predictions.several)
+        several = self.predictions is not None and self.predictions.several
+        return EvaluationKind(self.split, self.protocol, several, self.settings.get("probe.dataset.name"))
 
     def validated(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a metric in each validation that has it."""
@@ -149,24 +154,13 @@ def _progress(folder: Path) -> str:
 def read_run(folder: Path, split: str | None) -> Run:
     """Reads a finished run, and its evaluation in eval/`split`; None means the evaluation at the end of the run. Raises
     `UserError` naming the file that is absent or damaged."""
-    from vidtrain.evaluation.predictions import read_predictions
-
     record = _read(folder / "run.json", "overrides")
     summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
+    name = split or summary["split"]
     if "pretraining" in summary:
-        raise UserError(
-            f"{folder} is a run of pretraining, which makes no predictions to compare; compare the classifiers that "
-            "start from it"
-        )
-    closing = folder / "eval" / (split or summary["split"])
-    if not closing.is_dir():
-        known = sorted(file.parent.name for file in folder.glob("eval/*/metrics.json"))
-        raise UserError(
-            f"{folder} has no evaluation {closing.name}; it has {', '.join(known) or 'none'}. Choose one with split=, "
-            f"or make it: python -m vidtrain.evaluate ... out={closing}"
-        )
-    evaluated = _read(closing / "metrics.json", "metrics", "protocol", "coverage")
-    metrics = evaluated["metrics"]
+        evaluated, predictions = _evaluation_without_labels(folder, summary, split), None
+    else:
+        evaluated, predictions = _evaluation(folder, name)
     return Run(
         folder=folder,
         settings=stored_settings(folder),
@@ -176,26 +170,53 @@ def read_run(folder: Path, split: str | None) -> Run:
         best_step=summary["best_step"],
         steps=summary["steps"],
         minutes=summary["minutes"],
-        split=closing.name,
+        split=name,
         protocol=evaluated["protocol"],
         coverage=evaluated["coverage"],
         metrics={
             # metrics.json may hold NaN for a metric that is undefined on these videos
             name: value if isinstance(value, int | float) and math.isfinite(value) else None
-            for name, value in metrics.items()
+            for name, value in evaluated["metrics"].items()
         },
         history=[row for row in each_metric(folder) if any(key.startswith("val/") for key in row)],
-        predictions=read_predictions(closing / "predictions.csv", several="exact_match" in metrics),
+        predictions=predictions,
+        objective=summary.get("pretraining"),
         commit=_commit(folder / "git.json"),
         digests=_digests(folder / "dataset.json"),
         data_changed=(folder / CHANGES).is_file(),
         # older runs have no baselines
-        baselines=summary.get("baselines", []) if closing.name == summary["split"] else [],
+        baselines=summary.get("baselines", []) if name == summary["split"] else [],
     )
 
 
+def _evaluation(folder: Path, name: str) -> tuple[dict[str, Any], "Predictions"]:
+    """metrics.json of the evaluation eval/`name` of a classifier, and its predictions."""
+    from vidtrain.evaluation.predictions import read_predictions
+
+    closing = folder / "eval" / name
+    if not closing.is_dir():
+        known = sorted(file.parent.name for file in folder.glob("eval/*/metrics.json"))
+        raise UserError(
+            f"{folder} has no evaluation {name}; it has {', '.join(known) or 'none'}. Choose one with split=, or make "
+            f"it: python -m vidtrain.evaluate ... out={closing}"
+        )
+    evaluated = _read(closing / "metrics.json", "metrics", "protocol", "coverage")
+    return evaluated, read_predictions(closing / "predictions.csv", several="exact_match" in evaluated["metrics"])
+
+
+def _evaluation_without_labels(folder: Path, summary: dict[str, Any], split: str | None) -> dict[str, Any]:
+    """The like of a run of pretraining, whose only evaluation is in its summary."""
+    if split is not None:
+        raise UserError(f"{folder} is a run of pretraining, which has no evaluation {split}; leave out split=")
+    from vidtrain.evaluation.metrics import UNLABELED
+
+    metrics = {name: summary[name] for name in UNLABELED if name in summary}
+    return {"metrics": metrics, "protocol": summary["protocol"], "coverage": summary["coverage"]}
+
+
 def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int], None]) -> list[Run]:
-    """Reads all runs (`read_run`). Raises one `UserError` for all that cannot be read."""
+    """Reads all runs (`read_run`). Raises one `UserError` for all that cannot be read, and one where some are of
+    pretraining and others are not."""
     runs, faults = [], []
     for number, folder in enumerate(folders, start=1):
         try:
@@ -204,6 +225,13 @@ def read_all(folders: Sequence[Path], split: str | None, advance: Callable[[int]
             faults.append(str(error))
         advance(number)
     _raise_all(first_lines(faults, MOST_FAULTS))
+    pretraining = [run for run in runs if run.objective is not None]
+    if pretraining and len(pretraining) < len(runs):
+        other = next(run for run in runs if run.objective is None)
+        raise UserError(
+            f"{pretraining[0].folder} is a run of pretraining, and {other.folder} a classifier: compare runs of one "
+            "kind"
+        )
     return runs
 
 

@@ -18,8 +18,9 @@ ONE_LABEL = ("loss", "top1", "top5", "balanced_accuracy", "precision_macro", "pr
              "recall_weighted", "f1_macro", "f1_weighted", "clip_loss", "clip_top1", "clip_top5")  # fmt: skip
 SEVERAL_LABELS = ("loss", "map", "map_micro", "exact_match", "precision_macro", "precision_micro", "recall_macro",
                   "recall_micro", "f1_macro", "f1_micro", "clip_loss", "clip_map", "clip_map_micro")  # fmt: skip
-# And where there are no labels; the last two where a labeled dataset is named to probe the features
-NO_LABELS = ("loss", "evaluations", "effective_rank", "spread", "knn_top1", "linear_top1")
+# What is measured where there are no labels; the last two where a labeled dataset is named to probe the features
+UNLABELED = ("loss", "effective_rank", "spread", "knn_top1", "linear_top1")
+NO_LABELS = (*UNLABELED, "evaluations")
 # Which way is better
 DIRECTIONS = {name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS, *NO_LABELS)}
 

@@ -53,7 +53,7 @@ def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
     wanted = {
         "comparison": True,
         "curves": any(run["curve"] for run in summary["runs"]),
-        "classes": bool(summary["comparisons"]),
+        "classes": any(pair["classes"] for pair in summary["comparisons"]),
         "parallel_coordinates": summary["is_sweep"],
         "importance": bool(summary["importance"]),
     }
@@ -99,13 +99,15 @@ def _draw_differences(axes: Axes, recipes: Sequence[Plain], pairs: Mapping[int, 
             if pair["interval_with_seeds"]:
                 axes.plot(pair["interval_with_seeds"], [row, row], color=color, linewidth=1.2)
             _draw_interval(axes, row, pair["difference"], pair["interval"], color)
-    wide = "; thin: and seeds" if any(pair["interval_with_seeds"] for pair in pairs.values()) else ""
-    style(axes, f"difference in {summary['tested']} ({summary['confidence']:.0%} over videos{wide})")
+    wide = any(pair["interval_with_seeds"] for pair in pairs.values())
+    over = "seeds" if summary["pretraining"] else f"videos{'; thin: and seeds' if wide else ''}"
+    style(axes, f"difference in {summary['tested']} ({summary['confidence']:.0%} over {over})")
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_interval(axes: Axes, row: int, value: float, interval: Sequence[float], color: str) -> None:
-    axes.plot(interval, [row, row], color=color, linewidth=4, alpha=0.5, solid_capstyle="butt")
+def _draw_interval(axes: Axes, row: int, value: float, interval: Sequence[float] | None, color: str) -> None:
+    if interval is not None:
+        axes.plot(interval, [row, row], color=color, linewidth=4, alpha=0.5, solid_capstyle="butt")
     axes.plot(value, row, "o", color=color, markersize=5)
 
 

@@ -124,7 +124,8 @@ def _recipe_rows(summary: Plain) -> Rows:
         if number in pairs:
             pair = pairs[number]
             with_seeds = pair["interval_with_seeds"] or (None, None)
-            tested = (pair["difference"], *pair["interval"], *with_seeds, pair["verdict"], pair["shared"])
+            over_videos = pair["interval"] or (None, None)
+            tested = (pair["difference"], *over_videos, *with_seeds, pair["verdict"], pair["shared"])
         first = (number, recipe["label"], recipe["n"], *recipe["settings"].values())
         how = (recipe["split"], recipe["protocol"], int(number == summary["baseline"]))
         last = (value for name in metrics for value in (own[name] if name in own else (None, None)))

@@ -19,7 +19,7 @@ from vidtrain.data.manifest.split_records import SplitRecord
 from vidtrain.data.stores.places import absolute
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import STORED, Calibration, read_calibration
-from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
+from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, UNLABELED
 from vidtrain.evaluation.protocols import headline
 from vidtrain.files.atomic import read_json, write_text_atomic
 from vidtrain.files.escaping import read_csv, read_records
@@ -35,7 +35,6 @@ PAGE = "report.html"
 NEEDS = "a run's page needs it"
 MOST_PICTURE = 1 << 20  # bytes of one; ours have some ten thousand
 WEBP, PNG = (b"RIFF", b"WEBP"), b"\x89PNG\r\n\x1a\n"
-MEASURED = ("loss", "effective_rank", "spread", "knn_top1", "linear_top1")  # without labels
 VERSIONS = ("vidtrain", "torchvision", "timm", "av", "numpy")
 
 
@@ -103,7 +102,7 @@ def _shared(folder: Path, summary: Plain) -> Plain:
 def _of_pretraining(folder: Path, summary: Plain) -> Plain:
     """The facts of a run without labels: each number before and after training; nothing that only classifiers have."""
     first = next((row for row in each_metric(folder) if row["step"] == 0), {})
-    names = [name for name in MEASURED if name in summary]
+    names = [name for name in UNLABELED if name in summary]
     evaluated = {"metrics": {name: summary[name] for name in names}, "missing": []}
     evaluated |= {key: summary[key] for key in ("protocol", "coverage")}
     empty: Plain = dict.fromkeys(("baselines", "heads", "classes", "reliability", "probes"), [])
