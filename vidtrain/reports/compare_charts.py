@@ -142,7 +142,8 @@ def plot_validation(summary: Plain, path: Path) -> None:
             label=name_of(recipes[number]) if number not in named else None,
         )
         named.add(number)
-    style(axes, f"{summary['metric']} on val, a line a run", "step")
+    where = "" if summary["pretraining"] else " on val"
+    style(axes, f"{summary['metric']}{where}, a line a run", "step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     if few:
         axes.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
