@@ -20,7 +20,7 @@ from vidtrain.embeddings.store import PROGRESS, Embeddings, Progress
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import encode
 from vidtrain.train import train
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 pytestmark = [pytest.mark.usefixtures("without_pictures"), pytest.mark.slow]
 SMALL = small(

@@ -28,7 +28,7 @@ from vidtrain.prediction.options import class_number
 from vidtrain.prediction.outputs import Outputs
 from vidtrain.train import train
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 SMALL = small(

@@ -18,7 +18,7 @@ from vidtrain.sweeps import record as sweep_trial
 from vidtrain.sweeps.record import SweepRecord
 from vidtrain.sweeps.status import states_of
 from vidtrain.tracking.console import make_console
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 RANKS = Ranks(torch.device("cpu"))
 ERRORS = {

@@ -42,7 +42,7 @@ def benchmark(cfg: DictConfig) -> float:
     from vidtrain.files.folders import check_writable
     from vidtrain.runs.assemble import open_data
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import join_ranks
+    from vidtrain.training.distributed import join_ranks
 
     with join_ranks(cfg.trainer.device) as ranks:
         console = make_console(ranks.is_main)

@@ -17,7 +17,7 @@ from vidtrain.evaluator.options import check
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.evaluation.view_store import StoredViews
-    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
 COSTS = {"nll": "loss", "brier": "Brier score", "ece": "calibration error", "ece_mass": "in equal bins"}
@@ -29,7 +29,7 @@ def calibrate(cfg: DictConfig) -> None:
     from vidtrain.files.atomic import write_json_atomic
     from vidtrain.files.folders import check_inside
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import join_ranks
+    from vidtrain.training.distributed import join_ranks
 
     with join_ranks(cfg.device) as ranks, ExitStack() as stack:
         console, checkpoint = make_console(ranks.is_main), find_checkpoint(cfg.checkpoint)

@@ -59,7 +59,7 @@ def embed(cfg: DictConfig) -> None:
     from vidtrain.embeddings.store import FILE, PROGRESS, Embeddings
     from vidtrain.files.folders import RunLock
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import join_ranks
+    from vidtrain.training.distributed import join_ranks
 
     console = make_console(is_main=True)
     out = Path(cfg.out or f"outputs/embed/{datetime.now():%Y-%m-%d_%H-%M-%S}")

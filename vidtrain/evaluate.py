@@ -21,7 +21,7 @@ def evaluate(cfg: DictConfig) -> float:
     from vidtrain.evaluator.report import publish, republish
     from vidtrain.files.atomic import write_json_atomic
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import join_ranks
+    from vidtrain.training.distributed import join_ranks
 
     if cfg.from_table is not None:  # no video and no model is opened
         out, console = Path(cfg.out) if cfg.out else None, make_console(is_main=True)

@@ -77,7 +77,7 @@ def export(cfg: DictConfig) -> None:
     from vidtrain.reports.pages import write_model_card
     from vidtrain.runs.export import chosen_formats, export_model, recorded_metrics
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.distributed import Ranks
 
     console, ranks = make_console(is_main=True), Ranks(torch.device("cpu"))
     build.set_cpu_threads(None, ranks)

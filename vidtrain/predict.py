@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
     from vidtrain.build.checkpoint_loader import LoadedCheckpoint
     from vidtrain.prediction.outputs import Outputs
     from vidtrain.prediction.run import Predictor, Reader
-    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
 
@@ -43,7 +43,7 @@ def predict(cfg: DictConfig) -> None:
     from vidtrain.prediction.pictures import heat_kind, heat_note
     from vidtrain.prediction.run import Predictor
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import autocast, join_ranks
+    from vidtrain.training.distributed import autocast, join_ranks
 
     for handler in logging.getLogger().handlers:  # log on standard error, as standard output is for results
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:

@@ -16,7 +16,7 @@ from vidtrain.config.schemas import ExportSettings
 from vidtrain.errors import Pruned, UserError
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.attempts import RunAttempt, run_attempt
-from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
+from vidtrain.training.signals import PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torch
     from vidtrain.runs.assemble import Goal, Parts, RunData, Start
@@ -43,7 +43,7 @@ def train(cfg: DictConfig) -> float | None:
 def _train_or_recall(cfg: DictConfig, preemption: PreemptionHandler) -> float | None:
     """Trains the run unless it is finished already; returns its best value, or None if it was pruned."""
     from vidtrain.tracking.console import make_console
-    from vidtrain.training.ranks.distributed import join_ranks
+    from vidtrain.training.distributed import join_ranks
 
     with join_ranks(cfg.trainer.device, cfg.trainer.rank_timeout) as ranks:
         console = make_console(ranks.is_main)

@@ -13,7 +13,7 @@ from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.run_log import RunLog
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Run
 
 CLASSES = 10

@@ -23,12 +23,12 @@ from vidtrain.evaluation.views import ViewTable
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.run_log import RunLog
+from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import Classification, CrossEntropy
 from vidtrain.training.profiling import PARTS, StepClock, peak_memory
-from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import PhaseSettings, Run, TrainerSettings
 from vidtrain.training.schedules import Constant
 

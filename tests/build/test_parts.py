@@ -15,7 +15,7 @@ from vidtrain.build import parts as build
 from vidtrain.build.parts import load_starting_point
 from vidtrain.models.weights.vjepa import VJEPA_2, VJEPA_PROBE
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 SMALL = [
     "model=vjepa2_vitl",

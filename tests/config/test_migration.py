@@ -108,8 +108,8 @@ def test_components_that_have_another_name_since(stored):
     stored["augmentation"]["temporal"]["_target_"] = "vidtrain.data.temporal.TemporalJitter"
     found = migrate(stored, "best.pt")
     assert found.augmentation.temporal._target_ == "vidtrain.data.sampling.temporal.TemporalJitter"
-    new = "logger.wandb._target_=vidtrain.tracking.loggers.wandb_logger.WandbLogger"
-    for old in ("wandb_mirror.WandbMirror", "loggers.wandb_logger.WandbMirror"):
+    new = "logger.wandb._target_=vidtrain.tracking.trackers.WandbLogger"
+    for old in ("wandb_mirror.WandbMirror", "loggers.wandb_logger.WandbMirror", "loggers.wandb_logger.WandbLogger"):
         assert rename_override(f"logger.wandb._target_=vidtrain.tracking.{old}") == new
 
 

@@ -13,7 +13,7 @@ from vidtrain.app.check import check_run
 from vidtrain.app.launch import find_faults
 from vidtrain.config.references import describe_published, published_clips, settled, unseen_clips
 from vidtrain.runs.folder import check_unchanged, keep_published, record
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 DEFAULT = {"frames": 8, "frame_step": 3, "fps": None, "size": 32, "interpolation": "bicubic"}
 

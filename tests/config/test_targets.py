@@ -14,7 +14,7 @@ from vidtrain.data.augment.geometry import RESIZES
 from vidtrain.data.decoding.conversion import INTERPOLATIONS, SIZE_CHANGES
 from vidtrain.data.decoding.index import SAMPLE_ASPECTS
 from vidtrain.evaluation.metrics import DIRECTIONS
-from vidtrain.training.ranks.distributed import PRECISIONS
+from vidtrain.training.distributed import PRECISIONS
 from vidtrain.training.run import TrainerSettings
 from vidtrain.training.stages import BATCH_NORMS
 from vidtrain.training.validation import METRIC_PREFIXES

@@ -311,9 +311,7 @@ def test_a_checkpoint_that_reads_the_environment_is_refused_where_that_counts(pr
     stored = copy.deepcopy(config)
     stored["loss"]["label_smoothing"] = "${oc.env:SECRET}"
     stored["data_root"] = "${oc.env:SECRET}"
-    stored["logger"] = {
-        "mine": {"_target_": "vidtrain.tracking.loggers.wandb_logger.WandbLogger", "a": "${oc.env:SECRET}"}
-    }
+    stored["logger"] = {"mine": {"_target_": "vidtrain.tracking.trackers.WandbLogger", "a": "${oc.env:SECRET}"}}
     checkpoint.save({"model": {}, "classes": ["a", "b"], "config": stored}, tmp_path / "checkpoints/bad.pt")
     (tmp_path / "clip.mp4").touch()
     more = {"predict": [f"videos={tmp_path}/clip.mp4"], "export": ["formats=[safetensors]"], "evaluate": []}

@@ -39,7 +39,7 @@ from vidtrain.files.escaping import (
 from vidtrain.reports.pages import templates
 from vidtrain.tracking.console import Console
 from vidtrain.tracking.ledgers import JsonLines
-from vidtrain.tracking.loggers.process import escape_texts
+from vidtrain.tracking.logger_process import escape_texts
 
 PACKAGE = Path(__file__).resolve().parents[2] / "vidtrain"
 

@@ -11,7 +11,7 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import AttentiveClassifier, MeanPoolClassifier
 from vidtrain.models.timm_frames import TimmFrames
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import (
     apply_phase,

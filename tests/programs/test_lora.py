@@ -26,7 +26,7 @@ from vidtrain.models.weights.files import content_hash, stamp
 from vidtrain.predict import predict
 from vidtrain.train import train
 from vidtrain.training import checkpoint, loop
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 BASE = small("logger=none", "trainer.epochs=1", "trainer.batch_size=4", "optimizer.lr=1e-2", depth=2)
 LORA = [*BASE, "stage=lora", "stage.lora.lora.rank=4", "trainer.epochs=2"]

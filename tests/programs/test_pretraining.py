@@ -25,7 +25,7 @@ from vidtrain.tracking.console import NullConsole
 from vidtrain.tracking.run_log import read_metrics
 from vidtrain.train import train
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 BASE = small("logger=none", "trainer.epochs=2", "trainer.batch_size=4", "clip.size=32", depth=2)
 PREDICTOR = [f"objective.predictor_{name}" for name in ("dim=24", "depth=1", "heads=4")]

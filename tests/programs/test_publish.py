@@ -14,7 +14,7 @@ from vidtrain.errors import UserError
 from vidtrain.export import export
 from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 BASE = small("trainer.batch_size=4", "clip.size=32", depth=2)
 OBJECTIVES = {

@@ -12,7 +12,7 @@ from pictures import pictures_drawn
 from small_run import small
 
 from vidtrain.app.check import check_run
-from vidtrain.tracking.loggers.process import descendants
+from vidtrain.tracking.logger_process import descendants
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.train import train
 
@@ -75,7 +75,7 @@ def test_tensorboard_holds_every_number_of_the_metrics_and_the_pictures(data_roo
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path, caplog, monkeypatch, how):
-    monkeypatch.setattr("vidtrain.tracking.loggers.wandb_logger.OFFLINE_CLOSE_S", 5.0)
+    monkeypatch.setattr("vidtrain.tracking.trackers.OFFLINE_CLOSE_S", 5.0)
     log, struck = RunLog.log, []
 
     def strike(self, metrics, step):
@@ -94,11 +94,11 @@ def test_training_ends_well_whatever_becomes_of_the_tracker(data_root, tmp_path,
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "finished"
     steps = [row["step"] for row in read_metrics(tmp_path)]
     assert steps[0] == 1 and steps[-1] == 5 and len(steps) == 4 + 2 + 2 + 1  # steps, epochs, val, test
-    assert services(b"vidtrain.tracking.loggers.process") == services(b"wandb-core") == []
+    assert services(b"vidtrain.tracking.logger_process") == services(b"wandb-core") == []
 
 
 def test_a_missing_package_is_a_fault_before_anything_starts(data_root, monkeypatch):
     cfg = composed(data_root, "logger=[wandb_offline,tensorboard,mlflow]")
     assert list(cfg.logger) == ["wandb", "tensorboard", "mlflow"]
-    monkeypatch.setattr("vidtrain.tracking.loggers.logger.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("vidtrain.tracking.logger.importlib.util.find_spec", lambda name: None)
     assert check_run(cfg) == [("logger", "logger=tensorboard needs tensorboard: uv sync --extra tensorboard")]

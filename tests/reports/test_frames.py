@@ -19,7 +19,7 @@ from vidtrain.reports.frames import (
     step_of,
     strip,
 )
-from vidtrain.tracking.loggers.tensorboard_logger import png_size
+from vidtrain.tracking.trackers import png_size
 
 GRAY = np.full((40, 60, 3), 128, np.uint8)
 

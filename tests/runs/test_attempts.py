@@ -23,9 +23,9 @@ from vidtrain.runs.attempts import (
     run_attempt,
     write_requeue_flag,
 )
-from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.heartbeat import RunEnd
-from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
+from vidtrain.training.distributed import Ranks
+from vidtrain.training.heartbeat import RunEnd
+from vidtrain.training.signals import PreemptionHandler, Stopped
 
 RANKS = Ranks(torch.device("cpu"))
 

@@ -9,7 +9,7 @@ from PIL import Image
 from vidtrain.build import parts as build
 from vidtrain.models.masks import WithMasks, masks_of
 from vidtrain.runs.examples import _in_pixels, draw_features, draw_masked, heat_colors
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 SMALL = ["model.encoder.embed_dim=24", "model.encoder.depth=1", "clip.size=32", "clip.frames=4"]
 HEADS = {

@@ -20,7 +20,7 @@ from vidtrain.sweeps import record as sweep_trial
 from vidtrain.sweeps.optuna_sweeper import distribution, open_study, overrides_of, sqlite_file
 from vidtrain.sweeps.record import SweepRecord
 from vidtrain.tracking.console import make_console
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 RANKS = Ranks(torch.device("cpu"))
 SPACE = "optimizer.lr=tag(log, interval(1e-5, 1e-2))"

@@ -19,8 +19,8 @@ import torch
 from vidtrain.errors import UserError
 from vidtrain.tracking import run_log
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import Metric
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger import Metric
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.run_log import RunLog, environment, git_state, read_metrics, write_provenance
 
 REPO = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def test_rows_flushed_before_a_checkpoint_survive_kill_9(tmp_path: Path):
 import os, signal
 from pathlib import Path
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.run_log import RunLog
 log = RunLog(Path({str(tmp_path)!r}), Loggers({{}}), NullConsole(), is_main=True, rank=0)
 for step in range(1, 8):

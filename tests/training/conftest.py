@@ -17,15 +17,15 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.runs.frozen_encoder import head_task
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.run_log import RunLog, read_metrics
 from vidtrain.training import checkpoint
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.loop import fit
 from vidtrain.training.losses import Classification, CrossEntropy, Loss
-from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import PreemptionHandler, Stopped
 from vidtrain.training.run import PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Constant
+from vidtrain.training.signals import PreemptionHandler, Stopped
 
 CPU = torch.device("cpu")
 ALONE = Ranks(CPU)

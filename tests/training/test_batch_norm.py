@@ -8,7 +8,7 @@ from vidtrain.errors import UserError
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.heads import MeanPoolClassifier
 from vidtrain.models.slowfast import SlowOnly
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import PhaseSettings, TrainerSettings
 from vidtrain.training.stages import batch_norms, prepare_batch_norm
 from vidtrain.training.validation import settings_lines

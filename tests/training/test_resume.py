@@ -8,7 +8,7 @@ from vidtrain.errors import UserError
 from vidtrain.tracking.console import NullConsole
 from vidtrain.training import checkpoint
 from vidtrain.training.checkpoint import find_resume, load_best
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.state import ClassSums, TrainState
 
 ALONE = Ranks(torch.device("cpu"))

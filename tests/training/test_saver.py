@@ -10,7 +10,7 @@ from vidtrain.files import torch_files
 from vidtrain.tracking.console import NullConsole
 from vidtrain.training import checkpoint
 from vidtrain.training.checkpoint import Saver
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 
 class Said(NullConsole):

@@ -26,8 +26,8 @@ from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.exporting import check_onnx
 from vidtrain.models.lora import adapter_parameters
 from vidtrain.runs.export import check_geometry
-from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.rendezvous import find_place
+from vidtrain.training.distributed import Ranks
+from vidtrain.training.rendezvous import find_place
 from vidtrain.training.run import LoraSettings, TrainerSettings
 from vidtrain.training.schedules import in_steps, steps
 from vidtrain.training.stages import apply_phase, check_together, lora_of

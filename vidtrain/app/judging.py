@@ -27,7 +27,7 @@ from vidtrain.evaluator.options import CHANGES, USED, VIEWS, as_trained, output_
 from vidtrain.evaluator.run import Pass, fill, in_order_of_checkpoint, start_table
 from vidtrain.files.folders import RunLock, check_writable
 from vidtrain.runs.data import hold_evaluated
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console
 
 

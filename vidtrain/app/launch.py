@@ -44,7 +44,7 @@ from vidtrain.tracking.console import (
     take_every_character,
     use_utf8,
 )
-from vidtrain.training.ranks.rendezvous import find_place
+from vidtrain.training.rendezvous import find_place
 
 Config = TypeVar("Config")  # the schema's dataclass, or DictConfig
 Task = Callable[[DictConfig], float | None]

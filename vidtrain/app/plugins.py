@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from vidtrain.config.targets import reason
 from vidtrain.files.folders import install_hint
-from vidtrain.training.ranks.rendezvous import find_place
+from vidtrain.training.rendezvous import find_place
 
 OURS = "vidtrain."
 LAUNCHER = "hydra/launcher"

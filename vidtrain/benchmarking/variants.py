@@ -29,7 +29,7 @@ from vidtrain.data.prepared.copy import PreparedCopy, prepared_folder
 from vidtrain.data.prepared.reencode import EncodeSettings, Job, prepare_file
 from vidtrain.errors import UserError
 from vidtrain.runs.assemble import open_data
-from vidtrain.training.ranks.distributed import Ranks, autocast
+from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
 KEEPS_UP = 1.2  # once a loader is this many times as fast as the model, more workers are not measured

@@ -10,7 +10,7 @@ from vidtrain.build.parts import StartingPoint, pluralize
 from vidtrain.models.classifier import EncoderWithHead, VideoClassifier
 from vidtrain.models.lora import Adapters, Base, BaseFile, adapter_parameters
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console, LoraSettings, PhaseSettings
 from vidtrain.training.stages import lora_of, never_trained
 

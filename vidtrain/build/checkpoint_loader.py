@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
     from vidtrain.models.classifier import VideoClassifier
     from vidtrain.models.exporting import OnnxClassifier
     from vidtrain.models.lora import Adapters
-    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
 NEEDED = ("model", "classes", "config")

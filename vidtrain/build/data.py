@@ -36,7 +36,7 @@ from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.data.sources.motion import MARKER, Motion
 from vidtrain.data.stores.cache import use_cache
 from vidtrain.errors import UserError
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console
 from vidtrain.training.validation import check_dataset
 

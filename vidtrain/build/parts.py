@@ -34,8 +34,8 @@ from vidtrain.models.classifier import Encoder, EncoderWithHead, VideoClassifier
 from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.checkpoint import resumable
-from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.rendezvous import cores
+from vidtrain.training.distributed import Ranks
+from vidtrain.training.rendezvous import cores
 from vidtrain.training.run import Console
 
 if TYPE_CHECKING:  # with all formats its import takes seconds

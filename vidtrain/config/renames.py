@@ -26,9 +26,13 @@ TARGETS = {
     "vidtrain.training.timm_optimizer.timm_optimizer": "vidtrain.training.optimizers.timm_optimizer",
     "vidtrain.data.temporal.TemporalJitter": "vidtrain.data.sampling.temporal.TemporalJitter",
     **{
-        f"vidtrain.tracking.{module}": f"vidtrain.tracking.loggers.{name.lower()}_logger.{name}Logger"
+        f"vidtrain.tracking.{old}": f"vidtrain.tracking.trackers.{name}Logger"
         for name in ("Wandb", "TensorBoard", "Mlflow")
-        for module in (f"{name.lower()}_mirror.{name}Mirror", f"loggers.{name.lower()}_logger.{name}Mirror")
+        for old in (
+            f"{name.lower()}_mirror.{name}Mirror",
+            f"loggers.{name.lower()}_logger.{name}Mirror",
+            f"loggers.{name.lower()}_logger.{name}Logger",
+        )
     },
     **{
         f"vidtrain.models.{module}.{name}": f"vidtrain.models.{place}.{name}"

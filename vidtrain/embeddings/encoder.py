@@ -31,7 +31,7 @@ from vidtrain.models.weights.loading import load_pretrained
 from vidtrain.runs.examples import frames_of, moving_picture
 from vidtrain.runs.frozen_encoder import TokenEncoder, protocol_digest, weights_digest
 from vidtrain.runs.token_store import LARGEST
-from vidtrain.training.ranks.distributed import Ranks, autocast
+from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
 # The program's option -> where the value stands in the configuration of a checkpoint, or of published weights

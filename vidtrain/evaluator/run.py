@@ -29,7 +29,7 @@ from vidtrain.evaluation.view_store import ShardWriter, StoredViews
 from vidtrain.evaluation.views import ClipModel, batch_views
 from vidtrain.files.atomic import sha256
 from vidtrain.files.escaping import first_lines, shown
-from vidtrain.training.ranks.distributed import Ranks, autocast
+from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
 MOST_REFUSED = 10  # at most so many refused videos are listed

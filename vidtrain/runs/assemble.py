@@ -31,15 +31,15 @@ from vidtrain.runs import data as run_data
 from vidtrain.runs import folder as run_folder
 from vidtrain.runs.frozen_encoder import CachedFeatureTask, head_task
 from vidtrain.tracking import console as tracking
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.run_log import RunLog, write_provenance
 from vidtrain.training import checkpoint
+from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.losses import Classification, Loss, MaskedPrediction, Objective, describe_loss
 from vidtrain.training.optimizers import OptimizerFactory
-from vidtrain.training.ranks.distributed import Ranks, autocast
-from vidtrain.training.ranks.signals import PreemptionHandler
 from vidtrain.training.run import Console, Evaluation, Log, PhaseSettings, PhaseTask, Run, TrainerSettings
 from vidtrain.training.schedules import Schedule
+from vidtrain.training.signals import PreemptionHandler
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import check_monitor
 

@@ -22,11 +22,11 @@ from vidtrain.files.atomic import read_json, write_json_atomic
 from vidtrain.files.escaping import shown_lines
 from vidtrain.tracking.ledgers import JsonLines, read_json_lines, whole_lines
 from vidtrain.tracking.run_log import each_metric
-from vidtrain.training.ranks.signals import EXIT_STOPPED, PreemptionHandler, Stopped
+from vidtrain.training.signals import EXIT_STOPPED, PreemptionHandler, Stopped
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
-    from vidtrain.training.ranks.distributed import Ranks
-    from vidtrain.training.ranks.heartbeat import RunEnd
+    from vidtrain.training.distributed import Ranks
+    from vidtrain.training.heartbeat import RunEnd
 
 OUTCOME, ATTEMPTS = "outcome.json", "attempts.jsonl"
 OUTCOME_KEYS = ("status", "exception", "cause", "step", "ended", "traceback")

@@ -26,7 +26,7 @@ from vidtrain.models.masks import MaskedClips, Masks
 from vidtrain.reports.charts import save_png, spread_evenly
 from vidtrain.reports.frames import CELL, HEAT, MOST_WRONG, SEEN_FRAMES, WRONG_FRAMES, plot_wrong
 from vidtrain.runs.assemble import RunData
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 WRONG, UNSURE = "wrong", "unsure"
 RECORD = "examples.json"

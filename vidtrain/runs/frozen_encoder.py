@@ -30,7 +30,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.report import Report
 from vidtrain.models.classifier import Encoder, ManyHeads, VideoClassifier, encode
 from vidtrain.runs.token_store import LARGEST, TokenStore
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console, Evaluation, PhaseSettings, PhaseTask
 
 FORMAT = "vidtrain-features/1"

@@ -27,7 +27,7 @@ from vidtrain.runs.assemble import Goal
 from vidtrain.runs.examples import MOST_MASKED, draw_features, draw_masked
 from vidtrain.runs.report import close, draw_all, draw_page, load_best, plot_curves
 from vidtrain.tracking.run_log import RunLog, each_metric
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import METRIC_PREFIXES

@@ -35,9 +35,9 @@ from vidtrain.runs.frozen_encoder import CachedFeatureTask
 from vidtrain.runs.page import PAGE, write_page
 from vidtrain.tracking.run_log import RunLog, each_metric
 from vidtrain.training import checkpoint
-from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import PreemptionHandler
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Console, Evaluation, PhaseSettings
+from vidtrain.training.signals import PreemptionHandler
 from vidtrain.training.stages import head_choices, head_names
 from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES

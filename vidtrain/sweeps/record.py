@@ -18,7 +18,7 @@ from vidtrain.tracking.run_log import read_metrics
 
 if TYPE_CHECKING:
     from vidtrain.data.manifest.manifest import Manifest
-    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
 SWEEP, TRIAL = "sweep.json", "trial.json"

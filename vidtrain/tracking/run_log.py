@@ -27,8 +27,8 @@ from vidtrain.files.escaping import shown
 from vidtrain.files.folders import IN_CHECKOUT, ROOT
 from vidtrain.tracking.console import Console, NullConsole
 from vidtrain.tracking.ledgers import JsonLines, Ledger, StepTable, each_json_line
-from vidtrain.tracking.loggers.logger import Metric
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger import Metric
+from vidtrain.tracking.logger_process import Loggers
 
 FAULTS_SHOWN = 20  # at most so many unreadable videos are named on the console
 MOST_HELD = 100_000  # while the disk is full, so many rows of a file may wait in memory: about 10 MB

@@ -15,5 +15,8 @@ state.py       the counters and sums that a run resumes from
 validation.py  evaluation on val, of the weights and of their moving average
 checkpoint.py  checkpoints: written whole even when the disk fills up, read safely; which one a run resumes from
 profiling.py   seconds of each part of a step, peak memory, the profiler of debug=profile
-ranks/         processes that train together
+distributed.py the ranks of a run: joining the process group, and the few collectives
+heartbeat.py   monitors that notice a lost rank and end all others
+rendezvous.py  rank, world size and address, from the environment of torchrun or SLURM
+signals.py     signals that ask a run to stop
 """

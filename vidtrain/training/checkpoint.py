@@ -14,7 +14,7 @@ from vidtrain.files.atomic import flush_folder
 if TYPE_CHECKING:  # programs use the file names below before torch, whose import takes seconds
     from torch import Tensor, nn
 
-    from vidtrain.training.ranks.distributed import Ranks
+    from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console, Log
     from vidtrain.training.state import TrainState
 

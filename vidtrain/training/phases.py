@@ -22,10 +22,10 @@ from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.files.escaping import shown_some
 from vidtrain.models.classifier import EncoderWithHead
 from vidtrain.training.checkpoint import Saver
+from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.losses import Objective
 from vidtrain.training.optimizers import OptimizerSet
 from vidtrain.training.profiling import NoProfiler, StepProfiler, step_profiler
-from vidtrain.training.ranks.distributed import Ranks, autocast
 from vidtrain.training.run import PhaseSettings, PhaseTask, Run
 from vidtrain.training.schedules import Schedule, every, in_steps, steps, too_long
 from vidtrain.training.stages import (

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vidtrain.errors import UserError
-from vidtrain.training.ranks.signals import PreemptionHandler
+from vidtrain.training.signals import PreemptionHandler
 
 if TYPE_CHECKING:  # the settings are read before torch is imported, which takes seconds
     from torch import Tensor, nn
 
     from vidtrain.data.loading.dataset import Batch
     from vidtrain.models.classifier import EncoderWithHead
+    from vidtrain.training.distributed import Ranks
     from vidtrain.training.losses import Objective
     from vidtrain.training.optimizers import OptimizerFactory
-    from vidtrain.training.ranks.distributed import Ranks
     from vidtrain.training.schedules import Schedule
 
 

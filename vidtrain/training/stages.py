@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vidtrain.errors import UserError
 from vidtrain.models.classifier import Encoder, EncoderWithHead, ManyHeads
 from vidtrain.models.lora import adapter_parameters
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.run import Evaluation, HeadGridSettings, LoraSettings, PhaseSettings, TrainerSettings
 from vidtrain.training.schedules import steps
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidtrain.evaluation.metrics import count_labels, from_class_counts, from_label_counts
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 RENAMED = {"stale": "evals_since_best", "due": "eval_pending"}
 

@@ -10,10 +10,10 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import metric_names
 from vidtrain.files.escaping import shown
 from vidtrain.models.classifier import EncoderWithHead
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.losses import BinaryCrossEntropy, CrossEntropy, Loss
-from vidtrain.training.ranks.distributed import Ranks
-from vidtrain.training.ranks.signals import Stopped
 from vidtrain.training.run import Evaluation, PhaseSettings, TrainerSettings
+from vidtrain.training.signals import Stopped
 from vidtrain.training.stages import BATCH_NORMS, batch_norms, never_trained
 
 # Prefix of the metrics in the log, by the weights that they are measured on

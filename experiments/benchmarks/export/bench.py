@@ -19,7 +19,7 @@ from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.models.exporting import OnnxClassifier
 from vidtrain.runs.export import export_model
-from vidtrain.training.ranks.distributed import Ranks
+from vidtrain.training.distributed import Ranks
 
 # Clips (frames, pixels), and what else the model needs
 MODELS = {

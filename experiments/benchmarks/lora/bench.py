@@ -23,8 +23,8 @@ from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import to_phases
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.models.classifier import VideoClassifier
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.optimizers import OptimizerSet
-from vidtrain.training.ranks.distributed import Ranks
 from vidtrain.training.run import PhaseSettings
 from vidtrain.training.stages import apply_phase, lora_of, set_train_mode
 

@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from vidtrain.build import parts as build
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.tracking.console import NullConsole
-from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger import LoggedRun
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.run_log import RunLog
+from vidtrain.training.distributed import Ranks
 from vidtrain.training.loop import fit
-from vidtrain.training.ranks.distributed import Ranks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from one_batch import CLASSES, batch_of, run_of

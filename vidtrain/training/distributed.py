@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
-from vidtrain.training.ranks.heartbeat import LINGER_SECONDS, RankMonitor, RefusedByMain, of_peers, status_of
-from vidtrain.training.ranks.rendezvous import Place, find_place, meeting_point
-from vidtrain.training.ranks.signals import EXIT_STOPPED, Stopped, leave_at_exit
+from vidtrain.training.heartbeat import LINGER_SECONDS, RankMonitor, RefusedByMain, of_peers, status_of
+from vidtrain.training.rendezvous import Place, find_place, meeting_point
+from vidtrain.training.signals import EXIT_STOPPED, Stopped, leave_at_exit
 
 T = TypeVar("T")
 RANK_TIMEOUT = 60.0

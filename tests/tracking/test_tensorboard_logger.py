@@ -3,13 +3,13 @@
 import logging
 
 import pytest
+from vidtrain.tracking.loggers import logger as logger_module
 
 from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
-from vidtrain.tracking.loggers import logger as logger_module
-from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.process import Loggers
-from vidtrain.tracking.loggers.tensorboard_logger import TensorBoardLogger
+from vidtrain.tracking.logger import LoggedRun
+from vidtrain.tracking.logger_process import Loggers
+from vidtrain.tracking.trackers import TensorBoardLogger
 
 pytest.importorskip("tensorboard")
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from vidtrain.tracking.loggers import process as process_module
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.loggers import process as process_module
-from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.process import Loggers, descendants
+from vidtrain.tracking.logger import LoggedRun
+from vidtrain.tracking.logger_process import Loggers, descendants
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
@@ -53,7 +53,7 @@ def log_a_run(loggers: Loggers, run: LoggedRun, rows: int = 3) -> None:
 
 
 def only_child_gone() -> bool:
-    return not [each for each in descendants(os.getpid()) if b"vidtrain.tracking.loggers.process" in cmdline(each)]
+    return not [each for each in descendants(os.getpid()) if b"vidtrain.tracking.logger_process" in cmdline(each)]
 
 
 def cmdline(process: int) -> bytes:
@@ -185,8 +185,8 @@ def test_it_closes_what_it_logs_when_training_is_killed_and_a_fork_lives_on(tmp_
     from pathlib import Path
     sys.path.insert(0, {str(HERE)!r})
     from faulty_loggers import Notes
-    from vidtrain.tracking.loggers.logger import LoggedRun
-    from vidtrain.tracking.loggers.process import Loggers
+    from vidtrain.tracking.logger import LoggedRun
+    from vidtrain.tracking.logger_process import Loggers
     folder = Path({str(tmp_path)!r})
     loggers = Loggers({{"notes": Notes(folder / "notes", waits_for_start=True)}})
     loggers.start(LoggedRun(folder / "run", "abc", "name", "group", {{}}))

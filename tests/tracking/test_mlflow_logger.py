@@ -5,13 +5,13 @@ import shutil
 import socket
 
 import pytest
+from vidtrain.tracking.loggers import logger as logger_module
 
 from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
-from vidtrain.tracking.loggers import logger as logger_module
-from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.mlflow_logger import MlflowLogger
-from vidtrain.tracking.loggers.process import Loggers
+from vidtrain.tracking.logger import LoggedRun
+from vidtrain.tracking.logger_process import Loggers
+from vidtrain.tracking.trackers import MlflowLogger
 
 pytest.importorskip("mlflow")
 pytest.importorskip("sqlalchemy")

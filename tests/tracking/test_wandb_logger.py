@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.loggers.logger import LoggedRun
-from vidtrain.tracking.loggers.process import Loggers, descendants
-from vidtrain.tracking.loggers.wandb_logger import WandbLogger
+from vidtrain.tracking.logger import LoggedRun
+from vidtrain.tracking.logger_process import Loggers, descendants
+from vidtrain.tracking.trackers import WandbLogger
 
 NOWHERE = "http://127.0.0.1:9"
 TRUTH = "; metrics.jsonl has all"

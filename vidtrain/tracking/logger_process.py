@@ -4,7 +4,7 @@ Processes have advantages over threads: a stopped service hangs its caller forev
 only a process can be killed then; the GIL is not shared; and data workers may be forked at any time, which is unsafe
 beside threads that hold locks.
 
-The logger's process runs python -m vidtrain.tracking.loggers.process FD, the file descriptor of a socket. It receives
+The logger's process runs python -m vidtrain.tracking.logger_process FD, the file descriptor of a socket. It receives
 pickled calls, and sends each answer as a line of JSON.
 """
 
@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import hidden, hide_these, map_texts, mask_streams, shown
-from vidtrain.tracking.loggers.logger import LoggedRun, Logger, Metric
+from vidtrain.tracking.logger import LoggedRun, Logger, Metric
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class LoggerProcess:
         try:
             with theirs, open_output(self._output) as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "vidtrain.tracking.loggers.process", str(theirs.fileno())],
+                    [sys.executable, "-m", "vidtrain.tracking.logger_process", str(theirs.fileno())],
                     # the other process must find all modules that this one can import
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
                     pass_fds=[theirs.fileno()],

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.training.ranks import rendezvous
-from vidtrain.training.ranks.rendezvous import Place, find_place, meeting_point, tasks_per_node
+from vidtrain.training import rendezvous
+from vidtrain.training.rendezvous import Place, find_place, meeting_point, tasks_per_node
 
 # Of a task of `srun -N2 --ntasks-per-node=2`, on the second node
 STEP = {

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown_lines
-from vidtrain.training.ranks.signals import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
+from vidtrain.training.signals import EXIT_INTERRUPTED, EXIT_STOPPED, Stopped
 
 BEAT_SECONDS = 0.5
 MISSED = 4  # after so many missed beats, a lost connection to a rank counts as the loss of the rank

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from vidtrain.training.ranks import distributed
-from vidtrain.training.ranks.distributed import join_ranks
+from vidtrain.training import distributed
+from vidtrain.training.distributed import join_ranks
 
 SCRIPT = """
 import torch
 from torch import nn
-from vidtrain.training.ranks.distributed import join_ranks
+from vidtrain.training.distributed import join_ranks
 
 with join_ranks("cpu") as ranks:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
@@ -38,7 +38,7 @@ def test_every_rank_gets_the_first_ones_buffers_and_the_sums(tmp_path):
 
 
 JOIN = """
-from vidtrain.training.ranks.distributed import join_ranks
+from vidtrain.training.distributed import join_ranks
 
 with join_ranks("cpu"):
     pass

@@ -18,8 +18,8 @@ import conftest
 
 from vidtrain.errors import UserError
 from vidtrain.runs.attempts import run_attempt
-from vidtrain.training.ranks.distributed import Ranks, join_ranks
-from vidtrain.training.ranks.signals import PreemptionHandler
+from vidtrain.training.distributed import Ranks, join_ranks
+from vidtrain.training.signals import PreemptionHandler
 
 TRAINED = ("whole", "step", "evaluation")
 PATIENCE = 6.0  # seconds without a sign of life
