@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from vidtrain.tracking.loggers import process as process_module
 
 from vidtrain.errors import UserError
+from vidtrain.tracking import logger_process as process_module
 from vidtrain.tracking.logger import LoggedRun
 from vidtrain.tracking.logger_process import Loggers, descendants
 

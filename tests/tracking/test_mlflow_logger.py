@@ -5,10 +5,10 @@ import shutil
 import socket
 
 import pytest
-from vidtrain.tracking.loggers import logger as logger_module
 
 from vidtrain.errors import UserError
 from vidtrain.reports.plots import plot_curves
+from vidtrain.tracking import logger as logger_module
 from vidtrain.tracking.logger import LoggedRun
 from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.trackers import MlflowLogger
