@@ -89,7 +89,10 @@ class DataSettings(IndexSettings):
 
     features_root: str = "outputs/features"  # where phases with cache_features keep the encoder's tokens
     prepared: str | None = None  # read the copy that vidtrain.prepare made under this name
-    # a folder on this machine that keeps whole videos from stores (http, s3), no ranges of them; null: nothing is kept
+    # Of a video in a store (http, s3) what a clip takes is fetched. To find out what is in one, all of it is, once,
+    # unless it is an MP4 file without fragments: python -m vidtrain.prepare makes those. A change of an object is
+    # noticed at once over HTTP and S3, and within 5 minutes elsewhere.
+    # a folder on this machine that keeps whole videos from stores, no ranges of them; null: nothing is kept
     cache: str | None = None
     cache_size: str = setting("100GiB", a_size())  # of it; the videos that were used longest ago go first
     # training videos outside of these bounds are left out; null: no bound

@@ -102,6 +102,26 @@ def test_a_file_in_fragments_is_read_whole(folder):
     assert ours.digest == read_metadata(str(folder / "fragments.mp4")).digest != b""
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_are_fetched_whole_are_told_of_once(folder, workers, caplog, tmp_path):
+    told = []
+    with serving(folder) as store:
+        index = VideoIndex(tmp_path / "videos.sqlite")
+        for _ in range(2):  # the second time the index knows them
+            batches([f"{store.url}/{name}.mp4" for name in ("fragments", "front")], workers, index)
+            told += [record.args for record in caplog.records if record.name.endswith("loading.loaders")]
+            caplog.clear()
+    ((count, among),) = told
+    assert count == 1 and among in (3, 6)
+
+
+def test_small_files_are_fetched_whole_without_a_word(folder, caplog, monkeypatch):
+    monkeypatch.setattr(outlines, "SMALLEST", 1 << 30)
+    with serving(folder) as store:
+        (first, *_) = batches([f"{store.url}/fragments.mp4"])
+    assert first.store.bytes and not first.store.whole and not caplog.records
+
+
 def test_a_cut_or_damaged_file_is_read_whole(folder, tmp_path):
     data = (folder / "front.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])

@@ -46,8 +46,9 @@ from vidtrain.data.decoding.video import (
     displayed_size,
     orientation_of,
 )
+from vidtrain.data.stores import objects
 from vidtrain.data.stores.files import LocalFile, file_status, merged, opened_whole
-from vidtrain.data.stores.outlines import outlined
+from vidtrain.data.stores.outlines import outlined, worth_outlining
 from vidtrain.data.stores.places import is_plain
 from vidtrain.errors import UserError
 
@@ -72,7 +73,7 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -
     more than `max_pixels`.
 
     Where `whole` is not needed, little is fetched of an MP4 file in a store: then its `digest` is empty, and all its
-    pictures are taken for ones that others refer to.
+    pictures are taken for ones that others refer to. `objects.used` counts the large files of which that does not do.
     """
     try:
         size = file_status(path).size
@@ -83,7 +84,8 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -
     if size == 0:
         raise DecodeError(path, "the file is empty")
     try:
-        if not whole and (outline := _outlined(path, max_pixels)) is not None:
+        in_parts = not whole and worth_outlining(path)
+        if in_parts and (outline := _outlined(path, max_pixels)) is not None:
             return outline
         with opened(path, max_pixels) as (container, stream), opened_whole(path) as file:
             scan = _Scan(container, stream, file, max_pixels)
@@ -101,6 +103,8 @@ def read_metadata(path: str, max_pixels: int = MAX_PIXELS, whole: bool = True) -
                     raise
     except OSError as error:  # storage, not the file: FFmpeg's own errors are DecodeErrors by now
         raise DecodeError(path, error.strerror or str(error)) from error
+    if in_parts:
+        objects.count(whole=1)
     return replace(video, digest=digest, max_pixels=max_pixels)
 
 

@@ -56,12 +56,14 @@ class Sample(NamedTuple):
 
 
 class StoreUse(NamedTuple):
-    """What a batch took of stores: seconds of reading, those of them that were waiting for a store, requests, bytes."""
+    """What a batch took of stores: seconds of reading, those of them that were waiting for a store, requests, bytes,
+    and videos that were fetched whole for what is in them, where parts do not tell."""
 
     seconds: float = 0.0
     waited: float = 0.0
     requests: int = 0
     bytes: int = 0
+    whole: int = 0
 
     @property
     def share(self) -> float:

@@ -3,11 +3,13 @@
 Batches come in the order of the tasks, whichever worker reads them. What a lost worker had to read is read again.
 """
 
+import logging
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -22,8 +24,15 @@ from vidtrain.data.loading.workers import TICK, Answer, Lost, Raised, StartMetho
 from vidtrain.data.stores.objects import Use, used
 from vidtrain.errors import UserError
 
+log = logging.getLogger(__name__)
+
 PREFETCH = 4  # batches for each worker that are read and not yet used, or being read
 PINNED_AHEAD = 2  # batches
+WHOLE = (
+    "%d of the first %d videos were fetched whole from their store to find out what is in them, as others like them "
+    "will be, once each: parts tell that of MP4 files only, without fragments or fields; "
+    "python -m vidtrain.prepare makes such copies"
+)
 START_METHOD: StartMethod = "fork"  # shares the manifest's memory and takes milliseconds
 
 Sampler = TrainStream | MixtureStream | EvalShard | EvalUnits | Sequence[list[SampleKey]]
@@ -60,9 +69,9 @@ class _BatchReader:
                 self.dataset.ahead.ask(self.dataset)
             samples.append(self.dataset[key])
         seconds, now = time.perf_counter() - began, used()
-        waited, requests, size = now.since(self.counted or Use())
+        since = now.since(self.counted or Use())
         self.counted = now
-        return collate(samples)._replace(store=StoreUse(seconds, waited, requests, size))
+        return collate(samples)._replace(store=StoreUse(seconds, *since))
 
 
 class BatchWorkers(Workers[NumberedKeys, Batch]):
@@ -157,12 +166,26 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._kept: list[BatchWorkers] = []
+        self._seen, self._told = 0, False
         weakref.finalize(self, _close, self._kept)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        with closing(self._batches()) as batches:
+            for batch in batches:
+                self._say_whole(batch)
+                yield batch
+
+    def _say_whole(self, batch: Batch) -> None:
+        """Says once that videos were fetched whole for what is in them: how many of those that were read so far."""
+        self._seen += len(batch.indices)
+        if batch.store.whole and not self._told:
+            self._told = True
+            log.warning(WHOLE, batch.store.whole, self._seen)
+
+    def _batches(self) -> Generator[Batch, None, None]:
         if self.num_workers == 0:
             read = _BatchReader(self.dataset)
             for task in enumerate(self.sampler, self.first):

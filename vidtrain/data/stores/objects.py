@@ -76,14 +76,16 @@ FINAL = (
 
 
 class Use(NamedTuple):
-    """What a process has had of stores: seconds that it waited for them, requests, and bytes of objects."""
+    """What a process has had of stores: seconds that it waited for them, requests, bytes of objects, and `whole`
+    videos that were fetched for what is in them, where parts do not tell."""
 
     waited: float = 0.0
     requests: int = 0
     bytes: int = 0
+    whole: int = 0
 
     def since(self, earlier: "Use") -> "Use":
-        return Use(self.waited - earlier.waited, self.requests - earlier.requests, self.bytes - earlier.bytes)
+        return Use._make(now - before for now, before in zip(self, earlier, strict=True))
 
 
 _use = Use()
@@ -100,10 +102,11 @@ def used() -> Use:
     return _use
 
 
-def _count(waited: float = 0.0, requests: int = 0, size: int = 0) -> None:
+def count(**more: float) -> None:
+    """Adds to what this process has had, by the names of `Use`."""
     global _use
     with _lock:  # of the thread that reads, and of the one that asks
-        _use = Use(_use.waited + waited, _use.requests + requests, _use.bytes + size)
+        _use = _use._replace(**{name: getattr(_use, name) + value for name, value in more.items()})
 
 
 def status_of(url: str) -> Status:
@@ -214,7 +217,7 @@ def waited(future: "Future[T]") -> T:
                 if future.done():
                     raise
     finally:
-        _count(waited=time.perf_counter() - began)
+        count(waited=time.perf_counter() - began)
 
 
 def serves_ranges(url: str) -> bool:
@@ -283,7 +286,7 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
             del _statuses[url]
             log.warning(CHANGED, masked(url))
         raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
-    _count(size=len(data))
+    count(bytes=len(data))
     if len(data) > end - begin:  # all of it
         _note_without_ranges(url)
         data = data[begin:end]
@@ -309,7 +312,7 @@ async def _tried(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     for number in range(TRIES):
         if number:
             await asyncio.sleep(FIRST_WAIT * 2 ** (number - 1))
-        _count(requests=1)
+        count(requests=1)
         try:
             return await asyncio.wait_for(attempt(), seconds)
         # of any client: what it is called says little, and another try costs little

@@ -10,7 +10,7 @@ from vidtrain.data.stores import files, objects
 from vidtrain.data.stores.objects import Range
 from vidtrain.data.stores.places import member_of
 
-SMALLEST = 2 << 20  # bytes; smaller files are fetched whole, which takes no longer
+SMALLEST = 2 << 20  # bytes; smaller files are fetched whole, which takes no longer, and is not worth a word
 AT_ONCE = 64 << 10  # bytes that are read where a box begins
 LARGEST_MOOV = 64 << 20
 MOST_BOXES = 64  # at the top level
@@ -57,13 +57,16 @@ class Outline:
         return b"moov" in kinds and at == self.length
 
 
+def worth_outlining(path: str) -> bool:
+    """Whether the file lies in a store, and is so large that parts of it take less time than all. Raises `OSError`."""
+    return files.in_store(path) and files.file_status(path).size >= SMALLEST
+
+
 @contextmanager
 def outlined(path: str) -> Iterator[Outline | None]:
-    """The outline of an MP4 file in a store, which stands in for the file meanwhile; None for others, for files in
-    fragments, and for small ones. Raises `OSError`."""
-    if not files.in_store(path) or (status := files.file_status(path)).size < SMALLEST:
-        yield None
-        return
+    """The outline of an MP4 file in a store, which stands in for the file meanwhile; None for others, and for files in
+    fragments. Raises `OSError`."""
+    status = files.file_status(path)
     outline = Outline(path, status.size)
     if not outline.add_boxes():
         yield None
