@@ -9,7 +9,7 @@ from vidtrain.data.loading.workers import guarded
 
 # Workers import the function by name, so it lies in a module of its own
 MODULE = """
-import os, signal, time
+import gc, os, signal, time
 from vidtrain.data.decoding import watchdog
 
 def act(item):
@@ -28,6 +28,8 @@ def act(item):
         os._exit(value)
     if kind == "raise":
         raise ValueError(value)
+    if kind == "frozen":
+        return gc.get_freeze_count()
     if kind == "pid":
         return os.getpid()
     return value
@@ -118,3 +120,8 @@ def test_a_stopped_process_hangs(act):
         ("value", 2): (2, ""),
     }
     assert time.monotonic() - began < 30
+
+
+def test_garbage_collection_in_a_worker_leaves_alone_what_it_was_forked_with(act):
+    (outcome,) = guarded(act, [("frozen", None)], num_workers=1, time_limit=10)
+    assert outcome.value > 10_000  # objects
