@@ -1,8 +1,10 @@
 """Shared by all tests: one thread, no network, and where real videos for development may lie."""
 
+import gc
 import logging
 import os
 from collections import Counter
+from collections.abc import Generator
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -12,9 +14,8 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
+gc.disable()  # until `pytest_collection` has ended
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -32,6 +33,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """All cores for folders; tests of one file, which stay together, run in this process."""
     single = len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file()
     return 0 if single else None  # None: as many as there are cores
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Importing and collecting make a million objects that stay: the collector of garbage never looks at them, neither
+    here, where that takes a fifth of the time, nor in the tests, of which some have it look at all there is."""
+    from quick_hydra import remember
+
+    remember()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m takes slow ones away

@@ -4,6 +4,7 @@ A request is a message of JSON on the socket that it inherits, {"pid": ...} for 
 comes with the two files for what it prints. Each is answered with a message.
 """
 
+import gc
 import json
 import os
 import socket
@@ -15,11 +16,13 @@ HERE = str(Path(__file__).parent)
 
 
 def _serve(requests: socket.socket) -> None:
+    gc.disable()
     import matplotlib.backends.backend_agg  # noqa: F401
     import torch
     import torchmetrics  # noqa: F401
     from hydra import compose, initialize_config_dir
     from pictures import stop_drawing
+    from quick_hydra import remember
 
     import vidtrain.app.check
     import vidtrain.build.parts
@@ -32,8 +35,11 @@ def _serve(requests: socket.socket) -> None:
 
     torch.set_num_threads(1)  # threads do not survive a fork
     stop_drawing()
+    remember()
     register_schemas()
     composed: dict[tuple[str, ...], Any] = {}
+    gc.freeze()  # children need not look at what stays for garbage, which also copies its memory
+    gc.enable()
     while True:
         message, files, _, _ = socket.recv_fds(requests, 1 << 20, 2)
         if not message:  # the other end is closed

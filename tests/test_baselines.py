@@ -45,10 +45,12 @@ def test_every_baseline_answers_for_every_video(measured):
     assert baselines.results["test"]["majority"]["top1"] == pytest.approx(0.1)  # of ten classes alike
 
 
+@pytest.mark.slow
 def test_the_table_is_printed(measured):
     assert all(name in measured[1] for name in ("majority", "motion_map logistic", "val", "test"))
 
 
+@pytest.mark.slow
 def test_a_second_call_reads_nothing_anew(measured):
     folder, before = measured[0], known(measured[0])
     done = run_program("baselines", "dataset=motion", *DATA, *FAST, cwd=folder)

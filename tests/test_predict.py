@@ -22,6 +22,7 @@ from vidtrain.config.overrides import positional_to_override
 from vidtrain.config.renames import migrate
 from vidtrain.data.decoding.metadata import read_metadata
 from vidtrain.errors import UserError
+from vidtrain.export import export
 from vidtrain.predict import check, predict
 from vidtrain.prediction import outputs as prediction_outputs
 from vidtrain.prediction.options import class_number
@@ -37,7 +38,6 @@ SMALL = small(
     "trainer.epochs=1",
     "trainer.batch_size=4",
     "trainer.eval_batch_size=6",
-    "export.formats=[onnx]",
     test=2,
     frames=32,
 )
@@ -57,6 +57,14 @@ def run(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("runs") / "small"
     train(config_of("train", *SMALL, f"data_root={data}", f"run_dir={folder}"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def graph(run, tmp_path_factory):
+    """The run's best checkpoint as an ONNX file."""
+    out = tmp_path_factory.mktemp("export")
+    export(config_of("export", f"checkpoint={run}", "formats=[onnx]", "card=false", f"out={out}"))
+    return out / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +151,13 @@ def test_an_answer_by_hand(run, test_split, tmp_path):
     assert float(expected.std()) > 0.1
 
 
-def test_an_exported_graph_gives_the_same_answers(run, listing, tmp_path):
-    for name, file in (("torch", run), ("onnx", run / "export/model.onnx")):
+@pytest.mark.slow
+def test_an_exported_graph_gives_the_same_answers(run, graph, listing, tmp_path):
+    for name, file in (("torch", run), ("onnx", graph)):
         predicted(f"checkpoint={file}", f"videos={listing}", f"out={tmp_path / name}")
-    ours, graph = (rows_of(tmp_path / name / "predictions.csv") for name in ("torch", "onnx"))
-    assert [row["top1"] for row in graph] == [row["top1"] for row in ours] and len(graph) == 20
-    assert max(abs(float(a["p1"]) - float(b["p1"])) for a, b in zip(ours, graph, strict=True)) < 3e-6
+    ours, exported = (rows_of(tmp_path / name / "predictions.csv") for name in ("torch", "onnx"))
+    assert [row["top1"] for row in exported] == [row["top1"] for row in ours] and len(exported) == 20
+    assert max(abs(float(a["p1"]) - float(b["p1"])) for a, b in zip(ours, exported, strict=True)) < 3e-6
 
 
 def test_options_change_the_protocol(run, test_split, capsys):
@@ -362,20 +371,20 @@ def test_pictures_do_not_change_the_answer(run, test_split, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_graph_is_drawn_without_heat_and_says_so(run, test_split, tmp_path, capsys):
-    graph = [
-        f"checkpoint={run}/export/model.onnx",
+def test_a_graph_is_drawn_without_heat_and_says_so(graph, test_split, tmp_path, capsys):
+    call = [
+        f"checkpoint={graph}",
         f"videos={test_split[0]}",
         f"out={tmp_path}",
         "render=true",
     ]
-    predicted(*graph)
+    predicted(*call)
     assert "render=true draws no heat map: an exported graph gives logits alone" in " ".join(
         capsys.readouterr().err.split()
     )
     assert (tmp_path / Path(test_split[0]).stem / "sheet.png").is_file()
     with pytest.raises(UserError, match="heat=attention .*: an exported graph"):
-        predicted(*graph, "heat=attention")
+        predicted(*call, "heat=attention")
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------
