@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_server import serving
+from store_server import serving, serving_s3
 
 from vidtrain.data.decoding.decoder import write_video
 from vidtrain.data.stores import files, objects
@@ -43,3 +43,18 @@ def write_textured(path: Path, number: int, frames: int = 64) -> None:
 def store(videos):
     with serving(videos) as http:
         yield http
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A client of an S3 server with an empty bucket, videos, that the variables of the environment name."""
+    import boto3
+
+    with serving_s3() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter22")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="videos")
+        yield client

@@ -3,6 +3,10 @@
 fsspec speaks the protocols. What is asked of a store is ours: any number of requests at once, each with a time limit
 and a few tries, as stores answer late, in part, or with a 503 now and then. What fails in all raises `StoreError`.
 
+Over HTTP and from S3 a range is asked for of the version that was looked at, so that the next request notices a change.
+fsspec has no such question for other stores, which are looked at anew after `STATUS_SECONDS`: till then a clip may be of
+a changed object.
+
 Credentials are those of each client: ~/.netrc, AWS_PROFILE, the files and variables of fsspec. None is kept here.
 """
 
@@ -132,6 +136,8 @@ def ask_status(url: str) -> "Future[None]":
     filesystem, path = _client(url)
 
     async def look() -> None:
+        if url in _statuses:  # what a listing said once is out of date too
+            filesystem.invalidate_cache(path)
         try:
             info = await _tried(partial(_call, filesystem, "info", path), REQUEST_SECONDS)
             status: Status | OSError = _status_in(url, info)
@@ -283,6 +289,7 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
             raise
         # Whoever looks next asks anew; a late answer to an earlier tag says nothing of what was found since
         if url in _statuses and _same.get(url) == same:
+            filesystem.invalidate_cache(path)  # of what a listing said
             del _statuses[url]
             log.warning(CHANGED, masked(url))
         raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
