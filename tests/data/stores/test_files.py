@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_server import forget_clients, serving, serving_s3
+from store_server import forget_clients, serving
 
 from vidtrain.data.augment.geometry import CenterCrops, RandomResizedCrop
 from vidtrain.data.decoding.decoder import refused_frames
@@ -91,23 +91,14 @@ class TestSameBits:
                 assert_same(batches([f"{store.url}/0.tar{name}" for name in names], index=index), local)
 
     @pytest.mark.slow
-    def test_s3(self, videos, local, tmp_path, monkeypatch):
-        import boto3
-
-        with serving_s3() as address:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter22")
-            monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            client = boto3.client("s3")
-            client.create_bucket(Bucket="videos")
-            for name in NAMES:
-                client.upload_file(str(videos / name), "videos", name)
-            index = VideoIndex(tmp_path / "videos.sqlite")
-            for _ in range(2):
-                assert_same(batches([f"s3://videos/{name}" for name in NAMES], 2, index), local)
-            with pytest.raises(DecodeError, match="no such object"):
-                VideoIndex(None).info("s3://videos/none.mp4")
+    def test_s3(self, videos, local, tmp_path, s3):
+        for name in NAMES:
+            s3.upload_file(str(videos / name), "videos", name)
+        index = VideoIndex(tmp_path / "videos.sqlite")
+        for _ in range(2):
+            assert_same(batches([f"s3://videos/{name}" for name in NAMES], 2, index), local)
+        with pytest.raises(DecodeError, match="no such object"):
+            VideoIndex(None).info("s3://videos/none.mp4")
         assert b"hunter22" not in (tmp_path / "videos.sqlite").read_bytes()
 
     def test_any_filesystem(self, videos, local):
@@ -180,6 +171,9 @@ class TestRequests:
             ([(150, 200), (0, 100), (100, 150)], 3, [(0, 200)]),
             ([(0, 100), (104, 204), (500, 600), (900, 1000)], 2, [(0, 600), (900, 1000)]),
             ([(0, 100), (20, 50)], 3, [(0, 100)]),
+            # sound between the pictures: the last gap costs less than a request
+            ([(at, at + 100) for at in range(0, 2300, 115)], 2, [(0, 2285)]),
+            ([*((at, at + 100) for at in range(0, 1300, 130)), (1360, 1460)], 2, [(0, 1270), (1360, 1460)]),
         ],
     )
     def test_merging(self, ranges, most, joint):
@@ -261,6 +255,19 @@ class TestFaults:
             f"{url} has changed in the store: it is looked at anew"
         ]
         assert_same(changed, batches([str(path)]))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("noticed", ["by its tag", "by the clock"])
+    def test_a_changed_object_is_looked_at_where_a_listing_told_of_the_earlier_one(self, s3, noticed, monkeypatch):
+        monkeypatch.setattr(objects, "STATUS_SECONDS", 60.0 if noticed == "by its tag" else 0.0)
+        url = "s3://videos/changed/a.mp4"
+        s3.put_object(Bucket="videos", Key="changed/a.mp4", Body=bytes(100))
+        assert objects.objects_at("s3://videos/changed") == [url] and objects.status_of(url).size == 100
+        s3.put_object(Bucket="videos", Key="changed/a.mp4", Body=bytes(70))
+        if noticed == "by its tag":
+            with pytest.raises(objects.ChangedError):
+                objects.waited(objects.ask(url, [(0, 10)]))
+        assert objects.status_of(url).size == 70
 
     def test_a_cut_tar(self, videos, tmp_path):
         names = tar_of(videos, tmp_path / "0.tar")

@@ -4,8 +4,8 @@ fsspec speaks the protocols. What is asked of a store is ours: any number of req
 and a few tries, as stores answer late, in part, or with a 503 now and then. What fails in all raises `StoreError`.
 
 Over HTTP and from S3 a range is asked for of the version that was looked at, so that the next request notices a change.
-fsspec has no such question for other stores, which are looked at anew after `STATUS_SECONDS`: till then a clip may be of
-a changed object.
+fsspec has no such question for other stores, which are looked at anew after `STATUS_SECONDS`: till then a clip may be
+of a changed object.
 
 Credentials are those of each client: ~/.netrc, AWS_PROFILE, the files and variables of fsspec. None is kept here.
 """
