@@ -15,7 +15,7 @@ from fork_server import run_program
 
 from vidtrain import audit
 from vidtrain.errors import UserError
-from vidtrain.tracking.ledgers import read_json_lines
+from vidtrain.files.atomic import read_json_lines
 
 # A reader for what no file can be made to do on every machine; workers import it by name
 READER = """

@@ -99,7 +99,7 @@ def inspect_all(
     from vidtrain.build.data import index_file
     from vidtrain.data.audit.inspection import Inspection, KnownFiles, inspect_job
     from vidtrain.data.loading.workers import guarded
-    from vidtrain.tracking.ledgers import JsonLines, read_json_lines
+    from vidtrain.files.atomic import JsonLines, read_json_lines
 
     ledger = out / "files.jsonl"
     rows = read_json_lines(ledger) if ledger.exists() else []

@@ -55,8 +55,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 def embed(cfg: DictConfig) -> None:
     from vidtrain.embeddings.encoder import embed, open_encoder
-    from vidtrain.embeddings.exchange import EXPORTS
-    from vidtrain.embeddings.store import FILE, PROGRESS, Embeddings
+    from vidtrain.embeddings.store import EXPORTS, FILE, PROGRESS, Embeddings
     from vidtrain.files.folders import RunLock
     from vidtrain.tracking.console import make_console
     from vidtrain.training.distributed import join_ranks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_embeddings import made, several
 
-from vidtrain.embeddings.exchange import write_fiftyone, write_label_studio, write_parquet
+from vidtrain.embeddings.store import write_fiftyone, write_label_studio, write_parquet
 from vidtrain.errors import UserError
 
 

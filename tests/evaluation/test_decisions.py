@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import betabinom, binomtest
 
 from vidtrain.errors import UserError
-from vidtrain.evaluation.decisions import (
+from vidtrain.evaluator.calibration import (
     least_probabilities,
     least_probability,
     least_videos,

@@ -19,7 +19,7 @@ from hostile_names import HOSTILE, acts
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.errors import UserError
 from vidtrain.files import escaping
-from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+from vidtrain.files.atomic import JsonLines, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import (
     MaskedStream,
     csv_text,
@@ -38,7 +38,6 @@ from vidtrain.files.escaping import (
 )
 from vidtrain.reports.pages import templates
 from vidtrain.tracking.console import Console
-from vidtrain.tracking.ledgers import JsonLines
 from vidtrain.tracking.logger_process import escape_texts
 
 PACKAGE = Path(__file__).resolve().parents[2] / "vidtrain"

@@ -1,23 +1,30 @@
 """Shared by all programs: composes and checks the configuration, runs the task, and reports a user's mistakes."""
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vidtrain.app.plugins import is_trial, sweep_faults, use_own_plugins
 from vidtrain.config.overrides import (
     explain_grammar,
     explain_sweep,
@@ -31,10 +38,11 @@ from vidtrain.config.overrides import (
 )
 from vidtrain.config.references import put_published, to_list
 from vidtrain.config.renames import accept_old_keys, rename_arguments
-from vidtrain.config.targets import CONF, is_group, label, options, register_schemas, suggest, where
+from vidtrain.config.targets import CONF, is_group, label, options, reason, register_schemas, suggest, where
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import FULL
 from vidtrain.files.escaping import mask_streams, masked, shown_lines
+from vidtrain.files.folders import install_hint
 from vidtrain.runs.attempts import write_requeue_flag
 from vidtrain.tracking.console import (
     STATUS_NO_READER,
@@ -55,6 +63,7 @@ Stored = Mapping[str, str]
 NONE_STORED: Stored = MappingProxyType({})
 EXIT_USER_ERROR = 2
 FIRST_RANK_S = 5.0  # the other ranks wait so long before they exit, so that rank 0 can print the faults first
+OURS, LAUNCHER = "vidtrain.", "hydra/launcher"
 # Exceptions of Hydra's composing that a user's mistake causes; a ValueError comes from a group that is set to null
 REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -325,3 +334,62 @@ def _groups(choices: Mapping[str, str]) -> list[str]:
 def _cause(error: Exception) -> str:
     """The first line of OmegaConf's message, if Hydra's error wraps one, else of Hydra's."""
     return str(error.__cause__ or error).splitlines()[0]
+
+
+# --- vidtrain's sweepers and launchers ----------------------------------------------------------------------
+#
+# Hydra itself accepts only classes in packages hydra_plugins.*. Here `hydra.sweeper._target_` and
+# `hydra.launcher._target_` may also name classes of vidtrain: hydra/sweeper=grid and optuna, hydra/launcher=slurm and
+# local.
+
+
+def use_own_plugins() -> None:
+    plugins = Plugins.instance()
+    for kind in ("sweeper", "launcher"):
+        setattr(plugins, f"instantiate_{kind}", partial(_instantiate, kind))
+    # If hydra-optuna-sweeper is installed, Hydra would merge its schemas into our options of the same names
+    for name in ("optuna.yaml", "sampler"):
+        ConfigStore.instance().repo["hydra"]["sweeper"].pop(name, None)
+
+
+def _instantiate(kind: str, **arguments: Any) -> Any:
+    """Replaces a method of Hydra's `Plugins`, and calls it for all targets except vidtrain's.
+
+    `kind` is sweeper or launcher; `arguments` are hydra_context, task_function and config."""
+    node = arguments["config"].hydra[kind]
+    if not node._target_.startswith(OURS):
+        return getattr(Plugins, f"instantiate_{kind}")(Plugins.instance(), **arguments)
+    try:
+        plugin = instantiate(node, _recursive_=False)
+    except InstantiationException as error:
+        fail(f"hydra/{kind}: {reason(error)}")
+    plugin.setup(**arguments)
+    return plugin
+
+
+def is_trial(context: HydraConf) -> bool:
+    """Whether the running job is a trial of one of vidtrain's sweepers."""
+    return context.mode == RunMode.MULTIRUN and context.sweeper._target_.startswith(OURS)
+
+
+def sweep_faults(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Reasons why a sweep cannot be started from this process, as (key, what is wrong)."""
+    faults = []
+    place = find_place()
+    if place.world_size > 1:
+        program = {"torchrun": "torchrun", "slurm": "srun"}[place.launcher]
+        why = (
+            f"{program} has started {place.world_size} processes, and each would start the whole sweep. Start it "
+            f"without {program}: {LAUNCHER}=slurm or {LAUNCHER}=local gives each run its processes"
+        )
+        faults.append(("-m", why))
+    launchers = [override.partition("=")[2] for override in overrides if override.startswith(f"{LAUNCHER}=")]
+    launcher = launchers[-1] if launchers else None
+    if launcher in ("slurm", "local") and (
+        find_spec("submitit") is None or find_spec("hydra_plugins.hydra_submitit_launcher") is None
+    ):
+        faults.append((LAUNCHER, f"{launcher} needs submitit: {install_hint('slurm')}"))
+    if launcher == "slurm" and shutil.which("sbatch") is None:
+        why = f"there is no SLURM here (no sbatch): start the sweep on a login node, or {LAUNCHER}=local"
+        faults.append((LAUNCHER, why))
+    return faults

@@ -6,7 +6,6 @@ protocols.py    every protocol that a table holds, and temporal probes; the same
 metrics.py      clip-level and video-level metrics, of one label a video or several
 report.py       metrics with their protocol, and the tables behind them
 calibration.py  how far probabilities can be believed; temperature and vector scaling
-decisions.py    thresholds, risk and coverage, prediction sets
 calibrated.py   what calibrating leaves of a checkpoint, and how that answers
 predictions.py  what runs took each video for; the videos that they share; the bootstrap over them
 """

@@ -17,9 +17,8 @@ from vidtrain.app.launch import fail
 from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.loading.windows import WindowDataset
 from vidtrain.data.stores.places import absolute, common_folder, is_url, relative
-from vidtrain.evaluation.calibrated import Calibration
-from vidtrain.evaluation.decisions import UNSURE
-from vidtrain.files.atomic import strict_json, write_text_atomic
+from vidtrain.evaluation.calibrated import UNSURE, Calibration
+from vidtrain.files.atomic import Ledger, strict_json, write_text_atomic
 from vidtrain.files.escaping import csv_text, shown, shown_lines
 from vidtrain.prediction import pictures
 from vidtrain.prediction.run import (
@@ -36,7 +35,6 @@ from vidtrain.prediction.run import (
 from vidtrain.reports.frames import draw_timeline
 from vidtrain.reports.pages import warn_of_failure
 from vidtrain.tracking.console import as_data, make_console
-from vidtrain.tracking.ledgers import Ledger
 from vidtrain.training.run import Console
 
 EXIT_UNREAD = 1

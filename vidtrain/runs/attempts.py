@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidtrain.errors import DivergedError, Pruned, UserError
-from vidtrain.files.atomic import read_json, write_json_atomic
+from vidtrain.files.atomic import JsonLines, read_json, read_json_lines, whole_lines, write_json_atomic
 from vidtrain.files.escaping import shown_lines
-from vidtrain.tracking.ledgers import JsonLines, read_json_lines, whole_lines
 from vidtrain.tracking.run_log import each_metric
 from vidtrain.training.signals import EXIT_STOPPED, PreemptionHandler, Stopped
 

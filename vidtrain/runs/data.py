@@ -14,11 +14,10 @@ from vidtrain.data.decoding.metadata import file_digest
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.data.manifest.split_records import SplitChanges, SplitRecord, split_changes
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import read_json
+from vidtrain.files.atomic import JsonLines, read_json
 from vidtrain.files.escaping import shown, shown_some
 from vidtrain.runs.attempts import last_step
 from vidtrain.runs.folder import CHANGES, SPLITS
-from vidtrain.tracking.ledgers import JsonLines
 from vidtrain.training.checkpoint import resumable
 
 if TYPE_CHECKING:  # importing torch takes seconds, which comparing runs should not

@@ -21,12 +21,11 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import STORED, Calibration, read_calibration
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, UNLABELED
 from vidtrain.evaluation.protocols import headline
-from vidtrain.files.atomic import read_json, write_text_atomic
+from vidtrain.files.atomic import each_json_line, read_json, write_text_atomic
 from vidtrain.files.escaping import read_csv, read_records
 from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, curve_panels, run_page
 from vidtrain.runs.attempts import STARTED, read_attempts
 from vidtrain.runs.folder import SPLITS, stored_settings
-from vidtrain.tracking.ledgers import each_json_line
 from vidtrain.tracking.run_log import each_metric
 
 Plain = dict[str, Any]

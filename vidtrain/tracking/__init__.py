@@ -3,7 +3,6 @@
 Read run_log.py first.
 
 run_log.py         the log files of a run folder; the machine, packages and code that the run used
-ledgers.py         files of rows that survive a kill and can be cut back to an earlier step
 console.py         progress bar or plain lines; the run goes on if its output is lost
 logger.py          the interface of a logger
 logger_process.py  runs each logger in another process, so that it can never delay or stop training

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from vidtrain.errors import UserError
-from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+from vidtrain.files.atomic import JsonLines, Ledger, StepTable, each_json_line, write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import shown
 from vidtrain.files.folders import IN_CHECKOUT, ROOT
 from vidtrain.tracking.console import Console, NullConsole
-from vidtrain.tracking.ledgers import JsonLines, Ledger, StepTable, each_json_line
 from vidtrain.tracking.logger import Metric
 from vidtrain.tracking.logger_process import Loggers
 

@@ -18,8 +18,8 @@ from vidtrain.evaluation.calibration import (
     outcomes,
     reliability,
 )
-from vidtrain.evaluation.decisions import least_probabilities, risk_coverage, thresholds
 from vidtrain.evaluation.predictions import percentile_interval
+from vidtrain.evaluator.calibration import least_probabilities, risk_coverage, thresholds
 
 
 def made_up(videos: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,8 @@
 """From a sample's key to its uint8 clips: sample, decode, and say what could not be read."""
 
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import NamedTuple, cast
@@ -20,17 +22,21 @@ from vidtrain.data.augment.geometry import (
     TrainGeometry,
     published_crops,
 )
-from vidtrain.data.decoding.decoder import View, decode_views
+from vidtrain.data.decoding.decoder import View, decode_views, expect_views
 from vidtrain.data.decoding.index import VideoIndex
 from vidtrain.data.decoding.video import DecodeError, VideoInfo
 from vidtrain.data.loading.quarantine import Quarantine
-from vidtrain.data.loading.read_ahead import Plan, ReadAhead
 from vidtrain.data.loading.samplers import SampleKey
 from vidtrain.data.manifest.manifest import Manifest, Record
 from vidtrain.data.sampling.clips import ClipProtocol, clip_indices, eval_generator
 from vidtrain.data.sampling.temporal import EmptyCut, TemporalJitter
+from vidtrain.data.stores.files import RemoteFile, ask_status, in_store
 from vidtrain.errors import UserError
 from vidtrain.files.escaping import shown
+
+# What a worker has asked for and not yet decoded
+MOST_CLIPS = 32
+MOST_BYTES = 64 << 20
 
 
 class Fault(NamedTuple):
@@ -87,6 +93,15 @@ def draw(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
+class Plan(NamedTuple):
+    """What a sample is read from: the `views` of a video, their `size`, and the seeds of what is drawn later."""
+
+    video: VideoInfo
+    views: list[View]
+    size: tuple[int, int]
+    seeds: list[int]
+
+
 @dataclass(frozen=True)
 class VideoDataset(Dataset):
     """Reads the clips of a manifest's records.
@@ -118,7 +133,7 @@ class VideoDataset(Dataset):
     resize: str = ANTIALIASED
     index: VideoIndex = field(default_factory=lambda: VideoIndex(None))
     quarantine: Quarantine = field(default_factory=Quarantine)
-    ahead: ReadAhead = field(default_factory=ReadAhead)
+    ahead: "ReadAhead" = field(default_factory=lambda: ReadAhead())
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -241,3 +256,63 @@ def collate(samples: Sequence[Sample]) -> Batch:
         faults=faults,
         refusal=refusal,
     )
+
+
+# --- asking stores for the bytes of the next samples while others are decoded; files on disk need none of it ---
+
+
+class ReadAhead:
+    """The samples that a process will read, in their order, and the files of those that are asked for.
+
+    A video that no index knows yet is not asked for: it is looked at when its turn comes.
+    """
+
+    def __init__(self) -> None:
+        self._expected: deque[SampleKey] = deque()
+        self._asked: OrderedDict[SampleKey, tuple[Plan, RemoteFile]] = OrderedDict()
+
+    def expect(self, dataset: VideoDataset, keys: Sequence[SampleKey]) -> None:
+        """Says which samples come behind those that are expected."""
+        for key in keys:
+            path = dataset.manifest.paths[key.record]
+            if in_store(path):
+                with suppress(UserError):  # a protocol that is not installed: reading it in its turn says so
+                    ask_status(path)
+                    self._expected.append(key)
+
+    def ask(self, dataset: VideoDataset) -> None:
+        """Asks for as many of the next samples as there is room for. Never waits."""
+        while self._expected and len(self._asked) < MOST_CLIPS and self._bytes() < MOST_BYTES:
+            key = self._expected[0]
+            record = dataset.manifest[key.record]
+            if not ask_status(record.path).done():
+                return
+            self._expected.popleft()
+            video = dataset.index.known(record.path)
+            if video is None or video.packets is None:
+                continue
+            try:
+                plan = dataset.plan(record, (dataset.seed, *key), video)
+            except (EmptyCut, UserError):  # which reading it in its turn says again
+                continue
+            file = RemoteFile(record.path)
+            expect_views(file, video, plan.views)
+            self._asked[key] = plan, file
+
+    def take(self, key: SampleKey) -> tuple[Plan, RemoteFile] | None:
+        """What was asked for of a sample; None where nothing was. Those before it are not read any more."""
+        if key in self._expected:
+            while self._expected.popleft() != key:
+                pass
+            self._drop(len(self._asked))
+        if key not in self._asked:
+            return None
+        self._drop(list(self._asked).index(key))
+        return self._asked.popitem(last=False)[1]
+
+    def _drop(self, count: int) -> None:
+        for _ in range(count):
+            self._asked.popitem(last=False)[1][1].close()
+
+    def _bytes(self) -> int:
+        return sum(file.size for _, file in self._asked.values())

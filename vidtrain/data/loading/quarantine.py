@@ -5,11 +5,9 @@ the process which reads it may do so for some clips only. It counts as unreadabl
 the batch is recorded, so that a resumed run, with any number of workers, computes the same.
 """
 
-import errno
 import json
 import logging
 import math
-import os
 import signal
 import time
 from collections import Counter, deque
@@ -22,6 +20,7 @@ from vidtrain.data.decoding.video import DecodeError
 from vidtrain.data.decoding.watchdog import describe_exit, reading
 from vidtrain.data.stores.files import file_status
 from vidtrain.errors import UserError
+from vidtrain.files.atomic import Ledger
 from vidtrain.files.escaping import shown
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 MOST_LOST, LOST_WITHIN = 16, 3600.0  # workers without a file to blame, and in how many seconds
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what writing to a full disk raises
+MOST_HELD = 1_000  # lines that wait in memory while the disk is full
 
 Signature = tuple[int | None, int | None]  # size in bytes, time of modification in ns; None where there is no file
 
@@ -61,11 +60,10 @@ class Quarantine:
 
     def __init__(self, path: Path | None = None, split: str = ""):
         self.number = 0
-        self._path = path
         self._split = split
         self._failed: dict[str, tuple[Signature, int, DecodeError]] = {}
         self._blamed: dict[str, Entry] = {}
-        self._held: list[str] = []  # lines for which there was no room
+        self._ledger = None if path is None else Ledger(path, MOST_HELD)
         self._warned = False
         for entry in _entries(path) if path is not None else ():
             if entry.split == split:
@@ -102,24 +100,21 @@ class Quarantine:
         """Puts a file that ended worker processes in batch `number` into quarantine from that batch on."""
         entry = Entry(self._split, video, cause, number, *_signature(video))
         self._learn(entry)
-        if self._path is not None:
-            self._held.append(json.dumps(entry._asdict()))
+        if self._ledger is not None:
+            self._ledger.write(json.dumps(entry._asdict()) + "\n")
             self.flush()
 
     def flush(self) -> None:
         """Writes the lines that wait for room on the disk, if there is any."""
-        while self._path is not None and self._held:
-            try:
-                _append(self._path, self._held[0])
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise UserError(f"cannot write {self._path}: {error.strerror}") from error
-                if not self._warned:
-                    what = "it waits in memory; free some space, or a resumed run finds out anew what ended workers"
-                    log.warning("cannot write %s (%s): %s", self._path, error.strerror, what)
-                self._warned = True
-                return
-            del self._held[0]
+        if self._ledger is None:
+            return
+        self._ledger.flush()
+        if self._ledger.trouble is None:
+            self._ledger.close()  # an open file could not go to another process
+        elif not self._warned:
+            what = "it waits in memory; free some space, or a resumed run finds out anew what ended workers"
+            log.warning("cannot write %s (%s): %s", self._ledger.path, self._ledger.trouble, what)
+            self._warned = True
 
     @property
     def blamed(self) -> list[Entry]:
@@ -146,17 +141,6 @@ def _entries(path: Path) -> list[Entry]:
             # half a line, of a process that was killed while writing: that file is found out again
             log.warning("%s: a line that is no entry is passed over: %s", path, line[:200])
     return entries
-
-
-def _append(path: Path, line: str) -> None:
-    # the empty line before it ends half a line that a killed process may have left
-    data = f"\n{line}\n".encode()
-    with open(path, "ab", buffering=0) as file:
-        end = os.fstat(file.fileno()).st_size
-        if os.write(file.fileno(), data) < len(data):  # room for a part
-            file.truncate(end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(file.fileno())
 
 
 def _signature(video: str) -> Signature:

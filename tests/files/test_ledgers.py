@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vidtrain.errors import UserError
-from vidtrain.tracking.ledgers import JsonLines, StepTable, read_json_lines
+from vidtrain.files.atomic import JsonLines, StepTable, read_json_lines
 
 
 def test_json_line_can_be_read_at_once(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_a_disk_that_is_found_full_when_it_is_flushed(tmp_path: Path, monkeypatc
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     with monkeypatch.context() as patched:
-        patched.setattr("vidtrain.tracking.ledgers.os.fsync", full)
+        patched.setattr("vidtrain.files.atomic.os.fsync", full)
         lines.flush()
     assert lines.trouble == "Disk quota exceeded"
     lines.flush()
