@@ -7,8 +7,8 @@ from composing import config_of
 from fork_server import run_program
 from small_run import small
 
-from vidtrain.baseline_models.store import open_baselines
 from vidtrain.baselines import check
+from vidtrain.evaluator.baselines import open_baselines
 
 DATA = [override for override in small(train=4, val=2, test=2) if "dataset.source" in override]
 FAST = ["clips=2", "frames=2", "size=32", "num_workers=1", "networks=[random]"]

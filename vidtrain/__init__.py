@@ -29,8 +29,7 @@ reports/        plots and HTML pages
 training/       the loop, phases, optimizers, checkpoints, ranks
 config/         schemas, checks and overrides of configurations
 build/          builds objects from a configuration
-evaluator/      evaluates a checkpoint: fills a view table, and reports on it
-baseline_models/  simple models, and the comparison of a run with them
+evaluator/      evaluates a checkpoint: fills a view table, and reports on it; simple models beside it
 runs/           one run from its start to its report
 app/            starts a program: composes, checks, reports mistakes
 benchmarking/   measures the parts of a training step

@@ -18,9 +18,8 @@ from vidtrain.errors import UserError
 from vidtrain.training.rendezvous import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of torch
-    from vidtrain.baseline_models.measure import Described, Descriptor
-    from vidtrain.baseline_models.store import Baselines
     from vidtrain.data.manifest.manifest import Manifest
+    from vidtrain.evaluator.baselines import Baselines, Described, Descriptor
     from vidtrain.tracking.console import Console, NullConsole
 
 NEIGHBORS_OF = ("mean_frame",)  # its nearest neighbors find near duplicates of test videos in train
@@ -32,9 +31,9 @@ def check(cfg: DictConfig) -> list[tuple[str, str]]:
 
 
 def baselines(cfg: DictConfig) -> None:
-    from vidtrain.baseline_models.store import folder_for, open_baselines
     from vidtrain.build.data import index_folder, listed_splits
     from vidtrain.data.manifest.split_records import SplitRecord
+    from vidtrain.evaluator.baselines import folder_for, open_baselines
     from vidtrain.files.folders import RunLock, check_links
     from vidtrain.tracking.console import make_console
 
@@ -61,9 +60,8 @@ def measure_all(
     """Reads every video once and writes the predictions of every baseline into `folder`."""
     import numpy as np
 
-    from vidtrain.baseline_models.measure import PICTURES, answers
-    from vidtrain.baseline_models.store import Baselines
     from vidtrain.evaluation.report import write_report
+    from vidtrain.evaluator.baselines import PICTURES, Baselines, answers
 
     started = time.monotonic()
     descriptors = PICTURES | network_features(cfg, console)
@@ -85,7 +83,7 @@ def measure_all(
 
 def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict[str, Descriptor]":
     """The features of each of `networks`, by name. Networks that are not installed are left out with a note."""
-    from vidtrain.baseline_models.measure import image_network
+    from vidtrain.evaluator.baselines import image_network
 
     features: dict[str, Descriptor] = {}
     for name in cfg.networks:
@@ -103,8 +101,8 @@ def describe(
     descriptors: "Mapping[str, Descriptor]",
     console: "Console | NullConsole",
 ) -> "Described":
-    from vidtrain.baseline_models.measure import describe_split
     from vidtrain.build.data import whole_frames
+    from vidtrain.evaluator.baselines import describe_split
 
     videos = whole_frames(cfg, split, manifest, cfg.num_workers or cores())
     described = describe_split(manifest, videos.batches(console), descriptors, len(videos.loader))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from vidtrain.baseline_models.store import compare_with_known
+from vidtrain.evaluator.baselines import compare_with_known
 
 SETS = {
     "sports": "ucf101_5",

@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 
-from vidtrain.baseline_models.classifiers import logistic_regression
 from vidtrain.embeddings.labels import choose_next
 from vidtrain.embeddings.store import Embeddings
+from vidtrain.evaluator.classifiers import logistic_regression
 
 SEEDS, STEP, MOST = 5, 5, 50
 STRATEGIES = ("random", "margin", "entropy", "k_center")

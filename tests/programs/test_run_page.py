@@ -10,10 +10,10 @@ from page_reader import PageReader
 from pictures import pictures_drawn
 from small_run import small
 
-from vidtrain.baseline_models.store import Baselines
 from vidtrain.compare import compare
 from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
+from vidtrain.evaluator.baselines import Baselines
 from vidtrain.runs.page import read_facts, write_page
 from vidtrain.tracking.run_log import RunLog
 from vidtrain.train import train

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vidtrain.baseline_models.classifiers import logistic_regression, out_of_fold, stratified_folds
 from vidtrain.embeddings.search import k_center, unit
 from vidtrain.embeddings.store import UNLABELED, Embeddings
 from vidtrain.errors import UserError
+from vidtrain.evaluator.classifiers import logistic_regression, out_of_fold, stratified_folds
 
 ROUNDING = 1e-6  # a probability so little below its threshold reaches it
 

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vidtrain.baseline_models.store import compare_with_known
 from vidtrain.config.renames import rename_override
 from vidtrain.config.targets import PRESETS, preset_settings
 from vidtrain.data.manifest.split_records import SplitRecord
@@ -21,6 +20,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import STORED, Calibration, read_calibration
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS, UNLABELED
 from vidtrain.evaluation.protocols import headline
+from vidtrain.evaluator.baselines import compare_with_known
 from vidtrain.files.atomic import each_json_line, read_json, write_text_atomic
 from vidtrain.files.escaping import read_csv, read_records
 from vidtrain.reports.run_page import MATRIX_UP_TO, Picture, curve_panels, run_page

@@ -13,13 +13,13 @@ from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from vidtrain.baseline_models.classifiers import Classifier, logistic_regression, nearest_neighbors
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.splitting import group_numbers
 from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.views import ClipModel, ViewTable
+from vidtrain.evaluator.classifiers import Classifier, logistic_regression, nearest_neighbors
 from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.masks import MaskedClips, WithMasks
 from vidtrain.reports.pages import warn_of_failure

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from vidtrain.baseline_models.store import MOTION, BaselineComparison, compare_with_known
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.config.references import to_dict
@@ -20,6 +19,7 @@ from vidtrain.errors import DivergedError, UserError
 from vidtrain.evaluation.metrics import DIRECTIONS
 from vidtrain.evaluation.report import Report, report, write_report
 from vidtrain.evaluation.views import ClipModel, EvalBatch, split_heads, view_table
+from vidtrain.evaluator.baselines import MOTION, BaselineComparison, compare_with_known
 from vidtrain.evaluator.report import results_table, warn_missing
 from vidtrain.files.atomic import write_text_atomic
 from vidtrain.files.escaping import csv_text

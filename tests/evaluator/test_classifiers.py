@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from vidtrain.baseline_models.classifiers import (
+from vidtrain.evaluator.classifiers import (
     logistic_regression,
     logits,
     majority,

@@ -8,8 +8,9 @@ from composing import config_of
 from einops import rearrange
 from torch import nn
 
-from vidtrain.baseline_models import measure
-from vidtrain.baseline_models.measure import (
+from vidtrain.baselines import network_features
+from vidtrain.evaluator import baselines
+from vidtrain.evaluator.baselines import (
     BINS,
     SIDE,
     FrameFeatures,
@@ -20,7 +21,6 @@ from vidtrain.baseline_models.measure import (
     motion_map,
     small_frames,
 )
-from vidtrain.baselines import network_features
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_frame_features_are_the_mean_of_the_middle_frames_in_the_networks_colors
 
 def test_descriptors_share_the_small_frames_of_a_video(clips, monkeypatch):
     shrunk = []
-    monkeypatch.setattr(measure, "small_frames", lambda clips: shrunk.append(1) or small_frames(clips))
+    monkeypatch.setattr(baselines, "small_frames", lambda clips: shrunk.append(1) or small_frames(clips))
     video = Video(clips)
     assert mean_frame(video).shape == (3 * SIDE**2,) and motion_map(video).shape == (SIDE**2,)
     assert shrunk == [1]

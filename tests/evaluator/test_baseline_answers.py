@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidtrain.baseline_models.store import (
+from vidtrain.errors import UserError
+from vidtrain.evaluation.predictions import Predictions
+from vidtrain.evaluation.report import report, write_report
+from vidtrain.evaluation.views import ViewTable
+from vidtrain.evaluator.baselines import (
     MOTION,
     Baselines,
     compare_with,
@@ -13,10 +17,6 @@ from vidtrain.baseline_models.store import (
     folder_for,
     open_baselines,
 )
-from vidtrain.errors import UserError
-from vidtrain.evaluation.predictions import Predictions
-from vidtrain.evaluation.report import report, write_report
-from vidtrain.evaluation.views import ViewTable
 
 DIGESTS = {"train": "aa", "test": "bb"}
 SETTINGS = {"clips": 8}

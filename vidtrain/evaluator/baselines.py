@@ -1,0 +1,333 @@
+"""What simple models reach on a dataset, and a run beside them: what the accuracy of a trained model is worth.
+
+Clips become vectors, from which classifiers learn: small pictures, and features of a frozen image network, one
+architecture untrained and trained on ImageNet. The answers are kept in the dataset's index folder, found again by what
+its splits hold:
+
+    INDEX/baselines/KEY/
+      baselines.json              what they were made of, and what each reaches on each split
+      SPLIT/NAME/                 predictions.csv, metrics.json, per_class.csv: as an evaluation writes them
+
+KEY stands for the videos, their labels and the settings.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidtrain.data.audit.duplicates import LUMA
+from vidtrain.data.loading.dataset import Batch
+from vidtrain.data.manifest.manifest import Manifest
+from vidtrain.errors import UserError
+from vidtrain.evaluation.predictions import (
+    Predictions,
+    align,
+    percentile_interval,
+    read_predictions,
+    resampled_means,
+)
+from vidtrain.evaluation.report import Report, report
+from vidtrain.evaluation.views import ViewTable
+from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
+
+FOLDER, FILE = "baselines", "baselines.json"
+FORMAT = 2  # to be raised when baselines of the same name are made in another way
+KEYS = ("format", "metric", "splits", "results", "seconds")
+ADVICE = "delete its folder, and run vidtrain.baselines again"
+MOTION = "motion_map logistic"  # what a model that is to see motion has to beat
+CONFIDENCE = 0.95
+DRAWS = 10_000
+SIDE = 32  # pixels of the small pictures
+BINS = 8  # of each color: 512 colors in all
+SHADES = 256
+BACKBONE, WEIGHTS = "tf_efficientnet_lite0", "package:efficientnet_lite0"
+
+
+# --- a video as vectors -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Video:
+    """The clips of a video, uint8 [n 3 t h w], and their small frames, made once for all descriptors."""
+
+    clips: Tensor
+
+    @cached_property
+    def small(self) -> Tensor:
+        return small_frames(self.clips)
+
+
+Descriptor = Callable[[Video], Tensor]
+"""Maps a video to float32 [d]."""
+
+
+def small_frames(clips: Tensor) -> Tensor:
+    """The frames of `clips` uint8 [n 3 t h w] as averages over areas, float32 [n t 3 SIDE SIDE] in [0, 1]."""
+    frames = rearrange(clips, "n c t h w -> (n t) c h w").float() / (SHADES - 1)
+    small = F.interpolate(frames, (SIDE, SIDE), mode="area")
+    return rearrange(small, "(n t) c h w -> n t c h w", n=len(clips))
+
+
+def mean_frame(video: Video) -> Tensor:
+    """The average of all frames [3 * SIDE * SIDE]: the place, the light, what stays."""
+    return video.small.mean(dim=(0, 1)).flatten()
+
+
+def motion_map(video: Video) -> Tensor:
+    """How much each place changes from frame to frame, on average [SIDE * SIDE]: where and how much moves, and nothing
+    of how it looks. Zeros for clips of a single frame."""
+    gray = (video.small * torch.tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=2)
+    if gray.shape[1] < 2:
+        return torch.zeros(SIDE * SIDE)
+    return gray.diff(dim=1).abs().mean(dim=(0, 1)).flatten()
+
+
+def color_histogram(video: Video) -> Tensor:
+    """Square roots of the shares of 512 colors [BINS ** 3], whose distance is Hellinger's: no shapes, no places, no
+    time."""
+    red, green, blue = (video.clips.long() * BINS // SHADES).unbind(dim=1)
+    counts = torch.bincount(((red * BINS + green) * BINS + blue).flatten(), minlength=BINS**3)
+    return (counts / counts.sum()).sqrt()
+
+
+PICTURES: dict[str, Descriptor] = {
+    "mean_frame": mean_frame, "motion_map": motion_map, "color_histogram": color_histogram
+}  # fmt: skip
+
+
+class FrameFeatures:
+    """A descriptor: the mean features [d] of the middle frames of all clips, by a frozen image network. `encoder` maps
+    clips of normalized floats [b 3 t h w] to tokens [b t d]; `mean` and `std` are its colors."""
+
+    def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        self._encoder = encoder.eval().requires_grad_(False)
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
+
+    @torch.inference_mode()
+    def __call__(self, video: Video) -> Tensor:
+        middle = video.clips[:, :, video.clips.shape[2] // 2]
+        colors = rearrange(middle, "n c h w -> c n h w").float() / (SHADES - 1)
+        tokens: Tensor = self._encoder(((colors - self._mean) / self._std)[None])
+        return tokens[0].mean(dim=0)
+
+
+def image_network(name: str, size: int) -> FrameFeatures:
+    """The features of the network `random` or `imagenet` for frames of `size` pixels a side. Raises `UserError` for
+    imagenet where the package of its weights is not installed."""
+    from vidtrain.models.classifier import VideoClassifier
+    from vidtrain.models.heads import MeanPoolClassifier
+    from vidtrain.models.timm_frames import TimmFrames
+    from vidtrain.models.weights.files import locate
+    from vidtrain.models.weights.image_networks import MEAN, STD
+    from vidtrain.models.weights.loading import load_pretrained
+
+    path = locate(WEIGHTS) if name == "imagenet" else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same untrained one every time
+        encoder = TimmFrames(BACKBONE, size)
+    if path is not None:
+        load_pretrained(VideoClassifier(encoder, MeanPoolClassifier, 2), WEIGHTS, path, 1.0)
+    return FrameFeatures(encoder, [MEAN] * 3, [STD] * 3)
+
+
+# --- splits, and what is answered -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Described:
+    """The v readable videos of a split: `vectors` float32 [v d] by descriptor, `targets` float64 [v k]."""
+
+    vectors: Mapping[str, np.ndarray]
+    targets: np.ndarray
+    table: ViewTable  # without logits
+
+    def answered(self, chances: np.ndarray, several: bool) -> ViewTable:
+        """The table with these probabilities [v k] as the answers of one view."""
+        from vidtrain.evaluator.classifiers import logits
+
+        answers = torch.from_numpy(logits(chances, several))[:, None]
+        return ViewTable(self.table.indices, self.table.labels, answers, self.table.missing, self.table.total)
+
+
+def describe_split(
+    manifest: Manifest, batches: Iterable[Batch], descriptors: Mapping[str, Descriptor], total: int
+) -> Described:
+    """Describes the videos of `batches`, one video in each, of `total` that are asked for. Raises `UserError` where
+    none can be read, and for a batch that carries a refusal."""
+    rows: list[list[np.ndarray]] = []
+    indices, labels, missing = [], [], []
+    for batch in batches:
+        if batch.refusal:
+            raise UserError(batch.refusal)
+        missing += [(path, cause) for path, cause in batch.faults]
+        if len(batch.labels):
+            video = Video(batch.clips[0])
+            rows.append([describe(video).numpy().astype(np.float32) for describe in descriptors.values()])
+            indices.append(batch.indices)
+            labels.append(batch.labels)
+    if not rows:
+        raise UserError(f"none of the {total} videos could be read; the first: {': '.join(missing[0])}")
+    marks = torch.cat(labels)
+    targets = np.eye(len(manifest.classes))[marks.numpy()] if marks.ndim == 1 else marks.double().numpy()
+    vectors = dict(zip(descriptors, map(np.stack, zip(*rows, strict=True)), strict=True))
+    nothing = torch.empty(len(marks), 1, 0)
+    return Described(vectors, targets, ViewTable(torch.cat(indices), marks, nothing, missing, total))
+
+
+def answers(
+    splits: Mapping[str, Described],
+    groups: np.ndarray,
+    plan: Sequence[tuple[str, str]],
+    protocol: str,
+    several: bool,
+) -> Iterator[tuple[str, dict[str, Report]]]:
+    """Each baseline's name and its report on every split but train, which it learns from. `plan` lists (descriptor,
+    classifier); the majority class comes first. `groups` [v] number those of the training videos, which stay together
+    where a setting is chosen."""
+    from vidtrain.evaluator.classifiers import logistic_regression, majority, nearest_neighbors
+
+    classifiers = {"": majority, "neighbors": nearest_neighbors, "logistic": logistic_regression}
+    train = splits["train"]
+    for name in ("majority", *(" ".join(pair) for pair in plan)):
+        descriptor, _, classifier = name.partition(" ")
+        vectors = {split: own.vectors.get(descriptor, own.targets) for split, own in splits.items()}
+        predict = classifiers[classifier](vectors["train"], train.targets, groups, several)
+        yield (
+            name,
+            {
+                split: report(own.answered(predict(vectors[split]), several), "mean_logits", protocol, several)
+                for split, own in splits.items()
+                if split != "train"
+            },
+        )
+
+
+# --- the answers in the dataset's index folder ---------------------------------------------------------------
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What baselines reach: `results` are the metrics of each by split and name, `metric` is the one to go by."""
+
+    folder: Path
+    metric: str
+    results: Mapping[str, Mapping[str, Metrics]]
+    seconds: float
+
+    def best(self, split: str) -> str:
+        """The name of the strongest on that split itself, which makes it the harder to beat."""
+        results = self.results[split]
+        return max(results, key=lambda name: results[name][self.metric])
+
+    def predictions(self, split: str, name: str) -> Predictions:
+        """The answers of one. Raises `UserError` where its file is damaged."""
+        return read_predictions(self.place(split, name) / "predictions.csv", self.metric != "top1")
+
+    def place(self, split: str, name: str) -> Path:
+        return self.folder / split / name.replace(" ", "_")
+
+    def save(self, digests: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+        """Writes what `find_baselines` reads, once all answers lie there."""
+        facts = {"format": FORMAT, "metric": self.metric, "splits": dict(digests), "settings": dict(settings)}
+        results = {split: {name: dict(own) for name, own in of.items()} for split, of in self.results.items()}
+        write_json_atomic(self.folder / FILE, facts | {"seconds": self.seconds, "results": results})
+
+
+def folder_for(index: Path, digests: Mapping[str, str], settings: Mapping[str, Any]) -> Path:
+    """Where baselines of splits with these digests (`SplitRecord.digest`), made with these settings, lie."""
+    text = strict_json([FORMAT, dict(sorted(digests.items())), dict(sorted(settings.items()))])
+    return index / FOLDER / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def open_baselines(folder: Path) -> Baselines | None:
+    """What lies in `folder`; None where nothing does, or what was made in another way. Raises `UserError` where it is
+    damaged."""
+    if not (folder / FILE).is_file():
+        return None
+    facts = read_json(folder / FILE, ADVICE, KEYS)
+    if facts["format"] != FORMAT:
+        return None
+    return Baselines(folder, facts["metric"], facts["results"], facts["seconds"])
+
+
+def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Baselines | None:
+    """The newest that learned from the train split and answered for `split` of these digests; None if there is none.
+    Raises `UserError` where one is damaged."""
+    for file in sorted((index / FOLDER).glob(f"*/{FILE}"), key=lambda path: -path.stat().st_mtime):
+        splits = read_json(file, ADVICE, KEYS)["splits"]
+        if split in splits and all(splits[name] == digests.get(name) for name in ("train", split)):
+            return open_baselines(file.parent)
+    return None
+
+
+# --- a run beside them ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """A run less a baseline in the share of videos that are right, over the `videos` that both answered for.
+
+    The interval holds 95% of the differences on other videos, drawn in whole groups (`units`, see
+    `evaluation.predictions.resampled_means`).
+    """
+
+    name: str
+    metric: str
+    baseline: float
+    run: float
+    difference: float
+    low: float
+    high: float
+    videos: int
+    units: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the run is better by more than chance."""
+        return self.low > 0
+
+    @property
+    def text(self) -> str:
+        return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> BaselineComparison | None:
+    """A run's answers beside a baseline's, which names the groups of the videos; None where they share no video."""
+    grouped = run if baseline.groups is None else replace(run, groups=run.paths)
+    shared = align([baseline, grouped])  # groups are those of the first
+    if not shared.paths:
+        return None
+    correct = shared.correct.astype(np.float64)
+    sampled = resampled_means(correct[1:] - correct[:1], shared.groups, DRAWS, np.random.default_rng(0))
+    low, high = percentile_interval(sampled[:, 0], CONFIDENCE)
+    of_baseline, of_run = correct.mean(axis=1).tolist()
+    videos = len(shared.paths)
+    return BaselineComparison(name, metric, of_baseline, of_run, of_run - of_baseline, low, high, videos, shared.units)
+
+
+def compare_with_all(run: Predictions, baselines: Baselines, split: str) -> list[BaselineComparison]:
+    """The run beside the best baseline of the split, then beside the motion map where that is another one."""
+    results = baselines.results[split]
+    names = [name for name in dict.fromkeys([baselines.best(split), MOTION]) if name in results]
+    beside = (compare_with(run, baselines.predictions(split, name), name, baselines.metric) for name in names)
+    return [comparison for comparison in beside if comparison is not None]
+
+
+def compare_with_known(
+    index: Path, digests: Mapping[str, str], split: str, predictions: Path, several: bool
+) -> list[BaselineComparison]:
+    """The answers of a run in its file `predictions` beside the baselines of the same videos that a dataset's `index`
+    folder holds; empty where it holds none. Raises `UserError` where something is damaged."""
+    known = find_baselines(index, digests, split)
+    return [] if known is None else compare_with_all(read_predictions(predictions, several), known, split)
