@@ -48,7 +48,7 @@ def audit(cfg: DictConfig) -> None:
     from vidtrain.data.decoding.index import VideoIndex
     from vidtrain.files.atomic import write_json_atomic, write_text_atomic
     from vidtrain.files.folders import RunLock
-    from vidtrain.reports.pages import audit_page, warn_of_failure
+    from vidtrain.reports.pages import audit_page, replace_page
     from vidtrain.tracking.console import make_console
 
     console, started, name = make_console(True), time.monotonic(), cfg.dataset.name
@@ -69,9 +69,7 @@ def audit(cfg: DictConfig) -> None:
         write_json_atomic(out / "summary.json", summary)
         write_text_atomic(out / "files.csv", table(records, inspections, summary))
         page = out / "report.html"
-        page.unlink(missing_ok=True)  # if writing the page fails, an older one must not stay
-        html = partial(audit_page, summary, f"Audit of {name}", out / "thumbnails")
-        warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
+        replace_page(page, partial(audit_page, summary, f"Audit of {name}", out / "thumbnails"), console)
     rows = []
     for bound in summary["bounds"]:
         state = "no bound" if bound["bound"] is None else "kept" if bound["kept"] else "EXCEEDED"

@@ -20,8 +20,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
     from vidtrain.training.run import Console
 
-COSTS = {"nll": "loss", "brier": "Brier score", "ece": "calibration error", "ece_mass": "in equal bins"}
-
 
 def calibrate(cfg: DictConfig) -> None:
     from vidtrain.evaluation.calibrated import place_of
@@ -99,10 +97,10 @@ def write_page_again(checkpoint: Path, console: "Console") -> None:
 def show(record: Mapping[str, Any], console: "Console") -> None:
     """Prints the costs before and after, thresholds and sets."""
     from vidtrain.evaluation.calibration import Scaling
-    from vidtrain.evaluator.report import with_interval
+    from vidtrain.evaluator.report import RELIABILITY, with_interval
 
     before, after, scaling = record["before"], record["after"], record["scaling"]
-    rows = [(title, with_interval(before[name]), with_interval(after[name])) for name, title in COSTS.items()]
+    rows = [(title, with_interval(before[name]), with_interval(after[name])) for name, title in RELIABILITY.items()]
     rows.append(("by chance, if believable", f"{before['chance']:.4f}", f"{after['chance']:.4f}"))
     title = f"{Scaling(scaling['scale'], scaling['bias'])} on {record['split']}, {record['coverage']} videos"
     console.table(f"{title}, {record['protocol']['text']}", ("", "before", "after, on videos not fitted on"), rows)

@@ -71,10 +71,10 @@ def show(summary: Mapping[str, Any], console: "Console | NullConsole") -> None:
 def compare(cfg: DictConfig) -> None:
     from vidtrain.comparison.run import compare_runs
     from vidtrain.comparison.runs import find_runs, read_all
-    from vidtrain.files.atomic import write_json_atomic, write_text_atomic
+    from vidtrain.files.atomic import write_json_atomic
     from vidtrain.reports.compare_charts import draw
     from vidtrain.reports.compare_page import compare_page, write_tables
-    from vidtrain.reports.pages import warn_of_failure
+    from vidtrain.reports.pages import replace_page
     from vidtrain.tracking.console import make_console
 
     settings = to_settings(cfg, CompareConfig)
@@ -99,9 +99,8 @@ def compare(cfg: DictConfig) -> None:
         write_tables(summary, changed, out)
         write_json_atomic(out / "summary.json", summary)
         page = out / "report.html"
-        page.unlink(missing_ok=True)  # if writing the page fails, an older one must not stay
         pictures = draw(summary, out, console)
-        warn_of_failure(str(page), lambda: write_text_atomic(page, compare_page(summary, pictures, out)), console)
+        replace_page(page, lambda: compare_page(summary, pictures, out), console)
     show(summary, console)
     console.info(f"{page} after {time.monotonic() - started:.0f} s")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, ListConfig
 
 from vidtrain.app.launch import launch
-from vidtrain.build.checkpoint_loader import check_checkpoint
+from vidtrain.build.checkpoint_loader import check_source
 from vidtrain.config.schemas import EmbedConfig
 from vidtrain.config.targets import check_settings, check_targets
 from vidtrain.files.folders import check_writable, install_hint
@@ -28,16 +28,8 @@ MOST_SHOWN = 10  # rows of a table on a terminal
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
     faults = check_targets(cfg) + check_settings(cfg, EmbedConfig)
-    if (cfg.checkpoint is None) == (cfg.pretrained is None):
-        faults.append(("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both"))
-    elif cfg.checkpoint is not None:
-        unused = ["model"] if cfg.model is not None else []
-        unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
-        faults += [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in unused]
-        faults += check_checkpoint(cfg.checkpoint)
-    elif cfg.model is None:
-        faults.append(("model", "must be chosen for published weights: model=OPTION"))
-    elif cfg.videos is None and cfg.dataset is None:
+    faults += check_source(cfg, ("model",))
+    if cfg.pretrained is not None and cfg.videos is None and cfg.dataset is None:
         faults.append(("videos", "must be given, or a dataset=OPTION: published weights have none"))
     if cfg.videos is not None and cfg.dataset is not None:
         faults.append(("videos", "and dataset are both given; take one of them back"))
@@ -85,7 +77,7 @@ def compare(
     from vidtrain.embeddings.search import Likeness
     from vidtrain.files.atomic import write_text_atomic
     from vidtrain.files.escaping import csv_text
-    from vidtrain.reports.pages import warn_of_failure
+    from vidtrain.reports.pages import replace_page
 
     alike = Likeness.of(embeddings, earlier, cfg.neighbors, cfg.near_duplicates)
     write_text_atomic(out / "neighbors.csv", csv_text(alike.neighbor_rows()))
@@ -96,9 +88,7 @@ def compare(
     if cfg.near_duplicates is not None:
         console.info(f"{len(alike.duplicates)} pairs with a cosine of {cfg.near_duplicates} or more across sets")
     page = out / "report.html"
-    page.unlink(missing_ok=True)  # of an earlier call
-    html = partial(embeddings_page, alike, cfg.map, out, cfg.search)
-    warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
+    replace_page(page, partial(embeddings_page, alike, cfg.map, out, cfg.search), console)
     console.info(f"page {page}")
 
 

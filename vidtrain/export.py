@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from vidtrain.app.launch import launch
 from vidtrain.build.checkpoint_loader import (
-    check_checkpoint,
+    check_source,
     find_checkpoint,
     load_published,
     open_trained,
@@ -34,20 +34,10 @@ USED = ("seed", "clip", "model", "loss", "augmentation.eval", "objective")
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]]:
-    faults = check_targets(cfg) + check_settings(cfg, ExportConfig)
-    if (cfg.checkpoint is None) == (cfg.pretrained is None):
-        why = "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both"
-        return [*faults, ("checkpoint", why)]
-    if cfg.checkpoint is not None:
-        unused = [key for key in ("model", "classes") if cfg[key] is not None]
-        unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
-        faults += [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in unused]
-        faults += check_checkpoint(cfg.checkpoint)
-    elif cfg.calibrated:
+    faults = check_targets(cfg) + check_settings(cfg, ExportConfig) + check_source(cfg, ("model", "classes"))
+    if cfg.pretrained is not None and cfg.calibrated:
         faults.append(("calibrated", "published weights have no calibration; a checkpoint may"))
-    elif cfg.model is None:
-        faults.append(("model", "must be chosen for published weights: model=OPTION"))
-    elif cfg.card:
+    if cfg.pretrained is not None and cfg.card:
         faults.append(("card", "a model card is made of a run's folder, and published weights have none"))
     if cfg.formats is not None and not cfg.formats and not cfg.card:
         known = [*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]()]

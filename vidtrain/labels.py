@@ -4,7 +4,6 @@ python -m vidtrain.labels errors outputs/embed/mine
 python -m vidtrain.labels next outputs/embed/mine pool=outputs/embed/new count=100
 """
 
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from vidtrain.app.launch import fail, launch
 from vidtrain.config.dataset_schemas import LabelsConfig
-from vidtrain.config.overrides import bare_words, in_quotes
+from vidtrain.config.overrides import words_to_overrides
 from vidtrain.config.targets import check_settings
 from vidtrain.errors import UserError
 
@@ -48,7 +47,7 @@ def errors(cfg: LabelsConfig) -> None:
     from vidtrain.embeddings.store import Embeddings
     from vidtrain.files.atomic import replacing_path, write_text_atomic
     from vidtrain.files.escaping import csv_text
-    from vidtrain.reports.pages import warn_of_failure
+    from vidtrain.reports.pages import replace_page
     from vidtrain.tracking.console import make_console
 
     assert cfg.embeddings is not None  # see check
@@ -67,10 +66,9 @@ def errors(cfg: LabelsConfig) -> None:
     with replacing_path(out / "probabilities.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, probabilities=chances, paths=embeddings.paths, classes=embeddings.classes)
     page = out / "report.html"
-    page.unlink(missing_ok=True)  # of an earlier call
     pictures = picture_folder(cfg.embeddings)
     html = partial(correcting_page, embeddings, suspects, rows, pictures, cfg.shown, cfg.folds)
-    warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
+    replace_page(page, html, console)
     shown = [[Path(str(row[0])).name, *map(str, row[1:5])] for row in table[1 : MOST_SHOWN + 1]]
     likely = int(suspects.likely.sum())
     title = f"{likely} of {len(embeddings)} labels are suspect, about {suspects.estimate:.0f} wrong; the first"
@@ -116,20 +114,10 @@ def output_folder(cfg: LabelsConfig, name: str) -> Path:
     return out
 
 
-def with_words(arguments: list[str]) -> list[str]:
-    """The command line with its bare words, `errors EMBEDDINGS`, as overrides. Raises `UserError` for more than two."""
-    bare, rest = bare_words(arguments)
-    if len(bare) > 2:
-        raise UserError(f"{shlex.join(bare)}: one of errors or next, and the embeddings of labeled videos")
-    return [
-        *rest,
-        *(f"{key}={in_quotes(word)}" for key, word in zip(("action", "embeddings"), bare, strict=False)),
-    ]
-
-
 def main() -> None:
     try:
-        sys.argv[1:] = with_words(sys.argv[1:])
+        expected = "one of errors or next, and the embeddings of labeled videos"
+        sys.argv[1:] = words_to_overrides(sys.argv[1:], ("action", "embeddings"), expected)
     except UserError as error:
         fail(str(error))
     launch("labels", labels, check)

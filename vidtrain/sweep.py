@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from vidtrain.app.launch import fail, launch, warn
-from vidtrain.config.overrides import bare_words, check_stored, in_quotes, unquoted
+from vidtrain.config.overrides import check_stored, in_quotes, unquoted, words_to_overrides
 from vidtrain.config.renames import rename_arguments
 from vidtrain.config.schemas import SweepConfig
 from vidtrain.config.targets import check_settings
@@ -23,18 +23,6 @@ from vidtrain.tracking.console import use_utf8
 
 NOT_OF_TRAINING = ("-m", "--multirun", "action=", "folder=", "retry=", "interval=", "watch=", "hydra.sweep.dir=",
                    "hydra.mode=")  # fmt: skip
-
-
-def with_words(arguments: Sequence[str]) -> list[str]:
-    """The command line with its arguments without =, `status DIR`, as overrides, as Hydra accepts only these.
-
-    Raises `UserError` for more than these two.
-    """
-    bare, rest = bare_words(arguments)
-    if len(bare) > 2:
-        raise UserError(f"{shlex.join(bare)}: one of status or resume, and the folder of one sweep")
-    pairs = zip(("action", "folder"), bare, strict=False)
-    return [*rest, *(f"{key}={in_quotes(word)}" for key, word in pairs)]
 
 
 def check(cfg: SweepConfig) -> list[tuple[str, str]]:
@@ -130,7 +118,9 @@ def _go_to(folder: str, source: Path) -> None:
 def main() -> None:
     use_utf8()  # before the folder changes: it restarts the program, whose command line has relative paths
     try:
-        arguments = rename_arguments(with_words(sys.argv[1:]), "train", warn)
+        expected = "one of status or resume, and the folder of one sweep"
+        arguments = words_to_overrides(sys.argv[1:], ("action", "folder"), expected)
+        arguments = rename_arguments(arguments, "train", warn)
         resumes = "action='resume'" in arguments or "action=resume" in arguments
         if resumes and not any(argument in ("-h", "--help") for argument in arguments):
             arguments = resume_arguments(arguments)

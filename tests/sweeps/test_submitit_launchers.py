@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from submitit.core import core
 
-from vidtrain.app import plugins
+from vidtrain.app import launch as app_launch
 from vidtrain.app.launch import find_faults
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.sweeps import submitit_launchers as launching
@@ -53,21 +53,21 @@ def test_a_job_is_told_where_its_verdict_lies_and_when_to_give_up(monkeypatch):
 def test_a_sweep_of_several_processes_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    ((key, why),) = plugins.sweep_faults(["seed=0,1"])
+    ((key, why),) = app_launch.sweep_faults(["seed=0,1"])
     assert key == "-m"
     assert why.startswith("torchrun has started 8 processes, and each would start the whole sweep. Start it without")
 
 
 def test_without_slurm_it_says_so(monkeypatch):
-    monkeypatch.setattr(plugins.shutil, "which", lambda name: None)
-    ((key, why),) = plugins.sweep_faults(["hydra/launcher=slurm", "seed=0,1"])
+    monkeypatch.setattr(app_launch.shutil, "which", lambda name: None)
+    ((key, why),) = app_launch.sweep_faults(["hydra/launcher=slurm", "seed=0,1"])
     assert (key, why.startswith("there is no SLURM here (no sbatch)")) == ("hydra/launcher", True)
-    assert plugins.sweep_faults(["hydra/launcher=local", "seed=0,1"]) == []
+    assert app_launch.sweep_faults(["hydra/launcher=local", "seed=0,1"]) == []
 
 
 def test_without_submitit_it_names_the_extra(monkeypatch):
-    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
-    ((_, why),) = plugins.sweep_faults(["hydra/launcher=local"])
+    monkeypatch.setattr(app_launch, "find_spec", lambda name: None)
+    ((_, why),) = app_launch.sweep_faults(["hydra/launcher=local"])
     assert why == "local needs submitit: uv sync --extra slurm"
 
 

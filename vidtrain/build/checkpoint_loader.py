@@ -135,6 +135,19 @@ def check_checkpoint(named: str) -> list[tuple[str, str]]:
     return []
 
 
+def check_source(cfg: DictConfig, of_published: Sequence[str]) -> list[tuple[str, str]]:
+    """The faults of options that name either a checkpoint or published weights. The options `of_published`, and `clip`,
+    go with published weights alone."""
+    if (cfg.checkpoint is None) == (cfg.pretrained is None):
+        return [("checkpoint", "one of checkpoint=RUN and pretrained=WEIGHTS must be given, and not both")]
+    if cfg.checkpoint is None:
+        return [] if cfg.model is not None else [("model", "must be chosen for published weights: model=OPTION")]
+    unused = [key for key in of_published if cfg[key] is not None]
+    unused += [f"clip.{key}" for key in cfg.clip if cfg.clip[key] is not None]
+    faults = [(key, "a checkpoint carries its own; this is for pretrained=WEIGHTS") for key in unused]
+    return faults + check_checkpoint(cfg.checkpoint)
+
+
 def changed_config(config: Mapping[str, Any], cfg: DictConfig, places: Mapping[str, str]) -> DictConfig:
     """The configuration of a checkpoint, changed by the options of the command line, `cfg`.
 

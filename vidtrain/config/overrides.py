@@ -82,6 +82,17 @@ def positional_to_override(arguments: Sequence[str], key: str) -> list[str]:
     return [*rest, f"{key}=[{','.join(map(in_quotes, bare))}]"]
 
 
+def words_to_overrides(arguments: Sequence[str], keys: tuple[str, str], expected: str) -> list[str]:
+    """The command line with its bare words, such as `status FOLDER`, as overrides of the two `keys`.
+
+    Raises `UserError` for more than two, which says what is `expected`.
+    """
+    bare, rest = bare_words(arguments)
+    if len(bare) > 2:
+        raise UserError(f"{shlex.join(bare)}: {expected}")
+    return [*rest, *(f"{key}={in_quotes(word)}" for key, word in zip(keys, bare, strict=False))]
+
+
 def search_path(overrides: Sequence[str], own: str | None) -> tuple[list[str], tuple[Path, ...]]:
     """The overrides, with the folder of --config-dir, `own`, in hydra.searchpath; and all config folders, conf/ first.
 
@@ -170,14 +181,14 @@ def explain_sweep(override: str) -> tuple[str, str]:
     )
 
 
-def first_of_sweep(override: str, folders: Sequence[Path] = (CONF,)) -> str:
+def first_of_sweep(override: str, folders: Sequence[Path]) -> str:
     """An override with only the first of the values that a multirun would sweep over; other overrides unchanged."""
     parsed_override = _parse(override)
     if not parsed_override.is_sweep_override():
         return override
     value = parsed_override.value()
     if isinstance(value, Glob):
-        names = value.filter(options(parsed_override.key_or_group, list(folders)))
+        names = value.filter(options(parsed_override.key_or_group, folders))
         return f"{parsed_override.get_key_element()}={next(iter(names))}"
     return first_value(parsed_override)
 
@@ -225,15 +236,12 @@ def overrides_of(record: Any, source: str) -> list[str]:
     return overrides
 
 
-def check_stored(
-    taken: Sequence[str], source: str, command: str, hydra: bool = False, written: Collection[str] = ()
-) -> None:
-    """Raises `UserError` for overrides that must not be taken from the file `source`, unless they are also `written`
-    on this command line.
+def check_stored(taken: Sequence[str], source: str, command: str, hydra: bool = False) -> None:
+    """Raises `UserError` for overrides that must not be taken from the file `source`.
 
     `command` is the command on which a user can repeat them; `hydra` says whether they may set Hydra's own settings.
     """
-    refused = [override for override in taken if override not in written and not may_be_taken(override, hydra)]
+    refused = [override for override in taken if not may_be_taken(override, hydra)]
     if refused:
         raise UserError(
             f"{source} holds settings that could do harm if somebody else wrote them: they name code, read your "

@@ -303,18 +303,24 @@ class PublishedClipSettings:
 
 
 @dataclass
-class ExportConfig(ExportSettings):
-    """The exporting program's configuration: of a run or a checkpoint, or of published weights."""
+class SourceSettings:
+    """A checkpoint or published weights."""
 
-    checkpoint: str | None = None  # a run's folder, or a checkpoint
+    checkpoint: str | None = None  # a run's folder, a checkpoint, or to embed an exported .safetensors
     pretrained: Any = None  # or published weights, as for training
     pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
     # share of the encoder's tensors that must match at least; 1: no tensor is missing, unexpected or of another shape
     init_match: float = setting(1.0, share())
-    # Class names for published weights: a list, or a file with one per line; null: as published
-    classes: Any = None
     model: Any = None  # for published weights
     clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
+
+
+@dataclass
+class ExportConfig(ExportSettings, SourceSettings):
+    """The exporting program's configuration: of a run or a checkpoint, or of published weights."""
+
+    # Class names for published weights: a list, or a file with one per line; null: as published
+    classes: Any = None
     out: str | None = None  # folder; null: export/ in the run's folder, or outputs/export/NAME
     # null: onnx, torch_export and safetensors; for a run of pretraining, original and transformers
     formats: list[str] | None = setting(None, one_of(*FORMATS["choices"](), *PRETRAINING_FORMATS["choices"]()))
@@ -356,17 +362,11 @@ class SweepConfig:
 
 
 @dataclass
-class EmbedConfig:
+class EmbedConfig(SourceSettings):
     """The embedding program's configuration; null means as the checkpoint was trained."""
 
-    checkpoint: str | None = None  # a run's folder, a checkpoint, or an exported .safetensors
-    pretrained: Any = None  # or published weights, as for training, with model=OPTION
-    pretrained_revision: str | None = None  # of a hub name: branch, tag or commit
-    init_match: float = setting(1.0, share())
     # of a run of pretraining, which of its encoders; null: the teacher, if it has one
     init_part: str | None = setting(None, one_of("encoder", "teacher"))
-    model: Any = None  # for published weights
-    clip: PublishedClipSettings = field(default_factory=PublishedClipSettings)  # for published weights
     videos: Any = None  # files, folders, patterns or listings: one, or a list
     frame_rate: float | None = setting(None, above(0))  # videos are folders of images, that many a second
     dataset: Any = None  # or a dataset; null: the checkpoint's own

@@ -61,7 +61,7 @@ def options(group: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
 
 
-def is_group(group: str, folders: Sequence[Path] = (CONF,)) -> bool:
+def is_group(group: str, folders: Sequence[Path]) -> bool:
     return any((folder / group).is_dir() for folder in folders)
 
 

@@ -14,6 +14,7 @@ from vidtrain.app.launch import report as report_faults
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
 from vidtrain.build.checkpoint_loader import (
+    LoadedCheckpoint,
     changed_config,
     find_checkpoint,
     open_trained,
@@ -66,38 +67,25 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
 
     Raises `UserError` for a graph, which has no tokens, and for weights or settings that do not fit.
     """
+    opened = None if cfg.checkpoint is None else _open_checkpoint(cfg)
+    sources = as_sources(cfg.pretrained) if opened is None else [str(opened.source)]
+    source = ", ".join(sources)
+    trained = to_dict(published_config(cfg, source)) if opened is None else opened.config
+    config = changed_config(_with_videos(trained, cfg), cfg, CHANGES)
+    faults = check_run(config, training=False)
+    report_faults([("the encoder's configuration, as changed", key, why) for key, why in faults])
+    if opened is not None and not cfg.trust_targets:
+        build_data.keep_index_here(config, cfg.data_root is not None, console)
+        if cfg.dataset is None and cfg.videos is None:
+            build_data.check_made_here(config, cfg.data_root is not None)
     model: Any
-    if cfg.checkpoint is not None:
-        path = find_checkpoint(cfg.checkpoint)
-        opened = open_trained(path, cfg.trust_targets, pretraining=True)
-        if opened.weights is None:
-            raise UserError(f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint")
-        if cfg.init_part is not None and not opened.is_pretraining:
-            raise UserError(
-                f"init_part={cfg.init_part}: {path} is not of pretraining and has one encoder; leave it out"
-            )
-        opened.check_computed(USED, CHANGES, cfg)
-        config, source = changed_config(_with_videos(opened.config, cfg), cfg, CHANGES), str(path)
-        _check(config)
-        if not cfg.trust_targets:
-            build_data.keep_index_here(config, cfg.data_root is not None, console)
-            if cfg.dataset is None and cfg.videos is None:
-                build_data.check_made_here(config, cfg.data_root is not None)
-        if opened.is_pretraining:
-            model = build.model(config, 2, ranks)  # whose head is not used
-            report = load_pretrained(model, source, path, cfg.init_match, cfg.init_part)
-            console.info("weights of " + "\n  ".join(report.lines()))
-        else:
-            model = opened.model(config, ranks, merged=True)
+    if opened is not None and not opened.is_pretraining:
+        model = opened.model(config, ranks, merged=True)
     else:
-        sources = as_sources(cfg.pretrained)
-        source = ", ".join(sources)
-        published = to_dict(published_config(cfg, source))
-        config = changed_config(_with_videos(published, cfg), cfg, CHANGES)
-        _check(config)
         model = build.model(config, 2, ranks)  # whose head is not used
         for name in sources:
-            report = load_pretrained(model, name, locate(name, cfg.pretrained_revision), cfg.init_match)
+            path = locate(name, cfg.pretrained_revision) if opened is None else opened.source
+            report = load_pretrained(model, name, path, cfg.init_match, cfg.init_part)
             console.info("weights of " + "\n  ".join(report.lines()))
     assert isinstance(model, VideoClassifier)
     config.trainer.max_eval_videos = None
@@ -111,9 +99,20 @@ def open_encoder(cfg: DictConfig, ranks: Ranks, console: Console) -> OpenedEncod
         "protocol": protocol_digest(plain, False, 1),
         "source": source,
         "clips": build.protocol_text(config, "mean of tokens"),
-        "learned_from": _learned_from(config) if cfg.checkpoint is not None else None,
+        "learned_from": None if opened is None else _learned_from(config),
     }
     return OpenedEncoder(config, encode, about)
+
+
+def _open_checkpoint(cfg: DictConfig) -> LoadedCheckpoint:
+    path = find_checkpoint(cfg.checkpoint)
+    opened = open_trained(path, cfg.trust_targets, pretraining=True)
+    if opened.weights is None:
+        raise UserError(f"{path} is a graph from clips to answers, and gives no tokens; name the run or checkpoint")
+    if cfg.init_part is not None and not opened.is_pretraining:
+        raise UserError(f"init_part={cfg.init_part}: {path} is not of pretraining and has one encoder; leave it out")
+    opened.check_computed(USED, CHANGES, cfg)
+    return opened
 
 
 def _with_videos(config: Mapping[str, Any], cfg: DictConfig) -> Mapping[str, Any]:
@@ -124,11 +123,6 @@ def _with_videos(config: Mapping[str, Any], cfg: DictConfig) -> Mapping[str, Any
     target = "vidtrain.data.sources.unlabeled.Unlabeled"
     source = {"_target_": target, "path": places, "val_share": None, "frame_rate": cfg.frame_rate}
     return {**config, "dataset": {"name": VIDEOS, "flip": 0.0, "source": source}}
-
-
-def _check(config: DictConfig) -> None:
-    faults = check_run(config, training=False)
-    report_faults([("the encoder's configuration, as changed", key, why) for key, why in faults])
 
 
 def _learned_from(config: DictConfig) -> str | None:

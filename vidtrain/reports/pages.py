@@ -41,6 +41,12 @@ def warn_of_failure(what: str, make: Callable[[], Result], console: Any) -> Resu
         return None
 
 
+def replace_page(page: Path, html: Callable[[], str], console: Any) -> None:
+    """Writes a page anew. If that fails there is a warning and no page, as an older one must not stay."""
+    page.unlink(missing_ok=True)
+    warn_of_failure(str(page), lambda: write_text_atomic(page, html()), console)
+
+
 class Number(str):
     """A number as it is shown."""
 
