@@ -65,7 +65,7 @@ def export(cfg: DictConfig) -> None:
     from vidtrain.models.exporting import check_onnx
     from vidtrain.models.weights.files import as_sources
     from vidtrain.reports.pages import write_model_card
-    from vidtrain.runs.export import chosen_formats, export_model, recorded_metrics
+    from vidtrain.runs.export import chosen_formats, export_model, model_spec, recorded_metrics
     from vidtrain.tracking.console import make_console
     from vidtrain.training.distributed import Ranks
 
@@ -95,7 +95,7 @@ def export(cfg: DictConfig) -> None:
         out = folder / "export" if folder else Path("outputs/export") / path.stem
     if folder is not None and cfg.out is None:
         check_inside(out, folder)
-    settings, out, spec = to_settings(cfg, ExportConfig), Path(cfg.out or out), build.model_spec(config)
+    settings, out, spec = to_settings(cfg, ExportConfig), Path(cfg.out or out), model_spec(config)
     settings.formats = chosen_formats(cfg.formats, FORMATS, "a classifier")
     if "onnx" in settings.formats:
         check_onnx(cfg.opset)

@@ -72,9 +72,8 @@ def _train(
     cfg: DictConfig, attempt: RunAttempt, console: "Console | NullConsole", preemption: PreemptionHandler
 ) -> float | None:
     """The stages of a run: data, model, fit, report."""
-    from vidtrain.build.parts import model_spec
     from vidtrain.runs import assemble
-    from vidtrain.runs.export import export_run
+    from vidtrain.runs.export import export_run, model_spec
     from vidtrain.runs.report import goal_of
     from vidtrain.sweeps.record import check_objective
 

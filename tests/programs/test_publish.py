@@ -13,6 +13,7 @@ from vidtrain.build import parts as build
 from vidtrain.errors import UserError
 from vidtrain.export import export
 from vidtrain.models.weights.loading import load_pretrained
+from vidtrain.runs.export import model_spec
 from vidtrain.training import checkpoint
 from vidtrain.training.distributed import Ranks
 
@@ -37,7 +38,7 @@ def written(folder, name, *overrides):
     sizes = [text for text in SIZES if head in text]
     cfg = config_of("train", *BASE, *OBJECTIVES[name], *sizes, *overrides)
     model = noisy(build.trained_model(cfg, 1, Ranks(torch.device("cpu"))).eval())
-    payload = {"model": model.state_dict(), "config": build.model_spec(cfg).config, "classes": ["all"]}
+    payload = {"model": model.state_dict(), "config": model_spec(cfg).config, "classes": ["all"]}
     checkpoint.save(payload, folder / "best.pt")
     return model, cfg
 

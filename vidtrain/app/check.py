@@ -14,7 +14,6 @@ from torch import nn
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import to_phases, to_settings
 from vidtrain.config.schemas import ExportSettings, RunConfig
 from vidtrain.config.targets import Faults, check_settings, check_targets
@@ -261,7 +260,7 @@ def _phases_of(cfg: DictConfig, model: VideoClassifier) -> None:
     for name, phase in phases.items():
         try:
             if lora is not None and phase.lora is not None and not adapter_parameters(model):
-                adapters_of(lora).add_to(model)
+                build.adapters_of(lora).add_to(model)
             apply_phase(model, phase)
             check_together(phase, to_settings(cfg.trainer, TrainerSettings))
             if phase.cache_features:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.build.adapters import start_adapters
 from vidtrain.config.references import to_phases
 from vidtrain.data.loading.dataset import Batch, StoreUse
 from vidtrain.data.loading.loaders import PREFETCH
@@ -218,7 +217,7 @@ def open_phase(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console) -
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     model = build.trained_model(cfg, len(data.classes), ranks)
     if isinstance(model, VideoClassifier):
-        start_adapters(model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console)
+        build.start_adapters(model, to_phases(cfg.stage), build.StartingPoint("from scratch"), cfg.seed, ranks, console)
     record = Record(log=NullRunLog(), console=console)
     run = assemble(cfg, data, make_parts(cfg, data, ranks, console), model, None, ranks, record)
     return PhaseSteps(run, cfg.phase or next(iter(cfg.stage)))

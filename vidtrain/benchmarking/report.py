@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidtrain.benchmarking.measure import Meter, PhaseSteps, changed
 from vidtrain.build import parts as build
-from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import settled
 from vidtrain.data.loading.samplers import every_for
 from vidtrain.models.classifier import ManyHeads
@@ -66,7 +65,7 @@ def describe_model(meter: Meter, phase: PhaseSteps, clips_per_s: float) -> dict[
         clip = torch.empty(1, 1, 3, cfg.clip.frames, *build.clip_size(cfg))
     settings, lora = phase.phase.settings, lora_of(phase.run.phases)
     if lora is not None:
-        adapters_of(lora).add_to(model)
+        build.adapters_of(lora).add_to(model)
     apply_phase(model, settings)
     trained = model if settings.heads is None else ManyHeads(model, heads_of(model, settings))
     forward, training = count_flops(trained, clip)

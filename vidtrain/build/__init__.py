@@ -2,8 +2,7 @@
 
 Read parts.py first.
 
-parts.py              builds the parts of a run, and loads the weights that it starts from
+parts.py              builds the parts of a run; the weights that it starts from, and its low-rank adapters
 checkpoint_loader.py  opens a trained model: a run, a checkpoint or an exported file
-adapters.py           low-rank adapters of a run, and the frozen weights that its checkpoints leave out
 data.py               builds manifests and batches
 """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # so that --help does not wait seconds for the import of torc
     import torch
     from torch import Tensor, nn
 
-    from vidtrain.models.classifier import VideoClassifier
+    from vidtrain.models.classifier import EncoderWithHead, VideoClassifier
     from vidtrain.models.exporting import OnnxClassifier
     from vidtrain.models.lora import Adapters
     from vidtrain.training.distributed import Ranks
@@ -80,7 +80,6 @@ class LoadedCheckpoint:
         Adapters stay separate from their layers unless `merged`. Raises `UserError` for weights that do not fit `cfg`,
         for a base that is absent or has changed, and for an ONNX graph with another kind of fusion.
         """
-        from vidtrain.build import adapters
         from vidtrain.build import parts as build
         from vidtrain.models.exporting import OnnxClassifier
         from vidtrain.models.lora import merge_adapters
@@ -89,7 +88,7 @@ class LoadedCheckpoint:
             check_fusion(self.config["model"]["fusion"], cfg.model.fusion, self.source)
             return OnnxClassifier(self.source, cfg.model.fusion)
         model = build.model(cfg, len(self.classes), ranks)
-        adapters.restore(model, self.adapters, self.weights, self.source)
+        restore(model, self.adapters, self.weights, self.source)
         if merged and self.adapters is not None:
             merge_adapters(model)
         return model
@@ -214,6 +213,25 @@ def open_trained(
     check_trust(trained.config, str(path))
     config, computed = as_text(trained.config)
     return replace(trained, config=config, computed=computed)
+
+
+def restore(model: "EncoderWithHead", adapters: "Adapters | None", weights: "Mapping[str, Tensor]", path: Path) -> None:
+    """Loads the `weights` of the checkpoint at `path` into a new model. If the checkpoint's model has `adapters`, it
+    adds them and loads their base first.
+
+    Raises `UserError` if a file of the base is absent or has changed, and for weights that do not fit.
+    """
+    from vidtrain.training import checkpoint
+
+    if adapters is None:
+        checkpoint.restore(model, weights, str(path))
+        return
+    if adapters.base is not None:
+        from vidtrain.models.weights.loading import load_base
+
+        load_base(model, adapters.base, path)
+    adapters.add_to(model)
+    checkpoint.restore(model, weights, str(path), adapters.left_out)
 
 
 def _is_below(key: str, places: Sequence[str]) -> bool:

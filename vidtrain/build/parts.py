@@ -1,7 +1,7 @@
 """Builds the parts of a run from its configuration; every program uses it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,27 +16,25 @@ from torch import Tensor, nn
 
 from vidtrain.config.references import (
     describe_published,
-    settled,
-    to_dict,
     to_list,
     unseen_clips,
-    with_published,
 )
 from vidtrain.config.targets import reason
-from vidtrain.config.trust import as_text, check_trust, with_references
+from vidtrain.config.trust import as_text, check_trust
 from vidtrain.data.augment.device import DeviceTransform
 from vidtrain.data.augment.geometry import ANTIALIASED, PLACEMENTS, UNCUT, EvalGeometry, WholeFrame
 from vidtrain.data.sampling.clips import ClipProtocol
 from vidtrain.errors import UserError
 from vidtrain.files.atomic import write_json_atomic
-from vidtrain.files.escaping import masked_values
 from vidtrain.models.classifier import Encoder, EncoderWithHead, VideoClassifier
+from vidtrain.models.lora import Adapters, Base, BaseFile, adapter_parameters
 from vidtrain.models.masked_models import MaskedModel
 from vidtrain.models.vit3d import ViT3D
 from vidtrain.training.checkpoint import resumable
 from vidtrain.training.distributed import Ranks
 from vidtrain.training.rendezvous import cores
-from vidtrain.training.run import Console
+from vidtrain.training.run import Console, LoraSettings, PhaseSettings
+from vidtrain.training.stages import lora_of, never_trained
 
 if TYPE_CHECKING:  # with all formats its import takes seconds
     from vidtrain.models.weights.format import Weights
@@ -219,12 +217,6 @@ def _read_teacher(path: Path, source: str, stamp: str) -> "Weights":
     return read(path, source)
 
 
-def describe_objective(cfg: DictConfig) -> str:
-    """The objective in a few words, such as `MaskedAutoencoder, with TubeMasks(ratio=0.9)`."""
-    network = str(cfg.objective["_target_"]).rpartition(".")[2]
-    return f"{network}, with {instantiate_component(cfg.objective.masks)}"
-
-
 def trained_model(cfg: DictConfig, num_classes: int, ranks: Ranks) -> VideoClassifier | MaskedModel:
     """The model that a run trains, on its device: the classifier, or for pretraining its encoder in a `MaskedModel`."""
     if cfg.objective is None:
@@ -237,44 +229,6 @@ def model_without_memory(cfg: DictConfig) -> VideoClassifier:
     """The configured model on the meta device, for checks. Raises `UserError` for settings that do not fit together."""
     with torch.device("meta"):
         return instantiate_component(cfg.model, num_classes=2)
-
-
-# --- the description of a trained model for exports -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """All that is needed to use a trained model without its configuration, in plain values.
-
-    `settings` is the whole configuration with resolved references, except those to environment variables. `config` is
-    the same with unresolved references, without keys that have no value.
-    """
-
-    name: str
-    clip: Mapping[str, Any]  # settings of its clips
-    size: tuple[int, int]  # (height, width) of its clips
-    geometry: EvalGeometry  # cuts crops out of frames
-    fusion: str
-    independent: bool  # whether a sigmoid scores each class by itself
-    protocol: str
-    settings: Mapping[str, Any]
-    config: Mapping[str, Any]
-
-
-def model_spec(cfg: DictConfig) -> ModelSpec:
-    # The configuration of published weights has no dataset, optimizer, ...
-    present = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)])
-    return ModelSpec(
-        name=cfg.name,
-        clip=to_dict(cfg.clip, resolve=True),
-        size=clip_size(cfg),
-        geometry=instantiate_component(cfg.augmentation.eval),
-        fusion=cfg.model.fusion,
-        independent=instantiate_component(cfg.loss).independent,
-        protocol=protocol_text(cfg, cfg.model.fusion),
-        settings=with_references(settled(cfg)),
-        config=masked_values(with_references(to_dict(with_published(present)))),
-    )
 
 
 # --- where weights start: init_from, else pretrained, else from scratch ----------------------------------------
@@ -392,3 +346,50 @@ def load_starting_point(
     parts = zip(sources, paths, reports, strict=True)
     loaded_sources = (LoadedSource(source, path, frozenset(report.loaded)) for source, path, report in parts)
     return StartingPoint("starts from " + " and ".join(sources), tuple(loaded_sources))
+
+
+# --- low-rank adapters of a run's encoder (LoRA), and the base of its checkpoints: the weights that they leave out ---
+
+
+def adapters_of(lora: LoraSettings) -> Adapters:
+    targets = None if lora.targets is None else tuple(lora.targets)
+    return Adapters(lora.rank, lora.alpha, lora.dropout, targets)
+
+
+def start_adapters(
+    model: VideoClassifier,
+    phases: Mapping[str, PhaseSettings],
+    start: StartingPoint,
+    seed: int,
+    ranks: Ranks,
+    console: Console,
+) -> Adapters | None:
+    """Adds the adapters that `phases` train to the encoder of a new run, and returns them; None if they train none.
+
+    Weights that were loaded from a file and stay frozen in every phase are the base: checkpoints leave them out, and
+    name the file with its SHA-256. Without such weights there is no base, and checkpoints hold all weights.
+    """
+    lora = lora_of(phases)
+    if lora is None:
+        return None
+    adapters = adapters_of(lora)
+    layers = adapters.add_to(model, seed)
+    count = sum(parameter.numel() for parameter in adapter_parameters(model))
+    line = f"lora: adapters of rank {lora.rank} in {pluralize(len(layers), 'layer')}, {count / 1e6:.3g} M parameters"
+    frozen = never_trained(model, phases)
+    sources = [source for source in start.sources if frozen & source.loaded]
+    if not sources:
+        console.info(f"{line}; no frozen weights are from a file, so checkpoints hold all weights")
+        return adapters
+    from vidtrain.models.weights.files import content_hash, stamp
+
+    names = frozen & frozenset().union(*(source.loaded for source in sources))
+    files = ranks.on_main(
+        lambda: [
+            BaseFile(source.name, str(source.path.absolute()), content_hash(source.path), stamp(source.path))
+            for source in sources
+        ]
+    )
+    file_list = ", ".join(f"{file.path} (sha256 {file.sha256})" for file in files)
+    console.info(f"{line}; checkpoints hold only the trained weights, and name the file of the others: {file_list}")
+    return replace(adapters, base=Base(tuple(files), tuple(name for name in model.state_dict() if name in names)))

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vidtrain import __version__
-from vidtrain.build import adapters as build_adapters
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
+from vidtrain.build.checkpoint_loader import restore
 from vidtrain.config.references import to_dict, to_phases, to_settings, with_published
 from vidtrain.data.loading.samplers import class_shares, describe_shares
 from vidtrain.data.manifest.manifest import Manifest, spelled_classes
@@ -133,11 +133,11 @@ def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
         if isinstance(model, MaskedModel):
             model.begin(frozenset().union(*(source.loaded for source in start.sources)))
             return Start(model, None, start.origin, None)
-        adapters = build_adapters.start_adapters(model, to_phases(cfg.stage), start, cfg.seed, ranks, console)
+        adapters = build.start_adapters(model, to_phases(cfg.stage), start, cfg.seed, ranks, console)
         return Start(model, None, start.origin, adapters)
     newest, resume = resumable
     adapters = Adapters.of(resume, newest)
-    build_adapters.restore(model, adapters, resume["model"], newest)
+    restore(model, adapters, resume["model"], newest)
     if spelled_classes(resume["classes"]) != data.classes:
         raise UserError(f"{newest} was trained on other classes, or in another order, than the dataset has now")
     return Start(model, resume, f"resumed from {newest} at step {resume['state']['total_step']}", adapters)
@@ -184,7 +184,9 @@ def make_parts(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
     class_weights = loss.weights(torch.from_numpy(shares).to(ranks.device))
     about_loss = f"{describe_loss(loss, class_weights)}; {describe_shares(shares, cfg.data.class_balanced_sampling)}"
     if cfg.objective is not None:
-        about_loss = f"no label is looked at: {build.describe_objective(cfg)}"
+        network = str(cfg.objective["_target_"]).rpartition(".")[2]
+        masks = build.instantiate_component(cfg.objective.masks)
+        about_loss = f"no label is looked at: {network}, with {masks}"
     return Parts(
         settings=settings,
         phases=to_phases(cfg.stage),

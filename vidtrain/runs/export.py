@@ -2,22 +2,25 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from vidtrain import __version__
-from vidtrain.build.parts import ModelSpec
+from vidtrain.build import parts as build
+from vidtrain.config.references import settled, to_dict, with_published
 from vidtrain.config.schemas import ExportSettings
+from vidtrain.config.trust import with_references
 from vidtrain.data.augment.geometry import EvalGeometry, SquashedFrame, WholeFrame
 from vidtrain.errors import UserError
 from vidtrain.evaluation.calibrated import Calibration
 from vidtrain.evaluation.views import probabilities
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
-from vidtrain.files.escaping import is_utf8
+from vidtrain.files.escaping import is_utf8, masked_values
 from vidtrain.models import exporting
 from vidtrain.models.classifier import VideoClassifier
 from vidtrain.models.exporting import INPUT_NAME, OUTPUT_NAMES, OnnxClassifier
@@ -30,16 +33,44 @@ FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "mode
 GRAPHS = ("onnx", "torch_export")
 # of the clips' settings, those that a card says
 CLIP_KEYS = (
-    "frames",
-    "frame_step",
-    "fps",
-    "duration",
-    "sampling",
-    "overlap",
-    "short_video_policy",
-    "frame_order",
+    *("frames", "frame_step", "fps", "duration", "sampling", "overlap", "short_video_policy", "frame_order"),
     "eval_clips",
 )
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to use a trained model without its configuration, in plain values.
+
+    `settings` is the whole configuration with resolved references, except those to environment variables. `config` is
+    the same with unresolved references, without keys that have no value.
+    """
+
+    name: str
+    clip: Mapping[str, Any]  # settings of its clips
+    size: tuple[int, int]  # (height, width) of its clips
+    geometry: EvalGeometry  # cuts crops out of frames
+    fusion: str
+    independent: bool  # whether a sigmoid scores each class by itself
+    protocol: str
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def model_spec(cfg: DictConfig) -> ModelSpec:
+    # The configuration of published weights has no dataset, optimizer, ...
+    present = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if not OmegaConf.is_missing(cfg, key)])
+    return ModelSpec(
+        name=cfg.name,
+        clip=to_dict(cfg.clip, resolve=True),
+        size=build.clip_size(cfg),
+        geometry=build.instantiate_component(cfg.augmentation.eval),
+        fusion=cfg.model.fusion,
+        independent=build.instantiate_component(cfg.loss).independent,
+        protocol=build.protocol_text(cfg, cfg.model.fusion),
+        settings=with_references(settled(cfg)),
+        config=masked_values(with_references(to_dict(with_published(present)))),
+    )
 
 
 def check_geometry(geometry: EvalGeometry, settings: ExportSettings) -> None:

@@ -18,7 +18,7 @@ from vidtrain.config.schemas import ExportSettings
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.errors import UserError
 from vidtrain.models.exporting import OnnxClassifier
-from vidtrain.runs.export import export_model
+from vidtrain.runs.export import export_model, model_spec
 from vidtrain.training.distributed import Ranks
 
 # Clips (frames, pixels), and what else the model needs
@@ -77,7 +77,7 @@ def row(name: str, precision: str) -> str:
         started = time.perf_counter()
         try:
             card = export_model(
-                build.model_spec(cfg), model, CLASSES, settings, Path(folder), {"weights": "random"}, Silent()
+                model_spec(cfg), model, CLASSES, settings, Path(folder), {"weights": "random"}, Silent()
             )
         except UserError as error:
             return f"| {name} | {clip} | {parameters:.1f} | {str(error).splitlines()[0]} | | | | | |"

@@ -19,7 +19,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vidtrain.build import parts as build
-from vidtrain.build.adapters import adapters_of
 from vidtrain.config.references import to_phases
 from vidtrain.config.targets import CONF, register_schemas
 from vidtrain.models.classifier import VideoClassifier
@@ -73,7 +72,7 @@ def configured(model: str, way: str, rank: int) -> tuple[DictConfig, PhaseSettin
 def adapted(model: VideoClassifier, phase: PhaseSettings) -> VideoClassifier:
     lora = lora_of({"phase": phase})
     if lora is not None:
-        adapters_of(lora).add_to(model)
+        build.adapters_of(lora).add_to(model)
     apply_phase(model, phase)
     return model
 
