@@ -110,14 +110,7 @@ def _train(
     return state.best
 
 
-def _fit(
-    cfg: DictConfig,
-    data: "RunData",
-    parts: "Parts",
-    start: "Start",
-    goal: "Goal",
-    log: "RunLog",
-) -> "TrainState":
+def _fit(cfg: DictConfig, data: "RunData", parts: "Parts", start: "Start", goal: "Goal", log: "RunLog") -> "TrainState":
     """Trains all phases, from the step at which the run starts or resumes."""
     from vidtrain.runs.assemble import Record, assemble
     from vidtrain.sweeps.record import on_validation

@@ -32,17 +32,7 @@ from vidtrain.training.schedules import in_steps, steps
 from vidtrain.training.stages import apply_phase, check_together, lora_of
 from vidtrain.training.validation import selecting_weights
 
-TRAINING_ONLY = (
-    "optimizer",
-    "schedule",
-    "stage",
-    "objective",
-    "probe",
-    "logger",
-    "init_from",
-    "pretrained",
-    "export",
-)
+TRAINING_ONLY = ("optimizer", "schedule", "stage", "objective", "probe", "logger", "init_from", "pretrained", "export")
 GROUPS = ("name", "clip", "dataset", "augmentation", "model", "loss", "optimizer", "schedule", "stage", "trainer",
           "logger")  # fmt: skip
 # A group is only tried if the groups that it depends on have no faults: a model needs a valid clip size, for example

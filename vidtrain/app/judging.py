@@ -13,13 +13,7 @@ from vidtrain.app.check import check_run
 from vidtrain.app.launch import report as report_faults
 from vidtrain.build import data as build_data
 from vidtrain.build import parts as build
-from vidtrain.build.checkpoint_loader import (
-    LoadedCheckpoint,
-    check_fusion,
-    find_checkpoint,
-    open_trained,
-    run_of,
-)
+from vidtrain.build.checkpoint_loader import LoadedCheckpoint, check_fusion, find_checkpoint, open_trained, run_of
 from vidtrain.errors import UserError
 from vidtrain.evaluation.view_store import StoredViews
 from vidtrain.evaluation.views import ClipModel
@@ -85,12 +79,7 @@ def _configure(cfg: DictConfig, opened: LoadedCheckpoint, checkpoint: Path, cons
 
 
 def _choose_videos(
-    cfg: DictConfig,
-    trained: DictConfig,
-    opened: LoadedCheckpoint,
-    checkpoint: Path,
-    ranks: Ranks,
-    console: Console,
+    cfg: DictConfig, trained: DictConfig, opened: LoadedCheckpoint, checkpoint: Path, ranks: Ranks, console: Console
 ) -> Pass:
     """The evaluation to make: the chosen split and frame orders, with classes in the order of the checkpoint."""
     reading = build_data.reading(trained, ranks, None)

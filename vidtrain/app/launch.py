@@ -240,12 +240,7 @@ def find_faults(
 
 
 def _faults_of(
-    composed: _Composed,
-    overrides: Sequence[str],
-    check: Check,
-    stored: Stored,
-    sweeps: bool,
-    folders: Sequence[Path],
+    composed: _Composed, overrides: Sequence[str], check: Check, stored: Stored, sweeps: bool, folders: Sequence[Path]
 ) -> list[Fault]:
     choices, settings = composed.cfg.hydra.runtime.choices, _without_hydra(composed.cfg)
     faults = [
@@ -286,11 +281,7 @@ def _compose(config_name: str, overrides: Sequence[str], folders: Sequence[Path]
 
 
 def _explain(
-    override: str,
-    cfg: DictConfig,
-    choices: Mapping[str, str],
-    error: Exception,
-    folders: Sequence[Path],
+    override: str, cfg: DictConfig, choices: Mapping[str, str], error: Exception, folders: Sequence[Path]
 ) -> tuple[str, str]:
     """What is wrong with a refused override, as (key, reason), with a suggestion if a known name is similar."""
     key, equals, value = override.lstrip("+~").partition("=")

@@ -64,10 +64,7 @@ class Timed:
 
     def __add__(self, other: "Timed") -> "Timed":
         return Timed(
-            self.parts + other.parts,
-            self.clips + other.clips,
-            self.seconds + other.seconds,
-            self.stores + other.stores,
+            self.parts + other.parts, self.clips + other.clips, self.seconds + other.seconds, self.stores + other.stores
         )
 
 

@@ -301,12 +301,7 @@ def published_config(cfg: DictConfig, name: str) -> DictConfig:
     if absent:
         raise UserError(f"it is not known with which clips {name} was trained: set {', '.join(absent)}")
     train = {"_target_": f"{GEOMETRY}.ShortSideCrop", "short_side_ratio": [1.0, 1.0], "flip": 0.0}
-    crops = {
-        "_target_": f"{GEOMETRY}.CenterCrops",
-        "short_side": short_side,
-        "short_side_ratio": None,
-        "crops": 1,
-    }
+    crops = {"_target_": f"{GEOMETRY}.CenterCrops", "short_side": short_side, "short_side_ratio": None, "crops": 1}
     stages = dict.fromkeys(("temporal", "rand_augment", "color", "erasing", "mixing"))
     config = migrate(
         {

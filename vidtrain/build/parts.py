@@ -14,11 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from vidtrain.config.references import (
-    describe_published,
-    to_list,
-    unseen_clips,
-)
+from vidtrain.config.references import describe_published, to_list, unseen_clips
 from vidtrain.config.targets import reason
 from vidtrain.config.trust import as_text, check_trust
 from vidtrain.data.augment.device import DeviceTransform

@@ -22,10 +22,7 @@ RATIOS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = 
     "recall": lambda hits, labeled, predicted: _ratio(hits, labeled),
     "f1": lambda hits, labeled, predicted: _ratio(2 * hits, labeled + predicted),
 }
-SCORES = (
-    "balanced_accuracy",
-    *(f"{ratio}_{mean}" for ratio in RATIOS for mean in ("macro", "weighted", "micro")),
-)
+SCORES = ("balanced_accuracy", *(f"{ratio}_{mean}" for ratio in RATIOS for mean in ("macro", "weighted", "micro")))
 MEANS = ("top1", "top5", "exact_match")
 RESAMPLED = (*MEANS, *SCORES)  # metrics that can be computed from predictions.csv; the others get no interval
 

@@ -100,10 +100,7 @@ def _name_alike(options: Sequence[Any], rows: Sequence[Sequence[Any]]) -> list[A
 
 
 def recipes(
-    settings: Sequence[Settings],
-    overrides: Sequence[Sequence[str]],
-    apart: Sequence[Any],
-    ignored: Collection[str],
+    settings: Sequence[Settings], overrides: Sequence[Sequence[str]], apart: Sequence[Any], ignored: Collection[str]
 ) -> tuple[dict[str, list[Any]], list[Recipe]]:
     """The swept keys with every run's value, and the recipes in the order of their first runs. Runs belong to one
     recipe if all their settings except the `ignored` ones are equal, and their values of `apart`, such as how they were

@@ -22,10 +22,7 @@ from vidtrain.training.run import PhaseSettings
 RESOLVER = "oc.env"
 ABSENT = object()
 STRIDES = ("frame_step", "fps", "duration")
-KEYS = (
-    *(f"clip.{key}" for key in ("frames", *STRIDES, "size", "interpolation", "mean", "std")),
-    "model.fusion",
-)
+KEYS = (*(f"clip.{key}" for key in ("frames", *STRIDES, "size", "interpolation", "mean", "std")), "model.fusion")
 FUSION = "${.published.fusion}"
 COLOR_ROUNDING = 0.005  # publishers round means and deviations differently
 Settings = TypeVar("Settings")

@@ -185,7 +185,4 @@ def doubt_by_entropy(chances: np.ndarray) -> np.ndarray:
     return -(chances * np.log(np.where(chances > 0, chances, 1.0))).sum(axis=1)
 
 
-DOUBTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "margin": doubt_by_margin,
-    "entropy": doubt_by_entropy,
-}
+DOUBTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"margin": doubt_by_margin, "entropy": doubt_by_entropy}

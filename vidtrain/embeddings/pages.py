@@ -99,19 +99,14 @@ def _map(videos: Embeddings, how: str, pictures: Path | None) -> dict[str, Any]:
     rows = np.array(spread_evenly(len(videos), MOST_POINTS))
     plane = flat(unit(videos.vectors[rows]), how)
     at = np.stack(
-        [MARGIN + plane[:, 0] * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - plane[:, 1] * (HEIGHT - 2 * MARGIN)],
-        1,
+        [MARGIN + plane[:, 0] * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - plane[:, 1] * (HEIGHT - 2 * MARGIN)], 1
     )
     first = videos.labels.argmax(axis=1) if videos.multi_label else videos.labels
     classes = [str(name) for name in videos.classes]
     present = sorted({int(label) for label in first[rows]} - {UNLABELED})
     colors = {label: f"hsl({360 * place / len(present):.0f} 62% 48%)" for place, label in enumerate(present)}
     points = [
-        (
-            *place,
-            colors.get(int(first[row]), "currentcolor"),
-            f"{videos.paths[row]} {'; '.join(videos.names_of(row))}",
-        )
+        (*place, colors.get(int(first[row]), "currentcolor"), f"{videos.paths[row]} {'; '.join(videos.names_of(row))}")
         for row, place in zip(rows.tolist(), at.round(1).tolist(), strict=True)
     ]
     thumbnails = [
@@ -170,15 +165,7 @@ def _still(folder: Path | None, row: int) -> str:
 
 def suspect_rows(embeddings: Embeddings, suspects: Suspects) -> list[tuple[object, ...]]:
     """A table with a row for every video, the most suspect first."""
-    columns = (
-        "path",
-        "label",
-        "suggested",
-        "label_probability",
-        "suggested_probability",
-        "likely_wrong",
-        "score",
-    )
+    columns = ("path", "label", "suggested", "label_probability", "suggested_probability", "likely_wrong", "score")
     classes = [str(name) for name in embeddings.classes]
     return [columns] + [
         (

@@ -121,17 +121,12 @@ def _rough_products(left: torch.Tensor, right: torch.Tensor) -> Iterator[tuple[i
         yield start, products, (slack + roundoff * lengths) * block.norm(dim=1).max() + slack32
 
 
-def _products(queries: np.ndarray, units: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
-    """Cosines [q b] of the queries with one block of `units` after the other, and where it starts."""
-    left, right = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(units)
-    for start in range(0, len(units), BLOCK):
-        yield start, left @ right[start : start + BLOCK].T
-
-
 def near_pairs(queries: np.ndarray, units: np.ndarray, least: float) -> Iterator[tuple[int, int, float]]:
     """Every row of `queries` [q d] and of `units` [v d] whose cosine is at least `least`, and that."""
+    left, right = torch.from_numpy(np.ascontiguousarray(queries)), torch.from_numpy(units)
     for place in range(0, len(queries), QUERIES):
-        for start, products in _products(queries[place : place + QUERIES], units):
+        for start in range(0, len(units), BLOCK):
+            products = left[place : place + QUERIES] @ right[start : start + BLOCK].T
             near = products >= least
             for (one, other), cosine in zip(near.nonzero().tolist(), products[near].tolist(), strict=True):
                 yield place + one, start + other, cosine

@@ -28,13 +28,7 @@ from vidtrain.data.audit.duplicates import LUMA
 from vidtrain.data.loading.dataset import Batch
 from vidtrain.data.manifest.manifest import Manifest
 from vidtrain.errors import UserError
-from vidtrain.evaluation.predictions import (
-    Predictions,
-    align,
-    percentile_interval,
-    read_predictions,
-    resampled_means,
-)
+from vidtrain.evaluation.predictions import Predictions, align, percentile_interval, read_predictions, resampled_means
 from vidtrain.evaluation.report import Report, report
 from vidtrain.evaluation.views import ViewTable
 from vidtrain.files.atomic import read_json, strict_json, write_json_atomic
@@ -184,11 +178,7 @@ def describe_split(
 
 
 def answers(
-    splits: Mapping[str, Described],
-    groups: np.ndarray,
-    plan: Sequence[tuple[str, str]],
-    protocol: str,
-    several: bool,
+    splits: Mapping[str, Described], groups: np.ndarray, plan: Sequence[tuple[str, str]], protocol: str, several: bool
 ) -> Iterator[tuple[str, dict[str, Report]]]:
     """Each baseline's name and its report on every split but train, which it learns from. `plan` lists (descriptor,
     classifier); the majority class comes first. `groups` [v] number those of the training videos, which stay together

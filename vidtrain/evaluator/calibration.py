@@ -208,11 +208,7 @@ def thresholds(chances: np.ndarray, labels: np.ndarray, wanted: str, share: floa
         enough = ends[shares >= share]
         if len(enough):
             last = enough[-1] if wanted == "precision" else enough[0]
-            result.values[number], result.answers[number], result.hits[number] = (
-                scores[last],
-                last + 1,
-                hits[last],
-            )
+            result.values[number], result.answers[number], result.hits[number] = (scores[last], last + 1, hits[last])
     result.bound[:] = lower_bound(result.hits, result.answers if wanted == "precision" else support)
     return result
 

@@ -225,11 +225,7 @@ def is_masked(text: str) -> bool:
 def hide(name: str, value: str) -> None:
     """Makes this process mask `value` from now on, if the `name` of its variable looks like that of a secret."""
     if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
-        spellings = (
-            json.dumps(value)[1:-1],
-            json.dumps(value, ensure_ascii=False)[1:-1],
-            quote(value, safe=""),
-        )
+        spellings = (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value, safe=""))
         for spelling in (value, *spellings):
             _replacements.setdefault(spelling, f"${{oc.env:{name}}}")
 

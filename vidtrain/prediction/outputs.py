@@ -311,10 +311,8 @@ class Outputs:
             write_logits(prediction, classes, folder)
         if labeling is not None:
             write_timeline(prediction, self.results, parts, folder)
-            title, path = (
-                f"{shown(prediction.path)}: {len(prediction.starts)} windows",
-                folder / "timeline.png",
-            )
+            title = f"{shown(prediction.path)}: {len(prediction.starts)} windows"
+            path = folder / "timeline.png"
             stretches = [(part.start, part.end, part.class_index) for part in parts]
             draw = partial(draw_timeline, path, title, classes, edges, chances, stretches)
             warn_of_failure(str(path), draw, console)

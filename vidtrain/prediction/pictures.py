@@ -45,10 +45,7 @@ BRIGHTEST = 99.5  # percentile of the heat that is drawn brightest: a single pla
 
 
 def heat_kind(
-    wanted: str,
-    heat_class: str | None,
-    model: VideoClassifier | OnnxClassifier,
-    clip_shape: tuple[int, int, int],
+    wanted: str, heat_class: str | None, model: VideoClassifier | OnnxClassifier, clip_shape: tuple[int, int, int]
 ) -> tuple[str | None, str]:
     """Which heat map to draw of clips [t h w], and why none. Raises `UserError` for one that the model cannot have."""
     if wanted == "none":
@@ -209,12 +206,7 @@ def _panel(chances: np.ndarray, top_of: TopOf, width: int, title: str, lines: in
 
 
 def _with_heat(
-    picture: np.ndarray,
-    index: int,
-    views: Views,
-    clips: np.ndarray,
-    heat: np.ndarray | None,
-    size: tuple[int, int],
+    picture: np.ndarray, index: int, views: Views, clips: np.ndarray, heat: np.ndarray | None, size: tuple[int, int]
 ) -> np.ndarray:
     """The picture of frame `index` with the box that the model saw, and the heat [v t h w] of the clips [n t] that
     span it, the warmest where several do."""

@@ -23,12 +23,7 @@ from vidtrain.sweeps.status import ENDED, TrialState, trial_state
 
 try:
     import optuna
-    from optuna.distributions import (
-        BaseDistribution,
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState as OptunaState
 except ImportError as error:
     raise UserError(f"hydra/sweeper=optuna needs Optuna 4 or later: {install_hint('optuna')}") from error

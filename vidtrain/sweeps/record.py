@@ -77,12 +77,7 @@ class SweepRecord:
             trials = [Trial(**trial) for trial in stored["trials"]]
             values = {key.name: stored[key.name] for key in fields(cls)} | {"trials": trials}
             _check_types(*(isinstance(trial.number, int) and isinstance(trial.folder, str) for trial in trials))
-            for texts in (
-                values["hydra"],
-                values["task"],
-                values["keys"],
-                *(trial.overrides for trial in trials),
-            ):
+            for texts in (values["hydra"], values["task"], values["keys"], *(trial.overrides for trial in trials)):
                 _check_types(isinstance(texts, list), all(isinstance(text, str) for text in texts))
             return cls(**values)._renamed()
         except TypeError as error:

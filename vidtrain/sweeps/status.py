@@ -133,12 +133,7 @@ def slurm_jobs(sweep: Path) -> dict[str, str] | None:
     command = ["squeue", "--noheader", "--me", "--format=%i %T"]
     try:
         squeue = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=SQUEUE_SECONDS,
-            check=True,
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=SQUEUE_SECONDS, check=True
         )
     except (subprocess.SubprocessError, OSError):
         return None  # SLURM does not answer: the states follow from the folders alone

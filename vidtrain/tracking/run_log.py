@@ -154,17 +154,10 @@ class RunLog:
 class NullRunLog:
     """A log that records nothing, for the steps of the benchmark."""
 
-    def log(self, metrics: Mapping[str, object], step: int) -> None:
-        return None
-
-    def step(self, row: Mapping[str, object]) -> None:
-        return None
-
-    def flush(self) -> str | None:
-        return None
-
-    def fault(self, path: str, cause: str, step: int, split: str) -> None:
-        return None
+    def log(self, metrics: Mapping[str, object], step: int) -> None: ...
+    def step(self, row: Mapping[str, object]) -> None: ...
+    def flush(self) -> str | None: ...
+    def fault(self, path: str, cause: str, step: int, split: str) -> None: ...
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -169,10 +169,7 @@ def _did_not_meet(place: Place, address: str, error: RuntimeError, waited: float
     if place.launcher == "slurm" and not (port_taken and port_set) and waited < START_SECONDS / 2:
         # A requeued job gets another port and perhaps other nodes, so it can succeed
         reason = "another program listens there" if port_taken else f"one of them was lost: {cause}"
-        print(
-            f"error: the ranks did not meet at {address}, as {reason}; the job is to be requeued",
-            file=sys.stderr,
-        )
+        print(f"error: the ranks did not meet at {address}, as {reason}; the job is to be requeued", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     if port_taken:
         raise UserError(

@@ -32,11 +32,7 @@ def fit(run: Run, resume: Mapping[str, Any] | None = None) -> TrainState:
     while state.phase < len(run.phases):
         phase = trainer.begin_phase(resume)
         resume = None  # the phases after this one begin at their first step
-        with (
-            run.preemption.deferred(),
-            run.console.phase(phase.name, phase.total, state.step),
-            phase.profiler,
-        ):
+        with run.preemption.deferred(), run.console.phase(phase.name, phase.total, state.step), phase.profiler:
             while not phase.ended:
                 iterate(trainer, phase)
     return state

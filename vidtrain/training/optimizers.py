@@ -46,12 +46,7 @@ class OptimizerSet:
 
     @classmethod
     def make(
-        cls,
-        factory: OptimizerFactory,
-        model: EncoderWithHead,
-        phase: PhaseSettings,
-        device_type: str,
-        precision: str,
+        cls, factory: OptimizerFactory, model: EncoderWithHead, phase: PhaseSettings, device_type: str, precision: str
     ) -> Self:
         def member(module: nn.Module, optimizer: torch.optim.Optimizer) -> _Member:
             trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -149,11 +144,7 @@ class OptimizerSet:
 
 
 def set_rates(
-    optimizer: torch.optim.Optimizer,
-    lr: Schedule,
-    weight_decay: Schedule,
-    step: int,
-    total_steps: int,
+    optimizer: torch.optim.Optimizer, lr: Schedule, weight_decay: Schedule, step: int, total_steps: int
 ) -> dict[str, float]:
     """Sets the rates of step `step` of 1..`total_steps`; returns the rates by group, for the log."""
     lr_now = optimizer.defaults["lr"] * lr(step, total_steps)
@@ -180,11 +171,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], bound: float | None, by: 
 
 
 def timm_optimizer(
-    params: list[dict],
-    name: str,
-    lr: float,
-    weight_decay: float = 0.0,
-    options: Mapping[str, Any] | None = None,
+    params: list[dict], name: str, lr: float, weight_decay: float = 0.0, options: Mapping[str, Any] | None = None
 ) -> torch.optim.Optimizer:
     """timm's optimizer `name`, such as lion, lamb, adan or muon, for groups of parameters.
 

@@ -101,12 +101,7 @@ def _scontrol(*arguments: str) -> str:
             time.sleep(SCONTROL_PAUSE)
         try:
             return subprocess.run(
-                command,
-                check=True,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=SCONTROL_SECONDS,
+                command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=SCONTROL_SECONDS
             ).stdout
         except subprocess.SubprocessError as error:
             cause: Exception = error

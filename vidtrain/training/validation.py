@@ -19,17 +19,7 @@ from vidtrain.training.stages import BATCH_NORMS, batch_norms, never_trained
 # Prefix of the metrics in the log, by the weights that they are measured on
 METRIC_PREFIXES = {"raw": "val", "ema": "val_ema"}
 # Metrics in the console's line about an evaluation, if the evaluation has them
-SHOWN = (
-    "loss",
-    "top1",
-    "clip_top1",
-    "map",
-    "f1_micro",
-    "f1_macro",
-    "effective_rank",
-    "knn_top1",
-    "linear_top1",
-)
+SHOWN = ("loss", "top1", "clip_top1", "map", "f1_micro", "f1_macro", "effective_rank", "knn_top1", "linear_top1")
 HEADS = "val_heads"  # prefix of the metrics of a grid's heads; the name of the head follows
 OVERFIT_LOSS = 0.05  # debug=overfit passes only if the loss of its one batch is at most this
 
