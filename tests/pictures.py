@@ -10,7 +10,9 @@ _DRAW = Classifying.draw_pictures
 
 def stop_drawing() -> None:
     """From now on runs of this process end without them; trackers are offered their best.pt as ever."""
-    Classifying.draw_pictures = lambda goal, state, log: log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
+    Classifying.draw_pictures = lambda goal, state, log: log.loggers.checkpoint(
+        "best", log.run_dir / "checkpoints" / "best.pt"
+    )
 
 
 @contextmanager

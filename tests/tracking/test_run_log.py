@@ -72,9 +72,9 @@ def test_main_rank_writes_and_logs(tmp_path: Path):
     log.log({"train/loss": 0.5, "phase": "full", "val/top5": None}, step=3)
     log.step({"step": 3, "loss": 0.5})
     log.fault("a.mp4", "no frames", step=3, split="train")
-    log.image("curves", tmp_path / "curves.png", 3)
-    log.page("report", tmp_path / "report.html", 3)
-    log.checkpoint("best", tmp_path / "best.pt")
+    log.loggers.image("curves", tmp_path / "curves.png", 3)
+    log.loggers.page("report", tmp_path / "report.html", 3)
+    log.loggers.checkpoint("best", tmp_path / "best.pt")
     log.summary({"test/top1": 0.75, "worst": float("inf")})
     log.close("finished")
     assert contents(tmp_path) == {
@@ -101,7 +101,7 @@ def test_other_ranks_write_only_their_own_files(tmp_path: Path):
     log.step({"step": 1})
     log.fault("a.mp4", "no frames", step=1, split="train")
     log.summary({"a": 1})
-    log.image("curves", tmp_path / "curves.png", 3)
+    log.loggers.image("curves", tmp_path / "curves.png", 3)
     log.rewind(1, 3)
     log.close("finished")
     assert list(contents(tmp_path)) == ["faults_rank2.jsonl", "steps_rank2.csv"]

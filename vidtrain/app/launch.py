@@ -200,12 +200,8 @@ def report(faults: Sequence[Fault]) -> None:
         time.sleep(FIRST_RANK_S)
         sys.exit(EXIT_USER_ERROR)
     if faults:
-        fail(describe(faults))
-
-
-def describe(faults: Sequence[Fault]) -> str:
-    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return f"{count} in the configuration; nothing was started\n  " + "\n  ".join(fault_lines(faults))
+        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        fail(f"{count} in the configuration; nothing was started\n  " + "\n  ".join(fault_lines(faults)))
 
 
 def fault_lines(faults: Sequence[Fault]) -> list[str]:

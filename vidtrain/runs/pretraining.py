@@ -236,7 +236,7 @@ class Pretraining(Goal):
 
     def draw_pictures(self, state: TrainState, log: RunLog) -> None:
         """plots/curves.png, what the network makes of some videos of val, and report.html."""
-        log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
+        log.loggers.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
         pictures = {"curves": partial(plot_curves, log)} | self._pictures_of_videos(self.model)
         draw_all(pictures, log, log.last_step, self.console)
         draw_page(log, state.total_step, self.console)

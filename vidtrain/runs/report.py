@@ -165,7 +165,7 @@ class Classifying(Goal):
         them in the trackers. Where videos may have several labels there is no confusion."""
         assert self.result is not None  # which `report` left
         split, result, console = self.result.split, self.result.report, self.console
-        log.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
+        log.loggers.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
         manifest = self.data.splits[split]
         read = partial(examples.read, self.data, split, result)
         shown = warn_of_failure(f"pictures of videos of {split}", read, console) or []
@@ -253,7 +253,7 @@ def draw_all(
         with torch.random.fork_rng(devices=[]):  # a training that goes on has the same draws
             warn_of_failure(str(path), partial(draw, path), console)
         if path.is_file():
-            log.image(name, path, step)
+            log.loggers.image(name, path, step)
 
 
 def draw_page(log: RunLog, step: int, console: Console) -> None:
@@ -262,7 +262,7 @@ def draw_page(log: RunLog, step: int, console: Console) -> None:
     page.unlink(missing_ok=True)  # of an earlier attempt
     warn_of_failure(str(page), partial(write_page, log.run_dir, page), console)
     if page.is_file():
-        log.page("report", page, step)
+        log.loggers.page("report", page, step)
 
 
 # --- baselines, and heads of a grid -----------------------------------------------------------------------

@@ -34,7 +34,8 @@ MOST_HELD = 100_000  # while the disk is full, so many rows of a file may wait i
 
 
 class RunLog:
-    """The log files of one rank. The program has started `loggers`; only rank 0 calls them.
+    """The log files of one rank. The program has started `loggers`; on other ranks than 0 there are none. Images, pages
+    and checkpoints go to `loggers` alone.
 
     A full disk does not end the run: at most `MOST_HELD` rows of each file wait in memory until there is space.
     """
@@ -77,18 +78,6 @@ class RunLog:
             self.console.warn(f"unreadable video in {split}: {shown(path)} ({shown(cause)})")
         if len(self._unreadable) == FAULTS_SHOWN:
             self.console.warn(f"further unreadable videos are named only in {self._faults.path}")
-
-    def image(self, name: str, path: Path, step: int) -> None:
-        """Passes an image file of the run folder to the loggers, as of step `step`."""
-        self.loggers.image(name, path, step)
-
-    def page(self, name: str, path: Path, step: int) -> None:
-        """Passes an HTML page of the run folder to the loggers, as of step `step`."""
-        self.loggers.page(name, path, step)
-
-    def checkpoint(self, name: str, path: Path) -> None:
-        """Offers a checkpoint to the loggers; each keeps it if it is configured to."""
-        self.loggers.checkpoint(name, path)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Records the final numbers, in place of any earlier ones."""
