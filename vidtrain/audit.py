@@ -22,7 +22,7 @@ from vidtrain.training.rendezvous import cores
 
 if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
     from vidtrain.data.audit.inspection import Inspection
-    from vidtrain.tracking.console import Console, NullConsole
+    from vidtrain.training.run import Console
 
 EXIT_BOUND_EXCEEDED = 3
 # Modules that the fork server imports once for all workers; the first one imports all that this program imports
@@ -90,7 +90,7 @@ def audit(cfg: DictConfig) -> None:
 
 
 def inspect_all(
-    files: Mapping[str, float | None], out: Path, cfg: DictConfig, console: "Console | NullConsole"
+    files: Mapping[str, float | None], out: Path, cfg: DictConfig, console: "Console"
 ) -> "dict[str, Inspection]":
     """Inspects every file. `files` maps each to its frame rate if it is a folder of images, else to None. Results are
     added to the ledger in `out`; files that it has already are not read again."""

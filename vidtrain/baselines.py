@@ -20,7 +20,7 @@ from vidtrain.training.rendezvous import cores
 if TYPE_CHECKING:  # so that --help does not wait for the import of torch
     from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.evaluator.baselines import Baselines, Described, Descriptor
-    from vidtrain.tracking.console import Console, NullConsole
+    from vidtrain.training.run import Console
 
 NEIGHBORS_OF = ("mean_frame",)  # its nearest neighbors find near duplicates of test videos in train
 SHOWN_MISSING = 5  # at most so many missing videos are printed
@@ -54,9 +54,7 @@ def baselines(cfg: DictConfig) -> None:
     show(results, console)
 
 
-def measure_all(
-    cfg: DictConfig, splits: "Mapping[str, Manifest]", folder: Path, console: "Console | NullConsole"
-) -> "Baselines":
+def measure_all(cfg: DictConfig, splits: "Mapping[str, Manifest]", folder: Path, console: "Console") -> "Baselines":
     """Reads every video once and writes the predictions of every baseline into `folder`."""
     import numpy as np
 
@@ -81,7 +79,7 @@ def measure_all(
     return replace(stored, seconds=round(time.monotonic() - started, 1))
 
 
-def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict[str, Descriptor]":
+def network_features(cfg: DictConfig, console: "Console") -> "dict[str, Descriptor]":
     """The features of each of `networks`, by name. Networks that are not installed are left out with a note."""
     from vidtrain.evaluator.baselines import image_network
 
@@ -95,11 +93,7 @@ def network_features(cfg: DictConfig, console: "Console | NullConsole") -> "dict
 
 
 def describe(
-    cfg: DictConfig,
-    split: str,
-    manifest: "Manifest",
-    descriptors: "Mapping[str, Descriptor]",
-    console: "Console | NullConsole",
+    cfg: DictConfig, split: str, manifest: "Manifest", descriptors: "Mapping[str, Descriptor]", console: "Console"
 ) -> "Described":
     from vidtrain.build.data import whole_frames
     from vidtrain.evaluator.baselines import describe_split
@@ -111,7 +105,7 @@ def describe(
     return described
 
 
-def show(known: "Baselines", console: "Console | NullConsole") -> None:
+def show(known: "Baselines", console: "Console") -> None:
     """Prints the table, in order of the last split's metric."""
     splits = list(known.results)
     last, metric = known.results[splits[-1]], known.metric

@@ -21,7 +21,7 @@ from vidtrain.files.escaping import shown
 from vidtrain.files.folders import RunLock, check_links
 
 if TYPE_CHECKING:  # so that --help does not wait for the import of numpy
-    from vidtrain.tracking.console import Console, NullConsole
+    from vidtrain.training.run import Console
 
 MOST_SHOWN = 30  # at most so many recipes are in the console's table
 
@@ -39,7 +39,7 @@ def _places(cfg: CompareConfig | DictConfig) -> list[Any]:
     return [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
 
 
-def show(summary: Mapping[str, Any], console: "Console | NullConsole") -> None:
+def show(summary: Mapping[str, Any], console: "Console") -> None:
     """Prints the recipes as a table, the best first, and the notes."""
     from vidtrain.reports.compare_page import chosen_words, ranked
     from vidtrain.reports.pages import four, interval, signed
@@ -105,7 +105,7 @@ def compare(cfg: DictConfig) -> None:
     console.info(f"{page} after {time.monotonic() - started:.0f} s")
 
 
-def write_page_again(run: Path, out: Path, console: "Console | NullConsole") -> None:
+def write_page_again(run: Path, out: Path, console: "Console") -> None:
     """Writes the page of a finished run into the folder `out`, including evaluations since its end."""
     from vidtrain.runs.page import PAGE, write_page
 

@@ -30,7 +30,7 @@ from vidtrain.training.rendezvous import cores
 if TYPE_CHECKING:  # so that --help does not wait for the imports of PyAV and numpy
     from vidtrain.data.manifest.manifest import Manifest
     from vidtrain.data.prepared.reencode import EncodeSettings
-    from vidtrain.tracking.console import Console, NullConsole
+    from vidtrain.training.run import Console
 
 EXIT_TOO_MANY_UNREADABLE = 3
 # Modules that the fork server imports once for all workers; the first one imports all that this program imports
@@ -108,7 +108,7 @@ def prepare(cfg: DictConfig) -> None:
     check_share(len(unreadable) / len(files), cfg)
 
 
-def show_unreadable(unreadable: Sequence[tuple[str, str]], console: "Console | NullConsole") -> None:
+def show_unreadable(unreadable: Sequence[tuple[str, str]], console: "Console") -> None:
     if unreadable:
         more = f"; the first {SHOWN}" if len(unreadable) > SHOWN else ""
         console.table(f"unreadable: {len(unreadable)}{more}", ("file", "cause"), unreadable[:SHOWN])
@@ -120,7 +120,7 @@ def check_share(share: float, cfg: DictConfig) -> None:
         fail(f"{share:.1%} of the files cannot be read, more than {bound}", EXIT_TOO_MANY_UNREADABLE)
 
 
-def pack(splits: "Mapping[str, Manifest]", cfg: DictConfig, console: "Console | NullConsole") -> None:
+def pack(splits: "Mapping[str, Manifest]", cfg: DictConfig, console: "Console") -> None:
     """Packs the videos of all splits into tar files, and says how to train from them."""
     from vidtrain.build.data import index_file
     from vidtrain.data.loading.workers import guarded

@@ -24,7 +24,7 @@ from vidtrain.comparison.runs import Run
 from vidtrain.config.schemas import CompareConfig
 from vidtrain.evaluation.metrics import CLOSING_DIRECTIONS
 from vidtrain.files.escaping import shown_some
-from vidtrain.tracking.console import Console, NullConsole
+from vidtrain.training.run import Console
 
 SHOWN_FLIPS = 200  # at most so many videos whose prediction changed are in the summary
 FEWEST_TRIALS = 3  # so many recipes or more are treated as a sweep
@@ -37,7 +37,7 @@ ChangedVideo = tuple[int, int, Plain]  # (number of the baseline, number of the 
 
 
 def compare_runs(
-    runs: Sequence[Run], settings: CompareConfig, is_sweep: bool, console: Console | NullConsole
+    runs: Sequence[Run], settings: CompareConfig, is_sweep: bool, console: Console
 ) -> tuple[Plain, list[ChangedVideo]]:
     """Groups runs into recipes and compares every recipe with the baseline, on the videos that they share.
 
