@@ -15,7 +15,7 @@ from vidtrain.errors import UserError
 from vidtrain.evaluate import evaluate
 from vidtrain.evaluator.baselines import Baselines
 from vidtrain.runs.page import read_facts, write_page
-from vidtrain.tracking.run_log import RunLog
+from vidtrain.tracking.logger_process import Loggers
 from vidtrain.train import train
 
 SMALL = small("logger=none", "trainer.epochs=1", "trainer.batch_size=10", "trainer.log_every=1", depth=2)
@@ -32,7 +32,7 @@ def finished(tmp_path_factory, data_root):
     folder, pages = tmp_path_factory.mktemp("runs") / "finished", []
     with pytest.MonkeyPatch.context() as patch, pictures_drawn():
         draw_less(patch)
-        patch.setattr(RunLog, "page", lambda self, *page: pages.append(page))
+        patch.setattr(Loggers, "page", lambda self, *page: pages.append(page))
         stages = ["stage=head_then_last", "trainer.epochs=2"]
         train(config_of("train", *SMALL, *stages, f"data_root={data_root}", f"run_dir={folder}"))
     return folder, pages

@@ -35,7 +35,7 @@ from vidtrain.runs.token_store import LARGEST
 from vidtrain.training.distributed import Ranks, autocast
 from vidtrain.training.run import Console
 
-# The program's option -> where the value stands in the configuration of a checkpoint, or of published weights
+# Option of the program -> key that it sets in the configuration of a checkpoint, or of published weights
 CHANGES = {
     "dataset": "dataset",
     "data_root": "data_root",
@@ -47,7 +47,7 @@ CHANGES = {
     "decode_timeout_s": "data.decode_timeout_s",
     "max_pixels": "data.max_pixels",
 }
-# What embedding uses of that configuration
+# Keys of that configuration that embedding uses
 USED = ("seed", "data_root", "clip", "data", "dataset", "augmentation.eval", "model", "trainer.precision")
 VIDEOS = "videos"  # the split of videos that no dataset names
 TOKENS = "tokens.npy"  # float16 [v n m d], n clips of m tokens, beside the embeddings
@@ -126,7 +126,7 @@ def _with_videos(config: Mapping[str, Any], cfg: DictConfig) -> Mapping[str, Any
 
 
 def _learned_from(config: DictConfig) -> str | None:
-    """The dataset whose labels the encoder was trained on; None where it stayed frozen, or had none."""
+    """The dataset whose labels the encoder was trained on; None if it stayed frozen or was trained without labels."""
     if OmegaConf.is_missing(config, "stage") or config.get("objective") is not None:
         return None
     phases = to_phases(config.stage).values()
@@ -219,7 +219,7 @@ def _videos(
 
 
 class TokenFile:
-    """The growing file `TOKENS`, of at most so many `videos`."""
+    """The file `TOKENS`, which grows to at most `videos` rows."""
 
     def __init__(self, path: Path, videos: int):
         self._path, self._videos = path, videos

@@ -1,4 +1,4 @@
-"""What simple models reach on a dataset, and a run beside them: what the accuracy of a trained model is worth.
+"""The accuracy of simple models on a dataset, and the comparison of a run with them.
 
 Clips become vectors, from which classifiers learn: small pictures, and features of a frozen image network, one
 architecture untrained and trained on ImageNet. The answers are kept in the dataset's index folder, found again by what
@@ -77,8 +77,8 @@ def mean_frame(video: Video) -> Tensor:
 
 
 def motion_map(video: Video) -> Tensor:
-    """How much each place changes from frame to frame, on average [SIDE * SIDE]: where and how much moves, and nothing
-    of how it looks. Zeros for clips of a single frame."""
+    """The mean change of each place from frame to frame [SIDE * SIDE]: it tells where and how much moves, and not what
+    it looks like. Zeros for clips of a single frame."""
     gray = (video.small * torch.tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(dim=2)
     if gray.shape[1] < 2:
         return torch.zeros(SIDE * SIDE)
@@ -86,8 +86,8 @@ def motion_map(video: Video) -> Tensor:
 
 
 def color_histogram(video: Video) -> Tensor:
-    """Square roots of the shares of 512 colors [BINS ** 3], whose distance is Hellinger's: no shapes, no places, no
-    time."""
+    """Square roots of the shares of 512 colors [BINS ** 3]. Their distance is Hellinger's; it knows no shapes, places
+    or times."""
     red, green, blue = (video.clips.long() * BINS // SHADES).unbind(dim=1)
     counts = torch.bincount(((red * BINS + green) * BINS + blue).flatten(), minlength=BINS**3)
     return (counts / counts.sum()).sqrt()
@@ -133,7 +133,7 @@ def image_network(name: str, size: int) -> FrameFeatures:
     return FrameFeatures(encoder, [MEAN] * 3, [STD] * 3)
 
 
-# --- splits, and what is answered -------------------------------------------------------------------------
+# --- splits, and the answers to their videos ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Baselines:
-    """What baselines reach: `results` are the metrics of each by split and name, `metric` is the one to go by."""
+    """The results of baselines: `results` are their metrics by split and name; `metric` is the one to compare by."""
 
     folder: Path
     metric: str
@@ -216,32 +216,32 @@ class Baselines:
     seconds: float
 
     def best(self, split: str) -> str:
-        """The name of the strongest on that split itself, which makes it the harder to beat."""
+        """The name of the baseline that is the best on that very split, so that it is harder to beat."""
         results = self.results[split]
         return max(results, key=lambda name: results[name][self.metric])
 
     def predictions(self, split: str, name: str) -> Predictions:
-        """The answers of one. Raises `UserError` where its file is damaged."""
+        """The predictions of one baseline. Raises `UserError` if its file is damaged."""
         return read_predictions(self.place(split, name) / "predictions.csv", self.metric != "top1")
 
     def place(self, split: str, name: str) -> Path:
         return self.folder / split / name.replace(" ", "_")
 
     def save(self, digests: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-        """Writes what `find_baselines` reads, once all answers lie there."""
+        """Writes the file that `find_baselines` reads, once all predictions are in the folder."""
         facts = {"format": FORMAT, "metric": self.metric, "splits": dict(digests), "settings": dict(settings)}
         results = {split: {name: dict(own) for name, own in of.items()} for split, of in self.results.items()}
         write_json_atomic(self.folder / FILE, facts | {"seconds": self.seconds, "results": results})
 
 
 def folder_for(index: Path, digests: Mapping[str, str], settings: Mapping[str, Any]) -> Path:
-    """Where baselines of splits with these digests (`SplitRecord.digest`), made with these settings, lie."""
+    """The folder of baselines for splits with these digests (`SplitRecord.digest`) and for these settings."""
     text = strict_json([FORMAT, dict(sorted(digests.items())), dict(sorted(settings.items()))])
     return index / FOLDER / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def open_baselines(folder: Path) -> Baselines | None:
-    """What lies in `folder`; None where nothing does, or what was made in another way. Raises `UserError` where it is
+    """The baselines in `folder`; None if there are none, or they are of another format. Raises `UserError` if they are
     damaged."""
     if not (folder / FILE).is_file():
         return None
@@ -252,8 +252,8 @@ def open_baselines(folder: Path) -> Baselines | None:
 
 
 def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Baselines | None:
-    """The newest that learned from the train split and answered for `split` of these digests; None if there is none.
-    Raises `UserError` where one is damaged."""
+    """The newest baselines that were trained on the train split and evaluated on `split`, both with these `digests`.
+    None if there are none. Raises `UserError` if any are damaged."""
     for file in sorted((index / FOLDER).glob(f"*/{FILE}"), key=lambda path: -path.stat().st_mtime):
         splits = read_json(file, ADVICE, KEYS)["splits"]
         if split in splits and all(splits[name] == digests.get(name) for name in ("train", split)):
@@ -266,9 +266,9 @@ def find_baselines(index: Path, digests: Mapping[str, str], split: str) -> Basel
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A run less a baseline in the share of videos that are right, over the `videos` that both answered for.
+    """The accuracy of a run minus that of a baseline, on the number of `videos` that both classified.
 
-    The interval holds 95% of the differences on other videos, drawn in whole groups (`units`, see
+    The interval of 95% is over samples of videos, drawn in whole groups (`units`, see
     `evaluation.predictions.resampled_means`).
     """
 
@@ -284,7 +284,7 @@ class BaselineComparison:
 
     @property
     def is_better(self) -> bool:
-        """Whether the run is better by more than chance."""
+        """Whether the run is better by more than chance explains."""
         return self.low > 0
 
     @property
@@ -293,7 +293,7 @@ class BaselineComparison:
 
 
 def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str) -> BaselineComparison | None:
-    """A run's answers beside a baseline's, which names the groups of the videos; None where they share no video."""
+    """The comparison of a run with a baseline, whose file has the groups of the videos; None if they share no video."""
     grouped = run if baseline.groups is None else replace(run, groups=run.paths)
     shared = align([baseline, grouped])  # groups are those of the first
     if not shared.paths:
@@ -307,7 +307,7 @@ def compare_with(run: Predictions, baseline: Predictions, name: str, metric: str
 
 
 def compare_with_all(run: Predictions, baselines: Baselines, split: str) -> list[BaselineComparison]:
-    """The run beside the best baseline of the split, then beside the motion map where that is another one."""
+    """Comparisons of the run with the best baseline of the split, and with the motion map if that is another one."""
     results = baselines.results[split]
     names = [name for name in dict.fromkeys([baselines.best(split), MOTION]) if name in results]
     beside = (compare_with(run, baselines.predictions(split, name), name, baselines.metric) for name in names)
@@ -317,7 +317,7 @@ def compare_with_all(run: Predictions, baselines: Baselines, split: str) -> list
 def compare_with_known(
     index: Path, digests: Mapping[str, str], split: str, predictions: Path, several: bool
 ) -> list[BaselineComparison]:
-    """The answers of a run in its file `predictions` beside the baselines of the same videos that a dataset's `index`
-    folder holds; empty where it holds none. Raises `UserError` where something is damaged."""
+    """Comparisons of a run, by its file `predictions`, with the baselines of the same videos in a dataset's `index`
+    folder; empty if it has none. Raises `UserError` if a file is damaged."""
     known = find_baselines(index, digests, split)
     return [] if known is None else compare_with_all(read_predictions(predictions, several), known, split)

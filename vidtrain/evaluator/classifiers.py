@@ -1,7 +1,7 @@
-"""From vectors and labels to probabilities, with scikit-learn: how strong the simplest classifiers are.
+"""Simple classifiers of vectors, with scikit-learn.
 
-Targets are float64 [v k] of 0 and 1, one 1 a row where videos have one label. The one setting of a classifier is chosen
-on the training videos alone, by the log loss under cross-validation that keeps groups whole.
+Targets are float64 [v k] of 0 and 1; if videos have one label, each row has a single 1. A classifier has one setting.
+It is chosen on the training videos alone, by the log loss under cross-validation that keeps groups whole.
 """
 
 import warnings
@@ -32,13 +32,13 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 def majority(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
-    """Every video has the chances that classes have in training."""
+    """Predicts for every video the shares of the classes in training."""
     return lambda others: np.tile(targets.mean(axis=0), (len(others), 1))
 
 
 def nearest_neighbors(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
-    """The share of each class among the nearest training videos, one video of no class in particular added. Nearness is
-    the cosine of what differs from the mean of training."""
+    """The share of each class among the nearest training videos, to which one video of all classes alike is added.
+    Nearness is the cosine of the vectors after the mean of training is subtracted."""
     center = vectors.mean(axis=0)
 
     def fit(vectors: np.ndarray, targets: np.ndarray, count: int) -> Predict:
@@ -52,8 +52,8 @@ def nearest_neighbors(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarr
 
 
 def logistic_regression(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray, several: bool) -> Predict:
-    """Multinomial, or with `several` labels a video one regression a class, with a quadratic penalty. Vectors are
-    standardized, then turned onto at most 256 principal components, which loses nothing where there are fewer
+    """Multinomial regression with a quadratic penalty; with `several` labels a video, one regression for each class.
+    Vectors are standardized, then projected onto at most 256 principal components, which is lossless for fewer
     videos."""
     turned = _components(vectors)
     known = turned(vectors)
@@ -63,21 +63,21 @@ def logistic_regression(vectors: np.ndarray, targets: np.ndarray, groups: np.nda
 
 
 def _components(vectors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns vectors [v d] as `logistic_regression` says, by these ones."""
+    """The projection of `logistic_regression`, fitted to these vectors [v d]."""
     scaler = StandardScaler().fit(vectors)
     components = PCA(min(MOST_COMPONENTS, *vectors.shape), svd_solver="full").fit(scaler.transform(vectors))
     return lambda others: components.transform(scaler.transform(others))
 
 
 def stratified_folds(labels: np.ndarray, groups: np.ndarray, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows to learn from and rows to judge, for `count` folds: each row [v] is judged once. Groups stay whole, and
+    """The rows to train on and to test on, for `count` folds. Each row [v] is tested once. Groups stay whole, and
     classes are as even as that allows."""
     return list(StratifiedGroupKFold(count).split(labels, labels, groups))
 
 
 def out_of_fold(vectors: np.ndarray, targets: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Probabilities [v k] of every video by logistic regression on the videos of other folds, see `stratified_folds`.
-    The penalty is the one of the least log loss over all videos."""
+    """Probabilities [v k] of every video, by logistic regression on the videos of other folds (`stratified_folds`).
+    The penalty is the one with the least log loss over all videos."""
     chances = np.zeros((len(PENALTIES), *targets.shape))
     for train, test in folds:
         turned = _components(vectors[train])
@@ -116,8 +116,8 @@ def select(
     usual: Any,
     several: bool,
 ) -> Any:
-    """The one of `choices` with the least log loss on videos of other groups, the first of equals; `usual` where there
-    is one group only."""
+    """The one of `choices` with the least log loss on videos of other groups, the first of equals; `usual` if there is
+    only one group."""
     count = min(FOLDS, len(np.unique(groups)))
     if count < 2:
         return usual
@@ -133,13 +133,13 @@ def select(
 
 
 def log_loss(chances: np.ndarray, targets: np.ndarray, several: bool) -> float:
-    """The sum over videos of the negative log probability of what they are."""
+    """The sum over videos of the negative log probability of their labels."""
     chances = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
     loss = -(targets * np.log(chances)).sum()
     return float(loss - ((1 - targets) * np.log(1 - chances)).sum()) if several else float(loss)
 
 
 def logits(chances: np.ndarray, several: bool) -> np.ndarray:
-    """What softmax, or with `several` labels sigmoid, turns into the probabilities [v k] again; float32."""
+    """Logits float32 whose softmax, or with `several` labels sigmoid, gives the probabilities [v k] again."""
     chances = np.clip(chances, LEAST_CHANCE, 1 - LEAST_CHANCE)
     return (np.log(chances) - (np.log(1 - chances) if several else 0.0)).astype(np.float32)

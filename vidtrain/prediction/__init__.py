@@ -2,8 +2,8 @@
 
 Read run.py first.
 
-run.py       what predict does: reads, judges, gives an answer for each video; from windows to segments
-outputs.py   what is made of every answer as it comes: rows and numbers
-pictures.py  ... and pictures
-options.py   what the settings mean for a checkpoint, and what is wrong with them
+run.py       reads videos, classifies their clips and fuses the answers; joins windows into segments
+outputs.py   writes each answer as it comes: rows, numbers and pictures
+pictures.py  draws the sheet of a video with heat maps, and the labeled video
+options.py   applies the settings to a checkpoint's configuration, and finds their faults
 """

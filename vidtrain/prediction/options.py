@@ -1,6 +1,6 @@
-"""What predict's settings mean and what is wrong with them: for the command line, the videos, and the checkpoint.
+"""The settings of prediction: their faults, the videos that they name, and the checkpoint's configuration with them.
 
-Imports no torch, so that a mistake is answered at once.
+This module does not import torch, so that a mistake is reported at once.
 """
 
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.models.exporting import OnnxClassifier
 
 FILES = (".csv", ".json")
-# The program's option -> where the value stands in the configuration that the checkpoint carries
+# Option of the program -> key in the checkpoint's configuration that it sets
 CHANGES = {
     "eval_clips": "clip.eval_clips",
     "crops": "augmentation.eval.crops",
@@ -34,7 +34,7 @@ CHANGES = {
     "max_pixels": "data.max_pixels",
     "size_changes": "data.size_changes",
 }
-# What predicting uses of it; an exported file of published weights has no more
+# Keys of that configuration that prediction uses; an exported file of published weights has no others
 USED = ("clip", "model", "loss", "augmentation.eval")
 
 
@@ -103,7 +103,8 @@ def _find(places: tuple[str, ...], frame_rate: float | None) -> tuple[list[str],
 
 
 def output_place(cfg: DictConfig) -> Path | None:
-    """The folder or file for the results; None where standard output is all. Raises `UserError` if it is read-only."""
+    """The folder or file for the results; None if they only go to standard output. Raises `UserError` if it is
+    read-only."""
     if cfg.out:
         out = Path(cfg.out)
     elif cfg.logits or cfg.render or cfg.windows.stride is not None:  # these are several files
@@ -118,7 +119,7 @@ def output_place(cfg: DictConfig) -> Path | None:
 
 
 def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
-    """The configuration that a checkpoint carries, with what the command line changes of it."""
+    """The checkpoint's configuration, changed by the options of the command line."""
     trained = changed_config(config, cfg, CHANGES)
     trained.trainer.num_workers = cfg.num_workers  # of this machine, not of that which trained
     if cfg.windows.stride is not None and cfg.eval_clips is None and trained.model.fusion != "joint":
@@ -127,7 +128,7 @@ def as_trained(config: Mapping[str, Any], cfg: DictConfig) -> DictConfig:
 
 
 def check_trained(trained: DictConfig, cfg: DictConfig) -> list[tuple[str, str]]:
-    """The faults of what predicting uses of a checkpoint's configuration, as the command line changed it."""
+    """The faults of the keys in `USED` of a checkpoint's configuration, as changed by the command line."""
     absent = [key for key in USED if OmegaConf.select(trained, key) is None]
     if absent:
         return [(key, "is not in the checkpoint, and nothing can be predicted without") for key in absent]
@@ -177,7 +178,7 @@ def class_number(name: str | None, classes: Sequence[str], path: Path) -> int | 
 def check_graph(
     trained: DictConfig, model: "VideoClassifier | OnnxClassifier", clip_shape: tuple[int, ...], path: Path
 ) -> None:
-    """Raises `UserError` for an exported graph that was made for other clips than are to be shown to it."""
+    """Raises `UserError` for an exported graph that takes clips of another shape than its card says."""
     from vidtrain.build.parts import instantiate_component
     from vidtrain.data.augment.geometry import WholeFrame
     from vidtrain.models.exporting import OnnxClassifier

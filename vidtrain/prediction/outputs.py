@@ -1,4 +1,4 @@
-"""What predict leaves of every video: rows as a table, JSON or CSV; numbers and pictures in a folder of its name."""
+"""Writes the answer to every video: rows as a table, JSON or CSV; numbers and pictures in a folder of its own."""
 
 import os
 import re
@@ -44,10 +44,11 @@ MAX_NAMED = 20  # unreadable videos that the closing message lists
 
 @dataclass
 class Results:
-    """The results so far, as rows. `about` says what gave them.
+    """The results so far, as rows. `about` describes the model and its settings.
 
-    A row is a video with its `topk` classes, the most probable first, or, in windows, a stretch of one class. Where a
-    `calibration` has thresholds or sets, a video has the answer too, which may be `unsure`, and the classes of the set.
+    A row is a video with its `topk` classes, the most probable first. In windows, a row is a stretch of one class. If
+    a `calibration` has thresholds, a video also has an answer, which may be `unsure`; if it has sets, the classes of
+    its prediction set.
     """
 
     about: dict[str, Any]
@@ -131,8 +132,8 @@ def _spelled(video: Mapping[str, Any]) -> list[str]:
 
 
 class AsTheyCome:
-    """Writes every answer as CSV as soon as it is there: to `stream`, and to the file `path`, each where there is one.
-    A kill leaves whole rows in the file. Raises `UserError` where a row cannot be written."""
+    """Writes every answer as CSV as soon as it is known: to `stream`, to the file `path`, or to both; None leaves one
+    out. A kill leaves whole rows in the file. Raises `UserError` if a row cannot be written."""
 
     def __init__(self, results: Results, stream: TextIO | None, path: Path | None):
         self._results, self._stream, self._path = results, stream, path
@@ -156,7 +157,7 @@ class AsTheyCome:
             self._stream.flush()
 
     def close(self) -> None:
-        """The file goes, as others hold all of it."""
+        """Deletes the file, as other files hold all results by now."""
         if self._file is not None and self._path is not None:
             self._file.close()
             self._path.unlink()
@@ -280,10 +281,11 @@ class Labeling:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Adds predictions of `reader` to `results`, and writes what else is wanted into the `folders` of the videos.
+    """Adds predictions of `reader` to `results`, and writes logits, timelines and pictures into the `folders` of the
+    videos.
 
-    `labeling` is None where videos are judged as a whole. `note` says what the colors of a sheet mean, with `{}` for a
-    class. With `from_even`, heat of an even share is drawn as none.
+    `labeling` is None if videos are classified as a whole. `note` says what the colors of a sheet mean, with `{}` for
+    a class. With `from_even`, an even share of heat is drawn as none.
     """
 
     results: Results
@@ -344,8 +346,8 @@ class Outputs:
 def labeling(
     smooth: int, threshold: float | None, independent: bool, calibration: Calibration | None = None
 ) -> Labeling:
-    """Without a `threshold`, those of the calibration, or the usual one: any answer, or of several labels what is more
-    likely than not."""
+    """How windows are labeled. Without a `threshold`, the calibration's count; if it has none, every answer does, or
+    with several labels a video every class that is more likely than not."""
     if threshold is not None:
         return Labeling(smooth, threshold, independent)
     if calibration is not None and calibration.thresholds is not None:

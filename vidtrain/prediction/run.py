@@ -1,4 +1,4 @@
-"""What predict does: reads videos by worker processes, judges their clips in batches, and gives each an answer."""
+"""Prediction: worker processes read videos, the model classifies their clips, and each video gets an answer."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +39,7 @@ MEASURED_AT_ONCE = 4  # files in a batch whose lengths are found out
 
 
 class Failure(NamedTuple):
-    """What could not be read, and why; a part of a video, in seconds, or all of it."""
+    """A video that could not be read, or its part from `start` to `end` in seconds, and why."""
 
     path: str
     cause: str
@@ -49,10 +49,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """From clips to clip logits and, with `heat`, to where they come from.
+    """Maps clips to clip logits and, with `heat`, to heat maps.
 
-    `heat` is a kind of vidtrain.models.heads, or None; `heat_class` the class that Grad-CAM is of, or None for the
-    most probable one. `independent` tells whether classes are judged each by itself.
+    `heat` is a kind of vidtrain.models.heads, or None. `heat_class` is the class that Grad-CAM explains; None means the
+    most probable one. `independent` says whether a sigmoid scores each class by itself.
     """
 
     model: VideoClassifier | OnnxClassifier
@@ -107,11 +107,11 @@ class Predictor:
 
 @dataclass
 class Prediction:
-    """The answer to one video, in w windows, or one that is all of it.
+    """The answer to one video, in w windows; a video that is classified as a whole is one window.
 
-    `clip_logits` float32 [w v k], `logits` and `chances` [w k]; rows of windows that could not be read are NaN.
-    `starts` and `ends` are in seconds (ends NaN for a whole video). `heat` float16 [w views t h w], and `pixels`
-    uint8 [w views c t h w] of a whole video, where pictures are wanted.
+    `clip_logits` are float32 [w v k], `logits` and `chances` [w k]; rows of windows that could not be read are NaN.
+    `starts` and `ends` are in seconds; for a whole video `ends` is NaN. If pictures are drawn, `heat` is float16
+    [w views t h w], and `pixels` of a whole video uint8 [w views c t h w].
     """
 
     path: str
@@ -128,8 +128,8 @@ class Prediction:
 
 @dataclass
 class Clock:
-    """How long was waited for videos (`waited`), and for how long all went on since the first batch came (`total`),
-    in seconds. A device that waits is one that decoding does not keep busy."""
+    """Seconds since the first batch came (`total`), and those of them spent waiting for videos (`waited`), in which
+    decoding did not keep the device busy."""
 
     waited: float = 0.0
     total: float = 0.0
@@ -154,7 +154,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Plan:
-    """A video and the chunks that it is read in; `seconds` is its length, NaN where nobody asked."""
+    """A video and the chunks in which it is read. `seconds` is its length; NaN for a whole video, which needs none."""
 
     path: str
     chunks: tuple[Chunk, ...]
@@ -171,8 +171,8 @@ class Judged(NamedTuple):
 
 @dataclass
 class Reader:
-    """Reads the clips of `videos`, of `batch_size` videos or windows at once, and plans their windows. `failures`
-    gathers what could not be read."""
+    """Reads the clips of `videos`, `batch_size` videos or windows at once, and plans their windows. `failures` lists
+    what could not be read."""
 
     videos: VideoDataset
     device: torch.device
@@ -196,8 +196,8 @@ class Reader:
         return [Plan(path, (Chunk(path),)) for path in self.paths]
 
     def windows(self, stride: float, length: float | None) -> list[Plan]:
-        """Every video in windows, as far as its length can be found out; `length` None is that of the clips of a
-        window side by side."""
+        """Every video whose length can be read, in windows. If `length` is None, a window is as long as its clips side
+        by side."""
         plans, protocol = [], self.videos.protocol
         for path, video in self._lengths():
             window = length
@@ -231,7 +231,7 @@ class Reader:
                 self.console.advance(number, {})
 
     def predictions(self, plans: Sequence[Plan], predictor: Predictor, pictures: bool) -> Iterator[Prediction]:
-        """The prediction of every video of which anything can be read, in order, as soon as it is there."""
+        """Yields the prediction of every video of which any part can be read, in order, as soon as it is known."""
         chunks = [chunk for plan in plans for chunk in plan.chunks]
         judged = self._judged(WindowDataset(self.videos, chunks), predictor, keep_pixels=pictures)
         for plan in plans:
@@ -280,7 +280,7 @@ class Reader:
 
 
 def _joined(plan: Plan, parts: Sequence[Judged | None], predictor: Predictor) -> Prediction:
-    """The chunks of one video side by side, in tensors that have rows for what could not be read too."""
+    """The chunks of one video side by side; windows that could not be read have rows of NaN."""
     example = next(part for part in parts if part is not None)
 
     def side_by_side(name: str) -> Tensor:
