@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,10 +114,10 @@ def launch(
             check_or_none = _find_none if arguments.cfg or arguments.help else find
             refused = [("a sweep", *fault) for fault in sweep_faults(arguments.overrides)] if several else []
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                composed = _compose(name, overrides, folders)
-                report(refused + _faults_of(composed, overrides, check_or_none, stored, several, folders))
+                cfg, faults = _compose_and_check(name, overrides, check_or_none, stored, several, folders)
+                report(refused + faults)
             if arguments.help:
-                print(help_text(composed.cfg), flush=True)
+                print(help_text(cfg), flush=True)
                 return
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BrokenPipeError:  # from output of Hydra itself, such as --info
@@ -208,15 +207,6 @@ def fault_lines(faults: Sequence[Fault]) -> list[str]:
     return [f"{place}: {key}: {why}" for place, key, why in faults]
 
 
-@dataclass(frozen=True)
-class _Composed:
-    """The result of composing as many overrides as possible."""
-
-    cfg: DictConfig  # includes Hydra's own configuration
-    kept: list[str]  # the overrides in it
-    refused: list[tuple[str, Exception]]  # the other overrides, with Hydra's errors
-
-
 def find_faults(
     config_name: str,
     overrides: Sequence[str],
@@ -231,35 +221,40 @@ def find_faults(
     groups: conf/, and folders of the user that `overrides` put on Hydra's search path.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = _compose(config_name, overrides, folders)
-        return _faults_of(composed, overrides, check, stored, sweeps, folders)
+        return _compose_and_check(config_name, overrides, check, stored, sweeps, folders)[1]
 
 
-def _faults_of(
-    composed: _Composed, overrides: Sequence[str], check: Check, stored: Stored, sweeps: bool, folders: Sequence[Path]
-) -> list[Fault]:
-    choices, settings = composed.cfg.hydra.runtime.choices, _without_hydra(composed.cfg)
+def _compose_and_check(
+    config_name: str, overrides: Sequence[str], check: Check, stored: Stored, sweeps: bool, folders: Sequence[Path]
+) -> tuple[DictConfig, list[Fault]]:
+    """The configuration with every override that Hydra accepts, including Hydra's own, and the faults as in
+    `find_faults`."""
+    cfg, kept, refused = _compose(config_name, overrides, folders)
+    choices, settings = cfg.hydra.runtime.choices, _without_hydra(cfg)
     faults = [
         (f"override {label(override, stored)}", *_explain(override, settings, choices, error, folders))
-        for override, error in composed.refused
+        for override, error in refused
     ]
     if not sweeps:
         several = filter(is_sweep, overrides)
         faults += [(f"override {label(override, stored)}", *explain_sweep(override)) for override in several]
     if faults:  # report these without `check`, which imports torch and so takes seconds
-        return faults
-    return [(where(key, composed.kept, choices, stored, folders), key, why) for key, why in check(settings)]
+        return cfg, faults
+    return cfg, [(where(key, kept, choices, stored, folders), key, why) for key, why in check(settings)]
 
 
-def _compose(config_name: str, overrides: Sequence[str], folders: Sequence[Path]) -> _Composed:
-    """Composes the configuration with every override that Hydra accepts.
+def _compose(
+    config_name: str, overrides: Sequence[str], folders: Sequence[Path]
+) -> tuple[DictConfig, list[str], list[tuple[str, Exception]]]:
+    """The configuration with every override that Hydra accepts, these overrides, and the refused ones with Hydra's
+    errors.
 
     Which keys an override may set depends on the options that others choose. So refused overrides are tried again as
     long as another one is accepted.
     """
     try:
         kept = [first_of_sweep(override, folders) for override in overrides]
-        return _Composed(compose(config_name, kept, return_hydra_config=True), kept, [])
+        return compose(config_name, kept, return_hydra_config=True), kept, []
     except REFUSALS:  # try one by one, to find the wrong ones
         kept, waiting = [], list(overrides)
     while True:
@@ -272,7 +267,7 @@ def _compose(config_name: str, overrides: Sequence[str], folders: Sequence[Path]
             except REFUSALS as error:
                 refused.append((override, error))
         if not refused or len(refused) == len(waiting):
-            return _Composed(compose(config_name, kept, return_hydra_config=True), kept, refused)
+            return compose(config_name, kept, return_hydra_config=True), kept, refused
         waiting = [override for override, _ in refused]
 
 
