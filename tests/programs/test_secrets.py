@@ -3,14 +3,14 @@
 import json
 import os
 import socket
+from importlib.util import find_spec
 
 import pytest
 from fork_server import run_program
 from omegaconf import OmegaConf
 from small_run import small
 
-pytest.importorskip("mlflow")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the extra mlflow")]
 SMALL = small("trainer.epochs=1", "trainer.batch_size=5", train=1)
 READ, SAID = "open-sesame-1234", "said-aloud-5678"
 

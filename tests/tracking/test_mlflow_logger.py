@@ -3,6 +3,7 @@
 import logging
 import shutil
 import socket
+from importlib.util import find_spec
 
 import pytest
 
@@ -13,8 +14,8 @@ from vidtrain.tracking.logger import LoggedRun
 from vidtrain.tracking.logger_process import Loggers
 from vidtrain.tracking.trackers import MlflowLogger
 
-pytest.importorskip("mlflow")
-pytest.importorskip("sqlalchemy")
+# Not by importing it, which every process of the tests would
+pytestmark = pytest.mark.skipif(not (find_spec("mlflow") and find_spec("sqlalchemy")), reason="needs the extra mlflow")
 TRUTH = "; metrics.jsonl has all"
 
 

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import timm
@@ -66,11 +66,11 @@ class TimmFrames(nn.Module):
         self.backbone = backbone
         self.features = features
         self.input, self.difference_gain, self.spatial_size = input, difference_gain, spatial_size
-        self._build = partial(build_backbone, backbone, features, options)
+        self._options = tuple(options.items())
         self._places: dict[tuple[int, int], tuple[int, int]] = {}
         self.grid(2, height, width)
 
-        self.network = self._build()
+        self.network = build_backbone(backbone, features, options)
         self.embed_dim = self.network.head_hidden_size * (2 if input == "both" else 1)
         self.prefix_tokens = prefix_tokens(self.network)
         # Lists, which register nothing: every module here lies in the network already
@@ -145,30 +145,7 @@ class TimmFrames(nn.Module):
 
     @torch.compiler.disable
     def _look(self, height: int, width: int) -> tuple[int, int]:
-        """How many tokens of a frame lie along h and w: the model is run without memory or numbers."""
-        try:
-            with torch.device("meta"):
-                network = self._build().eval()
-                features = network(torch.empty(1, 3, height, width))
-        except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"clip.size={height}x{width}: {self.backbone} does not take such frames ({str(error).strip()}); "
-                "set clip.size to one that it takes"
-            ) from error
-        if self.features == "pooled":
-            return 1, 1
-        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise UserError(_no_places(self.backbone, f"but {shape}"))
-        if features.ndim == 4:
-            channels_first = features.shape[1] == network.head_hidden_size
-            h, w = features.shape[2:] if channels_first else features.shape[1:3]
-            return h, w
-        places = features.shape[1] - prefix_tokens(network)
-        rows = max(1, round((places * height / width) ** 0.5))  # of patches that are square
-        if rows * (places // rows) != places:
-            raise UserError(_no_places(self.backbone, f"but {places} tokens, which are no grid"))
-        return rows, places // rows
+        return places_of(self.backbone, self.features, self._options, height, width)
 
 
 def check_spatial_size(spatial_size: int | None, features: str) -> None:
@@ -181,6 +158,37 @@ def check_spatial_size(spatial_size: int | None, features: str) -> None:
             f"model.encoder.spatial_size={spatial_size} needs model.encoder.features=spatial (it is {features}), "
             "or null"
         )
+
+
+@cache  # a model is built for trial, to be trained, to be evaluated
+def places_of(
+    name: str, features: str, options: tuple[tuple[str, Any], ...], height: int, width: int
+) -> tuple[int, int]:
+    """How many tokens of a frame lie along h and w: the model is run without memory or numbers. Raises UserError for
+    frames that it does not take, and for features without places."""
+    try:
+        with torch.device("meta"):
+            network = build_backbone(name, features, dict(options)).eval()
+            found = network(torch.empty(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"clip.size={height}x{width}: {name} does not take such frames ({str(error).strip()}); "
+            "set clip.size to one that it takes"
+        ) from error
+    if features == "pooled":
+        return 1, 1
+    if not isinstance(found, Tensor) or found.ndim not in (3, 4):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(_no_places(name, f"but {shape}"))
+    if found.ndim == 4:
+        channels_first = found.shape[1] == network.head_hidden_size
+        h, w = found.shape[2:] if channels_first else found.shape[1:3]
+        return h, w
+    places = found.shape[1] - prefix_tokens(network)
+    rows = max(1, round((places * height / width) ** 0.5))  # of patches that are square
+    if rows * (places // rows) != places:
+        raise UserError(_no_places(name, f"but {places} tokens, which are no grid"))
+    return rows, places // rows
 
 
 def prefix_tokens(network: Any) -> int:
