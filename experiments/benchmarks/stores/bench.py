@@ -78,8 +78,7 @@ def ours(paths: list[str], index: Path, samples: int, seed: int) -> tuple[float,
     dataset = VideoDataset(manifest, protocol, crops, SIZE, seed, training=True, index=VideoIndex(index))
     for path in paths:
         dataset.index.info(path)
-    objects._statuses.clear()  # the worker asks for them, as in an epoch of many videos
-    objects._asked.clear()
+    objects._looks.clear()  # the worker asks for them, as in an epoch of many videos
     stream = TrainStream(len(paths), BATCH, seed, start_step=0, stop_step=samples // BATCH)
     batches = iter(train_loader(dataset, stream, 1, False))
     next(batches)  # the worker is up

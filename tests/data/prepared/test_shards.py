@@ -177,5 +177,4 @@ class TestBadInput:
 
 @pytest.fixture(autouse=True)
 def forgetful():
-    for known in (objects._statuses, objects._asked):
-        known.clear()
+    objects._looks.clear()

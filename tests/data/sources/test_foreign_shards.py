@@ -31,8 +31,7 @@ def pack(path, members: dict[str, bytes], kind=tarfile.GNU_FORMAT):
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch):
     monkeypatch.setattr(objects, "FIRST_WAIT", 0.01)
-    for known in (objects._statuses, objects._asked):
-        known.clear()
+    objects._looks.clear()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_headers_are_read_by_ranges_and_once(folder, tmp_path):
         assert len(gets) == 9  # five and two videos, and the beginning of each file
         assert store.bytes_asked <= 9 * 16_384 < 7 * len(VIDEO)
         store.requests.clear()
-        objects._statuses.clear()
+        objects._looks.clear()
         assert len(open_manifests(source, tmp_path)["train"]) == 5
         assert {request.method for request in store.requests} == {"HEAD"}
 

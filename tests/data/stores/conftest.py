@@ -16,7 +16,7 @@ def forgetful(monkeypatch):
     monkeypatch.setattr(objects, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(objects, "REQUEST_SECONDS", 2.0)
     monkeypatch.setattr(objects, "FAILURE_SECONDS", 0.0)
-    for known in (objects._statuses, objects._asked, objects._same, objects._without_ranges, files._last):
+    for known in (objects._looks, objects._without_ranges, files._last):
         known.clear()
 
 

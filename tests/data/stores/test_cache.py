@@ -26,7 +26,7 @@ def test_a_video_is_fetched_once(videos, store, kept, tmp_path, workers):
     first = batches(paths, workers, VideoIndex(tmp_path / "videos.sqlite"))
     size = sum((videos / name).stat().st_size for name in NAMES)
     assert sum(path.stat().st_size for path in kept.glob("??/*")) == size
-    objects._statuses.clear()
+    objects._looks.clear()
     store.requests.clear()
     again = batches(paths, workers, VideoIndex(tmp_path / "videos.sqlite"))
     assert {request.method for request in store.requests} == {"HEAD"}

@@ -138,7 +138,7 @@ class TestRequests:
             if place == "tar":
                 paths = [f"{store.url}/0.tar{name}" for name in names]
             infos = {path: index.info(path) for path in paths}
-            objects._statuses.clear()
+            objects._looks.clear()
             store.requests.clear()
             read = batches(paths, index=index)
         (videos / "0.tar").unlink()
@@ -196,7 +196,7 @@ class TestFaults:
         monkeypatch.setattr(objects, "REQUEST_SECONDS", 0.2)
         url = f"{store.url}/{NAMES[0]}"
         read_metadata(url)
-        objects._statuses.clear() if kind != "short" else None
+        objects._looks.clear() if kind != "short" else None
         from vidtrain.data.stores import files
 
         files._last.clear()
@@ -231,7 +231,7 @@ class TestFaults:
             assert index.info(f"{store.url}/a.mp4").num_frames == 64
             write_textured(tmp_path / "a.mp4", 2, frames=32)
             os.utime(tmp_path / "a.mp4", (1, 1))
-            objects._statuses.clear()
+            objects._looks.clear()
             assert index.info(f"{store.url}/a.mp4").num_frames == 32
 
     @pytest.mark.slow

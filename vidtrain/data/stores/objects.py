@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -92,10 +93,19 @@ class Use(NamedTuple):
         return Use._make(now - before for now, before in zip(self, earlier, strict=True))
 
 
+@dataclass
+class _Look:
+    """A look at an object: its `status`, once the `future` is done, which holds `until` then; 0 where it was refused
+    meanwhile. Requests for ranges are asked with `same`, and so answered of the version that was seen alone."""
+
+    same: dict[str, str]
+    status: Status | OSError | None = None
+    until: float = 0.0
+    future: "Future[None]" = field(init=False)
+
+
 _use = Use()
-_statuses: dict[str, tuple[float, Status | OSError]] = {}  # with when they end to count
-_same: dict[str, dict[str, str]] = {}  # what a request says so that it is answered of the same version alone
-_asked: "dict[str, Future[None]]" = {}
+_looks: dict[str, _Look] = {}  # the last one at each URL
 _without_ranges: set[str] = set()  # stores
 _clients: dict[int, Any] = {}  # one that a forked process has inherited must not be closed there, as it would be
 _lock = threading.Lock()
@@ -115,44 +125,52 @@ def count(**more: float) -> None:
 
 def status_of(url: str) -> Status:
     """Size and version of the object at `url`. Raises `OSError` where there is none, or the store does not answer."""
-    if known_status(url) is None:
-        waited(ask_status(url))
-    status = _statuses[url][1]
-    if isinstance(status, OSError):
-        raise status
-    return status
+    look = _looked(url)
+    if look.status is None:
+        waited(look.future)
+    assert look.status is not None
+    if isinstance(look.status, OSError):
+        raise look.status
+    return look.status
 
 
 def known_status(url: str) -> Status | OSError | None:
     """What was found lately; None where nothing was."""
-    until, status = _statuses[url] if url in _statuses else (0.0, None)
-    return status if time.monotonic() < until else None
+    return _looks[url].status if url in _looks and time.monotonic() < _looks[url].until else None
 
 
 def ask_status(url: str) -> "Future[None]":
     """Asks for what `known_status` then knows. Raises `UserError` for a protocol that is not installed."""
-    if url in _asked and (known_status(url) is not None or not _asked[url].done()):
-        return _asked[url]
-    filesystem, path = _client(url)
+    return _looked(url).future
 
-    async def look() -> None:
-        if url in _statuses:  # what a listing said once is out of date too
+
+def _looked(url: str) -> _Look:
+    """The look at `url` that is not over yet or still holds, or a new one."""
+    earlier = _looks.get(url)
+    if earlier is not None and (known_status(url) is not None or not earlier.future.done()):
+        return earlier
+    filesystem, path = _client(url)
+    look = _Look(same=earlier.same if earlier else {})
+
+    async def ask() -> None:
+        if earlier is not None:  # what a listing said once is out of date too
             filesystem.invalidate_cache(path)
         try:
             info = await _tried(partial(_call, filesystem, "info", path), REQUEST_SECONDS)
-            status: Status | OSError = _status_in(url, info)
+            look.status, look.same = _status_in(url, info), _same_in(url, info)
         except OSError as error:
-            status = error
-        if url in _statuses and isinstance(before := _statuses[url][1], Status) and before != status:
+            look.status = error
+        before = earlier.status if earlier is not None and earlier.until else None  # what was refused is told of
+        if isinstance(before, Status) and before != look.status:
             log.warning(CHANGED, masked(url))
-        if len(_statuses) >= MOST_REMEMBERED:
-            for known in (_statuses, _asked, _same):
-                known.clear()
-        seconds = FAILURE_SECONDS if isinstance(status, OSError) else STATUS_SECONDS
-        _statuses[url] = time.monotonic() + seconds, status
+        seconds = FAILURE_SECONDS if isinstance(look.status, OSError) else STATUS_SECONDS
+        look.until = time.monotonic() + seconds
 
-    _asked[url] = _started(look())
-    return _asked[url]
+    look.future = _started(ask())
+    if len(_looks) >= MOST_REMEMBERED:
+        _looks.clear()
+    _looks[url] = look
+    return look
 
 
 def _status_in(url: str, info: dict[str, Any]) -> Status:
@@ -163,14 +181,17 @@ def _status_in(url: str, info: dict[str, Any]) -> Status:
     if info.get("partial") is False:
         _note_without_ranges(url)
     label = next((str(info[key]) for key in VERSIONS if info.get(key)), "")
+    return Status(info["size"], int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest()) >> 1)
+
+
+def _same_in(url: str, info: dict[str, Any]) -> dict[str, str]:
+    """What a request for a range says so that it is answered of this version alone."""
     tag, modified = str(info.get("ETag") or ""), info.get("Last-Modified")
     if is_http(url) and tag.startswith('"'):  # a weak one, W/"...", matches nothing
-        _same[url] = {"If-Match": tag}
-    elif is_http(url) and isinstance(modified, str):
-        _same[url] = {"If-Unmodified-Since": modified}
-    elif url.startswith("s3://") and tag:
-        _same[url] = {"IfMatch": tag}
-    return Status(info["size"], int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest()) >> 1)
+        return {"If-Match": tag}
+    if is_http(url) and isinstance(modified, str):
+        return {"If-Unmodified-Since": modified}
+    return {"IfMatch": tag} if url.startswith("s3://") and tag else {}
 
 
 def ask(url: str, ranges: Sequence[Range]) -> "Future[list[bytes]]":
@@ -276,7 +297,7 @@ async def _call(filesystem: Any, method: str, *args: Any, **kwargs: Any) -> Any:
 
 
 async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> bytes:
-    same = _same[url] if url in _same else {}
+    same = _looks[url].same if url in _looks else {}
     try:
         if "IfMatch" in same:
             data = await _range_of_s3(filesystem, path, begin, end, same["IfMatch"])
@@ -288,9 +309,8 @@ async def _range(filesystem: Any, path: str, url: str, begin: int, end: int) -> 
         if getattr(error, "status", None) != 412 and not refused:
             raise
         # Whoever looks next asks anew; a late answer to an earlier tag says nothing of what was found since
-        if url in _statuses and _same.get(url) == same:
-            filesystem.invalidate_cache(path)  # of what a listing said
-            del _statuses[url]
+        if url in _looks and _looks[url].until and _looks[url].same == same:
+            _looks[url].until = 0.0
             log.warning(CHANGED, masked(url))
         raise ChangedError(errno.ESTALE, "it has changed in the store since it was looked at") from error
     count(bytes=len(data))
