@@ -220,12 +220,12 @@ def test_held_out_logits_are_scaled_by_what_did_not_see_them():
 
 def test_too_few_videos():
     logits, labels = drawn(8, v=9)
-    with pytest.raises(UserError, match="takes 10 val videos or more.* there are 9 in 9"):
+    with pytest.raises(UserError, match="needs 10 val videos or more.* there are 9 in 9"):
         fit("temperature", logits, labels, False, None)
     logits, labels = drawn(8, v=100, k=7)
     with pytest.raises(UserError, match="there are 100 in 1"):
         fit("temperature", logits, labels, False, np.zeros(100, int))
-    with pytest.raises(UserError, match="method=vector takes 20 val videos of each class"):
+    with pytest.raises(UserError, match="method=vector needs 20 val videos of each class"):
         fit("vector", logits, labels, False, None)
 
 

@@ -91,7 +91,7 @@ def test_crops_that_are_not_held():
     assert crop_choice(3, 3).numbers == (0, 1, 2)
     with pytest.raises(UserError, match="crops=2 is not in .* holds 1 or 3"):
         crop_choice(3, 2)
-    with pytest.raises(UserError, match="crops=1 is not in .* holds 2: of an even"):
+    with pytest.raises(UserError, match="crops=1 is not in .* holds 2: an even"):
         crop_choice(2, 1)
 
 

@@ -135,7 +135,7 @@ def test_what_is_no_complete_table_is_refused(tmp_path):
     folder = make(tmp_path / "whole", [[0, 1, 2]])
     lines = (folder / "videos.csv").read_text().splitlines()
     (folder / "videos.csv").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(UserError, match="not of one table; .*overwrite=true"):
+    with pytest.raises(UserError, match="not belong to one table; .*overwrite=true"):
         view_store.open_views(folder)
     (folder / "logits.npy").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged"):

@@ -1,4 +1,5 @@
-"""The calibration of a checkpoint: stored beside it and in the cards of its exports, and applied to logits."""
+"""The calibration of a checkpoint: it is stored beside the checkpoint and in its exports' cards, and applied to
+logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ AGAIN = "calibrate it again, or say calibrated=false to go without"
 
 @dataclass(frozen=True)
 class Calibration:
-    """From fused logits of one protocol to probabilities and answers. `record` is the content of the file.
+    """Maps fused logits of one protocol to probabilities and answers. `record` is the content of the file.
 
-    `thresholds` [k] are the least probabilities of answers, `sets` [1] or [k] those of classes in a prediction set;
-    None where none were asked for.
+    A class is answered if its probability reaches `thresholds` [k], and is in the prediction set if it reaches `sets`
+    [1] or [k]. Either is None if it was not requested.
     """
 
     record: Mapping[str, Any]
@@ -32,19 +33,19 @@ class Calibration:
 
     @classmethod
     def of(cls, record: Mapping[str, Any], source: Path) -> "Calibration":
-        """Raises `UserError` if the record from `source` is damaged or of another version."""
+        """Checks the record from the file `source`. Raises `UserError` if it is damaged or has another format."""
         try:
             if record["format"] != FORMAT:
                 raise ValueError(f"its format is {record['format']}, not {FORMAT}")
             k, rows, sets = len(record["classes"]), record["thresholds"], record["sets"]
             scale, bias = (_numbers(record["scaling"][key], 1, k) for key in ("scale", "bias"))
             if len(scale) != len(bias) or (len(scale) == 1 and scale[0] <= 0):
-                raise ValueError(f"a scale of {scale[:3]}")
+                raise ValueError(f"its scale {scale[:3]} is not allowed")
             least = None if sets is None else _numbers(sets["least"], 1, k)
             values = None
-            if rows is not None:  # what no probability suffices for is null in JSON
-                own = [row["threshold"] for row in rows["classes"]]
-                values = _numbers([2.0 if value is None else value for value in own], k)
+            if rows is not None:  # null in JSON: the class is never answered, so its threshold is above 1
+                stored_thresholds = [row["threshold"] for row in rows["classes"]]
+                values = _numbers([2.0 if value is None else value for value in stored_thresholds], k)
             [str(record["protocol"][key]) for key in ("text", "fusion")]
             [str(record[key]) for key in ("checkpoint", "weights", "split", "videos")]
         except (KeyError, TypeError, ValueError) as error:
@@ -58,8 +59,8 @@ class Calibration:
         return f"{self.scaling}, from {self.record['videos']} videos of {self.record['split']}"
 
     def check_protocol(self, fusion: str, text: str) -> str | None:
-        """A warning if the protocol `text` is not that of the fit. Raises `UserError` for another fusion, whose logits
-        are on another scale."""
+        """Returns a warning if the protocol `text` differs from that of the fit. Raises `UserError` if the fusion
+        differs, as its logits have another scale."""
         fitted = self.record["protocol"]
         if fitted["fusion"] != fusion:
             raise UserError(
@@ -70,11 +71,11 @@ class Calibration:
         return f"calibrated on another protocol, so probabilities are less sure: {fitted['text']}; here {text}"
 
     def answers(self, chances: np.ndarray, independent: bool) -> list[int] | None:
-        """The classes whose probabilities [k] reach their thresholds: with one label a video, the first or none.
-        Without thresholds, the only class of the prediction set."""
+        """The classes whose probabilities [k] reach their thresholds. With one label a video, this is the most probable
+        class or none. Without thresholds, it is the class of a prediction set that holds only one."""
         if self.thresholds is None:
-            alone = self.set_of(chances)
-            return alone if alone is None or len(alone) == 1 else []
+            classes = self.set_of(chances)
+            return classes if classes is None or len(classes) == 1 else []
         likely = np.argsort(-chances, kind="stable")[: None if independent else 1]
         return [number for number in likely.tolist() if chances[number] >= self.thresholds[number]]
 
@@ -89,7 +90,7 @@ class Calibration:
 def _numbers(values: Any, *sizes: int) -> list[float]:
     numbers = [float(value) for value in values]
     if len(numbers) not in sizes or not np.isfinite(numbers).all():
-        raise ValueError(f"{len(numbers)} numbers in place of {' or '.join(map(str, sizes))}, or not finite")
+        raise ValueError(f"it has {len(numbers)} numbers instead of {' or '.join(map(str, sizes))}, or some not finite")
     return numbers
 
 
@@ -99,22 +100,22 @@ def place_of(checkpoint: Path) -> Path:
 
 
 def read_calibration(checkpoint: Path, weights: str) -> Calibration | None:
-    """The calibration of some weights of a checkpoint, or None. Raises `UserError` if the file is damaged, or the
-    checkpoint was written after it."""
+    """The calibration of the checkpoint's `weights` (such as ema), or None. Raises `UserError` if the file is damaged,
+    or belongs to an earlier checkpoint."""
     path = place_of(checkpoint)
     if not path.is_file():
         return None
     calibration = Calibration.of(read_json(path, AGAIN), path)
     if calibration.record["checkpoint"] != sha256(checkpoint):
-        raise UserError(f"{path} is of another {checkpoint.name} than the one that lies there now; {AGAIN}")
+        raise UserError(f"{path} belongs to an earlier {checkpoint.name}, which has been replaced; {AGAIN}")
     return calibration if calibration.record["weights"] == weights else None
 
 
 def find_calibration(
     checkpoint: Path, card: Mapping[str, Any] | None, weights: str, wanted: bool | None
 ) -> Calibration | None:
-    """The calibration of some weights of a checkpoint, or in the `card` of an exported file; None if there is none, or
-    `wanted` is False. Raises `UserError` if `wanted` is True and there is none, and as `read_calibration` does."""
+    """The calibration of the checkpoint's `weights`, or that in the `card` of an exported file. None if there is none,
+    or if `wanted` is False. Raises `UserError` if `wanted` is True and there is none, or if the file is damaged."""
     if wanted is False:
         return None
     if card is None:
@@ -130,7 +131,8 @@ def find_calibration(
 
 
 def calibration_of_table(folder: Path, identity: Mapping[str, Any]) -> Calibration | None:
-    """The calibration of the checkpoint whose logits a table RUN/eval/NAME/views holds, if that run has one."""
+    """The calibration of the checkpoint that computed the view table in `folder`, RUN/eval/NAME/views. None if the run
+    has none."""
     for path in sorted(folder.resolve().parents[2].glob("checkpoints/*.calibration.json")):
         calibration = Calibration.of(read_json(path, AGAIN), path)
         if all(calibration.record[key] == identity[key] for key in ("checkpoint", "weights")):

@@ -1,7 +1,7 @@
 """Calibration errors, and temperature and vector scaling.
 
-Both scale the fused logits of a video, so a temperature keeps the order of classes. Under mean_probs fused logits are
-logarithms of mean probabilities. A temperature of each view, before the mean, could change the first class.
+Both scale the fused logits of a video, so a temperature keeps the order of classes. With mean_probs, fused logits are
+logarithms of mean probabilities. Scaling each view before the mean could change the predicted class.
 """
 
 import math
@@ -19,15 +19,15 @@ from vidtrain.errors import UserError
 from vidtrain.evaluation.metrics import parts
 from vidtrain.evaluation.predictions import percentile_interval, resampled_means
 
-CELLS = 1 << 18  # logits at a time, which fit in a core's cache
+CELLS = 1 << 18  # logits that are processed at a time: they fit in a core's cache
 BINS = 15  # as Guo et al. and torchmetrics have it
 DRAWS, CONFIDENCE = 1000, 0.95  # of the bootstrap
 COLDEST, HOTTEST = 0.01, 100.0  # bounds of temperatures
 FOLDS = 5
-FOLD_TOLERANCE = 0.03  # Newton's steps are squared by the next: from here on a temperature is right within 0.1%
-WARM_START = 2000  # videos of the first guess of a temperature
+FOLD_TOLERANCE = 0.03  # Newton's method squares its error: after a step of 3% a temperature is right within 0.1%
+WARM_START = 2000  # number of videos for the first guess of a temperature
 TEMPERATURE, VECTOR = "temperature", "vector"
-LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos: ten for each fitted number
+LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos that a fit needs: ten for each fitted number
 
 
 # --- how good probabilities are -----------------------------------------------------------------------------
@@ -35,9 +35,9 @@ LEAST, LEAST_OF_A_CLASS = 10, 20  # val videos: ten for each fitted number
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Costs `nll` and `brier` [v] of the probabilities of v videos; probabilities `confidence` [m] of answers, and
-    whether they are `right` [m]; all float64. Answers are the first class of each video or, with several labels a
-    video, the yes or no of every video and class.
+    """Scores of probabilities, all float64: the costs `nll` and `brier` [v] of v videos, the probability `confidence`
+    [m] of each answer, and whether it is `right` [m]. An answer is the most probable class of a video or, with several
+    labels a video, each yes or no for a video and a class.
     """
 
     nll: np.ndarray
@@ -47,10 +47,10 @@ class Outcomes:
 
 
 def outcomes(logits: Tensor, labels: Tensor, independent: bool) -> Outcomes:
-    """Of fused logits [v k] and classes [v], or `labels` [v k] of 0 and 1.
+    """Scores fused `logits` [v k] against `labels`: classes [v], or 0 and 1 [v k].
 
-    The negative log-likelihood is in natural logarithms. The Brier score is the sum of squares over classes, 0 to 2
-    (Brier, 1950). Where classes are judged independently both are means over classes, as `loss` is.
+    The negative log-likelihood uses natural logarithms. The Brier score is the sum of squares over classes, 0 to 2
+    (Brier, 1950). If classes are judged independently, both are means over classes, as `loss` is.
     """
     rows = [
         _outcomes(logits[part].double(), labels[part], independent)
@@ -60,9 +60,9 @@ def outcomes(logits: Tensor, labels: Tensor, independent: bool) -> Outcomes:
 
 
 def _outcomes(logits: Tensor, labels: Tensor, independent: bool) -> tuple[Tensor, ...]:
-    several = labels.ndim == 2
+    multi_label = labels.ndim == 2
     if independent:
-        answers = labels.double() if several else F.one_hot(labels, logits.shape[1]).double()
+        answers = labels.double() if multi_label else F.one_hot(labels, logits.shape[1]).double()
         nll = F.binary_cross_entropy_with_logits(logits, answers, reduction="none").mean(dim=1)
         chances = logits.sigmoid()
         brier = (chances - answers).square().mean(dim=1)
@@ -71,32 +71,35 @@ def _outcomes(logits: Tensor, labels: Tensor, independent: bool) -> tuple[Tensor
         nll = -logs.gather(1, labels[:, None])[:, 0]
         chances = logs.exp()
         brier = torch.linalg.vecdot(chances, chances) - 2 * (-nll).exp() + 1
-    if several:
+    if multi_label:
         return nll, brier, chances.flatten(), labels.double().flatten()
-    first = torch.from_numpy(logits.numpy().argmax(axis=1))  # of equal ones the first, as everywhere
+    first = torch.from_numpy(logits.numpy().argmax(axis=1))  # the first of equal logits, as in `ranking`
     return nll, brier, chances.gather(1, first[:, None])[:, 0], (first == labels).double()
 
 
 def equal_width(confidence: np.ndarray) -> np.ndarray:
-    """The bin [m] of each answer: 15 of equal width with closed lower ends and, as in torchmetrics, one for 1."""
+    """The bin [m] of each answer. There are 15 bins of equal width, which include their lower ends, and a bin for 1, as
+    in torchmetrics."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1
 
 
 def equal_mass(confidence: np.ndarray) -> np.ndarray:
-    """The bin [m] of each answer: 15 of equally many answers; equal probabilities share a bin."""
+    """The bin [m] of each answer. There are 15 bins with the same number of answers; equal probabilities share a
+    bin."""
     ordered = np.sort(confidence)
-    firsts = ordered[np.arange(BINS) * len(ordered) // BINS]
-    return np.searchsorted(np.unique(firsts), confidence, side="right") - 1
+    lower_ends = ordered[np.arange(BINS) * len(ordered) // BINS]
+    return np.searchsorted(np.unique(lower_ends), confidence, side="right") - 1
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: np.ndarray) -> float:
-    """The expected calibration error: the distance of mean probability and share of right answers in each bin, weighted
-    by its answers (Naeini et al., 2015; Guo et al., 2017)."""
+    """The expected calibration error: the distance between mean probability and accuracy in each bin, weighted by the
+    bin's number of answers (Naeini et al., 2015; Guo et al., 2017)."""
     return float(np.abs(np.bincount(bins, confidence - right)).sum() / len(bins))
 
 
 def errors_by_class(logits: Tensor, labels: Tensor) -> list[float]:
-    """The calibration error, in bins of equal width, of the yes and no of each class; `labels` [v k] of 0 and 1."""
+    """The calibration error of each class as a yes-or-no question, in bins of equal width; `labels` [v k] are 0 and
+    1."""
     columns = zip(logits.double().sigmoid().T.numpy(), labels.double().T.numpy(), strict=True)
     return [calibration_error(chances, truth, equal_width(chances)) for chances, truth in columns]
 
@@ -105,30 +108,30 @@ BINNINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {"ece": equal_width
 
 
 def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[dict[str, Any]]:
-    """For each of several outcomes of the same videos: nll, brier, ece and ece_mass as value, low and high; `chance`,
-    the approximate ece of true probabilities; `units`, how many are drawn; `bins` of equal width as [answers, mean
-    probability, share that is right].
+    """For each of `results`, which are outcomes of the same videos: nll, brier, ece and ece_mass as value, low and
+    high; `chance`, the approximate ece that perfectly calibrated probabilities would have; `units`, the number of
+    videos or groups that a bootstrap draw has; `bins` of equal width as [answers, mean probability, accuracy].
 
-    Intervals are of 95%, from 1,000 bootstrap draws of videos, or of `groups` [v] of them, with fixed bins. Drawing
-    with replacement raises calibration errors, so their intervals are draws mirrored at the value, which may lie
-    outside (the basic bootstrap, Davison & Hinkley, 1997).
+    Intervals have 95% confidence. They come from 1,000 bootstrap draws of videos, or of whole `groups` [v], with fixed
+    bins. Drawing with replacement raises calibration errors, so their draws are mirrored at the value, which may lie
+    outside of the interval (the basic bootstrap, Davison & Hinkley, 1997).
     """
     columns: list[np.ndarray] = []
-    for own in results:
-        columns += [own.nll[None], own.brier[None]]
-        columns += [_gaps(own, binning(own.confidence)) for binning in BINNINGS.values()]
-    costs = np.concatenate(columns, dtype=np.float32)  # draws are far less exact
+    for result in results:
+        columns += [result.nll[None], result.brier[None]]
+        columns += [_gaps(result, binning(result.confidence)) for binning in BINNINGS.values()]
+    costs = np.concatenate(columns, dtype=np.float32)  # float32 suffices: the variance of draws is far larger
     means = resampled_means(costs, groups, DRAWS, np.random.default_rng(0))
     sampled = iter(np.split(means, np.cumsum([len(column) for column in columns])[:-1], axis=1))
     units = len(results[0].nll) if groups is None else int(groups.max()) + 1
     rows = []
-    for own in results:
-        row: dict[str, Any] = {"units": units, "chance": _chance(own), "bins": _diagram(own)}
-        for name, costs in (("nll", own.nll), ("brier", own.brier)):
+    for result in results:
+        row: dict[str, Any] = {"units": units, "chance": _chance(result), "bins": _diagram(result)}
+        for name, costs in (("nll", result.nll), ("brier", result.brier)):
             low, high = percentile_interval(next(sampled)[:, 0], CONFIDENCE)
             row[name] = {"value": float(costs.mean()), "low": low, "high": high}
         for name, binning in BINNINGS.items():
-            value = calibration_error(own.confidence, own.right, binning(own.confidence))
+            value = calibration_error(result.confidence, result.right, binning(result.confidence))
             mirrored = 2 * value - np.abs(next(sampled)).sum(axis=1)
             low, high = percentile_interval(np.maximum(mirrored, 0), CONFIDENCE)
             row[name] = {"value": value, "low": low, "high": high}
@@ -136,24 +139,25 @@ def reliability(results: Sequence[Outcomes], groups: np.ndarray | None) -> list[
     return rows
 
 
-def _chance(own: Outcomes) -> float:
-    """The mean of |x| is s * sqrt(2 / pi) for a normal x of deviation s; summed over bins."""
-    variances = np.bincount(equal_width(own.confidence), own.confidence * (1 - own.confidence))
-    return float(np.sqrt(2 / np.pi * variances).sum() / len(own.confidence))
+def _chance(result: Outcomes) -> float:
+    """The ece that perfectly calibrated probabilities would have by chance. It is a sum over bins: the mean of |x| is s
+    * sqrt(2 / pi) for a normal x with deviation s."""
+    variances = np.bincount(equal_width(result.confidence), result.confidence * (1 - result.confidence))
+    return float(np.sqrt(2 / np.pi * variances).sum() / len(result.confidence))
 
 
-def _gaps(own: Outcomes, bins: np.ndarray) -> np.ndarray:
-    """Each video's part [b v] in the difference of mean probability and share of right answers of each bin."""
-    v = len(own.nll)
+def _gaps(result: Outcomes, bins: np.ndarray) -> np.ndarray:
+    """Each video's contribution [b v] to the difference between mean probability and accuracy in each bin."""
+    v = len(result.nll)
     answers = len(bins) // v
     cells = bins * v + np.repeat(np.arange(v), answers)
-    gaps = np.bincount(cells, own.confidence - own.right, minlength=(int(bins.max()) + 1) * v)
+    gaps = np.bincount(cells, result.confidence - result.right, minlength=(int(bins.max()) + 1) * v)
     return gaps.reshape(-1, v) / answers
 
 
-def _diagram(own: Outcomes) -> list[list[float]]:
-    bins = equal_width(own.confidence)
-    counts, sums, right = (np.bincount(bins, column) for column in (None, own.confidence, own.right))
+def _diagram(result: Outcomes) -> list[list[float]]:
+    bins = equal_width(result.confidence)
+    counts, sums, right = (np.bincount(bins, column) for column in (None, result.confidence, result.right))
     return [
         [int(counts[b]), float(sums[b] / counts[b]), float(right[b] / counts[b])]
         for b in np.flatnonzero(counts).tolist()
@@ -165,8 +169,8 @@ def _diagram(own: Outcomes) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Maps fused logits [.. k] to `scale` * logits + `bias`, of one number or k each. One scale is a temperature,
-    1 / scale. Float64 keeps neighboring float32 logits apart, so ranks stay.
+    """Maps fused logits [.. k] to `scale` * logits + `bias`, each with one number or k. A single scale is a temperature
+    of 1 / scale. The result is float64: it keeps neighboring float32 logits apart, so ranks stay.
     """
 
     scale: tuple[float, ...] = (1.0,)
@@ -178,7 +182,7 @@ class Scaling:
 
     @property
     def temperature(self) -> float | None:
-        """None where classes are scaled each by itself."""
+        """None if every class has its own scale."""
         return 1 / self.scale[0] if len(self.scale) == 1 else None
 
     def __str__(self) -> str:
@@ -188,7 +192,7 @@ class Scaling:
 
 
 def mean_nll(logits: Tensor, labels: Tensor, independent: bool) -> float:
-    """The mean negative log-likelihood of fused logits [v k], as of `outcomes`."""
+    """The mean of the negative log-likelihood that `outcomes` computes for fused logits [v k]."""
     if independent:
         return float(outcomes(logits, labels, independent).nll.mean())
     costs = [
@@ -199,15 +203,15 @@ def mean_nll(logits: Tensor, labels: Tensor, independent: bool) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, independent: bool) -> Scaling | None:
-    """The temperature of least negative log-likelihood on fused logits [v k] (Guo et al., 2017).
+    """The temperature with the least negative log-likelihood on fused logits [v k] (Guo et al., 2017).
 
-    The cost is convex in 1 / temperature: Newton's method within a bracket finds the minimum. None where every true
-    class has the highest logit, as the coldest temperature would be best; the hottest where logits tell nothing. Never
-    raises the cost.
+    The cost is convex in 1 / temperature, so Newton's method within a bracket finds the minimum. The result is None if
+    every true class has the highest logit, as the lowest temperature would be best, and the highest temperature if
+    logits carry no information. The fit never raises the cost.
     """
     slopes = partial(_slopes, logits, labels, independent)
-    some = torch.arange(0, len(logits), max(1, len(logits) // WARM_START))  # a first guess, which costs little
-    guess = _newton(lambda scale: slopes(scale, some).sum(dim=1), 1.0, 1e-3)
+    subset = torch.arange(0, len(logits), max(1, len(logits) // WARM_START))  # for a cheap first guess
+    guess = _newton(lambda scale: slopes(scale, subset).sum(dim=1), 1.0, 1e-3)
     scale = _newton(lambda scale: slopes(scale).sum(dim=1), guess, 1e-6)
     if scale >= 1 / COLDEST:
         return None
@@ -216,8 +220,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, independent: bool) -> Scalin
 
 
 def _newton(slopes: Callable[[float], Tensor], start: float, tolerance: float) -> float:
-    """The root of the first of two `slopes`, the first and second derivative, within the bounds of scales; the nearer
-    bound where there is none. Ends when a relative step is below `tolerance`."""
+    """The scale at which the first derivative is 0; `slopes` returns the first and second derivative at a scale. If
+    there is none within the bounds of scales, the nearer bound. Ends when a relative step is below `tolerance`."""
     low, high = 1 / HOTTEST, 1 / COLDEST
     scale = min(max(start, low), high)
     while high / low > 1 + 1e-6:
@@ -233,8 +237,8 @@ def _newton(slopes: Callable[[float], Tensor], start: float, tolerance: float) -
 
 
 def _slopes(logits: Tensor, labels: Tensor, independent: bool, scale: float, rows: Tensor | None = None) -> Tensor:
-    """First and second derivatives [2 v], float64, of each video's cost by the scale; of some `rows` if given. Float32
-    arithmetic is exact to 1e-6, and so is a temperature."""
+    """First and second derivatives of each video's cost by the scale, float64 [2 v], for all videos or for `rows`. They
+    are computed in float32, which makes a temperature exact to 1e-6."""
     if rows is not None:
         logits, labels = logits[rows], labels[rows]
     columns = []
@@ -257,8 +261,8 @@ def _slopes(logits: Tensor, labels: Tensor, independent: bool, scale: float, row
 def fit_vector(logits: Tensor, labels: Tensor, independent: bool, start: Scaling) -> Scaling:
     """A scale and a bias for each class (vector scaling, Guo et al., 2017), starting from the temperature `start`.
 
-    They maximize the posterior under unit normal priors of each bias and of each scale's relative distance from the
-    temperature's; the likelihood alone leaves a common bias undetermined.
+    They maximize the posterior. Each bias, and the relative distance of each scale from the temperature's, has a unit
+    normal prior: the likelihood alone would leave a bias common to all classes undetermined.
     """
     z, k, around = logits.double(), logits.shape[1], start.scale[0]
     numbers = torch.zeros(2, k, dtype=torch.float64, requires_grad=True)
@@ -284,10 +288,11 @@ def fit_vector(logits: Tensor, labels: Tensor, independent: bool, start: Scaling
 def fit(
     method: str, logits: Tensor, labels: Tensor, independent: bool, groups: np.ndarray | None
 ) -> tuple[Scaling | None, Tensor]:
-    """A scaling by `method`, temperature or vector, and held-out logits [v k]: a fit on four fifths of the videos
-    scales the last fifth, with groups kept whole. None where no temperature is the best.
+    """Fits a scaling by `method`, temperature or vector. Returns it with held-out scaled logits [v k]: each fifth of
+    the videos is scaled by a fit on the other four, and groups stay together. The scaling is None if no temperature is
+    the best (see `fit_temperature`).
 
-    Raises `UserError` for too few videos, with the number that it takes.
+    Raises `UserError` naming the number of videos needed if there are fewer.
     """
     _check_enough(method, labels, logits.shape[1], groups)
     fitted = fit_temperature(logits, labels, independent)
@@ -296,22 +301,24 @@ def fit(
     slopes = partial(_slopes, logits, labels, independent)
     shared = slopes(fitted.scale[0])
 
-    def without(held: Tensor) -> Scaling:
+    def fit_without(held: Tensor) -> Scaling:
         rows = (~held).nonzero()[:, 0]
 
-        def of_rows(scale: float) -> Tensor:
-            known = shared[:, rows] if scale == fitted.scale[0] else slopes(scale, rows)
-            return known.sum(dim=1)
+        def slopes_of_rows(scale: float) -> Tensor:
+            by_video = shared[:, rows] if scale == fitted.scale[0] else slopes(scale, rows)
+            return by_video.sum(dim=1)
 
-        scale = _newton(of_rows, fitted.scale[0], FOLD_TOLERANCE)
-        own = Scaling() if scale >= 1 / COLDEST else Scaling((scale,))
-        return own if method == TEMPERATURE else fit_vector(logits[rows], labels[rows], independent, own)
+        scale = _newton(slopes_of_rows, fitted.scale[0], FOLD_TOLERANCE)
+        temperature = Scaling() if scale >= 1 / COLDEST else Scaling((scale,))
+        if method == TEMPERATURE:
+            return temperature
+        return fit_vector(logits[rows], labels[rows], independent, temperature)
 
     scaled = logits.double()
     folds = _folds(len(logits), groups)
     for fold in folds.unique():
         held = folds == fold
-        scaled[held] = without(held)(logits[held])
+        scaled[held] = fit_without(held)(logits[held])
     return fitted if method == TEMPERATURE else fit_vector(logits, labels, independent, fitted), scaled
 
 
@@ -326,14 +333,14 @@ def _check_enough(method: str, labels: Tensor, k: int, groups: np.ndarray | None
     units = len(labels) if groups is None else int(groups.max()) + 1
     if len(labels) < LEAST or units < 2:
         raise UserError(
-            f"a temperature takes {LEAST} val videos or more, in two groups or more; there are {len(labels)} in {units}"
+            f"a temperature needs {LEAST} val videos or more, in two groups or more; there are {len(labels)} in {units}"
         )
     counts = labels.sum(dim=0) if labels.ndim == 2 else torch.bincount(labels, minlength=k)
-    if labels.ndim == 2:  # a no is an answer too
+    if labels.ndim == 2:  # a fit needs videos with the label and videos without it
         counts = torch.minimum(counts, len(labels) - counts)
     few = int((counts < LEAST_OF_A_CLASS).sum())
     if method == VECTOR and few:
         raise UserError(
-            f"method=vector takes {LEAST_OF_A_CLASS} val videos of each class, ten for each of its two numbers: {few} "
-            f"of {k} classes have fewer, down to {int(counts.min())}; method=temperature takes {LEAST} in all"
+            f"method=vector needs {LEAST_OF_A_CLASS} val videos of each class, ten for each of its two numbers: {few} "
+            f"of {k} classes have fewer, down to {int(counts.min())}; method=temperature needs {LEAST} in all"
         )

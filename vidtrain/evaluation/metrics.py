@@ -1,8 +1,8 @@
-"""Classification metrics, from logits or from predictions: of one label a video, and below, of several.
+"""Classification metrics, from logits or from predictions: first for one label a video, then for several.
 
-Those of one label are made of counts by class, so that their memory grows with the classes: torchmetrics counts in a
-matrix of classes by classes, 3.5 GB for each of 21,000-class metrics. Those of several are judged by a sigmoid;
-torchmetrics is imported where they use it, as that takes seconds.
+The metrics for one label are computed from counts by class, so their memory grows linearly with the classes:
+torchmetrics counts in a matrix of classes by classes, 3.5 GB for each metric of 21,000 classes. The metrics for several
+labels use sigmoids. torchmetrics is imported inside functions, as the import takes seconds.
 """
 
 import math
@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What `trainer.monitor` may name, where a video has one label, and where it may have several
+# What `trainer.monitor` may name if a video has one label, and if it may have several
 ONE_LABEL = ("loss", "top1", "top5", "balanced_accuracy", "precision_macro", "precision_weighted", "recall_macro",
              "recall_weighted", "f1_macro", "f1_weighted", "clip_loss", "clip_top1", "clip_top5")  # fmt: skip
 SEVERAL_LABELS = ("loss", "map", "map_micro", "exact_match", "precision_macro", "precision_micro", "recall_macro",
                   "recall_micro", "f1_macro", "f1_micro", "clip_loss", "clip_map", "clip_map_micro")  # fmt: skip
-# What is measured where there are no labels; the last two where a labeled dataset is named to probe the features
+# What pretraining measures; the last two only if a labeled dataset is chosen to probe the features
 UNLABELED = ("loss", "effective_rank", "spread", "knn_top1", "linear_top1")
 NO_LABELS = (*UNLABELED, "evaluations")
-# Which way is better
+# Whether lower or higher values are better
 DIRECTIONS = {name: "min" if name.endswith("loss") else "max" for name in (*ONE_LABEL, *SEVERAL_LABELS, *NO_LABELS)}
 
-# With what closing evaluations report of probabilities besides
+# The same with the calibration metrics, which only the closing evaluation reports
 CLOSING_DIRECTIONS = DIRECTIONS | {"brier": "min", "ece": "min", "ece_mass": "min"}
 
 
@@ -32,7 +32,7 @@ def metric_names(num_classes: int, multi_label: bool) -> tuple[str, ...]:
     """The metrics of a dataset with `num_classes` classes."""
     if multi_label:
         return SEVERAL_LABELS
-    # with five classes or fewer, top-5 is always right and says nothing
+    # with five classes or fewer, top-5 is always right
     return tuple(name for name in ONE_LABEL if num_classes > 5 or not name.endswith("top5"))
 
 
@@ -40,25 +40,25 @@ CELLS = 1 << 24  # logits that are sorted, or taken in double precision, at a ti
 
 
 def from_predictions(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
-    """Top-1, and precision, recall and F1 as macro and weighted averages; `predictions` and `labels` are [v]. Macro
-    averages leave out classes that are neither present nor predicted, and balanced accuracy is the mean recall of the
-    classes that are present."""
+    """Top-1, balanced accuracy, and precision, recall and F1 as macro and weighted averages; `predictions` and `labels`
+    are [v]. Macro averages leave out classes that are neither present nor predicted. Balanced accuracy is the mean
+    recall of the classes that are present."""
     return from_class_counts(class_counts(predictions, labels, num_classes))
 
 
 def class_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 [3 k] of each class: of videos that are of it and were taken for it, that are of it, and that were
-    taken for it."""
+    """For each class the number of videos that are correctly predicted, that have the label, and that are predicted:
+    int64 [3 k]."""
     columns = (labels[predictions == labels], labels, predictions)
     return torch.stack([torch.bincount(column, minlength=num_classes) for column in columns])
 
 
 def from_class_counts(counts: Tensor) -> dict[str, float]:
-    """`from_predictions` for counts [3 k] as `class_counts` gives them, and as the loop sums them."""
+    """The metrics of `from_predictions`, from the counts [3 k] of `class_counts`, which may be summed over batches."""
     hits, labeled, predicted = counts.double().cpu()
     seen, total = labeled + predicted > 0, labeled.sum()
     metrics = {"top1": (hits.sum() / total).item()}
-    # 0 where there is nothing to measure
+    # 0 / 0 counts as 0
     scores = {name: score.nan_to_num() for name, score in _scores(hits, labeled, predicted).items()}
     for name, score in scores.items():
         metrics[f"{name}_macro"] = score[seen].mean().item()
@@ -68,20 +68,20 @@ def from_class_counts(counts: Tensor) -> dict[str, float]:
 
 
 def _scores(hits: Tensor, labeled: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-    """Precision, recall and F1 of each class [k]; nan where nothing was there to measure."""
+    """Precision, recall and F1 of each class [k]; nan for 0 / 0."""
     return {"precision": hits / predicted, "recall": hits / labeled, "f1": 2 * hits / (labeled + predicted)}
 
 
 def ranking(logits: Tensor) -> Tensor:
-    """Classes [v k] by falling logit [v k]. Of equal ones the first comes first, everywhere: with another rule for
-    each metric, a top-1 could pass the top-5."""
+    """Classes [v k] by falling logit [v k]. Equal logits keep the order of classes. All metrics use this one rule, as
+    otherwise top-1 could exceed top-5."""
     return logits.sort(dim=-1, descending=True, stable=True).indices
 
 
 def from_logits(logits: Tensor, labels: Tensor, independent: bool = False) -> dict[str, float]:
-    """Loss, top-1 and, above five classes, top-5; `logits` are [v k]. The loss is in natural logarithms, without
-    smoothing or weights of classes, so that runs which train on other losses compare: cross-entropy, or the mean binary
-    cross-entropy over classes where each is judged independently."""
+    """Loss, top-1 and, above five classes, top-5; `logits` are [v k] and `labels` [v]. The loss is the cross-entropy
+    or, if classes are judged independently, the mean binary cross-entropy over classes. It has no smoothing or class
+    weights, so that runs with different training losses are comparable."""
     (v, k), loss = logits.shape, 0.0
     hits = {rank: 0 for rank in (1, 5) if rank < k}
     for rows in parts(v, k):
@@ -98,21 +98,21 @@ def from_logits(logits: Tensor, labels: Tensor, independent: bool = False) -> di
 
 
 def parts(v: int, k: int, cells: int = CELLS) -> Iterator[slice]:
-    """Rows of a table [v k], as many at a time as have so many `cells` or fewer."""
+    """Slices of the rows of a table [v k], each with at most `cells` cells (and at least one row)."""
     step = max(1, cells // k)
     return (slice(start, start + step) for start in range(0, v, step))
 
 
 def first_classes(logits: Tensor, count: int) -> Tensor:
-    """The first `count` classes of `ranking`, or all where there are fewer: int64 [v count]."""
-    firsts = [ranking(logits[rows])[:, :count].clone() for rows in parts(*logits.shape)]
-    return torch.cat(firsts) if firsts else torch.empty(0, min(count, logits.shape[1]), dtype=torch.int64)
+    """The first `count` classes of `ranking`, or all if there are fewer: int64 [v count]."""
+    chunks = [ranking(logits[rows])[:, :count].clone() for rows in parts(*logits.shape)]
+    return torch.cat(chunks) if chunks else torch.empty(0, min(count, logits.shape[1]), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """What videos of each class were taken for: how often (`counts`) each pair of `labels` and `predictions` comes,
-    all int64 [m], in the order of the labels. Of k classes there may be k * k pairs, but never more than videos."""
+    """A sparse confusion matrix: how often (`counts`) each pair of `labels` and `predictions` occurs, all int64 [m],
+    sorted by label. It has at most as many pairs as there are videos, where a dense matrix has k * k cells."""
 
     num_classes: int
     labels: Tensor
@@ -120,7 +120,7 @@ class Confusion:
     counts: Tensor
 
     def by_class(self) -> Tensor:
-        """Counts int64 [3 k] as `class_counts` gives them."""
+        """The counts int64 [3 k] of `class_counts`."""
         right = self.labels == self.predictions
         counts = torch.zeros(3, self.num_classes, dtype=torch.int64)
         counts[0, self.labels[right]] = self.counts[right]
@@ -129,25 +129,25 @@ class Confusion:
         return counts
 
     def row(self, label: int) -> Tensor:
-        """What videos of a class were taken for: counts int64 [k]."""
+        """How often videos of a class were predicted as each class: int64 [k]."""
         first, last = torch.searchsorted(self.labels, torch.tensor([label, label + 1])).tolist()
         counts = torch.zeros(self.num_classes, dtype=torch.int64)
         counts[self.predictions[first:last]] = self.counts[first:last]
         return counts
 
     def tolist(self) -> list[list[int]]:
-        """All rows, with the zeros."""
+        """The dense matrix, a row for each label."""
         return [self.row(label).tolist() for label in range(self.num_classes)]
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Confusion:
-    """How often each label [v] comes with each prediction [v]."""
+    """Counts how often each label [v] occurs with each prediction [v]."""
     pairs, counts = torch.unique(labels * num_classes + predictions, return_counts=True)
     return Confusion(num_classes, pairs // num_classes, pairs % num_classes, counts)
 
 
 def per_class(confusion: Confusion) -> list[dict[str, float | None]]:
-    """For each class its support, precision, recall and F1; null where nothing was there to measure."""
+    """For each class its support, precision, recall and F1; None for 0 / 0."""
     hits, labeled, predicted = confusion.by_class().double()
     return _rows(labeled, **_scores(hits, labeled, predicted))
 
@@ -168,8 +168,8 @@ def from_label_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss and mean average precision of `logits` [v k] and `labels` [v k] of 0 and 1.
 
     The loss is the mean binary cross-entropy over videos and classes (natural logarithm, no weights, no smoothing).
-    `map` is the mean over classes that some video has of the area under its precision-recall curve; `map_micro` takes
-    all pairs of video and class as one ranking, and is nan where no video has a label.
+    `map` is the mean area under the precision-recall curve, over the classes that some video has. `map_micro` ranks all
+    pairs of video and class together, and is nan if no video has a label.
     """
     from torchmetrics.functional.classification import binary_average_precision
 
@@ -185,8 +185,8 @@ def from_label_logits(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
-    """The average precision of each class, float64 [k]; nan for one that no video has. Equal logits are one point of
-    the curve."""
+    """The average precision of each class, float64 [k]; nan for a class that no video has. Equal logits are one point
+    of the curve."""
     from torchmetrics.functional.classification import binary_average_precision
 
     # in double precision a sigmoid keeps the order of logits up to 36
@@ -198,17 +198,16 @@ def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def count_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts int64 [k 2 2] of `logits` and `labels` [v k]: for each class by (has it, is predicted to). A label is
-    predicted where its logit is above 0: a probability above 0.5."""
+    """Counts videos for each class by (has the label, is predicted to have it): int64 [k 2 2]. `logits` and `labels`
+    are [v k]. A label is predicted if its logit is above 0, so its probability above 0.5."""
     has, predicted = labels.bool(), logits > 0
     cells = ((~has & ~predicted), (~has & predicted), (has & ~predicted), (has & predicted))
     return torch.stack([cell.sum(dim=0) for cell in cells], dim=-1).unflatten(-1, (2, 2))
 
 
 def from_label_counts(counts: Tensor) -> dict[str, float]:
-    """Precision, recall and F1 at a probability of 0.5, of counts [k 2 2] as `count_labels` gives them. Micro counts
-    all labels together. Macro is the mean over classes, and leaves out those that are neither present nor predicted. A
-    ratio of nothing to nothing is 0."""
+    """Precision, recall and F1 at a probability of 0.5, from the counts [k 2 2] of `count_labels`. Micro averages count
+    all labels together. Macro averages are means over classes that are present or predicted. 0 / 0 counts as 0."""
     counts = counts.double().cpu()
     kept = counts[counts[:, 1, 1] + counts[:, 0, 1] + counts[:, 1, 0] > 0]
     metrics = {}
@@ -219,17 +218,17 @@ def from_label_counts(counts: Tensor) -> dict[str, float]:
 
 
 def exact_match(logits: Tensor, labels: Tensor) -> float:
-    """The share of videos whose predicted labels are all theirs and no others."""
+    """The share of videos whose predicted labels are exactly their labels."""
     return ((logits > 0) == labels.bool()).all(dim=1).double().mean().item()
 
 
 def per_label(logits: Tensor, labels: Tensor) -> list[dict[str, float | None]]:
-    """For each class its support, average precision, precision, recall and F1; null where nothing was to measure."""
+    """For each class its support, average precision, precision, recall and F1; None for 0 / 0."""
     counts = count_labels(logits, labels).double()
     scores = _scores(*_by_label(counts))
     return _rows(counts[:, 1].sum(dim=-1), ap=average_precision(logits, labels), **scores)
 
 
 def _by_label(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From counts [k 2 2]: videos [k] that have a label and are predicted to, that have it, that are predicted to."""
+    """From counts [k 2 2] the videos [k] that are correctly predicted, that have the label, and that are predicted."""
     return counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)

@@ -1,5 +1,4 @@
-"""What runs took each video for, from predictions.csv: the same videos of several runs side by side, and the bootstrap
-over them."""
+"""Reads predictions.csv of several runs, aligns the videos that they share, and draws bootstrap samples of videos."""
 
 import os
 import sys
@@ -19,17 +18,17 @@ NEEDED = ("path", "label", "prediction")
 SEPARATOR = ";"  # between several labels of a video
 TOP5 = ("top1", "top2", "top3", "top4", "top5")
 
-CELLS = 1 << 22  # of the weights that are held at a time
+CELLS = 1 << 22  # number of bootstrap weights that are in memory at a time
 
-Key = tuple[str, int]  # a path, and which of its rows this is: clips of one file share its path
+Key = tuple[str, int]  # a path, and the number of its row from 0: clips of one file share its path
 
 
 @dataclass(frozen=True)
 class Predictions:
     """One evaluation: a row per video that was read, in the order of the manifest.
 
-    With `several` labels a video, those of one stand in one text, as the file holds them. `top5` is [v], whether the
-    label is among the five likeliest classes. `groups` is None where none are recorded.
+    With `several` labels a video, a text holds all labels of a video, separated by `SEPARATOR`. `top5` [v] says whether
+    the label is among the five most probable classes. `groups` is None if the file has no groups.
     """
 
     paths: list[str]
@@ -44,13 +43,13 @@ class Predictions:
 class Aligned:
     """The v videos that r runs share.
 
-    `labels` and the `predictions` of each run are marks: sorted numbers video * k + class, one for every label of a
-    video, of k `classes`. `correct` and `top5` are [r v]; with several labels, correct are those that are all alike.
-    `texts` are labels and `answers` predictions as they were written. Groups are numbered from 0.
+    `labels` and the `predictions` of each run are codes: sorted numbers video * k + class, one for every label of a
+    video, with k `classes`. `correct` and `top5` are [r v]; with several labels, a video is correct if all of them are.
+    `texts` are the labels and `answers` the predictions as written in the files. Groups are numbered from 0.
 
-    `relabeled` counts shared videos that were left out, as the runs label them differently, and `unshared` for each
-    run the videos that another one lacks. `below_folders` is True where only the paths below each run's folder of
-    videos agree, as they do after a move.
+    `relabeled` counts shared videos that were left out because the runs label them differently. `unshared` counts for
+    each run the videos that another run lacks. `below_folders` is True if the paths agree only relative to each run's
+    folder of videos, for example because that was moved.
     """
 
     paths: list[str]
@@ -68,24 +67,24 @@ class Aligned:
 
     @property
     def units(self) -> int:
-        """How many units are drawn when videos are resampled: groups, or videos."""
+        """How many units a bootstrap draw has: groups, or videos."""
         return len(self.paths) if self.groups is None else int(self.groups.max()) + 1
 
 
 def read_predictions(path: Path, several: bool = False) -> Predictions:
-    """The predictions.csv of an evaluation, of videos with `several` labels or with one. Raises `UserError` naming the
-    file and the row."""
+    """Reads the predictions.csv of an evaluation, whose videos have one label or `several`. Raises `UserError` naming
+    the file and the row if it is damaged."""
     header, *rows = read_csv(path, "evaluate the run's checkpoint again") or [[]]
     lacking = [name for name in NEEDED if name not in header]
     if lacking:
-        raise UserError(f"{path} has no column {', '.join(lacking)}: it is not what an evaluation writes")
+        raise UserError(f"{path} has no column {', '.join(lacking)}: it was not written by an evaluation")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"{path}, row {number} has {len(row)} fields and not {len(header)}: it is damaged")
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=False))
     if not columns:
         raise UserError(f"{path} names no video")
-    for name in columns.keys() & {"label", "prediction", *TOP5}:  # files from before classes had one spelling
+    for name in columns.keys() & {"label", "prediction", *TOP5}:  # earlier versions wrote other Unicode forms
         columns[name] = [unicodedata.normalize("NFC", text) for text in columns[name]]
     likeliest = [columns[name] for name in TOP5 if name in columns]
     return Predictions(
@@ -101,9 +100,9 @@ def read_predictions(path: Path, several: bool = False) -> Predictions:
 
 
 def align(runs: Sequence[Predictions]) -> Aligned:
-    """The videos that all `runs` read, in the order of the first one. They are known by their path. Where no path is
-    shared at all, the paths below the folder that holds all videos of a run are tried, and taken if then the labels
-    agree. A path that comes another number of times in another run is not shared."""
+    """The videos that all `runs` read, in the order of the first run. Videos are identified by their paths. If no path
+    is shared, paths relative to the folder that holds all videos of a run are tried, and used if the labels agree. A
+    path is not shared if it has another number of rows in another run."""
     rows, relabeled = _share([_keys(run.paths) for run in runs], runs)
     below_folders = False
     if not rows[0] and not relabeled:
@@ -111,14 +110,14 @@ def align(runs: Sequence[Predictions]) -> Aligned:
         if moved[0] and not relabeled_moved:
             rows, below_folders = moved, True
     texts = [runs[0].labels[row] for row in rows[0]]
-    answers = [[run.predictions[row] for row in own] for run, own in zip(runs, rows, strict=True)]
+    answers = [[run.predictions[row] for row in run_rows] for run, run_rows in zip(runs, rows, strict=True)]
     several = runs[0].several
     classes = sorted({name for text in (*texts, *chain(*answers)) for name in _names(text, several)})
-    number = {name: code for code, name in enumerate(classes)}
+    code_of = {name: code for code, name in enumerate(classes)}
 
-    def marks(column: Sequence[str]) -> np.ndarray:
+    def label_codes(column: Sequence[str]) -> np.ndarray:
         codes = [
-            video * len(classes) + number[name] for video, text in enumerate(column) for name in _names(text, several)
+            video * len(classes) + code_of[name] for video, text in enumerate(column) for name in _names(text, several)
         ]
         return np.array(sorted(codes), dtype=np.int64)
 
@@ -130,10 +129,10 @@ def align(runs: Sequence[Predictions]) -> Aligned:
         classes=classes,
         texts=texts,
         answers=answers,
-        labels=marks(texts),
-        predictions=[marks(column) for column in answers],
+        labels=label_codes(texts),
+        predictions=[label_codes(column) for column in answers],
         correct=np.array([[a == b for a, b in zip(column, texts, strict=True)] for column in answers], dtype=bool),
-        top5=np.array([run.top5[own] for run, own in zip(runs, rows, strict=True)], dtype=bool),
+        top5=np.array([run.top5[run_rows] for run, run_rows in zip(runs, rows, strict=True)], dtype=bool),
         groups=groups,
         relabeled=relabeled,
         unshared=[len(run.paths) - len(rows[0]) - relabeled for run in runs],
@@ -146,21 +145,21 @@ def _names(text: str, several: bool) -> list[str]:
 
 
 def _share(keys: Sequence[Sequence[Key]], runs: Sequence[Predictions]) -> tuple[list[list[int]], int]:
-    """For each run its rows of the shared videos; and how many are left out, as they are labeled differently."""
-    times = [Counter(path for path, _ in own) for own in keys]
-    places = [{key: row for row, key in enumerate(own)} for own in keys]
+    """For each run the rows of the shared videos; and the number of videos left out because the labels differ."""
+    path_counts = [Counter(path for path, _ in run_keys) for run_keys in keys]
+    row_of = [{key: row for row, key in enumerate(run_keys)} for run_keys in keys]
     rows: list[list[int]] = [[] for _ in runs]
     relabeled = 0
     for key in keys[0]:
         path = key[0]
-        if any(path not in count or count[path] != times[0][path] for count in times[1:]):
+        if any(path not in count or count[path] != path_counts[0][path] for count in path_counts[1:]):
             continue
-        at = [place[key] for place in places]
-        if len({run.labels[row] for run, row in zip(runs, at, strict=True)}) > 1:
+        key_rows = [rows_by_key[key] for rows_by_key in row_of]
+        if len({run.labels[row] for run, row in zip(runs, key_rows, strict=True)}) > 1:
             relabeled += 1
             continue
-        for own, row in zip(rows, at, strict=True):
-            own.append(row)
+        for run_rows, row in zip(rows, key_rows, strict=True):
+            run_rows.append(row)
     return rows, relabeled
 
 
@@ -180,19 +179,18 @@ def _below_folder(paths: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, os.path.commonpath(folders)) for path in paths]
 
 
-# --- the bootstrap ----------------------------------------------------------------------------------------
-#
-# How sure a number is (Efron, 1979): as many videos as there are, drawn with replacement again and again, vary as other
-# videos of the kind would. All runs are scored on the same draw, so what makes a video hard for all cancels out. Where
-# videos come in groups (one person, one long recording) whole groups are drawn, as they are no independent witnesses.
+# --- the bootstrap ---------------------------------------------------------------------------------------- The
+# bootstrap estimates how much a number would vary on other videos (Efron, 1979). Each draw takes as many videos as
+# there are, with replacement. All runs are scored on the same draws, so differences between runs vary less than their
+# scores. Videos of one group (one person, one long recording) are not independent, so whole groups are drawn.
 
 
 def resampled_means(values: np.ndarray, groups: np.ndarray | None, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Means [draws r] of `values` [r v] over videos drawn with replacement, the same for all r rows.
 
-    Videos on which all rows are the same are exchangeable, so it draws how often each distinct column comes, which is
-    the same distribution and far fewer numbers than there are videos. `groups` [v] numbers what is drawn whole. Means
-    of float32 are computed in it, which takes half the time; of all else in float64.
+    Videos with equal columns are exchangeable, so only the number of times that each distinct column is drawn is
+    sampled: the distribution is the same, and far fewer numbers are needed. `groups` [v] are numbers of groups, which
+    are drawn whole. Float32 values are computed in float32, in half the time; all others in float64.
     """
     kind = np.float32 if values.dtype == np.float32 else np.float64
     sums, sizes = values.astype(kind), np.ones(values.shape[1])
@@ -205,19 +203,19 @@ def resampled_means(values: np.ndarray, groups: np.ndarray | None, draws: int, r
 
 
 def draw_weights(counts: np.ndarray, draws: int, width: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each kind of unit is drawn [b m], where `counts` [m] are the numbers of units. b draws come at a time:
-    as many as there is memory for in rows of `width`."""
+    """Yields how often each of m kinds of units is drawn, [b m]; `counts` [m] are the numbers of units of each kind. A
+    chunk has b draws, with at most `CELLS` cells in rows of `width`."""
     total, step, m = int(counts.sum()), max(1, CELLS // width), len(counts)
-    alone = total == m  # each kind is of one unit: then drawing units one by one takes a third of the time
+    single_units = total == m  # each kind has one unit: drawing units one by one then takes a third of the time
     for start in range(0, draws, step):
         size = min(step, draws - start)
-        if alone:
+        if single_units:
             yield np.stack([np.bincount(rng.integers(m, size=m), minlength=m) for _ in range(size)])
         else:
             yield rng.multinomial(total, counts / total, size=size)
 
 
 def percentile_interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The middle `confidence` of `samples`, without what rounding leaves of a 0."""
+    """The interval that holds the middle share `confidence` of `samples`, rounded so that a 0 is exactly 0."""
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return round(float(low), 12) + 0.0, round(float(high), 12) + 0.0

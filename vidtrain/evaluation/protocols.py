@@ -1,7 +1,7 @@
-"""From one view table to every protocol that it holds: fewer clips, one crop, each fusion, other orders of frames.
+"""Computes from one view table every protocol that it holds: fewer clips, one crop, each fusion, other frame orders.
 
-Which of the n clips stand for c of them is `clip_choice`. Where that says `same`, their frames are those that
-evaluating with c clips would read, and so is every number; else they come as near as the table allows.
+`clip_choice` picks c of the n clips. If it reports `same`, an evaluation with c clips would read the same frames and
+give the same numbers. Otherwise the chosen clips are the nearest that the table has.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from vidtrain.evaluation.views import ViewTable, fuse
 from vidtrain.files.atomic import write_json_atomic, write_text_atomic
 from vidtrain.files.escaping import csv_text
 
-MOST_SUBSETS = 20  # choices of clips that a point of the curve is the mean over
+MOST_SUBSETS = 20  # a point of the curve is the mean over at most this many choices of clips
 RULE = {
     "dense": "c of n clips: clip round(i (n - 1) / (c - 1)) for i = 0 ... c - 1, halves up; for one clip n // 2",
     "parts": "c of n clips: clip floor((2 i + 1) n / (2 c)) for i = 0 ... c - 1, the nearest by their middles",
@@ -36,7 +36,8 @@ RULE = {
 
 @dataclass(frozen=True)
 class Choice:
-    """Clips or crops by their numbers from 0; `same` where evaluating with as many would take the same views."""
+    """Chosen clips or crops, numbered from 0; `same` if an evaluation with as many of them would take the same
+    views."""
 
     numbers: tuple[int, ...]
     same: bool
@@ -44,8 +45,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to evaluate from the table, and what it gives: `metrics` of videos, and as `clip_...` of single views.
-    `num_clips` is how many clips each video shows; where they are attended jointly, they are one of the table's."""
+    """One way to evaluate from the table, and its `metrics`: those of videos, and those of single views as `clip_...`.
+    `num_clips` is the number of clips of each video; clips that the model attends jointly are one row of the table."""
 
     order: str
     num_clips: int
@@ -65,7 +66,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Point:
-    """The metric of videos with `clips` of the clips, over `subsets` choices of them."""
+    """The video metric with a number of `clips`: its mean, lowest and highest value over `subsets` choices of them."""
 
     clips: int
     crops: int
@@ -77,8 +78,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Probe:
-    """A protocol with its frames in some order, and how it compares with the first one's: what the metric changes by,
-    and the share of videos whose first class stays the same."""
+    """A protocol with another order of frames, compared with the first order: the `change` of the metric, and the share
+    of videos whose predicted class stays the same."""
 
     protocol: Protocol
     change: float
@@ -86,13 +87,13 @@ class Probe:
 
 
 def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
-    """Which c of n clips stand for an evaluation with c clips, and whether they are the same ones.
+    """Chooses c of n clips for an evaluation with c clips, and says whether that would read the same frames.
 
-    Dense clips, and VideoMAE's, start evenly from the first possible start to the last, and one alone is centered: the
-    same where those starts are among the table's. Uniform clips shift by shares of a segment, and one alone by half of
-    one. PySlowFast's start at shares of the room that they have, with its offsets at whole frames, which makes as many
-    as those of a table other ones. Clips of parts without overlap, and V-JEPA 2's, depend on the number of parts: never
-    the same.
+    Dense and VideoMAE clips start at even distances from the first possible start to the last; a single clip is
+    centered. They are the same if all of these starts are in the table. Uniform clips are shifted by shares of a
+    segment, and a single clip by half a segment. PySlowFast's clips start at shares of the possible range; its offsets
+    are rounded to whole frames, so they are never the same. Clips of parts without overlap, and V-JEPA 2's, depend on
+    the number of parts, so they are never the same either.
     """
     if c == n:
         return Choice(tuple(range(n)), True)
@@ -112,31 +113,32 @@ def clip_choice(sampling: str, overlap: bool, n: int, c: int) -> Choice:
 
 
 def crop_choice(s: int, wanted: int) -> Choice:
-    """The crops of a table with s: all, or the center, which an even number does not have. Both are the same ones."""
+    """The `wanted` crops of a table with s crops: all, or the center crop of an odd number. Both are the `same` as in
+    an evaluation of their own. Raises `UserError` for another number."""
     if wanted == s:
         return Choice(tuple(range(s)), True)
     if wanted == 1 and s % 2:
         return Choice((s // 2,), True)
     held = "1 or " if s % 2 else ""
-    why = "" if s % 2 else ": of an even number none is the center"
+    why = "" if s % 2 else ": an even number of crops has no center crop"
     raise UserError(f"crops={wanted} is not in the table, which holds {held}{s}{why}")
 
 
 def choose(views: StoredViews, clips: int, crops: int) -> tuple[Choice, Choice]:
-    """The clips and the crops of a protocol in the table. Raises `UserError` for one that it does not hold."""
+    """The clips and crops of the table for a protocol. Raises `UserError` if the table does not hold it."""
     about = views.about
-    held = about["num_clips"]
-    if about["joint"] and clips != held:
+    table_clips = about["num_clips"]
+    if about["joint"] and clips != table_clips:
         raise UserError(
-            f"eval_clips={clips}: the model attends over the tokens of all {held} clips jointly, so its views cannot "
-            "be taken apart; evaluate the checkpoint with as many clips"
+            f"eval_clips={clips}: the model attends over the tokens of all {table_clips} clips jointly, so its "
+            "views cannot be taken apart; evaluate the checkpoint with as many clips"
         )
-    if not 1 <= clips <= held:
-        raise UserError(f"eval_clips={clips} is not in the table, which holds 1 to {held}")
-    taken = Choice((0,), True)
+    if not 1 <= clips <= table_clips:
+        raise UserError(f"eval_clips={clips} is not in the table, which holds 1 to {table_clips}")
+    clip_numbers = Choice((0,), True)
     if not about["joint"]:
-        taken = clip_choice(about["sampling"], about["overlap"], held, clips)
-    return taken, crop_choice(len(about["crops"]), crops)
+        clip_numbers = clip_choice(about["sampling"], about["overlap"], table_clips, clips)
+    return clip_numbers, crop_choice(len(about["crops"]), crops)
 
 
 def crop_counts(views: StoredViews) -> list[int]:
@@ -145,9 +147,9 @@ def crop_counts(views: StoredViews) -> list[int]:
 
 
 def all_protocols(views: StoredViews, fusions: Sequence[str]) -> list[Protocol]:
-    """Every order, number of crops, number of clips and fusion."""
-    held = views.about["num_clips"]
-    counts = [held] if views.about["joint"] else range(1, held + 1)
+    """The protocols of every frame order, number of crops, number of clips and fusion."""
+    table_clips = views.about["num_clips"]
+    counts = [table_clips] if views.about["joint"] else range(1, table_clips + 1)
     protocols = []
     for order in views.about["orders"]:
         for crops in crop_counts(views):
@@ -157,7 +159,7 @@ def all_protocols(views: StoredViews, fusions: Sequence[str]) -> list[Protocol]:
 
 
 def measured(views: StoredViews, order: str, clips: Choice, crops: Choice, fusions: Sequence[str]) -> list[Protocol]:
-    """The metrics of some views under each fusion."""
+    """A protocol for each fusion, with the metrics of the chosen clips and crops."""
     table, independent = views.table(order, clips.numbers, crops.numbers), views.about["independent"]
     labels = table.labels.repeat_interleave(table.logits.shape[1], dim=0)
     of_views = _metrics(table.logits.flatten(0, 1), labels, independent)
@@ -176,17 +178,17 @@ def headline(multi_label: bool) -> str:
 
 
 def curve(views: StoredViews, fusion: str) -> list[Point]:
-    """The metric against the number of clips, for each number of crops, in the table's first order. Every point is the
-    mean over the subsets of that many clips: all subsets, or where there are more, `MOST_SUBSETS` drawn with a fixed
-    seed. Empty for views that cannot be taken apart."""
+    """The metric against the number of clips, for each number of crops, in the table's first frame order. Every point
+    is the mean over all subsets of that many clips or, if there are more, over `MOST_SUBSETS` drawn with a fixed seed.
+    Empty if the model attends over all clips jointly."""
     about = views.about
     if about["joint"]:
         return []
     name, clips = headline(views.labels.ndim == 2), about["num_clips"]
     points = []
     for crops in crop_counts(views):
-        taken = crop_choice(len(about["crops"]), crops).numbers
-        whole = views.table(about["orders"][0], range(clips), taken)
+        crop_numbers = crop_choice(len(about["crops"]), crops).numbers
+        whole = views.table(about["orders"][0], range(clips), crop_numbers)
         logits = whole.logits.unflatten(1, (clips, crops))
 
         def metric(subset: Sequence[int], whole: ViewTable = whole, logits: Tensor = logits) -> float:
@@ -200,7 +202,7 @@ def curve(views: StoredViews, fusion: str) -> list[Point]:
 
 
 def subsets(n: int, c: int) -> list[tuple[int, ...]]:
-    """Different choices of c of n: all, or `MOST_SUBSETS` drawn with a fixed seed."""
+    """Different choices of c of n clips: all, or `MOST_SUBSETS` drawn with a fixed seed."""
     if math.comb(n, c) <= MOST_SUBSETS:
         return list(itertools.combinations(range(n), c))
     rng = np.random.default_rng([n, c])
@@ -211,7 +213,7 @@ def subsets(n: int, c: int) -> list[tuple[int, ...]]:
 
 
 def probes(views: StoredViews, clips: Choice, crops: Choice, fusion: str) -> list[Probe]:
-    """The same protocol in every order of frames, the first order first."""
+    """The same protocol with every order of frames, in the table's order."""
     independent, name = views.about["independent"], headline(views.labels.ndim == 2)
     orders = views.about["orders"]
     protocols = [measured(views, order, clips, crops, [fusion])[0] for order in orders]
@@ -249,7 +251,7 @@ def as_row(protocol: Protocol) -> dict[str, Any]:
 
 
 def notes(about: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of the protocols, in words."""
+    """Sentences for the report on what the protocols mean."""
     sampling = about["sampling"]
     if about["joint"]:
         return [
@@ -259,12 +261,12 @@ def notes(about: Mapping[str, Any]) -> list[str]:
     return [
         RULE["parts" if not sampling.startswith("vjepa2") and not about["overlap"] else sampling]
         + " (clips counted from 0).",
-        "same_as_afresh: whether an evaluation with this number of clips would read the same frames; where it is false "
-        "they are only near, and an evaluation of its own may differ.",
-        "vote: each view votes for its first class; of classes with as many votes, that with the higher mean "
-        "probability wins. Its loss and top-5 count the mean probability as one more vote.",
+        "same_as_afresh: whether an evaluation with this number of clips would read the same frames; if it is false, "
+        "the frames are only near, and the numbers of such an evaluation may differ.",
+        "vote: each view votes for its most probable class; between classes with equal votes, the higher mean "
+        "probability wins. The loss and top-5 of vote count the mean probability as one more vote.",
         f"views_curve: each point is the mean over choices of this number of clips, all or {MOST_SUBSETS} drawn with a "
-        "fixed seed; protocols takes the one choice above.",
+        "fixed seed; protocols use the one choice above.",
     ]
 
 
@@ -280,8 +282,8 @@ def write_protocols(
     fusion: str,
     metric: str,
 ) -> None:
-    """Writes the files into `folder`; `points` are of `metric` under `fusion`. Clips and crops are numbered from 1; a
-    number that was not to be had is empty in CSV and null in JSON."""
+    """Writes protocols.csv, probes.csv, views_curve.csv and protocols.json into `folder`; `points` show `metric` with
+    `fusion`. Clips and crops are numbered from 1. A metric that is not finite is empty in CSV and null in JSON."""
     rows = [as_row(protocol) for protocol in protocols]
     changes = ({"change": probe.change, "same_class": probe.same_class} for probe in probed)
     probe_rows = [as_row(probe.protocol) | change for probe, change in zip(probed, changes, strict=True)]
@@ -305,7 +307,7 @@ def write_protocols(
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of rows with the same keys; without any, a file that an earlier evaluation left is removed."""
+    """Writes rows with the same keys. Without rows it removes the file of an earlier evaluation."""
     if not rows:
         path.unlink(missing_ok=True)
         return

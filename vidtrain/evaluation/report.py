@@ -1,4 +1,4 @@
-"""From a view table to a report: metrics at clip and at video level, and the tables behind them."""
+"""Makes a report from a view table: metrics at clip and at video level, and the tables behind them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,23 +31,23 @@ from vidtrain.files.atomic import replacing, write_json_atomic
 from vidtrain.files.escaping import csv_lines
 
 MOST_CLASSES = 1000
-"""Largest number of classes whose confusion.csv is a matrix; of more, confusion_pairs.csv has what occurs."""
+"""With more classes, confusion_pairs.csv with the pairs that occur takes the place of the matrix confusion.csv."""
 
 
 @dataclass
 class Report:
-    """What one evaluation result. `metrics` are of videos, those that start with `clip_` of single views."""
+    """The result of one evaluation. `metrics` are those of videos; names with `clip_` are those of single views."""
 
     metrics: dict[str, float]
-    confusion: Confusion | None  # None where videos may have several labels
+    confusion: Confusion | None  # None if videos may have several labels
     logits: Tensor  # [v k], fused
-    ranked: Tensor  # int64 [v 5], the first classes by falling probability, of fewer classes all
+    ranked: Tensor  # int64 [v 5]: the five most probable classes, or all if there are fewer
     table: ViewTable
     coverage: str
     protocol: str
-    independent: bool  # whether classes are judged each by itself
-    uncalibrated: Tensor | None = None  # [v k], where `logits` are calibrated
-    # of its probabilities, and of those that are not calibrated (vidtrain.evaluation.calibration); once written
+    independent: bool  # whether classes are judged independently
+    uncalibrated: Tensor | None = None  # [v k], if `logits` are calibrated
+    # set by `write_report`: `calibration.reliability` of the probabilities, then of the uncalibrated ones
     reliability: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -60,7 +60,8 @@ class Report:
 
     @property
     def probabilities(self) -> Tensor:
-        """[v k] of the fused prediction; of many classes as large as the table, so `ranked_chances` may do."""
+        """The probabilities [v k]. With many classes they are large; prefer `ranked_chances` if five classes
+        suffice."""
         return self._chances(self.logits)
 
     @property
@@ -84,9 +85,9 @@ def report(
     independent: bool = False,
     calibration: Calibration | None = None,
 ) -> Report:
-    """Metrics of a view table under a fusion, those of videos with a `calibration`. Raises `UserError` when no video
-    could be read. With `independent`, classes are judged each by itself: probabilities are sigmoids, not a softmax.
-    Videos that may have several labels, `table.labels` [v k], need that."""
+    """Computes the metrics of a view table with a fusion; a `calibration` scales the video logits. With `independent`,
+    probabilities are sigmoids, not a softmax; `table.labels` [v k], several labels a video, need that. Raises
+    `UserError` if no video could be read."""
     table.check_read()
     num_classes = table.logits.shape[-1]
     fused = fuse(table.logits, fusion, independent)
@@ -126,12 +127,12 @@ def write_report(
     classes: Sequence[str],
     groups: Sequence[str] | Mapping[int, str] | None = None,
 ) -> None:
-    """Writes metrics.json, predictions.csv, per_class.csv and, where videos have one label, confusion.csv into
-    `folder`; of more than 1000 classes confusion_pairs.csv instead of the last.
+    """Writes metrics.json, predictions.csv, per_class.csv and, if videos have one label, confusion.csv into `folder`;
+    with more than 1000 classes confusion_pairs.csv instead of the last.
 
-    `paths` are those of the whole manifest, or by its index those of the videos read, and `groups` what they must not
-    be split from; predictions.csv has a row per video that was read. Several labels of one stand in one field, with ";"
-    between them. The result gets its `reliability`, and the metrics of it.
+    `paths` and `groups` are those of the whole manifest, or map the indices of the videos read. predictions.csv has a
+    row per video that was read; several labels of a video stand in one field, separated by ";". Sets
+    `result.reliability` and adds its metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not result.has_nan:
@@ -154,14 +155,14 @@ def write_report(
         by_class = per_class(result.confusion)
     else:
         errors = errors_by_class(result.logits, result.table.labels)
-        rows_of = per_label(result.logits, result.table.labels)
-        by_class = [row | {"ece": error} for row, error in zip(rows_of, errors, strict=True)]
+        label_rows = per_label(result.logits, result.table.labels)
+        by_class = [row | {"ece": error} for row, error in zip(label_rows, errors, strict=True)]
     rows = [[name, *metrics.values()] for name, metrics in zip(classes, by_class, strict=True)]
     _write(folder / "per_class.csv", [["class", *by_class[0]], *rows])
 
 
 def group_numbers(indices: Sequence[int], groups: Sequence[str] | Mapping[int, str] | None) -> np.ndarray | None:
-    """A number from 0 on for the group of each of the `indices`; None where there are no groups."""
+    """The number of the group, from 0, for each of the `indices`; None without groups."""
     if groups is None:
         return None
     return np.unique(np.array([groups[index] for index in indices]), return_inverse=True)[1]
@@ -169,7 +170,7 @@ def group_numbers(indices: Sequence[int], groups: Sequence[str] | Mapping[int, s
 
 def _write_confusion(confusion: Confusion, folder: Path, classes: Sequence[str]) -> None:
     matrix, pairs = folder / "confusion.csv", folder / "confusion_pairs.csv"
-    (pairs if len(classes) <= MOST_CLASSES else matrix).unlink(missing_ok=True)  # of an earlier evaluation
+    (pairs if len(classes) <= MOST_CLASSES else matrix).unlink(missing_ok=True)  # left by an earlier evaluation
     if len(classes) <= MOST_CLASSES:
         rows = ([name, *confusion.row(k).tolist()] for k, name in enumerate(classes))
         _write(matrix, chain([["label \\ prediction", *classes]], rows))
@@ -194,15 +195,15 @@ def _write_predictions(
     else:
         labels, predictions = ([[k] for k in row.tolist()] for row in (result.table.labels, top[:, 0]))
     header = [f"{what}{rank + 1}" for rank in range(top.shape[1]) for what in ("top", "p")]
-    of_groups = [] if groups is None else ["group"]
-    rows: list[list[object]] = [["path", "label", "prediction", "correct", *header, *of_groups]]
+    group_column = [] if groups is None else ["group"]
+    rows: list[list[object]] = [["path", "label", "prediction", "correct", *header, *group_column]]
     for row, index in enumerate(result.table.indices.tolist()):
-        label, prediction = (";".join(classes[k] for k in rows_of[row]) for rows_of in (labels, predictions))
+        label, prediction = (";".join(classes[k] for k in column[row]) for column in (labels, predictions))
         names = [classes[k] for k in top[row].tolist()]
         shares = [f"{p:.6f}" for p in chances[row].tolist()]
         pairs = [cell for pair in zip(names, shares, strict=True) for cell in pair]
-        own = [] if groups is None else [groups[index]]
-        rows.append([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs, *own])
+        group = [] if groups is None else [groups[index]]
+        rows.append([paths[index], label, prediction, int(labels[row] == predictions[row]), *pairs, *group])
     _write(path, rows)
 
 

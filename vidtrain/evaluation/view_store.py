@@ -1,4 +1,4 @@
-"""The view table as a folder of plain files: complete or being made, and never of two evaluations.
+"""Stores the view table of one evaluation in a folder of plain files.
 
     views.json   what the axes are, names of orders, clips, crops and classes, coverage, missing videos, identity
     logits.npy   float32 [videos, orders, clips, crops, classes]
@@ -7,9 +7,9 @@
     videos.csv   a row per video: its index in the split, path, label, group where videos have one, first and last
                  frame of each clip
 
-`identity.json` says what the table is made of, from the beginning on. While it is made, every rank appends units of
-work to a file below units/, so that a process killed at any instant loses none before; at the end they are put together
-in the order of the split and removed.
+`identity.json` is written first and says from what the table is computed. During the evaluation, every rank appends
+finished units of work to a file below units/, so a killed process loses at most one unit. At the end the units are
+merged in the order of the split and removed.
 """
 
 import io
@@ -39,8 +39,8 @@ IDENTITY, VIEWS, UNITS = "identity.json", "views.json", "units"
 LOGITS, LABELS, FRAMES, VIDEOS = "logits.npy", "labels.npy", "frames.npy", "videos.csv"
 MARK = b"VIEWS\0\0\1"
 SMALL = 1 << 20
-HEADER = struct.Struct("<8sqqI")  # mark, unit, bytes that follow, their CRC-32
-MOST_SHOWN = 8  # differences that are listed
+HEADER = struct.Struct("<8sqqI")  # mark, number of the unit, number of bytes that follow, their CRC-32
+MOST_SHOWN = 8  # differences that a message lists
 AGAIN = "make the table again with overwrite=true"
 AXES = {LOGITS: ["video", "order", "clip", "crop", "class"], FRAMES: ["video", "clip", "frame"]}
 READ_WITH = (
@@ -59,14 +59,14 @@ class StoredViews:
     labels: Tensor
     indices: Tensor
     paths: Mapping[int, str]  # by index
-    groups: Mapping[int, str] | None = None  # by index; None where each video is one of its own
+    groups: Mapping[int, str] | None = None  # by index; None without groups
 
     @property
     def missing(self) -> list[tuple[str, str]]:
         return [(video["path"], video["cause"]) for video in self.about["missing"]]
 
     def table(self, order: str, clips: Sequence[int], crops: Sequence[int]) -> ViewTable:
-        """The views of the given clips and crops, by their numbers from 0."""
+        """The views of `clips` and `crops`, numbered from 0, in one order of frames."""
         views = np.array(self.logits[:, self.about["orders"].index(order)])[:, list(clips)][:, :, list(crops)]
         logits = torch.from_numpy(views).flatten(1, 2)
         return ViewTable(self.indices, self.labels, logits, self.missing, self.about["total"])
@@ -77,7 +77,7 @@ class StoredViews:
 
 @dataclass(frozen=True)
 class Unit:
-    """What was kept of one unit: as `BatchViews`, and `frames` int32 [b n t], the frame indices of each clip."""
+    """The stored views of one batch: as `BatchViews`, and `frames` int32 [b n t], the frame indices of each clip."""
 
     indices: np.ndarray
     labels: np.ndarray
@@ -88,7 +88,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in which file a unit lies."""
+    """The file and byte range of a unit."""
 
     path: Path
     start: int
@@ -101,17 +101,17 @@ class Place:
         try:
             arrays = np.load(data, allow_pickle=False)
             whole = sum(member.file_size for member in arrays.zip.infolist())
-            if whole > 2 * self.size + SMALL:  # nothing in it is compressed
-                raise ValueError(f"they would become {whole:,} bytes")
+            if whole > 2 * self.size + SMALL:  # units are not compressed, so this is a zip bomb
+                raise ValueError(f"they would expand to {whole:,} bytes")
             missing = [(str(path), str(cause)) for path, cause in json.loads(arrays["missing"].tobytes())]
             return Unit(arrays["indices"], arrays["labels"], arrays["logits"], arrays["frames"], missing)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError, RecursionError,
                 zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-            raise UserError(f"{self.path} holds something else than views ({error}); {AGAIN}") from error
+            raise UserError(f"{self.path} does not hold views ({error}); {AGAIN}") from error
 
 
 class ShardWriter:
-    """Appends units to a file of its own, each on the disk before `append` returns."""
+    """Appends units to a file; a unit is on the disk when `append` returns."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -123,7 +123,7 @@ class ShardWriter:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with out=") from error
 
     def append(self, unit: int, views: BatchViews, frames: np.ndarray) -> None:
-        """Raises `UserError` where the disk is full, say; what was appended before stays."""
+        """Appends one unit. Raises `UserError` if writing fails, for example on a full disk; earlier units stay."""
         payload = io.BytesIO()
         np.savez(
             payload,
@@ -140,8 +140,7 @@ class ShardWriter:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(
-                f"cannot write {self._path}: {error.strerror}; what was judged before is kept, and the same command "
-                "goes on from there"
+                f"cannot write {self._path}: {error.strerror}; finished views are kept, and the same command continues"
             ) from error
 
     def close(self) -> None:
@@ -149,8 +148,8 @@ class ShardWriter:
 
 
 def find_units(folder: Path) -> dict[int, Place]:
-    """The whole units in the files of a folder, by number; what a killed process left half-written at the end of one
-    is cut off, so that more can be appended."""
+    """The complete units in the files of a folder, by number. If a killed process left an incomplete unit at the end of
+    a file, the file is truncated there, so that more units can be appended."""
     units: dict[int, Place] = {}
     for path in sorted(folder.glob("rank*.bin")):
         whole = 0
@@ -186,11 +185,11 @@ def begin(
     overwrite: bool,
     renamed: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
 ) -> int:
-    """Makes `folder` the home of a table, or finds it again; returns how many threads are to compute it.
+    """Starts a table in `folder`, or continues the one there; returns the number of threads that must compute it.
 
-    Those are `cpu_threads`, else as the table was begun with, else `default_threads`: with another number sums differ
-    in the last bit. `renamed` gives a stored identity the names of now. Raises `UserError` naming what differs where
-    the folder holds another table, unless `overwrite`.
+    That is `cpu_threads` if given, else the number with which the table was started, else `default_threads`: with
+    another number of threads, sums differ in the last bit. `renamed` replaces old names in a stored identity. Raises
+    `UserError` naming the differences if the folder holds another table, unless `overwrite` is set.
     """
     path = folder / IDENTITY
     if overwrite:
@@ -213,9 +212,9 @@ def begin(
     ]
     if changed:
         raise UserError(
-            f"{folder} holds the views of another evaluation, and no table is made of two:\n  "
+            f"{folder} holds the views of another evaluation:\n  "
             + "\n  ".join(first_lines(changed, MOST_SHOWN))
-            + "\nGive this one another folder with out=, or replace that one with overwrite=true"
+            + "\nChoose another folder with out=, or replace those views with overwrite=true"
         )
     return stored["cpu_threads"]
 
@@ -236,9 +235,9 @@ def merge(
     logits_shape: tuple[int, int, int, int],
     groups: Sequence[str] | None = None,
 ) -> None:
-    """Puts the units together, in the order of the split, and views.json last: from then on the table is complete.
-    `logits_shape` is [orders, clips, crops, classes]; `spell` spells a label; `groups` are those of all videos. The
-    files are the same, byte for byte, whichever process made the units."""
+    """Merges the units in the order of the split, and writes views.json last, which makes the table complete.
+    `logits_shape` is [orders, clips, crops, classes]; `spell` turns a label into text; `groups` has one for each video
+    of the split. The files do not depend, to the byte, on which process computed which unit."""
     places = units_done(folder).values()
     missing: list[tuple[str, str]] = []
     videos, labels, frames = 0, np.zeros(0, np.int64), np.zeros((0, 0, 0), np.int32)
@@ -256,8 +255,8 @@ def merge(
     table = _unfinished(folder / VIDEOS)
     with open(table, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         spans = [f"clip{clip + 1}_{end}" for clip in range(frames.shape[1]) for end in ("first", "last")]
-        named = [] if groups is None else ["group"]
-        file.write(csv_text([["index", "path", "label", *named, *spans]], end="\r\n"))
+        group_column = [] if groups is None else ["group"]
+        file.write(csv_text([["index", "path", "label", *group_column, *spans]], end="\r\n"))
         first = 0
         for place in places:
             unit = place.read()
@@ -287,7 +286,7 @@ def merge(
 
 
 def _new_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros in a file beside `path`, mapped unless there are none: what is empty cannot be."""
+    """An array of zeros in a file beside `path`; it is memory-mapped unless it is empty, as numpy cannot map that."""
     if shape[0]:
         return np.lib.format.open_memmap(_unfinished(path), "w+", dtype, shape)
     with open(_unfinished(path), "wb") as file:
@@ -304,22 +303,22 @@ def _video_rows(
 
 
 def clean(folder: Path) -> None:
-    """Removes the units of a table that is complete, and what a killed process had not finished writing."""
+    """Removes the units of a complete table, and temporary files of a killed process."""
     shutil.rmtree(folder / UNITS, ignore_errors=True)
     for stray in folder.glob(".*.tmp"):
         stray.unlink(missing_ok=True)
 
 
 def open_views(named: Path) -> StoredViews:
-    """The complete table in a folder, or in the folder views/ in it. Raises `UserError` for a folder without one, for
-    one that is not complete yet, and for damaged files."""
+    """Opens the complete table in a folder, or in its subfolder views/. Raises `UserError` if there is none, if it is
+    not complete yet, or if its files are damaged."""
     folder = named if (named / IDENTITY).is_file() else named / FOLDER
     if not (folder / IDENTITY).is_file():
         raise UserError(f"{named} holds no view table; vidtrain.evaluate makes one in its out folder, below {FOLDER}/")
     if not is_complete(folder):
-        raise UserError(f"the view table in {folder} is not complete: the command that began it goes on with it")
+        raise UserError(f"the view table in {folder} is not complete: repeat the command that began it, to continue")
     about = read_json(folder / VIEWS, AGAIN)
-    if about.get("sampling") == "reference":  # as it was called before
+    if about.get("sampling") == "reference":  # the old name
         about["sampling"] = "vjepa2"
     if about["format"] != FORMAT:
         raise UserError(f"{folder} is of format {about['format']}, and this version of vidtrain reads {FORMAT}")
@@ -330,7 +329,7 @@ def open_views(named: Path) -> StoredViews:
         raise UserError(f"the view table in {folder} is damaged: {error}; {AGAIN}") from error
     rows = read_records(folder / VIDEOS, AGAIN)
     if not len(logits) == len(labels) == len(rows) == about["videos"]:
-        raise UserError(f"the files in {folder} are not of one table; {AGAIN}")
+        raise UserError(f"the files in {folder} do not belong to one table; {AGAIN}")
     paths = {int(row["index"]): row["path"] for row in rows}
     groups = {int(row["index"]): row["group"] for row in rows if "group" in row}
     indices = torch.tensor(list(paths), dtype=torch.int64)

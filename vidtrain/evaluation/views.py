@@ -1,5 +1,5 @@
-"""The view table: the logits of every view of every video, each exactly once at any world size; and clip fusion, from
-the views of a video to one prediction."""
+"""Computes the view table, the logits of every view of every video, each exactly once at any world size; and fuses the
+views of a video into one prediction."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ class ClipModel(Protocol):
 
 
 class EvalBatch(Protocol):
-    """A batch as the loader gives it: what `data.loading.dataset.Batch` holds."""
+    """A batch of the loader: the fields of `data.loading.dataset.Batch` that evaluation reads."""
 
     @property
     def clips(self) -> Tensor: ...
@@ -50,8 +50,8 @@ class EvalBatch(Protocol):
 
 @dataclass
 class ViewTable:
-    """Logits float32 [v n k] of v videos and n views, their `labels` and manifest `indices` [v]. `missing` names the
-    (path, cause) of those that could not be read, of `total` in the split."""
+    """Logits float32 [v n k] of v videos and n views, their `labels` and manifest `indices` [v]. `missing` holds (path,
+    cause) of the videos that could not be read; `total` is the number of videos in the split."""
 
     indices: Tensor
     labels: Tensor
@@ -64,7 +64,7 @@ class ViewTable:
         return f"{len(self.indices)}/{self.total}"
 
     def check_read(self) -> None:
-        """Raises `UserError` where no video could be read."""
+        """Raises `UserError` if no video could be read."""
         if not len(self.labels):
             path, cause = self.missing[0]
             raise UserError(f"none of the {self.total} videos could be read; the first: {shown(path)} ({shown(cause)})")
@@ -73,7 +73,7 @@ class ViewTable:
 @dataclass(frozen=True)
 class BatchViews:
     """The logits float32 [b o n s k] of a batch: b videos in o orders of frames, n clips and s crops, on the CPU. A
-    model that attends over all clips jointly has n = 1. `missing` names the (path, cause) of unreadable videos."""
+    model that attends over all clips jointly has n = 1. `missing` holds (path, cause) of unreadable videos."""
 
     indices: Tensor
     labels: Tensor
@@ -92,8 +92,8 @@ def batch_views(
     orders: Sequence[Tensor | None] = (None,),
 ) -> BatchViews:
     """Runs `model`, in eval mode, over the clips [b (n crops) c t h w] of a batch, once for each of `orders`. An order,
-    int64 [t], says which decoded frames a clip shows; None shows all. A model that attends over all clips jointly sees
-    those of one crop at a time. Raises `UserError` for a batch that carries a refusal."""
+    int64 [t], selects the frames of a clip; None keeps all in their order. A model that attends over all clips jointly
+    gets the clips of one crop at a time. Raises `UserError` if the batch carries a refusal."""
     if batch.refusal:
         raise UserError(batch.refusal)
     missing = [(path, cause) for path, cause in batch.faults]
@@ -123,7 +123,7 @@ def view_table(
     autocast: AbstractContextManager,
     crops: int = 1,
 ) -> ViewTable:
-    """Runs `model` over this rank's `batches`, see `batch_views`. Every rank gets the whole table, sorted by index."""
+    """Runs `model` over this rank's `batches` (see `batch_views`). Every rank gets the whole table, sorted by index."""
     model.eval()
     views = [batch_views(model, batch, transform, device, autocast, crops) for batch in batches]
     if dist.is_initialized():
@@ -142,7 +142,7 @@ def view_table(
 
 
 def split_heads(table: ViewTable, num_classes: int) -> list[ViewTable]:
-    """A table for each head of a model that gives the logits [v n (h k)] of several side by side."""
+    """A table for each head of a model that concatenates the logits of its heads, [v n (h k)]."""
     return [replace(table, logits=logits) for logits in table.logits.split(num_classes, dim=-1)]
 
 
@@ -162,16 +162,16 @@ def mean_probs(clip_logits: Tensor) -> Tensor:
 
 def mean_sigmoids(clip_logits: Tensor) -> Tensor:
     """[b n k] -> [b k]: the logits whose sigmoid is the mean of the clips' sigmoids, for classes judged independently.
-    Their odds are those of the sums of yes and no, taken in logarithms, which do not round to 0 or 1."""
+    They are computed in logarithms, as the mean sigmoid itself could round to 0 or 1."""
     return F.logsigmoid(clip_logits).logsumexp(dim=1) - F.logsigmoid(-clip_logits).logsumexp(dim=1)
 
 
 def vote(clip_logits: Tensor, independent: bool = False) -> Tensor:
     """[b n k] -> float64 [b k]: each view votes for its first class, and the class with the most votes wins.
 
-    Ties go to the higher mean probability over views, then to the first class. For a loss and a top-5, the mean
+    Ties go to the higher mean probability over views, then to the first class. For the loss and top-5, the mean
     probability counts as one more vote: shares are (votes + mean probability) / (n + 1), so it never outweighs a vote,
-    and no share is 0. The result is their logarithms, or where classes are judged independently their logits.
+    and no share is 0. The result is the logarithms of the shares or, for independent classes, their logits.
     """
     views = clip_logits.double()
     n, num_classes = views.shape[1:]
@@ -179,30 +179,30 @@ def vote(clip_logits: Tensor, independent: bool = False) -> Tensor:
     votes = F.one_hot(first, num_classes).sum(dim=1)
     chances = views.sigmoid() if independent else views.softmax(dim=-1)
     shares = (votes + chances.mean(dim=1)) / (n + 1)
-    # certainty that has rounded to 0 or 1 keeps a finite logarithm
+    # keeps logarithms finite where a probability was rounded to 0 or 1
     return shares.logit(eps=1e-15) if independent else shares.clamp_min(1e-300).log()
 
 
-# joint: the model attended over the tokens of all clips, so each row is a spatial view of the whole video;
-# V-JEPA averages the probabilities of those
+# joint: the model attended over the tokens of all clips, so each row is a spatial view of the whole video. V-JEPA
+# averages the probabilities of these rows.
 FUSIONS = {"mean_logits": mean_logits, "mean_probs": mean_probs, "joint": mean_probs}
 INDEPENDENT = {"mean_logits": mean_logits, "mean_probs": mean_sigmoids, "joint": mean_sigmoids}
-# of one label a video, and only after training: votes have no gradient
+# only for one label a video, and only after training, as votes have no gradient
 VOTE = "vote"
 EVALUATION_FUSIONS = (*FUSIONS, VOTE)
 
 
 def fusions_of(joint: bool, multi_label: bool) -> tuple[str, ...]:
-    """The fusions that the views of a table allow: of a model that attended over all clips jointly its own alone, and
-    a vote only where a video has one label."""
+    """The fusions that a view table allows: only joint for a model that attends over all clips jointly, and vote only
+    if videos have one label."""
     if joint:
         return ("joint",)
     return ("mean_logits", "mean_probs") if multi_label else ("mean_logits", "mean_probs", VOTE)
 
 
 def fuse(clip_logits: Tensor, fusion: str, independent: bool = False) -> Tensor:
-    """Clip logits [b n k] -> video logits [b k] by the fusion's name. Their softmax is the prediction (they are up to a
-    constant) or, where the loss judges classes independently, their sigmoid."""
+    """Clip logits [b n k] -> video logits [b k], by the fusion's name. The prediction is their softmax or, if the loss
+    judges classes independently, their sigmoid."""
     if fusion == VOTE:
         return vote(clip_logits, independent)
     return (INDEPENDENT if independent else FUSIONS)[fusion](clip_logits.float())
@@ -214,8 +214,8 @@ def probabilities(
     independent: bool = False,
     scaling: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Clip logits [b n k] -> probabilities [b k] of a video: those of `fuse`, by operations that an exported graph has
-    for any n; with a `scaling` of fused logits by scale and bias, of [1] or [k] each."""
+    """Clip logits [b n k] -> probabilities [b k] of videos. They equal those of `fuse`, but use only operations that an
+    exported graph supports for any n. `scaling` is (scale, bias) of the fused logits, each [1] or [k]."""
     chances = torch.sigmoid if independent else partial(torch.softmax, dim=-1)
     if scaling is not None:
         views = clip_logits.float()
@@ -223,7 +223,7 @@ def probabilities(
             fused = views.mean(dim=1)
         elif independent:
             fused = mean_sigmoids(views)
-        else:  # to the logarithm of n, which all classes share
+        else:  # without the constant -log(n), which does not change the softmax
             fused = views.log_softmax(dim=-1).logsumexp(dim=1)
             fused = fused - fused.logsumexp(dim=-1, keepdim=True)
         scale, bias = scaling
