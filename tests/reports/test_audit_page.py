@@ -103,7 +103,7 @@ def test_the_page_says_what_was_found(tmp_path):
     assert "Audit of mine" in text
     assert "fails Bounds exceeded: 1." in text
     assert "4files" in text and "2.0 hof video" in text and "2.50 GBon disk" in text
-    assert "frame rate tells the class in 75.0% of the videos, against 50.0% for the most common class" in text
+    assert "frame rate predicts the class of 75.0% of the videos, against 50.0% for the most common class" in text
     assert "near train and val different classes 2 files, up to 2.5 of 64 bits apart" in text
     assert "1 sets of alike files, 1 of them in more than one split." in text
     assert base64.b64encode(b"\xff\xd8\xff jpeg bytes").decode() in page
@@ -126,9 +126,9 @@ def test_nothing_found(tmp_path):
     for words in (
         "passes No bound is exceeded.",
         "Every file can be read from end to end",
-        "Not looked for",
+        "Not measured",
         "No two files are alike.",
-        "Not known: every video is a group of its own.",
+        "Not known: the dataset has no groups.",
     ):
         assert words in text
 

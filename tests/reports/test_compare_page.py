@@ -298,7 +298,7 @@ def test_a_sweep_has_two_pictures_more(tmp_path, drawn):
     assert words[:5] == ["lr", "0.1", "0.2", "0.3", "0.4"] and words[5] == "top1"
     assert len([line for line in axes.lines if len(line.get_xdata()) > 2]) == 4
     bars = drawn["importance"].axes[0]
-    assert [text.get_text() for text in bars.texts] == ["60%", "one run a value: cannot be told"]
+    assert [text.get_text() for text in bars.texts] == ["60%", "one run for each value: unknown"]
     assert [label.get_text() for label in bars.get_yticklabels()] == ["lr", "seed"]
     assert draw(summary(), tmp_path, LOUD) == ["comparison", "curves", "classes"]
     assert not (tmp_path / "importance.png").exists()

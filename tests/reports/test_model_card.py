@@ -109,7 +109,7 @@ def test_the_card_of_a_run(run, tmp_path):
         "| `optimizer` | `AdamW(lr=0.001, betas=[0.9, 0.999])` |",
         "| `stage` | `(full=(duration=100%))` |",
         "| `trainer.epochs` | `5` |",
-        "- Videos that could not be read, and are not in the numbers: 1.",
+        "- Videos that could not be read and are not counted: 1.",
         "- Classes with fewer than 10 videos to measure on (1 of 2): point.",
         "| run | run (abc123) |",
         "| code | 0123abc, with changes (git.diff of the run) |",
@@ -142,10 +142,10 @@ def test_what_weakens_the_numbers_is_said(run, tmp_path):
     probe = CONFIG | {"clip": CONFIG["clip"] | {"frame_order": "single_frame"}}
     text = write_model_card(run, tmp_path / "out", probe, None).read_text()
     assert "on test, which also selected the checkpoint (40/41" in text
-    assert "also selected the checkpoint, so they are too high" in text
+    assert "also selected the checkpoint, so the numbers are too high" in text
     assert "| started from | timm:vit (timm, ViT, 98% of tensors match); 2 tensors at random |" in text
     assert "moving average; step 40" in text
-    assert "Frames were shown single_frame: a probe" in text
+    assert "Frames were shown single_frame: the model is an ablation" in text
     assert "## Files" not in text and "videos in train" not in text
 
 

@@ -172,7 +172,7 @@ def test_the_page_says_what_was_trained_and_how_good_it_is():
         "(+0.0300 to +0.2100), on 120 videos in 30 groups.",
         "With frames a, top-1 accuracy falls by 0.2500, and 50% of the answers stay as they were.",
         "From /a/summary.json, of 2026-01-02 03:04",
-        "a alone tells the class in 90.0% of the videos, against 50.0%",
+        "a alone predicts the class of 90.0% of the videos, against 50.0%",
         "b 0.75 true: a 0.12 0.mp4",
         "b 0.75 then a 0.12 0.mp4",
         "Paths are below /data/a.",
@@ -192,7 +192,7 @@ def test_probabilities_and_when_to_answer():
         "(AURC) is 0.0150",
         "Sets that hold the true class of 90% of videos, if these are like those of a: 2.5% hold none, 75.0% one "
         "class, 22.5% several.",
-        "answers have a precision of 85% or more on a",
+        "have a precision of 85% or more on a",
         "a 0.6250 12 8 7 0.8750 0.5300 b \u2013 0 0 0 \u2013 \u2013",
     ):
         assert words in page.words, words
@@ -211,10 +211,10 @@ def test_a_reliability_diagram_shows_the_bins_that_hold_a_few():
     def through(*points):
         return path(*np.array([(across(x), down(y)) for x, y in points]).T)
 
-    assert lines["right as often as said"]["path"] == through((0, 0), (1, 1))
+    assert lines["perfectly calibrated"]["path"] == through((0, 0), (1, 1))
     assert lines["this run"]["path"] == through((0.25, 0.125), (0.75, 0.5))
     assert set(line["name"] for line in reliability_diagram({**row, "after": reliability(0.2)})["lines"]) == {
-        "right as often as said", "before", "after"
+        "perfectly calibrated", "before", "after"
     }  # fmt: skip
     risk = risk_chart(calibration("a")["curve"])
     assert risk["lines"][0]["dots"][0] == pytest.approx((across(0.25), down(0)))
@@ -234,7 +234,7 @@ def test_parts_without_anything_to_say_are_left_out():
     assert "No baseline is known. python -m vidtrain.baselines" in page.words
     assert "None" not in page.words and page.images == []
     page = PageReader(run_page(facts(baselines=[]), []))
-    assert "Always answering the class that most videos of test are of has a top-1 accuracy of 0.2500" in page.words
+    assert "Always answering the most common class of test has a top-1 accuracy of 0.2500" in page.words
 
 
 def test_several_labels_have_no_confusion_and_no_majority():
@@ -277,7 +277,7 @@ def test_a_page_of_thousands_of_classes_is_cut_with_a_count_of_the_rest():
     page = run_page(facts(classes=rows, confusion={"classes": names, "rows": None, "pairs": pairs}), [])
     words = PageReader(page).words
     assert "… and 4800 more classes, in eval/test/per_class.csv." in words
-    assert "Pairs of the 5000 classes" in words and "… and 4970 more pairs, in eval/test." in words
+    assert "pairs of the 5000 classes" in words and "… and 4970 more pairs, in eval/test." in words
     assert len(page.encode()) < 300_000
 
 

@@ -1,12 +1,12 @@
-"""Pictures and pages made from plain values; nothing here reads a run by itself.
+"""Makes pictures and pages from plain values; the callers read the runs.
 
 Read charts.py first.
 
 charts.py          what all charts share: colors, axes, PNG files, names in any script
-plots.py           curves, confusion matrix, what views are worth
-frames.py          frames with heat and captions, contact sheets, mistakes, a timeline
-pages.py           what templates/ are made into: pages, that of an audit, a model card; a failed picture is a warning
-run_page.py        the page of a run with its charts, kept small enough to be mailed
+plots.py           curves, the confusion matrix, the metric against clips, crops and frame orders
+frames.py          frames with heat maps and captions, contact sheets, mistakes, a timeline
+pages.py           renders templates/: the page of an audit, a model card; a failed picture becomes a warning
+run_page.py        the page of a run with its charts, kept small enough for mail
 compare_page.py    the page and the CSV tables of a comparison
-compare_charts.py  its charts, with those of a sweep
+compare_charts.py  the charts of a comparison and of a sweep
 """

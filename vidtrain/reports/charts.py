@@ -1,7 +1,7 @@
 """What all charts share: colors, plain axes, PNG files, and names in any script.
 
-A character that no font of this machine has is spelled in Latin letters where Unicode's names give them (kana, hangul,
-emoji); other names get a number, with a `Legend`.
+A character that no font of this machine has is replaced by Latin letters if its Unicode name gives them (kana, hangul,
+emoji). Other names are replaced by a number, which a `Legend` explains.
 """
 
 import math
@@ -25,17 +25,17 @@ from numpy.typing import ArrayLike
 
 from vidtrain.files.escaping import legend_of, shown, shown_lines
 
-# Okabe and Ito (2008): told apart by color-blind readers too.
+# Okabe and Ito (2008): color-blind readers can distinguish these too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 DOTS_PER_INCH = 150
 NAME_LENGTH = 26  # columns of a class's name
-MOST_PIXELS = 40e6  # of a picture, which takes some ten bytes each
-MOST_ACROSS = 30_000  # pixels
+MOST_PIXELS = 40e6  # limit of a picture: drawing takes about ten bytes of memory for each
+MOST_ACROSS = 30_000  # pixels: limit of a picture's width and height
 
 DEFAULT = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-LAST_RESORT = "LastResort"  # its glyphs are boxes that stand for a script
-INVISIBLE = ("Cf", "Mn", "Me")  # joiners, variation selectors and marks: nothing without what they belong to
-BETWEEN = " -_·"  # what stands between two words of one name
+LAST_RESORT = "LastResort"  # a font whose glyphs are boxes that stand for a script
+INVISIBLE = ("Cf", "Mn", "Me")  # joiners, variation selectors and marks: they only modify another character
+BETWEEN = " -_·"  # characters between two words of one name
 SPELLED = re.compile(r"(?:HANGUL SYLLABLE|(?:HIRAGANA|KATAKANA) LETTER(?: SMALL)?) ([A-Z]+)")
 FLAG_LETTER = "REGIONAL INDICATOR SYMBOL LETTER "
 
@@ -43,7 +43,7 @@ FLAG_LETTER = "REGIONAL INDICATOR SYMBOL LETTER "
 
 
 def style(axes: Axes, title: str, across: str = "") -> None:
-    """A title on the left and a pale grid; `across` labels the horizontal axis."""
+    """Gives the axes a title on the left and a pale grid; `across` labels the horizontal axis."""
     axes.set_title(title, fontsize=10.5, loc="left")
     axes.set_xlabel(across, fontsize=9)
     axes.tick_params(labelsize=8.5)
@@ -53,14 +53,14 @@ def style(axes: Axes, title: str, across: str = "") -> None:
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """A named row for each of `names`, the first on top."""
+    """Labels the rows of the axes with `names`, the first on top."""
     axes.set_yticks(range(len(names)), names, fontsize=8.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
 
 
 def write_beside(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **look: Any):
-    """A text at an `offset` in points from a place of the axes."""
+    """Writes a text at an `offset` in points from a `place` in the axes' coordinates."""
     axes.annotate(text, place, xytext=offset, textcoords="offset points", **look)
 
 
@@ -72,31 +72,31 @@ def color_bar(figure: Figure, image: ScalarMappable, label: str = "", **where: A
 
 
 def spread_evenly(count: int, most: int) -> list[int]:
-    """Up to `most` of `count` places, evenly spread, both ends included."""
+    """Up to `most` of the indices below `count`, evenly spread, both ends included."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def thinned(places: ArrayLike, values: ArrayLike, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of n `places` and `values` [n ...], at most `most` stretches of as many each: the mean place, and the mean, the
-    lowest and the highest of the values that are finite; NaN where none is."""
+    """Averages n `places` and `values` [n ...] over at most `most` stretches of equal length. Returns for each stretch
+    the mean place, and the mean, lowest and highest finite value, which are NaN if none is finite."""
     places, values = np.asarray(places, np.float64), np.ma.masked_invalid(values)
-    together = max(1, -(-len(places) // most))
-    starts = np.arange(0, len(places), together)
-    known = ~np.ma.getmaskarray(values)
-    counts = np.add.reduceat(known.astype(np.float64), starts)
+    length = max(1, -(-len(places) // most))
+    starts = np.arange(0, len(places), length)
+    finite = ~np.ma.getmaskarray(values)
+    counts = np.add.reduceat(finite.astype(np.float64), starts)
     low = np.minimum.reduceat(values.filled(np.inf), starts)
     high = np.maximum.reduceat(values.filled(-np.inf), starts)
     with np.errstate(invalid="ignore"):
         means = np.add.reduceat(values.filled(0.0), starts) / counts
     sizes = np.diff([*starts, len(places)])
-    # of what stays the same, a sum is rounded
-    means, low, high = (np.where(counts > 0, of, np.nan) for of in (means.clip(low, high), low, high))
+    # the mean of equal values can differ from them by rounding, so it is clipped
+    means, low, high = (np.where(counts > 0, column, np.nan) for column in (means.clip(low, high), low, high))
     return np.add.reduceat(places, starts) / sizes, means, low, high
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Written beside and renamed, as a reader may look at any time. Names are drawn in any script; what no font here
-    has is spelled in NAME_names.txt beside the picture. A figure too large for memory is drawn less finely."""
+    """Saves a figure. The file is replaced in one step, as a reader may open it at any time. NAME_names.txt beside it
+    lists names that no font here can draw. A figure too large for memory is drawn with fewer pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = prepare(figure).write(path)
     if names is not None:
@@ -111,19 +111,19 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def _add_note(figure: Figure, note: str) -> None:
-    """A line below all that a figure shows."""
+    """Adds a line of text below the figure's content."""
     figure.draw_without_rendering()
     box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
     width, height = figure.get_size_inches()
     figure.text(box.x0 / width, box.y0 / height - 0.1 / height, note, va="top", fontsize=8, color="0.35")
 
 
-# --- what fonts have --------------------------------------------------------------------------------------
+# --- fonts and their characters ---------------------------------------------------------------------------
 
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """The code points that a font has; none where it cannot be drawn with, as fonts of colored bitmaps."""
+    """The code points that a font has; none if it cannot be drawn, such as a font of colored bitmaps."""
     try:
         font = FT2Font(path)
         codes = frozenset(font.get_charmap())
@@ -137,13 +137,13 @@ def _characters(path: str) -> frozenset[int]:
 
 @cache
 def _fonts() -> tuple[tuple[str, str], ...]:
-    """(family, path) of the upright fonts of normal weight on this machine, those without serifs first. matplotlib's
-    own list is of when it was first made; fonts that came later are added to it."""
+    """(family, path) of the upright fonts of normal weight on this machine, those without serifs first. matplotlib
+    caches its list of fonts; fonts installed since then are added to it."""
     manager = font_manager.fontManager
     for path in sorted(set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}):
         try:
             manager.addfont(path)
-        except Exception:  # whatever is wrong with a font that nobody chose, there are others
+        except Exception:  # a damaged font may raise anything, and other fonts remain
             continue
     plain = {
         (font.name, font.fname)
@@ -158,7 +158,8 @@ def _fonts() -> tuple[tuple[str, str], ...]:
 
 @cache
 def _covering(codes: frozenset[int]) -> tuple[tuple[str, str], ...]:
-    """(family, path) of fonts that have `codes` between them, as far as any has: always that next which has most."""
+    """(family, path) of fonts that together have the `codes`, as far as possible. Greedy: each next font is the one
+    with most of the remaining codes."""
     chosen: list[tuple[str, str]] = []
     while codes and _fonts():
         best = max(_fonts(), key=lambda font: len(codes & _characters(font[1])))
@@ -175,8 +176,8 @@ def _lacking(text: str) -> frozenset[int]:
 
 
 def _fonts_for(text: str) -> tuple[tuple[str, str], ...]:
-    """(family, path) of fonts for what the default font lacks of a text."""
-    # the joiners are of use to the script around them, and no reason to take another font
+    """(family, path) of fonts for the characters of a text that the default font lacks."""
+    # invisible characters alone are no reason to use another font
     return _covering(frozenset(code for code in _lacking(text) if not _invisible(chr(code))))
 
 
@@ -184,11 +185,11 @@ def _invisible(character: str) -> bool:
     return unicodedata.category(character) in INVISIBLE
 
 
-# --- what is drawn of a name ------------------------------------------------------------------------------
+# --- replacing characters that no font has ----------------------------------------------------------------
 
 
 class Legend:
-    """Numbers for what could not be drawn, from 1."""
+    """Numbers, from 1, that stand for names that cannot be drawn."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -197,7 +198,7 @@ class Legend:
         return f"#{self.numbers.setdefault(name, len(self.numbers) + 1)}"
 
     def write(self, picture: Path) -> Path | None:
-        """Writes NAME_names.txt beside a picture, or takes away an earlier one where there is nothing to say."""
+        """Writes NAME_names.txt beside a picture, or removes an earlier one if there are no numbers."""
         path = legend_of(picture)
         if not self.numbers:
             path.unlink(missing_ok=True)
@@ -207,12 +208,14 @@ class Legend:
         return path
 
 
-# by the kinds of its characters: one name has one number, with the marks of its letters and what joins its words
+# matches the kinds (`_kind`) of a name's characters, so that the whole name gets one number: its letters, their marks,
+# and the characters between its words
 ABSENT_NAME = re.compile(r"a[agi]*(?:b[gi]*a[agi]*)*")
 
 
 def drawable(text: str, legend: Legend) -> str:
-    """A text as the fonts of this machine can draw it; what they cannot is spelled, or gets a number of `legend`."""
+    """A text that the fonts of this machine can draw: names that they cannot draw are replaced by Latin letters, or by
+    a number of `legend`."""
     if text.isascii() and text.isprintable():
         return text
     text = shown_lines(unicodedata.normalize("NFC", text))
@@ -224,14 +227,15 @@ def drawable(text: str, legend: Legend) -> str:
     for name in ABSENT_NAME.finditer(kinds):
         parts += [text[end : name.start()], _replaced(text[name.start() : name.end()], legend)]
         end = name.end()
-    # a selector or a joiner behind what is drawn without it is left out
+    # invisible characters that no font has are left out
     drawn = "".join([*parts, text[end:]])
     gone = {code: None for code in absent if _invisible(chr(code))}
     return re.sub(" +", " ", drawn.translate(gone)).strip(" ")
 
 
 def _kind(character: str, absent: frozenset[int]) -> str:
-    """a: absent from all fonts, b: between words, d: drawn; of what is not seen alone, g: absent, i: drawn."""
+    """A letter for the kind of a character. Visible: a (absent from all fonts), b (between words), d (drawable).
+    Invisible: g (absent), i (drawable)."""
     if _invisible(character):
         return "g" if ord(character) in absent else "i"
     if ord(character) in absent:
@@ -240,7 +244,7 @@ def _kind(character: str, absent: frozenset[int]) -> str:
 
 
 def _replaced(name: str, legend: Legend) -> str:
-    """A name that cannot be drawn in simpler characters, in Latin letters, or as a number."""
+    """The replacement of a name that cannot be drawn: simpler characters, Latin letters, or a number."""
     simple = "".join(part for part in unicodedata.normalize("NFKD", name) if not _invisible(part))
     if simple.strip() and not _lacking(simple):
         return simple
@@ -249,7 +253,7 @@ def _replaced(name: str, legend: Legend) -> str:
 
 
 def _spelled(character: str) -> str | None:
-    """A character in Latin letters, by its name in Unicode; None where that says nothing."""
+    """A character in Latin letters, from its Unicode name; None if the name gives none."""
     name, category = unicodedata.name(character, ""), unicodedata.category(character)
     if character in BETWEEN:
         return character
@@ -257,7 +261,7 @@ def _spelled(character: str) -> str | None:
         return letters[1].lower()
     if name.startswith(FLAG_LETTER):
         return name[-1]
-    if category == "Sk":  # the color of the skin of the emoji before
+    if category == "Sk":  # the skin color of the emoji before it
         return ""
     return f" {name.lower()} " if category == "So" and name else None
 
@@ -281,24 +285,24 @@ def _columns(character: str) -> int:
 
 
 def prepare(figure: Figure) -> Legend:
-    """Every text of a figure as it can be drawn, in fonts that have it, and taken literally: a $ begins no formula. A
-    note below the picture says which texts became numbers; the caller writes the legend."""
+    """Makes every text of a figure drawable, sets fonts that have its characters, and turns formulas off, so that a $
+    is drawn as it is. Returns the legend of texts that became numbers, which the caller writes."""
     legend = Legend()
     axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     for axis in axes:
-        # of named ticks, which are written only when drawn
+        # the texts of named ticks are set only when drawn, so they are replaced here
         if isinstance(axis.get_major_locator(), FixedLocator):
-            named = [label.get_text() for label in axis.get_ticklabels()]
-            drawn = [drawable(name, legend) for name in named]
-            if drawn != named:
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            drawn = [drawable(name, legend) for name in labels]
+            if drawn != labels:
                 axis.set_ticklabels(drawn)
     texts = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
     for text in texts:
         text.set_parse_math(False)
         text.set_text(drawable(text.get_text(), legend))
-    more = [family for family, _ in _fonts_for("".join(text.get_text() for text in texts))]
-    if more:
-        families = [*rcParams["font.family"], *more]
+    families_needed = [family for family, _ in _fonts_for("".join(text.get_text() for text in texts))]
+    if families_needed:
+        families = [*rcParams["font.family"], *families_needed]
         for axis in axes:
             axis.set_tick_params(labelfontfamily=families)
         for text in texts:
@@ -307,7 +311,7 @@ def prepare(figure: Figure) -> Legend:
 
 
 def runs(text: str) -> list[tuple[str, str]]:
-    """(path of a font, part) of a text that `drawable` gave, for Pillow, which draws with one font at a time."""
+    """(path of a font, part) of a text that `drawable` returned. Pillow draws with one font at a time."""
     fonts = [str(DEFAULT), *(path for _, path in _fonts_for(text))]
     parts: list[tuple[str, str]] = []
     for character in text:

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, from its summary: recipes, validation curves, classes; of a sweep, its settings too."""
+"""Draws the pictures of a comparison from its summary: recipes, validation curves, classes, and settings of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ Plain = Mapping[str, Any]
 
 MOST_RECIPES = 30
 MOST_LINES = 200  # runs in the picture of curves
-MOST_POINTS = 2000  # of a line
+MOST_POINTS = 2000  # points of a line
 MOST_CLASSES = 40
 MOST_COLUMNS = 8  # recipes in the picture of classes
-FEW = 10  # videos of a class, below which a bootstrap's interval is narrower than what is known
+FEW = 10  # a class with fewer videos is gray, as its bootstrap interval is too narrow
 VERDICTS = {"better": COLORS[0], "worse": COLORS[1], "not told apart": "0.45"}
 MOST_TICKS = 12
 MOST_AXES = 12  # settings beside each other
@@ -44,12 +44,12 @@ MOST_BARS = 40  # settings below each other
 MOST_TRIALS = 1000  # lines of parallel coordinates
 TICK_LENGTH = 18
 KEY_LENGTH = 22
-LEAST_GAP = 0.05  # between ticks, of an axis, below which their words run into each other
+LEAST_GAP = 0.05  # between ticks, as a share of the axis: closer texts would overlap
 
 
 def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
-    """Draws what the summary has something to show of; returns the names of the files, without their ending. One that
-    fails is warned about. Pictures of an earlier comparison that this one does not draw are taken away."""
+    """Draws the pictures for which the summary has data; returns the names of the files, without suffix. A picture that
+    fails becomes a warning. Pictures of an earlier comparison that are not drawn again are removed."""
     wanted = {
         "comparison": True,
         "curves": any(run["curve"] for run in summary["runs"]),
@@ -69,7 +69,7 @@ def draw(summary: Plain, folder: Path, console: Any) -> list[str]:
 
 
 def plot_recipes(summary: Plain, path: Path) -> None:
-    """Each recipe's runs with their mean, beside its difference from the baseline with the intervals."""
+    """Draws each recipe's runs with their mean, and beside them its difference from the baseline with intervals."""
     order = ranked(summary)
     recipes = order[:MOST_RECIPES]
     recipes += [recipe for recipe in order[MOST_RECIPES:] if recipe["number"] == summary["baseline"]]
@@ -77,11 +77,11 @@ def plot_recipes(summary: Plain, path: Path) -> None:
     figure = Figure(figsize=(11 if pairs else 7.5, 1.3 + 0.36 * len(recipes)), layout="constrained")
     panels = figure.subplots(1, 2 if pairs else 1, sharey=True, squeeze=False)[0]
     for row, recipe in enumerate(recipes):
-        known = [value for value in recipe["values"] if value is not None]
-        panels[0].plot(known, [row] * len(known), "o", color=COLORS[0], alpha=0.45, markersize=5, markeredgewidth=0)
-        if known:
+        values = [value for value in recipe["values"] if value is not None]
+        panels[0].plot(values, [row] * len(values), "o", color=COLORS[0], alpha=0.45, markersize=5, markeredgewidth=0)
+        if values:
             panels[0].plot([recipe["mean"]] * 2, [row - 0.28, row + 0.28], color="0.15", linewidth=1.8)
-    style(panels[0], f"{summary['metric']}: runs, and their mean")
+    style(panels[0], f"{summary['metric']}: runs and their mean")
     if pairs:
         _draw_differences(panels[1], recipes, pairs, summary)
     name_rows(panels[0], [name_of(recipe) for recipe in recipes])
@@ -115,19 +115,19 @@ def _draw_interval(axes: Axes, row: int, value: float, interval: Sequence[float]
 
 
 def plot_validation(summary: Plain, path: Path) -> None:
-    """The metric on val over steps: a line for each run, in the color of its recipe."""
+    """Draws the metric on val over steps: a line for each run, in the color of its recipe."""
     figure = Figure(figsize=(8.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     recipes = {recipe["number"]: recipe for recipe in summary["recipes"]}
-    few = len(recipes) <= len(COLORS)
+    distinct_colors = len(recipes) <= len(COLORS)
     means = {number: recipe["mean"] for number, recipe in recipes.items() if recipe["mean"] is not None}
     lowest, highest = min(means.values(), default=0), max(means.values(), default=1)
     scale = ScalarMappable(Normalize(lowest, highest), colormaps["viridis"])
     colors: dict[int, Any] = {number: scale.to_rgba(mean) for number, mean in means.items()}
-    if few:
+    if distinct_colors:
         colors = dict(zip(recipes, COLORS, strict=False))
     drawn = [run for run in summary["runs"] if run["curve"] and run["recipe"] in colors]
-    named = set()
+    labeled_recipes = set()
     for run in (drawn[place] for place in spread_evenly(len(drawn), MOST_LINES)):
         number = run["recipe"]
         by_step = np.array(run["curve"])
@@ -139,13 +139,13 @@ def plot_validation(summary: Plain, path: Path) -> None:
             linewidth=1.3,
             marker="o" if len(steps) <= 40 else None,
             markersize=2.8,
-            label=name_of(recipes[number]) if number not in named else None,
+            label=name_of(recipes[number]) if number not in labeled_recipes else None,
         )
-        named.add(number)
+        labeled_recipes.add(number)
     where = "" if summary["pretraining"] else " on val"
-    style(axes, f"{summary['metric']}{where}, a line a run", "step")
+    style(axes, f"{summary['metric']}{where}, one line for each run", "step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    if few:
+    if distinct_colors:
         axes.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     else:
         color_bar(figure, scale, f"mean {summary['metric']} of the recipe", ax=axes, pad=0.02)
@@ -156,7 +156,7 @@ def plot_validation(summary: Plain, path: Path) -> None:
 
 
 def plot_classes(summary: Plain, path: Path) -> None:
-    """Differences in recall: bars with intervals for a single recipe, shaded cells for several."""
+    """Draws differences in recall: bars with intervals for a single recipe, shaded cells for several."""
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
     shown = [recipe for recipe in ranked(summary) if recipe["number"] in pairs][:MOST_COLUMNS]
     changes = [{row["name"]: row for row in pairs[recipe["number"]]["classes"]} for recipe in shown]
@@ -175,7 +175,7 @@ def plot_classes(summary: Plain, path: Path) -> None:
     title += f" ({summary['confidence']:.0%} over {over})"
     rows = [changes[0][name] for name in kept]
     if any(row["support"] < FEW for row in rows):
-        title += f"\nclasses of fewer than {FEW} videos are gray: so few tell too little"
+        title += f"\nclasses of fewer than {FEW} videos are gray: these are too few for a conclusion"
     _draw_bars(rows, title, path)
 
 
@@ -185,8 +185,8 @@ def _draw_bars(rows: Sequence[Plain], title: str, path: Path) -> None:
     axes.axvline(0, color="0.6", linewidth=1, zorder=0)
     for number, row in enumerate(rows):
         (low, high), change = row["interval"], row["recall_difference"]
-        told = row["support"] >= FEW and not low <= 0 <= high
-        verdict = ("better" if change > 0 else "worse") if told else "not told apart"
+        is_clear = row["support"] >= FEW and not low <= 0 <= high
+        verdict = ("better" if change > 0 else "worse") if is_clear else "not told apart"
         _draw_interval(axes, number, change, (low, high), VERDICTS[verdict])
     style(axes, title)
     name_rows(axes, [f"{shortened(row['name'], NAME_LENGTH)} ({row['support']})" for row in rows])
@@ -215,15 +215,16 @@ def _draw_cells(table: np.ndarray, names: Sequence[str], columns: Sequence[str],
 
 @dataclass(frozen=True)
 class Axis:
-    """Where each value of a setting stands, from 0 to 1, and what is written beside it."""
+    """A vertical axis for the values of a setting: the position of each run, from 0 to 1, and ticks with their
+    texts."""
 
     name: str
-    places: list[float]  # of the runs
+    places: list[float]  # one for each run
     ticks: list[tuple[float, str]]
 
 
 def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
-    """A line for every run, through its value of each swept setting to its metric; brighter is better."""
+    """Draws a line for every run, through its value of each swept setting to its metric; brighter is better."""
     metric = summary["metric"]
     compared = {recipe["number"] for recipe in summary["recipes"] if recipe["compared"]}
     runs = [run for run in summary["runs"] if run["recipe"] in compared and run["metrics"][metric] is not None]
@@ -231,22 +232,22 @@ def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
     low, high = float(values.min()), float(values.max())
     span = (high - low) or 1.0
     ticks = [((tick - low) / span, f"{tick:.3g}") for tick in np.linspace(low, high, 5)]
-    axes_of = [
+    columns = [
         setting_axis(summary["keys"][key], [run["settings"][key] for run in runs]) for key in _shown_keys(summary, runs)
     ]
-    axes_of.append(Axis(metric, ((values - low) / span).tolist(), ticks))
+    columns.append(Axis(metric, ((values - low) / span).tolist(), ticks))
 
-    figure = Figure(figsize=(min(16, 3.2 + 2.1 * len(axes_of)), 4.6), layout="constrained")
+    figure = Figure(figsize=(min(16, 3.2 + 2.1 * len(columns)), 4.6), layout="constrained")
     axes = figure.add_subplot()
     palette = "viridis" if summary["higher_is_better"] else "viridis_r"
     scale = ScalarMappable(Normalize(low, high), colormaps[palette])
     order = np.argsort(values if summary["higher_is_better"] else -values)  # the best are drawn last, on top
     for run in order[spread_evenly(len(order), MOST_TRIALS)]:
-        xs, ys = _smooth([axis.places[run] for axis in axes_of])
+        xs, ys = _smooth([axis.places[run] for axis in columns])
         axes.plot(xs, ys, color=scale.to_rgba(values[run]), linewidth=1.6, alpha=0.85, zorder=2)
-    for x, axis in enumerate(axes_of):
-        _draw_axis(axes, x, axis, last=x == len(axes_of) - 1)
-    axes.set_xlim(-0.25, len(axes_of) - 1 + 0.3)
+    for x, axis in enumerate(columns):
+        _draw_axis(axes, x, axis, last=x == len(columns) - 1)
+    axes.set_xlim(-0.25, len(columns) - 1 + 0.3)
     axes.set_ylim(-0.06, 1.2)
     axes.set_axis_off()
     figure.suptitle(f"{len(runs)} runs: settings and {metric}", fontsize=10.5, x=0.01, ha="left")
@@ -255,7 +256,8 @@ def plot_parallel_coordinates(summary: Plain, path: Path) -> None:
 
 
 def _shown_keys(summary: Plain, runs: Sequence[Plain]) -> list[str]:
-    """The settings that differ between `runs`; of many, those that account for most, and of others the first."""
+    """The settings that differ between `runs`. If there are too many, those with the largest importance are kept, then
+    the first of the others."""
     keys = [key for key in summary["keys"] if len({str(run["settings"][key]) for run in runs}) > 1]
     shares = dict.fromkeys(keys, 0.0) | {row["key"]: row["share"] for row in summary["importance"]}
     kept = sorted(keys, key=lambda key: -shares[key])[:MOST_AXES]
@@ -263,17 +265,20 @@ def _shown_keys(summary: Plain, runs: Sequence[Plain]) -> list[str]:
 
 
 def setting_axis(name: str, row: Sequence[Any]) -> Axis:
-    """Numbers by size, on a logarithmic axis where they span a factor of ten; anything else at even distances."""
+    """The axis of a setting with the values `row`. Numbers are placed by size, logarithmically if they span a factor of
+    ten; other values at even distances."""
     short = name if len(name) <= KEY_LENGTH else f"…{name[1 - KEY_LENGTH :]}"
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in row):
         logarithmic = min(row) > 0 and max(row) >= 10 * min(row)
         scaled = [math.log10(value) if logarithmic else float(value) for value in row]
         low, span = min(scaled), (max(scaled) - min(scaled)) or 1.0
         places = [(value - low) / span for value in scaled]
-        known = sorted(set(zip(places, map(float, row), strict=True)))
-        few = [known[at] for at in spread_evenly(len(known), len(known) if len(known) <= MOST_TICKS else 5)]
+        points = sorted(set(zip(places, map(float, row), strict=True)))
+        shown_points = [
+            points[at] for at in spread_evenly(len(points), len(points) if len(points) <= MOST_TICKS else 5)
+        ]
         ticks: list[tuple[float, str]] = []
-        for place, value in few:
+        for place, value in shown_points:
             if not ticks or place - ticks[-1][0] >= LEAST_GAP:
                 ticks.append((place, f"{value:.4g}"))
         return Axis(short, places, ticks)
@@ -287,7 +292,8 @@ def setting_axis(name: str, row: Sequence[Any]) -> Axis:
 
 
 def _smooth(places: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """A line through `places` at 0, 1, 2, ... that is level at each of them, so that crossings can be followed."""
+    """A line through `places` at x = 0, 1, 2, ... that is horizontal at each of them, so that crossings can be
+    followed."""
     t = np.linspace(0, 1, 25)
     ease = t * t * (3 - 2 * t)
     xs = [index + t for index in range(len(places) - 1)]
@@ -300,7 +306,7 @@ def _draw_axis(axes: Axes, x: int, axis: Axis, last: bool) -> None:
     axes.vlines(x, 0, 1, colors="0.35", linewidth=1, zorder=3)
     axes.hlines(ticks, x - 0.012, x + 0.012, colors="0.35", linewidth=1, zorder=3)
     axes.text(x, 1.09, axis.name, ha="center", va="bottom", fontsize=9.5, fontweight="bold")
-    # above the lines, which are level here; nothing is to the right of the last axis
+    # texts stand above the lines, which are horizontal at an axis; to the right of the last axis there are no lines
     offset, side = ((6, 0), "center") if last else ((4, 2), "bottom")
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4}
     for place, text in axis.ticks:
@@ -308,7 +314,7 @@ def _draw_axis(axes: Axes, x: int, axis: Axis, last: bool) -> None:
 
 
 def plot_importance(summary: Plain, path: Path) -> None:
-    """The share of the variance between runs that each setting accounts for, taken alone."""
+    """Draws the share of the variance between runs that each setting alone explains."""
     rows = summary["importance"][:MOST_BARS]
     figure = Figure(figsize=(8, 1.3 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
@@ -318,7 +324,7 @@ def plot_importance(summary: Plain, path: Path) -> None:
     beyond = axes.barh(places, [row["adjusted"] or 0.0 for row in rows], height=0.62, color=colors)
     for place, row in enumerate(rows):
         if row["adjusted"] is None:
-            axes.text(0.01, place, "one run a value: cannot be told", va="center", fontsize=8.5, color="0.35")
+            axes.text(0.01, place, "one run for each value: unknown", va="center", fontsize=8.5, color="0.35")
         else:
             end = max(row["share"], row["adjusted"])
             axes.text(end + 0.012, place, f"{row['adjusted']:.0%}", va="center", fontsize=8.5)

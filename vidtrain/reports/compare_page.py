@@ -1,4 +1,4 @@
-"""A comparison as a page and as CSV tables, made from its summary; and how its recipes are ranked and named."""
+"""Makes the page and the CSV tables of a comparison from its summary; ranks and names its recipes."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ Rows = list[Sequence[Any]]
 
 
 def ranked(summary: Plain) -> list[Plain]:
-    """The recipes that were compared, the best first; one without a value comes last."""
+    """The compared recipes, the best first; recipes without a value come last."""
     sign = -1 if summary["higher_is_better"] else 1
     compared = [recipe for recipe in summary["recipes"] if recipe["compared"]]
     return sorted(compared, key=lambda recipe: (recipe["mean"] is None, sign * (recipe["mean"] or 0.0)))
@@ -30,7 +30,7 @@ def name_of(recipe: Plain, length: int = NAME_LENGTH) -> str:
 
 
 def chosen_words(summary: Plain) -> str:
-    """Which recipe val chooses, and what that comes to on the split that is reported; empty where it chooses none."""
+    """A sentence that names the recipe chosen on val and its metric on the reported split; empty if none is chosen."""
     chosen = summary["chosen"]
     if chosen is None:
         return ""
@@ -42,13 +42,13 @@ def chosen_words(summary: Plain) -> str:
     if recipe["mean"] is None or recipe["split"].startswith("val"):
         return choice
     return (
-        f"{choice}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report that one: the best of "
-        f"many on {recipe['split']} is too good"
+        f"{choice}; on {recipe['split']} its {summary['metric']} is {recipe['mean']:.4f}. Report this number: the best "
+        f"of many recipes on {recipe['split']} is too optimistic"
     )
 
 
 def compare_page(summary: Plain, pictures: Sequence[str], folder: Path) -> str:
-    """The page. `pictures` names the PNG files in `folder` that there are."""
+    """The page as HTML. `pictures` names the PNG files in `folder`, without suffix."""
     recipes, runs = len(summary["recipes"]), len(summary["runs"])
     return render(
         "compare.html.jinja",
@@ -63,9 +63,9 @@ def compare_page(summary: Plain, pictures: Sequence[str], folder: Path) -> str:
 
 
 def _picture(path: Path) -> Plain:
-    """A PNG in base64, and its width in CSS pixels, with which words have one size in all pictures."""
+    """A PNG in base64, and its width in CSS pixels, with which text has the same size in all pictures."""
     data = path.read_bytes()
-    pixels = int.from_bytes(data[16:20])  # a PNG says its width first
+    pixels = int.from_bytes(data[16:20])  # the width in a PNG's header
     return {"base64": base64.b64encode(data).decode(), "width": round(pixels * CSS_PER_INCH / DOTS_PER_INCH)}
 
 
@@ -73,7 +73,8 @@ def _picture(path: Path) -> Plain:
 
 
 def write_tables(summary: Plain, changed: Iterable[tuple[int, int, Plain]], folder: Path) -> None:
-    """Writes the tables into `folder`. `changed` are (baseline, recipe, video) of videos that came out differently."""
+    """Writes the CSV tables into `folder`. `changed` are (baseline, recipe, video) of videos whose share of right runs
+    differs."""
     recipes = (f"recipe {recipe['number']}" for recipe in summary["recipes"])
     tables: dict[str, Rows] = {
         "runs": _run_rows(summary),
@@ -87,7 +88,7 @@ def write_tables(summary: Plain, changed: Iterable[tuple[int, int, Plain]], fold
 
 
 def _run_rows(summary: Plain) -> Rows:
-    """A row for every run: its settings that differ, how it went on val, and every metric."""
+    """A row for every run: the settings that differ, its result on val, and every metric."""
     metrics = list(dict.fromkeys(name for run in summary["runs"] for name in run["metrics"]))
     keys = (
         "split", "protocol", "coverage", "monitor", "best", "best_step", "final", "steps", "minutes", "commit",
@@ -107,7 +108,7 @@ def _run_rows(summary: Plain) -> Rows:
 
 
 def _recipe_rows(summary: Plain) -> Rows:
-    """A row for every recipe: the difference that was tested, and mean and deviation of every metric over its runs."""
+    """A row for every recipe: the tested difference, and mean and deviation of every metric over its runs."""
     metrics = list(dict.fromkeys(name for recipe in summary["recipes"] for name in recipe["metrics"]))
     pairs = {pair["other"]: pair for pair in summary["comparisons"]}
     averages = (f"{name}_{what}" for name in metrics for what in ("mean", "deviation"))
@@ -119,7 +120,7 @@ def _recipe_rows(summary: Plain) -> Rows:
         ]
     ]
     for recipe in summary["recipes"]:
-        number, own = recipe["number"], recipe["metrics"]
+        number, by_metric = recipe["number"], recipe["metrics"]
         tested: Sequence[Any] = [None] * 7
         if number in pairs:
             pair = pairs[number]
@@ -127,9 +128,9 @@ def _recipe_rows(summary: Plain) -> Rows:
             over_videos = pair["interval"] or (None, None)
             tested = (pair["difference"], *over_videos, *with_seeds, pair["verdict"], pair["shared"])
         first = (number, recipe["label"], recipe["n"], *recipe["settings"].values())
-        how = (recipe["split"], recipe["protocol"], int(number == summary["baseline"]))
-        last = (value for name in metrics for value in (own[name] if name in own else (None, None)))
-        rows.append([*first, *how, *tested, *last])
+        protocol = (recipe["split"], recipe["protocol"], int(number == summary["baseline"]))
+        last = (value for name in metrics for value in (by_metric[name] if name in by_metric else (None, None)))
+        rows.append([*first, *protocol, *tested, *last])
     return rows
 
 
@@ -148,7 +149,7 @@ def _class_rows(summary: Plain) -> Rows:
 
 
 def _video_rows(changed: Iterable[tuple[int, int, Plain]]) -> Rows:
-    """A row for every video that another share of the runs got right, with those shares."""
+    """A row for every video whose share of right runs differs between baseline and recipe."""
     columns = {
         "path": "path", "label": "label", "baseline": "right_in_baseline", "other": "right_in_recipe",
         "prediction_baseline": "prediction_baseline", "prediction_other": "prediction_recipe", "flipped": "flipped",

@@ -1,4 +1,4 @@
-"""Frames of videos as pictures: what a model saw and where it looked, what it got wrong, its answers over time."""
+"""Draws frames of videos: the clips that a model saw with its heat maps, its mistakes, and its answers over time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,32 +24,32 @@ from vidtrain.reports.charts import (
     write_beside,
 )
 
-MOST_WRONG = 16  # videos on a sheet
-WRONG_FRAMES = 5  # of a video
-STRIP_WIDTH = 6.0  # inches of the frames of a video
+MOST_WRONG = 16  # videos on a sheet of mistakes
+WRONG_FRAMES = 5  # frames of each
+STRIP_WIDTH = 6.0  # inches: the width of a video's frames
 TRUE, PREDICTED = "#1a7f37", "#c2410c"
-SEEN_FRAMES = 8  # of a clip
+SEEN_FRAMES = 8  # frames of a clip on a contact sheet
 MOST_CLIPS = 4
-CELL, TOP = 1.55, 2.6  # inches of a frame, and of the part above all frames
-MOST_CLASSES = 12  # of a timeline
-MOST_WINDOWS = 4000  # columns; of more windows, several are taken together
-OTHER = "0.55"  # the color of what has none of its own
+CELL, TOP = 1.55, 2.6  # inches: the width of a frame, and the height of the part above all frames
+MOST_CLASSES = 12  # classes of a timeline
+MOST_WINDOWS = 4000  # columns of a timeline; more windows are averaged
+OTHER = "0.55"  # the color of classes without a color of their own
 HEAT = colormaps["inferno"]
 MOST_OPAQUE = 0.7
-ROW, MARGIN = 20, 6  # pixels of a caption
+ROW, MARGIN = 20, 6  # pixels: the height of a caption's row, and its margin
 STRIP = 10  # pixels: the height of the strip that shows where in the video a frame is
 
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels of the picture
-Span = tuple[float, float, Color | str]  # from, to, as shares of the whole, and a color
-Wrong = tuple[str, str, float]  # the true class, the predicted one and its probability
-Stretch = tuple[float, float, int]  # from, to, in seconds of a video, and the class that was the answer
+Span = tuple[float, float, Color | str]  # start and end as shares of the whole, and a color
+Wrong = tuple[str, str, float]  # the true class, the predicted class and its probability
+Stretch = tuple[float, float, int]  # start and end in seconds of a video, and the predicted class
 
 BACKGROUND, BAR, PALE_BAR = (24, 24, 27), (0, 114, 178), (30, 87, 119)
 TEXT, PALE, EMPTY = (244, 244, 245), (161, 161, 170), (54, 54, 57)
 
 
-# --- what a model got wrong -------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------
 
 
 def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str, path: Path) -> None:
@@ -73,7 +73,8 @@ def plot_wrong(strips: Sequence[np.ndarray], wrong: Sequence[Wrong], title: str,
 
 
 def few_digits(probability: float) -> str:
-    """With two decimals; less, which of thousands of classes even the most probable may have, as 0.002 or 5e-05."""
+    """A probability with two decimals or, below 0.01, with one digit, such as 0.002 or 5e-05: with thousands of classes
+    even the most probable may be that small."""
     return f"{probability:.2f}" if probability >= 0.01 else f"{probability:.1g}"
 
 
@@ -84,13 +85,14 @@ def side_by_side(frames: np.ndarray) -> np.ndarray:
     return np.concatenate(list(framed), axis=1)[:, :-gap]
 
 
-# --- what a model saw -------------------------------------------------------------------------------------
+# --- the clips that a model saw ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SeenClip:
-    """One clip as the model saw it: `frames` uint8 [t h w 3] at `times` [t] in seconds, and where it looked, `heat`
-    [a b c] of 0 to 1 over time, height and width, with its `shares` [a] of all heat of the clip; or None."""
+    """One clip as the model saw it: `frames` uint8 [t h w 3] at `times` [t] in seconds. `heat` [a b c], 0 to 1 over
+    time, height and width, shows where the model looked, and `shares` [a] are the shares of the clip's heat; or both
+    are None."""
 
     name: str
     frames: np.ndarray
@@ -108,8 +110,9 @@ def draw_contact_sheet(
     boxes: Sequence[Box],
     clips: Sequence[SeenClip],
 ) -> None:
-    """Draws the whole `frame`, uint8 [h w 3], with the boxes that the model saw; the `top` classes; and up to 8 frames
-    of each of the first 4 clips, as they went into the model and below that under the heat map."""
+    """Draws the whole `frame`, uint8 [h w 3], with the `boxes` that the model saw; the `top` classes with
+    probabilities; and up to 8 frames of each of the first 4 clips, as the model saw them, and again with the heat
+    map."""
     shown = clips[:MOST_CLIPS]
     height, width = clips[0].frames.shape[1:3]
     lines = len(shown) * (1 if clips[0].heat is None else 2)
@@ -123,7 +126,7 @@ def draw_contact_sheet(
         frame = outlined(frame, box)
     whole.imshow(frame)
     whole.set_axis_off()
-    whole.set_title("whole frame, and what the model sees of it", fontsize=8)
+    whole.set_title("whole frame, and the part that the model sees", fontsize=8)
     _draw_top(bars, top)
     rows = iter(below.subplots(lines, SEEN_FRAMES, squeeze=False))
     for clip in shown:
@@ -133,7 +136,7 @@ def draw_contact_sheet(
         if clip.heat is not None and clip.shares is not None:
             steps = [step_of(place, len(clip.frames), len(clip.heat)) for place in places]
             heated = [shade(clip.frames[place], clip.heat[step]) for place, step in zip(places, steps, strict=True)]
-            # a step may last for several frames: its share stands below the first that is shown
+            # a step of the heat map may cover several frames: its share stands below the first
             labels = [f"{clip.shares[step]:.0%}" if step not in steps[:at] else "…" for at, step in enumerate(steps)]
             _draw_frames(next(rows), heated, labels, "heat")
     hidden = f" {len(clips) - len(shown)} more clips are not shown." if len(clips) > len(shown) else ""
@@ -142,7 +145,7 @@ def draw_contact_sheet(
 
 
 def step_of(place: int, frames: int, steps: int) -> int:
-    """Which of `steps` equal steps of a heat map frame `place` of `frames` belongs to."""
+    """The step of a heat map, of `steps` equal ones, to which frame `place` of `frames` belongs."""
     return place * steps // frames
 
 
@@ -181,14 +184,14 @@ def draw_timeline(
     chances: np.ndarray,
     stretches: Sequence[Stretch],
 ) -> None:
-    """Draws the `chances` [w k] of w windows, window i shown from edges[i] to edges[i + 1] seconds, NaN for those that
-    could not be read; and above them the answers. A row a class, of up to 12: those that are the answer for longest,
-    then those of the largest mean. A map keeps thousands of windows apart where lines would run into each other."""
+    """Draws the probabilities `chances` [w k] of w windows as a map, with a row for each class, and the answers above
+    it. Window i lasts from edges[i] to edges[i + 1] seconds; windows that could not be read are NaN. Up to 12 classes
+    are shown: those that are the answer for longest, then those with the largest mean."""
     chosen = shown_classes(chances, stretches)
     colors = dict(zip(chosen, [*COLORS, *[OTHER] * MOST_CLASSES], strict=False))
-    together = max(1, -(-len(chances) // MOST_WINDOWS))
+    windows_per_column = max(1, -(-len(chances) // MOST_WINDOWS))
     shown = thinned(edges[:-1], chances[:, chosen], MOST_WINDOWS)[1]
-    edges = np.append(edges[:-1:together], edges[-1])
+    edges = np.append(edges[:-1:windows_per_column], edges[-1])
     height = 0.32 * len(chosen)
     figure = Figure(figsize=(13, 1.9 + height), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
@@ -203,7 +206,7 @@ def draw_timeline(
     answers.tick_params(length=0, labelbottom=False)
     answers.spines[:].set_visible(False)
     rows = np.arange(len(chosen) + 1) - 0.5
-    axes.set_facecolor("0.85")  # what could not be read
+    axes.set_facecolor("0.85")  # shows where windows could not be read
     image = axes.pcolormesh(edges, rows, np.ma.masked_invalid(shown.T), cmap="Blues", vmin=0, vmax=1, rasterized=True)
     axes.set_yticks(range(len(chosen)), [shortened(classes[index]) for index in chosen], fontsize=9)
     for index, label in zip(chosen, axes.get_yticklabels(), strict=True):
@@ -216,7 +219,7 @@ def draw_timeline(
 
 
 def _label_times(axes: Axes, start: float, end: float) -> None:
-    """Ticks at round numbers of seconds or, after two minutes, of minutes."""
+    """Sets ticks at round numbers of seconds or, beyond two minutes, of minutes."""
     minutes = end > 120
     axes.set_xlim(start, end)
     steps = [1, 1.5, 2, 3, 5, 6, 10] if minutes else [1, 2, 3, 5, 6, 10]
@@ -252,8 +255,8 @@ def clock_text(seconds: float, minutes: bool) -> str:
 
 
 def shade(picture: np.ndarray, heat: np.ndarray, box: Box | None = None) -> np.ndarray:
-    """`picture`, uint8 [h w 3], with `heat` [a b] of 0 to 1 stretched over it, or over a `box` of it. Little heat is
-    transparent, so what is not looked at keeps its colors."""
+    """`picture`, uint8 [h w 3], with `heat` [a b], 0 to 1, stretched over it or over a `box` in it. Low heat is
+    transparent, so regions that the model ignores keep their colors."""
     left, top, width, height = box or (0, 0, picture.shape[1], picture.shape[0])
     if width < 1 or height < 1:
         return picture
@@ -276,8 +279,8 @@ def outlined(picture: np.ndarray, box: Box, color: Color = (255, 255, 255)) -> n
 
 
 def caption(width: int, title: str, rows: Sequence[tuple[str, float]], lines: int) -> np.ndarray:
-    """A panel uint8 [h width 3] with a title and the names and shares of `rows`, as bars; room for `lines` of them.
-    Names are such as `vidtrain.reports.charts.drawable` gives."""
+    """A panel uint8 [h width 3] with a title and a bar for each (name, share) of `rows`; it has room for `lines` bars.
+    Names must have passed `vidtrain.reports.charts.drawable`."""
     height = ROW * (lines + 1) + MARGIN
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)
@@ -308,8 +311,8 @@ def strip(width: int, spans: Sequence[Span]) -> np.ndarray:
 
 
 def labeled(picture: np.ndarray, panel: np.ndarray, whole: np.ndarray, at: float) -> np.ndarray:
-    """`picture`, a strip of the whole video with a mark `at` a share of it, and a panel, one below the other. The sides
-    come out even, as video codecs want them."""
+    """Stacks `picture`, the strip `whole` with a mark at the share `at` of the video, and `panel`. Height and width are
+    padded to even numbers, as video codecs require."""
     marked = whole.copy()
     column = min(int(at * marked.shape[1]), marked.shape[1] - 2)
     marked[:, max(column, 0) : column + 2] = 255
@@ -324,7 +327,7 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: Color, size: int) -> None:
-    """Writes `text` from `place` on, its top left, on the base line of the default font."""
+    """Writes `text` with its top left at `place`, on the baseline of the default font."""
     left, line = place[0], place[1] + _font(str(DEFAULT), size).getmetrics()[0]
     for path, part in runs(text):
         draw.text((left, line), part, fill=color, font=_font(path, size), anchor="ls")
@@ -336,7 +339,7 @@ def _length(text: str, size: int) -> float:
 
 
 def _fitting(text: str, width: float, size: int) -> str:
-    """`text`, cut where it is wider than `width` pixels."""
+    """`text`, cut to `width` pixels."""
     if _length(text, size) <= width:
         return text
     while text and _length(text + "…", size) > width:

@@ -1,7 +1,7 @@
-"""What is made from the texts in templates/: HTML pages, each a file that needs nothing else, and a run's model card.
+"""Renders templates/: HTML pages, each a file that needs no other, and a run's model card.
 
-Paths, class names and settings come from outside. Templates escape every value, and what acts or hides in a name is
-spelled out before; only what a template writes itself is markup.
+Paths, class names and settings may hold any characters. Templates escape every value, after control and invisible
+characters were spelled out, so only the template's own text is markup.
 """
 
 import base64
@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # --help should not wait for it
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).with_name("templates")
-JPEG = b"\xff\xd8\xff"  # how such a file begins
-MOST_CLASSES = 30  # of a chart
-MOST_ROWS = 200  # of a table; all of them are in summary.json
+JPEG = b"\xff\xd8\xff"  # the first bytes of a JPEG file
+MOST_CLASSES = 30  # classes of a chart
+MOST_ROWS = 200  # rows of a table; summary.json has all of them
 
 Plain = Mapping[str, Any]
 
@@ -29,15 +29,15 @@ Result = TypeVar("Result")
 
 
 def warn_of_failure(what: str, make: Callable[[], Result], console: Any) -> Result | None:
-    """What `make` gives, or None with a warning that names `what`, such as a path, and the cause: what only shows
-    results may fail, as the numbers are written before."""
+    """Returns `make()`, or None with a warning that names `what`, such as a path, and the cause. For pictures and
+    pages: a run must not fail because of them, as the numbers are written before."""
     try:
         return make()
     except Exception as error:
-        # a full disk, no memory, a font, a name: whatever it is, only the picture is lost
-        cause = " ".join(str(error).split()) or "no more is known"
+        # a full disk, no memory, a font, a name: whatever the cause, only the picture is lost
+        cause = " ".join(str(error).split()) or "no details"
         why = f"{type(error).__name__}: {cause[:300]}"
-        console.warn(f"{escaping.shown(what)} could not be made ({why}); the numbers are not concerned")
+        console.warn(f"{escaping.shown(what)} could not be made ({why}); the numbers are not affected")
         return None
 
 
@@ -48,12 +48,12 @@ def replace_page(page: Path, html: Callable[[], str], console: Any) -> None:
 
 
 class Number(str):
-    """A number as it is shown."""
+    """A formatted number; tables align columns of these to the right."""
 
 
 @cache
 def templates(markdown: bool = False) -> "Environment":
-    """The templates, of pages or of Markdown, which escapes names by its own filters."""
+    """The environment of HTML templates, or of Markdown templates, which escape names with their own filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -100,14 +100,14 @@ def percent(share: float | None, digits: int = 1) -> Number | None:
 
 
 def setting(value: object) -> str:
-    """A setting's value; a `Number` where it is one, so that columns of them are aligned."""
+    """A setting's value as text; a `Number` if it is a number, so that columns are aligned."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Number(f"{value:.4g}" if isinstance(value, float) else value)
     return "null" if value is None else str(value)
 
 
 def _as_text(value: object) -> object:
-    """A value of a template as the text that is escaped next; None is a dash, and markup stays as it is."""
+    """The text of a template's value before it is escaped. None becomes a dash; markup stays as it is."""
     if hasattr(value, "__html__"):
         return value
     if isinstance(value, float):
@@ -124,13 +124,13 @@ def _numeric_columns(rows: Sequence[Sequence[object]], count: int) -> list[bool]
 
 
 def audit_page(summary: Plain, title: str, thumbnails: Path) -> str:
-    """The page of vidtrain.data.audit.summary, with pictures from the folder `thumbnails`."""
+    """The HTML page of a summary of vidtrain.data.audit.summary, with pictures from the folder `thumbnails`."""
     return render("audit.html.jinja", audit=summary, title=title, thumbnail=partial(_thumbnail, thumbnails))
 
 
 def _thumbnail(folder: Path, name: str) -> str:
-    """A picture in base64; empty where there is none. The name is of a ledger that may be from elsewhere: only JPEG
-    files of the folder itself get into the page."""
+    """A picture in base64; empty if there is none. `name` comes from a file that is not trusted, so only JPEG files in
+    the folder itself are read."""
     path = folder / name
     data = path.read_bytes() if name and path.name == name and path.is_file() else b""
     return base64.b64encode(data).decode() if data.startswith(JPEG) else ""
@@ -145,17 +145,17 @@ def _by_kind(issues: Iterable[Plain]) -> list[tuple[str, list[Plain]]]:
 
 
 def most_unlike(rows: Mapping[str, Sequence[int]]) -> tuple[list[str], int]:
-    """Names of at most 30 rows that are not empty, in their order, that differ most from the sum of all (total
-    variation); and how many are left out."""
+    """The names of at most 30 rows whose distribution differs most from that of the sum of all rows (total variation),
+    in their order; and the number of rows left out. Empty rows are ignored."""
     filled = {name: row for name, row in rows.items() if sum(row)}
     whole = [sum(column) for column in zip(*filled.values(), strict=True)]
     shares = [value / sum(whole) for value in whole]
 
-    def unlike(name: str) -> float:
+    def distance(name: str) -> float:
         row = filled[name]
         return sum(abs(value / sum(row) - share) for value, share in zip(row, shares, strict=True))
 
-    kept = set(sorted(filled, key=unlike, reverse=True)[:MOST_CLASSES])
+    kept = set(sorted(filled, key=distance, reverse=True)[:MOST_CLASSES])
     return [name for name in filled if name in kept], len(filled) - len(kept)
 
 
@@ -178,7 +178,7 @@ METRIC_TITLES = {
     "loss": "loss",
 }
 CLASSES_SHOWN = 30
-FEW = 10  # videos of a class below which its numbers mean little
+FEW = 10  # the card lists classes with fewer videos, as their numbers mean little
 SETTINGS = (
     "optimizer", "schedule", "loss", "augmentation", "stage", "trainer.epochs", "trainer.batch_size",
     "trainer.accumulation", "trainer.precision", "trainer.ema", "trainer.clip_grad", "clip.train_clips", "seed",
@@ -187,15 +187,15 @@ PICTURES = {"curves.png": "Training curves", "confusion_{split}.png": "Confusion
 
 
 def write_model_card(run: Path, out: Path, config: Mapping[str, Any], exported: Mapping[str, Any] | None) -> Path:
-    """Writes MODEL_CARD.md of the run folder `run` into `out`, its pictures beside it; returns the card's path.
-    `config` is the run's configuration with its references followed, `exported` the card of the files that were
-    exported, or None. Raises `UserError` naming a file that the run should have left."""
+    """Writes MODEL_CARD.md of the run folder `run` and its pictures into `out`; returns the card's path. `config` is
+    the run's resolved configuration, `exported` the metadata of the exported files, or None. Raises `UserError` naming
+    a file that is missing in the run folder."""
     out.mkdir(parents=True, exist_ok=True)
     split = _read(run / "summary.json")["split"]
     shown = []
     for pattern, title in PICTURES.items():
         picture = run / "plots" / pattern.format(split=split)
-        if picture.is_file():  # no confusion matrix where videos have several labels
+        if picture.is_file():  # runs with several labels a video have no confusion matrix
             for file in filter(Path.is_file, (picture, legend_of(picture))):
                 shutil.copyfile(file, out / file.name)
             shown.append((title.format(split=split), picture.name))
@@ -241,7 +241,7 @@ def model_card(
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that a reader asks for first, as far as they are set."""
+    """The settings of `SETTINGS` that are set, as text."""
     settings = {}
     for key in SETTINGS:
         node: Any = config
@@ -253,7 +253,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _spell(node: object) -> str:
-    """A component as its name and values, other mappings in brackets, the rest as it is."""
+    """A component as its name with its values in brackets, such as `AdamW(lr=0.001)`; other values as text."""
     if isinstance(node, Mapping):
         inner = [f"{key}={_spell(value)}" for key, value in node.items() if key[0] != "_" and value is not None]
         kind = node["_target_"].rpartition(".")[2] if "_target_" in node else ""

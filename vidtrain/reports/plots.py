@@ -1,4 +1,4 @@
-"""The charts of a run: curves, confusion matrix, what views are worth; drawn without a display."""
+"""Draws the charts of a run, without a display: curves, confusion matrix, the metric by clips, crops and orders."""
 
 import math
 from array import array
@@ -26,21 +26,21 @@ from vidtrain.reports.charts import (
 )
 
 SMOOTH_FROM = 100
-"""A curve of at least this many points is drawn pale, with its running mean on top."""
+"""A curve with at least this many points is drawn pale, with its running mean on top."""
 COUNTS_UP_TO = 30
 """Largest number of classes whose confusion matrix has its counts written in the cells."""
 WHOLE_UP_TO = 400
 """Largest number of classes whose confusion matrix is drawn whole."""
-MOST_CONFUSED = 100
-POINTS = 2000  # of a curve; of more, several are taken together
-MOST_CURVES = 60  # of a panel
-MOST_BORDERS = 50  # between phases
-LEAST_SPAN = 0.05  # of a metric's axis in the chart of views: else noise in the last video looks like a trend
+MOST_CONFUSED = 100  # classes that are drawn if there are more
+POINTS = 2000  # points of a curve; more are averaged
+MOST_CURVES = 60  # curves of a panel
+MOST_BORDERS = 50  # borders between phases
+LEAST_SPAN = 0.05  # of a metric's axis in the chart of views: otherwise a single video would look like a trend
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of `plot_curves`: the keys that it shows, by name or by the prefix before "/"."""
+    """One chart of `plot_curves`. It shows the keys named in `keys`, and those that begin with `prefix`."""
 
     title: str
     keys: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Panel:
 PANELS = (
     Panel("Loss", ("train/loss", "val/loss", "val_ema/loss")),
     Panel(
-        "Accuracy and F1",  # videos of several labels have no accuracy
+        "Accuracy and F1",  # with several labels a video there is only F1
         (
             "train/top1",
             "val/top1",
@@ -78,16 +78,16 @@ PANELS = (
 # --- curves -----------------------------------------------------------------------------------------------
 
 
-Curve = tuple[array, array]  # steps, and values with NaN for those that are not known
+Curve = tuple[array, array]  # steps and values; NaN for unknown values
 Curves = dict[str, Curve]
 
 
 def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw the rows of metrics.jsonl over the step, one panel for each kind of number that they hold.
+    """Draws the rows of metrics.jsonl over the step, with one panel for each kind of number.
 
-    Borders between phases are dashed lines, where rows carry "phase". Unknown (null) values leave gaps. Rows are taken
-    one at a time; of a curve of more than 2000 points, stretches are drawn: their means, and from their lowest to
-    their highest value.
+    Dashed lines mark borders between phases, if rows have "phase". Unknown (null) values leave gaps. Rows are read one
+    at a time. A curve with more than 2000 points is averaged over stretches, with a band from their lowest to their
+    highest value.
     """
     logged, borders = read_curves(metrics_rows)
     charts = [(panel, curves) for panel in PANELS if (curves := curves_of(panel, logged))]
@@ -104,14 +104,13 @@ def plot_curves(metrics_rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[int, str]]]:
-    """The curve of every key of a panel, in the order of logging; and the name of each phase after another with where
-    it begins: at the first step logged, or at the last logged of the phase before, which is its end, as phases end
-    with an evaluation."""
+    """Returns the curve of every key that a panel shows, in the order of logging, and (first step, name) of each phase.
+    A phase begins at the last logged step of the phase before it, as phases end with an evaluation."""
     keys = {key for panel in PANELS for key in panel.keys}
     prefixes = tuple(panel.prefix for panel in PANELS if panel.prefix)
     logged: Curves = {}
     borders: list[tuple[int, str]] = []
-    last = None  # the step logged last of any phase
+    last = None  # the last step logged in any phase
     for row in rows:
         for key, value in row.items():
             if key in keys or key.startswith(prefixes):
@@ -127,7 +126,7 @@ def read_curves(rows: Iterable[Mapping[str, Any]]) -> tuple[Curves, list[tuple[i
 
 
 def curves_of(panel: Panel, logged: Curves) -> Curves:
-    """The curves of a panel that have any value, in its order; of very many, some evenly spread."""
+    """The curves of a panel that have a finite value, in its order; at most `MOST_CURVES`, evenly spread."""
     keys = [key for key in panel.keys if key in logged]
     keys += [key for key in logged if panel.prefix and key.startswith(panel.prefix)]
     keys = [key for key in keys if np.isfinite(logged[key][1]).any()]
@@ -164,23 +163,24 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> None:
 
 
 def spans_a_decade(curves: Curves) -> bool:
-    """A narrower range has too few round numbers to label a logarithmic axis."""
+    """Whether the values span a factor of ten. A narrower range has too few round numbers to label a logarithmic
+    axis."""
     values = np.concatenate([values for _, values in curves.values()])
     positive = values[values > 0]
     return bool(positive.size) and positive.max() >= 10 * positive.min()
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over up to `width` values on either side; unknown ones are left out."""
-    known = np.isfinite(values)
+    """The mean over up to `width` values on either side; values that are not finite are left out."""
+    finite = np.isfinite(values)
     kernel = np.ones(2 * width + 1)
-    sums = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
-    counts = np.convolve(known.astype(np.float64), kernel, mode="same")
+    sums = np.convolve(np.where(finite, values, 0.0), kernel, mode="same")
+    counts = np.convolve(finite.astype(np.float64), kernel, mode="same")
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
 def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> None:
-    """Lines between phases, and in the top row their names above them. A single phase needs neither."""
+    """Draws lines between phases and, if `named`, the phases' names above. A single phase is not marked."""
     if len(borders) < 2:
         return
     if named:
@@ -197,19 +197,19 @@ def _mark_phases(axes: Axes, borders: list[tuple[int, str]], named: bool) -> Non
 
 
 def plot_confusion(pairs: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Sequence[str], path: Path) -> None:
-    """Draw (true classes, predicted ones, counts), each [m], of the pairs that occur, as shares of each true class.
-    Rows are true classes, 0 where a class has no video. Where there are more than 400 classes, the 100 that are most
-    confused are drawn; shares still count all videos of a class."""
+    """Draws the confusion matrix as shares of each true class. `pairs` are (true classes, predicted classes, counts),
+    each [m], of the pairs that occur. Rows are true classes; a class without videos has a row of 0. With more than 400
+    classes, only the 100 most confused are drawn; shares still count all videos of a class."""
     labels, predictions, counted = pairs
     shown = np.arange(len(classes))
     title = f"Confusion: share of each true class (n = {int(counted.sum()):,})"
     if len(classes) > WHOLE_UP_TO:
         shown = most_confused(labels, predictions, counted, len(classes), MOST_CONFUSED)
         wrong = labels != predictions
-        inside = wrong & np.isin(labels, shown) & np.isin(predictions, shown)
+        shown_wrong = wrong & np.isin(labels, shown) & np.isin(predictions, shown)
         title += (
-            f"\nthe {len(shown)} most confused of {len(classes):,} classes, with {int(counted[inside].sum()):,} of "
-            f"{int(counted[wrong].sum()):,} mistakes"
+            f"\nthe {len(shown)} most confused of {len(classes):,} classes, with {int(counted[shown_wrong].sum()):,} "
+            f"of {int(counted[wrong].sum()):,} mistakes"
         )
     total = np.bincount(labels, counted, minlength=len(classes))[shown]
     k, place = len(shown), np.full(len(classes), -1)
@@ -222,20 +222,19 @@ def plot_confusion(pairs: tuple[np.ndarray, np.ndarray, np.ndarray], classes: Se
 
 
 def most_confused(labels: np.ndarray, predictions: np.ndarray, counts: np.ndarray, k: int, most: int) -> np.ndarray:
-    """Up to `most` of k classes: those of the pairs that are taken for each other most often, a pair beside each
-    other; where there are too few, those of most videos. One without any video is among them only where some video
-    was taken for it."""
+    """Up to `most` of k classes: first the pairs that are confused with each other most often, side by side, then the
+    classes with most videos. A class without videos is included only if it was predicted for some video."""
     low, high = np.minimum(labels, predictions), np.maximum(labels, predictions)
     wrong = low != high
     pairs, where = np.unique(low[wrong].astype(np.int64) * k + high[wrong], return_inverse=True)
-    often = np.bincount(where, counts[wrong], minlength=len(pairs))
-    in_order = pairs[np.argsort(-often, kind="stable")]
-    chosen = np.stack([in_order // k, in_order % k], axis=1).ravel()
+    confusions = np.bincount(where, counts[wrong], minlength=len(pairs))
+    pairs_by_confusions = pairs[np.argsort(-confusions, kind="stable")]
+    chosen = np.stack([pairs_by_confusions // k, pairs_by_confusions % k], axis=1).ravel()
     videos = np.bincount(labels, counts, minlength=k)
     by_videos = np.argsort(-videos, kind="stable")[: np.count_nonzero(videos)]
-    every = np.concatenate([chosen, by_videos])
-    _, first = np.unique(every, return_index=True)
-    return every[np.sort(first)[:most]]
+    candidates = np.concatenate([chosen, by_videos])
+    _, first = np.unique(candidates, return_index=True)
+    return candidates[np.sort(first)[:most]]
 
 
 def _draw_confusion(counts: np.ndarray, shares: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
@@ -243,7 +242,7 @@ def _draw_confusion(counts: np.ndarray, shares: np.ndarray, names: Sequence[str]
     cell = float(np.clip(14 / k, 0.065, 0.55)) if k > 4 else 0.9  # inches
     font = float(np.clip(cell * 72 * 0.8, 3.4, 9))  # points
 
-    # The axes fill the figure, so that cells have their size; the picture grows by the labels around them.
+    # The axes fill the figure, so that cells have a fixed size; the labels around them enlarge the picture.
     figure = Figure(figsize=(cell * k, cell * k))
     axes = figure.add_axes((0, 0, 1, 1))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -266,7 +265,7 @@ def _draw_confusion(counts: np.ndarray, shares: np.ndarray, names: Sequence[str]
     save_png(figure, path)
 
 
-# --- what views are worth ---------------------------------------------------------------------------------
+# --- the metric by clips, crops, fusion and frame order ---------------------------------------------------
 
 
 def plot_views(
@@ -278,9 +277,9 @@ def plot_views(
     metric: str,
     path: Path,
 ) -> None:
-    """Draws a table's protocols: the metric against clips and crops, by fusion, and in other orders of frames, as far
-    as there is something to show. `about` is that of the table, `protocols`, `points` and `probes` are those of
-    vidtrain.evaluation.protocols; `metric` is the key of their numbers."""
+    """Draws the protocols of a view table: the metric by clips and crops, by fusion, and by order of frames, as far as
+    the table has several of them. `about` is that of the table; `protocols`, `points` and `probes` are those of
+    vidtrain.evaluation.protocols; `metric` is the key of the metric that is drawn."""
     panels: list[Callable[[Axes], None]] = []
     if len({point.clips for point in points}) > 1:
         panels.append(partial(_draw_clips, points=points, fusion=fusion))
@@ -310,18 +309,18 @@ def _draw_clips(axes: Axes, points: Sequence[Any], fusion: str) -> None:
         clips, means, lowest, highest = zip(*rows, strict=True)
         axes.fill_between(clips, lowest, highest, color=color, alpha=0.15, linewidth=0)
         axes.plot(clips, means, color=color, marker="o", markersize=3.5, label=_crops(crops))
-    _style_of_clips(axes, f"By clips, {fusion}", "clips a video: mean over choices of them, and their range")
+    _style_of_clips(axes, f"By clips, {fusion}", "clips a video: mean and range over choices of clips")
 
 
 def _draw_fusions(axes: Axes, about: Mapping[str, Any], protocols: Sequence[Any], metric: str) -> None:
     order, crops = about["orders"][0], len(about["crops"])
-    shown = [one for one in protocols if one.order == order and len(one.crops.numbers) == crops]
+    shown = [protocol for protocol in protocols if protocol.order == order and len(protocol.crops.numbers) == crops]
     for number, fusion in enumerate(dict.fromkeys(protocol.fusion for protocol in protocols)):
-        points = [(one.num_clips, one.metrics[metric]) for one in shown if one.fusion == fusion]
+        points = [(protocol.num_clips, protocol.metrics[metric]) for protocol in shown if protocol.fusion == fusion]
         line = ("-", "--", ":")[number % 3]  # equal curves stay visible
         clips, values = zip(*points, strict=True)
         axes.plot(clips, values, line, color=COLORS[number], marker="o", markersize=3.5, label=fusion)
-    _style_of_clips(axes, f"By fusion, {_crops(crops)}", "clips a video: evenly spaced ones of the table")
+    _style_of_clips(axes, f"By fusion, {_crops(crops)}", "clips a video, evenly spaced in the table")
 
 
 def _style_of_clips(axes: Axes, title: str, across: str) -> None:

@@ -1,7 +1,7 @@
-"""A finished run as one page, from plain values and pictures, light enough to be mailed.
+"""Makes the page of a finished run from plain values and pictures, small enough for mail.
 
-Its charts are places in inline SVG, which templates/run_charts.svg.jinja writes in the page's colors: they follow dark
-mode.
+This module computes coordinates for its charts; templates/run_charts.svg.jinja draws them as inline SVG in the page's
+colors, so that they follow dark mode.
 """
 
 import base64
@@ -34,30 +34,30 @@ Plain = Mapping[str, Any]
 Curve = tuple[ArrayLike, ArrayLike, int]  # x, y, and its color
 
 HEADLINES = {"top1": "top-1 accuracy", "map": "mean average precision"}
-MATRIX_UP_TO = 30  # classes; of more, the pairs that are most confused are listed
+MATRIX_UP_TO = 30  # classes; with more, the most confused pairs are listed instead
 MOST_BYTES = 4_800_000  # of the page
-MOST_ROWS = {"heads": 40, "pairs": 30, "classes": 200, "settings": 20}  # of tables
-DROPPED = ("unsure", "wrong", "sheet")  # kinds of pictures, those first that are left out first
-# rows of tables, and characters of a value; the first that fits is taken
+MOST_ROWS = {"heads": 40, "pairs": 30, "classes": 200, "settings": 20}  # rows of each table
+DROPPED = ("unsure", "wrong", "sheet")  # kinds of pictures, in the order in which they are left out
+# (rows of a table, characters of a value): the first pair with which the page fits is used
 CUTS = ((200, 2000), (60, 400), (12, 80))
-WHOLE = ("command",)  # values that are of use only as a whole
-MOST_WHOLE = 100_000  # characters of those
-# CSS pixels: as wide as a phone, so that words have their size there
+WHOLE = ("command",)  # values that are useless when cut
+MOST_WHOLE = 100_000  # characters of these values
+# CSS pixels: as wide as a phone, so that text is not scaled there
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 8, 24, 20  # LEFT has room for 0.00015
-POINTS = 240  # of a curve; of more, several are taken together
-MOST_LINES = 6  # of a panel, which have colors of their own
-DOTS_UP_TO = 40  # points that are marked
-LONGEST_PHASE, LETTER = 13, 5.5  # characters of a phase's name, and about how wide one is
-LEAST_OF_A_BIN = 5  # answers; of fewer the share is chance
-ROW = 40  # of a baseline: its name above its interval
+POINTS = 240  # points of a curve; more are averaged
+MOST_LINES = 6  # lines of a panel: there are as many colors
+DOTS_UP_TO = 40  # points up to which each is marked
+LONGEST_PHASE, LETTER = 13, 5.5  # characters of a phase's name, and the approximate width of one in pixels
+LEAST_OF_A_BIN = 5  # answers; smaller bins are left out, as their share is mostly chance
+ROW = 40  # height of a baseline's row: its name above its interval
 BASELINE_LEFT, BASELINE_RIGHT, BASELINE_TOP = 12, 12, 8
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A WebP or PNG file in its bytes; `kind` is wrong, unsure or sheet, and `shows` what vidtrain.runs.examples says
-    of it, empty for a sheet of several videos."""
+    """The bytes of a WebP or PNG file. `kind` is wrong, unsure or sheet; `shows` describes the video as
+    vidtrain.runs.examples does, and is empty for a sheet of several videos."""
 
     kind: str
     data: bytes
@@ -65,13 +65,14 @@ class Picture:
 
     @property
     def room(self) -> int:
-        """Bytes that it adds to a page, at most: itself in base64, and what is said of it, escaped."""
+        """An upper bound of the bytes that it adds to a page: the file in base64, and its description, escaped."""
         return len(self.data) * 4 // 3 + 1000 + 6 * len(str(self.shows))
 
 
 def run_page(facts: Plain, pictures: Sequence[Picture], most_bytes: int = MOST_BYTES) -> str:
-    """The page of vidtrain.runs.page.read_facts, of at most `most_bytes`. Pictures are left out until it fits: the last
-    right answers first, then the last mistakes. A page that is too large without any has shorter tables and values."""
+    """The HTML page of a run, from what vidtrain.runs.page.read_facts returns, with at most `most_bytes`. Pictures are
+    left out until it fits: first the last right answers, then the last mistakes. If it is too large without pictures,
+    its tables and values are shortened."""
     for rows, characters in CUTS:
         short = _cut(facts, characters)
         size = len(_page(short, [], len(pictures), rows).encode())
@@ -117,7 +118,7 @@ def _with_names(picture: Picture, folder: str) -> Plain:
 
 
 def _common(videos: Sequence[Plain]) -> str:
-    """The folder that all videos lie below, or nothing where there is none."""
+    """The deepest folder that holds all videos; empty if there is none."""
     folders = {str(PurePath(video["path"]).parent) for video in videos if video}
     if not folders or len({os.path.isabs(folder) for folder in folders}) > 1:
         return ""
@@ -125,7 +126,7 @@ def _common(videos: Sequence[Plain]) -> str:
 
 
 def _cut(value: Any, longest: int) -> Any:
-    """A copy in which no text is longer, as a name from outside may have any length."""
+    """A copy of `value` in which no text is longer than `longest` characters, as names may have any length."""
     if isinstance(value, str):
         return value if len(value) <= longest else f"{value[: longest - 1]}…"
     if isinstance(value, Mapping):
@@ -136,21 +137,21 @@ def _cut(value: Any, longest: int) -> Any:
     return type(value)(_cut(item, longest) for item in value) if isinstance(value, list | tuple) else value
 
 
-# --- charts: places of ticks, lines and dots --------------------------------------------------------------
+# --- charts: coordinates of ticks, lines and dots ---------------------------------------------------------
 
 
 def linear(low: float, high: float, start: float, end: float) -> Any:
-    """The place of a value, or of an array of them, where `low` to `high` is shown as `start` to `end`."""
+    """A function that maps a value or an array linearly, `low` to `start` and `high` to `end`."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers within a range."""
-    inside = 1e-9 * (high - low)
+    """Round numbers from `low` to `high`, about `most` of them."""
+    tolerance = 1e-9 * (high - low)
     return [
         float(tick)
         for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)
-        if low - inside <= tick <= high + inside
+        if low - tolerance <= tick <= high + tolerance
     ]
 
 
@@ -158,10 +159,11 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> list[Plain]:
-    """A chart for each kind of number in rows of metrics.jsonl, with where phases begin, and the best step."""
+    """A chart for each kind of number in rows of metrics.jsonl, with marks at the first step of each phase and at the
+    best step."""
     logged, borders = read_curves(rows)
     panels = [(panel, curves) for panel in PANELS if (curves := curves_of(panel, logged))]
-    if "weight_decay" in logged and len(set(logged["weight_decay"][1])) == 1:  # as it was set: nothing to see
+    if "weight_decay" in logged and len(set(logged["weight_decay"][1])) == 1:  # a constant is no chart
         panels = [(panel, curves) for panel, curves in panels if "weight_decay" not in curves]
     if not panels:
         return []
@@ -179,7 +181,8 @@ def curve_panels(rows: Iterable[Mapping[str, Any]], best_step: int | None) -> li
 
 
 def _phases(borders: Sequence[tuple[int, str]], across: Any) -> list[Plain]:
-    """Where each of several phases begins; its name is to be shown where there is room behind the one before."""
+    """Marks where each of several phases begins. A phase's name is `shown` only if it does not overlap the one
+    before."""
     if len(borders) < 2:
         return []
     phases: list[Plain] = []
@@ -193,7 +196,7 @@ def _phases(borders: Sequence[tuple[int, str]], across: Any) -> list[Plain]:
 
 
 def _panel(panel: Panel, curves: Curves, across: Any) -> Plain:
-    """One chart: its lines with their names, and the ticks of its vertical axis."""
+    """One chart: its named lines, and the ticks of its vertical axis."""
     logarithmic = panel.log_scale and spans_a_decade(curves)
     lines = []
     for number, (key, curve) in enumerate(list(curves.items())[:MOST_LINES]):
@@ -213,35 +216,35 @@ def _panel(panel: Panel, curves: Curves, across: Any) -> Plain:
     values = scale(_positive(shown) if logarithmic else shown)
     bottom, top = panel.whole_range or _padded(values[np.isfinite(values)])
     down = linear(bottom, top, HEIGHT - BOTTOM, TOP)
-    inside = _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 5)]
+    tick_texts = _log_ticks(bottom, top) if logarithmic else [(tick, _number(tick)) for tick in ticks(bottom, top, 5)]
 
-    def placed(values: np.ndarray) -> np.ndarray:
+    def to_pixels(values: np.ndarray) -> np.ndarray:
         return down(scale(_positive(values) if logarithmic else values))
 
     return {
         "title": panel.title,
-        "y_ticks": [(down(value), text) for value, text in inside],
-        "lines": [_drawn(line, placed) for line in reversed(lines)],  # the first on top
+        "y_ticks": [(down(value), text) for value, text in tick_texts],
+        "lines": [_drawn(line, to_pixels) for line in reversed(lines)],  # the first is drawn last, on top
         "more": max(0, len(curves) - MOST_LINES),
     }
 
 
-def _drawn(line: Plain, placed: Any) -> Plain:
-    x, y = line["x"], placed(line["y"])
-    smooth = placed(running_mean(line["y"], max(1, len(x) // 50))) if line["smooth"] else None
-    known = np.isfinite(y)
+def _drawn(line: Plain, to_pixels: Any) -> Plain:
+    x, y = line["x"], to_pixels(line["y"])
+    smooth = to_pixels(running_mean(line["y"], max(1, len(x) // 50))) if line["smooth"] else None
+    finite = np.isfinite(y)
     return {
         "name": line["name"],
         "color": line["color"],
         "path": path(x, y if smooth is None else smooth),
         "pale": "" if smooth is None else path(x, y),
-        "band": "" if line["band"] is None else _band(x, *map(placed, line["band"])),
-        "dots": list(zip(x[known].tolist(), y[known].tolist(), strict=True)) if known.sum() <= DOTS_UP_TO else [],
+        "band": "" if line["band"] is None else _band(x, *map(to_pixels, line["band"])),
+        "dots": list(zip(x[finite].tolist(), y[finite].tolist(), strict=True)) if finite.sum() <= DOTS_UP_TO else [],
     }
 
 
 def path(x: np.ndarray, y: np.ndarray) -> str:
-    """The d of an SVG path through places; unknown ones leave gaps."""
+    """The `d` attribute of an SVG path through points; points that are not finite leave gaps."""
     parts, drawing = [], False
     for across, down in zip(x.tolist(), y.tolist(), strict=True):
         if math.isfinite(down):
@@ -251,9 +254,9 @@ def path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    known = np.isfinite(low) & np.isfinite(high)
-    there, back = path(x[known], high[known]), path(x[known][::-1], low[known][::-1])
-    return f"{there}{back.replace('M', 'L')}Z" if there else ""
+    finite = np.isfinite(low) & np.isfinite(high)
+    upper, lower = path(x[finite], high[finite]), path(x[finite][::-1], low[finite][::-1])
+    return f"{upper}{lower.replace('M', 'L')}Z" if upper else ""
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
@@ -267,8 +270,8 @@ def _padded(values: np.ndarray) -> tuple[float, float]:
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Ticks at 1, 2 and 5 of each power of ten, or at the powers alone where these are many; `low` and `high` are
-    logarithms."""
+    """Ticks at 1, 2 and 5 times each power of ten, or only at the powers if that is more than five ticks; `low` and
+    `high` are logarithms."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     for digits in ((1, 2, 5), (1,)):
         values = [digit * 10.0**power for power in powers for digit in digits]
@@ -290,22 +293,22 @@ def _number(value: float) -> str:
 
 
 def reliability_diagram(row: Mapping[str, Any]) -> Plain:
-    """The share of right answers over their mean probability, of the bins of `before` and, unless None, `after` that
-    hold a few; what can be believed lies on the diagonal (DeGroot & Fienberg, 1983)."""
-    curves: dict[str, Curve] = {"right as often as said": ([0.0, 1.0], [0.0, 1.0], 5)}
+    """A chart of the accuracy over the mean probability of each bin of `before` and, unless None, `after`; small bins
+    are left out. Calibrated probabilities lie on the diagonal (DeGroot & Fienberg, 1983)."""
+    curves: dict[str, Curve] = {"perfectly calibrated": ([0.0, 1.0], [0.0, 1.0], 5)}
     for number, name in enumerate(("before", "after")):
         if row[name] is not None:
-            bins = [(said, right) for answers, said, right in row[name]["bins"] if answers >= LEAST_OF_A_BIN]
+            bins = [(mean, right) for answers, mean, right in row[name]["bins"] if answers >= LEAST_OF_A_BIN]
             shown = name if row["after"] is not None else "this run"
             curves[shown] = (*np.array(bins).reshape(-1, 2).T, number)
     return _chart(row["name"], curves, (0.0, 1.0), (0.0, 1.0))
 
 
 def risk_chart(curve: Mapping[str, Sequence[float]]) -> Plain:
-    """The share of wrong ones over the share of videos that are answered, the surest first."""
+    """A chart of the share of wrong answers over the share of videos that are answered, the most confident first."""
     highest = max(curve["risk"]) or 0.01
     lines: dict[str, Curve] = {"wrong answers": (curve["coverage"], curve["risk"], 1)}
-    return _chart("wrong, of so many answered", lines, (0.0, 1.0), (0.0, 1.05 * highest))
+    return _chart("wrong, over share answered", lines, (0.0, 1.0), (0.0, 1.05 * highest))
 
 
 def _chart(
@@ -331,7 +334,7 @@ def _chart(
 
 
 def _frame(x_ticks: list[tuple[float, str]]) -> Plain:
-    """The size of a chart, and where it is drawn in."""
+    """The size of a chart, its plot area, and the ticks of the horizontal axis."""
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -347,21 +350,21 @@ def _frame(x_ticks: list[tuple[float, str]]) -> Plain:
 
 
 def baseline_chart(baselines: Sequence[Mapping[str, Any]]) -> Plain | None:
-    """Dots and intervals of the differences `difference`, `low`, `high` to baselines, on one axis with 0; None where
-    none is known."""
-    known = [row for row in baselines if row["difference"] is not None]
-    if not known:
+    """A chart of the differences to baselines (`difference`, `low`, `high`) as dots and intervals on one axis with 0;
+    None if there is none."""
+    with_difference = [row for row in baselines if row["difference"] is not None]
+    if not with_difference:
         return None
     bounds = [
         0.0,
-        *(row[key] for row in known for key in ("low", "difference", "high") if row[key] is not None),
+        *(row[key] for row in with_difference for key in ("low", "difference", "high") if row[key] is not None),
     ]
     margin = 0.05 * (max(bounds) - min(bounds)) or 0.05
     low, high = min(bounds) - margin, max(bounds) + margin
     across = linear(low, high, BASELINE_LEFT, WIDTH - BASELINE_RIGHT)
-    bottom = BASELINE_TOP + ROW * len(known)
+    bottom = BASELINE_TOP + ROW * len(with_difference)
     rows = []
-    for number, row in enumerate(known):
+    for number, row in enumerate(with_difference):
         has_interval = row["low"] is not None and row["high"] is not None
         rows.append(
             {
