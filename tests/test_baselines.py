@@ -72,7 +72,7 @@ def test_a_run_closes_beside_them(measured):
     assert best["difference"] == pytest.approx(summary["top1"] - baselines.results["test"][best["name"]]["top1"])
     assert best["low"] <= best["difference"] <= best["high"]
     assert [other["name"] for other in others] in ([], ["motion_map logistic"])
-    assert "beside baselines" in done.stdout
+    assert "compared with baselines" in done.stdout
 
 
 @pytest.mark.parametrize(

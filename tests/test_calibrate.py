@@ -264,7 +264,7 @@ def test_removing_it(run, place, videos):
 def test_a_file_that_is_not_of_this_checkpoint(run, place, videos):
     with open(run / "checkpoints/best.pt", "ab") as file:
         file.write(b"\0")
-    with pytest.raises(UserError, match="of another best.pt than the one that lies there now"):
+    with pytest.raises(UserError, match="belongs to an earlier best.pt"):
         answers(run, videos[:1])
 
 
@@ -290,11 +290,11 @@ def test_a_damaged_file(run, place, videos, key, value):
 
 
 def test_too_few_videos_and_tables_that_do_not_fit(run, place):
-    with pytest.raises(UserError, match="method=vector takes 20 val videos of each class"):
+    with pytest.raises(UserError, match="method=vector needs 20 val videos of each class"):
         program("calibrate", run, "method=vector")
-    with pytest.raises(UserError, match="set_coverage=0.99 takes 99 videos of val, which has 80"):
+    with pytest.raises(UserError, match="set_coverage=0.99 needs 99 videos of val, which has 80"):
         program("calibrate", run, "set_coverage=0.99")
-    with pytest.raises(UserError, match="takes 19 videos of every class with by_class=true: 10 have fewer"):
+    with pytest.raises(UserError, match="needs 19 videos of every class with by_class=true: 10 have fewer"):
         program("calibrate", run, "set_coverage=0.95", "by_class=true")
     with pytest.raises(UserError, match="holds logits of another checkpoint"):
         program("calibrate", run / "checkpoints/last.pt", f"from_table={run}/eval/val_2x1")

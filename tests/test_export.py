@@ -228,7 +228,7 @@ def test_weights_without_a_head_answer_nothing(run, tmp_path):
     payload = checkpoint.load(run / "checkpoints/best.pt")
     payload["model"] = {name: each for name, each in payload["model"].items() if name.startswith("encoder.")}
     checkpoint.save(payload, tmp_path / "encoder.pt")
-    with pytest.raises(UserError, match="hold an encoder and no classifier"):
+    with pytest.raises(UserError, match="have an encoder but no classifier"):
         export(config_of("export", *TINY, *CLIPS, f"pretrained={tmp_path}/encoder.pt", f"out={tmp_path}"))
 
 

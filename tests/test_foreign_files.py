@@ -70,7 +70,7 @@ def test_the_parts_of_a_view_table_that_is_being_made(name, bomb, tmp_path):
     np.savez(tmp_path / "part.npz", **{**arrays, name: objects(bomb)}, allow_pickle=True)
     data = (tmp_path / "part.npz").read_bytes()
     (tmp_path / "rank0.bin").write_bytes(HEADER.pack(MARK, 0, len(data), zlib.crc32(data)) + data)
-    with pytest.raises(UserError, match="rank0.bin holds something else"):
+    with pytest.raises(UserError, match="rank0.bin does not hold views"):
         find_units(tmp_path)[0].read()
 
 
@@ -239,7 +239,7 @@ def test_archives_that_would_fill_the_memory(tmp_path):
         SplitRecord.open(tmp_path / "train.npz")
     data = (tmp_path / "train.npz").read_bytes()
     (tmp_path / "rank0.bin").write_bytes(HEADER.pack(MARK, 0, len(data), zlib.crc32(data)) + data)
-    with pytest.raises(UserError, match="rank0.bin holds .*they would become 300,000,1"):
+    with pytest.raises(UserError, match="rank0.bin does not hold .*they would expand to 300,000,1"):
         find_units(tmp_path)[0].read()
 
 

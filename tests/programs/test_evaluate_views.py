@@ -154,7 +154,7 @@ def test_one_clip_of_an_even_number_is_said_to_be_part_of_them(run, tmp_path):
 def test_another_evaluation_is_kept_apart_or_replaced(root, run, tmp_path):
     shutil.copytree(root / "table", tmp_path / "out")
     other = ["eval_clips=2", "frame_order_ablations=[reversed]", "batch_size=3", f"out={tmp_path}/out"]
-    with pytest.raises(UserError, match="no table is made of two") as error:
+    with pytest.raises(UserError, match="holds the views of another evaluation") as error:
         run(*other)
     assert "clip.eval_clips: 3 -> 2" in str(error.value) and "augmentation.eval.crops: 3 -> 1" in str(error.value)
     with pytest.raises(UserError, match="checkpoint: "):

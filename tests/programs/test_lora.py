@@ -215,11 +215,11 @@ def test_a_base_that_is_not_there_or_another_is_named_with_its_hash(lent, data, 
             config_of("train", *BASE, f"init_from={lent.lora}", f"data_root={data}", f"run_dir={tmp_path}/x")
         ),
     ):
-        with pytest.raises(UserError, match=rf"{lent.base} is not there.*has sha256 {sha256}"):
+        with pytest.raises(UserError, match=rf"{lent.base} does not exist.*has sha256 {sha256}"):
             opening()
     checkpoint.save(checkpoint.load(lent.base.with_name("kept.pt")) | {"changed": 1}, lent.base)
     other = content_hash(lent.base)
-    with pytest.raises(UserError, match=rf"{lent.base} is another file now, of sha256 {other}.*{sha256}"):
+    with pytest.raises(UserError, match=rf"{lent.base} has changed: its sha256 is {other}.*{sha256}"):
         rebuilt(lent.best)
     [(key, why)] = check.check_run(config_of("train", *BASE, f"init_from={lent.lora}"))
     assert key == "init_from" and other in why and sha256 in why
@@ -254,7 +254,7 @@ def test_a_base_is_hashed_again_only_where_it_was_written_anew(lent, monkeypatch
 def test_a_checkpoint_whose_adapters_are_none(runs, tmp_path, change):
     path = tmp_path / "bad.pt"
     checkpoint.save(checkpoint.load(runs.best) | change, path)
-    with pytest.raises(UserError, match=f"{path} is damaged, or was changed: what it says of adapters"):
+    with pytest.raises(UserError, match=f"{path} is damaged, or was changed: its entries for adapters"):
         rebuilt(path)
 
 
@@ -262,7 +262,7 @@ def test_a_base_that_lacks_what_it_should_hold(runs, tmp_path):
     payload = checkpoint.load(runs.best)
     payload["base"]["tensors"] = [*payload["base"]["tensors"], "encoder.more.weight"]
     checkpoint.save(payload, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="holds nothing that fits the model at encoder.more.weight"):
+    with pytest.raises(UserError, match="has no tensor that fits the model's encoder.more.weight"):
         rebuilt(tmp_path / "bad.pt")
 
 

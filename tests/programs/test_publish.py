@@ -158,7 +158,7 @@ def test_of_a_frozen_teacher_there_is_the_encoder_alone(tmp_path):
             "vjepa1",
             PUBLISHED,
             [],
-            "1 blocks, 4 heads and 24 outputs, and the model's is of width 24, 1 blocks, 3 heads",
+            "1 blocks, 4 heads and 24 outputs, but the model's is of width 24, 1 blocks, 3 heads",
         ),
         ("videomae", [], ["formats=[onnx]"], "formats: onnx is not for a network of pretraining"),
         ("videomae", [], ["precision=fp16"], "precision=fp16"),

@@ -58,7 +58,7 @@ def test_a_run_leaves_no_password(tmp_path):
 
     # it is resumed where what was not stored, and what reads the environment, is said again
     again = start(tmp_path, "run_dir=run", PLACE=str(tmp_path / "place"), TRACKING_PW=READ)
-    assert again.returncode == 2 and "passwords are not stored. Say logger.wandb.notes= again" in again.stderr
+    assert again.returncode == 2 and "passwords are not stored. Give logger.wandb.notes= again" in again.stderr
     again = start(tmp_path, "run_dir=run", "logger.wandb.notes=none", PLACE=str(tmp_path / "place"), TRACKING_PW=READ)
     assert again.returncode == 2 and "data_root=${oc.env:PLACE}" in again.stderr  # the folder may be another's
     mine = ["run_dir=run", "logger.wandb.notes=none", "data_root=${oc.env:PLACE}", uri]

@@ -100,8 +100,8 @@ def test_other_training_data_are_refused_by_name(start, data, console):
         f"  train: 1 added: {data}/train/blue/7.mp4\n"
         f"  train: 1 replaced by another file: {data}/train/red/1.mp4 (6 -> 7 bytes)\n"
         f"  val: 1 replaced by another file: {data}/val/red/0.mp4 (3 -> 7 bytes)\n"
-        "Training would go on with other data in mid-run. Put them back, or start a new run (init_from takes the "
-        "weights of this one); data.allow_changed=true goes on anyway, and data_changes.jsonl then says with what"
+        "Put them back, or start a new run (init_from takes the weights of this one). To continue with the changed "
+        "data, say data.allow_changed=true; data_changes.jsonl then records the differences"
     )
     assert not changed_in_mid_run(start.folder)
     start(allowed=True)
@@ -133,9 +133,10 @@ def test_other_val_videos_are_a_warning(start, data, console):
     (data / "val/red/0.mp4").write_bytes(b"another")
     start()
     assert console.lines == [
-        "warning: the data are not those that the run was started with (data_changes.jsonl has all):\n"
+        "warning: the data are not those that the run was started with (data_changes.jsonl has all differences):\n"
         f"  val: 1 replaced by another file: {data}/val/red/0.mp4 (3 -> 7 bytes)",
-        "warning: what val selected so far was selected on what val was then; numbers of now are of other videos",
+        "warning: the best checkpoint so far was selected on the earlier val; metrics from now on are of the "
+        "changed one",
     ]
     assert changed_in_mid_run(start.folder)
 
@@ -144,8 +145,8 @@ def test_a_folder_of_before_there_was_a_record_goes_on_with_a_note(start, data, 
     saved(start)
     start()
     assert console.lines == [
-        f"{start.folder} does not say what the data of the run were when it was started, as runs from before that was "
-        "recorded: nothing is compared with them, and they are recorded from here on"
+        f"{start.folder} has no record of the data with which the run was started, as an earlier version started it: "
+        "the data are not compared, and are recorded from now on"
     ]
     (data / "train/red/0.mp4").unlink()
     with pytest.raises(UserError, match="1 removed"):
@@ -160,7 +161,7 @@ def test_a_file_of_as_many_bytes_is_known_by_the_index(start, data, console, tmp
     os.utime(path, (1, 1))
     start()
     (line,) = console.lines
-    assert line.startswith("warning: train: 1 files have as many bytes as when the run was started and another time")
+    assert line.startswith("warning: train: 1 files have the same size as when the run was started, but another")
     from vidtrain.data.decoding.metadata import file_digest
 
     known = {"red": b"", "der": file_digest([str(path)])}
@@ -184,7 +185,7 @@ def test_evaluating_other_data(start, data, console):
 
     start.folder.mkdir()
     assert hold() is None and console.lines == [
-        f"{start.folder} does not say what val was when the run was started: it is taken as it is"
+        f"{start.folder} has no record of val from when the run was started: it is used as it is now"
     ]
     start()
     assert hold() is None and console.lines == []

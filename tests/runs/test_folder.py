@@ -62,9 +62,9 @@ def test_a_folder_alone_must_hold_a_run(tmp_path):
         return str(error.value)
 
     assert refusal(f"run_dir={tmp_path}/gone") == (
-        f"run_dir={tmp_path}/gone names no run to resume: there is no such folder. A run that was started there was "
-        "ended before it noted its settings: start it again with all of them. For a new run with every default say "
-        f"one of them: python -m vidtrain.train dataset=motion run_dir={tmp_path}/gone"
+        f"run_dir={tmp_path}/gone names no run to resume: there is no such folder. If a run was started there, it "
+        "ended before it stored its settings: start it again with all of them. To start a new run with all defaults, "
+        f"give one of them: python -m vidtrain.train dataset=motion run_dir={tmp_path}/gone"
     )
     said = refusal(f"run_dir={tmp_path}/gone", "data.allow_changed=true")  # of use to a run that is resumed only
     assert said.startswith(f"run_dir={tmp_path}/gone names no run") and said.endswith(f"run_dir={tmp_path}/gone")
@@ -191,8 +191,8 @@ def test_an_override_without_its_password_is_to_be_said_again(tmp_path):
     with pytest.raises(UserError) as error:
         with_stored_overrides([named])
     assert str(error.value) == (
-        f"{tmp_path}/run.json holds logger.mlflow.tracking_uri=http://u:***@h: passwords are not stored. Say "
-        "logger.mlflow.tracking_uri= again; written as '${oc.env:NAME}', a password is read from the environment each "
-        "time, and need not be said again"
+        f"{tmp_path}/run.json holds logger.mlflow.tracking_uri=http://u:***@h: passwords are not stored. Give "
+        "logger.mlflow.tracking_uri= again, or write it as '${oc.env:NAME}', which is stored and reads the password "
+        "from the environment"
     )
     assert with_stored_overrides([named, uri])[0] == ["seed=3", named, uri]

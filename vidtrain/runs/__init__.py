@@ -2,16 +2,16 @@
 
 Read folder.py first.
 
-folder.py    choosing, recording and resuming a run's folder
-assemble.py  from configuration to a run; what a run is for; the one place where the loop's Run is assembled
-attempts.py  how attempts at a run end, and whether a scheduler should try again
-data.py      what the data of a run were when it was started, compared with what is there
-report.py    a run that classifies: its evaluation, and its close: best checkpoint, pictures, page
-pretraining.py  a run without labels: loss, features, probes, and the watch over their collapse
-frozen_encoder.py  phases that train heads on a frozen encoder, on clips or on tokens that are cached on disk
-token_store.py  such tokens on disk, which survive a kill
-examples.py  mistakes, doubtful right answers and masked videos, as pictures of what the model saw
-page.py      report.html, from what lies in a run's folder
-export.py    what export does, for the end of training too
-publish.py   a network that was pretrained, in the layouts of VideoMAE, V-JEPA and transformers
+folder.py    chooses, records and resumes a run's folder
+assemble.py  assembles a run from the configuration: its data, parts, start and goal, and the loop's `Run`
+attempts.py  records how attempts at a run end, and whether a scheduler should try again
+data.py      records the data of a run at its start, and compares them when it is resumed or evaluated
+report.py    evaluates a classifier on val; at the end its best checkpoint, with tables, pictures and the page
+pretraining.py  evaluates a run without labels: loss, features, probes; detects collapsed features
+frozen_encoder.py  phases that train heads on a frozen encoder, from clips or from cached tokens
+token_store.py  cached tokens on disk, which survive a kill
+examples.py  draws mistakes, uncertain right answers and masked videos
+page.py      makes report.html from the files in a run's folder
+export.py    exports a model, for the export program and for the end of training
+publish.py   exports a pretrained network in the layouts of VideoMAE, V-JEPA and transformers
 """

@@ -1,4 +1,5 @@
-"""From configuration to a run: what it reads, where it starts, and the one place where `Run` is assembled."""
+"""Assembles a run from the configuration: its data, its model and where that starts, its parts, and the loop's
+`Run`."""
 
 import os
 from abc import ABC, abstractmethod
@@ -46,10 +47,10 @@ from vidtrain.training.validation import check_monitor
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run reads, and how.
+    """The data of a run, and how they are read.
 
-    `open_split` gives the batches of a split's videos for evaluation, shared out over ranks. `digests` are of each
-    split as it lies on the disk; a measurement has none. `index_folder` holds what is known of the dataset.
+    `open_split` opens the batches of a split for evaluation, distributed over ranks. `digests` holds a digest of each
+    split's files; it is empty in a benchmark. `index_folder` holds the dataset's index.
     """
 
     name: str
@@ -73,7 +74,9 @@ def set_up(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path) -> str
     build.set_cpu_threads(cfg.trainer.cpu_threads, ranks)
     if cfg.trainer.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
-    torch.use_deterministic_algorithms(cfg.trainer.deterministic)  # else as an earlier trial had it
+    torch.use_deterministic_algorithms(
+        cfg.trainer.deterministic
+    )  # always set, as an earlier trial in this process may have set it
     run_id = ranks.on_main(lambda: run_folder.record(folder, cfg))
     if ranks.is_main:
         write_provenance(folder)
@@ -82,8 +85,8 @@ def set_up(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path) -> str
 
 
 def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | None = None) -> RunData:
-    """The splits as they are trained on; `folder` is the run's, which records what they hold. Raises `UserError` where
-    a run that is resumed has other training data now, unless `data.allow_changed`."""
+    """Opens the splits that the run trains and evaluates on. `folder` is the run's folder, which records their content.
+    Raises `UserError` if a resumed run has other training data now, unless `data.allow_changed` is set."""
     reading = build_data.reading(cfg, ranks, folder)
     splits = build_data.manifests(cfg, ranks, console)
     digests: dict[str, str] = {}
@@ -102,16 +105,17 @@ def open_data(cfg: DictConfig, ranks: Ranks, console: Console, folder: Path | No
 
 @dataclass(frozen=True)
 class Start:
-    """A model, and where it starts: own last checkpoint, else init_from, else pretrained, else scratch."""
+    """A model, and where its weights come from: the run's last checkpoint, else init_from, else pretrained weights,
+    else random initialization."""
 
     model: VideoClassifier | MaskedModel
     resume: dict[str, Any] | None  # the run's own last checkpoint
-    origin: str  # in words
+    origin: str  # the source of the weights, as text for the log
     adapters: Adapters | None  # of the model's encoder
 
     @property
     def classifier(self) -> VideoClassifier:
-        assert isinstance(self.model, VideoClassifier)  # who asks has checked that the run is of one
+        assert isinstance(self.model, VideoClassifier)  # callers have checked that the run trains a classifier
         return self.model
 
     @property
@@ -145,7 +149,7 @@ def load_model(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of an optimizer step besides the model, built from the configuration."""
+    """The parts of a training step besides the model, built from the configuration."""
 
     settings: TrainerSettings
     phases: Mapping[str, PhaseSettings]
@@ -170,8 +174,8 @@ class Parts:
 
 
 def make_parts(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, folder: Path | None = None) -> Parts:
-    """A run in `folder` keeps the steps per epoch that it was started with. Raises `UserError` where the data has no
-    such metric as `trainer.monitor`, or the loss no such weights."""
+    """Builds the parts. A run in `folder` keeps the steps per epoch with which it was started. Raises `UserError` if
+    the dataset does not have the metric `trainer.monitor`, or the loss cannot use the class weights."""
     settings = to_settings(cfg.trainer, TrainerSettings)
     batches, steps_per_epoch = build_data.train_batches(cfg, data.train, data.reading, ranks)
     if folder is not None:
@@ -206,7 +210,7 @@ def make_parts(cfg: DictConfig, data: RunData, ranks: Ranks, console: Console, f
 
 
 def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Console, folder: Path) -> None:
-    """Logs what the data are, and records it in dataset.json."""
+    """Logs the classes and the numbers of videos, and records them in dataset.json."""
     videos = {name: len(split) for name, split in data.splits.items()}
     counts = ", ".join(f"{name} {count}" for name, count in videos.items())
     console.info(f"dataset {data.name}: {len(data.classes)} classes; videos: {counts}")
@@ -223,10 +227,11 @@ def describe_data(data: RunData, parts: Parts, ranks: Ranks, console: Console, f
 
 @dataclass
 class Goal(ABC):
-    """What a run is for: how it is evaluated on `val` while it trains, and how it closes, by all ranks.
+    """What a run trains for, classification or pretraining: how it is evaluated on `val`, and what it reports at its
+    end.
 
-    A run calls the methods in this order. `protocol` says what numbers are measured with; `cached` makes the tasks of
-    phases on cached features, which only classifiers have.
+    A run calls the methods in this order, on all ranks. `protocol` describes how the metrics are measured. `cached`
+    makes the tasks of phases with cached features, for classifiers only.
     """
 
     val: build_data.EvalData
@@ -237,24 +242,25 @@ class Goal(ABC):
     preemption: PreemptionHandler
     cached: CachedFeatureTask | None = field(default=None, kw_only=True)
 
-    def begin(self, log: RunLog) -> None:  # noqa: B027  # most have nothing to do here
-        """Before the first step of an attempt."""
+    def begin(self, log: RunLog) -> None:  # noqa: B027  # optional
+        """Is called before the first step of an attempt."""
 
     @abstractmethod
     def __call__(self, model: Any) -> Sequence[Evaluation]:
-        """Evaluates on val, of a grid a report for each head. Raises `Stopped` where a signal cut it short."""
+        """Evaluates `model` on val; a head grid gives a report for each head. Raises `Stopped` if a signal ends it
+        early."""
 
     @abstractmethod
     def report(self, state: TrainState, log: RunLog) -> None:
-        """Gives the model the weights of best.pt, evaluates them and writes summary.json: the run is finished."""
+        """Loads best.pt into the model, evaluates it and writes summary.json, which marks the run as finished."""
 
     @abstractmethod
     def draw_pictures(self, state: TrainState, log: RunLog) -> None:
-        """On the main rank. What fails is a warning."""
+        """Draws the pictures, on the main rank. A picture that fails becomes a warning."""
 
     @abstractmethod
     def show(self, state: TrainState, log: RunLog) -> None:
-        """The closing tables."""
+        """Prints the closing tables."""
 
     def table(
         self,
@@ -263,7 +269,7 @@ class Goal(ABC):
         batches: Iterable[EvalBatch],
         transform: nn.Module,
     ) -> ViewTable:
-        """The views of `videos`, which come in `batches`. Raises `Stopped` where a signal cut them short."""
+        """The view table of `videos`, which are read as `batches`. Raises `Stopped` if a signal ends it early."""
         table = view_table(
             model,
             self.preemption.until_stop_requested(batches),
@@ -273,7 +279,7 @@ class Goal(ABC):
             self.parts.autocast,
             videos.crops,
         )
-        # after a signal the table may not be whole
+        # after a signal the table may be incomplete
         self.preemption.stop_if(self.ranks.any_rank(self.preemption.stop_requested))
         return table
 
@@ -281,7 +287,7 @@ class Goal(ABC):
 def open_log(
     cfg: DictConfig, ranks: Ranks, console: "tracking.Console | tracking.NullConsole", folder: Path, step: int
 ) -> RunLog:
-    """The record of the run, as of `step`; its loggers, which repeat it elsewhere, are still to be started."""
+    """Opens the run's log, cut back to `step`. Its loggers (W&B, TensorBoard, MLflow) are not started yet."""
     loggers = Loggers(build.instantiate_component(cfg.logger) if ranks.is_main else {})
     log = RunLog(folder, loggers, console, ranks.is_main, ranks.rank)
     log.rewind(step, ranks.world_size)
@@ -290,8 +296,8 @@ def open_log(
 
 @dataclass(frozen=True)
 class Record:
-    """Where a run is recorded, and who is called while it trains; the benchmark records nothing. A hook of the loop is
-    a field here and in `Run`, which `assemble` hands on."""
+    """Where a run is recorded, and the hooks that the loop calls; a benchmark records nothing. A new hook of the loop
+    needs a field here and in `Run`; `assemble` copies it."""
 
     log: Log
     console: Console
@@ -310,14 +316,14 @@ def assemble(
     record: Record,
     adapters: Adapters | None = None,
 ) -> Run:
-    """What the loop works with; without a `goal` there are no reports, and steps are all that can be made. `adapters`
+    """Assembles the `Run` with which the loop works. Without a `goal` it can make steps, but not evaluate. `adapters`
     are those of the model's encoder."""
 
     def reports(trained: Any) -> Sequence[Evaluation]:
         return [] if goal is None else goal(trained)
 
     def frozen(phase: PhaseSettings) -> PhaseTask:
-        assert isinstance(model, VideoClassifier)  # others are refused such phases
+        assert isinstance(model, VideoClassifier)  # checked with the configuration
         if phase.cache_features and goal is not None and goal.cached is not None:
             return goal.cached(model, phase)
         return head_task(model, phase, parts.transform, parts.mix, parts.train_batches, reports)
@@ -352,15 +358,15 @@ def assemble(
 def objective_of(model: VideoClassifier | MaskedModel, parts: Parts, data: RunData) -> Objective:
     if isinstance(model, MaskedModel):
         return MaskedPrediction(model)
-    several = data.train.multi_label
-    return Classification(parts.loss, parts.class_weights, model.fusion, model.num_classes, several)
+    multi_label = data.train.multi_label
+    return Classification(parts.loss, parts.class_weights, model.fusion, model.num_classes, multi_label)
 
 
 def checkpoint_metadata(cfg: DictConfig, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What a checkpoint needs to be used without the run."""
+    """The metadata with which a checkpoint can be used without its run."""
     return {
         "classes": list(classes),
-        # with its references, so that values can be changed
+        # references stay, so that values can be changed later
         "config": masked_values(to_dict(with_published(cfg))),
         "protocol": build.protocol_text(cfg, cfg.model.fusion),
         "versions": {"vidtrain": __version__, "torch": str(torch.__version__)},

@@ -1,9 +1,9 @@
 """How attempts at a run end: outcome.json and attempts.jsonl in its folder, and whether a scheduler should try again.
 
-outcome.json tells of the last attempt at an unfinished run; a finished one has a summary.json instead, and one that was
-killed has neither. attempts.jsonl has rows for the start and the end of every attempt. An attempt that a signal
-stopped, or that met a fault that may pass, exits with status 75. experiments/slurm/requeue.sh then puts its job back
-into the queue, unless the flag file says that there is nothing more to try.
+outcome.json describes how the last attempt at an unfinished run ended. A finished run has a summary.json instead; a
+killed one has neither. attempts.jsonl has rows for the start and the end of every attempt. An attempt exits with status
+75 if a signal stopped it, or if it failed and may succeed when repeated. experiments/slurm/requeue.sh then puts its job
+back into the queue, unless the flag file says that the end is final.
 """
 
 import gc
@@ -32,18 +32,18 @@ OUTCOME_KEYS = ("status", "exception", "cause", "step", "ended", "traceback")
 STARTED, STOPPED, FINISHED = "started", "stopped", "finished"
 FAILED, DIVERGED, OUT_OF_MEMORY, PRUNED = "failed", "diverged", "out_of_memory", "pruned"
 NO_MEMORY_ON_CPU = "DefaultCPUAllocator: can't allocate memory"  # PyTorch raises a plain RuntimeError there
-REQUEUE_FLAG = "VIDTRAIN_VERDICT"  # set by requeue.sh: the file that keeps a job out of the queue
-MAX_SILENT = 3  # attempts in a row that end without a record and without progress
-LOST = "lost"  # the signature of a rank that has gone
+REQUEUE_FLAG = "VIDTRAIN_VERDICT"  # variable set by requeue.sh: path of the flag file, which prevents a requeue
+MAX_SILENT = 3  # attempts in a row that may end without a record and without progress
+LOST = "lost"  # the signature of a lost rank
 
 
 def outcome_of(error: BaseException) -> str:
-    """What an exception makes of a run: failed, diverged, out_of_memory or pruned."""
+    """The status of a run that ends with an exception: failed, diverged, out_of_memory or pruned."""
     if isinstance(error, Pruned):
         return PRUNED
     if isinstance(error, DivergedError):
         return DIVERGED
-    # by name, so that reading outcomes needs no torch: torch.OutOfMemoryError
+    # torch.OutOfMemoryError is compared by name, so that reading outcomes does not import torch
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if named or isinstance(error, MemoryError) or NO_MEMORY_ON_CPU in str(error):
         return OUT_OF_MEMORY
@@ -51,7 +51,7 @@ def outcome_of(error: BaseException) -> str:
 
 
 def record_outcome(folder: Path, error: BaseException) -> None:
-    """Writes what ended an attempt; a note is added to `error` where even that cannot be written."""
+    """Writes outcome.json for an attempt that `error` ended. If it cannot be written, `error` gets a note."""
     expected = isinstance(error, UserError | Pruned)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def record_outcome(folder: Path, error: BaseException) -> None:
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """What `record_outcome` wrote, or None. Raises `UserError` for a file that is damaged."""
+    """The content of outcome.json, or None if there is none. Raises `UserError` if the file is damaged."""
     path = folder / OUTCOME
     if not path.is_file():
         return None
@@ -81,19 +81,19 @@ def clear_outcome(folder: Path) -> None:
 
 
 def last_step(folder: Path) -> int | None:
-    """The last optimizer step of which the logs tell, or None."""
+    """The last optimizer step in the logs, or None."""
     steps = []
-    if (folder / "metrics.jsonl").is_file():  # the closing row, of no phase, comes after the last step
+    if (folder / "metrics.jsonl").is_file():  # the closing row has no phase, and a step after the last one
         steps += [row["step"] for row in each_metric(folder) if "phase" in row]
     table = folder / "steps_rank0.csv"
     if table.is_file():
         last = [row.partition(",")[0] for row in whole_lines(table).splitlines()[-1:]]
-        steps += [int(step) for step in last if step.isdigit()]  # or there is the header alone
+        steps += [int(step) for step in last if step.isdigit()]  # unless only the header is there
     return max(steps, default=None)
 
 
 def free_cuda_memory(error: BaseException) -> None:
-    """Frees what the frames of an exception hold, such as the model on the GPU whose memory the next trial needs."""
+    """Frees what the frames of an exception refer to, such as a model on the GPU, whose memory the next trial needs."""
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None
@@ -111,7 +111,7 @@ def free_cuda_memory(error: BaseException) -> None:
 
 @contextmanager
 def write_requeue_flag() -> Iterator[None]:
-    """Within it, an end that is final, good or bad, is written into the flag file, if a scheduler wants one."""
+    """A context that writes a final end, finished or failed, into the flag file, if a scheduler has asked for one."""
     try:
         yield
     except BaseException as error:
@@ -128,18 +128,19 @@ def _write_flag(ending: str) -> None:
 
 
 class RunAttempt:
-    """One attempt at the run in `folder`, by all of its ranks; rank 0 writes its rows, and who fails first."""
+    """One attempt at the run in `folder`, by all ranks. Rank 0 writes its rows in attempts.jsonl; the first rank to
+    fail writes the row of the failure."""
 
     def __init__(self, folder: Path, ranks: "Ranks"):
         self.folder = folder
         self.ranks = ranks
-        self._step: int | None = None  # the step that it starts at, once that is known
-        # read once: another rank may be writing
+        self._step: int | None = None  # the step at which it starts, once known
+        # read once, on rank 0: another rank may write to the file later
         self._earlier: list[dict[str, Any]] = list(ranks.on_main(lambda: read_attempts(folder)))
 
     def begin(self, step: int) -> None:
-        """Records that the attempt starts at `step`. Raises `UserError` under a scheduler where the last attempts all
-        ended at this step without a record, as a program that crashes does."""
+        """Records that the attempt starts at `step`. Raises `UserError` under a scheduler if the last attempts all
+        started at this step and left no record of their end, as after a crash."""
         self._step = step
         silent = 0
         for row in reversed(self._earlier):
@@ -149,7 +150,7 @@ class RunAttempt:
         if REQUEUE_FLAG in os.environ and silent >= MAX_SILENT:
             raise UserError(
                 f"{silent} attempts in a row ended without a record at step {step} of the run in {self.folder}, so it "
-                "is not tried again. What killed them shows at the end of their output: a crash, or too little memory"
+                "is not tried again. The end of their output shows the cause: a crash, or too little memory"
             )
         if self.ranks.is_main:
             job = os.environ["SLURM_JOB_ID"] if "SLURM_JOB_ID" in os.environ else None
@@ -157,8 +158,8 @@ class RunAttempt:
             self.record(STARTED, ranks=self.ranks.world_size, job=job, restart=restart)
 
     def record(self, event: str, **more: Any) -> None:
-        """Adds a row to attempts.jsonl. `step` of an attempt that ended is the last step in the logs, and `from` is the
-        step that it started at."""
+        """Adds a row to attempts.jsonl. For the end of an attempt, `step` is the last step in the logs, and `from` is
+        the step at which it started."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         row: dict[str, Any] = {"event": event, "time": now}
         row |= {"step": self._step} if event == STARTED else {"step": self._reached(), "from": self._step}
@@ -166,7 +167,7 @@ class RunAttempt:
         try:
             ledger.append({**row, "host": socket.gethostname(), "pid": os.getpid(), **more})
             ledger.close()
-        except UserError as error:  # a full disk must not hide why the attempt ends
+        except UserError as error:  # a full disk must not hide the cause of the end
             print(shown_lines(f"warning: {error}"), file=sys.stderr, flush=True)
 
     def _reached(self) -> int | None:
@@ -175,28 +176,28 @@ class RunAttempt:
         try:
             return max(last_step(self.folder) or 0, self._step)
         except (OSError, UserError):
-            # the fault that ended the attempt may have damaged its logs; it is recorded anyway
+            # the failure may have damaged the logs; it is recorded anyway
             return self._step
 
     def status_after(self, signature: str) -> int:
-        """The exit status after a fault: 75 where a scheduler should try again, else 1. It is 1 where the same fault
-        ended the attempt before this one at the same step. A rank that is lost with its node is not the program's
-        fault, so such an attempt is repeated `MAX_SILENT` times."""
+        """The exit status after a failure: 75 if a scheduler should try again, else 1. It is 1 if the previous attempt
+        failed with the same signature at the same step. A lost rank is usually not the program's fault, so such an
+        attempt is repeated up to `MAX_SILENT` times."""
         if REQUEUE_FLAG not in os.environ:
             return 1
         same = 0
         for row in reversed([row for row in self._earlier if row["event"] == FAILED]):
-            start = row["from"] if "from" in row else row["step"]  # as old rows hold it
+            start = row["from"] if "from" in row else row["step"]  # old rows have no `from`
             if (row["signature"], start) != (signature, self._step):
                 break
             same += 1
         return 1 if same >= (MAX_SILENT if signature == LOST else 1) else EXIT_STOPPED
 
     def end_failed(self, error: Exception) -> None:
-        """Ends the process, or returns where the caller should raise `error`. The first rank to fail records it."""
-        monitor, is_users = self.ranks.monitor, isinstance(error, UserError)
+        """Ends the process, or returns if the caller should raise `error`. The first rank to fail records it."""
+        monitor, is_user_error = self.ranks.monitor, isinstance(error, UserError)
         signature = signature_of(error)
-        status = 2 if is_users else self.status_after(signature)
+        status = 2 if is_user_error else self.status_after(signature)
         if monitor is not None:
             run_end = monitor.end_after(error, status)
             if not monitor.should_report(error, run_end):
@@ -207,7 +208,7 @@ class RunAttempt:
                 return
             if not self.ranks.is_main:
                 record_outcome(self.folder, error)
-            if not is_users:
+            if not is_user_error:
                 print(f"error: rank {self.ranks.rank} of {self.ranks.world_size} failed", file=sys.stderr)
         requeue = status == EXIT_STOPPED
         self.record(
@@ -216,7 +217,7 @@ class RunAttempt:
             signature=signature,
             again=requeue,
             cause=f"{type(error).__name__}: {error}",
-            traceback=None if is_users else "".join(traceback.format_exception(error)),
+            traceback=None if is_user_error else "".join(traceback.format_exception(error)),
         )
         if requeue:
             print(shown_lines("".join(traceback.format_exception(error))), file=sys.stderr)
@@ -224,41 +225,41 @@ class RunAttempt:
             sys.exit(status)
 
     def record_lost(self, run_end: "RunEnd") -> None:
-        """Records that another rank has gone."""
-        again = run_end.status == EXIT_STOPPED
-        if not again:
-            _write_flag(FAILED)  # the process may be ended without coming back to `write_requeue_flag`
-        self.record(FAILED, rank=run_end.rank, signature=LOST, again=again, cause=run_end.message, traceback=None)
+        """Records that another rank was lost."""
+        requeue = run_end.status == EXIT_STOPPED
+        if not requeue:
+            _write_flag(FAILED)  # the process may end before `write_requeue_flag` writes it
+        self.record(FAILED, rank=run_end.rank, signature=LOST, again=requeue, cause=run_end.message, traceback=None)
 
 
 @contextmanager
 def run_attempt(folder: Path, ranks: "Ranks", preemption: PreemptionHandler) -> Iterator[RunAttempt]:
-    """Within it, the ranks of a run end together, and attempts.jsonl records how."""
-    this = RunAttempt(folder, ranks)
+    """A context in which the ranks of a run end together, and attempts.jsonl records how."""
+    attempt = RunAttempt(folder, ranks)
     if ranks.monitor is not None:
         ranks.monitor.stop_signal = lambda: preemption.number
-        ranks.monitor.lost_status = lambda: this.status_after(LOST)
-        ranks.monitor.on_lost = this.record_lost
+        ranks.monitor.lost_status = lambda: attempt.status_after(LOST)
+        ranks.monitor.on_lost = attempt.record_lost
     try:
-        yield this
+        yield attempt
     except Stopped as stop:
         if ranks.is_main:
             from vidtrain.config.overrides import quoted
 
-            this.record(STOPPED, signal=str(stop))
-            again = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
-            print(shown_lines(f"stopped by {stop}; to go on: {again}"), file=sys.stderr, flush=True)
+            attempt.record(STOPPED, signal=str(stop))
+            command = f"python -m vidtrain.train {quoted('run_dir', str(folder))}"
+            print(shown_lines(f"stopped by {stop}; to go on: {command}"), file=sys.stderr, flush=True)
         sys.exit(stop.status)
     except Pruned:
         if ranks.is_main:
-            this.record(PRUNED)
+            attempt.record(PRUNED)
         raise
     except Exception as error:
         preemption.hold()  # a scheduler signals the other ranks as soon as one has failed
-        this.end_failed(error)
+        attempt.end_failed(error)
         raise
     if ranks.is_main:
-        this.record(FINISHED)
+        attempt.record(FINISHED)
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
@@ -268,7 +269,8 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 def signature_of(error: BaseException) -> str:
-    """What makes two faults the same: their kind and the line that raised them; messages hold numbers that change."""
+    """A text that is equal for equal failures: the exception's type and the line that raised it. Messages are not part
+    of it, as they hold numbers that change."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

@@ -1,7 +1,7 @@
-"""What the data of a run were when it was started: recorded in its folder, and compared with what is there later.
+"""Records the data of a run in its folder at the start, and compares them with the present data later.
 
 splits/SPLIT.npz     paths, labels, cuts, sizes and times (vidtrain.data.manifest.split_records)
-data_changes.jsonl   where the run went on with other data anyway: a row a split, with what differed
+data_changes.jsonl   if the run continued with changed data: a row for each changed split, with the differences
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,17 +23,17 @@ from vidtrain.training.checkpoint import resumable
 if TYPE_CHECKING:  # importing torch takes seconds, which comparing runs should not
     from vidtrain.training.run import Console
 
-NAMED = 5  # of a kind, in a message
-RECORDED = 1000  # of a kind, in a record
+NAMED = 5  # files of each kind of change that a message names
+RECORDED = 1000  # files of each kind of change that a record names
 ALLOW = "data.allow_changed=true"
 
 
 def begin(
     folder: Path, splits: Mapping[str, Manifest], index: VideoIndex, allowed: bool, console: "Console"
 ) -> dict[str, str]:
-    """Records what the splits of a new run hold, or compares them with what those of a run to resume held; for the main
-    rank alone. Returns a digest of each split. Raises `UserError` naming what differs where training data or labels do,
-    unless that is `allowed`; what differs otherwise is a warning."""
+    """Records the splits of a new run, or compares them with those recorded for a run to resume; only on the main rank.
+    Returns a digest of each split. Raises `UserError` naming the differences if training data or labels differ, unless
+    `allowed`; other differences are warnings."""
     now = {split: SplitRecord.of(manifest) for split, manifest in splits.items()}
     if not resumable(folder / "checkpoints"):
         (folder / CHANGES).unlink(missing_ok=True)
@@ -42,8 +42,8 @@ def begin(
     before = {path.stem: SplitRecord.open(path) for path in sorted((folder / SPLITS).glob("*.npz"))}
     if not before:
         console.info(
-            f"{folder} does not say what the data of the run were when it was started, as runs from before that was "
-            "recorded: nothing is compared with them, and they are recorded from here on"
+            f"{folder} has no record of the data with which the run was started, as an earlier version started it: the "
+            "data are not compared, and are recorded from now on"
         )
     compared = {split: _changes(before[split], now[split], index) for split in before.keys() & now.keys()}
     differing = {split: compared[split] for split in splits if split in compared and compared[split].any}
@@ -52,13 +52,17 @@ def begin(
     if refused and not allowed:
         raise UserError(
             f"the data are not those that the run in {folder} was started with:\n  {lines}\n"
-            "Training would go on with other data in mid-run. Put them back, or start a new run (init_from takes the "
-            f"weights of this one); {ALLOW} goes on anyway, and {CHANGES} then says with what"
+            "Put them back, or start a new run (init_from takes the weights of this one). To continue with the changed "
+            f"data, say {ALLOW}; {CHANGES} then records the differences"
         )
     if differing:
-        console.warn(f"the data are not those that the run was started with ({CHANGES} has all):\n  {lines}")
+        console.warn(
+            f"the data are not those that the run was started with ({CHANGES} has all differences):\n  {lines}"
+        )
     if any(split != "train" for split in differing):
-        console.warn("what val selected so far was selected on what val was then; numbers of now are of other videos")
+        console.warn(
+            "the best checkpoint so far was selected on the earlier val; metrics from now on are of the changed one"
+        )
     _warn_of_touched(compared, console)
     _note(differing, folder)
     if differing or before.keys() != now.keys():
@@ -67,19 +71,19 @@ def begin(
 
 
 def decides(split: str, changes: SplitChanges) -> bool:
-    """Whether changes are of what a model learns from, or of what it is to say."""
+    """Whether changes concern training data, or labels of any split."""
     return changes.of_labels or (split == "train" and changes.any)
 
 
 def hold_evaluated(
     folder: Path, split: str, manifest: Manifest, index: VideoIndex, allowed: bool, console: "Console"
 ) -> dict[str, Any] | None:
-    """Holds a split that is evaluated against what it was when the run in `folder` was started; for the main rank.
-    Returns what differs, as `changes_record` does, or None. Raises `UserError` where labels differ, or training data,
-    unless that is `allowed`."""
+    """Compares a split to evaluate with the one recorded when the run in `folder` was started; on the main rank.
+    Returns the differences as `changes_record` does, or None. Raises `UserError` if labels or training data differ,
+    unless `allowed`."""
     path = folder / SPLITS / f"{split}.npz"
     if not path.is_file():
-        console.info(f"{folder} does not say what {split} was when the run was started: it is taken as it is")
+        console.info(f"{folder} has no record of {split} from when the run was started: it is used as it is now")
         return None
     changes = _changes(SplitRecord.open(path), SplitRecord.of(manifest), index)
     _warn_of_touched({split: changes}, console)
@@ -89,14 +93,14 @@ def hold_evaluated(
     if decides(split, changes) and not allowed:
         raise UserError(
             f"{split} is not what it was when the run in {folder} was started:\n  {lines}\n"
-            "Put it back, name other data with dataset=, or say allow_changed=true: the evaluation then says so"
+            "Put it back, name other data with dataset=, or say allow_changed=true: the evaluation then records it"
         )
     console.warn(f"{split} is not what it was when the run in {folder} was started:\n  {lines}")
     return changes_record(changes)
 
 
 def changes_record(changes: SplitChanges) -> dict[str, Any]:
-    """What differs as plain data: the count of each kind, and up to `RECORDED` names."""
+    """The differences as plain data: the count of each kind of change, and up to `RECORDED` names."""
     kinds = changes.kinds()
     return {
         "counts": {kind: len(names) for kind, names in kinds.items()},
@@ -105,29 +109,29 @@ def changes_record(changes: SplitChanges) -> dict[str, Any]:
 
 
 def changed_in_mid_run(folder: Path) -> bool:
-    """Whether the run went on with other data than it was started with."""
+    """Whether the run continued with other data than it was started with."""
     return (folder / CHANGES).is_file()
 
 
 def epoch_steps(folder: Path, counted: int, console: "Console") -> int:
-    """The steps of an epoch: as `counted`, or, of a run that goes on with other data, as many as when it was started.
-    So what is scheduled by steps and epochs stays where it was."""
+    """The number of steps of an epoch: `counted` or, if the run continued with changed data, the number with which it
+    was started, so that schedules stay the same."""
     path = folder / "dataset.json"
     if not changed_in_mid_run(folder) or not path.is_file():
         return counted
     recorded = read_json(path, "it says how many steps an epoch has").get("steps_per_epoch", counted)
     if recorded != counted:
-        console.info(f"an epoch keeps {recorded} steps, as when the run was started; its data would give {counted}")
+        console.info(f"an epoch keeps the {recorded} steps with which the run was started; its data now give {counted}")
     return recorded
 
 
 def difference(one: Path, other: Path, split: str) -> str | None:
-    """What differs between a split of two runs, in words; None where one of them does not say."""
+    """The differences between a split of two runs, as text; None if one of the runs has no record."""
     paths = [folder / SPLITS / f"{split}.npz" for folder in (one, other)]
     if not all(path.is_file() for path in paths):
         return None
     changes = split_changes(SplitRecord.open(paths[0]), SplitRecord.open(paths[1]))
-    return "; ".join(_lines_of(changes)) or "no file that both looked at"
+    return "; ".join(_lines_of(changes)) or "no file that both recorded"
 
 
 def _save(records: Mapping[str, SplitRecord], folder: Path) -> None:
@@ -147,7 +151,7 @@ def _same_content(index: VideoIndex) -> Callable[[str, int, int], bool | None]:
         known = index.known_digest(path, size, modified)
         try:
             return None if known is None else known == file_digest([path])
-        except OSError:  # it has gone meanwhile, or cannot be read: reading it for training will say so
+        except OSError:  # it was removed or cannot be read: reading it for training reports that
             return None
 
     return same
@@ -177,6 +181,6 @@ def _warn_of_touched(compared: Mapping[str, SplitChanges], console: "Console") -
     for split, changes in compared.items():
         if changes.touched:
             console.warn(
-                f"{split}: {len(changes.touched)} files have as many bytes as when the run was started and another "
-                f"time, such as {shown(changes.touched[0])}; what they held then is not known any more"
+                f"{split}: {len(changes.touched)} files have the same size as when the run was started, but another "
+                f"modification time, such as {shown(changes.touched[0])}; their content cannot be compared any more"
             )

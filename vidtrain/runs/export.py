@@ -1,4 +1,4 @@
-"""Writing a model in the formats that were asked for, with the card that says how to use it."""
+"""Exports a model in the requested formats, with a card.json that says how to use it."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from vidtrain.training.run import Console
 
 FILES = {"onnx": "model.onnx", "torch_export": "model.pt2", "safetensors": "model.safetensors"}
 GRAPHS = ("onnx", "torch_export")
-# of the clips' settings, those that a card says
+# settings of `clip` that a card holds
 CLIP_KEYS = (
     *("frames", "frame_step", "fps", "duration", "sampling", "overlap", "short_video_policy", "frame_order"),
     "eval_clips",
@@ -74,17 +74,18 @@ def model_spec(cfg: DictConfig) -> ModelSpec:
 
 
 def check_geometry(geometry: EvalGeometry, settings: ExportSettings) -> None:
-    """Raises `UserError` where clips have the size of their video: a graph has one size."""
+    """Raises `UserError` if a graph is requested and clips have the size of their video: a graph has one size."""
     graphs = [name for name in settings.formats or () if name in GRAPHS]
     if graphs and isinstance(geometry, WholeFrame):
         raise UserError(
-            f"the model is evaluated on whole frames of any size, and {' and '.join(graphs)} hold one size: say "
+            f"the model is evaluated on whole frames of any size, but {' and '.join(graphs)} need a fixed size: say "
             "formats=[safetensors]"
         )
 
 
 def chosen_formats(formats: Sequence[str] | None, known: Mapping[str, Any], what: str) -> list[str]:
-    """All of `known` where none are named. Raises `UserError` for those of another kind of model."""
+    """The `formats`, or all choices of the setting `known` if None. Raises `UserError` for formats of another kind of
+    model; `what` names this kind."""
     names = list(known["choices"]())
     wrong = [name for name in formats or () if name not in names]
     if wrong:
@@ -100,7 +101,7 @@ def export_run(
     folder: Path,
     console: Console,
 ) -> None:
-    """What `settings` ask for of the best checkpoint, which `model` holds, into export/ of its finished run."""
+    """Exports the best checkpoint of a finished run, whose weights `model` has, into export/ of its `folder`."""
     out, card = folder / "export", None
     if settings.formats:
         best = folder / "checkpoints" / "best.pt"
@@ -123,18 +124,18 @@ def export_model(
     console: Console,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Writes `model`, which `spec` describes, into the folder `out`; returns the card that it writes there.
-    Probabilities are those of a `calibration`, where there is one.
+    """Writes `model`, which `spec` describes, into the folder `out`; returns the card that it writes there. If a
+    `calibration` is given, the graphs compute calibrated probabilities.
 
-    `origin` says where the weights are from and what they were measured to do. The model itself stays as it is; what is
-    written has its adapters merged.
-    Raises `UserError` for what a format cannot express, and for a graph that differs from PyTorch too much.
+    `origin` holds the source of the weights and their metrics. Adapters are merged in the files; `model` is not
+    changed. Raises `UserError` if a format cannot express the model, or if the outputs of a graph differ too much from
+    PyTorch's.
     """
     check_geometry(spec.geometry, settings)
     if not is_utf8(str(out)):
         raise UserError(
-            f"nothing can be exported into {out}, as the name is not UTF-8, which the libraries that write such files "
-            "take; the export program with out= writes elsewhere"
+            f"nothing can be exported into {out}: the name is not UTF-8, which the libraries that write files need; "
+            "use the export program with another out="
         )
     out.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
@@ -142,17 +143,17 @@ def export_model(
         merge_adapters(model)
     card = make_card(spec, model, classes, settings, origin)
     card["calibration"] = None if calibration is None else dict(calibration.record)
-    inside = strict_json(card)  # in each file, so that one that was copied alone can be used
+    card_json = strict_json(card)  # stored in each file too, so that a file that was copied alone can be used
     files: dict[str, Any] = {}
     formats = settings.formats or []
     if "safetensors" in formats:
         path = out / FILES["safetensors"]
-        exporting.save_weights(model, path, settings.precision, {CARD_KEY: inside})
+        exporting.save_weights(model, path, settings.precision, {CARD_KEY: card_json})
         files["safetensors"] = {"file": path.name, "bytes": path.stat().st_size}
         console.info(f"{path}: reads back the same, {_megabytes(path)}")
     graphs = [name for name in GRAPHS if name in formats]
     if graphs:
-        files |= _write_graphs(spec, model, settings, graphs, out, inside, console, calibration)
+        files |= _write_graphs(spec, model, settings, graphs, out, card_json, console, calibration)
     card["files"] = files
     write_json_atomic(out / "card.json", card)
     return card
@@ -164,15 +165,14 @@ def _write_graphs(
     settings: ExportSettings,
     graphs: Sequence[str],
     out: Path,
-    inside: str,
+    card_json: str,
     console: Console,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
     clip_shape = (spec.clip["frames"], *spec.size)
     scaling = None
     if calibration is not None:
-        held = calibration.scaling
-        scaling = torch.tensor(held.scale), torch.tensor(held.bias)
+        scaling = torch.tensor(calibration.scaling.scale), torch.tensor(calibration.scaling.bias)
     predict = partial(probabilities, fusion=spec.fusion, independent=spec.independent, scaling=scaling)
     mean, std = list(spec.clip["mean"]), list(spec.clip["std"])
     make = partial(exporting.ClipGraph, model, predict, mean, std, settings.input)
@@ -185,16 +185,16 @@ def _write_graphs(
         console.info(f"writing {path}; a deep model takes minutes")
         facts: dict[str, Any] = {"file": path.name}
         if name == "onnx":
-            exporting.save_onnx(program, path, settings.opset, {CARD_KEY: inside})
+            exporting.save_onnx(program, path, settings.opset, {CARD_KEY: card_json})
             facts["opset"] = settings.opset
         else:
-            exporting.save_program(program, path, inside)
+            exporting.save_program(program, path, card_json)
         try:
             run = OnnxClassifier(path, fusion="").run if name == "onnx" else exporting.program_runner(path)
             difference = exporting.difference(run, expected)
             exporting.check_difference(difference, str(path), limit)
         except UserError:
-            path.unlink()  # a file that is there is one that was checked
+            path.unlink()  # only checked files stay
             raise
         console.info(f"{path}: {difference}, {_megabytes(path)}")
         files[name] = facts | {"bytes": path.stat().st_size, "difference": asdict(difference)}
@@ -208,7 +208,7 @@ def make_card(
     settings: ExportSettings,
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a program must know to use an exported file, as plain data."""
+    """The card: what a program needs to use an exported file, as plain data."""
     uint8, joint = settings.input == "uint8", spec.fusion == "joint"
     pixels = "RGB, 0 to 255; the graph normalizes" if uint8 else "RGB / 255, minus mean, divided by std"
     return {
@@ -242,8 +242,8 @@ def make_card(
 
 
 def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
-    """How clips are cut from a video, in order: which frames, scaled to which short side, cut to which size; a
-    `squashed` frame is scaled to that size uncut."""
+    """How clips are made from a video: which frames are read, the short side to which they are scaled, and the size of
+    the crop; a `squashed` frame is scaled to that size without a crop."""
     clip, geometry = spec.clip, spec.geometry
     short_side = None
     if not isinstance(geometry, SquashedFrame):
@@ -265,10 +265,12 @@ def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
 
 
 def recorded_metrics(folder: Path | None, checkpoint: str) -> dict[str, Any]:
-    """What a run's closing evaluation found, if `checkpoint` is the one that it was of: the best one."""
+    """The metrics of the run's closing evaluation, if `checkpoint` is the evaluated one, best.pt."""
     if folder is None or checkpoint != "best.pt" or not (folder / "summary.json").is_file():
         return {"metrics": None}
-    advice = "an export says what it found: export a checkpoint outside of the run's folder to go without"
+    advice = (
+        "an export records the run's metrics: export a copy of the checkpoint outside of the run's folder to omit them"
+    )
     split = read_json(folder / "summary.json", advice, ["split"])["split"]
     report = read_json(folder / "eval" / split / "metrics.json", advice, ["coverage", "metrics"])
     return {"metrics": {"split": split, "coverage": report["coverage"], **report["metrics"]}}

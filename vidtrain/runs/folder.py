@@ -1,4 +1,4 @@
-"""A run's folder: chosen once for all ranks, held by one process, and resumed by naming it again."""
+"""A run's folder: it is chosen once for all ranks, locked by one process, and resumed if the user names it again."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# what OmegaConf reads with
+# the parser that OmegaConf uses
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 from yaml import parse as parse_yaml
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help should not
     from vidtrain.training.distributed import Ranks
 
 ABSENT = "absent"
-# What the data were when the run was started, and where it went on with others: see vidtrain.runs.data
+# The record of the data at the start, and of changes since then: see vidtrain.runs.data
 SPLITS, CHANGES = "splits", "data_changes.jsonl"
 LOCK_SECONDS = 180.0
-# In run.json: what tells whether settings read the same in the environment as when it was started
+# In run.json: fingerprints of values that settings read from the environment at the start
 READ = "read"
-FAILED = "failed"  # in run.json: why the first attempt ended before it saved anything
-# What may differ when a run is resumed: it changes where and how fast, never what is computed
+FAILED = "failed"  # in run.json: the error that ended the first attempt before it saved anything
+# Settings that may differ when a run is resumed, as they never change what is computed
 RESUMABLE = (
     "run_dir", "data_root", "data.index_root", "data.features_root", "data.decode_timeout_s", "data.max_pixels",
     "data.allow_changed", "dataset.source.root", "dataset.folder", "dataset.source.annotations", "export", "logger",
@@ -53,12 +53,12 @@ RESUMABLE = (
 
 
 def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command line with the overrides that an existing `run_dir=` was started with put before it; and of those,
-    the file that they are from.
+    """The command line, preceded by the overrides with which the run in `run_dir=` was started; and a mapping of these
+    overrides to the file that holds them.
 
-    So naming the folder is enough to resume; what the command line says again counts. Of a first attempt that failed
-    nothing is taken: it is to be started again, with all of its settings. Raises `UserError` for overrides that the
-    folder must not bring along by itself, as it may be from elsewhere.
+    So `run_dir=` alone is enough to resume a run; overrides on the command line take precedence. If the first attempt
+    failed, its overrides are not used: it must be started again with all of its settings. Raises `UserError` for stored
+    overrides that are not trusted, as the folder may come from someone else.
     """
     folder = _folder_in(arguments)
     if folder is None or not (folder / "run.json").is_file():
@@ -73,34 +73,34 @@ def with_stored_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str
             again = shlex.join(["python", "-m", "vidtrain.train", *map(rename_override, overrides)])
             raise UserError(
                 f"the run in {record.parent} failed before it saved anything, so there is nothing to resume:\n  "
-                f"{stored[FAILED]}\nStart it again with its settings, mended: {again}"
+                f"{stored[FAILED]}\nStart it again with corrected settings: {again}"
             )
         return list(arguments), {}
-    taken = [
+    kept = [
         override
         for override in map(rename_override, overrides)
         if not any(_replaces(argument, override) for argument in arguments)
     ]
-    check_whole(taken, str(record))
-    check_stored(taken, str(record), f"python -m vidtrain.train {shlex.quote(f'run_dir={folder}')}")
-    return taken + list(arguments), dict.fromkeys(taken, str(record))
+    check_whole(kept, str(record))
+    check_stored(kept, str(record), f"python -m vidtrain.train {shlex.quote(f'run_dir={folder}')}")
+    return kept + list(arguments), dict.fromkeys(kept, str(record))
 
 
 def check_whole(overrides: Sequence[str], source: str) -> None:
-    """Raises `UserError` for stored overrides whose password was not stored with them."""
-    lacking = [override for override in overrides if is_masked(override)]
-    if lacking:
-        key = lacking[0].lstrip("+~").partition("=")[0]
+    """Raises `UserError` for stored overrides with a password, as passwords are not stored."""
+    masked_overrides = [override for override in overrides if is_masked(override)]
+    if masked_overrides:
+        key = masked_overrides[0].lstrip("+~").partition("=")[0]
         raise UserError(
-            f"{source} holds {', '.join(lacking)}: passwords are not stored. Say {key}= again; written as "
-            "'${oc.env:NAME}', a password is read from the environment each time, and need not be said again"
+            f"{source} holds {', '.join(masked_overrides)}: passwords are not stored. Give {key}= again, or write it "
+            "as '${oc.env:NAME}', which is stored and reads the password from the environment"
         )
 
 
 def check_names_a_run(arguments: Sequence[str]) -> None:
-    """Raises `UserError` where a command line says `run_dir=` and nothing else but what is of use to a run that is
-    resumed, and there is none: it must not silently become the default run. The one that is meant may have been killed
-    before it noted anything."""
+    """Raises `UserError` if the command line only resumes (`run_dir=`, `data.allow_changed=`) but the folder holds no
+    run: without this check, the default run would start silently. The run may have been killed before it wrote
+    anything."""
     if not all(argument.startswith(("run_dir=", "data.allow_changed=")) for argument in arguments):
         return
     folder = _folder_in(arguments)
@@ -108,14 +108,14 @@ def check_names_a_run(arguments: Sequence[str]) -> None:
         why = "there is no such folder" if not folder.exists() else "it holds no run.json"
         named = [argument for argument in arguments if argument.startswith("run_dir=")][-1]
         raise UserError(
-            f"{named} names no run to resume: {why}. A run that was started there was ended before it noted "
-            "its settings: start it again with all of them. For a new run with every default say one of them: "
+            f"{named} names no run to resume: {why}. If a run was started there, it ended before it stored its "
+            "settings: start it again with all of them. To start a new run with all defaults, give one of them: "
             f"python -m vidtrain.train dataset=motion {shlex.quote(named)}"
         )
 
 
 def _folder_in(arguments: Sequence[str]) -> Path | None:
-    """The folder that the last `run_dir=` names, without the quotes of Hydra's grammar; None where there is none."""
+    """The folder in the last `run_dir=`, without the quotes of Hydra's grammar; None if there is none."""
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")]
     if not named or named[-1] in ("", "null"):
         return None
@@ -126,15 +126,15 @@ def _folder_in(arguments: Sequence[str]) -> Path | None:
 def _replaces(argument: str, stored: str) -> bool:
     """Whether an override of this command line replaces a stored one."""
     keys = {text.lstrip("+~").partition("=")[0] for text in (argument, stored)}
-    # a key that is only there because it was added can be set, but not without adding it
+    # a key that a stored +override adds does not exist without it, so a plain override cannot replace that
     return len(keys) == 1 and (argument.startswith("+") or not stored.startswith("+"))
 
 
 @contextmanager
 def attempt(path: Path) -> Iterator[None]:
-    """Within it, what ends a run too early is noted in outcome.json. A `UserError` that ends it before its first
-    checkpoint is noted in the folder's run.json too, and what stood there before is put back, so that the next attempt
-    is not bound by the settings of this one."""
+    """A context that records an exception in outcome.json. If a `UserError` ends the run before its first checkpoint,
+    run.json records it too, or is restored to an earlier attempt's content, so that the settings of this attempt do not
+    bind the next one."""
     record = path / "run.json"
     before = _read_json(record) if record.is_file() else None
     clear_outcome(path)
@@ -150,8 +150,8 @@ def attempt(path: Path) -> Iterator[None]:
 
 
 def choose(run_dir: str | None, name: str, ranks: "Ranks") -> Path:
-    """The run folder: as configured, else Hydra's of a sweep, else that of a SLURM job, else a new one named by the
-    time."""
+    """The run folder: `run_dir` if configured, else Hydra's folder in a sweep, else that of the SLURM job, else a new
+    one named by the time."""
     if run_dir is not None:
         return Path(run_dir)
     if is_started_by_sweep():
@@ -163,13 +163,13 @@ def choose(run_dir: str | None, name: str, ranks: "Ranks") -> Path:
 
 
 def is_started_by_sweep() -> bool:
-    """Whether a sweep has started this run, and written what lies in its folder."""
+    """Whether a sweep started this run and made its folder."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _job_name(environ: Mapping[str, str]) -> str | None:
-    """What a batch job's run folder is called, which is the same when the job is requeued; None outside of one. Steps
-    of a job are runs of their own."""
+    """The name of a SLURM batch job's run folder, which stays the same when the job is requeued; None outside of a job.
+    Each step of a job is a run of its own."""
     if "ENVIRONMENT" not in environ or environ["ENVIRONMENT"] != "BATCH" or "SLURM_JOB_ID" not in environ:
         return None
     step = f".{environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in environ else ""
@@ -177,8 +177,8 @@ def _job_name(environ: Mapping[str, str]) -> str | None:
 
 
 def held(path: Path) -> RunLock:
-    """The lock of a run folder. After a requeue it may take a while until a node that went down lets go of it. Raises
-    `UserError` where another process holds it, and for links in the folder that lead out of it."""
+    """Locks a run folder. After a requeue this waits, as a node that went down may keep the lock for a while. Raises
+    `UserError` if another process holds the lock, or if links in the folder lead out of it."""
     check_links(path, below=True)
     requeued = "SLURM_RESTART_COUNT" in os.environ and os.environ["SLURM_RESTART_COUNT"] != "0"
     deadline = time.monotonic() + (LOCK_SECONDS if requeued else 0.0)
@@ -197,16 +197,16 @@ def _new(parent: Path) -> Path:
     for name in names:
         try:
             (parent / name).mkdir(parents=True)
-        except FileExistsError:  # another run of the same second
+        except FileExistsError:  # another run started in the same second
             continue
         except OSError as error:
             raise UserError(f"cannot make the run folder {parent / name}: {error}; choose one with run_dir=") from error
         return parent / name
-    raise UserError(f"{parent} holds a thousand runs of {stamp}; choose a folder with run_dir=")
+    raise UserError(f"{parent} holds a thousand runs started at {stamp}; choose a folder with run_dir=")
 
 
 def finished(path: Path) -> dict[str, Any] | None:
-    """The summary of a run that came to its end, or None."""
+    """The summary of a finished run, else None."""
     summary = path / "summary.json"
     values = _read_json(summary) if summary.is_file() else {"status": ABSENT}
     return values if values["status"] == "finished" else None
@@ -214,14 +214,14 @@ def finished(path: Path) -> dict[str, Any] | None:
 
 def record(path: Path, cfg: DictConfig) -> str:
     """Writes config.yaml and run.json into a run folder, or compares `cfg` with those of a run to resume. Returns the
-    run's id. A run that has saved nothing yet is begun anew. Raises `UserError` naming the settings that differ from
-    those the run was started with, unless they change nothing that is computed."""
+    run's id. A run without a checkpoint starts from the beginning. Raises `UserError` naming the settings that differ
+    from those with which the run was started; `RESUMABLE` settings may differ."""
     if not (path / "run.json").is_file() or not resumable(path / "checkpoints"):
         overrides = to_list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         run_id = hashlib.sha256(f"{path.resolve()} {started}".encode(errors="surrogateescape")).hexdigest()[:12]
         if (path / "run.json").is_file():
-            # stopped before it saved anything: the trackers go on with the same run
+            # an attempt that was stopped before its first checkpoint: loggers continue the same run
             earlier = _read_json(path / "run.json")
             same = "overrides" in earlier and earlier["overrides"] == list(map(masked, overrides))
             if same and FAILED not in earlier:
@@ -237,7 +237,8 @@ def record(path: Path, cfg: DictConfig) -> str:
 
 
 def keep_published(path: Path, cfg: DictConfig, ranks: "Ranks") -> None:
-    """Puts into `cfg` the clips that the model brought when the run in a folder was started: conf/ may have changed."""
+    """Sets the clip settings in `cfg` that the published model had when the run in a folder was started, as conf/ may
+    have changed since then."""
     keys = unset_keys(cfg)
 
     def when_started() -> dict[str, Any]:
@@ -251,7 +252,7 @@ def keep_published(path: Path, cfg: DictConfig, ranks: "Ranks") -> None:
 
 
 def logged_run(path: Path, run_id: str, cfg: DictConfig, step: int) -> LoggedRun:
-    """What trackers are told of the run in a folder, which starts from `step`. Trials of a sweep are a group."""
+    """The description of a run for its loggers; it starts from `step`. The trials of a sweep form a group."""
     sweep = path.resolve().parent
     in_sweep = is_started_by_sweep() or (sweep / "sweep.json").is_file()
     group = f"{cfg.name}/{sweep.name}" if in_sweep else cfg.name
@@ -259,21 +260,21 @@ def logged_run(path: Path, run_id: str, cfg: DictConfig, step: int) -> LoggedRun
 
 
 def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
-    """Raises `UserError` naming the settings in which `cfg` differs from those of the run in a folder, but for those
-    that change nothing that is computed; `what` says why that matters."""
+    """Raises `UserError` naming the settings that differ between `cfg` and the run in a folder, except `RESUMABLE`
+    ones; `what` says in the message why they must not differ."""
     earlier, kept = _stored(path)
     before, now = _settled(earlier, kept, path), flat(settled(cfg))
-    own = targets_of(cfg)
-    # an argument that one of them leaves out is the same where the other says its default
-    taken = [defaults_of(config, own) | values for config, values in ((earlier, before), (cfg, now))]
+    targets = targets_of(cfg)
+    # an omitted argument equals one that is set to its default
+    both = [defaults_of(config, targets) | values for config, values in ((earlier, before), (cfg, now))]
     record = _read_json(path / "run.json") if (path / "run.json").is_file() else {}
     changed, seen = [], record[READ] if READ in record and isinstance(record[READ], dict) else {}
-    is_held = (path / SPLITS).is_dir()  # then what the data are is compared with it, wherever they lie
+    data_recorded = (path / SPLITS).is_dir()  # then the files themselves are compared, so their folder may change
     for key in sorted(before.keys() | now.keys()):
-        old, new = (settings[key] if key in settings else ABSENT for settings in taken)
-        if _is_free(key) or (is_held and _lies_elsewhere(cfg, key, old, new)):
+        old, new = (settings[key] if key in settings else ABSENT for settings in both)
+        if _is_free(key) or (data_recorded and _lies_elsewhere(cfg, key, old, new)):
             continue
-        # once, what a reference to the environment read was stored
+        # earlier versions stored the value that a reference to the environment read
         read_the_same = refers(new) and not refers(old) and read(cfg, key) == old
         if old != new and not read_the_same:
             changed.append(f"{key}: {old} -> {new}")
@@ -283,7 +284,7 @@ def check_unchanged(path: Path, cfg: DictConfig, what: str) -> None:
         raise UserError(
             f"the run in {path} {what}:\n  "
             + "\n  ".join(changed)
-            + "\nTake these back, or start a new run (with init_from, to go on from these weights)"
+            + "\nUndo these changes, or start a new run (with init_from, to start from these weights)"
         )
 
 
@@ -292,7 +293,7 @@ def _is_free(key: str) -> bool:
 
 
 def _lies_elsewhere(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
-    """Whether a setting of the dataset is a path, and differs by the folder alone."""
+    """Whether a setting of the dataset is a path that differs only by its folder."""
     if not key.startswith("dataset.") or not (isinstance(old, str) and isinstance(new, str)):
         return False
     place = read(cfg, key)
@@ -301,9 +302,9 @@ def _lies_elsewhere(cfg: DictConfig, key: str, old: Any, new: Any) -> bool:
 
 
 def stored_settings(path: Path) -> dict[str, Any]:
-    """The settings of the run in a folder, by dotted key, with what the schema has gained since at its default.
-    References to the environment stay: it is the reader's, and the folder may be another's. Raises `UserError` where
-    they cannot be read, or are from another version that knew other settings."""
+    """The settings of the run in a folder, by dotted key; settings that later versions added have their defaults.
+    References to the environment are not resolved, as the folder may come from someone else. Raises `UserError` if the
+    settings cannot be read, or if another version wrote keys that are unknown here."""
     return _settled(*_stored(path), path)
 
 
@@ -314,12 +315,12 @@ def _settled(stored: DictConfig, kept: Mapping[str, str], path: Path) -> dict[st
     except OmegaConfBaseException as error:
         cause = str(error).splitlines()[0]
         raise UserError(
-            f"{path / 'config.yaml'} has a reference that leads nowhere: {error.full_key}: {cause}"
+            f"{path / 'config.yaml'} has a reference that cannot be resolved: {error.full_key}: {cause}"
         ) from error
 
 
 def _stored(path: Path) -> tuple[DictConfig, dict[str, str]]:
-    """The configuration that a run's folder holds, which computes nothing, and what `put_back` puts back into it."""
+    """The configuration in a run's folder, without values that would be evaluated, and these values for `put_back`."""
     stored = path / "config.yaml"
     try:
         text = stored.read_text(encoding="utf-8")
@@ -335,12 +336,12 @@ def _stored(path: Path) -> tuple[DictConfig, dict[str, str]]:
 
 
 def _check_size(text: str) -> None:
-    """Raises ValueError for YAML whose content is larger or deeper than its text lets one think."""
+    """Raises ValueError for YAML with aliases, which can expand to any size, or with too deep nesting."""
     depth = 0
     for event in parse_yaml(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if isinstance(event, AliasEvent):
-            raise ValueError("it holds aliases, which vidtrain writes none of: a few of them stand for any size")
+            raise ValueError("it holds aliases, which vidtrain never writes and which can expand to any size")
         if depth > DEEPEST:
             raise ValueError(f"it is nested deeper than {DEEPEST}")
 

@@ -1,6 +1,6 @@
-"""report.html of a finished run, made from what else lies in its folder: no video and no model is opened.
+"""Makes report.html of a finished run from the other files in its folder; no video and no model is opened.
 
-Training writes it at its end; `python -m vidtrain.compare RUN` writes it again, with what later evaluations found.
+Training writes it at its end; `python -m vidtrain.compare RUN` writes it again, with the results of later evaluations.
 """
 
 import os
@@ -32,7 +32,7 @@ Plain = dict[str, Any]
 
 PAGE = "report.html"
 NEEDS = "a run's page needs it"
-MOST_PICTURE = 1 << 20  # bytes of one; ours have some ten thousand
+MOST_PICTURE = 1 << 20  # bytes; larger files are ignored (ours have some ten thousand)
 WEBP, PNG = (b"RIFF", b"WEBP"), b"\x89PNG\r\n\x1a\n"
 VERSIONS = ("vidtrain", "torchvision", "timm", "av", "numpy")
 
@@ -44,42 +44,44 @@ def write_page(folder: Path, page: Path) -> None:
         text = run_page(facts, _pictures(folder, facts["summary"]["split"]))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         cause = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder} has no page: what lies in it is not what a run writes ({cause})") from error
+        raise UserError(
+            f"{folder} has no page: a file in it is damaged or was not written by a run ({cause})"
+        ) from error
     write_text_atomic(page, text)
 
 
 def read_facts(folder: Path) -> Plain:
-    """All that the page of a run says, as plain values; None or empty where the run has nothing of it."""
+    """Everything that the page of a run shows, as plain values; None or empty if the run does not have it."""
     summary = _read(folder / "summary.json", "split", "monitor", "best", "best_step", "steps", "minutes")
     if "pretraining" in summary:
         return _shared(folder, summary) | _of_pretraining(folder, summary)
     split, data = summary["split"], _read_if_there(folder / "dataset.json")
     evaluation = folder / "eval" / _one_name(split)
     evaluated = _read(evaluation / "metrics.json", "metrics", "protocol", "coverage", "missing")
-    several = "exact_match" in evaluated["metrics"]
+    multi_label = "exact_match" in evaluated["metrics"]
     settings, by_class = stored_settings(folder), _table(evaluation / "per_class.csv")
-    # by F1; of classes without any video nothing is known
+    # by F1; classes without videos come last
     weakest = sorted(by_class, key=lambda row: (not row["support"], -1.0 if row["f1"] is None else row["f1"]))
-    beside, not_read = _baselines(summary, settings, data, evaluation / "predictions.csv", several)
-    calibration, not_fitting = _calibration(folder)
+    comparisons, baseline_notes = _baselines(summary, settings, data, evaluation / "predictions.csv", multi_label)
+    calibration, calibration_notes = _calibration(folder)
     return _shared(folder, summary) | {
         "pretraining": None,
         "evaluated": evaluated,
-        "metric": headline(several),
-        "notes": [*_notes(folder, summary, evaluated), *not_read, *not_fitting],
-        "baselines": [_judged(row) for row in beside],
-        "most_common": None if several else _most_common(by_class),
+        "metric": headline(multi_label),
+        "notes": [*_notes(folder, summary, evaluated), *baseline_notes, *calibration_notes],
+        "baselines": [_judged(row) for row in comparisons],
+        "most_common": None if multi_label else _most_common(by_class),
         "heads": _table(folder / "heads.csv") if (folder / "heads.csv").is_file() else [],
-        "confusion": None if several else _confusion(evaluation),
+        "confusion": None if multi_label else _confusion(evaluation),
         "classes": weakest,
         "reliability": _reliability(folder, split, evaluated, calibration),
         "calibration": calibration and {**calibration.record, "scaling": str(calibration)},
-        "probes": _probes(folder, headline(several)),
+        "probes": _probes(folder, headline(multi_label)),
     }
 
 
 def _shared(folder: Path, summary: Plain) -> Plain:
-    """What a run says, whatever it is for."""
+    """The facts that runs of classification and of pretraining have in common."""
     settings = stored_settings(folder)
     overrides = [rename_override(text) for text in _read(folder / "run.json", "overrides")["overrides"]]
     data = _read_if_there(folder / "dataset.json")
@@ -99,7 +101,7 @@ def _shared(folder: Path, summary: Plain) -> Plain:
 
 
 def _of_pretraining(folder: Path, summary: Plain) -> Plain:
-    """The facts of a run without labels: each number before and after training; nothing that only classifiers have."""
+    """The facts of a pretraining run: each metric before and after training; facts of classifiers are empty."""
     first = next((row for row in each_metric(folder) if row["step"] == 0), {})
     names = [name for name in UNLABELED if name in summary]
     evaluated = {"metrics": {name: summary[name] for name in names}, "missing": []}
@@ -116,12 +118,12 @@ def _of_pretraining(folder: Path, summary: Plain) -> Plain:
     )
 
 
-# --- what was trained -------------------------------------------------------------------------------------
+# --- settings, notes, how to reproduce --------------------------------------------------------------------
 
 
 def _chosen(overrides: Iterable[str], settings: Plain) -> list[tuple[str, str, list[str]]]:
-    """Settings and options that differ from the defaults, by their group and by what set them: the command line, and
-    the presets that it chose, whose values are those that the run had."""
+    """Settings and options that were chosen: rows of (group, what set them, texts KEY=VALUE). They were set by the
+    command line or by a preset that it chose."""
     pairs = (text.partition("=") for text in overrides)
     chosen = {key.lstrip("+"): ("command line", value) for key, _, value in pairs if key != "run_dir"}
     for preset in [name for name in PRESETS if name in chosen]:
@@ -139,25 +141,25 @@ def _chosen(overrides: Iterable[str], settings: Plain) -> list[tuple[str, str, l
 
 
 def _notes(folder: Path, summary: Plain, evaluated: Plain) -> list[str]:
-    """What a reader of the number must know."""
+    """Sentences that a reader of the metrics must know."""
     notes = []
     if _setting(summary, "split_also_selected"):
         notes.append(f"There is no test split: {summary['split']} also selected the checkpoint, so its numbers are "
-                     "too good.")  # fmt: skip
+                     "too optimistic.")  # fmt: skip
     if _setting(summary, "data_changed"):
-        notes.append("The run went on with other data in its middle: data_changes.jsonl says which.")
+        notes.append("The data were changed during the run: data_changes.jsonl lists the differences.")
     if evaluated["missing"]:
         missing = len(evaluated["missing"])
-        notes.append(f"Videos that could not be read, and are not in the numbers: {missing}.")
+        notes.append(f"Videos that could not be read and are not counted: {missing}.")
     faults = chain(*map(each_json_line, folder.glob("faults_rank*.jsonl")))
     replaced = {row["path"] for row in faults if row["split"] == "train"}
     if replaced:
-        notes.append(f"Videos of train that could not be read, and were replaced by others: {len(replaced)}.")
+        notes.append(f"Videos of train that could not be read and were replaced by others: {len(replaced)}.")
     return notes
 
 
 def _made_with(folder: Path, settings: Plain, overrides: Iterable[str]) -> Plain:
-    """How to make the run again."""
+    """How to reproduce the run: its command, versions, commit and seed."""
     environment, git = (_read_if_there(folder / f"{name}.json") for name in ("environment", "git"))
     words = [text for text in overrides if not text.startswith("run_dir=")]
     packages = environment["packages"] if environment else {}
@@ -172,14 +174,14 @@ def _made_with(folder: Path, settings: Plain, overrides: Iterable[str]) -> Plain
     }
 
 
-# --- how good it is ---------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------
 
 
 def _baselines(
     summary: Plain, settings: Plain, data: Plain | None, predictions: Path, several: bool
 ) -> tuple[list[Plain], list[str]]:
-    """The run beside baselines: as it closed, or where there were none beside those that are known by now; and a note
-    where these are damaged."""
+    """The run compared with baselines: as stored at its end or, if there were none, with those measured since then; and
+    a note if these are damaged."""
     if _setting(summary, "baselines"):
         return summary["baselines"], []
     root, name = _setting(settings, "data.index_root"), _setting(settings, "dataset.name")
@@ -187,14 +189,15 @@ def _baselines(
         return [], []
     try:
         index = Path(root) / _one_name(name)
-        beside = compare_with_known(index, data["digests"], summary["split"], predictions, several)
+        comparisons = compare_with_known(index, data["digests"], summary["split"], predictions, several)
     except UserError as error:
         return [], [f"Baselines are left out: {error}."]
-    return [asdict(verdict) for verdict in beside], []
+    return [asdict(comparison) for comparison in comparisons], []
 
 
 def _judged(row: Plain) -> Plain:
-    """A baseline, and whether the interval of the run's difference misses 0, and on which side."""
+    """A baseline with a verdict: better or worse if the interval of the run's difference does not contain 0, else
+    alike."""
     sign = -1 if row["metric"] in CLOSING_DIRECTIONS and CLOSING_DIRECTIONS[row["metric"]] == "min" else 1
     bounds = [row[key] for key in ("low", "high")]
     verdict = "alike"
@@ -204,13 +207,14 @@ def _judged(row: Plain) -> Plain:
 
 
 def _most_common(by_class: Sequence[Mapping[str, Any]]) -> float | None:
-    """The accuracy of always answering the class that most videos are of."""
+    """The accuracy of always answering the most common class."""
     supports = [row["support"] for row in by_class]
     return max(supports) / sum(supports) if supports and sum(supports) else None
 
 
 def _confusion(evaluation: Path) -> Plain | None:
-    """Counts of at most 30 classes as rows, and all pairs of classes that were taken for each other."""
+    """The confusion matrix: `rows` of counts if there are at most 30 classes, and all `pairs` of confused classes, the
+    most frequent first."""
     matrix, listed = evaluation / "confusion.csv", evaluation / "confusion_pairs.csv"
     if matrix.is_file():
         header, *rows = read_csv(matrix, NEEDS)
@@ -235,7 +239,7 @@ def _confusion(evaluation: Path) -> Plain | None:
 
 
 def _calibration(folder: Path) -> tuple[Calibration | None, list[str]]:
-    """The calibration of the best checkpoint, and a note where it is damaged or of another one."""
+    """The calibration of the best checkpoint; a note if it is damaged or belongs to another checkpoint."""
     try:
         return read_calibration(folder / "checkpoints" / "best.pt", STORED), []
     except UserError as error:
@@ -243,24 +247,24 @@ def _calibration(folder: Path) -> tuple[Calibration | None, list[str]]:
 
 
 def _reliability(folder: Path, split: str, evaluated: Plain, calibration: Calibration | None) -> list[Plain]:
-    """How far probabilities can be believed, before and after calibrating: as the run closed, on the videos that were
-    calibrated on, and in evaluations since."""
-    closed = _setting(evaluated, "reliability") or []  # evaluations from before there was one lack it
-    rows = [{"name": f"{split}, as the run closed", "before": of, "after": None} for of in closed[:1]]
+    """The reliability of probabilities before and after calibration: at the end of the run, on the videos of the
+    calibration, and in later evaluations."""
+    closing = _setting(evaluated, "reliability") or []  # earlier versions did not write it
+    rows = [{"name": f"{split}, at the end of the run", "before": row, "after": None} for row in closing[:1]]
     if calibration is not None:
         record = calibration.record
-        name = f"{record['split']}, on videos not fitted on"
+        name = f"{record['split']}, held out from the fit"
         rows.append({"name": name, "before": record["before"], "after": record["after"]})
     for path in sorted(folder.glob("eval/*/metrics.json")):
-        of = _read(path)
-        if _setting(of, "calibrated"):
-            after, before = of["reliability"]
+        metrics = _read(path)
+        if _setting(metrics, "calibrated"):
+            after, before = metrics["reliability"]
             rows.append({"name": path.parent.name, "before": before, "after": after})
     return rows
 
 
 def _probes(folder: Path, metric: str) -> list[Plain]:
-    """Evaluations below eval/ that showed the frames in several orders too."""
+    """The evaluations below eval/ with ablations of the frame order."""
     evaluations = []
     for path in sorted(folder.glob("eval/*/protocols.json")):
         protocols = _read(path, "probes", "coverage")
@@ -270,12 +274,12 @@ def _probes(folder: Path, metric: str) -> list[Plain]:
     return evaluations
 
 
-# --- what the data are ------------------------------------------------------------------------------------
+# --- audit ------------------------------------------------------------------------------------------------
 
 
 def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
-    """The audit of the same data, where it lies in its default place, outputs/audit/NAME, below the current folder:
-    of as many videos in each split, of the same classes, in the same folder as the run has recorded."""
+    """The audit in outputs/audit/NAME, if it is of the run's data: the same classes, folder and number of videos in
+    each split."""
     path = Path("outputs/audit", _one_name(name or "-"), "summary.json")
     if not (path.is_file() and data and (folder / SPLITS).is_dir()):
         return None
@@ -283,8 +287,8 @@ def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
     records = {file.stem: SplitRecord.open(file) for file in (folder / SPLITS).glob("*.npz")}
     counts = {split: len(record) for split, record in records.items()}
     same = audit["splits"] == counts and {row["name"] for row in audit["classes"]} == set(data["classes"])
-    firsts = [absolute(record.columns.paths[0]) for record in records.values() if len(record)]
-    if not same or not all(first.startswith(os.path.join(audit["root"], "")) for first in firsts):
+    first_paths = [absolute(record.columns.paths[0]) for record in records.values() if len(record)]
+    if not same or not all(first_path.startswith(os.path.join(audit["root"], "")) for first_path in first_paths):
         return None
     made = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     return {**audit, "file": str(path.resolve()), "made": made}
@@ -294,8 +298,8 @@ def _audit(folder: Path, name: str | None, data: Plain | None) -> Plain | None:
 
 
 def _pictures(folder: Path, split: str) -> list[Picture]:
-    """Moving pictures of videos of a split, whose name leads to no other folder; of a run from before there were any
-    the sheet of its mistakes, and of one without labels those of masked videos and of features."""
+    """The animations of example videos of a split. Runs without them have sheets: of mistakes (earlier versions), or of
+    masked videos and features (pretraining)."""
     record = folder / "plots" / f"examples_{split}" / "examples.json"
     if not record.is_file():
         names = ("wrong", "masked", "features")
@@ -310,7 +314,7 @@ def _pictures(folder: Path, split: str) -> list[Picture]:
 
 
 def _picture(path: Path) -> bytes:
-    """A file of a folder that may be from elsewhere; nothing where it is absent, a link or too large."""
+    """The bytes of a picture; empty if it is absent, a link or too large, as the folder may come from someone else."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_PICTURE:
         return b""
     return path.read_bytes()
@@ -320,9 +324,9 @@ def _picture(path: Path) -> bytes:
 
 
 def _one_name(name: str) -> str:
-    """A name that leads to no other folder. Raises ValueError."""
+    """Returns `name`. Raises ValueError if it is a path to another folder."""
     if Path(name).name != name:
-        raise ValueError(f"{name} is no name of a file or folder")
+        raise ValueError(f"{name} is not the name of a file or folder")
     return name
 
 
@@ -339,7 +343,7 @@ def _read_if_there(path: Path) -> Plain | None:
 
 
 def _table(path: Path) -> list[Plain]:
-    """The rows of a CSV file by column, with numbers as such and None for empty cells."""
+    """The rows of a CSV file by column, with numbers parsed and None for empty cells."""
     return [{key: _cell(key, text) for key, text in row.items()} for row in read_records(path, NEEDS)]
 
 

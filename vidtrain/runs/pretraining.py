@@ -1,4 +1,4 @@
-"""A run without labels: its evaluation by loss, features and probes, the watch over their collapse, and its close."""
+"""Pretraining runs, without labels: evaluation by loss, features and probes, detection of collapse, closing report."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ from vidtrain.training.validation import METRIC_PREFIXES
 
 PROBES: Mapping[str, Classifier] = {"knn_top1": nearest_neighbors, "linear_top1": logistic_regression}
 RANK = "effective_rank"
-EVALUATIONS = "evaluations"  # so far: what selects the latest weights
+EVALUATIONS = "evaluations"  # number of evaluations so far; as the monitor, it selects the latest weights
 SPREAD = "spread"
-# Shares of how far the rank was above 1, and of the spread: collapsed features fall below both. With the encoder itself
-# as the teacher 0.18 to 0.27 and 0.11 to 0.19 were seen, in sound runs never less than 0.26 and 0.24
+# Features have collapsed if (rank - 1) and spread both fall below these shares of their best values. Measured lowest
+# shares: 0.18 to 0.27 and 0.11 to 0.19 in collapsing runs (momentum 0), 0.26 and 0.24 or more in sound runs
 LEAST_RANK, LEAST_SPREAD = 0.3, 0.2
 
 
 @dataclass(frozen=True)
 class PretrainingReport:
-    """What an evaluation without labels found: a `vidtrain.training.run.Evaluation`."""
+    """The result of an evaluation without labels: a `vidtrain.training.run.Evaluation`."""
 
     metrics: dict[str, float]
     coverage: str
@@ -55,7 +55,7 @@ Extract = Callable[[ClipModel, build_data.EvalData, nn.Module], ViewTable]
 
 
 class LossAndFeatures:
-    """A `ClipModel` whose output for a clip is its loss and the mean of its tokens: [b n 1+d]. The features are those
+    """A `ClipModel` that returns for each clip its loss and the mean of its tokens: [b n 1+d]. The features are those
     of `MaskedModel.feature_encoder` on the whole clip."""
 
     fusion = "mean_logits"
@@ -75,7 +75,7 @@ class LossAndFeatures:
 
 
 class Features:
-    """A `ClipModel` whose output for a clip is its features alone: [b n d]."""
+    """A `ClipModel` that returns only the features of each clip: [b n d]."""
 
     fusion = "mean_logits"
 
@@ -93,8 +93,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Probe:
-    """How well simple classifiers on frozen features know a labeled dataset: neighbors, and a linear one. Both choose
-    their one setting on `train` alone, and are measured on the videos of `other`."""
+    """Measures frozen features on a labeled dataset with simple classifiers: nearest neighbors and logistic regression.
+    Both choose their hyperparameter on `train` and are evaluated on `other`."""
 
     name: str
     train: build_data.EvalData
@@ -106,39 +106,40 @@ class Probe:
         return ranks.on_main(lambda: self._score(*tables))
 
     def _score(self, train: ViewTable, other: ViewTable) -> dict[str, float]:
-        known, others = (table.logits.mean(dim=1).double().numpy() for table in (train, other))
+        train_features, other_features = (table.logits.mean(dim=1).double().numpy() for table in (train, other))
         targets = np.eye(len(self.train.manifest.classes))[train.labels.numpy()]
         groups = group_numbers(self.train.manifest)[train.indices.numpy()]
         truth = other.labels.numpy()
         return {
-            name: float((fit(known, targets, groups, False)(others).argmax(axis=1) == truth).mean())
+            name: float((fit(train_features, targets, groups, False)(other_features).argmax(axis=1) == truth).mean())
             for name, fit in PROBES.items()
         }
 
 
-# --- how much features tell apart -------------------------------------------------------------------------
+# --- collapse of features ---------------------------------------------------------------------------------
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalized singular values of features [v d], from 1 to min(v, d). It is near 1 where
-    all videos have nearly the same features. Source: Roy and Vetterli 2007, section 2."""
+    """exp of the entropy of the normalized singular values of features [v d], from 1 to min(v, d). It is near 1 if all
+    videos have nearly the same features. Source: Roy and Vetterli 2007, section 2."""
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum()
     return torch.special.entr(shares).sum().exp().item()
 
 
 def spread(features: Tensor) -> float:
-    """The mean distance of features [v d] of unit length from their mean, from 0 to 1: 0 where all point one way."""
+    """The mean distance of features [v d], scaled to unit length, from their mean: 0 to 1, and 0 if all have the same
+    direction."""
     units = F.normalize(features.double(), dim=1)
     return (units - units.mean(dim=0)).norm(dim=1).mean().item()
 
 
 @dataclass
 class CollapseWatch:
-    """Whether features of val videos still differ: compares their effective rank and their spread with the best that
-    each has been, that of the untrained network included. Both fall early in sound pretraining: neither alone tells.
+    """Detects collapsed features: compares the effective rank and the spread of val features with their best values so
+    far, including those of the untrained network. Each of them can fall early in sound pretraining, so both must.
 
-    `evaluations` counts them.
+    `rank` and `spread` are the best values, `evaluations` counts the evaluations.
     """
 
     console: Console
@@ -148,16 +149,16 @@ class CollapseWatch:
     evaluations: int = 0
 
     def take_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Takes up what earlier attempts of the run saw, from the rows of metrics.jsonl."""
+        """Restores the values of earlier attempts from the rows of metrics.jsonl."""
         for row in rows:
             for prefix in METRIC_PREFIXES.values():
-                # what was not finite is null, or absent
+                # values that were not finite are null or absent
                 self.rank = max(self.rank, row.get(f"{prefix}/{RANK}") or 1.0)
                 self.spread = max(self.spread, row.get(f"{prefix}/{SPREAD}") or 0.0)
                 self.evaluations = max(self.evaluations, int(row.get(f"{prefix}/{EVALUATIONS}", 0)))
 
     def look(self, metrics: Mapping[str, float]) -> None:
-        """Warns of a collapse. Raises `DivergedError` where that shall end the run."""
+        """Warns of a collapse, or raises `DivergedError` if `stops` is set."""
         if RANK not in metrics:
             return
         rank, spread = metrics[RANK], metrics[SPREAD]
@@ -165,9 +166,9 @@ class CollapseWatch:
         if rank - 1 >= LEAST_RANK * (self.rank - 1) or spread >= LEAST_SPREAD * self.spread:
             return
         message = (
-            f"the features collapse: over the videos of val their effective rank is {rank:.2f}, and was "
-            f"{self.rank:.2f}, and their spread {spread:.3f}, and was {self.spread:.3f}. All videos look nearly alike "
-            "to the encoder: raise objective.momentum, lower optimizer.lr, or choose other objective.masks"
+            f"the features collapse: on val their effective rank is {rank:.2f} (best {self.rank:.2f}) and their spread "
+            f"{spread:.3f} (best {self.spread:.3f}), so all videos have nearly the same features: raise "
+            "objective.momentum, lower optimizer.lr, or choose other objective.masks"
         )
         if self.stops:
             raise DivergedError(f"{message}. trainer.stop_on_collapse=true ends the run here")
@@ -179,21 +180,22 @@ class CollapseWatch:
 
 @dataclass
 class Pretraining(Goal):
-    """A masked model: evaluated by its loss on val, by the features that it has of val, and by what probes know of a
-    labeled dataset."""
+    """The goal of pretraining: a masked model is evaluated by its loss and features on val, and by probes on a labeled
+    dataset."""
 
     model: MaskedModel
     probe: Probe | None
-    pictures: bool  # at every evaluation
+    pictures: bool  # whether to draw pictures at every evaluation
     result: PretrainingReport | None = None
-    log: RunLog | None = None  # from the beginning
+    log: RunLog | None = None  # set by `begin`
 
     def __post_init__(self) -> None:
         self.watch = CollapseWatch(self.console, self.parts.settings.stop_on_collapse)
         self.transform = WithMasks(self.parts.transform, self.model)
 
     def begin(self, log: RunLog) -> None:
-        """Takes up what earlier attempts saw. A new run first evaluates the network as it is, as of step 0."""
+        """Restores the values of earlier attempts. A new run first evaluates the untrained network, logged as step
+        0."""
         self.log = log
         self.watch.take_up(each_metric(log.run_dir))
         if self.watch.evaluations:
@@ -203,7 +205,7 @@ class Pretraining(Goal):
         self.console.info(f"before training: val {shown_metrics(report.metrics)}")
 
     def __call__(self, model: MaskedModel) -> list[PretrainingReport]:
-        """One report. Raises as `CollapseWatch.look` does too."""
+        """Evaluates on val; returns one report. Raises `DivergedError` on collapse (see `CollapseWatch.look`)."""
         self.watch.evaluations += 1
         report = self._measure(model)
         if self.pictures and self.log is not None and self.ranks.is_main:
@@ -242,7 +244,7 @@ class Pretraining(Goal):
         draw_page(log, state.total_step, self.console)
 
     def _pictures_of_videos(self, model: MaskedModel) -> dict[str, Callable[[Path], None]]:
-        """What draws them, by name; nothing where no video can be read."""
+        """The functions that draw pictures of videos of val, by name; empty if no video can be read."""
         batch: Batch | None = warn_of_failure("videos of val", lambda: next(iter(self.val.loader)), self.console)
         if batch is None or not len(batch.labels):
             return {}
@@ -254,16 +256,16 @@ class Pretraining(Goal):
         }
 
     def show(self, state: TrainState, log: RunLog) -> None:
-        """The closing table, beside the network before training, and how to go on."""
-        assert self.result is not None  # which `report` left
+        """Prints the closing table, with the metrics before training, and the next command."""
+        assert self.result is not None  # set by `report`
         first = next((row for row in each_metric(log.run_dir) if row["step"] == 0), {})
         rows = [
             (name, f"{first[f'val/{name}']:.4g}" if f"val/{name}" in first else "", f"{value:.4g}")
             for name, value in self.result.metrics.items()
             if name != EVALUATIONS
         ]
-        of_probe = "" if self.probe is None else f"; probes are of {self.probe.name}"
-        title = f"best.pt, of step {state.best_step}, on val{of_probe}"
+        probe_note = "" if self.probe is None else f"; probes on {self.probe.name}"
+        title = f"best.pt, of step {state.best_step}, on val{probe_note}"
         self.console.table(title, ("", "before training", "after"), rows)
         self.console.info(
             "to train a classifier that starts from it: python -m vidtrain.train dataset=... model=... "
@@ -272,8 +274,8 @@ class Pretraining(Goal):
 
 
 def open_probe(cfg: DictConfig, ranks: Ranks, console: Console) -> Probe:
-    """Reads `probe.dataset` as the run reads its own: the same clips. Raises `UserError` for a dataset of one class,
-    and for several labels a video."""
+    """Opens `probe.dataset` with the run's clip settings. Raises `UserError` if it has only one class, or several
+    labels a video."""
     labeled = cfg.copy()
     labeled.dataset, labeled.trainer.max_eval_videos = cfg.probe.dataset, cfg.probe.max_videos
     splits = ranks.on_main(lambda: build_data.listed_splits(labeled, console))

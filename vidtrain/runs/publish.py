@@ -1,4 +1,4 @@
-"""A network that was pretrained, in the layouts of those whose method it is: for their code, and for transformers."""
+"""Exports a pretrained network in the layouts of the method's original code and of transformers."""
 
 import copy
 import json
@@ -27,18 +27,18 @@ from vidtrain.reports.pages import CARD, render
 from vidtrain.training import checkpoint
 from vidtrain.training.run import Console
 
-Levels = dict[str, Any]  # names to tensors, or to more of them
-ALL, ENCODER = "all of it", "the encoder alone"
+Levels = dict[str, Any]  # nested mapping of names to tensors
+ALL, ENCODER = "all of it", "the encoder alone"  # the part of the network that a file holds
 
 
 def pretrained_network(config: DictConfig, weights: Mapping[str, Tensor], source: str) -> MaskedModel:
-    """The network of a checkpoint of pretraining. A teacher that stays as it is has no place in what is published: the
-    encoder stands for it. Raises `UserError` for weights of another network."""
+    """Builds the network of a pretraining checkpoint. A frozen teacher is not exported, so a copy of the encoder takes
+    its place. Raises `UserError` if the weights belong to another network."""
     encoder = build.instantiate_component(config.model.encoder)
     objective = config.objective.copy()
-    named = objective.pop("teacher", None) is not None
-    late = {"teacher": copy.deepcopy(encoder)} if named else {}
-    model = build.instantiate_component(objective, encoder=encoder, **late)
+    has_teacher = objective.pop("teacher", None) is not None
+    teacher = {"teacher": copy.deepcopy(encoder)} if has_teacher else {}
+    model = build.instantiate_component(objective, encoder=encoder, **teacher)
     if _is_frozen(model):
         checkpoint.restore(model.encoder, under(weights, "encoder."), source)
         model.teacher.load_state_dict(model.encoder.state_dict())
@@ -56,9 +56,10 @@ def publish(
     run: Path | None,
     console: Console,
 ) -> None:
-    """Writes the encoder alone and all of `model` into `out`, reads each file back, and writes the card. `model` is of
-    `checkpoint_file`, and that of `run` where it lies in one. Of a network with a frozen teacher there is the encoder
-    alone. Raises `UserError` for a network that a layout cannot express; no file of it stays."""
+    """Writes the encoder alone and the whole `model` into `out`, reads each file back, and writes the card. If the
+    teacher is frozen, only the encoder is written. The card names `checkpoint_file`, from which `model` was loaded, and
+    the results of `run` if it belongs to one. Raises `UserError` if a layout cannot express the network; no file
+    stays."""
     files: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
     for format in formats:
@@ -75,7 +76,7 @@ def publish(
             try:
                 _write(model, layout, part, path)
                 difference = _read_back(model, part, path, name, build.clip_size(config))
-            except UserError:  # a file that is there is one that was checked
+            except UserError:  # only checked files stay
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 raise
             console.info(f"{path}: {part}, as {name}; read back its outputs differ by {difference:.1e}")
@@ -93,10 +94,10 @@ def publish(
     }
     write_json_atomic(out / "card.json", card)
     summary = None if run is None else run / "summary.json"
-    found = None
+    results = None
     if summary is not None and summary.is_file():
-        found = read_json(summary, "the card says what the run found", ["steps", "protocol"])
-    write_text_atomic(out / CARD, render("pretraining_card.md.jinja", card=card, found=found, dataset=config.dataset))
+        results = read_json(summary, "the card shows the run's results", ["steps", "protocol"])
+    write_text_atomic(out / CARD, render("pretraining_card.md.jinja", card=card, found=results, dataset=config.dataset))
     console.info(f"model card {out / CARD}")
 
 
@@ -105,18 +106,18 @@ def _is_frozen(model: MaskedModel) -> bool:
 
 
 def _file_name(format: str, part: str) -> str:
-    """The name of a file for the original's format, of a folder for transformers'."""
+    """The name of a file (original format) or of a folder (transformers)."""
     if format == "original":
         return "pretraining.pth" if part == ALL else "encoder.pth"
     return "transformers" if part == ALL else "transformers_encoder"
 
 
 def _write(model: MaskedModel, layout: Layout, part: str, path: Path) -> None:
-    buffers = {name: each for name, each in model.named_buffers() if name in layout.tables}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in layout.tables}
     tensors = layout.revert(model.state_dict() | buffers)
     if part == ENCODER:
-        assert layout.encoder is not None  # who asks has looked
-        tensors = {name: each for name, each in tensors.items() if name.startswith(layout.encoder)}
+        assert layout.encoder is not None  # checked by the caller
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(layout.encoder)}
     if layout.config is None:
         with written_whole(path) as temporary:
             torch.save(_levels(tensors), temporary)
@@ -126,29 +127,31 @@ def _write(model: MaskedModel, layout: Layout, part: str, path: Path) -> None:
     config = layout.config(model) | {"architectures": [names[part]], "torch_dtype": "float32"}
     (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     with written_whole(path / "model.safetensors") as temporary:
-        whole = {name: each.contiguous().clone() for name, each in tensors.items()}
-        save_file(whole, temporary, {"format": "pt"})  # without which transformers refuses it
+        contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, {"format": "pt"})  # transformers requires this metadata
         temporary.chmod(0o644)
 
 
 def _levels(tensors: Mapping[str, Tensor]) -> Levels:
-    """Tensors in the levels of the originals: VideoMAE has all below `model`, V-JEPA each network below its name. An
-    average that is alone stands for the encoder too, as some code looks for that."""
+    """Tensors nested as in the original files: VideoMAE has all in `model`, V-JEPA each network under its name. If only
+    the target encoder is there, it is stored as `encoder` too, as some code reads that."""
     parts = {"encoder": "encoder.", "predictor": "predictor.", "target_encoder": "target_encoder."}
     if not any(name.startswith(parts["target_encoder"]) for name in tensors):
         return {"model": dict(tensors)}
-    levels = {part: found for part, prefix in parts.items() if (found := under(tensors, prefix))}
+    levels = {part: inner for part, prefix in parts.items() if (inner := under(tensors, prefix))}
     return {"encoder": levels["target_encoder"]} | levels
 
 
 @torch.no_grad()
 def _read_back(model: MaskedModel, part: str, path: Path, name: str, size: tuple[int, int]) -> float:
-    """The largest difference of what the network computes for a clip once it is read from `path`, of the largest value.
-    Raises `UserError` where settings of the network say otherwise than the layout does."""
+    """Reads the network back from `path`, and returns the largest difference of its outputs for a clip, relative to the
+    largest output. Raises `UserError` if the layout does not allow the network's settings."""
     clip = torch.randn(1, 3, model.encoder.num_frames, *size, generator=torch.Generator().manual_seed(0))
     before, after = copy.deepcopy(model), copy.deepcopy(model)
     if isinstance(before, JointEmbedding) and name.endswith("transformers"):
-        before.encoder.load_state_dict(before.teacher.state_dict())  # the one encoder there is
+        before.encoder.load_state_dict(
+            before.teacher.state_dict()
+        )  # transformers' layout holds only the target encoder
     encoder = EncoderWithHead()
     encoder.encoder, encoder.head = after.feature_encoder(), nn.Identity()
     network = after if part == ALL else encoder
@@ -169,4 +172,4 @@ def _read_back(model: MaskedModel, part: str, path: Path, name: str, size: tuple
         masks = model.sample_masks(clip, torch.zeros(1, dtype=torch.int64))
         outputs = before.errors(clip, masks), after.errors(clip, masks)
     pairs = zip(*outputs, strict=True)
-    return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
+    return max(float((output - again).abs().max() / output.abs().max()) for output, again in pairs)

@@ -1,5 +1,5 @@
-"""A run that classifies: its evaluation on val, and its close: the best checkpoint on a split that selected nothing, in
-tables, pictures and summary.json."""
+"""Evaluates a classifier on val during training; at the end evaluates its best checkpoint on test, and writes tables,
+pictures and summary.json."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,9 +43,9 @@ from vidtrain.training.state import TrainState
 from vidtrain.training.validation import HEADS, METRIC_PREFIXES
 
 MOST_SHOWN = 40  # heads in the closing table
-TRY_MOTION = "Try experiment=few_labels, whose input shows differences of frames, more frames, or more videos"
+TRY_MOTION = "Try experiment=few_labels, whose input includes frame differences, or more frames, or more videos"
 TRY_APPEARANCE = (
-    "More videos would tell; pretrained weights may do better (experiment=few_labels has some that install)"
+    "More test videos would narrow the interval; pretrained weights may do better (experiment=few_labels installs some)"
 )
 
 
@@ -58,11 +58,11 @@ def goal_of(
     console: Console,
     preemption: PreemptionHandler,
 ) -> Goal:
-    """What a run that trains `model` is for. Raises `UserError` as `vidtrain.runs.pretraining.open_probe` does."""
+    """The goal of a run that trains `model`. Raises `UserError` as `vidtrain.runs.pretraining.open_probe` does."""
     val = data.open_split("val", data.splits["val"], ranks)
     shared = (val, parts, build.protocol_text(cfg, cfg.model.fusion), ranks, console, preemption)
     if isinstance(model, MaskedModel):
-        from vidtrain.runs.pretraining import Pretraining, open_probe  # which needs scikit-learn
+        from vidtrain.runs.pretraining import Pretraining, open_probe  # imports scikit-learn
 
         probe = None if cfg.probe.dataset is None else open_probe(cfg, ranks, console)
         return Pretraining(*shared, model, probe, cfg.probe.pictures)
@@ -94,13 +94,13 @@ def cached_features(cfg: DictConfig, data: RunData, parts: Parts, goal: "Classif
 
 @dataclass(frozen=True)
 class Result:
-    """The best checkpoint of a run, evaluated."""
+    """The evaluation of a run's best checkpoint."""
 
-    split: str  # test, or val where there is no test
+    split: str  # test, or val if there is no test
     report: Report
-    weights: str  # raw, or ema: their average
-    heads: list[dict[str, Any]]  # of a grid, the best first
-    beside: list[BaselineComparison]  # baselines of the same videos, the best first; empty where none are known
+    weights: str  # raw or ema
+    heads: list[dict[str, Any]]  # rows for the heads of a grid, the best first
+    beside: list[BaselineComparison]  # comparisons with baselines on the same videos, the best baseline first
 
     @property
     def also_selected(self) -> bool:
@@ -109,7 +109,7 @@ class Result:
 
 @dataclass
 class Classifying(Goal):
-    """A classifier of the dataset's classes, or the heads of a grid."""
+    """The goal of classification, for a single head or a head grid."""
 
     data: RunData
     model: VideoClassifier
@@ -119,13 +119,13 @@ class Classifying(Goal):
         return self.of_batches(model, self.val.batches(self.console), self.parts.transform)
 
     def of_batches(self, model: ClipModel, batches: Iterable[EvalBatch], transform: nn.Module) -> list[Report]:
-        """A report for each head, for inputs of the videos of val, such as cached features."""
+        """A report for each head. `batches` hold the videos of val as clips or as cached features."""
         tables = split_heads(self.table(model, self.val, batches, transform), self.model.num_classes)
         independent = self.parts.loss.independent
         return [report(table, self.model.fusion, self.protocol, independent) for table in tables]
 
     def report(self, state: TrainState, log: RunLog) -> None:
-        """On test, or val where there is no test. Where all phases trained on cached features, on such ones too."""
+        """Evaluates on test, or on val if there is no test; on cached features if all phases trained on them."""
         data, model, ranks = self.data, self.model, self.ranks
         best = load_best(self, model, state, log)
         split = "test" if "test" in data.splits else "val"
@@ -140,30 +140,30 @@ class Classifying(Goal):
         table = view_table(*inputs, len(manifest), ranks.device, self.parts.autocast, videos.crops)
         result = report(table, model.fusion, self.protocol, self.parts.loss.independent)
         warn_missing(self.console, result, split)
-        beside, heads = [], []
+        comparisons, heads = [], []
         if ranks.is_main:
             out = log.run_dir / "eval" / split
             write_report(result, out, manifest.paths, manifest.classes, manifest.groups)
-            beside = beside_baselines(data, split, out / "predictions.csv", self.console)
+            comparisons = beside_baselines(data, split, out / "predictions.csv", self.console)
             heads = rank_heads(log.run_dir, self.parts)
-        self.result = Result(split, result, best["weights"], heads, beside)
-        more = {
+        self.result = Result(split, result, best["weights"], heads, comparisons)
+        extra = {
             **({"best_head": best["head"]} if heads else {}),
             "split": split,
             "split_also_selected": self.result.also_selected,
-            "baselines": [asdict(comparison) for comparison in beside],
+            "baselines": [asdict(comparison) for comparison in comparisons],
             "intervals": {
-                name: [of[name]["low"], of[name]["high"]]
-                for of in result.reliability[:1]
+                name: [row[name]["low"], row[name]["high"]]
+                for row in result.reliability[:1]
                 for name in ("nll", "brier", "ece", "ece_mass")
             },
         }
-        close(self, result, "final" if self.result.also_selected else "test", best, state, log, **more)
+        close(self, result, "final" if self.result.also_selected else "test", best, state, log, **extra)
 
     def draw_pictures(self, state: TrainState, log: RunLog) -> None:
-        """Offers best.pt to the trackers, draws the pictures into the run folder's plots/, writes report.html and shows
-        them in the trackers. Where videos may have several labels there is no confusion."""
-        assert self.result is not None  # which `report` left
+        """Draws the pictures into the run folder's plots/, writes report.html, and passes both and best.pt to the
+        loggers. With several labels a video there is no confusion matrix."""
+        assert self.result is not None  # set by `report`
         split, result, console = self.result.split, self.result.report, self.console
         log.loggers.checkpoint("best", log.run_dir / "checkpoints" / "best.pt")
         manifest = self.data.splits[split]
@@ -186,19 +186,19 @@ class Classifying(Goal):
         result, monitor = self.result, self.parts.settings.monitor
         if result.heads:
             show_head_table(self.console, result.heads, monitor)
-        selected = ", which also selected it: there is no test split" if result.also_selected else ""
+        selected = ", which also selected it, as there is no test split" if result.also_selected else ""
         value = f"{METRIC_PREFIXES[result.weights]} {monitor} {state.best:.4f}"
         title = f"best checkpoint ({value}) on {result.split}{selected}"
         results_table(self.console, title, result.report)
         show_baselines(result, self.console)
 
 
-# --- the close of any run ---------------------------------------------------------------------------------
+# --- the end of any run -----------------------------------------------------------------------------------
 
 
 def load_best(goal: Goal, model: VideoClassifier | MaskedModel, state: TrainState, log: RunLog) -> dict[str, Any]:
-    """Gives the model the weights of best.pt, and returns what it holds. Raises `DivergedError` where no evaluation
-    gave a finite number, and `UserError` where the file is damaged."""
+    """Loads best.pt into the model and returns its content. Raises `DivergedError` if no evaluation gave a finite value
+    of the monitored metric, and `UserError` if the file is damaged."""
     if state.best is None:
         monitor = goal.parts.settings.monitor
         raise DivergedError(f"no evaluation gave a finite {monitor}: no best checkpoint to report")
@@ -207,7 +207,7 @@ def load_best(goal: Goal, model: VideoClassifier | MaskedModel, state: TrainStat
     best = checkpoint.load_best(file, state)
     adapters = Adapters.of(best, file)
     checkpoint.restore(model, best["model"], str(file), adapters.left_out if adapters else ())
-    # checkpoints that are older than weight averaging do not name their weights
+    # checkpoints from before weight averaging do not name their weights
     return {"weights": "raw"} | best
 
 
@@ -220,8 +220,8 @@ def close(
     log: RunLog,
     **more: Any,
 ) -> None:
-    """Logs the closing metrics and writes summary.json with `more`, after which the run is finished."""
-    # one step on, so that a run killed before its summary does not keep these rows twice
+    """Logs the closing metrics and writes summary.json, with the entries of `more`. The run is then finished."""
+    # one step later: if the run is killed before its summary, resuming removes these rows and does not write them twice
     log.log({f"{prefix}/{name}": value for name, value in evaluation.metrics.items()}, state.total_step + 1)
     summary = {
         "status": "finished",
@@ -245,21 +245,21 @@ def plot_curves(log: RunLog, path: Path) -> None:
 def draw_all(
     pictures: Mapping[str, Callable[[Path], None]], log: RunLog, step: int, console: Console, suffix: str = ""
 ) -> None:
-    """Draws them by name into the run folder's plots/, with `suffix` after their names, and shows them in the trackers.
-    What fails is a warning."""
+    """Draws `pictures`, by name, into the run folder's plots/NAME{suffix}.png, and passes them to the loggers. A
+    picture that fails becomes a warning."""
     for name, draw in pictures.items():
         path = log.run_dir / "plots" / f"{name}{suffix}.png"
-        path.unlink(missing_ok=True)  # of an earlier attempt
-        with torch.random.fork_rng(devices=[]):  # a training that goes on has the same draws
+        path.unlink(missing_ok=True)  # left by an earlier attempt
+        with torch.random.fork_rng(devices=[]):  # drawing must not change the random numbers of training
             warn_of_failure(str(path), partial(draw, path), console)
         if path.is_file():
             log.loggers.image(name, path, step)
 
 
 def draw_page(log: RunLog, step: int, console: Console) -> None:
-    """Writes report.html and shows it in the trackers."""
+    """Writes report.html and passes it to the loggers."""
     page = log.run_dir / PAGE
-    page.unlink(missing_ok=True)  # of an earlier attempt
+    page.unlink(missing_ok=True)  # left by an earlier attempt
     warn_of_failure(str(page), partial(write_page, log.run_dir, page), console)
     if page.is_file():
         log.loggers.page("report", page, step)
@@ -269,18 +269,18 @@ def draw_page(log: RunLog, step: int, console: Console) -> None:
 
 
 def beside_baselines(data: RunData, split: str, predictions: Path, console: Console) -> list[BaselineComparison]:
-    """The run's answers beside those of the baselines that are known for the same videos. What is damaged of them is a
-    warning, as the run itself has ended well."""
+    """Compares the run's predictions with the baselines measured on the same videos. Damaged baselines are a warning,
+    as the run itself was successful."""
     try:
         several = data.splits[split].multi_label
         return compare_with_known(data.index_folder, data.digests, split, predictions, several)
     except UserError as error:
-        console.warn(f"no baselines beside this run: {error}")
+        console.warn(f"the run is not compared with baselines: {error}")
         return []
 
 
 def rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
-    """The heads of a grid, the best first, written into heads.csv, a row each; empty where there is no grid."""
+    """Writes heads.csv with a row for each head of a grid, the best first; returns the rows, or none without a grid."""
     monitor = parts.settings.monitor
     rows = [row for row in each_metric(folder) if any(key.startswith(HEADS) for key in row)]
     heads = head_table(rows, parts.phases, monitor, DIRECTIONS[monitor])
@@ -290,21 +290,21 @@ def rank_heads(folder: Path, parts: Parts) -> list[dict[str, Any]]:
 
 
 def show_baselines(result: Result, console: Console) -> None:
-    """What the result is worth: what baselines reach on the same videos, or how to find that out."""
+    """Prints the comparison with baselines on the same videos, or the command that measures them."""
     if not result.beside:
         console.info(
-            "what that is worth: python -m vidtrain.baselines with the same dataset settings says what simple models "
-            "reach on these videos; a run then closes beside them"
+            "to compare: python -m vidtrain.baselines with the same dataset settings measures what simple models reach "
+            "on these videos; later runs are then compared with them"
         )
         return
-    rows = [(verdict.name, f"{verdict.baseline:.4f}", f"{verdict.run:.4f}", verdict.text) for verdict in result.beside]
+    rows = [(row.name, f"{row.baseline:.4f}", f"{row.run:.4f}", row.text) for row in result.beside]
     columns = ("baseline", result.beside[0].metric, "this run", "difference, 95% interval")
-    console.table(f"beside baselines, on {result.split}", columns, rows)
-    best, not_better = result.beside[0], [verdict.name for verdict in result.beside if not verdict.is_better]
+    console.table(f"compared with baselines, on {result.split}", columns, rows)
+    best, not_better = result.beside[0], [row.name for row in result.beside if not row.is_better]
     if MOTION in not_better:
         console.warn(
-            f"not better than the {MOTION} by more than chance: nothing shows that the model sees more of the motion "
-            f"than where there is some. {TRY_MOTION}"
+            f"not better than the {MOTION} by more than chance: there is no evidence that the model uses more of the "
+            f"motion than its location. {TRY_MOTION}"
         )
     elif not_better:
         console.warn(
@@ -314,7 +314,7 @@ def show_baselines(result: Result, console: Console) -> None:
 
 
 def show_head_table(console: Console, table: Sequence[Mapping[str, Any]], monitor: str) -> None:
-    """The closing table of a grid; the first row is the head that best.pt holds, unless a later phase did better."""
+    """Prints the closing table of a grid. The first row is the head in best.pt, unless a later phase was better."""
     names = list(dict.fromkeys(name for name in (monitor, "top1", "map", "loss") if name in table[0]))
     columns = ("", "phase", "lr", "weight decay", "step", *(f"val {name}" for name in names))
     rows = []
@@ -332,9 +332,9 @@ def head_table(
 ) -> list[dict[str, Any]]:
     """A row for each head of every phase that has a grid, the best value of `monitor` first.
 
-    `rows` are those of metrics.jsonl. Each result has the phase, the head's name, its peak rate and weight decay, the
-    step of its best evaluation and all metrics of that. Heads that diverged before any evaluation come last.
-    Equal values are in the order in which training would have selected them: the earlier step, then the earlier head.
+    `rows` are those of metrics.jsonl. A result has the phase, the head's name, its peak learning rate and weight decay,
+    and the step and metrics of its best evaluation. Heads that diverged before any evaluation come last. Equal values
+    are in the order in which training would have selected them: the earlier step, then the earlier head.
     """
     ranked = []
     sign = -1 if direction == "max" else 1
@@ -344,8 +344,8 @@ def head_table(
         choices = zip(head_names(phase.heads), head_choices(phase.heads), strict=True)
         for place, (name, (lr, decay)) in enumerate(choices):
             prefix = f"{HEADS}/{name}/"
-            judged = [row for row in rows if row.get("phase") == phase_name and f"{prefix}{monitor}" in row]
-            best = min(judged, key=lambda row: (_cost(row, prefix, monitor, sign), row["step"]), default=None)
+            evaluations = [row for row in rows if row.get("phase") == phase_name and f"{prefix}{monitor}" in row]
+            best = min(evaluations, key=lambda row: (_cost(row, prefix, monitor, sign), row["step"]), default=None)
             if best is None:
                 continue
             metrics = {key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)}
@@ -356,7 +356,7 @@ def head_table(
 
 
 def _cost(row: Mapping[str, Any], prefix: str, monitor: str, sign: int) -> float:
-    # metrics.jsonl has null for what is not finite, and the loss of a head that has diverged is not
+    # metrics.jsonl has null for values that are not finite, such as the loss of a diverged head
     if row[f"{prefix}loss"] is None or row[f"{prefix}{monitor}"] is None:
         return math.inf
     return sign * row[f"{prefix}{monitor}"]

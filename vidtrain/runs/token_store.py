@@ -29,7 +29,7 @@ from vidtrain.files.folders import check_links
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 VIDEOS = "videos.txt"
-OWN = ("dataset", "videos", "rows")  # keys that may differ between stores with interchangeable tokens
+MAY_DIFFER = ("dataset", "videos", "rows")  # keys that may differ between stores with interchangeable tokens
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class TokenStore:
             stored = json.loads(header.read_text(encoding="utf-8"))
         except ValueError:
             stored = {}
-        wrong = [name for name, value in self.header.items() if name not in stored or stored[name] != value]
-        wrong += self._wrong_files()
-        if wrong:
+        differing = [name for name, value in self.header.items() if name not in stored or stored[name] != value]
+        differing += self._wrong_files()
+        if differing:
             raise UserError(
                 f"the cached features in {self.folder} are damaged or belong to something else (differing: "
-                f"{', '.join(wrong)}); delete the folder, and they are computed again"
+                f"{', '.join(differing)}); delete the folder, and they are computed again"
             )
 
     def _wrong_files(self) -> list[str]:
@@ -118,19 +118,19 @@ class TokenStore:
         sources = self._known_rows() if pending else {}
         for chunk in pending:
             rows = self.rows_of(chunk)
-            found_rows = [sources[videos[row]] for row in rows if videos[row] in sources]
-            if len(found_rows) == len(rows):
-                tokens = np.stack([store.tokens[row] for store, row in found_rows])
+            places = [sources[videos[row]] for row in rows if videos[row] in sources]
+            if len(places) == len(rows):
+                tokens = np.stack([store.tokens[row] for store, row in places])
                 self.write(chunk, tokens, np.array(rows, np.int64))
 
     def _known_rows(self) -> "dict[str, tuple[TokenStore, int]]":
         """For each video whose tokens a neighboring store has: the store and its row."""
-        kind = {name: value for name, value in self.header.items() if name not in OWN}
+        needed = {name: value for name, value in self.header.items() if name not in MAY_DIFFER}
         sources: dict[str, tuple[TokenStore, int]] = {}
         for path in sorted(self.folder.parent.glob(f"*/{VIDEOS}")):
             try:
                 header = json.loads((path.parent / "key.json").read_text(encoding="utf-8"))
-                if path.parent == self.folder or {name: header[name] for name in kind} != kind:
+                if path.parent == self.folder or {name: header[name] for name in needed} != needed:
                     continue
                 store = TokenStore(path.parent, self.key, header["rows"], self.shape, self.chunk)
                 if store._wrong_files():
